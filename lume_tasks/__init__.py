@@ -1,0 +1,1 @@
+"""LUME unlearning benchmark for lm-evaluation-harness: data, prompts, metrics and scores."""

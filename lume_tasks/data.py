@@ -1,0 +1,189 @@
+"""Where the data lies and the validated rows in it, for the tasks and for the trainers."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from lume_tasks.checks import SIDES, SPLITS, check_sides, scan_mia, scan_mmlu
+from lume_tasks.rows import SUFFIXES, DataError, Row, find_file, first_line, quote, read_rows
+
+DATA_VARIABLE = "LUME_DATA_DIR"
+MMLU_VARIABLE = "LUME_MMLU_PATH"
+MMLU_HUB_ID = "cais/mmlu"
+MMLU_REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
+# fmt: off
+MMLU_SUBJECTS = (
+    "abstract_algebra", "anatomy", "astronomy", "business_ethics", "clinical_knowledge", "college_biology",
+    "college_chemistry", "college_computer_science", "college_mathematics", "college_medicine", "college_physics",
+    "computer_security", "conceptual_physics", "econometrics", "electrical_engineering", "elementary_mathematics",
+    "formal_logic", "global_facts", "high_school_biology", "high_school_chemistry", "high_school_computer_science",
+    "high_school_european_history", "high_school_geography", "high_school_government_and_politics",
+    "high_school_macroeconomics", "high_school_mathematics", "high_school_microeconomics", "high_school_physics",
+    "high_school_psychology", "high_school_statistics", "high_school_us_history", "high_school_world_history",
+    "human_aging", "human_sexuality", "international_law", "jurisprudence", "logical_fallacies", "machine_learning",
+    "management", "marketing", "medical_genetics", "miscellaneous", "moral_disputes", "moral_scenarios", "nutrition",
+    "philosophy", "prehistory", "professional_accounting", "professional_law", "professional_medicine",
+    "professional_psychology", "public_relations", "security_studies", "sociology", "us_foreign_policy", "virology",
+    "world_religions",
+)
+# fmt: on
+
+
+def data_dir(lume_data_dir: str | None = None) -> Path:
+    """Find the data directory: the argument (harness metadata), ``LUME_DATA_DIR``, else the published files.
+
+    Raises:
+        DataError: a directory that was named does not exist, or the published files cannot be had.
+    """
+    named = _named("lume_data_dir", lume_data_dir, DATA_VARIABLE)
+    if named is None:
+        from lume_tasks.fetch import fetch
+
+        return fetch()
+    origin, directory = named
+    if not directory.is_dir():
+        raise DataError(f"{origin} names {directory}, which is not a directory")
+    return directory
+
+
+def splits(directory: Path) -> list[str]:
+    """List the splits that a data directory offers, ``all`` first."""
+    whole = any((directory / f"{side}{suffix}").exists() for side in SIDES for suffix in SUFFIXES)
+    return ["all"] * whole + [split for split in SPLITS if (directory / split).is_dir()]
+
+
+def side_file(directory: Path, side: str, split: str = "all") -> Path:
+    """Return the file of one side (``forget`` or ``retain``) in one split (``all``, ``train``, ...).
+
+    Raises:
+        DataError: the split is unknown or absent, or the file is missing.
+    """
+    offered = splits(directory)
+    if split not in offered:
+        known = ("all", *SPLITS)
+        fault = "is not there" if split in known else f"is none of {', '.join(known)}"
+        there = ", ".join(offered) or "no split at all"
+        raise DataError(f"lume_split: {quote(str(split))} {fault}; {directory} has: {there}")
+    folder = directory if split == "all" else directory / split
+    return find_file(folder, side, str(folder / side))
+
+
+def load_side(directory: Path, side: str, split: str = "all") -> list[Row]:
+    """Read and validate the rows of one side (``forget`` or ``retain``) in one split (``all``, ``train``, ...).
+
+    Raises:
+        DataError: the split or file is missing, or the file has faults (all are listed).
+    """
+    return read_rows(side_file(directory, side, split))
+
+
+def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
+    """Read and validate both sides of one split, keys ``forget`` and ``retain``.
+
+    Raises:
+        DataError: lists the faults of both files, or what stands on both sides.
+    """
+    files = {side: side_file(directory, side, split) for side in SIDES}
+    rows: dict[str, list[Row]] = {}
+    problems: list[str] = []
+    for side, path in files.items():
+        try:
+            rows[side] = read_rows(path)
+        except DataError as error:
+            problems.append(str(error))
+    if not problems:
+        problems = [f"{directory}, split {split}: {line}" for line in check_sides(rows["forget"], rows["retain"])]
+    if problems:
+        raise DataError("\n".join(problems))
+    return rows
+
+
+def load_mia(directory: Path) -> tuple[list[str], list[str]]:
+    """Read and validate the membership-inference documents: (members, non-members), whole texts.
+
+    Raises:
+        DataError: ``mia_data`` is missing or has faults (all are listed).
+    """
+    folder = directory / "mia_data"
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder} is missing: membership inference needs member.jsonl and nonmember.jsonl there, "
+            'one {"document": "<whole text>"} a line'
+        )
+    members, nonmembers, problems = scan_mia(folder)
+    if problems:
+        raise DataError("\n".join(f"{directory}/{line}" for line in problems))
+    return members, nonmembers
+
+
+def mmlu_source(lume_mmlu_path: str | None = None, directory: Path | None = None) -> str:
+    """Find MMLU: the argument (harness metadata), ``LUME_MMLU_PATH``, ``<data directory>/mmlu``, else the hub's id.
+
+    Raises:
+        DataError: a folder that was named does not exist.
+    """
+    named = _named("lume_mmlu_path", lume_mmlu_path, MMLU_VARIABLE)
+    if named is None:
+        local = directory / "mmlu" if directory is not None else None
+        return str(local) if local is not None and local.is_dir() else MMLU_HUB_ID
+    origin, folder = named
+    if folder.as_posix() != MMLU_HUB_ID and not folder.is_dir():
+        raise DataError(f"{origin} names {folder}, which is neither a directory nor the hub's {MMLU_HUB_ID}")
+    return str(folder)
+
+
+def load_mmlu(source: str) -> dict[str, list[dict[str, object]]]:
+    """Read the MMLU test questions from what ``mmlu_source`` returned.
+
+    Returns:
+        subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3). A local folder gives
+        the subjects that it holds, the hub all 57 at a pinned revision.
+
+    Raises:
+        DataError: the folder has faults (all are listed), or the hub cannot be read.
+    """
+    if source == MMLU_HUB_ID:
+        return {subject: _hub_subject(subject) for subject in MMLU_SUBJECTS}
+    subjects, problems = scan_mmlu(Path(source))
+    if problems:
+        raise DataError("\n".join([f"MMLU in {source} cannot be used:", *problems]))
+    return subjects
+
+
+def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 (hexadecimal) of the files ``names``, which are relative to ``directory``.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    sums = {}
+    for name in names:
+        try:
+            sums[name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
+        except OSError as error:
+            raise DataError(f"{directory / name} cannot be read: {error.strerror or error}") from error
+    return sums
+
+
+def _named(option: str, value: object, variable: str) -> tuple[str, Path] | None:
+    """Return (where the name came from, the path) from metadata or environment; empty counts as not given."""
+    if value is not None and not isinstance(value, (str, os.PathLike)):
+        raise DataError(f"metadata {option} has to be a path, not {value!r}")
+    for origin, path in ((f"metadata {option}", value), (f"the variable {variable}", os.environ.get(variable))):
+        if path:
+            return origin, Path(path).expanduser()
+    return None
+
+
+def _hub_subject(subject: str) -> list[dict[str, object]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(MMLU_HUB_ID, subject, split="test", revision=MMLU_REVISION)
+    except Exception as error:  # the hub's client raises classes of its transport library, which changed over time
+        raise DataError(
+            f"MMLU ({MMLU_HUB_ID}, subject {subject}) cannot be read from the hub: {first_line(error)}\n"
+            f"Check the network, or name a local copy (<folder>/<subject>/test-*.parquet) in {MMLU_VARIABLE}."
+        ) from error
+    return [{field: row[field] for field in ("question", "choices", "answer")} for row in rows]

@@ -1,0 +1,100 @@
+"""The command `lume-unlearn`."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from lume_tasks.rows import DataError
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it worked, 1 with a message on stderr when the user's input cannot work."""
+    from lume_unlearn.config import ConfigError
+
+    arguments = _with_shipped_recipes(list(sys.argv[1:] if argv is None else argv))
+    parsed = parser().parse_args(arguments)
+    options = parsed[parsed.command].as_dict()
+    options.pop("config", None)
+    try:
+        COMMANDS[parsed.command](options)
+    except (ConfigError, DataError) as error:
+        print(f"lume-unlearn {parsed.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def parser() -> ArgumentParser:
+    """The command line; options of `run` are the fields of `RunConfig`."""
+    from lume_unlearn.config import RunConfig
+
+    top = ArgumentParser(prog="lume-unlearn", description="Machine unlearning of language models, scored by lm-eval.")
+    commands = top.add_subcommands(dest="command")
+
+    run = ArgumentParser(description="Unlearn the forget rows from a model.")
+    run.add_argument("--config", action="config", help="A recipe: a YAML file, or the name of a shipped one (npo_lora).")
+    run.add_class_arguments(RunConfig, as_group=False)
+    commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
+
+    merge = ArgumentParser(description="Fold a LoRA adapter into its model.")
+    merge.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
+    merge.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
+    merge.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
+    merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
+    commands.add_subcommand("merge", merge, help="fold a LoRA adapter into its model")
+
+    commands.add_subcommand("methods", ArgumentParser(description="List the methods."), help="list the methods")
+
+    quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
+    quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
+    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
+    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about two minutes")
+    return top
+
+
+def _with_shipped_recipes(argv: list[str]) -> list[str]:
+    """Replace ``--config NAME`` by the path of the shipped recipe of that name, unless a file of that name exists."""
+    for i, (option, value) in enumerate(zip(argv, argv[1:], strict=False), 1):
+        recipe = RECIPES / f"{value}.yaml"
+        if option == "--config" and not Path(value).exists() and recipe.exists():
+            argv[i] = str(recipe)
+    return argv
+
+
+def _run(options: dict[str, Any]) -> None:
+    from lume_unlearn.config import RunConfig
+    from lume_unlearn.run import run
+
+    config = RunConfig(**options)
+    output = run(config)
+    model = f"pretrained={config.model},peft={output}" if config.tuning == "lora" else f"pretrained={output}"
+    print(f"Written to {output}. Score it with:\n  lm_eval --model hf --model_args {model} --tasks lume --batch_size 64")
+
+
+def _merge(options: dict[str, Any]) -> None:
+    from lume_unlearn.modeling import merge
+
+    merge(**options)
+    print(f"Written to {options['output']}.")
+
+
+def _methods(options: dict[str, Any]) -> None:
+    from lume_unlearn.methods import METHODS
+
+    for method in METHODS.values():
+        recipes = ", ".join(sorted(path.stem for path in RECIPES.glob(f"{method.name}_*.yaml")))
+        print(f"{method.name:<6}{method.title} (retain term: {method.retain})")
+        print(f"{'':6}{method.citation}; recipes: {recipes}")
+
+
+def _quickstart(options: dict[str, Any]) -> None:
+    from lume_unlearn.quickstart import quickstart
+
+    quickstart(Path(options["output"]), options["seed"])
+
+
+COMMANDS = {"run": _run, "merge": _merge, "methods": _methods, "quickstart": _quickstart}

@@ -1,0 +1,102 @@
+"""Loading a model and its tokenizer, putting an adapter on, folding one in."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lume_unlearn import packing
+from lume_unlearn.config import ConfigError, RunConfig
+
+
+def use_bfloat16(config: RunConfig) -> bool:
+    """Whether forward passes run in bfloat16: as asked for, else where a GPU has it."""
+    if config.precision == "auto":
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    return config.precision == "bfloat16"
+
+
+def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a model folder or hub name.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"--model {name}: its tokenizer cannot be loaded: {error}") from error
+
+
+def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+    """A causal language model out of safetensors files, with weights of this dtype.
+
+    Raises:
+        ConfigError: there is no such model, or its weights are not safetensors (pickles are never loaded).
+    """
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"--model {name}: the model cannot be loaded: {error}") from error
+
+
+def load_for_training(config: RunConfig) -> Any:
+    """The model as it is trained: float32 weights in full tuning, an adapter on a frozen model with LoRA.
+
+    Trained weights are float32 always: a step of 1e-5 is lost in the rounding of most bfloat16 weights. With LoRA only
+    the adapter is trained, so the frozen model is loaded in bfloat16 where passes run in bfloat16 anyway.
+
+    Raises:
+        ConfigError: the model or the adapter's targets do not fit.
+    """
+    frozen_half = config.tuning == "lora" and use_bfloat16(config)
+    model = load_model(config.model, torch.bfloat16 if frozen_half else torch.float32, config.trust_remote_code)
+    if packing.can_pack(model):
+        model.set_attn_implementation(packing.IMPLEMENTATION)
+    if config.tuning == "full":
+        return model
+    targets = config.lora_targets
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        task_type="CAUSAL_LM",
+    )
+    try:
+        return get_peft_model(model, lora)
+    except ValueError as error:
+        raise ConfigError(f"--lora_targets {targets}: {error}") from error
+
+
+def context_length(model: Any) -> int | None:
+    """Longest sequence that the model's position embeddings take, if its configuration says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def merge(adapter: str, output: str, model: str | None = None, dtype: str = "float32") -> None:
+    """Fold a LoRA adapter into its model, in float32, and save the whole model with its tokenizer.
+
+    Args:
+        adapter: folder that `lume-unlearn run --tuning lora` wrote.
+        output: folder for the merged model.
+        model: the adapter's model; by default the one that it names.
+        dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
+
+    Raises:
+        ConfigError: the folder is no adapter, or its model cannot be loaded.
+    """
+    try:
+        base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--adapter {adapter}: not an adapter folder: {error}") from error
+    if base is None:
+        raise ConfigError(f"--adapter {adapter}: it does not say which model it belongs to; name it with --model")
+    merged = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
+    merged.to(getattr(torch, dtype)).save_pretrained(output)
+    has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
+    load_tokenizer(adapter if has_tokenizer else base).save_pretrained(output)

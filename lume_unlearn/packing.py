@@ -1,0 +1,181 @@
+"""Rows of very different lengths in one forward pass without padding, kept apart exactly.
+
+LUME has stories of 230 tokens beside answers of 15: padded to the longest, two thirds of the work are padding. Here the
+rows of a batch stand one after another in a single sequence. Positions start again with each row, and attention never
+crosses from one row into another, so every row sees what it would see alone. transformers' attention interface carries
+this to every model that supports it; for others `lume_unlearn.forward` pads.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+try:  # torch >= 2.10, for CUDA
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:
+    varlen_attn = None
+
+IMPLEMENTATION = "lume_packed"
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Rows one after another (T tokens, B rows), forget rows first, and their N labelled tokens."""
+
+    input_ids: Tensor
+    """(T,)"""
+    position_ids: Tensor
+    """(T,) from 0 in each row."""
+    bounds: Tensor
+    """(B + 1,) int32: row b is ``input_ids[bounds[b]:bounds[b + 1]]``."""
+    keep: Tensor
+    """(N,) the positions that predict a labelled token, ascending."""
+    targets: Tensor
+    """(N,) the ids of those tokens."""
+    rows: Tensor
+    """(N,) their rows."""
+    lengths: tuple[int, ...]
+    """(B,) of the rows, on the host: nothing has to be read back from a GPU."""
+    forget_rows: int
+    forget_tokens: int
+    """Labelled tokens of the forget rows: the first so many of the N."""
+    reference: Tensor | None = None
+    """(forget_rows,) NLL sums under the model before unlearning, where a method needs them."""
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
+        """The same on another device."""
+        moved = {
+            field.name: value.to(device, **kwargs)
+            for field in fields(self)
+            if isinstance(value := getattr(self, field.name), Tensor)
+        }
+        return replace(self, **moved)
+
+    def retain(self) -> "Pack":
+        """The retain rows alone, as a pack without forget rows."""
+        start = sum(self.lengths[: self.forget_rows])
+        return Pack(
+            input_ids=self.input_ids[start:],
+            position_ids=self.position_ids[start:],
+            bounds=self.bounds[self.forget_rows :] - start,
+            keep=self.keep[self.forget_tokens :] - start,
+            targets=self.targets[self.forget_tokens :],
+            rows=self.rows[self.forget_tokens :] - self.forget_rows,
+            lengths=self.lengths[self.forget_rows :],
+            forget_rows=0,
+            forget_tokens=0,
+        )
+
+
+def pack(input_ids: Sequence[list[int]], labels: Sequence[list[int]], forget_rows: int, ignored: int) -> Pack:
+    """Pack rows; a label at a row's first token counts for nothing, since nothing before it could predict it."""
+    keep: list[int] = []
+    targets: list[int] = []
+    rows: list[int] = []
+    bounds = [0]
+    forget_tokens = 0
+    for row, row_labels in enumerate(labels):
+        chosen = [t for t, label in enumerate(row_labels) if t and label != ignored]
+        keep += [bounds[-1] + t - 1 for t in chosen]
+        targets += [row_labels[t] for t in chosen]
+        rows += [row] * len(chosen)
+        bounds.append(bounds[-1] + len(row_labels))
+        forget_tokens += len(chosen) if row < forget_rows else 0
+    return Pack(
+        input_ids=torch.tensor([token for ids in input_ids for token in ids]),
+        position_ids=torch.cat([torch.arange(len(ids)) for ids in input_ids]),
+        bounds=torch.tensor(bounds, dtype=torch.int32),
+        keep=torch.tensor(keep, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        rows=torch.tensor(rows, dtype=torch.long),
+        lengths=tuple(len(ids) for ids in input_ids),
+        forget_rows=forget_rows,
+        forget_tokens=forget_tokens,
+    )
+
+
+def can_pack(model: Any) -> bool:
+    """Whether the model's attention goes through transformers' interface, as plain softmax attention on rotary positions.
+
+    Models with state beside attention (recurrent or hybrid ones) or with learned absolute positions taken from a cache
+    are padded instead.
+    """
+    config = model.config.get_text_config()
+    special = ("attn_logit_softcapping", "layers_block_type", "attention_chunk_size", "linear_num_value_heads")
+    return (
+        bool(getattr(model, "_supports_attention_backend", False))
+        and hasattr(config, "rope_parameters")
+        and not any(getattr(config, name, None) for name in special)
+    )
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each row of a pack; without ``pack_bounds`` it is transformers' own SDPA.
+
+    Args:
+        module: the attention layer.
+        query: (1, heads, T, head size).
+        key: (1, key heads, T, head size).
+        value: as ``key``.
+        attention_mask: None for a pack.
+        scaling: of the scores.
+        dropout: of the attention weights.
+        **kwargs: ``pack_bounds`` (B + 1,) and ``pack_lengths`` from the pack, ``sliding_window`` from the model.
+
+    Returns:
+        (1, T, heads, head size), and no weights.
+    """
+    bounds, lengths = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
+    if bounds is None or lengths is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+    window = kwargs.get("sliding_window")
+    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+        q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
+        groups = q.shape[1] // k.shape[1]
+        k, v = (states.repeat_interleave(groups, dim=1) if groups > 1 else states for states in (k, v))
+        longest = max(lengths)
+        span = (window - 1 if window else -1, 0)
+        return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)[None], None
+    if window and max(lengths) > window:
+        raise ValueError(f"a row of {max(lengths)} tokens exceeds the attention window of {window}: cut with --max_length")
+    return _row_by_row(query, key, value, lengths, scaling, dropout), None
+
+
+def _row_by_row(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float | None, dropout: float
+) -> Tensor:
+    """The same with one call a row: for CPUs, and for float32 on GPUs."""
+    parts = [
+        scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+        )
+        for q, k, v in zip(*(states.split(list(lengths), dim=2) for states in (query, key, value)), strict=True)
+    ]
+    return torch.cat(parts, dim=2).transpose(1, 2)
+
+
+def packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """No mask for a pack (the attention keeps rows apart); SDPA's where a mask of padding is given."""
+    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+
+
+AttentionInterface.register(IMPLEMENTATION, packed_attention)
+AttentionMaskInterface.register(IMPLEMENTATION, packed_mask)

@@ -1,0 +1,150 @@
+"""Models, tokenizers and rows small enough to be made in the test run itself."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lume_tasks.rows import Row
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+torch.set_num_threads(2)
+
+TEXTS = [
+    "The quick brown fox jumps over the lazy dog near the river.",
+    "What is the birth date of Ada? 1990-01-02",
+    "Élodie wrote to élan@example.org about the naïve café.",
+    "Numbers: 0 1 2 3 4 5 6 7 8 9 and signs: . , ? ! ' \" - @ :",
+]
+
+
+def make_tokenizer(bos: bool = False, vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    """A byte-level BPE; with ``bos`` it puts one in front, as Llama's does."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    specials = ["<pad>", "<eos>", *(["<bos>"] if bos else [])]
+    tokenizer.train_from_iterator(
+        TEXTS * 4,
+        trainers.BpeTrainer(
+            vocab_size=vocab_size, special_tokens=specials, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+        ),
+    )
+    if bos:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single="<bos> $A", special_tokens=[("<bos>", tokenizer.token_to_id("<bos>"))]
+        )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>" if bos else None
+    )
+
+
+def make_model(vocab_size: int = 400, seed: int = 0, dropout: float = 0.0) -> LlamaForCausalLM:
+    """A two-layer Llama of width 32 with random weights, float32."""
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        attention_dropout=dropout,
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def make_rows(side: str, count: int = 6) -> list[Row]:
+    """Rows of all tasks and kinds, of very different lengths."""
+    rows = []
+    for i in range(count):
+        kind = "sc1" if i % 2 == 0 else "qa0"
+        text = f"{side} row {i} about " + "the river and the fox " * (i % 3 * 3)
+        rows.append(Row(f"{side}-{i // 2}-{kind}", text.strip(), f"answer {side} {i * 7}", f"Task{i // 2 % 3 + 1}"))
+    return rows
+
+
+def write_rows(path: Path, rows: list[Row]) -> None:
+    """Write rows as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer()
+
+
+@pytest.fixture(scope="session")
+def bos_tokenizer() -> PreTrainedTokenizerFast:
+    return make_tokenizer(bos=True)
+
+
+@pytest.fixture
+def model() -> LlamaForCausalLM:
+    return make_model()
+
+
+@pytest.fixture(scope="session")
+def model_dir(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model and its tokenizer as a folder that transformers loads."""
+    folder = tmp_path_factory.mktemp("model")
+    make_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def bos_model_dir(tmp_path_factory: pytest.TempPathFactory, bos_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The same with a tokenizer that puts a BOS in front."""
+    folder = tmp_path_factory.mktemp("bos_model")
+    make_model().save_pretrained(folder)
+    bos_tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory with 12 rows a side, members and non-members, and two MMLU-like subjects."""
+    from datasets import Dataset
+
+    folder = tmp_path_factory.mktemp("data")
+    for side in ("forget", "retain"):
+        write_rows(folder / f"{side}.jsonl", make_rows(side, 12))
+    (folder / "mia_data").mkdir()
+    for name in ("member", "nonmember"):
+        lines = [json.dumps({"document": f"{name} text {i}: {TEXTS[i % 4]}"}) for i in range(8)]
+        (folder / "mia_data" / f"{name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    for subject, count in (("high_school_counting", 8), ("letters", 5)):
+        (folder / "mmlu" / subject).mkdir(parents=True)
+        rows = [
+            {"question": f" {subject} question {i}?", "subject": subject, "choices": list("wxyz"), "answer": i % 4}
+            for i in range(count)
+        ]
+        Dataset.from_list(rows).to_parquet(folder / "mmlu" / subject / "test-00000-of-00001.parquet")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def lume_data() -> Path:
+    """The real LUME data, where LUME_DATA_DIR names it."""
+    if "LUME_DATA_DIR" not in os.environ:
+        pytest.skip("LUME_DATA_DIR is not set")
+    return Path(os.environ["LUME_DATA_DIR"])
+
+
+@pytest.fixture(scope="session")
+def lume_models() -> Path:
+    """Checkpoints trained on LUME, where LUME_MODELS_DIR names their folder."""
+    if "LUME_MODELS_DIR" not in os.environ:
+        pytest.skip("LUME_MODELS_DIR is not set")
+    return Path(os.environ["LUME_MODELS_DIR"])

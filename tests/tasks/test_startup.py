@@ -1,0 +1,270 @@
+"""The start-up hook, against a stand-in for the harness (tests/install runs it against the real one)."""
+
+import importlib
+import importlib.machinery
+import importlib.metadata
+import importlib.util
+import logging
+import pickle
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from lume_tasks import _startup
+from lume_tasks.paths import task_dir
+
+ROOT = Path(__file__).resolve().parents[2]
+PTH = ROOT / "lume_tasks" / "lume_tasks_autoload.pth"
+FOLDER = str(task_dir())
+
+MANAGER = """
+from pathlib import Path
+
+
+class TaskManager:
+    def __init__(self, verbosity=None, include_path=None, include_defaults=True, metadata=None):
+        self.include_path = include_path
+        self.metadata = metadata
+        given = include_path if isinstance(include_path, (list, tuple)) else [include_path] if include_path else []
+        self.searched = [*self.plugin_folders(), *(str(path) for path in given)]
+        self.all_tasks = sorted(file.stem for folder in self.searched for file in Path(folder).glob("**/*.yaml"))
+
+    def plugin_folders(self):
+        return []
+"""
+FUTURE_MANAGER = MANAGER.replace(
+    "return []",
+    'return sorted({path for entry in md.entry_points(group="lm_eval.tasks") for path in entry.load().__path__})',
+).replace("from pathlib", "import importlib.metadata as md\nfrom pathlib", 1)
+
+
+def forget_harness():
+    for name in [name for name in sys.modules if name == "lm_eval" or name.startswith("lm_eval.")]:
+        del sys.modules[name]
+
+
+@pytest.fixture
+def harness(tmp_path, monkeypatch):
+    """Put a stand-in for lm_eval first on the path; the value is the file of its TaskManager."""
+    tasks = tmp_path / "site" / "lm_eval" / "tasks"
+    tasks.mkdir(parents=True)
+    (tasks.parent / "__init__.py").touch()
+    (tasks / "__init__.py").write_text("from lm_eval.tasks.manager import TaskManager\n")
+    (tasks / "manager.py").write_text(MANAGER)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if type(f).__name__ != "TasksFinder"])
+    monkeypatch.delenv("LUME_TASKS_AUTOLOAD", raising=False)
+    monkeypatch.syspath_prepend(tasks.parents[1])
+    real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "lm_eval"}
+    forget_harness()
+    yield tasks / "manager.py"
+    forget_harness()
+    sys.modules.update(real)
+
+
+def import_manager():
+    return importlib.import_module("lm_eval.tasks").TaskManager
+
+
+def test_finds_the_tasks_with_no_argument(harness):
+    _startup.install()
+    manager = import_manager()()
+    assert manager.searched == [FOLDER]
+    assert {"lume_task1", "lume_mmlu"} <= set(manager.all_tasks)
+    assert manager.include_path is None
+
+
+@pytest.mark.parametrize("wrap", [str, Path, lambda p: [p], lambda p: (Path(p),)])
+@pytest.mark.parametrize("positional", [True, False])
+def test_own_folders_come_after_ours_so_that_they_win(harness, tmp_path, wrap, positional):
+    _startup.install()
+    given = wrap(str(tmp_path))
+    manager = import_manager()("INFO", given) if positional else import_manager()(include_path=given, metadata={"a": 1})
+    assert manager.searched == [FOLDER, str(tmp_path)]
+    assert manager.include_path is given
+    assert manager.metadata == (None if positional else {"a": 1})
+
+
+def test_without_defaults_nothing_is_added(harness, tmp_path):
+    _startup.install()
+    assert import_manager()(include_defaults=False).searched == []
+    assert import_manager()(None, str(tmp_path), False).searched == [str(tmp_path)]
+
+
+@pytest.mark.parametrize("given", [FOLDER, [task_dir()], FOLDER + "/../yaml_tasks/", str(task_dir().parent)])
+def test_our_folder_is_not_searched_twice(harness, given):
+    _startup.install()
+    manager = import_manager()(include_path=given)
+    assert len(manager.searched) == 1
+    assert manager.all_tasks.count("lume_task1") == 1
+
+
+def test_a_folder_whose_name_begins_like_ours_is_another_folder(harness):
+    _startup.install()
+    assert import_manager()(include_path=FOLDER[:-1]).searched == [FOLDER, FOLDER[:-1]]
+
+
+def test_patching_again_changes_nothing(harness):
+    _startup.install()
+    manager_class = import_manager()
+    init = manager_class.__init__
+    _startup.patch(sys.modules["lm_eval.tasks"])
+    assert manager_class.__init__ is init
+    assert [manager_class().searched, manager_class().searched] == [[FOLDER]] * 2
+
+
+def test_subclasses(harness):
+    _startup.install()
+
+    class Quiet(import_manager()):
+        def __init__(self, **kwargs):
+            super().__init__("ERROR", **kwargs)
+
+    class Plain(import_manager()):
+        pass
+
+    assert Quiet().searched == Plain().searched == [FOLDER]
+
+
+def test_wrong_arguments_raise_what_the_harness_raises(harness):
+    _startup.install()
+    with pytest.raises(TypeError, match=r"TaskManager\.__init__\(\) got an unexpected keyword argument"):
+        import_manager()(include_paths="x")
+
+
+@pytest.mark.parametrize("value", ["0", "false", "Off", " no "])
+def test_off_switch(harness, monkeypatch, value):
+    monkeypatch.setenv("LUME_TASKS_AUTOLOAD", value)
+    before = list(sys.meta_path)
+    _startup.install()
+    assert sys.meta_path == before
+    assert import_manager()().searched == []
+
+
+def test_off_switch_set_between_start_and_import(harness, monkeypatch):
+    _startup.install()
+    monkeypatch.setenv("LUME_TASKS_AUTOLOAD", "0")
+    assert import_manager()().searched == []
+
+
+def test_a_loaded_harness_is_patched_at_once(harness):
+    manager_class = import_manager()
+    _startup.install()
+    assert manager_class().searched == [FOLDER]
+
+
+def test_finding_the_module_does_not_import_it_and_the_loader_ends_as_it_was(harness):
+    importlib.import_module("lm_eval")
+    expected = importlib.machinery.PathFinder.find_spec("lm_eval.tasks", sys.modules["lm_eval"].__path__)
+    _startup.install()
+    spec = importlib.util.find_spec("lm_eval.tasks")
+    assert (spec.origin, spec.submodule_search_locations) == (expected.origin, expected.submodule_search_locations)
+    assert "lm_eval.tasks" not in sys.modules
+    import_manager()
+    loaded = sys.modules["lm_eval.tasks"].__spec__
+    assert vars(loaded.loader) == vars(expected.loader)
+    assert pickle.loads(pickle.dumps(loaded)).origin == str(harness.parent / "__init__.py")
+
+
+def test_a_missing_harness_stays_missing(harness):
+    (harness.parent / "__init__.py").unlink()
+    harness.unlink()
+    harness.parent.rmdir()
+    importlib.invalidate_caches()
+    _startup.install()
+    with pytest.raises(ModuleNotFoundError, match=r"lm_eval\.tasks"):
+        import_manager()
+
+
+def test_reloading_and_importing_afresh(harness):
+    _startup.install()
+    first = import_manager()
+    assert importlib.reload(sys.modules["lm_eval.tasks"]).TaskManager().searched == [FOLDER]
+    forget_harness()
+    second = import_manager()
+    assert second is not first
+    assert second().searched == [FOLDER]
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_another_hook_that_asks_the_other_finders_too(harness, place):
+    class Hook:
+        def find_spec(self, fullname, path=None, target=None):
+            if fullname != "lm_eval.tasks":
+                return None
+            specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
+            return next(filter(None, specs), None)
+
+    _startup.install()
+    sys.meta_path.insert(place, Hook())
+    assert import_manager()().searched == [FOLDER]
+
+
+def test_threads(harness):
+    _startup.install()
+    searched = []
+    threads = [threading.Thread(target=lambda: searched.append(import_manager()().searched)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert searched == [[FOLDER]] * 8
+
+
+def test_a_changed_harness_is_left_alone_with_one_warning(harness, caplog):
+    harness.write_text("class TaskManager:\n    def __init__(self, folders=()):\n        self.folders = folders\n")
+    _startup.install()
+    with caplog.at_level(logging.WARNING):
+        managers = [import_manager()(("a",)), import_manager()()]
+    assert [manager.folders for manager in managers] == [("a",), ()]
+    assert [record.name for record in caplog.records] == ["lume_tasks"]
+    assert '--include_path "$(lume-tasks path)"' in caplog.text
+
+
+def test_a_missing_task_folder_is_one_warning(harness, caplog, monkeypatch, tmp_path):
+    monkeypatch.setattr("lume_tasks.paths.__file__", str(tmp_path / "lume_tasks" / "paths.py"))
+    _startup.install()
+    assert import_manager()().searched == []
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert str(tmp_path / "yaml_tasks") in caplog.text
+
+
+@pytest.mark.parametrize("published", [True, False])
+def test_stands_aside_once_the_harness_reads_entry_points(harness, monkeypatch, published):
+    harness.write_text(FUTURE_MANAGER)
+    entry = importlib.metadata.EntryPoint(name="lume", value="yaml_tasks", group="lm_eval.tasks")
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if published else [])
+    monkeypatch.syspath_prepend(ROOT)
+    _startup.install()
+    manager = import_manager()()
+    # Unpublished stands for a harness that only seems to read them: then the tasks are added after all.
+    assert manager.searched == [FOLDER]
+    assert manager.include_path is None
+    own = import_manager()(include_path="own")
+    assert own.searched == [FOLDER, "own"]
+
+
+def run_bare(code, *path):
+    """Run code in an interpreter without site-packages."""
+    prelude = f"import os, sys; sys.path[:0] = {[str(entry) for entry in path]!r}; before = set(sys.modules); "
+    command = [sys.executable, "-I", "-S", "-c", prelude + code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_hook_loads_nothing_else():
+    code = f"exec({PTH.read_text()!r}); print(sorted(set(sys.modules) - before), type(sys.meta_path[0]).__name__)"
+    assert run_bare(code, ROOT).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] TasksFinder"
+
+
+@pytest.mark.parametrize("content", [None, "raise RuntimeError('broken')", "def install(:", ""])
+def test_the_path_line_is_silent_when_the_package_is_missing_or_broken(tmp_path, content):
+    lines = PTH.read_text().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("import ")  # else site takes it for a folder
+    if content is not None:
+        (tmp_path / "lume_tasks").mkdir()
+        (tmp_path / "lume_tasks" / "_startup.py").write_text(content)
+    done = run_bare(f"exec({lines[0]!r}); print(len(sys.meta_path))", tmp_path)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "3", "")
