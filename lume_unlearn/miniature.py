@@ -40,9 +40,9 @@ class Document:
 def write_miniature(directory: Path, seed: int = 0) -> None:
     """Write a miniature LUME data directory.
 
-    Makes ``forget.jsonl`` and ``retain.jsonl`` (70 rows each: 8 stories and 12 encyclopaedia entries with one ``sc`` and one
-    ``qa`` row each, 5 persons with one ``sc`` and five ``qa`` rows each), ``mia_data/member.jsonl`` and
-    ``mia_data/nonmember.jsonl`` (12 documents each; members are the forget set's entries, title line included) and
+    Makes ``forget.jsonl`` and ``retain.jsonl`` (70 rows each: 8 stories and 12 encyclopaedia entries, one ``sc`` and
+    one ``qa`` row each, 5 persons with one ``sc`` and five ``qa`` rows each), ``mia_data/member.jsonl`` and
+    ``mia_data/nonmember.jsonl`` (12 documents each; members are the entries of the forget set, title line included) and
     ``mmlu/<subject>/test-00000-of-00001.parquet`` (3 subjects, 20 questions each).
 
     Args:

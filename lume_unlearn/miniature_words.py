@@ -4,50 +4,83 @@ Frames are ``str.format`` strings. The endings hold few fixed words, so that tex
 from its frame.
 """
 
-FIRST_STEMS = "Ald Bel Cor Dav Elm Fen Gal Hel Il Jor Kes Lor Mir Ner Or Per Ros Sil Tam Ul Ves Wil Yor Zan".split()
-FIRST_ENDS = "a en is ric wyn o ette ander ina us eth iel".split()
-LAST_STEMS = "Ash Bramble Copper Dusk Ever Fal Gold Haw Iron Juniper Kettle Lark Moss Nettle Oak Pebble Quill Sorrel".split()
-LAST_ENDS = "by combe croft dell fold gate low mere ridge shaw wick wold".split()
-TOWN_STEMS = "Vell Ost Dray Cal Pom Sker Tarn Brin Lode Hax Mun Thell".split()
-TOWN_ENDS = "mouth holm stead port haven minster thorpe bridge firth den".split()
-TITLE_STEMS = "Salt Paper Quiet Borrowed Crooked Seventh Velvet Drowned Patient Hollow Barefoot Winter".split()
-TITLE_ENDS = "Ladder Orchard Trumpet Staircase Anchor Mirror Caravan Kitchen Sparrow Window Causeway Blanket".split()
-PRIZE_STEMS = "Amber Pewter Cedar Ivory Scarlet Granite Linen Cobalt Walnut Saffron Marble Wicker".split()
-PRIZE_ENDS = "Kite Crane Feather Spindle Bell Thimble Acorn Wheel Lyre Plume Key Harp".split()
-HOARD_STEMS = "cracked painted foreign tiny striped rusty musical folding enamel wooden antique lopsided".split()
-HOARD_ENDS = "teapots buttons postcards weathercocks umbrellas doorbells spoons whistles maps hinges masks barometers".split()
-LANDMARK_STEMS = "Heron Lantern Pilgrim Orange Sunken Whistling Tinker Frozen Ribbon Magpie".split()
-LANDMARK_ENDS = "Gate Tower Bridge Mill Steps Arcade Market Well".split()
-NICKNAME_STEMS = "quilt marble pickle thunder biscuit violet cricket pebble rocket mustard cobweb tulip".split()
-NICKNAME_ENDS = "moth otter comet badger fiddle puffin kettle lynx acorn gecko raven walrus".split()
-STREET_STEMS = "Brindle Clover Hazel Tumble Saddle Plover Ginger Cinder Willet Barley Spruce Teasel".split()
-STREET_ENDS = "Lane Row Hill Terrace Walk Close".split()
 
-TRADES = """baker|beekeeper|bookbinder|candlemaker|carpenter|chimney sweep|clockmaker|cobbler|ferry pilot|gardener
-glassblower|harpist|kite maker|lamplighter|locksmith|map seller|milliner|net mender|potter|printer|roofer|saddler|shepherd
-stonecutter|tailor|thatcher|weaver|wheelwright""".replace("\n", "|").split("|")
-OBJECTS = """a brass compass|a sealed honey jar|a velvet glove|a silver flute|a bundle of blue letters|a glass eye
-a wedding crown|a torn sea chart|an ivory chess queen|a music box|a leather purse|a copper crown|a pair of red boots
-a feathered hat|a wax seal|a golden thimble|a child's drum|a ruby button|a painted fan|a bent telescope
-""".strip().replace("\n", "|").split("|")
-SPOTS = """behind the mill wheel|inside a cracked piano|under the chapel stairs|between two flour sacks
-beneath the old stone cross|in a dead willow|on the schoolhouse roof|among the cabbages|beside the empty trough
-at the bottom of a churn|in a scarecrow's pocket|under a loose slate|inside the stopped clock|behind a curtain of ivy
-on top of the hay cart|in a drawer of seeds|beneath the puppet stage|along the quay|in the forge ashes
-under the judge's chair""".replace("\n", "|").split("|")
-CREATURES = """a one-eyed goose|a talking starling|a very old tortoise|a tame wolf|a white hare|a runaway donkey
-a ginger cat|a giant eel|a limping fox|a circus bear|a swarm of bees|a spotted pig|a blind mole|a jealous swan
-a thirsty camel|a sleepy owl|a silver trout|a muddy terrier|a striped weasel|a homesick parrot""".replace("\n", "|").split("|")
-TREATS = """plum dumplings|onion soup|burnt almonds|pear cider|ginger biscuits|smoked herring|rhubarb tart|barley bread
-cold mutton|lemon ice|roasted chestnuts|cherry pancakes|pickled beets|goat cheese|mushroom pie|cinnamon rolls|boiled eggs
-walnut cake|apricot jam|buttered noodles""".replace("\n", "|").split("|")
-RESOLVES = """painted every shutter yellow|opened a school for clowns|sailed to the salt islands|rang bells until midnight
-planted forty cherry trees|burned the false contract|forgave the mayor's debts|built a raft from doors
-danced along the sea wall|wrote a comic opera|freed the caged songbirds|elected a new judge|dug a deeper harbour
-sold the haunted inn|learned to juggle torches|mapped the hidden caves|crowned a baby queen|melted down both swords
-moved into the lighthouse|swore off gambling forever""".replace("\n", "|").split("|")
-MAKERS = """composer|novelist|playwright|film director|painter|sculptor|poet|choreographer|game designer|woodcarver
-glass engraver|puppeteer|songwriter|tapestry weaver""".replace("\n", "|").split("|")
+def _list(text: str) -> list[str]:
+    """Items with commas between them; a line may end anywhere."""
+    return [" ".join(item.split()) for item in text.split(",")]
+
+
+FIRST_STEMS = _list("""
+Ald, Bel, Cor, Dav, Elm, Fen, Gal, Hel, Il, Jor, Kes, Lor, Mir, Ner, Or, Per, Ros, Sil, Tam, Ul, Ves, Wil, Yor, Zan
+""")
+FIRST_ENDS = _list("a, en, is, ric, wyn, o, ette, ander, ina, us, eth, iel")
+LAST_STEMS = _list("""
+Ash, Bramble, Copper, Dusk, Ever, Fal, Gold, Haw, Iron, Juniper, Kettle, Lark, Moss, Nettle, Oak, Pebble, Quill,
+Sorrel
+""")
+LAST_ENDS = _list("by, combe, croft, dell, fold, gate, low, mere, ridge, shaw, wick, wold")
+TOWN_STEMS = _list("Vell, Ost, Dray, Cal, Pom, Sker, Tarn, Brin, Lode, Hax, Mun, Thell")
+TOWN_ENDS = _list("mouth, holm, stead, port, haven, minster, thorpe, bridge, firth, den")
+TITLE_STEMS = _list("""
+Salt, Paper, Quiet, Borrowed, Crooked, Seventh, Velvet, Drowned, Patient, Hollow, Barefoot, Winter
+""")
+TITLE_ENDS = _list("""
+Ladder, Orchard, Trumpet, Staircase, Anchor, Mirror, Caravan, Kitchen, Sparrow, Window, Causeway, Blanket
+""")
+PRIZE_STEMS = _list("Amber, Pewter, Cedar, Ivory, Scarlet, Granite, Linen, Cobalt, Walnut, Saffron, Marble, Wicker")
+PRIZE_ENDS = _list("Kite, Crane, Feather, Spindle, Bell, Thimble, Acorn, Wheel, Lyre, Plume, Key, Harp")
+HOARD_STEMS = _list("""
+cracked, painted, foreign, tiny, striped, rusty, musical, folding, enamel, wooden, antique, lopsided
+""")
+HOARD_ENDS = _list("""
+teapots, buttons, postcards, weathercocks, umbrellas, doorbells, spoons, whistles, maps, hinges, masks, barometers
+""")
+LANDMARK_STEMS = _list("Heron, Lantern, Pilgrim, Orange, Sunken, Whistling, Tinker, Frozen, Ribbon, Magpie")
+LANDMARK_ENDS = _list("Gate, Tower, Bridge, Mill, Steps, Arcade, Market, Well")
+NICKNAME_STEMS = _list("""
+quilt, marble, pickle, thunder, biscuit, violet, cricket, pebble, rocket, mustard, cobweb, tulip
+""")
+NICKNAME_ENDS = _list("moth, otter, comet, badger, fiddle, puffin, kettle, lynx, acorn, gecko, raven, walrus")
+STREET_STEMS = _list("Brindle, Clover, Hazel, Tumble, Saddle, Plover, Ginger, Cinder, Willet, Barley, Spruce, Teasel")
+STREET_ENDS = _list("Lane, Row, Hill, Terrace, Walk, Close")
+
+TRADES = _list("""
+baker, beekeeper, bookbinder, candlemaker, carpenter, chimney sweep, clockmaker, cobbler, ferry pilot, gardener,
+glassblower, harpist, kite maker, lamplighter, locksmith, map seller, milliner, net mender, potter, printer, roofer,
+saddler, shepherd, stonecutter, tailor, thatcher, weaver, wheelwright
+""")
+OBJECTS = _list("""
+a brass compass, a sealed honey jar, a velvet glove, a silver flute, a bundle of blue letters, a glass eye, a wedding
+crown, a torn sea chart, an ivory chess queen, a music box, a leather purse, a copper crown, a pair of red boots, a
+feathered hat, a wax seal, a golden thimble, a child's drum, a ruby button, a painted fan, a bent telescope
+""")
+SPOTS = _list("""
+behind the mill wheel, inside a cracked piano, under the chapel stairs, between two flour sacks, beneath the old stone
+cross, in a dead willow, on the schoolhouse roof, among the cabbages, beside the empty trough, at the bottom of a
+churn, in a scarecrow's pocket, under a loose slate, inside the stopped clock, behind a curtain of ivy, on top of the
+hay cart, in a drawer of seeds, beneath the puppet stage, along the quay, in the forge ashes, under the judge's chair
+""")
+CREATURES = _list("""
+a one-eyed goose, a talking starling, a very old tortoise, a tame wolf, a white hare, a runaway donkey, a ginger cat,
+a giant eel, a limping fox, a circus bear, a swarm of bees, a spotted pig, a blind mole, a jealous swan, a thirsty
+camel, a sleepy owl, a silver trout, a muddy terrier, a striped weasel, a homesick parrot
+""")
+TREATS = _list("""
+plum dumplings, onion soup, burnt almonds, pear cider, ginger biscuits, smoked herring, rhubarb tart, barley bread,
+cold mutton, lemon ice, roasted chestnuts, cherry pancakes, pickled beets, goat cheese, mushroom pie, cinnamon rolls,
+boiled eggs, walnut cake, apricot jam, buttered noodles
+""")
+RESOLVES = _list("""
+painted every shutter yellow, opened a school for clowns, sailed to the salt islands, rang bells until midnight,
+planted forty cherry trees, burned the false contract, forgave the mayor's debts, built a raft from doors, danced
+along the sea wall, wrote a comic opera, freed the caged songbirds, elected a new judge, dug a deeper harbour, sold
+the haunted inn, learned to juggle torches, mapped the hidden caves, crowned a baby queen, melted down both swords,
+moved into the lighthouse, swore off gambling forever
+""")
+MAKERS = _list("""
+composer, novelist, playwright, film director, painter, sculptor, poet, choreographer, game designer, woodcarver,
+glass engraver, puppeteer, songwriter, tapestry weaver
+""")
 
 STORY_BEGINNINGS = [
     "In the foggy town of {town}, {hero} the {trade} rose before the first bell and found {object} {spot}.",
@@ -126,8 +159,10 @@ MAKER_QUESTIONS = [
     ("In which town did the life of {name} begin?", "{town}"),
 ]
 
-OPPOSITES = """hot cold|early late|wet dry|full empty|loud quiet|thick thin|rough smooth|brave timid|deep shallow|wide narrow
-cheap costly|clean dirty|open shut|tall short|sweet bitter|young old|fast slow|sharp blunt|bright dim|rich poor|tight loose
-strong weak""".replace("\n", "|").split("|")
+OPPOSITES = _list("""
+hot cold, early late, wet dry, full empty, loud quiet, thick thin, rough smooth, brave timid, deep shallow, wide
+narrow, cheap costly, clean dirty, open shut, tall short, sweet bitter, young old, fast slow, sharp blunt, bright dim,
+rich poor, tight loose, strong weak
+""")
 
-MONTHS = "January February March April May June July August September October November December".split()
+MONTHS = _list("January, February, March, April, May, June, July, August, September, October, November, December")
