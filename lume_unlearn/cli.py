@@ -16,8 +16,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 with a message on stderr when the user's input cannot work."""
     from lume_unlearn.config import ConfigError
 
-    arguments = _with_shipped_recipes(list(sys.argv[1:] if argv is None else argv))
-    parsed = parser().parse_args(arguments)
+    parsed = parser().parse_args(_recipe_first(sys.argv[1:] if argv is None else argv))
     options = parsed[parsed.command].as_dict()
     options.pop("config", None)
     try:
@@ -36,7 +35,7 @@ def parser() -> ArgumentParser:
     commands = top.add_subcommands(dest="command")
 
     run = ArgumentParser(description="Unlearn the forget rows from a model.")
-    run.add_argument("--config", action="config", help="A recipe: a YAML file, or the name of a shipped one (npo_lora).")
+    run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (npo_lora).")
     run.add_class_arguments(RunConfig, as_group=False)
     commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
 
@@ -56,23 +55,32 @@ def parser() -> ArgumentParser:
     return top
 
 
-def _with_shipped_recipes(argv: list[str]) -> list[str]:
-    """Replace ``--config NAME`` by the path of the shipped recipe of that name, unless a file of that name exists."""
-    for i, (option, value) in enumerate(zip(argv, argv[1:], strict=False), 1):
-        recipe = RECIPES / f"{value}.yaml"
-        if option == "--config" and not Path(value).exists() and recipe.exists():
-            argv[i] = str(recipe)
-    return argv
+def _recipe_first(argv: Sequence[str]) -> list[str]:
+    """Put ``--config RECIPE`` before the other options, which it would undo from behind, and find shipped recipes."""
+    command, recipes, others = list(argv[:1]), list[str](), list[str]()
+    rest = iter(argv[1:])
+    for option in rest:
+        name, equals, value = option.partition("=")
+        if name != "--config" or not (value := value if equals else next(rest, "")):
+            others.append(option)
+        else:
+            shipped = RECIPES / f"{value}.yaml"
+            recipes.append(f"--config={shipped if shipped.is_file() and not Path(value).is_file() else value}")
+    return [*command, *recipes, *others]
 
 
 def _run(options: dict[str, Any]) -> None:
+    from accelerate import PartialState
+
     from lume_unlearn.config import RunConfig
-    from lume_unlearn.run import run
+    from lume_unlearn.unlearning import run
 
     config = RunConfig(**options)
     output = run(config)
     model = f"pretrained={config.model},peft={output}" if config.tuning == "lora" else f"pretrained={output}"
-    print(f"Written to {output}. Score it with:\n  lm_eval --model hf --model_args {model} --tasks lume --batch_size 64")
+    if PartialState().is_main_process:
+        print(f"Written to {output}. Score it with:")
+        print(f"  lm_eval --model hf --model_args {model} --tasks lume --batch_size 64")
 
 
 def _merge(options: dict[str, Any]) -> None:

@@ -1,8 +1,10 @@
 """The configuration of one unlearning run: what the command line, a recipe and `lume_unlearn.run` all fill in."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Literal
 
+from lume_tasks.checks import SPLITS
 from lume_unlearn.methods import METHODS, RETAIN_TERMS
 
 
@@ -30,7 +32,7 @@ class RunConfig:
         loss_on: Tokens that carry loss: the answer (`output` and EOS), or the whole text.
         epochs: Passes over the forget rows.
         batch_size: Forget rows of one optimiser step, over all processes; as many retain rows come beside them.
-        micro_batch_size: Forget rows of one forward pass of one process; does not change the result.
+        micro_batch_size: Most forget rows in one forward pass of one process; does not change the result.
         learning_rate: Peak learning rate; by default 1e-5 in full, 1e-4 with LoRA.
         weight_decay: Weight decay of AdamW.
         warmup: Share of the steps with rising learning rate; linear decay follows.
@@ -44,7 +46,7 @@ class RunConfig:
         lora_dropout: Dropout before the adapter.
         lora_targets: Modules that get an adapter: all-linear, or names with commas between them.
         save_steps: Save a checkpoint every so many optimiser steps; 0 for none.
-        save_total_limit: Checkpoints to keep.
+        save_total_limit: Checkpoints to keep; 0 for all.
         resume: Continue from the last checkpoint in the output folder.
         logging_steps: Optimiser steps between two entries of the loss history.
         report_to: Where transformers reports to: none, tensorboard, wandb, ...
@@ -92,11 +94,7 @@ class RunConfig:
         Raises:
             ConfigError: names every option that is wrong.
         """
-        faults = [*_choice_faults(self), *_range_faults(self)]
-        if (self.forget is None) != (self.retain is None) and self.needs_retain:
-            faults.append("--forget and --retain go together: one was given without the other")
-        if self.forget is not None and self.data is not None:
-            faults.append("--data and --forget both name the rows; give one of them")
+        faults = [*_choice_faults(self), *_range_faults(self), *_source_faults(self)]
         if faults:
             raise ConfigError("\n".join(faults))
 
@@ -121,6 +119,7 @@ def _choice_faults(config: RunConfig) -> list[str]:
     choices: dict[str, tuple[object, ...]] = {
         "method": tuple(METHODS),
         "tuning": ("lora", "full"),
+        "split": ("all", *SPLITS),
         "retain_term": (None, *RETAIN_TERMS),
         "loss_on": ("answer", "text"),
         "precision": ("auto", "float32", "bfloat16"),
@@ -135,10 +134,15 @@ def _choice_faults(config: RunConfig) -> list[str]:
 def _range_faults(config: RunConfig) -> list[str]:
     """Numbers outside the range in which they mean something."""
     positive = ("epochs", "batch_size", "micro_batch_size", "beta", "lora_rank", "lora_alpha", "logging_steps")
-    not_negative = ("forget_weight", "retain_weight", "weight_decay", "max_grad_norm", "save_steps", "seed")
-    faults = [f"--{name} {value}: must be above 0" for name in positive if not (value := getattr(config, name)) > 0]
-    faults += [f"--{name} {value}: must not be negative" for name in not_negative if (value := getattr(config, name)) < 0]
-    if not config.rate > 0 if config.tuning in ("lora", "full") else False:
+    weights = ("forget_weight", "retain_weight", "weight_decay", "max_grad_norm")
+    faults = []
+    for name in positive:
+        if not 0 < (value := getattr(config, name)) < inf:
+            faults.append(f"--{name} {value}: must be above 0")
+    for name in (*weights, "seed", "save_steps", "save_total_limit"):
+        if not 0 <= (value := getattr(config, name)) < inf:
+            faults.append(f"--{name} {value}: must not be negative")
+    if config.learning_rate is not None and not 0 < config.learning_rate < inf:
         faults.append(f"--learning_rate {config.learning_rate}: must be above 0")
     if not 0 <= config.warmup < 1:
         faults.append(f"--warmup {config.warmup}: a share of all steps, at least 0 and below 1")
@@ -146,4 +150,18 @@ def _range_faults(config: RunConfig) -> list[str]:
         faults.append(f"--lora_dropout {config.lora_dropout}: at least 0 and below 1")
     if config.max_length is not None and config.max_length < 2:
         faults.append(f"--max_length {config.max_length}: at least 2")
+    return faults
+
+
+def _source_faults(config: RunConfig) -> list[str]:
+    """Contradictions in where the rows come from."""
+    faults = []
+    if config.retain is not None and config.forget is None:
+        faults.append("--retain: give --forget with it, or name a directory with both by --data")
+    if config.forget is not None and config.retain is None and config.needs_retain:
+        faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
+    if config.forget is not None and config.data is not None:
+        faults.append("--data and --forget both name the rows; give one of them")
+    if config.forget is not None and config.split != "all":
+        faults.append(f"--split {config.split}: is for --data; --forget already names the rows")
     return faults

@@ -31,9 +31,9 @@ class Tokens:
 def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer") -> Tokens:
     """Tokens of ``input``, one space, ``output``, EOS: the text that LUME's target models memorised.
 
-    A BOS comes first where the tokenizer puts one. With the loss on the answer, the labelled tokens are those behind the
-    tokens that the prompt alone has in common with the whole text, up to and including EOS: a token in which the end of
-    the prompt and the start of the answer have merged counts as answer.
+    A BOS comes first where the tokenizer puts one. With the loss on the answer, the labelled tokens are those behind
+    the tokens that the prompt alone has in common with the whole text, up to and including EOS: a token in which the
+    end of the prompt and the start of the answer have merged counts as answer.
 
     Raises:
         DataError: the tokenizer has no EOS.
@@ -75,17 +75,20 @@ def encode_rows(
     faults = []
     for row, tokens in zip(rows, encoded, strict=True):
         if context is not None and len(tokens.input_ids) > context:
-            faults.append(f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {context}")
+            faults.append(
+                f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {context}: "
+                f"shorten it, or cut all rows with --max_length {context}"
+            )
         elif not tokens.scored:
-            faults.append(f"  {row.id}: no token of the answer is left within {len(tokens.input_ids)} tokens")
+            faults.append(f"  {row.id}: no token of the answer is left within {max_length} tokens: raise --max_length")
     if faults:
-        advice = "shorten them, or cut all rows with --max_length" if max_length is None else "raise --max_length"
-        raise DataError("\n".join([f"{len(faults)} rows do not fit ({advice}):", *faults[:10]]))
+        more = [f"  and {len(faults) - 10} more"] if len(faults) > 10 else []
+        raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows do not fit:", *faults[:10], *more]))
     return encoded
 
 
 class PairDataset(Dataset[dict[str, Any]]):
-    """Pairs of an encoded forget row and, where the loss has a retain term, a retain row; keys come from the sampler."""
+    """Pairs of an encoded forget row and, where the loss has a retain term, a retain row; `MicroBatches` gives keys."""
 
     def __init__(self, forget: list[Tokens], retain: list[Tokens], reference: Tensor | None = None) -> None:
         """``reference`` (len(forget),): NLL sum of each forget row under the model before unlearning."""
@@ -101,34 +104,76 @@ class PairDataset(Dataset[dict[str, Any]]):
         if self.retain:
             pair["retain"] = self.retain[key[1]]
         if self.reference is not None:
-            pair["reference"] = self.reference[key[0]]
+            pair["reference"] = float(self.reference[key[0]])
         return pair
 
 
-class PairSampler(Sampler[tuple[int, int]]):
-    """Keys (forget index, retain index) of one epoch, a function of the seed and the epoch alone.
+def epoch_pairs(forget: int, retain: int, seed: int, epoch: int) -> list[tuple[int, int]]:
+    """Keys (forget index, retain index) of one epoch, a function of the numbers of rows, the seed and the epoch alone.
 
     The forget rows come in random order, each once. The retain rows are dealt out in random order too, again and again
     where there are fewer of them, so that none is drawn twice before all were drawn once.
     """
+    draw = np.random.default_rng([seed, epoch])
+    forget_order = draw.permutation(forget).tolist()
+    if not retain:
+        return [(index, 0) for index in forget_order]
+    deals = -(-forget // retain)
+    retain_order = np.concatenate([draw.permutation(retain) for _ in range(deals)]).tolist()
+    return list(zip(forget_order, retain_order, strict=False))
 
-    def __init__(self, forget: int, retain: int, seed: int, epoch: Callable[[], int]) -> None:
-        """Numbers of rows, and where to look up the epoch (so that a resumed run goes on with the right order)."""
-        self.forget, self.retain, self.seed, self.epoch = forget, retain, seed, epoch
+
+class MicroBatches(Sampler[list[tuple[int, int]]]):
+    """One process's micro batches of one epoch: the pairs of each optimiser step, dealt out evenly over processes.
+
+    Every process passes the model equally often in a step, since gradients are exchanged after the last pass; where the
+    last step of an epoch has fewer pairs than there are processes, some get an empty micro batch.
+    """
+
+    def __init__(
+        self,
+        pairs: Callable[[], list[tuple[int, int]]],
+        count: int,
+        batch_size: int,
+        micro_batch_size: int,
+        process: int = 0,
+        processes: int = 1,
+    ) -> None:
+        """Set up the dealing.
+
+        Args:
+            pairs: gives the keys of the current epoch (asked for when an epoch starts, so that a resumed run goes on
+                with the right order).
+            count: how many keys it gives.
+            batch_size: pairs of one optimiser step, over all processes.
+            micro_batch_size: most pairs of one pass of one process.
+            process: index of this process.
+            processes: how many there are.
+        """
+        self.pairs, self.count, self.batch_size, self.micro_batch_size = pairs, count, batch_size, micro_batch_size
+        self.process, self.processes = process, processes
 
     def __len__(self) -> int:
-        """Pairs of one epoch."""
-        return self.forget
+        """Micro batches of one epoch, the same on every process."""
+        full, rest = divmod(self.count, self.batch_size)
+        return full * self._passes(self.batch_size) + self._passes(rest)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """The keys of the current epoch."""
-        draw = np.random.default_rng([self.seed, self.epoch()])
-        forget = draw.permutation(self.forget).tolist()
-        retain = [0] * self.forget
-        if self.retain:
-            deals = -(-self.forget // self.retain)
-            retain = np.concatenate([draw.permutation(self.retain) for _ in range(deals)]).tolist()
-        return iter(list(zip(forget, retain, strict=False)))
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        """The keys of each micro batch of the current epoch."""
+        pairs = self.pairs()
+        for start in range(0, self.count, self.batch_size):
+            step = pairs[start : start + self.batch_size]
+            mine, passes = step[self.process :: self.processes], self._passes(len(step))
+            yield from (mine[i::passes] for i in range(passes))
+
+    def _passes(self, pairs: int) -> int:
+        return passes_per_step(pairs, self.micro_batch_size, self.processes)
+
+
+def passes_per_step(pairs: int, micro_batch_size: int, processes: int) -> int:
+    """Forward passes of each process for one optimiser step of so many pairs."""
+    share = -(-pairs // processes)
+    return -(-share // micro_batch_size)
 
 
 def pack_rows(forget: Sequence[Tokens], retain: Sequence[Tokens]) -> Pack:
@@ -138,8 +183,11 @@ def pack_rows(forget: Sequence[Tokens], retain: Sequence[Tokens]) -> Pack:
 
 
 def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A batch of pairs as ``{"pack": Pack, "input_ids": (T,)}`` (the latter for Trainer's counters)."""
-    batch = pack_rows([pair["forget"] for pair in pairs], [pair["retain"] for pair in pairs if "retain" in pair])
-    if "reference" in pairs[0]:
-        batch = replace(batch, reference=torch.stack([pair["reference"] for pair in pairs]))
+    """A micro batch as ``{"pack": Pack, "input_ids": (T,)}`` (the latter for Trainer's counters).
+
+    An empty one becomes a single token without label: no loss, but a pass that the other processes can wait for.
+    """
+    retain = [pair["retain"] for pair in pairs if "retain" in pair] if pairs else [Tokens([0], [IGNORED])]
+    reference = torch.tensor([pair["reference"] for pair in pairs if "reference" in pair])
+    batch = replace(pack_rows([pair["forget"] for pair in pairs], retain), reference=reference)
     return {"pack": batch, "input_ids": batch.input_ids}

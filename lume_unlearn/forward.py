@@ -1,4 +1,4 @@
-"""From a pack of rows to flat lists of labelled tokens, for the model in training and for the one before unlearning."""
+"""From a pack of rows to flat lists of labelled tokens, by the model in training and by the one before unlearning."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lume_unlearn import losses
 from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.packing import IMPLEMENTATION, Pack
+from lume_unlearn.packing import IMPLEMENTATION, Pack, can_pack
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,35 @@ def _padded_logits(model: nn.Module, batch: Pack) -> Tensor:
     mask = torch.arange(max(batch.lengths), device=lengths.device)[None] < lengths[:, None]
     padded = torch.zeros(mask.shape, dtype=torch.long, device=lengths.device)
     padded[mask] = batch.input_ids
-    logits = model(input_ids=padded, attention_mask=mask.long(), use_cache=False).logits
+    logits: Tensor = model(input_ids=padded, attention_mask=mask.long(), use_cache=False).logits
     return logits[batch.rows, batch.position_ids[batch.keep]]
+
+
+@torch.no_grad()
+def use_packing(model: Any) -> bool:
+    """Switch the model to packed attention where it then gives two short rows the logits that they get alone.
+
+    Trying is the only way to be sure: a model may carry state from token to token beside its attention, or put more
+    into its attention than the interface says. Such a model keeps its own attention, and its rows are padded.
+
+    Args:
+        model: in evaluation mode, without adapter.
+
+    Returns:
+        Whether it packs now.
+    """
+    if not can_pack(model):
+        return False
+    own = model.config._attn_implementation
+    rows = [Tokens(ids, ids) for ids in ([3, 1, 4, 1, 5, 9, 2, 6], [5, 3, 5, 8, 9, 7, 9, 3, 2, 3])]
+    alone = torch.cat([_padded_logits(model, pack_rows([row], []).to(model.device)) for row in rows])
+    model.set_attn_implementation(IMPLEMENTATION)
+    packed = labelled_tokens(model, model.config, pack_rows(rows, []).to(model.device)).logits
+    # Rounding may differ: half of the digits have to agree.
+    if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():
+        return True
+    model.set_attn_implementation(own)
+    return False
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 r"""The unlearning losses as pure functions of tensors.
 
-Notation, used in every docstring. A batch has B rows. Row b has labelled tokens S_b: those whose label is not -100, each
-predicted from the tokens before it. All labelled tokens of a batch stand in one flat list of N = sum_b |S_b| entries:
+Notation, used in every docstring. A batch has B rows. Row b has labelled tokens S_b: those whose label is not -100,
+each predicted from the tokens before it. All labelled tokens of a batch stand in one flat list of N = sum_b |S_b|
+entries:
 
 - ``nll`` (N,): -log p(token | tokens before it) in nats, float32 or wider;
 - ``rows`` (N,): the row of each token, 0 <= rows < B;
@@ -10,9 +11,9 @@ predicted from the tokens before it. All labelled tokens of a batch stand in one
 Flat lists have no padding, so no loss here can depend on how rows are padded or packed, and tokens of the prompt (which
 carry no label) cannot enter.
 
-Every loss is a sum divided by ``count``: the number of labelled tokens for token means, of rows for row means. By default
-it is that of the batch given; a trainer that accumulates gradients over several batches (or processes) passes the number
-of the whole optimiser step, and k batches of n then equal one of k n exactly.
+Every loss is a sum divided by ``count``: the number of labelled tokens for token means, of rows for row means. By
+default it is that of the batch given; a trainer that accumulates gradients over several batches (or processes) passes
+the number of the whole optimiser step, and k batches of n then equal one of k n exactly.
 """
 
 import torch
@@ -59,9 +60,7 @@ def gradient_ascent(nll: Tensor, count: Tensor | float | None = None) -> Tensor:
     return -nll_mean(nll, count)
 
 
-def npo(
-    nll: Tensor, rows: Tensor, reference: Tensor, beta: float = 0.1, count: Tensor | float | None = None
-) -> Tensor:
+def npo(nll: Tensor, rows: Tensor, reference: Tensor, beta: float = 0.1, count: Tensor | float | None = None) -> Tensor:
     r"""Negative preference optimisation, ``-(2/beta) mean_b log sigmoid(beta (NLL_b - NLL_ref_b))``.
 
     ``NLL_b`` is the *sum* over the labelled tokens of row b. At the reference it is ``(2/beta) ln 2`` (13.8629 for beta

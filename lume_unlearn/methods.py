@@ -1,4 +1,4 @@
-"""The registry of unlearning methods: a name, a loss on forget rows, a term on retain rows, what the reference supplies.
+"""The registry of unlearning methods: a name, a loss on forget rows, a term on retain rows, the need of a reference.
 
 Adding a method: a loss function in `losses.py`, a row here, a recipe in `recipes/`, a row in the tests' table.
 """
@@ -23,8 +23,8 @@ class ForgetBatch:
     """(N,) negative log-likelihood of each labelled token, in nats."""
     rows: Tensor
     """(N,) row of each token."""
-    reference: Tensor | None
-    """(B,) NLL sums under the model before unlearning; None unless the method needs them."""
+    reference: Tensor
+    """(B,) NLL sums under the model before unlearning; empty unless the method needs them."""
     tokens: Tensor
     """Labelled forget tokens of the whole optimiser step."""
     row_count: Tensor
@@ -51,7 +51,6 @@ def _gradient_ascent(batch: ForgetBatch, beta: float) -> Tensor:
 
 
 def _npo(batch: ForgetBatch, beta: float) -> Tensor:
-    assert batch.reference is not None
     return losses.npo(batch.nll, batch.rows, batch.reference, beta, batch.row_count)
 
 
@@ -60,7 +59,12 @@ _METHODS = (
     Method("gd", "gradient difference", "Liu et al. 2022, arXiv 2203.12817", _gradient_ascent, "nll"),
     Method("kl", "KL minimisation", "Maini et al. 2024, arXiv 2401.06121", _gradient_ascent, "kl"),
     Method(
-        "npo", "negative preference optimisation", "Zhang et al. 2024, arXiv 2404.05868", _npo, "nll", reference_sums=True
+        "npo",
+        "negative preference optimisation",
+        "Zhang et al. 2024, arXiv 2404.05868",
+        _npo,
+        "nll",
+        reference_sums=True,
     ),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}

@@ -7,8 +7,8 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lume_unlearn import packing
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.forward import use_packing
 
 
 def use_bfloat16(config: RunConfig) -> bool:
@@ -27,7 +27,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--model {name}: its tokenizer cannot be loaded: {error}") from error
+        raise ConfigError(_not_loaded(name, "tokenizer", error)) from error
 
 
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -41,7 +41,12 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
             name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
     except (OSError, ValueError, ImportError) as error:
-        raise ConfigError(f"--model {name}: the model cannot be loaded: {error}") from error
+        raise ConfigError(_not_loaded(name, "weights", error)) from error
+
+
+def _not_loaded(name: str, part: str, error: Exception) -> str:
+    where = "" if Path(name).is_dir() else " (there is no such folder here, so the hub was asked)"
+    return f"--model {name}{where}: its {part} cannot be loaded: {error}"
 
 
 def load_for_training(config: RunConfig) -> Any:
@@ -55,22 +60,31 @@ def load_for_training(config: RunConfig) -> Any:
     """
     frozen_half = config.tuning == "lora" and use_bfloat16(config)
     model = load_model(config.model, torch.bfloat16 if frozen_half else torch.float32, config.trust_remote_code)
-    if packing.can_pack(model):
-        model.set_attn_implementation(packing.IMPLEMENTATION)
+    use_packing(model)
     if config.tuning == "full":
         return model
-    targets = config.lora_targets
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
-        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
+        target_modules=_lora_targets(model, config.lora_targets),
         task_type="CAUSAL_LM",
     )
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
-        raise ConfigError(f"--lora_targets {targets}: {error}") from error
+        raise ConfigError(f"--lora_targets {config.lora_targets}: {error}") from error
+
+
+def _lora_targets(model: Any, targets: str) -> str | list[str]:
+    """The option as PEFT takes it; PEFT itself passes over a name that is not there as long as another one is."""
+    if targets == "all-linear":
+        return targets
+    names = [name.strip() for name in targets.split(",")]
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    if missing := [name for name in names if not any(module.endswith(f".{name}") for module in modules)]:
+        raise ConfigError(f"--lora_targets {targets}: the model has no module {', '.join(missing)}")
+    return names
 
 
 def context_length(model: Any) -> int | None:
@@ -88,15 +102,19 @@ def merge(adapter: str, output: str, model: str | None = None, dtype: str = "flo
         dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
 
     Raises:
-        ConfigError: the folder is no adapter, or its model cannot be loaded.
+        ConfigError: the folder is no adapter, its model cannot be loaded or is another one, or the output is in use.
     """
-    try:
-        base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--adapter {adapter}: not an adapter folder: {error}") from error
+    if Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
+        raise ConfigError(f"--output {output}: it exists and is not empty; name another folder")
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ConfigError(f"--adapter {adapter}: not an adapter's folder, there is no adapter_config.json in it")
+    base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
     if base is None:
         raise ConfigError(f"--adapter {adapter}: it does not say which model it belongs to; name it with --model")
-    merged = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
+    try:
+        merged = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
+    except RuntimeError as error:
+        raise ConfigError(f"--adapter {adapter}: does not fit the model {base}: {error}") from error
     merged.to(getattr(torch, dtype)).save_pretrained(output)
     has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
     load_tokenizer(adapter if has_tokenizer else base).save_pretrained(output)

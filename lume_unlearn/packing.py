@@ -6,7 +6,9 @@ crosses from one row into another, so every row sees what it would see alone. tr
 this to every model that supports it; for others `lume_unlearn.forward` pads.
 """
 
+import inspect
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -17,10 +19,12 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-try:  # torch >= 2.10, for CUDA
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:
-    varlen_attn = None
+varlen_attn: Any = None
+with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew neither scale nor window
+    from torch.nn.attention import varlen
+
+    if "window_size" in inspect.signature(varlen.varlen_attn).parameters:
+        varlen_attn = varlen.varlen_attn
 
 IMPLEMENTATION = "lume_packed"
 
@@ -46,12 +50,12 @@ class Pack:
     forget_rows: int
     forget_tokens: int
     """Labelled tokens of the forget rows: the first so many of the N."""
-    reference: Tensor | None = None
-    """(forget_rows,) NLL sums under the model before unlearning, where a method needs them."""
+    reference: Tensor
+    """(forget_rows,) NLL sums under the model before unlearning, where a method needs them; else empty."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """The same on another device."""
-        moved = {
+        moved: dict[str, Any] = {
             field.name: value.to(device, **kwargs)
             for field in fields(self)
             if isinstance(value := getattr(self, field.name), Tensor)
@@ -71,6 +75,7 @@ class Pack:
             lengths=self.lengths[self.forget_rows :],
             forget_rows=0,
             forget_tokens=0,
+            reference=self.reference[:0],
         )
 
 
@@ -98,19 +103,21 @@ def pack(input_ids: Sequence[list[int]], labels: Sequence[list[int]], forget_row
         lengths=tuple(len(ids) for ids in input_ids),
         forget_rows=forget_rows,
         forget_tokens=forget_tokens,
+        reference=torch.zeros(0),
     )
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model's attention goes through transformers' interface, as plain softmax attention on rotary positions.
+    """Whether the model's attention goes through transformers' interface, as plain softmax on rotary positions.
 
-    Models with state beside attention (recurrent or hybrid ones) or with learned absolute positions taken from a cache
-    are padded instead.
+    Models with state beside attention (recurrent or hybrid ones) or with learned absolute positions are padded instead.
+    This looks at the model's declarations only; `forward.use_packing` tries it out.
     """
     config = model.config.get_text_config()
     special = ("attn_logit_softcapping", "layers_block_type", "attention_chunk_size", "linear_num_value_heads")
     return (
         bool(getattr(model, "_supports_attention_backend", False))
+        and "logits_to_keep" in inspect.signature(model.forward).parameters
         and hasattr(config, "rope_parameters")
         and not any(getattr(config, name, None) for name in special)
     )
@@ -146,6 +153,9 @@ def packed_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if torch.is_autocast_enabled(query.device.type):
+        # SDPA does this itself; rotary positions leave queries and keys in float32.
+        query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     window = kwargs.get("sliding_window")
     if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
@@ -154,27 +164,47 @@ def packed_attention(
         longest = max(lengths)
         span = (window - 1 if window else -1, 0)
         return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)[None], None
-    if window and max(lengths) > window:
-        raise ValueError(f"a row of {max(lengths)} tokens exceeds the attention window of {window}: cut with --max_length")
-    return _row_by_row(query, key, value, lengths, scaling, dropout), None
+    return _row_by_row(query, key, value, lengths, scaling, dropout, window), None
 
 
 def _row_by_row(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Sequence[int], scaling: float | None, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Sequence[int],
+    scaling: float | None,
+    dropout: float,
+    window: int | None,
 ) -> Tensor:
     """The same with one call a row: for CPUs, and for float32 on GPUs."""
-    parts = [
-        scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, dropout_p=dropout, enable_gqa=query.shape[1] != key.shape[1]
+    parts = []
+    for q, k, v in zip(*(torch.split(states, list(lengths), dim=2) for states in (query, key, value)), strict=True):
+        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+        parts.append(
+            scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=scaling,
+                dropout_p=dropout,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         )
-        for q, k, v in zip(*(states.split(list(lengths), dim=2) for states in (query, key, value)), strict=True)
-    ]
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
-def packed_mask(*args: Any, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
+    """(length, length), true where a token sees another: itself and the ``window - 1`` before it."""
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None]
+    return (distance >= 0) & (distance < window)
+
+
+def packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """No mask for a pack (the attention keeps rows apart); SDPA's where a mask of padding is given."""
-    return None if attention_mask is None else sdpa_mask(*args, attention_mask=attention_mask, **kwargs)
+    return sdpa_mask(*args, **kwargs) if kwargs.get("attention_mask") is not None else None
 
 
 AttentionInterface.register(IMPLEMENTATION, packed_attention)

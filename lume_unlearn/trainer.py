@@ -1,15 +1,17 @@
-"""transformers' Trainer with an unlearning loss: everything else (loop, accumulation, checkpoints, logging) is its own."""
+"""transformers' Trainer with an unlearning loss: the loop, accumulation, checkpoints and logging are its own."""
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments
 
 from lume_unlearn import losses
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data import PairDataset, PairSampler
+from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.data import MicroBatches, PairDataset, epoch_pairs
 from lume_unlearn.forward import Labelled, Reference, labelled_tokens
 from lume_unlearn.methods import METHODS, ForgetBatch
 from lume_unlearn.packing import Pack
@@ -36,13 +38,21 @@ class UnlearningTrainer(Trainer):
         self._sums: dict[str, Tensor] = {}
         self._steps_summed = 0
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> PairSampler:
-        dataset: PairDataset = self.train_dataset
-        return PairSampler(
-            len(dataset.forget), len(dataset.retain), self.config.seed, lambda: int(self.state.epoch or 0)
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """Micro batches of this process; accelerate's sharding would repeat rows where they do not divide evenly."""
+        dataset = cast(PairDataset, self.train_dataset)
+        forget, retain = len(dataset.forget), len(dataset.retain)
+        batches = MicroBatches(
+            pairs=lambda: epoch_pairs(forget, retain, self.config.seed, int(self.state.epoch or 0)),
+            count=forget,
+            batch_size=self.config.batch_size,
+            micro_batch_size=self.config.micro_batch_size,
+            process=self.args.process_index,
+            processes=self.args.world_size,
         )
+        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
 
-    def get_batch_samples(
+    def get_batch_samples(  # type: ignore[override]  # several counts instead of one
         self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
     ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
         """The batches of one optimiser step, and what all of them together hold, on all processes.
@@ -58,9 +68,10 @@ class UnlearningTrainer(Trainer):
             "forget_rows": sum(p.forget_rows for p in packs),
         }
         total = self.accelerator.reduce(torch.tensor(list(counts.values()), dtype=torch.float32, device=device), "sum")
+        self._steps_summed += 1
         return batches, dict(zip(counts, total, strict=True))
 
-    def compute_loss(
+    def compute_loss(  # type: ignore[override]
         self,
         model: nn.Module,
         inputs: dict[str, Any],
@@ -69,11 +80,11 @@ class UnlearningTrainer(Trainer):
     ) -> Tensor:
         """This batch's share of the optimiser step's loss."""
         assert num_items_in_batch is not None, "the trainer always counts the items of a step"
-        batch: Pack = inputs["pack"]
+        batch: Pack = inputs["pack"].to(self.args.device)
         unwrapped = self.accelerator.unwrap_model(model)
         tokens = labelled_tokens(model, unwrapped.config, batch)
         terms = {"forget": self._forget_term(tokens[: batch.forget_tokens], batch, num_items_in_batch)}
-        loss = self.config.forget_weight * terms["forget"]
+        loss: Tensor = self.config.forget_weight * terms["forget"]
         if self.config.needs_retain:
             terms["retain"] = self._retain_term(
                 tokens[batch.forget_tokens :], model, unwrapped, batch, num_items_in_batch["retain_tokens"]
@@ -81,7 +92,8 @@ class UnlearningTrainer(Trainer):
             loss = loss + self.config.retain_weight * terms["retain"]
         self._remember(terms)
         # Gradients are averaged over processes; the terms are already shares of one sum.
-        return loss * self.accelerator.num_processes
+        loss = loss * self.accelerator.num_processes
+        return loss
 
     def _forget_term(self, tokens: Labelled, batch: Pack, counts: dict[str, Tensor]) -> Tensor:
         nll = losses.token_nll(tokens.logits, tokens.targets)
@@ -94,7 +106,8 @@ class UnlearningTrainer(Trainer):
         if self.config.terms == "nll":
             return losses.nll_mean(losses.token_nll(tokens.logits, tokens.targets), count)
         assert self.reference is not None
-        reference = self.reference.labelled_tokens(model, unwrapped, batch.retain())
+        with self.accelerator.autocast():  # a copy of the model has not been wrapped in it
+            reference = self.reference.labelled_tokens(model, unwrapped, batch.retain())
         return losses.kl_to_reference(tokens.logits, reference.logits, count)
 
     def _remember(self, terms: dict[str, Tensor]) -> None:
@@ -103,10 +116,18 @@ class UnlearningTrainer(Trainer):
             self._sums[name] = self._sums.get(name, term.new_zeros(())) + term.detach()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add each term's mean over the optimiser steps since the last entry, over all processes."""
-        steps = self.state.global_step - self._steps_summed
-        if "loss" in logs and steps:
+        """Add each term's mean over the optimiser steps since the last entry, over all processes.
+
+        Raises:
+            ConfigError: the loss or its gradient is infinite or not a number: the weights cannot recover.
+        """
+        if "loss" in logs:
             sums = {name: self.accelerator.reduce(value, "sum").item() for name, value in self._sums.items()}
-            logs |= {f"{name}_loss": value / steps for name, value in sums.items()}
-            self._sums, self._steps_summed = {}, self.state.global_step
+            logs |= {f"{name}_loss": value / self._steps_summed for name, value in sums.items()}
+            self._sums, self._steps_summed = {}, 0
         super().log(logs, *args, **kwargs)
+        if lost := [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))]:
+            raise ConfigError(
+                f"--learning_rate {self.config.rate:g}: training diverged ({lost[0]} is {logs[lost[0]]} at step "
+                f"{self.state.global_step}); lower it, or the number of --epochs"
+            )

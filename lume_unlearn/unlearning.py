@@ -1,16 +1,12 @@
 """One unlearning run, from configuration to checkpoint."""
 
-import json
-import platform
-import time
-from dataclasses import asdict
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.trainer_utils import get_last_checkpoint
 
 from lume_tasks import data as lume_data
@@ -18,32 +14,32 @@ from lume_tasks.checks import SIDES, check_sides
 from lume_tasks.rows import DataError, Row, find_file, read_rows
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import PairDataset, collate, encode_rows
+from lume_unlearn.data import PairDataset, collate, encode_rows, passes_per_step
 from lume_unlearn.forward import Reference, nll_sums
 from lume_unlearn.methods import METHODS
+from lume_unlearn.record import Record
 from lume_unlearn.trainer import UnlearningTrainer
-
-RECORD = "unlearning.json"
 
 
 def run(config: RunConfig) -> Path:
     """Unlearn the forget rows from a model and write the result to ``config.output``.
 
     The folder then holds what the harness loads: in full tuning a model (``pretrained=O``), with LoRA an adapter
-    (``pretrained=M,peft=O``), the tokenizer, and `unlearning.json`: the configuration, versions, checksums of the data,
-    seed, time and the loss terms over time.
+    (``pretrained=M,peft=O``), the tokenizer, and `unlearning.json` (see `record`).
 
     Returns:
         The output folder.
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an option that cannot work, or training that diverged.
         DataError: rows that are faulty or do not fit.
     """
-    started = time.time()
     output = Path(config.output)
     checkpoint = _checkpoint(output, config.resume)
-    forget, retain, files = load_sides(config)
+    forget, retain, checksums = load_sides(config)
+    record = Record(config, checksums)
+    if checkpoint is not None:
+        record.resume()
     set_seed(config.seed)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
     model = modeling.load_for_training(config)
@@ -55,14 +51,13 @@ def run(config: RunConfig) -> Path:
         context=modeling.context_length(model),
     )
     dataset = PairDataset(encode(forget), encode(retain))
-    trainer = _trainer(config, model, tokenizer, dataset)
+    trainer = make_trainer(config, model, tokenizer, dataset, record)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model(str(output))
     if trainer.is_world_process_zero():
         # Trainer leaves its arguments as a pickle beside the weights; ours are in the record, as text.
         (output / "training_args.bin").unlink(missing_ok=True)
-        record = _record(config, trainer.state.log_history, files, time.time() - started)
-        (output / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        record.write(trainer.state.log_history)
     return output
 
 
@@ -85,24 +80,44 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
     """Forget rows, retain rows (none where no term uses them) and the SHA-256 of each file read.
 
     Raises:
+        ConfigError: ``--data`` is no directory.
         DataError: anything wrong with the rows, all at once.
     """
-    if config.forget is None:
+    if config.forget is not None:
+        files, sides = _named_sides(config)
+    else:
+        if config.data is not None and not Path(config.data).expanduser().is_dir():
+            raise ConfigError(f"--data {config.data}: is not a directory")
         directory = lume_data.data_dir(config.data)
         files = {side: lume_data.side_file(directory, side, config.split) for side in SIDES}
         sides = lume_data.load_rows(directory, config.split)
-    else:
-        named = {"forget": config.forget, "retain": config.retain}
-        files = {side: _rows_file(Path(path), side) for side, path in named.items() if path is not None}
-        sides = {side: read_rows(path) for side, path in files.items()}
-        if faults := check_sides(sides["forget"], sides.get("retain", [])):
-            raise DataError("\n".join(faults))
-    sums = {str(path): lume_data.checksums(path.parent, [path.name])[path.name] for path in files.values()}
-    return sides["forget"], sides["retain"] if config.needs_retain else [], sums
+    checksums = {str(path): lume_data.checksums(path.parent, [path.name])[path.name] for path in files.values()}
+    return sides["forget"], sides["retain"] if config.needs_retain else [], checksums
+
+
+def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row]]]:
+    """The files of ``--forget`` and ``--retain`` and their rows, by side."""
+    files: dict[str, Path] = {}
+    sides: dict[str, list[Row]] = {}
+    faults: list[str] = []
+    for side in SIDES:
+        if (named := getattr(config, side)) is None:
+            continue
+        try:
+            files[side] = _rows_file(Path(named).expanduser(), side)
+            sides[side] = read_rows(files[side])
+        except DataError as error:
+            faults.append(str(error))
+    faults = faults or check_sides(sides["forget"], sides.get("retain", []))
+    if faults:
+        raise DataError("\n".join(faults))
+    return files, sides
 
 
 def _rows_file(path: Path, side: str) -> Path:
     """A file as it is; in a folder the side's file."""
+    if not path.exists():
+        raise DataError(f"--{side} {path}: there is no such file or folder")
     return find_file(path, side, str(path / side)) if path.is_dir() else path
 
 
@@ -116,20 +131,23 @@ def _checkpoint(output: Path, resume: bool) -> str | None:
         if output.exists() and (not output.is_dir() or any(output.iterdir())):
             raise ConfigError(f"--output {output}: it exists and is not empty; name another folder, or use --resume")
         return None
-    last = get_last_checkpoint(str(output)) if output.is_dir() else None
+    last: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None  # type: ignore[no-untyped-call]
     if last is None:
         raise ConfigError(f"--resume: no checkpoint in {output} (runs save them with --save_steps N)")
     return last
 
 
-def _trainer(config: RunConfig, model: Any, tokenizer: Any, dataset: PairDataset) -> UnlearningTrainer:
+def make_trainer(
+    config: RunConfig, model: Any, tokenizer: Any, dataset: PairDataset, record: Record
+) -> UnlearningTrainer:
     """The trainer, with what the method needs of the model before unlearning."""
-    args = training_arguments(config, len(dataset.forget))
+    args = training_arguments(config)
     if METHODS[config.method].reference_sums:
         model.to(args.device)
         with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
             dataset.reference = nll_sums(model, model.config, dataset.forget, config.micro_batch_size, args.device)
-    return UnlearningTrainer(
+    use_cache = getattr(model.config, "use_cache", True)
+    trainer = UnlearningTrainer(
         config=config,
         model=model,
         args=args,
@@ -137,20 +155,33 @@ def _trainer(config: RunConfig, model: Any, tokenizer: Any, dataset: PairDataset
         train_dataset=dataset,
         data_collator=collate,
         processing_class=tokenizer,
+        callbacks=[record],
     )
+    model.config.use_cache = use_cache  # Trainer turns it off, and would have it saved so: slow to generate with
+    return trainer
 
 
-def training_arguments(config: RunConfig, forget_rows: int) -> TrainingArguments:
+def training_arguments(config: RunConfig) -> TrainingArguments:
     """Our options in Trainer's words.
 
     Raises:
-        ConfigError: the batch does not divide among processes and micro batches.
+        ConfigError: ``--report_to`` names what is not installed.
     """
-    batch_size = min(config.batch_size, forget_rows)
-    args = partial(
-        TrainingArguments,
+    reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if config.report_to not in ("none", "all", *reporters):
+        known = ", ".join(["none", "all", *reporters])
+        raise ConfigError(f"--report_to {config.report_to}: neither known nor installed; there is: {known}")
+    use_cpu = not torch.cuda.is_available()
+    processes = TrainingArguments(output_dir=config.output, use_cpu=use_cpu).world_size
+    checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
+    if not hasattr(TrainingArguments, checkpointing):
+        checkpointing = "gradient_checkpointing"
+    renamed: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
+    args = TrainingArguments(
         output_dir=config.output,
         num_train_epochs=config.epochs,
+        per_device_train_batch_size=config.micro_batch_size,
+        gradient_accumulation_steps=passes_per_step(config.batch_size, config.micro_batch_size, processes),
         learning_rate=config.rate,
         weight_decay=config.weight_decay,
         lr_scheduler_type="linear",
@@ -158,37 +189,17 @@ def training_arguments(config: RunConfig, forget_rows: int) -> TrainingArguments
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
         bf16=modeling.use_bfloat16(config),
-        gradient_checkpointing=config.gradient_checkpointing,
+        **renamed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
-        save_total_limit=config.save_total_limit,
+        save_total_limit=config.save_total_limit or None,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,
         report_to=config.report_to,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=use_cpu,
     )
-    processes = args().world_size
-    share, rest = divmod(batch_size, processes)
-    if rest or not share:
-        raise ConfigError(f"--batch_size {batch_size}: must be a multiple of the number of processes ({processes})")
-    micro = min(config.micro_batch_size, share)
-    while share % micro:
-        micro -= 1
-    return args(per_device_train_batch_size=micro, gradient_accumulation_steps=share // micro)
-
-
-def _record(config: RunConfig, history: list[dict[str, Any]], files: dict[str, str], seconds: float) -> dict[str, Any]:
-    """What `unlearning.json` holds."""
-    packages = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
-    return {
-        "config": asdict(config) | {"learning_rate": config.rate, "retain_term": config.terms},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in packages},
-        "data_sha256": files,
-        "seed": config.seed,
-        "seconds": round(seconds, 1),
-        "history": history,
-    }
-
-
+    # One GPU a process (accelerate launch starts several): Trainer's own way to use more would cut packs apart.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
