@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parser() -> ArgumentParser:
-    """The command line; options of `run` are the fields of `RunConfig`."""
+    """The command line; options of `run` are the fields of `RunConfig`, those of `audit` of `AuditConfig`."""
+    from lume_unlearn.audit import AuditConfig
     from lume_unlearn.config import RunConfig
 
     top = ArgumentParser(prog="lume-unlearn", description="Machine unlearning of language models, scored by lm-eval.")
@@ -47,6 +48,10 @@ def parser() -> ArgumentParser:
     commands.add_subcommand("merge", merge, help="fold a LoRA adapter into its model")
 
     commands.add_subcommand("methods", ArgumentParser(description="List the methods."), help="list the methods")
+
+    audit = ArgumentParser(description="Score a model again after changing its weights or the words of the rows.")
+    audit.add_class_arguments(AuditConfig, as_group=False)
+    commands.add_subcommand("audit", audit, help="does forgetting hold? fewer bits, relearning, other words, sampling")
 
     quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
     quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
@@ -99,10 +104,18 @@ def _methods(options: dict[str, Any]) -> None:
         print(f"{'':6}{method.citation}; recipes: {recipes}")
 
 
+def _audit(options: dict[str, Any]) -> None:
+    from lume_unlearn.audit import AuditConfig, audit, audit_table
+
+    config = AuditConfig(**options)
+    print(audit_table(audit(config)))
+    print(f"Written to {config.output}.")
+
+
 def _quickstart(options: dict[str, Any]) -> None:
     from lume_unlearn.quickstart import quickstart
 
     quickstart(Path(options["output"]), options["seed"])
 
 
-COMMANDS = {"run": _run, "merge": _merge, "methods": _methods, "quickstart": _quickstart}
+COMMANDS = {"run": _run, "merge": _merge, "methods": _methods, "audit": _audit, "quickstart": _quickstart}

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import inf
+from pathlib import Path
 from typing import Literal
 
 from lume_tasks.checks import SPLITS
@@ -10,6 +11,16 @@ from lume_unlearn.methods import METHODS, RETAIN_TERMS
 
 class ConfigError(ValueError):
     """An option that cannot work; the message names it and says what to do."""
+
+
+def require_unused(output: Path, advice: str = "name another folder") -> None:
+    """Refuse to write into a folder that holds anything.
+
+    Raises:
+        ConfigError: the path exists and is not an empty folder.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"--output {output}: it exists and is not empty; {advice}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.forward import use_packing
 
 
@@ -104,17 +104,32 @@ def merge(adapter: str, output: str, model: str | None = None, dtype: str = "flo
     Raises:
         ConfigError: the folder is no adapter, its model cannot be loaded or is another one, or the output is in use.
     """
-    if Path(output).exists() and (not Path(output).is_dir() or any(Path(output).iterdir())):
-        raise ConfigError(f"--output {output}: it exists and is not empty; name another folder")
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ConfigError(f"--adapter {adapter}: not an adapter's folder, there is no adapter_config.json in it")
-    base = model or PeftConfig.from_pretrained(adapter).base_model_name_or_path
+    require_unused(Path(output))
+    base = model or _adapter_config(adapter).base_model_name_or_path
     if base is None:
         raise ConfigError(f"--adapter {adapter}: it does not say which model it belongs to; name it with --model")
-    try:
-        merged = PeftModel.from_pretrained(load_model(base, torch.float32), adapter).merge_and_unload()
-    except RuntimeError as error:
-        raise ConfigError(f"--adapter {adapter}: does not fit the model {base}: {error}") from error
+    merged = merged_model(base, adapter)
     merged.to(getattr(torch, dtype)).save_pretrained(output)
     has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
     load_tokenizer(adapter if has_tokenizer else base).save_pretrained(output)
+
+
+def _adapter_config(adapter: str) -> PeftConfig:
+    """What an adapter's folder says of itself; refuses a folder that is none without asking the hub for it."""
+    if not (Path(adapter) / "adapter_config.json").is_file():
+        raise ConfigError(f"--adapter {adapter}: not an adapter's folder, there is no adapter_config.json in it")
+    return PeftConfig.from_pretrained(adapter)
+
+
+def merged_model(model: str, adapter: str, trust_remote_code: bool = False) -> Any:
+    """A model in float32 with an adapter folded in.
+
+    Raises:
+        ConfigError: the folder is no adapter, or it belongs to another model.
+    """
+    _adapter_config(adapter)
+    try:
+        base = load_model(model, torch.float32, trust_remote_code)
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    except RuntimeError as error:
+        raise ConfigError(f"--adapter {adapter}: does not fit the model {model}: {error}") from error

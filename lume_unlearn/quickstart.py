@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from lume_tasks import data as lume_data
 from lume_unlearn import packing
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig, require_unused
 from lume_unlearn.data import Tokens, encode_row
 from lume_unlearn.finetune import fine_tune
 from lume_unlearn.miniature import write_miniature
@@ -45,8 +45,7 @@ def quickstart(output: Path, seed: int = 0) -> None:
     Raises:
         ConfigError: the folder exists and is not empty.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"--output {output}: it exists and is not empty; name another folder")
+    require_unused(output)
     started = time.time()
     output.mkdir(parents=True, exist_ok=True)
     with library_output_to(output / "quickstart.log") as stdout:

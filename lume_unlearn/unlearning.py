@@ -13,7 +13,7 @@ from lume_tasks import data as lume_data
 from lume_tasks.checks import SIDES, check_sides
 from lume_tasks.rows import DataError, Row, find_file, read_rows
 from lume_unlearn import modeling
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.data import PairDataset, collate, encode_rows, passes_per_step
 from lume_unlearn.forward import Reference, nll_sums
 from lume_unlearn.methods import METHODS
@@ -128,8 +128,7 @@ def _checkpoint(output: Path, resume: bool) -> str | None:
         ConfigError: the output folder is in use, or there is nothing to resume.
     """
     if not resume:
-        if output.exists() and (not output.is_dir() or any(output.iterdir())):
-            raise ConfigError(f"--output {output}: it exists and is not empty; name another folder, or use --resume")
+        require_unused(output, "name another folder, or use --resume")
         return None
     last: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None  # type: ignore[no-untyped-call]
     if last is None:
