@@ -174,13 +174,13 @@ def quantise(subject: Subject, bits: int) -> tuple[Any, str]:
     Returns:
         (model, how it was done).
     """
-    from transformers.utils import is_bitsandbytes_available
+    from transformers.utils.import_utils import is_bitsandbytes_available
 
     config = subject.config
     if is_bitsandbytes_available() and subject.model.device.type == "cuda" and not config.peft:
         from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-        quantisation = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+        quantisation = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)  # type: ignore[no-untyped-call]
         model = AutoModelForCausalLM.from_pretrained(
             config.model, quantization_config=quantisation, trust_remote_code=config.trust_remote_code
         )
@@ -203,7 +203,8 @@ def round_to_nearest(weight: torch.Tensor, bits: int, group: int = 128) -> torch
     levels = 2 ** (bits - 1) - 1
     padded = nn.functional.pad(weight, (0, -inputs % group)).reshape(outputs, -1, group)
     scale = (padded.abs().amax(dim=-1, keepdim=True) / levels).clamp(min=torch.finfo(weight.dtype).tiny)
-    return ((padded / scale).round() * scale).reshape(outputs, -1)[:, :inputs]
+    rounded: torch.Tensor = (padded / scale).round() * scale
+    return rounded.reshape(outputs, -1)[:, :inputs]
 
 
 def _relearn(side: str) -> Callable[[Subject], dict[str, dict[str, float]]]:

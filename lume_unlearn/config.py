@@ -60,6 +60,11 @@ class RunConfig:
         save_total_limit: Checkpoints to keep; 0 for all.
         resume: Continue from the last checkpoint in the output folder.
         logging_steps: Optimiser steps between two entries of the loss history.
+        evaluate_every: When to score through the harness while training: none or epoch.
+        evaluate_tasks: Tasks to score then.
+        evaluate_limit: Documents of each task to score then; by default all.
+        evaluate_batch_size: Prompts of one scoring batch.
+        best_metric: Which TASK.METRIC decides the weights kept in best/.
         report_to: Where transformers reports to: none, tensorboard, wandb, ...
         trust_remote_code: Run code that a hub model brings along.
     """
@@ -96,6 +101,11 @@ class RunConfig:
     save_total_limit: int = 2
     resume: bool = False
     logging_steps: int = 1
+    evaluate_every: Literal["none", "epoch"] = "none"
+    evaluate_tasks: str = "lume_task1,lume_task2,lume_task3,lume_mia,lume_score"
+    evaluate_limit: int | None = None
+    evaluate_batch_size: int = 64
+    best_metric: str = "lume_score.task_aggregate"
     report_to: str = "none"
     trust_remote_code: bool = False
 
@@ -105,7 +115,7 @@ class RunConfig:
         Raises:
             ConfigError: names every option that is wrong.
         """
-        faults = [*_choice_faults(self), *_range_faults(self), *_source_faults(self)]
+        faults = [*_choice_faults(self), *_range_faults(self), *_source_faults(self), *_evaluation_faults(self)]
         if faults:
             raise ConfigError("\n".join(faults))
 
@@ -118,6 +128,11 @@ class RunConfig:
     def needs_retain(self) -> bool:
         """Whether retain rows take part at all."""
         return self.method in METHODS and self.terms != "none"
+
+    @property
+    def scored_tasks(self) -> list[str]:
+        """The tasks to score while training."""
+        return [name.strip() for name in self.evaluate_tasks.split(",")]
 
     @property
     def rate(self) -> float:
@@ -134,6 +149,7 @@ def _choice_faults(config: RunConfig) -> list[str]:
         "retain_term": (None, *RETAIN_TERMS),
         "loss_on": ("answer", "text"),
         "precision": ("auto", "float32", "bfloat16"),
+        "evaluate_every": ("none", "epoch"),
     }
     return [
         f"--{name} {getattr(config, name)!r}: choose one of {', '.join(str(v) for v in known if v is not None)}"
@@ -144,7 +160,16 @@ def _choice_faults(config: RunConfig) -> list[str]:
 
 def _range_faults(config: RunConfig) -> list[str]:
     """Numbers outside the range in which they mean something."""
-    positive = ("epochs", "batch_size", "micro_batch_size", "beta", "lora_rank", "lora_alpha", "logging_steps")
+    positive = (
+        "epochs",
+        "batch_size",
+        "micro_batch_size",
+        "beta",
+        "lora_rank",
+        "lora_alpha",
+        "logging_steps",
+        "evaluate_batch_size",
+    )
     weights = ("forget_weight", "retain_weight", "weight_decay", "max_grad_norm")
     faults = []
     for name in positive:
@@ -175,4 +200,17 @@ def _source_faults(config: RunConfig) -> list[str]:
         faults.append("--data and --forget both name the rows; give one of them")
     if config.forget is not None and config.split != "all":
         faults.append(f"--split {config.split}: is for --data; --forget already names the rows")
+    return faults
+
+
+def _evaluation_faults(config: RunConfig) -> list[str]:
+    """What scoring while training needs."""
+    if config.evaluate_every == "none":
+        return []
+    faults = []
+    if config.forget is not None:
+        faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")
+    task, _, metric = config.best_metric.partition(".")
+    if task not in config.scored_tasks or not metric:
+        faults.append(f"--best_metric {config.best_metric}: TASK.METRIC with a task of --evaluate_tasks")
     return faults

@@ -34,7 +34,7 @@ def fine_tune(
         for start in range(0, len(shuffled), batch_size):
             batch = pack_rows([texts[i] for i in shuffled[start : start + batch_size]], []).to(model.device)
             tokens = labelled_tokens(model, model.config, batch)
-            losses.nll_mean(losses.token_nll(tokens.logits, tokens.targets)).backward()
+            losses.nll_mean(losses.token_nll(tokens.logits, tokens.targets)).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

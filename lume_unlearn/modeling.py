@@ -118,7 +118,8 @@ def _adapter_config(adapter: str) -> PeftConfig:
     """What an adapter's folder says of itself; refuses a folder that is none without asking the hub for it."""
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"--adapter {adapter}: not an adapter's folder, there is no adapter_config.json in it")
-    return PeftConfig.from_pretrained(adapter)
+    config: PeftConfig = PeftConfig.from_pretrained(adapter)
+    return config
 
 
 def merged_model(model: str, adapter: str, trust_remote_code: bool = False) -> Any:

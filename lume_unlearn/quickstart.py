@@ -76,8 +76,8 @@ def _everything(output: Path, seed: int, console: Console) -> dict[str, dict[str
     console.print("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
     for method, options in UNLEARNING.items():
         folders[method] = output / f"unlearned-{method}"
-        paths = {"model": str(folders["target"]), "output": str(folders[method]), "data": str(output / "data")}
-        run(RunConfig(method=method, seed=seed, **paths, **SHARED, **options))
+        target, unlearned, data = str(folders["target"]), str(folders[method]), str(output / "data")
+        run(RunConfig(model=target, output=unlearned, method=method, data=data, seed=seed, **SHARED, **options))
 
     console.print("[4/4] Scoring the four models with lm-eval's `lume` group")
     return {name: score_folder(folder, output / "data") for name, folder in folders.items()}
@@ -95,7 +95,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedT
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|padding|>", model_max_length=1024
     )
 

@@ -18,6 +18,7 @@ RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
 # May differ when a run is resumed: they change nothing in the result, or the checksums of the data stand for them.
 FREE = {"output", "resume", "save_steps", "save_total_limit", "logging_steps", "report_to", "micro_batch_size"}
+FREE |= {"evaluate_every", "evaluate_tasks", "evaluate_limit", "evaluate_batch_size", "best_metric"}
 FREE |= {"gradient_checkpointing", "data", "split", "forget", "retain"}
 
 

@@ -15,6 +15,7 @@ from lume_tasks.rows import DataError, Row, find_file, read_rows
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.data import PairDataset, collate, encode_rows, passes_per_step
+from lume_unlearn.evaluation import Evaluation
 from lume_unlearn.forward import Reference, nll_sums
 from lume_unlearn.methods import METHODS
 from lume_unlearn.record import Record
@@ -154,7 +155,7 @@ def make_trainer(
         train_dataset=dataset,
         data_collator=collate,
         processing_class=tokenizer,
-        callbacks=[record],
+        callbacks=[record, *([Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else [])],
     )
     model.config.use_cache = use_cache  # Trainer turns it off, and would have it saved so: slow to generate with
     return trainer
