@@ -1,4 +1,4 @@
-"""Makes the harness find the LUME tasks without a flag.
+"""Makes the harness find the LUME tasks and model classes without a flag.
 
 `lume_tasks_autoload.pth` calls `install` at the start of every interpreter of the environment. So this module imports
 only what an interpreter has loaded anyway; everything else is imported once the harness is.
@@ -10,13 +10,15 @@ from _thread import get_ident
 
 TYPE_CHECKING = False  # as in typing, which is too slow to import here
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
     from inspect import BoundArguments, Signature
     from types import ModuleType
     from typing import Any
 
-HARNESS_TASKS = "lm_eval.tasks"  # the module to patch; the harness's entry-point group has the same name
+HARNESS_TASKS = "lm_eval.tasks"  # the harness's entry-point group has the same name
+HARNESS_MODELS = "lm_eval.models"
+MODELS = {"lume-hf": "lume_tasks.lume_hf:LumeHF", "lume-vllm": "lume_tasks.lume_vllm:LumeVLLM"}
 
 
 def switched_off() -> bool:
@@ -25,35 +27,38 @@ def switched_off() -> bool:
 
 
 def install() -> None:
-    """Patch the harness's TaskManager: now if it is loaded, else as soon as it is."""
+    """Patch the harness's TaskManager and its models: now if they are loaded, else as soon as they are."""
     if switched_off():
         return
     # The finder stays for good: taking it out could make an import in another thread skip a finder.
-    sys.meta_path.insert(0, TasksFinder())
-    if HARNESS_TASKS in sys.modules:
-        patch(sys.modules[HARNESS_TASKS])
+    sys.meta_path.insert(0, HarnessFinder())
+    for name in PATCHES:
+        if name in sys.modules:
+            patch(sys.modules[name])
 
 
-class TasksFinder:
-    """Meta path finder that lets the other finders find `lm_eval.tasks` and has it patched once it is executed."""
+class HarnessFinder:
+    """Meta path finder that lets the other finders find the modules to patch, and has them patched once executed."""
 
     def __init__(self) -> None:
         """Start with no search under way."""
-        self._searching: set[int] = set()  # threads; other hooks may ask all finders again, this one included
+        # (thread, module); other hooks may ask all finders again, this one included
+        self._searching: set[tuple[int, str]] = set()
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the other finders' spec of `lm_eval.tasks`, and None for every other module."""
-        if fullname != HARNESS_TASKS or get_ident() in self._searching:
+        """Return the other finders' spec of a module to patch, and None for every other module."""
+        search = (get_ident(), fullname)
+        if fullname not in PATCHES or search in self._searching:
             return None
-        self._searching.add(get_ident())
+        self._searching.add(search)
         try:
             spec = self._ask_others(fullname, path, target)
         finally:
-            self._searching.discard(get_ident())
+            self._searching.discard(search)
         if spec is not None and spec.loader is not None:
-            _patch_after_execution(spec.loader)
+            _patch_after_execution(spec.loader, fullname)
         return spec
 
     def _ask_others(
@@ -67,7 +72,7 @@ class TasksFinder:
         return None
 
 
-def _patch_after_execution(loader: "Any") -> None:
+def _patch_after_execution(loader: "Any", name: str) -> None:
     try:
         execute = loader.exec_module
 
@@ -75,29 +80,44 @@ def _patch_after_execution(loader: "Any") -> None:
             # Undone first, so that the loader is as it was (a zip's loader is shared by all of its modules).
             getattr(loader, "__dict__", {}).pop("exec_module", None)
             execute(module)
-            if module.__name__ == HARNESS_TASKS:
+            if module.__name__ == name:
                 patch(module)
 
         loader.exec_module = exec_module
     except Exception as error:
-        _warn(error)
+        _warn(name, error)
 
 
-def patch(tasks: "ModuleType") -> None:
-    """Make `tasks.TaskManager` search the LUME task folder too; a failure is a logged warning, never an exception."""
+def patch(module: "ModuleType") -> None:
+    """Add what is ours to a loaded module of the harness; a failure is a logged warning, never an exception."""
     try:
         if not switched_off():
-            _wrap_init(tasks.TaskManager)
+            PATCHES[module.__name__][0](module)
     except Exception as error:
-        _warn(error)
+        _warn(module.__name__, error)
 
 
-def _wrap_init(manager_class: "Any") -> None:
+def _add_models(_: "ModuleType") -> None:
+    """Register the model classes, which are imported when they are asked for.
+
+    Not before `lm_eval.models` has run: the harness imports it, and with it its own classes, where the registry is
+    empty.
+    """
+    from lm_eval.api.registry import model_registry
+
+    for name, target in MODELS.items():
+        if name not in model_registry:
+            model_registry.register(name, target=target)
+
+
+def _add_tasks(tasks: "Any") -> None:
+    """Make `tasks.TaskManager` search the LUME task folder too."""
     import functools
     import inspect
 
     from lume_tasks.paths import task_dir
 
+    manager_class = tasks.TaskManager
     original = manager_class.__init__
     if hasattr(original, "lume_task_dir"):
         return
@@ -163,11 +183,20 @@ def _source(name: str, module: "ModuleType") -> str:
         return ""
 
 
-def _warn(error: Exception) -> None:
+def _warn(name: str, error: Exception) -> None:
     import logging
 
-    logging.getLogger("lume_tasks").warning(
-        'the LUME tasks were not added to lm_eval (%s: %s); use --include_path "$(lume-tasks path)"',
-        type(error).__name__,
-        error,
-    )
+    logging.getLogger("lume_tasks").warning("%s (%s: %s)", PATCHES[name][1], type(error).__name__, error)
+
+
+# Module of the harness -> how it is patched, and what to say where that fails.
+PATCHES: "dict[str, tuple[Callable[[ModuleType], None], str]]" = {
+    HARNESS_TASKS: (
+        _add_tasks,
+        'the LUME tasks were not added to lm_eval; use --include_path "$(lume-tasks path)"',
+    ),
+    HARNESS_MODELS: (
+        _add_models,
+        "the models lume-hf and lume-vllm were not added to lm_eval; pass a lume_tasks.lume_hf.LumeHF from Python",
+    ),
+}

@@ -6,16 +6,17 @@ the harness's own tables and results file. The harness calls ``aggregate`` with 
 
 import logging
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from datasets import Dataset
 from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask
 from lm_eval.config.group import AggMetricConfig
 
-from lume_tasks import data, metrics
-from lume_tasks.harness import SIDES, LumeTask
+from lume_tasks import data, intervals, metrics
+from lume_tasks.checks import SIDES
+from lume_tasks.harness import MAIN_METRICS, RowsTask
 
 _log = logging.getLogger("lume_tasks")
 
@@ -23,10 +24,8 @@ GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 _SUBJECT_PREFIX = "lume_mmlu_"
 
 
-class SubjectTask(ConfigurableTask):  # type: ignore[misc]
+class SubjectTask(RowsTask):
     """One MMLU subject, 0-shot: the stock template, on rows that are already loaded."""
-
-    download = LumeTask.download
 
     def __init__(self, subject: str, rows: list[dict[str, Any]], version: Any) -> None:
         """Build from the subject's rows (``question``, ``choices``, ``answer``)."""
@@ -50,7 +49,7 @@ class SubjectTask(ConfigurableTask):  # type: ignore[misc]
         )
 
 
-class LumeMmlu(Group):  # type: ignore[misc]
+class LumeMmlu(Group):
     """MMLU, 0-shot, micro-averaged over the questions of all subjects that the data has.
 
     Equal to the stock ``mmlu`` with ``--num_fewshot 0``, from the same questions; the subjects have names of their own,
@@ -75,13 +74,11 @@ class LumeMmlu(Group):  # type: ignore[misc]
 
 def _mmlu_source(metadata: Mapping[str, Any]) -> str:
     """Where the questions come from; the data directory takes part only where it was named (never a download)."""
-    import os
-
-    named = metadata.get("lume_data_dir") or os.environ.get("LUME_DATA_DIR")
+    named = metadata.get("lume_data_dir") or os.environ.get(data.DATA_VARIABLE)
     return data.mmlu_source(metadata.get("lume_mmlu_path"), data.data_dir(named) if named else None)
 
 
-class LumeScore(Group):  # type: ignore[misc]
+class LumeScore(Group):
     """Task aggregate, MIA score, MMLU and final score out of the other tasks' metrics; a missing part is named."""
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -95,32 +92,35 @@ class LumeScore(Group):  # type: ignore[misc]
         return True
 
     def aggregate(self, task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The scores as ``{"<name>,none": value}``; those that cannot be computed are absent and ``missing`` says why.
+        """The scores as ``{"<name>,none": value}``; where some cannot be computed, ``missing`` names the tasks.
 
         Args:
             task_metrics: task name to ``{"<metric>,<filter>": value, "sample_len": documents, ...}``.
         """
         scores, missing = lume_scores(task_metrics)
         if missing:
-            _log.warning("lume_score: no final score, because these are missing: %s", ", ".join(missing))
+            parts = [task + (f" (no value for {', '.join(names)})" if names else "") for task, names in missing.items()]
+            _log.warning("lume_score: no final score, because these are missing: %s", "; ".join(parts))
             scores["missing"] = ", ".join(missing)
         return {"alias": self.name, "name": self.name} | {f"{name},none": score for name, score in scores.items()}
 
 
-def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], list[str]]:
-    """Scores across tasks, and the names of the parts that are missing or have no value.
+def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+    """Scores across tasks, and what is missing for the final score.
 
     Returns:
         (scores, missing). Scores: ``{side}_{regurgitation,knowledge}`` (means over the rows of all tasks that ran),
-        ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only where all that it needs is there.
+        ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only where all that it needs is there; and
+        the ends of their intervals.
+        Missing: task to those of its metrics that are NaN, an empty list where the task was not scored.
     """
     scores: dict[str, Any] = {}
-    missing: list[str] = []
+    missing: dict[str, list[str]] = {}
 
     def part(task: str, metric: str) -> Any:
         value = task_metrics.get(task, {}).get(f"{metric},none")
         if value is None or math.isnan(value):
-            missing.append(task if value is None else f"{task}.{metric} (no value)")
+            missing.setdefault(task, []).extend([] if value is None else [metric])
             return None
         return value
 
@@ -139,15 +139,54 @@ def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str
     if (mmlu := _mmlu_accuracy(task_metrics)) is not None:
         scores["mmlu"] = mmlu
     else:
-        missing.append("lume_mmlu")
+        missing["lume_mmlu"] = []
     if not missing:
         scores["final_score"] = metrics.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
-    return scores, list(dict.fromkeys(missing))
+    return scores | score_intervals(task_metrics, scores), missing
+
+
+def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, float]:
+    """``<name>_low`` and ``<name>_high`` of the scores, of each where the tasks gave the resamples that it needs.
+
+    The resamples of the tasks are combined one by one: the documents of each task are resampled apart.
+    """
+    found: dict[str, float] = {}
+    for name, replicates in _score_replicates(task_metrics).items():
+        if name in scores:
+            found[f"{name}_low"], found[f"{name}_high"] = intervals.ends(replicates)
+    return found
+
+
+def _score_replicates(task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, intervals.Floats]:
+    """Score to its value in each resample, shape (RESAMPLES,)."""
+
+    def bounds(metric: str, *tasks: str) -> list[intervals.Bound]:
+        found = [task_metrics.get(task, {}).get(f"{metric}_low,none") for task in tasks]
+        return [bound for bound in found if isinstance(bound, intervals.Bound)]
+
+    parts = {name: bounds(name, *GENERATION_TASKS) for name in MAIN_METRICS}
+    replicates = {name: intervals.pooled_mean(found) for name, found in parts.items() if found}
+    if all(len(found) == len(GENERATION_TASKS) for found in parts.values()):
+        sides = ([bound for name in MAIN_METRICS if name.startswith(side) for bound in parts[name]] for side in SIDES)
+        replicates["task_aggregate"] = intervals.task_aggregate(*sides)
+    if auc := bounds("loss_auc", "lume_mia"):
+        replicates["mia_score"] = 1 - 2 * abs(intervals.pooled_mean(auc) - 0.5)
+    if subjects := _mmlu_subjects(task_metrics):
+        replicates["mmlu"] = intervals.accuracy(subjects)
+    if {"task_aggregate", "mia_score", "mmlu"} <= set(replicates):
+        both = replicates["task_aggregate"] + replicates["mia_score"]
+        replicates["final_score"] = (both + replicates["mmlu"]) / 3
+    return replicates
 
 
 def _mmlu_accuracy(task_metrics: Mapping[str, Mapping[str, Any]]) -> float | None:
     """Micro average from the subjects themselves: the group ``lume_mmlu`` may come later in the harness's order."""
+    subjects = _mmlu_subjects(task_metrics)
+    count = sum(size for _, size in subjects)
+    return math.fsum(accuracy * size for accuracy, size in subjects) / count if count else None
+
+
+def _mmlu_subjects(task_metrics: Mapping[str, Mapping[str, Any]]) -> list[tuple[float, int]]:
+    """(accuracy, number of questions) of each subject that was scored."""
     subjects = [values for name, values in task_metrics.items() if name.startswith(_SUBJECT_PREFIX)]
-    subjects = [values for values in subjects if "acc,none" in values]
-    count = sum(values["sample_len"] for values in subjects)
-    return math.fsum(values["acc,none"] * values["sample_len"] for values in subjects) / count if count else None
+    return [(values["acc,none"], values["sample_len"]) for values in subjects if "acc,none" in values]

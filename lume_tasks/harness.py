@@ -12,29 +12,48 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import data, metrics, mia
+from lume_tasks import comparison, data, intervals, metrics
+from lume_tasks.checks import SIDES
+from lume_tasks.rows import DataError
 
-SIDES = ("forget", "retain")
 GENERATION_METRICS = tuple(f"{side}_{name}" for side in SIDES for name in ("regurgitation", "knowledge", "rouge1"))
+MAIN_METRICS = tuple(name for name in GENERATION_METRICS if not name.endswith("rouge1"))
+INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in intervals.ENDS)
 
 
-class LumeTask(ConfigurableTask):  # type: ignore[misc]
+class RowsTask(ConfigurableTask):
+    """A task on the rows that its data function returns."""
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Call the data function (without the harness's note about metadata, once per task, at every start)."""
+        metadata = self.config.metadata or {}
+        self.dataset = self.config.custom_dataset(**metadata, **(dataset_kwargs or {}))
+        # The results hold a deep copy of the configuration: keep a model or tokenizer that came as an object out of it.
+        plain = (str, int, float, list, dict)
+        self.config.metadata = {key: value for key, value in metadata.items() if isinstance(value, plain)}
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests, never from ``--cache_requests``: that cache knows neither the rows nor the tokenizer."""
+        super().build_all_requests(**kwargs | {"cache_requests": False})
+
+
+class LumeTask(RowsTask):
     """A task whose prompt is fixed by the protocol: no chat template, no system text."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         """Build from the YAML's dictionary; ``class`` is what led here and no field of a task."""
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
-    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Call the data function (without the harness's note about metadata, once per task, at every start)."""
-        self.dataset = self.config.custom_dataset(**(self.config.metadata or {}), **(dataset_kwargs or {}))
-
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests; refuse what would silently measure something else than LUME."""
+        """Build the requests; refuse what would silently measure something else than LUME.
+
+        Raises:
+            DataError: a chat template or a system instruction was asked for.
+        """
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
         if given:
-            raise data.DataError(
+            raise DataError(
                 f"{self.config.task}: LUME's prompt is the bare text, without template or system text; run it without "
                 f"{' and '.join(given)} (other tasks can keep them in a run of their own)."
             )
@@ -46,10 +65,8 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
 
 
-def task_rows(
-    lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
-) -> dict[str, Dataset]:
-    """Forget and retain rows of one task ("Task1", ...), as documents with ``side`` and ``kind``.
+def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
+    """Forget and retain rows of one task ("Task1", ...) in turn, with ``side`` and ``kind``.
 
     Raises:
         DataError: the data directory is missing or faulty, or has no row of this task in this split.
@@ -65,49 +82,63 @@ def task_rows(
         for side in SIDES
     ]
     if not any(sides):
-        raise data.DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
-    return {"test": Dataset.from_list(alternate(*sides))}
+        raise DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
+    return alternate(*sides)
 
 
-def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float | None]:
-    """Score one generation: ROUGE recalls for a completion (``sc``) row, exact match for a question (``qa``) row."""
+def task_rows(
+    lume_task: str,
+    lume_data_dir: str | None = None,
+    lume_split: str = "all",
+    lume_reference_results: str | None = None,
+    version: Any = None,
+    **_: Any,
+) -> dict[str, Dataset]:
+    """Forget and retain rows of one task as documents, with the ``reference``'s scores where its results are named.
+
+    Raises:
+        DataError: the rows or the reference's results are missing or faulty.
+    """
+    docs = side_rows(lume_task, lume_data_dir, lume_split)
+    task = f"lume_{lume_task.lower()}"
+    docs = comparison.with_reference(docs, lume_reference_results, task, version, _main_metric)
+    return {"test": Dataset.from_list(docs)}
+
+
+def _main_metric(doc: dict[str, Any]) -> str:
+    """The one of the protocol's twelve numbers that a row counts for."""
+    return f"{doc['side']}_{'regurgitation' if doc['kind'] == 'sc' else 'knowledge'}"
+
+
+def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
+    """Score one generation: ROUGE recalls for a completion (``sc``) row, exact match for a question (``qa``) row.
+
+    For the intervals the scores stand beside the document's stem, for the comparison beside the reference's score.
+    """
     if doc["kind"] == "sc":
         recall = metrics.rouge_recall(doc["output"], results[0])
         scores = {"regurgitation": recall["rougeL"], "rouge1": recall["rouge1"]}
     else:
         scores = {"knowledge": metrics.exact_match(doc["output"], results[0])}
-    own: dict[str, float | None] = {f"{doc['side']}_{name}": score for name, score in scores.items()}
-    return dict.fromkeys(GENERATION_METRICS) | own
+    own: dict[str, Any] = {f"{doc['side']}_{name}": score for name, score in scores.items()}
+    own |= {
+        f"{name}_{end}": (doc["id"][:-3], own.get(name))
+        for name in MAIN_METRICS
+        for end in intervals.ENDS
+        if name.startswith(doc["side"])
+    }
+    result = dict.fromkeys(GENERATION_METRICS + INTERVAL_METRICS) | own
+    return result | _against_reference(doc, own) if "reference" in doc else result
+
+
+def _against_reference(doc: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    """(own score, the reference's) of the row, for each metric that it counts for."""
+    name = _main_metric(doc)
+    pair = (own[name], doc["reference"])
+    distances = {f"distance_{metric}": pair if metric == name else None for metric in MAIN_METRICS}
+    return {"forget_quality": pair if name == "forget_regurgitation" else None} | distances
 
 
 def mean(values: Sequence[float | None]) -> metrics.Mean:
     """Mean over the documents that have this metric; NaN where ``--limit`` left none."""
     return metrics.Mean(value for value in values if value is not None)
-
-
-def mia_documents(lume_data_dir: str | None = None, **metadata: Any) -> dict[str, Dataset]:
-    """One request a document, members and non-members in turn.
-
-    Raises:
-        DataError: no MIA documents, no tokenizer, or documents that cannot be scored exactly.
-    """
-    members, nonmembers = data.load_mia(data.data_dir(lume_data_dir))
-    tokenizer = mia.load_tokenizer(metadata)
-    requests = mia.mia_requests(tokenizer, {"member": members, "nonmember": nonmembers})
-    return {"test": Dataset.from_list(alternate(*requests.values()))}
-
-
-def mia_result(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, tuple[bool, float]]:
-    """(member?, mean token loss in nats) of one document, for both metrics."""
-    loss = -results[0][0] / doc["scored_tokens"]
-    return dict.fromkeys(("loss_auc", "mia_score"), (doc["member"], loss))
-
-
-def loss_auc(items: Sequence[tuple[bool, float]]) -> float:
-    """AUC of the loss attack over (member?, loss) pairs."""
-    return metrics.loss_auc([loss for _, loss in items], [member for member, _ in items])
-
-
-def mia_score(items: Sequence[tuple[bool, float]]) -> float:
-    """``1 - 2 |AUC - 0.5|`` over (member?, loss) pairs."""
-    return metrics.mia_score(loss_auc(items))

@@ -9,9 +9,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
-import numpy as np
 from rouge_score.rouge_scorer import RougeScorer
-from sklearn.metrics import roc_auc_score
 
 
 @lru_cache(maxsize=1)
@@ -65,24 +63,6 @@ def pooled_mean(means: Iterable[Mean]) -> Mean:
     kept = [mean for mean in means if mean.count]
     count = sum(mean.count for mean in kept)
     return _restore_mean(math.fsum(mean * mean.count for mean in kept) / count if count else math.nan, count)
-
-
-def loss_auc(losses: Sequence[float], members: Sequence[bool]) -> float:
-    """ROC-AUC of the loss attack: the chance that a member has a lower loss than a non-member (ties count half).
-
-    Args:
-        losses: mean token loss of each document, in nats; infinite losses rank last.
-        members: True where the document was in the forget set.
-
-    Returns:
-        1.0 where every member has a lower loss (the model still knows them), 0.5 where the two cannot be told apart,
-        under 0.5 where members look less familiar than unseen texts. NaN where one of the two classes is absent or a
-        loss is NaN, since then there is no ranking.
-    """
-    scores = -np.asarray(losses, dtype=np.float64)
-    if len(set(members)) < 2 or np.isnan(scores).any():
-        return math.nan
-    return float(roc_auc_score(np.asarray(members), np.nan_to_num(scores)))
 
 
 def mia_score(auc: float) -> float:

@@ -39,20 +39,24 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
     source = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
     if source is None:
         raise DataError(
-            "lume_mia needs the model's tokenizer to count tokens, and the model arguments name none. Pass it as "
-            "metadata: --metadata '{\"tokenizer\": \"NAME_OR_FOLDER\"}', or, with an LM object, "
-            'simple_evaluate(..., metadata={"tokenizer": "NAME_OR_FOLDER"}).'
+            "LUME needs the model's tokenizer to count tokens, and the model arguments name none. Pass a name, a "
+            "folder or the tokenizer itself as metadata:\n"
+            '  --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\' on the command line,\n'
+            '  simple_evaluate(..., metadata={"tokenizer": ...}) with an LM object,\n'
+            '  TaskManager(metadata={"tokenizer": ...}) with a task manager of your own.'
         )
     if not isinstance(source, str):
         if callable(getattr(source, "encode", None)):
             return source
         source = str(getattr(source, "name_or_path", source))
-    kwargs = {new: metadata[old] for old, new in _TOKENIZER_ARGS.items() if metadata.get(old)}
+    kwargs = {new: metadata[old] for old, new in _TOKENIZER_ARGS.items() if metadata.get(old) is not None}
+    if metadata.get("tokenizer"):
+        kwargs.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
     try:
         return AutoTokenizer.from_pretrained(source, **kwargs)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(
-            f"lume_mia could not load the tokenizer {source!r}: {error}\n"
+            f"LUME could not load the tokenizer {source!r}: {error}\n"
             'Name another one with --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\'.'
         ) from error
 
@@ -71,6 +75,8 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
         raise ValueError("it has fewer than two tokens, so there is nothing to predict")
     plain = tokenizer.encode(document, add_special_tokens=False)
     if tokenizer.bos_token_id is not None and ids == [tokenizer.bos_token_id, *plain]:
+        if plain[0] == tokenizer.bos_token_id:
+            raise ValueError("it starts with the text of the tokenizer's BOS, which the harness would not score")
         return "", document, len(plain)
     if ids != plain:
         raise ValueError("the tokenizer adds special tokens other than a BOS, which the harness would not score alike")

@@ -35,6 +35,22 @@ class TaskManager:
     def plugin_folders(self):
         return []
 """
+MODELS = """
+from lm_eval.api.registry import model_registry
+
+assert len(model_registry) == 0
+model_registry.register("hf", target="lm_eval.models.huggingface:HFLM")
+"""
+REGISTRY = """
+class Registry(dict):
+    def register(self, name, *, target):
+        if name in self:
+            raise ValueError(f"{name} is already registered")
+        self[name] = target
+
+
+model_registry = Registry()
+"""
 FUTURE_MANAGER = MANAGER.replace(
     "return []",
     'return sorted({path for entry in md.entry_points(group="lm_eval.tasks") for path in entry.load().__path__})',
@@ -54,7 +70,11 @@ def harness(tmp_path, monkeypatch):
     (tasks.parent / "__init__.py").touch()
     (tasks / "__init__.py").write_text("from lm_eval.tasks.manager import TaskManager\n")
     (tasks / "manager.py").write_text(MANAGER)
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if type(f).__name__ != "TasksFinder"])
+    for name, content in (("models", MODELS), ("api", ""), ("api/registry", REGISTRY)):
+        file = tasks.parent / f"{name}.py" if "/" in name else tasks.parent / name / "__init__.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(content)
+    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if type(f).__name__ != "HarnessFinder"])
     monkeypatch.delenv("LUME_TASKS_AUTOLOAD", raising=False)
     monkeypatch.syspath_prepend(tasks.parents[1])
     real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "lm_eval"}
@@ -66,6 +86,11 @@ def harness(tmp_path, monkeypatch):
 
 def import_manager():
     return importlib.import_module("lm_eval.tasks").TaskManager
+
+
+def import_registry():
+    importlib.import_module("lm_eval.models")
+    return importlib.import_module("lm_eval.api.registry").model_registry
 
 
 def test_finds_the_tasks_with_no_argument(harness):
@@ -246,6 +271,50 @@ def test_stands_aside_once_the_harness_reads_entry_points(harness, monkeypatch, 
     assert own.searched == [FOLDER, "own"]
 
 
+@pytest.mark.parametrize("loaded_before", [True, False])
+def test_models_are_registered_by_name_once_the_harness_has_its_own(harness, loaded_before):
+    if loaded_before:
+        import_registry()
+    _startup.install()
+    assert import_registry() == {"hf": "lm_eval.models.huggingface:HFLM"} | _startup.MODELS
+    _startup.patch(sys.modules["lm_eval.models"])
+    assert len(import_registry()) == 3
+
+
+def test_models_are_not_registered_before_the_harness_has_its_own(harness):
+    # It imports its own where the registry is empty.
+    _startup.install()
+    import_manager()
+    assert importlib.import_module("lm_eval.api.registry").model_registry == {}
+
+
+def test_a_model_that_is_registered_already_stays(harness):
+    (harness.parents[1] / "models" / "__init__.py").write_text(MODELS.replace('"hf"', '"lume-hf"'))
+    _startup.install()
+    assert import_registry()["lume-hf"] == "lm_eval.models.huggingface:HFLM"
+
+
+def test_models_have_the_off_switch(harness, monkeypatch):
+    _startup.install()
+    monkeypatch.setenv("LUME_TASKS_AUTOLOAD", "0")
+    assert list(import_registry()) == ["hf"]
+
+
+def test_a_changed_registry_is_left_alone_with_one_warning(harness, caplog):
+    registry = harness.parents[1] / "api" / "registry.py"
+    registry.write_text(REGISTRY + "\ndel Registry.register\nmodel_registry['hf'] = 1\n")
+    (harness.parents[1] / "models" / "__init__.py").write_text("")
+    _startup.install()
+    assert import_registry() == {"hf": 1}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "lume-hf" in caplog.text
+
+
+def test_entry_points_name_the_models_that_the_hook_registers():
+    lines = (ROOT / "pyproject.toml").read_text().split('[project.entry-points."lm_eval.models"]\n')[1].split("\n\n")[0]
+    assert dict(line.split(" = ") for line in lines.splitlines()) == {k: f'"{v}"' for k, v in _startup.MODELS.items()}
+
+
 def run_bare(code, *path):
     """Run code in an interpreter without site-packages."""
     prelude = f"import os, sys; sys.path[:0] = {[str(entry) for entry in path]!r}; before = set(sys.modules); "
@@ -255,7 +324,7 @@ def run_bare(code, *path):
 
 def test_the_hook_loads_nothing_else():
     code = f"exec({PTH.read_text()!r}); print(sorted(set(sys.modules) - before), type(sys.meta_path[0]).__name__)"
-    assert run_bare(code, ROOT).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] TasksFinder"
+    assert run_bare(code, ROOT).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] HarnessFinder"
 
 
 @pytest.mark.parametrize("content", [None, "raise RuntimeError('broken')", "def install(:", ""])
