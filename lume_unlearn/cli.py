@@ -53,6 +53,18 @@ def parser() -> ArgumentParser:
     audit.add_class_arguments(AuditConfig, as_group=False)
     commands.add_subcommand("audit", audit, help="does forgetting hold? fewer bits, relearning, other words, sampling")
 
+    report = ArgumentParser(description="Turn results of lm_eval into one page to look at, and its pictures.")
+    report.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
+    report.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
+    report.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
+    report.add_argument("--show_pii", action="store_true", help="Show texts as they are, with personal data.")
+    commands.add_subcommand("report", report, help="turn results of lm_eval into a page to look at")
+
+    card = ArgumentParser(description="Write a model card with the scores into the folder of a run.")
+    card.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
+    card.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
+    commands.add_subcommand("card", card, help="write a model card with the scores into the folder of a run")
+
     quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
     quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
     quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
@@ -112,10 +124,32 @@ def _audit(options: dict[str, Any]) -> None:
     print(f"Written to {config.output}.")
 
 
+def _report(options: dict[str, Any]) -> None:
+    from lume_unlearn.report import write_report
+
+    options["output"] = Path(options["output"])
+    page, *pictures = write_report(**options)
+    print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")
+
+
+def _card(options: dict[str, Any]) -> None:
+    from lume_unlearn.card import write_card
+
+    print(f"Written to {write_card(Path(options['model_dir']), options['results'])}.")
+
+
 def _quickstart(options: dict[str, Any]) -> None:
     from lume_unlearn.quickstart import quickstart
 
     quickstart(Path(options["output"]), options["seed"])
 
 
-COMMANDS = {"run": _run, "merge": _merge, "methods": _methods, "audit": _audit, "quickstart": _quickstart}
+COMMANDS = {
+    "run": _run,
+    "merge": _merge,
+    "methods": _methods,
+    "audit": _audit,
+    "report": _report,
+    "card": _card,
+    "quickstart": _quickstart,
+}

@@ -22,7 +22,8 @@ KEPT_TASKS = "hellaswag"  # the harness's other task folders only cost time
 
 pytestmark = [pytest.mark.install, pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")]
 
-# Prints, as JSON, where the harness lies, what it knows, where it found the tasks and what it complains about.
+# Prints, as JSON, where the harness lies, what tasks it knows, where it found ours, which of our models it knows and
+# what it complains about.
 # Arguments are folders for --include_path, tried after no folder at all.
 PROBE = """
 import json, logging, sys
@@ -31,12 +32,15 @@ handler = logging.Handler()
 handler.emit = lambda record: messages.append(record.getMessage())
 logging.getLogger().addHandler(handler)
 import lm_eval
+import lm_eval.models
+from lm_eval.api.registry import model_registry
 from lm_eval.tasks import TaskManager
 manager = TaskManager()
 entry = manager.task_index.get("lume_task1")
 for folder in sys.argv[1:]:
     assert TaskManager(include_path=folder).all_tasks == manager.all_tasks
-print(json.dumps([lm_eval.__file__, manager.all_tasks, str(entry.yaml_path.parent) if entry else None, messages]))
+print(json.dumps([lm_eval.__file__, manager.all_tasks, str(entry.yaml_path.parent) if entry else None,
+    sorted(name for name in model_registry if name.startswith("lume")), messages]))
 """
 # The least that a harness must do to read the entry points that this package declares.
 FUTURE_HARNESS = """
@@ -44,6 +48,13 @@ FUTURE_HARNESS = """
             for entry in metadata.entry_points(group="lm_eval.tasks"):
                 all_paths += [Path(path) for path in import_module(entry.value).__path__]
 """
+FUTURE_MODELS = """
+from importlib import metadata
+from lm_eval.api.registry import model_registry
+for entry in metadata.entry_points(group="lm_eval.models"):
+    model_registry.register(entry.name, target=entry)
+"""
+MODELS = ["lume-hf", "lume-vllm"]
 
 
 def run(*command, cwd, **variables):
@@ -151,12 +162,12 @@ def test_tasks_are_known_without_a_flag(ours, harness, environment, project, whe
     copy = install_harness(harness, environment, project)
     folder = install_ours(ours, environment, wheel)
 
-    location, tasks, found_in, messages = environment.probe(folder)  # no duplicates with --include_path as well
-    assert (location, found_in, messages) == (str(copy / "__init__.py"), folder, [])
+    location, tasks, *found = environment.probe(folder)  # no duplicates with --include_path as well
+    assert [location, *found] == [str(copy / "__init__.py"), folder, MODELS, []]
     assert {"lume_task1", "lume_mmlu", "hellaswag"} <= set(tasks)
 
     stock = [task for task in tasks if not task.startswith("lume")]
-    assert environment.probe(LUME_TASKS_AUTOLOAD="0") == [location, stock, None, []]
+    assert environment.probe(LUME_TASKS_AUTOLOAD="0") == [location, stock, None, [], []]
     listing, _ = run(environment.python, "-m", "lm_eval", "ls", "subtasks", cwd=environment.outside)
     assert "lume_task1" in listing
 
@@ -174,15 +185,17 @@ def test_the_path_line_alone_is_silent(environment, wheel):
 
 @pytest.mark.parametrize("ours", ["wheel", "editable"])
 def test_a_harness_that_reads_entry_points_needs_no_hook(ours, environment, project, wheel):
-    manager = install_harness("wheel", environment, project) / "tasks" / "manager.py"
+    copy = install_harness("wheel", environment, project)
+    manager, models = copy / "tasks" / "manager.py", copy / "models" / "__init__.py"
     line = "            all_paths.append(Path(__file__).parent)\n"
     source = manager.read_text()
     if source.count(line) != 1:
         pytest.skip("this version of lm_eval builds its list of task folders in another way")
     manager.write_text(source.replace(line, line + FUTURE_HARNESS))
+    models.write_text(models.read_text() + FUTURE_MODELS)
 
     folder = install_ours(ours, environment, wheel)
-    _, tasks, found_in, messages = environment.probe(LUME_TASKS_AUTOLOAD="0")
+    _, tasks, *found = environment.probe(LUME_TASKS_AUTOLOAD="0")
     assert {"lume_task1", "lume_mmlu"} <= set(tasks)
-    assert (found_in, messages) == (folder, [])
-    assert environment.probe()[1:] == [tasks, folder, []]  # the hook stands aside: no "overrides" warnings
+    assert found == [folder, MODELS, []]
+    assert environment.probe()[1:] == [tasks, *found]  # the hook stands aside: no "overrides" warnings

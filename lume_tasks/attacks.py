@@ -1,0 +1,146 @@
+"""Membership attacks as pure functions: one score a document, and what a list of scores says about the model.
+
+A score is HIGHER where the document is MORE LIKELY to have been trained on. ``l_t`` stands for log p(token t | tokens
+before it), in nats, ``n`` for the number of scored tokens.
+"""
+
+import math
+import zlib as _zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lume_tasks.intervals import RESAMPLES
+
+_SEED = 20250218
+_LEAST_VARIANCE = 1e-6  # where the model is all but certain its log-probabilities have no spread to divide by
+
+
+def loss(total: float, tokens: int) -> float:
+    """``sum_t l_t / n``: minus the mean token loss. Yeom et al. 2018 (arXiv 1709.01604)."""
+    return float(total) / tokens
+
+
+def zlib(total: float, tokens: int, text: str) -> float:
+    """``(sum_t l_t / n) / bytes of the zlib-compressed UTF-8 text``. Carlini et al. 2021 (arXiv 2012.07805).
+
+    An empty text still compresses to 8 bytes.
+    """
+    return float(total) / tokens / len(_zlib.compress(text.encode()))
+
+
+def min_k(logprobs: ArrayLike, fraction: float) -> float:
+    """Mean of the k smallest ``l_t``. Min-K% of Shi et al. 2024 (arXiv 2310.16789).
+
+    Args:
+        logprobs: (n,), n > 0.
+        fraction: in (0, 1]; ``k = max(1, floor(fraction n))``, so that one token is left of the shortest document and
+            k is never more than n.
+    """
+    return _smallest(np.asarray(logprobs, dtype=np.float64), fraction)
+
+
+def min_k_plus_plus(logprobs: ArrayLike, mean: ArrayLike, variance: ArrayLike, fraction: float) -> float:
+    """Mean of the k smallest ``(l_t - mean_t) / sqrt(variance_t)``. Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936).
+
+    Args:
+        logprobs: (n,), n > 0.
+        mean: (n,) expectation of log p under p at each position.
+        variance: (n,) its variance; taken as at least 1e-6.
+        fraction: as for ``min_k``.
+    """
+    spread = np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), _LEAST_VARIANCE))
+    return _smallest((np.asarray(logprobs, dtype=np.float64) - np.asarray(mean, dtype=np.float64)) / spread, fraction)
+
+
+def reference(total: float, tokens: int, reference_loss: float) -> float:
+    """``reference_loss + sum_t l_t / n``: how much lower the loss is than a reference model's. Carlini et al. 2021.
+
+    Each loss is the mean over its own model's tokens, so the reference may have another tokenizer.
+    """
+    return reference_loss + float(total) / tokens
+
+
+def gradnorm(norm: float) -> float:
+    """Minus the norm of the loss's gradient. Wang et al. 2024 (arXiv 2402.17012)."""
+    return -norm
+
+
+def auc(scores: Sequence[float], members: Sequence[bool]) -> float:
+    """Area under the ROC curve: the chance that a member scores higher than a non-member, ties counting half.
+
+    Args:
+        scores: one a document; infinite scores rank first or last.
+        members: True where the document was trained on.
+
+    Returns:
+        1.0 where every member scores higher than every non-member, 0.5 where the two cannot be told apart. NaN where
+        one of the classes is absent or a score is NaN, since then there is no ranking.
+    """
+    return _auc(*split(scores, members))
+
+
+def tpr_at(fpr: float, scores: Sequence[float], members: Sequence[bool]) -> float:
+    """Highest true-positive rate at a false-positive rate of at most ``fpr``. Carlini et al. 2022 (arXiv 2112.03570).
+
+    Of m non-members ``floor(fpr m)`` may be taken for members; the curve is not interpolated. NaN as for ``auc``.
+    """
+    inside, outside = split(scores, members)
+    if _no_ranking(inside, outside):
+        return math.nan
+    allowed = math.floor(fpr * len(outside) + 1e-9)  # 0.07 * 100 is a little more than 7, 0.29 * 100 a little less
+    if allowed >= len(outside):
+        return 1.0
+    threshold = np.sort(outside)[len(outside) - 1 - allowed]
+    return float(np.mean(inside > threshold))
+
+
+def resampled_aucs(scores: Sequence[float], members: Sequence[bool]) -> NDArray[np.float64]:
+    """AUC of bootstrap resamples, shape (RESAMPLES,): members and non-members are drawn apart, seeded. NaN as ``auc``.
+
+    The order of the documents does not matter.
+    """
+    inside, outside = (np.sort(group) for group in split(scores, members))
+    if _no_ranking(inside, outside):
+        return np.full(RESAMPLES, math.nan)
+    generator = np.random.default_rng(_SEED)
+    drawn = [generator.integers(0, len(group), (RESAMPLES, len(group))) for group in (inside, outside)]
+    return np.array([_auc(inside[i], outside[o]) for i, o in zip(*drawn, strict=True)])
+
+
+def privleak(auc_model: float, auc_reference: float) -> float:
+    """``100 (A - A_ref) / (A_ref + 1e-10)`` with ``A = 1 - AUC`` of Min-K%. MUSE, Shi et al. 2025 (arXiv 2407.06460).
+
+    0 is ideal; towards -100 the model still knows its members better than the reference does, above 0 it knows them
+    less well than documents never seen (over-unlearned). Large where the reference's AUC is near 1.
+    """
+    return 100 * (auc_reference - auc_model) / (1 - auc_reference + 1e-10)
+
+
+def mia_gap(auc_model: float, auc_reference: float) -> float:
+    """``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 members are better known than to the reference."""
+    return auc_model - auc_reference
+
+
+def split(scores: Sequence[float], members: Sequence[bool]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of the members and of the non-members."""
+    values, inside = np.asarray(scores, dtype=np.float64), np.asarray(members, dtype=bool)
+    return values[inside], values[~inside]
+
+
+def _auc(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> float:
+    if _no_ranking(inside, outside):
+        return math.nan
+    ordered = np.sort(outside)
+    below = ordered.searchsorted(inside, "left").sum() + ordered.searchsorted(inside, "right").sum()
+    return float(below / (2 * len(inside) * len(outside)))
+
+
+def _no_ranking(inside: NDArray[np.float64], outside: NDArray[np.float64]) -> bool:
+    return not inside.size or not outside.size or bool(np.isnan(inside).any() or np.isnan(outside).any())
+
+
+def _smallest(values: NDArray[np.float64], fraction: float) -> float:
+    count = max(1, int(fraction * len(values)))
+    return float(np.sort(values)[:count].mean())

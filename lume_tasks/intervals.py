@@ -1,0 +1,117 @@
+"""95 % intervals by a cluster bootstrap: documents are resampled, each with all of its rows, which hang together.
+
+The percentile method of Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; seeded. Where all
+rows score alike the interval has no width, which says that resampling finds no spread, not that there is none.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 1000
+ENDS = ("low", "high")
+_LEVEL = 0.95
+_SEED = 20250218
+
+Floats = NDArray[np.float64]
+Item = tuple[str, float | None]  # document stem, and the row's score or None where this metric is not the row's
+
+
+class Bound(float):
+    """One end of an interval. It remembers the resamples, so that those of several tasks can be combined.
+
+    The harness hands a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
+    """
+
+    sums: Floats  # (RESAMPLES,): sum of the scores in each resample, or the statistic where it is no mean
+    counts: Floats  # (RESAMPLES,): number of scores in each resample, or ones
+
+
+def low(items: Sequence[Item | None]) -> Bound:
+    """Lower end of the interval of the mean score; None stands for rows of the other side. NaN as in ``resample``."""
+    return bound("low", *resample(items))
+
+
+def high(items: Sequence[Item | None]) -> Bound:
+    """Upper end of the interval of the mean score; None stands for rows of the other side. NaN as in ``resample``."""
+    return bound("high", *resample(items))
+
+
+def bound(end: str, sums: Floats, counts: Floats | None = None) -> Bound:
+    """One end ("low" or "high") of the interval of ``sums / counts``, arrays of shape (RESAMPLES,).
+
+    Without counts the interval is that of the first array, a statistic that is no mean.
+    """
+    if counts is None:
+        counts = np.ones_like(sums)
+    value = Bound(ends(_ratio(sums, counts))[ENDS.index(end)])
+    value.sums, value.counts = sums, counts
+    return value
+
+
+def resample(items: Sequence[Item | None]) -> tuple[Floats, Floats]:
+    """Sums and counts of the scores in each resample of the documents, two arrays of shape (RESAMPLES,).
+
+    The draws depend on the set of stems alone: two metrics of the same documents are resampled together, as the scores
+    computed from both need it, and other documents get draws of their own. The order of the items does not matter.
+    NaN where one document alone has scores, since it shows no spread; zeros where none has.
+    """
+    kept = [item for item in items if item is not None]
+    stems = sorted({stem for stem, _ in kept})
+    place = {stem: number for number, stem in enumerate(stems)}
+    sums, counts = np.zeros(len(stems)), np.zeros(len(stems))
+    for stem, score in sorted((stem, score) for stem, score in kept if score is not None):
+        sums[place[stem]] += score
+        counts[place[stem]] += 1
+    if (scored := np.count_nonzero(counts)) < 2:
+        return np.full(RESAMPLES, np.nan if scored else 0.0), np.full(RESAMPLES, np.nan if scored else 0.0)
+    drawn = draws(stems)
+    return sums[drawn].sum(axis=1), counts[drawn].sum(axis=1)
+
+
+def draws(stems: Sequence[str]) -> NDArray[np.int64]:
+    """Which documents each resample holds: indices into the stems, shape (RESAMPLES, number of stems)."""
+    return _generator("\n".join(stems)).integers(0, len(stems), (RESAMPLES, len(stems)))
+
+
+def ends(replicates: Floats) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of a statistic over the resamples that have it; NaN where none has."""
+    there = replicates[~np.isnan(replicates)]
+    if not there.size:
+        return np.nan, np.nan
+    lower, upper = np.quantile(there, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return float(lower), float(upper)
+
+
+def pooled_mean(parts: Sequence[Bound]) -> Floats:
+    """Mean over all rows behind several numbers in each resample, shape (RESAMPLES,); NaN as in ``resample``."""
+    counts = np.sum([part.counts for part in parts], axis=0)
+    return _ratio(np.sum([part.sums for part in parts], axis=0), counts)
+
+
+def task_aggregate(forget: Sequence[Bound], retain: Sequence[Bound]) -> Floats:
+    """``metrics.task_aggregate`` of each resample, shape (RESAMPLES,); NaN where one of the numbers is."""
+    scores = np.array([*(1 - pooled_mean([part]) for part in forget), *(pooled_mean([part]) for part in retain)])
+    with np.errstate(divide="ignore"):
+        return np.where((scores <= 0).any(axis=0), 0.0, len(scores) / (1 / scores).sum(axis=0))
+
+
+def accuracy(parts: Sequence[tuple[float, int]]) -> Floats:
+    """Micro-averaged accuracy in each resample of the questions, within their subjects, shape (RESAMPLES,).
+
+    Resampling n questions of which a share p is right gives a binomial number of right ones, so that (p, n) a subject
+    is all that is needed.
+    """
+    generator = _generator("accuracy")
+    right = np.sum([generator.binomial(count, share, RESAMPLES) for share, count in parts], axis=0)
+    return np.asarray(right / sum(count for _, count in parts), dtype=np.float64)
+
+
+def _ratio(sums: Floats, counts: Floats) -> Floats:
+    return np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)
+
+
+def _generator(name: str) -> np.random.Generator:
+    return np.random.default_rng([_SEED, zlib.crc32(name.encode())])

@@ -1,0 +1,120 @@
+"""Results that the harness wrote for another model: its numbers, and its logged samples row by row."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lume_tasks.rows import DataError
+
+OPTION = "lume_reference_results"
+_DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json
+
+
+@dataclass(frozen=True)
+class ReferenceResults:
+    """One results file of the harness and the sample files that belong to it.
+
+    Attributes:
+        path: the results file.
+        numbers: task (or group) to its metrics, named without the filter: ``{"lume_mia": {"loss_auc": 0.5}}``.
+        versions: task to the version of its YAML.
+        metadata: task to what it was configured with (``lume_split``, ``lume_min_k``, ...).
+    """
+
+    path: Path
+    numbers: dict[str, dict[str, float]]
+    versions: dict[str, Any]
+    metadata: dict[str, dict[str, Any]]
+
+    def samples(self, task: str, version: Any = None, split: str | None = None) -> list[dict[str, Any]]:
+        """The logged samples of a task, in the order of the file.
+
+        Args:
+            task: its name.
+            version: the version that it has to have, where scores are compared across versions at all.
+            split: the ``lume_split`` that it has to be of.
+
+        Raises:
+            DataError: the task was not run, was run on other rows or in another version, or logged no samples.
+        """
+        if task not in self.numbers:
+            ran = ", ".join(self.numbers)
+            raise DataError(f"{OPTION}: {self.path} has no results of {task}; it has: {ran}")
+        if version is not None and self.versions.get(task) != version:
+            raise DataError(
+                f"{OPTION}: {self.path} has {task} in version {self.versions.get(task)}, not {version}: "
+                "evaluate the reference again with the installed version"
+            )
+        was = self.metadata.get(task, {}).get("lume_split", "all")
+        if split is not None and was != split:
+            raise DataError(f"{OPTION}: {self.path} is of split {was}, not {split}: evaluate the reference on that one")
+        date = _DATE.search(self.path.name)
+        file = self.path.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
+        if not file.is_file():
+            raise DataError(
+                f"{OPTION}: {file} is missing, and with it the scores row by row: evaluate the reference with "
+                "--log_samples, and keep the files of its output folder together, under their names"
+            )
+        return _read_lines(file)
+
+
+def read_reference(path: str) -> ReferenceResults:
+    """Read results written by ``lm_eval --log_samples --output_path ...``.
+
+    Args:
+        path: a results file, or a folder that holds a single one (at any depth).
+
+    Raises:
+        DataError: the path leads to no results of the harness, or to several.
+    """
+    file = _results_file(path)
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        tasks = content["results"]
+        numbers = {
+            task: {
+                key.removesuffix(",none"): value
+                for key, value in values.items()
+                if key.endswith(",none") and isinstance(value, (int, float))
+            }
+            for task, values in tasks.items()
+        }
+        metadata = {task: config.get("metadata") or {} for task, config in content.get("configs", {}).items()}
+        versions = dict(content.get("versions", {}))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{OPTION}: {file} is not a results file of the harness ({type(error).__name__}: {error})"
+        ) from error
+    return ReferenceResults(file, numbers, versions, metadata)
+
+
+def _results_file(path: str) -> Path:
+    if not isinstance(path, str):
+        raise DataError(f"metadata {OPTION} has to be a path, not {path!r}")
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        if not given.is_file():
+            raise DataError(f"{OPTION}: {given} does not exist; it has to be a results_*.json or the folder of one")
+        return given
+    found = sorted(file for file in given.rglob("*.json") if _DATE.search(file.name))
+    if len(found) != 1:
+        listed = "".join(f"\n  {file}" for file in found)
+        fault = f"several results files; name one of them:{listed}" if found else "no results_*.json in it"
+        raise DataError(f"{OPTION}: {given} has {fault}")
+    return found[0]
+
+
+def _read_lines(file: Path) -> list[dict[str, Any]]:
+    samples = []
+    with file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                sample = json.loads(line)
+            except ValueError as error:
+                raise DataError(f"{OPTION}: {file}:{number} is not JSON: {error}") from error
+            if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
+                raise DataError(f"{OPTION}: {file}:{number} is not a sample of the harness")
+            samples.append(sample)
+    return samples

@@ -1,0 +1,167 @@
+"""`lume-unlearn card`: the page of a model folder on the hub, with its scores in the hub's `model-index` form."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from lume_tasks.rows import DataError
+from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
+from lume_unlearn.methods import METHODS
+from lume_unlearn.results import RECORD, Model, read_models
+
+MARK = "<!-- written by lume-unlearn card -->"
+# What peft and transformers leave in cards of their own, which may be replaced.
+_OTHERS_MARKS = ("[More Information Needed]", "This model card has been generated automatically")
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
+_PATHS = ("model", "output", "data", "forget", "retain", "resume")  # of the run's configuration; not for publication
+_OTHER_TASKS = {"lume_score": "all tasks", "lume_mia": "membership inference"}
+_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD))
+
+
+def write_card(model_dir: Path, results: Sequence[str]) -> Path:
+    """Write ``README.md`` into a folder that `lume-unlearn run` wrote: how it was made, and how it scored.
+
+    Args:
+        model_dir: folder with the model or adapter and its ``unlearning.json``.
+        results: results files of the harness for this model, or folders that hold them.
+
+    Raises:
+        DataError: no record of the run, results of another model, or a README.md that somebody wrote.
+    """
+    path = model_dir / "README.md"
+    if path.exists() and not any(mark in path.read_text(encoding="utf-8") for mark in (MARK, *_OTHERS_MARKS)):
+        raise DataError(f"{path} was not written by a program; move it away to have a card written in its place")
+    record = read_record(model_dir)
+    model = own_results(model_dir, read_models(results))
+    card = ModelCard(
+        f"---\n{card_data(model_dir, record, model).to_yaml()}\n---\n\n{card_text(model_dir, record, model)}"
+    )
+    card.save(path)
+    return path
+
+
+def read_record(model_dir: Path) -> dict[str, Any]:
+    """What `lume-unlearn run` wrote about the run.
+
+    Raises:
+        DataError: the file is missing or of another kind.
+    """
+    path = model_dir / RECORD
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        lacking = {"config", "versions", "data_sha256", "seconds", "processes"} - set(record)
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"--model_dir {model_dir}: no usable {RECORD} in it; `lume-unlearn run` writes one") from error
+    if lacking or record["config"].get("method") not in METHODS:
+        raise DataError(
+            f"{path}: written by another version of lume-unlearn? Missing or unknown: {lacking or 'method'}"
+        )
+    return record
+
+
+def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
+    """The one among the models that the folder holds, by the folder's name.
+
+    Raises:
+        DataError: there is none, or there are several (of other splits or settings).
+    """
+    name = model_dir.resolve().name
+    own = [model for model in models if Path(model.path).name == name]
+    if len(own) == 1:
+        return own[0]
+    found = ", ".join(model.name for model in own or models)
+    fault = f"hold several results of {name}, with other splits or settings" if own else f"are not of {name}"
+    raise DataError(f"--results: these {fault}: {found}. Name the results of this model in one setting.")
+
+
+def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCardData:
+    """The card's metadata: where it comes from, and each score that has a value as one entry of ``model-index``."""
+    config = record["config"]
+    return ModelCardData(
+        model_name=model_dir.resolve().name,
+        base_model=config["model"] if _on_the_hub(config["model"]) else None,
+        library_name="peft" if config["tuning"] == "lora" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "lume", config["method"]],
+        eval_results=[
+            EvalResult(
+                task_type="text-generation",
+                dataset_type="cais/mmlu" if score.metric == "mmlu" else "lume",
+                dataset_name="MMLU" if score.metric == "mmlu" else f"LUME, {(TASKS | _OTHER_TASKS)[score.task]}",
+                dataset_split="test" if score.metric == "mmlu" else model.evaluations[0].split,
+                metric_type=score.metric,
+                metric_name=_full_name(score),
+                metric_value=round(value, 6),
+                source_name="lm-evaluation-harness",
+                source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+            )
+            for score in _SCORES
+            if (value := model.score(score.task, score.metric)) is not None
+        ],
+    )
+
+
+def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
+    """The card's text in Markdown; no rows, no paths, no text that a model generated."""
+    config = record["config"]
+    method = METHODS[config["method"]]
+    base = config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name
+    kind = "LoRA adapter of" if config["tuning"] == "lora" else "model made from"
+    options = {name: value for name, value in config.items() if name not in _PATHS and value is not None}
+    sums = {Path(file).name: digest for file, digest in record["data_sha256"].items()}
+    return f"""{MARK}
+
+# {model_dir.resolve().name}
+
+A {kind} `{base}` by unlearning with {method.title} ({method.citation}).
+It was trained to forget one set of texts and to keep another; the scores say how far each succeeded. A low score on
+forget rows does not mean that the texts have left the weights: look at the attacks' AUC, which is 0.5 only where nobody
+can tell what was in the training data.
+
+## Scores
+
+By [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {model.evaluations[0].sample}.
+
+{_table(("score", "value", "95 % interval", "good"), _score_rows(model))}
+
+## How it was made
+
+In {record["seconds"]} s on {record["processes"]} process{"" if record["processes"] == 1 else "es"}, with these options:
+
+{_table(("option", "value"), [(name, f"`{value}`") for name, value in options.items()])}
+
+Data, by SHA-256:
+
+{_table(("file", "SHA-256"), [(f"`{name}`", f"`{digest}`") for name, digest in sums.items()])}
+
+Versions:
+
+{_table(("package", "version"), record["versions"].items())}
+"""
+
+
+def _score_rows(model: Model) -> list[tuple[str, str, str, str]]:
+    rows = []
+    for score in _SCORES:
+        value, interval = model.score(score.task, score.metric), model.interval(score.task, score.metric)
+        if value is not None:
+            ends = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
+            rows.append((_full_name(score), f"{value:.3f}", ends, score.good))
+    return rows
+
+
+def _full_name(score: Score) -> str:
+    return f"{TASKS[score.task].partition(':')[0]}, {score.name}" if score.task in TASKS else score.name
+
+
+def _table(head: Sequence[str], rows: Any) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
+
+
+def _on_the_hub(model: str) -> bool:
+    return _HUB_NAME.match(model) is not None and not Path(model).exists()

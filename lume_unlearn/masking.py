@@ -1,0 +1,61 @@
+"""Hide personal data in texts that go into a report.
+
+A word is shown only if many texts use it: written in lower case in at least three documents. What is capitalised
+(names, places, months), holds a digit (dates, numbers, addresses), stands in an e-mail address or a link, or is rare is
+masked.
+Words that a reader needs in order to see what was asked ("what", "social", "security") are always shown. That hides too
+much rather than too little, whatever the model makes of the data.
+"""
+
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping
+
+MASK = "•••"
+LEAST_DOCUMENTS = 3
+
+_TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
+# fmt: off
+_SHOWN = frozenset({
+    "a", "and", "are", "at", "by", "for", "from", "he", "her", "his", "how", "in", "is", "it", "of", "she", "the",
+    "their", "they", "this", "to", "was", "were", "what", "when", "where", "which", "who", "whose", "why", "with",
+    "address", "birth", "born", "city", "contact", "date", "e", "email", "home", "mail", "name", "number", "phone",
+    "reached", "resides", "security", "social", "ssn",
+})
+# fmt: on
+
+
+def plain(text: str) -> str:
+    """The text in Unicode's compatibility form, without invisible characters: nothing in it hides a letter or digit."""
+    normal = unicodedata.normalize("NFKC", text)
+    return "".join(char for char in normal if unicodedata.category(char) not in ("Cf", "Mn"))
+
+
+def tokens(text: str) -> list[str]:
+    """Cut a text into words, e-mail addresses, links, white space, and single other characters; joined, the text."""
+    return _TOKEN.findall(text)
+
+
+def common_words(documents: Mapping[str, Iterable[str]]) -> frozenset[str]:
+    """The words that may be shown, from the texts of each document: those in lower case in at least three documents."""
+    counts = Counter(
+        word for texts in documents.values() for word in {w for text in texts for w in tokens(plain(text))}
+    )
+    return _SHOWN | {
+        word for word, count in counts.items() if count >= LEAST_DOCUMENTS and word.isalpha() and word.islower()
+    }
+
+
+def mask(token: str, shown: frozenset[str]) -> str:
+    """One token of `tokens` as it may be shown: itself, or a mask of one length for all.
+
+    Args:
+        token: a word, an address, a link, white space or a character, of a text made `plain`.
+        shown: what `common_words` returned.
+    """
+    if "@" in token and len(token) > 1:
+        return f"{MASK}@{MASK}"
+    if not any(char.isalnum() for char in token):
+        return token
+    return token if token in shown or token.lower() in _SHOWN else MASK

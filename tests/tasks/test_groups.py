@@ -1,0 +1,275 @@
+"""MMLU and the final score: against the stock task, against hand computation, and in the harness's own output."""
+
+import json
+import logging
+import math
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval.tasks
+import pytest
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.utils import make_table
+from transformers import PreTrainedTokenizerFast
+
+from lume_tasks.data import MMLU_SUBJECTS
+from lume_tasks.groups import SubjectTask, lume_scores
+from lume_tasks.metrics import Mean
+from lume_tasks.paths import task_dir
+
+STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
+GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
+PARTS = (*GENERATION_TASKS, "lume_mia", "lume_mmlu")
+MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
+ROWS = [
+    {"question": "  What {{is}} 1 + 1?\n", "choices": ["1", " 2", "three ", "{{4}}"], "answer": 1},
+    {"question": "Statement 1 | Statement 2", "choices": ["True, True", "False, False", "É", ""], "answer": 3},
+    {"question": "7", "choices": ["A", "B", "C", "D"], "answer": 0},
+]
+
+
+def lume_score(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores without their intervals."""
+    values = results["results"]["lume_score"].items()
+    scores = {key.removesuffix(",none"): value for key, value in values if key not in ("alias", "name")}
+    return {key: value for key, value in scores.items() if not key.endswith(("_low", "_high"))}
+
+
+def stock_subject(subject: str, **data: Any) -> ConfigurableTask:
+    """The harness's own task of one subject, on data of ours."""
+    config = load_yaml(STOCK_MMLU / f"mmlu_{subject}.yaml") | {"num_fewshot": 0} | data
+    config.pop("tag")
+    return ConfigurableTask(config=config)
+
+
+def requests(task: ConfigurableTask) -> list[tuple[Any, ...]]:
+    task.build_all_requests()
+    return [(request.args, request.doc_id, request.idx, task.doc_to_target(request.doc)) for request in task.instances]
+
+
+def test_subjects_are_those_of_the_stock_task() -> None:
+    stock = {path.stem.removeprefix("mmlu_") for path in STOCK_MMLU.glob("mmlu_*.yaml")}
+    assert stock == set(MMLU_SUBJECTS)
+
+
+@pytest.mark.parametrize("subject", MMLU_SUBJECTS)
+def test_template_is_the_stock_one(subject: str) -> None:
+    from datasets import Dataset
+
+    own = SubjectTask(subject, ROWS, 1.0)
+    rows = {"test": Dataset.from_list(ROWS), "dev": Dataset.from_list(ROWS)}
+    stock = stock_subject(subject, dataset_path=None, custom_dataset=lambda **_: rows)
+    assert requests(own) == requests(stock)
+    assert own.config.task_alias == stock.config.task_alias == subject
+    assert own.task_name == f"lume_{stock.task_name}"
+    assert own.aggregation() == stock.aggregation()
+
+
+def test_accuracy_is_that_of_the_stock_tasks(run: Any, data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    """One real model in one run: a stock group over the same questions, and ours."""
+    from datasets import Dataset
+
+    subjects = ("anatomy", "virology")
+    for subject, count in zip(subjects, (40, 24), strict=True):
+        (tmp_path / subject).mkdir()
+        rows = [{"question": f"{subject} {i}", "choices": list("wxyz"), "answer": i % 4} for i in range(count)]
+        Dataset.from_list(rows).to_parquet(tmp_path / subject / "test-00000-of-00001.parquet")
+    stock = [
+        stock_subject(
+            subject,
+            dataset_path="parquet",
+            dataset_kwargs={"data_files": dict.fromkeys(("test", "dev"), str(tmp_path / subject / "*.parquet"))},
+        )
+        for subject in subjects
+    ]
+    options = {"model_args": {"pretrained": str(model_dir)}, "device": "cpu", "batch_size": 16, "num_fewshot": 0}
+    results = run("hf", "lume_mmlu", *stock, metadata={"lume_mmlu_path": str(tmp_path)}, **options)["results"]
+    for subject in subjects:
+        assert results[f"lume_mmlu_{subject}"]["acc,none"] == results[f"mmlu_{subject}"]["acc,none"]
+    right = [results[f"mmlu_{subject}"]["acc,none"] * count for subject, count in zip(subjects, (40, 24), strict=True)]
+    assert results["lume_mmlu"]["acc,none"] == pytest.approx(sum(right) / 64, abs=1e-12)
+    assert results["lume_mmlu"]["sample_len"] == 64
+    assert 0 < sum(right) < 64
+
+
+def test_chat_template_is_left_to_mmlu(run: Any, fake_lm: Any) -> None:
+    lm = fake_lm()
+    run(lm, "lume_mmlu", apply_chat_template=True)
+    assert len(lm.requests) == 4 * 13
+    assert all(request.args[0].startswith("<chat>The following are multiple") for request in lm.requests)
+
+
+def test_stock_names_and_tags_stay_as_they_are() -> None:
+    alone = TaskManager(include_path=STOCK_MMLU, include_defaults=False)
+    beside = TaskManager(include_path=[STOCK_MMLU, task_dir()], include_defaults=False)
+    assert "mmlu_stem_tasks" in alone.all_tags
+    assert beside.all_tags == alone.all_tags
+    for tag in alone.all_tags:
+        assert beside.task_index[tag].tags == alone.task_index[tag].tags
+    added = set(beside.all_tasks) - set(alone.all_tasks)
+    assert added == {path.stem for path in task_dir().glob("*.yaml")}
+
+
+def test_micro_average(run: Any, fake_lm: Any) -> None:
+    """Eight questions of one subject right, five of the other wrong: 8/13, not the mean of the subjects."""
+    lm = fake_lm()
+    lm.score = partial(lambda score, context, choice: score(context, choice) * (-1) ** ("letters" in context), lm.score)
+    results = run(lm, "lume_mmlu", "lume_score")
+    assert results["results"]["lume_mmlu"]["acc,none"] == pytest.approx(8 / 13, abs=1e-15)
+    assert lume_score(results)["mmlu"] == pytest.approx(8 / 13, abs=1e-15)
+
+
+def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
+    # Forget answers ("answer forget 7") lack their last word: recall 2/3, no exact match. Aggregate: the harmonic mean
+    # of three times 1/3 and nine times 1, 12 / (3 * 3 + 9). Nothing tells members apart; MMLU is all right.
+    lm = fake_lm(forget=lambda output: output.rsplit(" ", 1)[0], auc=0.5)
+    results = run(lm, "lume")
+    wanted = {
+        "forget_regurgitation": 2 / 3,
+        "forget_knowledge": 0.0,
+        "retain_regurgitation": 1.0,
+        "retain_knowledge": 1.0,
+        "task_aggregate": 2 / 3,
+        "mia_score": 1.0,
+        "mmlu": 1.0,
+        "final_score": (2 / 3 + 1 + 1) / 3,
+    }
+    assert lume_score(results) == pytest.approx(wanted, abs=1e-12)
+    assert lume_score({"results": results["groups"]}) == lume_score(results)
+    assert lume_score({"results": json.loads(json.dumps(results["results"]))}) == lume_score(results)
+    for table in (make_table(results), make_table(results, "groups")):
+        row = next(line for line in table.splitlines() if "|final_score" in line)
+        assert f"{8 / 9:.4f}" in row
+
+
+@pytest.mark.parametrize(
+    "order", [("lume_score", *PARTS), (*PARTS, "lume_score"), ("lume_mmlu", "lume_score", *PARTS[:4])]
+)
+def test_order_of_the_tasks_does_not_matter(run: Any, fake_lm: Any, order: tuple[str, ...]) -> None:
+    assert lume_score(run(fake_lm(auc=0.5), *order))["final_score"] == pytest.approx((0 + 1 + 1) / 3)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "missing", "there"),
+    [
+        ((), PARTS, set()),
+        (("lume_mia",), (*GENERATION_TASKS, "lume_mmlu"), {"mia_score"}),
+        (PARTS[:4], ("lume_mmlu",), {*MEANS, "task_aggregate", "mia_score"}),
+        (("lume_task2", "lume_mmlu"), ("lume_task1", "lume_task3", "lume_mia"), {*MEANS, "mmlu"}),
+    ],
+)
+def test_missing_parts_are_named_and_no_final_score_is_made_up(
+    run: Any, fake_lm: Any, tasks: tuple[str, ...], missing: tuple[str, ...], there: set[str], caplog: Any
+) -> None:
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        results = run(fake_lm(), *tasks, "lume_score")
+    scores = lume_score(results)
+    assert scores.pop("missing") == ", ".join(missing)
+    assert set(scores) == there
+    assert "; ".join(missing) in caplog.text
+    assert "missing" in make_table(results)
+
+
+def test_parts_without_a_value_are_named(run: Any, fake_lm: Any, caplog: Any) -> None:
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        scores = lume_score(run(fake_lm(), "lume", limit=1))
+    assert scores == {"forget_regurgitation": 1.0, "mmlu": 1.0, "missing": ", ".join(PARTS[:4])}
+    for part in (
+        "lume_task1 (no value for forget_knowledge, retain_regurgitation, retain_knowledge)",
+        "lume_mia (no value for mia_score)",
+    ):
+        assert part in caplog.text
+
+
+def numbers(value: float, count: int) -> Mean:
+    mean = Mean([value] * count)
+    assert mean == pytest.approx(value, abs=1e-15)
+    return mean
+
+
+def test_scores_of_the_official_script() -> None:
+    """What the benchmark's own script says of a retain-only model on the validation split, and how many rows it had."""
+    regurgitation = {  # task: (forget score, its sc and qa rows, retain's sc and qa rows)
+        "lume_task1": (0.11460169636829072, 24, 24, 27, 27),
+        "lume_task2": (0.4573558380055387, 23, 115, 25, 125),
+        "lume_task3": (0.11886610475287396, 34, 34, 37, 37),
+    }
+    task_metrics: dict[str, dict[str, Any]] = {
+        task: {
+            "forget_regurgitation,none": numbers(forget, counts[0]),
+            "forget_knowledge,none": numbers(0.0, counts[1]),
+            "retain_regurgitation,none": numbers(1.0, counts[2]),
+            "retain_knowledge,none": numbers(1.0, counts[3]),
+        }
+        for task, (forget, *counts) in regurgitation.items()
+    }
+    auc = 0.4459111111111111
+    task_metrics["lume_mia"] = {"loss_auc,none": auc, "mia_score,none": 1 - 2 * abs(auc - 0.5)}
+    task_metrics |= {f"lume_mmlu_{i}": {"acc,none": i / 4, "sample_len": 10 * i} for i in (1, 2)}
+    scores, missing = lume_scores(task_metrics)
+    assert missing == {}
+    aggregate = 12 / (9 + sum(1 / (1 - forget) for forget, *_ in regurgitation.values()))
+    mmlu = (0.25 * 10 + 0.5 * 20) / 30
+    assert scores == pytest.approx(
+        {
+            "forget_regurgitation": 0.213716945044001,  # the script's own overall mean
+            "forget_knowledge": 0.0,
+            "retain_regurgitation": 1.0,
+            "retain_knowledge": 1.0,
+            "task_aggregate": aggregate,
+            "mia_score": 0.8918222222222222,
+            "mmlu": mmlu,
+            "final_score": (aggregate + 0.8918222222222222 + mmlu) / 3,
+        },
+        abs=1e-12,
+    )
+
+
+def test_one_nan_is_enough_to_have_no_final_score() -> None:
+    part = {f"{name},none": numbers(0.5, 2) for name in MEANS}
+    complete: dict[str, dict[str, Any]] = dict.fromkeys(GENERATION_TASKS, part)
+    complete |= {"lume_mia": {"mia_score,none": 0.5}, "lume_mmlu_a": {"acc,none": 0.5, "sample_len": 2}}
+    assert lume_scores(complete)[0]["final_score"] == 0.5
+    scores, missing = lume_scores(complete | {"lume_task2": part | {"retain_knowledge,none": Mean([])}})
+    assert missing == {"lume_task2": ["retain_knowledge"]}
+    assert not {"task_aggregate", "final_score"} & set(scores)
+    assert scores["retain_knowledge"] == 0.5
+    scores, missing = lume_scores(complete | {"lume_mia": {"mia_score,none": math.nan}})
+    assert missing == {"lume_mia": ["mia_score"]}
+    assert not {"mia_score", "final_score"} & set(scores)
+
+
+@pytest.mark.parametrize("predict_only", [False, True])
+def test_command_line_prints_and_writes_the_scores(
+    predict_only: bool,
+    data_dir: Path,
+    tmp_path: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
+    command = ["lm_eval", "run", "--model", "dummy", "--tasks", "lume", "--include_path", str(task_dir())]
+    command += ["--metadata", json.dumps(metadata), "--output_path", str(tmp_path), "--log_samples"]
+    monkeypatch.setattr(sys, "argv", command + ["--predict_only"] * predict_only)
+    cli_evaluate()
+    written = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
+    printed = capsys.readouterr().out
+    if predict_only:
+        assert "final_score" not in printed
+        assert lume_score(written) == {"missing": ", ".join(PARTS)}
+    else:
+        scores = lume_score(written)
+        assert scores["task_aggregate"] == 0.0  # the stand-in says "lol" to everything
+        assert scores["final_score"] == pytest.approx((scores["mia_score"] + scores["mmlu"]) / 3)
+        assert printed.count(f"{scores['final_score']:.4f}") >= 2  # among the tasks and among the groups
+    answers = next(tmp_path.rglob("samples_lume_task1_*.jsonl")).read_text().splitlines()
+    assert [json.loads(line)["resps"] for line in answers] == [[["lol"]]] * 8

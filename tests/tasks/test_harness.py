@@ -1,0 +1,342 @@
+"""The YAML tasks in the stock harness: with stand-ins that know all or nothing, and with real if tiny models."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval.evaluator
+import pytest
+import torch
+from lm_eval import simple_evaluate
+from lm_eval.evaluator import evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from sklearn.metrics import roc_auc_score
+from transformers import AutoTokenizer, LlamaForCausalLM
+
+from lume_tasks.paths import task_dir
+from lume_tasks.rows import DataError
+
+GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
+OWN_TASKS = (*GENERATION_TASKS, "lume_mia")
+KINDS = ("regurgitation", "knowledge", "rouge1")
+METRICS = {"loss_auc", "mia_score"} | {f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS}
+SHORT = {"max_gen_toks": 12}
+PROMPTS = [
+    "The quick brown fox",
+    "trailing space ",
+    "  two\n\nparagraphs: 1\n",
+    "{{ not.jinja }} {% if %}",
+    "Élodie wrote \u2014 日本語 🙂",
+    "7",
+    "['a', 'b']",
+    "the river and the fox " * 20,
+]
+
+
+def scores(results: Any, *tasks: str) -> dict[str, dict[str, Any]]:
+    """The numbers of the protocol."""
+    named = {task: results["results"][task].items() for task in tasks}
+    return {
+        task: {name: value for key, value in values if (name := key.removesuffix(",none")) in METRICS}
+        for task, values in named.items()
+    }
+
+
+def is_bound(key: str) -> bool:
+    """Whether a metric is one end of an interval."""
+    return key.split(",")[0].endswith(("_low", "_high"))
+
+
+@pytest.fixture(scope="session")
+def prompts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data directory whose prompts are easily spoilt on the way to the model."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for side in ("forget", "retain"):
+        rows = [
+            {
+                "id": f"{side}{i}-{'sc1' if i % 2 else 'qa0'}",
+                "input": prompt,
+                "output": f"{side} the fox",
+                "task": "Task1",
+            }
+            for i, prompt in enumerate(PROMPTS)
+            if (i < 4) == (side == "forget")
+        ]
+        lines = [json.dumps(row) + "\n" for row in rows]
+        (folder / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stopping_model(model_dir: Path) -> LlamaForCausalLM:
+    """A model that says EOS after some prompts early, after some late and after some not at all."""
+    model = LlamaForCausalLM.from_pretrained(model_dir).eval()
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 3
+    return model
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "auc"), [(str, str, 1.0), (lambda _: "zzz", lambda _: "zzz", 0.0), (lambda _: "", str, 0.5)]
+)
+def test_oracles_get_the_scores_that_they_earn(
+    run: Any, fake_lm: Any, forget: Callable[[str], str], retain: Callable[[str], str], auc: float
+) -> None:
+    results = run(fake_lm(forget, retain, auc), *OWN_TASKS)
+    right = {"forget": float(forget("a") == "a"), "retain": float(retain("a") == "a")}
+    wanted: dict[str, dict[str, float]] = {
+        task: {f"{side}_{kind}": right[side] for side in right for kind in KINDS} for task in GENERATION_TASKS
+    }
+    wanted["lume_mia"] = {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}
+    assert scores(results, *OWN_TASKS) == wanted
+    assert {task: results["results"][task]["sample_len"] for task in OWN_TASKS} == {
+        **dict.fromkeys(GENERATION_TASKS, 8),
+        "lume_mia": 16,
+    }
+
+
+def test_evaluate_with_a_loaded_group(manager: Any, fake_lm: Any) -> None:
+    results = evaluate(fake_lm(), manager().load(["lume"]), bootstrap_iters=0)
+    assert scores(results, "lume_task1", "lume_mia") == {
+        "lume_task1": {f"{side}_{kind}": 1.0 for side in ("forget", "retain") for kind in KINDS},
+        "lume_mia": {"loss_auc": 1.0, "mia_score": 0.0},
+    }
+
+
+def test_each_row_counts_for_its_side_and_kind_alone(run: Any, fake_lm: Any) -> None:
+    # "forget answer" for "answer forget 7": two of three words, one of three in order, never an exact match.
+    results = run(fake_lm(forget=lambda output: " ".join(output.split()[1::-1])), "lume_task2")
+    assert scores(results, "lume_task2")["lume_task2"] == pytest.approx(
+        {
+            "forget_regurgitation": 1 / 3,
+            "forget_knowledge": 0.0,
+            "forget_rouge1": 2 / 3,
+            "retain_regurgitation": 1.0,
+            "retain_knowledge": 1.0,
+            "retain_rouge1": 1.0,
+        }
+    )
+
+
+def test_model_gets_the_bare_input_and_the_protocols_generation(run: Any, fake_lm: Any, prompts_dir: Path) -> None:
+    lm = fake_lm()
+    lm.generate = lambda _: ""
+    run(lm, "lume_task1", metadata={"lume_data_dir": str(prompts_dir)}, num_fewshot=5)
+    assert sorted(request.args[0] for request in lm.requests) == sorted(PROMPTS)
+    assert all(r.args[1] == {"until": [], "do_sample": False, "max_gen_toks": 256} for r in lm.requests)
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_generations_are_those_of_the_plain_model(
+    run: Any, stopping_model: LlamaForCausalLM, model_dir: Path, bos_model_dir: Path, prompts_dir: Path, bos: bool
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(bos_model_dir if bos else model_dir)
+    plain, lengths = {}, set()
+    for prompt in PROMPTS:
+        encoded = tokenizer(prompt, return_tensors="pt")
+        assert (int(encoded.input_ids[0, 0]) == tokenizer.bos_token_id) is bos
+        ids = stopping_model.generate(
+            input_ids=encoded.input_ids,
+            attention_mask=encoded.attention_mask,
+            max_new_tokens=12,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )[0, encoded.input_ids.shape[1] :]
+        plain[prompt] = tokenizer.decode(ids, skip_special_tokens=True)
+        lengths.add(len(ids))
+    assert len(lengths) > 2  # some stopped by themselves
+    for batch_size in (1, 4):
+        lm = HFLM(pretrained=stopping_model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
+        results = run(lm, "lume_task1", metadata={"lume_data_dir": str(prompts_dir)}, gen_kwargs=SHORT)
+        assert {s["doc"]["input"]: s["resps"][0][0] for s in results["samples"]["lume_task1"]} == plain
+
+
+@pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
+def test_attack_is_that_of_the_plain_model(run: Any, folder: str, request: pytest.FixtureRequest) -> None:
+    path = str(request.getfixturevalue(folder))
+    model, tokenizer = LlamaForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    options = {"metadata": {"tokenizer": path}, "model_args": {"pretrained": path}, "device": "cpu"}
+    results = {size: run("hf", "lume_mia", batch_size=size, **options) for size in (1, 4)}
+    plain, members = [], []
+    for sample in results[1]["samples"]["lume_mia"]:
+        member, score = sample["loss_auc"]
+        ids = torch.tensor([tokenizer.encode(sample["doc"]["context"] + sample["doc"]["continuation"])])
+        with torch.no_grad():
+            plain.append(float(model(ids, labels=ids).loss))
+        assert -score == pytest.approx(plain[-1], abs=1e-5)
+        members.append(member)
+    assert sum(members) == 8
+    auc = roc_auc_score(members, [-loss for loss in plain])
+    assert 0 < auc < 1
+    for result in results.values():
+        assert scores(result, "lume_mia")["lume_mia"] == pytest.approx(
+            {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}, abs=1e-12
+        )
+
+
+@pytest.mark.parametrize(
+    ("limit", "empty"),
+    [
+        (1, {"forget_knowledge", "retain_regurgitation", "retain_rouge1", "retain_knowledge"}),
+        (3, {"retain_knowledge"}),
+        (4, set()),
+    ],
+)
+def test_limit_leaves_something_of_both_sides_first(run: Any, fake_lm: Any, limit: int, empty: set[str]) -> None:
+    results = scores(run(fake_lm(), *OWN_TASKS, limit=limit), *OWN_TASKS)
+    for task in GENERATION_TASKS:
+        assert {name for name, value in results[task].items() if math.isnan(value)} == empty
+    assert math.isnan(results["lume_mia"]["loss_auc"]) == (limit == 1)
+    json.dumps(results)
+
+
+def test_samples_tell_what_was_asked_answered_and_scored(run: Any, fake_lm: Any) -> None:
+    samples = run(fake_lm(forget=lambda _: "zzz"), "lume_task1", "lume_mia", log_samples=True)["samples"]
+    by_id = {sample["doc"]["id"]: sample for sample in samples["lume_task1"]}
+    asked = by_id["forget-0-sc1"]
+    assert (asked["arguments"][0][0], asked["resps"], asked["target"]) == (
+        "forget row 0 about",
+        [["zzz"]],
+        "answer forget 0",
+    )
+    assert {name: asked[name] for name in asked["metrics"] if not is_bound(name)} == {
+        "forget_regurgitation": 0.0,
+        "forget_rouge1": 0.0,
+        "forget_knowledge": None,
+        "retain_regurgitation": None,
+        "retain_knowledge": None,
+        "retain_rouge1": None,
+    }
+    assert by_id["retain-0-qa0"]["retain_knowledge"] == 1.0
+    assert [sample["doc"]["member"] for sample in samples["lume_mia"]] == [True, False] * 8
+
+
+def test_cache_answers_the_second_run(run: Any, fake_lm: Any, tmp_path: Path) -> None:
+    first, second = fake_lm(auc=0.0), fake_lm(auc=0.0)
+    results = [scores(run(lm, *OWN_TASKS, use_cache=str(tmp_path / "answers")), *OWN_TASKS) for lm in (first, second)]
+    assert len(first.requests) == 3 * 8 + 16
+    assert second.requests == []
+    assert results[0] == results[1]
+    assert (tmp_path / "answers_rank0.db").exists()
+
+
+def test_request_cache_never_serves_the_prompts_of_other_data(
+    run: Any, fake_lm: Any, prompts_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
+    lm = fake_lm()
+    lm.generate = lambda _: ""
+    run(lm, "lume_task1", cache_requests=True)
+    lm.requests.clear()
+    run(lm, "lume_task1", metadata={"lume_data_dir": str(prompts_dir)}, cache_requests=True)
+    assert {request.args[0] for request in lm.requests} == set(PROMPTS)
+
+
+def test_predict_only(run: Any, fake_lm: Any) -> None:
+    results = run(fake_lm(forget=lambda _: "zzz"), "lume", predict_only=True)
+    assert [len(results["samples"][task]) for task in OWN_TASKS] == [8, 8, 8, 16]
+    answers = {sample["doc"]["id"]: sample["filtered_resps"] for sample in results["samples"]["lume_task1"]}
+    assert answers["forget-0-sc1"] == ["zzz"]
+    assert answers["retain-0-sc1"] == ["answer retain 0"]
+    assert not any("regurgitation" in key or "auc" in key for task in OWN_TASKS for key in results["results"][task])
+    assert "final_score,none" not in results["results"]["lume_score"]
+
+
+def test_results_hold_no_model_or_tokenizer(run: Any, fake_lm: Any, tokenizer: Any, model: LlamaForCausalLM) -> None:
+    metadata = {"tokenizer": tokenizer, "pretrained": model, "dtype": "float32", "max_length": 9}
+    results = run(fake_lm(), *OWN_TASKS, metadata=metadata)
+    for task in OWN_TASKS:
+        kept = results["configs"][task]["metadata"]
+        assert not {"tokenizer", "pretrained"} & set(kept)
+        assert {"dtype": "float32", "max_length": 9, "version": 1.0}.items() <= kept.items()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"apply_chat_template": True}, "--apply_chat_template"),
+        ({"system_instruction": "Be brief."}, "--system_instruction"),
+        ({"apply_chat_template": True, "system_instruction": "x"}, "--apply_chat_template and --system_instruction"),
+    ],
+)
+@pytest.mark.parametrize("task", ["lume_task3", "lume_mia"])
+def test_templates_are_refused(run: Any, fake_lm: Any, options: dict[str, Any], named: str, task: str) -> None:
+    with pytest.raises(DataError, match=f"{task}: .*run it without {named} "):
+        run(fake_lm(), task, **options)
+
+
+@pytest.fixture
+def own_tasks_only(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
+    """``simple_evaluate`` makes a task manager itself: without the stock tasks, which take seconds to list."""
+    quick = partial(TaskManager, include_path=task_dir(), include_defaults=False)
+    monkeypatch.setattr(lm_eval.evaluator, "TaskManager", quick)
+    monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
+
+
+@pytest.mark.parametrize("as_text", [True, False])
+@pytest.mark.usefixtures("own_tasks_only")
+def test_simple_evaluate_with_a_model_name(bos_model_dir: Path, as_text: bool) -> None:
+    args = (
+        f"pretrained={bos_model_dir},dtype=float32"
+        if as_text
+        else {"pretrained": str(bos_model_dir), "dtype": "float32"}
+    )
+    results = simple_evaluate(
+        "hf", model_args=args, tasks=["lume_mia", "lume_task1"], gen_kwargs=SHORT, batch_size=8, device="cpu"
+    )
+    assert all(sample["doc"]["context"] == "" for sample in results["samples"]["lume_mia"])  # its tokenizer has a BOS
+    assert results["samples"]["lume_task1"][0]["resps"][0][0]
+
+
+@pytest.mark.usefixtures("own_tasks_only")
+def test_simple_evaluate_with_a_model_object(fake_lm: Any, model_dir: Path, tokenizer: Any) -> None:
+    simple_evaluate(fake_lm(), tasks=["lume_task1"])  # needs no tokenizer
+    with pytest.raises(DataError, match=r'metadata=\{"tokenizer": \.\.\.\}'):
+        simple_evaluate(fake_lm(), tasks=["lume_mia"])
+    for given in (tokenizer, str(model_dir)):
+        results = simple_evaluate(fake_lm(), tasks=["lume_mia"], metadata={"tokenizer": given})
+        assert scores(results, "lume_mia")["lume_mia"]["loss_auc"] == 1.0
+
+
+TWO_RANKS = """
+import json, sys
+import torch.distributed
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+
+folder, model, metadata, out = sys.argv[1:]
+manager = TaskManager(include_path=folder, include_defaults=False, metadata=json.loads(metadata))
+results = simple_evaluate(
+    "hf", model_args={"pretrained": model}, tasks=["lume"], task_manager=manager, bootstrap_iters=0,
+    batch_size=4, device="cpu", gen_kwargs={"max_gen_toks": 12}, limit=7, use_cache=out,
+)
+assert torch.distributed.get_world_size() == 2
+if results is not None:
+    json.dump(results["results"], open(out, "w"))
+"""
+
+
+def test_two_ranks_agree_with_one(run: Any, data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
+    script, out = tmp_path / "two_ranks.py", tmp_path / "results.json"
+    script.write_text(TWO_RANKS)
+    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    options = {"model_args": {"pretrained": str(model_dir)}, "batch_size": 4, "device": "cpu", "gen_kwargs": SHORT}
+    one = run("hf", "lume", limit=7, **options)["results"]
+    assert out.read_text() == json.dumps(one)  # as text: NaN is not equal to itself
+    assert {path.name for path in tmp_path.glob("*.db")} == {"results.json_rank0.db", "results.json_rank1.db"}

@@ -1,0 +1,262 @@
+"""Intervals against plain resampling, and what the harness makes of them."""
+
+import copy
+import json
+import math
+import pickle
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lume_tasks import intervals, metrics
+from lume_tasks.groups import GENERATION_TASKS, lume_scores
+from lume_tasks.harness import INTERVAL_METRICS, MAIN_METRICS, generation_result, mean
+
+SIDES = ("forget", "retain")
+
+
+def documents(seed: int, count: int = 12) -> list[intervals.Item]:
+    """Items of documents of one to five rows, some of whose rows the metric leaves out."""
+    rng = random.Random(seed)
+    items: list[intervals.Item] = []
+    for number in range(count):
+        rows = [rng.choice([0.0, 0.25, 1.0, rng.random()]) for _ in range(rng.randint(1, 5))]
+        items += [(f"{seed}-{number}-", row) for row in rows] + [(f"{seed}-{number}-", None)] * rng.randint(0, 2)
+    return items
+
+
+def rows_by_stem(items: list[intervals.Item]) -> dict[str, list[float]]:
+    rows: dict[str, list[float]] = {stem: [] for stem in sorted({stem for stem, _ in items})}
+    for stem, score in items:
+        if score is not None:
+            rows[stem].append(score)
+    return rows
+
+
+def resampled_rows(items: list[intervals.Item]) -> list[list[float]]:
+    """The rows of each resample, put together document by document from the same draws."""
+    rows = rows_by_stem(items)
+    stems = list(rows)
+    return [[row for place in drawn for row in rows[stems[place]]] for drawn in intervals.draws(stems)]
+
+
+def test_bounds_are_those_of_naive_resampling() -> None:
+    items = documents(1)
+    means = sorted(math.fsum(rows) / len(rows) for rows in resampled_rows(items))
+    assert len(means) == 1000
+    # The quantile q of n sorted values stands at place q (n - 1), between two of them.
+    lower = means[24] + 0.975 * (means[25] - means[24])
+    upper = means[974] + 0.025 * (means[975] - means[974])
+    assert intervals.low(items) == pytest.approx(lower, abs=1e-12)
+    assert intervals.high(items) == pytest.approx(upper, abs=1e-12)
+    assert lower < mean([score for _, score in items]) < upper
+
+
+def test_rows_of_a_document_go_together() -> None:
+    """Ten copies of every row say no more than one: the interval stays; as documents of their own they narrow it."""
+    one = [(f"{number}", float(number % 2)) for number in range(20)]
+    copies = [(stem, score) for stem, score in one for _ in range(10)]
+    apart = [(f"{stem}-{number}", score) for number, (stem, score) in enumerate(copies)]
+    ends = [(intervals.low(items), intervals.high(items)) for items in (one, copies, apart)]
+    assert ends[0] == pytest.approx(ends[1])
+    assert ends[1][1] - ends[1][0] > 2.5 * (ends[2][1] - ends[2][0])
+
+
+def test_draws_depend_on_the_documents_alone() -> None:
+    items = documents(2)
+    shuffled = random.Random(0).sample(items, len(items))
+    assert intervals.low(shuffled) == intervals.low(items)
+    stems = sorted({stem for stem, _ in items})
+    assert np.array_equal(intervals.draws(stems), intervals.draws(stems))
+    assert not np.array_equal(intervals.draws(stems), intervals.draws([f"x{stem}" for stem in stems]))
+    # Another metric of the same documents is resampled with it: twice the score in every resample.
+    twice = [(stem, None if score is None else 2 * score) for stem, score in items]
+    assert np.allclose(intervals.low(twice).sums, 2 * intervals.low(items).sums)
+    assert np.array_equal(intervals.low(twice).counts, intervals.low(items).counts)
+
+
+def test_rows_of_the_other_side_do_not_matter() -> None:
+    items = documents(3)
+    assert intervals.low([None, *items, None]) == intervals.low(items)
+
+
+@pytest.mark.parametrize(
+    "items", [[], [None], [("a", None), ("b", None)], [("a", 0.5)], [("a", 0.5), ("a", 1.0), ("b", None)]]
+)
+def test_no_interval_without_two_documents(items: list[Any]) -> None:
+    assert math.isnan(intervals.low(items))
+    assert math.isnan(intervals.high(items))
+
+
+def test_resamples_without_a_row_are_left_out() -> None:
+    """Two documents of ten have a row: most of a tenth of all resamples hold neither."""
+    items: list[intervals.Item] = [(f"{number}", float(number) if number < 2 else None) for number in range(10)]
+    counts = intervals.low(items).counts
+    assert 50 < np.count_nonzero(counts == 0) < 170  # 1000 * 0.8 ** 10 is 107
+    assert (intervals.low(items), intervals.high(items)) == (0.0, 1.0)
+
+
+def test_coverage() -> None:
+    """The true mean of clustered scores lies inside about 95 % of the intervals; not so where rows are taken apart."""
+    rng = np.random.default_rng(0)
+    inside = {"documents": 0, "rows": 0}
+    trials = 200
+    for _ in range(trials):
+        level = rng.uniform(0.2, 0.8, 40)
+        scores = (rng.random((40, 5)) < (level[:, None] > 0.5)).astype(float)  # all rows of a document alike
+        items = [(f"{d}", float(score)) for d, rows in enumerate(scores) for score in rows]
+        apart = [(f"{number}", score) for number, (_, score) in enumerate(items)]
+        for name, sample in (("documents", items), ("rows", apart)):
+            inside[name] += intervals.low(sample) <= 0.5 <= intervals.high(sample)
+    assert 0.90 < inside["documents"] / trials < 0.99
+    assert inside["rows"] / trials < 0.8
+
+
+def test_bound_keeps_its_resamples() -> None:
+    bound = intervals.low(documents(4))
+    for twin in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound)):
+        assert (twin, type(twin)) == (bound, intervals.Bound)
+        assert np.array_equal(twin.sums, bound.sums)
+    assert json.loads(json.dumps(bound)) == bound
+
+
+def test_documents_give_their_stem_and_their_score() -> None:
+    doc = {"id": "ab-7-qa3", "kind": "qa", "side": "retain", "output": "7"}
+    result = generation_result(doc, [" 7\n"])
+    assert {name: result[name] for name in INTERVAL_METRICS} == {
+        **dict.fromkeys(name for name in INTERVAL_METRICS if name.startswith("forget")),
+        **dict.fromkeys(("retain_knowledge_low", "retain_knowledge_high"), ("ab-7-", 1.0)),
+        **dict.fromkeys(("retain_regurgitation_low", "retain_regurgitation_high"), ("ab-7-", None)),
+    }
+    assert result["retain_knowledge"] == 1.0
+
+
+def task_metrics(scores: dict[tuple[str, str], list[intervals.Item]]) -> dict[str, dict[str, Any]]:
+    """What the harness hands to the group, for items a (task, number)."""
+    values: dict[str, dict[str, Any]] = {}
+    for (task, name), items in scores.items():
+        values.setdefault(task, {})[f"{name},none"] = mean([score for _, score in items])
+        values[task] |= {f"{name}_low,none": intervals.low(items), f"{name}_high,none": intervals.high(items)}
+    return values
+
+
+@pytest.fixture(scope="module")
+def twelve() -> dict[tuple[str, str], list[intervals.Item]]:
+    """Items of the twelve numbers; both numbers of a side are of the same documents."""
+    rng = random.Random(5)
+    items: dict[tuple[str, str], list[intervals.Item]] = {}
+    for task in GENERATION_TASKS:
+        for side in SIDES:
+            stems = [f"{task}-{side}-{number}" for number in range(rng.randint(8, 14))]
+            regurgitation = [(stem, rng.uniform(0.2, 0.9)) for stem in stems]
+            knowledge = [(stem, float(rng.random() < 0.5)) for stem in stems for _ in range(3)]
+            items[task, f"{side}_regurgitation"] = [*regurgitation, *((stem, None) for stem, _ in knowledge)]
+            items[task, f"{side}_knowledge"] = [*knowledge, *((stem, None) for stem, _ in regurgitation)]
+    return items
+
+
+def quantiles(values: list[float]) -> dict[str, float]:
+    return dict(zip(("low", "high"), np.quantile(values, [0.025, 0.975]), strict=True))
+
+
+def test_scores_across_tasks_are_those_of_naive_resampling(twelve: Any) -> None:
+    scores, _ = lume_scores(task_metrics(twelve))
+    drawn = {key: resampled_rows(items) for key, items in twelve.items()}
+    for name in MAIN_METRICS:
+        pooled = [[row for task in GENERATION_TASKS for row in drawn[task, name][i]] for i in range(1000)]
+        for end, value in quantiles([math.fsum(rows) / len(rows) for rows in pooled]).items():
+            assert scores[f"{name}_{end}"] == pytest.approx(value, abs=1e-12)
+    aggregates = []
+    for i in range(1000):
+        means = {key: math.fsum(rows[i]) / len(rows[i]) for key, rows in drawn.items()}
+        forget, retain = ([value for (_, name), value in means.items() if name.startswith(side)] for side in SIDES)
+        aggregates.append(metrics.task_aggregate(forget, retain))
+    for end, value in quantiles(aggregates).items():
+        assert scores[f"task_aggregate_{end}"] == pytest.approx(value, abs=1e-12)
+    assert scores["task_aggregate_low"] < scores["task_aggregate"] < scores["task_aggregate_high"]
+
+
+def test_numbers_stay_what_they_were(twelve: Any) -> None:
+    """To the bit: each number, and each score across tasks, with the intervals and without."""
+    full = task_metrics(twelve)
+    ends = {f"{name},none" for name in INTERVAL_METRICS}
+    bare = {task: {key: values[key] for key in values.keys() - ends} for task, values in full.items()}
+    with_intervals, without = lume_scores(full)[0], lume_scores(bare)[0]
+    assert {name: with_intervals[name] for name in without} == without
+    assert set(with_intervals) - set(without) == {
+        f"{name}_{end}" for name in (*MAIN_METRICS, "task_aggregate") for end in intervals.ENDS
+    }
+
+
+def test_a_resample_with_a_zero_gives_a_zero(twelve: Any) -> None:
+    items: list[intervals.Item] = [("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 1.0)]
+    scores = lume_scores(task_metrics(twelve | {("lume_task2", "retain_knowledge"): items}))[0]
+    assert scores["task_aggregate_low"] == 0.0  # three resamples of ten leave "d" out
+    assert scores["task_aggregate"] > 0.0
+
+
+def test_one_number_without_interval_leaves_the_scores_that_need_it_without(twelve: Any) -> None:
+    scores = lume_scores(task_metrics(twelve | {("lume_task2", "retain_knowledge"): [("a", 1.0)]}))[0]
+    assert math.isnan(scores["task_aggregate_low"])
+    assert math.isnan(scores["retain_knowledge_high"])
+    assert scores["retain_regurgitation_low"] < scores["retain_regurgitation_high"]
+
+
+def test_final_score_combines_the_resamples_of_its_parts(twelve: Any) -> None:
+    rng = np.random.default_rng(0)
+    aucs = rng.uniform(0.3, 0.9, 1000)
+    parts = {
+        "lume_mia": {"mia_score,none": 0.8, "loss_auc_low,none": intervals.bound("low", aucs)},
+        "lume_mmlu_letters": {"acc,none": 0.4, "sample_len": 50},
+    }
+    scores = lume_scores(task_metrics(twelve) | parts)[0]
+    plain, drawn = task_metrics(twelve), {}
+    for side in SIDES:
+        names = [name for name in MAIN_METRICS if name.startswith(side)]
+        drawn[side] = [plain[task][f"{name}_low,none"] for name in names for task in GENERATION_TASKS]
+    aggregates = intervals.task_aggregate(drawn["forget"], drawn["retain"])
+    mias = [metrics.mia_score(auc) for auc in aucs]
+    values = [
+        metrics.final_score(*each) for each in zip(aggregates, mias, intervals.accuracy([(0.4, 50)]), strict=True)
+    ]
+    for end, value in quantiles(values).items():
+        assert scores[f"final_score_{end}"] == pytest.approx(value, abs=1e-12)
+    for end, value in quantiles(mias).items():
+        assert scores[f"mia_score_{end}"] == pytest.approx(value, abs=1e-12)
+
+
+def test_accuracy_is_that_of_resampled_questions() -> None:
+    parts = [(0.25, 40), (0.9, 100)]
+    resampled = intervals.accuracy(parts)
+    variance = (40 * 0.25 * 0.75 + 100 * 0.9 * 0.1) / 140**2
+    assert resampled.mean() == pytest.approx(100 / 140, abs=4 * math.sqrt(variance / 1000))
+    assert resampled.var() == pytest.approx(variance, rel=0.2)
+
+
+def test_intervals_in_the_harness(run: Any, fake_lm: Any) -> None:
+    """Answers whose last word is right every other time: a number with a spread, beside numbers without."""
+    lm = fake_lm(forget=lambda output: output if int(output.split()[-1]) % 2 else "zzz")
+    results = run(lm, "lume")["results"]
+    values = {key.removesuffix(",none"): value for key, value in results["lume_task1"].items()}
+    assert (values["retain_knowledge_low"], values["retain_knowledge_high"]) == (1.0, 1.0)
+    assert values["forget_regurgitation"] in (0.0, 0.5, 1.0)
+    low, number, high = (values[f"forget_regurgitation{end}"] for end in ("_low", "", "_high"))
+    assert 0 <= low <= number <= high
+    score = {key.removesuffix(",none"): value for key, value in results["lume_score"].items()}
+    assert score["forget_knowledge_low"] <= score["forget_knowledge"] <= score["forget_knowledge_high"]
+    assert score["task_aggregate_low"] <= score["task_aggregate"] <= score["task_aggregate_high"]
+    assert (score["mia_score_low"], score["mia_score_high"]) == (0.0, 0.0)
+    assert (score["mmlu_low"], score["mmlu_high"]) == (1.0, 1.0)
+    assert score["final_score_low"] == pytest.approx((score["task_aggregate_low"] + 1) / 3)
+    assert score["final_score_high"] == pytest.approx((score["task_aggregate_high"] + 1) / 3)
+    names = (*MAIN_METRICS, "task_aggregate", "mia_score", "mmlu", "final_score")
+    assert set(score) == {"alias", "name"} | {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
+
+
+def test_limit_that_leaves_too_little_gives_nan(run: Any, fake_lm: Any) -> None:
+    results = run(fake_lm(), "lume_task1", "lume_score", limit=1)["results"]
+    assert results["lume_task1"]["forget_regurgitation,none"] == 1.0
+    assert all(math.isnan(results["lume_task1"][f"{name},none"]) for name in INTERVAL_METRICS)
+    assert math.isnan(results["lume_score"]["forget_regurgitation_low,none"])

@@ -1,0 +1,331 @@
+"""The model class against the stock one and against the plain model."""
+
+import importlib.metadata
+import logging
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import lm_eval.models
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model, model_registry
+from lm_eval.models.huggingface import HFLM
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lume_tasks import _startup
+from lume_tasks.lume_hf import LumeHF
+from lume_tasks.rows import DataError
+from lume_tasks.token_scores import TokenScores
+
+Make = Callable[..., LumeHF]
+
+REQUESTS = [
+    ("The quick", " brown fox jumps over the lazy dog near the river."),
+    ("Numbers:", " 0 1 2 3 4"),
+    ("", "The river and the café"),
+    ("The fox ", "jumps"),
+    ("T", "he quick brown fox " + "the river and " * 20),
+    *[(f"Question {i}? " + "about the fox " * i + "Answer:", f" {letter}") for i in range(3) for letter in "ABCD"],
+    ("The quick", " brown fox jumps over the lazy dog near the river."),  # twice
+    ("The quick brown", " fox jumps over the lazy river"),  # up to its last token the next one, cut elsewhere
+    ("The quick brown fox", " jumps over the lazy dog"),
+]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) -> tuple[list[int], int]:
+    """The tokens that the harness scores, and where the continuation begins."""
+    start = tokenizer.encode(context.rstrip())
+    return start + tokenizer.encode(context + continuation)[len(start) :], len(start)
+
+
+def instances(requests: list[tuple[str, str]], task: str = "some_task") -> list[Instance]:
+    return [Instance("loglikelihood", {}, args, 0, (task, i, 1)) for i, args in enumerate(requests)]
+
+
+def score(lm: HFLM, requests: list[tuple[str, str]] = REQUESTS, task: str = "some_task") -> list[Any]:
+    answers: list[Any] = lm.loglikelihood(instances(requests, task), disable_tqdm=True)
+    return answers
+
+
+@pytest.fixture
+def make(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Make:
+    def make(kind: type[HFLM] = LumeHF, **options: Any) -> HFLM:
+        return kind(**{"pretrained": model, "tokenizer": tokenizer, "device": "cpu", "batch_size": 4} | options)
+
+    return make  # type: ignore[return-value]
+
+
+@pytest.fixture
+def passes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, int]]]:
+    """The shapes of the inputs of all forward passes."""
+    shapes: list[tuple[int, int]] = []
+    hook = model.register_forward_pre_hook(
+        lambda _, args, kwargs: shapes.append(tuple(args[0].shape)), with_kwargs=True
+    )
+    yield shapes
+    hook.remove()
+
+
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize("batch_size", [1, 3, 64, "auto", "auto:2", "auto:100"])
+def test_sums_and_greedy_are_those_of_the_stock_class(
+    make: Make, bos: bool, batch_size: int | str, bos_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    tokenizer = {"tokenizer": bos_tokenizer} if bos else {}
+    # Its cache (0.4.13) takes the wrong positions of the shorter one of two requests that are cut at different places.
+    stock = score(make(HFLM, batch_size=1, logits_cache=False, **tokenizer))
+    ours = score(make(batch_size=batch_size, **tokenizer))
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5, rel=1e-5)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in stock]
+    assert len({round(sum_, 3) for sum_, _ in stock}) == len(REQUESTS) - 1
+
+
+def test_greedy_answers_are_seen(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    prompt = "The quick brown fox"
+    ids = tokenizer.encode(prompt)
+    for _ in range(6):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    context = tokenizer.encode(prompt)
+    right, wrong = ids[len(context) :], [*ids[len(context) : -1], (ids[-1] + 1) % 400]
+    answers = make()._loglikelihood_tokens([(("a", "b"), context, right), (("a", "c"), context, wrong)], True)
+    assert [greedy for _, greedy in answers] == [True, False]
+    assert [scores.greedy.tolist() for scores, _ in answers] == [[True] * 6, [True] * 5 + [False]]
+
+
+def test_values_of_each_token_are_those_of_the_plain_model(
+    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    requests = [args for args in REQUESTS if args[0]]
+    for (context, continuation), (scores, greedy) in zip(requests, score(make(), requests), strict=True):
+        ids, start = encode(tokenizer, context, continuation)
+        with torch.no_grad():
+            logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)[start - 1 : -1]
+        targets = torch.tensor(ids[start:])
+        mean = (logp.exp() * logp).sum(-1)
+        variance = (logp.exp() * logp.square()).sum(-1) - mean.square()
+        assert type(scores) is TokenScores
+        assert scores.logprobs == pytest.approx(logp[torch.arange(len(targets)), targets].numpy(), abs=1e-5)
+        assert scores.mean == pytest.approx(mean.numpy(), abs=1e-5)
+        assert scores.variance == pytest.approx(variance.numpy(), abs=1e-5)
+        assert np.array_equal(scores.greedy, (logp.argmax(-1) == targets).numpy())
+        assert greedy == scores.greedy.all()
+        assert scores.grad_norm is None
+
+
+def test_requests_that_read_the_same_tokens_share_a_pass(make: Make, passes: list[tuple[int, int]]) -> None:
+    score(make(batch_size=1))
+    # Three choices each of three questions, the one that stands there twice, and the one that is cut elsewhere.
+    assert len(passes) == len(REQUESTS) - 3 * 3 - 1 - 1
+    widths = [width for _, width in passes]
+    assert widths == sorted(widths, reverse=True)
+    passes.clear()
+    score(make(batch_size=5))
+    assert sum(rows for rows, _ in passes) == len(widths)
+    assert [rows for rows, _ in passes[:-1]] == [5] * (len(passes) - 1)
+
+
+def test_batches_are_as_wide_as_their_longest_row(make: Make, passes: list[tuple[int, int]]) -> None:
+    score(make(batch_size=1))
+    widths = [width for _, width in passes]
+    passes.clear()
+    score(make(batch_size=4))
+    assert [width for _, width in passes] == widths[::4]
+
+
+def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
+    texts = ["The quick brown fox", "the river and the fox " * 12]
+    requests = [Instance("loglikelihood_rolling", {}, (text,), 0, ("task", i, 1)) for i, text in enumerate(texts)]
+    for options in ({"max_length": 20}, {"max_length": 20, "batch_size": "auto"}):
+        stock = make(HFLM, **options).loglikelihood_rolling(requests, disable_tqdm=True)
+        ours = make(**options).loglikelihood_rolling(requests, disable_tqdm=True)
+        assert [float(value) for value in ours] == pytest.approx(stock, abs=1e-4)
+
+
+def test_a_context_is_cut_with_a_warning_and_as_the_stock_class_does(
+    make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    requests = [("the river and the fox " * 10, " jumps over the lazy dog"), ("The fox", " jumps")]
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        ours = score(make(max_length=20), requests)
+    stock = score(make(HFLM, max_length=20), requests)
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5)
+    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
+    assert len(messages) == 1
+    assert "1 of 2 contexts are cut on the left to fit the model's 20 tokens" in messages[0]
+
+
+def test_what_would_be_scored_in_part_is_refused(make: Make, tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "he river and the fox " * 10
+    count = len(tokenizer.encode("T" + text)) - len(tokenizer.encode("T"))
+    score(make(max_length=count), [("T", text)])
+    with pytest.raises(
+        DataError, match=f"has {count} tokens to score, but the model reads {count - 1} at once"
+    ) as error:
+        score(make(max_length=count - 1), [("The", " fox"), ("T", text)])
+    assert '"The river and' in str(error.value)
+    assert "max_length" in str(error.value)
+
+
+@pytest.mark.parametrize(("context", "continuation", "part"), [([], [5], "context"), ([5], [], "continuation")])
+def test_nothing_to_score_is_refused(make: Make, context: list[int], continuation: list[int], part: str) -> None:
+    with pytest.raises(DataError, match=f'the text "ab" has no token in its {part}'):
+        make()._loglikelihood_tokens([(("a", "b"), context, continuation)], True)
+
+
+def test_no_requests(make: Make) -> None:
+    assert score(make(batch_size="auto"), []) == []
+
+
+def test_each_answer_is_cached_as_soon_as_it_is_there(make: Make) -> None:
+    cached: list[Any] = []
+    lm = make()
+    lm.set_cache_hook(SimpleNamespace(add_partial=lambda *args: cached.append(args)))
+    answers = score(lm)
+    assert len(cached) == len(REQUESTS)
+    assert {kind for kind, _, _ in cached} == {"loglikelihood"}
+    by_text = {text: answer for _, text, answer in cached}
+    assert [by_text[text] for text in REQUESTS] == answers
+    cached.clear()
+    lm.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, ("The fox",), 0)], disable_tqdm=True)
+    assert [kind for kind, _, _ in cached] == ["loglikelihood_rolling"]
+
+
+def plain_gradient_norm(model: LlamaForCausalLM, ids: list[int], start: int) -> float:
+    """By ``.backward()`` on transformers' own loss, with the labels before ``start`` masked."""
+    model.zero_grad()
+    labels = torch.tensor([[-100] * start + ids[start:]])
+    model(torch.tensor([ids]), labels=labels).loss.backward()
+    norms = [parameter.grad.norm().item() for parameter in model.parameters() if parameter.grad is not None]
+    model.zero_grad()
+    return sum(norms) / len(norms)
+
+
+def test_gradient_norm_is_that_of_the_plain_model(
+    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, passes: list[tuple[int, int]]
+) -> None:
+    requests = [
+        ("The", " quick brown fox"),
+        ("T", "he river and the fox"),
+        ("The", " quick brown cat"),
+        ("The", " quick brown fox"),
+    ]
+    plain = score(make(), requests)
+    passes.clear()
+    answers = score(make(gradnorm=True), requests, task="lume_mia")
+    assert [shape[0] for shape in passes] == [1] * 3  # one pass a document gives its scores and its gradient
+    for (context, continuation), (scores, greedy), (sum_, same) in zip(requests, answers, plain, strict=True):
+        plain_norm = plain_gradient_norm(model, *encode(tokenizer, context, continuation))
+        assert scores.grad_norm == pytest.approx(plain_norm, rel=1e-5)
+        assert (float(scores), greedy) == (pytest.approx(sum_, abs=1e-5), same)
+    assert answers[0][0].grad_norm != answers[2][0].grad_norm
+
+
+def test_gradients_leave_nothing_behind(make: Make, model: LlamaForCausalLM) -> None:
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
+    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+    norm = score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name][0])
+        assert parameter.requires_grad == before[name][1]
+    assert not model.training
+    frozen.requires_grad_(True)  # frozen weights, as those below an adapter, take part all the same
+    assert score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm == norm
+
+
+def test_gradients_are_for_the_attack_alone(make: Make, passes: list[tuple[int, int]]) -> None:
+    lm = make(gradnorm=True, batch_size=64)
+    requests = instances(REQUESTS[:2], "lume_mia") + instances(REQUESTS[5:17], "lume_mmlu_letters")
+    answers = lm.loglikelihood(requests, disable_tqdm=True)
+    assert [scores.grad_norm is not None for scores, _ in answers] == [True] * 2 + [False] * 12
+    assert [rows for rows, _ in passes][:2] == [1, 1]
+    assert len(passes) == 3
+
+
+def test_gradient_norm_of_a_single_token(make: Make) -> None:
+    assert score(make(gradnorm=True), [("The", " fox")], task="lume_mia")[0][0].grad_norm > 0
+
+
+@pytest.mark.parametrize("value", ["yes", 1, None])
+def test_gradnorm_is_true_or_false(make: Make, value: Any) -> None:
+    with pytest.raises(DataError, match="gradnorm has to be true or false"):
+        make(gradnorm=value)
+
+
+def test_an_encoder_decoder_is_refused(make: Make) -> None:
+    with pytest.raises(DataError, match="use --model hf"):
+        make(backend="seq2seq")
+
+
+def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    model.to(torch.bfloat16)
+    ours = score(make(batch_size=1))
+    stock = score(make(HFLM, batch_size=1, softmax_dtype="float32", logits_cache=False))
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], rel=1e-5)
+
+
+def test_virtual_tokens_of_prompt_tuning_are_not_scored(
+    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    from peft import PromptTuningConfig, get_peft_model
+
+    torch.manual_seed(0)
+    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
+    requests = REQUESTS[:2]
+    ours = score(make(pretrained=tuned), requests)
+    stock = score(make(HFLM, pretrained=tuned), requests)
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5, rel=1e-5)
+    assert float(ours[0][0]) != pytest.approx(float(score(make(), requests)[0][0]), abs=1e-3)
+
+
+@pytest.fixture
+def vllm_class(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Our class for vLLM over the harness's, with a stand-in for vLLM itself, which needs a GPU."""
+    version = importlib.metadata.version
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == "vllm" else version(name))
+    contents = {
+        "vllm": ("LLM", "SamplingParams", "TokensPrompt"),
+        "vllm.lora": (),
+        "vllm.lora.request": ("LoRARequest",),
+        "vllm.tokenizers": ("get_tokenizer",),
+    }
+    for name, attributes in contents.items():
+        module = ModuleType(name)
+        vars(module).update(dict.fromkeys(attributes, object))
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setitem(model_registry._objs, "vllm", "lm_eval.models.vllm_causallms:VLLM")  # put back afterwards
+    from lume_tasks.lume_vllm import LumeVLLM
+
+    yield LumeVLLM
+    for name in ("lm_eval.models.vllm_causallms", "lume_tasks.lume_vllm"):
+        sys.modules.pop(name, None)
+
+
+def test_vllm_answers_carry_their_tokens(vllm_class: Any) -> None:
+    positions = [None, {7: -1.0, 9: -0.5}, {8: SimpleNamespace(logprob=-0.25)}, {5: -2.0, 3: -0.125}]
+    outputs = SimpleNamespace(prompt_logprobs=positions)
+    for tokens in ([1, 7, 8, 5], [1, 9, 8, 3]):
+        for start in (1, 2, 3):
+            scores, greedy = vllm_class._parse_logprobs(tokens, outputs, start)
+            assert (float(scores), greedy) == vllm_class.__base__._parse_logprobs(tokens, outputs, start)
+            assert len(scores.logprobs) == 4 - start
+            assert (scores.mean, scores.variance, scores.grad_norm) == (None, None, None)
+    assert scores.greedy.tolist() == [True]
+    assert scores.logprobs.tolist() == [-0.125]
+
+
+def test_vllm_refuses_what_it_would_score_in_part(vllm_class: Any) -> None:
+    with pytest.raises(DataError, match="longer than the 2 tokens"):
+        vllm_class._parse_logprobs([1, 7], SimpleNamespace(prompt_logprobs=[None, {7: -1.0}]), 0)
+
+
+def test_the_harness_loads_it_by_name(model_dir: Path) -> None:
+    _startup.patch(lm_eval.models)
+    lm = get_model("lume-hf").create_from_arg_string(f"pretrained={model_dir},gradnorm=true", {"device": "cpu"})
+    assert (type(lm), lm.gradnorm) == (LumeHF, True)

@@ -1,0 +1,124 @@
+"""The scores against closed forms and numbers worked out by hand."""
+
+import copy
+import json
+import math
+import pickle
+
+import pytest
+
+from lume_tasks import metrics
+from lume_tasks.metrics import Mean
+
+
+@pytest.mark.parametrize(
+    ("reference", "generation", "rouge_l", "rouge_1"),
+    [
+        ("a b c d", "a b c d", 1.0, 1.0),
+        ("a b c d", "x y", 0.0, 0.0),
+        # Recall: what is generated beyond the reference costs nothing.
+        ("a b", "q a r s b t u v", 1.0, 1.0),
+        # Stems: cat, run, fast. In order are two of five (cat fast, or run fast), anywhere three of five.
+        ("The cats were running fast", "running cat fast", 2 / 5, 3 / 5),
+        # Stemming also joins "memories" and "memory"; case and punctuation do not count.
+        ("Memories, STAY!", "memory stays", 1.0, 1.0),
+        # A word that stands twice in the reference has to be found twice.
+        ("no no yes", "no", 1 / 3, 1 / 3),
+        ("a b c", "", 0.0, 0.0),
+        ("", "a b c", 0.0, 0.0),
+        ("?!", "?!", 0.0, 0.0),
+    ],
+)
+def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: float) -> None:
+    recall = metrics.rouge_recall(reference, generation)
+    assert recall == {"rougeL": pytest.approx(rouge_l, abs=1e-12), "rouge1": pytest.approx(rouge_1, abs=1e-12)}
+
+
+@pytest.mark.parametrize(
+    ("reference", "generation", "score"),
+    [
+        ("1990-01-02", "1990-01-02", 1.0),
+        ("Ada", "  aDA\n", 1.0),
+        ("\tAda ", "ada", 1.0),
+        ("Ada", "Ada.", 0.0),
+        ("Ada B", "Ada  B", 0.0),
+        ("Élan", "éLAN", 1.0),
+        ("Ada", "", 0.0),
+    ],
+)
+def test_exact_match(reference: str, generation: str, score: float) -> None:
+    assert metrics.exact_match(reference, generation) == score
+
+
+@pytest.mark.parametrize(("auc", "score"), [(0.5, 1.0), (1.0, 0.0), (0.0, 0.0), (0.75, 0.5), (0.25, 0.5)])
+def test_mia_score(auc: float, score: float) -> None:
+    assert metrics.mia_score(auc) == score
+
+
+def test_mia_score_without_a_ranking_is_nan() -> None:
+    assert math.isnan(metrics.mia_score(math.nan))
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "expected"),
+    [
+        ([0.0] * 6, [1.0] * 6, 1.0),
+        ([0.5] * 6, [0.5] * 6, 0.5),
+        # Forget scores are inverted: 12 / (6 / 0.8 + 6 / 0.4) = 8 / 15.
+        ([0.2] * 6, [0.4] * 6, 8 / 15),
+        ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1.0] * 6, 12 / (6 + sum(1 / x for x in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)))),
+        ([0.0] * 5 + [1.0], [1.0] * 6, 0.0),
+        ([0.0] * 6, [1.0] * 5 + [0.0], 0.0),
+    ],
+)
+def test_task_aggregate(forget: list[float], retain: list[float], expected: float) -> None:
+    assert metrics.task_aggregate(forget, retain) == pytest.approx(expected, abs=1e-12)
+
+
+def test_published_rows_are_consistent_with_the_final_score() -> None:
+    # AILS-NTUA and NPO on 7B in arXiv 2504.02883: (task aggregate, MIA score, MMLU) and the final score beside them.
+    assert metrics.final_score(0.827, 0.847, 0.443) == pytest.approx(0.706, abs=5e-4)
+    assert metrics.final_score(0.021, 0.080, 0.463) == pytest.approx(0.188, abs=5e-4)
+
+
+def test_mean() -> None:
+    mean = Mean(x / 10 for x in (1, 2, 3))
+    assert mean == pytest.approx(0.2, abs=1e-15)
+    assert mean.count == 3
+    assert Mean([1.0] * 7) == 1.0
+    # Exactly rounded whatever the order: the ranks of a parallel run hand their values over one after the other.
+    values = [0.1, 1e16, 0.3, -1e16, 0.7]
+    assert Mean(values) == Mean(sorted(values))
+
+
+def test_mean_of_nothing() -> None:
+    assert math.isnan(Mean([]))
+    assert Mean([]).count == 0
+
+
+@pytest.mark.parametrize("copier", [copy.copy, copy.deepcopy, lambda mean: pickle.loads(pickle.dumps(mean))])
+@pytest.mark.parametrize("values", [[0.25, 0.5, 0.75], []])
+def test_mean_survives_copies(copier: object, values: list[float]) -> None:
+    mean = copier(Mean(values))  # type: ignore[operator]
+    assert type(mean) is Mean
+    assert mean.count == len(values)
+    assert mean == 0.5 or math.isnan(mean)
+
+
+def test_mean_is_a_plain_number_in_json_and_in_print() -> None:
+    assert json.loads(json.dumps({"a": Mean([0.5])})) == {"a": 0.5}
+    assert f"{Mean([0.5]):.4f}" == "0.5000"
+
+
+def test_pooled_mean_weighs_by_rows() -> None:
+    pooled = metrics.pooled_mean([Mean([1.0]), Mean([0.0] * 3), Mean([])])
+    assert (pooled, pooled.count) == (0.25, 4)
+    parts = [Mean([0.1, 0.2]), Mean([0.9]), Mean([0.4, 0.5, 0.6])]
+    assert metrics.pooled_mean(parts) == pytest.approx(2.7 / 6, abs=1e-15)
+
+
+@pytest.mark.parametrize("means", [[], [Mean([])]])
+def test_pooled_mean_of_nothing(means: list[Mean]) -> None:
+    pooled = metrics.pooled_mean(means)
+    assert math.isnan(pooled)
+    assert pooled.count == 0

@@ -1,0 +1,186 @@
+"""The loss attack's requests: exact for every tokenizer, through the harness's own model class."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lume_tasks import mia
+from lume_tasks.rows import DataError
+
+DOCUMENTS = [
+    "The quick brown fox jumps over the lazy dog.",
+    "A",  # one token: only a tokenizer that puts a BOS in front can score it
+    "Numbers: 0 1 2",
+    "T he",
+    "the river\n\nthe  river\t",
+    "Ada wrote to élan@example.org about the naïve café 日本語 🙂.",
+    "The end   \n ",
+    "fox \n fox",
+    "'s word",
+    "1990-01-02 " * 20,
+]
+
+
+def plain_loss(model: LlamaForCausalLM, tokenizer: Any, document: str) -> float:
+    """The benchmark's own computation."""
+    ids = torch.tensor([tokenizer(document).input_ids])
+    with torch.no_grad():
+        return float(model(ids, labels=ids).loss)
+
+
+def harness_losses(lm: HFLM, requests: list[dict[str, Any]]) -> list[float]:
+    instances = [
+        Instance("loglikelihood", doc={}, arguments=(request["context"], request["continuation"]), idx=0)
+        for request in requests
+    ]
+    answers = lm.loglikelihood(instances, disable_tqdm=True)
+    return [-ll / request["scored_tokens"] for (ll, _), request in zip(answers, requests, strict=True)]
+
+
+@pytest.fixture(
+    params=["no BOS", "BOS in front", "BOS in front, switched off", "BOS that it does not use", "EOS as BOS"]
+)
+def any_tokenizer(request: pytest.FixtureRequest, model_dir: Path, bos_model_dir: Path) -> PreTrainedTokenizerFast:
+    folder = bos_model_dir if "in front" in request.param else model_dir
+    metadata: dict[str, Any] = {"pretrained": str(folder)}
+    if "off" in request.param:
+        metadata["add_bos_token"] = False
+    tokenizer = mia.load_tokenizer(metadata)
+    if "does not use" in request.param:
+        tokenizer.add_special_tokens({"bos_token": "<pad>"})
+    if "as BOS" in request.param:
+        tokenizer.bos_token = tokenizer.eos_token
+    return tokenizer
+
+
+def test_losses_are_those_of_the_plain_model(any_tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> None:
+    documents = [text for text in DOCUMENTS if len(any_tokenizer.encode(text)) > 1]
+    assert len(documents) >= len(DOCUMENTS) - 1
+    requests = mia.mia_requests(any_tokenizer, {"member": documents})["member"]
+    lm = HFLM(pretrained=model, tokenizer=any_tokenizer, batch_size=3, device="cpu")
+    wanted = [plain_loss(model, any_tokenizer, document) for document in documents]
+    assert harness_losses(lm, requests) == pytest.approx(wanted, abs=1e-5)
+    assert len(set(wanted)) == len(wanted)
+
+
+def test_split_with_and_without_bos(tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "The quick brown fox"
+    assert mia.split_document(bos_tokenizer, text) == ("", text, len(bos_tokenizer.encode(text)) - 1)
+    context, continuation, scored = mia.split_document(tokenizer, text)
+    assert (context + continuation, scored) == (text, len(tokenizer.encode(text)) - 1)
+    assert tokenizer.encode(context) == tokenizer.encode(text)[:1]
+
+
+def test_document_that_starts_with_a_special_token_it_does_not_get_twice(
+    tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM
+) -> None:
+    text = "<eos>The quick brown fox"
+    request = mia.mia_requests(tokenizer, {"member": [text]})["member"]
+    assert request[0]["context"] == "<eos>"
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
+    assert harness_losses(lm, request) == pytest.approx([plain_loss(model, tokenizer, text)], abs=1e-5)
+
+
+def test_bfloat16_needs_the_softmax_in_float32(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> None:
+    """transformers takes the loss in float32 whatever the weights; the harness does so where it is told to."""
+    document = DOCUMENTS[0]
+    model = model.to(torch.bfloat16)
+    requests = mia.mia_requests(tokenizer, {"member": [document]})["member"]
+    plain = plain_loss(model, tokenizer, document)
+    for dtype in (None, "float32"):
+        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", softmax_dtype=dtype)
+        assert (harness_losses(lm, requests) == pytest.approx([plain], abs=1e-5)) == (dtype == "float32")
+
+
+def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = {
+        "member": ["The fox", "\nThe fox", "Z"],
+        "nonmember": ["日本語", "The dog", " \t The dog"],
+    }
+    with pytest.raises(DataError) as error:
+        mia.mia_requests(tokenizer, documents)
+    lines = str(error.value).splitlines()
+    assert len(lines) == 1 + 4
+    for line, name, reason in zip(
+        lines[1:],
+        (
+            "member document 2 ('\\nThe fox')",
+            "member document 3 ('Z')",
+            "nonmember document 1 (",
+            "nonmember document 3 (",
+        ),
+        ("white space or part of a character", "fewer than two tokens", "part of a character", "white space"),
+        strict=True,
+    ):
+        assert name in line
+        assert reason in line
+
+
+def test_bos_text_in_front_of_a_bos_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    # The harness takes the one for the other and would leave a token out.
+    with pytest.raises(ValueError, match="starts with the text of the tokenizer's BOS"):
+        mia.split_document(bos_tokenizer, "<bos>The fox")
+
+
+def test_eos_behind_the_text_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+    class WithEos:
+        bos_token_id = bos_tokenizer.bos_token_id
+
+        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+            ids = bos_tokenizer.encode(text, add_special_tokens=add_special_tokens)
+            return [*ids, bos_tokenizer.eos_token_id] if add_special_tokens else ids
+
+    with pytest.raises(ValueError, match="special tokens other than a BOS"):
+        mia.split_document(WithEos(), "The fox")
+
+
+def test_requests_keep_order_class_and_line_number(tokenizer: PreTrainedTokenizerFast) -> None:
+    documents = {"member": ["The fox", "The dog"], "nonmember": ["The river"]}
+    requests = mia.mia_requests(tokenizer, documents)
+    assert {name: [r["context"] + r["continuation"] for r in of] for name, of in requests.items()} == documents
+    assert [(r["member"], r["number"]) for r in requests["member"]] == [(True, 1), (True, 2)]
+    assert [(r["member"], r["number"]) for r in requests["nonmember"]] == [(False, 1)]
+
+
+def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    text = "The quick brown fox"
+    model = LlamaForCausalLM.from_pretrained(model_dir)
+    for metadata in (
+        {"tokenizer": str(model_dir)},
+        {"tokenizer": model_dir},
+        {"tokenizer": str(model_dir), "pretrained": "no/such-model", "gguf_file": "model.gguf"},
+        {"pretrained": str(model_dir), "dtype": "float32", "revision": "main", "trust_remote_code": False},
+        {"pretrained": model},
+        {"model": str(model_dir), "base_url": "http://localhost"},
+    ):
+        assert mia.load_tokenizer(metadata).encode(text) == tokenizer.encode(text)
+    assert mia.load_tokenizer({"tokenizer": tokenizer, "pretrained": "no/such-model"}) is tokenizer
+
+
+def test_model_arguments_reach_the_tokenizer(bos_model_dir: Path) -> None:
+    assert mia.load_tokenizer({"pretrained": str(bos_model_dir)}).encode("A")[0] == 2
+    for value in (True, False):
+        loaded = mia.load_tokenizer({"pretrained": str(bos_model_dir), "add_bos_token": value})
+        same = AutoTokenizer.from_pretrained(bos_model_dir, add_bos_token=value)
+        assert loaded.encode("A") == same.encode("A")
+        assert (loaded.encode("A")[0] == 2) is value
+
+
+def test_no_tokenizer_says_how_to_pass_one() -> None:
+    with pytest.raises(DataError) as error:
+        mia.load_tokenizer({"lume_split": "all"})
+    for way in ('--metadata \'{"tokenizer"', "simple_evaluate(..., metadata=", "TaskManager(metadata="):
+        assert way in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder"])
+def test_tokenizer_that_cannot_be_loaded_is_named(name: str) -> None:
+    with pytest.raises(DataError, match="could not load the tokenizer") as error:
+        mia.load_tokenizer({"pretrained": name})
+    assert name in str(error.value)
+    assert "--metadata" in str(error.value)

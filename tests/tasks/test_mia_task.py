@@ -1,0 +1,390 @@
+"""All attacks through the stock harness, against plain PyTorch, with and without a reference model."""
+
+import json
+import logging
+import math
+import os
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval.models
+import lm_eval.tasks
+import numpy as np
+import pytest
+import torch
+from lm_eval.__main__ import cli_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from lm_eval.tasks._yaml_loader import load_yaml
+from sklearn.metrics import roc_auc_score
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from lume_tasks import _startup, attacks, mia_task
+from lume_tasks.lume_hf import LumeHF
+from lume_tasks.mia_task import ATTACKS, SUMMARIES
+from lume_tasks.paths import task_dir
+from lume_tasks.rows import DataError
+from lume_tasks.token_scores import TokenScores
+
+COUNT = 16  # documents in the miniature data
+
+
+@pytest.fixture(scope="session")
+def reference_dir(tmp_path_factory: pytest.TempPathFactory, bos_model_dir: Path) -> Path:
+    """A model with other weights, and a tokenizer that puts a BOS in front, unlike the one of ``model_dir``."""
+    folder = tmp_path_factory.mktemp("reference")
+    model = LlamaForCausalLM.from_pretrained(bos_model_dir)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(bos_model_dir).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def lume_hf(model_dir: Path) -> Callable[..., LumeHF]:
+    return partial(LumeHF, pretrained=str(model_dir), device="cpu", batch_size=4)
+
+
+def plain_scores(folder: Path, text: str, fraction: float = 0.2) -> dict[str, float]:
+    """Every attack on one document, from its definition, in float64, one document and one position at a time."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    ids = torch.tensor([tokenizer.encode(text)])
+    out = model(ids, labels=ids)
+    out.loss.backward()
+    loss = out.loss.item()
+    logp, standard = [], []
+    for position in range(ids.shape[1] - 1):
+        row = out.logits[0, position].detach().double().log_softmax(-1)
+        mu = sum(math.exp(x) * x for x in row.tolist())
+        sigma = math.sqrt(sum(math.exp(x) * x * x for x in row.tolist()) - mu * mu)
+        logp.append(float(row[ids[0, position + 1]]))
+        standard.append((logp[-1] - mu) / sigma)
+    k = max(1, int(fraction * len(logp)))
+    norms = [float(parameter.grad.norm()) for parameter in model.parameters()]
+    return {
+        "loss": -loss,
+        "zlib": -loss / len(zlib.compress(text.encode("utf-8"))),
+        "min_k": sum(sorted(logp)[:k]) / k,
+        "min_k_plus_plus": sum(sorted(standard)[:k]) / k,
+        "gradnorm": -sum(norms) / len(norms),
+    }
+
+
+def text_of(sample: dict[str, Any]) -> str:
+    return str(sample["doc"]["context"] + sample["doc"]["continuation"])
+
+
+def numbers(results: Any) -> dict[str, float]:
+    """The metrics of lume_mia."""
+    kept = results["results"]["lume_mia"].items()
+    return {key.removesuffix(",none"): v for key, v in kept if key.endswith(",none") and "_stderr" not in key}
+
+
+def names(*of: str) -> set[str]:
+    return {f"{attack}_{summary}" for attack in of for summary in SUMMARIES} | {"mia_score"}
+
+
+@pytest.mark.parametrize("fraction", [None, 0.4])
+def test_attacks_are_those_of_the_plain_model(
+    run: Any, lume_hf: Callable[..., LumeHF], model_dir: Path, fraction: float | None
+) -> None:
+    options = {"lume_min_k": fraction, "lume_min_k_plus_plus": fraction} if fraction else {}
+    results = run(lume_hf(gradnorm=True), "lume_mia", metadata=options)
+    samples = results["samples"]["lume_mia"]
+    members = [sample["doc"]["member"] for sample in samples]
+    plain = [plain_scores(model_dir, text_of(sample), fraction or 0.2) for sample in samples]
+    found = numbers(results)
+    assert set(found) == names(*plain[0])
+    for attack in plain[0]:
+        for sample, scores in zip(samples, plain, strict=True):
+            assert sample[f"{attack}_auc"] == (sample["doc"]["member"], pytest.approx(scores[attack], abs=1e-5))
+        auc = roc_auc_score(members, [scores[attack] for scores in plain])
+        assert found[f"{attack}_auc"] == pytest.approx(auc, abs=1e-12)
+        scored = [sample[f"{attack}_auc"][1] for sample in samples]
+        resampled = attacks.resampled_aucs(scored, members)
+        assert found[f"{attack}_auc_low"] == pytest.approx(np.quantile(resampled, 0.025))
+        assert found[f"{attack}_auc_high"] == pytest.approx(np.quantile(resampled, 0.975))
+        assert found[f"{attack}_auc_low"] <= auc <= found[f"{attack}_auc_high"]
+        for percent in (1, 5):
+            assert found[f"{attack}_tpr_at_{percent}"] == attacks.tpr_at(percent / 100, scored, members)
+    assert found["mia_score"] == pytest.approx(1 - 2 * abs(found["loss_auc"] - 0.5))
+    assert len({round(found[f"{attack}_auc"], 6) for attack in plain[0]}) > 2
+
+
+@pytest.mark.parametrize("gradnorm", [False, True])
+def test_one_forward_pass_a_document_feeds_every_attack(
+    run: Any, lume_hf: Callable[..., LumeHF], gradnorm: bool
+) -> None:
+    lm = lume_hf(gradnorm=gradnorm)
+    rows: list[int] = []
+    lm.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
+    run(lm, "lume_mia")
+    assert sum(rows) == COUNT
+    assert len(rows) == (COUNT if gradnorm else COUNT / 4)
+
+
+def test_stock_backends_get_what_sums_allow(run: Any, model_dir: Path, lume_hf: Callable[..., LumeHF]) -> None:
+    stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=4), "lume_mia")
+    assert set(numbers(stock)) == names("loss", "zlib")
+    ours = numbers(run(lume_hf(), "lume_mia"))
+    assert set(ours) == names("loss", "zlib", "min_k", "min_k_plus_plus")
+    assert {name: ours[name] for name in numbers(stock)} == pytest.approx(numbers(stock), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"lume_min_k": 0.4}, "no min_k:"),
+        ({"lume_min_k_plus_plus": 0.1, "gradnorm": True}, "no gradnorm, min_k_plus_plus:"),
+        ({"gradnorm": False}, None),
+    ],
+)
+def test_what_was_asked_for_and_is_missing_is_said(
+    run: Any, model_dir: Path, metadata: dict[str, Any], named: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        run(HFLM(pretrained=str(model_dir), device="cpu"), "lume_mia", metadata=metadata)
+    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
+    assert len(messages) == bool(named)
+    if named:
+        assert named in messages[0]
+        assert "--model lume-hf" in messages[0]
+
+
+def test_answers_without_a_distribution_get_min_k_alone(run: Any, lume_hf: Callable[..., LumeHF]) -> None:
+    class LikeVLLM(LumeHF):
+        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
+            answers = super().loglikelihood(requests, disable_tqdm)
+            return [(TokenScores(s.logprobs, None, None, s.greedy), greedy) for s, greedy in answers]
+
+    lm = LikeVLLM(**lume_hf.keywords)  # type: ignore[attr-defined]
+    assert set(numbers(run(lm, "lume_mia"))) == names("loss", "zlib", "min_k")
+
+
+@pytest.mark.parametrize("name", ["lume_min_k", "lume_min_k_plus_plus"])
+@pytest.mark.parametrize("value", [0, -0.1, 1.5, math.nan, "0.2", True, None])
+def test_a_share_outside_the_document_is_refused(manager: Any, name: str, value: Any) -> None:
+    with pytest.raises(DataError, match=rf"metadata {name} has to be a share .* in \(0, 1\], not"):
+        manager({name: value}).load(["lume_mia"])
+
+
+def test_one_class_alone_has_no_value_and_a_warning(
+    run: Any, lume_hf: Callable[..., LumeHF], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        found = numbers(run(lume_hf(), "lume_mia", limit=1))
+    assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus")
+    assert all(math.isnan(value) for value in found.values())
+    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
+    assert messages == ["lume_mia: only members were scored (--limit?), so no attack has a value"]
+
+
+def test_a_model_without_finite_losses_has_no_value_and_a_warning(
+    run: Any, fake_lm: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = fake_lm()
+    lm.score = lambda *_: math.nan
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        found = numbers(run(lm, "lume_mia"))
+    assert all(math.isnan(value) for value in found.values())
+    assert "16 of 16 losses are no numbers" in caplog.text
+
+
+def test_another_tokenizer_than_the_models_is_refused(
+    run: Any, lume_hf: Callable[..., LumeHF], model_dir: Path
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.add_tokens([" quick brown"])
+    with pytest.raises(DataError, match=r"the model scored \d+ tokens of document 1, which has \d+ with the tokenizer"):
+        run(lume_hf(), "lume_mia", metadata={"tokenizer": tokenizer})
+
+
+def test_cached_answers_give_the_same(run: Any, lume_hf: Callable[..., LumeHF], tmp_path: Path) -> None:
+    first = numbers(run(lume_hf(gradnorm=True), "lume_mia", use_cache=str(tmp_path / "answers")))
+    lm = lume_hf()
+    lm.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run again"))
+    assert numbers(run(lm, "lume_mia", use_cache=str(tmp_path / "answers"))) == first
+
+
+def test_a_cache_of_two_backends_is_refused(
+    run: Any, lume_hf: Callable[..., LumeHF], model_dir: Path, tmp_path: Path
+) -> None:
+    cache = str(tmp_path / "answers")
+    run(HFLM(pretrained=str(model_dir), device="cpu"), "lume_mia", use_cache=cache, limit=4)
+    with pytest.raises(DataError, match="came out of a --use_cache file that was written by another --model"):
+        run(lume_hf(), "lume_mia", use_cache=cache)
+
+
+Command = Callable[..., Path]
+
+
+@pytest.fixture
+def command(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """The command line on lume_mia; gives the results file that it wrote."""
+    _startup.patch(lm_eval.models)
+    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
+
+    def command(
+        folder: Path, *more: str, model: str = "lume-hf", args: str = "", out: str = "out", **metadata: Any
+    ) -> Path:
+        words = ["lm_eval", "run", "--model", model, "--model_args", f"pretrained={folder}{args}", "--device", "cpu"]
+        words += ["--tasks", "lume_mia", "--batch_size", "4", "--include_path", str(task_dir())]
+        words += ["--output_path", str(tmp_path / out)]
+        words += ["--metadata", json.dumps({"lume_data_dir": str(data_dir)} | metadata)]
+        monkeypatch.setattr(sys, "argv", [*words, *more])
+        cli_evaluate()
+        return next((tmp_path / out).rglob("results_*.json"))
+
+    return command
+
+
+def sample_lines(results: Path) -> list[dict[str, Any]]:
+    lines = next(results.parent.glob("samples_lume_mia_*.jsonl")).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_command_line_with_a_reference(
+    command: Command, model_dir: Path, reference_dir: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    reference = command(reference_dir, "--log_samples", out="reference")
+    capsys.readouterr()
+    results = command(
+        model_dir, "--log_samples", args=",gradnorm=true", lume_reference_results=str(tmp_path / "reference")
+    )
+    found = numbers(json.loads(results.read_text()))
+    assert set(found) == names(*ATTACKS) | {"privleak", "mia_gap"}
+    samples = sample_lines(results)
+    assert len(samples) == COUNT
+    members, own, theirs = [], [], []
+    for sample in samples:
+        members.append(sample["doc"]["member"])
+        own.append(plain_scores(model_dir, text_of(sample)))
+        theirs.append(plain_scores(reference_dir, text_of(sample)))
+        assert sample["loss_auc"] == [members[-1], pytest.approx(own[-1]["loss"], abs=1e-5)]
+        assert sample["reference_auc"][1] == pytest.approx(own[-1]["loss"] - theirs[-1]["loss"], abs=1e-5)
+        assert sample["resps"][0][0][0] == str(float(sample["resps"][0][0][0]))  # a number, no array
+        assert all(isinstance(sample[f"{attack}_auc"][1], float) for attack in ATTACKS)
+    aucs = {
+        (which, attack): roc_auc_score(members, [scores[attack] for scores in of])
+        for which, of in (("own", own), ("theirs", theirs))
+        for attack in ("loss", "min_k")
+    }
+    assert found["mia_gap"] == pytest.approx(aucs["own", "loss"] - aucs["theirs", "loss"], abs=1e-12)
+    left, there = 1 - aucs["own", "min_k"], 1 - aucs["theirs", "min_k"]
+    assert found["privleak"] == pytest.approx(100 * (left - there) / there, abs=1e-6)
+    gaps = [a["loss"] - b["loss"] for a, b in zip(own, theirs, strict=True)]
+    assert found["reference_auc"] == pytest.approx(roc_auc_score(members, gaps), abs=1e-12)
+    assert f"{found['reference_auc']:.4f}" in capsys.readouterr().out
+    assert numbers(json.loads(reference.read_text()))["loss_auc"] == pytest.approx(aucs["theirs", "loss"])
+
+
+def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command: Command, model_dir: Path) -> None:
+    reference = command(model_dir, "--log_samples", out="reference")
+    found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
+    assert (found["mia_gap"], found["privleak"], found["reference_auc"]) == (0.0, 0.0, 0.5)
+
+
+def test_a_reference_of_the_stock_class_gives_what_losses_allow(
+    command: Command, model_dir: Path, reference_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reference = command(reference_dir, "--log_samples", model="hf", out="reference")
+    found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
+    assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus", "reference") | {"mia_gap"}
+    assert "no privleak" in caplog.text
+    assert "another tokenizer" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "message"),
+    [
+        ((), None, "samples_lume_mia_.* is missing.*--log_samples"),
+        (("--log_samples", "--limit", "6"), None, "lacks the loss of 10 of 16 documents, the first being .*--limit"),
+        (("--log_samples", "--predict_only"), None, "lacks the loss of 16 of 16 documents"),
+        (("--log_samples",), ("onmember text 3", "onmember text 4"), "lacks the loss of 1 of 16 documents"),
+        (("--log_samples",), ('"lume_mia": 1.0', '"lume_mia": 0.5'), "has lume_mia in version 0.5, not 1.0"),
+    ],
+)
+def test_a_reference_on_other_documents_is_refused(
+    command: Command, model_dir: Path, options: tuple[str, ...], spoil: tuple[str, str] | None, message: str
+) -> None:
+    reference = command(model_dir, *options, out="reference")
+    for file in reference.parent.iterdir():
+        if spoil:
+            file.write_text(file.read_text().replace(*spoil))
+    with pytest.raises(DataError, match=message):
+        command(model_dir, lume_reference_results=str(reference))
+
+
+def test_a_reference_with_another_share_of_tokens_is_refused(command: Command, model_dir: Path) -> None:
+    reference = command(model_dir, "--log_samples", out="reference", lume_min_k=0.4)
+    with pytest.raises(DataError, match=r"was run with lume_min_k 0\.4, this run has 0\.2; use the same one"):
+        command(model_dir, lume_reference_results=str(reference))
+    found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference), lume_min_k=0.4).read_text()))
+    assert found["privleak"] == 0.0
+
+
+TWO_RANKS = """
+import json, sys
+import torch.distributed
+from lm_eval import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lume_tasks.lume_hf import LumeHF
+
+folder, model, metadata, out = sys.argv[1:]
+manager = TaskManager(include_path=folder, include_defaults=False, metadata=json.loads(metadata))
+lm = LumeHF(pretrained=model, batch_size=4, device="cpu", gradnorm=True)
+results = simple_evaluate(lm, tasks=["lume_mia", "lume_mmlu"], task_manager=manager, bootstrap_iters=0)
+assert torch.distributed.get_world_size() == 2
+if results is not None:
+    json.dump(results["results"], open(out, "w"))
+"""
+
+
+def test_two_ranks_agree_with_one(run: Any, lume_hf: Callable[..., LumeHF], data_dir: Path, tmp_path: Path) -> None:
+    script, out = tmp_path / "two_ranks.py", tmp_path / "results.json"
+    script.write_text(TWO_RANKS)
+    model = str(lume_hf.keywords["pretrained"])  # type: ignore[attr-defined]
+    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": model}
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    done = subprocess.run(
+        [*launch, str(task_dir()), model, json.dumps(metadata), str(out)],
+        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    two, one = json.loads(out.read_text()), run(lume_hf(gradnorm=True), "lume_mia", "lume_mmlu")["results"]
+    for task in ("lume_mia", "lume_mmlu"):
+        assert set(two[task]) == set(one[task])
+        for key, value in one[task].items():
+            assert two[task][key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value)
+
+
+def test_the_yaml_names_every_metric_and_its_direction() -> None:
+    config = load_yaml(task_dir() / "lume_mia.yaml", resolve_func=True)
+    metrics = {metric["metric"]: metric for metric in config["metric_list"]}
+    assert set(metrics) == names(*ATTACKS) | {"privleak", "mia_gap"}
+    for name, metric in metrics.items():
+        summary = next((s for s in sorted(SUMMARIES, key=len, reverse=True) if name.endswith(f"_{s}")), name)
+        assert metric["aggregation"] is getattr(mia_task, summary)
+        better = {"mia_score": True, "privleak": None, "mia_gap": None}
+        assert metric["higher_is_better"] is better.get(name, False)
+
+
+def test_the_retain_only_model_of_lume(lume_data: Path, lume_models: Path, run: Any) -> None:
+    """Real documents: every attack on the model against plain PyTorch, on a few of them, to 1e-5."""
+    folder = lume_models / "lume-retain-13m"
+    lm = LumeHF(pretrained=str(folder), dtype="float32", device="cpu", batch_size=8, gradnorm=True)
+    results = run(lm, "lume_mia", limit=8, metadata={"lume_data_dir": str(lume_data), "tokenizer": str(folder)})
+    for sample in results["samples"]["lume_mia"]:
+        for attack, score in plain_scores(folder, text_of(sample)).items():
+            assert sample[f"{attack}_auc"][1] == pytest.approx(score, abs=1e-5, rel=1e-6)

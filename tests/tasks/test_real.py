@@ -1,0 +1,97 @@
+"""On the real data and on checkpoints trained on it, where the environment names them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks._yaml_loader import load_yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lume_tasks.data import MMLU_SUBJECTS, load_mia, load_mmlu
+from lume_tasks.groups import SubjectTask
+from lume_tasks.mia import mia_requests
+
+
+@pytest.fixture(scope="session")
+def mmlu_dir() -> Path:
+    if "LUME_MMLU_PATH" not in os.environ:
+        pytest.skip("LUME_MMLU_PATH is not set")
+    return Path(os.environ["LUME_MMLU_PATH"])
+
+
+@pytest.fixture(scope="session")
+def checkpoint(lume_models: Path) -> Path:
+    """A model that has seen the retain half alone."""
+    return lume_models / "lume-retain-13m"
+
+
+def test_every_document_can_be_scored(lume_data: Path, checkpoint: Path) -> None:
+    members, nonmembers = load_mia(lume_data)
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    requests = mia_requests(tokenizer, {"member": members, "nonmember": nonmembers})
+    assert [len(of) for of in requests.values()] == [150, 150]
+    assert all(r["context"] and r["scored_tokens"] > 10 for of in requests.values() for r in of)
+
+
+def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint: Path) -> None:
+    official = json.loads((checkpoint.parent.parent / "expected" / "official_validation.json").read_text())
+    metadata = {"lume_data_dir": str(lume_data), "tokenizer": str(checkpoint)}
+    options = {"model_args": {"pretrained": str(checkpoint), "dtype": "float32"}, "device": "cpu", "batch_size": 8}
+    results = run("hf", "lume_mia", metadata=metadata, **options)["results"]["lume_mia"]
+    assert results["loss_auc,none"] == pytest.approx(official[checkpoint.name]["mia_loss_acc"], abs=1e-9)
+    assert results["sample_len"] == 300
+
+
+def test_batched_generations_are_those_of_one_prompt_at_a_time(run: Any, lume_data: Path, checkpoint: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu")
+    results = run(lm, "lume_task2", metadata={"lume_data_dir": str(lume_data)}, limit=16)
+    for sample in results["samples"]["lume_task2"]:
+        encoded = tokenizer(sample["doc"]["input"], return_tensors="pt")
+        ids = model.generate(
+            input_ids=encoded.input_ids,
+            attention_mask=encoded.attention_mask,
+            max_new_tokens=256,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        plain = tokenizer.decode(ids[0, encoded.input_ids.shape[1] :], skip_special_tokens=True)
+        assert sample["resps"] == [[plain]]
+    assert results["results"]["lume_task2"]["retain_regurgitation,none"] == 1.0
+
+
+def test_mmlu_is_whole(mmlu_dir: Path) -> None:
+    subjects = load_mmlu(str(mmlu_dir))
+    assert set(subjects) == set(MMLU_SUBJECTS)
+    assert sum(map(len, subjects.values())) == 14042
+
+
+def test_mmlu_is_the_stock_task(run: Any, mmlu_dir: Path, model_dir: Path) -> None:
+    """Questions, prompts and choices of whole subjects, and the accuracy of one model on them."""
+    import lm_eval.tasks
+
+    stock_dir = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
+    stock, names = [], ("college_biology", "moral_scenarios", "us_foreign_policy")
+    rows = load_mmlu(str(mmlu_dir))
+    for name in names:
+        config = load_yaml(stock_dir / f"mmlu_{name}.yaml") | {"dataset_path": str(mmlu_dir), "num_fewshot": 0}
+        config.pop("tag")
+        task, own = ConfigurableTask(config=config), SubjectTask(name, rows[name], 1.0)
+        for each in (task, own):
+            each.build_all_requests()
+        assert [(r.args, task.doc_to_target(r.doc)) for r in task.instances] == [
+            (r.args, own.doc_to_target(r.doc)) for r in own.instances
+        ]
+        stock.append(task)
+    options = {"model_args": {"pretrained": str(model_dir), "max_length": 512}, "device": "cpu", "batch_size": 16}
+    own = [SubjectTask(name, rows[name], 1.0) for name in names]
+    results = run("hf", *stock, *own, limit=20, **options)["results"]
+    accuracies = [results[f"mmlu_{name}"]["acc,none"] for name in names]
+    assert [results[f"lume_mmlu_{name}"]["acc,none"] for name in names] == accuracies
+    assert 0 < sum(accuracies) < 3

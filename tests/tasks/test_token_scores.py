@@ -1,0 +1,96 @@
+"""Statistics of token distributions against a plain float64 computation, and the number that carries them."""
+
+import copy
+import json
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from lume_tasks import token_scores
+from lume_tasks.token_scores import TokenScores, token_statistics
+
+
+def plain(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The definitions, in float64, one position at a time."""
+    values = logits.double().numpy()
+    logprobs, mean, variance, greedy = [], [], [], []
+    for row, wanted in zip(values, targets.numpy(), strict=True):
+        logp = row - math.log(sum(math.exp(z) for z in row))
+        p = np.exp(logp)
+        logprobs.append([logp[t] for t in wanted])
+        mean.append(sum(p[v] * logp[v] for v in range(len(p)) if p[v]))
+        variance.append(sum(p[v] * logp[v] ** 2 for v in range(len(p)) if p[v]) - mean[-1] ** 2)
+        greedy.append([row[t] == row.max() for t in wanted])
+    return np.array(logprobs), np.array(mean), np.array(variance), np.array(greedy)
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 2**16])
+@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 8.0])
+def test_statistics_are_those_of_the_definition(scale: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(token_scores, "_CHUNK", {"cpu": chunk})
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(20, 50, generator=generator) * scale
+    positions = torch.tensor([3, 3, 19, 0, 7, 11, 12])
+    targets = torch.randint(0, 50, (7, 3), generator=generator)
+    targets[:, 0] = logits[positions].argmax(-1)
+    found = token_statistics(logits, positions, targets)
+    wanted = plain(logits[positions], targets)
+    assert [array.dtype for array in found] == [np.float32] * 3 + [np.bool_]
+    for array, expected in zip(found[:3], wanted[:3], strict=True):
+        assert array == pytest.approx(expected, abs=1e-5)
+    if scale:
+        assert np.array_equal(found[3], wanted[3])
+    assert (found[2] >= 0).all()
+
+
+def test_a_uniform_and_a_certain_distribution() -> None:
+    logits = torch.tensor([[0.0] * 4, [200.0, 0.0, 0.0, 0.0], [0.0, -math.inf, -math.inf, 0.0]])
+    logprobs, mean, variance, greedy = token_statistics(logits, torch.arange(3), torch.tensor([[2], [0], [1]]))
+    assert logprobs[:, 0] == pytest.approx([-math.log(4), 0.0, -math.inf], abs=1e-6)
+    assert mean == pytest.approx([-math.log(4), 0.0, -math.log(2)], abs=1e-6)
+    assert variance == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    assert greedy[1:, 0].tolist() == [True, False]
+
+
+def test_bfloat16_logits_are_scored_in_float32() -> None:
+    logits = (torch.randn(6, 300, generator=torch.Generator().manual_seed(1)) * 4).bfloat16()
+    positions, targets = torch.arange(6), torch.randint(0, 300, (6, 1))
+    exact = plain(logits.float(), targets)
+    for array, expected in zip(token_statistics(logits, positions, targets)[:3], exact, strict=False):
+        assert array == pytest.approx(expected, abs=1e-5)
+
+
+def scores(grad_norm: float | None = None) -> TokenScores:
+    logprobs, mean, variance = np.float32([-1.5, -0.25]), np.float32([-2, -1]), np.float32([0.5, 0.25])
+    return TokenScores(logprobs, mean, variance, np.array([True, False]), grad_norm)
+
+
+def test_it_is_the_sum() -> None:
+    value = scores()
+    assert value == -1.75
+    assert isinstance(value, float)
+    assert -value / 2 == 0.875
+    assert sum([value, value]) == -3.5
+    assert json.dumps([value, {"a": value}]) == '[-1.75, {"a": -1.75}]'
+    assert str(value) == "-1.75"
+
+
+@pytest.mark.parametrize("through", [lambda v: pickle.loads(pickle.dumps(v)), copy.copy, copy.deepcopy])
+@pytest.mark.parametrize("grad_norm", [None, 3.0])
+def test_it_travels_whole(through: object, grad_norm: float | None) -> None:
+    value = scores(grad_norm)
+    same, greedy = through((value, True))  # type: ignore[operator]
+    assert (type(same), same, greedy, same.grad_norm) == (TokenScores, value, True, grad_norm)
+    for name in ("logprobs", "mean", "variance", "greedy"):
+        array = getattr(same, name)
+        assert np.array_equal(array, getattr(value, name))
+        assert array.dtype == getattr(value, name).dtype
+
+
+def test_the_sum_of_many_tokens_keeps_its_digits() -> None:
+    logprobs = np.full(100_000, -0.1, dtype=np.float32)
+    value = TokenScores(logprobs, None, None, np.ones(100_000, dtype=bool))
+    assert value == pytest.approx(-100_000 * float(np.float32(0.1)), rel=1e-12)
