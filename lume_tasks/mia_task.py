@@ -62,17 +62,22 @@ class MiaTask(LumeTask):
 
 
 def _allowed(answer: float) -> frozenset[str]:
-    """The attacks that need more of an answer than its sum, and for which it has that."""
+    """The metrics that need more of an answer than its sum, and for which it has that."""
     if not isinstance(answer, TokenScores):
         return frozenset()
-    there = {"min_k": True, "min_k_plus_plus": answer.mean is not None, "gradnorm": answer.grad_norm is not None}
-    return frozenset(name for name, is_there in there.items() if is_there)
+    there = {"min_k_plus_plus": answer.mean is not None, "gradnorm": answer.grad_norm is not None}
+    return frozenset({"min_k", "privleak"} | {name for name, is_there in there.items() if is_there})
 
 
 def _asked(metadata: Mapping[str, Any]) -> set[str]:
-    """The attacks that metadata or model arguments ask for by name."""
-    asked = {name.removeprefix("lume_") for name in FRACTIONS if name in metadata}
-    return asked | {"gradnorm"} if metadata.get("gradnorm") else asked
+    """The metrics of that kind that metadata or model arguments ask for."""
+    options = {
+        "lume_min_k": "min_k",
+        "lume_min_k_plus_plus": "min_k_plus_plus",
+        OPTION: "privleak",
+        "gradnorm": "gradnorm",
+    }
+    return {metric for option, metric in options.items() if metadata.get(option)}
 
 
 def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:

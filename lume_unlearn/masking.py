@@ -18,9 +18,9 @@ LEAST_DOCUMENTS = 3
 _TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
 # fmt: off
 _SHOWN = frozenset({
-    "a", "and", "are", "at", "by", "for", "from", "he", "her", "his", "how", "in", "is", "it", "of", "she", "the",
+    "and", "are", "at", "by", "for", "from", "he", "her", "his", "how", "in", "is", "it", "of", "she", "the",
     "their", "they", "this", "to", "was", "were", "what", "when", "where", "which", "who", "whose", "why", "with",
-    "address", "birth", "born", "city", "contact", "date", "e", "email", "home", "mail", "name", "number", "phone",
+    "address", "birth", "born", "contact", "date", "email", "home", "mail", "name", "number", "phone",
     "reached", "resides", "security", "social", "ssn",
 })
 # fmt: on
@@ -28,6 +28,8 @@ _SHOWN = frozenset({
 
 def plain(text: str) -> str:
     """The text in Unicode's compatibility form, without invisible characters: nothing in it hides a letter or digit."""
+    if text.isascii():
+        return text
     normal = unicodedata.normalize("NFKC", text)
     return "".join(char for char in normal if unicodedata.category(char) not in ("Cf", "Mn"))
 

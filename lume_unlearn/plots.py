@@ -5,6 +5,7 @@ be told apart in grey too.
 """
 
 import io
+import textwrap
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -71,7 +72,7 @@ def trade_off(series: Mapping[str, Mapping[str, Sequence[Point]]], numbers: Numb
                 axes.scatter(xs[:-1], ys[:-1], s=12, linewidths=1, zorder=3, **look)
             axes.scatter(xs[-1:], ys[-1:], s=size, linewidths=1.5, zorder=3, **look)
             _whiskers(axes, track[-1], colour)
-        axes.scatter([], [], s=52, marker=marker, c=colour, label=name)
+        axes.scatter([], [], s=52, marker=marker, c=colour, label=_label(name))
     for kind, fill in zip(kinds, ("0.4", "none"), strict=False):
         axes.scatter([], [], s=52, marker="o", c=fill, edgecolors="0.4", linewidths=1.5, label=kind)
     axes.annotate("better", (0.62, 0.34), (0.74, 0.16), color="0.4", arrowprops={"arrowstyle": "->", "color": "0.4"})
@@ -91,7 +92,7 @@ def over_training(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str,
     for number, (name, points) in enumerate(lines.items()):
         style: dict[str, Any] = {"color": _colour(number), "marker": _marker(number), "ls": _line(number)}
         xs, ys = zip(*points, strict=True)
-        axes.plot(xs, ys, ms=5, lw=1.4, label=name, clip_on=False, **style)
+        axes.plot(xs, ys, ms=5, lw=1.4, label=_label(name), clip_on=False, **style)
     axes.set(xlabel=unit, ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
     return _with_legend(figure, axes)
@@ -131,7 +132,7 @@ def roc(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], numbers: 
     left = min(rate for false, _ in curves.values() for rate in false if rate > 0) / 2
     for name, (false, true) in curves.items():
         style: dict[str, Any] = {"color": _colour(numbers[name]), "ls": _line(numbers[name])}
-        axes.plot(np.maximum(false, left), true, lw=1.8, label=name, clip_on=False, **style)
+        axes.plot(np.maximum(false, left), true, lw=1.8, label=_label(name), clip_on=False, **style)
     chance = np.geomspace(left, 1.0, 100)
     axes.plot(chance, chance, color="0.6", lw=1, label="guessing")
     axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="to be forgotten, caught", ylim=(0, 1.02))
@@ -161,7 +162,7 @@ def field_rates(
         shift = (number - (len(rates) - 1) / 2) * 0.8 / len(rates)
         places = [fields.index(field) + shift for field in by_field]
         values = [rate for rate, _ in by_field.values()]
-        axes.scatter(values, places, s=32, marker=marker, c=colour, label=name, zorder=3, clip_on=False)
+        axes.scatter(values, places, s=32, marker=marker, c=colour, label=_label(name), zorder=3, clip_on=False)
         for place, (_, interval) in zip(places, by_field.values(), strict=True):
             if interval:
                 axes.plot(interval, (place, place), color=colour, lw=1.2, zorder=2)
@@ -178,7 +179,7 @@ def png(figure: Figure) -> bytes:
     """The figure as a PNG file, the same bytes for the same figure."""
     buffer = io.BytesIO()
     with warnings.catch_warnings(), mpl.rc_context(STYLE):
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
+        warnings.simplefilter("ignore", UserWarning)  # names in a script that the font lacks, or too long for the page
         figure.savefig(buffer, format="png", dpi=170, metadata={"Software": None})
     return buffer.getvalue()
 
@@ -188,7 +189,7 @@ def _figure(title: str, height: float) -> tuple[Figure, Axes]:
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
-        axes.set_title(title)
+        axes.set_title(textwrap.fill(title, 56))
     return figure, axes
 
 
@@ -208,6 +209,10 @@ def _whiskers(axes: Axes, point: Point, colour: str) -> None:
 
 def _colour(number: int) -> str:
     return COLOURS[number % len(COLOURS)]
+
+
+def _label(name: str) -> str:
+    return f" {name}" if name.startswith("_") else name  # matplotlib leaves names with a low line in front out
 
 
 def _marker(number: int) -> str:

@@ -47,10 +47,17 @@ class Picture:
 
 def leaderboard(models: Sequence[Model]) -> Html:
     """The scores that models are ranked by, and the twelve behind them."""
+    missing: dict[str, list[str]] = {}
+    for model in models:
+        if (one := model.evaluation("lume_score")) and one.missing:
+            missing.setdefault(one.missing, []).append(model.name)
     absent = [
-        tag("p", f"{model.name}: no final score, because these are missing: {one.missing}.", class_="absent")
-        for model in models
-        if (one := model.evaluation("lume_score")) and one.missing
+        tag(
+            "p",
+            f"No final score of {', '.join(names)}, since these were not scored or have no value: {tasks}.",
+            class_="absent",
+        )
+        for tasks, names in missing.items()
     ]
     overall = _scores(models, LEADERBOARD) or _to_get("the overall scores", "--tasks lume")
     twelve = [_scores(models, [s for s in TWELVE if s.task == task], title) for task, title in TASKS.items()]
@@ -93,7 +100,6 @@ def _points(track: Sequence[Model], task: str) -> dict[str, list[plots.Point]]:
 
 def training(models: Sequence[Model], pictures: list[Picture]) -> Html:
     """Scores over the checkpoints of each run."""
-    runs = [run for run in find_runs(models) if len(run.points) > 1]
     shown = [
         _picture(
             pictures,
@@ -101,15 +107,15 @@ def training(models: Sequence[Model], pictures: list[Picture]) -> Html:
             f"{run.name}: {title.lower()} over training",
             plots.over_training(lines, run.unit, f"{_labels([run.name])[0]}: {title.lower()}"),
         )
-        for number, run in enumerate(runs, start=1)
+        for number, run in enumerate(find_runs(models), start=1)
         for part, (title, scores) in enumerate(OVER_TRAINING.items(), start=1)
         if (lines := _lines(run, scores))
     ]
     absent = tag(
         "p",
-        "Left out, as no two results are checkpoints of one run. Let ",
-        tag("code", "lume-unlearn run --save_steps N --save_total_limit 0"),
-        " keep checkpoints, score each, and give all of the results to this report.",
+        "Left out, as no two results are of one run. Let ",
+        tag("code", "lume-unlearn run --evaluate_every epoch"),
+        " score while it trains, or score its checkpoints, and give all of the results to this report.",
         class_="absent",
     )
     return section("Over training", _figures(shown) if shown else absent)

@@ -16,7 +16,8 @@ from lume_unlearn.glossary import TASKS
 Sample = dict[str, Any]
 
 _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+\Z")  # how the harness ends the names of the files of one evaluation
-_CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)(/|\Z)")
+_SCORES = re.compile(r"/scores/checkpoint-(\d+)\Z")
+_CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
 RECORD = "unlearning.json"
 
@@ -44,8 +45,13 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        """The model's folder or name (an adapter's, where there is one); the results folder's name if it had none."""
-        return str(self.content.get("model_name") or self.path.parent.name)
+        """The model's folder or name (an adapter's, where there is one).
+
+        Where the results do not tell, as those of `lume-unlearn run --evaluate_every`, it is the folder of the file,
+        without the ``scores`` that such a run puts between its own folder and the checkpoint's.
+        """
+        folder = _SCORES.sub(r"/checkpoint-\1", self.path.parent.as_posix())
+        return str(self.content.get("model_name") or folder)
 
     @property
     def model_args(self) -> dict[str, str]:
@@ -206,17 +212,17 @@ def read_evaluation(path: Path) -> Evaluation:
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Which models are checkpoints of one run, by folders named ``checkpoint-<step>``.
+    """Which models are checkpoints of one run, by folders named ``checkpoint-<step>``; at least two.
 
     Where the run's `unlearning.json` can be read, the axis counts epochs, and the finished model and the one before
     unlearning take part if they are among the models.
     """
     steps: dict[str, dict[Model, float]] = {}
     for model in models:
-        names = (model.path, str(model.evaluations[0].path.resolve()))
-        if found := next(filter(None, map(_CHECKPOINT.match, names)), None):
-            steps.setdefault(found["run"], {})[model] = float(found["step"])
-    return [_run(path, places, models) for path, places in steps.items()]
+        if found := _CHECKPOINT.match(model.path):
+            steps.setdefault(_normal(found["run"]), {})[model] = float(found["step"])
+    runs = [_run(path, places, models) for path, places in steps.items()]
+    return [run for run in runs if len(run.points) > 1]
 
 
 def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:

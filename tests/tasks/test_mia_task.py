@@ -286,10 +286,16 @@ def test_command_line_with_a_reference(
     assert numbers(json.loads(reference.read_text()))["loss_auc"] == pytest.approx(aucs["theirs", "loss"])
 
 
-def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command: Command, model_dir: Path) -> None:
+def test_a_reference_equal_to_the_model_leaves_nothing_to_see(
+    command: Command, model_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     reference = command(model_dir, "--log_samples", out="reference")
     found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
     assert (found["mia_gap"], found["privleak"], found["reference_auc"]) == (0.0, 0.0, 0.5)
+    assert "privleak" not in caplog.text
+    stock = command(model_dir, model="hf", out="stock", lume_reference_results=str(reference))
+    assert set(numbers(json.loads(stock.read_text()))) == names("loss", "zlib", "reference") | {"mia_gap"}
+    assert "no privleak: this backend" in caplog.text
 
 
 def test_a_reference_of_the_stock_class_gives_what_losses_allow(

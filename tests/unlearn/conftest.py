@@ -1,0 +1,45 @@
+"""Results as the harness writes them, for the report and the card."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+DATE = "2026-01-02T03-04-05.678901"
+
+
+@pytest.fixture
+def write_results(tmp_path: Path) -> Write:
+    """Write what `lm_eval --output_path ... --log_samples` writes; returns the results file."""
+
+    def make(
+        model: str,
+        scores: dict[str, dict[str, Any]],
+        samples: dict[str, list[dict[str, Any]]] | None = None,
+        metadata: dict[str, Any] | None = None,
+        folder: str | None = None,
+        date: str = DATE,
+        **content: Any,
+    ) -> Path:
+        target = tmp_path / "results" / (folder or re.sub(r"\W", "_", model)[-80:])
+        target.mkdir(parents=True, exist_ok=True)
+        results = {
+            task: {"alias": task} | {f"{name},none": value for name, value in metrics.items()}
+            for task, metrics in scores.items()
+        }
+        tasks = {
+            "results": results,
+            "configs": {task: {"metadata": {"version": 1.0} | (metadata or {})} for task in scores},
+            "versions": dict.fromkeys(scores, 1.0),
+            "n-samples": {task: {"effective": 4} for task in scores if task != "lume_score"},
+        }
+        whole = {"model_name": model, "config": {"model_args": {"pretrained": model}}, "date": 1e9} | tasks | content
+        path = target / f"results_{date}.json"
+        path.write_text(json.dumps(whole))
+        for task, lines in (samples or {}).items():
+            (target / f"samples_{task}_{date}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        return path
+
+    return make

@@ -1,0 +1,116 @@
+"""The model card: the hub's metadata, true scores, and nothing that is nobody's business."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import ModelCard
+
+from lume_unlearn import cli
+from lume_unlearn.config import RunConfig
+from lume_unlearn.record import Record
+
+SCORES = {
+    "lume_score": {"final_score": 0.5, "mmlu": 0.25},
+    "lume_task2": {"forget_knowledge": 0.125, "forget_knowledge_low": 0.0625, "forget_knowledge_high": 0.25},
+    "lume_mia": {"loss_auc": 0.75, "zlib_auc": float("nan")},
+}
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    """A folder with the record that a run leaves."""
+    folder = tmp_path / "secret-place" / "npo"
+    folder.mkdir(parents=True)
+    config = RunConfig(model=str(tmp_path / "secret-place" / "base"), output=str(folder), method="npo", tuning="lora")
+    Record(config, {str(tmp_path / "secret-place" / "forget.jsonl"): "abc123"}).write([])
+    return folder
+
+
+def main(folder: Path, *results: Path) -> int:
+    return cli.main(["card", "--model_dir", str(folder), "--results", *map(str, results)])
+
+
+def results_of_the_hub(card: ModelCard) -> dict[tuple[str, str], Any]:
+    return {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
+
+
+def test_the_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
+    path = write_results(str(finished), SCORES, metadata={"lume_split": "validation"})
+    assert main(finished, path) == 0
+    card = ModelCard.load(finished / "README.md")
+    assert results_of_the_hub(card) == {
+        ("LUME, all tasks", "final_score"): 0.5,
+        ("MMLU", "mmlu"): 0.25,
+        ("LUME, membership inference", "loss_auc"): 0.75,
+        ("LUME, Task 2: personal data", "forget_knowledge"): 0.125,
+    }
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation", "test"}
+    assert card.data.model_name == "npo"
+    assert card.data.library_name == "peft"
+    assert card.data.tags == ["unlearning", "lume", "npo"]
+    assert "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low |" in card.text
+    assert "| transformers | " in card.text
+    assert "| `forget.jsonl` | `abc123` |" in card.text
+    assert "split validation" in card.text
+
+
+def test_no_path_of_this_machine_is_told(finished: Path, write_results: Write) -> None:
+    args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
+    assert main(finished, write_results(str(finished), SCORES, config={"model_args": args})) == 0
+    assert "secret-place" not in (finished / "README.md").read_text()
+    assert ModelCard.load(finished / "README.md").data.base_model is None
+
+
+def test_a_base_model_on_the_hub_is_linked(finished: Path, write_results: Write) -> None:
+    record = json.loads((finished / "unlearning.json").read_text())
+    record["config"]["model"] = "someone/olmo-1b"
+    (finished / "unlearning.json").write_text(json.dumps(record))
+    assert main(finished, write_results(str(finished), SCORES)) == 0
+    assert ModelCard.load(finished / "README.md").data.base_model == "someone/olmo-1b"
+
+
+def test_results_of_another_model_or_of_two_settings_are_refused(
+    finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(finished, write_results("/m/gd", SCORES)) == 1
+    assert "are not of npo: gd" in capsys.readouterr().err
+    paths = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
+    assert main(finished, *paths) == 1
+    assert "hold several results of npo" in capsys.readouterr().err
+    assert not (finished / "README.md").exists()
+
+
+def test_a_card_by_a_person_is_kept_and_one_by_a_program_replaced(
+    finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, card = write_results(str(finished), SCORES), finished / "README.md"
+    card.write_text("My notes.")
+    assert main(finished, path) == 1
+    assert f"{card} was not written by a program" in capsys.readouterr().err
+    assert card.read_text() == "My notes."
+    card.write_text("# Model Card for Model ID\n[More Information Needed]")  # as peft leaves it
+    assert main(finished, path) == 0
+    assert main(finished, path) == 0  # its own
+    assert card.read_text().count("# npo") == 1
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        (None, "no usable unlearning.json"),
+        ("{", "no usable unlearning.json"),
+        ("3", "no usable unlearning.json"),
+        ('{"config": {"method": "npo"}}', "another version of lume-unlearn"),
+    ],
+)
+def test_a_folder_without_a_record_is_refused(
+    tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str | None, message: str
+) -> None:
+    if record is not None:
+        (tmp_path / "unlearning.json").write_text(record)
+    assert main(tmp_path, write_results(str(tmp_path), SCORES)) == 1
+    assert message in capsys.readouterr().err

@@ -1,0 +1,116 @@
+"""What a masked report may show: nothing that tells who is meant, but enough to see what was asked and what leaked."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lume_unlearn.leaks import compare, worst_leaks
+from lume_unlearn.masking import common_words, mask, plain, tokens
+
+COMMON = {str(i): ["the baker lives in the old town"] for i in range(3)}
+
+
+def masked(text: str, shown: frozenset[str] | None = None) -> str:
+    kept = common_words(COMMON) if shown is None else shown
+    return "".join(mask(token, kept) for token in tokens(plain(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("What is Ada Byron's Social Security Number?", "What is ••• •••'••• Social Security Number?"),
+        ("900-51-4344", "•••-•••-•••"),
+        ("born on March 10, 1951", "born ••• ••• •••, •••"),
+        ("Write to ada.byron+x@mail.example.org.", "••• to •••@•••"),
+        ("[a\\_b@me.com](mailto:a_b@me.com)", "[•••@•••](•••@•••)"),
+        ("see https://ada.example/me now", "see ••• now"),
+        ("the baker lives at 12b Old Lane, #505, OR", "the baker lives at ••• ••• •••, #•••, •••"),
+        ("tiffi the baker", "••• the baker"),  # a name in lower case is rare
+        ("\u0430da", "•••"),  # a Cyrillic letter
+        ("四郎", "•••"),  # a script without cases
+        ("\uff19\uff10\uff10 \U0001d7d7", "••• •••"),  # full-width and mathematical digits
+        ("A\u200bda b\u00adaker", "••• baker"),  # invisible characters neither hide nor split
+        ("e\u0301lan", "•••"),
+        ("5", "•••"),
+        ("@ ... \n\n- !", "@ ... \n\n- !"),
+        ("", ""),
+    ],
+)
+def test_masking(text: str, expected: str) -> None:
+    shown = common_words(COMMON) | {"see", "now"}
+    assert masked(text, shown) == expected
+
+
+def test_all_masks_are_alike() -> None:
+    assert masked("Bo") == masked("Bartholomew") == masked("1") == masked("123456789")
+
+
+def test_tokens_lose_nothing() -> None:
+    text = "A\u00adb  c@d.e, http://x.y/z?q=1\t\x1b[31m 12-34\n«élan»_x ••• 🙂"
+    assert "".join(tokens(text)) == text
+
+
+def test_a_word_is_common_from_three_documents_on() -> None:
+    twice = {"a": ["violet", "violet"], "b": ["violet"]}
+    assert "violet" not in common_words(twice)
+    assert "violet" in common_words(twice | {"c": ["a violet"]})
+    assert "violet" not in common_words(twice | {"c": ["Violet", "violet@x.org", "violet7", "https://violet"]})
+
+
+def test_words_in_both_texts_are_marked_and_compared_before_masking() -> None:
+    truth, answer = compare("Ada, 900-51-4344, the end", "Eve, 900-51-4345, the end!", common_words(COMMON))
+    assert truth == (("•••, ", False), ("•••-•••", True), ("-•••, ", False), ("the •••", True))
+    assert answer == (("•••, ", False), ("•••-•••", True), ("-•••, ", False), ("the •••", True), ("!", False))
+
+
+def test_unmasked_texts_are_left_as_they_are() -> None:
+    truth, answer = compare("A\u00adda \uff19", "ada", None)
+    assert "".join(text for text, _ in truth) == "A\u00adda \uff19"
+    assert answer == (("ada", False),)  # what differs by an invisible character differs
+
+
+def test_long_texts_are_cut() -> None:
+    truth, _ = compare("the " * 200, "", common_words(COMMON))
+    assert truth[-1] == (" …", False)
+    assert "".join(text for text, _ in truth).count("the") == 80
+
+
+def sample(number: int, kind: str, score: float | None, output: str = "truth", side: str = "forget") -> dict[str, Any]:
+    scores = {"forget_regurgitation": None, "forget_knowledge": None}
+    if side == "forget":
+        scores[{"sc": "forget_regurgitation", "qa": "forget_knowledge"}[kind]] = score
+    doc = {"id": f"d{number}{kind}0", "input": "in", "output": output, "side": side, "kind": kind}
+    return {"doc_id": number, "doc": doc, "filtered_resps": ["out"], **scores}
+
+
+def test_the_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
+    samples = {
+        "lume_task1": [sample(0, "sc", 0.2), sample(1, "sc", 0.9), sample(2, "sc", 0.0), sample(3, "qa", 1.0, "short")],
+        "lume_task2": [sample(0, "qa", 1.0, "much longer"), sample(1, "qa", 0.0), sample(2, "sc", 1.0, side="retain")],
+    }
+    leaks = worst_leaks(samples, 5, show_pii=False)
+    assert [(leak.task[-1], leak.kind, leak.number, leak.score) for leak in leaks] == [
+        ("1", "sc", 1, 0.9),
+        ("1", "sc", 0, 0.2),
+        ("2", "qa", 0, 1.0),
+        ("1", "qa", 3, 1.0),
+    ]
+    assert [leak.number for leak in worst_leaks(samples, 1, show_pii=False)] == [1, 0]
+
+
+@pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="real data")
+def test_nothing_of_a_real_person_is_shown() -> None:
+    folder = Path(os.environ["LUME_DATA_DIR"])
+    lines = [line for side in ("forget", "retain") for line in (folder / f"{side}.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in lines]
+    documents: dict[str, list[str]] = {}
+    for row in rows:
+        documents.setdefault(row["id"][:-3], []).extend((row["input"], row["output"]))
+    shown = common_words(documents)
+    answers = [row["output"] for row in rows if row["task"] == "Task2" and row["id"][-3:-1] == "qa"]
+    assert answers
+    kept = {token for answer in answers for token in tokens(masked(answer, shown)) if any(map(str.isalnum, token))}
+    assert kept <= {"The", "the", "of", "to"}
