@@ -216,7 +216,9 @@ def test_scores_of_the_official_script() -> None:
     assert missing == {}
     aggregate = 12 / (9 + sum(1 / (1 - forget) for forget, *_ in regurgitation.values()))
     mmlu = (0.25 * 10 + 0.5 * 20) / 30
-    assert scores == pytest.approx(
+    # MMLU's interval comes from counts alone; the other scores have none without resamples.
+    assert set(scores) - {"mmlu_low", "mmlu_high"} == {*MEANS, "task_aggregate", "mia_score", "mmlu", "final_score"}
+    assert {name: score for name, score in scores.items() if name not in ("mmlu_low", "mmlu_high")} == pytest.approx(
         {
             "forget_regurgitation": 0.213716945044001,  # the script's own overall mean
             "forget_knowledge": 0.0,
