@@ -14,11 +14,28 @@ from numpy.typing import NDArray
 
 from lume_tasks import comparison, mia
 from lume_tasks.checks import SIDES
-from lume_tasks.harness import side_rows
+from lume_tasks.harness import LumeTask, side_rows
 from lume_tasks.rows import DataError, quote
 from lume_tasks.token_scores import TokenScores
 
 _FAULTS_SHOWN = 10
+
+
+class MemorizationTask(LumeTask):
+    """A task whose metrics depend on what the backend answers: sums alone, or ``TokenScores``."""
+
+    def apply_filters(self) -> Any:
+        """Filter the answers.
+
+        Raises:
+            DataError: only some answers have per-token values, so that their metrics would be over some rows alone.
+        """
+        if len({isinstance(instance.resps[0][0], TokenScores) for instance in self.instances}) > 1:
+            raise DataError(
+                f"{self.config.task}: some answers carry values for each token and others do not: a part of them came "
+                "out of a --use_cache file that was written by another --model; name a new file"
+            )
+        return super().apply_filters()
 
 
 def extraction_strength(greedy: NDArray[np.bool_]) -> float:
@@ -33,7 +50,7 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
         greedy: (n,) with n > 0: whether the answer's token is the most probable one after all right tokens before it.
     """
     wrong = np.flatnonzero(~greedy)
-    return 1.0 - (wrong[-1] + 1) / len(greedy) if wrong.size else 1.0
+    return 1.0 - (int(wrong[-1]) + 1) / len(greedy) if wrong.size else 1.0
 
 
 def answer_length(tokenizer: Any, text: str, answer: str) -> int:

@@ -129,9 +129,12 @@ def _address_parts(value: str) -> list[str]:
 
 
 def _stands_in(part: str, text: str) -> bool:
-    """Whether the words of a part stand in the text side by side, in any case unless they are capitals (OR, IN, ME)."""
+    """Whether the words of a part stand in the text side by side, in any case.
+
+    A state or unit such as IN, OR or A needs its capitals, since its letters are common words.
+    """
     pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, re.findall(r"\w+", part))) + r"(?!\w)"
-    return re.search(pattern, text, 0 if part.isupper() else re.I) is not None
+    return re.search(pattern, text, 0 if re.fullmatch(r"\W*[A-Z]{1,2}\W*", part) else re.I) is not None
 
 
 _MATCHES: dict[str, Callable[[str, str], float]] = {

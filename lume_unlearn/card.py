@@ -92,6 +92,7 @@ def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCar
                 task_type="text-generation",
                 dataset_type="cais/mmlu" if score.metric == "mmlu" else "lume",
                 dataset_name="MMLU" if score.metric == "mmlu" else f"LUME, {(TASKS | _OTHER_TASKS)[score.task]}",
+                dataset_config=None if score.metric == "mmlu" else score.task,  # what the hub tells entries apart by
                 dataset_split="test" if score.metric == "mmlu" else model.evaluations[0].split,
                 metric_type=score.metric,
                 metric_name=_full_name(score),

@@ -2,11 +2,12 @@
 
 import base64
 import html
+import re
 import unicodedata
 from collections.abc import Sequence
 
 _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
-_EMPTY = ("img", "meta")  # elements without content and end tag
+_EMPTY = ("img", "meta", "wbr")  # elements without content and end tag
 
 
 class Html(str):
@@ -37,7 +38,10 @@ def join(*children: str | None) -> Html:
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> Html:
     """A table that scrolls sideways by itself on a small screen; the first cell of each row names it."""
     heads = tag("tr", *(tag("th", cell, scope="col") for cell in head))
-    lines = (tag("tr", tag("th", first, scope="row"), *(tag("td", cell) for cell in rest)) for first, *rest in rows)
+    lines = (
+        tag("tr", tag("th", *_breakable(first), scope="row"), *(tag("td", cell) for cell in rest))
+        for first, *rest in rows
+    )
     return tag("div", tag("table", tag("thead", heads), tag("tbody", *lines)), class_="scroll")
 
 
@@ -69,6 +73,11 @@ def page(title: str, *parts: str | None) -> str:
     return "<!DOCTYPE html>\n" + tag("html", head, tag("body", tag("h1", title), *parts), lang="en") + "\n"
 
 
+def _breakable(name: str) -> list[str]:
+    """A name in pieces between which a line may end."""
+    return [part for piece in re.split(r"(?<=[/_])", name) for part in (piece, tag("wbr"))][:-1]
+
+
 def _attribute(key: str, value: str | bool) -> str:
     name = key.replace("_", "-")
     return f" {name}" if value is True else f' {name}="{html.escape(visible(str(value)))}"'
@@ -90,7 +99,7 @@ thead th { vertical-align: bottom; line-height: 1.25; max-width: 8rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: #fff; min-width: 11rem; max-width: 18rem;
   overflow-wrap: break-word; }
 small { display: block; color: #555d68; font-size: 0.8em; font-weight: normal; white-space: nowrap; }
-.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); }
+.figures { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
 .figures img { width: 100%; max-width: 27rem; height: auto; break-inside: avoid; }
 .warning { border: 2px solid #b3261e; padding: 0.6rem 0.9rem; margin: 0.8rem 0; }
 .absent { color: #555d68; }

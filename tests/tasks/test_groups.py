@@ -214,6 +214,7 @@ def test_scores_of_the_official_script() -> None:
     task_metrics |= {f"lume_mmlu_{i}": {"acc,none": i / 4, "sample_len": 10 * i} for i in (1, 2)}
     scores, missing = lume_scores(task_metrics)
     assert missing == {}
+    assert scores.pop("mmlu_low") < 5 / 12 < scores.pop("mmlu_high")
     aggregate = 12 / (9 + sum(1 / (1 - forget) for forget, *_ in regurgitation.values()))
     mmlu = (0.25 * 10 + 0.5 * 20) / 30
     # MMLU's interval comes from counts alone; the other scores have none without resamples.

@@ -2,16 +2,16 @@
 
 import json
 import re
+from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-DATE = "2026-01-02T03-04-05.678901"
-
 
 @pytest.fixture
-def write_results(tmp_path: Path) -> Write:
+def write_results(tmp_path: Path) -> Callable[..., Path]:
     """Write what `lm_eval --output_path ... --log_samples` writes; returns the results file."""
 
     def make(
@@ -20,9 +20,10 @@ def write_results(tmp_path: Path) -> Write:
         samples: dict[str, list[dict[str, Any]]] | None = None,
         metadata: dict[str, Any] | None = None,
         folder: str | None = None,
-        date: str = DATE,
+        made: float = 1e9,
         **content: Any,
     ) -> Path:
+        date = datetime.fromtimestamp(made, timezone.utc).strftime("%Y-%m-%dT%H-%M-%S.%f")
         target = tmp_path / "results" / (folder or re.sub(r"\W", "_", model)[-80:])
         target.mkdir(parents=True, exist_ok=True)
         results = {
@@ -35,7 +36,7 @@ def write_results(tmp_path: Path) -> Write:
             "versions": dict.fromkeys(scores, 1.0),
             "n-samples": {task: {"effective": 4} for task in scores if task != "lume_score"},
         }
-        whole = {"model_name": model, "config": {"model_args": {"pretrained": model}}, "date": 1e9} | tasks | content
+        whole = {"model_name": model, "config": {"model_args": {"pretrained": model}}, "date": made} | tasks | content
         path = target / f"results_{date}.json"
         path.write_text(json.dumps(whole))
         for task, lines in (samples or {}).items():

@@ -48,7 +48,14 @@ def full(level: float) -> dict[str, dict[str, Any]]:
     }
     memorised = {f"{side}_exact_memorization": level for side in SIDES}
     overall = {"final_score": level, "task_aggregate": level, "mia_score": level, "mmlu": level}
-    attacks = {"loss_auc": 0.75, "loss_auc_low": 0.7, "loss_auc_high": 0.8, "loss_tpr_at_1": 0.5, "privleak": -12.0}
+    attacks = {
+        "loss_auc": 0.75,
+        "loss_auc_stderr": 0.1,
+        "loss_auc_low": 0.7,
+        "loss_auc_high": 0.8,
+        "loss_tpr_at_1": 0.5,
+        "privleak": -12.0,
+    }
     return {
         **{f"lume_task{i}": rows for i in (1, 2, 3)},
         "lume_mia": attacks,
@@ -79,7 +86,7 @@ class Outline(HTMLParser):
     def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
         self.names.add(name)
         self.attributes += attributes
-        if name not in ("img", "meta"):
+        if name not in ("img", "meta", "wbr"):
             self.open.append(name)
 
     def handle_endtag(self, name: str) -> None:
@@ -134,6 +141,7 @@ def test_numbers_intervals_and_gaps(write_results: Write) -> None:
     outline = Outline(page)
     assert "0.1250.125\u20130.125" in outline.text  # a score and its interval below
     assert "0.7500.700\u20130.800" in outline.text
+    assert "_stderr" not in page
     rows = re.findall(r"<tr><th scope=\"row\">b</th>(.*?)</tr>", page)
     assert re.sub("<.*?>", " ", rows[0]).split()[:2] == ["0.250", "-"]
 
@@ -161,6 +169,8 @@ def test_personal_data_is_masked_unless_asked_for(write_results: Write) -> None:
     assert not re.search("ada|byron|900|4344", masked.lower())
     assert "Who is ••• •••" in masked
     assert "shows personal data unmasked" not in masked
+    assert "are masked (•••)" in masked
+    assert "are masked" not in shown
     assert answer in shown
     assert "Who is Ada Byron?" in shown
     assert "shows personal data unmasked" in shown

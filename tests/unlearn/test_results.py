@@ -28,10 +28,9 @@ def mia_samples(members: list[float], others: list[float]) -> list[dict[str, Any
 
 
 def test_the_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
-    old = write_results(
-        "/m/npo", {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}, date=1.0
-    )
-    new = write_results("/m/npo", {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}, date=2.0)
+    before = {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}
+    after = {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}
+    old, new = write_results("/m/npo", before, made=1.0), write_results("/m/npo", after, made=2.0)
     (model,) = read_models([str(new), str(old), str(new)])
     assert model.name == "npo"
     assert model.score("lume_task1", "forget_knowledge") == 0.1
@@ -70,6 +69,7 @@ def test_checkpoints_are_a_run_from_the_first_model_to_the_last(write_results: W
         "optimiser step",
         [(10, "npo/checkpoint-10"), (20, "npo/checkpoint-20")],
     )
+    assert find_runs(models[:1]) == []  # one checkpoint alone is a model as any other
     run.mkdir()
     record = {
         "config": {"model": str(tmp_path / "base")},

@@ -1,0 +1,154 @@
+"""Forget quality and distances against a reference whose results the harness itself wrote."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.models.huggingface import HFLM
+from scipy.stats import ks_2samp
+
+from lume_tasks.comparison import distance, forget_quality
+from lume_tasks.harness import MAIN_METRICS
+from lume_tasks.rows import DataError
+
+DISTANCES = {f"distance_{name}" for name in MAIN_METRICS}
+MEMORIZATION = "lume_memorization_task1"
+
+
+def numbers(results: Any, task: str) -> dict[str, float]:
+    """The metrics of a task."""
+    values = results["results"][task].items()
+    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+
+
+def store(results: Any, folder: Path, log_samples: bool = True) -> str:
+    """Write results as the command line does."""
+    tracker = EvaluationTracker(output_path=str(folder))
+    tracker.general_config_tracker.model_name_sanitized = "reference"
+    samples = results["samples"]
+    tracker.save_results_aggregated({key: value for key, value in results.items() if key != "samples"}, samples)
+    for task in samples if log_samples else ():
+        tracker.save_results_samples(task, samples[task])
+    return str(folder)
+
+
+def forgetful(every: int) -> Callable[[str], str]:
+    """Gives the first two words of every so manieth answer, and nothing of the others."""
+    return lambda output: output.rsplit(" ", 1)[0] if int(output.split()[-1]) // 7 % every == 0 else "zzz"
+
+
+def test_p_value_by_hand() -> None:
+    # Of the 20 equally likely ways to mix two threes, two keep them apart altogether: p = 0.1.
+    apart = [(0.1, 0.7), (0.2, 0.8), (0.3, 0.9)]
+    assert forget_quality([*apart, None]) == pytest.approx(0.1)
+    assert forget_quality([(x, x) for x, _ in apart]) == 1.0
+    # Ranks alone count, so that losses and probabilities say the same.
+    assert forget_quality([(math.exp(-a), math.exp(-b)) for a, b in apart]) == forget_quality(apart)
+
+
+def test_distance_by_hand() -> None:
+    assert distance([(1.0, 0.0), None, (0.5, 0.25)]) == 0.625
+    assert distance([(0.0, 1.0), (1.0, 0.0)]) == 0.0
+
+
+def test_nothing_to_compare() -> None:
+    for aggregation in (forget_quality, distance):
+        assert math.isnan(aggregation([]))
+        assert math.isnan(aggregation([None, None]))
+
+
+@pytest.fixture(scope="module")
+def reference(run: Any, fake_lm: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, str]:
+    """Results of a model that knows the retain rows and less of the forget rows, and where they were written."""
+    results = run(fake_lm(forget=forgetful(4)), "lume_task1", "lume_task2", MEMORIZATION)
+    return results, store(results, tmp_path_factory.mktemp("reference"))
+
+
+def test_numbers_against_the_reference(run: Any, fake_lm: Any, reference: tuple[Any, str]) -> None:
+    theirs, path = reference
+    for task in ("lume_task1", "lume_task2"):
+        alone = run(fake_lm(), task)
+        results = run(fake_lm(), task, metadata={"lume_reference_results": path})
+        own, other = numbers(results, task), numbers(theirs, task)
+        assert set(own) - set(numbers(alone, task)) == DISTANCES | {"forget_quality"}
+        assert {name: own[name] for name in numbers(alone, task)} == numbers(alone, task)
+        for name in MAIN_METRICS:
+            assert own[f"distance_{name}"] == abs(own[name] - other[name])
+        assert own["distance_retain_knowledge"] == 0.0
+        assert own["distance_forget_knowledge"] == 1.0
+        rows = [
+            [s["forget_regurgitation"] for s in of["samples"][task] if s["forget_regurgitation"] is not None]
+            for of in (results, theirs)
+        ]
+        assert own["forget_quality"] == ks_2samp(*rows).pvalue
+
+
+def test_a_model_is_like_itself(run: Any, fake_lm: Any, reference: tuple[Any, str]) -> None:
+    results = run(fake_lm(forget=forgetful(4)), "lume_task2", metadata={"lume_reference_results": reference[1]})
+    own = numbers(results, "lume_task2")
+    assert own["forget_quality"] == 1.0
+    assert {own[name] for name in DISTANCES} == {0.0}
+
+
+def test_limit_compares_the_same_rows(run: Any, fake_lm: Any, reference: tuple[Any, str]) -> None:
+    results = run(fake_lm(), "lume_task1", metadata={"lume_reference_results": reference[1]}, limit=3)
+    own = numbers(results, "lume_task1")
+    pairs = {s["doc"]["id"]: s["doc"]["reference"] for s in results["samples"]["lume_task1"]}
+    first = next(s for s in results["samples"]["lume_task1"] if s["forget_regurgitation"] is not None)
+    assert own["distance_forget_regurgitation"] == first["forget_regurgitation"] - pairs[first["doc"]["id"]]
+    assert math.isnan(own["distance_retain_knowledge"])
+
+
+def test_memorization_compares_losses(run: Any, model_dir: Path, reference: tuple[Any, str], tmp_path: Path) -> None:
+    theirs, path = reference
+    lm = HFLM(pretrained=str(model_dir), device="cpu", batch_size=4)
+    results = run(lm, MEMORIZATION, metadata={"lume_reference_results": path})
+    losses = [
+        [s["forget_loss"] for s in of["samples"][MEMORIZATION] if s["forget_loss"] is not None]
+        for of in (results, theirs)
+    ]
+    own = numbers(results, MEMORIZATION)
+    assert own["forget_quality"] == ks_2samp(*losses).pvalue < 0.05
+    again = run(lm, MEMORIZATION, metadata={"lume_reference_results": store(results, tmp_path)})
+    assert numbers(again, MEMORIZATION) == own | {"forget_quality": 1.0}
+
+
+def test_reference_of_other_rows_is_refused(
+    run: Any, fake_lm: Any, manager: Any, data_dir: Path, tmp_path: Path, reference: tuple[Any, str]
+) -> None:
+    # One id with another answer, and one row that the reference never saw.
+    for side in ("forget", "retain"):
+        lines = [json.loads(line) for line in (data_dir / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
+        if side == "forget":
+            lines[0]["output"] = "something else"
+            lines.append({"id": "new-qa0", "input": "New?", "output": "7", "task": "Task1"})
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    metadata = {"lume_reference_results": reference[1], "lume_data_dir": str(tmp_path)}
+    for task in ("lume_task1", MEMORIZATION):
+        with pytest.raises(DataError, match=f'a score in {task} for 2 of 9 rows; the first is "forget-0-sc1"'):
+            manager(metadata).load([task])
+
+
+def test_reference_with_limit_is_refused(run: Any, fake_lm: Any, manager: Any, tmp_path: Path) -> None:
+    path = store(run(fake_lm(), "lume_task1", limit=3), tmp_path)
+    with pytest.raises(DataError, match=r"a score in lume_task1 for 5 of 8 rows; .* without --limit\."):
+        manager({"lume_reference_results": path}).load(["lume_task1"])
+
+
+def test_reference_of_another_version_or_without_samples_is_refused(
+    run: Any, fake_lm: Any, manager: Any, tmp_path: Path, reference: tuple[Any, str]
+) -> None:
+    with pytest.raises(DataError, match="has no results of lume_task3"):
+        manager({"lume_reference_results": reference[1]}).load(["lume_task3"])
+    results = run(fake_lm(), "lume_task1")
+    bare = store(results, tmp_path / "bare", log_samples=False)
+    with pytest.raises(DataError, match="--log_samples"):
+        manager({"lume_reference_results": bare}).load(["lume_task1"])
+    results["versions"]["lume_task1"] = 0.5
+    old = store(results, tmp_path / "old")
+    with pytest.raises(DataError, match="has lume_task1 in version 0.5"):
+        manager({"lume_reference_results": old}).load(["lume_task1"])

@@ -1,0 +1,274 @@
+"""Memorisation metrics against hand computation, plain PyTorch and each other's backends."""
+
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lume_tasks.lume_hf import LumeHF
+from lume_tasks.memorization import answer_length, extraction_strength, memorization_result
+from lume_tasks.rows import DataError
+from lume_tasks.token_scores import TokenScores
+
+TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
+SUMS = ("loss", "probability_geometric")
+TOKENS = ("exact_memorization", "extraction_strength", "probability")
+SIDES = ("forget", "retain")
+
+YES, NO = True, False
+Make = Callable[..., LumeHF]
+
+
+def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
+    logprobs = np.log(np.array(probabilities, dtype=np.float32))
+    return TokenScores(logprobs, None, None, np.array(greedy))
+
+
+def document(side: str = "forget", tokens: int = 4, **more: Any) -> dict[str, Any]:
+    return {"id": "a-qa0", "side": side, "scored_tokens": tokens, **more}
+
+
+def numbers(results: Any, task: str) -> dict[str, float]:
+    """The metrics of a task."""
+    values = results["results"][task].items()
+    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+
+
+def names(*of: str) -> set[str]:
+    return {f"{side}_{name}" for side in SIDES for name in of}
+
+
+@pytest.mark.parametrize(
+    ("greedy", "strength"),
+    [
+        ([NO, NO, NO, NO], 0.0),
+        ([YES, YES, YES, YES], 1.0),
+        ([NO, NO, NO, YES], 0.25),
+        ([YES, YES, YES, NO], 0.0),
+        ([YES, NO, YES, YES], 0.5),
+        ([NO, YES, YES, YES], 0.75),
+        ([YES], 1.0),
+        ([NO], 0.0),
+    ],
+)
+def test_extraction_strength(greedy: list[bool], strength: float) -> None:
+    assert extraction_strength(np.array(greedy)) == strength
+    n = len(greedy)
+    assert strength == 1 - min(k for k in range(n + 1) if all(greedy[k:])) / n  # the definition itself
+
+
+def test_scores_of_one_row_worked_out_by_hand() -> None:
+    # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
+    answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
+    result = memorization_result(document(), [(answer, False)])
+    assert {name: value for name, value in result.items() if name.startswith("forget")} == pytest.approx(
+        {
+            "forget_loss": math.log(8) / 4,
+            "forget_probability_geometric": 8**-0.25,
+            "forget_exact_memorization": 0.75,
+            "forget_extraction_strength": 0.5,
+            "forget_probability": 2.75 / 4,
+        },
+        abs=1e-7,
+    )
+    assert {name for name, value in result.items() if value is None} == {f"retain_{name}" for name in SUMS + TOKENS}
+
+
+def test_sums_alone_give_what_they_are_enough_for() -> None:
+    result = memorization_result(document("retain"), [(-2.0, False)])
+    assert result == {
+        "retain_loss": 0.5,
+        "retain_probability_geometric": math.exp(-0.5),
+        "forget_loss": None,
+        "forget_probability_geometric": None,
+    }
+    assert memorization_result(document(), [(-math.inf, False)])["forget_probability_geometric"] == 0.0
+
+
+def test_other_tokens_than_expected_are_refused() -> None:
+    with pytest.raises(DataError, match=r'scored 2 tokens of row "a-qa0", the tokenizer makes 4\. Name the model'):
+        memorization_result(document(), [(scores_of([0.5, 0.5], [YES, YES]), True)])
+
+
+TEXTS = [
+    ("The quick brown fox", "jumps over"),
+    ("What is 7?", "8"),
+    ("The end ", "of it"),  # the harness moves the space into the continuation
+    ("two\n\nlines\n", "\n 'x"),
+    ("  naïve café \u2014", "日本語 🙂."),
+    ("<eos>The fox", "<eos>"),
+]
+
+
+@pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
+def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.FixtureRequest) -> None:
+    path = str(request.getfixturevalue(folder))
+    lm = LumeHF(pretrained=path, device="cpu", batch_size=2)
+    requests = [
+        Instance("loglikelihood", doc={}, arguments=(text, f" {answer}"), idx=0, metadata=("x", 0, 1))
+        for text, answer in TEXTS
+    ]
+    scored = [len(answer.logprobs) for answer, _ in lm.loglikelihood(requests, disable_tqdm=True)]
+    assert scored == [answer_length(lm.tokenizer, text, answer) for text, answer in TEXTS]
+
+
+class Strange:
+    """A tokenizer of one token a character; an EOS behind every text, or a join of the letters a and space."""
+
+    def __init__(self, eos: bool) -> None:
+        self.eos = eos
+
+    def encode(self, text: str) -> list[int]:
+        return [*map(ord, text), 0] if self.eos else [*map(ord, text.replace("a ", "@"))]
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_tokenizers_that_the_harness_would_cut_elsewhere_are_refused(eos: bool) -> None:
+    with pytest.raises(ValueError, match="are not the first tokens"):
+        answer_length(Strange(eos), "a", "b")
+
+
+def test_rows_that_do_not_come_apart_are_counted_and_named(manager: Any) -> None:
+    metadata = {"tokenizer": Strange(eos=True)}
+    with pytest.raises(DataError) as error:
+        manager(metadata).load([TASKS[0]])
+    lines = str(error.value).splitlines()
+    assert "cannot score 8 rows of Task1 exactly" in lines[0]
+    assert lines[1].startswith('  row "forget-0-sc1": the tokens')
+    assert len(lines) == 1 + 8
+
+
+def test_requests_are_the_rows_as_they_were_learned(run: Any, fake_lm: Any) -> None:
+    lm = fake_lm()
+    run(lm, "lume_memorization")
+    asked = {request.args for request in lm.requests}
+    assert len(asked) == len(lm.requests) == 24
+    assert ("forget row 0 about", " answer forget 0") in asked
+
+
+def test_templates_are_refused(run: Any, fake_lm: Any) -> None:
+    with pytest.raises(DataError, match=f"{TASKS[0]}: .*without --apply_chat_template"):
+        run(fake_lm(), "lume_memorization", apply_chat_template=True)
+
+
+@pytest.fixture
+def make_lume_hf(model_dir: Path) -> Make:
+    return partial(LumeHF, pretrained=str(model_dir), device="cpu", batch_size=3)
+
+
+def plain_row(model: LlamaForCausalLM, tokenizer: Any, row: dict[str, Any]) -> dict[str, float]:
+    """Every number of one row from its definition, one position at a time, in float64."""
+    before = tokenizer.encode(row["input"])
+    ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
+    with torch.no_grad():
+        logprobs = model(ids).logits[0].double().log_softmax(-1)
+    own, right = [], []
+    for position in range(len(before), ids.shape[1]):
+        token = int(ids[0, position])
+        own.append(float(logprobs[position - 1, token]))
+        right.append(int(logprobs[position - 1].argmax()) == token)
+    count = len(own)
+    return {
+        "loss": -sum(own) / count,
+        "probability_geometric": math.exp(sum(own) / count),
+        "exact_memorization": sum(right) / count,
+        "extraction_strength": 1 - min(k for k in range(count + 1) if all(right[k:])) / count,
+        "probability": sum(map(math.exp, own)) / count,
+    }
+
+
+def knowing_model(folder: Path, tokenizer: Any, data_dir: Path) -> LlamaForCausalLM:
+    """The model trained for a moment on the forget rows, so that some of its tokens are right."""
+    model = LlamaForCausalLM.from_pretrained(folder)
+    lines = (data_dir / "forget.jsonl").read_text(encoding="utf-8").splitlines()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for row in map(json.loads, lines * 4):
+        ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
+        model(ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model.eval()
+
+
+@pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
+def test_numbers_are_those_of_the_plain_model(
+    run: Any, data_dir: Path, folder: str, request: pytest.FixtureRequest
+) -> None:
+    path = request.getfixturevalue(folder)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    model = knowing_model(path, tokenizer, data_dir)
+    lm = LumeHF(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=3)
+    results = run(lm, "lume_memorization", metadata={"tokenizer": tokenizer})
+    seen = set()
+    for task in TASKS:
+        plain: dict[str, list[float]] = {}
+        for sample in results["samples"][task]:
+            for name, value in plain_row(model, tokenizer, sample["doc"]).items():
+                metric = f"{sample['doc']['side']}_{name}"
+                assert sample[metric] == pytest.approx(value, abs=1e-5)
+                plain.setdefault(metric, []).append(value)
+        found = numbers(results, task)
+        assert found == pytest.approx({name: sum(of) / len(of) for name, of in plain.items()}, abs=1e-5)
+        seen |= {found[f"{side}_extraction_strength"] for side in SIDES}
+    assert len(seen) > 2
+
+
+def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(
+    run: Any, make_lume_hf: Make, model_dir: Path
+) -> None:
+    stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), "lume_memorization")
+    own = run(make_lume_hf(), "lume_memorization")
+    for task in TASKS:
+        assert set(numbers(stock, task)) == names(*SUMS)
+        assert set(numbers(own, task)) == names(*SUMS, *TOKENS)
+        sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUMS)}
+        assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
+
+
+def test_one_forward_pass_a_row(run: Any, make_lume_hf: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = make_lume_hf(batch_size=1)
+    calls = []
+    forward = lm.model.forward
+    monkeypatch.setattr(lm.model, "forward", lambda *args, **kw: calls.append(1) or forward(*args, **kw))
+    run(lm, "lume_memorization")
+    assert len(calls) == 24
+
+
+def test_limit_leaves_nan_where_nothing_is_left(run: Any, make_lume_hf: Make) -> None:
+    found = numbers(run(make_lume_hf(), TASKS[0], limit=1), TASKS[0])
+    assert {name for name, value in found.items() if math.isnan(value)} == {
+        name for name in names(*SUMS, *TOKENS) if name.startswith("retain")
+    }
+    assert not any(map(math.isnan, numbers(run(make_lume_hf(), TASKS[0], limit=2), TASKS[0]).values()))
+
+
+def test_cache_of_another_backend_is_refused(run: Any, make_lume_hf: Make, model_dir: Path, tmp_path: Path) -> None:
+    cache = {"use_cache": str(tmp_path / "answers")}
+    first = run(make_lume_hf(), *TASKS, **cache)
+    assert numbers(run(make_lume_hf(), *TASKS, **cache), TASKS[0]) == numbers(first, TASKS[0])
+    cache = {"use_cache": str(tmp_path / "other")}
+    run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), TASKS[0], limit=2, **cache)
+    with pytest.raises(DataError, match="some answers carry values for each token"):
+        run(make_lume_hf(), TASKS[0], **cache)
+
+
+def test_real_rows_can_all_be_scored(lume_data: Path, lume_models: Path, manager: Any) -> None:
+    metadata = {"lume_data_dir": str(lume_data), "tokenizer": str(lume_models / "lume-retain-13m")}
+    tasks = manager(metadata).load(["lume_memorization"])["tasks"]
+    assert [len(tasks[name].eval_docs) for name in TASKS] == [978, 3000, 1488]
+    assert all(doc["scored_tokens"] > 0 for name in TASKS for doc in tasks[name].eval_docs)
+
+
+def test_tokenizer_is_needed(fake_lm: Any, manager: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    assert manager({"tokenizer": tokenizer}).load([TASKS[1]])["tasks"]
+    with pytest.raises(DataError, match="name none"):
+        manager({"tokenizer": None}).load([TASKS[1]])
