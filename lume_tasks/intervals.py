@@ -94,8 +94,8 @@ def pooled_mean(parts: Sequence[Bound]) -> Floats:
 def task_aggregate(forget: Sequence[Bound], retain: Sequence[Bound]) -> Floats:
     """``metrics.task_aggregate`` of each resample, shape (RESAMPLES,); NaN where one of the numbers is."""
     scores = np.array([*(1 - pooled_mean([part]) for part in forget), *(pooled_mean([part]) for part in retain)])
-    with np.errstate(divide="ignore"):
-        return np.where((scores <= 0).any(axis=0), 0.0, len(scores) / (1 / scores).sum(axis=0))
+    with np.errstate(divide="ignore"):  # 1 / 0 is infinite, which makes the harmonic mean 0
+        return np.asarray(len(scores) / (1 / scores).sum(axis=0), dtype=np.float64)
 
 
 def accuracy(parts: Sequence[tuple[float, int]]) -> Floats:

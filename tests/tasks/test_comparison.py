@@ -150,5 +150,5 @@ def test_reference_of_another_version_or_without_samples_is_refused(
         manager({"lume_reference_results": bare}).load(["lume_task1"])
     results["versions"]["lume_task1"] = 0.5
     old = store(results, tmp_path / "old")
-    with pytest.raises(DataError, match="has lume_task1 in version 0.5"):
+    with pytest.raises(DataError, match=r"has lume_task1 in version 0\.5"):
         manager({"lume_reference_results": old}).load(["lume_task1"])

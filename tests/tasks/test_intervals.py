@@ -68,6 +68,8 @@ def test_draws_depend_on_the_documents_alone() -> None:
     items = documents(2)
     shuffled = random.Random(0).sample(items, len(items))
     assert intervals.low(shuffled) == intervals.low(items)
+    thirds: list[intervals.Item] = [("a", 0.1), ("a", 0.2), ("a", 0.3), ("b", 0.7)]  # 0.6 or a little more
+    assert np.array_equal(intervals.low(thirds).sums, intervals.low(thirds[::-1]).sums)
     stems = sorted({stem for stem, _ in items})
     assert np.array_equal(intervals.draws(stems), intervals.draws(stems))
     assert not np.array_equal(intervals.draws(stems), intervals.draws([f"x{stem}" for stem in stems]))

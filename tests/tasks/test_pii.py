@@ -140,6 +140,7 @@ def test_field_by_the_words_by_the_digit_and_by_the_shape(field: str) -> None:
 def test_names_that_sound_like_a_field_do_not_mislead() -> None:
     assert field_of("What is Max Born's phone number?", VALUES["phone"], 2) == "phone"
     assert field_of("What is Call Home's Social Security Number?", VALUES["ssn"], 1) == "ssn"
+    assert field_of("What is Ada Ssn's phone number?", "512345678", 2) == "phone"
     assert field_of("Where was Ada born?", "12 Hazel Row, Ostholm 12345", 7) is None
 
 
