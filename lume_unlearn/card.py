@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from lume_tasks.rows import DataError
 from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
@@ -42,6 +43,28 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     )
     card.save(path)
     return path
+
+
+def push_to_hub(model_dir: Path, repository: str) -> str:
+    """Upload the folder with its card, as a model; what only this machine needs stays here.
+
+    Returns:
+        The address of the page.
+
+    Raises:
+        DataError: the hub refused or could not be reached.
+    """
+    api = HfApi()
+    try:
+        address = api.create_repo(repository, exist_ok=True)
+        # The record names paths of this machine; checkpoints and intermediate scores are no part of the result.
+        left_out = [RECORD, "checkpoint-*", "scores/*", "best/*"]
+        api.upload_folder(repo_id=repository, folder_path=model_dir, ignore_patterns=left_out)
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+        raise DataError(
+            f"--push_to_hub {repository}: {error}\nLog in with `hf auth login`, or set HF_TOKEN."
+        ) from error
+    return str(address)
 
 
 def read_record(model_dir: Path) -> dict[str, Any]:

@@ -63,6 +63,7 @@ def parser() -> ArgumentParser:
     card = ArgumentParser(description="Write a model card with the scores into the folder of a run.")
     card.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
     card.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
+    card.add_argument("--push_to_hub", type=str | None, default=None, help="Upload the folder to this hub repository.")
     commands.add_subcommand("card", card, help="write a model card with the scores into the folder of a run")
 
     quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
@@ -133,9 +134,12 @@ def _report(options: dict[str, Any]) -> None:
 
 
 def _card(options: dict[str, Any]) -> None:
-    from lume_unlearn.card import write_card
+    from lume_unlearn.card import push_to_hub, write_card
 
-    print(f"Written to {write_card(Path(options['model_dir']), options['results'])}.")
+    folder = Path(options["model_dir"])
+    print(f"Written to {write_card(folder, options['results'])}.")
+    if options["push_to_hub"]:
+        print(f"Uploaded to {push_to_hub(folder, options['push_to_hub'])}.")
 
 
 def _quickstart(options: dict[str, Any]) -> None:

@@ -114,3 +114,30 @@ def test_a_folder_without_a_record_is_refused(
         (tmp_path / "unlearning.json").write_text(record)
     assert main(tmp_path, write_results(str(tmp_path), SCORES)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_the_folder_is_uploaded_without_what_belongs_to_this_machine(
+    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uploads: list[dict[str, Any]] = []
+    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
+    monkeypatch.setattr("lume_unlearn.card.HfApi.upload_folder", lambda self, **options: uploads.append(options))
+    results = write_results(str(finished), SCORES)
+    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
+    assert cli.main(command) == 0
+    assert "https://hub/me/mine" in capsys.readouterr().out
+    assert uploads[0]["folder_path"] == finished
+    assert {"unlearning.json", "checkpoint-*"} <= set(uploads[0]["ignore_patterns"])
+
+
+def test_a_refused_upload_is_said_plainly(
+    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Any, name: str, exist_ok: bool) -> str:
+        raise OSError("the hub cannot be reached")
+
+    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", refuse)
+    results = write_results(str(finished), SCORES)
+    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
+    assert cli.main(command) == 1
+    assert "--push_to_hub me/mine: the hub cannot be reached" in capsys.readouterr().err
