@@ -161,7 +161,7 @@ def library_output_to(log: Path) -> Iterator[TextIO]:
 
 
 def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: Path, seconds: float) -> None:
-    names = {"target": "target", "gd": "after GD", "npo": "after NPO", "retain-only": "retain-only"}
+    names = {"target": "target", "gd": "GD", "npo": "NPO", "retain-only": "retain-only"}
     table = Table(title="Miniature LUME, scored by lm-eval")
     table.add_column("score")
     for name in names.values():
@@ -181,10 +181,10 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
     console.print(table)
     console.print(
-        "target: memorised everything. after GD, after NPO: the target, unlearned by gradient difference and by\n"
-        "negative preference optimisation. retain-only: never saw the forget rows, which is what perfect unlearning\n"
-        "would give. With so few documents, an AUC from 0.35 to 0.65 is as good as 0.5; that it stays at 1 after\n"
-        "unlearning is no fault of the table: a model that no longer repeats a text can still betray that it saw it."
+        "target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative "
+        "preference optimisation. retain-only: never saw the forget rows, which is what perfect unlearning would give. "
+        "With so few documents, an AUC from 0.35 to 0.65 is as good as 0.5; where it stays at 1 after unlearning, a "
+        "model that no longer repeats a text still betrays that it saw it."
     )
     target, data = output / "target", output / "data"
     console.print(f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:")

@@ -22,7 +22,7 @@ def test_it_runs_and_prints_one_table(finished: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""  # libraries talk to the log
-    for column in ("target", "after GD", "after NPO", "retain-only"):
+    for column in ("target", " GD ", " NPO ", "retain-only"):
         assert column in done.stdout
     assert done.stdout.count("final score") == 1
     assert f"lume-tasks check {finished / 'data'}" in done.stdout
