@@ -191,7 +191,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
     for command in (
         f"lume-tasks check {data}",
         f"lume-unlearn run --method npo --tuning lora --model {target} --data {data} --output {output / 'lora'} "
-        "--epochs 8 --learning_rate 3e-3",
+        "--epochs 16 --learning_rate 2e-3 --retain_weight 10",
         f"LUME_DATA_DIR={data} lm_eval --model hf --model_args pretrained={target},peft={output / 'lora'} "
         "--tasks lume --device cpu --batch_size 64",
     ):
