@@ -57,7 +57,10 @@ class ReferenceResults:
                 f"{OPTION}: {file} is missing, and with it the scores row by row: evaluate the reference with "
                 "--log_samples, and keep the files of its output folder together, under their names"
             )
-        return _read_lines(file)
+        try:
+            return read_samples(file)
+        except DataError as error:
+            raise DataError(f"{OPTION}: {error}") from error
 
 
 def read_reference(path: str) -> ReferenceResults:
@@ -106,15 +109,20 @@ def _results_file(path: str) -> Path:
     return found[0]
 
 
-def _read_lines(file: Path) -> list[dict[str, Any]]:
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """The lines of one sample file of the harness, each an object with its ``doc``.
+
+    Raises:
+        DataError: a line is not what the harness writes.
+    """
     samples = []
-    with file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            try:
-                sample = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{OPTION}: {file}:{number} is not JSON: {error}") from error
-            if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
-                raise DataError(f"{OPTION}: {file}:{number} is not a sample of the harness")
-            samples.append(sample)
+    # Bytes, so that text that is no UTF-8 is a fault of its line too.
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            sample = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not JSON; was the evaluation cut off? ({error})") from error
+        if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
+            raise DataError(f"{path}:{number}: not a sample of lm-eval (no object with a `doc`)")
+        samples.append(sample)
     return samples

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.reference_results import read_samples
 from lume_tasks.rows import DataError
 from lume_unlearn.glossary import TASKS
 
@@ -118,16 +119,7 @@ class Evaluation:
         path = self.path.parent / f"samples_{task}_{date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
-        samples = []
-        for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-            try:
-                sample = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not JSON; was the evaluation cut off? ({error})") from error
-            if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
-                raise DataError(f"{path}:{number}: not a sample of lm-eval (no object with a `doc`)")
-            samples.append(sample)
-        return samples
+        return read_samples(path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -111,11 +111,12 @@ def test_missing_samples_say_how_to_get_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "message"), [("{", "is not JSON"), ("[]", "is not a sample"), ('{"doc": 1}', "is not a sample")]
+    ("line", "message"),
+    [(b"{", "not JSON"), (b"\xff", "not JSON"), (b"[]", "not a sample"), (b'{"doc": 1}', "not a sample")],
 )
-def test_a_broken_sample_is_named_by_line(tmp_path: Path, line: str, message: str) -> None:
+def test_a_broken_sample_is_named_by_line(tmp_path: Path, line: bytes, message: str) -> None:
     file = write(tmp_path)
     samples = tmp_path / f"samples_lume_mia_{DATE}.jsonl"
-    samples.write_text(samples.read_text(encoding="utf-8") + line + "\n", encoding="utf-8")
-    with pytest.raises(DataError, match=rf"samples_lume_mia_{DATE}\.jsonl:3 {message}"):
+    samples.write_bytes(samples.read_bytes() + line + b"\n")
+    with pytest.raises(DataError, match=rf"lume_reference_results: .*samples_lume_mia_{DATE}\.jsonl:3: {message}"):
         read_reference(str(file)).samples("lume_mia")

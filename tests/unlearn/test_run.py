@@ -1,9 +1,7 @@
 """Whole runs: what they write, that they can be repeated and resumed, and what they refuse."""
 
-import gc
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,12 +27,7 @@ from lume_unlearn.unlearning import load_sides, run, unlearn
 CASES = [(method, tuning) for method in METHODS for tuning in ("full", "lora")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect() -> Iterator[None]:
-    """Trainer collects garbage at each start: let it not look through all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """Training against the formulas by hand, and what must not change it: micro batches, logging, the reference."""
 
 import copy
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,12 +39,7 @@ def make_rows(seed: int, count: int = 4) -> list[Tokens]:
 FORGET, RETAIN = make_rows(1), make_rows(2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _little_to_collect() -> Iterator[None]:
-    """Trainer collects garbage at each start: let it not look through all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()
+pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 @pytest.fixture
