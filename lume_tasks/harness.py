@@ -60,6 +60,54 @@ class LumeTask(RowsTask):
         super().build_all_requests(**kwargs)
 
 
+class NewTokens(int):
+    """``max_gen_toks`` of one row: the number itself, which is equal to others only where rows should share a batch.
+
+    A batch generates until its last row is done, and backends batch requests whose generation options are equal. So
+    two of these are equal only within a group of rows. With plain numbers, in JSON and in arithmetic it is the number
+    and nothing more: to no backend does it say that a row may generate more or less than another.
+    """
+
+    group: str
+
+    def __new__(cls, number: int, group: str) -> "NewTokens":
+        """Take the most new tokens and the name of the row's group."""
+        tokens = super().__new__(cls, number)
+        tokens.group = group
+        return tokens
+
+    def __eq__(self, other: object) -> bool:
+        """Tell whether the numbers are equal and, of two of these, the groups too."""
+        return int(self) == other and (not isinstance(other, NewTokens) or self.group == other.group)
+
+    def __ne__(self, other: object) -> bool:
+        """Tell the opposite (``int`` has a comparison of its own for it)."""
+        return not self == other
+
+    __hash__ = int.__hash__
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Keep all of it through copies and pickling."""
+        return NewTokens, (int(self), self.group)
+
+
+class GenerationTask(LumeTask):
+    """A task whose long and short rows do not share batches, nor those that a model still knows and those it forgot.
+
+    Completions (``sc``) are long and answers (``qa``) short; what an unlearned model says about forget rows often runs
+    on, what it says about retain rows ends like the reference.
+    """
+
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Any:
+        """Build the request, on which ``NewTokens`` stands for the number of new tokens."""
+        request = super().construct_requests(doc, ctx, **kwargs)
+        context, options = request.arguments
+        if isinstance(options.get("max_gen_toks"), int):
+            tokens = NewTokens(options["max_gen_toks"], f"{doc['side']} {doc['kind']}")
+            request.arguments = (context, options | {"max_gen_toks": tokens})
+        return request
+
+
 def alternate(*groups: Iterable[Any]) -> list[Any]:
     """First item of each group, then the second of each, ...: so that ``--limit`` leaves something of every group."""
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]

@@ -168,13 +168,14 @@ def test_what_would_be_scored_in_part_is_refused(make: Make, tokenizer: PreTrain
         DataError, match=f"has {count} tokens to score, but the model reads {count - 1} at once"
     ) as error:
         score(make(max_length=count - 1), [("The", " fox"), ("T", text)])
-    assert '"The river and' in str(error.value)
+    assert "text 2 of 2 (" in str(error.value)
+    assert "The river" not in str(error.value)
     assert "max_length" in str(error.value)
 
 
 @pytest.mark.parametrize(("context", "continuation", "part"), [([], [5], "context"), ([5], [], "continuation")])
 def test_nothing_to_score_is_refused(make: Make, context: list[int], continuation: list[int], part: str) -> None:
-    with pytest.raises(DataError, match=f'the text "ab" has no token in its {part}'):
+    with pytest.raises(DataError, match=rf"text 1 of 1 \(2 characters\) has no token in its {part}"):
         make()._loglikelihood_tokens([(("a", "b"), context, continuation)], True)
 
 

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import lm_eval.models
 import pytest
 import torch
 from lm_eval.api.task import ConfigurableTask
@@ -12,8 +13,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lume_tasks import _startup
 from lume_tasks.data import MMLU_SUBJECTS, load_mia, load_mmlu
 from lume_tasks.groups import SubjectTask
+from lume_tasks.lume_hf import LumeHF
 from lume_tasks.mia import mia_requests
 
 
@@ -47,10 +50,31 @@ def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint:
     assert results["sample_len"] == 300
 
 
-def test_batched_generations_are_those_of_one_prompt_at_a_time(run: Any, lume_data: Path, checkpoint: Path) -> None:
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize(("backend", "batch_size"), [("hf", 64), ("lume-hf", "auto")])
+def test_generation_gives_the_official_numbers(
+    run: Any, lume_data: Path, checkpoint: Path, backend: str, batch_size: int | str
+) -> None:
+    official = json.loads((checkpoint.parent.parent / "expected" / "official_validation.json").read_text())
+    _startup.patch(lm_eval.models)
+    options = {"model_args": {"pretrained": str(checkpoint), "dtype": "float32"}, "device": "cpu"}
+    metadata = {"lume_data_dir": str(lume_data), "lume_split": "validation"}
+    tasks = [f"lume_task{number}" for number in (1, 2, 3)]
+    results = run(backend, *tasks, metadata=metadata, batch_size=batch_size, **options)["results"]
+    for side in ("forget", "retain"):
+        for kind in ("regurgitation", "knowledge"):
+            of_tasks = official[checkpoint.name][f"{side}-set"]
+            wanted = [of_tasks[f"Task{number}"][f"{kind}-score"] for number in (1, 2, 3)]
+            assert [results[task][f"{side}_{kind},none"] for task in tasks] == pytest.approx(wanted, abs=1e-12)
+
+
+@pytest.mark.parametrize(("kind", "batch_size"), [(HFLM, 16), (LumeHF, "auto")])
+def test_batched_generations_are_those_of_one_prompt_at_a_time(
+    run: Any, lume_data: Path, checkpoint: Path, kind: type[HFLM], batch_size: int | str
+) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=16, device="cpu")
+    lm = kind(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
     results = run(lm, "lume_task2", metadata={"lume_data_dir": str(lume_data)}, limit=16)
     for sample in results["samples"]["lume_task2"]:
         encoded = tokenizer(sample["doc"]["input"], return_tensors="pt")
