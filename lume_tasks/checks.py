@@ -10,6 +10,7 @@ from lume_tasks.rows import (
     Row,
     describe,
     find_file,
+    first_line,
     parquet_records,
     place,
     quote,
@@ -34,10 +35,11 @@ def check_dir(directory: Path) -> list[str]:
     """
     if not directory.is_dir():
         return [f"{directory}: is not a directory"]
-    whole, problems = _check_folder(directory, "", {})
+    whole, problems = _check_folder(directory, "", {}, {})
+    seen: dict[str, str] = {}
     for split in SPLITS:
         if (directory / split).exists():
-            problems += _check_folder(directory / split, f"{split}/", whole)[1]
+            problems += _check_folder(directory / split, f"{split}/", whole, seen)[1]
     if (directory / "mia_data").exists():
         problems += scan_mia(directory / "mia_data")[2]
     if (directory / "mmlu").exists():
@@ -120,8 +122,14 @@ def _given(obj: dict[str, object], field: str) -> str:
     return f" (it is {value if type(value) is int else describe(value)})"
 
 
-def _check_folder(folder: Path, prefix: str, whole: dict[str, Rows]) -> tuple[dict[str, Rows], list[str]]:
-    """Check the two sides in one folder; ``whole`` maps a side to the rows that those of a split have to be among."""
+def _check_folder(
+    folder: Path, prefix: str, whole: dict[str, Rows], seen: dict[str, str]
+) -> tuple[dict[str, Rows], list[str]]:
+    """Check the two sides in one folder.
+
+    ``whole`` maps a side to the rows that those of a split have to be among, ``seen`` the ids of the splits before this
+    one to their split; this one's are added.
+    """
     sides: dict[str, Rows] = {}
     problems: list[str] = []
     for side in SIDES:
@@ -133,11 +141,19 @@ def _check_folder(folder: Path, prefix: str, whole: dict[str, Rows]) -> tuple[di
         sides[side], faults = scan_rows(path)
         if side in whole:
             faults += _strangers(sides[side], whole[side], side)
+        faults += _seen_before(sides[side], seen)
         problems += place(f"{prefix}{path.name}", faults)
     if len(sides) == len(SIDES):
         shared = check_sides(list(sides["forget"].values()), list(sides["retain"].values()))
         problems += [f"{prefix}forget and retain: {problem}" for problem in shared]
+    seen.update((row.id, prefix) for rows in sides.values() for row in rows.values())
     return sides, problems
+
+
+def _seen_before(part: Rows, seen: dict[str, str]) -> Iterator[Fault]:
+    for line, row in part.items():
+        if row.id in seen:
+            yield line, f"id {quote(row.id)} is in {seen[row.id]} too"
 
 
 def _strangers(part: Rows, whole: Rows, side: str) -> Iterator[Fault]:
@@ -173,5 +189,5 @@ def _scan_questions(path: Path) -> tuple[list[dict[str, object]], list[Fault]]:
             if isinstance(obj, dict) and not wrong:
                 questions.append(obj)
     except OSError as error:
-        faults.append((0, f"cannot be read: {error.strerror or error}"))
+        faults.append((0, f"cannot be read: {error.strerror or first_line(error)}"))
     return questions, faults or ([] if questions else [(0, "is empty: it holds no questions")])

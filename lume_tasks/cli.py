@@ -39,7 +39,9 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _fail(error: Exception) -> int:
-    print(f"lume-tasks: {error}", file=sys.stderr)
+    from lume_tasks.rows import visible
+
+    print(f"lume-tasks: {visible(str(error))}", file=sys.stderr)
     return 1
 
 
@@ -52,12 +54,12 @@ def _fetch() -> int:
 
 def _check(directory: Path) -> int:
     from lume_tasks.checks import check_dir
-    from lume_tasks.rows import DataError
+    from lume_tasks.rows import DataError, visible
 
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory")
     problems = check_dir(directory)
-    _say(_grouped(problems) if problems else _summary(directory))
+    _say(visible(_grouped(problems) if problems else _summary(directory)))
     return 1 if problems else 0
 
 

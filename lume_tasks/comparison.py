@@ -38,7 +38,9 @@ def with_reference(
     for doc in docs:
         sample = samples.get(doc["id"], {"doc": {}})
         score = sample.get(metric_of(doc))
-        if score is not None and all(sample["doc"].get(field) == doc[field] for field in ("input", "output")):
+        if isinstance(score, (int, float)) and all(
+            sample["doc"].get(field) == doc[field] for field in ("input", "output")
+        ):
             found.append(doc | {"reference": float(score)})
     if len(found) < len(docs):
         known = {doc["id"] for doc in found}

@@ -172,7 +172,12 @@ def _named(option: str, value: object, variable: str) -> tuple[str, Path] | None
         raise DataError(f"metadata {option} has to be a path, not {value!r}")
     for origin, path in ((f"metadata {option}", value), (f"the variable {variable}", os.environ.get(variable))):
         if path:
-            return origin, Path(path).expanduser()
+            try:
+                folder = Path(path).expanduser()
+                folder.is_dir()
+            except (OSError, RuntimeError) as error:  # longer than a name can be, a user whose home nobody knows
+                raise DataError(f"{origin} names {path}, which cannot be read: {first_line(error)}") from error
+            return origin, folder
     return None
 
 

@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lume_tasks.rows import DataError, first_line
+from lume_tasks.rows import DataError, first_line, parquet_records
 
 GITHUB_REPO = "amazon-science/lume-llm-unlearning"
 GITHUB_REVISION = "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6"
@@ -28,6 +28,7 @@ SPLIT_IDS = {
     ("validation", "retain"): "8dd53bd4e735ba05e4696bec54f783c1f4dba3d4a9923098d94083cbbaada214",
 }
 
+MOST_DOWNLOADED = 64 * 2**20  # bytes of a file; the largest has 1 MB
 SUMS = "SHA256SUMS"  # written last: the mark of a complete folder
 
 BY_HAND = f"""\
@@ -128,13 +129,12 @@ def _lines_of(lines: dict[str, bytes], ids: set[str]) -> bytes:
 
 
 def _parquet_ids(name: str, data: bytes) -> list[str]:
-    import pyarrow
-    from pyarrow import parquet
-
-    try:
-        return [str(row_id) for row_id in parquet.read_table(io.BytesIO(data), columns=["id"])["id"].to_pylist()]
-    except (pyarrow.ArrowException, KeyError, ValueError, OSError) as error:
-        raise DataError(f"{name} of {HUB_REPO} has no readable column id: {first_line(error)}") from error
+    ids = []
+    for _, row, faults in parquet_records(io.BytesIO(data), ("id",)):
+        if faults or not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise DataError(f"{name} of {HUB_REPO} has no readable column id: {''.join(faults[:1]) or 'no text in it'}")
+        ids.append(row["id"])
+    return ids
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -151,7 +151,7 @@ def _expect(name: str, found: str, expected: str) -> None:
 
 
 def _read_sums(folder: Path) -> dict[str, str]:
-    pairs = (line.partition("  ") for line in (folder / SUMS).read_text().splitlines())
+    pairs = (line.partition("  ") for line in (folder / SUMS).read_text(errors="replace").splitlines())
     return {name: digest for digest, _, name in pairs}
 
 
@@ -165,7 +165,10 @@ def github_bytes(name: str) -> bytes:
 
     def read() -> bytes:
         with urllib.request.urlopen(url, timeout=60) as response:
-            return bytes(response.read())
+            data = bytes(response.read(MOST_DOWNLOADED + 1))
+        if len(data) > MOST_DOWNLOADED:
+            raise ValueError(f"more than {MOST_DOWNLOADED:,} bytes, which is no file of LUME")
+        return data
 
     return _download(read, url)
 

@@ -109,7 +109,7 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
             try:
                 context, continuation, scored = split_document(tokenizer, text)
             except ValueError as error:
-                faults.append(f"  {name} document {number} ({text[:40]!r}): {error}")
+                faults.append(f"  {name} document {number}: {error}")
                 continue
             requests[name].append(
                 {

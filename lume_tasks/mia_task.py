@@ -14,7 +14,7 @@ from datasets import Dataset
 from lume_tasks import attacks, data, intervals, metrics, mia
 from lume_tasks.harness import LumeTask, alternate
 from lume_tasks.reference_results import OPTION, read_reference
-from lume_tasks.rows import DataError, quote
+from lume_tasks.rows import DataError
 from lume_tasks.token_scores import TokenScores
 
 _log = logging.getLogger("lume_tasks")
@@ -127,9 +127,10 @@ def with_reference(docs: list[dict[str, Any]], path: str, min_k: float, version:
     samples = [by_text.get(_key(doc), {}) for doc in docs]
     lacking = [doc for doc, sample in zip(docs, samples, strict=True) if "loss_auc" not in sample]
     if lacking:
+        first = f"number {lacking[0]['number']} of the {'members' if lacking[0]['member'] else 'non-members'}"
         raise DataError(
-            f"{OPTION}: {path} lacks the loss of {len(lacking)} of {len(docs)} documents, the first being "
-            f"{quote(_key(lacking[0])[1])}: evaluate the reference on the same mia_data, without --limit"
+            f"{OPTION}: {path} lacks the loss of {len(lacking)} of {len(docs)} documents, the first being {first}: "
+            "evaluate the reference on the same mia_data, without --limit"
         )
     if any(sample["doc"]["scored_tokens"] != doc["scored_tokens"] for doc, sample in zip(docs, samples, strict=True)):
         _log.warning("lume_mia: the reference has another tokenizer, so each model's loss is over tokens of its own")

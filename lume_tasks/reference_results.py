@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, first_line
 
 OPTION = "lume_reference_results"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json
@@ -84,11 +84,11 @@ def read_reference(path: str) -> ReferenceResults:
             }
             for task, values in tasks.items()
         }
-        metadata = {task: config.get("metadata") or {} for task, config in content.get("configs", {}).items()}
+        metadata = {task: dict(config.get("metadata") or {}) for task, config in content.get("configs", {}).items()}
         versions = dict(content.get("versions", {}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{OPTION}: {file} is not a results file of the harness ({type(error).__name__}: {error})"
+            f"{OPTION}: {file} is not a results file of the harness ({type(error).__name__}: {first_line(error)})"
         ) from error
     return ReferenceResults(file, numbers, versions, metadata)
 
@@ -96,8 +96,12 @@ def read_reference(path: str) -> ReferenceResults:
 def _results_file(path: str) -> Path:
     if not isinstance(path, str):
         raise DataError(f"metadata {OPTION} has to be a path, not {path!r}")
-    given = Path(path).expanduser()
-    if not given.is_dir():
+    try:
+        given = Path(path).expanduser()
+        is_folder = given.is_dir()
+    except (OSError, RuntimeError) as error:  # longer than a name can be, a user whose home nobody knows
+        raise DataError(f"{OPTION}: {path} cannot be read: {first_line(error)}") from error
+    if not is_folder:
         if not given.is_file():
             raise DataError(f"{OPTION}: {given} does not exist; it has to be a results_*.json or the folder of one")
         return given
@@ -113,14 +117,17 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     """The lines of one sample file of the harness, each an object with its ``doc``.
 
     Raises:
-        DataError: a line is not what the harness writes.
+        DataError: the file cannot be read, or a line is not what the harness writes.
     """
+    try:
+        lines = path.read_bytes().splitlines()  # bytes, so that text that is no UTF-8 is a fault of its line too
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     samples = []
-    # Bytes, so that text that is no UTF-8 is a fault of its line too.
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+    for number, line in enumerate(lines, 1):
         try:
             sample = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not JSON; was the evaluation cut off? ({error})") from error
         if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
             raise DataError(f"{path}:{number}: not a sample of lm-eval (no object with a `doc`)")

@@ -3,11 +3,13 @@
 import codecs
 import json
 import re
+import stat
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 TASKS = ("Task1", "Task2", "Task3")
 FIELDS = ("id", "input", "output", "task")
@@ -15,7 +17,22 @@ SUFFIXES = (".jsonl", ".parquet")
 
 _KIND = re.compile(r"(sc|qa)[0-9]\Z")
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+_BEGINNINGS = {  # of files that are no lines of text -> what the user is told
+    codecs.BOM_UTF16_LE: "is UTF-16: save it as UTF-8",
+    codecs.BOM_UTF16_BE: "is UTF-16: save it as UTF-8",
+    b"\x1f\x8b": "is compressed (gzip): unpack it",
+    b"PK\x03\x04": "is compressed (zip): unpack it",
+    b"BZh": "is compressed (bzip2): unpack it",
+    b"\xfd7zXZ\0": "is compressed (xz): unpack it",
+    b"(\xb5/\xfd": "is compressed (zstd): unpack it",
+    b"PAR1": "is parquet: let its name end in .parquet",
+}
+_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+
+# A small file can unfold into more than the memory holds, and a line of each fault too.
+MOST_BYTES = 2**30  # of text in one file
+MOST_ROWS = 10_000_000  # in one parquet file
+MOST_FAULTS = 10_000  # listed of one file
 
 # A fault is (line, message); line 0 stands for the file as a whole. Lines of JSONL and rows of parquet count from 1.
 Fault = tuple[int, str]
@@ -24,6 +41,10 @@ Record = tuple[int, object, list[str]]  # line, what stands there, faults of its
 
 class DataError(ValueError):
     """Data that cannot be used. The message is meant for the user and lists everything wrong at once."""
+
+    def __str__(self) -> str:
+        """The message without control characters, which a name in it could carry to the terminal."""
+        return visible(super().__str__())
 
 
 @dataclass(frozen=True)
@@ -49,6 +70,15 @@ class Row:
         return self.id[:-3]
 
 
+def visible(text: str) -> str:
+    r"""The text with control and invisible characters written out, such as ``\x1b`` or ``\u202e``; line feeds stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else ascii(char)[1:-1] for char in text
+    )
+
+
 def quote(text: str) -> str:
     """Show ``text`` as JSON in ASCII, cut at 80 characters: printable whatever it holds, and found by a search."""
     return json.dumps(text if len(text) <= 80 else text[:77] + "...")
@@ -61,8 +91,8 @@ def place(shown: str, faults: list[Fault]) -> list[str]:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, or its class where it has none."""
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The first line of an exception's text, printable, or its class where it has none."""
+    return visible(str(error).strip().partition("\n")[0]) or type(error).__name__
 
 
 def describe(value: object) -> str:
@@ -120,9 +150,13 @@ def find_file(folder: Path, stem: str, shown: str) -> Path:
     """Return ``<folder>/<stem>.jsonl`` or ``.parquet``.
 
     Raises:
-        DataError: neither or both are there; the file is called ``shown`` (a path without suffix) in the message.
+        DataError: neither or both are there, or the folder is closed; the file is called ``shown`` (a path without
+            suffix) in the message.
     """
-    there = [path for path in (folder / f"{stem}{suffix}" for suffix in SUFFIXES) if path.exists()]
+    try:
+        there = [path for path in (folder / f"{stem}{suffix}" for suffix in SUFFIXES) if path.exists()]
+    except OSError as error:  # a folder that may not be entered
+        raise DataError(f"{shown}.jsonl: cannot be read: {error.strerror}") from error
     if not there:
         raise DataError(f"{shown}.jsonl: is missing ({stem}.parquet would do as well)")
     if len(there) > 1:
@@ -197,6 +231,9 @@ def _scan(
         faults += [(line, message) for message in broken + wrong]
         if not wrong and isinstance(obj, dict):
             sound[line] = obj
+        if len(faults) >= MOST_FAULTS:
+            faults.append((line, f"so many faults ({len(faults)}) that the file was read no further"))
+            break
     return sound, faults or ([(0, "is empty: it holds no rows")] if empty else [])
 
 
@@ -205,28 +242,42 @@ def _records(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:
         yield 0, None, ["is neither .jsonl nor .parquet"]
         return
     try:
-        yield from parquet_records(path, fields) if path.suffix == ".parquet" else _jsonl_records(path)
+        if path.suffix == ".parquet":
+            yield from parquet_records(path, fields)
+        elif fault := _file_fault(path):
+            yield 0, None, [fault]
+        else:
+            yield from _jsonl_records(path)
     except OSError as error:
-        yield 0, None, [f"cannot be read: {error.strerror or error}"]
+        yield 0, None, [f"cannot be read: {error.strerror or first_line(error)}"]
+
+
+def _file_fault(path: Path) -> str | None:
+    """Say why a file must not even be opened: a pipe lets the reader wait for ever, a device never ends."""
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a folder has an error of its own
+        return "is no file but a pipe, socket or device"
+    return _too_much(found.st_size) if found.st_size > MOST_BYTES else None
+
+
+def _too_much(size: int) -> str:
+    return f"holds {size:,} bytes of text; at most {MOST_BYTES:,} are read"
 
 
 def _jsonl_records(path: Path) -> Iterator[Record]:
-    blank: list[int] = []
+    filled = 0  # the last line that was not blank; blank ones are a fault only if something follows
     with path.open("rb") as lines:
         for number, raw in enumerate(lines, 1):
-            marked = number == 1 and raw.startswith(codecs.BOM_UTF8)
-            if marked:
+            if number == 1 and (message := next((m for b, m in _BEGINNINGS.items() if raw.startswith(b)), None)):
+                yield 0, None, [message]
+                return
+            if number == 1 and raw.startswith(codecs.BOM_UTF8):
                 yield 0, None, ["starts with a UTF-8 byte order mark: save it without one"]
                 raw = raw[len(codecs.BOM_UTF8) :]
-            if number == 1 and raw.startswith(_UTF16_MARKS):
-                yield 0, None, ["is UTF-16: save it as UTF-8"]
-                return
-            if not raw.strip():
-                blank.append(number)  # a fault only if something follows
-                continue
-            yield from ((line, None, ["is blank: remove the line"]) for line in blank)
-            blank.clear()
-            yield number, *_parse(raw)
+            if raw.strip():
+                yield from ((line, None, ["is blank: remove the line"]) for line in range(filled + 1, number))
+                filled = number
+                yield number, *_parse(raw)
 
 
 def _parse(raw: bytes) -> tuple[object, list[str]]:
@@ -239,32 +290,104 @@ def _parse(raw: bytes) -> tuple[object, list[str]]:
         twice[:] = [key for key, count in counts.items() if count > 1]  # the last call is the outermost object's
         return dict(pairs)
 
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is no JSON")
+
     try:
-        obj = json.loads(raw.decode("utf-8").rstrip(), object_pairs_hook=to_dict)
+        text = raw.decode("utf-8").rstrip(" \t\r\n")
+        obj = json.loads(text, object_pairs_hook=to_dict, parse_constant=refuse, parse_int=_integer)
     except UnicodeDecodeError as error:
         return None, [f"is not valid UTF-8 (byte {error.start + 1} of the line)"]
     except json.JSONDecodeError as error:
         return None, [f"is bad JSON: {error.msg} (column {error.pos + 1})"]
-    except (ValueError, RecursionError):
-        return None, ["is bad JSON: nested too deeply, or a number with too many digits"]
+    except ValueError as error:
+        return None, [f"is bad JSON: {error}"]
+    except RecursionError:
+        return None, ["is bad JSON: nested too deeply"]
     return obj, [f"key {quote(key)} stands twice in the object" for key in twice]
 
 
-def parquet_records(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:
-    """Yield (row number from 1, dict of those ``fields`` that are columns, faults) for each row of a parquet file."""
+def _integer(digits: str) -> int:
+    # Python's own limit can be switched off, and then a million digits take minutes.
+    if len(digits) > 4300:
+        raise ValueError("a number has too many digits")
+    return int(digits)
+
+
+def parquet_records(source: Path | BinaryIO, fields: tuple[str, ...]) -> Iterator[Record]:
+    """Yield (row number from 1, dict of those ``fields`` that are columns, faults) for each row of a parquet file.
+
+    A file with more than ``MOST_ROWS`` rows or ``MOST_BYTES`` of text is a fault, the latter when it is reached.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     import pyarrow
     from pyarrow import parquet
 
-    number = 0
+    if isinstance(source, Path) and (fault := _file_fault(source)):
+        yield 0, None, [fault]
+        return
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(source) as file:
             columns = [field for field in fields if field in file.schema_arrow.names]
-            for batch in file.iter_batches(columns=columns):
-                for index in range(batch.num_rows):
-                    number += 1
-                    yield number, *_parquet_row(batch, index)
+            if fault := _parquet_fault(file, columns):
+                yield 0, None, [fault]
+                return
+            leaves = [file.schema.column(number) for number in range(len(file.schema))]
+        # Strings that repeat stay one string each until their row is reached.
+        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
+        with parquet.ParquetFile(source, read_dictionary=texts) as file:
+            yield from _parquet_rows(file, columns)
     except (pyarrow.ArrowException, ValueError) as error:
         yield 0, None, [f"cannot be read as parquet: {first_line(error)}"]
+
+
+def _parquet_fault(file: Any, columns: list[str]) -> str | None:
+    """Look at what the file says of itself, before anything is unpacked."""
+    for field in columns:
+        if file.schema_arrow.names.count(field) > 1:
+            return f"has the column {quote(field)} twice"
+        kind = _inside_lists(file.schema_arrow.field(field).type)
+        if kind.num_fields:
+            return f"column {quote(field)} holds {quote(str(kind))}, neither text nor a list"
+    if file.metadata.num_rows > MOST_ROWS:
+        return f"has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read"
+    # Not column by column: where those figures are damaged, pyarrow 26 ends the whole process.
+    size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
+    return _too_much(size) if size > MOST_BYTES else None
+
+
+def _inside_lists(kind: Any) -> Any:
+    from pyarrow import types
+
+    while types.is_list(kind) or types.is_large_list(kind):
+        kind = kind.value_type
+    return kind
+
+
+def _parquet_rows(file: Any, columns: list[str]) -> Iterator[Record]:
+    number = size = 0
+    for batch in file.iter_batches(columns=columns, batch_size=1024):
+        size += sum(map(_text_bytes, batch.columns))
+        if size > MOST_BYTES:
+            yield 0, None, [f"{_too_much(size)}, counted up to row {number + batch.num_rows}"]
+            return
+        for index in range(batch.num_rows):
+            number += 1
+            yield number, *_parquet_row(batch, index)
+
+
+def _text_bytes(column: Any) -> int:
+    """What the strings of a column take when each row has a copy of its own."""
+    from pyarrow import compute
+
+    while hasattr(column, "flatten") and not hasattr(column, "dictionary"):
+        column = column.flatten()
+    if not hasattr(column, "dictionary"):
+        return int(column.nbytes)
+    lengths = compute.take(compute.binary_length(column.dictionary), column.indices)
+    return int(compute.sum(lengths).as_py() or 0)
 
 
 def _parquet_row(batch: Any, index: int) -> tuple[object, list[str]]:
@@ -272,3 +395,5 @@ def _parquet_row(batch: Any, index: int) -> tuple[object, list[str]]:
         return {name: column[index].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}, []
     except UnicodeDecodeError:
         return None, ["is not valid UTF-8"]
+    except (ValueError, ArithmeticError, LookupError) as error:  # dates out of range, time zones that nobody knows
+        return None, [f"holds a value that is not text and cannot be read ({type(error).__name__})"]

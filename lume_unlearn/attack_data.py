@@ -8,7 +8,7 @@ import numpy as np
 from sklearn.metrics import roc_curve
 
 from lume_unlearn.glossary import ATTACKS
-from lume_unlearn.results import Sample
+from lume_unlearn.results import Sample, number
 
 Scored = list[tuple[bool, float]]  # (member?, score): the higher, the likelier a member
 
@@ -34,5 +34,5 @@ def roc_points(scores: Scored) -> tuple[list[float], list[float]]:
 
 def _complete(pairs: Sequence[Any]) -> bool:
     """Whether every document has a (member?, score) and both classes are there; a NaN is no score."""
-    well_formed = all(isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[1], (int, float)) for p in pairs)
-    return well_formed and not any(math.isnan(p[1]) for p in pairs) and len({bool(p[0]) for p in pairs}) == 2
+    well_formed = all(isinstance(p, (list, tuple)) and len(p) == 2 and not math.isnan(number(p[1])) for p in pairs)
+    return well_formed and len({bool(p[0]) for p in pairs}) == 2

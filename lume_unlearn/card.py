@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, visible
 from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
 from lume_unlearn.methods import METHODS
 from lume_unlearn.results import RECORD, Model, read_models
@@ -34,15 +34,26 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
         DataError: no record of the run, results of another model, or a README.md that somebody wrote.
     """
     path = model_dir / "README.md"
-    if path.exists() and not any(mark in path.read_text(encoding="utf-8") for mark in (MARK, *_OTHERS_MARKS)):
+    if path.exists() and not _by_a_program(path):
         raise DataError(f"{path} was not written by a program; move it away to have a card written in its place")
     record = read_record(model_dir)
     model = own_results(model_dir, read_models(results))
     card = ModelCard(
         f"---\n{card_data(model_dir, record, model).to_yaml()}\n---\n\n{card_text(model_dir, record, model)}"
     )
-    card.save(path)
+    try:
+        card.save(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
     return path
+
+
+def _by_a_program(path: Path) -> bool:
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    return any(mark in text for mark in (MARK, *_OTHERS_MARKS))
 
 
 def push_to_hub(model_dir: Path, repository: str) -> str:
@@ -77,11 +88,16 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         lacking = {"config", "versions", "data_sha256", "seconds", "processes"} - set(record)
-    except (OSError, ValueError, TypeError) as error:
+        lacking |= {name for name in ("config", "versions", "data_sha256") if not isinstance(record.get(name), dict)}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"--model_dir {model_dir}: no usable {RECORD} in it; `lume-unlearn run` writes one") from error
-    if lacking or record["config"].get("method") not in METHODS:
+    if not lacking:
+        texts = {name: record["config"].get(name) for name in ("method", "model", "tuning")}
+        lacking = {name for name, text in texts.items() if not isinstance(text, str)}
+        lacking |= set() if texts["method"] in [*METHODS] else {"method"}
+    if lacking:
         raise DataError(
-            f"{path}: written by another version of lume-unlearn? Missing or unknown: {lacking or 'method'}"
+            f"{path}: written by another version of lume-unlearn? Missing or unknown: {', '.join(sorted(lacking))}"
         )
     return record
 
@@ -105,7 +121,7 @@ def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCar
     """The card's metadata: where it comes from, and each score that has a value as one entry of ``model-index``."""
     config = record["config"]
     return ModelCardData(
-        model_name=model_dir.resolve().name,
+        model_name=visible(model_dir.resolve().name),
         base_model=config["model"] if _on_the_hub(config["model"]) else None,
         library_name="peft" if config["tuning"] == "lora" else "transformers",
         pipeline_tag="text-generation",
@@ -116,7 +132,7 @@ def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCar
                 dataset_type="cais/mmlu" if score.metric == "mmlu" else "lume",
                 dataset_name="MMLU" if score.metric == "mmlu" else f"LUME, {(TASKS | _OTHER_TASKS)[score.task]}",
                 dataset_config=None if score.metric == "mmlu" else score.task,  # what the hub tells entries apart by
-                dataset_split="test" if score.metric == "mmlu" else model.evaluations[0].split,
+                dataset_split="test" if score.metric == "mmlu" else visible(model.evaluations[0].split),
                 metric_type=score.metric,
                 metric_name=_full_name(score),
                 metric_value=round(value, 6),
@@ -136,35 +152,36 @@ def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
     base = config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name
     kind = "LoRA adapter of" if config["tuning"] == "lora" else "model made from"
     options = {name: value for name, value in config.items() if name not in _PATHS and value is not None}
+    processes = f"{record['processes']} process{'' if record['processes'] == 1 else 'es'}"
     sums = {Path(file).name: digest for file, digest in record["data_sha256"].items()}
     return f"""{MARK}
 
-# {model_dir.resolve().name}
+# {_text(model_dir.resolve().name)}
 
-A {kind} `{base}` by unlearning with {method.title} ({method.citation}).
+A {kind} {_code(base)} by unlearning with {method.title} ({method.citation}).
 It was trained to forget one set of texts and to keep another; the scores say how far each succeeded. A low score on
 forget rows does not mean that the texts have left the weights: look at the attacks' AUC, which is 0.5 only where nobody
 can tell what was in the training data.
 
 ## Scores
 
-By [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {model.evaluations[0].sample}.
+By [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {_text(model.evaluations[0].sample)}.
 
 {_table(("score", "value", "95 % interval", "good"), _score_rows(model))}
 
 ## How it was made
 
-In {record["seconds"]} s on {record["processes"]} process{"" if record["processes"] == 1 else "es"}, with these options:
+In {_text(record["seconds"])} s on {_text(processes)}, with these options:
 
-{_table(("option", "value"), [(name, f"`{value}`") for name, value in options.items()])}
+{_table(("option", "value"), [(_text(name), _code(value)) for name, value in options.items()])}
 
 Data, by SHA-256:
 
-{_table(("file", "SHA-256"), [(f"`{name}`", f"`{digest}`") for name, digest in sums.items()])}
+{_table(("file", "SHA-256"), [(_code(name), _code(digest)) for name, digest in sums.items()])}
 
 Versions:
 
-{_table(("package", "version"), record["versions"].items())}
+{_table(("package", "version"), [map(_text, pair) for pair in record["versions"].items()])}
 """
 
 
@@ -184,7 +201,19 @@ def _full_name(score: Score) -> str:
 
 def _table(head: Sequence[str], rows: Any) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '&#124;') for cell in line)} |" for line in lines)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(value: object) -> str:
+    """A value as Markdown that shows it and does nothing else: no markup, no link, on one line."""
+    text = visible(str(value)).replace("\n", " ")
+    return re.sub(r"[&<>|`*\[\]\\]", lambda found: f"&#{ord(found.group())};", text)
+
+
+def _code(value: object) -> str:
+    """The same in the type of code, where markup means nothing and only its end and the table's bars count."""
+    text = visible(str(value)).replace("\n", " ").replace("`", "'").replace("|", "\\|")
+    return f"`{text}`"
 
 
 def _on_the_hub(model: str) -> bool:

@@ -2,7 +2,7 @@
 
 A word is shown only if many texts use it: written in lower case in at least three documents. What is capitalised
 (names, places, months), holds a digit (dates, numbers, addresses), stands in an e-mail address or a link, or is rare is
-masked.
+masked, and so are symbols, since some of them spell: letters in squares, flags, Braille.
 Words that a reader needs in order to see what was asked ("what", "social", "security") are always shown. That hides too
 much rather than too little, whatever the model makes of the data.
 """
@@ -58,6 +58,6 @@ def mask(token: str, shown: frozenset[str]) -> str:
     """
     if "@" in token and len(token) > 1:
         return f"{MASK}@{MASK}"
-    if not any(char.isalnum() for char in token):
+    if not any(char.isalnum() or unicodedata.category(char) == "So" for char in token):
         return token
     return token if token in shown or token.lower() in _SHOWN else MASK

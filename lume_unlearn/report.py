@@ -27,13 +27,13 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
         DataError: results that cannot be read, or a page that cannot be written there.
     """
     text, pictures = build_report(read_models(results), title, show_pii)
-    folder = output.with_name(f"{output.stem}_files")
     try:
+        folder = output.with_name(f"{output.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
         output.write_text(text, encoding="utf-8")
         for picture in pictures:
             (folder / picture.file).write_bytes(picture.data)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # the latter where the path has no name, such as /
         raise DataError(f"--output {output}: cannot be written ({error})") from error
     return [output, *(folder / picture.file for picture in pictures)]
 

@@ -3,22 +3,15 @@
 import base64
 import html
 import re
-import unicodedata
 from collections.abc import Sequence
 
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+from lume_tasks.rows import visible
+
 _EMPTY = ("img", "meta", "wbr")  # elements without content and end tag
 
 
 class Html(str):
     """Text that is markup already; any other string is escaped where it goes into an element."""
-
-
-def visible(text: str) -> str:
-    r"""The text with control and invisible characters written out, such as ``\x1b`` or ``\u202e``; line feeds stay."""
-    return "".join(
-        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else ascii(char)[1:-1] for char in text
-    )
 
 
 def tag(name: str, /, *children: str | None, **attributes: str | bool) -> Html:

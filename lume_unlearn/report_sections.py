@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
+from lume_tasks.rows import visible
 from lume_unlearn import plots
 from lume_unlearn.attack_data import Scored, attack_scores, losses, roc_points
 from lume_unlearn.glossary import (
@@ -22,11 +23,12 @@ from lume_unlearn.glossary import (
     Score,
 )
 from lume_unlearn.leaks import Leak, Piece, worst_leaks
-from lume_unlearn.report_page import Html, figures, join, section, table, tag, visible
+from lume_unlearn.report_page import Html, figures, join, section, table, tag
 from lume_unlearn.results import Model, Run, find_runs
 
 LEAKS = 5  # rows shown of each kind and model
 LONGEST_NAME = 44  # characters of a model's name in a picture
+LOWEST_LOSS = 1e-6  # the axis cannot be cut into bins below that
 HIGHEST_LOSS = 12.0  # nats; a model that knows nothing, not even its language, has ln(vocabulary), some 9 to 12
 KINDS = {"regurgitation": "text repeated", "knowledge": "facts known"}
 MATCHES = {"exact": "answered exactly", "partial": "given away in part", "in_text": "in a continued text"}
@@ -155,7 +157,7 @@ def attacks(models: Sequence[Model], pictures: list[Picture]) -> Html:
 def _histograms(logged: Mapping[str, dict[str, Scored]], pictures: list[Picture]) -> list[Picture]:
     found = {label: losses(scores["loss"]) for label, scores in logged.items() if "loss" in scores}
     highest = max((loss for sides in found.values() for side in sides for loss in side), default=0.0)
-    upper = min(highest, HIGHEST_LOSS) or 1.0
+    upper = min(highest, HIGHEST_LOSS) if highest > LOWEST_LOSS else 1.0
     return [
         _picture(
             pictures,

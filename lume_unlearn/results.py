@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.reference_results import read_samples
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, describe
 from lume_unlearn.glossary import TASKS
 
 Sample = dict[str, Any]
@@ -20,6 +20,7 @@ _DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+\Z")  # how the harness ends the nam
 _SCORES = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
+_YEAR_9999 = 253_370_764_800.0  # in seconds since 1970; no date can be shown from there on
 RECORD = "unlearning.json"
 
 
@@ -104,7 +105,7 @@ class Evaluation:
     def fingerprint(self, task: str) -> str | None:
         """A short hash of the prompts and targets of a task, whatever their order; None where they were not logged."""
         hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8] if hashes else None
+        return hashlib.sha256("".join(hashes).encode(errors="backslashreplace")).hexdigest()[:8] if hashes else None
 
     def _section(self, name: str) -> dict[str, Any]:
         return self.content.get(name) or {}
@@ -119,7 +120,11 @@ class Evaluation:
         path = self.path.parent / f"samples_{task}_{date.group() if date else ''}.jsonl"
         if not path.is_file():
             return None
-        return read_samples(path)
+        samples = read_samples(path)
+        for line, sample in enumerate(samples, 1):
+            if task in TASKS and (fault := _row_fault(sample)):
+                raise DataError(f"{path}:{line}: not a sample of {task} ({fault})")
+        return samples
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,10 +198,12 @@ def read_evaluation(path: Path) -> Evaluation:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a results file of lm-eval (it cannot be read as JSON: {error})") from error
     if not _is_results(content):
         raise DataError(f"{path}: not a results file of lm-eval (no `results` by task in it)")
+    if part := _odd_part(content):
+        raise DataError(f"{path}: not a results file of lm-eval (its {part} is not what the harness writes)")
     evaluation = Evaluation(path, content)
     if not any(evaluation.scores.values()):
         raise DataError(f"{path}: has no score of a LUME task (it has: {', '.join(content['results'])})")
@@ -225,7 +232,7 @@ def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:
         unit, scale = "epoch", last["epoch"] / last["step"]
         ends = {_normal(record["config"]["model"]): 0.0, _normal(path): float(last["step"])}
         places = {m: ends[_normal(m.path)] for m in models if _normal(m.path) in ends} | places
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
         pass  # no record, as where the results were copied from elsewhere: steps are all there is to know
     ordered = sorted(places.items(), key=lambda item: item[1])
     return Run(path.rsplit("/", 1)[-1], unit, tuple((step * scale, model) for model, step in ordered))
@@ -295,15 +302,52 @@ def _is_results(content: object) -> bool:
     return all(isinstance(entry, dict) for part in by_task for entry in part.values())
 
 
+def _odd_part(content: dict[str, Any]) -> str | None:
+    """Name a part that has another type than the harness gives it."""
+    configs, counts = ((content.get(name) or {}).values() for name in ("configs", "n-samples"))
+    right = {
+        "date": content.get("date") is None or 0 <= number(content["date"]) < _YEAR_9999,
+        "config.model_args": isinstance((content.get("config") or {}).get("model_args") or {}, (dict, str)),
+        "configs.<task>.metadata": all(isinstance(config.get("metadata") or {}, dict) for config in configs),
+        "n-samples.<task>.effective": all(isinstance(count.get("effective"), (int, type(None))) for count in counts),
+    }
+    return next((name for name, is_right in right.items() if not is_right), None)
+
+
+def number(value: object) -> float:
+    """A number of a JSON file as float; NaN for anything else, and for integers that no float can hold."""
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.nan
+
+
+def _row_fault(sample: Sample) -> str | None:
+    """Say what a logged row has not as the harness writes it, of all that is read here."""
+    doc, answers = sample["doc"], sample.get("filtered_resps")
+    texts = {f"doc.{name}": doc.get(name) for name in ("id", "input", "output")}
+    texts |= {name: sample.get(name) for name in ("prompt_hash", "target_hash")}
+    texts["filtered_resps[0]"] = answers[0] if isinstance(answers, list) and answers else None
+    for name, text in texts.items():
+        if not isinstance(text, str):
+            return f"{name} is {describe(text)}, not a string"
+    scores = [sample.get(f"forget_{kind}") for kind in ("regurgitation", "knowledge")]
+    if not all(score is None or math.isfinite(number(score)) for score in scores):
+        return "its score is no number"
+    return None if isinstance(sample.get("doc_id"), int) else "doc_id is no whole number"
+
+
 def _is_score(key: str, value: object) -> bool:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return key.endswith(",none") and "_stderr" not in key and number
+    return key.endswith(",none") and "_stderr" not in key and math.isfinite(number(value))
 
 
 def _natural(path: Path) -> list[Any]:
     """Sort key under which checkpoint-10 follows checkpoint-9."""
-    return [(part.isdigit(), int(part) if part.isdigit() else part) for part in re.split(r"(\d+)", str(path))]
+    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", str(path))]
 
 
 def _normal(path: str) -> str:
-    return str(Path(path).resolve())
+    try:
+        return str(Path(path).resolve())
+    except (OSError, RuntimeError, ValueError):  # links in a circle, NUL characters: a name like any other
+        return path

@@ -109,10 +109,10 @@ def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFa
     for line, name, reason in zip(
         lines[1:],
         (
-            "member document 2 ('\\nThe fox')",
-            "member document 3 ('Z')",
-            "nonmember document 1 (",
-            "nonmember document 3 (",
+            "member document 2: ",
+            "member document 3: ",
+            "nonmember document 1: ",
+            "nonmember document 3: ",
         ),
         ("white space or part of a character", "fewer than two tokens", "part of a character", "white space"),
         strict=True,

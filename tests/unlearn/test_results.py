@@ -19,7 +19,8 @@ Write = Callable[..., Path]
 
 
 def logged_row(number: int) -> dict[str, Any]:
-    return {"doc_id": number, "doc": {"id": f"p{number}qa0"}, "prompt_hash": f"p{number}", "target_hash": "t"}
+    doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
+    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"], "prompt_hash": f"p{number}", "target_hash": "t"}
 
 
 def mia_samples(members: list[float], others: list[float]) -> list[dict[str, Any]]:
@@ -177,7 +178,7 @@ def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
     tracker.general_config_tracker.log_experiment_args("hf", f"pretrained=base,peft={tmp_path}/npo", "", "", False)
     sample = {
         "doc_id": 0,
-        "doc": {"id": "aqa0"},
+        "doc": {"id": "aqa0", "input": "q", "output": "a"},
         "target": "t",
         "arguments": [["x"]],
         "resps": [["y"]],
