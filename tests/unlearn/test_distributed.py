@@ -1,0 +1,177 @@
+"""Two processes on the CPU against one: the shipped accelerate configurations, the same terms and the same weights."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import lume_unlearn
+from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.launch import require_launch
+from lume_unlearn.unlearning import run
+
+CONFIGS = Path(lume_unlearn.__file__).parent / "accelerate"
+
+# Twelve rows a side in steps of five: the processes' shares differ, and so does their number of passes.
+PLAIN: dict[str, Any] = {"epochs": 1, "batch_size": 5, "max_tokens": 150, "learning_rate": 1e-3, "lora_dropout": 0.0}
+NAMED: dict[str, dict[str, Any]] = {
+    "gd": {"method": "gd", "tuning": "full"},
+    "npo-lora": {"method": "npo", "tuning": "lora"},
+    "kl-lora": {"method": "kl", "tuning": "lora"},
+    "kl-last": {"method": "kl", "tuning": "last:1"},
+    "both-terms": {"method": "gd", "tuning": "lora", "retain_term": "nll+kl"},
+    "live-reference": {"method": "undial", "tuning": "lora", "batch_size": 1, "epochs": 0.25},
+    "states": {"method": "rmu", "tuning": "full", "params": {"layer": 0}},
+    "normalised": {"method": "ngdiff", "tuning": "full", "params": {"rate_every": 1}},
+    "phases": {"method": "sugd", "tuning": "full", "epochs": 1, "params": {"chunk": 5, "retain_ratio": 2}},
+    "weight": {"method": "pdu", "tuning": "full", "params": {"dual_warmup": 0.0}},
+    "bfloat16": {"method": "kl", "tuning": "full", "precision": "bfloat16"},
+    "bfloat16-lora": {"method": "kl", "tuning": "lora", "precision": "bfloat16"},
+    "checkpointing": {"method": "gd", "tuning": "full", "gradient_checkpointing": True},
+    "best": {"method": "gd", "tuning": "full", "on_collapse": "best", "collapse_bound": 1e-4, "watch_steps": 1},
+}
+CASES = {
+    "ddp": ["gd", "npo-lora", "both-terms", "states", "normalised", "phases", "weight"],
+    "fsdp2": ["gd", "kl-last", "live-reference", "normalised", "bfloat16", "bfloat16-lora", "checkpointing", "best"],
+    "zero3": ["gd", "kl-last", "kl-lora", "live-reference", "weight"],
+}
+
+
+def configs(kind: str, model_dir: Path, data_dir: Path, output: Path) -> list[RunConfig]:
+    files = {"model": str(model_dir), "data": str(data_dir)}
+    return [RunConfig(**(files | PLAIN | NAMED[name] | {"output": str(output / name)})) for name in CASES[kind]]
+
+
+def launch_environment(kind: str) -> dict[str, str]:
+    """What `accelerate launch --config_file` gives the processes that it starts."""
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    options = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--num_processes", "2", "script.py"]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(options))
+    if not args.use_deepspeed:
+        return prepare_multi_gpu_env(args)  # type: ignore[no-any-return]
+    args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+    return prepare_deepspeed_cmd_env(args)[1] | {"DS_ACCELERATOR": "cpu"}  # type: ignore[no-any-return]
+
+
+def worker(task: Path) -> None:
+    """One of the processes: the runs of a file, one after another."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+    from torch.distributed.tensor import DTensor
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    from lume_unlearn.trainer import UnlearningTrainer
+
+    torch.set_num_threads(1)
+    start, terms = PartialState.__init__, UnlearningTrainer.terms
+    seen = set()
+
+    def as_if_on_gpus(state: PartialState, *args: Any, **kwargs: Any) -> None:
+        """accelerate shards for GPUs alone, though gloo and FSDP2 know CPUs as well."""
+        start(state, *args, **kwargs)
+        if "ACCELERATE_USE_FSDP" in os.environ and state.distributed_type == DistributedType.MULTI_CPU:
+            PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+    def look(trainer: UnlearningTrainer, *args: Any) -> dict[str, torch.Tensor]:
+        weights = list(trainer.model.parameters())
+        sharded = any(isinstance(weight, DTensor) or hasattr(weight, "ds_id") for weight in weights)
+        seen.add((trainer.args.world_size, sharded))
+        return terms(trainer, *args)
+
+    PartialState.__init__, UnlearningTrainer.terms = as_if_on_gpus, look  # type: ignore[method-assign]
+    for options in json.loads(task.read_text()):
+        unset_hf_deepspeed_config()
+        run(RunConfig(**options))
+    task.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(list(seen)))
+
+
+def start_two(kind: str, runs: list[RunConfig], folder: Path) -> None:
+    task = folder / "task.json"
+    task.write_text(json.dumps([vars(config) for config in runs]))
+    root = str(Path(lume_unlearn.__file__).parent.parent)
+    environment = launch_environment(kind) | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": root}
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    done = subprocess.run(
+        [*torchrun, __file__, str(task)], env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    for rank in range(2):
+        assert json.loads(task.with_suffix(f".{rank}").read_text()) == [[2, kind != "ddp"]]
+
+
+def steps(folder: str) -> list[dict[str, float]]:
+    record = json.loads((Path(folder) / "unlearning.json").read_text())
+    return [entry for entry in record["history"] if "loss" in entry]
+
+
+def assert_same(one: RunConfig, two: RunConfig) -> None:
+    """Terms, gradient norms and learning rates of every step, and the weights at the end."""
+    # In bfloat16 gradients are summed over the rows of a pass with rounding: it matters which rows share one.
+    off = 1e-3 if one.precision == "bfloat16" else 1e-5
+    assert len(steps(one.output)) == len(steps(two.output)) > 0
+    for mine, theirs in zip(steps(one.output), steps(two.output), strict=True):
+        assert theirs == pytest.approx(mine, rel=off, abs=off / 5), two.output
+    ours, others = (load_file(next(Path(config.output).glob("*.safetensors"))) for config in (one, two))
+    assert ours.keys() == others.keys()
+    for name, weight in ours.items():
+        torch.testing.assert_close(others[name], weight, rtol=off, atol=off, msg=f"{two.output}: {name}")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed"))],
+)
+def test_two_processes_are_one(kind: str, model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+    two = configs(kind, model_dir, data_dir, tmp_path / "two")
+    start_two(kind, two, tmp_path)
+    for config in two:
+        one = replace(config, output=config.output.replace("/two/", "/one/"))
+        run(one)
+        assert_same(one, config)
+    first = two[0].output
+    assert json.loads((Path(first) / "unlearning.json").read_text())["processes"] == 2
+    assert AutoModelForCausalLM.from_pretrained(first).config.vocab_size == 400
+
+
+FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "options", "fault"),
+    [
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision bf16: set it to no; --precision"),
+        (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading true: set it to false"),
+        (DEEPSPEED, {"method": "ngdiff"}, "--method ngdiff: needs the gradients themselves, which DeepSpeed"),
+        (DEEPSPEED, {"method": "sugd"}, "--method sugd: starts its optimiser anew, which DeepSpeed"),
+        (DEEPSPEED, {"method": "task-vector"}, "--method task-vector: needs whole weights at the end"),
+        (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs whole weights at the end"),
+        (FSDP, {"method": "rmu"}, "--method rmu: stops inside the model"),
+        (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed holds float32 weights"),
+        (DEEPSPEED, {"on_collapse": "best"}, "--on_collapse best: DeepSpeed lets no weights be put back"),
+        (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs whole weights in one process"),
+    ],
+)
+def test_what_a_launch_cannot_do_is_refused_first(
+    environment: dict[str, str], options: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    config = RunConfig(**({"model": "no/such/model", "output": str(tmp_path / "out"), "method": "gd"} | options))
+    require_launch(config)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=fault):
+        run(config)
+
+
+if __name__ == "__main__":
+    worker(Path(sys.argv[1]))
