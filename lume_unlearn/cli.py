@@ -1,13 +1,15 @@
 """The command `lume-unlearn`."""
 
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from jsonargparse import ArgumentParser
 
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, visible
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -15,30 +17,51 @@ RECIPES = Path(__file__).parent / "recipes"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 with a message on stderr when the user's input cannot work."""
     from lume_unlearn.config import ConfigError
+    from lume_unlearn.interruption import Interrupted
 
-    parsed = parser().parse_args(_recipe_first(sys.argv[1:] if argv is None else argv))
-    options = parsed[parsed.command].as_dict()
-    options.pop("config", None)
+    argv = list(sys.argv[1:] if argv is None else argv)
     try:
+        parsed = parser().parse_args(_recipe_first(argv))
+        options = parsed[parsed.command].as_dict()
+        options.pop("config", None)
         COMMANDS[parsed.command](options)
     except (ConfigError, DataError) as error:
-        print(f"lume-unlearn {parsed.command}: {error}", file=sys.stderr)
-        return 1
+        return _say(argv, str(error), 1)
+    except Interrupted as error:
+        return _say(argv, str(error), error.code)
+    except KeyboardInterrupt:
+        return _say(argv, "stopped by SIGINT, without saving; a run goes on from its last checkpoint by --resume", 130)
     return 0
+
+
+def _say(argv: Sequence[str], message: str, code: int) -> int:
+    print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
+    return code
 
 
 def parser() -> ArgumentParser:
     """The command line; options of `run` are the fields of `RunConfig`, those of `audit` of `AuditConfig`."""
+    from lume_unlearn.alternatives import AlternativesConfig
     from lume_unlearn.audit import AuditConfig
+    from lume_unlearn.benchmark import BenchmarkConfig
     from lume_unlearn.config import RunConfig
+    from lume_unlearn.describe import parameters
 
-    top = ArgumentParser(prog="lume-unlearn", description="Machine unlearning of language models, scored by lm-eval.")
+    title = "Machine unlearning of language models, scored by lm-eval."
+    # No abbreviations: --conf would get by the look at recipes. Newer jsonargparse has subcommands follow the top.
+    top = ArgumentParser(prog="lume-unlearn", description=title, allow_abbrev=False)
     commands = top.add_subcommands(dest="command")
 
-    run = ArgumentParser(description="Unlearn the forget rows from a model.")
+    run = ArgumentParser(description="Unlearn the forget rows from a model.", allow_abbrev=False)
     run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (npo_lora).")
-    run.add_class_arguments(RunConfig, as_group=False)
+    run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
+    for name, text in parameters().items():
+        run.add_argument(f"--{name}", type=float | None, default=None, help=text)
     commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
+
+    alternatives = ArgumentParser(description="Have a model write other answers to the forget rows, for altpo and dpo.")
+    alternatives.add_class_arguments(AlternativesConfig, as_group=False)
+    commands.add_subcommand("alternatives", alternatives, help="have a model write other answers, for altpo and dpo")
 
     merge = ArgumentParser(description="Fold a LoRA adapter into its model.")
     merge.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
@@ -47,11 +70,20 @@ def parser() -> ArgumentParser:
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
     commands.add_subcommand("merge", merge, help="fold a LoRA adapter into its model")
 
-    commands.add_subcommand("methods", ArgumentParser(description="List the methods."), help="list the methods")
+    methods = ArgumentParser(description="List the methods.")
+    methods.add_argument("--markdown", action="store_true", help="As the table in the README.")
+    commands.add_subcommand("methods", methods, help="list the methods")
+
+    path = ArgumentParser(description="Print the folder that holds recipes/ and accelerate/ (its configurations).")
+    commands.add_subcommand("path", path, help="print the folder of the recipes and of accelerate's configurations")
 
     audit = ArgumentParser(description="Score a model again after changing its weights or the words of the rows.")
     audit.add_class_arguments(AuditConfig, as_group=False)
     commands.add_subcommand("audit", audit, help="does forgetting hold? fewer bits, relearning, other words, sampling")
+
+    benchmark = ArgumentParser(description="Time unlearning and scoring, the usual way and ours, side by side.")
+    benchmark.add_class_arguments(BenchmarkConfig, as_group=False)
+    commands.add_subcommand("benchmark", benchmark, help="time unlearning and scoring against the usual way")
 
     report = ArgumentParser(description="Turn results of lm_eval into one page to look at, and its pictures.")
     report.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
@@ -83,17 +115,56 @@ def _recipe_first(argv: Sequence[str]) -> list[str]:
             others.append(option)
         else:
             shipped = RECIPES / f"{value}.yaml"
-            recipes.append(f"--config={shipped if shipped.is_file() and not Path(value).is_file() else value}")
+            path = shipped if shipped.is_file() and not Path(value).is_file() else Path(value)
+            _require_harmless(path)
+            recipes.append(f"--config={path}")
     return [*command, *recipes, *others]
+
+
+def _require_harmless(recipe: Path) -> None:
+    """A recipe may come from anybody: where to write and whose code to run is said on the command line.
+
+    Raises:
+        ConfigError: the recipe cannot be read, writes elsewhere than below the current folder, or runs code.
+    """
+    from lume_unlearn.config import ConfigError
+
+    try:
+        text = recipe.read_text(encoding="utf-8")
+        options = yaml.safe_load(text)
+        json.dumps(options, default=str)  # fails where something contains itself
+    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {recipe}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(options, dict):
+        raise ConfigError(f"--config {recipe}: must hold lines of OPTION: VALUE")
+    node = yaml.compose(text)
+    names = [str(key.value) for key, _ in node.value] if node else []
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"--config {recipe}: {', '.join(twice)} stands there more than once")
+    output = Path(str(options.get("output", "")))
+    if output.is_absolute() or ".." in output.parts:
+        raise ConfigError(f"--config {recipe}: a recipe may not write to {output}; give --output on the command line")
+    if "config" in options:
+        raise ConfigError(f"--config {recipe}: a recipe may not name another one")
+    if options.get("trust_remote_code"):
+        raise ConfigError(f"--config {recipe}: a recipe may not set trust_remote_code; give it on the command line")
+
+
+def _run_config(options: dict[str, Any]) -> Any:
+    """The options of `run`, with the methods' parameters gathered."""
+    from lume_unlearn.config import RunConfig
+    from lume_unlearn.describe import parameters
+
+    params = {name: value for name in parameters() if (value := options.pop(name)) is not None}
+    return RunConfig(**options, params=params)
 
 
 def _run(options: dict[str, Any]) -> None:
     from accelerate import PartialState
 
-    from lume_unlearn.config import RunConfig
     from lume_unlearn.unlearning import run
 
-    config = RunConfig(**options)
+    config = _run_config(options)
     output = run(config)
     model = f"pretrained={config.model},peft={output}" if config.tuning == "lora" else f"pretrained={output}"
     if PartialState().is_main_process:
@@ -109,12 +180,13 @@ def _merge(options: dict[str, Any]) -> None:
 
 
 def _methods(options: dict[str, Any]) -> None:
-    from lume_unlearn.methods import METHODS
+    from lume_unlearn.describe import listing, markdown
 
-    for method in METHODS.values():
-        recipes = ", ".join(sorted(path.stem for path in RECIPES.glob(f"{method.name}_*.yaml")))
-        print(f"{method.name:<6}{method.title} (retain term: {method.retain})")
-        print(f"{'':6}{method.citation}; recipes: {recipes}")
+    print(*(markdown() if options["markdown"] else listing([path.stem for path in RECIPES.glob("*.yaml")])), sep="\n")
+
+
+def _path(options: dict[str, Any]) -> None:
+    print(RECIPES.parent)
 
 
 def _audit(options: dict[str, Any]) -> None:
@@ -123,6 +195,18 @@ def _audit(options: dict[str, Any]) -> None:
     config = AuditConfig(**options)
     print(audit_table(audit(config)))
     print(f"Written to {config.output}.")
+
+
+def _alternatives(options: dict[str, Any]) -> None:
+    from lume_unlearn.alternatives import AlternativesConfig, write_alternatives
+
+    print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
+
+
+def _benchmark(options: dict[str, Any]) -> None:
+    from lume_unlearn.benchmark import BenchmarkConfig, benchmark
+
+    benchmark(BenchmarkConfig(**options))
 
 
 def _report(options: dict[str, Any]) -> None:
@@ -150,9 +234,12 @@ def _quickstart(options: dict[str, Any]) -> None:
 
 COMMANDS = {
     "run": _run,
+    "alternatives": _alternatives,
     "merge": _merge,
     "methods": _methods,
+    "path": _path,
     "audit": _audit,
+    "benchmark": _benchmark,
     "report": _report,
     "card": _card,
     "quickstart": _quickstart,

@@ -1,12 +1,15 @@
 """The configuration of one unlearning run: what the command line, a recipe and `lume_unlearn.run` all fill in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from lume_tasks.checks import SPLITS
-from lume_unlearn.methods import METHODS, RETAIN_TERMS
+from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm
+from lume_unlearn.methods import METHODS
+from lume_unlearn.tuning import tuning_fault
 
 
 class ConfigError(ValueError):
@@ -19,8 +22,24 @@ def require_unused(output: Path, advice: str = "name another folder") -> None:
     Raises:
         ConfigError: the path exists and is not an empty folder.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+    if output.exists() and (not output.is_dir() or any(path.name != ".lock" for path in output.iterdir())):
         raise ConfigError(f"--output {output}: it exists and is not empty; {advice}")
+
+
+OWN: Any = None
+"""Default of an option that a method may have a default of its own for: filled in when the method is known."""
+DEFAULTS: Mapping[str, Any] = {
+    "forget_weight": 1.0,
+    "retain_weight": 1.0,
+    "kl_weight": 1.0,
+    "epochs": 10,
+    "batch_size": 32,
+    "learning_rate": {"full": 1e-5, "lora": 1e-4},
+    "lr_schedule": "linear",
+    "warmup": 0.1,
+    "max_grad_norm": 1.0,
+}
+"""What those options are for a method that says nothing."""
 
 
 @dataclass(frozen=True)
@@ -31,25 +50,36 @@ class RunConfig:
         model: Model to unlearn: a folder or a hub name.
         output: Folder to write: the adapter or the model, its tokenizer and unlearning.json.
         method: Unlearning method; `lume-unlearn methods` lists them.
-        tuning: What to train: a LoRA adapter, or all weights.
+        tuning: What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or
+            modules:REGEX (the weights whose name the pattern is found in).
         data: Data directory with forget and retain rows; else LUME_DATA_DIR, else the published LUME.
         split: Rows to use: all, train, validation or test.
         forget: File or folder with forget rows (jsonl or parquet), instead of --data.
         retain: File or folder with retain rows, instead of --data.
-        retain_term: Loss on retain rows: nll, kl or none; by default the method's own.
-        forget_weight: Weight of the loss on forget rows.
-        retain_weight: Weight of the loss on retain rows.
-        beta: Inverse temperature of npo.
+        alternatives: File with other answers to the forget rows, for dpo and altpo; `alternatives` makes one.
+        adapters: Folders of adapters that ties-merge merges, with commas between them.
+        retain_term: Loss on retain rows: nll, kl, nll+kl, states or none; by default the method's own.
+        forget_weight: Weight of the loss on forget rows; by default the method's own.
+        retain_weight: Weight of the loss on retain rows; by default the method's own.
+        kl_weight: Weight of the KL divergence in the retain term nll+kl, before retain_weight.
+        params: The method's own parameters; on the command line each is an option by its name.
         loss_on: Tokens that carry loss: the answer (`output` and EOS), or the whole text.
-        epochs: Passes over the forget rows.
-        batch_size: Forget rows of one optimiser step, over all processes; as many retain rows come beside them.
+        epochs: Passes over the forget rows (of one chunk, for methods that go by chunks); by default the method's own.
+        batch_size: Forget rows of one optimiser step, over all processes, each with its retain rows; by default the
+            method's own.
         micro_batch_size: Most forget rows in one forward pass of one process; does not change the result.
-        learning_rate: Peak learning rate; by default 1e-5 in full, 1e-4 with LoRA.
+        max_tokens: Most tokens in one forward pass of one process; does not change the result, but memory and speed.
+        learning_rate: Peak learning rate; by default the method's own, mostly 1e-5, and 1e-4 with LoRA.
+        lr_schedule: Learning rate over time, after the warm-up: linear (to 0), cosine or constant.
         weight_decay: Weight decay of AdamW.
-        warmup: Share of the steps with rising learning rate; linear decay follows.
+        warmup: Share of the steps with rising learning rate.
         max_grad_norm: Gradient norm above which gradients are scaled down; 0 turns it off.
         seed: Seed of the pairing, the order, the adapter's first weights and dropout.
         precision: Arithmetic of the forward pass: float32, bfloat16, or auto (bfloat16 where the GPU has it).
+        weights: Data type of the trained weights: float32, or bfloat16 with stochastic rounding (needs torchao).
+        optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao).
+        reference_copy: Copy of the model before unlearning, where one is needed: same (as the model), bfloat16, int8
+            (needs torchao), or cpu.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         max_length: Cut longer rows to so many tokens; by default a row longer than the model's context is an error.
         lora_rank: Rank of the adapter.
@@ -58,7 +88,11 @@ class RunConfig:
         lora_targets: Modules that get an adapter: all-linear, or names with commas between them.
         save_steps: Save a checkpoint every so many optimiser steps; 0 for none.
         save_total_limit: Checkpoints to keep; 0 for all.
-        resume: Continue from the last checkpoint in the output folder.
+        resume: Continue from the last complete checkpoint in the output folder (from the beginning, where there is
+            none yet); --learning_rate may be lower than before.
+        watch_steps: Optimiser steps between two looks at a few forget and retain rows; 0 for only before and after.
+        collapse_bound: Nats a token by which the watched retain rows may get worse before that counts as collapse.
+        on_collapse: What to do then: warn; stop with an error; or best, go back to the last weights before and end.
         logging_steps: Optimiser steps between two entries of the loss history.
         evaluate_every: When to score through the harness while training: none or epoch.
         evaluate_tasks: Tasks to score then.
@@ -72,25 +106,33 @@ class RunConfig:
     model: str
     output: str
     method: str
-    tuning: Literal["lora", "full"] = "lora"
+    tuning: str = "lora"
     data: str | None = None
     split: str = "all"
     forget: str | None = None
     retain: str | None = None
-    retain_term: Literal["nll", "kl", "none"] | None = None
-    forget_weight: float = 1.0
-    retain_weight: float = 1.0
-    beta: float = 0.1
+    alternatives: str | None = None
+    adapters: str | None = None
+    retain_term: RetainTerm = OWN
+    forget_weight: float = OWN
+    retain_weight: float = OWN
+    kl_weight: float = OWN
+    params: dict[str, float] = OWN
     loss_on: Literal["answer", "text"] = "answer"
-    epochs: float = 10
-    batch_size: int = 32
-    micro_batch_size: int = 8
-    learning_rate: float | None = None
+    epochs: float = OWN
+    batch_size: int = OWN
+    micro_batch_size: int | None = None
+    max_tokens: int = 8192
+    learning_rate: float = OWN
+    lr_schedule: Literal["linear", "cosine", "constant"] = OWN
     weight_decay: float = 0.01
-    warmup: float = 0.1
-    max_grad_norm: float = 1.0
+    warmup: float = OWN
+    max_grad_norm: float = OWN
     seed: int = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    weights: Literal["float32", "bfloat16"] = "float32"
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
+    reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = "same"
     gradient_checkpointing: bool = False
     max_length: int | None = None
     lora_rank: int = 8
@@ -100,6 +142,9 @@ class RunConfig:
     save_steps: int = 0
     save_total_limit: int = 2
     resume: bool = False
+    watch_steps: int = 10
+    collapse_bound: float = 1.0
+    on_collapse: Literal["warn", "stop", "best"] = "warn"
     logging_steps: int = 1
     evaluate_every: Literal["none", "epoch"] = "none"
     evaluate_tasks: str = "lume_task1,lume_task2,lume_task3,lume_mia,lume_score"
@@ -110,24 +155,43 @@ class RunConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded.
+        """Check what can be checked before anything is loaded; fill in the method's defaults.
 
         Raises:
             ConfigError: names every option that is wrong.
         """
-        faults = [*_choice_faults(self), *_range_faults(self), *_source_faults(self), *_evaluation_faults(self)]
-        if faults:
+        if faults := [
+            f"--{field.name} {getattr(self, field.name)}: must have a value"
+            for field in fields(self)
+            if field.default is not None and getattr(self, field.name) is None
+        ]:
+            raise ConfigError("\n".join(faults))
+        if self.method in METHODS:
+            for name, value in self._defaults().items():
+                object.__setattr__(self, name, value)
+        checks = (_choice_faults, _range_faults, _source_faults, _method_faults, _param_faults, _evaluation_faults)
+        if faults := [fault for check in checks for fault in check(self)]:
             raise ConfigError("\n".join(faults))
 
+    def _defaults(self) -> dict[str, Any]:
+        """What the options that were left out are for this method."""
+        own = {**DEFAULTS, "retain_term": self.spec.retain, **self.spec.defaults}
+        own["learning_rate"] = {**DEFAULTS["learning_rate"], **own["learning_rate"]}[
+            "lora" if self.tuning == "lora" else "full"
+        ]
+        filled = {name: value for name, value in own.items() if getattr(self, name) is None}
+        defaults = {name: param.default for name, param in self.spec.params.items()}
+        return filled | {"params": defaults | (self.params or {})}
+
     @property
-    def terms(self) -> str:
-        """The retain term in force: the option, else the method's own."""
-        return self.retain_term or METHODS[self.method].retain
+    def spec(self) -> Method:
+        """The method."""
+        return METHODS[self.method]
 
     @property
     def needs_retain(self) -> bool:
         """Whether retain rows take part at all."""
-        return self.method in METHODS and self.terms != "none"
+        return self.method in METHODS and self.retain_term != "none"
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -135,27 +199,32 @@ class RunConfig:
         return [name.strip() for name in self.evaluate_tasks.split(",")]
 
     @property
-    def rate(self) -> float:
-        """The learning rate in force."""
-        return self.learning_rate if self.learning_rate is not None else {"full": 1e-5, "lora": 1e-4}[self.tuning]
+    def adapter_list(self) -> list[str]:
+        """The folders of ``adapters``."""
+        return [name.strip() for name in (self.adapters or "").split(",") if name.strip()]
 
 
 def _choice_faults(config: RunConfig) -> list[str]:
     """Options whose value is not one of the known ones (a recipe or a Python caller may hold anything)."""
     choices: dict[str, tuple[object, ...]] = {
         "method": tuple(METHODS),
-        "tuning": ("lora", "full"),
         "split": ("all", *SPLITS),
         "retain_term": (None, *RETAIN_TERMS),
         "loss_on": ("answer", "text"),
+        "lr_schedule": (None, "linear", "cosine", "constant"),
         "precision": ("auto", "float32", "bfloat16"),
+        "weights": ("float32", "bfloat16"),
+        "optimizer": ("adamw", "adamw8bit"),
+        "reference_copy": ("same", "bfloat16", "int8", "cpu"),
+        "on_collapse": ("warn", "stop", "best"),
         "evaluate_every": ("none", "epoch"),
     }
-    return [
+    faults = [
         f"--{name} {getattr(config, name)!r}: choose one of {', '.join(str(v) for v in known if v is not None)}"
         for name, known in choices.items()
         if getattr(config, name) not in known
     ]
+    return [*faults, *([fault] if (fault := tuning_fault(config.tuning)) else [])]
 
 
 def _range_faults(config: RunConfig) -> list[str]:
@@ -164,23 +233,23 @@ def _range_faults(config: RunConfig) -> list[str]:
         "epochs",
         "batch_size",
         "micro_batch_size",
-        "beta",
+        "max_tokens",
+        "learning_rate",
         "lora_rank",
         "lora_alpha",
         "logging_steps",
+        "collapse_bound",
         "evaluate_batch_size",
     )
-    weights = ("forget_weight", "retain_weight", "weight_decay", "max_grad_norm")
+    weights = ("forget_weight", "retain_weight", "kl_weight", "weight_decay", "max_grad_norm")
     faults = []
     for name in positive:
-        if not 0 < (value := getattr(config, name)) < inf:
+        if (value := getattr(config, name)) is not None and not 0 < value < inf:
             faults.append(f"--{name} {value}: must be above 0")
-    for name in (*weights, "seed", "save_steps", "save_total_limit"):
-        if not 0 <= (value := getattr(config, name)) < inf:
+    for name in (*weights, "seed", "save_steps", "save_total_limit", "watch_steps"):
+        if (value := getattr(config, name)) is not None and not 0 <= value < inf:
             faults.append(f"--{name} {value}: must not be negative")
-    if config.learning_rate is not None and not 0 < config.learning_rate < inf:
-        faults.append(f"--learning_rate {config.learning_rate}: must be above 0")
-    if not 0 <= config.warmup < 1:
+    if config.warmup is not None and not 0 <= config.warmup < 1:
         faults.append(f"--warmup {config.warmup}: a share of all steps, at least 0 and below 1")
     if not 0 <= config.lora_dropout < 1:
         faults.append(f"--lora_dropout {config.lora_dropout}: at least 0 and below 1")
@@ -200,6 +269,45 @@ def _source_faults(config: RunConfig) -> list[str]:
         faults.append("--data and --forget both name the rows; give one of them")
     if config.forget is not None and config.split != "all":
         faults.append(f"--split {config.split}: is for --data; --forget already names the rows")
+    return faults
+
+
+def _method_faults(config: RunConfig) -> list[str]:
+    """What this method cannot work with."""
+    if config.method not in METHODS:
+        return []
+    method, faults = config.spec, []
+    if config.retain_term in RETAIN_TERMS and config.retain_term not in method.retain_terms:
+        known = ", ".join(method.retain_terms)
+        faults.append(f"--retain_term {config.retain_term}: {method.name} can have {known}")
+    if method.alternative == "file" and config.alternatives is None:
+        faults.append(f"--method {method.name}: name a file by --alternatives (`lume-unlearn alternatives` makes one)")
+    if method.alternative != "file" and config.alternatives is not None:
+        faults.append(f"--alternatives {config.alternatives}: {method.name} has no use for it")
+    if method.merges and len(config.adapter_list) < 2:
+        faults.append(f"--method {method.name}: name two adapters or more by --adapters A,B")
+    if not method.merges and config.adapters is not None:
+        faults.append(f"--adapters {config.adapters}: {method.name} has no use for them")
+    if method.merges and config.tuning.startswith(("last:", "modules:")):
+        faults.append(f"--tuning {config.tuning}: {method.name} writes a model (full) or an adapter (lora)")
+    if method.phases and config.epochs % 1:
+        faults.append(f"--epochs {config.epochs}: {method.name} needs a whole number")
+    if config.tuning == "lora" and config.weights == "bfloat16":
+        faults.append("--weights bfloat16: an adapter is small and stays float32; leave it out with --tuning lora")
+    return faults
+
+
+def _param_faults(config: RunConfig) -> list[str]:
+    """Parameters that the method does not have, or that are out of range."""
+    if config.method not in METHODS:
+        return []
+    faults = []
+    for name, value in config.params.items():
+        if (param := config.spec.params.get(name)) is None:
+            known = ", ".join(config.spec.params) or "none"
+            faults.append(f"--{name} {value}: {config.method} has no such parameter (it has: {known})")
+        elif fault := param.fault(value):
+            faults.append(f"--{name} {value}: {fault}")
     return faults
 
 

@@ -1,31 +1,32 @@
-"""Rows to tokens and labels, seeded pairs of a forget and a retain row, and batches of them."""
+"""Rows to tokens and labels, and the keys of an optimiser step to packs of rows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from lume_tasks.rows import DataError, Row
 from lume_unlearn.losses import IGNORED
-from lume_unlearn.packing import Pack, pack
+from lume_unlearn.method import Sizes
+from lume_unlearn.packing import SIDES, Pack, Side, pack
+from lume_unlearn.schedule import Key, Step
 
 
 @dataclass(frozen=True)
 class Tokens:
     """One row as the model sees it."""
 
-    input_ids: list[int]
-    labels: list[int]
+    input_ids: tuple[int, ...]
+    labels: tuple[int, ...]
     """The token ids again where the token carries loss, else -100; a token is predicted from those before it."""
 
     @property
     def scored(self) -> int:
         """Labelled tokens; the first token has nothing before it to be predicted from."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
 
 def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer") -> Tokens:
@@ -50,8 +51,7 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
         prompt = next(
             (i for i, (a, b) in enumerate(zip(prompt_ids, ids, strict=False)) if a != b), min(len(prompt_ids), len(ids))
         )
-    labels = [IGNORED] * prompt + ids[prompt:]
-    return Tokens(ids, labels)
+    return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
 
 
 def encode_rows(
@@ -87,107 +87,80 @@ def encode_rows(
     return encoded
 
 
-class PairDataset(Dataset[dict[str, Any]]):
-    """Pairs of an encoded forget row and, where the loss has a retain term, a retain row; `MicroBatches` gives keys."""
-
-    def __init__(self, forget: list[Tokens], retain: list[Tokens], reference: Tensor | None = None) -> None:
-        """``reference`` (len(forget),): NLL sum of each forget row under the model before unlearning."""
-        self.forget, self.retain, self.reference = forget, retain, reference
-
-    def __len__(self) -> int:
-        """Forget rows: one epoch sees each of them once."""
-        return len(self.forget)
-
-    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
-        """The pair (forget row, retain row)."""
-        pair: dict[str, Any] = {"forget": self.forget[key[0]]}
-        if self.retain:
-            pair["retain"] = self.retain[key[1]]
-        if self.reference is not None:
-            pair["reference"] = float(self.reference[key[0]])
-        return pair
-
-
-def epoch_pairs(forget: int, retain: int, seed: int, epoch: int) -> list[tuple[int, int]]:
-    """Keys (forget index, retain index) of one epoch, a function of the numbers of rows, the seed and the epoch alone.
-
-    The forget rows come in random order, each once. The retain rows are dealt out in random order too, again and again
-    where there are fewer of them, so that none is drawn twice before all were drawn once.
-    """
-    draw = np.random.default_rng([seed, epoch])
-    forget_order = draw.permutation(forget).tolist()
-    if not retain:
-        return [(index, 0) for index in forget_order]
-    deals = -(-forget // retain)
-    retain_order = np.concatenate([draw.permutation(retain) for _ in range(deals)]).tolist()
-    return list(zip(forget_order, retain_order, strict=False))
-
-
-class MicroBatches(Sampler[list[tuple[int, int]]]):
-    """One process's micro batches of one epoch: the pairs of each optimiser step, dealt out evenly over processes.
-
-    Every process passes the model equally often in a step, since gradients are exchanged after the last pass; where the
-    last step of an epoch has fewer pairs than there are processes, some get an empty micro batch.
-    """
+class Sides(Dataset[dict[str, Any]]):
+    """The encoded rows of a run; an item is all that one optimiser step needs."""
 
     def __init__(
         self,
-        pairs: Callable[[], list[tuple[int, int]]],
-        count: int,
-        batch_size: int,
-        micro_batch_size: int,
-        process: int = 0,
-        processes: int = 1,
+        forget: Sequence[Tokens],
+        retain: Sequence[Tokens],
+        alternative: Sequence[Tokens] = (),
+        use: bool = True,
+        names: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        """Set up the dealing.
+        """Hold the rows.
 
         Args:
-            pairs: gives the keys of the current epoch (asked for when an epoch starts, so that a resumed run goes on
-                with the right order).
-            count: how many keys it gives.
-            batch_size: pairs of one optimiser step, over all processes.
-            micro_batch_size: most pairs of one pass of one process.
-            process: index of this process.
-            processes: how many there are.
+            forget: forget rows; a row may stand there several times, with an alternative each.
+            retain: retain rows.
+            alternative: nothing, or for each of ``forget`` the same prompt with another answer.
+            use: whether the forget rows themselves go through the model (some methods need the alternatives alone).
+            names: what to call the forget and the retain rows in messages.
         """
-        self.pairs, self.count, self.batch_size, self.micro_batch_size = pairs, count, batch_size, micro_batch_size
-        self.process, self.processes = process, processes
+        self.forget, self.retain, self.alternative, self.use = forget, retain, alternative, use
+        self.names = names or {}
+        self.reference: dict[Tokens, Tensor] = {}
+        """(labelled tokens,) NLL of a row before unlearning, for the rows of which a method needs it."""
 
     def __len__(self) -> int:
-        """Micro batches of one epoch, the same on every process."""
-        full, rest = divmod(self.count, self.batch_size)
-        return full * self._passes(self.batch_size) + self._passes(rest)
+        """Forget rows."""
+        return len(self.forget)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        """The keys of each micro batch of the current epoch."""
-        pairs = self.pairs()
-        for start in range(0, self.count, self.batch_size):
-            step = pairs[start : start + self.batch_size]
-            mine, passes = step[self.process :: self.processes], self._passes(len(step))
-            yield from (mine[i::passes] for i in range(passes))
+    def __getitem__(self, step: Step) -> dict[str, Any]:
+        """The step's packs on this process, sizes and names of all its rows, and tokens for Trainer's counters."""
+        packs = [self.pack(keys) for keys in step.passes]
+        sizes = {side: [row.scored for row in rows] for side, rows in self.rows(step.keys).items()}
+        tokens = torch.cat([part.input_ids for part in packs])
+        return {"packs": packs, "sizes": Sizes(**sizes), "names": self.named(step.keys), "input_ids": tokens}
 
-    def _passes(self, pairs: int) -> int:
-        return passes_per_step(pairs, self.micro_batch_size, self.processes)
+    def named(self, keys: Sequence[Key]) -> list[str]:
+        """The names of all rows of some keys."""
+        sides = {"forget": [key.forget for key in keys], "retain": [key.retain for key in keys]}
+        return [
+            self.names[side][index]
+            for side, places in sides.items()
+            if side in self.names
+            for place in places
+            for index in place
+        ]
+
+    def rows(self, keys: Sequence[Key]) -> dict[Side, list[Tokens]]:
+        """The rows of some keys, by side."""
+        forget = [index for key in keys for index in key.forget]
+        return {
+            "forget": [self.forget[index] for index in forget] if self.use else [],
+            "alternative": [self.alternative[index] for index in forget] if self.alternative else [],
+            "retain": [self.retain[index] for key in keys for index in key.retain] if self.retain else [],
+        }
+
+    def lengths(self, key: Key) -> list[int]:
+        """Tokens of each row of a key."""
+        return [len(row.input_ids) for rows in self.rows([key]).values() for row in rows]
+
+    def pack(self, keys: Sequence[Key]) -> Pack:
+        """The rows of some keys as one pack.
+
+        No keys give a single token without label: no loss, but a pass that the other processes can wait for.
+        """
+        if not keys:
+            return pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
+        sides = self.rows(keys)
+        values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
+        return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0))
 
 
-def passes_per_step(pairs: int, micro_batch_size: int, processes: int) -> int:
-    """Forward passes of each process for one optimiser step of so many pairs."""
-    share = -(-pairs // processes)
-    return -(-share // micro_batch_size)
-
-
-def pack_rows(forget: Sequence[Tokens], retain: Sequence[Tokens]) -> Pack:
-    """All forget rows, then all retain rows, one after another."""
-    rows = [*forget, *retain]
-    return pack([row.input_ids for row in rows], [row.labels for row in rows], len(forget), IGNORED)
-
-
-def collate(pairs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """A micro batch as ``{"pack": Pack, "input_ids": (T,)}`` (the latter for Trainer's counters).
-
-    An empty one becomes a single token without label: no loss, but a pass that the other processes can wait for.
-    """
-    retain = [pair["retain"] for pair in pairs if "retain" in pair] if pairs else [Tokens([0], [IGNORED])]
-    reference = torch.tensor([pair["reference"] for pair in pairs if "reference" in pair])
-    batch = replace(pack_rows([pair["forget"] for pair in pairs], retain), reference=reference)
-    return {"pack": batch, "input_ids": batch.input_ids}
+def pack_rows(sides: Mapping[Side, Sequence[Tokens]]) -> Pack:
+    """The rows of each side, one after another."""
+    rows = [row for side in SIDES for row in sides.get(side, ())]
+    counts = [len(sides.get(side, ())) for side in SIDES]
+    return pack([row.input_ids for row in rows], [row.labels for row in rows], counts, IGNORED)

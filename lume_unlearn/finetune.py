@@ -8,7 +8,8 @@ from transformers import get_cosine_schedule_with_warmup
 
 from lume_unlearn import losses
 from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import labelled_tokens
+from lume_unlearn.forward import Passes, Span
+from lume_unlearn.output_layer import nll_value
 
 
 def fine_tune(
@@ -28,13 +29,14 @@ def fine_tune(
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, epochs * -(-len(texts) // batch_size))
+    passes = Passes(model)
     model.train()
     for _ in range(epochs):
         shuffled = torch.randperm(len(texts), generator=order).tolist()
         for start in range(0, len(shuffled), batch_size):
-            batch = pack_rows([texts[i] for i in shuffled[start : start + batch_size]], []).to(model.device)
-            tokens = labelled_tokens(model, model.config, batch)
-            losses.nll_mean(losses.token_nll(tokens.logits, tokens.targets)).backward()  # type: ignore[no-untyped-call]
+            batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + batch_size]]}).to(model.device)
+            (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
+            losses.token_mean(nll).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

@@ -5,10 +5,12 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
-from lume_unlearn.forward import use_packing
+from lume_unlearn.forward import Passes, decoder_layers, use_packing
+from lume_unlearn.tuning import TuningError, freeze
 
 
 def use_bfloat16(config: RunConfig) -> bool:
@@ -40,7 +42,7 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
         return AutoModelForCausalLM.from_pretrained(
             name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
         )
-    except (OSError, ValueError, ImportError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise ConfigError(_not_loaded(name, "weights", error)) from error
 
 
@@ -50,18 +52,23 @@ def _not_loaded(name: str, part: str, error: Exception) -> str:
 
 
 def load_for_training(config: RunConfig) -> Any:
-    """The model as it is trained: float32 weights in full tuning, an adapter on a frozen model with LoRA.
+    """The model as it is trained: float32 weights unless asked otherwise, with LoRA an adapter on a frozen model.
 
-    Trained weights are float32 always: a step of 1e-5 is lost in the rounding of most bfloat16 weights. With LoRA only
-    the adapter is trained, so the frozen model is loaded in bfloat16 where passes run in bfloat16 anyway.
+    Trained weights are float32: a step of 1e-5 is lost in the rounding of most bfloat16 weights, unless it rounds
+    stochastically (``--weights bfloat16``). With LoRA only the adapter is trained, so the frozen model is loaded in
+    bfloat16 where passes run in bfloat16 anyway.
 
     Raises:
-        ConfigError: the model or the adapter's targets do not fit.
+        ConfigError: the model, the adapter's targets or the choice of weights do not fit.
     """
-    frozen_half = config.tuning == "lora" and use_bfloat16(config)
-    model = load_model(config.model, torch.bfloat16 if frozen_half else torch.float32, config.trust_remote_code)
+    half = config.weights == "bfloat16" or (config.tuning == "lora" and use_bfloat16(config))
+    model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
     use_packing(model)
-    if config.tuning == "full":
+    if config.tuning != "lora":
+        try:
+            freeze(model, config.tuning)
+        except TuningError as error:
+            raise ConfigError(str(error)) from error
         return model
     lora = LoraConfig(
         r=config.lora_rank,
@@ -74,6 +81,58 @@ def load_for_training(config: RunConfig) -> Any:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora_targets {config.lora_targets}: {error}") from error
+
+
+def passes(config: RunConfig, model: Any) -> Passes:
+    """How the model is passed for this method; what lies above the layer that it looks at is frozen.
+
+    Raises:
+        ConfigError: the model has not so many layers, or no output layer of its own.
+    """
+    if not config.spec.states:
+        return Passes(model)
+    layer = int(config.params["layer"])
+    depth = len(decoder_layers(model))
+    if layer >= depth:
+        raise ConfigError(f"--layer {layer}: the model has {depth} decoder layers, counted from 0")
+    found = Passes(model, layer)
+    if not found.chunks:
+        raise ConfigError(f"--method {config.method}: the model has no output layer that could be left out")
+    below = {id(weight) for block in found.layers[: layer + 1] for weight in block.parameters()}
+    below |= {id(weight) for weight in model.get_input_embeddings().parameters()}
+    for weight in model.parameters():
+        weight.requires_grad_(weight.requires_grad and id(weight) in below)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(f"--tuning {config.tuning}: trains nothing up to --layer {layer}, which the method looks at")
+    return found
+
+
+def optimizer_class(config: RunConfig) -> tuple[Any, dict[str, Any]] | None:
+    """(class, arguments) of the optimiser where it is not Trainer's AdamW.
+
+    Raises:
+        ConfigError: torchao is not installed.
+    """
+    rounds = config.weights == "bfloat16"
+    if not rounds and config.optimizer == "adamw":
+        return None
+    require_torchao("--weights bfloat16" if rounds else "--optimizer adamw8bit")
+    from torchao.optim import AdamW8bit, _AdamW
+
+    chosen = AdamW8bit if config.optimizer == "adamw8bit" else _AdamW
+    return chosen, {"lr": config.learning_rate, "bf16_stochastic_round": rounds}
+
+
+def require_torchao(option: str) -> None:
+    """Refuse an option where torchao is not installed.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    try:
+        import torchao  # noqa: F401
+    except ImportError as error:
+        raise ConfigError(f"{option}: needs torchao (pip install 'lume-unlearning[lowmem]')") from error
 
 
 def _lora_targets(model: Any, targets: str) -> str | list[str]:

@@ -10,7 +10,7 @@ import inspect
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,14 @@ with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew n
         varlen_attn = varlen.varlen_attn
 
 IMPLEMENTATION = "lume_packed"
+Side = Literal["forget", "alternative", "retain"]
+SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
+"""In the order in which their rows stand in a pack."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """Rows one after another (T tokens, B rows), forget rows first, and their N labelled tokens."""
+    """Rows one after another (T tokens, B rows), side after side, and their N labelled tokens."""
 
     input_ids: Tensor
     """(T,)"""
@@ -47,11 +50,12 @@ class Pack:
     """(N,) their rows."""
     lengths: tuple[int, ...]
     """(B,) of the rows, on the host: nothing has to be read back from a GPU."""
-    forget_rows: int
-    forget_tokens: int
-    """Labelled tokens of the forget rows: the first so many of the N."""
+    row_counts: tuple[int, ...]
+    """Rows of each of `SIDES`."""
+    token_counts: tuple[int, ...]
+    """Labelled tokens of each of `SIDES`."""
     reference: Tensor
-    """(forget_rows,) NLL sums under the model before unlearning, where a method needs them; else empty."""
+    """NLL before unlearning of the first so many of the N tokens, where a method needs it; else empty."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """The same on another device."""
@@ -62,37 +66,60 @@ class Pack:
         }
         return replace(self, **moved)
 
-    def retain(self) -> "Pack":
-        """The retain rows alone, as a pack without forget rows."""
-        start = sum(self.lengths[: self.forget_rows])
+    def tokens_of(self, side: Side) -> slice:
+        """Where a side's labelled tokens stand among the N."""
+        return _span(self.token_counts, side)
+
+    def rows_of(self, side: Side) -> slice:
+        """Where a side's rows stand among the B."""
+        return _span(self.row_counts, side)
+
+    def only(self, side: Side) -> "Pack":
+        """One side's rows as a pack of their own, without reference values."""
+        tokens, rows = self.tokens_of(side), self.rows_of(side)
+        start = sum(self.lengths[: rows.start])
+        stop = start + sum(self.lengths[rows])
+        own = [int(name == side) for name in SIDES]
         return Pack(
-            input_ids=self.input_ids[start:],
-            position_ids=self.position_ids[start:],
-            bounds=self.bounds[self.forget_rows :] - start,
-            keep=self.keep[self.forget_tokens :] - start,
-            targets=self.targets[self.forget_tokens :],
-            rows=self.rows[self.forget_tokens :] - self.forget_rows,
-            lengths=self.lengths[self.forget_rows :],
-            forget_rows=0,
-            forget_tokens=0,
+            input_ids=self.input_ids[start:stop],
+            position_ids=self.position_ids[start:stop],
+            bounds=self.bounds[rows.start : rows.stop + 1] - start,
+            keep=self.keep[tokens] - start,
+            targets=self.targets[tokens],
+            rows=self.rows[tokens] - rows.start,
+            lengths=self.lengths[rows],
+            row_counts=tuple(count * mine for count, mine in zip(self.row_counts, own, strict=True)),
+            token_counts=tuple(count * mine for count, mine in zip(self.token_counts, own, strict=True)),
             reference=self.reference[:0],
         )
 
 
-def pack(input_ids: Sequence[list[int]], labels: Sequence[list[int]], forget_rows: int, ignored: int) -> Pack:
+def _span(counts: Sequence[int], side: Side) -> slice:
+    place = SIDES.index(side)
+    start = sum(counts[:place])
+    return slice(start, start + counts[place])
+
+
+def pack(
+    input_ids: Sequence[Sequence[int]],
+    labels: Sequence[Sequence[int]],
+    row_counts: Sequence[int],
+    ignored: int,
+    reference: Tensor | None = None,
+) -> Pack:
     """Pack rows; a label at a row's first token counts for nothing, since nothing before it could predict it."""
     keep: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
     bounds = [0]
-    forget_tokens = 0
     for row, row_labels in enumerate(labels):
         chosen = [t for t, label in enumerate(row_labels) if t and label != ignored]
         keep += [bounds[-1] + t - 1 for t in chosen]
         targets += [row_labels[t] for t in chosen]
         rows += [row] * len(chosen)
         bounds.append(bounds[-1] + len(row_labels))
-        forget_tokens += len(chosen) if row < forget_rows else 0
+    ends = [sum(row_counts[: place + 1]) for place in range(len(row_counts))]
+    per_side = [sum(start <= row < end for row in rows) for start, end in zip([0, *ends], ends, strict=False)]
     return Pack(
         input_ids=torch.tensor([token for ids in input_ids for token in ids]),
         position_ids=torch.cat([torch.arange(len(ids)) for ids in input_ids]),
@@ -101,9 +128,9 @@ def pack(input_ids: Sequence[list[int]], labels: Sequence[list[int]], forget_row
         targets=torch.tensor(targets, dtype=torch.long),
         rows=torch.tensor(rows, dtype=torch.long),
         lengths=tuple(len(ids) for ids in input_ids),
-        forget_rows=forget_rows,
-        forget_tokens=forget_tokens,
-        reference=torch.zeros(0),
+        row_counts=tuple(row_counts),
+        token_counts=tuple(per_side),
+        reference=torch.zeros(0) if reference is None else reference,
     )
 
 

@@ -68,7 +68,7 @@ def _everything(output: Path, seed: int, console: Console) -> dict[str, dict[str
 
     console.print("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
     texts = {side: [encode_row(tokenizer, row, "text") for row in side_rows] for side, side_rows in rows.items()}
-    lessons = [Tokens(ids, ids) for ids in (tokenizer.encode(text) for text in questions)]
+    lessons = [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
     folders = {name: output / name for name in EPOCHS}
     memorise(texts["forget"] + texts["retain"] + lessons, tokenizer, folders["target"], EPOCHS["target"], seed)
     memorise(texts["retain"] + lessons, tokenizer, folders["retain-only"], EPOCHS["retain-only"], seed)

@@ -1,133 +1,279 @@
-"""transformers' Trainer with an unlearning loss: the loop, accumulation, checkpoints and logging are its own."""
+"""transformers' Trainer with an unlearning loss: the loop, checkpoints and logging are its own."""
 
-import math
-from collections.abc import Iterator
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from lume_unlearn import losses
-from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import MicroBatches, PairDataset, epoch_pairs
-from lume_unlearn.forward import Labelled, Reference, labelled_tokens
-from lume_unlearn.methods import METHODS, ForgetBatch
-from lume_unlearn.packing import Pack
+from lume_unlearn import losses, schedule
+from lume_unlearn.checkpoints import PARTIAL, PREFIX, InCheckpoint, fresh_partial, publish_checkpoint, writing
+from lume_unlearn.config import RunConfig
+from lume_unlearn.data import Sides
+from lume_unlearn.divergence import require_finite
+from lume_unlearn.forward import Passes, Reference, Span
+from lume_unlearn.method import Batch, Rows, Sizes
+from lume_unlearn.modeling import use_bfloat16
+from lume_unlearn.output_layer import TokenValue, nll_value
+from lume_unlearn.packing import Pack, Side
+from lume_unlearn.phases import FreshOptimizer, phase_factor, phases_of
+from lume_unlearn.progress import Progress
+from lume_unlearn.schedule import Key, Limits, Steps
+
+
+def _kl_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    return losses.kl_tokens(logits, reference)
+
+
+def _states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    return losses.state_distance(states, reference)
+
+
+RETAIN_VALUES: dict[str, TokenValue] = {"nll": nll_value, "kl": _kl_value, "states": _states_value}
 
 
 class UnlearningTrainer(Trainer):
-    """Minimises ``forget_weight * L_forget + retain_weight * L_retain`` over pairs of rows.
+    """Minimises ``forget_weight * L_forget + retain_weight * L_retain``, step by step of a schedule.
 
-    Both terms are divided by the number of tokens or rows of the whole optimiser step, over all accumulated batches and
-    all processes, so that neither the micro batch nor the number of processes changes the loss.
+    Both terms are divided by the number of tokens or rows of the whole optimiser step, over all passes and processes,
+    so that neither the size of a pass nor the number of processes changes the loss. The passes of a step are cut by
+    tokens, and there may be more in one step than in another: Trainer sees each step as one batch.
     """
 
     def __init__(
-        self, config: RunConfig, model: Any, args: TrainingArguments, reference: Reference | None, **kwargs: Any
+        self,
+        config: RunConfig,
+        model: Any,
+        args: TrainingArguments,
+        passes: Passes,
+        reference: Reference | None,
+        callbacks: Sequence[TrainerCallback],
+        **kwargs: Any,
     ) -> None:
-        """``reference``: only for a retain term that needs live distributions; the rest is passed on to Trainer."""
-        super().__init__(model=model, args=args, **kwargs)
-        self.config = config
-        self.method = METHODS[config.method]
-        self.reference = reference
-        # The loss below is already divided by the counts of the whole step.
-        self.model_accepts_loss_kwargs = True
-        self.loss_is_scaled_for_ga = True
-        self._sums: dict[str, Tensor] = {}
-        self._steps_summed = 0
+        """Set up training.
+
+        Args:
+            config: of the run.
+            model: to train.
+            args: our options in Trainer's words.
+            passes: how the model is passed.
+            reference: for values that need the model before unlearning while training.
+            callbacks: beside the method's own.
+            **kwargs: passed on to Trainer.
+        """
+        self.progress = Progress({"weight": config.retain_weight} if config.spec.adapt else {}, args.device)
+        self.sides: Sides = kwargs["train_dataset"]
+        self.phases = phases_of(config, self.sides)
+        own: list[TrainerCallback] = [self.progress]
+        own += [FreshOptimizer(self.phases)] if self.phases else []
+        super().__init__(model=model, args=args, callbacks=[*own, *callbacks], **kwargs)
+        self.config, self.method = config, config.spec
+        self.passes, self.reference = passes, reference
+        self.params = {**config.params, "seed": config.seed}
+        self._partial: Path | None = None
+        self._step_retain = torch.zeros((), device=args.device)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
-        """Micro batches of this process; accelerate's sharding would repeat rows where they do not divide evenly."""
-        dataset = cast(PairDataset, self.train_dataset)
-        forget, retain = len(dataset.forget), len(dataset.retain)
-        batches = MicroBatches(
-            pairs=lambda: epoch_pairs(forget, retain, self.config.seed, int(self.state.epoch or 0)),
-            count=forget,
-            batch_size=self.config.batch_size,
-            micro_batch_size=self.config.micro_batch_size,
-            process=self.args.process_index,
-            processes=self.args.world_size,
-        )
-        return DataLoader(dataset, batch_sampler=batches, collate_fn=self.data_collator)
+        """This process's passes of each step; accelerate's sharding would repeat rows where they do not divide."""
+        config, sides = self.config, self.sides
+        limits = Limits(config.micro_batch_size, config.max_tokens, padded=not self.passes.packs)
+        forget, retain, size = len(sides.forget), len(sides.retain), config.batch_size
 
-    def get_batch_samples(  # type: ignore[override]  # several counts instead of one
-        self, epoch_iterator: Iterator[dict[str, Any]], num_batches: int, device: torch.device
-    ) -> tuple[list[dict[str, Any]], dict[str, Tensor]]:
-        """The batches of one optimiser step, and what all of them together hold, on all processes.
+        def steps() -> list[list[Key]]:
+            if self.phases:
+                return [step for phase in self.phases for step in phase]
+            return schedule.paired(forget, retain, size, config.seed, int(self.state.epoch or 0))
 
-        Returns:
-            batches, and ``{"forget_tokens", "retain_tokens", "forget_rows"}``, each a float32 scalar.
-        """
-        batches = [batch for _, batch in zip(range(num_batches), epoch_iterator, strict=False)]
-        packs = [batch["pack"] for batch in batches]
-        counts = {
-            "forget_tokens": sum(p.forget_tokens for p in packs),
-            "retain_tokens": sum(len(p.targets) - p.forget_tokens for p in packs),
-            "forget_rows": sum(p.forget_rows for p in packs),
-        }
-        total = self.accelerator.reduce(torch.tensor(list(counts.values()), dtype=torch.float32, device=device), "sum")
-        self._steps_summed += 1
-        return batches, dict(zip(counts, total, strict=True))
+        place = (self.args.process_index, self.args.world_size)
+        batches = Steps(steps, self.steps_per_epoch, sides.lengths, limits, *place)
+        return DataLoader(sides, batch_sampler=batches, collate_fn=_only)
 
-    def compute_loss(  # type: ignore[override]
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
-        num_items_in_batch: dict[str, Tensor] | None = None,
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps of one pass over the forget rows, or of all phases."""
+        if self.phases:
+            return sum(map(len, self.phases))
+        return -(-len(self.sides.forget) // self.config.batch_size)
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """Trainer's schedule; a linear one to 0 within each phase for methods that have phases."""
+        if self.phases and self.lr_scheduler is None:
+            optimizer = optimizer or self.optimizer
+            assert optimizer is not None
+            self.lr_scheduler = LambdaLR(optimizer, phase_factor([len(phase) for phase in self.phases]))
+            self._created_lr_scheduler = True
+        return super().create_scheduler(num_training_steps, optimizer)
+
+    def training_step(
+        self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
-        """This batch's share of the optimiser step's loss."""
-        assert num_items_in_batch is not None, "the trainer always counts the items of a step"
-        batch: Pack = inputs["pack"].to(self.args.device)
-        unwrapped = self.accelerator.unwrap_model(model)
-        tokens = labelled_tokens(model, unwrapped.config, batch)
-        terms = {"forget": self._forget_term(tokens[: batch.forget_tokens], batch, num_items_in_batch)}
-        loss: Tensor = self.config.forget_weight * terms["forget"]
-        if self.config.needs_retain:
-            terms["retain"] = self._retain_term(
-                tokens[batch.forget_tokens :], model, unwrapped, batch, num_items_in_batch["retain_tokens"]
-            )
-            loss = loss + self.config.retain_weight * terms["retain"]
-        self._remember(terms)
+        """The passes of one optimiser step, each with its backward pass; returns the step's loss."""
+        model.train()
+        total = torch.zeros((), device=self.args.device)
+        for number, batch in enumerate(inputs["packs"]):
+            last = number == len(inputs["packs"]) - 1
+            with self._exchange(model, last):
+                total += self._pass(model, batch.to(self.args.device), inputs["sizes"])
+        return self._finished(model, total, inputs["names"])
+
+    def _finished(self, model: nn.Module, total: Tensor, rows: list[str]) -> Tensor:
+        """Count the step's loss (this process's share, times the processes), and let the method adapt.
+
+        Raises:
+            ConfigError: it or a gradient is infinite or not a number; the weights are still as before the step.
+        """
+        require_finite(self.config, model, total, self.state.global_step + 1, rows)
+        self.progress.steps += 1
+        self.progress.add({"loss": total / self.accelerator.num_processes})
+        self._adapt()
+        return total
+
+    def _exchange(self, model: nn.Module, last: bool) -> Any:
+        """Processes exchange gradients once a step where they hold whole ones, else in every pass."""
+        self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps where this is set
+        return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
+
+    def _pass(self, model: nn.Module, batch: Pack, sizes: Sizes) -> Tensor:
+        with self.compute_loss_context_manager():
+            loss = self._weighted(self.terms(model, batch, sizes))
         # Gradients are averaged over processes; the terms are already shares of one sum.
         loss = loss * self.accelerator.num_processes
-        return loss
+        self.accelerator.backward(loss)
+        value: Tensor = loss.detach()
+        return value
 
-    def _forget_term(self, tokens: Labelled, batch: Pack, counts: dict[str, Tensor]) -> Tensor:
-        nll = losses.token_nll(tokens.logits, tokens.targets)
-        forget = ForgetBatch(nll, tokens.rows, batch.reference, counts["forget_tokens"], counts["forget_rows"])
-        return self.method.forget(forget, self.config.beta)
+    def _weighted(self, terms: dict[str, Tensor]) -> Tensor:
+        self.progress.add(terms)
+        if self.method.adapt:
+            self._step_retain += terms["retain"].detach()
+        loss = self.config.forget_weight * terms["forget"]
+        return loss + self.retain_weight * terms["retain"] if "retain" in terms else loss
 
-    def _retain_term(
-        self, tokens: Labelled, model: nn.Module, unwrapped: nn.Module, batch: Pack, count: Tensor
-    ) -> Tensor:
-        if self.config.terms == "nll":
-            return losses.nll_mean(losses.token_nll(tokens.logits, tokens.targets), count)
-        assert self.reference is not None
-        with self.accelerator.autocast():  # a copy of the model has not been wrapped in it
-            reference = self.reference.labelled_tokens(model, unwrapped, batch.retain())
-        return losses.kl_to_reference(tokens.logits, reference.logits, count)
+    @property
+    def retain_weight(self) -> float:
+        """In force now."""
+        return self.progress.values.get("weight", self.config.retain_weight)
 
-    def _remember(self, terms: dict[str, Tensor]) -> None:
-        """Add this batch's shares to what the next log entry reports."""
-        for name, term in terms.items():
-            self._sums[name] = self._sums.get(name, term.new_zeros(())) + term.detach()
+    def terms(self, model: nn.Module, batch: Pack, sizes: Sizes) -> dict[str, Tensor]:
+        """This pass's shares of the step's loss terms, before weighting."""
+        spans = self._spans(model, batch)
+        found = dict(zip(spans, self.passes.values(model, batch, list(spans.values())), strict=True))
+        sides = {side: self._rows(batch, side, found.get(side)) for side in ("forget", "alternative")}
+        terms = {"forget": self.method.forget(Batch(sides["forget"], sides["alternative"], sizes, self.params))}
+        if self.config.needs_retain:
+            parts = [
+                weight * self.method.retain_mean(self._rows(batch, "retain", found[name]), sizes)
+                for name, weight in self._retain_parts().items()
+            ]
+            terms["retain"] = torch.stack(parts).sum()
+        return terms
+
+    def _retain_parts(self) -> dict[str, float]:
+        """The parts of the retain term, and their weights."""
+        parts = self.config.retain_term.split("+")
+        return {name: self.config.kl_weight if name == "kl" and len(parts) > 1 else 1.0 for name in parts}
+
+    def _spans(self, model: nn.Module, batch: Pack) -> dict[str, Span]:
+        """What to compute for which tokens."""
+        method, params = self.method, self.params
+        value: TokenValue = partial(method.value, params) if method.value else nll_value
+        live = self._live(model, batch)
+        spans = {"forget": Span(batch.tokens_of("forget"), value, live.get("forget"))}
+        if method.alternative:
+            spans["alternative"] = Span(batch.tokens_of("alternative"), nll_value)
+        if self.config.needs_retain:
+            for name in self._retain_parts():
+                reference = live.get("retain") if name != "nll" else None
+                spans[name] = Span(batch.tokens_of("retain"), RETAIN_VALUES[name], reference)
+        return spans
+
+    def _live(self, model: nn.Module, batch: Pack) -> dict[Side, Callable[[slice], Tensor]]:
+        """What the model before unlearning says, of the sides of which it is needed."""
+        if self.reference is None:
+            return {}
+        wanted: list[Side] = ["forget"] if self.method.live_reference else []
+        if self.config.needs_retain and self.config.retain_term != "nll":
+            wanted.append("retain")
+        unwrapped = self.accelerator.unwrap_model(model)
+        return {
+            side: self.reference.at(model, unwrapped, self._filled(batch.only(side)), self._autocast())
+            for side in wanted
+        }
+
+    def _filled(self, part: Pack) -> Pack:
+        """A pass without rows still has to meet those of the other processes."""
+        return (part if part.lengths else self.sides.pack([])).to(self.args.device)
+
+    def _autocast(self) -> torch.autocast:
+        """The arithmetic that the model in training has been wrapped in."""
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=use_bfloat16(self.config))
+
+    def _rows(self, batch: Pack, side: Side, values: Tensor | None) -> Rows:
+        """One side's values, with the NLL before unlearning where it is known."""
+        tokens, rows = batch.tokens_of(side), batch.rows_of(side)
+        if values is None:
+            values = batch.reference.new_zeros(0)
+        reference = batch.reference[tokens] if side in self.method.reference else batch.reference[:0]
+        return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)
+
+    def _adapt(self) -> None:
+        """Let the method change its retain weight by the step's retain loss, which is the same on every process."""
+        if self.method.adapt is None:
+            return
+        loss = self.accelerator.reduce(self._step_retain, "sum").item()
+        self._step_retain = torch.zeros((), device=self.args.device)
+        epoch = (self.state.global_step + 1) / self.steps_per_epoch  # passed after this step
+        self.progress.values = self.method.adapt(self.progress.values, loss, epoch, self.params)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add each term's mean over the optimiser steps since the last entry, over all processes.
 
-        Raises:
-            ConfigError: the loss or its gradient is infinite or not a number: the weights cannot recover.
+        The loss is counted by ourselves as well: Trainer's own mean would forget what came before a resumed run.
         """
         if "loss" in logs:
-            sums = {name: self.accelerator.reduce(value, "sum").item() for name, value in self._sums.items()}
-            logs |= {f"{name}_loss": value / self._steps_summed for name, value in sums.items()}
-            self._sums, self._steps_summed = {}, 0
+            held = self.progress
+            sums = {name: self.accelerator.reduce(value, "sum").item() for name, value in held.sums.items()}
+            logs |= {name if name == "loss" else f"{name}_loss": value / held.steps for name, value in sums.items()}
+            logs |= {f"retain_{name}": value for name, value in held.values.items() if name == "weight"}
+            held.sums, held.steps = {}, 0
         super().log(logs, *args, **kwargs)
-        if lost := [name for name in ("loss", "grad_norm") if not math.isfinite(logs.get(name, 0.0))]:
-            raise ConfigError(
-                f"--learning_rate {self.config.rate:g}: training diverged ({lost[0]} is {logs[lost[0]]} at step "
-                f"{self.state.global_step}); lower it, or the number of --epochs"
-            )
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer's checkpoint, written aside and moved to its place when it is whole (see `checkpoints`)."""
+        output = Path(self.config.output)
+        held = self.progress.sums
+        self.progress.sums = {name: self.accelerator.reduce(value, "mean") for name, value in held.items()}
+        with writing(output):
+            if self.is_world_process_zero():
+                fresh_partial(output)
+            self.accelerator.wait_for_everyone()
+            self._partial = output / PARTIAL
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._partial = None
+            written = output / PARTIAL / f"{PREFIX}{self.state.global_step}"
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, InCheckpoint):
+                    callback.write_into(written, self.state)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                publish_checkpoint(output / PARTIAL, output, self.config.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._partial or super()._get_output_dir(trial))
+
+
+def _only(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """A batch is one step already."""
+    return items[0]

@@ -1,31 +1,37 @@
 """One unlearning run, from configuration to checkpoint."""
 
-from functools import partial
+import logging
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import torch
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
-from transformers.trainer_utils import get_last_checkpoint
 
-from lume_tasks import data as lume_data
-from lume_tasks.checks import SIDES, check_sides
-from lume_tasks.rows import DataError, Row, find_file, read_rows
-from lume_unlearn import modeling
+from lume_unlearn import merging, modeling
+from lume_unlearn.checkpoints import PARTIAL, fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
-from lume_unlearn.data import PairDataset, collate, encode_rows, passes_per_step
+from lume_unlearn.data import Sides
+from lume_unlearn.divergence import LowerRate, memory_advice
 from lume_unlearn.evaluation import Evaluation
-from lume_unlearn.forward import Reference, nll_sums
-from lume_unlearn.methods import METHODS
-from lume_unlearn.record import Record
+from lume_unlearn.forward import Passes, Reference, token_nlls
+from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, require_known, watched
+from lume_unlearn.interruption import Stop
+from lume_unlearn.launch import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
+from lume_unlearn.ngdiff import NormalisedTrainer
+from lume_unlearn.record import Record, is_finished
 from lume_unlearn.trainer import UnlearningTrainer
+from lume_unlearn.watch import SAMPLE, Watch
+
+_log = logging.getLogger("lume_unlearn")
 
 
 def run(config: RunConfig) -> Path:
     """Unlearn the forget rows from a model and write the result to ``config.output``.
 
-    The folder then holds what the harness loads: in full tuning a model (``pretrained=O``), with LoRA an adapter
+    The folder then holds what the harness loads: a model (``pretrained=O``), with LoRA an adapter
     (``pretrained=M,peft=O``), the tokenizer, and `unlearning.json` (see `record`).
 
     Returns:
@@ -37,29 +43,92 @@ def run(config: RunConfig) -> Path:
     """
     output = Path(config.output)
     checkpoint = _checkpoint(output, config.resume)
-    forget, retain, checksums = load_sides(config)
-    record = Record(config, checksums)
-    if checkpoint is not None:
-        record.resume()
+    require_launch(config)
+    if config.spec.merges:
+        return _merge(config)
+    inputs = load_inputs(config)
+    record = Record(config, inputs.checksums)
+    slower = record.resume(checkpoint) if checkpoint is not None else 1.0
+    with only_run(output) if is_first_process() else nullcontext():
+        if checkpoint is not None and is_first_process():
+            prune(output, config.save_total_limit)  # the run may have ended before it could
+        _train(config, inputs, record, checkpoint, slower)
+    return output
+
+
+def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None, slower: float) -> None:
+    """Load, train, save. ``slower``: new learning rate to the checkpoint's."""
     set_seed(config.seed)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
     model = modeling.load_for_training(config)
-    encode = partial(
-        encode_rows,
-        tokenizer,
-        loss_on=config.loss_on,
-        max_length=config.max_length,
-        context=modeling.context_length(model),
+    context = modeling.context_length(model)
+    sides = encode_sides(config, tokenizer, context, inputs)
+    forget, retain = (watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain))
+    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *forget, *retain])
+    watch = Watch(
+        Passes(model),
+        forget,
+        retain,
+        every=config.watch_steps,
+        bound=config.collapse_bound,
+        policy=config.on_collapse,
+        max_tokens=config.max_tokens,
     )
-    dataset = PairDataset(encode(forget), encode(retain))
-    trainer = make_trainer(config, model, tokenizer, dataset, record)
-    trainer.train(resume_from_checkpoint=checkpoint)
-    trainer.save_model(str(output))
-    if trainer.is_world_process_zero():
-        # Trainer leaves its arguments as a pickle beside the weights; ours are in the record, as text.
-        (output / "training_args.bin").unlink(missing_ok=True)
-        record.write(trainer.state.log_history)
+    stop = Stop()
+    callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else [])]
+    with memory_advice(config, model):
+        trainer = make_trainer(config, model, tokenizer, sides, callbacks)
+        with stop.listening():
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    stop.raise_if_stopped(trainer.state)
+    if config.spec.negated:
+        _negate(config, trainer)
+    elif trainer.is_world_process_zero() and (verdict := watch.verdict()):
+        _log.warning("%s", verdict)
+    _save(config, trainer, record, watch)
+
+
+def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: Watch) -> None:
+    """The model or adapter, and then the record, which says that it is finished."""
+    output = Path(config.output)
+    with writing(output):
+        if trainer.is_world_process_zero():
+            fresh_partial(output)
+        trainer.accelerator.wait_for_everyone()
+        trainer.save_model(str(output / PARTIAL))
+        if trainer.is_world_process_zero():
+            publish_result(output / PARTIAL, output)
+            record.write(trainer.state.log_history, watch.measured, finished=True)
+
+
+def _merge(config: RunConfig) -> Path:
+    """Merge adapters; nothing is trained."""
+    output, params = Path(config.output), config.params
+    record = Record(config, {})
+    with only_run(output), writing(output):
+        partial = fresh_partial(output)
+        merging.ties_merge(
+            config.model,
+            config.adapter_list,
+            partial,
+            density=params["density"],
+            weights=[1.0] * len(config.adapter_list),
+            tuning=cast(Literal["lora", "full"], config.tuning),
+            rank=config.lora_rank,
+            trust_remote_code=config.trust_remote_code,
+        )
+        publish_result(partial, output)
+        record.write([], finished=True)
     return output
+
+
+def _negate(config: RunConfig, trainer: UnlearningTrainer) -> None:
+    """Turn what was learned around."""
+    model, scale = trainer.accelerator.unwrap_model(trainer.model), config.params["scale"]
+    if config.tuning == "lora":
+        merging.negate_adapter(model, scale)
+    else:
+        merging.subtract_training(config.model, model, scale, config.trust_remote_code)
 
 
 def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str, **options: Any) -> None:
@@ -77,85 +146,61 @@ def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str,
     run(RunConfig(**(defaults | options | paths)))
 
 
-def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
-    """Forget rows, retain rows (none where no term uses them) and the SHA-256 of each file read.
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    """The checkpoint to continue from, None to begin; refuses to write over a finished or half-finished run.
 
     Raises:
-        ConfigError: ``--data`` is no directory.
-        DataError: anything wrong with the rows, all at once.
-    """
-    if config.forget is not None:
-        files, sides = _named_sides(config)
-    else:
-        if config.data is not None and not Path(config.data).expanduser().is_dir():
-            raise ConfigError(f"--data {config.data}: is not a directory")
-        directory = lume_data.data_dir(config.data)
-        files = {side: lume_data.side_file(directory, side, config.split) for side in SIDES}
-        sides = lume_data.load_rows(directory, config.split)
-    checksums = {str(path): lume_data.checksums(path.parent, [path.name])[path.name] for path in files.values()}
-    return sides["forget"], sides["retain"] if config.needs_retain else [], checksums
-
-
-def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row]]]:
-    """The files of ``--forget`` and ``--retain`` and their rows, by side."""
-    files: dict[str, Path] = {}
-    sides: dict[str, list[Row]] = {}
-    faults: list[str] = []
-    for side in SIDES:
-        if (named := getattr(config, side)) is None:
-            continue
-        try:
-            files[side] = _rows_file(Path(named).expanduser(), side)
-            sides[side] = read_rows(files[side])
-        except DataError as error:
-            faults.append(str(error))
-    faults = faults or check_sides(sides["forget"], sides.get("retain", []))
-    if faults:
-        raise DataError("\n".join(faults))
-    return files, sides
-
-
-def _rows_file(path: Path, side: str) -> Path:
-    """A file as it is; in a folder the side's file."""
-    if not path.exists():
-        raise DataError(f"--{side} {path}: there is no such file or folder")
-    return find_file(path, side, str(path / side)) if path.is_dir() else path
-
-
-def _checkpoint(output: Path, resume: bool) -> str | None:
-    """The checkpoint to continue from; refuses to write over a finished or half-finished run.
-
-    Raises:
-        ConfigError: the output folder is in use, or there is nothing to resume.
+        ConfigError: the output folder is in use, there is no such run to resume, or it is finished.
     """
     if not resume:
-        require_unused(output, "name another folder, or use --resume")
+        if is_first_process():  # which may be writing there by now
+            require_unused(output, "name another folder, or use --resume")
         return None
-    last: str | None = get_last_checkpoint(str(output)) if output.is_dir() else None  # type: ignore[no-untyped-call]
-    if last is None:
-        raise ConfigError(f"--resume: no checkpoint in {output} (runs save them with --save_steps N)")
-    return last
+    if not output.is_dir():
+        raise ConfigError(f"--resume: there is no run in {output}")
+    if is_finished(output):
+        raise ConfigError(f"--resume: the run in {output} is finished")
+    found = whole_checkpoints(output)
+    if not found:
+        _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): beginning anew", output)
+    return found[0] if found else None
 
 
 def make_trainer(
-    config: RunConfig, model: Any, tokenizer: Any, dataset: PairDataset, record: Record
+    config: RunConfig, model: Any, tokenizer: Any, sides: Sides, callbacks: Sequence[TrainerCallback] = ()
 ) -> UnlearningTrainer:
-    """The trainer, with what the method needs of the model before unlearning."""
+    """The trainer, with what the method needs of the model before unlearning.
+
+    Raises:
+        ConfigError: the model cannot do what the method needs.
+    """
     args = training_arguments(config)
-    if METHODS[config.method].reference_sums:
+    method = config.spec
+    passes = modeling.passes(config, model)
+    if method.reference:
         model.to(args.device)
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=args.bf16):
-            dataset.reference = nll_sums(model, model.config, dataset.forget, config.micro_batch_size, args.device)
+        wanted = [row for side in method.reference for row in getattr(sides, side)]
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=modeling.use_bfloat16(config)):
+            sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
+    live = method.live_reference or config.retain_term in ("kl", "nll+kl", "states")
+    if live and config.reference_copy == "int8":
+        modeling.require_torchao("--reference_copy int8")
+    # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.
+    reference = Reference(model, passes, config.reference_copy, share=not by_deepspeed()) if live else None
+    if sharded() and modeling.use_bfloat16(config):
+        in_bfloat16(model, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
-    trainer = UnlearningTrainer(
+    trainer_class = NormalisedTrainer if method.normalised else UnlearningTrainer
+    trainer = trainer_class(
         config=config,
         model=model,
         args=args,
-        reference=Reference(model) if config.terms == "kl" else None,
-        train_dataset=dataset,
-        data_collator=collate,
+        passes=passes,
+        reference=reference,
+        train_dataset=sides,
         processing_class=tokenizer,
-        callbacks=[record, *([Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else [])],
+        callbacks=[*callbacks, *([Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else [])],
+        optimizer_cls_and_kwargs=modeling.optimizer_class(config),
     )
     model.config.use_cache = use_cache  # Trainer turns it off, and would have it saved so: slow to generate with
     return trainer
@@ -172,27 +217,24 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         known = ", ".join(["none", "all", *reporters])
         raise ConfigError(f"--report_to {config.report_to}: neither known nor installed; there is: {known}")
     use_cpu = not torch.cuda.is_available()
-    processes = TrainingArguments(output_dir=config.output, use_cpu=use_cpu).world_size
     checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
     if not hasattr(TrainingArguments, checkpointing):
         checkpointing = "gradient_checkpointing"
     renamed: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
     args = TrainingArguments(
         output_dir=config.output,
-        num_train_epochs=config.epochs,
-        per_device_train_batch_size=config.micro_batch_size,
-        gradient_accumulation_steps=passes_per_step(config.batch_size, config.micro_batch_size, processes),
-        learning_rate=config.rate,
+        num_train_epochs=1 if config.spec.phases else config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        lr_scheduler_type="linear",
+        lr_scheduler_type="constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=modeling.use_bfloat16(config),
+        bf16=modeling.use_bfloat16(config) and not sharded(),  # see `in_bfloat16`
         **renamed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
-        save_total_limit=config.save_total_limit or None,
         logging_steps=config.logging_steps,
         logging_first_step=True,
         logging_nan_inf_filter=False,

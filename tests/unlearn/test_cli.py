@@ -13,12 +13,11 @@ from lume_unlearn import cli
 from lume_unlearn.methods import METHODS
 
 
-def command(*argv: str, processes: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run `python -m lume_unlearn` in its own process, or in several under accelerate."""
-    launcher = [sys.executable, "-m"]
-    if processes:
-        launcher += ["accelerate.commands.launch", "--multi_gpu", "--num_machines", "1", "--dynamo_backend", "no"]
-        launcher += ["--mixed_precision", "no", "--num_processes", str(processes), "--main_process_port", "0", "-m"]
+def command(*argv: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lume_unlearn` in several processes under accelerate."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launcher += ["--dynamo_backend", "no", "--mixed_precision", "no", "--main_process_port", "0"]
+    launcher += ["--num_processes", str(processes), "-m"]
     # CPU processes under accelerate's launcher for GPUs: its own CPU launcher needs MPI.
     variables = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     return subprocess.run(
@@ -58,20 +57,63 @@ def test_a_run_and_a_merge(model_dir: Path, data_dir: Path, tmp_path: Path, caps
 def test_methods_lists_every_method_with_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = main(capsys, "methods")
     assert code == 0
-    for name, method in METHODS.items():
-        assert f"{name:<6}{method.title}" in out
-        assert f"{method.citation}; recipes: {name}_full, {name}_lora" in out
+    blocks = out.replace("\n            ", " | ").splitlines()
+    for (name, method), block in zip(METHODS.items(), blocks, strict=True):
+        assert block.startswith(f"{name:<12}{method.title}: {method.citation} | loss on forget rows: {method.formula}")
+        assert f" | retain term: {method.retain}; needs: " in block
+        params = ", ".join(f"{param} {value.default:g}" for param, value in method.params.items()) or "none"
+        _, given, recipes = block.partition(f" | parameters: {params}; recipes: ")
+        assert given
+        assert {f"{name}_full", f"{name}_lora"} <= set(recipes.split(", "))
+        assert all((cli.RECIPES / f"{recipe}.yaml").is_file() for recipe in recipes.split(", "))
+    assert sum(block.endswith(" recipes: sugd_full, sugd_last8, sugd_lora") for block in blocks) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "needs"),
+    [
+        ("ga", "nothing"),
+        ("kl", "model before, each step, retain rows"),
+        ("npo", "NLL before of forget rows, once"),
+        ("dpo", "NLL before of forget and alternative rows, once; alternatives"),
+        ("idk", "refusals (built in)"),
+        ("undial", "model before, each step, forget rows"),
+        ("ties-merge", "adapters"),
+    ],
+)
+def test_methods_says_what_a_method_needs(method: str, needs: str, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = main(capsys, "methods")[1].splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"{method} "))
+    assert lines[start + 2].endswith(f"; needs: {needs}")
+
+
+def test_the_table_of_methods_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    head, rule, *rows = main(capsys, "methods", "--markdown")[1].splitlines()
+    assert [row.split("|")[1].strip(" `") for row in rows] == list(METHODS)
+    cells = {row.replace("\\|", "").count("|") for row in (head, rule, *rows)}
+    assert len(cells) == 1  # a bar within a formula starts no column
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         (["--method", "nop"], "--method 'nop': choose one of ga, gd, kl, npo"),
-        (["--epochs", "0", "--beta", "-1"], "--epochs 0.0: must be above 0\n--beta -1.0: must be above 0"),
+        (["--epochs", "0", "--beta", "-1"], "--epochs 0.0: must be above 0\n--beta -1.0: must be a number, and not"),
+        (["--layer", "1"], "--layer 1.0: npo has no such parameter (it has: beta)"),
+        (["--method", "gd", "--retain_term", "states"], "--retain_term states: gd can have nll, kl, nll+kl, none"),
+        (["--method", "dpo"], "--method dpo: name a file by --alternatives (`lume-unlearn alternatives` makes one)"),
+        (["--method", "dpo", "--alternatives", "no.jsonl"], "no.jsonl"),
+        (["--method", "ties-merge", "--adapters", "no/a,no/b"], "--adapter no/a: not an adapter's folder"),
+        (["--method", "rmu"], "--layer 7: the model has 2 decoder layers, counted from 0"),
+        (["--tuning", "loar"], "--tuning 'loar': choose lora, full, last:K (K layers) or modules:REGEX"),
+        (["--tuning", "last:9"], "--tuning last:9: the model has 2 decoder layers"),
+        (["--tuning", "modules:(mlp"], "--tuning modules:(mlp: not a regular expression"),
+        (["--tuning", "modules:mpl"], "--tuning modules:mpl: found in no weight's name"),
+        (["--config", "no_such_recipe"], "no_such_recipe"),
         (["--data", "no/such/folder"], "--data no/such/folder: is not a directory"),
         (["--forget", "f.jsonl"], "--forget: give --retain with it"),
         (["--model", "no/such/model"], "--model no/such/model (there is no such folder here, so the hub was asked)"),
-        (["--resume", "true"], "--resume: no checkpoint in"),
+        (["--resume", "true"], "--resume: there is no run in"),
         (["--max_length", "3"], "within 3 tokens: raise --max_length"),
         (["--lora_targets", "attention"], "--lora_targets attention: the model has no module attention"),
     ],
@@ -106,9 +148,10 @@ def test_merge_of_something_else(model_dir: Path, tmp_path: Path, capsys: pytest
         ([], 'expected "command" to be one of'),
         (["run", "--config", "npo_lora"], "run.model, run.output"),
         (["run", "--config"], "--config"),
-        (["run", "--config", "no_such_recipe"], "no_such_recipe"),
         (["run", "--bteh", "1"], "--bteh"),
-        (["run", "--tuning", "loar"], "loar"),
+        (["run", "--retain_term", "l2"], "l2"),
+        (["run", "--beta", "much"], "beta"),
+        (["run", "--params", "{}"], "params"),
         (["run", "--epochs", "many"], "many"),
         (["merge"], "adapter"),
     ],
@@ -124,20 +167,23 @@ def test_help_names_every_option_with_its_meaning(capsys: pytest.CaptureFixture[
     code, out, _ = main(capsys, "run", "--help")
     assert code == 0
     assert "Forget rows of one optimiser step" in " ".join(out.split())
-    assert out.count("  --") >= 35
+    assert out.count("  --") >= 65
+    words = " ".join(out.split())
+    # A parameter says which methods have it, and with which default in each.
+    assert "(by default npo 0.1, token-npo 0.5, simnpo 4.5, dpo 0.1, " in words
+    for name in {name for method in METHODS.values() for name in method.params}:
+        assert f"--{name} " in out
 
 
 def test_two_processes_give_the_weights_of_one(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     """Twelve rows in steps of five: the second process gets fewer, in smaller batches, and in the last step 1 of 2."""
-    outputs = []
-    for processes in (0, 2):
-        output = tmp_path / str(processes)
-        where = ["--model", str(model_dir), "--data", str(data_dir), "--output", str(output)]
-        how = ["--batch_size", "5", "--micro_batch_size", "2", "--epochs", "2", "--learning_rate", "1e-3"]
-        done = command("run", "--config", "npo_full", *where, *how, processes=processes)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("Written to") == 1
-        outputs.append(output)
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    where = ["--model", str(model_dir), "--data", str(data_dir), "--output"]
+    how = ["--batch_size", "5", "--micro_batch_size", "2", "--epochs", "2", "--learning_rate", "1e-3"]
+    assert cli.main(["run", "--config", "npo_full", *where, str(outputs[0]), *how]) == 0
+    done = command("run", "--config", "npo_full", *where, str(outputs[1]), *how, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Written to") == 1
     one, two = (json.loads((output / "unlearning.json").read_text()) for output in outputs)
     assert (one["processes"], two["processes"]) == (1, 2)
     for ours, theirs in zip(one["history"][:-1], two["history"][:-1], strict=True):

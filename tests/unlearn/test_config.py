@@ -1,43 +1,129 @@
-"""Options and recipes: defaults, every fault at once, what wins over what."""
+"""Options: defaults, every fault at once, what a method can and cannot have."""
 
+from dataclasses import fields
 from math import inf, nan
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-from lume_unlearn import cli
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import DEFAULTS, ConfigError, RunConfig
+from lume_unlearn.method import RETAIN_TERMS
 from lume_unlearn.methods import METHODS
 
-RECIPES = sorted(cli.RECIPES.rglob("*.yaml"))
+
+def needed(method: str) -> dict[str, str]:
+    """The options that a method cannot be without."""
+    spec = METHODS[method] if method in METHODS else METHODS["npo"]
+    return ({"alternatives": "f.jsonl"} if spec.alternative == "file" else {}) | (
+        {"adapters": "a,b"} if spec.merges else {}
+    )
 
 
 def config(**options: Any) -> RunConfig:
-    return RunConfig(**({"model": "m", "output": "o", "method": "npo"} | options))
+    method = options.setdefault("method", "npo")
+    return RunConfig(**({"model": "m", "output": "o"} | needed(method) | options))
 
 
-def parse(*argv: str) -> RunConfig:
-    """What `lume-unlearn run` would run with."""
-    options = cli.parser().parse_args(cli._recipe_first(["run", "--model", "m", "--output", "o", *argv])).run.as_dict()
-    options.pop("config")
-    return RunConfig(**options)
+def faults(**options: Any) -> list[str]:
+    """What is wrong with these options."""
+    with pytest.raises(ConfigError) as caught:
+        config(**options)
+    return str(caught.value).splitlines()
 
 
 def test_the_defaults_are_those_of_the_benchmarks_baselines() -> None:
-    assert (config().epochs, config().batch_size, config().loss_on) == (10, 32, "answer")
-    assert config(tuning="lora").rate == 1e-4
-    assert config(tuning="full").rate == 1e-5
-    assert config(tuning="full", learning_rate=0.5).rate == 0.5
+    plain = config()
+    assert (plain.epochs, plain.batch_size, plain.loss_on) == (10, 32, "answer")
+    assert (plain.lr_schedule, plain.warmup, plain.weight_decay, plain.max_grad_norm) == ("linear", 0.1, 0.01, 1.0)
+    assert (plain.forget_weight, plain.retain_weight, plain.kl_weight) == (1.0, 1.0, 1.0)
+    assert config(tuning="lora").learning_rate == 1e-4
+    for tuning in ("full", "last:2", "modules:mlp"):
+        assert config(tuning=tuning).learning_rate == 1e-5
+    assert config(tuning="full", learning_rate=0.5).learning_rate == 0.5
 
 
-@pytest.mark.parametrize(("method", "term"), [("ga", "none"), ("gd", "nll"), ("kl", "kl"), ("npo", "nll")])
-def test_each_method_has_its_own_retain_term_until_an_option_names_another(method: str, term: str) -> None:
-    assert config(method=method).terms == term
-    assert config(method=method).needs_retain == (term != "none")
-    assert config(method=method, retain_term="kl").terms == "kl"
-    assert not config(method=method, retain_term="none").needs_retain
+# The papers' settings, where they are not the benchmark's; learning rates of a method with all weights, with LoRA.
+OWN: dict[str, dict[str, Any]] = {
+    "ga": {"retain_term": "none"},
+    "gd": {},
+    "kl": {"retain_term": "kl"},
+    "npo": {"params": {"beta": 0.1}},
+    "token-npo": {"retain_term": "nll+kl", "epochs": 20, "batch_size": 4, "kl_weight": 0.5, "params": {"beta": 0.5}},
+    "simnpo": {"forget_weight": 0.125, "params": {"beta": 4.5, "margin": 0.0}},
+    "dpo": {"params": {"beta": 0.1}},
+    "idk-dpo": {"params": {"beta": 0.1}},
+    "idk": {},
+    "altpo": {"epochs": 2, "rates": (5e-5, 1e-4), "params": {"beta": 0.1}},
+    "rmu": {
+        "retain_term": "states",
+        "epochs": 1,
+        "batch_size": 4,
+        "retain_weight": 1200.0,
+        "lr_schedule": "constant",
+        "warmup": 0.0,
+        "rates": (5e-5, 1e-4),
+        "params": {"layer": 7, "steering": 6.5},
+    },
+    "undial": {"retain_term": "none", "rates": (1e-4, 1e-4), "params": {"beta": 10.0}},
+    "wga": {"batch_size": 16, "params": {"beta": 1.0}},
+    "satimp": {"retain_weight": 0.1, "params": {"beta1": 5.0, "beta2": 1.0}},
+    "ceu": {"retain_term": "none", "params": {"skip": 1}},
+    "pdu": {"retain_weight": 100.0, "params": {"epsilon": 0.3, "dual_step": 5.0, "dual_warmup": 5.0}},
+    "ngdiff": {
+        "epochs": 15,
+        "lr_schedule": "constant",
+        "warmup": 0.0,
+        "max_grad_norm": 0.0,
+        "rates": (5e-5, 1e-4),
+        "params": {"rate_every": 10, "rate_range": 10.0},
+    },
+    "task-vector": {"retain_term": "none", "params": {"scale": 5.0}},
+    "ties-merge": {"retain_term": "none", "params": {"density": 0.8}},
+    "sugd": {
+        "epochs": 7,
+        "batch_size": 1,
+        "retain_weight": 0.5,
+        "warmup": 0.0,
+        "params": {"chunk": 32, "retain_ratio": 7},
+    },
+    "agad": {
+        "epochs": 3,
+        "batch_size": 16,
+        "warmup": 0.0,
+        "rates": (5e-5, 5e-5),
+        "params": {"chunk": 64, "anneal_share": 0.25},
+    },
+    "selective": {"epochs": 8, "batch_size": 120, "retain_weight": 1.2, "rates": (1.5e-5, 1e-4)},
+}
+
+
+@pytest.mark.parametrize("method", OWN)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_each_method_has_the_defaults_of_its_paper(method: str, tuning: str) -> None:
+    own = {"retain_term": "nll", "rates": (1e-5, 1e-4), "params": {}} | OWN[method]
+    own["learning_rate"] = own.pop("rates")[tuning == "lora"]
+    expected = {name: value for name, value in DEFAULTS.items() if name != "learning_rate"} | own
+    found = config(method=method, tuning=tuning)
+    assert {name: getattr(found, name) for name in expected} == expected
+    assert found.needs_retain == (own["retain_term"] != "none")
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_asked_for_wins_over_a_methods_own(method: str) -> None:
+    asked = {"epochs": 3, "batch_size": 5, "learning_rate": 0.5, "warmup": 0.25, "lr_schedule": "cosine"}
+    asked |= {"forget_weight": 0.0, "retain_weight": 7.0, "kl_weight": 0.0, "max_grad_norm": 2.0}
+    found = config(method=method, **asked)
+    assert {name: getattr(found, name) for name in asked} == asked
+
+
+def test_a_parameter_that_is_asked_for_leaves_the_others() -> None:
+    assert config(method="satimp", params={"beta2": 3}).params == {"beta1": 5.0, "beta2": 3}
+    assert METHODS["satimp"].params["beta2"].default == 1.0
+
+
+def test_no_parameter_is_called_like_an_option() -> None:
+    options = {field.name for field in fields(RunConfig)}
+    assert not options & {name for method in METHODS.values() for name in method.params}
 
 
 BAD = {
@@ -46,16 +132,23 @@ BAD = {
     "split": "tset",
     "retain_term": "l2",
     "loss_on": "prompt",
+    "lr_schedule": "lienar",
     "precision": "fp16",
+    "weights": "int8",
+    "optimizer": "sgd",
+    "reference_copy": "disk",
+    "evaluate_every": "step",
     "epochs": 0,
     "batch_size": -1,
     "micro_batch_size": 0,
-    "beta": 0.0,
+    "max_tokens": 0,
     "lora_rank": 0,
     "lora_alpha": 0,
     "logging_steps": 0,
+    "evaluate_batch_size": 0,
     "forget_weight": -1.0,
     "retain_weight": nan,
+    "kl_weight": -0.5,
     "weight_decay": -0.1,
     "max_grad_norm": inf,
     "save_steps": -5,
@@ -69,17 +162,15 @@ BAD = {
 
 
 def test_every_bad_option_is_named_in_one_error() -> None:
-    with pytest.raises(ConfigError) as caught:
-        config(**BAD)
-    lines = str(caught.value).splitlines()
+    lines = faults(**BAD)
     assert sorted(line.split()[0] for line in lines) == sorted(f"--{name}" for name in BAD)
-    assert "--method 'nop': choose one of ga, gd, kl, npo" in lines
+    assert f"--method 'nop': choose one of {', '.join(METHODS)}" in lines
 
 
 @pytest.mark.parametrize("name", BAD)
 def test_each_bad_option_is_an_error_of_its_own(name: str) -> None:
-    with pytest.raises(ConfigError, match=f"^--{name} "):
-        config(**{name: BAD[name]})
+    (line,) = faults(**{name: BAD[name]})
+    assert line.startswith(f"--{name} ")
 
 
 @pytest.mark.parametrize(
@@ -90,11 +181,15 @@ def test_each_bad_option_is_an_error_of_its_own(name: str) -> None:
         ({"retain": "r", "method": "ga"}, "--retain: give --forget"),
         ({"forget": "f", "retain": "r", "data": "d"}, "--data and --forget"),
         ({"forget": "f", "retain": "r", "split": "train"}, "--split train"),
+        ({"evaluate_every": "epoch", "forget": "f", "retain": "r"}, "--evaluate_every epoch: the tasks read a data"),
+        ({"evaluate_every": "epoch", "best_metric": "lume_mmlu.acc"}, "--best_metric lume_mmlu.acc: TASK.METRIC"),
+        ({"evaluate_every": "epoch", "best_metric": "lume_mia"}, "--best_metric lume_mia: TASK.METRIC"),
+        ({"tuning": "lora", "weights": "bfloat16"}, "--weights bfloat16: an adapter is small"),
     ],
 )
-def test_contradictions_in_where_the_rows_come_from(options: dict[str, str], fault: str) -> None:
-    with pytest.raises(ConfigError, match=fault):
-        config(**options)
+def test_contradictions(options: dict[str, str], fault: str) -> None:
+    (line,) = faults(**options)
+    assert line.startswith(fault)
 
 
 def test_a_method_without_retain_term_takes_forget_rows_alone() -> None:
@@ -102,62 +197,110 @@ def test_a_method_without_retain_term_takes_forget_rows_alone() -> None:
     assert config(method="npo", retain_term="none", forget="f").retain is None
 
 
-def test_there_is_one_recipe_per_method_and_tuning() -> None:
-    assert [path.stem for path in RECIPES] == sorted(
-        f"{method}_{tuning}" for method in METHODS for tuning in ("lora", "full")
-    )
+NO_TERMS = [(name, term) for name, method in METHODS.items() for term in set(RETAIN_TERMS) - set(method.retain_terms)]
 
 
-@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
-def test_a_recipe_spells_out_the_defaults_of_its_method(path: Path) -> None:
-    method, tuning = path.stem.split("_")
-    by_path, by_name = parse("--config", str(path)), parse(f"--config={path.stem}")
-    plain: Any = config(method=method, tuning=tuning)
-    assert by_path == by_name
-    # Equal to the plain method in all that the recipe leaves open, and in what it spells out.
-    spelled = {"learning_rate": plain.rate, "retain_term": plain.terms}
-    assert by_path == config(method=method, tuning=tuning, **spelled)
-    assert set(spelled) < set(yaml.safe_load(path.read_text()))
+@pytest.mark.parametrize(("method", "term"), sorted(NO_TERMS))
+def test_retain_terms_that_a_method_cannot_have(method: str, term: str) -> None:
+    known = ", ".join(METHODS[method].retain_terms)
+    assert faults(method=method, retain_term=term) == [f"--retain_term {term}: {method} can have {known}"]
 
 
-def test_options_win_over_the_recipe_wherever_they_stand() -> None:
-    before = parse("--epochs", "3", "--config", "npo_lora", "--lora_rank=4")
-    after = parse("--config", "npo_lora", "--epochs", "3", "--lora_rank", "4")
-    assert before == after
-    assert (before.epochs, before.lora_rank, before.batch_size) == (3, 4, 32)
+@pytest.mark.parametrize("method", METHODS)
+def test_retain_terms_that_it_can_have(method: str) -> None:
+    assert METHODS[method].retain in METHODS[method].retain_terms
+    for term in METHODS[method].retain_terms:
+        assert config(method=method, retain_term=term).needs_retain == (term != "none")
 
 
-def test_a_file_goes_before_a_shipped_recipe_of_the_same_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "gd_full").mkdir()  # an output folder, say
-    assert parse("--config", "gd_full").method == "gd"
-    (tmp_path / "npo_lora").write_text("method: ga\n")
-    assert parse("--config", "npo_lora").method == "ga"
+def test_only_states_methods_compare_states() -> None:
+    assert [name for name, method in METHODS.items() if "states" in method.retain_terms] == ["rmu"]
 
 
 @pytest.mark.parametrize(
-    ("text", "named"),
-    [("method: npo\nbetta: 0.2\n", "betta"), ("method: npo\nepochs: many\n", "epochs"), ("tuning: loar\n", "tuning")],
+    ("method", "params", "fault"),
+    [
+        ("ga", {"beta": 0.1}, "--beta 0.1: ga has no such parameter (it has: none)"),
+        ("satimp", {"beta": 0.1}, "--beta 0.1: satimp has no such parameter (it has: beta1, beta2)"),
+        ("npo", {"epochs": 3}, "--epochs 3: npo has no such parameter (it has: beta)"),
+        ("npo", {"beta": -0.1}, "--beta -0.1: must be a number, and not negative"),
+        ("npo", {"beta": "much"}, "--beta much: must be a number, and not negative"),
+        ("npo", {"beta": None}, "--beta None: must be a number, and not negative"),
+        ("npo", {"beta": nan}, "--beta nan: must be a number, and not negative"),
+        ("rmu", {"layer": inf}, "--layer inf: must be a number, and not negative"),
+        ("rmu", {"layer": nan}, "--layer nan: must be a number, and not negative"),
+        ("rmu", {"layer": "last"}, "--layer last: must be a number, and not negative"),
+        ("rmu", {"layer": 1.5}, "--layer 1.5: must be a whole number"),
+        ("rmu", {"steering": 0}, "--steering 0: must be above 0"),
+        ("ceu", {"skip": 0.5}, "--skip 0.5: must be a whole number"),
+        ("ngdiff", {"rate_every": 2.5}, "--rate_every 2.5: must be a whole number"),
+        ("ngdiff", {"rate_range": 0}, "--rate_range 0: must be above 0"),
+        ("sugd", {"chunk": 0}, "--chunk 0: must be above 0"),
+        ("sugd", {"retain_ratio": 0.5}, "--retain_ratio 0.5: must be a whole number"),
+        ("agad", {"anneal_share": 1.5}, "--anneal_share 1.5: must be at most 1"),
+        ("agad", {"anneal_share": 0}, "--anneal_share 0: must be above 0"),
+        ("ties-merge", {"density": 1.01}, "--density 1.01: must be at most 1"),
+        ("ties-merge", {"density": 0.0}, "--density 0.0: must be above 0"),
+        ("task-vector", {"scale": 0}, "--scale 0: must be above 0"),
+    ],
 )
-def test_what_is_wrong_in_a_recipe_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, named: str
-) -> None:
-    (tmp_path / "recipe.yaml").write_text(text)
-    with pytest.raises(SystemExit) as caught:
-        parse("--config", str(tmp_path / "recipe.yaml"))
-    assert caught.value.code == 2
-    assert named in capsys.readouterr().err.partition("error:")[2]
+def test_parameters_that_cannot_work(method: str, params: dict[str, Any], fault: str) -> None:
+    assert faults(method=method, params=params) == [fault]
 
 
-def test_print_config_gives_a_recipe_that_reads_back_as_the_same_run(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["run", "--config", "kl_full", "--epochs", "3", "--seed", "7", "--print_config"])
-    assert caught.value.code == 0
-    printed = capsys.readouterr().out
-    assert "kl_full" not in printed  # the recipe is resolved, not referred to
-    (tmp_path / "mine.yaml").write_text(printed)
-    assert parse("--config", str(tmp_path / "mine.yaml")) == parse(
-        "--config", "kl_full", "--epochs", "3", "--seed", "7"
-    )
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if "beta" in method.params])
+def test_beta_may_be_0_where_it_is_no_divisor(method: str) -> None:
+    if method in ("wga", "undial"):
+        assert config(method=method, params={"beta": 0}).params == {"beta": 0}
+    else:
+        assert faults(method=method, params={"beta": 0}) == ["--beta 0: must be above 0"]
+
+
+@pytest.mark.parametrize(
+    ("method", "params"),
+    [
+        ("ceu", {"skip": 0}),
+        ("ngdiff", {"rate_every": 0}),
+        ("simnpo", {"margin": 0}),
+        ("rmu", {"layer": 0}),
+        ("satimp", {"beta1": 0, "beta2": 0}),
+        ("pdu", {"epsilon": 0, "dual_step": 0, "dual_warmup": 0}),
+        ("agad", {"anneal_share": 1}),
+        ("ties-merge", {"density": 1}),
+    ],
+)
+def test_parameters_at_the_edge_that_mean_something(method: str, params: dict[str, float]) -> None:
+    found = config(method=method, params=params).params
+    assert {name: found[name] for name in params} == params
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_files_of_alternatives_and_adapters_are_needed_or_useless(method: str) -> None:
+    takes = METHODS[method].alternative == "file"
+    assert takes == (method in ("dpo", "altpo"))
+    line = faults(method=method, alternatives=None if takes else "f.jsonl")[0]
+    assert line.startswith(f"--method {method}: name a file by --alternatives" if takes else "--alternatives f.jsonl: ")
+    merges = method == "ties-merge"
+    for adapters in (None, "", "one", "one,") if merges else ("a", "a,b"):
+        (line,) = faults(method=method, adapters=adapters)
+        assert line.startswith(f"--method {method}: name two adapters" if merges else f"--adapters {adapters}: ")
+
+
+def test_adapters_are_named_with_commas_between_them() -> None:
+    assert config(method="ties-merge", adapters="a, b ,c/d,").adapter_list == ["a", "b", "c/d"]
+    assert config().adapter_list == []
+
+
+def test_merging_writes_a_model_or_an_adapter() -> None:
+    assert faults(method="ties-merge", tuning="last:2") == [
+        "--tuning last:2: ties-merge writes a model (full) or an adapter (lora)"
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_methods_that_go_by_phases_need_whole_epochs(method: str) -> None:
+    if METHODS[method].phases:
+        assert faults(method=method, epochs=1.5) == [f"--epochs 1.5: {method} needs a whole number"]
+        assert config(method=method, epochs=2.0).epochs == 2
+    else:
+        assert config(method=method, epochs=1.5).epochs == 1.5

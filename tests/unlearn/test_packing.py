@@ -3,6 +3,7 @@
 import copy
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,9 @@ from transformers import (
 
 from lume_unlearn import losses
 from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import labelled_tokens, nll_sums, use_packing
+from lume_unlearn.forward import labelled_logits, use_packing
 from lume_unlearn.losses import IGNORED
-from lume_unlearn.packing import IMPLEMENTATION, can_pack
+from lume_unlearn.packing import IMPLEMENTATION, SIDES, Pack, Side, can_pack
 
 VOCABULARY = 120
 SIZES: dict[str, Any] = {
@@ -67,7 +68,7 @@ def make_rows(lengths: list[int] = LENGTHS, seed: int = 1) -> list[Tokens]:
     for length in lengths:
         ids = torch.randint(2, VOCABULARY, (length,)).tolist()
         prompt = max(length // 2, 1)
-        rows.append(Tokens(ids, [IGNORED] * prompt + ids[prompt:]))
+        rows.append(Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:])))
     return rows
 
 
@@ -80,9 +81,13 @@ def alone(model: Any, rows: list[Tokens]) -> Tensor:
     return torch.cat(parts)
 
 
+def as_pack(rows: list[Tokens]) -> Pack:
+    return pack_rows({"forget": rows})
+
+
 def nll(model: Any, rows: list[Tokens]) -> Tensor:
-    tokens = labelled_tokens(model, model.config, pack_rows(rows, []))
-    return losses.token_nll(tokens.logits, tokens.targets)
+    pack = as_pack(rows)
+    return losses.token_nll(labelled_logits(model, model.config, pack), pack.targets)
 
 
 def checkpoint(model: Any) -> None:
@@ -112,10 +117,10 @@ def test_packed_equals_padded_equals_alone(name: str) -> None:
     packed = copy.deepcopy(padded)
     assert use_packing(packed)
     assert packed.config._attn_implementation == IMPLEMENTATION
-    batch = pack_rows(rows, [])
+    batch = as_pack(rows)
     expected = alone(padded, rows)
     for model in (packed, padded):
-        found = labelled_tokens(model, model.config, batch).logits
+        found = labelled_logits(model, model.config, batch)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     targets = torch.cat([torch.tensor([label for label in row.labels if label != IGNORED]) for row in rows])
     assert batch.targets.equal(targets)
@@ -163,7 +168,7 @@ def test_packed_equals_padded_under_bfloat16_autocast() -> None:
     rows = make_rows()
     exact = alone(padded, rows)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        found = [labelled_tokens(model, model.config, pack_rows(rows, [])).logits for model in (packed, padded)]
+        found = [labelled_logits(model, model.config, as_pack(rows)) for model in (packed, padded)]
     errors = [(logits.float() - exact).abs().max().item() for logits in found]
     assert errors[0] < 1.5 * errors[1]  # rounding of the same size, and no more
     assert 0 < errors[0] < 0.05 * exact.abs().max().item()
@@ -174,13 +179,13 @@ def test_no_row_sees_another(name: str) -> None:
     model = make(name)
     use_packing(model)
     rows = make_rows()
-    before = labelled_tokens(model, model.config, pack_rows(rows, []))
+    before = labelled_logits(model, model.config, as_pack(rows))
     changed = list(rows)
-    changed[3] = Tokens([2] * 17, rows[3].labels)
-    after = labelled_tokens(model, model.config, pack_rows(changed, []))
-    others = before.rows != 3
-    assert before.logits[others].equal(after.logits[others])
-    assert not torch.allclose(before.logits[~others], after.logits[~others])
+    changed[3] = Tokens((2,) * 17, rows[3].labels)
+    after = labelled_logits(model, model.config, as_pack(changed))
+    others = as_pack(rows).rows != 3
+    assert before[others].equal(after[others])
+    assert not torch.allclose(before[~others], after[~others])
 
 
 def test_unlabelled_positions_carry_no_loss() -> None:
@@ -196,39 +201,39 @@ def test_unlabelled_positions_carry_no_loss() -> None:
     for model in (padded, packed):
         model.lm_head.register_forward_hook(watch)
         nll(model, rows).sum().backward()
-    in_padded, in_packed = (logits.grad.abs().sum(-1) > 0 for logits in seen)  # type: ignore[union-attr]
-    labelled = [[label != IGNORED for label in row.labels] for row in rows]
-    for found, expected in zip(in_padded.tolist(), labelled, strict=True):
-        assert found[: len(expected)] == [*expected[1:], False]  # each a step before the token that it predicts
+    in_padded, in_packed = ((logits.grad.abs().sum(-1) > 0).tolist() for logits in seen)  # type: ignore[union-attr]
+    # Each a step before the token that it predicts.
+    predicts = [[label != IGNORED for label in row.labels[1:]] + [False] for row in rows]
+    for found, expected in zip(in_padded, predicts, strict=True):
+        assert found[: len(expected)] == expected
         assert not any(found[len(expected) :])
-    # Packed, the output layer is not even computed for the others.
-    assert in_packed.tolist() == [[True] * sum(map(sum, labelled))]
+    assert in_packed == [[flag for row in predicts for flag in row]]
 
 
 def test_the_label_of_a_first_token_counts_for_nothing() -> None:
-    batch = pack_rows([Tokens([5, 6], [5, 6]), Tokens([7], [7]), Tokens([8, 9, 3], [8, IGNORED, 3])], [])
+    batch = as_pack([Tokens((5, 6), (5, 6)), Tokens((7,), (7,)), Tokens((8, 9, 3), (8, IGNORED, 3))])
     assert batch.targets.tolist() == [6, 3]
     assert batch.keep.tolist() == [0, 4]
     assert batch.rows.tolist() == [0, 2]
 
 
-def test_retain_is_the_pack_of_the_retain_rows() -> None:
-    forget, retain = make_rows([4, 9]), make_rows([2, 30, 7], seed=2)
-    ours, theirs = pack_rows(forget, retain).retain(), pack_rows([], retain)
+@pytest.mark.parametrize("side", SIDES)
+def test_one_side_is_the_pack_of_its_rows_alone(side: Side) -> None:
+    rows = {"forget": make_rows([4, 9]), "alternative": make_rows([3, 8], seed=3), "retain": make_rows([2, 30, 7], 2)}
+    whole = replace(pack_rows(rows), reference=torch.arange(50.0))
+    ours, theirs = whole.only(side), pack_rows({side: rows[side]})
     for field in vars(theirs):
         value, expected = getattr(ours, field), getattr(theirs, field)
         assert value.equal(expected) if isinstance(expected, Tensor) else value == expected, field
+    assert whole.targets[whole.tokens_of(side)].equal(theirs.targets)
+    assert whole.lengths[whole.rows_of(side)] == theirs.lengths
 
 
-def test_nll_sums_are_those_of_each_row_alone_whatever_the_batch() -> None:
-    model, rows = make("olmo"), make_rows()
-    use_packing(model)
-    expected = [nll(model, [row]).sum().item() for row in rows]
-    model.train()
-    for batch_size in (1, 4, 6):
-        sums = nll_sums(model, model.config, rows, batch_size, torch.device("cpu"))
-        torch.testing.assert_close(sums, torch.tensor(expected), rtol=1e-5, atol=1e-5)
-    assert model.training
+def test_a_side_without_rows_is_empty() -> None:
+    pack = pack_rows({"forget": make_rows([4]), "retain": make_rows([5])})
+    assert pack.only("alternative").lengths == ()
+    assert pack.only("alternative").targets.numel() == 0
+    assert pack.tokens_of("alternative") == slice(2, 2)
 
 
 def gpt2() -> Any:
@@ -253,7 +258,7 @@ def test_a_model_that_cannot_pack_keeps_its_attention_and_is_padded(build: Calla
     own = model.config._attn_implementation
     assert not use_packing(model)
     assert model.config._attn_implementation == own != IMPLEMENTATION
-    found = labelled_tokens(model, model.config, pack_rows(rows, [])).logits
+    found = labelled_logits(model, model.config, as_pack(rows))
     torch.testing.assert_close(found, alone(model, rows), rtol=1e-4, atol=1e-5)
 
 

@@ -1,265 +1,42 @@
-"""Training against the formulas by hand, and what must not change it: micro batches, logging, the reference."""
+"""What holds for training with every method: log, arithmetic, frozen weights, the reference, the order of rows."""
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid
-from transformers import LlamaForCausalLM, TrainingArguments
+from transformers import TrainingArguments
 
-from lume_unlearn import modeling
+from lume_unlearn import schedule
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import PairDataset, Tokens, epoch_pairs, pack_rows
-from lume_unlearn.forward import Reference
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.methods import METHODS
-from lume_unlearn.record import Record
-from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.unlearning import make_trainer, training_arguments
-
-TUNINGS = ("full", "lora")
-RATE = 1e-3
-
-
-def make_rows(seed: int, count: int = 4) -> list[Tokens]:
-    """Rows of different lengths whose last few tokens are labelled."""
-    torch.manual_seed(seed)
-    rows = []
-    for i in range(count):
-        ids = torch.randint(2, 400, (4 + 5 * i,)).tolist()
-        rows.append(Tokens(ids, [IGNORED] * (2 + 2 * i) + ids[2 + 2 * i :]))
-    return rows
-
-
-FORGET, RETAIN = make_rows(1), make_rows(2)
-
+from lume_unlearn.data import Sides, Tokens, pack_rows
+from lume_unlearn.forward import Reference, Span
+from lume_unlearn.unlearning import training_arguments
+from tests.unlearn.formulas import FORMULAS, logits, nll
+from tests.unlearn.training import ALTERNATIVE, FORGET, RETAIN, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
-@pytest.fixture
-def build(model_dir: Path, tokenizer: Any, tmp_path: Path) -> Any:
-    """(options) to a trainer of two optimiser steps, each over all four pairs, at constant order of magnitude."""
-
-    def _build(rows: int = 4, **options: Any) -> UnlearningTrainer:
-        plain = {"epochs": 2, "batch_size": 4, "micro_batch_size": 4, "learning_rate": RATE, "warmup": 0.0}
-        plain |= {"weight_decay": 0.0, "lora_dropout": 0.0, "lora_rank": 4}
-        config = RunConfig(**({"model": str(model_dir), "output": str(tmp_path)} | plain | options))  # type: ignore[arg-type]
-        retain = make_rows(2, rows) if config.needs_retain else []
-        torch.manual_seed(0)
-        model = modeling.load_for_training(config)
-        return make_trainer(config, model, tokenizer, PairDataset(make_rows(1, rows), retain), Record(config, {}))
-
-    return _build
+def reference_logits(reference: Reference, trainer: Any, rows: list[Tokens]) -> Tensor:
+    """What the model before unlearning says, through the model in training."""
+    batch = pack_rows({"retain": rows})
+    model = trainer.model
+    return reference.at(model, trainer.accelerator.unwrap_model(model), batch)(slice(None))
 
 
-def steps_of(trainer: UnlearningTrainer) -> list[dict[str, float]]:
-    return [entry for entry in trainer.state.log_history if "loss" in entry]
-
-
-def weights_of(trainer: UnlearningTrainer) -> dict[str, Tensor]:
-    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters()}
-
-
-def logits_by_hand(model: Any, row: Tokens) -> tuple[Tensor, Tensor]:
-    """Logits at the positions that predict labelled tokens, and those tokens."""
-    labels = torch.tensor(row.labels[1:])
-    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1][labels != IGNORED]
-    return logits, labels[labels != IGNORED]
-
-
-def nll_by_hand(model: Any, rows: list[Tokens]) -> list[Tensor]:
-    found = []
-    for row in rows:
-        logits, targets = logits_by_hand(model, row)
-        found.append(-log_softmax(logits, -1)[range(len(targets)), targets])
-    return found
-
-
-def terms_by_hand(method: str, model: Any, reference: Any, beta: float = 0.1) -> dict[str, Tensor]:
-    """The method's formulas over all rows at once, in plain PyTorch."""
-    forget = nll_by_hand(model, FORGET)
-    terms = {"forget": -torch.cat(forget).sum() / sum(len(row) for row in forget)}
-    if method == "npo":
-        with torch.no_grad():
-            before = nll_by_hand(reference, FORGET)
-        sums = [now.sum() - then.sum() for now, then in zip(forget, before, strict=True)]
-        terms["forget"] = -2 / beta * torch.stack([logsigmoid(beta * delta) for delta in sums]).mean()
-    if method in ("gd", "npo"):
-        terms["retain"] = torch.cat(nll_by_hand(model, RETAIN)).mean()
-    if method == "kl":
-        rows = []
-        for row in RETAIN:
-            logp = log_softmax(logits_by_hand(model, row)[0], -1)
-            with torch.no_grad():
-                before_logp = log_softmax(logits_by_hand(reference, row)[0], -1)
-            rows.append((before_logp.exp() * (before_logp - logp)).sum(-1))
-        terms["retain"] = torch.cat(rows).mean()
-    return terms
-
-
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("method", METHODS)
-def test_two_steps_by_hand(method: str, tuning: str, build: Any) -> None:
-    trainer = build(method=method, tuning=tuning, forget_weight=0.7, retain_weight=1.3)
-    model, reference = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
-    trainer.train()
-
-    trained = [weight for weight in model.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
-    for step, entry in enumerate(steps_of(trainer)):
-        terms = terms_by_hand(method, model, reference)
-        loss = 0.7 * terms["forget"] + 1.3 * terms.get("retain", torch.tensor(0.0))
-        assert entry["loss"] == pytest.approx(loss.item(), rel=1e-5)
-        for name, term in terms.items():
-            assert entry[f"{name}_loss"] == pytest.approx(term.item(), rel=1e-5, abs=1e-6)
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        assert entry["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
-        optimizer.param_groups[0]["lr"] = RATE * (1 - step / 2)  # linear decay over two steps
-        optimizer.step()
-    for name, weight in model.named_parameters():
-        torch.testing.assert_close(weights_of(trainer)[name], weight.detach(), rtol=1e-5, atol=5e-6)
-
-
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("method", METHODS)
-def test_micro_batches_change_nothing(method: str, tuning: str, build: Any) -> None:
-    runs = []
-    for micro in (4, 2, 1):
-        trainer = build(method=method, tuning=tuning, micro_batch_size=micro)
-        trainer.train()
-        runs.append((weights_of(trainer), steps_of(trainer)))
-    for weights, steps in runs[1:]:
-        for name, expected in runs[0][0].items():
-            torch.testing.assert_close(weights[name], expected, rtol=1e-6, atol=2e-6)
-        for entry, whole in zip(steps, runs[0][1], strict=True):
-            assert entry == pytest.approx(whole, rel=1e-5, abs=1e-6)
-
-
-@pytest.mark.parametrize(("batch", "micro", "passes"), [(32, 8, 4), (32, 32, 1), (32, 100, 1), (7, 4, 2), (32, 5, 7)])
-def test_accumulation_makes_up_the_batch(batch: int, micro: int, passes: int, tmp_path: Path) -> None:
-    config = RunConfig(model="m", output=str(tmp_path), method="ga", batch_size=batch, micro_batch_size=micro)
-    assert training_arguments(config).gradient_accumulation_steps == passes
-
-
-def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 4))
-    assert training_arguments(RunConfig(model="m", output=str(tmp_path), method="ga"))._n_gpu == 1
-
-
-@contextmanager
-def forward_passes() -> Iterator[list[bool]]:
-    """Whether each pass of a whole model within the block kept a graph to train on."""
-    passes: list[bool] = []
-
-    def count(module: Any, inputs: Any, output: Any) -> None:
-        if isinstance(module, LlamaForCausalLM):
-            passes.append(torch.is_grad_enabled())
-
-    handle = torch.nn.modules.module.register_module_forward_hook(count)
-    try:
-        yield passes
-    finally:
-        handle.remove()
-
-
-@pytest.mark.parametrize("tuning", TUNINGS)
-@pytest.mark.parametrize("method", METHODS)
-def test_the_reference_is_asked_no_more_than_needed(method: str, tuning: str, build: Any) -> None:
-    with forward_passes() as before:
-        trainer = build(method=method, tuning=tuning, micro_batch_size=2)
-    sums = 2 if METHODS[method].reference_sums else 0
-    assert before.count(False) == 3 + sums  # packing is tried out with three passes; then once for each micro batch
-    with forward_passes() as during:
-        trainer.train()
-    assert during.count(True) == 4  # two steps of two micro batches
-    assert during.count(False) == (4 if method == "kl" else 0)
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tuning", TUNINGS)
-def test_kl_is_zero_at_first_and_its_reference_stays(tuning: str, precision: str, build: Any) -> None:
-    trainer = build(method="kl", tuning=tuning, precision=precision, lora_dropout=0.5)
-    original = copy.deepcopy(trainer.model)
-    trainer.train()
-    first, second = (entry["retain_loss"] for entry in steps_of(trainer))
-    assert first == pytest.approx(0.0, abs=1e-6)
-    assert second > 1e-4
-    batch = pack_rows([], RETAIN)
-    trainer.model.train()
-    with trainer.accelerator.autocast():
-        found = trainer.reference.labelled_tokens(trainer.model, trainer.model, batch).logits
-        expected = Reference(original).labelled_tokens(original, original, batch).logits
-    assert found.equal(expected)
-    assert trainer.model.training
-    if tuning == "lora":
-        assert all(weight.requires_grad for name, weight in trainer.model.named_parameters() if "lora_" in name)
-
-
-@pytest.mark.parametrize("tuning", TUNINGS)
-def test_the_reference_has_no_dropout(tuning: str, build: Any) -> None:
-    trainer = build(method="kl", tuning=tuning, lora_dropout=0.5)
-    for module in trainer.model.modules():
-        if hasattr(module, "attention_dropout"):
-            module.attention_dropout = 0.5
-    reference = Reference(trainer.model)
-    trainer.model.train()
-    batch = pack_rows([], RETAIN)
-    found = [reference.labelled_tokens(trainer.model, trainer.model, batch).logits for _ in range(2)]
-    assert found[0].equal(found[1])
-    torch.testing.assert_close(found[0], torch.cat([logits_by_hand(trainer.model.eval(), row)[0] for row in RETAIN]))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_lora_trains_the_adapter_alone(method: str, build: Any) -> None:
-    trainer = build(method=method, tuning="lora")
-    before = weights_of(trainer)
-    trainer.train()
-    changed = {name for name, weight in weights_of(trainer).items() if not weight.equal(before[name])}
-    assert changed == {name for name in before if "lora_" in name}
-    # Attention and MLP of both layers, but not the output layer.
-    assert {name.split(".lora_")[0].rpartition(".")[2] for name in changed} == {
-        *("q_proj", "k_proj", "v_proj", "o_proj"),
-        *("gate_proj", "up_proj", "down_proj"),
-    }
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_full_tuning_trains_every_weight(method: str, build: Any) -> None:
-    trainer = build(method=method, tuning="full")
-    before = weights_of(trainer)
-    trainer.train()
-    assert all(not weight.equal(before[name]) for name, weight in weights_of(trainer).items())
-
-
-def test_trained_weights_are_float32_in_bfloat16_arithmetic_too(build: Any) -> None:
-    full = build(method="gd", tuning="full", precision="bfloat16", learning_rate=1e-5)
-    before = weights_of(full)
-    full.train()
-    assert {weight.dtype for weight in full.model.parameters()} == {torch.float32}
-    # A step of 1e-5 is kept: in bfloat16, weights of about 0.2 could not take it.
-    moved = torch.cat([(weight - before[name]).abs().flatten() for name, weight in weights_of(full).items()])
-    assert moved.max() < 3e-5
-    assert (moved > 0).float().mean() > 0.5
-    lora = build(method="gd", tuning="lora", precision="bfloat16")
-    kinds = {("lora_" in name, weight.dtype) for name, weight in lora.model.named_parameters()}
-    assert kinds == {(True, torch.float32), (False, torch.bfloat16)}
-
-
-@pytest.mark.parametrize("method", ["npo", "kl"])
-def test_logged_terms_are_means_over_the_steps_since_the_last_entry(method: str, build: Any) -> None:
+@pytest.mark.parametrize("micro", [None, 1])
+@pytest.mark.parametrize("method", ["dpo", "kl", "simnpo"])
+def test_logged_terms_are_means_over_the_steps_since_the_last_entry(
+    method: str, micro: int | None, tmp_path: Path
+) -> None:
     logs = []
     for every in (1, 2):
-        trainer = build(method=method, tuning="lora", logging_steps=every, micro_batch_size=3, epochs=5)
+        trainer = build(tmp_path, method, "lora", logging_steps=every, micro_batch_size=micro, epochs=5)
         trainer.train()
-        logs.append(steps_of(trainer))
+        logs.append(entries(trainer))
     each, every_other = logs
     assert [entry["step"] for entry in every_other] == [1, 2, 4]  # Trainer logs the first step as well
     for name in ("loss", "forget_loss", "retain_loss"):
@@ -268,24 +45,239 @@ def test_logged_terms_are_means_over_the_steps_since_the_last_entry(method: str,
         assert [entry[name] for entry in every_other] == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-def test_each_epoch_has_pairs_of_its_own(build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[int, int]] = []
-    draw = PairDataset.__getitem__
-    monkeypatch.setattr(PairDataset, "__getitem__", lambda data, key: drawn.append(key) or draw(data, key))
-    build(method="gd", tuning="lora", rows=6, seed=3, epochs=2.5, batch_size=3).train()
-    assert drawn[:12] == [*epoch_pairs(6, 6, 3, 0), *epoch_pairs(6, 6, 3, 1)]
-    assert drawn[12:] == epoch_pairs(6, 6, 3, 2)[:3]
-
-
-def test_an_epochs_last_step_is_divided_by_its_own_counts(build: Any) -> None:
-    trainer = build(method="gd", tuning="full", rows=5, epochs=1, learning_rate=1e-12)
+def test_the_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "npo", forget_weight=0.25, retain_weight=3.0)
     trainer.train()
-    rest = steps_of(trainer)[1]["forget_loss"]  # of one row alone
-    means = [-row.mean().item() for row in nll_by_hand(trainer.model, make_rows(1, 5))]
-    assert min(abs(rest - mean) for mean in means) < 1e-5
+    for entry in entries(trainer):
+        assert entry["loss"] == pytest.approx(0.25 * entry["forget_loss"] + 3.0 * entry["retain_loss"], rel=1e-6)
 
 
-def test_divergence_is_an_error_that_names_the_learning_rate(build: Any) -> None:
-    trainer = build(method="ga", tuning="full", learning_rate=1e30, epochs=4)
-    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: training diverged .* at step 2"):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
+def test_the_kl_term_is_0_at_first_and_its_reference_stays(tuning: str, precision: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision, lora_dropout=0.0)
+    with trainer.accelerator.autocast():
+        before = reference_logits(trainer.reference, trainer, RETAIN)
+    trainer.train()
+    first, second, _ = (entry["retain_loss"] for entry in entries(trainer))
+    assert first == pytest.approx(0.0, abs=1e-6)
+    assert second > 1e-5
+    trainer.model.train()
+    with trainer.accelerator.autocast():
+        assert reference_logits(trainer.reference, trainer, RETAIN).equal(before)
+    assert trainer.model.training
+    if tuning == "lora":  # the adapter is on again
+        assert all(weight.requires_grad for name, weight in trainer.model.named_parameters() if "lora_" in name)
+        assert not torch.equal(logits(trainer.model.eval(), RETAIN[0]), before[: len(logits(trainer.model, RETAIN[0]))])
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_reference_has_no_dropout(tuning: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, "kl", tuning, lora_dropout=0.5)
+    for module in trainer.model.modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+    trainer.reference = Reference(trainer.model, trainer.passes)
+    trainer.model.train()
+    found = [reference_logits(trainer.reference, trainer, RETAIN) for _ in range(2)]
+    assert found[0].equal(found[1])
+    by_hand = torch.cat([logits(trainer.model.eval(), row) for row in RETAIN])
+    torch.testing.assert_close(found[0], by_hand, rtol=1e-6, atol=1e-6)
+
+
+def test_a_copy_shares_the_weights_that_are_not_trained(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "kl", "last:1")
+    model, copied = trainer.model, trainer.reference.copy
+    for name, weight in model.named_parameters():
+        assert (copied.get_parameter(name) is weight) == (not weight.requires_grad), name
+        assert not copied.get_parameter(name).requires_grad
+    apart = build(tmp_path, "kl", "full").reference.copy
+    assert all(weight.data_ptr() != model.get_parameter(name).data_ptr() for name, weight in apart.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("tuning", "part"),
+    [("last:1", "model.layers.1."), ("last:2", "model.layers."), ("modules:mlp|norm", r""), ("lora", ".lora_")],
+)
+@pytest.mark.parametrize("method", ["gd", "token-npo", "ngdiff", "sugd", "selective"])
+def test_only_the_weights_named_are_trained(method: str, tuning: str, part: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, method, tuning, weight_decay=0.1)
+    before = weights(trainer.model)
+    named = {name for name in before if part in name}
+    if tuning.startswith("modules:"):
+        named = {name for name in before if "mlp" in name or "norm" in name}
+    with_gradient: list[set[str]] = []
+    clip = trainer.accelerator.clip_grad_norm_
+
+    def look(*args: Any, **kwargs: Any) -> Any:
+        with_gradient.append({name for name, w in trainer.model.named_parameters() if w.grad is not None})
+        return clip(*args, **kwargs)
+
+    trainer.accelerator.clip_grad_norm_ = look
+    trainer.train()
+    assert {name for name, weight in weights(trainer.model).items() if not weight.equal(before[name])} == named
+    assert with_gradient
+    assert all(names == named for names in with_gradient)
+    held = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
+    assert {id(weight) for weight in held} == {id(trainer.model.get_parameter(name)) for name in named}
+
+
+def test_lora_leaves_the_output_layer_alone(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "gd", "lora")
+    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in weights(trainer.model) if ".lora_" in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
+def test_rmu_does_not_run_the_layers_above_its_own(tuning: str, tmp_path: Path) -> None:
+    params = FORMULAS["rmu"].params | {"layer": 1 if tuning == "last:1" else 0}
+    trainer = build(tmp_path, "rmu", tuning, params=params)
+    ran: list[int] = []
+    for model in [trainer.model, *([trainer.reference.copy] if trainer.reference.copy is not None else [])]:
+        blocks = next(module for name, module in model.named_modules() if name.endswith("model.layers"))
+        for number, block in enumerate(blocks):
+            block.register_forward_hook(lambda *args, number=number: ran.append(number))
+    trainer.train()
+    steps = len(entries(trainer))
+    assert ran.count(0) == 2 * steps  # the model in training, and the one before on retain rows
+    assert ran.count(1) == (2 * steps if tuning == "last:1" else 0)
+    assert trainer.model.config.num_hidden_layers == 2
+    longest = max(len(row.input_ids) for row in FORGET)
+    full = trainer.model(input_ids=torch.ones(1, longest, dtype=torch.long))
+    assert full.logits.shape == (1, longest, 400)
+    assert ran[-2:] == [0, 1]
+
+
+def test_rmus_direction_is_the_seeds(tmp_path: Path) -> None:
+    first, again, other = (build(tmp_path, "rmu", seed=seed) for seed in (1, 1, 2))
+    losses = []
+    for trainer in (first, again, other):
+        item = next(iter(trainer.get_train_dataloader()))
+        losses.append(trainer.terms(trainer.model, item["packs"][0], item["sizes"])["forget"].item())
+    # Another seed also draws another order of the rows, which moves sums by rounding alone.
+    assert losses[0] == losses[1]
+    assert abs(losses[0] - losses[2]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["ga", "npo", "kl"])
+def test_trained_weights_are_float32_in_bfloat16_arithmetic_too(method: str, tmp_path: Path) -> None:
+    full = build(tmp_path, method, "full", torch.float32, precision="bfloat16", learning_rate=1e-5)
+    before = weights(full.model)
+    full.train()
+    assert {weight.dtype for weight in full.model.parameters()} == {torch.float32}
+    # A step of 1e-5 is kept: in bfloat16, weights of about 0.2 could not take it.
+    moved = torch.cat([(weight - before[name]).abs().flatten() for name, weight in weights(full.model).items()])
+    assert moved.max() < 3e-5
+    assert (moved > 0).float().mean() > 0.5
+
+
+def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
+    logs = []
+    for precision in ("float32", "bfloat16"):
+        trainer = build(tmp_path, "npo", "full", torch.float32, precision=precision, epochs=1)
         trainer.train()
+        logs.append(entries(trainer)[0])
+    assert logs[1]["retain_loss"] == pytest.approx(logs[0]["retain_loss"], rel=0.02)
+    assert logs[1]["retain_loss"] != pytest.approx(logs[0]["retain_loss"], rel=1e-6)
+    # The reference was scored in the same arithmetic: at the start, NPO is exactly (2 / beta) ln 2.
+    assert logs[1]["forget_loss"] == pytest.approx(2 / FORMULAS["npo"].params["beta"] * math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["npo", "token-npo", "dpo", "idk-dpo", "altpo"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_preferences_start_at_the_reference(method: str, tuning: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, method, tuning, torch.float32)
+    trainer.train()
+    start = 2 / FORMULAS[method].params["beta"] * math.log(2)
+    assert entries(trainer)[0]["forget_loss"] == pytest.approx(start, rel=1e-6)
+
+
+def test_the_reference_of_each_row_is_kept_by_its_tokens(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "dpo", max_tokens=20)  # in several passes
+    assert trainer.sides.reference.keys() == {*FORGET, *ALTERNATIVE}
+    for row, found in trainer.sides.reference.items():
+        torch.testing.assert_close(found.double(), nll(trainer.model, row).detach(), rtol=1e-5, atol=1e-5)
+
+
+def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
+    """A row that stands there twice, with one alternative each, is scored once and trained twice."""
+    rows = {"forget": [FORGET[0], FORGET[0]], "alternative": [ALTERNATIVE[0], ALTERNATIVE[1]]}
+    trainer = build(tmp_path, "dpo", rows=rows, epochs=1, batch_size=2)
+    assert len(trainer.sides.reference) == 3
+    item = next(iter(trainer.get_train_dataloader()))
+    assert item["packs"][0].row_counts == (2, 2, 2)
+    assert item["sizes"].forget == [5, 5]
+
+
+def test_each_epoch_has_pairs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[list[schedule.Key]] = []
+    item = Sides.__getitem__
+    monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.keys) or item(sides, step))
+    rows = {"forget": make_rows(7, [(5 + i, 2) for i in range(6)])}
+    build(tmp_path, "gd", "lora", rows=rows, seed=3, epochs=2.5, batch_size=3).train()
+    epochs = [schedule.paired(6, 4, 3, 3, epoch) for epoch in range(3)]
+    assert epochs[0] != epochs[1] != epochs[2]
+    assert drawn[:5] == [*epochs[0], *epochs[1], epochs[2][0]]
+
+
+def test_an_epochs_last_step_is_divided_by_its_own_counts(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "gd", epochs=1, batch_size=3, learning_rate=1e-12)
+    trainer.train()
+    rest = entries(trainer)[1]["forget_loss"]  # of one row alone
+    means = [-nll(trainer.model, row).mean().item() for row in FORGET]
+    assert min(abs(rest - mean) for mean in means) < 1e-6
+
+
+def test_rows_without_a_retain_term_are_not_needed(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "npo", retain_term="none", rows={"retain": []})
+    trainer.train()
+    assert all("retain_loss" not in entry for entry in entries(trainer))
+
+
+def test_a_pass_without_rows_gives_no_loss_and_no_gradient(tmp_path: Path) -> None:
+    """What a process does that has fewer passes than another."""
+    for method in ("gd", "npo", "dpo", "idk", "kl", "token-npo", "rmu", "undial", "ceu", "pdu", "simnpo", "satimp"):
+        trainer = build(tmp_path, method)
+        sizes = next(iter(trainer.get_train_dataloader()))["sizes"]
+        terms = trainer.terms(trainer.model, trainer.sides.pack([]), sizes)
+        sum(terms.values(), torch.zeros(())).backward()
+        assert [term.item() for term in terms.values()] == [0.0] * len(terms), method
+        found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
+        assert found, method
+        assert not any(gradient.any() for gradient in found), method
+
+
+def test_passes_of_several_processes_add_up_to_one(tmp_path: Path) -> None:
+    """Terms are shares of the whole step's: the sum over two processes' passes is the loss of one process."""
+    for method in ("gd", "npo", "simnpo", "ceu", "rmu", "dpo", "sugd"):
+        trainer = build(tmp_path, method)
+        keys = [schedule.Key((f,), (f,)) for f in range(4)]
+        whole, *shares = [trainer.sides[schedule.Step([part], keys)] for part in (keys, keys[:1], keys[1:])]
+        expected = trainer.terms(trainer.model, whole["packs"][0], whole["sizes"])
+        for name, value in expected.items():
+            parts = [trainer.terms(trainer.model, s["packs"][0], s["sizes"])[name].item() for s in shares]
+            assert sum(parts) == pytest.approx(value.item(), rel=1e-6), (method, name)
+
+
+def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 4))
+    assert training_arguments(RunConfig(model="m", output=str(tmp_path), method="ga"))._n_gpu == 1
+
+
+@pytest.mark.parametrize("method", ["ga", "pdu", "ngdiff", "sugd"])
+def test_divergence_is_an_error_that_names_the_learning_rate(method: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, method, "full", torch.float32, learning_rate=1e30, epochs=4)
+    with pytest.raises(ConfigError, match=rf"--learning_rate 1e\+30: {method} diverged at step 2"):
+        trainer.train()
+
+
+def test_a_value_sees_each_token_alone(tmp_path: Path) -> None:
+    """Values may be computed chunk by chunk, so none may mix tokens: of part of them they are part of the values."""
+    for method in ("undial", "ceu", "pdu", "rmu"):
+        trainer = build(tmp_path, method)
+        batch = pack_rows({"forget": FORGET})
+        (span,) = [span for name, span in trainer._spans(trainer.model, batch).items() if name == "forget"]
+        every = trainer.passes.values(trainer.model, batch, [span])[0]
+        live = span.reference
+        part = Span(slice(3, 9), span.value, (lambda s, live=live: live(slice(3, 9))[s]) if live else None)
+        torch.testing.assert_close(trainer.passes.values(trainer.model, batch, [part])[0], every[3:9])

@@ -1,0 +1,159 @@
+"""The rows of a run: found, checked, with their alternatives, and as tokens."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from lume_tasks import data as lume_data
+from lume_tasks.checks import SIDES, check_sides
+from lume_tasks.rows import DataError, Row, find_file, read_rows
+from lume_unlearn.alternatives import read_alternatives
+from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.data import Sides, Tokens, encode_rows
+from lume_unlearn.refusals import refusals
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run reads beside the model."""
+
+    forget: list[Row]
+    retain: list[Row]
+    """Empty where none were named; a method without retain term has them for watching only."""
+    alternatives: list[list[str]] | None
+    """Other answers to each forget row, where the method wants them."""
+    checksums: dict[str, str]
+    """SHA-256 of each file read."""
+
+
+def load_inputs(config: RunConfig) -> Inputs:
+    """Read and check every file of the run.
+
+    Raises:
+        ConfigError: ``--data`` is no directory.
+        DataError: anything wrong with the rows, all at once.
+    """
+    forget, retain, checksums = load_sides(config)
+    if config.alternatives is not None:
+        checksums |= _checksum(Path(config.alternatives))
+    return Inputs(forget, retain, _alternatives(config, forget), checksums)
+
+
+def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
+    """Forget rows, retain rows (none where only --forget is named) and the SHA-256 of each file read.
+
+    Raises:
+        ConfigError: ``--data`` is no directory.
+        DataError: anything wrong with the rows, all at once.
+    """
+    if config.forget is not None:
+        files, sides = _named_sides(config)
+    else:
+        if config.data is not None and not Path(config.data).expanduser().is_dir():
+            raise ConfigError(f"--data {config.data}: is not a directory")
+        directory = lume_data.data_dir(config.data)
+        files = {side: lume_data.side_file(directory, side, config.split) for side in SIDES}
+        sides = lume_data.load_rows(directory, config.split)
+    checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
+    return sides["forget"], sides.get("retain", []), checksums
+
+
+def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row]]]:
+    """The files of ``--forget`` and ``--retain`` and their rows, by side."""
+    files: dict[str, Path] = {}
+    sides: dict[str, list[Row]] = {}
+    faults: list[str] = []
+    for side in SIDES:
+        if (named := getattr(config, side)) is None:
+            continue
+        try:
+            files[side] = _rows_file(Path(named).expanduser(), side)
+            sides[side] = read_rows(files[side])
+        except DataError as error:
+            faults.append(str(error))
+    faults = faults or check_sides(sides["forget"], sides.get("retain", []))
+    if faults:
+        raise DataError("\n".join(faults))
+    return files, sides
+
+
+def _rows_file(path: Path, side: str) -> Path:
+    """A file as it is; in a folder the side's file."""
+    if not path.exists():
+        raise DataError(f"--{side} {path}: there is no such file or folder")
+    return find_file(path, side, str(path / side)) if path.is_dir() else path
+
+
+def _alternatives(config: RunConfig, forget: list[Row]) -> list[list[str]] | None:
+    """Other answers to each forget row, where the method wants them."""
+    if config.spec.alternative == "refusals":
+        return [[text] for text in refusals(forget, config.seed)]
+    if config.spec.alternative == "file":
+        found = read_alternatives(Path(cast(str, config.alternatives)), forget)
+        return [found[row.id] for row in forget]
+    return None
+
+
+def _checksum(path: Path) -> dict[str, str]:
+    return {str(path): lume_data.checksums(path.parent, [path.name])[path.name]}
+
+
+def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:
+    """The rows as tokens; a forget row with several alternatives stands there once with each.
+
+    Args:
+        config: of the run.
+        tokenizer: of the model.
+        context: longest sequence that the model takes.
+        inputs: of the run.
+
+    Raises:
+        DataError: rows that do not fit.
+    """
+    encode = partial(encode_rows, tokenizer, loss_on=config.loss_on, max_length=config.max_length, context=context)
+    forget, retain = inputs.forget, inputs.retain if config.needs_retain else []
+    others = inputs.alternatives or [[row.output] for row in forget]
+    pairs = [(number, replace(row, output=text)) for number, row in enumerate(forget) for text in others[number]]
+    encoded = encode(forget)
+    return Sides(
+        forget=[encoded[number] for number, _ in pairs],
+        retain=encode(retain),
+        alternative=encode([row for _, row in pairs]) if inputs.alternatives else (),
+        use=config.spec.forget_pass,
+        names={"forget": [row.id for _, row in pairs], "retain": [row.id for row in retain]},
+    )
+
+
+def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:
+    """Refuse tokens that the model has no embedding for: looking one up ends in an obscure error, on a GPU in a crash.
+
+    Raises:
+        ConfigError: the tokenizer is not that of the model.
+    """
+    highest = max(max(row.input_ids) for row in rows)
+    known = model.get_input_embeddings().num_embeddings
+    if highest >= known:
+        raise ConfigError(
+            f"--model {config.model}: its tokenizer gives tokens up to {highest}, its weights know {known} of them"
+        )
+
+
+def watched(config: RunConfig, tokenizer: Any, context: int | None, rows: Sequence[Row], count: int) -> list[Tokens]:
+    """A few rows to watch while training: drawn by the seed, the same for every method.
+
+    Rows that do not fit the model are left out rather than refused: a method may have no other use for them.
+    """
+    order = np.random.default_rng(config.seed).permutation(len(rows)).tolist()
+    found: list[Tokens] = []
+    for index in order:
+        try:
+            found += encode_rows(tokenizer, [rows[index]], config.loss_on, config.max_length, context)
+        except DataError:
+            continue
+        if len(found) == count:
+            break
+    return found

@@ -1,0 +1,295 @@
+"""What each method minimises, a second time: plain PyTorch, row by row without padding, none of the package's losses.
+
+A new method needs a row in `FORMULAS`; `test_methods` then checks it through the trainer.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax, logsigmoid, softmax
+
+from lume_unlearn.data import Tokens
+from lume_unlearn.losses import IGNORED
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step: the model, the one before unlearning, the rows, the method's parameters."""
+
+    model: Any
+    before: Any
+    forget: Sequence[Tokens]
+    alternative: Sequence[Tokens]
+    retain: Sequence[Tokens]
+    params: dict[str, float]
+
+
+Term = Callable[[Step], Tensor]
+
+
+@dataclass(frozen=True)
+class Formula:
+    """One method."""
+
+    forget: Term
+    retain: Term | None
+    params: dict[str, float] = field(default_factory=dict)
+    """Not the defaults, and values that matter on the rows of the tests (NLL of a forget token: 0.2 to 1.8 nats), so
+    that a parameter that is passed over shows."""
+    reference: tuple[str, ...] = ()
+    """Sides that the model before unlearning scores once."""
+    live: tuple[str, ...] = ()
+    """Sides that it is asked about in every step."""
+    trained: tuple[str, ...] = ("forget", "retain")
+    """Sides that go through the model in training."""
+    weight: Callable[[float, list[float], dict[str, float]], float] = lambda start, losses, params: start
+    """(retain weight at first, retain losses of the steps so far, params) to the next; one step an epoch."""
+    lowers: Term | None = None
+    """What a few steps without retain term lower; the NLL of the forget rows rises if nothing is said."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """What the checks of all methods have to set for this one."""
+    untrained: str = ""
+    """Why the method is not trained at all."""
+
+
+# One row.
+
+
+def places(row: Tokens) -> Tensor:
+    """Where the labelled tokens stand; the first token has nothing before it."""
+    return torch.tensor([t for t, label in enumerate(row.labels) if t and label != IGNORED])
+
+
+def logits(model: Any, row: Tokens) -> Tensor:
+    """(labelled tokens, V) logits that predict them."""
+    found: Tensor = model(input_ids=torch.tensor([row.input_ids])).logits[0, places(row) - 1]
+    return found
+
+
+def nll(model: Any, row: Tokens) -> Tensor:
+    """(labelled tokens,)."""
+    targets = torch.tensor(row.input_ids)[places(row)]
+    return -log_softmax(logits(model, row), -1)[range(len(targets)), targets]
+
+
+def states(model: Any, row: Tokens, layer: int) -> Tensor:
+    """(labelled tokens, d) hidden states of the tokens themselves behind one decoder layer."""
+    kept: list[Any] = []
+    block = next(module for name, module in model.named_modules() if name.endswith(f".layers.{layer}"))
+    handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model(input_ids=torch.tensor([row.input_ids]))
+    handle.remove()
+    output = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+    found: Tensor = output[0, places(row)]
+    return found
+
+
+# All rows of a side.
+
+
+def mean(parts: list[Tensor]) -> Tensor:
+    """Over all tokens; 0 without any."""
+    joined = torch.cat(parts) if parts else torch.zeros(0)
+    return joined.sum() / max(len(joined), 1)
+
+
+def rows_mean(parts: list[Tensor]) -> Tensor:
+    """Of the rows' means."""
+    return torch.stack([part.mean() for part in parts]).mean()
+
+
+def gains(step: Step, side: Sequence[Tokens]) -> list[Tensor]:
+    """By how much each token's NLL has risen since before."""
+    with torch.no_grad():
+        old = [nll(step.before, row) for row in side]
+    return [nll(step.model, row) - then for row, then in zip(side, old, strict=True)]
+
+
+def preference(margins: Tensor, beta: float) -> Tensor:
+    """The shape that NPO, SimNPO and DPO share."""
+    return -2 / beta * logsigmoid(beta * margins).mean()
+
+
+def forget_nll(step: Step) -> list[Tensor]:
+    return [nll(step.model, row) for row in step.forget]
+
+
+def forget_mean(step: Step) -> Tensor:
+    return mean(forget_nll(step))
+
+
+def ascent(step: Step) -> Tensor:
+    return -mean(forget_nll(step))
+
+
+def retain_mean(step: Step) -> Tensor:
+    return mean([nll(step.model, row) for row in step.retain])
+
+
+def alternative_mean(step: Step) -> Tensor:
+    return mean([nll(step.model, row) for row in step.alternative])
+
+
+def retain_kl(step: Step) -> Tensor:
+    parts = []
+    for row in step.retain:
+        now = log_softmax(logits(step.model, row), -1)
+        with torch.no_grad():
+            then = log_softmax(logits(step.before, row), -1)
+        parts.append((then.exp() * (then - now)).sum(-1))
+    return mean(parts)
+
+
+def retain_nll_kl(step: Step) -> Tensor:
+    return retain_mean(step) + KL_WEIGHT * retain_kl(step)
+
+
+KL_WEIGHT = 0.6
+
+
+# The methods.
+
+
+def npo(step: Step) -> Tensor:
+    return preference(torch.stack([gain.sum() for gain in gains(step, step.forget)]), step.params["beta"])
+
+
+def token_npo(step: Step) -> Tensor:
+    return preference(torch.cat(gains(step, step.forget)), step.params["beta"])
+
+
+def simnpo(step: Step) -> Tensor:
+    means = torch.stack([part.mean() for part in forget_nll(step)])
+    return preference(means - step.params["margin"], step.params["beta"])
+
+
+def dpo(step: Step) -> Tensor:
+    lose, win = gains(step, step.forget), gains(step, step.alternative)
+    return preference(
+        torch.stack([bad.sum() - good.sum() for bad, good in zip(lose, win, strict=True)]), step.params["beta"]
+    )
+
+
+def dpo_margin(step: Step) -> Tensor:
+    return alternative_mean(step) - forget_mean(step)
+
+
+def steer(step: Step) -> Tensor:
+    width = step.model.config.hidden_size
+    drawn = torch.rand(width, generator=torch.Generator().manual_seed(SEED))
+    target = step.params["steering"] * drawn / drawn.square().sum().sqrt()
+    layer = int(step.params["layer"])
+    return rows_mean([(states(step.model, row, layer) - target).square().sum(-1) / width for row in step.forget])
+
+
+def stay(step: Step) -> Tensor:
+    layer, parts = int(step.params["layer"]), []
+    for row in step.retain:
+        with torch.no_grad():
+            then = states(step.before, row, layer)
+        parts.append((states(step.model, row, layer) - then).square().mean(-1))
+    return rows_mean(parts)
+
+
+SEED = 5
+
+
+def undial(step: Step) -> Tensor:
+    parts = []
+    for row in step.forget:
+        targets = torch.tensor(row.input_ids)[places(row)]
+        with torch.no_grad():
+            teacher = logits(step.before, row).clone()
+        teacher[range(len(targets)), targets] -= step.params["beta"]
+        parts.append(-(softmax(teacher, -1) * log_softmax(logits(step.model, row), -1)).sum(-1))
+    return mean(parts)
+
+
+def weighted(step: Step, weight: Callable[[Tensor], Tensor]) -> Tensor:
+    return -mean([weight((-part).exp().detach()) * part for part in forget_nll(step)])
+
+
+def wga(step: Step) -> Tensor:
+    return weighted(step, lambda p: p ** step.params["beta"])
+
+
+def satimp(step: Step) -> Tensor:
+    return weighted(step, lambda p: p ** step.params["beta1"] * (1 - p) ** step.params["beta2"])
+
+
+def ceu(step: Step) -> Tensor:
+    parts = []
+    for row in step.forget:
+        targets, now = torch.tensor(row.input_ids)[places(row)], logits(step.model, row)
+        others = softmax(now.detach(), -1)
+        others[range(len(targets)), targets] = 0.0
+        others = others / others.sum(-1, keepdim=True)
+        parts.append(-(others * log_softmax(now, -1)).sum(-1)[int(step.params["skip"]) :])
+    return mean(parts)
+
+
+def flatness(step: Step) -> Tensor:
+    found = [logits(step.model, row) for row in step.forget]
+    return mean([(part.max(-1).values - part.mean(-1)) ** 2 for part in found])
+
+
+def dual(start: float, losses: list[float], params: dict[str, float]) -> float:
+    weight = start
+    for epoch, loss in enumerate(losses, start=1):
+        if epoch >= params["dual_warmup"]:
+            weight = max(0.0, weight + params["dual_step"] * (loss - params["epsilon"]))
+    return weight
+
+
+def selective(start: float, losses: list[float], params: dict[str, float]) -> float:
+    if len(losses) < 2:  # the first epoch only measures
+        return start
+    excess = losses[-1] - losses[0]
+    return 1.2 if excess <= 0 else min(max(round(0.3 * 6**excess + 0.8, 1), 1.2), 2.3)
+
+
+def sugd_forget(step: Step) -> Tensor:
+    return -sum((part.mean() for part in forget_nll(step)), torch.zeros(())) / (len(step.forget) + len(step.retain))
+
+
+def sugd_retain(step: Step) -> Tensor:
+    parts = [nll(step.model, row).mean() for row in step.retain]
+    return sum(parts, torch.zeros(())) / (len(step.forget) + len(step.retain))
+
+
+_PAIRS: dict[str, Any] = {
+    "params": {"beta": 0.2},
+    "reference": ("forget", "alternative"),
+    "trained": ("forget", "alternative", "retain"),
+    "lowers": dpo_margin,
+}
+FORMULAS: dict[str, Formula] = {
+    "ga": Formula(ascent, None, trained=("forget",)),
+    "gd": Formula(ascent, retain_mean),
+    "kl": Formula(ascent, retain_kl, live=("retain",)),
+    "npo": Formula(npo, retain_mean, {"beta": 0.2}, reference=("forget",)),
+    "token-npo": Formula(token_npo, retain_nll_kl, {"beta": 0.7}, reference=("forget",), live=("retain",)),
+    "simnpo": Formula(simnpo, retain_mean, {"beta": 2.0, "margin": 0.3}),
+    "dpo": Formula(dpo, retain_mean, **_PAIRS),
+    "idk-dpo": Formula(dpo, retain_mean, **_PAIRS),
+    "altpo": Formula(dpo, retain_mean, **_PAIRS),
+    "idk": Formula(alternative_mean, retain_mean, trained=("alternative", "retain"), lowers=alternative_mean),
+    "rmu": Formula(steer, stay, {"layer": 0, "steering": 3.0}, live=("retain",), lowers=steer),
+    "undial": Formula(undial, None, {"beta": 4.0}, live=("forget",), trained=("forget",)),
+    "wga": Formula(wga, retain_mean, {"beta": 0.5}),
+    "satimp": Formula(satimp, retain_mean, {"beta1": 2.0, "beta2": 0.5}),
+    "ceu": Formula(ceu, None, {"skip": 2}, trained=("forget",)),
+    "pdu": Formula(
+        flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 2}, weight=dual, lowers=flatness
+    ),
+    "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
+    "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
+    "ties-merge": Formula(ascent, None, untrained="merges adapters: test_merging"),
+    "sugd": Formula(sugd_forget, sugd_retain, {"chunk": 2, "retain_ratio": 2}, options={"batch_size": 1, "epochs": 1}),
+    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 1}),
+    "selective": Formula(ascent, retain_mean, weight=selective),
+}
+RETAIN_TERMS: dict[str, Term | None] = {"nll": retain_mean, "kl": retain_kl, "nll+kl": retain_nll_kl, "none": None}

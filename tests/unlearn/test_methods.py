@@ -1,0 +1,281 @@
+"""Every method of the registry through the trainer, against its formula in `formulas` by hand."""
+
+import copy
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lume_unlearn import output_layer
+from lume_unlearn.methods import METHODS
+from lume_unlearn.packing import IMPLEMENTATION
+from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean, places
+from tests.unlearn.training import (
+    ALTERNATIVE,
+    FORGET,
+    RETAIN,
+    ROWS,
+    TRAINED,
+    build,
+    counted,
+    entries,
+    passes_seen,
+    steps_of,
+    trained_by_hand,
+    weights,
+)
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+STEPWISE = [name for name in TRAINED if not METHODS[name].normalised]  # test_ngdiff has the other one
+
+
+def test_every_method_has_a_formula_here() -> None:
+    missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()
+    assert not missing, f"add a row for {', '.join(sorted(missing))} to tests/unlearn/formulas.py"
+    assert not left, f"tests/unlearn/formulas.py has rows of no method: {', '.join(sorted(left))}"
+    assert {name for name, row in FORMULAS.items() if row.untrained} == METHODS.keys() - TRAINED
+
+
+def test_the_tables_retain_terms_are_the_registrys() -> None:
+    for name, method in METHODS.items():
+        if not method.merges and method.retain in RETAIN_TERMS and not method.phases:
+            assert FORMULAS[name].retain is RETAIN_TERMS[method.retain], name
+
+
+def expected_names(method: str, tuning: str, names: list[str]) -> set[str]:
+    """The weights that a run may change."""
+    adapter = {name for name in names if (".lora_" in name) == (tuning == "lora")}
+    if tuning == "last:1":
+        adapter = {name for name in names if name.startswith("model.layers.1.")}
+    if tuning.startswith("modules:"):
+        adapter = {name for name in names if "down_proj" in name}
+    if method == "rmu" and tuning != "last:1":  # looks at layer 0 of 2
+        adapter = {name for name in adapter if ".layers.0." in name or "embed_tokens" in name}
+    return adapter
+
+
+def check_by_hand(trainer: Any, retain: Any, tuning: str) -> None:
+    """Train, and compare log and weights."""
+    start = weights(trainer.model)
+    named = expected_names(trainer.config.method, tuning, list(start))
+    assert {name for name, weight in trainer.model.named_parameters() if weight.requires_grad} == named
+    expected, model = trained_by_hand(trainer, retain)
+    trainer.train()
+    assert len(entries(trainer)) == len(expected) >= 2
+    for entry, hand in zip(entries(trainer), expected, strict=True):
+        found = {name: entry[name] for name in hand}
+        assert found == pytest.approx(hand, rel=2e-6, abs=1e-7)
+    for name, weight in weights(trainer.model).items():
+        torch.testing.assert_close(weight, model.get_parameter(name).detach(), rtol=0, atol=2e-6)
+    assert {name for name, weight in weights(trainer.model).items() if not weight.equal(start[name])} == named
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", STEPWISE)
+def test_steps_by_hand(method: str, tuning: str, tmp_path: Path) -> None:
+    check_by_hand(build(tmp_path, method, tuning), FORMULAS[method].retain, tuning)
+
+
+@pytest.mark.parametrize("tuning", ["last:1", "modules:down_proj"])
+@pytest.mark.parametrize("method", ["gd", "kl", "dpo", "rmu", "pdu"])
+def test_steps_by_hand_where_little_is_trained(
+    method: str, tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if method == "rmu":
+        params = FORMULAS["rmu"].params | {"layer": 1 if tuning == "last:1" else 0}
+        monkeypatch.setitem(FORMULAS, "rmu", replace(FORMULAS["rmu"], params=params))
+    check_by_hand(build(tmp_path, method, tuning), FORMULAS[method].retain, tuning)
+
+
+@pytest.mark.parametrize(
+    ("method", "term"),
+    [("ga", "nll"), ("gd", "nll+kl"), ("npo", "kl"), ("undial", "kl"), ("pdu", "kl"), ("dpo", "none"), ("rmu", "none")],
+)
+def test_steps_by_hand_with_another_retain_term(method: str, term: str, tmp_path: Path) -> None:
+    check_by_hand(build(tmp_path, method, "full", retain_term=term), RETAIN_TERMS[term], "full")
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", TRAINED)
+def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str, tmp_path: Path) -> None:
+    formula = FORMULAS[method]
+    with passes_seen() as before:
+        trainer = build(tmp_path, method, tuning)
+    assert not counted(before, training=True)
+    assert counted(before, training=False) == Counter(row.input_ids for side in formula.reference for row in ROWS[side])
+    assert (trainer.reference is not None) == bool(formula.live)
+    if trainer.reference is not None:
+        assert (trainer.reference.copy is None) == (tuning == "lora")  # the adapter off instead of a copy
+    with passes_seen() as during:
+        trainer.train()
+    steps = [step for phase in steps_of(trainer) for step in phase]
+    expected: Counter[str] = Counter()
+    for forget, retain in steps:
+        expected += {"forget": len(forget), "alternative": len(forget), "retain": len(retain)}
+    for training, sides in ((True, formula.trained), (False, formula.live)):
+        own = {row.input_ids: side for side in ROWS for row in ROWS[side]}
+        seen = Counter(own[row] for row in counted(during, training).elements())
+        assert seen == Counter({side: expected[side] for side in sides})
+    assert sum(with_graph for with_graph, _ in during) == len(steps) * (2 if METHODS[method].normalised else 1)
+    assert len(during) == len(steps) * (2 if METHODS[method].normalised else 1 + len(formula.live))
+
+
+def shaken(trainer: Any) -> Any:
+    """The trainer with its weights moved away from those before unlearning."""
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            if weight.requires_grad:
+                weight.add_(0.02 * torch.randn_like(weight))
+    trainer.model.train()
+    return trainer
+
+
+def step_of(trainer: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Loss terms of one step over all rows, and the gradients of their weighted sum."""
+    item = next(iter(trainer.get_train_dataloader()))
+    trainer.model.zero_grad()
+    found: Counter[str] = Counter()
+    for batch in item["packs"]:
+        terms = trainer.terms(trainer.model, batch, item["sizes"])
+        sum(terms.values(), torch.zeros(())).backward()
+        found.update({name: term.item() for name, term in terms.items()})
+    return dict(found), {n: w.grad.clone() for n, w in trainer.model.named_parameters() if w.grad is not None}
+
+
+def switch(trainer: Any, packs: bool, chunks: bool) -> None:
+    """How the model and the one before unlearning are passed."""
+    for passes in [trainer.passes, *([trainer.reference.passes] if trainer.reference else [])]:
+        passes.packs, passes.chunks = packs, chunks
+        passes.config._attn_implementation = IMPLEMENTATION if packs else "sdpa"
+
+
+@pytest.mark.parametrize(
+    ("method", "tuning"),
+    [(name, "full") for name in TRAINED] + [(name, "lora") for name in TRAINED if FORMULAS[name].live],
+)
+def test_packs_padding_and_chunks_give_the_same(
+    method: str, tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = shaken(build(tmp_path, method, tuning))
+    terms, gradients = step_of(trainer)
+    assert set(gradients) == expected_names(method, tuning, list(weights(trainer.model)))
+    for packs, chunks, tokens in (
+        (False, True, 10**6),
+        (True, False, 1),
+        (False, False, 1),
+        (True, True, 3),
+        (False, True, 1),
+    ):
+        if METHODS[method].states and not chunks:
+            continue  # there are no logits to have whole
+        switch(trainer, packs, chunks)
+        monkeypatch.setattr(output_layer, "CHUNK_BYTES", tokens * 4 * 400)
+        found, own = step_of(trainer)
+        assert found == pytest.approx(terms, rel=1e-6, abs=1e-9), (packs, chunks, tokens)
+        assert own.keys() == gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(
+                own[name], gradient, rtol=1e-5, atol=1e-6, msg=f"{packs} {chunks} {tokens} {name}"
+            )
+
+
+@pytest.mark.parametrize(
+    "options", [{"micro_batch_size": 1}, {"max_tokens": 45}, {"gradient_checkpointing": True}], ids=str
+)
+@pytest.mark.parametrize("method", TRAINED)
+def test_smaller_passes_and_recomputation_change_nothing(method: str, options: dict[str, Any], tmp_path: Path) -> None:
+    trainers = [build(tmp_path, method, **chosen) for chosen in ({}, options)]
+    counts = []
+    for trainer in trainers:
+        with passes_seen() as seen:
+            trainer.train()
+        counts.append(len(seen))
+    assert counts[1] > counts[0] or "gradient_checkpointing" in options or method in ("sugd", "agad")
+    for entry, expected in zip(*map(entries, trainers), strict=True):
+        assert entry == pytest.approx(expected, rel=1e-6, abs=1e-7)
+    for name, weight in weights(trainers[1].model).items():
+        torch.testing.assert_close(weight, weights(trainers[0].model)[name], rtol=0, atol=1e-6)
+
+
+@contextmanager
+def noise(trainer: Any, labelled: bool) -> Iterator[None]:
+    """Noise on the states that the losses are made from, at the labelled places or at all others."""
+    rows = {row.input_ids: row for side in ROWS.values() for row in side}
+    states, marks = trainer.method.states, []
+
+    def look(model: Any, args: Any, kwargs: Any) -> None:
+        parts = [tuple(part.tolist()) for part in kwargs["input_ids"][0].split(list(kwargs["pack_lengths"]))]
+        carrying = [set((places(rows[ids]) - int(not states)).tolist()) for ids in parts]
+        marks[:] = [
+            (t in where) == labelled for ids, where in zip(parts, carrying, strict=True) for t in range(len(ids))
+        ]
+
+    def disturb(size: float) -> Callable[..., Tensor]:
+        return lambda module, args, output: (
+            output + size * torch.tensor(marks)[:, None] * (torch.arange(output.shape[-1]) % 3)
+        )
+
+    handles = []
+    for size, model in enumerate([trainer.model, *([trainer.reference.copy] if trainer.reference else [])], start=1):
+        handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
+        block = model.model.layers[0] if states else model.model.norm
+        handles.append(block.register_forward_hook(disturb(size)))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_only_labelled_tokens_count(method: str, tmp_path: Path) -> None:
+    trainer = shaken(build(tmp_path, method))
+    terms, gradients = step_of(trainer)
+    with noise(trainer, labelled=False):
+        found, own = step_of(trainer)
+    assert found == pytest.approx(terms, rel=1e-12)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(own[name], gradient, rtol=1e-9, atol=1e-12)
+    with noise(trainer, labelled=True):
+        found, _ = step_of(trainer)
+    assert all(abs(found[name] - term) > 1e-3 for name, term in terms.items() if term)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
+    formula, spec = FORMULAS[method], METHODS[method]
+    alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
+    trainer = build(tmp_path, method, dtype=torch.float32, epochs=4, **alone)
+    model = copy.deepcopy(trainer.model)
+    sides = (FORGET, ALTERNATIVE, RETAIN, formula.params)
+    trainer.train()
+    lowers = formula.lowers or (lambda step: -forget_mean(step))
+    with torch.no_grad():
+        before, after = (lowers(Step(now, model, *sides)).item() for now in (model, trainer.model))
+    assert after < before - 0.02 * abs(before)
+
+
+# What is no part of training (test_merging), or acts only at the edge of its range (test_ngdiff).
+ELSEWHERE = {("task-vector", "scale"), ("ties-merge", "density"), ("ngdiff", "rate_range")}
+PARAMS = [(method, name) for method in METHODS for name in METHODS[method].params if (method, name) not in ELSEWHERE]
+
+
+@pytest.mark.parametrize(("method", "name"), PARAMS)
+def test_every_parameter_changes_the_result(method: str, name: str, tmp_path: Path) -> None:
+    """Or it would be passed over somewhere. A value of the formula's row has to be one that matters on these rows."""
+    params, param = FORMULAS[method].params, METHODS[method].params[name]
+    value = params.get(name, param.default)
+    other = next(v for v in (value / 2, value + 1, value - 1, 0.0) if v != value and param.fault(v) is None)
+    results = []
+    for number, chosen in enumerate((value, other)):
+        trainer = build(tmp_path / str(number), method, params={**params, name: chosen})
+        trainer.train()
+        results.append(weights(trainer.model))
+    assert any(not weight.equal(results[1][key]) for key, weight in results[0].items())

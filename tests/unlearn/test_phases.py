@@ -1,0 +1,214 @@
+"""What changes while training: phases of SUGD and AGAD, weights that follow the retain loss, the turned task vector."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from lume_unlearn import unlearning
+from lume_unlearn.config import RunConfig
+from lume_unlearn.data import Sides
+from lume_unlearn.schedule import Step as Planned
+from lume_unlearn.trainer import UnlearningTrainer
+from lume_unlearn.unlearning import run
+from tests.conftest import make_rows, write_rows
+from tests.unlearn.formulas import FORMULAS, Step, dual, forget_mean, selective
+from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, known_model, trained_by_hand, weights
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+Rows = list[tuple[list[int], list[int]]]
+
+
+def rows_trained(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Rows:
+    """Train; (forget rows, retain rows) of each optimiser step as they were asked for."""
+    seen: Rows = []
+    item = Sides.__getitem__
+
+    def note(sides: Sides, step: Planned) -> dict[str, Any]:
+        keys = [key for part in step.passes for key in part]
+        seen.append(([f for key in keys for f in key.forget], [r for key in keys for r in key.retain]))
+        return item(sides, step)
+
+    monkeypatch.setattr(Sides, "__getitem__", note)
+    trainer.train()
+    return seen
+
+
+def test_sugd_goes_through_its_chunks_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = {"chunk": 3, "retain_ratio": 3}
+    trainer = build(tmp_path, "sugd", epochs=2, batch_size=2, params=params)
+    first = [([0, 1], [0, 1, 2, 3, 0, 1]), ([2], [2, 3, 0])]  # three retain rows a forget row, round and round
+    second = [([3], [1, 2, 3])]
+    assert rows_trained(trainer, monkeypatch) == [*first, *first, *second, *second]
+
+
+def test_agad_goes_back_and_forth(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = build(tmp_path, "agad", epochs=2, batch_size=2, params={"chunk": 3, "anneal_share": 0.5})
+    seen = rows_trained(trainer, monkeypatch)
+    kinds = "".join("f" if forget else "r" for forget, retain in seen if bool(forget) != bool(retain))
+    # Chunk of three: two steps twice. Half of four retain rows: one step twice. The last row; again; then all retain.
+    assert kinds == "ffff" + "rr" + "ff" + "rr" + "rrrr"
+    forget = [sorted(rows) for rows, _ in seen if rows]
+    assert sorted(forget[0] + forget[1]) == sorted(forget[2] + forget[3]) == [0, 1, 2]
+    assert forget[4:] == [[3], [3]]
+    retain = [sorted(rows) for _, rows in seen if rows]
+    assert retain[0] == retain[1]
+    assert retain[2] == retain[3]
+    assert sorted(retain[4] + retain[5]) == sorted(retain[6] + retain[7]) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
+@pytest.mark.parametrize("method", ["sugd", "agad"])
+def test_each_phase_has_a_fresh_optimizer_and_its_own_falling_rate(method: str, tuning: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, method, tuning, epochs=2)
+    expected, model = trained_by_hand(trainer, FORMULAS[method].retain)  # a new AdamW for each phase
+    trainer.train()
+    lengths = [len(phase) for phase in trainer.phases]
+    assert len(lengths) > 1
+    assert [entry["learning_rate"] for entry in entries(trainer)] == pytest.approx(
+        [RATE * (1 - step / length) for length in lengths for step in range(length)]
+    )
+    assert [entry["loss"] for entry in entries(trainer)] == pytest.approx(
+        [entry["loss"] for entry in expected], rel=1e-6
+    )
+    for name, weight in weights(trainer.model).items():
+        torch.testing.assert_close(weight, model.get_parameter(name).detach(), rtol=0, atol=2e-6)
+
+
+def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
+    params = {"epsilon": 0.55, "dual_step": 3.0, "dual_warmup": 2.0}
+    trainer = build(tmp_path, "pdu", epochs=4, batch_size=2, learning_rate=3e-3, params=params)
+    trainer.train()
+    found = entries(trainer)
+    expected, weight = [], RETAIN_WEIGHT
+    for step, entry in enumerate(found, start=1):  # two steps an epoch
+        if step / 2 >= 2:
+            weight = max(0.0, weight + 3.0 * (entry["retain_loss"] - 0.55))
+        expected.append(weight)
+    assert [entry["retain_weight"] for entry in found] == pytest.approx(expected, rel=1e-6)
+    assert expected[2] == RETAIN_WEIGHT != expected[3]
+    assert expected[-1] == dual(expected[-2], [found[-1]["retain_loss"]], params | {"dual_warmup": 0})
+
+
+def test_the_dual_variable_stays_above_0_and_is_the_weight_used(tmp_path: Path) -> None:
+    params = {"epsilon": 5.0, "dual_step": 1.0, "dual_warmup": 1.0}
+    trainer = build(tmp_path, "pdu", params=params)
+    trainer.train()
+    first, second, third = entries(trainer)
+    assert [first["retain_weight"], second["retain_weight"], third["retain_weight"]] == [0.0, 0.0, 0.0]
+    assert first["loss"] == pytest.approx(0.7 * first["forget_loss"] + RETAIN_WEIGHT * first["retain_loss"])
+    assert second["loss"] == pytest.approx(0.7 * second["forget_loss"])
+
+
+def test_selective_weighs_the_retain_rows_more_as_they_suffer(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "selective", epochs=4, batch_size=2, learning_rate=1e-2, retain_weight=0.4)
+    trainer.train()
+    found = entries(trainer)
+    losses = [entry["retain_loss"] for entry in found]
+    average = sum(losses[:2]) / 2  # of the first epoch
+    expected = [0.4, 0.4, *(selective(0.4, [average, loss], {}) for loss in losses[2:])]
+    assert [entry["retain_weight"] for entry in found] == pytest.approx(expected)
+    assert max(expected) > 1.2, "the example is to lose retain rows"
+    used = [0.4, *expected[:-1]]
+    for entry, weight in zip(found, used, strict=True):
+        assert entry["loss"] == pytest.approx(0.7 * entry["forget_loss"] + weight * entry["retain_loss"], rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["pdu", "selective"])
+def test_small_passes_adapt_the_weight_once_a_step(method: str, tmp_path: Path) -> None:
+    params = {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1.0} if method == "pdu" else {}
+    logs = []
+    for options in ({}, {"micro_batch_size": 1, "logging_steps": 2}):
+        trainer = build(tmp_path, method, epochs=4, learning_rate=5e-3, params=params, **options)
+        trainer.train()
+        logs.append({entry["step"]: entry["retain_weight"] for entry in entries(trainer)})
+    every, some = logs
+    assert list(some) == [1, 2, 4]
+    assert some == pytest.approx({step: every[step] for step in some})
+    assert len(set(every.values())) > 1
+
+
+def test_weights_that_do_not_move_are_not_logged(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "gd")
+    trainer.train()
+    assert all("retain_weight" not in entry for entry in entries(trainer))
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A model and forget rows for whole runs."""
+    folder = tmp_path_factory.mktemp("task_vector")
+    known_model().save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    write_rows(folder / "forget.jsonl", make_rows("forget", 4))
+    return folder
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
+def test_a_task_vector_is_turned_around(
+    tuning: str, disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained: list[dict[str, Tensor]] = []
+    trainers: list[Any] = []
+    train = UnlearningTrainer.train
+
+    def note(trainer: UnlearningTrainer, **options: Any) -> None:
+        before = copy.deepcopy(trainer.model)
+        train(trainer, **options)
+        trained.append(merged(trainer.model))
+        trainers.extend((before, trainer))
+
+    monkeypatch.setattr(unlearning.UnlearningTrainer, "train", note)
+    config = RunConfig(
+        str(disk / "model"),
+        str(tmp_path / "out"),
+        "task-vector",
+        tuning,
+        forget=str(disk / "forget.jsonl"),
+        params={"scale": 2.5},
+        epochs=3,
+        learning_rate=1e-3,
+        warmup=0.0,
+        batch_size=4,
+        lora_rank=4,
+        precision="float32",
+    )
+    out = run(config)
+    before, trainer = trainers
+    start, end = merged(before), merged(trainer.model)
+    assert any(not end[name].equal(start[name]) for name in start)
+    for name, weight in start.items():
+        expected = weight - 2.5 * (trained[0][name] - weight)
+        torch.testing.assert_close(end[name], expected, rtol=0, atol=2e-6, msg=name)
+        if tuning == "last:1" and not name.startswith("model.layers.1."):
+            assert end[name].equal(weight)
+    file = "adapter_model.safetensors" if tuning == "lora" else "model.safetensors"
+    saved = load_file(out / file)
+    assert all(saved[name].equal(weight) for name, weight in end.items() if name in saved)
+    rows = trainer.sides.forget
+    with torch.no_grad():
+        known, learned, left = (
+            forget_mean(Step(model, None, rows, [], [], {})).item()
+            for model in (before, with_weights(before, trained[0]), trainer.model)
+        )
+    assert learned < known < left
+
+
+def merged(model: Any) -> dict[str, Tensor]:
+    """The weights, with an adapter folded in."""
+    whole = copy.deepcopy(model)
+    whole = whole.merge_and_unload() if hasattr(whole, "merge_and_unload") else whole
+    return {name: weight.detach().clone() for name, weight in whole.named_parameters()}
+
+
+def with_weights(model: Any, values: dict[str, Tensor]) -> Any:
+    """The plain model with these weights."""
+    whole = copy.deepcopy(model)
+    whole = whole.merge_and_unload() if hasattr(whole, "merge_and_unload") else whole
+    whole.load_state_dict(values)
+    return whole

@@ -1,0 +1,161 @@
+"""The model before unlearning: what was computed once, an adapter turned off, a frozen copy."""
+
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from lume_unlearn import losses, output_layer
+from lume_unlearn.data import Tokens, pack_rows
+from lume_unlearn.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
+from lume_unlearn.losses import IGNORED
+from lume_unlearn.tuning import freeze
+from tests.conftest import make_model
+
+VOCABULARY = 400
+CPU = torch.device("cpu")
+
+
+def make_rows(lengths: tuple[int, ...] = (3, 21, 2, 9, 30), seed: int = 1) -> list[Tokens]:
+    torch.manual_seed(seed)
+    rows = []
+    for length in lengths:
+        ids = torch.randint(2, VOCABULARY, (length,)).tolist()
+        prompt = max(length // 2, 1)
+        rows.append(Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:])))
+    return rows
+
+
+ROWS = make_rows()
+BATCH = pack_rows({"forget": ROWS})
+
+
+def make(tuning: str, **options: Any) -> Any:
+    """A model as a run starts with it."""
+    model = make_model(VOCABULARY, **options)
+    use_packing(model)
+    if tuning != "lora":
+        freeze(model, tuning)
+        return model
+    targets = ["q_proj", "down_proj", "lm_head"]
+    config = LoraConfig(r=3, target_modules=targets, lora_dropout=0.5, init_lora_weights=False, task_type="CAUSAL_LM")
+    return get_peft_model(model, config)
+
+
+def train(model: Any) -> None:
+    """Move every weight that is trained."""
+    with torch.no_grad():
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.add_(torch.randn_like(weight) * 0.3)
+
+
+@pytest.mark.parametrize("chunk_bytes", [4 * 4 * VOCABULARY, 2**28], ids=["chunks", "one"])
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:1", r"modules:layers\.0\.mlp"])
+def test_it_says_what_the_model_said_before_training(
+    tuning: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", chunk_bytes)
+    model = make(tuning)
+    plain = make_model(VOCABULARY)
+    expected = labelled_logits(plain, plain.config, BATCH)
+    reference = Reference(model, Passes(model))
+    train(model)
+    model.train()
+    at = reference.at(model, model, BATCH)
+    for part in (slice(None), slice(3, 11)):
+        torch.testing.assert_close(at(part), expected[part], rtol=1e-4, atol=1e-4)
+        assert not at(part).requires_grad
+    now = labelled_logits(model.eval(), model.config, BATCH)
+    assert (now - expected).abs().max() > 0.5  # training did change it
+
+
+def test_it_has_no_dropout_and_leaves_the_mode_and_the_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("lora", dropout=0.4).train()
+    reference = Reference(model, Passes(model))
+    first = reference.at(model, model, BATCH)(slice(None))
+    assert first.equal(reference.at(model, model, BATCH)(slice(None)))
+    assert model.training
+    assert not any(module.disable_adapters for module in model.modules() if hasattr(module, "lora_A"))
+
+
+@pytest.mark.parametrize("tuning", ["full", "last:1"])
+def test_a_copy_shares_what_is_not_trained(tuning: str) -> None:
+    model = make(tuning)
+    copied = Reference(model, Passes(model)).copy
+    assert copied is not None
+    own = dict(model.named_parameters())
+    shared = {name for name, weight in copied.named_parameters() if weight.data_ptr() == own[name].data_ptr()}
+    assert shared == {name for name, weight in own.items() if not weight.requires_grad}
+    assert not any(weight.requires_grad for weight in copied.parameters())
+    assert not copied.training
+
+
+def test_no_copy_is_made_beside_an_adapter() -> None:
+    model = make("lora")
+    assert Reference(model, Passes(model)).copy is None
+
+
+def test_a_copy_in_bfloat16_is_rounded_and_leaves_the_model_alone() -> None:
+    model = make("last:1")
+    expected = labelled_logits(model, model.config, BATCH)
+    reference = Reference(model, Passes(model), "bfloat16")
+    assert {weight.dtype for weight in reference.copy.parameters()} == {torch.bfloat16}
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    found = reference.at(model, model, BATCH)(slice(None)).float()
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_a_copy_on_the_cpu_is_the_same_where_there_is_nothing_else() -> None:
+    model = make("full")
+    expected = labelled_logits(model, model.config, BATCH)
+    found = Reference(model, Passes(model), "cpu").at(model, model, BATCH)(slice(None))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_states_of_a_layer(tuning: str) -> None:
+    model, plain = make(tuning), make_model(VOCABULARY)
+    reference = Reference(model, Passes(model, 0))
+    train(model)
+    row = pack_rows({"forget": ROWS[1:2]})
+    states = plain(input_ids=row.input_ids[None], output_hidden_states=True).hidden_states[1][0]
+    found = reference.at(model, model, row)(slice(None))
+    torch.testing.assert_close(found, states[row.keep + 1], rtol=1e-4, atol=1e-4)
+
+
+def nll_of(model: Any, row: Tokens) -> Tensor:
+    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
+    labels = torch.tensor(row.labels[1:])
+    return losses.token_nll(logits[labels != IGNORED], labels[labels != IGNORED])
+
+
+@pytest.mark.parametrize("max_tokens", [1, 25, 60, 10_000])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_nlls_are_those_of_each_row_alone_however_they_share_passes(tuning: str, max_tokens: int) -> None:
+    model = make(tuning, dropout=0.3).eval()
+    expected = {row: nll_of(model, row) for row in ROWS}
+    model.train()
+    found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
+    assert model.training
+    assert found.keys() == expected.keys()
+    for row, values in found.items():
+        torch.testing.assert_close(values, expected[row].detach(), rtol=1e-4, atol=1e-5)
+        assert (values.dtype, values.requires_grad, values.shape) == (torch.float32, False, (row.scored,))
+
+
+def test_rows_of_like_length_share_a_pass_within_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make("full")
+    passes, seen = Passes(model), []
+    values = passes.values
+
+    def noted(model: Any, batch: Any, spans: Any) -> list[Tensor]:
+        seen.append(batch.lengths)
+        return values(model, batch, spans)
+
+    monkeypatch.setattr(passes, "values", noted)
+    token_nlls(model, passes, make_rows((30, 5, 40, 6, 5, 7)), 20, CPU)
+    assert seen == [(5, 5, 6), (7,), (30,), (40,)]
+    assert token_nlls(model, passes, [], 20, CPU) == {}

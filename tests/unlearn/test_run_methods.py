@@ -1,0 +1,253 @@
+"""Runs of the methods that need more than rows, or do more than train: what they write, and what they refuse."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import lume_unlearn
+from lume_tasks.rows import DataError, Row, read_rows
+from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.data import Tokens, encode_rows
+from lume_unlearn.forward import Passes, token_nlls
+from lume_unlearn.merging import adapter_factors, ties
+from lume_unlearn.methods import METHODS
+from lume_unlearn.refusals import refusals
+from lume_unlearn.unlearning import run
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+Build = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def build(model_dir: Path, data_dir: Path, tmp_path: Path) -> Build:
+    """(method, options) to a run of three optimiser steps over twelve pairs, into a folder of its name."""
+
+    def _build(method: str, name: str = "out", **options: Any) -> RunConfig:
+        plain = {"model": str(model_dir), "output": str(tmp_path / name), "data": str(data_dir), "epochs": 1}
+        plain |= {"batch_size": 4, "max_tokens": 200, "learning_rate": 3e-3, "warmup": 0.0, "lora_rank": 4}
+        return RunConfig(method=method, **(plain | options))  # type: ignore[arg-type]
+
+    return _build
+
+
+@pytest.fixture
+def alternatives(data_dir: Path, tmp_path: Path) -> Path:
+    """Two other answers to each forget row."""
+    lines = [
+        {"id": row.id, "alternative": text}
+        for row in read_rows(data_dir / "forget.jsonl")
+        for text in ("the river", f"nothing of {row.id}")
+    ]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "other.jsonl"
+
+
+def load(config: RunConfig) -> Any:
+    """The result as the harness loads it."""
+    if config.tuning != "lora":
+        return AutoModelForCausalLM.from_pretrained(config.output)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), config.output)
+
+
+def weights(folder: str | Path) -> dict[str, Tensor]:
+    (file,) = Path(folder).glob("*.safetensors")
+    return load_file(file)
+
+
+def record(config: RunConfig) -> dict[str, Any]:
+    return json.loads((Path(config.output) / "unlearning.json").read_text())  # type: ignore[no-any-return]
+
+
+def steps(config: RunConfig) -> list[dict[str, Any]]:
+    return [entry for entry in record(config)["history"] if "loss" in entry]
+
+
+def side(config: RunConfig, name: str, answers: list[str] | None = None) -> list[Tokens]:
+    rows = read_rows(Path(str(config.data)) / f"{name}.jsonl")
+    if answers is not None:
+        rows = [Row(row.id, row.input, answer, row.task) for row, answer in zip(rows, answers, strict=True)]
+    return encode_rows(AutoTokenizer.from_pretrained(config.model), rows, "answer", None, None)
+
+
+def nll(model: Any, rows: list[Tokens]) -> float:
+    """Mean over tokens."""
+    found = token_nlls(model, Passes(model), rows, 500, torch.device("cpu"))
+    return torch.cat(list(found.values())).mean().item()
+
+
+CASES = [("ga", "full"), ("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
+CASES += [("sugd", "last:1"), ("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full")]
+CASES += [("idk", "lora"), ("idk-dpo", "full"), ("dpo", "lora"), ("altpo", "last:1"), ("token-npo", "full")]
+PARAMS: dict[str, dict[str, float]] = {
+    "rmu": {"layer": 1},
+    "sugd": {"chunk": 5, "retain_ratio": 2},
+    "agad": {"chunk": 5},
+}
+
+
+@pytest.mark.parametrize(("method", "tuning"), CASES)
+def test_a_run_writes_what_the_harness_loads_and_forgets(
+    method: str, tuning: str, build: Build, alternatives: Path
+) -> None:
+    spec = METHODS[method]
+    options = {"alternatives": str(alternatives)} if spec.alternative == "file" else {}
+    config = build(method, tuning=tuning, params=PARAMS.get(method, {}), **options)
+    output = lume_unlearn.run(config)
+    assert output == Path(config.output)
+    assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    assert AutoTokenizer.from_pretrained(output).encode("fox") == AutoTokenizer.from_pretrained(config.model).encode(
+        "fox"
+    )
+    before, after = AutoModelForCausalLM.from_pretrained(config.model), load(config)
+    if method in ("rmu", "pdu", "idk"):  # which are about states, logits, other answers
+        assert nll(after, side(config, "forget")) != pytest.approx(nll(before, side(config, "forget")), rel=1e-4)
+    else:
+        assert nll(after, side(config, "forget")) > nll(before, side(config, "forget"))
+
+    written = record(config)
+    assert written["finished"]
+    assert written["config"] == vars(config) | {"precision": "float32"}
+    assert {"python", "torch", "transformers", "peft", "lume-unlearning"} <= written["versions"].keys()
+    names = ["forget.jsonl", "retain.jsonl", *(["other.jsonl"] if options else [])]
+    assert [Path(path).name for path in written["data_sha256"]] == names
+    assert (written["seed"], written["processes"]) == (0, 1)
+    assert 0 < written["seconds"] < 60
+    assert [entry["step"] for entry in steps(config)] == list(range(1, len(steps(config)) + 1))
+    terms = {"forget_loss"} | ({"retain_loss"} if config.retain_term != "none" else set())
+    assert all({name for name in entry if name.endswith("_loss")} == terms for entry in steps(config))
+    json.dumps(written, allow_nan=False)
+
+
+@pytest.mark.parametrize(("tuning", "part"), [("last:1", "layers.1."), (r"modules:layers\.0\.mlp", "layers.0.mlp.")])
+def test_weights_that_are_not_trained_are_written_as_they_were(tuning: str, part: str, build: Build) -> None:
+    config = build("gd", tuning=tuning)
+    run(config)
+    before, after = weights(config.model), weights(config.output)
+    assert before.keys() == after.keys()
+    assert {part in name for name in before if not before[name].equal(after[name])} == {True}
+
+
+def test_each_alternative_is_a_pair_of_its_own(build: Build, alternatives: Path) -> None:
+    config = build("dpo", alternatives=str(alternatives))
+    run(config)
+    assert len(steps(config)) == 6  # twelve rows, two alternatives each, four a step
+    assert steps(config)[0]["forget_loss"] == pytest.approx(2 / 0.1 * 0.693147, rel=1e-4)  # at the reference
+    texts = [json.loads(line)["alternative"] for line in alternatives.read_text().splitlines()]
+    before, after = AutoModelForCausalLM.from_pretrained(config.model), load(config)
+    for answers in (texts[::2], texts[1::2]):
+        assert nll(after, side(config, "forget", answers)) < nll(before, side(config, "forget", answers))
+
+
+def test_idk_teaches_the_refusals_of_its_seed(build: Build) -> None:
+    config = build("idk", epochs=3, learning_rate=1e-2, seed=5)
+    run(config)
+    given = refusals(read_rows(Path(str(config.data)) / "forget.jsonl"), 5)
+    before, after = AutoModelForCausalLM.from_pretrained(config.model), load(config)
+    assert nll(after, side(config, "forget", given)) < nll(before, side(config, "forget", given)) - 0.5
+    first = steps(config)[0]["forget_loss"]
+    assert first == pytest.approx(nll(before, side(config, "forget", given)), rel=0.2)  # of refusals, not of answers
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_a_task_vector_is_subtracted_scale_times(tuning: str, build: Build) -> None:
+    """Twice the scale is twice as far from the model before: training itself does not depend on the scale."""
+    changes = []
+    for scale in (1.0, 2.0):
+        config = build("task-vector", f"out{scale}", tuning=tuning, params={"scale": scale}, lora_dropout=0.0)
+        run(config)
+        merged = load(config) if tuning == "full" else load(config).merge_and_unload()
+        changes.append({n: w - weights(config.model)[n] for n, w in merged.state_dict().items()})
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[1][name], 2 * change, rtol=1e-3, atol=1e-5)
+    assert max(change.abs().max() for change in changes[0].values()) > 1e-3
+
+
+def delta(factors: tuple[Tensor, Tensor]) -> Tensor:
+    return factors[0] @ factors[1]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_two_adapters_are_merged(tuning: str, build: Build, tmp_path: Path) -> None:
+    for name, method, weight in (("one", "npo", 0.4), ("two", "gd", 1.0)):
+        run(build(method, name, forget_weight=weight))
+    adapters = [str(tmp_path / name) for name in ("one", "two")]
+    config = build("ties-merge", "merged", tuning=tuning, adapters=", ".join(adapters), lora_rank=8)
+    assert run(config) == tmp_path / "merged"
+    assert record(config)["finished"]
+    assert record(config)["config"]["adapters"] == ", ".join(adapters)
+    assert record(config)["history"] == []
+    merged = load(config) if tuning == "full" else load(config).merge_and_unload()
+    assert len(AutoTokenizer.from_pretrained(config.output)) > 0
+    one, two = (adapter_factors(adapter) for adapter in adapters)
+    before, after = weights(config.model), merged.state_dict()
+    for name, value in before.items():
+        module = name.removesuffix(".weight")
+        update = ties([delta(one[module]), delta(two[module])], [1.0, 1.0], 0.8) if module in one else 0.0
+        if tuning == "full":
+            torch.testing.assert_close(after[name], value + update, rtol=1e-5, atol=1e-5)
+        elif module in one:  # the nearest of rank 8
+            lost = (after[name] - value - update).norm() / update.norm()
+            assert lost < 0.5
+        else:
+            assert after[name].equal(value)
+
+
+def test_adapters_that_are_not_there_are_named_and_nothing_is_written(build: Build, tmp_path: Path) -> None:
+    run(build("npo", "one"))
+    config = build("ties-merge", "merged", adapters=f"{tmp_path / 'one'},{tmp_path / 'two'}")
+    with pytest.raises(ConfigError, match=r"--adapter .*two: not an adapter's folder"):
+        run(config)
+    assert not (tmp_path / "merged" / "unlearning.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        (None, r"no\.jsonl"),
+        ("", r"no\.jsonl: is empty"),
+        ('{"id": "forget-0-sc1", "alternative": "x"}\n', "has no usable alternative for 11 of 12 forget rows"),
+        ('{"id": "nobody-sc1", "alternative": "x"}\n', r"no\.jsonl:1: .*nobody-sc1"),
+        ('{"id": "forget-0-sc1"}\n', r"no\.jsonl:1: .*alternative"),
+        ("{broken\n", r"no\.jsonl:1: "),
+    ],
+)
+@pytest.mark.parametrize("method", ["dpo", "altpo"])
+def test_faulty_alternatives_are_named(method: str, text: str | None, fault: str, build: Build, tmp_path: Path) -> None:
+    file = tmp_path / "no.jsonl"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(DataError, match=fault):
+        run(build(method, alternatives=str(file), model="no/such/model"))  # before anything is loaded
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_alternative_that_does_not_fit_is_named(build: Build, alternatives: Path) -> None:
+    lines = [json.loads(line) for line in alternatives.read_text().splitlines()]
+    lines[3]["alternative"] = "word " * 400
+    alternatives.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with pytest.raises(DataError, match=rf"{lines[3]['id']}: \d+ tokens, but the model takes 512"):
+        run(build("dpo", alternatives=str(alternatives)))
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", ["rmu", "undial"])
+def test_gradient_checkpointing_changes_nothing(method: str, tuning: str, build: Build) -> None:
+    """Also where values come from within the layers."""
+    params = {"layer": 1} if method == "rmu" else {}
+    runs = [
+        build(method, str(again), tuning=tuning, params=params, lora_dropout=0.0, gradient_checkpointing=again)
+        for again in (False, True)
+    ]
+    for config in runs:
+        run(config)
+    plain, other = (weights(config.output) for config in runs)
+    for name, value in plain.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)
