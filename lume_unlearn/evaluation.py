@@ -3,6 +3,8 @@
 import json
 import logging
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_tasks import data as lume_data
 from lume_unlearn import scoring
+from lume_unlearn.checkpoints import fresh_partial, write_text, writing
 from lume_unlearn.config import RunConfig
 from lume_unlearn.forward import evaluating
 
@@ -18,6 +21,7 @@ _log = logging.getLogger("lume_unlearn")
 
 SCORES = "scores"
 BEST = "best"
+RESULTS = "results_lume.json"
 
 
 class Evaluation(TrainerCallback):
@@ -33,16 +37,30 @@ class Evaluation(TrainerCallback):
         self.task, _, self.metric = config.best_metric.partition(".")
         self.best: dict[str, Any] | None = None
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """A resumed run goes on from the best weights so far, and scores first where it ended before it could."""
+        output = Path(self.config.output)
+        if state.global_step and (kept := output / BEST / "best.json").is_file():
+            self.best = json.loads(kept.read_text(encoding="utf-8"))
+        if state.global_step and float(state.epoch or 0).is_integer():
+            self._score_and_keep(model, state.global_step, again=False)
+
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
     ) -> None:
         """Score on the main process."""
+        self._score_and_keep(model, state.global_step)
+
+    def _score_and_keep(self, model: Any, step: int, again: bool = True) -> None:
         processes = PartialState()
-        if processes.is_main_process:
+        done = (Path(self.config.output) / SCORES / f"checkpoint-{step}" / RESULTS).is_file()
+        if processes.is_main_process and (again or not done):
             unwrapped = getattr(model, "module", model)
             with evaluating(unwrapped):
                 results = self._score(unwrapped)
-            self._keep(results, unwrapped, state.global_step)
+            self._keep(results, unwrapped, step)
         processes.wait_for_everyone()
 
     def _score(self, model: Any) -> dict[str, Any]:
@@ -56,18 +74,23 @@ class Evaluation(TrainerCallback):
         return scoring.score(lm, metadata, tuple(self.config.scored_tasks), limit=self.config.evaluate_limit, **seeds)
 
     def _keep(self, results: dict[str, Any], model: Any, step: int) -> None:
-        folder = Path(self.config.output) / SCORES / f"checkpoint-{step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "results_lume.json").write_text(json.dumps(results, indent=1, default=str) + "\n", encoding="utf-8")
+        output = Path(self.config.output)
+        folder = output / SCORES / f"checkpoint-{step}"
+        with writing(output):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
         value = results["results"].get(self.task, {}).get(f"{self.metric},none")
         if value is None or math.isnan(value):
             _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
         elif self.best is None or self._better(results, value, self.best["value"]):
             self.best = {"metric": self.config.best_metric, "value": float(value), "step": step}
-            best = Path(self.config.output) / BEST
-            model.save_pretrained(best)
-            self.tokenizer.save_pretrained(best)
-            (best / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
+            with writing(output):
+                best = fresh_partial(output)
+                model.save_pretrained(best)
+                self.tokenizer.save_pretrained(best)
+                (best / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
+                shutil.rmtree(output / BEST, ignore_errors=True)
+                os.replace(best, output / BEST)
 
     def _better(self, results: dict[str, Any], value: float, than: float) -> bool:
         """By the task's own word; `lume_score`, which has none, wants only its forget scores low."""

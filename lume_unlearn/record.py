@@ -3,6 +3,7 @@
 import json
 import platform
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lume_unlearn.checkpoints import InCheckpoint, write_text, writing
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.modeling import use_bfloat16
 
@@ -19,10 +21,11 @@ PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "d
 # May differ when a run is resumed: they change nothing in the result, or the checksums of the data stand for them.
 FREE = {"output", "resume", "save_steps", "save_total_limit", "logging_steps", "report_to", "micro_batch_size"}
 FREE |= {"evaluate_every", "evaluate_tasks", "evaluate_limit", "evaluate_batch_size", "best_metric"}
-FREE |= {"gradient_checkpointing", "data", "split", "forget", "retain"}
+FREE |= {"learning_rate", "watch_steps", "collapse_bound", "on_collapse"}
+FREE |= {"gradient_checkpointing", "max_tokens", "alternatives", "data", "split", "forget", "retain"}
 
 
-class Record(TrainerCallback):
+class Record(TrainerCallback, InCheckpoint):
     """The record of one run: configuration, versions, checksums of the data, seed, seconds, loss terms over time."""
 
     def __init__(self, config: RunConfig, checksums: dict[str, str]) -> None:
@@ -30,47 +33,83 @@ class Record(TrainerCallback):
         self.path = Path(config.output) / RECORD
         self.started = time.time()
         precision = "bfloat16" if use_bfloat16(config) else "float32"
-        resolved = {"learning_rate": config.rate, "retain_term": config.terms, "precision": precision}
         self.content: dict[str, Any] = {
-            "config": asdict(config) | resolved,
+            "config": asdict(config) | {"precision": precision},
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
             "data_sha256": checksums,
             "seed": config.seed,
         }
 
-    def resume(self) -> None:
-        """Count on from the seconds of the run that is resumed.
+    def resume(self, checkpoint: Path) -> float:
+        """Count on from the seconds of the run that is resumed, as its checkpoint has them.
+
+        Returns:
+            This run's learning rate to that of the run that is resumed.
 
         Raises:
             ConfigError: that run was made with other options or data, or left no record.
         """
+        path = checkpoint / RECORD
         try:
-            before = json.loads(self.path.read_text(encoding="utf-8"))
+            before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise ConfigError(f"--resume: {self.path} cannot be read, so the run cannot be identified") from error
+            raise ConfigError(f"--resume: {path} cannot be read, so the run cannot be identified") from error
         ours, theirs = self.content["config"], before["config"]
         faults = [
             f"--{name} {ours[name]}: the run to resume has {theirs.get(name)}"
             for name in ours
             if name not in FREE and ours[name] != theirs.get(name)
         ]
+        rate, old_rate = ours["learning_rate"], theirs["learning_rate"]
+        if rate > old_rate:
+            faults.append(f"--learning_rate {rate}: the run to resume has {old_rate}; it can only be lowered")
         if sorted(self.content["data_sha256"].values()) != sorted(before["data_sha256"].values()):
             faults.append("--data: the rows are not those of the run to resume")
         if faults:
             raise ConfigError("\n".join(faults))
         self.started -= before["seconds"]
+        return float(rate / old_rate)
 
-    def write(self, history: list[dict[str, Any]]) -> None:
-        """Write the file: what is known from the start, the seconds so far, and Trainer's log of the loss terms."""
-        processes = PartialState().num_processes
-        seconds = round(time.time() - self.started, 1)
-        record = self.content | {"processes": processes, "seconds": seconds, "history": history}
-        self.path.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    def write(
+        self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
+    ) -> None:
+        """Write the file in the folder of the run, as a whole.
+
+        Args:
+            history: Trainer's log of the loss terms.
+            watched: NLL of the watched rows over time (see `watch`).
+            finished: whether the model or adapter beside it is the result.
+        """
+        write_text(self.path, self._text(history, watched, finished))
+
+    def _text(self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]], finished: bool) -> str:
+        ours = {
+            "finished": finished,
+            "processes": PartialState().num_processes,
+            "seconds": round(time.time() - self.started, 1),
+            "watched": list(watched),
+            "history": [entry for entry in history if "train_runtime" not in entry],
+        }
+        return json.dumps(self.content | ours, indent=1) + "\n"
+
+    def write_into(self, checkpoint: Path, state: TrainerState) -> None:
+        """What the checkpoint was made with and by: it alone says what may be resumed from it."""
+        if state.is_world_process_zero:
+            (checkpoint / RECORD).write_text(self._text(state.log_history, (), False), encoding="utf-8")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the file beside a checkpoint up to date."""
+        """Keep the file of the run up to date."""
         if state.is_world_process_zero:
-            self.write(state.log_history)
+            with writing(self.path.parent):
+                self.write(state.log_history)
+
+
+def is_finished(output: Path) -> bool:
+    """Whether the folder holds the result of a run."""
+    try:
+        return bool(json.loads((output / RECORD).read_text(encoding="utf-8"))["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _version(package: str) -> str:

@@ -1,0 +1,127 @@
+"""What a run says when its numbers or its memory run out."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lume_unlearn.checkpoints import whole_checkpoints, withdraw
+from lume_unlearn.config import ConfigError, RunConfig
+
+
+def require_finite(config: RunConfig, model: nn.Module, loss: Tensor, step: int, rows: Sequence[str]) -> None:
+    """Refuse a step that would put infinities into the weights.
+
+    Before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
+
+    Args:
+        config: of the run.
+        model: with the gradients of the whole step.
+        loss: of the step.
+        step: counted from 1.
+        rows: names of the step's rows.
+
+    Raises:
+        ConfigError: the loss or the norm of all gradients is infinite or not a number.
+    """
+    if not math.isfinite(loss):
+        raise diverged(config, "the loss", loss.item(), step, rows)
+    norm: Any = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
+    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    if not math.isfinite(norm):
+        raise diverged(config, "the gradient norm", norm, step, rows)
+
+
+def diverged(config: RunConfig, what: str, value: float, step: int, rows: Sequence[str]) -> ConfigError:
+    """The error for a value that no step can be made from; it names what to do.
+
+    A checkpoint of the step before is withdrawn: its weights would come to the same value again, at any rate.
+    """
+    withdraw(Path(config.output), step - 1)
+    kept = next(iter(whole_checkpoints(Path(config.output))), None)
+    shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+    how = f"the same command with --resume --learning_rate {config.learning_rate / 2:g}"
+    if kept is None:
+        advice = f"{how} begins anew, as no checkpoint was made before this went wrong (--save_steps N makes them)"
+    else:
+        advice = f"{kept.name} is kept: {how} goes on from it"
+    return ConfigError(
+        f"--learning_rate {config.learning_rate:g}: {config.method} diverged at step {step} ({what} is {value}; rows "
+        f"{shown}); the step was not taken; {advice}"
+    )
+
+
+class LowerRate(TrainerCallback):
+    """Goes on from a checkpoint with another learning rate than it was made with."""
+
+    def __init__(self, ratio: float) -> None:
+        """``ratio``: new rate to the checkpoint's."""
+        self.ratio = ratio
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Scale what the checkpoint brought."""
+        for group in optimizer.param_groups:
+            group["lr"] *= self.ratio
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        scheduler.base_lrs = [rate * self.ratio for rate in scheduler.base_lrs]
+        scheduler._last_lr = [rate * self.ratio for rate in scheduler._last_lr]  # what the log shows
+
+
+@contextmanager
+def memory_advice(config: RunConfig, model: nn.Module) -> Iterator[None]:
+    """Say which settings would help where memory runs out.
+
+    Raises:
+        ConfigError: instead of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # torch's own out-of-memory error is one; the CPU's allocator raises it plainly
+        if not any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")):
+            raise
+        raise ConfigError(_advice(config, model)) from error
+
+
+def _advice(config: RunConfig, model: nn.Module) -> str:
+    trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)  # type: ignore[union-attr, operator]
+    states = trained * 12  # float32 gradient and the two moments of Adam
+    settings = [
+        f"--max_tokens {max(config.max_tokens // 2, 1)}: a pass holds up to {config.max_tokens} tokens now",
+        "--gradient_checkpointing true: "
+        + (
+            "is on already"
+            if config.gradient_checkpointing
+            else f"a pass then holds the activations of one layer instead of {layers}"
+        ),
+    ]
+    if config.tuning == "lora":
+        settings.append(
+            f"--lora_rank {max(config.lora_rank // 2, 1)}: gradients and optimiser take {_size(states)} now"
+        )
+    else:
+        settings.append(
+            f"--tuning lora, or --optimizer adamw8bit: gradients and optimiser take {_size(states)} now, with 8 bits "
+            f"{_size(trained * 6)}, with an adapter next to nothing"
+        )
+    return "\n".join(
+        [f"out of memory (the weights alone take {_size(size)}); what helps, first things first:", *settings]
+    )
+
+
+def _size(size: float) -> str:
+    return f"{size / 2**30:.1f} GB" if size >= 2**30 else f"{size / 2**20:.1f} MB"

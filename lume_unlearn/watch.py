@@ -1,0 +1,198 @@
+"""Watching a run: does it still know its retain rows, and did it do what it was for?"""
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from accelerate import PartialState
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_callback import ExportableState
+
+from lume_unlearn.checkpoints import PREFIX, InCheckpoint
+from lume_unlearn.config import ConfigError
+from lume_unlearn.data import Tokens, pack_rows
+from lume_unlearn.forward import Passes, Span, evaluating
+from lume_unlearn.output_layer import nll_value
+from lume_unlearn.schedule import Key, Limits, cut
+
+_log = logging.getLogger("lume_unlearn")
+
+OnCollapse = Literal["warn", "stop", "best"]
+SAMPLE = 16
+"""Rows of each side that are watched."""
+
+
+class Watch(TrainerCallback, ExportableState, InCheckpoint):
+    """Measures the NLL of a few forget and retain rows every few steps.
+
+    A run has collapsed where the mean over the retain tokens has risen by more than a bound, in nats, since the start.
+    Then the run warns; or stops with an error; or goes back to the weights of the last measurement before, and ends
+    with those. The measurements are in unlearning.json.
+    """
+
+    def __init__(
+        self,
+        passes: Passes,
+        forget: Sequence[Tokens],
+        retain: Sequence[Tokens],
+        every: int,
+        bound: float,
+        policy: OnCollapse,
+        max_tokens: int,
+    ) -> None:
+        """Set up.
+
+        Args:
+            passes: how the model is passed for logits.
+            forget: forget rows to watch.
+            retain: retain rows to watch; without any there is nothing that could collapse.
+            every: optimiser steps between two measurements; 0 for only before and after.
+            bound: nats a token.
+            policy: what to do.
+            max_tokens: of one pass.
+        """
+        self.passes, self.forget, self.retain = passes, list(forget), list(retain)
+        self.every, self.bound, self.policy, self.max_tokens = every, bound, policy, max_tokens
+        self.measured: list[dict[str, float]] = []
+        self.collapsed = False
+        self.best: list[Tensor] = []
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint: a resumed run is compared with its own start."""
+        return {"args": {}, "attributes": {"measured": self.measured, "collapsed": self.collapsed}}
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure before the first step, or go on with what the checkpoint held."""
+        saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
+        if saved is not None and state.global_step:
+            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
+            self.collapsed = saved["attributes"]["collapsed"]
+            self._load_best(Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}", model)
+        else:
+            self._measure(model, 0)
+            self._keep(model)
+
+    def on_step_end(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Measure, and act on a collapse."""
+        last = state.global_step == state.max_steps
+        if not last and not (self.every and state.global_step % self.every == 0):
+            return
+        self._measure(model, state.global_step)
+        rise = self.rise("retain")
+        if rise <= self.bound:  # never true of NaN
+            self._keep(model)
+        elif not self.collapsed:
+            self.collapsed = True
+            self._act(model, state.global_step, rise, control)
+
+    def rise(self, side: str) -> float:
+        """Nats a token by which a side's NLL has risen since the start; 0 without rows."""
+        first, last = self.measured[0], self.measured[-1]
+        return last[f"{side}_nll"] - first[f"{side}_nll"] if f"{side}_nll" in first else 0.0
+
+    def verdict(self) -> str | None:
+        """What to say at the end of a run that did more harm than good."""
+        forget, retain = self.rise("forget"), self.rise("retain")
+        if not all(map(math.isfinite, (forget, retain))):
+            return "the result is worse than doing nothing: its NLL is not a finite number; lower --learning_rate"
+        if not self.retain or forget > retain:
+            return None
+        return (
+            "the result is no better than doing nothing: over the run the NLL of watched forget rows rose by "
+            f"{forget:.3f} nats a token, that of watched retain rows by {retain:.3f}; raise --retain_weight or lower "
+            "--learning_rate"
+        )
+
+    def _act(self, model: nn.Module, step: int, rise: float, control: TrainerControl) -> None:
+        """Follow the policy.
+
+        Raises:
+            ConfigError: the policy is to stop.
+        """
+        found = (
+            f"the model has collapsed: at step {step} the NLL of watched retain rows is {rise:.3f} nats a token above "
+            f"the start (--collapse_bound {self.bound:g})"
+        )
+        if self.policy == "stop":
+            raise ConfigError(
+                f"--on_collapse stop: {found}; lower --learning_rate (with --resume, to go on from the last "
+                "checkpoint), or raise --retain_weight and begin anew"
+            )
+        if self.policy == "warn":
+            _log.warning("%s", found)
+            return
+        with torch.no_grad():
+            for weight, value in zip(_trained(model), self.best, strict=True):
+                weight.copy_(value)
+        del self.measured[-1]
+        control.should_save = False  # a checkpoint of this step would go on from here
+        _log.warning("%s; going back to the weights of step %d and ending here", found, self.measured[-1]["step"])
+        control.should_training_stop = True
+
+    def _keep(self, model: nn.Module) -> None:
+        if self.policy == "best":
+            self.best = [weight.to("cpu", copy=True) for weight in _trained(model)]
+
+    def write_into(self, checkpoint: Path, state: TrainerState) -> None:
+        """Keep the weights to go back to: they are older than the checkpoint's own."""
+        if self.policy == "best":
+            tensors = {str(number): value for number, value in enumerate(self.best)}
+            save_file(tensors, checkpoint / _best_file())
+
+    def _load_best(self, checkpoint: Path, model: nn.Module) -> None:
+        if self.policy == "best" and (file := checkpoint / _best_file()).is_file():
+            tensors = load_file(file)
+            self.best = [tensors[str(number)] for number in range(len(tensors))]
+        else:  # another policy wrote the checkpoint
+            self._keep(model)
+
+    @torch.no_grad()
+    def _measure(self, model: nn.Module, step: int) -> None:
+        entry: dict[str, float] = {"step": step}
+        with evaluating(model):
+            for side, rows in (("forget", self.forget), ("retain", self.retain)):
+                if rows:
+                    entry[f"{side}_nll"] = self._nll(model, rows)
+        self.measured.append(entry)
+
+    def _nll(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
+        """Mean over the labelled tokens of these rows."""
+        device = next(model.parameters()).device
+        limits = Limits(None, self.max_tokens, padded=not self.passes.packs)
+        keys = [Key((number,)) for number in range(len(rows))]
+        total = 0.0
+        for part in cut(keys, lambda key: [len(rows[key.forget[0]].input_ids)], limits):
+            batch = pack_rows({"forget": [rows[key.forget[0]] for key in part]}).to(device)
+            (nll,) = self.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
+            total += float(nll.float().sum())
+        return total / sum(row.scored for row in rows)
+
+
+def _trained(model: nn.Module) -> list[Tensor]:
+    """The trained weights, or this process's part of them."""
+    trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
+    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
+
+
+def _best_file() -> str:
+    return f"best_{PartialState().process_index}.safetensors"

@@ -1,0 +1,136 @@
+"""Small runs for the fault tests: how to start, break, resume and compare them."""
+
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+from unittest import mock
+
+import torch
+
+from lume_unlearn.checkpoints import is_whole
+from lume_unlearn.config import RunConfig
+from lume_unlearn.methods import METHODS
+from lume_unlearn.trainer import UnlearningTrainer
+from lume_unlearn.unlearning import run
+from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
+
+TRAINED = [name for name in METHODS if not METHODS[name].merges]
+
+
+class Broken(Exception):
+    """Stands for whatever ends a run without warning."""
+
+
+def write_inputs(folder: Path) -> Path:
+    """A model with dropout, 7 forget rows, 5 retain rows and other answers to the forget rows."""
+    make_model(dropout=0.1).save_pretrained(folder / "model")
+    make_tokenizer().save_pretrained(folder / "model")
+    forget = make_rows("forget", 7)
+    write_rows(folder / "data" / "forget.jsonl", forget)
+    write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 5))
+    lines = [json.dumps({"id": row.id, "alternative": f"none of {row.id}"}) for row in forget]
+    (folder / "others.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def make_config(inputs: Path, output: Path, method: str = "gd", tuning: str = "lora", **options: Any) -> RunConfig:
+    """A run of at least four optimiser steps with several passes each, saved after every step."""
+    plain: dict[str, Any] = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 2e-3}
+    plain |= {"lora_rank": 4, "lora_dropout": 0.1, "save_steps": 1, "watch_steps": 2}
+    if METHODS[method].alternative == "file":
+        plain["alternatives"] = str(inputs / "others.jsonl")
+    if METHODS[method].states:
+        plain["params"] = {"layer": 0}
+    where = {"model": str(inputs / "model"), "output": str(output), "data": str(inputs / "data")}
+    return RunConfig(method=method, tuning=tuning, **(where | plain | options))
+
+
+def broken_off(config: RunConfig, step: int) -> None:
+    """Run, and break off in the middle of this step (counted from 1)."""
+    own = UnlearningTrainer.terms
+
+    def terms(trainer: UnlearningTrainer, *args: Any) -> Any:
+        if trainer.state.global_step == step - 1:
+            raise Broken
+        return own(trainer, *args)
+
+    with mock.patch.object(UnlearningTrainer, "terms", terms), suppress(Broken):
+        run(config)
+        raise AssertionError("the run has fewer steps")
+
+
+def resumed(config: RunConfig, **options: Any) -> Path:
+    """Go on."""
+    return run(replace(config, resume=True, **options))
+
+
+def record(output: Path) -> dict[str, Any]:
+    """The record, without what differs from time to time and from folder to folder."""
+    found: dict[str, Any] = json.loads((output / "unlearning.json").read_text())
+    del found["seconds"], found["config"]["output"], found["config"]["resume"]
+    return found
+
+
+def trainer_state(path: Path) -> dict[str, Any]:
+    """Trainer's state, without its note that it was asked to stop."""
+    found: dict[str, Any] = json.loads(path.read_text())
+    del found["stateful_callbacks"]["TrainerControl"]
+    return found
+
+
+def assert_equal(one: Path, other: Path) -> None:
+    """Results, records and checkpoints of two runs are the same, byte for byte."""
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (one, other)]
+    assert names[0] == names[1]
+    for name in names[0]:
+        ours, theirs = one / name, other / name
+        if name.endswith("unlearning.json"):
+            assert record(ours.parent) == record(theirs.parent)
+        elif name.endswith("trainer_state.json"):
+            assert trainer_state(ours) == trainer_state(theirs)
+        elif ours.is_file() and name != "complete.json" and not name.endswith("/complete.json"):
+            assert ours.read_bytes() == theirs.read_bytes(), f"{name} differs"
+    assert all(is_whole(checkpoint) for checkpoint in other.glob("checkpoint-*"))
+
+
+def in_child(work: Callable[[], Any]) -> int:
+    """Do something in a forked process; its id. It ends with 0, or 1 after an error that goes to stderr."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    process = os.fork()
+    if process == 0:
+        _work_and_leave(work)
+    return process
+
+
+def _work_and_leave(work: Callable[[], Any]) -> NoReturn:
+    status = 1
+    try:
+        torch.set_num_threads(1)
+        work()
+        status = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def ended(process: int, within: float = 120) -> int:
+    """Exit status of a child, negative for a signal; kills it where it hangs."""
+    until = time.monotonic() + within
+    while time.monotonic() < until:
+        done, status = os.waitpid(process, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.002)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    raise AssertionError(f"process {process} did not end within {within} s")

@@ -1,0 +1,134 @@
+"""Watching the retain rows: each policy, and that watching changes nothing."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from lume_tasks.rows import read_rows
+from lume_unlearn.checkpoints import whole_checkpoints
+from lume_unlearn.config import ConfigError
+from lume_unlearn.data import encode_rows
+from lume_unlearn.forward import Passes
+from lume_unlearn.unlearning import run
+from tests.conftest import make_tokenizer
+from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+
+# Ascent without a retain term, fast: the watched retain rows are 1.0 nats worse at the fourth step.
+COLLAPSING: dict[str, Any] = {"method": "ga", "tuning": "full", "learning_rate": 5e-3, "warmup": 0.0, "epochs": 4}
+BOUND = 1.0
+
+
+def steps(output: Path) -> list[int]:
+    return [entry["step"] for entry in record(output)["watched"]]
+
+
+def test_the_measurements_are_those_of_the_rows(inputs: Path, tmp_path: Path) -> None:
+    output = run(make_config(inputs, tmp_path / "out", tuning="full"))
+    assert steps(output) == [0, 2, 4]
+    for folder, entry in ((inputs / "model", record(output)["watched"][0]), (output, record(output)["watched"][-1])):
+        model = AutoModelForCausalLM.from_pretrained(folder).eval()
+        for side in ("forget", "retain"):
+            found = read_rows(inputs / "data" / f"{side}.jsonl")
+            rows = encode_rows(make_tokenizer(), found, "answer", None, None)
+            with torch.no_grad():
+                logits = [model(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1) for row in rows]
+            picked = [
+                -line[label]
+                for lines, row in zip(logits, rows, strict=True)
+                for line, label in zip(lines, row.labels[1:], strict=True)
+                if label >= 0
+            ]
+            assert entry[f"{side}_nll"] == pytest.approx(torch.stack(picked).mean().item(), rel=1e-5)
+
+
+def test_watching_changes_nothing(inputs: Path, tmp_path: Path) -> None:
+    often, never = (
+        run(make_config(inputs, tmp_path / str(every), watch_steps=every, save_steps=0)) for every in (1, 0)
+    )
+    assert (steps(often), steps(never)) == ([0, 1, 2, 3, 4], [0, 4])
+    assert record(often)["history"] == record(never)["history"]
+    ours, theirs = (load_file(output / "adapter_model.safetensors") for output in (often, never))
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def test_a_pass_of_watching_holds_no_more_tokens_than_one_of_training(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    own = Passes.values
+
+    def values(passes: Passes, model: Any, batch: Any, spans: Any) -> Any:
+        sizes.append(len(batch.input_ids))
+        return own(passes, model, batch, spans)
+
+    monkeypatch.setattr(Passes, "values", values)
+    run(make_config(inputs, tmp_path / "out", max_tokens=150))
+    assert 75 < max(sizes) <= 150
+
+
+def test_warn(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = run(make_config(inputs, tmp_path / "out", **COLLAPSING))
+    assert steps(output) == [0, 2, 4, 6, 8]
+    (warning,) = [entry.message for entry in caplog.records if "collapsed" in entry.message]
+    assert "the NLL of watched retain rows is 1." in warning
+    assert "nats a token above the start (--collapse_bound 1)" in warning
+
+
+def test_stop(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out", on_collapse="stop", **COLLAPSING)
+    with pytest.raises(ConfigError, match=r"--on_collapse stop: the model has collapsed: at step (\d)"):
+        run(config)
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    assert whole_checkpoints(tmp_path / "out")
+    assert record(resumed(config, on_collapse="warn", learning_rate=1e-5))["finished"] is True
+
+
+@pytest.mark.parametrize("broken", [None, 3, 4])
+def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The result is the model at the last measurement before, also where the run was broken off after that."""
+    measured = run(make_config(inputs, tmp_path / "warn", save_total_limit=0, **COLLAPSING))
+    entries = record(measured)["watched"]
+    rises = [entry["retain_nll"] - entries[0]["retain_nll"] for entry in entries]
+    good = max(entry["step"] for entry, rise in zip(entries, rises, strict=True) if rise <= BOUND)
+    assert good == 2  # else the steps below make no sense
+    config = make_config(inputs, tmp_path / "out", on_collapse="best", **COLLAPSING)
+    if broken is None:
+        output = run(config)
+    else:
+        broken_off(config, broken)
+        output = resumed(config)
+    assert f"going back to the weights of step {good} and ending here" in caplog.text
+    assert steps(output) == [0, 2]
+    expected = load_file(measured / f"checkpoint-{good}" / "model.safetensors")
+    found = load_file(output / "model.safetensors")
+    assert all(value.equal(found[name]) for name, value in expected.items())
+    # A checkpoint of the step of the collapse would hold these weights and go on from them.
+    assert not (output / f"checkpoint-{good + 2}").exists()
+    assert_equal(run(make_config(inputs, tmp_path / "whole", on_collapse="best", **COLLAPSING)), output)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"forget_weight": 0.0, "retain_weight": 0.0}, True),
+        ({"method": "ga", "tuning": "full", "learning_rate": 5e-4, "epochs": 4}, False),
+    ],
+)
+def test_a_run_that_did_no_good_says_so(
+    options: dict[str, Any], said: bool, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run(make_config(inputs, tmp_path / "out", **options))
+    assert ("the result is no better than doing nothing" in caplog.text) is said
+
+
+def test_a_result_that_is_no_number_says_so(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The last step is followed by no other one that could find out."""
+    options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "warmup": 0.0, "learning_rate": 1e38}
+    run(make_config(inputs, tmp_path / "out", "ga", "full", **options))
+    assert "its NLL is not a finite number" in caplog.text

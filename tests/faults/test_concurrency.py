@@ -1,0 +1,76 @@
+"""Two runs into one folder: the second is refused, and harms nothing."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lume_unlearn.checkpoints import LOCK, only_run
+from lume_unlearn.config import ConfigError
+from lume_unlearn.unlearning import run
+from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+
+
+def hold(folder: Path, ready: Path) -> None:
+    with only_run(folder):
+        ready.touch()
+        time.sleep(60)
+
+
+def test_the_second_run_is_refused_and_the_first_one_goes_on(inputs: Path, tmp_path: Path) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole", epochs=8))
+    config = make_config(inputs, tmp_path / "out", epochs=8)
+    first = in_child(lambda: run(config))
+    while not (tmp_path / "out" / "checkpoint-1").exists():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGSTOP)
+    with pytest.raises(ConfigError, match=r"--output .*: it exists and is not empty"):
+        run(config)
+    with pytest.raises(ConfigError, match=r"--output .*out: another run is writing there; wait for it, or name"):
+        run(replace(config, resume=True))
+    os.kill(first, signal.SIGCONT)
+    assert ended(first) == 0
+    assert_equal(whole, tmp_path / "out")
+
+
+def test_a_run_that_died_holds_nothing(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out")
+    broken_off(config, 3)
+    first = in_child(lambda: hold(tmp_path / "out", tmp_path / "ready"))
+    while not (tmp_path / "ready").exists():
+        time.sleep(0.01)
+    with pytest.raises(ConfigError, match="another run is writing there"):
+        run(replace(config, resume=True))
+    os.kill(first, signal.SIGKILL)
+    ended(first)
+    assert (tmp_path / "out" / LOCK).exists()
+    assert record(run(replace(config, resume=True)))["finished"] is True
+    assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_one_of_many_that_start_at_once_gets_the_folder(tmp_path: Path) -> None:
+    """Also while others leave it, and take their lock away."""
+    log = tmp_path / "log"
+
+    def take() -> None:
+        for _ in range(200):
+            try:
+                with only_run(tmp_path / "out"):
+                    with log.open("a") as file:
+                        file.write("in\n")
+                    time.sleep(0.0005)
+                    with log.open("a") as file:
+                        file.write("out\n")
+            except ConfigError:
+                continue
+
+    children = [in_child(take) for _ in range(4)]
+    assert [ended(child) for child in children] == [0] * 4
+    lines = log.read_text().split()
+    assert lines == ["in", "out"] * (len(lines) // 2)
+    assert len(lines) > 8

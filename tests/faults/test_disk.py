@@ -1,0 +1,127 @@
+"""Disks that are full or read-only: a clear error, and the last complete checkpoint as it was."""
+
+import os
+import resource
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from safetensors import SafetensorError
+
+from lume_unlearn.checkpoints import whole_checkpoints
+from lume_unlearn.config import ConfigError
+from lume_unlearn.unlearning import run
+from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, resumed
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 1 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    with suppress(OSError):
+        if subprocess.run(mount, capture_output=True).returncode == 0:
+            yield folder
+            subprocess.run(["umount", "-l", str(folder)], check=True)
+            return
+    pytest.skip("mounting a tmpfs needs root")
+
+
+def remount(folder: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
+
+
+def test_a_disk_that_is_full_in_the_middle_of_a_checkpoint(
+    inputs: Path, tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole", tuning="full"))
+    config = make_config(inputs, small_disk / "out", tuning="full")
+    assert ended(in_child(lambda: run(config))) == 1  # in a process of its own: it would hold files open
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"ConfigError: --output {small_disk}/out: cannot be written (" in message
+    assert "MB are free there); checkpoint-1 is the last complete checkpoint: go on from it with" in message
+    left = sorted(path.name for path in (small_disk / "out").iterdir())
+    assert left == ["checkpoint-1", "unlearning.json"]
+    remount(small_disk, "ro")
+    with pytest.raises(ConfigError, match=r"cannot be written \(.*Read-only file system"):
+        resumed(config)
+    remount(small_disk, "rw,size=20m")
+    assert_equal(whole, resumed(config))
+
+
+def test_files_that_may_not_grow(inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """The system's own refusal, halfway through a file, wherever the disk cannot be made small."""
+    whole = run(make_config(inputs, tmp_path / "whole", tuning="full"))
+    config = make_config(inputs, tmp_path / "out", tuning="full")
+    broken_off(config, 3)
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+        resumed(config)
+
+    assert ended(in_child(limited)) == 1
+    assert "cannot be written (" in capfd.readouterr().err
+    assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
+    assert not (tmp_path / "out" / ".partial").exists()
+    assert_equal(whole, resumed(config))
+
+
+FAULTS = [
+    OSError(28, "No space left on device"),
+    RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
+    RuntimeError("basic_ios::clear: iostream error"),
+    SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=range(len(FAULTS)))
+def test_what_the_libraries_make_of_it(fault: Exception, inputs: Path, tmp_path: Path) -> None:
+    with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(ConfigError) as caught:
+        run(make_config(inputs, tmp_path / "out"))
+    assert f"cannot be written ({fault};" in str(caught.value)
+    assert str(caught.value).endswith("no checkpoint was complete yet")
+
+
+def test_other_errors_while_saving_stay_what_they_are(inputs: Path, tmp_path: Path) -> None:
+    fault = RuntimeError("a defect")
+    with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(RuntimeError, match="a defect"):
+        run(make_config(inputs, tmp_path / "out"))
+
+
+def test_the_record_beside_a_checkpoint_cannot_be_written(inputs: Path, tmp_path: Path) -> None:
+    own = Path.write_text
+
+    def write_text(path: Path, *args: Any, **kwargs: Any) -> int:
+        if path.name.startswith("unlearning.json."):
+            raise OSError(28, "No space left on device")
+        return own(path, *args, **kwargs)
+
+    config = make_config(inputs, tmp_path / "out")
+    message = "No space left.*checkpoint-1 is the last complete"
+    with mock.patch.object(Path, "write_text", write_text), pytest.raises(ConfigError, match=message):
+        run(config)
+    shutil.copytree(tmp_path / "out", tmp_path / "copy")
+    assert_equal(run(make_config(inputs, tmp_path / "whole")), resumed(config))
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
+def test_a_folder_that_cannot_be_made(inputs: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--output /proc/lume/out: cannot be written"):
+        run(make_config(inputs, Path("/proc/lume/out")))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(inputs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out").chmod(0o555)
+    with pytest.raises(ConfigError, match=r"cannot be written .*Permission denied"):
+        run(make_config(inputs, tmp_path / "out"))

@@ -1,0 +1,125 @@
+"""A run that broke off and was resumed leaves what an uninterrupted one leaves, byte for byte."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from lume_unlearn.checkpoints import MARK, whole_checkpoints
+from lume_unlearn.config import ConfigError
+from lume_unlearn.evaluation import Evaluation
+from lume_unlearn.unlearning import run
+from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, record, resumed
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_method_goes_on_as_if_nothing_had_happened(
+    method: str, tuning: str, inputs: Path, tmp_path: Path
+) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole", method, tuning))
+    steps = record(whole)["history"][-1]["step"]
+    config = make_config(inputs, tmp_path / "broken", method, tuning)
+    broken_off(config, 2 + TRAINED.index(method) % (steps - 1))
+    assert_equal(whole, resumed(config))
+
+
+def test_terms_between_two_log_entries_are_not_lost(inputs: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"logging_steps": 3, "epochs": 3}
+    whole = run(make_config(inputs, tmp_path / "whole", "pdu", **options))
+    config = make_config(inputs, tmp_path / "broken", "pdu", **options)
+    broken_off(config, 3)
+    assert record(whole)["history"] == record(resumed(config))["history"]
+    assert [entry["step"] for entry in record(whole)["history"]] == [1, 3, 6]
+
+
+def test_without_its_mark_or_with_a_short_file_a_checkpoint_does_not_count(inputs: Path, tmp_path: Path) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole", save_total_limit=0))
+    config = make_config(inputs, tmp_path / "out", save_total_limit=0)
+    broken_off(config, 4)
+    output = tmp_path / "out"
+    assert [path.name for path in whole_checkpoints(output)] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
+    (output / "checkpoint-3" / MARK).unlink()
+    optimizer = output / "checkpoint-2" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-1])
+    assert [path.name for path in whole_checkpoints(output)] == ["checkpoint-1"]
+    resumed(config)
+    assert [path.name for path in whole_checkpoints(output)] == [f"checkpoint-{step}" for step in (4, 3, 2, 1)]
+    assert_equal(whole, output)
+
+
+def test_what_is_left_without_any_checkpoint_is_begun_anew(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole"))
+    config = make_config(inputs, tmp_path / "out")
+    broken_off(config, 1)
+    assert whole_checkpoints(tmp_path / "out") == []
+    (tmp_path / "out" / ".partial").mkdir()  # a checkpoint that was being written
+    with pytest.raises(ConfigError, match="use --resume"):
+        run(config)
+    assert_equal(whole, resumed(config))
+    assert "no complete checkpoint" in caplog.text
+    with pytest.raises(ConfigError, match="is finished"):
+        resumed(config)
+
+
+def test_a_checkpoint_is_enough_to_resume_from(inputs: Path, tmp_path: Path) -> None:
+    """The process may die between a checkpoint and the record beside it."""
+    whole = run(make_config(inputs, tmp_path / "whole"))
+    config = make_config(inputs, tmp_path / "out")
+    broken_off(config, 3)
+    (tmp_path / "out" / "unlearning.json").unlink()
+    assert_equal(whole, resumed(config))
+
+
+def test_other_options_or_rows_are_no_resumption(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out")
+    broken_off(config, 3)
+    shutil.copytree(inputs / "data", tmp_path / "data")
+    lines = (tmp_path / "data" / "forget.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "data" / "forget.jsonl").write_text("".join(lines[:-1]))
+    with pytest.raises(ConfigError) as caught:
+        resumed(config, data=str(tmp_path / "data"), seed=1, learning_rate=1.0)
+    assert str(caught.value).splitlines() == [
+        "--seed 1: the run to resume has 0",
+        "--learning_rate 1.0: the run to resume has 0.002; it can only be lowered",
+        "--data: the rows are not those of the run to resume",
+    ]
+
+
+def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
+    """The best weights are remembered, and an epoch that ended before it was scored is scored."""
+    scores = iter([0.5, 0.9, 0.8, 0.7])
+    results = {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
+
+    def score(evaluation: Evaluation, model: Any) -> dict[str, Any]:
+        return results | {"results": {"lume_score": {"task_aggregate,none": next(scores)}}}
+
+    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
+    with mock.patch.object(Evaluation, "_score", score):
+        broken_off(config, 5)
+        shutil.rmtree(tmp_path / "out" / "scores" / "checkpoint-4")
+        best = tmp_path / "out" / "best" / "best.json"
+        best.write_text(json.dumps({"metric": "lume_score.task_aggregate", "value": 0.85, "step": 2}))
+        resumed(config)
+    assert next(scores, None) is None
+    assert json.loads(best.read_text())["step"] == 2
+    assert (tmp_path / "out" / "scores" / "checkpoint-4" / "results_lume.json").is_file()
+    assert (tmp_path / "out" / "scores" / "checkpoint-6" / "results_lume.json").is_file()
+
+
+def test_merging_leaves_a_finished_record_and_nothing_else(inputs: Path, tmp_path: Path) -> None:
+    adapters = [run(make_config(inputs, tmp_path / name, name)) for name in ("gd", "npo")]
+    options = {"save_steps": 0, "adapters": ",".join(map(str, adapters))}
+    config = make_config(inputs, tmp_path / "merged", "ties-merge", **options)
+    assert record(run(config))["finished"] is True
+    assert not [path.name for path in (tmp_path / "merged").iterdir() if path.name.startswith(".")]
+    with pytest.raises(ConfigError, match="is finished"):
+        run(replace(config, resume=True))

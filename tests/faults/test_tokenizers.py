@@ -1,0 +1,148 @@
+"""Tokenizers and models of every habit: trained and saved as they are, or refused with the reason."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from lume_tasks.rows import DataError, read_rows
+from lume_unlearn.config import ConfigError
+from lume_unlearn.unlearning import run
+from tests.conftest import make_model, make_tokenizer
+from tests.faults.runs import make_config, record
+
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+
+Change = Callable[[Any], Any]
+
+
+def save(folder: Path, model: Any, tokenizer: Any) -> Path:
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    return folder / "model"
+
+
+def final_nll(inputs: Path, model: Path, output: Path) -> tuple[float, float]:
+    """(as watched, as the saved model and tokenizer give it, row by row) NLL of the forget rows at the end."""
+    loaded, tokenizer = AutoModelForCausalLM.from_pretrained(output).eval(), AutoTokenizer.from_pretrained(output)
+    nlls = []
+    for row in read_rows(inputs / "data" / "forget.jsonl"):
+        prompt, ids = tokenizer.encode(row.input), tokenizer.encode(f"{row.input} {row.output}")
+        ids = [*ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            lines = loaded(torch.tensor([ids])).logits[0].log_softmax(-1)
+        nlls += [-lines[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))]
+    return record(output)["watched"][-1]["forget_nll"], sum(nlls) / len(nlls)
+
+
+def tied(vocabulary: int) -> LlamaForCausalLM:
+    config = make_model(vocabulary).config
+    config.tie_word_embeddings = True
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig.from_dict(config.to_dict())).eval()
+
+
+def without_pad(tokenizer: Any) -> None:
+    tokenizer.pad_token = None
+
+
+def pad_is_eos(tokenizer: Any) -> None:
+    tokenizer.pad_token = tokenizer.eos_token
+
+
+def pads_left(tokenizer: Any) -> None:
+    tokenizer.padding_side = "left"
+
+
+def pads_right(tokenizer: Any) -> None:
+    tokenizer.padding_side = "right"
+
+
+@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_padding_has_no_part_in_training(change: Change, tuning: str, inputs: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    change(tokenizer)
+    model = save(tmp_path, make_model(dropout=0.1), tokenizer)
+    habits = json.loads((model / "tokenizer_config.json").read_text()) | {"padding_side": tokenizer.padding_side}
+    (model / "tokenizer_config.json").write_text(json.dumps(habits))
+    usual = run(make_config(inputs, tmp_path / "usual", tuning=tuning, save_steps=0))
+    other = run(make_config(inputs, tmp_path / "other", tuning=tuning, save_steps=0, model=str(model)))
+    name = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
+    assert (usual / name).read_bytes() == (other / name).read_bytes()
+    saved = AutoTokenizer.from_pretrained(other)
+    assert (saved.pad_token, saved.padding_side) == (tokenizer.pad_token, tokenizer.padding_side)
+
+
+@pytest.mark.parametrize(
+    ("model", "bos"),
+    [(make_model, True), (tied, False), (lambda vocabulary: make_model(vocabulary + 112), False)],
+    ids=["bos", "tied", "larger vocabulary"],
+)
+@pytest.mark.parametrize("method", ["gd", "undial"])
+def test_what_is_saved_scores_as_it_was_trained(
+    model: Callable[[int], Any], bos: bool, method: str, inputs: Path, tmp_path: Path
+) -> None:
+    before = save(tmp_path, model(400), make_tokenizer(bos=bos))
+    output = run(make_config(inputs, tmp_path / "out", method, "full", model=str(before), learning_rate=3e-3))
+    watched, found = final_nll(inputs, before, output)
+    assert watched == pytest.approx(found, rel=1e-4)
+    entries = record(output)["watched"]
+    assert entries[-1]["forget_nll"] > entries[0]["forget_nll"] + 0.05
+    loaded = AutoModelForCausalLM.from_pretrained(output)
+    same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
+    assert same is (model is tied)
+
+
+def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.eos_token = None
+    model = save(tmp_path, make_model(), tokenizer)
+    with pytest.raises(DataError, match="the tokenizer has no EOS token, so a model could not learn"):
+        run(make_config(inputs, tmp_path / "out", model=str(model)))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(inputs: Path, tmp_path: Path) -> None:
+    model = save(tmp_path, make_model(300), make_tokenizer())
+    with pytest.raises(ConfigError, match=r"--model .*: its tokenizer gives tokens up to \d+, its weights know 300"):
+        run(make_config(inputs, tmp_path / "out", model=str(model)))
+
+
+def test_lengths_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"forget-\d-...: no token of the answer is left within 3 tokens"):
+        run(make_config(inputs, tmp_path / "out", max_length=3))
+    short = make_model()
+    short.config.max_position_embeddings = 20
+    model = save(tmp_path, short, make_tokenizer())
+    with pytest.raises(DataError, match=r"\d+ tokens, but the model takes 20: shorten it, or cut all rows with"):
+        run(make_config(inputs, tmp_path / "out", model=str(model)))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
+def test_pickles_are_never_loaded(name: str, inputs: Path, tmp_path: Path) -> None:
+    model = save(tmp_path, make_model(), make_tokenizer())
+    (model / "model.safetensors").unlink()
+
+    class Evil:
+        def __reduce__(self) -> Any:
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(Evil(), model / name)
+    with pytest.raises(ConfigError, match=r"--model .*: its weights cannot be loaded: .*model.safetensors"):
+        run(make_config(inputs, tmp_path / "out", model=str(model)))
+    assert not (tmp_path / "ran").exists()
+
+
+def test_code_of_a_model_is_not_run(inputs: Path, tmp_path: Path) -> None:
+    model = save(tmp_path, make_model(), make_tokenizer())
+    (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    config = (model / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "own"')
+    auto = '{"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.OwnModel"},'
+    (model / "config.json").write_text(config.replace("{", auto, 1))
+    with pytest.raises(ConfigError, match="trust_remote_code"):
+        run(make_config(inputs, tmp_path / "out", model=str(model)))
+    assert not (tmp_path / "ran").exists()
