@@ -9,6 +9,7 @@ from typing import Any, Literal
 from lume_tasks.checks import SPLITS
 from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm
 from lume_unlearn.methods import METHODS
+from lume_unlearn.packing import OTHERS
 from lume_unlearn.tuning import tuning_fault
 
 
@@ -80,6 +81,8 @@ class RunConfig:
         optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao).
         reference_copy: Copy of the model before unlearning, where one is needed: same (as the model), bfloat16, int8
             (needs torchao), or cpu.
+        attention: Attention of packed rows: auto (torch's variable-length kernel on GPUs, row by row elsewhere), or
+            one of transformers' own, if installed: flash_attention_2, flash_attention_3, flex_attention.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         max_length: Cut longer rows to so many tokens; by default a row longer than the model's context is an error.
         lora_rank: Rank of the adapter.
@@ -133,6 +136,7 @@ class RunConfig:
     weights: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = "same"
+    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
     gradient_checkpointing: bool = False
     max_length: int | None = None
     lora_rank: int = 8
@@ -215,6 +219,7 @@ def _choice_faults(config: RunConfig) -> list[str]:
         "precision": ("auto", "float32", "bfloat16"),
         "weights": ("float32", "bfloat16"),
         "optimizer": ("adamw", "adamw8bit"),
+        "attention": ("auto", *OTHERS),
         "reference_copy": ("same", "bfloat16", "int8", "cpu"),
         "on_collapse": ("warn", "stop", "best"),
         "evaluate_every": ("none", "epoch"),

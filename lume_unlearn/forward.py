@@ -16,7 +16,7 @@ from torch.distributed.fsdp import FSDPModule
 from lume_unlearn import losses
 from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.output_layer import TokenValue, in_chunks, nll_value, output_layer, replaced_by
-from lume_unlearn.packing import IMPLEMENTATION, Pack, can_pack
+from lume_unlearn.packing import IMPLEMENTATION, Pack, can_pack, keeping_apart, packs
 
 ReferenceCopy = Literal["same", "bfloat16", "int8", "cpu"]
 
@@ -43,7 +43,7 @@ class Passes:
                 left out), instead of from logits.
         """
         self.config, self.layer = model.config, layer
-        self.packs = model.config._attn_implementation == IMPLEMENTATION
+        self.packs = packs(model.config)
         self.head = output_layer(model)
         self.output = None if self.head is None else self.head.forward
         # Under LoRA the reference has the plain layer below an adapter on the output layer.
@@ -126,7 +126,7 @@ class Passes:
             return computed[0][None]
 
         with replaced_by(self.head, in_place_of_output), self._cut_off(behind_layer):
-            found: Tensor = _call(model, self.packs, batch).logits[0]
+            found: Tensor = _call(model, self.config, batch).logits[0]
         # Values of states must not go through what the model may do to its logits (where values come from logits, it
         # does nothing: see `_agrees`). All others do, since wrappers gather shards again for what a model gives back.
         return found if self.layer is None else computed[0]
@@ -192,21 +192,15 @@ def labelled_logits(model: nn.Module, config: Any, batch: Pack) -> Tensor:
         config: the model's configuration; says whether it packs.
         batch: on the model's device.
     """
-    packs = config._attn_implementation == IMPLEMENTATION
-    logits: Tensor = _call(model, packs, batch).logits
-    return logits[0, batch.keep] if packs else logits[batch.rows, batch.position_ids[batch.keep]]
+    logits: Tensor = _call(model, config, batch).logits
+    return logits[0, batch.keep] if packs(config) else logits[batch.rows, batch.position_ids[batch.keep]]
 
 
-def _call(model: nn.Module, packs: bool, batch: Pack) -> Any:
+def _call(model: nn.Module, config: Any, batch: Pack) -> Any:
     """The model's output for all rows: (1, T, ...) where it packs, else (B, longest, ...), padded on the right."""
-    if packs:
-        return model(
-            input_ids=batch.input_ids[None],
-            position_ids=batch.position_ids[None],
-            pack_bounds=batch.bounds,
-            pack_lengths=batch.lengths,
-            use_cache=False,
-        )
+    if packs(config):
+        ids, positions = batch.input_ids[None], batch.position_ids[None]
+        return model(input_ids=ids, position_ids=positions, use_cache=False, **keeping_apart(config, batch))
     lengths = torch.tensor(batch.lengths, device=batch.input_ids.device)
     mask = torch.arange(max(batch.lengths), device=lengths.device)[None] < lengths[:, None]
     padded = torch.zeros(mask.shape, dtype=torch.long, device=lengths.device)
@@ -215,7 +209,7 @@ def _call(model: nn.Module, packs: bool, batch: Pack) -> Any:
 
 
 @torch.no_grad()
-def use_packing(model: Any) -> bool:
+def use_packing(model: Any, attention: str = "auto") -> bool:
     """Switch the model to packed attention where it then gives two short rows the logits that they get alone.
 
     Trying is the only way to be sure: a model may carry state from token to token beside its attention, or put more
@@ -223,22 +217,31 @@ def use_packing(model: Any) -> bool:
 
     Args:
         model: in evaluation mode, without adapter.
+        attention: "auto" for ours, or one of `packing.OTHERS`.
 
     Returns:
         Whether it packs now.
+
+    Raises:
+        ValueError: the attention that was asked for is not there, or does not keep rows apart in this model.
     """
-    if not can_pack(model):
+    if attention == "auto" and not can_pack(model):
         return False
     own = model.config._attn_implementation
     rows = [Tokens(ids, ids) for ids in _TRIAL_ROWS]
     alone = torch.cat(
         [labelled_logits(model, model.config, pack_rows({"forget": [row]}).to(model.device)) for row in rows]
     )
-    model.set_attn_implementation(IMPLEMENTATION)
+    try:
+        model.set_attn_implementation(IMPLEMENTATION if attention == "auto" else attention)
+    except ImportError as error:
+        raise ValueError(str(error)) from error
     packed = labelled_logits(model, model.config, pack_rows({"forget": rows}).to(model.device))
     # Rounding may differ: half of the digits have to agree.
     if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():
         return True
+    if attention != "auto":
+        raise ValueError("does not keep rows apart in this model")
     model.set_attn_implementation(own)
     return False
 

@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.forward import Passes, decoder_layers, use_packing
+from lume_unlearn.launch import sharded
 from lume_unlearn.tuning import TuningError, freeze
 
 
@@ -63,7 +65,13 @@ def load_for_training(config: RunConfig) -> Any:
     """
     half = config.weights == "bfloat16" or (config.tuning == "lora" and use_bfloat16(config))
     model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
-    use_packing(model)
+    if torch.cuda.is_available() and not sharded():
+        model.to(PartialState().device)  # tried out where it will run, in the arithmetic that it will run in
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(config)):
+            use_packing(model, config.attention)
+    except ValueError as error:
+        raise ConfigError(f"--attention {config.attention}: {error}") from error
     if config.tuning != "lora":
         try:
             freeze(model, config.tuning)

@@ -27,6 +27,8 @@ with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew n
         varlen_attn = varlen.varlen_attn
 
 IMPLEMENTATION = "lume_packed"
+OTHERS = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Implementations of transformers that keep rows apart by themselves, for users who ask for one."""
 Side = Literal["forget", "alternative", "retain"]
 SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
 """In the order in which their rows stand in a pack."""
@@ -132,6 +134,22 @@ def pack(
         token_counts=tuple(per_side),
         reference=torch.zeros(0) if reference is None else reference,
     )
+
+
+def packs(config: Any) -> bool:
+    """Whether a model of this configuration takes packs: `forward.use_packing` has switched it over."""
+    return config._attn_implementation in (IMPLEMENTATION, *OTHERS)
+
+
+def keeping_apart(config: Any, batch: Pack) -> dict[str, Any]:
+    """What the model's attention has to be told of the rows of a pack, beside their positions."""
+    if config._attn_implementation == IMPLEMENTATION:
+        return {"pack_bounds": batch.bounds, "pack_lengths": batch.lengths}
+    if config._attn_implementation.startswith("flash"):
+        longest = max(batch.lengths)
+        bounds = {"cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds}
+        return bounds | {"max_length_q": longest, "max_length_k": longest}
+    return {}
 
 
 def can_pack(model: Any) -> bool:

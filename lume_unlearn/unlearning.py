@@ -59,6 +59,8 @@ def run(config: RunConfig) -> Path:
 def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None, slower: float) -> None:
     """Load, train, save. ``slower``: new learning rate to the checkpoint's."""
     set_seed(config.seed)
+    # cuDNN plans anew for every length of a sequence, and lengths change from pass to pass.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
     model = modeling.load_for_training(config)
     context = modeling.context_length(model)

@@ -103,7 +103,7 @@ def test_training_only_above_the_layer_is_refused(config: Any) -> None:
 
 def test_optimisers(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert modeling.optimizer_class(config()) is None  # Trainer's own
-    monkeypatch.setitem(sys.modules, "torchao.optim", None)
+    monkeypatch.setitem(sys.modules, "torchao", None)
     for options in ({"weights": "bfloat16", "tuning": "full"}, {"optimizer": "adamw8bit"}):
         named = "--weights bfloat16" if "weights" in options else "--optimizer adamw8bit"
         with pytest.raises(ConfigError, match=f"^{named}: needs torchao"):

@@ -27,7 +27,7 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn import losses
+from lume_unlearn import losses, packing
 from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.forward import labelled_logits, use_packing
 from lume_unlearn.losses import IGNORED
@@ -297,3 +297,32 @@ def test_a_saved_model_knows_nothing_of_packing(tmp_path: Path) -> None:
     assert loaded.config._attn_implementation == "sdpa"
     rows = make_rows()
     torch.testing.assert_close(alone(loaded, rows), alone(model, rows), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama-gqa", "mistral-window"])
+def test_an_attention_of_transformers_that_keeps_rows_apart_may_be_asked_for(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "OTHERS", ("eager",))  # the one that runs everywhere
+    model, rows = make(name), make_rows()
+    expected = alone(model, rows)
+    assert use_packing(model, "eager")
+    assert model.config._attn_implementation == "eager"
+    found = labelled_logits(model, model.config, pack_rows({"forget": rows}))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_an_attention_that_does_not_keep_rows_apart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "OTHERS", ("sdpa",))
+    model = gpt2()  # learned positions and a mask of its own
+    with pytest.raises(ValueError, match="does not keep rows apart"):
+        use_packing(model, "sdpa")
+
+
+def test_flash_attention_is_told_the_bounds() -> None:
+    batch = pack_rows({"forget": make_rows([3, 5])})
+    model = make("llama")
+    model.config._attn_implementation = "flash_attention_2"
+    told = packing.keeping_apart(model.config, batch)
+    assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 8]
+    assert told["max_length_q"] == told["max_length_k"] == 5
