@@ -83,4 +83,5 @@ def _unless_out_of_memory(run: Callable[[Sequence[Row]], list[Result]], batch: S
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether an error of torch says that memory ran out, on whatever device."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    said = ("out of memory", "can't allocate memory", "not enough memory")  # GPUs; the CPU's allocator, on Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(words in text for words in said)

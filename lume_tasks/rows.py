@@ -190,7 +190,7 @@ def read_documents(path: Path) -> list[str]:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the sound rows of a file by line, and the faults of the others and of the file."""
-    objects, faults = _scan(path, FIELDS, row_problems)
+    objects, faults = scan(path, FIELDS, row_problems)
     rows = {line: Row(*(obj[field] for field in FIELDS)) for line, obj in objects.items()}
     first_id: dict[str, int] = {}
     first_text: dict[tuple[str, str], int] = {}
@@ -204,7 +204,7 @@ def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
 
 def scan_documents(path: Path) -> tuple[dict[int, str], list[Fault]]:
     """Return the sound documents of a file by line, and the faults of the others and of the file."""
-    objects, faults = _scan(path, ("document",), document_problems)
+    objects, faults = scan(path, ("document",), document_problems)
     documents = {line: obj["document"] for line, obj in objects.items()}
     first_line: dict[str, int] = {}
     for line, document in documents.items():
@@ -218,14 +218,13 @@ def text_key(row: Row) -> tuple[str, str]:
     return row.input.strip(), row.output.strip()
 
 
-def _scan(
+def scan(
     path: Path, fields: tuple[str, ...], problems_of: Callable[[object], list[str]]
 ) -> tuple[dict[int, dict[str, str]], list[Fault]]:
+    """The sound objects of a file by line, and its faults, none of which is raised; ``problems_of`` finds an object's."""
     sound: dict[int, dict[str, str]] = {}
     faults: list[Fault] = []
-    empty = True
     for line, obj, broken in _records(path, fields):
-        empty = False
         # None with a fault of its own was never parsed; None without one is a JSON null.
         wrong = [] if obj is None and broken else problems_of(obj)
         faults += [(line, message) for message in broken + wrong]
@@ -234,7 +233,7 @@ def _scan(
         if len(faults) >= MOST_FAULTS:
             faults.append((line, f"so many faults ({len(faults)}) that the file was read no further"))
             break
-    return sound, faults or ([(0, "is empty: it holds no rows")] if empty else [])
+    return sound, faults or ([] if sound else [(0, "is empty: it holds no rows")])
 
 
 def _records(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:

@@ -11,10 +11,11 @@ from tqdm import tqdm
 
 from lume_tasks import data as lume_data
 from lume_tasks.checks import SPLITS
-from lume_tasks.rows import DataError, Fault, Row, _scan, describe, find_file, place, quote, read_rows, text_problem
+from lume_tasks.rows import DataError, Fault, Row, describe, place, quote, read_rows, scan, text_problem
 from lume_unlearn import modeling
-from lume_unlearn.config import ConfigError
+from lume_unlearn.config import ConfigError, named_twice
 from lume_unlearn.drawing import bare, first_few, generate
+from lume_unlearn.sources import named_directory, named_file
 
 FIELDS = ("id", "alternative")
 
@@ -66,11 +67,7 @@ class AlternativesConfig:
             faults.append(f"--split {self.split!r}: choose one of {', '.join(splits)}")
         if Path(self.output).suffix != ".jsonl":
             faults.append(f"--output {self.output}: name a file that ends in .jsonl")
-        if self.forget is not None and self.data is not None:
-            faults.append("--data and --forget both name the rows; give one of them")
-        if self.forget is not None and self.split != "all":
-            faults.append(f"--split {self.split}: is for --data; --forget already names the rows")
-        if faults:
+        if faults := faults + named_twice(self.forget, self.data, self.split):
             raise ConfigError("\n".join(faults))
 
 
@@ -84,7 +81,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
         DataError: lists what is wrong with the file (ten faults at most, with their lines): also an alternative that
             equals its row's output (see `drawing.bare`), and rows without any.
     """
-    objects, faults = _scan(path, FIELDS, _line_problems)
+    objects, faults = scan(path, FIELDS, _line_problems)
     by_id = {row.id: row for row in rows}
     found: dict[str, list[str]] = {}
     for line, obj in objects.items():
@@ -147,13 +144,8 @@ def write_alternatives(config: AlternativesConfig) -> Path:
 
 def _forget_rows(config: AlternativesConfig) -> list[Row]:
     if config.forget is not None:
-        path = Path(config.forget).expanduser()
-        if not path.exists():
-            raise DataError(f"--forget {path}: there is no such file or folder")
-        return read_rows(find_file(path, "forget", str(path / "forget")) if path.is_dir() else path)
-    if config.data is not None and not Path(config.data).expanduser().is_dir():
-        raise ConfigError(f"--data {config.data}: is not a directory")
-    return lume_data.load_side(lume_data.data_dir(config.data), "forget", config.split)
+        return read_rows(named_file(config.forget, "forget"))
+    return lume_data.load_side(named_directory(config.data), "forget", config.split)
 
 
 def _pairs(config: AlternativesConfig, rows: list[Row]) -> Iterator[tuple[str, str]]:

@@ -41,9 +41,6 @@ def _say(argv: Sequence[str], message: str, code: int) -> int:
 
 def parser() -> ArgumentParser:
     """The command line; options of `run` are the fields of `RunConfig`, those of `audit` of `AuditConfig`."""
-    from lume_unlearn.alternatives import AlternativesConfig
-    from lume_unlearn.audit import AuditConfig
-    from lume_unlearn.benchmark import BenchmarkConfig
     from lume_unlearn.config import RunConfig
     from lume_unlearn.describe import parameters
 
@@ -59,10 +56,6 @@ def parser() -> ArgumentParser:
         run.add_argument(f"--{name}", type=float | None, default=None, help=text)
     commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
 
-    alternatives = ArgumentParser(description="Have a model write other answers to the forget rows, for altpo and dpo.")
-    alternatives.add_class_arguments(AlternativesConfig, as_group=False)
-    commands.add_subcommand("alternatives", alternatives, help="have a model write other answers, for altpo and dpo")
-
     merge = ArgumentParser(description="Fold a LoRA adapter into its model.")
     merge.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
     merge.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
@@ -77,14 +70,34 @@ def parser() -> ArgumentParser:
     path = ArgumentParser(description="Print the folder that holds recipes/ and accelerate/ (its configurations).")
     commands.add_subcommand("path", path, help="print the folder of the recipes and of accelerate's configurations")
 
-    audit = ArgumentParser(description="Score a model again after changing its weights or the words of the rows.")
-    audit.add_class_arguments(AuditConfig, as_group=False)
-    commands.add_subcommand("audit", audit, help="does forgetting hold? fewer bits, relearning, other words, sampling")
+    quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
+    quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
+    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
+    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about two minutes")
 
-    benchmark = ArgumentParser(description="Time unlearning and scoring, the usual way and ours, side by side.")
-    benchmark.add_class_arguments(BenchmarkConfig, as_group=False)
-    commands.add_subcommand("benchmark", benchmark, help="time unlearning and scoring against the usual way")
+    _add_configured(commands)
+    _add_results(commands)
+    return top
 
+
+def _add_configured(commands: Any) -> None:
+    """Commands whose options are the fields of a class."""
+    from lume_unlearn.alternatives import AlternativesConfig
+    from lume_unlearn.audit import AuditConfig
+    from lume_unlearn.benchmark import BenchmarkConfig
+
+    for name, options, title in (
+        ("alternatives", AlternativesConfig, "Have a model write other answers to the forget rows, for altpo and dpo."),
+        ("audit", AuditConfig, "Does forgetting hold? With fewer bits, relearning, other words, sampling."),
+        ("benchmark", BenchmarkConfig, "Time unlearning and scoring, the usual way and ours, side by side."),
+    ):
+        command = ArgumentParser(description=title)
+        command.add_class_arguments(options, as_group=False)
+        commands.add_subcommand(name, command, help=title[0].lower() + title[1:-1])
+
+
+def _add_results(commands: Any) -> None:
+    """Commands that take results of lm_eval."""
     report = ArgumentParser(description="Turn results of lm_eval into one page to look at, and its pictures.")
     report.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
     report.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
@@ -97,12 +110,6 @@ def parser() -> ArgumentParser:
     card.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
     card.add_argument("--push_to_hub", type=str | None, default=None, help="Upload the folder to this hub repository.")
     commands.add_subcommand("card", card, help="write a model card with the scores into the folder of a run")
-
-    quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
-    quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
-    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
-    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about two minutes")
-    return top
 
 
 def _recipe_first(argv: Sequence[str]) -> list[str]:

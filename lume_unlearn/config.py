@@ -270,10 +270,16 @@ def _source_faults(config: RunConfig) -> list[str]:
         faults.append("--retain: give --forget with it, or name a directory with both by --data")
     if config.forget is not None and config.retain is None and config.needs_retain:
         faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
-    if config.forget is not None and config.data is not None:
+    return faults + named_twice(config.forget, config.data, config.split)
+
+
+def named_twice(forget: str | None, data: str | None, split: str) -> list[str]:
+    """Contradictions between ``--forget`` and the options that are for ``--data``."""
+    faults = []
+    if forget is not None and data is not None:
         faults.append("--data and --forget both name the rows; give one of them")
-    if config.forget is not None and config.split != "all":
-        faults.append(f"--split {config.split}: is for --data; --forget already names the rows")
+    if forget is not None and split != "all":
+        faults.append(f"--split {split}: is for --data; --forget already names the rows")
     return faults
 
 

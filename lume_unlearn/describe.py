@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from lume_unlearn.method import Method
+from lume_unlearn.method import Method, asks_before
 from lume_unlearn.methods import METHODS
 
 
@@ -50,7 +50,7 @@ def needs(method: Method) -> str:
         found.append(f"NLL before of {' and '.join(method.reference)} rows, once")
     if method.live_reference:
         found.append("model before, each step, forget rows")
-    if method.retain in ("kl", "nll+kl", "states"):
+    if asks_before(method.retain):
         found.append("model before, each step, retain rows")
     if method.alternative:
         found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])

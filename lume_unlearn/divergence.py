@@ -31,10 +31,15 @@ def require_finite(config: RunConfig, model: nn.Module, loss: Tensor, step: int,
     """
     if not math.isfinite(loss):
         raise diverged(config, "the loss", loss.item(), step, rows)
-    norm: Any = get_total_norm([weight.grad for weight in model.parameters() if weight.grad is not None])
-    norm = float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    norm = total_norm([weight.grad for weight in model.parameters()])
     if not math.isfinite(norm):
         raise diverged(config, "the gradient norm", norm, step, rows)
+
+
+def total_norm(gradients: Sequence[Tensor | None]) -> float:
+    """L2 norm over all tensors that there are, sharded ones too."""
+    norm: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
+    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
 
 
 def diverged(config: RunConfig, what: str, value: float, step: int, rows: Sequence[str]) -> ConfigError:
@@ -89,8 +94,10 @@ def memory_advice(config: RunConfig, model: nn.Module) -> Iterator[None]:
     """
     try:
         yield
-    except RuntimeError as error:  # torch's own out-of-memory error is one; the CPU's allocator raises it plainly
-        if not any(words in str(error) for words in ("out of memory", "can't allocate memory", "not enough memory")):
+    except RuntimeError as error:
+        from lume_tasks.batching import is_out_of_memory  # brings the harness along
+
+        if not is_out_of_memory(error):
             raise
         raise ConfigError(_advice(config, model)) from error
 

@@ -17,6 +17,7 @@ from lume_unlearn import losses
 from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.output_layer import TokenValue, in_chunks, nll_value, output_layer, replaced_by
 from lume_unlearn.packing import IMPLEMENTATION, Pack, can_pack, keeping_apart, packs
+from lume_unlearn.schedule import Limits, cut
 
 ReferenceCopy = Literal["same", "bfloat16", "int8", "cpu"]
 
@@ -257,17 +258,23 @@ def token_nlls(
     state = PartialState()
     order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
     own = order[state.process_index :: state.num_processes]
-    found: list[tuple[Tokens, Tensor]] = []
     with evaluating(model):
-        while own:
-            count = max(
-                1, next((i for i in range(1, len(own)) if len(own[i].input_ids) * (i + 1) > max_tokens), len(own))
-            )
-            chosen, own = own[:count], own[count:]
-            batch = pack_rows({"forget": chosen}).to(device)
-            nll = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])[0].float().cpu()
-            found += zip(chosen, torch.split(nll, [row.scored for row in chosen]), strict=True)
+        found = list(zip(own, row_nlls(model, passes, own, max_tokens, device), strict=True))
     return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
+
+
+@torch.no_grad()
+def row_nlls(
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
+) -> list[Tensor]:
+    """NLL in nats of each row's labelled tokens, (labelled tokens,) float32 on the CPU, in as few passes as fit."""
+    limits = Limits(None, max_tokens, padded=not passes.packs)
+    found: list[Tensor] = []
+    for part in cut(rows, lambda row: [len(row.input_ids)], limits):
+        batch = pack_rows({"forget": part}).to(device)
+        (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
+        found += torch.split(nll.float().cpu(), [row.scored for row in part])
+    return found
 
 
 class Reference:

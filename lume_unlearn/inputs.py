@@ -10,11 +10,12 @@ import numpy as np
 
 from lume_tasks import data as lume_data
 from lume_tasks.checks import SIDES, check_sides
-from lume_tasks.rows import DataError, Row, find_file, read_rows
+from lume_tasks.rows import DataError, Row, read_rows
 from lume_unlearn.alternatives import read_alternatives
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import Sides, Tokens, encode_rows
 from lume_unlearn.refusals import refusals
+from lume_unlearn.sources import named_directory, named_file
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,7 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
     if config.forget is not None:
         files, sides = _named_sides(config)
     else:
-        if config.data is not None and not Path(config.data).expanduser().is_dir():
-            raise ConfigError(f"--data {config.data}: is not a directory")
-        directory = lume_data.data_dir(config.data)
+        directory = named_directory(config.data)
         files = {side: lume_data.side_file(directory, side, config.split) for side in SIDES}
         sides = lume_data.load_rows(directory, config.split)
     checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
@@ -71,7 +70,7 @@ def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row
         if (named := getattr(config, side)) is None:
             continue
         try:
-            files[side] = _rows_file(Path(named).expanduser(), side)
+            files[side] = named_file(named, side)
             sides[side] = read_rows(files[side])
         except DataError as error:
             faults.append(str(error))
@@ -79,13 +78,6 @@ def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row
     if faults:
         raise DataError("\n".join(faults))
     return files, sides
-
-
-def _rows_file(path: Path, side: str) -> Path:
-    """A file as it is; in a folder the side's file."""
-    if not path.exists():
-        raise DataError(f"--{side} {path}: there is no such file or folder")
-    return find_file(path, side, str(path / side)) if path.is_dir() else path
 
 
 def _alternatives(config: RunConfig, forget: list[Row]) -> list[list[str]] | None:

@@ -2,14 +2,16 @@
 
 import logging
 import re
+import warnings
 from collections.abc import Sequence
 from json import JSONDecodeError
-from math import floor, sqrt
+from math import sqrt
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft.utils import merge_utils
 from peft.utils.other import get_pattern_key
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -86,21 +88,14 @@ def ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> 
     its sum over the trimmed updates, without the weights; a sum of 0 counts as positive. Merge: sum weight * update
     over the updates of the elected sign, divided by how many those are.
 
-    ``peft.utils.merge_utils.ties`` computes the same, in the updates' own dtype, and warns at a density of 1.
+    PEFT's function computes it; here in float32, and without its warning at a density of 1.
 
     Takes k updates of one shape and k weights; density is above 0 and at most 1. The result is float32, of that shape.
     """
-    trimmed = torch.stack([_trimmed(delta.float(), density) for delta in deltas])
-    elected = torch.where(trimmed.sum(0) >= 0, 1.0, -1.0)
-    agrees = trimmed.sign() == elected
-    factors = torch.tensor(weights).view(-1, *[1] * deltas[0].dim()).to(trimmed)
-    return (factors * trimmed * agrees).sum(0) / agrees.sum(0).clamp(min=1)
-
-
-def _trimmed(delta: Tensor, density: float) -> Tensor:
-    flat = delta.flatten()
-    kept = flat.abs().topk(floor(density * flat.numel())).indices
-    return torch.zeros_like(flat).index_copy(0, kept, flat[kept]).view_as(delta)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density")
+        merged: Tensor = merge_utils.ties([delta.float() for delta in deltas], torch.tensor(weights), density)
+    return merged
 
 
 @torch.no_grad()

@@ -15,6 +15,11 @@ RETAIN_TERMS: tuple[RetainTerm, ...] = ("nll", "kl", "nll+kl", "states", "none")
 Side = Literal["forget", "alternative"]
 
 
+def asks_before(term: RetainTerm) -> bool:
+    """Whether a retain term needs the model before unlearning in every step."""
+    return term not in ("nll", "none")
+
+
 @dataclass(frozen=True)
 class Sizes:
     """Labelled tokens of each row of one whole optimiser step, over all passes and processes."""

@@ -10,10 +10,10 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lume_unlearn import losses
+from lume_unlearn.divergence import total_norm
 from lume_unlearn.forward import evaluating
 from lume_unlearn.packing import Side
 from lume_unlearn.trainer import UnlearningTrainer
@@ -80,8 +80,7 @@ class NormalisedTrainer(UnlearningTrainer):
 
 def _norm(gradients: list[Tensor | None]) -> float:
     """L2 norm over all tensors; 1 for a gradient of 0, which stays 0, and for one that is not finite."""
-    found: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
-    norm = float(found.full_tensor() if hasattr(found, "full_tensor") else found)
+    norm = total_norm(gradients)
     return norm if norm > 0 and math.isfinite(norm) else 1.0
 
 

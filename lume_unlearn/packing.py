@@ -113,15 +113,15 @@ def pack(
     keep: list[int] = []
     targets: list[int] = []
     rows: list[int] = []
+    scored = []
     bounds = [0]
     for row, row_labels in enumerate(labels):
         chosen = [t for t, label in enumerate(row_labels) if t and label != ignored]
         keep += [bounds[-1] + t - 1 for t in chosen]
         targets += [row_labels[t] for t in chosen]
         rows += [row] * len(chosen)
+        scored.append(len(chosen))
         bounds.append(bounds[-1] + len(row_labels))
-    ends = [sum(row_counts[: place + 1]) for place in range(len(row_counts))]
-    per_side = [sum(start <= row < end for row in rows) for start, end in zip([0, *ends], ends, strict=False)]
     return Pack(
         input_ids=torch.tensor([token for ids in input_ids for token in ids]),
         position_ids=torch.cat([torch.arange(len(ids)) for ids in input_ids]),
@@ -131,7 +131,7 @@ def pack(
         rows=torch.tensor(rows, dtype=torch.long),
         lengths=tuple(len(ids) for ids in input_ids),
         row_counts=tuple(row_counts),
-        token_counts=tuple(per_side),
+        token_counts=tuple(sum(scored[_span(row_counts, side)]) for side in SIDES),
         reference=torch.zeros(0) if reference is None else reference,
     )
 

@@ -2,9 +2,12 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from torch.utils.data import Sampler
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -96,9 +99,9 @@ class Limits:
         return cost <= self.tokens and (self.keys is None or keys <= self.keys)
 
 
-def cut(keys: Sequence[Key], lengths: Callable[[Key], list[int]], limits: Limits) -> list[list[Key]]:
-    """One process's keys of a step in as few passes as fit the limits in this order; a key too long stands alone."""
-    passes: list[list[Key]] = []
+def cut(keys: Sequence[Item], lengths: Callable[[Item], list[int]], limits: Limits) -> list[list[Item]]:
+    """Keys (or rows) in as few passes as fit the limits in this order; one too long stands alone."""
+    passes: list[list[Item]] = []
     held: list[int] = []
     for key in keys:
         more = lengths(key)

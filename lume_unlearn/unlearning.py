@@ -20,6 +20,7 @@ from lume_unlearn.forward import Passes, Reference, token_nlls
 from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, require_known, watched
 from lume_unlearn.interruption import Stop
 from lume_unlearn.launch import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
+from lume_unlearn.method import asks_before
 from lume_unlearn.ngdiff import NormalisedTrainer
 from lume_unlearn.record import Record, is_finished
 from lume_unlearn.trainer import UnlearningTrainer
@@ -184,7 +185,7 @@ def make_trainer(
         wanted = [row for side in method.reference for row in getattr(sides, side)]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=modeling.use_bfloat16(config)):
             sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
-    live = method.live_reference or config.retain_term in ("kl", "nll+kl", "states")
+    live = method.live_reference or asks_before(config.retain_term)
     if live and config.reference_copy == "int8":
         modeling.require_torchao("--reference_copy int8")
     # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.

@@ -16,10 +16,8 @@ from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.checkpoints import PREFIX, InCheckpoint
 from lume_unlearn.config import ConfigError
-from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import Passes, Span, evaluating
-from lume_unlearn.output_layer import nll_value
-from lume_unlearn.schedule import Key, Limits, cut
+from lume_unlearn.data import Tokens
+from lume_unlearn.forward import Passes, evaluating, row_nlls
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -166,26 +164,15 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         else:  # another policy wrote the checkpoint
             self._keep(model)
 
-    @torch.no_grad()
     def _measure(self, model: nn.Module, step: int) -> None:
         entry: dict[str, float] = {"step": step}
+        device = next(model.parameters()).device
         with evaluating(model):
             for side, rows in (("forget", self.forget), ("retain", self.retain)):
                 if rows:
-                    entry[f"{side}_nll"] = self._nll(model, rows)
+                    nlls = row_nlls(model, self.passes, rows, self.max_tokens, device)
+                    entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
         self.measured.append(entry)
-
-    def _nll(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
-        """Mean over the labelled tokens of these rows."""
-        device = next(model.parameters()).device
-        limits = Limits(None, self.max_tokens, padded=not self.passes.packs)
-        keys = [Key((number,)) for number in range(len(rows))]
-        total = 0.0
-        for part in cut(keys, lambda key: [len(rows[key.forget[0]].input_ids)], limits):
-            batch = pack_rows({"forget": [rows[key.forget[0]] for key in part]}).to(device)
-            (nll,) = self.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-            total += float(nll.float().sum())
-        return total / sum(row.scored for row in rows)
 
 
 def _trained(model: nn.Module) -> list[Tensor]:

@@ -10,23 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lume_tasks import data, rows
 from lume_tasks.checks import check_dir
 from lume_tasks.cli import main
 from lume_tasks.rows import DataError, Row, place, read_rows, scan_documents, scan_rows, visible
+from tests.faults.fuzzing import examples
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
-EXAMPLES = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=400,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+EXAMPLES = examples(400)
 HOSTILE = "\x1b[31m\x07\r\u202e\u2028\x9b\x00\ud800<script>"
 
 

@@ -10,18 +10,17 @@ from unittest import mock
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lume_unlearn.cli import main
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import METHODS
+from tests.faults.fuzzing import examples
 
 pytestmark = pytest.mark.faults
 
-EXAMPLES = settings(
-    derandomize=True, database=None, deadline=None, max_examples=50, suppress_health_check=list(HealthCheck)
-)
+EXAMPLES = examples(50)
 OPTIONS = [field.name for field in fields(RunConfig) if field.name != "params"]
 PARAMETERS = sorted({name for method in METHODS.values() for name in method.params})
 HOSTILE = [

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from lume_tasks.reference_results import read_reference, read_samples
@@ -25,16 +25,11 @@ from lume_unlearn.masking import MASK, common_words, mask, plain, tokens
 from lume_unlearn.report import build_report, write_report
 from lume_unlearn.report_page import page, section, table, tag
 from lume_unlearn.results import find_runs, read_models
+from tests.faults.fuzzing import examples
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 
-EXAMPLES = settings(
-    derandomize=True,
-    database=None,
-    deadline=None,
-    max_examples=300,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+EXAMPLES = examples(300)
 DATE = "2024-01-01T00-00-00.000000"
 TEXT = st.text(st.characters(exclude_categories=()), max_size=60)
 MARKUP = (

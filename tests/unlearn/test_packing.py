@@ -32,19 +32,10 @@ from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.forward import labelled_logits, use_packing
 from lume_unlearn.losses import IGNORED
 from lume_unlearn.packing import IMPLEMENTATION, SIDES, Pack, Side, can_pack
+from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
+SIZES: dict[str, Any] = sizes(VOCABULARY, 2)
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
     "llama-gqa": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, num_key_value_heads=2)),
@@ -63,13 +54,7 @@ def make(name: str) -> Any:
 
 def make_rows(lengths: list[int] = LENGTHS, seed: int = 1) -> list[Tokens]:
     """Rows whose second half, or last token, is labelled."""
-    torch.manual_seed(seed)
-    rows = []
-    for length in lengths:
-        ids = torch.randint(2, VOCABULARY, (length,)).tolist()
-        prompt = max(length // 2, 1)
-        rows.append(Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:])))
-    return rows
+    return half_labelled(VOCABULARY, lengths, seed)
 
 
 def alone(model: Any, rows: list[Tokens]) -> Tensor:

@@ -29,20 +29,10 @@ from lume_unlearn.forward import Passes, Span, labelled_logits, use_packing
 from lume_unlearn.losses import IGNORED
 from lume_unlearn.output_layer import nll_value
 from lume_unlearn.packing import Pack
+from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120
-SIZES: dict[str, Any] = {
-    "vocab_size": VOCABULARY,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "initializer_range": 0.2,
-    "pad_token_id": 0,
-    "bos_token_id": None,
-    "eos_token_id": 1,
-}
+SIZES: dict[str, Any] = sizes(VOCABULARY, 3) | {"num_key_value_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "resid_pdrop": 0.1, "bos_token_id": None, "eos_token_id": 1}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
@@ -69,13 +59,7 @@ def make(name: str, **lora: Any) -> Any:
 
 
 def make_rows(lengths: list[int], seed: int = 1) -> list[Tokens]:
-    torch.manual_seed(seed)
-    rows = []
-    for length in lengths:
-        ids = torch.randint(2, VOCABULARY, (length,)).tolist()
-        prompt = max(length // 2, 1)
-        rows.append(Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:])))
-    return rows
+    return half_labelled(VOCABULARY, lengths, seed)
 
 
 FORGET, RETAIN = make_rows([3, 21, 2, 9]), make_rows([7, 30, 4], seed=2)

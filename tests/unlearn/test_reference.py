@@ -13,19 +13,14 @@ from lume_unlearn.forward import Passes, Reference, labelled_logits, token_nlls,
 from lume_unlearn.losses import IGNORED
 from lume_unlearn.tuning import freeze
 from tests.conftest import make_model
+from tests.unlearn.tokens import half_labelled
 
 VOCABULARY = 400
 CPU = torch.device("cpu")
 
 
 def make_rows(lengths: tuple[int, ...] = (3, 21, 2, 9, 30), seed: int = 1) -> list[Tokens]:
-    torch.manual_seed(seed)
-    rows = []
-    for length in lengths:
-        ids = torch.randint(2, VOCABULARY, (length,)).tolist()
-        prompt = max(length // 2, 1)
-        rows.append(Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:])))
-    return rows
+    return half_labelled(VOCABULARY, lengths, seed)
 
 
 ROWS = make_rows()
