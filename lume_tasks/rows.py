@@ -221,7 +221,7 @@ def text_key(row: Row) -> tuple[str, str]:
 def scan(
     path: Path, fields: tuple[str, ...], problems_of: Callable[[object], list[str]]
 ) -> tuple[dict[int, dict[str, str]], list[Fault]]:
-    """The sound objects of a file by line, and its faults, none of which is raised; ``problems_of`` finds an object's."""
+    """Sound objects of a file by line, and its faults, none of which is raised; ``problems_of`` finds an object's."""
     sound: dict[int, dict[str, str]] = {}
     faults: list[Fault] = []
     for line, obj, broken in _records(path, fields):
