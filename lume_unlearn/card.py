@@ -20,6 +20,14 @@ _OTHERS_MARKS = ("[More Information Needed]", "This model card has been generate
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 _PATHS = ("model", "output", "data", "forget", "retain", "resume")  # of the run's configuration; not for publication
 _OTHER_TASKS = {"lume_score": "all tasks", "lume_mia": "membership inference"}
+# All that goes to the hub, from the folder itself. Anything else may be logged rows, paths, or checkpoints: what the
+# harness writes among them, if somebody had it write there.
+_PUBLISHED = re.compile(
+    r"README\.md|(adapter_|generation_)?config\.json|adapter_model\.safetensors"
+    r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(modeling|configuration|tokenization)_\w+\.py"
+    r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
+    r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
+)
 _SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD))
 
 
@@ -57,7 +65,7 @@ def _by_a_program(path: Path) -> bool:
 
 
 def push_to_hub(model_dir: Path, repository: str) -> str:
-    """Upload the folder with its card, as a model; what only this machine needs stays here.
+    """Upload model, tokenizer and card out of the folder; all else in it stays here.
 
     Returns:
         The address of the page.
@@ -68,9 +76,9 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
     api = HfApi()
     try:
         address = api.create_repo(repository, exist_ok=True)
-        # The record names paths of this machine; checkpoints and intermediate scores are no part of the result.
-        left_out = [RECORD, "checkpoint-*", "scores/*", "best/*"]
-        api.upload_folder(repo_id=repository, folder_path=model_dir, ignore_patterns=left_out)
+        # Whole names, since the hub's patterns reach into folders.
+        names = [path.name for path in model_dir.iterdir() if _PUBLISHED.fullmatch(path.name) and path.is_file()]
+        api.upload_folder(repo_id=repository, folder_path=model_dir, allow_patterns=names)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise DataError(
             f"--push_to_hub {repository}: {error}\nLog in with `hf auth login`, or set HF_TOKEN."

@@ -274,9 +274,7 @@ def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
         elif found := sorted(path.rglob("results_*.json"), key=_natural):
             yield from found
         else:
-            faults.append(
-                f"{path}: no results_*.json in or below it; lm_eval writes one with --output_path {path} --log_samples"
-            )
+            faults.append(f"{path}: no results_*.json in or below it; name what lm_eval's --output_path named")
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:

@@ -116,18 +116,34 @@ def test_a_folder_without_a_record_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_the_folder_is_uploaded_without_what_belongs_to_this_machine(
+def test_only_model_tokenizer_and_card_are_uploaded(
     finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """With all else that a run or the harness may have left in the folder; row texts stand in some of it."""
+    from huggingface_hub.utils import filter_repo_objects
+
     uploads: list[dict[str, Any]] = []
     monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
     monkeypatch.setattr("lume_unlearn.card.HfApi.upload_folder", lambda self, **options: uploads.append(options))
-    results = write_results(str(finished), SCORES)
+    ours = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+    ours += ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"]
+    ours += ["model.safetensors", "model.safetensors.index.json", "merges.txt", "vocab.json", "chat_template.jinja"]
+    others = ["samples_lume_task1_2024-01-01T00-00-00.000000.jsonl", "unlearning.json.partial", ".lock", "notes.txt"]
+    others += ["training_args.bin", "forget.jsonl", "pytorch_model.bin", "model-x/model.safetensors", "audit.json"]
+    others += [f"{folder}/config.json" for folder in ("checkpoint-1", "best", ".partial", "scores/x", "runs")]
+    for name in [*ours, *others]:
+        (finished / name).parent.mkdir(parents=True, exist_ok=True)
+        (finished / name).touch()
+    (finished / "README.md").unlink()
+    results = write_results(str(finished), SCORES, folder=str(finished))
     command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
     assert cli.main(command) == 0
     assert "https://hub/me/mine" in capsys.readouterr().out
-    assert uploads[0]["folder_path"] == finished
-    assert {"unlearning.json", "checkpoint-*"} <= set(uploads[0]["ignore_patterns"])
+    (upload,) = uploads
+    found = [str(path.relative_to(upload["folder_path"])) for path in finished.rglob("*") if path.is_file()]
+    assert any(name.startswith("results_") for name in found)
+    sent = filter_repo_objects(found, allow_patterns=upload["allow_patterns"], ignore_patterns=None)
+    assert sorted(sent) == sorted(ours)
 
 
 def test_a_refused_upload_is_said_plainly(
