@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -10,7 +11,7 @@ from unittest import mock
 import pytest
 
 from lume_unlearn.checkpoints import MARK, whole_checkpoints
-from lume_unlearn.config import ConfigError
+from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.evaluation import Evaluation
 from lume_unlearn.unlearning import run
 from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, record, resumed
@@ -18,20 +19,46 @@ from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, re
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
 
+# With these, what a method remembers beside the weights changes within a few steps, and makes a difference.
+REMEMBERING: dict[str, dict[str, Any]] = {
+    "pdu": {"params": {"dual_warmup": 0.0}},
+    "selective": {"forget_weight": 10.0, "learning_rate": 1e-2},
+    "ngdiff": {"params": {"rate_every": 1}, "learning_rate": 5e-3, "epochs": 3},
+    "sugd": {"params": {"chunk": 3}},
+    "agad": {"params": {"chunk": 3}},
+}
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("method", TRAINED)
 def test_every_method_goes_on_as_if_nothing_had_happened(
     method: str, tuning: str, inputs: Path, tmp_path: Path
 ) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole", method, tuning))
+    options = REMEMBERING.get(method, {})
+    whole = run(make_config(inputs, tmp_path / "whole", method, tuning, **options))
     steps = record(whole)["history"][-1]["step"]
-    config = make_config(inputs, tmp_path / "broken", method, tuning)
-    broken_off(config, 2 + TRAINED.index(method) % (steps - 1))
+    config = make_config(inputs, tmp_path / "broken", method, tuning, **options)
+    step = steps // 2 + 1 if options else 2 + TRAINED.index(method) % (steps - 1)
+    broken_off(config, step)
+    if options:  # something else at the interruption than at the start and at the end
+        start, end = remembered(config), remembered(config, whole / f"checkpoint-{steps}")
+        assert start != remembered(config, tmp_path / "broken" / f"checkpoint-{step - 1}") != end
     assert_equal(whole, resumed(config))
+
+
+def remembered(config: RunConfig, checkpoint: Path | None = None) -> Any:
+    """What the method knows beside the weights: retain weight, learning rate, phases begun; at first or later."""
+    found = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {}
+    rates = [config.learning_rate, *(entry["learning_rate"] for entry in found.get("log_history", []))]
+    if config.spec.adapt:
+        saved = found and found["stateful_callbacks"]["Progress"]["attributes"]["values"]
+        return saved or {"weight": config.retain_weight}
+    return rates[-1] if config.spec.normalised else sum(rate > before for before, rate in pairwise(rates))
 
 
 def test_terms_between_two_log_entries_are_not_lost(inputs: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"logging_steps": 3, "epochs": 3}
+    options |= REMEMBERING["pdu"]
     whole = run(make_config(inputs, tmp_path / "whole", "pdu", **options))
     config = make_config(inputs, tmp_path / "broken", "pdu", **options)
     broken_off(config, 3)
