@@ -1,19 +1,20 @@
 """Everything that can be wrong with a whole data directory, found in one pass."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from lume_tasks.rows import (
     FIELDS,
+    TEXT,
     DataError,
     Fault,
+    Faults,
     Row,
     describe,
     find_file,
-    first_line,
-    parquet_records,
     place,
     quote,
+    scan,
     scan_documents,
     scan_rows,
     text_key,
@@ -23,7 +24,7 @@ from lume_tasks.rows import (
 SIDES = ("forget", "retain")
 SPLITS = ("train", "validation", "test")
 MIA_FILES = ("member", "nonmember")
-MMLU_FIELDS = ("question", "choices", "answer")
+MMLU_FIELDS = {"question": TEXT, "choices": f"lists of {TEXT}", "answer": "whole numbers"}
 
 Rows = dict[int, Row]
 
@@ -47,18 +48,25 @@ def check_dir(directory: Path) -> list[str]:
     return problems
 
 
-def check_sides(forget: list[Row], retain: list[Row]) -> list[str]:
-    """List what stands in both forget and retain: the same text (input and output, stripped) or the same id."""
+def check_sides(shown: str, forget: Iterable[Row], retain: Iterable[Row]) -> list[str]:
+    """List what stands in both forget and retain: the same text (input and output, stripped) or the same id.
+
+    ``shown`` is what each line begins with.
+    """
+    faults = Faults()
+    faults.add((0, problem) for problem in _in_both(forget, list(retain)))
+    return place(shown, faults)
+
+
+def _in_both(forget: Iterable[Row], retain: Sequence[Row]) -> Iterator[str]:
     retain_texts = {text_key(row): row.id for row in retain}
     retain_ids = {row.id for row in retain}
-    problems = []
     for row in forget:
         twin = retain_texts.get(text_key(row))
         if twin is not None:
-            problems.append(f"forget row {quote(row.id)} also stands in retain, as {quote(twin)}")
+            yield f"forget row {quote(row.id)} also stands in retain, as {quote(twin)}"
         if row.id in retain_ids and twin != row.id:
-            problems.append(f"id {quote(row.id)} is used in forget and in retain")
-    return problems
+            yield f"id {quote(row.id)} is used in forget and in retain"
 
 
 def scan_mia(folder: Path) -> tuple[list[str], list[str], list[str]]:
@@ -73,7 +81,7 @@ def scan_mia(folder: Path) -> tuple[list[str], list[str], list[str]]:
             continue
         found[stem], faults = scan_documents(path)
         if stem == "nonmember":
-            faults += _also_members(found.get("member", {}), found["nonmember"])
+            faults.add(_also_members(found.get("member", {}), found["nonmember"]))
         problems += place(f"mia_data/{path.name}", faults)
     return list(found.get("member", {}).values()), list(found.get("nonmember", {}).values()), problems
 
@@ -94,8 +102,8 @@ def scan_mmlu(folder: Path) -> tuple[dict[str, list[dict[str, object]]], list[st
         if not files:
             problems.append(f"mmlu/{subject.name}: holds no test-*.parquet")
         for path in files:
-            questions, faults = _scan_questions(path)
-            subjects[subject.name] += questions
+            questions, faults = scan(path, MMLU_FIELDS, question_problems)
+            subjects[subject.name] += questions.values()
             problems += place(f"mmlu/{subject.name}/{path.name}", faults)
     if not subjects:
         problems.append("mmlu: holds no subject folder with a test-*.parquet")
@@ -140,12 +148,11 @@ def _check_folder(
             continue
         sides[side], faults = scan_rows(path)
         if side in whole:
-            faults += _strangers(sides[side], whole[side], side)
-        faults += _seen_before(sides[side], seen)
+            faults.add(_strangers(sides[side], whole[side], side))
+        faults.add(_seen_before(sides[side], seen))
         problems += place(f"{prefix}{path.name}", faults)
     if len(sides) == len(SIDES):
-        shared = check_sides(list(sides["forget"].values()), list(sides["retain"].values()))
-        problems += [f"{prefix}forget and retain: {problem}" for problem in shared]
+        problems += check_sides(f"{prefix}forget and retain", *(rows.values() for rows in sides.values()))
     seen.update((row.id, prefix) for rows in sides.values() for row in rows.values())
     return sides, problems
 
@@ -177,17 +184,3 @@ def _also_members(members: dict[int, str], nonmembers: dict[int, str]) -> Iterat
 def _subject_folders(folder: Path) -> list[Path]:
     aside = ("all", "auxiliary_train")  # the hub's collections beside the subjects
     return sorted(p for p in folder.iterdir() if p.is_dir() and p.name not in aside and not p.name.startswith("."))
-
-
-def _scan_questions(path: Path) -> tuple[list[dict[str, object]], list[Fault]]:
-    questions: list[dict[str, object]] = []
-    faults: list[Fault] = []
-    try:
-        for line, obj, broken in parquet_records(path, MMLU_FIELDS):
-            wrong = question_problems(obj) if isinstance(obj, dict) else []
-            faults += [(line, message) for message in broken + wrong]
-            if isinstance(obj, dict) and not wrong:
-                questions.append(obj)
-    except OSError as error:
-        faults.append((0, f"cannot be read: {error.strerror or first_line(error)}"))
-    return questions, faults or ([] if questions else [(0, "is empty: it holds no questions")])

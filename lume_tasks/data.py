@@ -93,7 +93,7 @@ def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
         except DataError as error:
             problems.append(str(error))
     if not problems:
-        problems = [f"{directory}, split {split}: {line}" for line in check_sides(rows["forget"], rows["retain"])]
+        problems = check_sides(f"{directory}, split {split}", rows["forget"], rows["retain"])
     if problems:
         raise DataError("\n".join(problems))
     return rows

@@ -6,13 +6,14 @@ import re
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 TASKS = ("Task1", "Task2", "Task3")
-FIELDS = ("id", "input", "output", "task")
+TEXT = "text"  # see `parquet.parquet_records`
+FIELDS = dict.fromkeys(("id", "input", "output", "task"), TEXT)
 SUFFIXES = (".jsonl", ".parquet")
 
 _KIND = re.compile(r"(sc|qa)[0-9]\Z")
@@ -31,12 +32,25 @@ _HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 # A small file can unfold into more than the memory holds, and a line of each fault too.
 MOST_BYTES = 2**30  # of text in one file
-MOST_ROWS = 10_000_000  # in one parquet file
 MOST_FAULTS = 10_000  # listed of one file
 
 # A fault is (line, message); line 0 stands for the file as a whole. Lines of JSONL and rows of parquet count from 1.
 Fault = tuple[int, str]
-Record = tuple[int, object, list[str]]  # line, what stands there, faults of its encoding or syntax
+Record = tuple[int, Any, list[str]]  # line, what stands there, faults of its encoding or syntax
+
+
+class Faults(list[Fault]):
+    """Faults of one file, ``MOST_FAULTS`` of them at most, and how many ``more`` there are."""
+
+    more = 0
+
+    def add(self, faults: Iterable[Fault]) -> None:
+        """List them, or count those that are too many."""
+        for fault in faults:
+            if len(self) < MOST_FAULTS:
+                self.append(fault)
+            else:
+                self.more += 1
 
 
 class DataError(ValueError):
@@ -84,10 +98,11 @@ def quote(text: str) -> str:
     return json.dumps(text if len(text) <= 80 else text[:77] + "...")
 
 
-def place(shown: str, faults: list[Fault]) -> list[str]:
+def place(shown: str, faults: Faults) -> list[str]:
     """Turn faults of the file ``shown`` into lines such as ``forget.jsonl:17: field "output" is empty``, in order."""
     ordered = sorted(faults, key=lambda fault: fault[0])
-    return [f"{shown}:{line}: {message}" if line else f"{shown}: {message}" for line, message in ordered]
+    lines = [f"{shown}:{line}: {message}" if line else f"{shown}: {message}" for line, message in ordered]
+    return [*lines, f"{shown}: and {faults.more:,} more faults"] if faults.more else lines
 
 
 def first_line(error: BaseException) -> str:
@@ -188,28 +203,31 @@ def read_documents(path: Path) -> list[str]:
     return list(documents.values())
 
 
-def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
+def scan_rows(path: Path) -> tuple[dict[int, Row], Faults]:
     """Return the sound rows of a file by line, and the faults of the others and of the file."""
     objects, faults = scan(path, FIELDS, row_problems)
     rows = {line: Row(*(obj[field] for field in FIELDS)) for line, obj in objects.items()}
+    faults.add(_twice(rows))
+    return rows, faults
+
+
+def _twice(rows: dict[int, Row]) -> Iterator[Fault]:
     first_id: dict[str, int] = {}
     first_text: dict[tuple[str, str], int] = {}
     for line, row in rows.items():
         if (first := first_id.setdefault(row.id, line)) != line:
-            faults.append((line, f"id {quote(row.id)} is already on line {first}"))
+            yield line, f"id {quote(row.id)} is already on line {first}"
         if (first := first_text.setdefault(text_key(row), line)) != line:
-            faults.append((line, f"input and output are those of line {first}"))
-    return rows, faults
+            yield line, f"input and output are those of line {first}"
 
 
-def scan_documents(path: Path) -> tuple[dict[int, str], list[Fault]]:
+def scan_documents(path: Path) -> tuple[dict[int, str], Faults]:
     """Return the sound documents of a file by line, and the faults of the others and of the file."""
-    objects, faults = scan(path, ("document",), document_problems)
+    objects, faults = scan(path, {"document": TEXT}, document_problems)
     documents = {line: obj["document"] for line, obj in objects.items()}
     first_line: dict[str, int] = {}
-    for line, document in documents.items():
-        if (first := first_line.setdefault(document.strip(), line)) != line:
-            faults.append((line, f"document is that of line {first}"))
+    firsts = ((line, first_line.setdefault(document.strip(), line)) for line, document in documents.items())
+    faults.add((line, f"document is that of line {first}") for line, first in firsts if first != line)
     return documents, faults
 
 
@@ -219,31 +237,41 @@ def text_key(row: Row) -> tuple[str, str]:
 
 
 def scan(
-    path: Path, fields: tuple[str, ...], problems_of: Callable[[object], list[str]]
-) -> tuple[dict[int, dict[str, str]], list[Fault]]:
-    """Sound objects of a file by line, and its faults, none of which is raised; ``problems_of`` finds an object's."""
-    sound: dict[int, dict[str, str]] = {}
-    faults: list[Fault] = []
+    path: Path, fields: Mapping[str, str], problems_of: Callable[[Any], list[str]]
+) -> tuple[dict[int, dict[str, Any]], Faults]:
+    """Sound objects of a file by line, and its faults, none of which is raised.
+
+    Args:
+        path: a ``.jsonl`` or ``.parquet`` file.
+        fields: what to read, see `parquet.parquet_records`.
+        problems_of: finds what is wrong with an object.
+    """
+    sound: dict[int, dict[str, Any]] = {}
+    faults = Faults()
     for line, obj, broken in _records(path, fields):
         # None with a fault of its own was never parsed; None without one is a JSON null.
         wrong = [] if obj is None and broken else problems_of(obj)
-        faults += [(line, message) for message in broken + wrong]
+        faults.add((line, message) for message in broken + wrong)
         if not wrong and isinstance(obj, dict):
             sound[line] = obj
         if len(faults) >= MOST_FAULTS:
             faults.append((line, f"so many faults ({len(faults)}) that the file was read no further"))
             break
-    return sound, faults or ([] if sound else [(0, "is empty: it holds no rows")])
+    if not sound and not faults:
+        faults.append((0, "is empty: it holds no rows"))
+    return sound, faults
 
 
-def _records(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:
+def _records(path: Path, fields: Mapping[str, str]) -> Iterator[Record]:
     if path.suffix not in SUFFIXES:
         yield 0, None, ["is neither .jsonl nor .parquet"]
         return
     try:
         if path.suffix == ".parquet":
+            from lume_tasks.parquet import parquet_records
+
             yield from parquet_records(path, fields)
-        elif fault := _file_fault(path):
+        elif fault := file_fault(path):
             yield 0, None, [fault]
         else:
             yield from _jsonl_records(path)
@@ -251,16 +279,33 @@ def _records(path: Path, fields: tuple[str, ...]) -> Iterator[Record]:
         yield 0, None, [f"cannot be read: {error.strerror or first_line(error)}"]
 
 
-def _file_fault(path: Path) -> str | None:
-    """Say why a file must not even be opened: a pipe lets the reader wait for ever, a device never ends."""
+def file_fault(path: Path) -> str | None:
+    """Say why a file must not even be opened: a pipe lets the reader wait for ever, a device never ends.
+
+    Raises:
+        OSError: the file is not there.
+    """
     found = path.stat()
     if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):  # a folder has an error of its own
         return "is no file but a pipe, socket or device"
-    return _too_much(found.st_size) if found.st_size > MOST_BYTES else None
+    return too_much(found.st_size) if found.st_size > MOST_BYTES else None
 
 
-def _too_much(size: int) -> str:
+def too_much(size: int) -> str:
+    """The fault of a file with so many bytes of text."""
     return f"holds {size:,} bytes of text; at most {MOST_BYTES:,} are read"
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not UTF-8, or must not be opened (see `file_fault`).
+    """
+    if fault := file_fault(path):
+        raise DataError(fault)
+    return path.read_text(encoding="utf-8")
 
 
 def _jsonl_records(path: Path) -> Iterator[Record]:
@@ -311,88 +356,3 @@ def _integer(digits: str) -> int:
     if len(digits) > 4300:
         raise ValueError("a number has too many digits")
     return int(digits)
-
-
-def parquet_records(source: Path | BinaryIO, fields: tuple[str, ...]) -> Iterator[Record]:
-    """Yield (row number from 1, dict of those ``fields`` that are columns, faults) for each row of a parquet file.
-
-    A file with more than ``MOST_ROWS`` rows or ``MOST_BYTES`` of text is a fault, the latter when it is reached.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    if isinstance(source, Path) and (fault := _file_fault(source)):
-        yield 0, None, [fault]
-        return
-    try:
-        with parquet.ParquetFile(source) as file:
-            columns = [field for field in fields if field in file.schema_arrow.names]
-            if fault := _parquet_fault(file, columns):
-                yield 0, None, [fault]
-                return
-            leaves = [file.schema.column(number) for number in range(len(file.schema))]
-        # Strings that repeat stay one string each until their row is reached.
-        texts = [leaf.path for leaf in leaves if leaf.physical_type == "BYTE_ARRAY"]
-        with parquet.ParquetFile(source, read_dictionary=texts) as file:
-            yield from _parquet_rows(file, columns)
-    except (pyarrow.ArrowException, ValueError) as error:
-        yield 0, None, [f"cannot be read as parquet: {first_line(error)}"]
-
-
-def _parquet_fault(file: Any, columns: list[str]) -> str | None:
-    """Look at what the file says of itself, before anything is unpacked."""
-    for field in columns:
-        if file.schema_arrow.names.count(field) > 1:
-            return f"has the column {quote(field)} twice"
-        kind = _inside_lists(file.schema_arrow.field(field).type)
-        if kind.num_fields:
-            return f"column {quote(field)} holds {quote(str(kind))}, neither text nor a list"
-    if file.metadata.num_rows > MOST_ROWS:
-        return f"has {file.metadata.num_rows:,} rows; at most {MOST_ROWS:,} are read"
-    # Not column by column: where those figures are damaged, pyarrow 26 ends the whole process.
-    size = sum(file.metadata.row_group(number).total_byte_size for number in range(file.metadata.num_row_groups))
-    return _too_much(size) if size > MOST_BYTES else None
-
-
-def _inside_lists(kind: Any) -> Any:
-    from pyarrow import types
-
-    while types.is_list(kind) or types.is_large_list(kind):
-        kind = kind.value_type
-    return kind
-
-
-def _parquet_rows(file: Any, columns: list[str]) -> Iterator[Record]:
-    number = size = 0
-    for batch in file.iter_batches(columns=columns, batch_size=1024):
-        size += sum(map(_text_bytes, batch.columns))
-        if size > MOST_BYTES:
-            yield 0, None, [f"{_too_much(size)}, counted up to row {number + batch.num_rows}"]
-            return
-        for index in range(batch.num_rows):
-            number += 1
-            yield number, *_parquet_row(batch, index)
-
-
-def _text_bytes(column: Any) -> int:
-    """What the strings of a column take when each row has a copy of its own."""
-    from pyarrow import compute
-
-    while hasattr(column, "flatten") and not hasattr(column, "dictionary"):
-        column = column.flatten()
-    if not hasattr(column, "dictionary"):
-        return int(column.nbytes)
-    lengths = compute.take(compute.binary_length(column.dictionary), column.indices)
-    return int(compute.sum(lengths).as_py() or 0)
-
-
-def _parquet_row(batch: Any, index: int) -> tuple[object, list[str]]:
-    try:
-        return {name: column[index].as_py() for name, column in zip(batch.schema.names, batch.columns, strict=True)}, []
-    except UnicodeDecodeError:
-        return None, ["is not valid UTF-8"]
-    except (ValueError, ArithmeticError, LookupError) as error:  # dates out of range, time zones that nobody knows
-        return None, [f"holds a value that is not text and cannot be read ({type(error).__name__})"]

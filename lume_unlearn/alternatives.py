@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from lume_tasks import data as lume_data
 from lume_tasks.checks import SPLITS
-from lume_tasks.rows import DataError, Fault, Row, describe, place, quote, read_rows, scan, text_problem
+from lume_tasks.rows import TEXT, DataError, Fault, Row, describe, place, quote, read_rows, scan, text_problem
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, named_twice
 from lume_unlearn.drawing import bare, first_few, generate
 from lume_unlearn.sources import named_directory, named_file
 
-FIELDS = ("id", "alternative")
+FIELDS = dict.fromkeys(("id", "alternative"), TEXT)
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,13 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line, obj in objects.items():
         if (row := by_id.get(obj["id"])) is None:
-            faults.append((line, f"id {quote(obj['id'])} is no forget row of this run"))
+            faults.add([(line, f"id {quote(obj['id'])} is no forget row of this run")])
         elif bare(obj["alternative"]) == bare(row.output):
-            faults.append((line, f"alternative of {row.id} is the row's own output"))
+            faults.add([(line, f"alternative of {row.id} is the row's own output")])
         else:
             found.setdefault(row.id, []).append(obj["alternative"])
     if all(line for line, _ in faults):  # a file that could not be read as a whole says nothing about its rows
-        faults += _missing([row.id for row in rows if row.id not in found], len(rows))
+        faults.add(_missing([row.id for row in rows if row.id not in found], len(rows)))
     if faults:
         raise DataError("\n".join(first_few(place(str(path), faults))))
     return found

@@ -74,7 +74,7 @@ def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row
             sides[side] = read_rows(files[side])
         except DataError as error:
             faults.append(str(error))
-    faults = faults or check_sides(sides["forget"], sides.get("retain", []))
+    faults = faults or check_sides("--forget and --retain", sides["forget"], sides.get("retain", []))
     if faults:
         raise DataError("\n".join(faults))
     return files, sides

@@ -36,7 +36,7 @@ def line(row_id: str = "a1sc1", **changed: Any) -> bytes:
 SOUND = b"\n".join(line(f"a{number}qa0") for number in range(3)) + b"\n"
 
 
-def check_accounts(path: Path) -> tuple[dict[int, Row], list[rows.Fault]]:
+def check_accounts(path: Path) -> tuple[dict[int, Row], rows.Faults]:
     """Read a file; each line of it has to be a row or to have a fault, unless the whole file has one."""
     found, faults = scan_rows(path)
     for message in place(path.name, faults):
@@ -143,6 +143,11 @@ def test_of_a_million_faults_some_are_listed_and_the_rest_is_said(tmp_path: Path
     path = tmp_path / "forget.jsonl"
     path.write_bytes(b"x\n" * 30_000)
     assert place("f", scan_rows(path)[1])[-1] == "f:10000: so many faults (10000) that the file was read no further"
+    path.write_bytes(b"\n".join([line()] * 10_000))
+    assert place("f", scan_rows(path)[1])[-2:] == [
+        "f:5001: input and output are those of line 1",
+        "f: and 9,998 more faults",
+    ]
 
 
 def test_a_file_cut_at_any_byte(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from lume_tasks import parquet as ours
 from lume_tasks import rows
 from lume_tasks.checks import check_dir
 from lume_tasks.rows import DataError, Row, place, read_documents, read_rows, scan_rows
@@ -43,19 +44,20 @@ KINDS: dict[str, tuple[Callable[[], Any], str | None]] = {
         lambda: pa.DictionaryArray.from_arrays(pa.array([0], pa.int8()), not_utf8()),
         ":1: is not valid UTF-8",
     ),
-    "binary": (lambda: [b"o"], ':1: field "output" is binary data'),
-    "number": (lambda: [1], ':1: field "output" is a number'),
-    "dictionary of numbers": (lambda: pa.array([5]).dictionary_encode(), ':1: field "output" is a number'),
-    "decimal": (lambda: pa.array([1]).cast(pa.decimal256(30)), ':1: field "output" is a Decimal'),
-    "true": (lambda: [True], ':1: field "output" is true or false'),
-    "list": (lambda: [["o"]], ':1: field "output" is a list'),
+    "binary": (lambda: [b"o"], 'column "output" holds "binary", not text'),
+    "number": (lambda: [1], 'column "output" holds "whole numbers", not text'),
+    "dictionary of numbers": (lambda: pa.array([5]).dictionary_encode(), 'holds "whole numbers", not text'),
+    "decimal": (lambda: pa.array([1]).cast(pa.decimal256(30)), 'column "output" holds "decimal256(30, 0)", not text'),
+    "true": (lambda: [True], 'column "output" holds "bool", not text'),
+    "list": (lambda: [["o"]], 'column "output" holds "lists of text", not text'),
+    "list of nothing": (lambda: [[None]], 'column "output" holds "list<element: null>", not text'),
+    "list of lists": (lambda: [[["o"]]], 'column "output" holds "list<'),
     "map": (lambda: pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int64())), 'column "output" holds "map<'),
     "struct": (lambda: [{"a": 1}], 'column "output" holds "struct<'),
-    "date": (lambda: pa.array([5], pa.date32()), ':1: field "output" is a date'),
-    "date out of range": (lambda: pa.array([2**30], pa.date32()), ":1: holds a value that is not text"),
-    "time out of range": (lambda: pa.array([2**62], pa.timestamp("us")), ":1: holds a value that is not text"),
-    "duration out of range": (lambda: pa.array([2**62], pa.duration("s")), ":1: holds a value that is not text"),
-    "unknown time zone": (lambda: pa.array([1], pa.timestamp("us", "Mars/Base")), ":1: holds a value that is not text"),
+    "date out of range": (lambda: pa.array([2**30], pa.date32()), 'column "output" holds "date32[day]", not text'),
+    "time out of range": (lambda: pa.array([2**62], pa.timestamp("us")), 'column "output" holds "timestamp[us]"'),
+    "duration out of range": (lambda: pa.array([2**62], pa.duration("s")), 'column "output" holds "duration['),
+    "unknown time zone": (lambda: pa.array([1], pa.timestamp("us", "\x1bMars")), '"timestamp[us, tz=\\u001bMars]"'),
 }
 
 
@@ -69,6 +71,7 @@ def test_columns_of_any_type(tmp_path: Path, kind: str) -> None:
         with pytest.raises(DataError) as caught:
             read_rows(path)
         assert problem in str(caught.value)
+        assert str(caught.value).isprintable()
 
 
 def test_a_column_twice_is_refused(tmp_path: Path) -> None:
@@ -92,10 +95,10 @@ def repeated(text: str, count: int) -> Any:
 
 
 def test_a_small_file_with_too_many_rows(tmp_path: Path) -> None:
-    count = rows.MOST_ROWS + 1
+    count = ours.MOST_ROWS + 1
     path = write_parquet(tmp_path / "forget.parquet", **{name: repeated("x", count) for name in COLUMNS})
     assert path.stat().st_size < 100_000
-    with pytest.raises(DataError, match=r"has 10,000,001 rows; at most 10,000,000 are read"):
+    with pytest.raises(DataError, match=r"has 1,000,001 rows or list entries; at most 1,000,000 are read"):
         read_rows(path)
 
 
@@ -107,7 +110,7 @@ def test_a_small_file_with_too_much_text(tmp_path: Path) -> None:
 
 
 def test_plain_columns_with_too_much_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MOST_BYTES", 100_000)
+    monkeypatch.setattr(ours, "MOST_BYTES", 100_000)
     table = pa.table(COLUMNS | {"output": ["x" * 10**6]})
     parquet.write_table(table, tmp_path / "forget.parquet", use_dictionary=False, compression="zstd")
     assert (tmp_path / "forget.parquet").stat().st_size < 10_000
@@ -115,14 +118,37 @@ def test_plain_columns_with_too_much_text(tmp_path: Path, monkeypatch: pytest.Mo
         read_rows(tmp_path / "forget.parquet")
 
 
-def test_choices_that_unfold(tmp_path: Path) -> None:
-    values = repeated("x" * 1_000_000, 2_000)
-    choices = pa.ListArray.from_arrays(pa.array([0, 2_000], pa.int32()), values)
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        (repeated("x" * 1_000_000, 2_000), "holds 2,000,000,0"),
+        (pa.nulls(30_000_000), 'column "choices" holds "list<element: null>", not lists of text'),
+        (repeated("", 30_000_000), "has 30,000,000 rows or list entries; at most 1,000,000 are read"),
+    ],
+    ids=["text", "nothing", "empty text"],
+)
+def test_choices_that_unfold(tmp_path: Path, values: Any, problem: str) -> None:
+    choices = pa.ListArray.from_arrays(pa.array([0, len(values)], pa.int32()), values)
     table = pa.table({"question": ["q"], "choices": choices, "answer": [1]})
     (tmp_path / "mmlu/anatomy").mkdir(parents=True)
     parquet.write_table(table, tmp_path / "mmlu/anatomy/test-0.parquet")
-    (problem,) = [found for found in check_dir(tmp_path) if found.startswith("mmlu")]
-    assert problem.startswith("mmlu/anatomy/test-0.parquet: holds 2,000,000,0")
+    (found,) = [found for found in check_dir(tmp_path) if found.startswith("mmlu")]
+    assert found.startswith(f"mmlu/anatomy/test-0.parquet: {problem}")
+
+
+def test_a_million_equal_rows_have_few_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rows, "MOST_FAULTS", 100)
+    texts = {"id": "a1sc1", "input": "in", "output": "out", "task": "Task1"}
+    columns = {name: repeated(text, 5_000) for name, text in texts.items()}
+    for name in ("forget", "retain", "train/forget", "train/retain", "test/forget", "test/retain"):
+        write_parquet(tmp_path / f"{name}.parquet", **columns)
+    faults = scan_rows(tmp_path / "forget.parquet")[1]
+    assert (len(faults), faults.more) == (100, 2 * 4_999 - 100)
+    problems = check_dir(tmp_path)
+    assert "forget.parquet: and 9,898 more faults" in problems  # an id and a text twice in each row but the first
+    assert "forget and retain: and 4,900 more faults" in problems
+    assert "test/retain.parquet: and 14,898 more faults" in problems  # and in another split
+    assert len(problems) == 9 * 101
 
 
 @pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip", "none"])
