@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lume_tasks.checks import SPLITS
-from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm
+from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm, asks_before
 from lume_unlearn.methods import METHODS
 from lume_unlearn.packing import OTHERS
 from lume_unlearn.tuning import tuning_fault
@@ -83,6 +83,7 @@ class RunConfig:
             (needs torchao), or cpu.
         attention: Attention of packed rows: auto (torch's variable-length kernel on GPUs, row by row elsewhere), or
             one of transformers' own, if installed: flash_attention_2, flash_attention_3, flex_attention.
+        compile: Have torch compile the decoder layers: minutes at the start, fewer passes over memory in each step.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
         max_length: Cut longer rows to so many tokens; by default a row longer than the model's context is an error.
         lora_rank: Rank of the adapter.
@@ -137,6 +138,7 @@ class RunConfig:
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = "same"
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
+    compile: bool = False
     gradient_checkpointing: bool = False
     max_length: int | None = None
     lora_rank: int = 8
@@ -195,7 +197,17 @@ class RunConfig:
     @property
     def needs_retain(self) -> bool:
         """Whether retain rows take part at all."""
-        return self.method in METHODS and self.retain_term != "none"
+        if self.method not in METHODS or self.retain_term == "none":
+            return False
+        # Weights that move may leave 0; schedules and found learning rates are made with retain rows, whatever these
+        # weigh.
+        method = self.spec
+        return bool(self.retain_weight or method.adapt or method.phases or method.normalised)
+
+    @property
+    def asks_before(self) -> bool:
+        """Whether the retain term needs the model before unlearning in every step."""
+        return self.needs_retain and asks_before(self.retain_term)
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -301,10 +313,31 @@ def _method_faults(config: RunConfig) -> list[str]:
         faults.append(f"--adapters {config.adapters}: {method.name} has no use for them")
     if method.merges and config.tuning.startswith(("last:", "modules:")):
         faults.append(f"--tuning {config.tuning}: {method.name} writes a model (full) or an adapter (lora)")
-    if method.phases and config.epochs % 1:
-        faults.append(f"--epochs {config.epochs}: {method.name} needs a whole number")
+    if method.phases:
+        faults += _phase_faults(config)
+    if config.compile and method.states:
+        faults.append(f"--compile true: {method.name} looks into the layers, where compiled ones let nobody look")
+    if config.compile and config.gradient_checkpointing:
+        faults.append("--compile true: nothing would be compiled with --gradient_checkpointing true; choose one")
+    if method.negated and config.on_collapse == "best":
+        faults.append(f"--on_collapse best: {method.name} makes its weights at the very end; use warn or stop")
     if config.tuning == "lora" and config.weights == "bfloat16":
         faults.append("--weights bfloat16: an adapter is small and stays float32; leave it out with --tuning lora")
+    return faults
+
+
+def _phase_faults(config: RunConfig) -> list[str]:
+    """What a method that goes through phases decides by itself."""
+    name, faults = config.method, []
+    if config.epochs % 1:
+        faults.append(f"--epochs {config.epochs}: {name} needs a whole number")
+    own = "has a learning rate of its own in each phase, linear to 0 without warm-up; leave it out"
+    if config.lr_schedule != "linear":
+        faults.append(f"--lr_schedule {config.lr_schedule}: {name} {own}")
+    if config.warmup:
+        faults.append(f"--warmup {config.warmup}: {name} {own}")
+    if config.evaluate_every == "epoch":
+        faults.append(f"--evaluate_every epoch: {name} has no epochs over all rows; score its checkpoints instead")
     return faults
 
 
@@ -327,6 +360,8 @@ def _evaluation_faults(config: RunConfig) -> list[str]:
     if config.evaluate_every == "none":
         return []
     faults = []
+    if config.method in METHODS and config.spec.negated:
+        faults.append(f"--evaluate_every epoch: {config.method} makes its result at the end; score that instead")
     if config.forget is not None:
         faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")
     task, _, metric = config.best_metric.partition(".")

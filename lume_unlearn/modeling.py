@@ -6,19 +6,21 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.forward import Passes, decoder_layers, use_packing
 from lume_unlearn.launch import sharded
-from lume_unlearn.tuning import TuningError, freeze
+from lume_unlearn.tuning import TuningError, depth_fault, freeze
 
 
 def use_bfloat16(config: RunConfig) -> bool:
     """Whether forward passes run in bfloat16: as asked for, else where a GPU has it."""
     if config.precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
     return config.precision == "bfloat16"
 
 
@@ -91,6 +93,16 @@ def load_for_training(config: RunConfig) -> Any:
         raise ConfigError(f"--lora_targets {config.lora_targets}: {error}") from error
 
 
+def keep_inputs_narrow(model: Any) -> None:
+    """Let adapters take bfloat16 as it comes; for models all of whose passes run under autocast.
+
+    PEFT widens what goes into an adapter to float32, of which autocast makes bfloat16 again at the next product.
+    """
+    for module in model.modules():
+        if isinstance(module, BaseTunerLayer):
+            module.cast_input_dtype_enabled = False
+
+
 def passes(config: RunConfig, model: Any) -> Passes:
     """How the model is passed for this method; what lies above the layer that it looks at is frozen.
 
@@ -100,19 +112,51 @@ def passes(config: RunConfig, model: Any) -> Passes:
     if not config.spec.states:
         return Passes(model)
     layer = int(config.params["layer"])
-    depth = len(decoder_layers(model))
-    if layer >= depth:
-        raise ConfigError(f"--layer {layer}: the model has {depth} decoder layers, counted from 0")
+    require_depth(config, len(decoder_layers(model)))
     found = Passes(model, layer)
     if not found.chunks:
         raise ConfigError(f"--method {config.method}: the model has no output layer that could be left out")
-    below = {id(weight) for block in found.layers[: layer + 1] for weight in block.parameters()}
-    below |= {id(weight) for weight in model.get_input_embeddings().parameters()}
+    embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}  # may be the output layer's too
+    above = {id(weight) for module in _above(model, found, layer) for weight in module.parameters()} - embeddings
     for weight in model.parameters():
-        weight.requires_grad_(weight.requires_grad and id(weight) in below)
+        weight.requires_grad_(weight.requires_grad and id(weight) not in above)
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(f"--tuning {config.tuning}: trains nothing up to --layer {layer}, which the method looks at")
     return found
+
+
+def _above(model: Any, found: Passes, layer: int) -> list[nn.Module]:
+    """The modules behind a decoder layer: the layers above, what stands behind the layers, and the output layer."""
+    holder = next(module for module in model.modules() if any(child is found.layers for child in module.children()))
+    children = list(holder.children())
+    behind = children[1 + next(i for i, child in enumerate(children) if child is found.layers) :]
+    return [*found.layers[layer + 1 :], *behind, *([] if found.head is None else [found.head])]
+
+
+def require_depth(config: RunConfig, depth: int) -> None:
+    """Refuse options that name decoder layers which a model of this depth does not have.
+
+    Raises:
+        ConfigError: names the option.
+    """
+    layer = config.params.get("layer", 0)
+    if layer >= depth:
+        raise ConfigError(f"--layer {layer:g}: the model has {depth} decoder layers, counted from 0")
+    if fault := depth_fault(config.tuning, depth):
+        raise ConfigError(fault)
+
+
+def declared_depth(name: str, trust_remote_code: bool = False) -> int:
+    """Decoder layers that a model has by its configuration, without loading its weights.
+
+    Raises:
+        ConfigError: there is no such model.
+    """
+    try:
+        declared = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(_not_loaded(name, "configuration", error)) from error
+    return int(declared.get_text_config().num_hidden_layers)
 
 
 def optimizer_class(config: RunConfig) -> tuple[Any, dict[str, Any]] | None:

@@ -141,10 +141,18 @@ def packs(config: Any) -> bool:
     return config._attn_implementation in (IMPLEMENTATION, *OTHERS)
 
 
+class OnHost:
+    """Numbers that a compiled layer hands on without a look: by a tuple's it would be compiled again for each pack."""
+
+    def __init__(self, lengths: tuple[int, ...]) -> None:
+        """``lengths``: of the rows."""
+        self.lengths = lengths
+
+
 def keeping_apart(config: Any, batch: Pack) -> dict[str, Any]:
     """What the model's attention has to be told of the rows of a pack, beside their positions."""
     if config._attn_implementation == IMPLEMENTATION:
-        return {"pack_bounds": batch.bounds, "pack_lengths": batch.lengths}
+        return {"pack_bounds": batch.bounds, "pack_lengths": OnHost(batch.lengths)}
     if config._attn_implementation.startswith("flash"):
         longest = max(batch.lengths)
         bounds = {"cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds}
@@ -168,6 +176,7 @@ def can_pack(model: Any) -> bool:
     )
 
 
+@torch.compiler.disable  # compiled layers call it as it is: a kernel of its own, or a loop over rows
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -193,8 +202,8 @@ def packed_attention(
     Returns:
         (1, T, heads, head size), and no weights.
     """
-    bounds, lengths = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
-    if bounds is None or lengths is None:
+    bounds, on_host = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
+    if bounds is None or on_host is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
@@ -202,14 +211,26 @@ def packed_attention(
         # SDPA does this itself; rotary positions leave queries and keys in float32.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     window = kwargs.get("sliding_window")
-    if varlen_attn is not None and query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and not dropout:
+    if not dropout and _varlen_takes(query, value):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         groups = q.shape[1] // k.shape[1]
         k, v = (states.repeat_interleave(groups, dim=1) if groups > 1 else states for states in (k, v))
-        longest = max(lengths)
+        longest = max(on_host.lengths)
         span = (window - 1 if window else -1, 0)
         return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)[None], None
-    return _row_by_row(query, key, value, lengths, scaling, dropout, window), None
+    return _row_by_row(query, key, value, on_host.lengths, scaling, dropout, window), None
+
+
+def _varlen_takes(query: Tensor, value: Tensor) -> bool:
+    """Whether torch's variable-length attention, which is FlashAttention 2, can do this."""
+    return (
+        varlen_attn is not None
+        and query.is_cuda
+        and query.dtype in (torch.float16, torch.bfloat16)
+        and torch.cuda.get_device_capability(query.device) >= (8, 0)
+        and query.shape[-1] == value.shape[-1] <= 256
+        and query.shape[-1] % 8 == 0
+    )
 
 
 def _row_by_row(

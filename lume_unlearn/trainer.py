@@ -19,7 +19,7 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.data import Sides
 from lume_unlearn.divergence import require_finite
 from lume_unlearn.forward import Passes, Reference, Span
-from lume_unlearn.method import Batch, Rows, Sizes, asks_before
+from lume_unlearn.method import Batch, Rows, Sizes
 from lume_unlearn.modeling import use_bfloat16
 from lume_unlearn.output_layer import TokenValue, nll_value
 from lume_unlearn.packing import Pack, Side
@@ -201,7 +201,7 @@ class UnlearningTrainer(Trainer):
         if self.reference is None:
             return {}
         wanted: list[Side] = ["forget"] if self.method.live_reference else []
-        if asks_before(self.config.retain_term):
+        if self.config.asks_before:
             wanted.append("retain")
         unwrapped = self.accelerator.unwrap_model(model)
         return {

@@ -26,6 +26,12 @@ def tuning_fault(tuning: str) -> str | None:
     return f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"
 
 
+def depth_fault(tuning: str, depth: int) -> str | None:
+    """What is wrong with ``last:K`` for a model of so many decoder layers."""
+    kind, _, count = tuning.partition(":")
+    return f"--tuning {tuning}: the model has {depth} decoder layers" if kind == "last" and int(count) > depth else None
+
+
 def freeze(model: Any, tuning: str) -> None:
     """Leave only the weights that ``last:K`` or ``modules:REGEX`` names to be trained; ``full`` leaves all.
 
@@ -41,8 +47,8 @@ def freeze(model: Any, tuning: str) -> None:
     model.requires_grad_(False)
     if kind == "last":
         layers = decoder_layers(model)
-        if int(rest) > len(layers):
-            raise TuningError(f"--tuning {tuning}: the model has {len(layers)} decoder layers")
+        if fault := depth_fault(tuning, len(layers)):
+            raise TuningError(fault)
         for layer in layers[-int(rest) :]:
             layer.requires_grad_(True)
         return

@@ -65,8 +65,8 @@ OWN: dict[str, dict[str, Any]] = {
         "params": {"layer": 7, "steering": 6.5},
     },
     "undial": {"retain_term": "none", "rates": (1e-4, 1e-4), "params": {"beta": 10.0}},
-    "wga": {"batch_size": 16, "params": {"beta": 1.0}},
-    "satimp": {"retain_weight": 0.1, "params": {"beta1": 5.0, "beta2": 1.0}},
+    "wga": {"epochs": 5, "batch_size": 16, "params": {"beta": 1.0}},
+    "satimp": {"epochs": 5, "retain_weight": 0.1, "params": {"beta1": 5.0, "beta2": 1.0}},
     "ceu": {"retain_term": "none", "params": {"skip": 1}},
     "pdu": {"retain_weight": 100.0, "params": {"epsilon": 0.3, "dual_step": 5.0, "dual_warmup": 5.0}},
     "ngdiff": {
@@ -93,7 +93,7 @@ OWN: dict[str, dict[str, Any]] = {
         "rates": (5e-5, 5e-5),
         "params": {"chunk": 64, "anneal_share": 0.25},
     },
-    "selective": {"epochs": 8, "batch_size": 120, "retain_weight": 1.2, "rates": (1.5e-5, 1e-4)},
+    "selective": {"epochs": 8, "batch_size": 60, "retain_weight": 1.2, "rates": (1.5e-5, 1e-4), "warmup": 0.0},
 }
 
 
@@ -110,8 +110,9 @@ def test_each_method_has_the_defaults_of_its_paper(method: str, tuning: str) -> 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_asked_for_wins_over_a_methods_own(method: str) -> None:
-    asked = {"epochs": 3, "batch_size": 5, "learning_rate": 0.5, "warmup": 0.25, "lr_schedule": "cosine"}
-    asked |= {"forget_weight": 0.0, "retain_weight": 7.0, "kl_weight": 0.0, "max_grad_norm": 2.0}
+    asked = {"epochs": 3, "batch_size": 5, "learning_rate": 0.5, "max_grad_norm": 2.0}
+    asked |= {"forget_weight": 0.0, "retain_weight": 7.0, "kl_weight": 0.0}
+    asked |= {} if METHODS[method].phases else {"warmup": 0.25, "lr_schedule": "cosine"}
     found = config(method=method, **asked)
     assert {name: getattr(found, name) for name in asked} == asked
 
@@ -304,3 +305,27 @@ def test_methods_that_go_by_phases_need_whole_epochs(method: str) -> None:
         assert config(method=method, epochs=2.0).epochs == 2
     else:
         assert config(method=method, epochs=1.5).epochs == 1.5
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"epochs": 1.5}, "--epochs 1.5: sugd needs a whole number"),
+        ({"lr_schedule": "cosine"}, "--lr_schedule cosine: sugd has a learning rate of its own in each phase"),
+        ({"warmup": 0.1}, "--warmup 0.1: sugd has a learning rate of its own in each phase"),
+        ({"evaluate_every": "epoch"}, "--evaluate_every epoch: sugd has no epochs over all rows"),
+    ],
+)
+def test_what_a_method_with_phases_decides_itself_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(method="sugd", **options)
+    assert str(caught.value).startswith(words)
+
+
+def test_retain_rows_that_weigh_nothing_take_no_part() -> None:
+    assert not config(method="kl", retain_weight=0.0).needs_retain
+    assert not config(method="kl", retain_weight=0.0).asks_before
+    assert config(method="kl").asks_before
+    assert not config(method="gd").asks_before
+    for method in ("pdu", "selective", "sugd", "agad", "ngdiff"):  # which need them, whatever they weigh
+        assert config(method=method, retain_weight=0.0).needs_retain

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, RunConfig
@@ -145,3 +145,32 @@ def test_merging_leaves_the_models_own_weights_below_the_update(config: Any, tmp
     # B A = 2 * 0.25 in every entry, times alpha / rank = 16.
     for name, value in before.items():
         torch.testing.assert_close(after[name], value + (8.0 if "q_proj" in name else 0.0))
+
+
+def test_positions_that_are_learned_stay_trained_below_the_layer_that_is_steered() -> None:
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=400, n_positions=64, n_embd=16, n_layer=3, n_head=2))
+    options = RunConfig("m", "o", "rmu", "full", params={"layer": 1})
+    modeling.passes(options, model)
+    above = {name for name in dict(model.named_parameters()) if ".h.2." in name or ".ln_f." in name}
+    assert trained(model) == set(dict(model.named_parameters())) - above
+    assert "transformer.wpe.weight" in trained(model)
+
+
+def test_adapters_take_bfloat16_as_it_comes(config: Any) -> None:
+    """The same values under autocast, without a float32 copy of what goes into each adapter."""
+    model = modeling.load_for_training(config(tuning="lora", precision="bfloat16", lora_dropout=0.0)).train()
+    seen: set[torch.dtype] = set()
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout"):
+            module["default"].register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))
+    ids = torch.arange(2, 40)[None]
+    found = []
+    for narrow in (False, True):
+        if narrow:
+            modeling.keep_inputs_narrow(model)
+        seen.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(model(input_ids=ids).logits)
+        assert seen == {torch.bfloat16 if narrow else torch.float32}
+    assert found[0].equal(found[1])

@@ -4,10 +4,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from lume_unlearn import losses, output_layer
+from lume_unlearn import forward, losses, output_layer
 from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
 from lume_unlearn.losses import IGNORED
@@ -108,6 +109,20 @@ def test_a_copy_on_the_cpu_is_the_same_where_there_is_nothing_else() -> None:
     expected = labelled_logits(model, model.config, BATCH)
     found = Reference(model, Passes(model), "cpu").at(model, model, BATCH)(slice(None))
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "last:1"])
+def test_a_copy_whose_weights_come_and_go_says_the_same(tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with a GPU: between passes the copy has no weights where it computes, its output layer neither."""
+    model = make(tuning)
+    expected = labelled_logits(model, model.config, BATCH)
+    monkeypatch.setattr(forward, "_shrink", lambda copied, kind: cpu_offload(copied, execution_device=CPU))
+    reference = Reference(model, Passes(model), "cpu")
+    assert all(weight.is_meta for weight in reference.copy.parameters())
+    train(model)
+    found = reference.at(model, model, BATCH)
+    for part in (slice(None), slice(3, 11)):
+        torch.testing.assert_close(found(part), expected[part], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])

@@ -152,7 +152,7 @@ def passes_seen() -> Iterator[list[tuple[bool, list[tuple[int, ...]]]]]:
 
     def note(module: Any, args: Any, kwargs: Any, output: Any) -> None:
         if isinstance(module, LlamaForCausalLM) and "pack_lengths" in kwargs:
-            ids = kwargs["input_ids"][0].split(list(kwargs["pack_lengths"]))
+            ids = kwargs["input_ids"][0].split(list(kwargs["pack_lengths"].lengths))
             seen.append((torch.is_grad_enabled(), [tuple(part.tolist()) for part in ids]))
 
     handle = torch.nn.modules.module.register_module_forward_hook(note, with_kwargs=True)

@@ -1,0 +1,87 @@
+"""Compiled decoder layers: the same training, compiled once for packs of every size."""
+
+import shutil
+from collections.abc import Iterator
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.data import pack_rows
+from lume_unlearn.forward import Passes, Span, compile_layers, use_packing
+from lume_unlearn.output_layer import nll_value
+from tests.conftest import make_model
+from tests.unlearn.tokens import half_labelled
+from tests.unlearn.training import build, entries, weights
+
+pytestmark = pytest.mark.usefixtures("little_to_collect", "fresh_compiler")
+VOCABULARY = 400
+
+
+@pytest.fixture()
+def fresh_compiler() -> Iterator[None]:
+    torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture()
+def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
+    """Graphs are taken apart and counted, but run as they are: quicker than kernels."""
+    counter = CompileCounter()
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
+    return counter
+
+
+def same_training(tmp_path: Path, method: str, tuning: str) -> None:
+    plain, compiled = (build(tmp_path / str(on), method, tuning, compile=on, epochs=2) for on in (False, True))
+    plain.train()
+    compiled.train()
+    for found, expected in zip(entries(compiled), entries(plain), strict=True):
+        assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
+    for name, weight in weights(compiled.model).items():  # of the same names too
+        torch.testing.assert_close(weight, weights(plain.model)[name], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_it_changes_nothing(tuning: str, tmp_path: Path, counter: CompileCounter) -> None:
+    """Beside a copy of the model, and with the adapter off and on."""
+    same_training(tmp_path, "kl", tuning)
+    assert counter.frame_count > 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
+def test_the_kernels_compute_the_same(tmp_path: Path) -> None:
+    same_training(tmp_path, "gd", "full")
+
+
+def test_packs_of_other_sizes_are_not_compiled_anew(counter: CompileCounter) -> None:
+    model = make_model(VOCABULARY)
+    use_packing(model)
+    passes = Passes(model)
+    compile_layers(model)
+    counts = []
+    for seed, lengths in enumerate([(3, 21, 9), (30, 4), (7, 5, 6, 8, 40), (12, 11, 10)]):
+        batch = pack_rows({"forget": half_labelled(VOCABULARY, lengths, seed)})
+        (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
+        nll.sum().backward()  # type: ignore[no-untyped-call]
+        counts.append(counter.frame_count)
+    assert len(set(counts)) == 1
+    assert counts[0] < 2 * len(model.model.layers) + 2  # the layers share what is compiled
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "words"),
+    [
+        ("rmu", {}, "rmu looks into the layers"),
+        ("gd", {"gradient_checkpointing": True}, "nothing would be compiled with --gradient_checkpointing true"),
+    ],
+)
+def test_what_hinders_compiling_is_refused(method: str, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^--compile true: {words}"):
+        RunConfig("m", "o", method, "full", compile=True, **options)
