@@ -250,7 +250,9 @@ def token_npo(nll: Tensor, reference: Tensor, beta: float, count: Count = None) 
 
     Worked example: NLLs (3, 5), reference (1, 5), beta 0.1 give 12.912860, as two rows of one token under `npo`.
 
-    Source: the system Atyaephyra of SemEval-2025 task 4 (arXiv 2503.13690).
+    Source: the system Atyaephyra of SemEval-2025 task 4 (arXiv 2503.13690). Deviations: its batches of 4 mix forget and
+    retain rows, here each forget row has a retain row beside it; its KL term compares the probability of the true token
+    alone, here it is `kl_tokens`.
     """
     return _preference(nll - reference, beta, count)
 
@@ -323,7 +325,8 @@ def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> fl
 
     Worked example: dual 100, retain loss 0.5, epsilon 0.3, step 5 give 101.
 
-    Source: Entesari et al. 2025 (arXiv 2506.05314).
+    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code moves it with each micro batch's loss,
+    on each process by its own; here it moves once an optimiser step, by the loss of the whole step.
     """
     return max(dual + step * (retain_loss - epsilon), 0.0)  # this order: max(0.0, nan) would be 0.0
 
@@ -333,7 +336,10 @@ def selective_weight(retain_loss: float, average: float) -> float:
 
     Worked example: half a nat over the average gives round(1.534847, 1) = 1.5.
 
-    Source: the system SHA256 of SemEval-2025 task 4 (Agrawal & Huang 2025, arXiv 2504.12996).
+    Source: the system SHA256 of SemEval-2025 task 4 (Agrawal & Huang 2025, arXiv 2504.12996). The bound 2.3 is that of
+    the authors' code. Deviations: there each micro batch is weighed by its own loss; here a step by the loss of the
+    step before, since one of several passes knows its own only when it is over. The average is over the steps of the
+    first epoch (theirs divides a sum over batches by the number of rows).
 
     Args:
         retain_loss: of this step, in nats per token.

@@ -109,7 +109,7 @@ def _pdu_value(params: Mapping[str, float], logits: Tensor, targets: Tensor, ref
 
 
 def _pdu_adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
-    if epoch < params["dual_warmup"]:
+    if epoch <= params["dual_warmup"]:
         return state
     return {"weight": losses.pdu_dual(state["weight"], loss, params["epsilon"], params["dual_step"])}
 
@@ -268,7 +268,7 @@ _METHODS = (
         "-p^beta NLL, token mean",
         _wga,
         params=_beta(1.0, zero=True),
-        defaults={"batch_size": 16},
+        defaults={"epochs": 5, "batch_size": 16},
     ),
     Method(
         "satimp",
@@ -280,7 +280,7 @@ _METHODS = (
             "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True),
             "beta2": Param(1.0, "exponent of 1 - p in satimp's weight", zero=True),
         },
-        defaults={"retain_weight": 0.1},
+        defaults={"epochs": 5, "retain_weight": 0.1},
     ),
     Method(
         "ceu",
@@ -388,7 +388,13 @@ _METHODS = (
         "-NLL, token mean; retain weight 1.2 to 2.3 as the retain loss rises",
         _ascent,
         retain_terms=("nll",),
-        defaults={"epochs": 8, "batch_size": 120, "learning_rate": {"full": 1.5e-5}, "retain_weight": 1.2},
+        defaults={
+            "epochs": 8,
+            "batch_size": 60,
+            "learning_rate": {"full": 1.5e-5},
+            "retain_weight": 1.2,
+            "warmup": 0.0,
+        },
         adapt=_selective_adapt,
     ),
 )

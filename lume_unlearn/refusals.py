@@ -109,7 +109,8 @@ def refusals(rows: Sequence[Row], seed: int) -> list[str]:
     """One refusal for each row: of a question for ``qa`` rows, of a text to be continued for ``sc`` rows.
 
     Which one is a function of the row's id and the seed alone, so that a resumed run, other processes and subsets of
-    the rows agree on it.
+    the rows agree on it, and its NLL before unlearning is computed once. Deviation: TOFU (Maini et al. 2024, arXiv
+    2401.06121) draws another one each time.
     """
     return [(lines := _OF_KIND[row.kind])[stable_number(seed, row.id) % len(lines)] for row in rows]
 

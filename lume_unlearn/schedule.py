@@ -49,7 +49,8 @@ def sequential(forget: int, retain: int, batch_size: int, chunk: int, ratio: int
     """The phases of SUGD: for each chunk of forget rows, ``passes`` times over the chunk, never shuffled.
 
     Beside each forget row stand the next ``ratio`` retain rows, going round the retain rows without end; a chunk keeps
-    its retain rows in all passes. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning".
+    its retain rows in all passes. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning". Deviation:
+    the authors' rows end without EOS, these as all others do.
     """
     keys = [Key((f,), tuple((f * ratio + i) % retain for i in range(ratio))) for f in range(forget)]
     return [in_batches(part, batch_size) * passes for part in in_batches(keys, chunk)]

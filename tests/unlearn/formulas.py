@@ -239,7 +239,7 @@ def flatness(step: Step) -> Tensor:
 def dual(start: float, losses: list[float], params: dict[str, float]) -> float:
     weight = start
     for epoch, loss in enumerate(losses, start=1):
-        if epoch >= params["dual_warmup"]:
+        if epoch > params["dual_warmup"]:
             weight = max(0.0, weight + params["dual_step"] * (loss - params["epsilon"]))
     return weight
 
@@ -283,7 +283,7 @@ FORMULAS: dict[str, Formula] = {
     "satimp": Formula(satimp, retain_mean, {"beta1": 2.0, "beta2": 0.5}),
     "ceu": Formula(ceu, None, {"skip": 2}, trained=("forget",)),
     "pdu": Formula(
-        flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 2}, weight=dual, lowers=flatness
+        flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1}, weight=dual, lowers=flatness
     ),
     "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),

@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from lume_unlearn.data import Tokens
+from lume_unlearn.losses import IGNORED
 from tests.unlearn.formulas import Step, forget_mean, retain_mean
 from tests.unlearn.training import (
     FORGET,
@@ -154,7 +156,9 @@ def test_the_found_rate_survives_the_scheduler(tmp_path: Path) -> None:
 
 def test_a_side_without_gradient_leaves_the_other(tmp_path: Path) -> None:
     """0 / 0 would be NaN in every weight."""
-    trainer = build(tmp_path, "ngdiff", params=params(0), forget_weight=0.0, **OWN)
+    unlabelled = [Tokens(row.input_ids, (IGNORED,) * len(row.input_ids)) for row in FORGET]
+    trainer = build(tmp_path, "ngdiff", params=params(0), rows={"forget": unlabelled}, **OWN)
     trainer.train()
+    assert [entry["forget_loss"] for entry in entries(trainer)] == [0.0, 0.0, 0.0]
     losses = [entry["retain_loss"] for entry in entries(trainer)]
     assert losses[0] > losses[1] > losses[2]

@@ -87,16 +87,16 @@ def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
     found = entries(trainer)
     expected, weight = [], RETAIN_WEIGHT
     for step, entry in enumerate(found, start=1):  # two steps an epoch
-        if step / 2 >= 2:
+        if step / 2 > 2:
             weight = max(0.0, weight + 3.0 * (entry["retain_loss"] - 0.55))
         expected.append(weight)
     assert [entry["retain_weight"] for entry in found] == pytest.approx(expected, rel=1e-6)
-    assert expected[2] == RETAIN_WEIGHT != expected[3]
+    assert expected[3] == RETAIN_WEIGHT != expected[4]  # two whole epochs without
     assert expected[-1] == dual(expected[-2], [found[-1]["retain_loss"]], params | {"dual_warmup": 0})
 
 
 def test_the_dual_variable_stays_above_0_and_is_the_weight_used(tmp_path: Path) -> None:
-    params = {"epsilon": 5.0, "dual_step": 1.0, "dual_warmup": 1.0}
+    params = {"epsilon": 5.0, "dual_step": 1.0, "dual_warmup": 0.0}
     trainer = build(tmp_path, "pdu", params=params)
     trainer.train()
     first, second, third = entries(trainer)
@@ -121,7 +121,7 @@ def test_selective_weighs_the_retain_rows_more_as_they_suffer(tmp_path: Path) ->
 
 @pytest.mark.parametrize("method", ["pdu", "selective"])
 def test_small_passes_adapt_the_weight_once_a_step(method: str, tmp_path: Path) -> None:
-    params = {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1.0} if method == "pdu" else {}
+    params = {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 0.0} if method == "pdu" else {}
     logs = []
     for options in ({}, {"micro_batch_size": 1, "logging_steps": 2}):
         trainer = build(tmp_path, method, epochs=4, learning_rate=5e-3, params=params, **options)

@@ -78,7 +78,7 @@ def test_a_recipe_spells_out_the_defaults_of_its_method(name: str) -> None:
 
 PUBLISHED: dict[str, dict[str, Any]] = {
     "sugd_last8": {"method": "sugd", "tuning": "last:8", "learning_rate": 1e-5, "epochs": 7, "retain_weight": 0.5},
-    "selective_mlp": {"method": "selective", "tuning": r"modules:layers\.[0-5]\.mlp", "learning_rate": 1.5e-5},
+    "selective_mlp": {"method": "selective", "tuning": r"modules:layers\.[0-5]\.mlp", "weight_decay": 0.0},
     "rmu_mlp": {"method": "rmu", "tuning": r"modules:layers\.[567]\.mlp\.down_proj", "retain_weight": 1200},
     # weights of NPO, NLL and KL: 0.4, 0.2, 0.4 and 0.3, 0.4, 0.3
     "npo_ties1": {"forget_weight": 0.4, "retain_weight": 0.2, "kl_weight": 2, "batch_size": 4},
