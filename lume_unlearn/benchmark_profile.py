@@ -6,7 +6,7 @@ import torch
 from torch.autograd import DeviceType  # type: ignore[attr-defined]
 from torch.profiler import ProfilerActivity, profile
 
-from lume_unlearn.benchmark_training import WAYS, Contest
+from lume_unlearn.benchmark_training import Contest
 
 OTHER = "element by element, and the rest"
 # The first group with a word that is part of an operation's name.
@@ -26,7 +26,7 @@ def profiled(contest: Contest) -> dict[str, Any]:
     """The last step once more, both ways: for each its groups' shares of the time, and a table of operations."""
     step = contest.steps()[-1]
     found = {}
-    for way in WAYS:
+    for way in contest.ways:
         contest.prepare(way)
         cuda = [ProfilerActivity.CUDA] if torch.cuda.is_available() else []
         with profile(activities=[ProfilerActivity.CPU, *cuda], record_shapes=True) as record:

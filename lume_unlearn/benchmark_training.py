@@ -37,7 +37,9 @@ class Measured:
 class Contest:
     """One method with one tuning, set up for both ways."""
 
-    def __init__(self, run: RunConfig, tokenizer: Any, sides: Sides, micro_batch_size: int) -> None:
+    def __init__(
+        self, run: RunConfig, tokenizer: Any, sides: Sides, micro_batch_size: int, ways: Sequence[str] = WAYS
+    ) -> None:
         """Load the model, and what each way needs of it before unlearning.
 
         Args:
@@ -45,16 +47,17 @@ class Contest:
             tokenizer: of the model.
             sides: its rows.
             micro_batch_size: rows a side in one pass of the usual way.
+            ways: those to be timed.
         """
         model = modeling.load_for_training(run)
-        self.config = run
+        self.config, self.ways = run, [way for way in WAYS if way in ways]
         self.base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
         self.trainer = make_trainer(run, model, tokenizer, sides)
         self.trainer.create_optimizer()
         self.matrix_weights = matrix_weights(self.base)
         accelerator = self.trainer.accelerator
         self.model, self.optimizer = accelerator.prepare(self.trainer.model, self.trainer.optimizer)
-        self.copy = self._copy() if run.method != "gd" else None
+        self.copy = self._copy() if run.method != "gd" and "usual" in ways else None
         self.usual_way = Usual(
             run.method, self.model, self.copy, micro_batch_size, accelerator.backward, accelerator.autocast
         )
@@ -85,6 +88,7 @@ class Contest:
         """Give the model the attention of this way; each keeps its own where the model does not pack."""
         if self.trainer.passes.packs:
             self.base.set_attn_implementation(IMPLEMENTATION if way == "ours" else "sdpa")
+        torch.compiler.set_stance("force_eager" if way == "usual" else "default")
 
     def reference_seconds(self, step: Step) -> float:
         """What our way spends once, before the first step, on the reference NLLs of a step's rows; 0 without any."""
@@ -105,19 +109,19 @@ class Contest:
 
 
 def measure(contest: Contest, epochs: float, note: Callable[[str], None]) -> dict[str, Any]:
-    """Time every step both ways, the usual way first, after `WARM_UP` steps that do not count.
+    """Time every step each way, the usual way first, after `WARM_UP` steps that do not count.
 
     What our way computes once for a whole run counts for one part in ``epochs`` of each step's.
 
     Returns:
-        ``tokens`` (real ones of each step), ``ratio`` (ours to usual, median over the steps), and for each way
+        ``tokens`` (real ones of each step), ``ratio`` (ours to usual, median over the steps, of both), and for each way
         ``seconds``, ``tokens_per_second`` (median) and ``peak_bytes`` (None on a CPU).
     """
     device = contest.trainer.args.device
-    measured = {way: Measured() for way in WAYS}
+    measured = {way: Measured() for way in contest.ways}
     tokens = []
     for number, step in enumerate(contest.steps()):
-        taken = {way: _step(contest, way, step, device) for way in WAYS}
+        taken = {way: _step(contest, way, step, device) for way in contest.ways}
         once = contest.reference_seconds(step) / epochs
         name = "warm-up" if number < WARM_UP else f"step {number - WARM_UP + 1}"
         note(f"{name}: " + ", ".join(f"{way} {seconds:.2f} s" for way, (seconds, _) in taken.items()))
@@ -127,8 +131,11 @@ def measure(contest: Contest, epochs: float, note: Callable[[str], None]) -> dic
         for way, (seconds, peak) in taken.items():
             measured[way].seconds.append(seconds + (once if way == "ours" else 0.0))
             measured[way].bytes.append(peak)
-    ratios = [usual / ours for usual, ours in zip(*(measured[way].seconds for way in WAYS), strict=True)]
-    return {"tokens": tokens, "ratio": median(ratios)} | {way: _summary(measured[way], tokens) for way in WAYS}
+    found: dict[str, Any] = {"tokens": tokens} | {way: _summary(part, tokens) for way, part in measured.items()}
+    if len(measured) == len(WAYS):
+        pairs = zip(*(measured[way].seconds for way in WAYS), strict=True)
+        found["ratio"] = median(usual / ours for usual, ours in pairs)
+    return found
 
 
 def _step(contest: Contest, way: str, step: Step, device: torch.device) -> tuple[float, int]:

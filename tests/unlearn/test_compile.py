@@ -23,14 +23,14 @@ pytestmark = pytest.mark.usefixtures("little_to_collect", "fresh_compiler")
 VOCABULARY = 400
 
 
-@pytest.fixture()
+@pytest.fixture
 def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
     yield
     torch.compiler.reset()
 
 
-@pytest.fixture()
+@pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
     """Graphs are taken apart and counted, but run as they are: quicker than kernels."""
     counter = CompileCounter()
