@@ -20,6 +20,7 @@ from lume_tasks import data as lume_data
 from lume_tasks.metrics import exact_match
 from lume_tasks.rows import Row
 from lume_unlearn import modeling, scoring
+from lume_unlearn.checkpoints import only_run, write_text, writing
 from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data import encode_rows
 from lume_unlearn.finetune import fine_tune
@@ -100,10 +101,11 @@ class Subject:
         from lm_eval.models.huggingface import HFLM
 
         folder = Path(self.config.output) / name
-        folder.mkdir(parents=True, exist_ok=True)
-        for side, side_rows in rows.items():
-            lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
-            (folder / f"{side}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        with writing(Path(self.config.output)):
+            folder.mkdir(parents=True, exist_ok=True)
+            for side, side_rows in rows.items():
+                lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
+                write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
         lm = HFLM(pretrained=model or self.model, tokenizer=self.tokenizer, batch_size=self.config.batch_size)
         return scoring.score(lm, scoring.data_metadata(folder), scoring.GENERATION_TASKS, **options)
 
@@ -116,18 +118,19 @@ def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
         as the share of questions that any of the drawn answers gets right. ``plain`` is always there.
 
     Raises:
-        ConfigError: an option that cannot work.
+        ConfigError: an option that cannot work, or an output that cannot be written.
         DataError: faulty rows.
     """
     output = Path(config.output)
     require_unused(output)
-    subject = _load(config)
     chosen = [name.strip() for name in config.audits.split(",") if name.strip()] if config.audits else list(AUDITS)
     results: dict[str, dict[str, float]] = {}
-    for name in dict.fromkeys(["plain", *chosen]):
-        results |= AUDITS[name](subject)
-        text = json.dumps(results, indent=1) + "\n"
-        (output / "audit.json").write_text(text, encoding="utf-8")  # after each: nothing is lost if one fails
+    with only_run(output):
+        subject = _load(config)
+        for name in dict.fromkeys(["plain", *chosen]):
+            results |= AUDITS[name](subject)
+            with writing(output):  # after each: nothing is lost if one fails
+                write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -146,7 +149,7 @@ def _load(config: AuditConfig) -> Subject:
     if config.limit:
         rows = {side: random.Random(config.seed).sample(r, min(config.limit, len(r))) for side, r in rows.items()}
     if config.peft:
-        model = modeling.merged_model(config.model, config.peft, config.trust_remote_code)
+        model = modeling.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
     else:
         model = modeling.load_model(config.model, torch.float32, config.trust_remote_code)
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,16 +1,20 @@
 """Loading a model and its tokenizer, putting an adapter on, folding one in."""
 
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
-from safetensors import SafetensorError
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from lume_unlearn.checkpoints import fresh_partial, only_run, publish_result, writing
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.forward import Passes, decoder_layers, use_packing
 from lume_unlearn.launch import sharded
@@ -32,7 +36,7 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     """
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a broken folder ends in anything, from KeyError to what tokenizers raises
         raise ConfigError(_not_loaded(name, "tokenizer", error)) from error
 
 
@@ -40,19 +44,53 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
     """A causal language model out of safetensors files, with weights of this dtype.
 
     Raises:
-        ConfigError: there is no such model, or its weights are not safetensors (pickles are never loaded).
+        ConfigError: there is no such model, its weights are not safetensors (pickles are never loaded), or they are
+            not all the weights that its configuration asks for.
     """
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            name, dtype=dtype, use_safetensors=True, trust_remote_code=trust_remote_code
-        )
-    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        with _no_pickles():
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=dtype,
+                use_safetensors=True,
+                trust_remote_code=trust_remote_code,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+            )
+    except Exception as error:  # a broken folder ends in anything, from KeyError to ZeroDivisionError
+        from lume_tasks.batching import is_out_of_memory  # brings the harness along
+
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
+            raise
         raise ConfigError(_not_loaded(name, "weights", error)) from error
+    model, info = loaded
+    # What is missing or does not fit was filled with random numbers. A tied weight does not count as missing.
+    faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
+    faults += [f"{key} has shape {[*has]}, not {[*wanted]}" for key, has, wanted in sorted(info["mismatched_keys"])]
+    if faults:
+        named = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
+        raise ConfigError(_not_loaded(name, "weights", f"they do not fit its config.json: {named}"))
+    return model
 
 
-def _not_loaded(name: str, part: str, error: Exception) -> str:
+@contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Refuse to unpickle, which transformers and peft do where an index of safetensors names other files."""
+
+    def refuse(file: Any, *args: Any, **kwargs: Any) -> NoReturn:
+        raise ConfigError(f"{file} is a pickle, which is never loaded; save it as safetensors")
+
+    load, torch.load = torch.load, refuse  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.load = load
+
+
+def _not_loaded(name: str, part: str, error: object) -> str:
     where = "" if Path(name).is_dir() else " (there is no such folder here, so the hub was asked)"
-    return f"--model {name}{where}: its {part} cannot be loaded: {error}"
+    said = str(error) if str(error) and not isinstance(error, KeyError) else repr(error)
+    return f"--model {name}{where}: its {part} cannot be loaded: {said}"
 
 
 def load_for_training(config: RunConfig) -> Any:
@@ -213,35 +251,50 @@ def merge(adapter: str, output: str, model: str | None = None, dtype: str = "flo
         dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
 
     Raises:
-        ConfigError: the folder is no adapter, its model cannot be loaded or is another one, or the output is in use.
+        ConfigError: the folder is no adapter, its model cannot be loaded or is another one, or the output is in use or
+            cannot be written.
     """
-    require_unused(Path(output))
+    folder = Path(output)
+    require_unused(folder)
     base = model or _adapter_config(adapter).base_model_name_or_path
     if base is None:
         raise ConfigError(f"--adapter {adapter}: it does not say which model it belongs to; name it with --model")
-    merged = merged_model(base, adapter)
-    merged.to(getattr(torch, dtype)).save_pretrained(output)
-    has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
-    load_tokenizer(adapter if has_tokenizer else base).save_pretrained(output)
+    with only_run(folder):
+        merged = merged_model(base, adapter)
+        has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
+        tokenizer = load_tokenizer(adapter if has_tokenizer else base)
+        with writing(folder):
+            partial = fresh_partial(folder)
+            merged.to(getattr(torch, dtype)).save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            publish_result(partial, folder)
 
 
-def _adapter_config(adapter: str) -> PeftConfig:
+def _adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
     """What an adapter's folder says of itself; refuses a folder that is none without asking the hub for it."""
     if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ConfigError(f"--adapter {adapter}: not an adapter's folder, there is no adapter_config.json in it")
-    config: PeftConfig = PeftConfig.from_pretrained(adapter)
+        raise ConfigError(f"{option} {adapter}: not an adapter's folder, there is no adapter_config.json in it")
+    try:
+        config: PeftConfig = PeftConfig.from_pretrained(adapter)
+    except Exception as error:  # whatever the file holds ends up as arguments
+        raise ConfigError(f"{option} {adapter}: its adapter_config.json cannot be read: {error!r}") from error
     return config
 
 
-def merged_model(model: str, adapter: str, trust_remote_code: bool = False) -> Any:
-    """A model in float32 with an adapter folded in.
+def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
+    """A model in float32 with an adapter folded in; ``option`` is what named the adapter.
 
     Raises:
-        ConfigError: the folder is no adapter, or it belongs to another model.
+        ConfigError: the folder is no adapter, its weights are not safetensors, or it belongs to another model.
     """
-    _adapter_config(adapter)
+    _adapter_config(adapter, option)
+    if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        pickles = "".join(f"; {path.name} is a pickle, which is never loaded" for path in Path(adapter).glob("*.bin"))
+        raise ConfigError(f"{option} {adapter}: there is no {SAFETENSORS_WEIGHTS_NAME} in it{pickles}")
+    base = load_model(model, torch.float32, trust_remote_code)
     try:
-        base = load_model(model, torch.float32, trust_remote_code)
-        return PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    except RuntimeError as error:
-        raise ConfigError(f"--adapter {adapter}: does not fit the model {model}: {error}") from error
+        with _no_pickles(), warnings.catch_warnings():
+            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random
+            return PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    except Exception as error:  # a broken adapter ends in anything, from KeyError to SafetensorError
+        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error}") from error
