@@ -24,8 +24,9 @@ MARK = "complete.json"
 PREFIX = "checkpoint-"
 # What makes a folder a model or an adapter goes last: without it nothing loads the rest.
 LAST = ("config.json", "adapter_config.json")
-# Words of the plain RuntimeErrors that torch.save makes of a full disk or of a folder that is gone.
-TORCH_WRITING = ("inline_container", "iostream error", "Parent directory")
+# Words of the plain errors that torch.save (RuntimeError) and tokenizers (Exception) make of a full disk or of a folder
+# that is gone.
+WRITING = ("inline_container", "iostream error", "Parent directory", "(os error ")
 
 
 class InCheckpoint:
@@ -85,6 +86,8 @@ def _remove(checkpoint: Path) -> None:
 
 def publish_result(partial: Path, output: Path) -> None:
     """Move a model or an adapter to its place, file by file, what makes it loadable last."""
+    for name in LAST:  # of a result that was cut off here: it would make a model of old and new files
+        (output / name).unlink(missing_ok=True)
     for path in sorted(partial.iterdir(), key=lambda path: (path.name in LAST, path.name)):
         if path.name != "training_args.bin":
             os.replace(path, output / path.name)
@@ -147,12 +150,13 @@ def writing(output: Path) -> Iterator[None]:
     """Say what is left where something cannot be written.
 
     Raises:
-        ConfigError: instead of the error of the file system (or of what torch and safetensors make of it).
+        ConfigError: instead of the error of the file system (or of what the libraries make of it).
     """
     try:
         yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not any(words in str(error) for words in TORCH_WRITING):
+    except Exception as error:
+        plain = type(error) in (RuntimeError, Exception) and any(words in str(error) for words in WRITING)
+        if not (plain or isinstance(error, (OSError, SafetensorError))):
             raise
         room = _room(output)
         shutil.rmtree(output / PARTIAL, ignore_errors=True)

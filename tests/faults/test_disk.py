@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lume_unlearn.checkpoints import whole_checkpoints
+from lume_unlearn.checkpoints import publish_result, whole_checkpoints
 from lume_unlearn.config import ConfigError
 from lume_unlearn.unlearning import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, resumed
@@ -80,6 +80,7 @@ FAULTS = [
     RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"),
     RuntimeError("basic_ios::clear: iostream error"),
     SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    Exception("No space left on device (os error 28)"),  # tokenizers
 ]
 
 
@@ -89,6 +90,24 @@ def test_what_the_libraries_make_of_it(fault: Exception, inputs: Path, tmp_path:
         run(make_config(inputs, tmp_path / "out"))
     assert f"cannot be written ({fault};" in str(caught.value)
     assert str(caught.value).endswith("no checkpoint was complete yet")
+
+
+def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path: Path) -> None:
+    """Killed in between, the folder must not be a model of old and new files."""
+    for folder in (tmp_path / "out", tmp_path / "out" / ".partial"):
+        folder.mkdir()
+        for name in ("adapter_config.json", "config.json", "model.safetensors"):
+            (folder / name).write_text(folder.name)
+    own, left = os.replace, []
+
+    def replace(old: Path, new: Path) -> None:
+        left.append(sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()))
+        own(old, new)
+
+    with mock.patch.object(os, "replace", replace):
+        publish_result(tmp_path / "out" / ".partial", tmp_path / "out")
+    assert left[0] == left[1] == ["model.safetensors"]
+    assert {path.read_text() for path in (tmp_path / "out").iterdir()} == {".partial"}
 
 
 def test_other_errors_while_saving_stay_what_they_are(inputs: Path, tmp_path: Path) -> None:
