@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_unlearn.checkpoints import whole_checkpoints, withdraw
+from lume_unlearn.checkpoints import PREFIX, whole_checkpoints, withdraw
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.launch import by_deepspeed
 
 
 def require_finite(config: RunConfig, model: nn.Module, loss: Tensor, step: int, rows: Sequence[str]) -> None:
     """Refuse a step that would put infinities into the weights.
 
     Before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
+    DeepSpeed takes the step within the backward pass and leaves no gradients: there only the loss can be looked at, and
+    afterwards.
 
     Args:
         config: of the run.
@@ -45,19 +48,30 @@ def total_norm(gradients: Sequence[Tensor | None]) -> float:
 def diverged(config: RunConfig, what: str, value: float, step: int, rows: Sequence[str]) -> ConfigError:
     """The error for a value that no step can be made from; it names what to do.
 
-    A checkpoint of the step before is withdrawn: its weights would come to the same value again, at any rate.
+    A checkpoint of the step before is withdrawn where there is an older one: its weights would most likely come to the
+    same value again, at any rate.
     """
-    withdraw(Path(config.output), step - 1)
-    kept = next(iter(whole_checkpoints(Path(config.output))), None)
+    output = Path(config.output)
+    newest = f"{PREFIX}{step - 1}"
+    whole = [path.name for path in whole_checkpoints(output)]
+    if newest in whole and len(whole) > 1:
+        withdraw(output, step - 1)
+        whole.remove(newest)
     shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
     how = f"the same command with --resume --learning_rate {config.learning_rate / 2:g}"
-    if kept is None:
+    if not whole:
         advice = f"{how} begins anew, as no checkpoint was made before this went wrong (--save_steps N makes them)"
+    elif whole[0] == newest:
+        advice = (
+            f"{newest}, of the step just before, is kept, as there is no other: {how} goes on from it; should it "
+            "diverge at once again, begin anew at the lower rate in another folder"
+        )
     else:
-        advice = f"{kept.name} is kept: {how} goes on from it"
+        advice = f"{whole[0]} is kept: {how} goes on from it"
+    taken = "DeepSpeed had taken the step by then, in memory only" if by_deepspeed() else "the step was not taken"
     return ConfigError(
         f"--learning_rate {config.learning_rate:g}: {config.method} diverged at step {step} ({what} is {value}; rows "
-        f"{shown}); the step was not taken; {advice}"
+        f"{shown}); {taken}; {advice}"
     )
 
 
@@ -86,20 +100,27 @@ class LowerRate(TrainerCallback):
 
 
 @contextmanager
-def memory_advice(config: RunConfig, model: nn.Module) -> Iterator[None]:
-    """Say which settings would help where memory runs out.
+def memory_advice(config: RunConfig, model: nn.Module | None = None) -> Iterator[None]:
+    """Say which settings would help where memory runs out; without a model, while one is loaded.
 
     Raises:
         ConfigError: instead of torch's error.
     """
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         from lume_tasks.batching import is_out_of_memory  # brings the harness along
 
-        if not is_out_of_memory(error):
+        if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
-        raise ConfigError(_advice(config, model)) from error
+        raise ConfigError(_advice(config, model) if model else _loading_advice(config)) from error
+
+
+def _loading_advice(config: RunConfig) -> str:
+    smaller = "--tuning lora: a GPU that computes in bfloat16 then holds the model in that, at half the size"
+    if config.tuning != "lora" and config.weights == "float32":
+        smaller += "\n--weights bfloat16: half the size for any tuning"
+    return f"out of memory while loading --model {config.model}; what helps, beside a smaller model:\n{smaller}"
 
 
 def _advice(config: RunConfig, model: nn.Module) -> str:
@@ -124,6 +145,15 @@ def _advice(config: RunConfig, model: nn.Module) -> str:
         settings.append(
             f"--tuning lora, or --optimizer adamw8bit: gradients and optimiser take {_size(states)} now, with 8 bits "
             f"{_size(trained * 6)}, with an adapter next to nothing"
+        )
+    if (
+        config.tuning != "lora"
+        and config.reference_copy == "same"
+        and (config.spec.live_reference or config.asks_before)
+    ):
+        copied = sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
+        settings.append(
+            f"--reference_copy bfloat16, int8 or cpu: the copy of the model before unlearning takes {_size(copied)} now"
         )
     return "\n".join(
         [f"out of memory (the weights alone take {_size(size)}); what helps, first things first:", *settings]

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from lume_unlearn import merging, modeling
 from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.divergence import require_finite
 from lume_unlearn.trainer import UnlearningTrainer
 from lume_unlearn.unlearning import run
 from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, record, resumed
@@ -49,12 +51,37 @@ def test_every_method_stops_at_the_step_and_keeps_the_last_good_checkpoint(
 
 def test_a_learning_rate_that_is_too_high_and_the_advice_that_is_given(inputs: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"method": "ga", "tuning": "full", "epochs": 4, "warmup": 0.0}
-    config = make_config(inputs, tmp_path / "out", learning_rate=1e30, **options)
+    config = make_config(inputs, tmp_path / "out", learning_rate=1e30, save_steps=0, **options)
     with pytest.raises(ConfigError, match=r"ga diverged at step 2 .* 5e\+29 begins anew, as no checkpoint"):
         run(config)
-    lower = make_config(inputs, tmp_path / "out", learning_rate=1e-3, **options)
-    other = make_config(inputs, tmp_path / "other", learning_rate=1e-3, **options)
+    lower = make_config(inputs, tmp_path / "out", learning_rate=1e-3, save_steps=0, **options)
+    other = make_config(inputs, tmp_path / "other", learning_rate=1e-3, save_steps=0, **options)
     assert_equal(run(other), resumed(lower))
+
+
+@pytest.mark.parametrize(("step", "options"), [(4, {"save_total_limit": 1}), (2, {})])
+def test_the_only_checkpoint_stays_also_where_it_is_of_the_step_before(
+    step: int, options: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    config = make_config(inputs, tmp_path / "out", **options)
+    with pytest.raises(ConfigError) as caught:
+        diverging(config, step)
+    name = f"checkpoint-{step - 1}"
+    assert f"the step was not taken; {name}, of the step just before, is kept, as there is no other" in str(
+        caught.value
+    )
+    assert [path.name for path in whole_checkpoints(tmp_path / "out")] == [name]
+    rates = [entry["learning_rate"] for entry in record(resumed(config, learning_rate=1e-3))["history"]]
+    assert len(rates) == 4
+
+
+def test_deepspeed_has_taken_the_step_by_then(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not run here: what is said must not claim more than is known."""
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    config, model = make_config(inputs, tmp_path / "out"), torch.nn.Linear(2, 2)  # its gradients are None
+    require_finite(config, model, torch.tensor(1.0), 3, ["forget-0"])
+    with pytest.raises(ConfigError, match=r"rows forget-0\); DeepSpeed had taken the step by then, in memory only;"):
+        require_finite(config, model, torch.tensor(torch.nan), 3, ["forget-0"])
 
 
 def test_a_gradient_whose_norm_overflows_is_not_clipped_to_nothing(inputs: Path, tmp_path: Path) -> None:
@@ -106,7 +133,11 @@ def cpu_says(*args: Any) -> None:
     torch.empty(10**15)
 
 
-@pytest.mark.parametrize("says", [cuda_says, cpu_says])
+def python_says(*args: Any) -> None:
+    bytearray(2**62)
+
+
+@pytest.mark.parametrize("says", [cuda_says, cpu_says, python_says])
 def test_memory_that_runs_out(says: Any, inputs: Path, tmp_path: Path) -> None:
     def message(**options: Any) -> list[str]:
         config = make_config(inputs, tmp_path / options["tuning"], max_tokens=500, **options)
@@ -126,6 +157,17 @@ def test_memory_that_runs_out(says: Any, inputs: Path, tmp_path: Path) -> None:
         "--tuning lora, or --optimizer adamw8bit: gradients and optimiser take 0.5 MB now, with 8 bits 0.3 MB, with an "
         "adapter next to nothing",
     ]
+    assert message(tuning="last:1", retain_term="kl")[4:] == [
+        "--reference_copy bfloat16, int8 or cpu: the copy of the model before unlearning takes 0.0 MB now"
+    ]
+
+
+@pytest.mark.parametrize(("place", "name"), [(modeling, "load_model"), (merging, "subtract_training")])
+def test_memory_that_runs_out_before_or_after_training(place: Any, name: str, inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out", "task-vector", "full")
+    with mock.patch.object(place, name, cuda_says), pytest.raises(ConfigError, match="out of memory") as caught:
+        run(config)
+    assert "--tuning lora" in str(caught.value)
 
 
 def test_other_errors_are_not_taken_for_memory(inputs: Path, tmp_path: Path) -> None:
