@@ -21,6 +21,7 @@ _log = logging.getLogger("lume_unlearn")
 
 SCORES = "scores"
 BEST = "best"
+ASIDE = "best.old"
 RESULTS = "results_lume.json"
 
 
@@ -42,6 +43,12 @@ class Evaluation(TrainerCallback):
     ) -> None:
         """A resumed run goes on from the best weights so far, and scores first where it ended before it could."""
         output = Path(self.config.output)
+        # It may have ended between moving the old ones aside and taking them away.
+        if state.is_world_process_zero and (aside := output / ASIDE).is_dir():
+            if (output / BEST).exists():
+                shutil.rmtree(aside)
+            else:
+                os.replace(aside, output / BEST)
         if state.global_step and (kept := output / BEST / "best.json").is_file():
             self.best = json.loads(kept.read_text(encoding="utf-8"))
         if state.global_step and float(state.epoch or 0).is_integer():
@@ -74,23 +81,31 @@ class Evaluation(TrainerCallback):
         return scoring.score(lm, metadata, tuple(self.config.scored_tasks), limit=self.config.evaluate_limit, **seeds)
 
     def _keep(self, results: dict[str, Any], model: Any, step: int) -> None:
-        output = Path(self.config.output)
-        folder = output / SCORES / f"checkpoint-{step}"
-        with writing(output):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
+        """Keep the weights if they are the best, then the scores: with those a step counts as done."""
         value = results["results"].get(self.task, {}).get(f"{self.metric},none")
         if value is None or math.isnan(value):
             _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
         elif self.best is None or self._better(results, value, self.best["value"]):
             self.best = {"metric": self.config.best_metric, "value": float(value), "step": step}
-            with writing(output):
-                best = fresh_partial(output)
-                model.save_pretrained(best)
-                self.tokenizer.save_pretrained(best)
-                (best / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
-                shutil.rmtree(output / BEST, ignore_errors=True)
-                os.replace(best, output / BEST)
+            self._keep_weights(model)
+        output = Path(self.config.output)
+        folder = output / SCORES / f"checkpoint-{step}"
+        with writing(output):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
+
+    def _keep_weights(self, model: Any) -> None:
+        output = Path(self.config.output)
+        with writing(output):
+            best = fresh_partial(output)
+            model.save_pretrained(best)
+            self.tokenizer.save_pretrained(best)
+            (best / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(output / ASIDE, ignore_errors=True)
+            if (output / BEST).exists():
+                os.replace(output / BEST, output / ASIDE)
+            os.replace(best, output / BEST)
+            shutil.rmtree(output / ASIDE, ignore_errors=True)
 
     def _better(self, results: dict[str, Any], value: float, than: float) -> bool:
         """By the task's own word; `lume_score`, which has none, wants only its forget scores low."""

@@ -5,7 +5,7 @@ from functools import wraps
 from typing import Any
 
 import torch
-from accelerate.utils import convert_to_fp32
+from accelerate.utils import convert_to_fp32, get_int_from_env
 
 from lume_unlearn.config import ConfigError, RunConfig
 
@@ -26,7 +26,12 @@ def _says(name: str) -> bool:
 
 def is_first_process() -> bool:
     """Whether this process is the one that writes; to be asked before accelerate has set the processes up."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return int(get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK"], 0)) == 0
+
+
+def processes() -> int:
+    """How many processes train together; to be asked before accelerate has set them up."""
+    return int(get_int_from_env(["WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE"], 1))
 
 
 def require_launch(config: RunConfig) -> None:
@@ -51,6 +56,8 @@ def require_launch(config: RunConfig) -> None:
         raise ConfigError(f"{method}: needs whole weights at the end; use FSDP with --tuning lora, or one process")
     if sharded() and config.spec.states:
         raise ConfigError(f"{method}: stops inside the model, where shards cannot; use one process")
+    if sharded() and config.compile:
+        raise ConfigError("--compile true: not with shards, which come and go around each layer; leave it out")
     if by_deepspeed() and config.weights == "bfloat16":
         raise ConfigError("--weights bfloat16: DeepSpeed holds float32 weights beside them in any case; leave it out")
     if by_deepspeed() and config.on_collapse == "best":

@@ -14,6 +14,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_unlearn.checkpoints import InCheckpoint, write_text, writing
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.launch import processes
 from lume_unlearn.modeling import use_bfloat16
 
 RECORD = "unlearning.json"
@@ -52,23 +53,31 @@ class Record(TrainerCallback, InCheckpoint):
         path = checkpoint / RECORD
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            faults, rate = self._differences(before)
+            self.started -= before["seconds"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
             raise ConfigError(f"--resume: {path} cannot be read, so the run cannot be identified") from error
+        if faults:
+            raise ConfigError("\n".join(faults))
+        return rate
+
+    def _differences(self, before: dict[str, Any]) -> tuple[list[str], float]:
+        """What keeps this run from going on from the one before, and its learning rate to that one's."""
         ours, theirs = self.content["config"], before["config"]
         faults = [
             f"--{name} {ours[name]}: the run to resume has {theirs.get(name)}"
             for name in ours
-            if name not in FREE and ours[name] != theirs.get(name)
+            if name not in FREE and _of_training(ours[name]) != _of_training(theirs.get(name))
         ]
         rate, old_rate = ours["learning_rate"], theirs["learning_rate"]
         if rate > old_rate:
             faults.append(f"--learning_rate {rate}: the run to resume has {old_rate}; it can only be lowered")
-        if sorted(self.content["data_sha256"].values()) != sorted(before["data_sha256"].values()):
+        # By their places, the forget file first: the names may be others.
+        if list(self.content["data_sha256"].values()) != list(before["data_sha256"].values()):
             faults.append("--data: the rows are not those of the run to resume")
-        if faults:
-            raise ConfigError("\n".join(faults))
-        self.started -= before["seconds"]
-        return float(rate / old_rate)
+        if (count := before["processes"]) != processes():  # each has a random state, and maybe weights, of its own
+            faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")
+        return faults, float(rate / old_rate)
 
     def write(
         self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
@@ -102,6 +111,11 @@ class Record(TrainerCallback, InCheckpoint):
         if state.is_world_process_zero:
             with writing(self.path.parent):
                 self.write(state.log_history)
+
+
+def _of_training(value: Any) -> Any:
+    """An option without what matters only when training has ended: the factor of a task vector."""
+    return {name: number for name, number in value.items() if name != "scale"} if isinstance(value, dict) else value
 
 
 def is_finished(output: Path) -> bool:

@@ -1,6 +1,7 @@
 """A run that broke off and was resumed leaves what an uninterrupted one leaves, byte for byte."""
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ from lume_unlearn.checkpoints import MARK, whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.evaluation import Evaluation
 from lume_unlearn.unlearning import run
-from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, record, resumed
+from tests.faults.runs import TRAINED, Broken, assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -119,6 +120,57 @@ def test_other_options_or_rows_are_no_resumption(inputs: Path, tmp_path: Path) -
         "--learning_rate 1.0: the run to resume has 0.002; it can only be lowered",
         "--data: the rows are not those of the run to resume",
     ]
+
+
+def test_sides_that_are_swapped_are_no_resumption(inputs: Path, tmp_path: Path) -> None:
+    files = [str(inputs / "data" / f"{side}.jsonl") for side in ("forget", "retain")]
+    config = make_config(inputs, tmp_path / "out", data=None, forget=files[0], retain=files[1])
+    broken_off(config, 3)
+    with pytest.raises(ConfigError, match="--data: the rows are not those of the run to resume"):
+        resumed(config, forget=files[1], retain=files[0])
+
+
+def test_another_number_of_processes_is_no_resumption(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config(inputs, tmp_path / "out")
+    broken_off(config, 3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--resume: the run to resume has 1 processes, this one 2; start as many"):
+        resumed(config)
+
+
+@pytest.mark.parametrize("name", ["config", "learning_rate", "data_sha256", "seconds", "processes"])
+def test_a_damaged_record_is_named(name: str, inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out", save_steps=3)
+    broken_off(config, 4)
+    path = tmp_path / "out" / "checkpoint-3" / "unlearning.json"
+    path.write_text(path.read_text().replace(f'"{name}"', f'"{name[::-1]}"'))
+    with pytest.raises(ConfigError, match=r"--resume: .*checkpoint-3/unlearning.json cannot be read"):
+        resumed(config)
+
+
+def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path: Path) -> None:
+    scores = iter([0.5, 0.9, 0.9, 0.8])
+    results = {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
+
+    def score(evaluation: Evaluation, model: Any) -> dict[str, Any]:
+        return results | {"results": {"lume_score": {"task_aggregate,none": next(scores)}}}
+
+    def replace_(old: Path, new: Path) -> None:
+        if Path(new).name == "best" and (tmp_path / "out" / "scores" / "checkpoint-2").exists():
+            raise Broken
+        own(old, new)
+
+    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
+    own = os.replace
+    with mock.patch.object(Evaluation, "_score", score):
+        with mock.patch.object(os, "replace", replace_), pytest.raises(Broken):
+            run(config)
+        resumed(config)
+    best = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
+    assert (best["value"], best["step"]) == (0.9, 4)
+    assert {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("best")} == {"best"}
 
 
 def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
