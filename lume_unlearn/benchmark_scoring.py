@@ -85,8 +85,8 @@ def time_whole(run: RunConfig, tasks: Sequence[str], options: dict[str, Any]) ->
     unlearning.run(run)
     trained = time.perf_counter()
     free_memory()
-    weights = {"pretrained": run.model, "peft": run.output} if run.tuning == "lora" else {"pretrained": run.output}
-    found = Generations(LumeHF(batch_size="auto", **weights, **options))
+    model = {"pretrained": run.model, "peft": run.output} if run.tuning == "lora" else {"pretrained": run.output}
+    found = Generations(LumeHF(batch_size="auto", **(options | model)))
     score(found.lm, data_metadata(Path(run.data)), tuple(tasks), limit=None)
     return {
         "method": run.method,

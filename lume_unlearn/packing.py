@@ -176,7 +176,6 @@ def can_pack(model: Any) -> bool:
     )
 
 
-@torch.compiler.disable  # compiled layers call it as it is: a kernel of its own, or a loop over rows
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -273,5 +272,6 @@ def packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     return sdpa_mask(*args, **kwargs) if kwargs.get("attention_mask") is not None else None
 
 
-AttentionInterface.register(IMPLEMENTATION, packed_attention)
+# Compiled layers call it as it is: a kernel of its own, or a loop over rows.
+AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
 AttentionMaskInterface.register(IMPLEMENTATION, packed_mask)
