@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
-from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
@@ -137,7 +137,7 @@ def keep_inputs_narrow(model: Any) -> None:
     PEFT widens what goes into an adapter to float32, of which autocast makes bfloat16 again at the next product.
     """
     for module in model.modules():
-        if isinstance(module, BaseTunerLayer):
+        if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
 
 

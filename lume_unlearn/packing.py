@@ -273,5 +273,5 @@ def packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
 
 
 # Compiled layers call it as it is: a kernel of its own, or a loop over rows.
-AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))
+AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(IMPLEMENTATION, packed_mask)
