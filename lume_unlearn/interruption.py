@@ -1,5 +1,6 @@
 """SIGTERM and Ctrl-C: finish the step, save, say how to go on."""
 
+import logging
 import signal
 import threading
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+_log = logging.getLogger("lume_unlearn")
 
 
 class Interrupted(Exception):
@@ -23,7 +26,11 @@ class Interrupted(Exception):
 
 
 class Stop(TrainerCallback):
-    """Stops training behind the step in which a signal came, with a checkpoint; a second signal stops at once."""
+    """Stops training behind the step in which a signal came, with a checkpoint; a second signal stops at once.
+
+    A signal that comes while an epoch is scored waits for the scores and for the next step. Behind the last step there
+    is nothing to stop: the run saves its result and ends as it would have.
+    """
 
     def __init__(self) -> None:
         """Nothing came yet."""
@@ -58,6 +65,11 @@ class Stop(TrainerCallback):
         if self.signal and not last:
             self.stopped = True
             control.should_save = control.should_training_stop = True
+
+    def say_if_late(self) -> None:
+        """Say that a signal came which stopped nothing."""
+        if self.signal and not self.stopped:
+            _log.warning("%s came behind the last step: the run is finished", signal.Signals(self.signal).name)
 
     def raise_if_stopped(self, state: TrainerState) -> None:
         """Turn the signal into an error, unless it came too late to stop anything.

@@ -66,7 +66,8 @@ def subtract_training(model_path: str, trained_model: Any, scale: float, trust_r
         ConfigError: the model before training cannot be loaded.
         ValueError: it is another model.
     """
-    before = modeling.load_model(model_path, torch.float32, trust_remote_code)
+    # In the dtype that training started from: else its rounding would count as training, times the scale.
+    before = modeling.load_model(model_path, trained_model.dtype, trust_remote_code)
     trained_model.load_state_dict(negated(before.state_dict(), trained_model.state_dict(), scale))
 
 

@@ -16,15 +16,14 @@ from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.data import Sides
 from lume_unlearn.divergence import LowerRate, memory_advice
 from lume_unlearn.evaluation import Evaluation
-from lume_unlearn.forward import Passes, Reference, token_nlls
+from lume_unlearn.forward import Passes, Reference, compile_layers, token_nlls
 from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, require_known, watched
 from lume_unlearn.interruption import Stop
 from lume_unlearn.launch import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
-from lume_unlearn.method import asks_before
 from lume_unlearn.ngdiff import NormalisedTrainer
 from lume_unlearn.record import Record, is_finished
 from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.watch import SAMPLE, Watch
+from lume_unlearn.watch import SAMPLE, Watch, trained_weights
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -43,14 +42,15 @@ def run(config: RunConfig) -> Path:
         DataError: rows that are faulty or do not fit.
     """
     output = Path(config.output)
-    checkpoint = _checkpoint(output, config.resume)
+    _require_free(output, config.resume)  # at once, before anything is read; what counts is what only_run finds
     require_launch(config)
     if config.spec.merges:
         return _merge(config)
     inputs = load_inputs(config)
     record = Record(config, inputs.checksums)
-    slower = record.resume(checkpoint) if checkpoint is not None else 1.0
     with only_run(output) if is_first_process() else nullcontext():
+        checkpoint = _checkpoint(output, config.resume)
+        slower = record.resume(checkpoint) if checkpoint is not None else 1.0
         if checkpoint is not None and is_first_process():
             prune(output, config.save_total_limit)  # the run may have ended before it could
         _train(config, inputs, record, checkpoint, slower)
@@ -63,7 +63,9 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     # cuDNN plans anew for every length of a sequence, and lengths change from pass to pass.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
-    model = modeling.load_for_training(config)
+    modeling.require_depth(config, modeling.declared_depth(config.model, config.trust_remote_code))
+    with memory_advice(config):
+        model = modeling.load_for_training(config)
     context = modeling.context_length(model)
     sides = encode_sides(config, tokenizer, context, inputs)
     forget, retain = (watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain))
@@ -76,19 +78,21 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
         bound=config.collapse_bound,
         policy=config.on_collapse,
         max_tokens=config.max_tokens,
+        at_end=config.spec.negated,
     )
     stop = Stop()
     callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else [])]
     with memory_advice(config, model):
         trainer = make_trainer(config, model, tokenizer, sides, callbacks)
-        with stop.listening():
+        with stop.listening():  # until the record is written: there may be no checkpoint of the last step
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    stop.raise_if_stopped(trainer.state)
-    if config.spec.negated:
-        _negate(config, trainer)
-    elif trainer.is_world_process_zero() and (verdict := watch.verdict()):
-        _log.warning("%s", verdict)
-    _save(config, trainer, record, watch)
+            stop.raise_if_stopped(trainer.state)
+            if config.spec.negated:
+                _negate(config, trainer, watch)
+            if trainer.is_world_process_zero() and (verdict := watch.verdict()):
+                _log.warning("%s", verdict)
+            _save(config, trainer, record, watch)
+        stop.say_if_late()
 
 
 def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: Watch) -> None:
@@ -109,6 +113,7 @@ def _merge(config: RunConfig) -> Path:
     output, params = Path(config.output), config.params
     record = Record(config, {})
     with only_run(output), writing(output):
+        _checkpoint(output, config.resume)
         partial = fresh_partial(output)
         merging.ties_merge(
             config.model,
@@ -125,13 +130,22 @@ def _merge(config: RunConfig) -> Path:
     return output
 
 
-def _negate(config: RunConfig, trainer: UnlearningTrainer) -> None:
-    """Turn what was learned around."""
+def _negate(config: RunConfig, trainer: UnlearningTrainer, watch: Watch) -> None:
+    """Turn what was learned around, and judge what comes of it.
+
+    Raises:
+        ConfigError: weights that are not finite, or a collapse that the run is to stop at.
+    """
+    assert trainer.model is not None
     model, scale = trainer.accelerator.unwrap_model(trainer.model), config.params["scale"]
     if config.tuning == "lora":
         merging.negate_adapter(model, scale)
     else:
         merging.subtract_training(config.model, model, scale, config.trust_remote_code)
+    bad = sum((~weight.isfinite()).sum() for weight in trained_weights(model))
+    if trainer.accelerator.reduce(bad, "sum"):
+        raise ConfigError(f"--scale {scale:g}: weights become infinite; lower it (with --resume: all checkpoints stay)")
+    watch.judge(trainer.model, trainer.state.global_step)
 
 
 def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str, **options: Any) -> None:
@@ -149,20 +163,29 @@ def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str,
     run(RunConfig(**(defaults | options | paths)))
 
 
-def _checkpoint(output: Path, resume: bool) -> Path | None:
-    """The checkpoint to continue from, None to begin; refuses to write over a finished or half-finished run.
+def _require_free(output: Path, resume: bool) -> None:
+    """Refuse to write over a finished or half-finished run.
 
     Raises:
         ConfigError: the output folder is in use, there is no such run to resume, or it is finished.
     """
-    if not resume:
-        if is_first_process():  # which may be writing there by now
-            require_unused(output, "name another folder, or use --resume")
-        return None
-    if not output.is_dir():
+    if not resume and is_first_process():  # another one may be writing there by now
+        require_unused(output, "name another folder, or use --resume")
+    if resume and not output.is_dir():
         raise ConfigError(f"--resume: there is no run in {output}")
-    if is_finished(output):
+    if resume and is_finished(output):
         raise ConfigError(f"--resume: the run in {output} is finished")
+
+
+def _checkpoint(output: Path, resume: bool) -> Path | None:
+    """The checkpoint to continue from, None to begin.
+
+    Raises:
+        ConfigError: see `_require_free`.
+    """
+    _require_free(output, resume)
+    if not resume:
+        return None
     found = whole_checkpoints(output)
     if not found:
         _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): beginning anew", output)
@@ -185,11 +208,15 @@ def make_trainer(
         wanted = [row for side in method.reference for row in getattr(sides, side)]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=modeling.use_bfloat16(config)):
             sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
-    live = method.live_reference or asks_before(config.retain_term)
+    live = method.live_reference or config.asks_before
     if live and config.reference_copy == "int8":
         modeling.require_torchao("--reference_copy int8")
     # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.
     reference = Reference(model, passes, config.reference_copy, share=not by_deepspeed()) if live else None
+    if config.compile:  # after the copy was made: it takes nothing compiled along
+        compile_layers(model)
+        if reference is not None and reference.copy is not None and config.reference_copy in ("same", "bfloat16"):
+            compile_layers(reference.copy)
     if sharded() and modeling.use_bfloat16(config):
         in_bfloat16(model, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
@@ -205,6 +232,8 @@ def make_trainer(
         callbacks=[*callbacks, *([Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else [])],
         optimizer_cls_and_kwargs=modeling.optimizer_class(config),
     )
+    if modeling.use_bfloat16(config):
+        modeling.keep_inputs_narrow(model)
     model.config.use_cache = use_cache  # Trainer turns it off, and would have it saved so: slow to generate with
     return trainer
 

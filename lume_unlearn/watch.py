@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_callback import ExportableState
 
-from lume_unlearn.checkpoints import PREFIX, InCheckpoint
+from lume_unlearn.checkpoints import PREFIX, InCheckpoint, whole_checkpoints
 from lume_unlearn.config import ConfigError
 from lume_unlearn.data import Tokens
 from lume_unlearn.forward import Passes, evaluating, row_nlls
@@ -31,7 +31,8 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
 
     A run has collapsed where the mean over the retain tokens has risen by more than a bound, in nats, since the start.
     Then the run warns; or stops with an error; or goes back to the weights of the last measurement before, and ends
-    with those. The measurements are in unlearning.json.
+    with those. The measurements are in unlearning.json. Where the result is made of the trained weights at the end,
+    only that can collapse (see `judge`).
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         bound: float,
         policy: OnCollapse,
         max_tokens: int,
+        at_end: bool = False,
     ) -> None:
         """Set up.
 
@@ -54,7 +56,9 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
             bound: nats a token.
             policy: what to do.
             max_tokens: of one pass.
+            at_end: whether the weights in training are not those that are wanted (task vectors).
         """
+        self.at_end = at_end
         self.passes, self.forget, self.retain = passes, list(forget), list(retain)
         self.every, self.bound, self.policy, self.max_tokens = every, bound, policy, max_tokens
         self.measured: list[dict[str, float]] = []
@@ -63,7 +67,8 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint: a resumed run is compared with its own start."""
-        return {"args": {}, "attributes": {"measured": self.measured, "collapsed": self.collapsed}}
+        held = {"measured": self.measured, "collapsed": self.collapsed, "policy": self.policy, "bound": self.bound}
+        return {"args": {}, "attributes": held}
 
     def on_train_begin(
         self,
@@ -76,12 +81,33 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         """Measure before the first step, or go on with what the checkpoint held."""
         saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
         if saved is not None and state.global_step:
-            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
-            self.collapsed = saved["attributes"]["collapsed"]
-            self._load_best(Path(str(args.output_dir)) / f"{PREFIX}{state.global_step}", model)
+            held = saved["attributes"]
+            self.measured = [dict(entry) for entry in held["measured"]]
+            if (held.get("policy"), held.get("bound")) == (self.policy, self.bound):
+                self.collapsed = held["collapsed"]
+                self._load_best(Path(args.output_dir or "") / f"{PREFIX}{state.global_step}")
+            elif not self.at_end:
+                self._begin_anew(model, state.global_step, Path(args.output_dir or ""))
         else:
             self._measure(model, 0)
             self._keep(model)
+
+    def _begin_anew(self, model: nn.Module, step: int, output: Path) -> None:
+        """Judge the weights that are resumed by a policy or a bound that they were not trained under.
+
+        Raises:
+            ConfigError: they have collapsed already, and the policy is not to warn.
+        """
+        if self.measured[-1]["step"] != step:
+            self._measure(model, step)
+        if (rise := self.rise("retain")) <= self.bound:
+            self._keep(model)
+            return
+        self.collapsed = True
+        if self.policy == "warn":
+            _log.warning("%s", self._found(step, rise))
+        else:
+            raise ConfigError(f"--on_collapse {self.policy}: {self._found(step, rise)}; {self._advice(output)}")
 
     def on_step_end(
         self,
@@ -99,9 +125,26 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         rise = self.rise("retain")
         if rise <= self.bound:  # never true of NaN
             self._keep(model)
-        elif not self.collapsed:
+        elif not self.collapsed and not self.at_end:
             self.collapsed = True
-            self._act(model, state.global_step, rise, control)
+            self._act(model, state.global_step, rise, control, Path(args.output_dir or ""))
+
+    def judge(self, model: nn.Module, step: int) -> None:
+        """Measure what was made of the trained weights, instead of those.
+
+        Raises:
+            ConfigError: it has collapsed, and the policy is to stop.
+        """
+        if self.measured[-1]["step"] == step:
+            del self.measured[-1]
+        self._measure(model, step)
+        if (rise := self.rise("retain")) <= self.bound:
+            return
+        if self.policy == "stop":
+            raise ConfigError(
+                f"--on_collapse stop: {self._found(step, rise)}; lower --scale (with --resume: all checkpoints stay)"
+            )
+        _log.warning("%s", self._found(step, rise))
 
     def rise(self, side: str) -> float:
         """Nats a token by which a side's NLL has risen since the start; 0 without rows."""
@@ -117,30 +160,43 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
             return None
         return (
             "the result is no better than doing nothing: over the run the NLL of watched forget rows rose by "
-            f"{forget:.3f} nats a token, that of watched retain rows by {retain:.3f}; raise --retain_weight or lower "
-            "--learning_rate"
+            f"{forget:.3f} nats a token, that of watched retain rows by {retain:.3f}; "
+            + ("lower --scale" if self.at_end else "raise --retain_weight or lower --learning_rate")
         )
 
-    def _act(self, model: nn.Module, step: int, rise: float, control: TrainerControl) -> None:
+    def _found(self, step: int, rise: float) -> str:
+        return (
+            f"the model has collapsed: at step {step} the NLL of watched retain rows is {rise:.3f} nats a token above "
+            f"the start (--collapse_bound {self.bound:g})"
+        )
+
+    def _advice(self, output: Path) -> str:
+        """How to go on from before the collapse: `--resume` takes the newest checkpoint, which may be from after it."""
+        start = self.measured[0].get("retain_nll", 0.0)
+        good = max(entry["step"] for entry in self.measured if entry.get("retain_nll", 0.0) - start <= self.bound)
+        names = [path.name for path in whole_checkpoints(output)]
+        later = [name for name in names if int(name[len(PREFIX) :]) > good]
+        if later == names:
+            return (
+                "no checkpoint is from before that: begin anew with a lower --learning_rate or a higher --retain_weight"
+            )
+        how = f"--resume with a lower --learning_rate goes on from {names[len(later)]}, which is from before that"
+        return f"remove {', '.join(later)}; then {how}" if later else how
+
+    def _act(self, model: nn.Module, step: int, rise: float, control: TrainerControl, output: Path) -> None:
         """Follow the policy.
 
         Raises:
             ConfigError: the policy is to stop.
         """
-        found = (
-            f"the model has collapsed: at step {step} the NLL of watched retain rows is {rise:.3f} nats a token above "
-            f"the start (--collapse_bound {self.bound:g})"
-        )
+        found = self._found(step, rise)
         if self.policy == "stop":
-            raise ConfigError(
-                f"--on_collapse stop: {found}; lower --learning_rate (with --resume, to go on from the last "
-                "checkpoint), or raise --retain_weight and begin anew"
-            )
+            raise ConfigError(f"--on_collapse stop: {found}; {self._advice(output)}")
         if self.policy == "warn":
             _log.warning("%s", found)
             return
         with torch.no_grad():
-            for weight, value in zip(_trained(model), self.best, strict=True):
+            for weight, value in zip(trained_weights(model), self.best, strict=True):
                 weight.copy_(value)
         del self.measured[-1]
         control.should_save = False  # a checkpoint of this step would go on from here
@@ -149,7 +205,7 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
 
     def _keep(self, model: nn.Module) -> None:
         if self.policy == "best":
-            self.best = [weight.to("cpu", copy=True) for weight in _trained(model)]
+            self.best = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to go back to: they are older than the checkpoint's own."""
@@ -157,12 +213,10 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
             tensors = {str(number): value for number, value in enumerate(self.best)}
             save_file(tensors, checkpoint / _best_file())
 
-    def _load_best(self, checkpoint: Path, model: nn.Module) -> None:
-        if self.policy == "best" and (file := checkpoint / _best_file()).is_file():
-            tensors = load_file(file)
+    def _load_best(self, checkpoint: Path) -> None:
+        if self.policy == "best":
+            tensors = load_file(checkpoint / _best_file())
             self.best = [tensors[str(number)] for number in range(len(tensors))]
-        else:  # another policy wrote the checkpoint
-            self._keep(model)
 
     def _measure(self, model: nn.Module, step: int) -> None:
         entry: dict[str, float] = {"step": step}
@@ -175,7 +229,7 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         self.measured.append(entry)
 
 
-def _trained(model: nn.Module) -> list[Tensor]:
+def trained_weights(model: nn.Module) -> list[Tensor]:
     """The trained weights, or this process's part of them."""
     trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
     return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from lume_tasks.rows import read_rows
 from lume_unlearn.checkpoints import whole_checkpoints
-from lume_unlearn.config import ConfigError
+from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import encode_rows
-from lume_unlearn.forward import Passes
+from lume_unlearn.forward import Passes, row_nlls
 from lume_unlearn.unlearning import run
 from tests.conftest import make_tokenizer
 from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
@@ -89,6 +89,46 @@ def test_stop(inputs: Path, tmp_path: Path) -> None:
     assert record(resumed(config, on_collapse="warn", learning_rate=1e-5))["finished"] is True
 
 
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        (
+            {},
+            "remove checkpoint-3; then --resume with a lower --learning_rate goes on from checkpoint-2, which is from",
+        ),
+        ({"watch_steps": 1}, "; --resume with a lower --learning_rate goes on from checkpoint-2, which is from before"),
+        ({"save_total_limit": 1}, "; no checkpoint is from before that: begin anew with a lower"),
+    ],
+)
+def test_what_to_go_on_from_is_said(options: dict[str, Any], advice: str, inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        run(make_config(inputs, tmp_path / "out", on_collapse="stop", **(COLLAPSING | options)))
+    assert advice in str(caught.value)
+
+
+@pytest.mark.parametrize("policy", ["stop", "best"])
+def test_a_policy_that_comes_after_the_collapse(policy: str, inputs: Path, tmp_path: Path) -> None:
+    """What was warned of once is no longer to be gone on with, and there is nothing to go back to."""
+    config = make_config(inputs, tmp_path / "out", **COLLAPSING)
+    broken_off(config, 6)
+    with pytest.raises(ConfigError, match=f"--on_collapse {policy}: the model has collapsed: at step 5 the NLL"):
+        resumed(config, on_collapse=policy)
+    assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-5", "checkpoint-4"]
+    assert steps(resumed(config, on_collapse="warn")) == [0, 2, 4, 6, 8]
+
+
+def test_a_policy_that_comes_before_the_collapse(inputs: Path, tmp_path: Path) -> None:
+    """What it goes back to are the weights that it found, under their own step."""
+    options: dict[str, Any] = COLLAPSING | {"collapse_bound": 1.3}
+    measured = run(make_config(inputs, tmp_path / "warn", save_total_limit=0, **options))
+    config = make_config(inputs, tmp_path / "out", **options)
+    broken_off(config, 4)
+    output = resumed(config, on_collapse="best")
+    assert steps(output) == [0, 2, 3]
+    expected, found = (load_file(path / "model.safetensors") for path in (measured / "checkpoint-3", output))
+    assert all(value.equal(found[name]) for name, value in expected.items())
+
+
 @pytest.mark.parametrize("broken", [None, 3, 4])
 def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The result is the model at the last measurement before, also where the run was broken off after that."""
@@ -132,3 +172,45 @@ def test_a_result_that_is_no_number_says_so(inputs: Path, tmp_path: Path, caplog
     options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "warmup": 0.0, "learning_rate": 1e38}
     run(make_config(inputs, tmp_path / "out", "ga", "full", **options))
     assert "its NLL is not a finite number" in caplog.text
+
+
+def vector(inputs: Path, output: Path, scale: float, **options: Any) -> RunConfig:
+    return make_config(inputs, output, "task-vector", "full", params={"scale": scale}, **options)
+
+
+def test_of_a_task_vector_the_result_is_judged(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    output = run(vector(inputs, tmp_path / "out", 1e4))
+    assert "the model has collapsed: at step 4 the NLL of watched retain rows is 16" in caplog.text
+    assert steps(output) == [0, 2, 4]
+    watched = record(output)["watched"]
+    assert watched[2]["retain_nll"] > 1e4
+    model = AutoModelForCausalLM.from_pretrained(output).eval()
+    rows = encode_rows(make_tokenizer(), read_rows(inputs / "data" / "retain.jsonl"), "answer", None, None)
+    found = torch.cat(row_nlls(model, Passes(model), rows, 1000, model.device)).mean().item()
+    assert watched[2]["retain_nll"] == pytest.approx(found, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("scale", "policy", "said"),
+    [
+        (1e4, "stop", "--on_collapse stop: the model has collapsed: at step 4 .*; lower --scale"),
+        (1e39, "warn", r"--scale 1e\+39: weights become infinite; lower it"),
+    ],
+)
+def test_a_task_vector_that_cannot_be_published(
+    scale: float, policy: str, said: str, inputs: Path, tmp_path: Path
+) -> None:
+    """Training stays, and a lower factor goes on from it."""
+    with pytest.raises(ConfigError, match=said):
+        run(vector(inputs, tmp_path / "out", scale, on_collapse=policy))
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    output = resumed(vector(inputs, tmp_path / "out", 1.0))
+    whole = run(vector(inputs, tmp_path / "whole", 1.0))
+    assert (output / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    assert record(output)["watched"] == record(whole)["watched"]
+
+
+def test_what_a_task_vector_cannot_do_is_refused(inputs: Path, tmp_path: Path) -> None:
+    for options in ({"on_collapse": "best"}, {"evaluate_every": "epoch"}):
+        with pytest.raises(ConfigError, match=r"task-vector makes its (weights|result) at the"):
+            vector(inputs, tmp_path / "out", 1.0, **options)

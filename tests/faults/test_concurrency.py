@@ -3,15 +3,19 @@
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
+from lume_unlearn import unlearning
 from lume_unlearn.checkpoints import LOCK, only_run
-from lume_unlearn.config import ConfigError
+from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.unlearning import run
-from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record
+from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -36,6 +40,38 @@ def test_the_second_run_is_refused_and_the_first_one_goes_on(inputs: Path, tmp_p
     os.kill(first, signal.SIGCONT)
     assert ended(first) == 0
     assert_equal(whole, tmp_path / "out")
+
+
+def meanwhile(what: Callable[[], Any]) -> Any:
+    """Something happens once while a run reads its rows, when it has looked at its folder already."""
+    own, left = unlearning.load_inputs, [what]
+
+    def load_inputs(config: RunConfig) -> Any:
+        if left:
+            left.pop()()
+        return own(config)
+
+    return mock.patch.object(unlearning, "load_inputs", load_inputs)
+
+
+def test_a_run_that_finishes_while_another_one_starts_is_not_overwritten(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out")
+    with meanwhile(lambda: run(config)), pytest.raises(ConfigError, match="it exists and is not empty"):
+        run(replace(config, seed=1))
+    assert record(tmp_path / "out")["seed"] == 0
+    broken_off(other := make_config(inputs, tmp_path / "other"), 3)
+    with meanwhile(lambda: resumed(other)), pytest.raises(ConfigError, match="is finished"):
+        resumed(other)
+    assert not (tmp_path / "out" / LOCK).exists()
+
+
+def test_a_run_that_goes_on_while_another_one_starts(inputs: Path, tmp_path: Path) -> None:
+    """The checkpoint that was there at first is gone by then."""
+    whole = run(make_config(inputs, tmp_path / "whole", save_total_limit=1))
+    config = make_config(inputs, tmp_path / "out", save_total_limit=1)
+    broken_off(config, 2)
+    with meanwhile(lambda: broken_off(replace(config, resume=True), 4)):
+        assert_equal(whole, resumed(config))
 
 
 def test_a_run_that_died_holds_nothing(inputs: Path, tmp_path: Path) -> None:

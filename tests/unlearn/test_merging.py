@@ -118,6 +118,13 @@ def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_pa
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
 
 
+def test_rounding_to_the_dtype_of_training_is_no_training(model: LlamaForCausalLM, model_dir: Path) -> None:
+    trained = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
+    before = weights_of(trained)
+    subtract_training(str(model_dir), trained, 5.0)
+    assert all(value.equal(before[name]) for name, value in weights_of(trained).items())
+
+
 def test_subtraction_of_another_model_is_refused(model: LlamaForCausalLM, model_dir: Path) -> None:
     model.resize_token_embeddings(410)
     with pytest.raises(ValueError, match=r"shape \(400, 32\) before, \(410, 32\) after"):
