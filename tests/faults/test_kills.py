@@ -1,5 +1,6 @@
 """Signals at any moment: what is left can be loaded or is not there, and the run goes on from it."""
 
+import logging
 import os
 import random
 import signal
@@ -11,13 +12,16 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from safetensors.torch import load_file
 
-from lume_unlearn.checkpoints import whole_checkpoints
+from lume_unlearn import unlearning
+from lume_unlearn.checkpoints import LOCK, whole_checkpoints
 from lume_unlearn.config import RunConfig
 from lume_unlearn.interruption import Interrupted
+from lume_unlearn.record import is_finished
 from lume_unlearn.unlearning import run
 from tests.faults.runs import assert_equal, ended, in_child, make_config, record
 
@@ -34,57 +38,66 @@ def go_on(config: RunConfig) -> None:
     os._exit(128 + signal.SIGTERM)
 
 
+def done(output: Path) -> bool:
+    """Whether the run is finished; one that died when only its lock was left to clear away cannot be resumed."""
+    if finished := is_finished(output):
+        (output / LOCK).unlink(missing_ok=True)
+    return finished
+
+
 def assert_loadable(output: Path) -> None:
     """Whatever looks like a result or a checkpoint is one."""
     for checkpoint in whole_checkpoints(output):
-        assert load_file(checkpoint / "adapter_model.safetensors")
+        assert load_file(next(checkpoint.glob("*model.safetensors")))
         assert record(checkpoint)["finished"] is False
-    if (output / "adapter_config.json").exists():
-        assert load_file(output / "adapter_model.safetensors")
+    for config, weights in (("adapter_config", "adapter_model"), ("config", "model")):
+        if (output / f"{config}.json").exists():
+            assert load_file(output / f"{weights}.safetensors")
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_twenty_signals_at_random_moments(number: int, status: int, inputs: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"epochs": 6, "watch_steps": 3}
+    tunings = ("lora", "full")
+    run(make_config(inputs, tmp_path / "first", **options))  # which is slower
     started = time.monotonic()
-    whole = run(make_config(inputs, tmp_path / "whole", "npo", **options))
-    longest = 0.8 * (time.monotonic() - started)
+    whole = [run(make_config(inputs, tmp_path / tuning, "npo", tuning, **options)) for tuning in tunings]
+    longest = 0.4 * (time.monotonic() - started)
     draw, ends, runs = random.Random(number), Counter[int](), 0
-    while ends[status] < 20 or not ends[0]:
-        config = make_config(inputs, tmp_path / f"out{runs}", "npo", **options)
+    while ends[status] < 20 or runs < 2:
+        output = tmp_path / f"out{runs}"
+        config = make_config(inputs, output, "npo", tunings[runs % 2], **options)
         process = in_child(lambda config=config: go_on(config))  # type: ignore[misc]
         if ends[status] < 20:
             time.sleep(draw.uniform(0, longest))
             os.kill(process, number)
         ends[ended(process)] += 1
-        if (tmp_path / f"out{runs}").exists():
-            assert_loadable(tmp_path / f"out{runs}")
-            if record_is_finished(tmp_path / f"out{runs}"):
-                assert_equal(whole, tmp_path / f"out{runs}")
-                runs += 1
-    # A SIGTERM before the first step ends the process as it ends any other.
-    assert set(ends) <= {status, 0, -number}
-    assert runs >= 1
+        assert set(ends) <= {status, 0, -number}  # a SIGTERM before the first step ends the process as any other
+        if output.exists():
+            assert_loadable(output)
+        if done(output):
+            assert_equal(whole[runs % 2], output)
+            runs += 1
+    assert runs >= 2
 
 
-def record_is_finished(output: Path) -> bool:
-    return (output / "unlearning.json").exists() and record(output)["finished"] and not (output / ".lock").exists()
-
-
-def test_a_kill_at_every_change_of_a_file_leaves_something_to_go_on_from(inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("tuning", "first"), [("lora", 1), ("full", 4)])
+def test_a_kill_at_every_change_of_a_file_leaves_something_to_go_on_from(
+    tuning: str, first: int, inputs: Path, tmp_path: Path
+) -> None:
     """Each run dies before its n-th change in the output folder, is resumed and dies before the n-th again, ..."""
     options: dict[str, Any] = {"epochs": 1, "save_total_limit": 1}
-    whole = run(make_config(inputs, tmp_path / "whole", **options))
+    whole = run(make_config(inputs, tmp_path / "whole", tuning=tuning, **options))
     survived = 0
-    for number in range(1, 200, 5):
-        config = make_config(inputs, tmp_path / f"out{number}", **options)
+    for number in range(first, 200, 7):
+        config = make_config(inputs, tmp_path / f"out{number}", tuning=tuning, **options)
         ends = [ended(in_child(lambda: dying(config, number)))]  # noqa: B023
         assert_loadable(tmp_path / f"out{number}")
         if ends[0] == 0:
             survived += 1
             break
         assert ends == [-9]
-        assert ended(in_child(lambda: go_on(config))) == 0  # noqa: B023
+        assert done(Path(config.output)) or ended(in_child(lambda: go_on(config))) == 0  # noqa: B023
         assert_equal(whole, tmp_path / f"out{number}")
     assert survived == 1  # no change was left out
 
@@ -102,6 +115,27 @@ def dying(config: RunConfig, number: int) -> None:
 
     sys.addaudithook(hook)
     go_on(config)
+
+
+@pytest.mark.parametrize("place", ["_negate", "publish_result"])
+def test_a_signal_behind_the_last_step_lets_the_result_be_saved(
+    place: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = make_config(inputs, tmp_path / "out", "task-vector", save_steps=0)
+    own = getattr(unlearning, place)
+
+    def interrupted(*args: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        own(*args)
+
+    def work() -> None:
+        logging.getLogger("lume_unlearn").addHandler(logging.StreamHandler())
+        run(config)
+
+    with mock.patch.object(unlearning, place, interrupted):
+        assert ended(in_child(work)) == 0
+    assert record(tmp_path / "out")["finished"] is True
+    assert "SIGTERM came behind the last step: the run is finished" in capfd.readouterr().err
 
 
 def test_the_command_says_how_to_go_on(inputs: Path, tmp_path: Path) -> None:

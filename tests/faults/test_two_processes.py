@@ -21,7 +21,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect"), 
 
 
 def start(config: RunConfig) -> list[int]:
-    """Both processes, as torchrun would start them."""
+    """Both processes, as torchrun would start them.
+
+    Not by `accelerate launch --cpu --num_processes 2`: without MPI that starts a single process. By torchrun itself run
+    those of tests/unlearn/test_distributed.py.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
