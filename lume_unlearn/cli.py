@@ -1,17 +1,31 @@
 """The command `lume-unlearn`."""
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+import jsonargparse
 import yaml
-from jsonargparse import ArgumentParser
 
-from lume_tasks.rows import DataError, visible
+from lume_tasks.rows import DataError, read_text, visible
 
 RECIPES = Path(__file__).parent / "recipes"
+
+
+class ArgumentParser(jsonargparse.ArgumentParser):
+    """One whose messages cannot steer the terminal: keys and values of a recipe stand in them."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Print usage and message, and leave with 2."""
+        super().error(visible(message), ex)
+
+
+def _printable(record: logging.LogRecord) -> bool:
+    record.msg, record.args = visible(record.getMessage()), None
+    return True
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lume_unlearn.config import ConfigError
     from lume_unlearn.interruption import Interrupted
 
+    for name in ("lume_unlearn", "lume_tasks"):
+        logging.getLogger(name).addFilter(_printable)
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         parsed = parser().parse_args(_recipe_first(argv))
@@ -129,15 +145,16 @@ def _recipe_first(argv: Sequence[str]) -> list[str]:
 
 
 def _require_harmless(recipe: Path) -> None:
-    """A recipe may come from anybody: where to write and whose code to run is said on the command line.
+    """A recipe may come from anybody: where to write and to send, and whose code to run, the command line says.
 
     Raises:
-        ConfigError: the recipe cannot be read, writes elsewhere than below the current folder, or runs code.
+        ConfigError: the recipe cannot be read, writes elsewhere than below the current folder, sends data away, or runs
+            code.
     """
     from lume_unlearn.config import ConfigError
 
     try:
-        text = recipe.read_text(encoding="utf-8")
+        text = read_text(recipe)
         options = yaml.safe_load(text)
         json.dumps(options, default=str)  # fails where something contains itself
     except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
@@ -155,6 +172,10 @@ def _require_harmless(recipe: Path) -> None:
         raise ConfigError(f"--config {recipe}: a recipe may not name another one")
     if options.get("trust_remote_code"):
         raise ConfigError(f"--config {recipe}: a recipe may not set trust_remote_code; give it on the command line")
+    if options.get("report_to", "none") != "none":
+        raise ConfigError(f"--config {recipe}: a recipe may not set report_to; give it on the command line")
+    if nested := [str(name) or '""' for name, value in options.items() if isinstance(value, (dict, list))]:
+        raise ConfigError(f"--config {recipe}: {', '.join(nested)}: an option has one value, no list and no keys")
 
 
 def _run_config(options: dict[str, Any]) -> Any:

@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import logging
 import math
+import re
+import unicodedata
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,10 @@ from unittest import mock
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
+from lume_tasks.rows import visible
 from lume_unlearn.cli import main
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import METHODS
@@ -80,10 +85,13 @@ def attempt(folder: Path, *options: str) -> tuple[int, str, list[RunConfig]]:
                 status = main(["run", *where, *options])
         except SystemExit as error:  # argparse's way
             status = int(error.code or 0)
-    return status, errors.getvalue().rpartition("error:")[2], begun
+    hidden = ("Cc", "Cf", "Cs", "Zl", "Zp")
+    assert not [char for char in errors.getvalue() if unicodedata.category(char) in hidden and char != "\n"]
+    return status, errors.getvalue().partition("\nerror:" if status == 2 else "lume-unlearn run: ")[2], begun
 
 
-def assert_sound(status: int, message: str, begun: list[RunConfig], given_: list[str]) -> None:
+def assert_sound(status: int, message: str, begun: list[RunConfig], named: Iterable[str]) -> None:
+    """A run begins, with numbers that are some; or the message names one of these, as a word or in quotes."""
     if status == 0:
         assert begun or not message  # --help
         for config in begun:
@@ -92,18 +100,22 @@ def assert_sound(status: int, message: str, begun: list[RunConfig], given_: list
     else:
         assert status in (1, 2)
         assert not begun
-        assert any(name in message for name in given_), message
+        assert any(re.search(rf"(?<!\w){re.escape(name)}(?!\w)", message) for name in named if name), message
 
 
+@example({"\x1b[31m": 1})
+@example({"epochs": "\x1b[31m\u202e"})
+@example({"": None})
+@example({"0": {"": None}})
+@example({"best_metric": "\x9b", "evaluate_every": "epoch"})
 @EXAMPLES
 @given(options=st.dictionaries(KEYS | st.text(max_size=8), VALUES, max_size=4))
 def test_any_options_in_a_recipe(tmp_path_factory: Any, options: dict[str, Any]) -> None:
     folder = tmp_path_factory.getbasetemp()
     recipe = folder / "recipe.yaml"
     recipe.write_text(yaml.safe_dump({"method": "npo"} | options), encoding="utf-8")
-    names = [name.partition(".")[0] for name in options if name]
-    found = attempt(folder, "--config", str(recipe))
-    assert_sound(*found, [*names, *(repr(name)[1:-1] for name in names), "config", "nested key", "in keys"])
+    names = [visible(name) or '""' for name in options]
+    assert_sound(*attempt(folder, "--config", str(recipe)), [*names, *(name.partition(".")[0] for name in names)])
 
 
 @EXAMPLES
@@ -112,7 +124,7 @@ def test_any_bytes_as_a_recipe(tmp_path_factory: Any, content: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     recipe = folder / "recipe.yaml"
     recipe.write_bytes(content)
-    assert_sound(*attempt(folder, "--method", "npo", "--config", str(recipe)), ["config", "method"])
+    assert_sound(*attempt(folder, "--method", "npo", "--config", str(recipe)), [str(recipe)])
 
 
 @pytest.mark.parametrize("content", FILES)
@@ -145,10 +157,28 @@ def test_a_recipe_does_not_say_where_to_write(output: str, tmp_path: Path) -> No
     status, message, _ = attempt(tmp_path, f"--config={recipe}")
     assert (status, message.strip()) == (
         1,
-        f"lume-unlearn run: --config {recipe}: a recipe may not write to {output}; give --output on the command line",
+        f"--config {recipe}: a recipe may not write to {output}; give --output on the command line",
     )
     status, _, begun = attempt(tmp_path, "--method", "npo", "--output", output)  # by the user's own hand
     assert (status, begun[0].output) == (0, output)
+
+
+def test_a_recipe_does_not_say_where_to_report(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("method: npo\nreport_to: wandb\n")
+    status, message, begun = attempt(tmp_path, "--config", str(recipe))
+    assert (status, begun) == (1, [])
+    assert "a recipe may not set report_to" in message
+    recipe.write_text("method: npo\nreport_to: none\n")
+    status, _, begun = attempt(tmp_path, "--config", str(recipe), "--report_to", "tensorboard")
+    assert begun[0].report_to == "tensorboard"
+
+
+@pytest.mark.parametrize("logger", ["lume_unlearn", "lume_tasks"])
+def test_a_log_line_cannot_steer_the_terminal(logger: str, caplog: pytest.LogCaptureFixture) -> None:
+    main(["path"])
+    logging.getLogger(logger).warning("%s has no value\x07", "task.\x1b]0;x")
+    assert caplog.messages == [r"task.\x1b]0;x has no value\x07"]
 
 
 def test_a_recipe_does_not_run_code(tmp_path: Path) -> None:

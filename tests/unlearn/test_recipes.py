@@ -161,7 +161,7 @@ def test_a_file_goes_before_a_shipped_recipe_of_the_same_name(tmp_path: Path, mo
         ("method: npo\nepochs: many\n", "epochs"),
         ("method: npo\nbeta: many\n", "beta"),
         ("method: npo\nretain_term: l2\n", "retain_term"),
-        ("method: npo\nparams: {beta: 0.2}\n", "params"),
+        ("method: npo\nparams: 3\n", "params"),
     ],
 )
 def test_what_is_wrong_in_a_recipe_is_named(
@@ -180,9 +180,13 @@ def test_what_is_wrong_in_a_recipe_is_named(
         ("method: npo\noutput: /somewhere\n", "may not write to /somewhere"),
         ("method: npo\noutput: a/../../b\n", "may not write to a/../../b"),
         ("method: npo\ntrust_remote_code: true\n", "may not set trust_remote_code"),
+        ("method: npo\nreport_to: wandb\n", "may not set report_to"),
+        ("method: npo\nreport_to: [none, wandb]\n", "may not set report_to"),
+        ("<<: {report_to: all}\nmethod: npo\n", "may not set report_to"),
         ("- method\n", "must hold lines of OPTION: VALUE"),
         ("", "must hold lines of OPTION: VALUE"),
         ("method: [npo\n", "cannot be read"),
+        ("method: npo\nparams: {beta: 0.2}\n", "params: an option has one value, no list and no keys"),
     ],
 )
 def test_a_recipe_from_anybody_does_no_harm(text: str, fault: str, tmp_path: Path) -> None:
