@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.rows import DataError, first_line
+from lume_tasks.rows import DataError, first_line, read_text
 
 OPTION = "lume_reference_results"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json
@@ -74,7 +74,7 @@ def read_reference(path: str) -> ReferenceResults:
     """
     file = _results_file(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
         tasks = content["results"]
         numbers = {
             task: {

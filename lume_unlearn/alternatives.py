@@ -119,18 +119,23 @@ def write_alternatives(config: AlternativesConfig) -> Path:
     Where some row got none, what was drawn stays in ``<output>.part``.
 
     Raises:
-        ConfigError: the output exists or cannot be written, or the model cannot be loaded.
+        ConfigError: the output or such a part of it exists or cannot be written, or the model cannot be loaded.
         DataError: faulty rows, rows that do not fit, or rows without an alternative.
     """
     output = Path(config.output)
     aside = output.with_name(f"{output.name}.part")
     if output.exists():
         raise ConfigError(f"--output {output}: it exists; name another file")
+    if aside.exists():
+        raise ConfigError(
+            f"--output {output}: {aside} is there, drawn by a run that did not end well; add to it and rename it, "
+            "remove it, or name another file"
+        )
     rows = _forget_rows(config)
     pairs = _pairs(config, rows)
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
-        with aside.open("w", encoding="utf-8") as file:
+        with aside.open("x", encoding="utf-8") as file:
             for row_id, text in tqdm(pairs, total=len(rows) * config.samples, desc="Drawing alternatives"):
                 line = dict(zip(FIELDS, (row_id, text), strict=True))
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")

@@ -20,11 +20,12 @@ from lume_tasks import data as lume_data
 from lume_tasks.metrics import exact_match
 from lume_tasks.rows import Row
 from lume_unlearn import modeling, scoring
-from lume_unlearn.checkpoints import only_run, write_text, writing
+from lume_unlearn.checkpoints import only_run, writing
 from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data import encode_rows
 from lume_unlearn.finetune import fine_tune
 from lume_unlearn.forward import use_packing
+from lume_unlearn.whole import write_text
 
 Sides = dict[str, list[Row]]
 

@@ -27,6 +27,7 @@ from lume_unlearn.benchmark_shapes import SHAPES, write_model, write_rows
 from lume_unlearn.benchmark_training import WARM_UP, WAYS, Contest, free_memory, matmul_peak, measure
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import Sides, Tokens, encode_rows
+from lume_unlearn.whole import write_text
 
 METHODS = ("gd", "kl", "npo")
 TUNINGS = {"full": 6, "lora": 4}
@@ -149,7 +150,10 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
         Console().print(whole_line(result["whole"]))
     for path, text in ((config.json, json.dumps(result, indent=1) + "\n"), (config.profile, as_text(profiles))):
         if path is not None:
-            Path(path).write_text(text, encoding="utf-8")
+            try:
+                write_text(Path(path), text)
+            except OSError as error:
+                raise ConfigError(f"{path}: cannot be written ({error})") from error
     return result
 
 

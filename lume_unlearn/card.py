@@ -9,10 +9,11 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from lume_tasks.rows import DataError, visible
+from lume_tasks.rows import DataError, file_fault, read_text, visible
 from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
 from lume_unlearn.methods import METHODS
 from lume_unlearn.results import RECORD, Model, read_models
+from lume_unlearn.whole import write_text
 
 MARK = "<!-- written by lume-unlearn card -->"
 # What peft and transformers leave in cards of their own, which may be replaced.
@@ -50,7 +51,7 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
         f"---\n{card_data(model_dir, record, model).to_yaml()}\n---\n\n{card_text(model_dir, record, model)}"
     )
     try:
-        card.save(path)
+        write_text(path, str(card))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     return path
@@ -58,6 +59,8 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
 
 def _by_a_program(path: Path) -> bool:
     try:
+        if fault := file_fault(path):
+            raise DataError(f"{path}: {fault}")
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
@@ -94,7 +97,7 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     """
     path = model_dir / RECORD
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        record: dict[str, Any] = json.loads(read_text(path))
         lacking = {"config", "versions", "data_sha256", "seconds", "processes"} - set(record)
         lacking |= {name for name in ("config", "versions", "data_sha256") if not isinstance(record.get(name), dict)}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from transformers import TrainerState
 
 from lume_unlearn.config import ConfigError
+from lume_unlearn.whole import PARTIAL
 
-PARTIAL = ".partial"
 LOCK = ".lock"
 MARK = "complete.json"
 PREFIX = "checkpoint-"
@@ -112,13 +112,6 @@ def _numbered(output: Path) -> list[Path]:
     """The checkpoints of a run, complete or not, newest first."""
     found = [path for path in output.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal()]
     return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
-    aside = path.with_name(f"{path.name}{PARTIAL}")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 @contextmanager

@@ -13,9 +13,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_tasks import data as lume_data
 from lume_unlearn import scoring
-from lume_unlearn.checkpoints import fresh_partial, write_text, writing
+from lume_unlearn.checkpoints import fresh_partial, writing
 from lume_unlearn.config import RunConfig
 from lume_unlearn.forward import evaluating
+from lume_unlearn.whole import write_text
 
 _log = logging.getLogger("lume_unlearn")
 

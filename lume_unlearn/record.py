@@ -12,10 +12,11 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_unlearn.checkpoints import InCheckpoint, write_text, writing
+from lume_unlearn.checkpoints import InCheckpoint, writing
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.launch import processes
 from lume_unlearn.modeling import use_bfloat16
+from lume_unlearn.whole import write_text
 
 RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")

@@ -9,6 +9,7 @@ from lume_unlearn import report_sections as sections
 from lume_unlearn.glossary import MEANINGS
 from lume_unlearn.report_page import Html, page, section, table, tag
 from lume_unlearn.results import Evaluation, Model, comparability, read_models
+from lume_unlearn.whole import aside, write_text
 
 
 def write_report(results: Sequence[str], output: Path, title: str, show_pii: bool) -> list[Path]:
@@ -30,9 +31,10 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
     try:
         folder = output.with_name(f"{output.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
-        output.write_text(text, encoding="utf-8")
         for picture in pictures:
-            (folder / picture.file).write_bytes(picture.data)
+            with aside(folder / picture.file) as partial:
+                partial.write_bytes(picture.data)
+        write_text(output, text)
     except (OSError, ValueError) as error:  # the latter where the path has no name, such as /
         raise DataError(f"--output {output}: cannot be written ({error})") from error
     return [output, *(folder / picture.file for picture in pictures)]

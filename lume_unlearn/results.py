@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.reference_results import read_samples
-from lume_tasks.rows import DataError, describe
+from lume_tasks.rows import DataError, describe, read_text
 from lume_unlearn.glossary import TASKS
 
 Sample = dict[str, Any]
@@ -197,7 +197,7 @@ def read_evaluation(path: Path) -> Evaluation:
         DataError: it cannot be read, or is no results file with scores of LUME.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a results file of lm-eval (it cannot be read as JSON: {error})") from error
     if not _is_results(content):
@@ -227,7 +227,7 @@ def find_runs(models: Sequence[Model]) -> list[Run]:
 def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:
     unit, scale = "optimiser step", 1.0
     try:
-        record = json.loads((Path(path) / RECORD).read_text(encoding="utf-8"))
+        record = json.loads(read_text(Path(path) / RECORD))
         last = record["history"][-1]
         unit, scale = "epoch", last["epoch"] / last["step"]
         ends = {_normal(record["config"]["model"]): 0.0, _normal(path): float(last["step"])}

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lume_unlearn import losses, schedule
-from lume_unlearn.checkpoints import PARTIAL, PREFIX, InCheckpoint, fresh_partial, publish_checkpoint, writing
+from lume_unlearn.checkpoints import PREFIX, InCheckpoint, fresh_partial, publish_checkpoint, writing
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import Sides
 from lume_unlearn.divergence import require_finite
@@ -26,6 +26,7 @@ from lume_unlearn.packing import Pack, Side
 from lume_unlearn.phases import FreshOptimizer, phase_factor, phases_of
 from lume_unlearn.progress import Progress
 from lume_unlearn.schedule import Key, Limits, Steps
+from lume_unlearn.whole import PARTIAL
 
 
 def _kl_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:

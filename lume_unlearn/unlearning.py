@@ -11,7 +11,7 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lume_unlearn import merging, modeling
-from lume_unlearn.checkpoints import PARTIAL, fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
+from lume_unlearn.checkpoints import fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
 from lume_unlearn.data import Sides
 from lume_unlearn.divergence import LowerRate, memory_advice
@@ -24,6 +24,7 @@ from lume_unlearn.ngdiff import NormalisedTrainer
 from lume_unlearn.record import Record, is_finished
 from lume_unlearn.trainer import UnlearningTrainer
 from lume_unlearn.watch import SAMPLE, Watch, trained_weights
+from lume_unlearn.whole import PARTIAL
 
 _log = logging.getLogger("lume_unlearn")
 

@@ -237,6 +237,43 @@ def test_reference_paths_that_lead_nowhere(path: str) -> None:
     assert str(caught.value).isprintable()
 
 
+def test_pipes_are_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / f"results_{DATE}.json")
+    for folder in (tmp_path, tmp_path / f"results_{DATE}.json"):
+        with pytest.raises(DataError, match=r"is no file but a pipe|does not exist"):
+            read_models([str(folder)])
+        with pytest.raises(DataError, match=r"is no file but a pipe|does not exist"):
+            read_reference(str(folder))
+    (tmp_path / f"results_{DATE}.json").unlink()
+    write(tmp_path, results(), {})
+    os.mkfifo(tmp_path / f"samples_lume_task1_{DATE}.jsonl")
+    assert report_of(tmp_path)  # no samples
+    os.mkfifo(tmp_path / "unlearning.json")
+    with pytest.raises(DataError, match=r"no usable unlearning\.json"):
+        write_card(tmp_path, [str(tmp_path)])
+    for step in (1, 2):
+        (tmp_path / str(step)).mkdir()
+        write(tmp_path / str(step), results() | {"model_name": f"{tmp_path}/checkpoint-{step}"}, {})
+    assert [run.unit for run in find_runs(read_models([str(tmp_path)]))] == ["optimiser step"]
+
+
+def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, results(), {})
+    (tmp_path / "report.html").write_text("mine")
+    monkeypatch.setattr("lume_unlearn.report.build_report", lambda *args: ("x" * 100, []))
+
+    def fail(path: Path, text: str, **options: Any) -> None:
+        path.write_bytes(text[:50].encode())
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", fail)
+    with pytest.raises(DataError, match="cannot be written"):
+        write_report([str(tmp_path)], tmp_path / "report.html", "Title", False)
+    monkeypatch.undo()
+    assert (tmp_path / "report.html").read_text() == "mine"
+    assert not (tmp_path / "report.html.partial").exists()
+
+
 def test_samples_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read: Is a directory"):
         read_samples(tmp_path)
@@ -367,6 +404,10 @@ def test_cards_in_the_way(tmp_path: Path) -> None:
     assert card.read_bytes() == b"\xff\xfe mine"
     card.unlink()
     card.symlink_to(tmp_path / "gone" / "x")
+    assert card_of(tmp_path, run_record(), results())  # in the link's place, not where it leads
+    assert not (tmp_path / "gone").exists()
+    card.unlink()
+    os.mkfifo(card)
     assert card_of(tmp_path, run_record(), results()) is None
     card.unlink()
     card.mkdir()

@@ -142,6 +142,9 @@ def test_what_was_drawn_is_kept_aside_where_a_row_got_none(
     assert not Path(config.output).exists()
     kept = [json.loads(line)["id"] for line in Path(f"{config.output}.part").read_text().splitlines()]
     assert kept == [row.id for row in rows if row != rows[1] for _ in range(2)]
+    with pytest.raises(ConfigError, match=r"alternatives\.jsonl\.part is there, .*; add to it and rename it"):
+        write_alternatives(config)
+    assert [json.loads(line)["id"] for line in Path(f"{config.output}.part").read_text().splitlines()] == kept
 
 
 @pytest.mark.parametrize(
