@@ -13,6 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lume_unlearn.checkpoints import PREFIX, whole_checkpoints, withdraw
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.launch import by_deepspeed
+from lume_unlearn.modeling import use_bfloat16
 
 
 def require_finite(config: RunConfig, model: nn.Module, loss: Tensor, step: int, rows: Sequence[str]) -> None:
@@ -126,7 +127,7 @@ def _loading_advice(config: RunConfig) -> str:
 def _advice(config: RunConfig, model: nn.Module) -> str:
     trained = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     size = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 1)  # type: ignore[union-attr, operator]
+    plain, checkpointed = _activations(config, model)
     states = trained * 12  # float32 gradient and the two moments of Adam
     settings = [
         f"--max_tokens {max(config.max_tokens // 2, 1)}: a pass holds up to {config.max_tokens} tokens now",
@@ -134,7 +135,7 @@ def _advice(config: RunConfig, model: nn.Module) -> str:
         + (
             "is on already"
             if config.gradient_checkpointing
-            else f"a pass then holds the activations of one layer instead of {layers}"
+            else f"the layers of a full pass hold roughly {_size(plain)} now, then {_size(checkpointed)}"
         ),
     ]
     if config.tuning == "lora":
@@ -158,6 +159,18 @@ def _advice(config: RunConfig, model: nn.Module) -> str:
     return "\n".join(
         [f"out of memory (the weights alone take {_size(size)}); what helps, first things first:", *settings]
     )
+
+
+def _activations(config: RunConfig, model: nn.Module) -> tuple[float, float]:
+    """Bytes that the layers of a full pass keep for its backward pass, without and with gradient checkpointing.
+
+    Counted for a Llama: 9 values of the model's width and 4 of the MLP's, of each token in each layer.
+    """
+    shape = model.config.get_text_config()  # type: ignore[union-attr, operator]
+    width, layers = getattr(shape, "hidden_size", 0), getattr(shape, "num_hidden_layers", 1)
+    layer = 9 * width + 4 * (getattr(shape, "intermediate_size", None) or 4 * width)
+    size = config.max_tokens * (2 if use_bfloat16(config) else 4)
+    return size * layers * layer, size * (layers * width + layer)
 
 
 def _size(size: float) -> str:
