@@ -17,7 +17,9 @@ from lume_tasks import data, rows
 from lume_tasks.checks import check_dir
 from lume_tasks.cli import main
 from lume_tasks.rows import DataError, Row, place, read_rows, scan_documents, scan_rows, visible
+from lume_unlearn.unlearning import run
 from tests.faults.fuzzing import examples
+from tests.faults.runs import make_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -354,8 +356,20 @@ def test_wrong_splits(tmp_path: Path, file: str, content: list[bytes] | None, pr
     assert any(found.startswith(problem) for found in check_dir(tmp_path))
 
 
-def test_ids_are_never_used_as_paths(tmp_path: Path) -> None:
-    ids = [f"{stem}sc1" for stem in ("../../etc/passwd", "/dev/zero", "a/b", "..", "~", string.printable)]
-    path = tmp_path / "forget.jsonl"
-    path.write_bytes(b"\n".join(line(row_id) for row_id in ids))
-    assert [found.id for found in read_rows(path)] == ids
+def test_ids_are_never_used_as_paths(inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A whole run over rows whose ids would lead out of its folder, if anything wrote or read by them."""
+    stems = ("../../evil", f"{tmp_path}/evil", "/dev/zero", "a/b", "..", "~", "$HOME", string.printable)
+    for side in ("forget", "retain"):
+        lines = (line(f"{stem}sc{side == 'retain':d}", input=f"{side} {n}") for n, stem in enumerate(stems))
+        (tmp_path / "data").mkdir(exist_ok=True)
+        (tmp_path / "data" / f"{side}.jsonl").write_bytes(b"\n".join(lines))
+    here = tmp_path / "here" / "deep"
+    here.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    before = set(tmp_path.rglob("*"))
+    output = run(make_config(inputs, here / "out", data=str(tmp_path / "data"), epochs=1, watch_steps=1))
+    usual = run(make_config(inputs, tmp_path / "usual", epochs=1, watch_steps=1))
+    names = [sorted(str(path.relative_to(folder)) for path in folder.rglob("*")) for folder in (output, usual)]
+    assert names[0] == names[1]  # the same files, whatever the ids
+    written = {path for path in tmp_path.rglob("*") if output not in path.parents and usual not in path.parents}
+    assert written - before == {output, usual}

@@ -1,5 +1,6 @@
 """Tokenizers and models of every habit: trained and saved as they are, or refused with the reason."""
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,8 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lume_tasks.lume_hf import LumeHF
 from lume_tasks.rows import DataError, read_rows
 from lume_unlearn.config import ConfigError
 from lume_unlearn.unlearning import run
@@ -96,6 +100,42 @@ def test_what_is_saved_scores_as_it_was_trained(
     loaded = AutoModelForCausalLM.from_pretrained(output)
     same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert same is (model is tied)
+
+
+CONTEXTS = ["The quick brown fox", "7", "Élodie wrote to élan", "the river and the fox " * 9, "Numbers: 0 1 2 3", ""]
+
+
+def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tuple[list[float], list[bool], list[str]]:
+    """Sums, greedy or not, and generated texts, through the harness's class of models."""
+    lm = kind(
+        pretrained=model, tokenizer=copy.deepcopy(tokenizer), device="cpu", batch_size=batch_size, logits_cache=False
+    )
+    scored = [
+        Instance("loglikelihood", {}, (context, ending), number)
+        for number, context in enumerate(CONTEXTS)
+        for ending in (" jumps over the lazy dog", " 7")
+    ]
+    options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
+    prompts = [Instance("generate_until", {}, (prompt, dict(options)), 0) for prompt in CONTEXTS if prompt]
+    sums, greedy = zip(*lm.loglikelihood(scored, disable_tqdm=True), strict=True)
+    return [float(sum_) for sum_ in sums], list(greedy), lm.generate_until(prompts, disable_tqdm=True)
+
+
+@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
+@pytest.mark.parametrize("bos", [False, True])
+@pytest.mark.parametrize(
+    "model", [make_model, tied, lambda vocabulary: make_model(vocabulary + 112)], ids=["usual", "tied", "larger"]
+)
+def test_scores_and_texts_are_those_of_the_stock_class(model: Callable[[int], Any], bos: bool, change: Change) -> None:
+    """Of one row at a time, with no padding at all, whatever ours puts into its batches."""
+    tokenizer, made = make_tokenizer(bos=bos), model(400)
+    change(tokenizer)
+    with torch.no_grad():
+        made.get_output_embeddings().weight[1] *= 3  # EOS ends some texts early
+    stock, ours = answers(HFLM, made, tokenizer, 1), answers(LumeHF, made, tokenizer, 4)
+    assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-5)
+    assert ours[1:] == stock[1:]
+    assert len({len(text) for text in stock[2]}) > 2
 
 
 def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:
