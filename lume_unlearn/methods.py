@@ -391,9 +391,9 @@ _METHODS = (
         defaults={
             "epochs": 8,
             "batch_size": 60,
+            "warmup": 0.0,
             "learning_rate": {"full": 1.5e-5},
             "retain_weight": 1.2,
-            "warmup": 0.0,
         },
         adapt=_selective_adapt,
     ),
