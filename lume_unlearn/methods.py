@@ -139,6 +139,7 @@ def _agad_phases(
 
 _BETA = "strength of the method: see its formula"
 _CHUNK = "forget rows of one chunk"
+_CONSTANT_RATE = {"lr_schedule": "constant", "warmup": 0.0}
 
 
 def _beta(default: float, zero: bool = False) -> dict[str, Param]:
@@ -240,14 +241,8 @@ _METHODS = (
             "layer": Param(7, "decoder layer, from 0, whose output is steered", zero=True, whole=True),
             "steering": Param(6.5, "length of the vector that forget states are steered to"),
         },
-        defaults={
-            "epochs": 1,
-            "batch_size": 4,
-            "retain_weight": 1200.0,
-            "learning_rate": {"full": 5e-5},
-            "lr_schedule": "constant",
-            "warmup": 0.0,
-        },
+        defaults=_CONSTANT_RATE
+        | {"epochs": 1, "batch_size": 4, "retain_weight": 1200.0, "learning_rate": {"full": 5e-5}},
     ),
     Method(
         "undial",
@@ -322,13 +317,7 @@ _METHODS = (
             ),
             "rate_range": Param(10.0, "ngdiff's learning rate stays within so many times the first, up and down"),
         },
-        defaults={
-            "epochs": 15,
-            "learning_rate": {"full": 5e-5},
-            "lr_schedule": "constant",
-            "warmup": 0.0,
-            "max_grad_norm": 0.0,
-        },
+        defaults=_CONSTANT_RATE | {"epochs": 15, "learning_rate": {"full": 5e-5}, "max_grad_norm": 0.0},
     ),
     Method(
         "task-vector",
