@@ -68,6 +68,7 @@ def parser() -> ArgumentParser:
     run = ArgumentParser(description="Unlearn the forget rows from a model.", allow_abbrev=False)
     run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (npo_lora).")
     run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
+    _allow_bare_switches(run)
     for name, text in parameters().items():
         run.add_argument(f"--{name}", type=float | None, default=None, help=text)
     commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
@@ -96,6 +97,13 @@ def parser() -> ArgumentParser:
     return top
 
 
+def _allow_bare_switches(parser: ArgumentParser) -> None:
+    """Let ``--resume`` stand for ``--resume true``, and so with every option that is true or false."""
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const = "?", True
+
+
 def _add_configured(commands: Any) -> None:
     """Commands whose options are the fields of a class."""
     from lume_unlearn.alternatives import AlternativesConfig
@@ -109,6 +117,7 @@ def _add_configured(commands: Any) -> None:
     ):
         command = ArgumentParser(description=title)
         command.add_class_arguments(options, as_group=False)
+        _allow_bare_switches(command)
         commands.add_subcommand(name, command, help=title[0].lower() + title[1:-1])
 
 

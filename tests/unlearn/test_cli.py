@@ -193,3 +193,12 @@ def test_two_processes_give_the_weights_of_one(model_dir: Path, data_dir: Path, 
     start = load_file(model_dir / "model.safetensors")
     assert max((expected[name] - start[name]).abs().max() for name in start) > 1e-3
     assert max((expected[name] - found[name]).abs().max() for name in start) < 1e-5
+
+
+@pytest.mark.parametrize("given", [["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"], ["--resume=true"]])
+def test_a_switch_needs_no_value(given: list[str]) -> None:
+    """As the messages have it that say how to go on."""
+    options = ["run", "--model", "m", "--output", "o", "--method", "gd", *given]
+    assert cli.parser().parse_args(options).run.resume is True
+    assert cli.parser().parse_args(options[: -len(given)]).run.resume is False
+    assert cli.parser().parse_args(["benchmark", "--compile"]).benchmark.compile is True
