@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,7 @@ def parser() -> ArgumentParser:
     quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
     quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
     quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
-    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about two minutes")
+    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about a minute")
 
     _add_configured(commands)
     _add_results(commands)
@@ -138,7 +139,13 @@ def _add_results(commands: Any) -> None:
 
 
 def _recipe_first(argv: Sequence[str]) -> list[str]:
-    """Put ``--config RECIPE`` before the other options, which it would undo from behind, and find shipped recipes."""
+    """Put ``--config RECIPE`` before the other options, which it would undo from behind, and find shipped recipes.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not harmless.
+    """
+    from lume_unlearn.config import ConfigError
+
     command, recipes, others = list(argv[:1]), list[str](), list[str]()
     rest = iter(argv[1:])
     for option in rest:
@@ -148,6 +155,8 @@ def _recipe_first(argv: Sequence[str]) -> list[str]:
         else:
             shipped = RECIPES / f"{value}.yaml"
             path = shipped if shipped.is_file() and not Path(value).is_file() else Path(value)
+            if not path.exists():
+                raise ConfigError(f"--config {value}: neither a file nor a shipped recipe (`lume-unlearn methods`)")
             _require_harmless(path)
             recipes.append(f"--config={path}")
     return [*command, *recipes, *others]
@@ -206,7 +215,10 @@ def _run(options: dict[str, Any]) -> None:
     model = f"pretrained={config.model},peft={output}" if config.tuning == "lora" else f"pretrained={output}"
     if PartialState().is_main_process:
         print(f"Written to {output}. Score it with:")
-        print(f"  lm_eval --model hf --model_args {model} --tasks lume --batch_size 64")
+        # The rows that it was unlearned on, and not those that the tasks would find by themselves.
+        rows = f"LUME_DATA_DIR={shlex.quote(config.data)} " if config.data else ""
+        split = f' --metadata \'{{"lume_split": "{config.split}"}}\'' if config.split != "all" else ""
+        print(f"  {rows}lm_eval --model hf --model_args {shlex.quote(model)} --tasks lume{split} --batch_size 64")
 
 
 def _merge(options: dict[str, Any]) -> None:

@@ -22,6 +22,8 @@ from lume_unlearn.forward import Passes, evaluating, row_nlls
 _log = logging.getLogger("lume_unlearn")
 
 OnCollapse = Literal["warn", "stop", "best"]
+LITTLE = 0.05
+"""Nats a token by which the NLL of forget rows may rise without a sign of forgetting (probabilities times 0.95)."""
 SAMPLE = 16
 """Rows of each side that are watched."""
 
@@ -156,6 +158,11 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         forget, retain = self.rise("forget"), self.rise("retain")
         if not all(map(math.isfinite, (forget, retain))):
             return "the result is worse than doing nothing: its NLL is not a finite number; lower --learning_rate"
+        if self.forget and forget < LITTLE:
+            return (
+                "the result has forgotten next to nothing: over the run the NLL of watched forget rows rose by "
+                f"{forget:.3f} nats a token; raise --learning_rate or --epochs"
+            )
         if not self.retain or forget > retain:
             return None
         return (

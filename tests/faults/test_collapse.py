@@ -1,5 +1,6 @@
 """Watching the retain rows: each policy, and that watching changes nothing."""
 
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import encode_rows
 from lume_unlearn.forward import Passes, row_nlls
 from lume_unlearn.unlearning import run
+from lume_unlearn.watch import Watch
 from tests.conftest import make_tokenizer
 from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
 
@@ -156,15 +158,36 @@ def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.L
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"forget_weight": 0.0, "retain_weight": 0.0}, True),
-        ({"method": "ga", "tuning": "full", "learning_rate": 5e-4, "epochs": 4}, False),
+        ({"forget_weight": 0.0, "retain_weight": 0.0}, ["the result has forgotten next to nothing"]),
+        ({"method": "ga", "tuning": "full", "learning_rate": 5e-4, "epochs": 4}, []),
     ],
 )
 def test_a_run_that_did_no_good_says_so(
-    options: dict[str, Any], said: bool, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    options: dict[str, Any], said: list[str], inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     run(make_config(inputs, tmp_path / "out", **options))
-    assert ("the result is no better than doing nothing" in caplog.text) is said
+    assert [line.partition(":")[0] for line in caplog.messages if line.startswith("the result")] == said
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "said"),
+    [
+        (0.04, -1.0, "the result has forgotten next to nothing"),
+        (-0.3, -1.0, "the result has forgotten next to nothing"),
+        (0.06, 0.05, None),
+        (2.0, 2.0, "the result is no better than doing nothing"),
+        (2.0, 2.5, "the result is no better than doing nothing"),
+        (nan, 0.0, "the result is worse than doing nothing"),
+        (0.1, inf, "the result is worse than doing nothing"),
+    ],
+)
+def test_what_is_said_of_a_result(forget: float, retain: float, said: str | None) -> None:
+    rows: list[Any] = [None]
+    watch = Watch(None, rows, rows, every=0, bound=1.0, policy="warn", max_tokens=1)  # type: ignore[arg-type]
+    start = {"step": 0, "forget_nll": 1.0, "retain_nll": 1.0}
+    watch.measured = [start, {"step": 9, "forget_nll": 1.0 + forget, "retain_nll": 1.0 + retain}]
+    verdict = watch.verdict()
+    assert (verdict and verdict.partition(":")[0]) == said
 
 
 def test_a_result_that_is_no_number_says_so(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

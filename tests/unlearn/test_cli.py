@@ -46,7 +46,8 @@ def test_a_run_and_a_merge(model_dir: Path, data_dir: Path, tmp_path: Path, caps
     where = ("--model", str(model_dir), "--data", str(data_dir), "--output", str(adapter))
     code, out, _ = main(capsys, "run", *where, "--epochs", "1", "--config", "gd_lora", "--lora_rank", "2")
     assert code == 0
-    assert f"lm_eval --model hf --model_args pretrained={model_dir},peft={adapter} --tasks lume" in out
+    command = f"lm_eval --model hf --model_args pretrained={model_dir},peft={adapter} --tasks lume --batch_size 64"
+    assert f"  LUME_DATA_DIR={data_dir} {command}\n" in out  # the rows of the run
     config = json.loads((adapter / "unlearning.json").read_text())["config"]
     assert (config["method"], config["epochs"], config["lora_rank"]) == ("gd", 1, 2)
     code, out, _ = main(capsys, "merge", "--adapter", str(adapter), "--output", str(merged))
@@ -109,7 +110,7 @@ def test_the_table_of_methods_has_a_row_for_each(capsys: pytest.CaptureFixture[s
         (["--tuning", "last:9"], "--tuning last:9: the model has 2 decoder layers"),
         (["--tuning", "modules:(mlp"], "--tuning modules:(mlp: not a regular expression"),
         (["--tuning", "modules:mpl"], "--tuning modules:mpl: found in no weight's name"),
-        (["--config", "no_such_recipe"], "no_such_recipe"),
+        (["--config", "no_such_recipe"], "--config no_such_recipe: neither a file nor a shipped recipe"),
         (["--data", "no/such/folder"], "--data no/such/folder: is not a directory"),
         (["--forget", "f.jsonl"], "--forget: give --retain with it"),
         (["--model", "no/such/model"], "--model no/such/model (there is no such folder here, so the hub was asked)"),

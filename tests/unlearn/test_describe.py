@@ -1,10 +1,12 @@
 """The methods in words: the README and the command say what the registry says."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lume_unlearn.cli import main
+from lume_unlearn.config import RunConfig
 from lume_unlearn.describe import markdown, needs, parameters
 from lume_unlearn.methods import METHODS
 
@@ -54,3 +56,13 @@ def test_a_parameter_names_its_default_in_each_method() -> None:
     assert "npo 0.1" in beta
     assert "simnpo 4.5" in beta
     assert set(parameters()) == {name for method in METHODS.values() for name in method.params}
+
+
+def test_parameters_are_options_of_their_own() -> None:
+    """A name is one option of the command line, for all methods that have it."""
+    texts: dict[str, set[str]] = {}
+    for method in METHODS.values():
+        for name, param in method.params.items():
+            texts.setdefault(name, set()).add(param.help)
+    assert not texts.keys() & {field.name for field in fields(RunConfig)}, "named as an option of run"
+    assert not [name for name, found in texts.items() if len(found) > 1], "one name, several texts"
