@@ -15,7 +15,6 @@ from typing import Any, Literal, cast
 import torch
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoConfig
 
 from lume_tasks import data as lume_data
 from lume_tasks.checks import SIDES
@@ -199,7 +198,7 @@ def _train_all(
 ) -> dict[str, Any]:
     """Add the figures of every method with every tuning to the result; returns the profiles by name."""
     tokenizer = modeling.load_tokenizer(model)
-    context = _context_length(model)
+    context = getattr(modeling.declared(model), "max_position_embeddings", None)
     forget, retain = (encode_rows(tokenizer, rows[side], "answer", context, context) for side in SIDES)
     result["run_tokens"] = tokens_of_a_run(forget, retain)
     profiles = {}
@@ -265,13 +264,6 @@ def _filled_in(config: BenchmarkConfig, data: Path, work: Path) -> dict[str, Any
     """What was used where the option was left out."""
     shape = None if config.model else config.shape or _default_shape()
     return {"shape": shape, "data": "generated" if work in data.parents else str(data)}
-
-
-def _context_length(model: str) -> int | None:
-    try:
-        return getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--model {model}: its configuration cannot be loaded: {error}") from error
 
 
 def _default_shape() -> str:

@@ -210,6 +210,11 @@ class RunConfig:
         return self.needs_retain and asks_before(self.retain_term)
 
     @property
+    def runs_before(self) -> bool:
+        """Whether the model before unlearning runs in every step, for either side."""
+        return self.spec.live_reference or self.asks_before
+
+    @property
     def scored_tasks(self) -> list[str]:
         """The tasks to score while training."""
         return [name.strip() for name in self.evaluate_tasks.split(",")]

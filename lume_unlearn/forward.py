@@ -1,6 +1,7 @@
 """From a pack of rows to values of its labelled tokens, by the model in training and by the one before unlearning."""
 
 import copy
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.output_layer import TokenValue, in_chunks, nll_value, output_layer, replaced_by
 from lume_unlearn.packing import IMPLEMENTATION, Pack, can_pack, keeping_apart, packs
 from lume_unlearn.schedule import Limits, cut
+
+_log = logging.getLogger("lume_unlearn")
 
 ReferenceCopy = Literal["same", "bfloat16", "int8", "cpu"]
 
@@ -236,10 +239,13 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
     try:
         model.set_attn_implementation(IMPLEMENTATION if attention == "auto" else attention)
         packed = labelled_logits(model, model.config, pack_rows({"forget": rows}).to(model.device))
+    except torch.OutOfMemoryError:
+        raise
     except (ImportError, RuntimeError) as error:  # not installed, or no kernel for this GPU
         model.set_attn_implementation(own)
         if attention != "auto":
             raise ValueError(str(error)) from error
+        _log.warning("rows will be padded, which is slower: packed attention does not run here (%s)", error)
         return False
     # Rounding may differ: half of the digits have to agree.
     if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():

@@ -184,17 +184,16 @@ def require_depth(config: RunConfig, depth: int) -> None:
         raise ConfigError(fault)
 
 
-def declared_depth(name: str, trust_remote_code: bool = False) -> int:
-    """Decoder layers that a model has by its configuration, without loading its weights.
+def declared(name: str, trust_remote_code: bool = False) -> Any:
+    """A model's configuration, without its weights.
 
     Raises:
         ConfigError: there is no such model.
     """
     try:
-        declared = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, ImportError) as error:
+        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    except Exception as error:  # as with the tokenizer
         raise ConfigError(_not_loaded(name, "configuration", error)) from error
-    return int(declared.get_text_config().num_hidden_layers)
 
 
 def optimizer_class(config: RunConfig) -> tuple[Any, dict[str, Any]] | None:

@@ -64,7 +64,8 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     # cuDNN plans anew for every length of a sequence, and lengths change from pass to pass.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
-    modeling.require_depth(config, modeling.declared_depth(config.model, config.trust_remote_code))
+    declared = modeling.declared(config.model, config.trust_remote_code)
+    modeling.require_depth(config, declared.get_text_config().num_hidden_layers)
     with memory_advice(config):
         model = modeling.load_for_training(config)
     context = modeling.context_length(model)
@@ -209,7 +210,7 @@ def make_trainer(
         wanted = [row for side in method.reference for row in getattr(sides, side)]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=modeling.use_bfloat16(config)):
             sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
-    live = method.live_reference or config.asks_before
+    live = config.runs_before
     if live and config.reference_copy == "int8":
         modeling.require_torchao("--reference_copy int8")
     # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.

@@ -327,5 +327,6 @@ def test_retain_rows_that_weigh_nothing_take_no_part() -> None:
     assert not config(method="kl", retain_weight=0.0).asks_before
     assert config(method="kl").asks_before
     assert not config(method="gd").asks_before
+    assert [config(method=method).runs_before for method in ("gd", "npo", "kl", "undial")] == [False, False, True, True]
     for method in ("pdu", "selective", "sugd", "agad", "ngdiff"):  # which need them, whatever they weigh
         assert config(method=method, retain_weight=0.0).needs_retain

@@ -27,7 +27,7 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn import losses, packing
+from lume_unlearn import forward, losses, packing
 from lume_unlearn.data import Tokens, pack_rows
 from lume_unlearn.forward import labelled_logits, use_packing
 from lume_unlearn.losses import IGNORED
@@ -311,3 +311,25 @@ def test_flash_attention_is_told_the_bounds() -> None:
     told = packing.keeping_apart(model.config, batch)
     assert told["cu_seq_lens_q"].tolist() == told["cu_seq_lens_k"].tolist() == [0, 3, 8]
     assert told["max_length_q"] == told["max_length_k"] == 5
+
+
+def test_a_kernel_that_does_not_run_here_means_padding_and_is_said(
+    model: LlamaForCausalLM, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    own, kind = forward.labelled_logits, model.config._attn_implementation
+
+    def fail_with(error: Exception) -> None:
+        def logits(model: Any, config: Any, batch: Any) -> Tensor:
+            if packing.packs(config):
+                raise error
+            return own(model, config, batch)
+
+        monkeypatch.setattr(forward, "labelled_logits", logits)
+
+    fail_with(RuntimeError("no kernel for this card"))
+    assert not forward.use_packing(model)
+    assert model.config._attn_implementation == kind
+    assert "rows will be padded, which is slower: packed attention does not run here (no kernel" in caplog.text
+    fail_with(torch.OutOfMemoryError("full"))  # has advice of its own
+    with pytest.raises(torch.OutOfMemoryError):
+        forward.use_packing(model)
