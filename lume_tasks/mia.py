@@ -7,10 +7,10 @@ it does not, an empty context would condition on a BOS or EOS that the benchmark
 context is the text of the first token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, Row
 
 # Model arguments of the harness that decide which tokenizer is loaded and how, and their names in transformers.
 _TOKENIZER_ARGS = {
@@ -123,3 +123,12 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
     if faults:
         raise DataError("\n".join(["lume_mia cannot score these documents exactly with this tokenizer:", *faults]))
     return requests
+
+
+def members_among(members: Sequence[str], rows: Iterable[Row]) -> int:
+    """Count the member documents that are the text of a sentence-completion (``sc``) row.
+
+    The text of a row is ``input``, a space, ``output``; white space at the ends does not count.
+    """
+    texts = {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
+    return sum(document.strip() in texts for document in members)

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import mia
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, Row
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -184,3 +184,9 @@ def test_tokenizer_that_cannot_be_loaded_is_named(name: str) -> None:
         mia.load_tokenizer({"pretrained": name})
     assert name in str(error.value)
     assert "--metadata" in str(error.value)
+
+
+def test_members_among_rows_are_counted_by_the_text_of_completions() -> None:
+    rows = [Row("a-sc1", "Ada wrote", "a letter. ", "Task3"), Row("b-qa0", "Who", "wrote?", "Task3")]
+    assert mia.members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
+    assert mia.members_among(["Ada wrote a letter."], []) == 0

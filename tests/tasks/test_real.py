@@ -14,10 +14,10 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks import _startup
-from lume_tasks.data import MMLU_SUBJECTS, load_mia, load_mmlu
+from lume_tasks.data import MMLU_SUBJECTS, load_mia, load_mmlu, load_side
 from lume_tasks.groups import SubjectTask
 from lume_tasks.lume_hf import LumeHF
-from lume_tasks.mia import mia_requests
+from lume_tasks.mia import members_among, mia_requests
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,15 @@ def test_every_document_can_be_scored(lume_data: Path, checkpoint: Path) -> None
     requests = mia_requests(tokenizer, {"member": members, "nonmember": nonmembers})
     assert [len(of) for of in requests.values()] == [150, 150]
     assert all(r["context"] and r["scored_tokens"] > 10 for of in requests.values() for r in of)
+
+
+def test_members_are_forget_rows_of_train_alone(lume_data: Path) -> None:
+    members, nonmembers = load_mia(lume_data)
+    splits = ("all", "train", "validation", "test")
+    found = {split: members_among(members, load_side(lume_data, "forget", split)) for split in splits}
+    assert found == {"all": 150, "train": 150, "validation": 0, "test": 0}
+    assert members_among(members, load_side(lume_data, "retain")) == 0
+    assert members_among(nonmembers, load_side(lume_data, "forget")) == 0
 
 
 def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint: Path) -> None:
