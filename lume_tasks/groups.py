@@ -146,37 +146,33 @@ def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str
 
 
 def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, float]:
-    """``<name>_low`` and ``<name>_high`` of the scores, of each where the tasks gave the resamples that it needs.
+    """``<name>_low`` and ``<name>_high`` of the scores, of each where the tasks gave what it needs.
 
     The resamples of the tasks are combined one by one: the documents of each task are resampled apart.
     """
-    found: dict[str, float] = {}
-    for name, replicates in _score_replicates(task_metrics).items():
-        if name in scores:
-            found[f"{name}_low"], found[f"{name}_high"] = intervals.ends(replicates)
-    return found
 
-
-def _score_replicates(task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, intervals.Floats]:
-    """Score to its value in each resample, shape (RESAMPLES,)."""
-
-    def bounds(metric: str, *tasks: str) -> list[intervals.Bound]:
-        found = [task_metrics.get(task, {}).get(f"{metric}_low,none") for task in tasks]
+    def bounds(metric: str) -> list[intervals.Bound]:
+        found = [task_metrics.get(task, {}).get(f"{metric}_low,none") for task in GENERATION_TASKS]
         return [bound for bound in found if isinstance(bound, intervals.Bound)]
 
-    parts = {name: bounds(name, *GENERATION_TASKS) for name in MAIN_METRICS}
-    replicates = {name: intervals.pooled_mean(found) for name, found in parts.items() if found}
-    if all(len(found) == len(GENERATION_TASKS) for found in parts.values()):
-        sides = ([bound for name in MAIN_METRICS if name.startswith(side) for bound in parts[name]] for side in SIDES)
-        replicates["task_aggregate"] = intervals.task_aggregate(*sides)
-    if auc := bounds("loss_auc", "lume_mia"):
-        replicates["mia_score"] = 1 - 2 * abs(intervals.pooled_mean(auc) - 0.5)
+    means = {name: bounds(name) for name in MAIN_METRICS}
+    found = {name: intervals.ends(intervals.pooled_mean(parts)) for name, parts in means.items() if parts}
+    if all(len(parts) == len(GENERATION_TASKS) for parts in means.values()) and "task_aggregate" in scores:
+        sides = ([bound for name in MAIN_METRICS if name.startswith(side) for bound in means[name]] for side in SIDES)
+        found["task_aggregate"] = intervals.corrected_ends(intervals.task_aggregate(*sides), scores["task_aggregate"])
+    attack = task_metrics.get("lume_mia", {})
+    auc = tuple(attack.get(f"loss_auc{end},none", math.nan) for end in ("", "_low", "_high"))
+    if not any(map(math.isnan, auc)):
+        found["mia_score"] = intervals.mia_score(*auc[1:])
     if subjects := _mmlu_subjects(task_metrics):
-        replicates["mmlu"] = intervals.accuracy(subjects)
-    if {"task_aggregate", "mia_score", "mmlu"} <= set(replicates):
-        both = replicates["task_aggregate"] + replicates["mia_score"]
-        replicates["final_score"] = (both + replicates["mmlu"]) / 3
-    return replicates
+        found["mmlu"] = intervals.ends(intervals.accuracy(subjects))
+    if {"task_aggregate", "mia_score", "mmlu"} <= set(found):
+        aggregate, mmlu = ((scores[name], *found[name]) for name in ("task_aggregate", "mmlu"))
+        found["final_score"] = intervals.final_score(aggregate, auc, mmlu)
+    kept = {name: both for name, both in found.items() if name in scores}
+    return {
+        f"{name}_{end}": value for name, both in kept.items() for end, value in zip(intervals.ENDS, both, strict=True)
+    }
 
 
 def _mmlu_accuracy(task_metrics: Mapping[str, Mapping[str, Any]]) -> float | None:

@@ -1,14 +1,19 @@
 """95 % intervals by a cluster bootstrap: documents are resampled, each with all of its rows, which hang together.
 
-The percentile method of Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13; seeded. Where all
-rows score alike the interval has no width, which says that resampling finds no spread, not that there is none.
+The percentile method of Efron and Tibshirani 1993, "An Introduction to the Bootstrap", chapter 13, and for the task
+aggregate their bias-corrected one, chapter 14; seeded. Where all rows score alike the interval has no width, which says
+that resampling finds no spread, not that there is none.
 """
 
+import math
 import zlib
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+
+from lume_tasks import metrics
 
 RESAMPLES = 1000
 ENDS = ("low", "high")
@@ -17,6 +22,7 @@ _SEED = 20250218
 
 Floats = NDArray[np.float64]
 Item = tuple[str, float | None]  # document stem, and the row's score or None where this metric is not the row's
+Part = tuple[float, float, float]  # a score, the lower and the upper end of its interval
 
 
 class Bound(float):
@@ -25,8 +31,8 @@ class Bound(float):
     The harness hands a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
     """
 
-    sums: Floats  # (RESAMPLES,): sum of the scores in each resample, or the statistic where it is no mean
-    counts: Floats  # (RESAMPLES,): number of scores in each resample, or ones
+    sums: Floats  # (RESAMPLES,): sum of the scores in each resample
+    counts: Floats  # (RESAMPLES,): number of scores in each resample
 
 
 def low(items: Sequence[Item | None]) -> Bound:
@@ -39,13 +45,8 @@ def high(items: Sequence[Item | None]) -> Bound:
     return bound("high", *resample(items))
 
 
-def bound(end: str, sums: Floats, counts: Floats | None = None) -> Bound:
-    """One end ("low" or "high") of the interval of ``sums / counts``, arrays of shape (RESAMPLES,).
-
-    Without counts the interval is that of the first array, a statistic that is no mean.
-    """
-    if counts is None:
-        counts = np.ones_like(sums)
+def bound(end: str, sums: Floats, counts: Floats) -> Bound:
+    """One end ("low" or "high") of the interval of ``sums / counts``, arrays of shape (RESAMPLES,)."""
     value = Bound(ends(_ratio(sums, counts))[ENDS.index(end)])
     value.sums, value.counts = sums, counts
     return value
@@ -78,11 +79,64 @@ def draws(stems: Sequence[str]) -> NDArray[np.int64]:
 
 def ends(replicates: Floats) -> tuple[float, float]:
     """The 2.5 % and 97.5 % quantiles of a statistic over the resamples that have it; NaN where none has."""
+    return _quantiles(replicates, (1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
+
+
+def corrected_ends(replicates: Floats, estimate: float) -> tuple[float, float]:
+    """Bias-corrected ends: the quantiles are shifted by the share of the resamples that lie below the estimate.
+
+    A harmonic mean of noisy scores is too low on average, and lower still in resamples: its plain quantiles lie below
+    the true value too often. Where all resamples lie on one side of the estimate, the plain quantiles.
+    """
+    there = replicates[~np.isnan(replicates)]
+    below = (np.mean(there < estimate) + np.mean(there <= estimate)) / 2 if there.size else 0.0
+    if not 0 < below < 1:
+        return ends(replicates)
+    normal = NormalDist()
+    shift, half_width = 2 * normal.inv_cdf(float(below)), normal.inv_cdf((1 + _LEVEL) / 2)
+    return _quantiles(replicates, normal.cdf(shift - half_width), normal.cdf(shift + half_width))
+
+
+def _quantiles(replicates: Floats, *levels: float) -> tuple[float, float]:
     there = replicates[~np.isnan(replicates)]
     if not there.size:
         return np.nan, np.nan
-    lower, upper = np.quantile(there, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    lower, upper = np.quantile(there, levels)
     return float(lower), float(upper)
+
+
+def mia_score(low: float, high: float) -> tuple[float, float]:
+    """Ends of the interval of ``1 - 2 |AUC - 0.5|`` from those of the AUC; the upper is 1 where they enclose 0.5."""
+    lower, upper = sorted(metrics.mia_score(end) for end in (low, high))
+    return lower, 1.0 if low <= 0.5 <= high else upper
+
+
+def final_score(aggregate: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
+    """Ends of the interval of the final score, from those of its three parts, which are independent.
+
+    The MIA score is the smaller one of ``2 AUC`` and ``2 - 2 AUC``, hence the final score the smaller one of two means
+    of three parts. The interval of each mean is that of ``_mean_ends``; the smaller ends of both are taken, so that the
+    interval holds a true AUC of 0.5, from which the estimate can deviate to one side only. The upper end is no more
+    than the mean of the parts' upper ends. The estimate never lies outside, if each part lies in its own interval.
+    """
+    estimate, low, high = auc
+    rising = 2 * estimate, 2 * low, 2 * high
+    falling = 2 - 2 * estimate, 2 - 2 * high, 2 - 2 * low
+    lows, highs = zip(*(_mean_ends([aggregate, attack, mmlu]) for attack in (rising, falling)), strict=True)
+    most = metrics.final_score(aggregate[2], mia_score(low, high)[1], mmlu[2])
+    return min(lows), min(*highs, most)
+
+
+def _mean_ends(parts: Sequence[Part]) -> tuple[float, float]:
+    """Ends of the interval of a mean of independent numbers: their distances from the estimates, squared and added.
+
+    The MOVER method of Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in
+    Medicine 27.
+    """
+    mean = math.fsum(estimate for estimate, _, _ in parts) / len(parts)
+    below = math.hypot(*(estimate - low for estimate, low, _ in parts)) / len(parts)
+    above = math.hypot(*(high - estimate for estimate, _, high in parts)) / len(parts)
+    return mean - below, mean + above
 
 
 def pooled_mean(parts: Sequence[Bound]) -> Floats:

@@ -203,14 +203,14 @@ def auc(items: Sequence[Item]) -> float:
     return attacks.auc(*_columns(items))
 
 
-def auc_low(items: Sequence[Item]) -> intervals.Bound:
+def auc_low(items: Sequence[Item]) -> float:
     """Lower end of the AUC's 95 % interval, from resampled documents."""
-    return intervals.bound("low", attacks.resampled_aucs(*_columns(items)))
+    return intervals.ends(attacks.resampled_aucs(*_columns(items)))[0]
 
 
-def auc_high(items: Sequence[Item]) -> intervals.Bound:
+def auc_high(items: Sequence[Item]) -> float:
     """Upper end of the AUC's 95 % interval, from resampled documents."""
-    return intervals.bound("high", attacks.resampled_aucs(*_columns(items)))
+    return intervals.ends(attacks.resampled_aucs(*_columns(items)))[1]
 
 
 def tpr_at_1(items: Sequence[Item]) -> float:

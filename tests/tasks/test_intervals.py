@@ -5,12 +5,13 @@ import json
 import math
 import pickle
 import random
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 
-from lume_tasks import intervals, metrics
+from lume_tasks import attacks, intervals, metrics
 from lume_tasks.groups import GENERATION_TASKS, lume_scores
 from lume_tasks.harness import INTERVAL_METRICS, MAIN_METRICS, generation_result, mean
 
@@ -175,8 +176,8 @@ def test_scores_across_tasks_are_those_of_naive_resampling(twelve: Any) -> None:
         means = {key: math.fsum(rows[i]) / len(rows[i]) for key, rows in drawn.items()}
         forget, retain = ([value for (_, name), value in means.items() if name.startswith(side)] for side in SIDES)
         aggregates.append(metrics.task_aggregate(forget, retain))
-    for end, value in quantiles(aggregates).items():
-        assert scores[f"task_aggregate_{end}"] == pytest.approx(value, abs=1e-12)
+    corrected = intervals.corrected_ends(np.array(aggregates), scores["task_aggregate"])
+    assert (scores["task_aggregate_low"], scores["task_aggregate_high"]) == pytest.approx(corrected, abs=1e-12)
     assert scores["task_aggregate_low"] < scores["task_aggregate"] < scores["task_aggregate_high"]
 
 
@@ -206,27 +207,86 @@ def test_one_number_without_interval_leaves_the_scores_that_need_it_without(twel
     assert scores["retain_regurgitation_low"] < scores["retain_regurgitation_high"]
 
 
-def test_final_score_combines_the_resamples_of_its_parts(twelve: Any) -> None:
-    rng = np.random.default_rng(0)
-    aucs = rng.uniform(0.3, 0.9, 1000)
+@pytest.mark.parametrize(
+    ("auc", "ends", "wanted"),
+    [
+        (0.52, (0.45, 0.6), (0.8, 1.0)),  # holds 0.5
+        (0.7, (0.6, 0.8), (0.4, 0.8)),
+        (0.3, (0.25, 0.45), (0.5, 0.9)),  # over-unlearned
+        (1.0, (1.0, 1.0), (0.0, 0.0)),
+    ],
+)
+def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
+    twelve: Any, auc: float, ends: tuple[float, float], wanted: tuple[float, float]
+) -> None:
+    """The estimate lies in both intervals, and that of the final score is what the parts leave of it."""
+    named = dict(zip(("loss_auc_low,none", "loss_auc_high,none"), ends, strict=True))
     parts = {
-        "lume_mia": {"mia_score,none": 0.8, "loss_auc_low,none": intervals.bound("low", aucs)},
+        "lume_mia": {"mia_score,none": metrics.mia_score(auc), "loss_auc,none": auc} | named,
         "lume_mmlu_letters": {"acc,none": 0.4, "sample_len": 50},
     }
     scores = lume_scores(task_metrics(twelve) | parts)[0]
-    plain, drawn = task_metrics(twelve), {}
-    for side in SIDES:
-        names = [name for name in MAIN_METRICS if name.startswith(side)]
-        drawn[side] = [plain[task][f"{name}_low,none"] for name in names for task in GENERATION_TASKS]
-    aggregates = intervals.task_aggregate(drawn["forget"], drawn["retain"])
-    mias = [metrics.mia_score(auc) for auc in aucs]
-    values = [
-        metrics.final_score(*each) for each in zip(aggregates, mias, intervals.accuracy([(0.4, 50)]), strict=True)
-    ]
-    for end, value in quantiles(values).items():
-        assert scores[f"final_score_{end}"] == pytest.approx(value, abs=1e-12)
-    for end, value in quantiles(mias).items():
-        assert scores[f"mia_score_{end}"] == pytest.approx(value, abs=1e-12)
+    assert (scores["mia_score_low"], scores["mia_score_high"]) == pytest.approx(wanted, abs=1e-12)
+    others = ("task_aggregate", "mmlu")
+    for end, furthest in zip(intervals.ENDS, wanted, strict=True):
+        between = sorted((scores["final_score"], (sum(scores[f"{name}_{end}"] for name in others) + furthest) / 3))
+        assert between[0] - 1e-12 <= scores[f"final_score_{end}"] <= between[1] + 1e-12
+    assert scores["mia_score_low"] <= scores["mia_score"] <= scores["mia_score_high"]
+
+
+def test_final_score_adds_the_squared_distances_of_its_parts() -> None:
+    # Far from an AUC of 0.5 the MIA score is 2 - 2 AUC: 0.4, from 0.3 to 0.6.
+    low, high = intervals.final_score((0.5, 0.4, 0.6), (0.8, 0.7, 0.85), (0.3, 0.29, 0.31))
+    assert low == pytest.approx(0.4 - math.sqrt(0.1**2 + 0.1**2 + 0.01**2) / 3)
+    assert high == pytest.approx(0.4 + math.sqrt(0.1**2 + 0.2**2 + 0.01**2) / 3)
+
+
+@pytest.mark.parametrize("auc", [0.5, 0.7, 0.95])
+def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> None:
+    """In 200 draws of 150 members and 150 non-members, beside two parts with intervals that are right."""
+    rng = np.random.default_rng(0)
+    apart = NormalDist().inv_cdf(auc) * math.sqrt(2)
+    inside = {"mia_score": 0, "final_score": 0}
+    for _ in range(200):
+        scores = np.concatenate([rng.normal(apart, 1, 150), rng.normal(0, 1, 150)]).tolist()
+        members = [True] * 150 + [False] * 150
+        ends = intervals.ends(attacks.resampled_aucs(scores, members))
+        aggregate, mmlu = ((x, x - 1.96 * sd, x + 1.96 * sd) for sd in (0.025, 0.004) for x in [rng.normal(0.5, sd)])
+        found = {
+            "mia_score": intervals.mia_score(*ends),
+            "final_score": intervals.final_score(aggregate, (attacks.auc(scores, members), *ends), mmlu),
+        }
+        truth = {
+            "mia_score": metrics.mia_score(auc),
+            "final_score": metrics.final_score(0.5, metrics.mia_score(auc), 0.5),
+        }
+        for name, (low, high) in found.items():
+            inside[name] += low <= truth[name] <= high
+    assert all(180 <= count <= 199 for count in inside.values()), inside
+
+
+def test_interval_of_the_task_aggregate_covers_the_truth() -> None:
+    """In 200 draws of twelve numbers of 24 documents each; the plain quantiles lie too low."""
+    rng = np.random.default_rng(0)
+    truth = metrics.task_aggregate([0.8] * 6, [0.3] * 6)
+    inside = {"corrected": 0, "plain": 0}
+    for _ in range(200):
+        sides: dict[str, list[intervals.Bound]] = {"forget": [], "retain": []}
+        means: dict[str, list[float]] = {"forget": [], "retain": []}
+        for number in range(12):
+            side, level = ("forget", 0.8) if number < 6 else ("retain", 0.3)
+            scores = rng.beta(4 * level, 4 * (1 - level), 24)
+            means[side].append(float(scores.mean()))
+            sides[side].append(intervals.low([(f"{number}-{i}", float(score)) for i, score in enumerate(scores)]))
+        replicates = intervals.task_aggregate(sides["forget"], sides["retain"])
+        estimate = metrics.task_aggregate(means["forget"], means["retain"])
+        for name, (low, high) in {
+            "corrected": intervals.corrected_ends(replicates, estimate),
+            "plain": intervals.ends(replicates),
+        }.items():
+            inside[name] += low <= truth <= high
+    assert 180 <= inside["corrected"] <= 199
+    assert inside["plain"] < inside["corrected"]
 
 
 def test_accuracy_is_that_of_resampled_questions() -> None:
