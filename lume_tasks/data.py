@@ -28,6 +28,7 @@ MMLU_SUBJECTS = (
     "world_religions",
 )
 # fmt: on
+MMLU_QUESTIONS = 14_042  # in the test files of all subjects
 
 
 def data_dir(lume_data_dir: str | None = None) -> Path:

@@ -17,6 +17,7 @@ from lm_eval.config.group import AggMetricConfig
 from lume_tasks import data, intervals, metrics
 from lume_tasks.checks import SIDES
 from lume_tasks.harness import MAIN_METRICS, RowsTask
+from lume_tasks.rows import DataError
 
 _log = logging.getLogger("lume_tasks")
 
@@ -82,9 +83,16 @@ class LumeScore(Group):
     """Task aggregate, MIA score, MMLU and final score out of the other tasks' metrics; a missing part is named."""
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """A group without members: it reads the metrics of whatever else ran."""
+        """A group without members: it reads the metrics of whatever else ran.
+
+        Raises:
+            DataError: metadata ``lume_partial`` is neither true nor false.
+        """
         metadata = config.get("metadata") or {}
         super().__init__(name=config["task"], metadata={"version": metadata.get("version")})
+        self.partial = metadata.get("lume_partial", False)
+        if not isinstance(self.partial, bool):
+            raise DataError(f"metadata lume_partial has to be true or false, not {self.partial!r}")
 
     @property
     def has_aggregation(self) -> bool:
@@ -92,35 +100,41 @@ class LumeScore(Group):
         return True
 
     def aggregate(self, task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """The scores as ``{"<name>,none": value}``; where some cannot be computed, ``missing`` names the tasks.
+        """The scores as ``{"<name>,none": value}``; without a final score ``missing`` says why.
 
         Args:
             task_metrics: task name to ``{"<metric>,<filter>": value, "sample_len": documents, ...}``.
         """
-        scores, missing = lume_scores(task_metrics)
+        scores, missing = lume_scores(task_metrics, self.partial)
         if missing:
-            parts = [task + (f" (no value for {', '.join(names)})" if names else "") for task, names in missing.items()]
-            _log.warning("lume_score: no final score, because these are missing: %s", "; ".join(parts))
-            scores["missing"] = ", ".join(missing)
+            reasons = [task + (f" ({reason})" if reason else "") for task, reason in missing.items()]
+            scores["missing"] = "; ".join(reasons)
+            _log.warning("lume_score: no final score, because these are missing or partial: %s", scores["missing"])
         return {"alias": self.name, "name": self.name} | {f"{name},none": score for name, score in scores.items()}
 
 
-def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str, Any], dict[str, list[str]]]:
+def lume_scores(
+    task_metrics: Mapping[str, Mapping[str, Any]], partial: bool = False
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Scores across tasks, and what is missing for the final score.
+
+    Args:
+        task_metrics: as the harness hands them to a group.
+        partial: give the final score of a part of the documents too, under the name ``partial_final_score``.
 
     Returns:
         (scores, missing). Scores: ``{side}_{regurgitation,knowledge}`` (means over the rows of all tasks that ran),
         ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only where all that it needs is there; and
         the ends of their intervals.
-        Missing: task to those of its metrics that are NaN, an empty list where the task was not scored.
+        Missing: task to what it lacks (values, or documents), an empty text where it was not scored.
     """
     scores: dict[str, Any] = {}
-    missing: dict[str, list[str]] = {}
+    absent: dict[str, list[str]] = {}
 
     def part(task: str, metric: str) -> Any:
         value = task_metrics.get(task, {}).get(f"{metric},none")
         if value is None or math.isnan(value):
-            missing.setdefault(task, []).extend([] if value is None else [metric])
+            absent.setdefault(task, []).extend([] if value is None else [metric])
             return None
         return value
 
@@ -139,10 +153,29 @@ def lume_scores(task_metrics: Mapping[str, Mapping[str, Any]]) -> tuple[dict[str
     if (mmlu := _mmlu_accuracy(task_metrics)) is not None:
         scores["mmlu"] = mmlu
     else:
-        missing["lume_mmlu"] = []
-    if not missing:
-        scores["final_score"] = metrics.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
-    return scores | score_intervals(task_metrics, scores), missing
+        absent["lume_mmlu"] = []
+    limited = _limited(task_metrics)
+    if not absent and (partial or not limited):
+        name = "partial_final_score" if limited else "final_score"
+        scores[name] = metrics.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
+    missing = {task: f"no value for {', '.join(names)}" if names else "" for task, names in absent.items()}
+    return scores | score_intervals(task_metrics, scores), limited | missing
+
+
+def _limited(task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """The tasks that were scored on a part of their documents, each with how many, for people."""
+    limited = {}
+    for task, metric in (*((task, MAIN_METRICS[0]) for task in GENERATION_TASKS), ("lume_mia", "mia_score")):
+        values = task_metrics.get(task, {})
+        total = getattr(values.get(f"{metric},none"), "documents", None)
+        if total is not None and values["sample_len"] < total:
+            limited[task] = f"{values['sample_len']:,} of {total:,} {'documents' if task == 'lume_mia' else 'rows'}"
+    subjects = _mmlu_subjects(task_metrics)
+    questions = sum(count for _, count in subjects)
+    whole = len(data.MMLU_SUBJECTS), data.MMLU_QUESTIONS
+    if subjects and (len(subjects), questions) != whole:
+        limited["lume_mmlu"] = f"{len(subjects)} of {whole[0]} subjects, {questions:,} of {whole[1]:,} questions"
+    return limited
 
 
 def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mapping[str, Any]) -> dict[str, float]:
@@ -168,7 +201,8 @@ def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mappi
         found["mmlu"] = intervals.ends(intervals.accuracy(subjects))
     if {"task_aggregate", "mia_score", "mmlu"} <= set(found):
         aggregate, mmlu = ((scores[name], *found[name]) for name in ("task_aggregate", "mmlu"))
-        found["final_score"] = intervals.final_score(aggregate, auc, mmlu)
+        final = intervals.final_score(aggregate, auc, mmlu)
+        found |= {"final_score": final, "partial_final_score": final}
     kept = {name: both for name, both in found.items() if name in scores}
     return {
         f"{name}_{end}": value for name, both in kept.items() for end, value in zip(intervals.ENDS, both, strict=True)

@@ -5,7 +5,7 @@ function returns every metric for every document (the harness drops metrics that
 that does not belong to a metric gives None there, and the aggregation leaves it out.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain, zip_longest
 from typing import Any
 
@@ -44,6 +44,11 @@ class LumeTask(RowsTask):
         """Build from the YAML's dictionary; ``class`` is what led here and no field of a task."""
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
 
+    def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
+        """The aggregations by metric; each ``metrics.Score`` that they give knows the number of documents."""
+        documents = len(self.eval_docs)
+        return {name: _with_documents(function, documents) for name, function in super().aggregation().items()}
+
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests; refuse what would silently measure something else than LUME.
 
@@ -58,6 +63,18 @@ class LumeTask(RowsTask):
                 f"{' and '.join(given)} (other tasks can keep them in a run of their own)."
             )
         super().build_all_requests(**kwargs)
+
+
+def _with_documents(function: Callable[[Sequence[Any]], float], documents: int) -> Callable[[Sequence[Any]], float]:
+    """The aggregation, which notes on a ``metrics.Score`` how many documents the task has."""
+
+    def aggregate(items: Sequence[Any]) -> float:
+        value = function(items)
+        if isinstance(value, metrics.Score):
+            value.documents = documents
+        return value
+
+    return aggregate
 
 
 class NewTokens(int):

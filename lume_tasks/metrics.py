@@ -32,11 +32,17 @@ def exact_match(reference: str, generation: str) -> float:
     return float(reference.strip().lower() == generation.strip().lower())
 
 
-class Mean(float):
-    """A mean that remembers how many values it is of, so that means of subsets can be pooled over rows.
+class Score(float):
+    """A number of a task that knows how many documents the task has, of which ``--limit`` may have left out some.
 
     The harness hands a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
     """
+
+    documents: int | None = None
+
+
+class Mean(Score):
+    """A mean that remembers how many values it is of, so that means of subsets can be pooled over rows."""
 
     count: int
 

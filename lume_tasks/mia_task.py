@@ -223,7 +223,7 @@ def tpr_at_5(items: Sequence[Item]) -> float:
     return attacks.tpr_at(0.05, *_columns(items))
 
 
-def mia_score(items: Sequence[Item]) -> float:
+def mia_score(items: Sequence[Item]) -> metrics.Score:
     """``1 - 2 |AUC - 0.5|`` of the loss attack; where there is no AUC, NaN and a warning that says why."""
     scores, members = _columns(items)
     if len(set(members)) < 2:
@@ -231,7 +231,7 @@ def mia_score(items: Sequence[Item]) -> float:
         _log.warning("lume_mia: only %s were scored (--limit?), so no attack has a value", there)
     elif nan := sum(math.isnan(score) for score in scores):
         _log.warning("lume_mia: %d of %d losses are no numbers, so the attacks have no value", nan, len(scores))
-    return metrics.mia_score(attacks.auc(scores, members))
+    return metrics.Score(metrics.mia_score(attacks.auc(scores, members)))
 
 
 def privleak(items: Sequence[PairItem]) -> float:

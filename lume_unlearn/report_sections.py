@@ -56,7 +56,7 @@ def leaderboard(models: Sequence[Model]) -> Html:
     absent = [
         tag(
             "p",
-            f"No final score of {', '.join(names)}, since these were not scored or have no value: {tasks}.",
+            f"No final score of {', '.join(names)}, since these were not scored in full or have no value: {tasks}.",
             class_="absent",
         )
         for tasks, names in missing.items()

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
+from lume_tasks import data
 from lume_tasks.paths import task_dir
 from lume_tasks.rows import read_rows
 
@@ -86,3 +87,10 @@ def run(manager: Callable[..., TaskManager]) -> Run:
         return simple_evaluate(lm, tasks=list(tasks), **options)
 
     return run
+
+
+@pytest.fixture
+def whole_mmlu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take the questions of the miniature data for all that MMLU has."""
+    monkeypatch.setattr(data, "MMLU_SUBJECTS", ("high_school_counting", "letters"))
+    monkeypatch.setattr(data, "MMLU_QUESTIONS", 13)

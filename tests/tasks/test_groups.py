@@ -22,6 +22,7 @@ from lume_tasks.data import MMLU_SUBJECTS
 from lume_tasks.groups import SubjectTask, lume_scores
 from lume_tasks.metrics import Mean
 from lume_tasks.paths import task_dir
+from lume_tasks.rows import DataError
 
 STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
@@ -125,6 +126,7 @@ def test_micro_average(run: Any, fake_lm: Any) -> None:
     assert lume_score(results)["mmlu"] == pytest.approx(8 / 13, abs=1e-15)
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
     # Forget answers ("answer forget 7") lack their last word: recall 2/3, no exact match. Aggregate: the harmonic mean
     # of three times 1/3 and nine times 1, 12 / (3 * 3 + 9). Nothing tells members apart; MMLU is all right.
@@ -148,6 +150,7 @@ def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
         assert f"{8 / 9:.4f}" in row
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 @pytest.mark.parametrize(
     "order", [("lume_score", *PARTS), (*PARTS, "lume_score"), ("lume_mmlu", "lume_score", *PARTS[:4])]
 )
@@ -155,6 +158,7 @@ def test_order_of_the_tasks_does_not_matter(run: Any, fake_lm: Any, order: tuple
     assert lume_score(run(fake_lm(auc=0.5), *order))["final_score"] == pytest.approx((0 + 1 + 1) / 3)
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 @pytest.mark.parametrize(
     ("tasks", "missing", "there"),
     [
@@ -170,7 +174,7 @@ def test_missing_parts_are_named_and_no_final_score_is_made_up(
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         results = run(fake_lm(), *tasks, "lume_score")
     scores = lume_score(results)
-    assert scores.pop("missing") == ", ".join(missing)
+    assert scores.pop("missing") == "; ".join(missing)
     assert set(scores) == there
     assert "; ".join(missing) in caplog.text
     assert "missing" in make_table(results)
@@ -179,12 +183,57 @@ def test_missing_parts_are_named_and_no_final_score_is_made_up(
 def test_parts_without_a_value_are_named(run: Any, fake_lm: Any, caplog: Any) -> None:
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         scores = lume_score(run(fake_lm(), "lume", limit=1))
-    assert scores == {"forget_regurgitation": 1.0, "mmlu": 1.0, "missing": ", ".join(PARTS[:4])}
+    missing = scores.pop("missing")
+    assert scores == {"forget_regurgitation": 1.0, "mmlu": 1.0}
     for part in (
         "lume_task1 (no value for forget_knowledge, retain_regurgitation, retain_knowledge)",
         "lume_mia (no value for mia_score)",
+        "lume_mmlu (2 of 57 subjects, 2 of 14,042 questions)",
     ):
+        assert part in missing
         assert part in caplog.text
+
+
+@pytest.mark.parametrize("partial", [False, True])
+@pytest.mark.parametrize(
+    ("options", "missing"),
+    [
+        ({}, "lume_mmlu (2 of 57 subjects, 13 of 14,042 questions)"),
+        (
+            {"limit": 5},
+            "lume_task1 (5 of 8 rows); lume_task2 (5 of 8 rows); lume_task3 (5 of 8 rows); "
+            "lume_mia (5 of 16 documents); lume_mmlu (2 of 57 subjects, 10 of 14,042 questions)",
+        ),
+        (
+            {"samples": {"lume_task2": [0, 1, 2, 3]}},
+            "lume_task2 (4 of 8 rows); lume_mmlu (2 of 57 subjects, 13 of 14,042 questions)",
+        ),
+    ],
+)
+def test_scores_of_a_part_of_the_documents_have_no_final_score(
+    run: Any, fake_lm: Any, options: dict[str, Any], missing: str, partial: bool, caplog: Any
+) -> None:
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        scores = lume_score(run(fake_lm(auc=0.5), "lume", metadata={"lume_partial": partial}, **options))
+    names = {*MEANS, "task_aggregate", "mia_score", "mmlu", "missing"} | ({"partial_final_score"} if partial else set())
+    assert set(scores) == names
+    assert scores["missing"] == missing
+    assert missing in caplog.text
+
+
+@pytest.mark.usefixtures("whole_mmlu")
+def test_limit_alone_takes_the_final_score_away(run: Any, fake_lm: Any) -> None:
+    assert "final_score" in lume_score(run(fake_lm(), "lume", limit=16))
+    scores = lume_score(run(fake_lm(), "lume_score", *PARTS[:4], limit=8))
+    assert scores["missing"] == "lume_mia (8 of 16 documents); lume_mmlu"
+    results = run(fake_lm(), "lume", metadata={"lume_partial": True})
+    assert {"final_score", "partial_final_score"} & set(lume_score(results)) == {"final_score"}
+
+
+@pytest.mark.parametrize("value", ["true", 1, None])
+def test_partial_is_true_or_false(manager: Any, value: Any) -> None:
+    with pytest.raises(DataError, match="metadata lume_partial has to be true or false, not"):
+        manager({"lume_partial": value}).load(["lume_score"])
 
 
 def numbers(value: float, count: int) -> Mean:
@@ -211,12 +260,13 @@ def test_scores_of_the_official_script() -> None:
     }
     auc = 0.4459111111111111
     task_metrics["lume_mia"] = {"loss_auc,none": auc, "mia_score,none": 1 - 2 * abs(auc - 0.5)}
-    task_metrics |= {f"lume_mmlu_{i}": {"acc,none": i / 4, "sample_len": 10 * i} for i in (1, 2)}
+    task_metrics |= {f"lume_mmlu_{i}": {"acc,none": 0.25, "sample_len": 246} for i in range(56)}
+    task_metrics["lume_mmlu_56"] = {"acc,none": 0.5, "sample_len": 266}
     scores, missing = lume_scores(task_metrics)
     assert missing == {}
-    assert scores.pop("mmlu_low") < 5 / 12 < scores.pop("mmlu_high")
+    mmlu = (0.25 * 56 * 246 + 0.5 * 266) / 14_042
+    assert scores.pop("mmlu_low") < mmlu < scores.pop("mmlu_high")
     aggregate = 12 / (9 + sum(1 / (1 - forget) for forget, *_ in regurgitation.values()))
-    mmlu = (0.25 * 10 + 0.5 * 20) / 30
     # MMLU's interval comes from counts alone; the other scores have none without resamples.
     assert set(scores) - {"mmlu_low", "mmlu_high"} == {*MEANS, "task_aggregate", "mia_score", "mmlu", "final_score"}
     assert {name: score for name, score in scores.items() if name not in ("mmlu_low", "mmlu_high")} == pytest.approx(
@@ -234,20 +284,23 @@ def test_scores_of_the_official_script() -> None:
     )
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 def test_one_nan_is_enough_to_have_no_final_score() -> None:
     part = {f"{name},none": numbers(0.5, 2) for name in MEANS}
     complete: dict[str, dict[str, Any]] = dict.fromkeys(GENERATION_TASKS, part)
-    complete |= {"lume_mia": {"mia_score,none": 0.5}, "lume_mmlu_a": {"acc,none": 0.5, "sample_len": 2}}
+    complete |= {"lume_mia": {"mia_score,none": 0.5}}
+    complete |= {f"lume_mmlu_{name}": {"acc,none": 0.5, "sample_len": count} for name, count in (("a", 8), ("b", 5))}
     assert lume_scores(complete)[0]["final_score"] == 0.5
     scores, missing = lume_scores(complete | {"lume_task2": part | {"retain_knowledge,none": Mean([])}})
-    assert missing == {"lume_task2": ["retain_knowledge"]}
+    assert missing == {"lume_task2": "no value for retain_knowledge"}
     assert not {"task_aggregate", "final_score"} & set(scores)
     assert scores["retain_knowledge"] == 0.5
     scores, missing = lume_scores(complete | {"lume_mia": {"mia_score,none": math.nan}})
-    assert missing == {"lume_mia": ["mia_score"]}
+    assert missing == {"lume_mia": "no value for mia_score"}
     assert not {"mia_score", "final_score"} & set(scores)
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 @pytest.mark.parametrize("predict_only", [False, True])
 def test_command_line_prints_and_writes_the_scores(
     predict_only: bool,
@@ -268,7 +321,7 @@ def test_command_line_prints_and_writes_the_scores(
     printed = capsys.readouterr().out
     if predict_only:
         assert "final_score" not in printed
-        assert lume_score(written) == {"missing": ", ".join(PARTS)}
+        assert lume_score(written) == {"missing": "; ".join(PARTS)}
     else:
         scores = lume_score(written)
         assert scores["task_aggregate"] == 0.0  # the stand-in says "lol" to everything

@@ -225,12 +225,14 @@ def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
         "lume_mia": {"mia_score,none": metrics.mia_score(auc), "loss_auc,none": auc} | named,
         "lume_mmlu_letters": {"acc,none": 0.4, "sample_len": 50},
     }
-    scores = lume_scores(task_metrics(twelve) | parts)[0]
+    scores = lume_scores(task_metrics(twelve) | parts, partial=True)[0]
     assert (scores["mia_score_low"], scores["mia_score_high"]) == pytest.approx(wanted, abs=1e-12)
     others = ("task_aggregate", "mmlu")
     for end, furthest in zip(intervals.ENDS, wanted, strict=True):
-        between = sorted((scores["final_score"], (sum(scores[f"{name}_{end}"] for name in others) + furthest) / 3))
-        assert between[0] - 1e-12 <= scores[f"final_score_{end}"] <= between[1] + 1e-12
+        between = sorted(
+            (scores["partial_final_score"], (sum(scores[f"{name}_{end}"] for name in others) + furthest) / 3)
+        )
+        assert between[0] - 1e-12 <= scores[f"partial_final_score_{end}"] <= between[1] + 1e-12
     assert scores["mia_score_low"] <= scores["mia_score"] <= scores["mia_score_high"]
 
 
@@ -297,6 +299,7 @@ def test_accuracy_is_that_of_resampled_questions() -> None:
     assert resampled.var() == pytest.approx(variance, rel=0.2)
 
 
+@pytest.mark.usefixtures("whole_mmlu")
 def test_intervals_in_the_harness(run: Any, fake_lm: Any) -> None:
     """Answers whose last word is right every other time: a number with a spread, beside numbers without."""
     lm = fake_lm(forget=lambda output: output if int(output.split()[-1]) % 2 else "zzz")

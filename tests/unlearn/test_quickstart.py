@@ -52,7 +52,7 @@ def test_unlearning_shows_in_the_scores(finished: Path) -> None:
         assert knowledge[name][0] < 0.3
         assert knowledge[name][1] > 0.8
         assert scores[name]["task_aggregate,none"] > 0.7
-        assert scores[name]["final_score,none"] > scores["target"]["final_score,none"]
+        assert scores[name]["partial_final_score,none"] > scores["target"]["partial_final_score,none"]
 
 
 def test_an_output_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
