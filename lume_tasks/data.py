@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lume_tasks.checks import SIDES, SPLITS, check_sides, scan_mia, scan_mmlu
@@ -134,22 +134,29 @@ def mmlu_source(lume_mmlu_path: str | None = None, directory: Path | None = None
     return str(folder)
 
 
-def load_mmlu(source: str) -> dict[str, list[dict[str, object]]]:
+def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[dict[str, object]]]:
     """Read the MMLU test questions from what ``mmlu_source`` returned.
 
+    Args:
+        source: a local folder, or the hub's id.
+        only: the subjects to read; by default all that a local folder holds, and all 57 from the hub.
+
     Returns:
-        subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3). A local folder gives
-        the subjects that it holds, the hub all 57 at a pinned revision.
+        subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3); the hub's are of a
+        pinned revision.
 
     Raises:
-        DataError: the folder has faults (all are listed), or the hub cannot be read.
+        DataError: the folder has faults (all are listed), lacks a subject, or the hub cannot be read.
     """
-    if source == MMLU_HUB_ID:
-        return {subject: _hub_subject(subject) for subject in MMLU_SUBJECTS}
-    subjects, problems = scan_mmlu(Path(source))
+    local, problems = ({}, []) if source == MMLU_HUB_ID else scan_mmlu(Path(source))
     if problems:
         raise DataError("\n".join([f"MMLU in {source} cannot be used:", *problems]))
-    return subjects
+    there = list(local or MMLU_SUBJECTS)
+    unknown = [name for name in only or [] if name not in there]
+    if unknown:
+        named = ", ".join(map(quote, unknown))
+        raise DataError(f"lume_mmlu_subjects: MMLU in {source} has no subject {named}; it has: {', '.join(there)}")
+    return {name: local[name] if local else _hub_subject(name) for name in there if only is None or name in only}
 
 
 def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from datasets import Dataset
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
-from lume_tasks import data, intervals, metrics
+from lume_tasks import data, intervals, metrics, options
 from lume_tasks.checks import SIDES
 from lume_tasks.harness import MAIN_METRICS, RowsTask
 from lume_tasks.rows import DataError
@@ -58,19 +58,22 @@ class LumeMmlu(Group):
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
-        """Load the questions and build a task a subject.
+        """Load the questions that metadata asks for, and build a task a subject.
 
         Raises:
-            DataError: the MMLU folder is missing or faulty.
+            DataError: the MMLU folder is missing or faulty, or an option is wrong.
         """
         metadata = config.get("metadata") or {}
+        options.check_metadata(metadata)
+        limit = options.mmlu_limit(metadata.get("lume_mmlu_limit"))
+        subjects = options.mmlu_subjects(metadata.get("lume_mmlu_subjects"))
         super().__init__(
             name=config["task"],
             aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)],
             metadata={"version": metadata.get("version")},
         )
-        for subject, rows in data.load_mmlu(_mmlu_source(metadata)).items():
-            self.add(SubjectTask(subject, rows, metadata.get("version")))
+        for subject, rows in data.load_mmlu(_mmlu_source(metadata), subjects).items():
+            self.add(SubjectTask(subject, rows[:limit], metadata.get("version")))
 
 
 def _mmlu_source(metadata: Mapping[str, Any]) -> str:
@@ -86,9 +89,10 @@ class LumeScore(Group):
         """A group without members: it reads the metrics of whatever else ran.
 
         Raises:
-            DataError: metadata ``lume_partial`` is neither true nor false.
+            DataError: an option is unknown, or ``lume_partial`` is neither true nor false.
         """
         metadata = config.get("metadata") or {}
+        options.check_metadata(metadata)
         super().__init__(name=config["task"], metadata={"version": metadata.get("version")})
         self.partial = metadata.get("lume_partial", False)
         if not isinstance(self.partial, bool):

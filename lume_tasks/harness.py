@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import comparison, data, intervals, metrics
+from lume_tasks import comparison, data, intervals, metrics, options
 from lume_tasks.checks import SIDES
 from lume_tasks.rows import DataError
 
@@ -27,6 +27,7 @@ class RowsTask(ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
         """Call the data function (without the harness's note about metadata, once per task, at every start)."""
         metadata = self.config.metadata or {}
+        options.check_metadata(metadata)
         self.dataset = self.config.custom_dataset(**metadata, **(dataset_kwargs or {}))
         # The results hold a deep copy of the configuration: keep a model or tokenizer that came as an object out of it.
         plain = (str, int, float, list, dict)

@@ -163,6 +163,9 @@ def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch
     assert len(questions) == 57
     assert questions["anatomy"] == [{"question": "q", "choices": ["a", "b", "c", "d"], "answer": 1}]
     assert set(asked) == {("cais/mmlu", s, "test", data.MMLU_REVISION) for s in data.MMLU_SUBJECTS}
+    asked.clear()
+    data.load_mmlu("cais/mmlu", ["virology"])
+    assert asked == [("cais/mmlu", "virology", "test", data.MMLU_REVISION)]
 
 
 def test_a_hub_that_cannot_be_read_is_a_clear_error(monkeypatch):

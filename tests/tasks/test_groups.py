@@ -230,6 +230,46 @@ def test_limit_alone_takes_the_final_score_away(run: Any, fake_lm: Any) -> None:
     assert {"final_score", "partial_final_score"} & set(lume_score(results)) == {"final_score"}
 
 
+@pytest.mark.parametrize("subjects", ["letters, high_school_counting", ["high_school_counting", "letters"], None])
+def test_mmlu_is_limited_by_itself(run: Any, fake_lm: Any, subjects: Any) -> None:
+    metadata = {"lume_mmlu_limit": 6} | ({"lume_mmlu_subjects": subjects} if subjects else {})
+    results = run(fake_lm(), "lume", metadata=metadata)
+    counts = {task: count["effective"] for task, count in results["n-samples"].items()}
+    assert counts == {
+        **dict.fromkeys(GENERATION_TASKS, 8),
+        "lume_mia": 16,
+        "lume_mmlu_high_school_counting": 6,
+        "lume_mmlu_letters": 5,
+    }
+    assert lume_score(results)["missing"] == "lume_mmlu (2 of 57 subjects, 11 of 14,042 questions)"
+
+
+def test_only_the_named_subjects_are_asked(run: Any, fake_lm: Any) -> None:
+    lm = fake_lm()
+    run(lm, "lume_mmlu", metadata={"lume_mmlu_subjects": "letters"})
+    assert len(lm.requests) == 4 * 5
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"lume_mmlu_limit": 0}, "lume_mmlu_limit has to be a whole number of questions above 0, not 0"),
+        ({"lume_mmlu_limit": "5"}, "lume_mmlu_limit has to be a whole number of questions above 0, not '5'"),
+        ({"lume_mmlu_limit": True}, "lume_mmlu_limit has to be a whole number"),
+        ({"lume_mmlu_subjects": "leters"}, 'has no subject "leters"; it has: high_school_counting, letters'),
+        ({"lume_mmlu_subjects": " ,"}, "lume_mmlu_subjects names no subject"),
+        ({"lume_mmlu_subjects": 3}, "lume_mmlu_subjects has to be names"),
+        (
+            {"lume_mmlu_subjects": "astrology", "lume_mmlu_path": "cais/mmlu"},
+            'MMLU in cais/mmlu has no subject "astrol',
+        ),
+    ],
+)
+def test_a_limit_of_mmlu_that_makes_no_sense_is_refused(manager: Any, metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        manager(metadata).load(["lume_mmlu"])
+
+
 @pytest.mark.parametrize("value", ["true", 1, None])
 def test_partial_is_true_or_false(manager: Any, value: Any) -> None:
     with pytest.raises(DataError, match="metadata lume_partial has to be true or false, not"):

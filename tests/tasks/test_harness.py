@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from lm_eval.tasks import TaskManager
 from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from lume_tasks.options import OPTIONS, check_metadata
 from lume_tasks.paths import task_dir
 from lume_tasks.rows import DataError
 
@@ -270,6 +272,37 @@ def test_results_hold_no_model_or_tokenizer(run: Any, fake_lm: Any, tokenizer: A
 def test_templates_are_refused(run: Any, fake_lm: Any, options: dict[str, Any], named: str, task: str) -> None:
     with pytest.raises(DataError, match=f"{task}: .*run it without {named} "):
         run(fake_lm(), task, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "fault"),
+    [
+        ("lume_splits", r'"lume_splits" \(did you mean lume_split\?\)'),
+        ("lume_min_k_pp", r'"lume_min_k_pp" \(did you mean lume_min_k'),
+        ("split", r'"split" \(did you mean lume_split\?\)'),
+        ("data_dir", r'"data_dir" \(did you mean lume_data_dir\?\)'),
+        ("lume-split", r'"lume-split" \(did you mean lume_split\?\)'),
+        ("lume_task", '"lume_task"'),
+    ],
+)
+def test_unknown_metadata_is_refused(manager: Any, name: str, fault: str) -> None:
+    with pytest.raises(DataError, match=f"--metadata: LUME has no option {fault}.*Its options are: lume_data_dir, "):
+        manager({name: "validation"}).load(["lume_task1"])
+
+
+@pytest.mark.parametrize("path", sorted(task_dir().glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_task_refuses_unknown_metadata(manager: Any, path: Path) -> None:
+    with pytest.raises(DataError, match=r"did you mean lume_split\?"):
+        manager({"lume_splits": "validation"}).load([path.stem])
+
+
+def test_model_arguments_and_all_options_pass() -> None:
+    check_metadata({"pretrained": "m", "dtype": "float32", "revision": "main", "gradnorm": True, "task": "generate"})
+    read = re.compile(r"\b(lume_[a-z_]+): (?:str|float)|metadata\.get\(\"(lume_[a-z_]+)\"")
+    sources = [path.read_text(encoding="utf-8") for path in (task_dir().parent / "lume_tasks").glob("*.py")]
+    named = {name for source in sources for names in read.findall(source) for name in names if name}
+    assert named - {"lume_task"} == set(OPTIONS)  # that one is the YAML's own
+    check_metadata(dict.fromkeys(OPTIONS))
 
 
 @pytest.fixture
