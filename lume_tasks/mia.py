@@ -126,9 +126,11 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
 
 
 def members_among(members: Sequence[str], rows: Iterable[Row]) -> int:
-    """Count the member documents that are the text of a sentence-completion (``sc``) row.
-
-    The text of a row is ``input``, a space, ``output``; white space at the ends does not count.
-    """
-    texts = {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
+    """Count the member documents that are the text of a sentence-completion (``sc``) row."""
+    texts = completion_texts(rows)
     return sum(document.strip() in texts for document in members)
+
+
+def completion_texts(rows: Iterable[Row]) -> set[str]:
+    """The texts of the ``sc`` rows: ``input``, a space, ``output``, without white space at the ends."""
+    return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}

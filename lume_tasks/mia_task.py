@@ -2,19 +2,22 @@
 
 In the sample log each metric of a document is ``[member, score]``, where a higher score means more likely a member; the
 loss attack's is minus the document's mean token loss. ``mia_gap`` and ``privleak`` add the reference's score.
+``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
 """
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
 from lume_tasks import attacks, data, intervals, metrics, mia
+from lume_tasks.checks import SPLITS
 from lume_tasks.harness import LumeTask, alternate
 from lume_tasks.reference_results import OPTION, read_reference
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, Row, read_rows
 from lume_tasks.token_scores import TokenScores
 
 _log = logging.getLogger("lume_tasks")
@@ -94,7 +97,10 @@ def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
 
 
 def documents(
-    lume_data_dir: str | None = None, lume_reference_results: str | None = None, **metadata: Any
+    lume_data_dir: str | None = None,
+    lume_split: str = "all",
+    lume_reference_results: str | None = None,
+    **metadata: Any,
 ) -> dict[str, Dataset]:
     """One request a document, members and non-members in turn; with the reference's scores where one is named.
 
@@ -102,12 +108,52 @@ def documents(
         DataError: no MIA documents, no tokenizer, documents that cannot be scored exactly, or a bad option.
     """
     min_k = fractions(metadata)["lume_min_k"]
-    members, nonmembers = data.load_mia(data.data_dir(lume_data_dir))
+    directory = data.data_dir(lume_data_dir)
+    members, nonmembers = data.load_mia(directory)
+    forget = forget_rows(directory, lume_split)
     requests = mia.mia_requests(mia.load_tokenizer(metadata), {"member": members, "nonmember": nonmembers})
     docs = alternate(*requests.values())
+    if forget is not None:
+        docs = with_unlearned(docs, forget, lume_split)
     if lume_reference_results is not None:
         docs = with_reference(docs, lume_reference_results, min_k, metadata.get("version"))
     return {"test": Dataset.from_list(docs)}
+
+
+def forget_rows(directory: Path, split: str) -> list[Row] | None:
+    """The forget rows of the split; None and a warning where the directory has none, since the attack needs none.
+
+    Raises:
+        DataError: there is no split of this name, or the rows are faulty.
+    """
+    try:
+        path = data.side_file(directory, "forget", split)
+    except DataError as error:
+        if split not in ("all", *SPLITS):
+            raise
+        _log.warning("lume_mia: no members_unlearned, which needs the forget rows: %s", error)
+        return None
+    return read_rows(path)
+
+
+def with_unlearned(docs: list[dict[str, Any]], forget: Sequence[Row], split: str) -> list[dict[str, Any]]:
+    """The documents with ``unlearned``: whether a member is among the forget rows, None for non-members.
+
+    Where not all members are, a warning says what the attack shows then.
+    """
+    texts = mia.completion_texts(forget)
+    inside = [_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
+    found, members = inside.count(True), len(inside) - inside.count(None)
+    if found < members:
+        _log.warning(
+            "lume_mia: only %d of the %d member documents are among the forget rows of split %s. A model that "
+            "unlearned these rows was never asked to forget the other documents, so the attack says little about it: "
+            "unlearn rows that hold them (in LUME: split train or all).",
+            found,
+            members,
+            split,
+        )
+    return [doc | {"unlearned": unlearned} for doc, unlearned in zip(docs, inside, strict=True)]
 
 
 def with_reference(docs: list[dict[str, Any]], path: str, min_k: float, version: Any) -> list[dict[str, Any]]:
@@ -154,7 +200,7 @@ def result(
     results: Sequence[tuple[float, bool]],
     lume_min_k: float = FRACTIONS["lume_min_k"],
     lume_min_k_plus_plus: float = FRACTIONS["lume_min_k_plus_plus"],
-) -> dict[str, Item | PairItem]:
+) -> dict[str, Any]:
     """What each metric needs of one document, for the attacks that the answer allows.
 
     Raises:
@@ -162,10 +208,12 @@ def result(
     """
     scores = _scores(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
     member = doc["member"]
-    values: dict[str, Item | PairItem] = {
+    values: dict[str, Any] = {
         f"{attack}_{summary}": (member, score) for attack, score in scores.items() for summary in SUMMARIES
     }
     values["mia_score"] = member, scores["loss"]
+    if "unlearned" in doc:
+        values["members_unlearned"] = None if doc["unlearned"] is None else float(doc["unlearned"])
     if "reference_loss" in doc:
         values["mia_gap"] = member, scores["loss"], -doc["reference_loss"]
     if "reference_min_k" in doc and "min_k" in scores:

@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import subprocess
 import sys
 import zlib
@@ -25,11 +26,13 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks import _startup, attacks, mia_task
+from lume_tasks.harness import mean
 from lume_tasks.lume_hf import LumeHF
 from lume_tasks.mia_task import ATTACKS, SUMMARIES
 from lume_tasks.paths import task_dir
-from lume_tasks.rows import DataError
+from lume_tasks.rows import DataError, Row
 from lume_tasks.token_scores import TokenScores
+from tests.conftest import TEXTS, make_rows, write_rows
 
 COUNT = 16  # documents in the miniature data
 
@@ -89,7 +92,13 @@ def numbers(results: Any) -> dict[str, float]:
 
 
 def names(*of: str) -> set[str]:
-    return {f"{attack}_{summary}" for attack in of for summary in SUMMARIES} | {"mia_score"}
+    return {f"{attack}_{summary}" for attack in of for summary in SUMMARIES} | {"mia_score", "members_unlearned"}
+
+
+def said(caplog: pytest.LogCaptureFixture) -> list[str]:
+    """What our tasks said, but for the members, of which the miniature data has none among its forget rows."""
+    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
+    return [message for message in messages if "member documents are among" not in message]
 
 
 @pytest.mark.parametrize("fraction", [None, 0.4])
@@ -152,7 +161,7 @@ def test_what_was_asked_for_and_is_missing_is_said(
 ) -> None:
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         run(HFLM(pretrained=str(model_dir), device="cpu"), "lume_mia", metadata=metadata)
-    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
+    messages = said(caplog)
     assert len(messages) == bool(named)
     if named:
         assert named in messages[0]
@@ -182,9 +191,8 @@ def test_one_class_alone_has_no_value_and_a_warning(
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         found = numbers(run(lume_hf(), "lume_mia", limit=1))
     assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus")
-    assert all(math.isnan(value) for value in found.values())
-    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
-    assert messages == ["lume_mia: only members were scored (--limit?), so no attack has a value"]
+    assert {name for name, value in found.items() if not math.isnan(value)} == {"members_unlearned"}
+    assert said(caplog) == ["lume_mia: only members were scored (--limit?), so no attack has a value"]
 
 
 def test_a_model_without_finite_losses_has_no_value_and_a_warning(
@@ -194,7 +202,7 @@ def test_a_model_without_finite_losses_has_no_value_and_a_warning(
     lm.score = lambda *_: math.nan
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         found = numbers(run(lm, "lume_mia"))
-    assert all(math.isnan(value) for value in found.values())
+    assert {name for name, value in found.items() if not math.isnan(value)} == {"members_unlearned"}
     assert "16 of 16 losses are no numbers" in caplog.text
 
 
@@ -381,9 +389,59 @@ def test_the_yaml_names_every_metric_and_its_direction() -> None:
     assert set(metrics) == names(*ATTACKS) | {"privleak", "mia_gap"}
     for name, metric in metrics.items():
         summary = next((s for s in sorted(SUMMARIES, key=len, reverse=True) if name.endswith(f"_{s}")), name)
-        assert metric["aggregation"] is getattr(mia_task, summary)
-        better = {"mia_score": True, "privleak": None, "mia_gap": None}
+        assert metric["aggregation"] is (mean if name == "members_unlearned" else getattr(mia_task, summary))
+        better = {"mia_score": True, "privleak": None, "mia_gap": None, "members_unlearned": None}
         assert metric["higher_is_better"] is better.get(name, False)
+
+
+@pytest.fixture
+def members_dir(tmp_path: Path, data_dir: Path) -> Path:
+    """The miniature data, of whose eight members two are forget rows of train, and none of validation."""
+    folder = tmp_path / "members"
+    shutil.copytree(data_dir / "mia_data", folder / "mia_data")
+    rows = [Row(f"m{i}-sc1", f"member text {i}:", TEXTS[i % 4], "Task3") for i in (3, 5)]
+    write_rows(folder / "train" / "forget.jsonl", rows)
+    write_rows(folder / "validation" / "forget.jsonl", make_rows("forget"))
+    return folder
+
+
+@pytest.mark.parametrize(("split", "found"), [("train", 2), ("validation", 0)])
+def test_members_that_the_split_does_not_forget_are_said(
+    run: Any, fake_lm: Any, members_dir: Path, split: str, found: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    metadata = {"lume_data_dir": str(members_dir), "lume_split": split}
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        results = run(fake_lm(), "lume_mia", metadata=metadata)
+    assert numbers(results)["members_unlearned"] == found / 8
+    assert numbers(results)["loss_auc"] == 1.0
+    assert f"only {found} of the 8 member documents are among the forget rows of split {split}." in caplog.text
+
+
+def test_members_that_are_all_forget_rows_need_no_warning(
+    run: Any, fake_lm: Any, members_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = [Row(f"m{i}-sc1", f"member text {i}:", TEXTS[i % 4], "Task3") for i in range(8)]
+    write_rows(members_dir / "forget.jsonl", rows)
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        results = run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)})
+    assert numbers(results)["members_unlearned"] == 1.0
+    assert not [record for record in caplog.records if record.name == "lume_tasks"]
+
+
+def test_data_without_forget_rows_leaves_the_share_out(
+    run: Any, fake_lm: Any, members_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for split in ("train", "validation"):
+        shutil.rmtree(members_dir / split)
+    with caplog.at_level(logging.WARNING, "lume_tasks"):
+        found = numbers(run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)}))
+    assert set(found) == names("loss", "zlib") - {"members_unlearned"}
+    assert 'no members_unlearned, which needs the forget rows: lume_split: "all" is not there' in caplog.text
+
+
+def test_a_split_that_does_not_exist_is_refused(manager: Any, members_dir: Path) -> None:
+    with pytest.raises(DataError, match='lume_split: "vaildation" is none of all, train'):
+        manager({"lume_data_dir": str(members_dir), "lume_split": "vaildation"}).load(["lume_mia"])
 
 
 def test_the_retain_only_model_of_lume(lume_data: Path, lume_models: Path, run: Any) -> None:
