@@ -167,18 +167,19 @@ def lume_scores(
 
 
 def _limited(task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    """The tasks that were scored on a part of their documents, each with how many, for people."""
+    """The tasks that were scored on a part of their documents, each with a short "<scored> of <all>"."""
     limited = {}
     for task, metric in (*((task, MAIN_METRICS[0]) for task in GENERATION_TASKS), ("lume_mia", "mia_score")):
         values = task_metrics.get(task, {})
         total = getattr(values.get(f"{metric},none"), "documents", None)
         if total is not None and values["sample_len"] < total:
-            limited[task] = f"{values['sample_len']:,} of {total:,} {'documents' if task == 'lume_mia' else 'rows'}"
+            limited[task] = f"{values['sample_len']:,} of {total:,}"
     subjects = _mmlu_subjects(task_metrics)
     questions = sum(count for _, count in subjects)
-    whole = len(data.MMLU_SUBJECTS), data.MMLU_QUESTIONS
-    if subjects and (len(subjects), questions) != whole:
-        limited["lume_mmlu"] = f"{len(subjects)} of {whole[0]} subjects, {questions:,} of {whole[1]:,} questions"
+    if subjects and questions != data.MMLU_QUESTIONS:
+        limited["lume_mmlu"] = f"{questions:,} of {data.MMLU_QUESTIONS:,}"
+    elif subjects and len(subjects) != len(data.MMLU_SUBJECTS):
+        limited["lume_mmlu"] = f"{len(subjects)} of {len(data.MMLU_SUBJECTS)} subjects"
     return limited
 
 

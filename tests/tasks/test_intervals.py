@@ -297,6 +297,7 @@ def test_accuracy_is_that_of_resampled_questions() -> None:
     variance = (40 * 0.25 * 0.75 + 100 * 0.9 * 0.1) / 140**2
     assert resampled.mean() == pytest.approx(100 / 140, abs=4 * math.sqrt(variance / 1000))
     assert resampled.var() == pytest.approx(variance, rel=0.2)
+    assert np.isnan(intervals.accuracy([(0.25, 40), (1.0, 1)])).all()
 
 
 @pytest.mark.usefixtures("whole_mmlu")
