@@ -3,9 +3,28 @@
 from pathlib import Path
 from typing import Any
 
+from lume_tasks import data as lume_data
 from lume_tasks.paths import task_dir
+from lume_tasks.rows import TASKS
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_score")
+
+
+def tasks_for(directory: Path, split: str = "all") -> list[str]:
+    """Return the tasks of the `lume` group that a data directory has data for, in the group's order.
+
+    ``lume_task1`` to ``lume_task3`` need rows of that task in the split, ``lume_mia`` needs ``mia_data``, ``lume_mmlu``
+    needs a local copy (``mmlu`` in the directory, or LUME_MMLU_PATH), ``lume_score`` needs nothing.
+
+    Raises:
+        DataError: the split is absent, or the rows have faults.
+    """
+    rows = lume_data.load_rows(directory, split)
+    present = {row.task for side in rows.values() for row in side}
+    tasks = [f"lume_{task.lower()}" for task in TASKS if task in present]
+    tasks += ["lume_mia"] if (directory / "mia_data").is_dir() else []
+    tasks += ["lume_mmlu"] if lume_data.mmlu_source(None, directory) != lume_data.MMLU_HUB_ID else []
+    return [*tasks, "lume_score"]
 
 
 def score(
