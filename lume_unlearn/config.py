@@ -73,7 +73,7 @@ class RunConfig:
         learning_rate: Peak learning rate; by default the method's own, mostly 1e-5, and 1e-4 with LoRA.
         lr_schedule: Learning rate over time, after the warm-up: linear (to 0), cosine or constant.
         weight_decay: Weight decay of AdamW.
-        warmup: Share of the steps with rising learning rate.
+        warmup: Share of the steps with rising learning rate; the first step has a rate above 0.
         max_grad_norm: Gradient norm above which gradients are scaled down; 0 turns it off.
         seed: Seed of the pairing, the order, the adapter's first weights and dropout.
         precision: Arithmetic of the forward pass: float32, bfloat16, or auto (bfloat16 where the GPU has it).

@@ -79,6 +79,14 @@ def annealed(
     return [*phases, phase(retain_keys)]
 
 
+def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """(optimiser step, from 0) to the factor of the learning rate: (step + 1) / (warmup + 1), then ``factor`` itself.
+
+    Trainer's own warm-up has factor 0 in the first step, which then changes nothing.
+    """
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)
+
+
 def in_batches(keys: Sequence[Key], size: int) -> list[list[Key]]:
     """The keys in their order, ``size`` at a time; the last batch may be smaller."""
     return [list(keys[start : start + size]) for start in range(0, len(keys), size)]

@@ -106,13 +106,19 @@ class UnlearningTrainer(Trainer):
         return -(-len(self.sides.forget) // self.config.batch_size)
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Trainer's schedule; a linear one to 0 within each phase for methods that have phases."""
-        if self.phases and self.lr_scheduler is None:
-            optimizer = optimizer or self.optimizer
-            assert optimizer is not None
-            self.lr_scheduler = LambdaLR(optimizer, phase_factor([len(phase) for phase in self.phases]))
-            self._created_lr_scheduler = True
-        return super().create_scheduler(num_training_steps, optimizer)
+        """Trainer's schedule with a warm-up that starts above 0; for methods with phases, linear to 0 in each phase."""
+        if self.lr_scheduler is not None:
+            return self.lr_scheduler
+        optimizer = optimizer or self.optimizer
+        assert optimizer is not None
+        if self.phases:
+            factor = phase_factor([len(phase) for phase in self.phases])
+        else:
+            own: Any = super().create_scheduler(num_training_steps, optimizer)
+            factor = schedule.warmed_up(own.lr_lambdas[0], self.args.get_warmup_steps(num_training_steps))
+        self.lr_scheduler = LambdaLR(optimizer, factor)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None

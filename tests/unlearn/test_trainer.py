@@ -15,7 +15,7 @@ from lume_unlearn.data import Sides, Tokens, pack_rows
 from lume_unlearn.forward import Reference, Span
 from lume_unlearn.unlearning import training_arguments
 from tests.unlearn.formulas import FORMULAS, logits, nll
-from tests.unlearn.training import ALTERNATIVE, FORGET, RETAIN, build, entries, make_rows, weights
+from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, RETAIN, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -50,6 +50,24 @@ def test_the_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path: Path)
     trainer.train()
     for entry in entries(trainer):
         assert entry["loss"] == pytest.approx(0.25 * entry["forget_loss"] + 3.0 * entry["retain_loss"], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("lr_schedule", "factors"),
+    [
+        ("constant", [1 / 3, 2 / 3, 1.0, 1.0]),
+        ("linear", [1 / 3, 2 / 3, 1.0, 0.5]),
+        ("cosine", [1 / 3, 2 / 3, 1.0, 0.5]),
+    ],
+)
+def test_warmup_starts_above_zero(lr_schedule: str, factors: list[float], tmp_path: Path) -> None:
+    trainer = build(tmp_path, "gd", epochs=4, warmup=0.5, lr_schedule=lr_schedule)
+    before = weights(trainer.model)
+    trainer.train()
+    assert [entry["learning_rate"] / RATE for entry in entries(trainer)] == pytest.approx(factors)
+    one_step = build(tmp_path, "gd", epochs=1, warmup=0.5, lr_schedule=lr_schedule)
+    one_step.train()
+    assert any(not value.equal(before[name]) for name, value in weights(one_step.model).items())
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
