@@ -208,6 +208,7 @@ def _run_config(options: dict[str, Any]) -> Any:
 def _run(options: dict[str, Any]) -> None:
     from accelerate import PartialState
 
+    from lume_unlearn.evaluation import best_line
     from lume_unlearn.unlearning import run
 
     config = _run_config(options)
@@ -219,6 +220,8 @@ def _run(options: dict[str, Any]) -> None:
         rows = f"LUME_DATA_DIR={shlex.quote(config.data)} " if config.data else ""
         split = f' --metadata \'{{"lume_split": "{config.split}"}}\'' if config.split != "all" else ""
         print(f"  {rows}lm_eval --model hf --model_args {shlex.quote(model)} --tasks lume{split} --batch_size 64")
+        if line := best_line(output):
+            print(line)
 
 
 def _merge(options: dict[str, Any]) -> None:

@@ -27,6 +27,8 @@ def require_unused(output: Path, advice: str = "name another folder") -> None:
         raise ConfigError(f"--output {output}: it exists and is not empty; {advice}")
 
 
+SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_mia", "lume_score")
+"""Tasks that `--evaluate_every epoch` scores by default, where the data has rows or documents for them."""
 OWN: Any = None
 """Default of an option that a method may have a default of its own for: filled in when the method is known."""
 DEFAULTS: Mapping[str, Any] = {
@@ -99,10 +101,12 @@ class RunConfig:
         on_collapse: What to do then: warn; stop with an error; or best, go back to the last weights before and end.
         logging_steps: Optimiser steps between two entries of the loss history.
         evaluate_every: When to score through the harness while training: none or epoch.
-        evaluate_tasks: Tasks to score then.
+        evaluate_tasks: Tasks to score then; by default those of lume_task1, lume_task2, lume_task3, lume_mia and
+            lume_score that the data has rows or documents for.
         evaluate_limit: Documents of each task to score then; by default all.
         evaluate_batch_size: Prompts of one scoring batch.
-        best_metric: Which TASK.METRIC decides the weights kept in best/.
+        best_metric: TASK.METRIC that decides the weights kept in best/. Equal values are ordered by the mean of the
+            twelve scores (forget scores as 1 - score), then by the later epoch.
         report_to: Where transformers reports to: none, tensorboard, wandb, ...
         trust_remote_code: Run code that a hub model brings along.
     """
@@ -153,7 +157,7 @@ class RunConfig:
     on_collapse: Literal["warn", "stop", "best"] = "warn"
     logging_steps: int = 1
     evaluate_every: Literal["none", "epoch"] = "none"
-    evaluate_tasks: str = "lume_task1,lume_task2,lume_task3,lume_mia,lume_score"
+    evaluate_tasks: str | None = None
     evaluate_limit: int | None = None
     evaluate_batch_size: int = 64
     best_metric: str = "lume_score.task_aggregate"
@@ -216,8 +220,8 @@ class RunConfig:
 
     @property
     def scored_tasks(self) -> list[str]:
-        """The tasks to score while training."""
-        return [name.strip() for name in self.evaluate_tasks.split(",")]
+        """The tasks to score while training; by default all that the data may have."""
+        return [name.strip() for name in (self.evaluate_tasks or ",".join(SCORED)).split(",")]
 
     @property
     def adapter_list(self) -> list[str]:

@@ -14,8 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from lume_tasks import data as lume_data
 from lume_unlearn import scoring
 from lume_unlearn.checkpoints import fresh_partial, writing
-from lume_unlearn.config import RunConfig
+from lume_unlearn.config import SCORED, ConfigError, RunConfig
 from lume_unlearn.forward import evaluating
+from lume_unlearn.sources import named_directory
 from lume_unlearn.whole import write_text
 
 _log = logging.getLogger("lume_unlearn")
@@ -34,10 +35,41 @@ class Evaluation(TrainerCallback):
     """
 
     def __init__(self, config: RunConfig, tokenizer: Any) -> None:
-        """Take the tasks and the metric from the configuration, which has checked them."""
+        """Choose the tasks, and load them once: what cannot be scored is found before training.
+
+        Raises:
+            ConfigError: a task is unknown, or the data has nothing for it.
+            DataError: the data of a task is faulty.
+        """
         self.config, self.tokenizer = config, tokenizer
         self.task, _, self.metric = config.best_metric.partition(".")
         self.best: dict[str, Any] | None = None
+        self.directory = named_directory(config.data)
+        mmlu = lume_data.mmlu_source(None, self.directory)
+        self.metadata = scoring.data_metadata(self.directory, config.split)
+        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": tokenizer}
+        self.tasks = self._chosen_tasks()
+        try:
+            scoring.require_loadable(self.metadata, self.tasks)
+        except KeyError as error:
+            raise ConfigError(f"--evaluate_tasks {error.args[0]}: there is no such task") from error
+
+    def _chosen_tasks(self) -> tuple[str, ...]:
+        """The tasks that were named, or the default ones that the data has.
+
+        Raises:
+            ConfigError: the data has nothing for a task that was named.
+        """
+        there = scoring.tasks_for(self.directory, self.config.split)
+        lacking = [name for name in self.config.scored_tasks if name in (*SCORED, "lume_mmlu") and name not in there]
+        chosen = [name for name in self.config.scored_tasks if name not in lacking]
+        option = "evaluate_tasks" if self.config.evaluate_tasks else "best_metric"
+        if lacking and (self.config.evaluate_tasks or self.task not in chosen):
+            raise ConfigError(
+                f"--{option} {getattr(self.config, option)}: {self.directory} has no data for {', '.join(lacking)} in "
+                f"split {self.config.split}; it has data for {', '.join(there)}"
+            )
+        return tuple(chosen)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -65,51 +97,94 @@ class Evaluation(TrainerCallback):
         processes = PartialState()
         done = (Path(self.config.output) / SCORES / f"checkpoint-{step}" / RESULTS).is_file()
         if processes.is_main_process and (again or not done):
-            unwrapped = getattr(model, "module", model)
-            with evaluating(unwrapped):
-                results = self._score(unwrapped)
-            self._keep(results, unwrapped, step)
+            self._try(getattr(model, "module", model), step)
         processes.wait_for_everyone()
+
+    def _try(self, model: Any, step: int) -> None:
+        """Score, print the scores and keep them; a failure is a warning, since it must not cost the run its result."""
+        try:
+            with evaluating(model):
+                results = self._score(model)
+        except Exception as error:  # of the harness, of a task, of the GPU: whatever it is, training can go on
+            _log.warning(
+                "step %d: scoring failed (%s: %s); training continues and the model will be saved: score it afterwards",
+                step,
+                type(error).__name__,
+                error,
+            )
+            return
+        found = self._found(results, step)
+        print(f"step {step}: {_line(found['scores'])}", flush=True)
+        try:
+            self._keep(results, found, model)
+        except ConfigError as error:
+            _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
 
     def _score(self, model: Any) -> dict[str, Any]:
         from lm_eval.models.huggingface import HFLM
 
         lm = HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=self.config.evaluate_batch_size)
-        directory = lume_data.data_dir(self.config.data)
-        metadata = scoring.data_metadata(directory, self.config.split) | {"tokenizer": self.tokenizer}
         # No seeds: scoring draws nothing, and the training's own random state must go on as it is.
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
-        return scoring.score(lm, metadata, tuple(self.config.scored_tasks), limit=self.config.evaluate_limit, **seeds)
+        return scoring.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)
 
-    def _keep(self, results: dict[str, Any], model: Any, step: int) -> None:
+    def _keep(self, results: dict[str, Any], found: dict[str, Any], model: Any) -> None:
         """Keep the weights if they are the best, then the scores: with those a step counts as done."""
-        value = results["results"].get(self.task, {}).get(f"{self.metric},none")
-        if value is None or math.isnan(value):
+        step = found["step"]
+        if found["value"] is None and not (self._by_aggregate and scoring.MEAN in found["scores"]):
             _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
-        elif self.best is None or self._better(results, value, self.best["value"]):
-            self.best = {"metric": self.config.best_metric, "value": float(value), "step": step}
-            self._keep_weights(model)
+        elif self.best is None or self._rank(results, found) >= self._rank(results, self.best):
+            self._keep_weights(model, found)
+            self.best = found
         output = Path(self.config.output)
         folder = output / SCORES / f"checkpoint-{step}"
         with writing(output):
             folder.mkdir(parents=True, exist_ok=True)
             write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
 
-    def _keep_weights(self, model: Any) -> None:
+    def _keep_weights(self, model: Any, found: dict[str, Any]) -> None:
         output = Path(self.config.output)
         with writing(output):
             best = fresh_partial(output)
             model.save_pretrained(best)
             self.tokenizer.save_pretrained(best)
-            (best / "best.json").write_text(json.dumps(self.best, indent=1) + "\n", encoding="utf-8")
+            (best / "best.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
             shutil.rmtree(output / ASIDE, ignore_errors=True)
             if (output / BEST).exists():
                 os.replace(output / BEST, output / ASIDE)
             os.replace(best, output / BEST)
             shutil.rmtree(output / ASIDE, ignore_errors=True)
 
-    def _better(self, results: dict[str, Any], value: float, than: float) -> bool:
-        """By the task's own word; `lume_score`, which has none, wants only its forget scores low."""
+    @property
+    def _by_aggregate(self) -> bool:
+        """Whether the mean of the task scores decides where the metric has no value: the data may lack a task."""
+        return self.config.best_metric == "lume_score.task_aggregate"
+
+    def _found(self, results: dict[str, Any], step: int) -> dict[str, Any]:
+        """Return what ``best.json`` says of these weights; ``value`` is None where the metric has none."""
+        value = results["results"].get(self.task, {}).get(f"{self.metric},none")
+        value = None if value is None or math.isnan(value) else float(value)
+        scores = scoring.headline(results)
+        if value is not None and not self._by_aggregate:
+            scores = {self.config.best_metric: value} | scores
+        return {"metric": self.config.best_metric, "value": value, "step": step, "scores": scores}
+
+    def _rank(self, results: dict[str, Any], found: dict[str, Any]) -> tuple[float, float]:
+        """The higher the better; by the task's own word, and of `lume_score` only the forget scores are best low."""
         default = not self.metric.startswith("forget_")
         higher = results["higher_is_better"].get(self.task, {}).get(self.metric, default)
-        return value > than if higher else value < than
+        value = found["value"] or 0.0
+        return (value if higher else -value), found.get("scores", {}).get(scoring.MEAN, 0.0)
+
+
+def best_line(output: Path) -> str | None:
+    """What to say of ``best/`` at the end of a run that was scored while training; None without one."""
+    path = output / BEST / "best.json"
+    if not path.is_file():
+        return None
+    best = json.loads(path.read_text(encoding="utf-8"))
+    return f"Best scores: step {best['step']}, kept in {output / BEST} ({_line(best['scores'])})."
+
+
+def _line(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())

@@ -1,5 +1,6 @@
 """Scoring from Python, through the same tasks as the command line's."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,10 @@ from lume_tasks import data as lume_data
 from lume_tasks.paths import task_dir
 from lume_tasks.rows import TASKS
 
-GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_score")
+MEAN = "mean of the task scores"
+ROW_TASKS = tuple(f"lume_{task.lower()}" for task in TASKS)
+GENERATION_TASKS = (*ROW_TASKS, "lume_score")
+_MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
 
 
 def tasks_for(directory: Path, split: str = "all") -> list[str]:
@@ -21,7 +25,7 @@ def tasks_for(directory: Path, split: str = "all") -> list[str]:
     """
     rows = lume_data.load_rows(directory, split)
     present = {row.task for side in rows.values() for row in side}
-    tasks = [f"lume_{task.lower()}" for task in TASKS if task in present]
+    tasks = [name for name, task in zip(ROW_TASKS, TASKS, strict=True) if task in present]
     tasks += ["lume_mia"] if (directory / "mia_data").is_dir() else []
     tasks += ["lume_mmlu"] if lume_data.mmlu_source(None, directory) != lume_data.MMLU_HUB_ID else []
     return [*tasks, "lume_score"]
@@ -42,11 +46,9 @@ def score(
         **options: of `simple_evaluate`: ``device``, ``batch_size``, ``limit``, ``gen_kwargs``, ...
     """
     from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
 
     arguments = model if isinstance(model, dict) else {}
-    # Our folder alone: indexing the harness's own fourteen thousand tasks takes longer than scoring a small model.
-    manager = TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=arguments | metadata)
+    manager = _manager(arguments | metadata)
     results = simple_evaluate(
         model="hf" if arguments else model,
         model_args=arguments or None,
@@ -59,11 +61,60 @@ def score(
     return dict(results)
 
 
+def require_loadable(metadata: dict[str, Any], tasks: tuple[str, ...]) -> None:
+    """Load the tasks with their data, as scoring will, so that what is missing is found before anything is trained.
+
+    Raises:
+        DataError: the data of a task is missing or faulty.
+        KeyError: there is no task of that name.
+    """
+    manager = _manager(metadata)
+    if unknown := [name for name in tasks if name not in manager.all_tasks]:
+        raise KeyError(", ".join(unknown))
+    manager.load(list(tasks))
+
+
+def _manager(metadata: dict[str, Any]) -> Any:
+    from lm_eval.tasks import TaskManager
+
+    # Our folder alone: indexing the harness's own fourteen thousand tasks takes longer than scoring a small model.
+    return TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata)
+
+
+def headline(results: dict[str, Any]) -> dict[str, float]:
+    """Return the scores of one evaluation that fit in a line, those that have a value.
+
+    The four overall means, the task aggregate, `mean_score` and the attack's AUC.
+    """
+    score = results["results"].get("lume_score", {})
+    found = {name.replace("_", " "): score.get(f"{name},none") for name in (*_MEANS, "task_aggregate")}
+    found[MEAN] = mean_score(results)
+    found["attack AUC"] = results["results"].get("lume_mia", {}).get("loss_auc,none")
+    return {label: float(value) for label, value in found.items() if _is_number(value)}
+
+
+def mean_score(results: dict[str, Any]) -> float | None:
+    """Return the mean of the twelve task scores (or those that have a value), forget scores as 1 - score.
+
+    The task aggregate is their harmonic mean, which is 0 where one of them is 0; this mean still orders such models.
+    """
+    goods = []
+    for task in ROW_TASKS:
+        for name in _MEANS:
+            value = results["results"].get(task, {}).get(f"{name},none")
+            if _is_number(value):
+                goods.append(1 - value if name.startswith("forget") else value)
+    return sum(goods) / len(goods) if goods else None
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and not math.isnan(value)
+
+
 def overall(results: dict[str, Any]) -> dict[str, float]:
     """The four overall means of `lume_score`, those that have a value."""
-    names = [f"{side}_{kind}" for side in ("forget", "retain") for kind in ("regurgitation", "knowledge")]
     scores = results["results"]["lume_score"]
-    return {name: scores[f"{name},none"] for name in names if f"{name},none" in scores}
+    return {name: scores[f"{name},none"] for name in _MEANS if f"{name},none" in scores}
 
 
 def data_metadata(data: Path, split: str = "all") -> dict[str, Any]:

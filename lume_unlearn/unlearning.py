@@ -64,6 +64,7 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     # cuDNN plans anew for every length of a sequence, and lengths change from pass to pass.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
+    evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
     declared = modeling.declared(config.model, config.trust_remote_code)
     modeling.require_depth(config, declared.get_text_config().num_hidden_layers)
     with memory_advice(config):
@@ -83,7 +84,7 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
         at_end=config.spec.negated,
     )
     stop = Stop()
-    callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else [])]
+    callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else []), *evaluations]
     with memory_advice(config, model):
         trainer = make_trainer(config, model, tokenizer, sides, callbacks)
         with stop.listening():  # until the record is written: there may be no checkpoint of the last step
@@ -231,7 +232,7 @@ def make_trainer(
         reference=reference,
         train_dataset=sides,
         processing_class=tokenizer,
-        callbacks=[*callbacks, *([Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else [])],
+        callbacks=callbacks,
         optimizer_cls_and_kwargs=modeling.optimizer_class(config),
     )
     if modeling.use_bfloat16(config):

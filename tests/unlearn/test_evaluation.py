@@ -3,14 +3,18 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lume_unlearn import scoring
+from lume_tasks.rows import DataError, read_rows
+from lume_unlearn import cli, modeling, scoring
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.evaluation import Evaluation
 from lume_unlearn.unlearning import run
+from tests.conftest import write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -45,12 +49,10 @@ def test_scores_of_each_epoch_and_the_best_weights(model_dir: Path, data_dir: Pa
         step: json.loads(path.read_text())["results"]["lume_mia"]["loss_auc,none"] for step, path in results.items()
     }
     best = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
-    # A lower AUC is better here, says the task; the first of two equal ones stays.
-    assert best == {
-        "metric": "lume_mia.loss_auc",
-        "value": min(aucs.values()),
-        "step": min(aucs, key=lambda s: aucs[s]),
-    }
+    # A lower AUC is better here, says the task.
+    step = min(aucs, key=lambda s: aucs[s])
+    assert (best["metric"], best["value"], best["step"]) == ("lume_mia.loss_auc", aucs[step], step)
+    assert best["scores"]["lume_mia.loss_auc"] == aucs[step]
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "best")
 
 
@@ -60,6 +62,103 @@ def test_scoring_does_not_change_the_training(model_dir: Path, data_dir: Path, t
     run(replace(scored, output=str(tmp_path / "plain"), evaluate_every="none"))
     states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("scored", "plain")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def scores(aggregate: float | None, *task1: float) -> dict[str, Any]:
+    """Results with this aggregate and these four scores of Task 1."""
+    names = [f"{side}_{kind},none" for side in ("forget", "retain") for kind in ("regurgitation", "knowledge")]
+    score = {} if aggregate is None else {"task_aggregate,none": aggregate}
+    return {
+        "higher_is_better": {},
+        "results": {"lume_score": score, "lume_task1": dict(zip(names, task1, strict=True))},
+    }
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step"),
+    [
+        ([scores(0.0, 1, 1, 1, 1), scores(0.0, 0.2, 1, 1, 1), scores(0.0, 0.4, 1, 1, 1)], 4),  # by the mean
+        ([scores(0.0, 1, 1, 1, 1)] * 3, 6),  # the later one
+        ([scores(0.3, 1, 1, 1, 0), scores(0.0, 0, 0, 1, 1), scores(0.2, 0, 0, 1, 1)], 2),  # by the aggregate
+        ([scores(None, 1, 1, 1, 1), scores(None, 0, 1, 1, 1), scores(None, 1, 1, 1, 1)], 4),  # a task is missing
+    ],
+)
+def test_the_best_epoch_and_what_is_printed(
+    epochs: list[dict[str, Any]],
+    step: int,
+    model_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    left = iter(epochs)
+    monkeypatch.setattr(Evaluation, "_score", lambda *_: next(left))
+    options = {
+        "model": model_dir,
+        "data": data_dir,
+        "output": tmp_path / "out",
+        "method": "gd",
+        "evaluate_every": "epoch",
+    }
+    options |= {"epochs": 3, "batch_size": 6, "lora_rank": 2}
+    assert cli.main(["run", *(f"--{name}={value}" for name, value in options.items())]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert len([line for line in printed if line.startswith("step ") and "mean of the task scores" in line]) == 3
+    kept = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
+    assert kept["step"] == step
+    mean = kept["scores"]["mean of the task scores"]
+    assert printed[-1].startswith(f"Best scores: step {step}, kept in {tmp_path / 'out' / 'best'} (")
+    assert f"mean of the task scores {mean:.3f}" in printed[-1]
+
+
+def own_data(data_dir: Path, folder: Path) -> Path:
+    """Rows of Task 1 and nothing else."""
+    for side in ("forget", "retain"):
+        rows = [row for row in read_rows(data_dir / f"{side}.jsonl") if row.task == "Task1"]
+        write_rows(folder / f"{side}.jsonl", rows)
+    return folder
+
+
+def test_data_with_one_task_is_scored_with_the_tasks_that_it_has(
+    model_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    config = options(model_dir, own_data(data_dir, tmp_path / "data"), tmp_path / "out")
+    run(replace(config, evaluate_tasks=None, best_metric="lume_score.task_aggregate", epochs=1))
+    (path,) = (tmp_path / "out" / "scores").glob("*/results_lume.json")
+    assert json.loads(path.read_text())["results"].keys() == {"lume_task1", "lume_score"}
+    assert (tmp_path / "out" / "best" / "config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "--evaluate_tasks lume_task1,lume_mia,lume_score: .* has no data for lume_mia in split all; it has data"),
+        ({"evaluate_tasks": None}, "--best_metric lume_mia.loss_auc: .* has no data for .*lume_mia"),
+        ({"evaluate_tasks": "lume_mia,lume_x"}, "--evaluate_tasks"),
+        ({"evaluate_tasks": "lume_x", "best_metric": "lume_x.y"}, "--evaluate_tasks lume_x: there is no such task"),
+        ({"evaluate_tasks": "lume_pii", "best_metric": "lume_pii.y"}, "no row of Task2"),
+    ],
+)
+def test_what_cannot_be_scored_is_refused_before_training(
+    changed: dict[str, Any], said: str, model_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(modeling, "load_for_training", lambda *_: pytest.fail("the model was loaded"))
+    config = options(model_dir, own_data(data_dir, tmp_path / "data"), tmp_path / "out")
+    with pytest.raises((ConfigError, DataError), match=said):
+        run(replace(config, **changed))
+
+
+def test_a_failing_evaluation_is_a_warning_and_the_model_is_saved(
+    model_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def score(*_: Any) -> Any:
+        raise RuntimeError("out of patience")
+
+    monkeypatch.setattr(Evaluation, "_score", score)
+    run(options(model_dir, data_dir, tmp_path / "out"))
+    assert caplog.text.count("scoring failed (RuntimeError: out of patience); training continues") == 2
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
 
 
 def test_what_it_needs_is_said_before_anything_is_loaded() -> None:
