@@ -92,10 +92,18 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
             stop.raise_if_stopped(trainer.state)
             if config.spec.negated:
                 _negate(config, trainer, watch)
-            if trainer.is_world_process_zero() and (verdict := watch.verdict()):
-                _log.warning("%s", verdict)
+            if trainer.is_world_process_zero():
+                _report(watch)
             _save(config, trainer, record, watch)
         stop.say_if_late()
+
+
+def _report(watch: Watch) -> None:
+    """Print what the run did, and warn where that is little or does harm."""
+    if watch.forget or watch.retain:
+        print(watch.summary(), flush=True)
+    if verdict := watch.verdict():
+        _log.warning("%s", verdict)
 
 
 def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: Watch) -> None:

@@ -22,8 +22,12 @@ from lume_unlearn.forward import Passes, evaluating, row_nlls
 _log = logging.getLogger("lume_unlearn")
 
 OnCollapse = Literal["warn", "stop", "best"]
-LITTLE = 0.05
-"""Nats a token by which the NLL of forget rows may rise without a sign of forgetting (probabilities times 0.95)."""
+LITTLE = math.log(2)
+"""Nats a token; a smaller rise of the NLL of forget rows is little: of a memorised answer (NLL near 0), the tokens then
+keep a probability above one half (in the geometric mean), so that greedy decoding still finds them."""
+UNKNOWN = 1.0
+"""Nats a token; with a higher NLL before unlearning, the model hardly knows the forget rows: the stand-in target that
+was trained on LUME's has 0.003, the one that never saw them 7."""
 SAMPLE = 16
 """Rows of each side that are watched."""
 
@@ -93,6 +97,8 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         else:
             self._measure(model, 0)
             self._keep(model)
+            if state.is_world_process_zero and (unknown := self.unknown()):
+                _log.warning("%s", unknown)
 
     def _begin_anew(self, model: nn.Module, step: int, output: Path) -> None:
         """Judge the weights that are resumed by a policy or a bound that they were not trained under.
@@ -153,6 +159,28 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         first, last = self.measured[0], self.measured[-1]
         return last[f"{side}_nll"] - first[f"{side}_nll"] if f"{side}_nll" in first else 0.0
 
+    def unknown(self) -> str | None:
+        """What to say of a model that hardly knows the forget rows before it unlearns them."""
+        start = self.measured[0].get("forget_nll", 0.0)
+        if start <= UNKNOWN:
+            return None
+        return (
+            f"--model hardly knows the forget rows: their NLL is {start:.3f} nats a token before unlearning (near "
+            "0 where a model has memorised them), so unlearning and scoring mean nothing; name the model that was "
+            "trained on these rows"
+        )
+
+    def summary(self) -> str:
+        """What the run did to the measured rows, and in how many optimiser steps."""
+        first, last = self.measured[0], self.measured[-1]
+        sides = [
+            f"{side} NLL {first[f'{side}_nll']:.3f} -> {last[f'{side}_nll']:.3f}"
+            for side in ("forget", "retain")
+            if f"{side}_nll" in first
+        ]
+        rows = " and ".join(str(len(rows)) for rows in (self.forget, self.retain) if rows)
+        return f"{last['step']:g} optimiser steps: {', '.join(sides)} nats a token (of {rows} rows)"
+
     def verdict(self) -> str | None:
         """What to say at the end of a run that did more harm than good."""
         forget, retain = self.rise("forget"), self.rise("retain")
@@ -160,8 +188,10 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
             return "the result is worse than doing nothing: its NLL is not a finite number; lower --learning_rate"
         if self.forget and forget < LITTLE:
             return (
-                "the result has forgotten next to nothing: over the run the NLL of watched forget rows rose by "
-                f"{forget:.3f} nats a token; raise --learning_rate or --epochs"
+                "the result has forgotten little or nothing: over the run the NLL of watched forget rows rose by "
+                f"{forget:.3f} nats a token, less than {LITTLE:.2f} (ln 2), so what was memorised mostly keeps a "
+                "probability above one half and can still be answered; raise --learning_rate or --epochs (it took "
+                f"{self.measured[-1]['step']:g} optimiser steps; a smaller --batch_size makes more)"
             )
         if not self.retain or forget > retain:
             return None

@@ -1,5 +1,6 @@
 """Watching the retain rows: each policy, and that watching changes nothing."""
 
+import re
 from math import inf, nan
 from pathlib import Path
 from typing import Any
@@ -7,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, TrainerState
 
+from lume_tasks.checks import SIDES
 from lume_tasks.rows import read_rows
 from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
@@ -158,7 +160,7 @@ def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.L
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"forget_weight": 0.0, "retain_weight": 0.0}, ["the result has forgotten next to nothing"]),
+        ({"forget_weight": 0.0, "retain_weight": 0.0}, ["the result has forgotten little or nothing"]),
         ({"method": "ga", "tuning": "full", "learning_rate": 5e-4, "epochs": 4}, []),
     ],
 )
@@ -172,13 +174,14 @@ def test_a_run_that_did_no_good_says_so(
 @pytest.mark.parametrize(
     ("forget", "retain", "said"),
     [
-        (0.04, -1.0, "the result has forgotten next to nothing"),
-        (-0.3, -1.0, "the result has forgotten next to nothing"),
-        (0.06, 0.05, None),
+        (0.08, -1.0, "the result has forgotten little or nothing"),
+        (0.68, 0.0, "the result has forgotten little or nothing"),
+        (-0.3, -1.0, "the result has forgotten little or nothing"),
+        (0.70, 0.05, None),
         (2.0, 2.0, "the result is no better than doing nothing"),
         (2.0, 2.5, "the result is no better than doing nothing"),
         (nan, 0.0, "the result is worse than doing nothing"),
-        (0.1, inf, "the result is worse than doing nothing"),
+        (0.8, inf, "the result is worse than doing nothing"),
     ],
 )
 def test_what_is_said_of_a_result(forget: float, retain: float, said: str | None) -> None:
@@ -188,6 +191,25 @@ def test_what_is_said_of_a_result(forget: float, retain: float, said: str | None
     watch.measured = [start, {"step": 9, "forget_nll": 1.0 + forget, "retain_nll": 1.0 + retain}]
     verdict = watch.verdict()
     assert (verdict and verdict.partition(":")[0]) == said
+
+
+@pytest.mark.parametrize(("forget", "warned"), [(1.1, True), (0.9, False)])
+def test_a_model_that_does_not_know_the_forget_rows_is_warned_of(
+    forget: float, warned: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[Any] = [None]
+    watch = Watch(None, rows, rows, every=0, bound=1.0, policy="warn", max_tokens=1)  # type: ignore[arg-type]
+    start = {"step": 0, "forget_nll": forget, "retain_nll": 0.1}
+    monkeypatch.setattr(watch, "_measure", lambda *_: watch.measured.append(start))
+    watch.on_train_begin(None, TrainerState(), None)  # type: ignore[arg-type]
+    assert ("--model hardly knows the forget rows: their NLL is 1.100" in caplog.text) == warned
+
+
+def test_a_run_prints_what_it_did(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = run(make_config(inputs, tmp_path / "out"))
+    first, *_, last = record(output)["watched"]
+    said = ", ".join(f"{side} NLL {first[f'{side}_nll']:.3f} -> {last[f'{side}_nll']:.3f}" for side in SIDES)
+    assert f"4 optimiser steps: {said} nats a token (of 7 and 5 rows)\n" in capsys.readouterr().out
 
 
 def test_a_result_that_is_no_number_says_so(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -203,7 +225,7 @@ def vector(inputs: Path, output: Path, scale: float, **options: Any) -> RunConfi
 
 def test_of_a_task_vector_the_result_is_judged(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     output = run(vector(inputs, tmp_path / "out", 1e4))
-    assert "the model has collapsed: at step 4 the NLL of watched retain rows is 16" in caplog.text
+    assert re.search(r"the model has collapsed: at step 4 the NLL of watched retain rows is \d{5}", caplog.text)
     assert steps(output) == [0, 2, 4]
     watched = record(output)["watched"]
     assert watched[2]["retain_nll"] > 1e4
