@@ -213,15 +213,34 @@ def _run(options: dict[str, Any]) -> None:
 
     config = _run_config(options)
     output = run(config)
-    model = f"pretrained={config.model},peft={output}" if config.tuning == "lora" else f"pretrained={output}"
     if PartialState().is_main_process:
-        print(f"Written to {output}. Score it with:")
-        # The rows that it was unlearned on, and not those that the tasks would find by themselves.
-        rows = f"LUME_DATA_DIR={shlex.quote(config.data)} " if config.data else ""
-        split = f' --metadata \'{{"lume_split": "{config.split}"}}\'' if config.split != "all" else ""
-        print(f"  {rows}lm_eval --model hf --model_args {shlex.quote(model)} --tasks lume{split} --batch_size 64")
+        print(f"Written to {output}. Score it with:\n  {scoring_command(config)}")
         if line := best_line(output):
             print(line)
+
+
+def scoring_command(config: Any) -> str:
+    """The command that scores what a run wrote, on the rows of the run, with the tasks that these have data for."""
+    from lume_unlearn.scoring import ROW_TASKS, tasks_for
+    from lume_unlearn.sources import named_directory
+
+    lora = config.tuning == "lora"
+    model = f"pretrained={config.model},peft={config.output}" if lora else f"pretrained={config.output}"
+    model += ",trust_remote_code=True" if config.trust_remote_code else ""
+    tasks, metadata = "lume", {}
+    if config.forget:  # the tasks read a directory
+        metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
+    elif config.data or not config.spec.merges:
+        found = tasks_for(named_directory(config.data), config.split)
+        # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
+        tasks = "lume" if {*ROW_TASKS, "lume_mia"} <= set(found) else ",".join(found)
+    if config.data:
+        metadata["lume_data_dir"] = config.data
+    if config.split != "all":
+        metadata["lume_split"] = config.split
+    words = ["lm_eval", "--model", "lume-hf", "--model_args", model, "--tasks", tasks, "--batch_size", "64"]
+    words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
+    return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 
 def _merge(options: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 from safetensors.torch import load_file
 
 from lume_unlearn import cli
+from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import METHODS
+from tests.conftest import make_rows, write_rows
 
 
 def command(*argv: str, processes: int) -> subprocess.CompletedProcess[str]:
@@ -46,13 +49,41 @@ def test_a_run_and_a_merge(model_dir: Path, data_dir: Path, tmp_path: Path, caps
     where = ("--model", str(model_dir), "--data", str(data_dir), "--output", str(adapter))
     code, out, _ = main(capsys, "run", *where, "--epochs", "1", "--config", "gd_lora", "--lora_rank", "2")
     assert code == 0
-    command = f"lm_eval --model hf --model_args pretrained={model_dir},peft={adapter} --tasks lume --batch_size 64"
-    assert f"  LUME_DATA_DIR={data_dir} {command}\n" in out  # the rows of the run
+    command = f"lm_eval --model lume-hf --model_args pretrained={model_dir},peft={adapter} --tasks lume --batch_size 64"
+    rows = f"""--metadata '{{"lume_data_dir": "{data_dir}"}}'"""
+    assert f"  {command} {rows} --output_path results --log_samples\n" in out  # the rows of the run
     config = json.loads((adapter / "unlearning.json").read_text())["config"]
     assert (config["method"], config["epochs"], config["lora_rank"]) == ("gd", 1, 2)
     code, out, _ = main(capsys, "merge", "--adapter", str(adapter), "--output", str(merged))
     assert (code, out) == (0, f"Written to {merged}.\n")
     assert load_file(merged / "model.safetensors").keys() == load_file(model_dir / "model.safetensors").keys()
+
+
+def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
+    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Rows of one task, in one split, under names with spaces."""
+    data, output = tmp_path / "own data", tmp_path / "un learned"
+    for side in ("forget", "retain"):
+        write_rows(data / "train" / f"{side}.jsonl", [row for row in make_rows(side) if row.task == "Task2"])
+    where = ("--model", str(model_dir), "--data", str(data), "--split", "train", "--output", str(output))
+    code, out, _ = main(capsys, "run", *where, "--method", "gd", "--epochs", "1")
+    assert code == 0
+    words = shlex.split(out[out.index("lm_eval ") :])
+    assert words[3:5] == ["--model_args", f"pretrained={model_dir},peft={output}"]
+    assert words[5:7] == ["--tasks", "lume_task2,lume_score"]
+    command = [sys.executable, "-m", *words, "--limit", "1", "--device", "cpu"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "results").rglob("samples_lume_task2_*.jsonl"))
+
+
+def test_the_printed_command_names_no_rows_that_it_cannot_know() -> None:
+    files = RunConfig("m", "o", "ga", forget="f.jsonl", tuning="full", trust_remote_code=True)
+    words = shlex.split(cli.scoring_command(files))
+    assert words[4:7] == ["pretrained=o,trust_remote_code=True", "--tasks", "lume"]
+    assert "FOLDER OF forget.jsonl" in words[words.index("--metadata") + 1]
+    assert "--metadata" not in cli.scoring_command(RunConfig("m", "o", "ties-merge", adapters="a,b"))
 
 
 def test_methods_lists_every_method_with_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
