@@ -10,6 +10,7 @@ import numpy as np
 
 from lume_tasks import data as lume_data
 from lume_tasks.checks import SIDES, check_sides
+from lume_tasks.mia import members_among
 from lume_tasks.rows import DataError, Row, read_rows
 from lume_unlearn.alternatives import read_alternatives
 from lume_unlearn.config import ConfigError, RunConfig
@@ -78,6 +79,28 @@ def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row
     if faults:
         raise DataError("\n".join(faults))
     return files, sides
+
+
+def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
+    """Say how many member documents the forget rows hold, and what the membership attack will show of the run.
+
+    Returns:
+        One line; None where the data has no member documents, or files were named instead of a data directory.
+
+    Raises:
+        DataError: the documents have faults.
+    """
+    directory = None if config.forget else named_directory(config.data)
+    if directory is None or not (directory / "mia_data").is_dir():
+        return None
+    members, _ = lume_data.load_mia(directory)
+    count = members_among(members, forget)
+    line = f"{count} of {len(members)} member documents are among the forget rows"
+    if count < len(members):
+        line += ": the attack (lume_mia) also asks for documents that this run does not unlearn"
+    if count and config.loss_on == "answer":
+        line += "; a loss on answers alone (--loss_on answer) hardly moves the attack, --loss_on text moves it more"
+    return line
 
 
 def _alternatives(config: RunConfig, forget: list[Row]) -> list[list[str]] | None:

@@ -10,6 +10,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
+from lume_tasks.rows import DataError
 from lume_unlearn import merging, modeling
 from lume_unlearn.checkpoints import fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
 from lume_unlearn.config import ConfigError, RunConfig, require_unused
@@ -17,7 +18,7 @@ from lume_unlearn.data import Sides
 from lume_unlearn.divergence import LowerRate, memory_advice
 from lume_unlearn.evaluation import Evaluation
 from lume_unlearn.forward import Passes, Reference, compile_layers, token_nlls
-from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, require_known, watched
+from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
 from lume_unlearn.interruption import Stop
 from lume_unlearn.launch import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
 from lume_unlearn.ngdiff import NormalisedTrainer
@@ -87,6 +88,8 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else []), *evaluations]
     with memory_advice(config, model):
         trainer = make_trainer(config, model, tokenizer, sides, callbacks)
+        if trainer.is_world_process_zero():
+            _say_members(config, inputs)
         with stop.listening():  # until the record is written: there may be no checkpoint of the last step
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             stop.raise_if_stopped(trainer.state)
@@ -96,6 +99,15 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
                 _report(watch)
             _save(config, trainer, record, watch)
         stop.say_if_late()
+
+
+def _say_members(config: RunConfig, inputs: Inputs) -> None:
+    """Print what the membership attack will show; faulty documents are a warning, since training does not need them."""
+    try:
+        if line := members_line(config, inputs.forget):
+            print(line, flush=True)
+    except DataError as error:
+        _log.warning("%s", error)
 
 
 def _report(watch: Watch) -> None:

@@ -83,6 +83,33 @@ def test_a_full_model_keeps_its_configuration(config: RunConfig) -> None:
     assert {value.dtype for value in weights(output).values()} == {torch.float32}
 
 
+@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "answer"), (3, "text")])
+def test_a_run_says_how_many_member_documents_it_unlearns(
+    count: int, loss_on: Any, config: RunConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    rows = [row for row in read_rows(data / "forget.jsonl") if row.kind == "sc"]
+    documents = [f"{row.input} {row.output}" for row in rows[:count]] + ["one", "two", "three"][count:]
+    lines = (json.dumps({"document": text}) + "\n" for text in documents)
+    (data / "mia_data" / "member.jsonl").write_text("".join(lines))
+    run(replace(config, data=str(data), epochs=1, loss_on=loss_on))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "member documents" in line)
+    assert line.startswith(f"{count} of 3 member documents are among the forget rows")
+    assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
+    assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")
+
+
+def test_a_run_goes_on_without_member_documents_or_with_faulty_ones(
+    config: RunConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    (data / "mia_data" / "member.jsonl").write_text("no JSON\n")
+    assert (run(replace(config, data=str(data), epochs=1)) / "adapter_model.safetensors").exists()
+    shutil.rmtree(data / "mia_data")
+    assert run(replace(config, data=str(data), epochs=1, output=str(tmp_path / "other"))).is_dir()
+    assert "member documents" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_the_seed_decides_everything(tuning: str, config: RunConfig, tmp_path: Path) -> None:
     config = replace(config, tuning=tuning, lora_dropout=0.2)
