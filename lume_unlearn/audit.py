@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lume_tasks import data as lume_data
 from lume_tasks.metrics import exact_match
@@ -25,6 +26,7 @@ from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data import encode_rows
 from lume_unlearn.finetune import fine_tune
 from lume_unlearn.forward import use_packing
+from lume_unlearn.sources import named_directory
 from lume_unlearn.whole import write_text
 
 Sides = dict[str, list[Row]]
@@ -119,7 +121,7 @@ def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
         as the share of questions that any of the drawn answers gets right. ``plain`` is always there.
 
     Raises:
-        ConfigError: an option that cannot work, or an output that cannot be written.
+        ConfigError: an option that cannot work, a model that cannot be quantised, or an output that cannot be written.
         DataError: faulty rows.
     """
     output = Path(config.output)
@@ -128,6 +130,8 @@ def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
     results: dict[str, dict[str, float]] = {}
     with only_run(output):
         subject = _load(config)
+        if "quantised" in chosen:
+            weight_layers(subject.model)
         for name in dict.fromkeys(["plain", *chosen]):
             results |= AUDITS[name](subject)
             with writing(output):  # after each: nothing is lost if one fails
@@ -146,7 +150,7 @@ def audit_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def _load(config: AuditConfig) -> Subject:
-    rows = lume_data.load_rows(lume_data.data_dir(config.data), config.split)
+    rows = lume_data.load_rows(named_directory(config.data), config.split)
     if config.limit:
         rows = {side: random.Random(config.seed).sample(r, min(config.limit, len(r))) for side, r in rows.items()}
     if config.peft:
@@ -190,11 +194,33 @@ def quantise(subject: Subject, bits: int) -> tuple[Any, str]:
         )
         return model, "bitsandbytes"
     model = copy.deepcopy(subject.model)
-    output_layer = model.get_output_embeddings()
-    for module in model.modules():
-        if isinstance(module, nn.Linear) and module is not output_layer:
+    for module in weight_layers(model):
+        if isinstance(module, Conv1D):  # GPT-2's layer holds its weight as (inputs, outputs)
+            module.weight.data = round_to_nearest(module.weight.data.T, bits).T.contiguous()
+        else:
             module.weight.data = round_to_nearest(module.weight.data, bits)
     return model, "rounded"
+
+
+def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
+    """The linear layers that quantisation changes: `nn.Linear` and GPT-2's `Conv1D`, without the output layer.
+
+    Raises:
+        ConfigError: they hold less than half of the weights outside the embeddings, so that the model would be called
+            quantised and not be it.
+    """
+    output_layer = model.get_output_embeddings()
+    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not output_layer]
+    outside = {id(module.weight) for module in (output_layer, model.get_input_embeddings()) if module is not None}
+    whole = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside)
+    held = sum(layer.weight.numel() for layer in layers)
+    if held < whole / 2:
+        raise ConfigError(
+            f"--audits quantised: only {held / whole:.0%} of the weights of {type(model).__name__} are in layers that "
+            "can be quantised (nn.Linear, Conv1D), so the result would not be a quantised model's; leave it out by "
+            "naming the other audits: --audits " + ",".join(name for name in AUDITS if name != "quantised")
+        )
+    return layers
 
 
 def round_to_nearest(weight: torch.Tensor, bits: int, group: int = 128) -> torch.Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from lume_tasks.rows import read_rows
 from lume_unlearn import audit as audits
@@ -107,6 +108,30 @@ def test_a_changed_model_is_scored_and_the_audited_one_left_alone(
     assert torch.equal(weight, round_to_nearest(before["model.layers.0.mlp.up_proj.weight"], 4))
     assert torch.equal(quantised.lm_head.weight, before["lm_head.weight"])
     assert all(torch.equal(before[name], value) for name, value in subject.model.state_dict().items())
+
+
+def test_a_gpt2_is_quantised_by_output_channel(config: AuditConfig) -> None:
+    """Its layers are Conv1D, which hold their weight as (inputs, outputs)."""
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=130, n_layer=1, n_head=2))
+    subject = audits.Subject(config, model, None, {})
+    quantised, _ = audits.quantise(subject, 4)
+    before, after = (m.transformer.h[0].mlp.c_fc.weight for m in (model, quantised))
+    assert torch.equal(after, round_to_nearest(before.T, 4).T)
+    assert len(after[:128, 0].unique()) <= 15
+    assert torch.equal(quantised.lm_head.weight, model.lm_head.weight)
+
+
+def test_a_model_whose_weights_are_elsewhere_is_not_called_quantised() -> None:
+    """The experts of Mixtral are parameters of three dimensions, in no linear layer."""
+    options = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1, "num_local_experts": 4}
+    model = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=8, intermediate_size=32, **options))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"--audits quantised: only \d% of the weights of MixtralForCausalLM"):
+        audits.weight_layers(model)
+
+
+def test_a_data_directory_that_is_not_there_is_said_by_its_option(config: AuditConfig, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^--data /nonexistent: is not a directory"):
+        audit(replace(config, output=str(tmp_path / "out"), data="/nonexistent"))
 
 
 @pytest.mark.parametrize(
