@@ -19,7 +19,9 @@ MARK = "<!-- written by lume-unlearn card -->"
 # What peft and transformers leave in cards of their own, which may be replaced.
 _OTHERS_MARKS = ("[More Information Needed]", "This model card has been generated automatically")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-_PATHS = ("model", "output", "data", "forget", "retain", "resume")  # of the run's configuration; not for publication
+# Options of a run that hold paths of this machine, which are not published; of the last two the last component is.
+_PATHS = ("model", "output", "data", "forget", "retain", "resume", "alternatives", "adapters")
+_ADAPTER_CONFIG = "adapter_config.json"
 _OTHER_TASKS = {"lume_score": "all tasks", "lume_mia": "membership inference"}
 # All that goes to the hub, from the folder itself. Anything else may be logged rows, paths, or checkpoints: what the
 # harness writes among them, if somebody had it write there.
@@ -81,12 +83,25 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
         address = api.create_repo(repository, exist_ok=True)
         # Whole names, since the hub's patterns reach into folders.
         names = [path.name for path in model_dir.iterdir() if _PUBLISHED.fullmatch(path.name) and path.is_file()]
+        adapter = _without_path(model_dir / _ADAPTER_CONFIG) if _ADAPTER_CONFIG in names else None
+        if adapter is not None:
+            names.remove(_ADAPTER_CONFIG)
+            api.upload_file(path_or_fileobj=adapter, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
         api.upload_folder(repo_id=repository, folder_path=model_dir, allow_patterns=names)
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
         raise DataError(
             f"--push_to_hub {repository}: {error}\nLog in with `hf auth login`, or set HF_TOKEN."
         ) from error
     return str(address)
+
+
+def _without_path(path: Path) -> bytes | None:
+    """An adapter's configuration with the last component of its model's folder; None where that is on the hub."""
+    content = json.loads(read_text(path))
+    model = str(content.get("base_model_name_or_path") or "")
+    if _on_the_hub(model):
+        return None
+    return json.dumps(content | {"base_model_name_or_path": Path(model).name}, indent=2).encode()
 
 
 def read_record(model_dir: Path) -> dict[str, Any]:
@@ -114,18 +129,29 @@ def read_record(model_dir: Path) -> dict[str, Any]:
 
 
 def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
-    """The one among the models that the folder holds, by the folder's name.
+    """The one among the models that the folder holds: scored in this folder, or in a copy with the same record.
 
     Raises:
         DataError: there is none, or there are several (of other splits or settings).
     """
-    name = model_dir.resolve().name
-    own = [model for model in models if Path(model.path).name == name]
+    own = [model for model in models if _is_copy(Path(model.path), model_dir)]
     if len(own) == 1:
         return own[0]
-    found = ", ".join(model.name for model in own or models)
-    fault = f"hold several results of {name}, with other splits or settings" if own else f"are not of {name}"
-    raise DataError(f"--results: these {fault}: {found}. Name the results of this model in one setting.")
+    if own:
+        fault = f"hold several results of {model_dir}, with other splits or settings: " + ", ".join(m.name for m in own)
+    else:
+        fault = f"are not of {model_dir.resolve()}, but of " + ", ".join(model.path for model in models)
+    raise DataError(f"--results: these {fault}. Name the results of this folder in one setting.")
+
+
+def _is_copy(scored: Path, model_dir: Path) -> bool:
+    """Whether both are the same folder, or hold the same record of a run, byte for byte."""
+    try:
+        if scored.resolve() == model_dir.resolve():
+            return True
+        return (scored / RECORD).read_bytes() == (model_dir / RECORD).read_bytes()
+    except (OSError, RuntimeError, ValueError):  # moved or never here; links in a circle, NUL characters
+        return False
 
 
 def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCardData:
@@ -163,8 +189,11 @@ def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
     base = config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name
     kind = "LoRA adapter of" if config["tuning"] == "lora" else "model made from"
     options = {name: value for name, value in config.items() if name not in _PATHS and value is not None}
+    for name in ("alternatives", "adapters"):
+        if config.get(name) is not None:
+            options[name] = ", ".join(Path(path.strip()).name for path in str(config[name]).split(","))
     processes = f"{record['processes']} process{'' if record['processes'] == 1 else 'es'}"
-    sums = {Path(file).name: digest for file, digest in record["data_sha256"].items()}
+    sums = [(_code(Path(file).name), _code(digest)) for file, digest in record["data_sha256"].items()]
     return f"""{MARK}
 
 # {_text(model_dir.resolve().name)}
@@ -188,7 +217,7 @@ In {_text(record["seconds"])} s on {_text(processes)}, with these options:
 
 Data, by SHA-256:
 
-{_table(("file", "SHA-256"), [(_code(name), _code(digest)) for name, digest in sums.items()])}
+{_table(("file", "SHA-256"), sums)}
 
 Versions:
 

@@ -1,6 +1,7 @@
 """The model card: the hub's metadata, true scores, and nothing that is nobody's business."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,21 @@ def test_the_card_holds_the_scores_in_the_hubs_form(finished: Path, write_result
 
 
 def test_no_path_of_this_machine_is_told(finished: Path, write_results: Write) -> None:
+    place = finished.parent
+    record = json.loads((finished / "unlearning.json").read_text())
+    record["config"] |= {
+        "alternatives": str(place / "alternatives.jsonl"),
+        "adapters": f"{place / 'a1'}, {place / 'a2'}",
+    }
+    record["data_sha256"][str(place / "other" / "forget.jsonl")] = "def456"
+    (finished / "unlearning.json").write_text(json.dumps(record))
     args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
     assert main(finished, write_results(str(finished), SCORES, config={"model_args": args})) == 0
-    assert "secret-place" not in (finished / "README.md").read_text()
+    text = (finished / "README.md").read_text()
+    assert "secret-place" not in text
+    assert "| alternatives | `alternatives.jsonl` |" in text
+    assert "| adapters | `a1, a2` |" in text
+    assert "| `forget.jsonl` | `abc123` |\n| `forget.jsonl` | `def456` |" in text
     assert ModelCard.load(finished / "README.md").data.base_model is None
 
 
@@ -77,11 +90,19 @@ def test_results_of_another_model_or_of_two_settings_are_refused(
     finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(finished, write_results("/m/gd", SCORES)) == 1
-    assert "are not of npo: gd" in capsys.readouterr().err
+    assert f"are not of {finished}, but of /m/gd" in capsys.readouterr().err
+    # A folder of the same name elsewhere is another model.
+    assert main(finished, write_results(str(finished.parent.parent / "npo"), SCORES)) == 1
+    assert f"are not of {finished}, but of" in capsys.readouterr().err
     paths = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
     assert main(finished, *paths) == 1
-    assert "hold several results of npo" in capsys.readouterr().err
+    assert f"hold several results of {finished}" in capsys.readouterr().err
     assert not (finished / "README.md").exists()
+
+
+def test_results_of_a_copy_of_the_folder_are_its_own(finished: Path, write_results: Write, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    assert main(finished, write_results(str(copy), SCORES)) == 0
 
 
 def test_a_card_by_a_person_is_kept_and_one_by_a_program_replaced(
@@ -135,6 +156,7 @@ def test_only_model_tokenizer_and_card_are_uploaded(
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).touch()
     (finished / "README.md").unlink()
+    (finished / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/olmo-1b"}')
     results = write_results(str(finished), SCORES, folder=str(finished))
     command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
     assert cli.main(command) == 0
@@ -144,6 +166,24 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     assert any(name.startswith("results_") for name in found)
     sent = filter_repo_objects(found, allow_patterns=upload["allow_patterns"], ignore_patterns=None)
     assert sorted(sent) == sorted(ours)
+
+
+def test_an_adapter_is_uploaded_without_the_path_of_its_model(
+    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uploads: list[dict[str, Any]] = []
+    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
+    for call in ("upload_folder", "upload_file"):
+        monkeypatch.setattr(f"lume_unlearn.card.HfApi.{call}", lambda self, **options: uploads.append(options))
+    config = {"r": 8, "base_model_name_or_path": str(finished.parent / "base")}
+    (finished / "adapter_config.json").write_text(json.dumps(config))
+    results = write_results(str(finished), SCORES)
+    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
+    assert cli.main(command) == 0
+    file, folder = uploads
+    assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": "base"}
+    assert folder["allow_patterns"] == ["README.md"]
+    assert json.loads((finished / "adapter_config.json").read_text()) == config
 
 
 def test_a_refused_upload_is_said_plainly(
