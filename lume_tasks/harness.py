@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import comparison, data, intervals, metrics, options
+from lume_tasks import comparison, data, intervals, metrics, options, published
 from lume_tasks.checks import SIDES
 from lume_tasks.rows import DataError
 
@@ -49,6 +49,16 @@ class LumeTask(RowsTask):
         """The aggregations by metric; each ``metrics.Score`` that they give knows the number of documents."""
         documents = len(self.eval_docs)
         return {name: _with_documents(function, documents) for name, function in super().aggregation().items()}
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+        """Call the data function, and let the results tell which documents were scored."""
+        super().download(dataset_kwargs, **options)
+        documents = map(self.document, self.dataset[self.config.test_split])
+        self.config.metadata[published.DIGEST] = published.documents_digest(documents)
+
+    def document(self, doc: dict[str, Any]) -> list[Any]:
+        """What a document is, for its digest, without what the tokenizer or a reference adds."""
+        return [doc["side"], doc["id"], doc["input"], doc["output"]]
 
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests; refuse what would silently measure something else than LUME.

@@ -34,6 +34,10 @@ PairItem = tuple[bool, float, float]  # member?, score, the reference's score
 class MiaTask(LumeTask):
     """A task whose metrics depend on what the backend answers: sums alone, or ``TokenScores``."""
 
+    def document(self, doc: dict[str, Any]) -> list[Any]:
+        """What a document is, for its digest: its class and its text."""
+        return [doc["member"], doc["context"] + doc["continuation"]]
+
     def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
         """Call the YAML's result function with the options that metadata gives."""
         if not callable(self.config.process_results):  # --predict_only puts another function in its place

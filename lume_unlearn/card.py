@@ -9,10 +9,12 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+from lume_tasks.data import MMLU_HUB_ID
 from lume_tasks.rows import DataError, file_fault, read_text, visible
 from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
 from lume_unlearn.methods import METHODS
 from lume_unlearn.results import RECORD, Model, read_models
+from lume_unlearn.scored_data import scored_rows, source
 from lume_unlearn.whole import write_text
 
 MARK = "<!-- written by lume-unlearn card -->"
@@ -22,7 +24,6 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
 # Options of a run that hold paths of this machine, which are not published; of the last two the last component is.
 _PATHS = ("model", "output", "data", "forget", "retain", "resume", "alternatives", "adapters")
 _ADAPTER_CONFIG = "adapter_config.json"
-_OTHER_TASKS = {"lume_score": "all tasks", "lume_mia": "membership inference"}
 # All that goes to the hub, from the folder itself. Anything else may be logged rows, paths, or checkpoints: what the
 # harness writes among them, if somebody had it write there.
 _PUBLISHED = re.compile(
@@ -164,21 +165,26 @@ def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCar
         pipeline_tag="text-generation",
         tags=["unlearning", "lume", config["method"]],
         eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type="cais/mmlu" if score.metric == "mmlu" else "lume",
-                dataset_name="MMLU" if score.metric == "mmlu" else f"LUME, {(TASKS | _OTHER_TASKS)[score.task]}",
-                dataset_config=None if score.metric == "mmlu" else score.task,  # what the hub tells entries apart by
-                dataset_split="test" if score.metric == "mmlu" else visible(model.evaluations[0].split),
-                metric_type=score.metric,
-                metric_name=_full_name(score),
-                metric_value=round(value, 6),
-                source_name="lm-evaluation-harness",
-                source_url="https://github.com/EleutherAI/lm-evaluation-harness",
-            )
+            _eval_result(model, score, value)
             for score in _SCORES
             if (value := model.score(score.task, score.metric)) is not None
         ],
+    )
+
+
+def _eval_result(model: Model, score: Score, value: float) -> EvalResult:
+    data = source(model, score)
+    return EvalResult(
+        task_type="text-generation",
+        dataset_type=data.kind,
+        dataset_name=data.name,
+        dataset_config=None if score.metric == "mmlu" else score.task,  # what the hub tells entries apart by
+        dataset_split=data.split,
+        metric_type=score.metric,
+        metric_name=_full_name(model, score),
+        metric_value=round(value, 6),
+        source_name="lm-evaluation-harness",
+        source_url="https://github.com/EleutherAI/lm-evaluation-harness",
     )
 
 
@@ -205,9 +211,13 @@ can tell what was in the training data.
 
 ## Scores
 
-By [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {_text(model.evaluations[0].sample)}.
+By the tasks of [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {_text(model.evaluations[0].sample)}.
 
 {_table(("score", "value", "95 % interval", "good"), _score_rows(model))}
+
+Scored on these documents; LUME and MMLU are named only where they are the published ones:
+
+{_table(("task", "data", "documents", "SHA-256"), [map(_text, row) for row in scored_rows(model)])}
 
 ## How it was made
 
@@ -215,7 +225,7 @@ In {_text(record["seconds"])} s on {_text(processes)}, with these options:
 
 {_table(("option", "value"), [(_text(name), _code(value)) for name, value in options.items()])}
 
-Data, by SHA-256:
+Trained on these files:
 
 {_table(("file", "SHA-256"), sums)}
 
@@ -231,11 +241,13 @@ def _score_rows(model: Model) -> list[tuple[str, str, str, str]]:
         value, interval = model.score(score.task, score.metric), model.interval(score.task, score.metric)
         if value is not None:
             ends = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-            rows.append((_full_name(score), f"{value:.3f}", ends, score.good))
+            rows.append((_full_name(model, score), f"{value:.3f}", ends, score.good))
     return rows
 
 
-def _full_name(score: Score) -> str:
+def _full_name(model: Model, score: Score) -> str:
+    if score.metric == "mmlu" and source(model, score).kind != MMLU_HUB_ID:
+        return "multiple choice"
     return f"{TASKS[score.task].partition(':')[0]}, {score.name}" if score.task in TASKS else score.name
 
 

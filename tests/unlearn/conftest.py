@@ -35,7 +35,7 @@ def write_results(tmp_path: Path) -> Callable[..., Path]:
             "results": results,
             "configs": {task: {"metadata": {"version": 1.0} | (metadata or {})} for task in scores},
             "versions": dict.fromkeys(scores, 1.0),
-            "n-samples": {task: {"effective": 4} for task in scores if task != "lume_score"},
+            "n-samples": {task: {"original": 4, "effective": 4} for task in scores if task != "lume_score"},
         }
         whole = {"model_name": model, "config": {"model_args": {"pretrained": model}}, "date": made} | tasks | content
         path = target / f"results_{date}.json"

@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
+from lume_tasks import published
+from lume_tasks.data import MMLU_SUBJECTS
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
+from lume_unlearn.glossary import TASKS
 from lume_unlearn.record import Record
 
 SCORES = {
@@ -44,19 +47,56 @@ def test_the_card_holds_the_scores_in_the_hubs_form(finished: Path, write_result
     assert main(finished, path) == 0
     card = ModelCard.load(finished / "README.md")
     assert results_of_the_hub(card) == {
-        ("LUME, all tasks", "final_score"): 0.5,
-        ("MMLU", "mmlu"): 0.25,
-        ("LUME, membership inference", "loss_auc"): 0.75,
-        ("LUME, Task 2: personal data", "forget_knowledge"): 0.125,
+        ("own data, all tasks, 8 rows", "final_score"): 0.5,
+        ("multiple choice, 0 questions in 0 subjects, not all of MMLU", "mmlu"): 0.25,
+        ("own data, membership inference, 4 rows", "loss_auc"): 0.75,
+        ("own data, Task 2: personal data, 4 rows", "forget_knowledge"): 0.125,
     }
-    assert {result.dataset_split for result in card.data.eval_results} == {"validation", "test"}
+    assert {result.dataset_split for result in card.data.eval_results} == {"validation", None}
+    assert {result.dataset_type for result in card.data.eval_results} == {"other", "multiple-choice"}
     assert card.data.model_name == "npo"
     assert card.data.library_name == "peft"
     assert card.data.tags == ["unlearning", "lume", "npo"]
     assert "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low |" in card.text
+    assert "| multiple choice | 0.250 |" in card.text
+    assert "| Task 2: personal data | own data | 4 | unknown |" in card.text
     assert "| transformers | " in card.text
     assert "| `forget.jsonl` | `abc123` |" in card.text
     assert "split validation" in card.text
+
+
+def published_results(path: Path, counts: dict[str, dict[str, int]]) -> None:
+    """Give results the digests of the published documents, and these numbers of documents."""
+    content = json.loads(path.read_text())
+    digests = {digest: split for digest, split in published.SPLITS.items() if split == "train"}
+    for task, digest in zip((*TASKS, "lume_mia"), (*digests, published.MIA), strict=True):
+        content["configs"].setdefault(task, {}).setdefault("metadata", {})[published.DIGEST] = digest
+    content["n-samples"] |= counts
+    path.write_text(json.dumps(content))
+
+
+def test_lume_and_mmlu_are_named_where_the_results_prove_them(finished: Path, write_results: Write) -> None:
+    path = write_results(str(finished), SCORES)
+    counts = {f"lume_mmlu_{subject}": {"original": 246, "effective": 246} for subject in MMLU_SUBJECTS}
+    counts["lume_mmlu_virology"] = {"original": 266, "effective": 266}
+    published_results(path, counts)
+    assert main(finished, path) == 0
+    results = ModelCard.load(finished / "README.md").data.eval_results
+    assert {(r.dataset_name, r.dataset_type, r.dataset_split) for r in results} == {
+        ("LUME, all tasks, 8 rows", "lume", "train"),  # as many as this file has of Task 2 and of the documents
+        ("MMLU", "cais/mmlu", "test"),
+        ("LUME, membership inference, 4 rows", "lume", "all"),
+        ("LUME, Task 2: personal data, 4 rows", "lume", "train"),
+    }
+
+
+def test_a_limit_makes_it_a_part_of_lume(finished: Path, write_results: Write) -> None:
+    path = write_results(str(finished), SCORES)
+    published_results(path, {"lume_task2": {"original": 9, "effective": 4}})
+    assert main(finished, path) == 0
+    names = {result.dataset_name for result in ModelCard.load(finished / "README.md").data.eval_results}
+    assert "part of LUME, Task 2: personal data, 4 rows" in names
+    assert "part of LUME, all tasks, 8 rows" in names
 
 
 def test_no_path_of_this_machine_is_told(finished: Path, write_results: Write) -> None:
