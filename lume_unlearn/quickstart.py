@@ -1,6 +1,7 @@
 """`lume-unlearn quickstart`: everything once, offline, on a miniature LUME and a model tiny enough for any laptop."""
 
 import os
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ def quickstart(output: Path, seed: int = 0) -> None:
     """Generate data, train a target and a retain-only model, unlearn, score all four, print one table.
 
     Everything stays in ``output``: ``data/`` (a LUME data directory), ``target/``, ``retain-only/``, ``unlearned-gd/``
-    and ``unlearned-npo/``.
+    and ``unlearned-npo/``, and ``results/`` (the harness's, for `lume-unlearn report` and `card`).
 
     Raises:
         ConfigError: the folder exists and is not empty.
@@ -80,7 +81,7 @@ def _everything(output: Path, seed: int, console: Console) -> dict[str, dict[str
         run(RunConfig(model=target, output=unlearned, method=method, data=data, seed=seed, **SHARED, **options))
 
     console.print("[4/4] Scoring the four models with lm-eval's `lume` group")
-    return {name: score_folder(folder, output / "data") for name, folder in folders.items()}
+    return {name: score_folder(folder, output / "data", output / "results") for name, folder in folders.items()}
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
@@ -136,11 +137,24 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return model
 
 
-def score_folder(model: Path, data: Path) -> dict[str, Any]:
-    """The `lume` group's numbers for one model on the CPU: task to metric to value."""
+def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
+    """The `lume` group's numbers for one model on the CPU: task to metric to value.
+
+    The harness's results and samples go below ``results``, as with `lm_eval --output_path ... --log_samples`.
+    """
+    from lm_eval.loggers import EvaluationTracker
+
+    tracker = EvaluationTracker(output_path=str(results))
     arguments = {"pretrained": str(model), "dtype": "float32"}
+    # The miniature has three subjects of its own in place of MMLU's 57.
     metadata = data_metadata(data) | {"lume_partial": True}
-    return dict(score(arguments, metadata, device="cpu", batch_size=64)["results"])
+    options = {"device": "cpu", "batch_size": 64, "log_samples": True, "evaluation_tracker": tracker}
+    scored = score(arguments, metadata, **options)
+    samples = scored.pop("samples")
+    tracker.save_results_aggregated(scored, samples)
+    for task in scored["configs"]:
+        tracker.save_results_samples(task, samples[task])
+    return dict(scored["results"])
 
 
 @contextmanager
@@ -178,7 +192,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
         ("task aggregate", "lume_score", "task_aggregate", "high"),
         ("final score (few MMLU questions)", "lume_score", "partial_final_score", "high"),
     ):
-        values = (scores[name][task].get(f"{metric},none") for name in names)
+        values = (_value(scores[name][task], metric) for name in names)
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
     console.print(table)
     console.print(
@@ -187,13 +201,28 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
         "With so few documents, an AUC from 0.35 to 0.65 is as good as 0.5; where it stays at 1 after unlearning, a "
         "model that no longer repeats a text still betrays that it saw it."
     )
-    target, data = output / "target", output / "data"
     console.print(f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:")
-    for command in (
-        f"lume-tasks check {data}",
-        f"lume-unlearn run --method npo --tuning lora --model {target} --data {data} --output {output / 'lora'} "
-        "--epochs 16 --learning_rate 2e-3 --retain_weight 10",
-        f"LUME_DATA_DIR={data} lm_eval --model hf --model_args pretrained={target},peft={output / 'lora'} "
-        "--tasks lume --device cpu --batch_size 64",
-    ):
+    for command in next_commands(output):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
+
+
+def _value(scores: dict[str, Any], metric: str) -> float | None:
+    """A metric of one task; the final score stands under another name where MMLU was scored in part."""
+    value: float | None = scores.get(f"{metric},none", scores.get(f"partial_{metric},none"))
+    return value
+
+
+def next_commands(output: Path) -> list[str]:
+    """Commands to go on with after the quickstart, in an order in which each finds what it needs."""
+    names = ("data", "target", "lora", "results", "report.html", "unlearned-npo")
+    data, target, lora, results, page, npo = (shlex.quote(str(output / name)) for name in names)
+    model = shlex.quote(f"pretrained={output / 'target'},peft={output / 'lora'}")
+    return [
+        f"lume-unlearn report {results} --output {page}",
+        f"lume-unlearn card --model_dir {npo} --results {results}",
+        f"lume-tasks check {data}",
+        f"lume-unlearn run --method npo --tuning lora --model {target} --data {data} --output {lora} "
+        "--epochs 16 --learning_rate 2e-3 --retain_weight 10",
+        f"LUME_DATA_DIR={data} lm_eval --model hf --model_args {model} --tasks lume --device cpu --batch_size 64 "
+        f"--output_path {results} --log_samples",
+    ]

@@ -1,6 +1,7 @@
 """The newcomer's command, whole: what it prints, what it leaves behind, and that unlearning shows."""
 
 import json
+import shlex
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from lume_tasks.checks import check_dir
+from lume_tasks.cli import main as check
 from lume_unlearn.cli import main
-from lume_unlearn.quickstart import score_folder
+from lume_unlearn.quickstart import next_commands
+from lume_unlearn.results import read_models
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +30,8 @@ def test_it_runs_and_prints_one_table(finished: Path) -> None:
     for column in ("target", " GD ", " NPO ", "retain-only"):
         assert column in done.stdout
     assert done.stdout.count("final score") == 1
-    assert f"lume-tasks check {finished / 'data'}" in done.stdout
+    for line in next_commands(finished):
+        assert f"  {line}\n" in done.stdout
     assert (finished / "quickstart.log").stat().st_size > 0
 
 
@@ -39,20 +43,35 @@ def test_it_leaves_a_valid_data_directory_and_records(finished: Path) -> None:
         assert record["history"][0]["forget_loss"] != record["history"][-2]["forget_loss"]
 
 
+def scores_of(finished: Path, name: str) -> dict[str, dict[str, float]]:
+    (model,) = (model for model in read_models([str(finished / "results")]) if model.name == name)
+    return model.evaluations[0].scores
+
+
 def test_unlearning_shows_in_the_scores(finished: Path) -> None:
     scores = {
-        name: score_folder(finished / name, finished / "data")["lume_score"]
+        name: scores_of(finished, name)["lume_score"]
         for name in ("target", "unlearned-gd", "unlearned-npo", "retain-only")
     }
-    knowledge = {name: (s["forget_knowledge,none"], s["retain_knowledge,none"]) for name, s in scores.items()}
+    knowledge = {name: (s["forget_knowledge"], s["retain_knowledge"]) for name, s in scores.items()}
     assert knowledge["target"] == (1.0, 1.0)
     assert knowledge["retain-only"][0] < 0.1
     assert knowledge["retain-only"][1] == 1.0
     for name in ("unlearned-gd", "unlearned-npo"):
         assert knowledge[name][0] < 0.3
         assert knowledge[name][1] > 0.8
-        assert scores[name]["task_aggregate,none"] > 0.7
-        assert scores[name]["partial_final_score,none"] > scores["target"]["partial_final_score,none"]
+        assert scores[name]["task_aggregate"] > 0.7
+        assert scores[name]["partial_final_score"] > scores["target"]["partial_final_score"]
+
+
+def test_the_commands_that_it_names_first_work(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The others train and score once more."""
+    for line in next_commands(finished)[:3]:
+        program, *arguments = shlex.split(line)
+        assert (main if program == "lume-unlearn" else check)(arguments) == 0
+    page = (finished / "report.html").read_text()
+    assert "Left out" not in page.partition("Worst leaks")[2]
+    assert "multiple choice" in (finished / "unlearned-npo" / "README.md").read_text()
 
 
 def test_an_output_folder_in_use_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
