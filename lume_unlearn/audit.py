@@ -26,6 +26,7 @@ from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data import encode_rows
 from lume_unlearn.finetune import fine_tune
 from lume_unlearn.forward import use_packing
+from lume_unlearn.quiet import NO_FINAL_SCORE, without_messages
 from lume_unlearn.sources import named_directory
 from lume_unlearn.whole import write_text
 
@@ -110,7 +111,8 @@ class Subject:
                 lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
                 write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
         lm = HFLM(pretrained=model or self.model, tokenizer=self.tokenizer, batch_size=self.config.batch_size)
-        return scoring.score(lm, scoring.data_metadata(folder), scoring.GENERATION_TASKS, **options)
+        with without_messages(*NO_FINAL_SCORE):
+            return scoring.score(lm, scoring.data_metadata(folder), scoring.GENERATION_TASKS, **options)
 
 
 def audit(config: AuditConfig) -> dict[str, dict[str, float]]:

@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +24,18 @@ class ArgumentParser(jsonargparse.ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print usage and message, and leave with 2."""
-        super().error(visible(message), ex)
+        parser = getattr(ex, "subcommand_parser", None) or self
+        known = [option.lstrip("-") for option in parser._option_string_actions]
+        super().error(visible(message + near_options(message, known)), ex)
+
+
+def near_options(message: str, known: Sequence[str]) -> str:
+    """What to add to a message about unknown options: the known ones that they are near to."""
+    if not re.search("unrecognized arguments|does not accept option", message):
+        return ""
+    given = [name.replace("-", "_") for name in re.findall(r"(?:--|')([\w-]+)", message)]
+    near = dict.fromkeys(option for name in given for option in get_close_matches(name, known, 1))
+    return f"; did you mean {' and '.join(f'--{option}' for option in near)}?" if near else ""
 
 
 def _printable(record: logging.LogRecord) -> bool:
@@ -31,8 +45,20 @@ def _printable(record: logging.LogRecord) -> bool:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it worked, 1 with a message on stderr when the user's input cannot work."""
+    try:
+        try:
+            return _main(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `lume-unlearn methods | head`: nobody reads on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _main(argv: Sequence[str] | None) -> int:
     from lume_unlearn.config import ConfigError
     from lume_unlearn.interruption import Interrupted
+    from lume_unlearn.quiet import HARNESS, without_messages
 
     for name in ("lume_unlearn", "lume_tasks"):
         logging.getLogger(name).addFilter(_printable)
@@ -41,7 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         parsed = parser().parse_args(_recipe_first(argv))
         options = parsed[parsed.command].as_dict()
         options.pop("config", None)
-        COMMANDS[parsed.command](options)
+        with without_messages(*HARNESS):
+            COMMANDS[parsed.command](options)
     except (ConfigError, DataError) as error:
         return _say(argv, str(error), 1)
     except Interrupted as error:

@@ -192,7 +192,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
         ("task aggregate", "lume_score", "task_aggregate", "high"),
         ("final score (few MMLU questions)", "lume_score", "partial_final_score", "high"),
     ):
-        values = (_value(scores[name][task], metric) for name in names)
+        values = (scores[name][task].get(f"{metric},none") for name in names)
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
     console.print(table)
     console.print(
@@ -204,12 +204,6 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
     console.print(f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:")
     for command in next_commands(output):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
-
-
-def _value(scores: dict[str, Any], metric: str) -> float | None:
-    """A metric of one task; the final score stands under another name where MMLU was scored in part."""
-    value: float | None = scores.get(f"{metric},none", scores.get(f"partial_{metric},none"))
-    return value
 
 
 def next_commands(output: Path) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from lume_tasks import data as lume_data
 from lume_tasks.paths import task_dir
 from lume_tasks.rows import TASKS
+from lume_unlearn.quiet import without_git
 
 MEAN = "mean of the task scores"
 ROW_TASKS = tuple(f"lume_{task.lower()}" for task in TASKS)
@@ -49,14 +50,15 @@ def score(
 
     arguments = model if isinstance(model, dict) else {}
     manager = _manager(arguments | metadata)
-    results = simple_evaluate(
-        model="hf" if arguments else model,
-        model_args=arguments or None,
-        tasks=list(tasks),
-        task_manager=manager,
-        bootstrap_iters=0,
-        **{"log_samples": False} | options,
-    )
+    with without_git():
+        results = simple_evaluate(
+            model="hf" if arguments else model,
+            model_args=arguments or None,
+            tasks=list(tasks),
+            task_manager=manager,
+            bootstrap_iters=0,
+            **{"log_samples": False} | options,
+        )
     assert results is not None, "one process only"
     return dict(results)
 

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForC
 from lume_tasks.rows import read_rows
 from lume_unlearn import audit as audits
 from lume_unlearn.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table, round_to_nearest
+from lume_unlearn.cli import main
 from lume_unlearn.config import ConfigError
 
 
@@ -132,6 +133,21 @@ def test_a_model_whose_weights_are_elsewhere_is_not_called_quantised() -> None:
 def test_a_data_directory_that_is_not_there_is_said_by_its_option(config: AuditConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--data /nonexistent: is not a directory"):
         audit(replace(config, output=str(tmp_path / "out"), data="/nonexistent"))
+
+
+def test_the_harness_and_git_say_nothing(
+    config: AuditConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.chdir(tmp_path)  # no repository
+    options = ["--model", config.model, "--data", str(config.data), "--output", "out", "--audits", "plain"]
+    assert main(["audit", *options, "--limit", "8"]) == 0
+    assert "git" not in capfd.readouterr().err
+    names = {record.name for record in caplog.records if record.levelname == "WARNING"}
+    assert names <= {"lm_eval.evaluator"}  # of the eight new tokens above
 
 
 @pytest.mark.parametrize(

@@ -194,6 +194,38 @@ def test_what_cannot_be_read_is_exit_code_2(argv: list[str], named: str, capsys:
     assert named in err.partition("error:")[2]
 
 
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["run", "--learning-rate", "1"], "unrecognized arguments: --learning-rate 1; did you mean --learning_rate?"),
+        (["run", "--learnng_rate=1", "--epoch", "2"], "; did you mean --learning_rate and --epochs?"),
+        (["card", "--result", "r"], "; did you mean --results?"),
+        (["run", "--config", "RECIPE"], "does not accept option 'learnng_rate'; did you mean --learning_rate?"),
+        (["run", "--xyzzy", "1"], "unrecognized arguments: --xyzzy 1"),
+    ],
+)
+def test_an_unknown_option_suggests_the_near_one(
+    argv: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("learnng_rate: 1\n")
+    required = ["--model", "m", "--output", "o", "--method", "gd"] if argv[0] == "run" else ["--model_dir", "m"]
+    argv = [argv[0], *required, *argv[1:]]
+    code, _, err = main(capsys, *(str(tmp_path / "recipe.yaml") if word == "RECIPE" else word for word in argv))
+    assert code == 2
+    assert expected in err
+    assert ("did you mean" in err) == ("did you mean" in expected)
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    """As `lume-unlearn methods | head -1` leaves it."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "lume_unlearn", "methods"]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
+
+
 def test_help_names_every_option_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("docstring_parser")  # comes with jsonargparse[signatures]
     code, out, _ = main(capsys, "run", "--help")
