@@ -12,7 +12,7 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import comparison, data, intervals, metrics, options, published
+from lume_tasks import comparison, data, intervals, metrics, model_checks, options, published
 from lume_tasks.checks import SIDES
 from lume_tasks.rows import DataError
 
@@ -44,6 +44,7 @@ class LumeTask(RowsTask):
     def __init__(self, config: dict[str, Any]) -> None:
         """Build from the YAML's dictionary; ``class`` is what led here and no field of a task."""
         super().__init__(config={key: value for key, value in config.items() if key != "class"})
+        self._generation = dict(self.config.generation_kwargs or {})  # before --gen_kwargs changes them
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
         """The aggregations by metric; each ``metrics.Score`` that they give knows the number of documents."""
@@ -64,7 +65,8 @@ class LumeTask(RowsTask):
         """Build the requests; refuse what would silently measure something else than LUME.
 
         Raises:
-            DataError: a chat template or a system instruction was asked for.
+            DataError: a chat template, a system instruction or other generation options were asked for, or the model
+                would not get the requests as they are.
         """
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
@@ -73,7 +75,21 @@ class LumeTask(RowsTask):
                 f"{self.config.task}: LUME's prompt is the bare text, without template or system text; run it without "
                 f"{' and '.join(given)} (other tasks can keep them in a run of their own)."
             )
+        self._check_generation()
         super().build_all_requests(**kwargs)
+        model_checks.check_model(self.config.task, self.instances, self.config.metadata)
+
+    def _check_generation(self) -> None:
+        """Refuse ``--gen_kwargs`` that differ from the protocol's, unless metadata ``lume_gen_kwargs`` is true."""
+        own = self._generation
+        given = self.config.generation_kwargs or {}
+        changed = [f"{name}={value!r}" for name, value in given.items() if name not in own or own[name] != value]
+        if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
+            raise DataError(
+                f"{self.config.task}: LUME generates greedily, at most 256 new tokens, until EOS; leave "
+                f"{', '.join(changed)} out of --gen_kwargs (for numbers that are not LUME's: --metadata "
+                "'{\"lume_gen_kwargs\": true}')"
+            )
 
 
 def _with_documents(function: Callable[[Sequence[Any]], float], documents: int) -> Callable[[Sequence[Any]], float]:

@@ -15,6 +15,7 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from lume_tasks.batching import Budget, run_in_batches
+from lume_tasks.fingerprint import fingerprint
 from lume_tasks.rows import DataError
 from lume_tasks.token_scores import TokenScores, token_statistics
 
@@ -53,6 +54,10 @@ class Prompt:
 class LumeHF(HFLM):
     """The stock class for causal models: same arguments, same sums, but its log-softmax is always in float32."""
 
+    # Read by lume_tasks.model_checks
+    ends_rows_at_eos = True
+    keys_its_answers = True
+
     def __init__(
         self, *args: Any, gradnorm: bool = False, max_batch_size: int = MAX_AUTOMATIC_ROWS, **kwargs: Any
     ) -> None:
@@ -88,6 +93,14 @@ class LumeHF(HFLM):
 
     def _detect_batch_size(self, requests: Sequence[Any] | None = None, pos: int = 0) -> int:
         return int(self.max_batch_size)  # nothing is tried out beforehand: batches shrink at work
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Put the model's fingerprint before each key of a ``--use_cache`` file: it serves no other."""
+        super().set_cache_hook(cache_hook)
+        answers = getattr(cache_hook, "dbdict", None)
+        if answers is not None:
+            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype])
+            answers.encode_key = lambda key: f"{own} {key}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Score the continuation of each request given its context; one answer a request, in order."""
@@ -219,7 +232,7 @@ class LumeHF(HFLM):
 
     def _generate(self, options: dict[str, Any], batch: Sequence[Prompt]) -> list[tuple[int, str]]:
         """Run the model over a batch; give each request's place and text."""
-        kwargs = {"eos_token_id": self._end_tokens()} | options
+        kwargs = dict(options)
         until, new_tokens = kwargs.pop("until"), kwargs.pop("max_gen_toks")
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
         width = max(len(prompt.tokens) for prompt in batch)
@@ -238,14 +251,16 @@ class LumeHF(HFLM):
         rows = generated[:, width:].tolist()
         return [(prompt.index, self._text(tokens, until)) for prompt, tokens in zip(batch, rows, strict=True)]
 
-    def _end_tokens(self) -> list[int]:
-        """The model's own end tokens and the tokenizer's EOS.
+    def _model_generate(self, context: torch.Tensor, max_length: int, stop: list[str], **options: Any) -> torch.Tensor:
+        """Generate with the tokenizer's EOS among the model's own end tokens.
 
         The stock class looks for EOS in the text of every row at every step, and ends a batch where all rows have it.
         """
         ends = self.model.generation_config.eos_token_id
         own = ends if isinstance(ends, list) else [] if ends is None else [ends]
-        return sorted({self.eot_token_id, *own})
+        options = {"eos_token_id": sorted({self.eot_token_id, *own})} | options
+        generated: torch.Tensor = super()._model_generate(context=context, max_length=max_length, stop=stop, **options)
+        return generated
 
     def _text(self, tokens: list[int], until: list[str]) -> str:
         """What was generated, cut as the stock class does: before stop texts, after the end of thinking."""

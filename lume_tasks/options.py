@@ -16,6 +16,7 @@ OPTIONS = (
     "lume_min_k_plus_plus",
     "lume_reference_results",
     "lume_partial",
+    "lume_gen_kwargs",
 )
 
 

@@ -49,6 +49,8 @@ def score(
     from lm_eval import simple_evaluate
 
     arguments = model if isinstance(model, dict) else {}
+    if "gen_kwargs" in options:
+        metadata = metadata | {"lume_gen_kwargs": True}  # else the tasks refuse what is not the protocol's generation
     manager = _manager(arguments | metadata)
     with without_git():
         results = simple_evaluate(

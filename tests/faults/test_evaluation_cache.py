@@ -51,6 +51,7 @@ def evaluate(model: str, folders: tuple[Path, Path], cache: Path | None, calls: 
 
     lm.model.forward = counted
     metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
+    metadata["lume_gen_kwargs"] = True  # type: ignore[assignment]
     results = simple_evaluate(
         lm,
         tasks=tasks,

@@ -83,6 +83,7 @@ def run(manager: Callable[..., TaskManager]) -> Run:
     """``simple_evaluate`` with that task manager: ``run(lm, "lume_task1", metadata={...}, limit=3)``."""
 
     def run(lm: Any, *tasks: str, metadata: Mapping[str, Any] | None = None, **options: Any) -> Any:
+        metadata = dict(metadata or {}) | ({"lume_gen_kwargs": True} if "gen_kwargs" in options else {})
         options = {"bootstrap_iters": 0, "task_manager": manager(metadata)} | options
         return simple_evaluate(lm, tasks=list(tasks), **options)
 

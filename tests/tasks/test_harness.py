@@ -321,9 +321,8 @@ def test_simple_evaluate_with_a_model_name(bos_model_dir: Path, as_text: bool) -
         if as_text
         else {"pretrained": str(bos_model_dir), "dtype": "float32"}
     )
-    results = simple_evaluate(
-        "hf", model_args=args, tasks=["lume_mia", "lume_task1"], gen_kwargs=SHORT, batch_size=8, device="cpu"
-    )
+    options = {"gen_kwargs": SHORT, "metadata": {"lume_gen_kwargs": True}, "batch_size": 8, "device": "cpu"}
+    results = simple_evaluate("hf", model_args=args, tasks=["lume_mia", "lume_task1"], **options)
     assert all(sample["doc"]["context"] == "" for sample in results["samples"]["lume_mia"])  # its tokenizer has a BOS
     assert results["samples"]["lume_task1"][0]["resps"][0][0]
 
@@ -360,6 +359,7 @@ def test_two_ranks_agree_with_one(run: Any, data_dir: Path, model_dir: Path, tmp
     script, out = tmp_path / "two_ranks.py", tmp_path / "results.json"
     script.write_text(TWO_RANKS)
     metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
+    metadata["lume_gen_kwargs"] = True  # type: ignore[assignment]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
     done = subprocess.run(
         [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)],

@@ -251,10 +251,13 @@ def test_limit_leaves_nan_where_nothing_is_left(run: Any, make_lume_hf: Make) ->
     assert not any(map(math.isnan, numbers(run(make_lume_hf(), TASKS[0], limit=2), TASKS[0]).values()))
 
 
-def test_cache_of_another_backend_is_refused(run: Any, make_lume_hf: Make, model_dir: Path, tmp_path: Path) -> None:
+def test_cache_of_another_backend_is_refused(
+    run: Any, make_lume_hf: Make, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     cache = {"use_cache": str(tmp_path / "answers")}
     first = run(make_lume_hf(), *TASKS, **cache)
     assert numbers(run(make_lume_hf(), *TASKS, **cache), TASKS[0]) == numbers(first, TASKS[0])
+    monkeypatch.setattr(LumeHF, "set_cache_hook", HFLM.set_cache_hook)  # lume-vllm has no fingerprint either
     cache = {"use_cache": str(tmp_path / "other")}
     run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), TASKS[0], limit=2, **cache)
     with pytest.raises(DataError, match="some answers carry values for each token"):

@@ -1,0 +1,136 @@
+"""What the tasks refuse of a model and of its options, because it would silently score something else than LUME."""
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lume_tasks.lume_hf import LumeHF
+from lume_tasks.rows import DataError
+
+BOTH = pytest.mark.parametrize("kind", [HFLM, LumeHF])
+
+
+def make(kind: type[HFLM], folder: Path, **options: Any) -> HFLM:
+    return kind(**{"pretrained": str(folder), "device": "cpu", "batch_size": 4} | options)
+
+
+@pytest.mark.parametrize(
+    "changed", ["max_gen_toks=64", "do_sample=True,temperature=0.7", "until=.", "max_new_tokens=5", "num_beams=2"]
+)
+@pytest.mark.parametrize("task", ["lume_task1", "lume_task2"])
+def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, task: str, changed: str) -> None:
+    with pytest.raises(DataError, match=rf"^{task}: LUME generates greedily.* leave {changed.split('=')[0]}="):
+        simple_evaluate(fake_lm(), tasks=[task], task_manager=manager(), gen_kwargs=changed)
+
+
+def test_the_protocols_own_generation_options_may_be_given(manager: Any, fake_lm: Any) -> None:
+    options = {"max_gen_toks": 256, "do_sample": False}
+    assert simple_evaluate(fake_lm(), tasks=["lume_task1"], task_manager=manager(), gen_kwargs=options, limit=1)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("task", "max_length", "fault"),
+    [
+        ("lume_task1", 270, r"max_length\), for which 4 of 8 texts.*\n  row \"retain-0-qa0\": \d+ tokens, 14 fit"),
+        ("lume_task1", 200, r"8 of 8 texts"),
+        ("lume_mia", 20, r"\n  member document 1: \d+ tokens, 21 fit"),
+        ("lume_memorization_task1", 9, r"\n  row \"\S+\": \d+ tokens, 10 fit"),
+    ],
+)
+def test_texts_that_would_be_cut_are_refused_by_name(
+    run: Any, model_dir: Path, kind: type[HFLM], task: str, max_length: int, fault: str
+) -> None:
+    with pytest.raises(DataError, match=rf"(?s)^{task}: the model reads {max_length} tokens .*{fault}"):
+        run(make(kind, model_dir, max_length=max_length), task)
+
+
+@BOTH
+def test_a_tokenizer_without_eos_is_refused(run: Any, model_dir: Path, kind: type[HFLM]) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    tokenizer.eos_token = None
+    with pytest.raises(DataError, match="lume_task1: the tokenizer has no EOS token"):
+        run(make(kind, model_dir, tokenizer=tokenizer), "lume_task1")
+
+
+def test_a_model_that_does_not_know_eos_runs_exactly_or_not_at_all(
+    run: Any, model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    model.lm_head.weight.data[1] *= 3  # says EOS after some prompts early
+    model.generation_config.eos_token_id = None
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+
+    def answers(kind: type[HFLM], batch_size: int) -> list[str]:
+        lm = kind(pretrained=model, tokenizer=tokenizer, device="cpu", batch_size=batch_size)
+        samples = run(lm, "lume_task1", gen_kwargs={"max_gen_toks": 12})["samples"]["lume_task1"]
+        return [sample["resps"][0][0] for sample in samples]
+
+    wanted = answers(HFLM, 1)
+    assert answers(LumeHF, 4) == wanted
+    with pytest.raises(DataError, match=r"eos_token_id is None, the tokenizer's EOS is 1: .* --model lume-hf"):
+        answers(HFLM, 4)
+    monkeypatch.setattr("lume_tasks.model_checks.check_end", lambda *_: None)
+    assert answers(HFLM, 4) != wanted  # what the check is for
+
+
+@BOTH
+def test_a_prefix_that_is_not_bos_is_refused(run: Any, bos_model_dir: Path, kind: type[HFLM]) -> None:
+    metadata = {"tokenizer": str(bos_model_dir)}
+    with pytest.raises(DataError, match=r"lume_mia: prefix_token_id=5 .* the tokenizer's BOS \(2\)"):
+        run(make(kind, bos_model_dir, prefix_token_id=5), "lume_mia", metadata=metadata)
+    run(make(kind, bos_model_dir, prefix_token_id=2), "lume_mia", metadata=metadata)
+
+
+@pytest.fixture
+def checkpoints(model_dir: Path, tmp_path: Path) -> list[Path]:
+    """Two models of one shape, and the first in bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(model_dir)
+    for name in ("one", "other", "bfloat16"):
+        if name == "other":
+            model.model.embed_tokens.weight.data.neg_()
+        if name == "bfloat16":
+            model.model.embed_tokens.weight.data.neg_()
+            model.bfloat16()
+        model.save_pretrained(tmp_path / name)
+        AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / name)
+    return [tmp_path / name for name in ("one", "other", "bfloat16")]
+
+
+def losses(run: Callable[..., Any], lm: HFLM, cache: Path | None = None) -> list[float]:
+    results = run(lm, "lume_mia", use_cache=str(cache) if cache else None)
+    return [sample["loss_auc"][1] for sample in results["samples"]["lume_mia"]]
+
+
+def test_lume_hf_never_serves_another_models_cached_answers(
+    run: Any, checkpoints: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "answers"
+    wanted = [losses(run, make(LumeHF, folder)) for folder in checkpoints]
+    assert len({tuple(found) for found in wanted}) == 3
+    assert [losses(run, make(LumeHF, folder), cache) for folder in checkpoints] == wanted
+    again = make(LumeHF, checkpoints[0])
+    again.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run again"))
+    assert losses(run, again, cache) == wanted[0]
+    assert "--use_cache" not in caplog.text
+
+
+def test_another_models_cached_answers_are_warned_of(
+    run: Any, checkpoints: list[Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = tmp_path / "answers"
+    caplog.set_level(logging.WARNING, "lume_tasks")
+    for _ in range(2):
+        losses(run, make(HFLM, checkpoints[0]), cache)
+    assert "--use_cache" not in caplog.text
+    losses(run, make(HFLM, checkpoints[1]), cache)
+    warning = rf"answers_rank0.db was written with .*pretrained={checkpoints[0]}.*, this run has .*={checkpoints[1]}"
+    assert caplog.text.count("name one file a checkpoint") == 1
+    assert re.search(warning, caplog.text)
