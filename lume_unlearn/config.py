@@ -30,7 +30,7 @@ def require_unused(output: Path, advice: str = "name another folder") -> None:
 SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_mia", "lume_score")
 """Tasks that `--evaluate_every epoch` scores by default, where the data has rows or documents for them."""
 OWN: Any = None
-"""Default of an option that a method may have a default of its own for: filled in when the method is known."""
+"""Default of an option that is filled in later: by the method, or (``max_tokens``) by the machine."""
 DEFAULTS: Mapping[str, Any] = {
     "forget_weight": 1.0,
     "retain_weight": 1.0,
@@ -71,7 +71,9 @@ class RunConfig:
         batch_size: Forget rows of one optimiser step, over all processes, each with its retain rows; by default the
             method's own.
         micro_batch_size: Most forget rows in one forward pass of one process; does not change the result.
-        max_tokens: Most tokens in one forward pass of one process; does not change the result, but memory and speed.
+        max_tokens: Most tokens in one forward pass of one process; does not change the result, but memory and speed. By
+            default 8192 on a GPU and 2048 on a CPU, less where a single process finds little free memory (4 MiB a
+            token, at least 512); unlearning.json has the number used.
         learning_rate: Peak learning rate; by default the method's own, mostly 1e-5, and 1e-4 with LoRA.
         lr_schedule: Learning rate over time, after the warm-up: linear (to 0), cosine or constant.
         weight_decay: Weight decay of AdamW.
@@ -130,7 +132,7 @@ class RunConfig:
     epochs: float = OWN
     batch_size: int = OWN
     micro_batch_size: int | None = None
-    max_tokens: int = 8192
+    max_tokens: int = OWN
     learning_rate: float = OWN
     lr_schedule: Literal["linear", "cosine", "constant"] = OWN
     weight_decay: float = 0.01

@@ -119,6 +119,14 @@ def _of_training(value: Any) -> Any:
     return {name: number for name, number in value.items() if name != "scale"} if isinstance(value, dict) else value
 
 
+def recorded_max_tokens(checkpoint: Path) -> int | None:
+    """Return the ``max_tokens`` that a checkpoint was made with; None where its record cannot be read."""
+    try:
+        return int(json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["config"]["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def is_finished(output: Path) -> bool:
     """Whether the folder holds the result of a run."""
     try:

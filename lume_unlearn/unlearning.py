@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -21,8 +22,9 @@ from lume_unlearn.forward import Passes, Reference, compile_layers, token_nlls
 from lume_unlearn.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
 from lume_unlearn.interruption import Stop
 from lume_unlearn.launch import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
+from lume_unlearn.memory import default_max_tokens
 from lume_unlearn.ngdiff import NormalisedTrainer
-from lume_unlearn.record import Record, is_finished
+from lume_unlearn.record import Record, is_finished, recorded_max_tokens
 from lume_unlearn.trainer import UnlearningTrainer
 from lume_unlearn.watch import SAMPLE, Watch, trained_weights
 from lume_unlearn.whole import PARTIAL
@@ -48,6 +50,7 @@ def run(config: RunConfig) -> Path:
     require_launch(config)
     if config.spec.merges:
         return _merge(config)
+    config = _with_max_tokens(config)
     inputs = load_inputs(config)
     record = Record(config, inputs.checksums)
     with only_run(output) if is_first_process() else nullcontext():
@@ -198,6 +201,15 @@ def _require_free(output: Path, resume: bool) -> None:
         raise ConfigError(f"--resume: there is no run in {output}")
     if resume and is_finished(output):
         raise ConfigError(f"--resume: the run in {output} is finished")
+
+
+def _with_max_tokens(config: RunConfig) -> RunConfig:
+    """Fill in the default of ``max_tokens``: by device and memory, or as the run to resume had it (same rounding)."""
+    if config.max_tokens is not None:
+        return config
+    checkpoints = whole_checkpoints(Path(config.output)) if config.resume else []
+    recorded = recorded_max_tokens(checkpoints[0]) if checkpoints else None
+    return replace(config, max_tokens=recorded or default_max_tokens())
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 
 import lume_unlearn
 from lume_tasks.rows import DataError, Row, read_rows
+from lume_unlearn import unlearning
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.inputs import load_sides
+from lume_unlearn.memory import fitting_tokens
 from lume_unlearn.modeling import merge
 from lume_unlearn.unlearning import run, unlearn
 
@@ -97,6 +99,30 @@ def test_a_run_says_how_many_member_documents_it_unlearns(
     assert line.startswith(f"{count} of 3 member documents are among the forget rows")
     assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
     assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")
+
+
+def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
+    assert [fitting_tokens("cuda", free * 2**30) for free in (80, 40, 24, 12, 6, 1)] == [
+        8192,
+        8192,
+        4096,
+        2048,
+        1024,
+        512,
+    ]
+    assert [fitting_tokens("cpu", free * 2**30) for free in (80, 12, 6, 1)] == [2048, 2048, 1024, 512]
+
+
+def test_the_record_has_the_tokens_of_a_pass_and_a_resumed_run_keeps_them(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unlearning, "default_max_tokens", lambda: 640)
+    output = run(replace(config, save_steps=5))
+    assert record(output)["config"]["max_tokens"] == 640
+    (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
+    monkeypatch.setattr(unlearning, "default_max_tokens", lambda: 1280)
+    assert record(run(replace(config, resume=True, save_steps=5)))["config"]["max_tokens"] == 640
+    assert record(run(replace(config, output=str(tmp_path / "other"))))["config"]["max_tokens"] == 1280
 
 
 def test_a_run_goes_on_without_member_documents_or_with_faulty_ones(

@@ -70,7 +70,14 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     """
     formula, spec = FORMULAS[method], METHODS[method]
     plain: dict[str, Any] = {"epochs": 3, "batch_size": 4, "learning_rate": RATE, "lr_schedule": "linear"}
-    plain |= {"warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "lora_dropout": 0.0, "lora_rank": 4}
+    plain |= {
+        "warmup": 0.0,
+        "weight_decay": 0.0,
+        "max_grad_norm": 1.0,
+        "max_tokens": 8192,
+        "lora_dropout": 0.0,
+        "lora_rank": 4,
+    }
     plain |= {"forget_weight": FORGET_WEIGHT, "retain_weight": RETAIN_WEIGHT, "kl_weight": KL_WEIGHT, "seed": SEED}
     plain |= {"precision": "float32", "params": formula.params} | formula.options
     if spec.alternative == "file":
