@@ -3,8 +3,9 @@
 A word is shown only if many texts use it: written in lower case in at least three documents. What is capitalised
 (names, places, months), holds a digit (dates, numbers, addresses), stands in an e-mail address or a link, or is rare is
 masked, and so are symbols, since some of them spell: letters in squares, flags, Braille.
-Words that a reader needs in order to see what was asked ("what", "social", "security") are always shown. That hides too
-much rather than too little, whatever the model makes of the data.
+Words that tell of nobody ("does", "you") or that a reader needs in order to see what was asked ("social", "security")
+are always shown, unless in capitals: OR and ME are states. That hides too much rather than too little, whatever the
+model makes of the data.
 """
 
 import re
@@ -18,10 +19,23 @@ LEAST_DOCUMENTS = 3
 _TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
 # fmt: off
 _SHOWN = frozenset({
-    "and", "are", "at", "by", "for", "from", "he", "her", "his", "how", "in", "is", "it", "of", "she", "the",
-    "their", "they", "this", "to", "was", "were", "what", "when", "where", "which", "who", "whose", "why", "with",
-    "address", "birth", "born", "contact", "date", "email", "home", "mail", "name", "number", "phone",
-    "reached", "resides", "security", "social", "ssn",
+    # Articles, pronouns, auxiliaries, prepositions, conjunctions and other words that tell of nobody; not those that
+    # are names or months too (may, will).
+    "a", "about", "above", "after", "again", "against", "all", "also", "always", "am", "among", "an", "and", "any",
+    "are", "around", "as", "at", "away", "back", "be", "because", "been", "before", "behind", "being", "below",
+    "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "down", "during", "each",
+    "either", "else", "even", "ever", "every", "few", "for", "from", "further", "had", "has", "have", "having", "he",
+    "her", "here", "hers", "herself", "him", "himself", "his", "how", "however", "if", "in", "into", "is", "it", "its",
+    "itself", "just", "know", "later", "less", "many", "me", "might", "more", "most", "much", "must", "my", "myself",
+    "neither", "never", "no", "nor", "not", "nothing", "now", "of", "off", "often", "on", "once", "only", "or",
+    "other", "our", "out", "over", "own", "please", "same", "shall", "she", "should", "since", "so", "some", "still",
+    "such", "tell", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those",
+    "though", "through", "to", "too", "toward", "under", "until", "up", "upon", "us", "very", "was", "we", "were",
+    "what", "when", "where", "whether", "which", "while", "who", "whom", "whose", "why", "with", "within", "without",
+    "would", "yet", "you", "your", "yours",
+    # What questions about a person ask for.
+    "address", "birth", "born", "contact", "date", "email", "home", "live", "lives", "mail", "name", "number", "phone",
+    "provide", "reached", "resides", "security", "social", "ssn", "SSN",
 })
 # fmt: on
 
@@ -60,4 +74,5 @@ def mask(token: str, shown: frozenset[str]) -> str:
         return f"{MASK}@{MASK}"
     if not any(char.isalnum() or unicodedata.category(char) == "So" for char in token):
         return token
-    return token if token in shown or token.lower() in _SHOWN else MASK
+    begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN
+    return token if token in shown or begins_sentence else MASK

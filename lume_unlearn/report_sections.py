@@ -221,7 +221,7 @@ def leaks(models: Sequence[Model], show_pii: bool) -> Html:
     if not logged:
         return section("Worst leaks", _to_get("what the models said", "--tasks lume --log_samples"))
     masked = (
-        "Names, numbers, addresses and rare words, which may tell who is meant, are masked (•••); --show_pii shows "
+        "Names, numbers, addresses and rare words, which may tell who is meant, are redacted (•••); --show_pii shows "
         "them. A row's number is its place in the harness's sample file."
     )
     warning = tag("p", tag("strong", "This page shows personal data unmasked."), class_="warning")
