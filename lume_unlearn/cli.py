@@ -101,12 +101,7 @@ def parser() -> ArgumentParser:
         run.add_argument(f"--{name}", type=float | None, default=None, help=text)
     commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
 
-    merge = ArgumentParser(description="Fold a LoRA adapter into its model.")
-    merge.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
-    merge.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
-    merge.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
-    merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
-    commands.add_subcommand("merge", merge, help="fold a LoRA adapter into its model")
+    _add_merge(commands)
 
     methods = ArgumentParser(description="List the methods.")
     methods.add_argument("--markdown", action="store_true", help="As the table in the README.")
@@ -130,6 +125,29 @@ def _allow_bare_switches(parser: ArgumentParser) -> None:
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const = "?", True
+
+
+def _add_merge(commands: Any) -> None:
+    """The command `merge`."""
+    title = "Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES."
+    merge = ArgumentParser(description=title)
+    merge.add_argument("--adapter", type=str | None, default=None, help="Folder that `run --tuning lora` wrote.")
+    merge.add_argument(
+        "--ties", type=str | None, default=None, help="Instead of --adapter: folders of adapters, with commas between."
+    )
+    merge.add_argument(
+        "--density", type=float | None, default=None, help="With --ties: share of each update to keep (default 0.8)."
+    )
+    merge.add_argument(
+        "--weights", type=str | None, default=None, help="With --ties: factor of each adapter, as 1,0.5 (default 1)."
+    )
+    merge.add_argument(
+        "--rank", type=int | None, default=None, help="With --ties: save an adapter of this rank, not a whole model."
+    )
+    merge.add_argument("--output", type=str, required=True, help="Folder for the merged model or adapter.")
+    merge.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
+    merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
+    commands.add_subcommand("merge", merge, help=title[0].lower() + title[1:-1])
 
 
 def _add_configured(commands: Any) -> None:
@@ -271,10 +289,32 @@ def scoring_command(config: Any) -> str:
 
 
 def _merge(options: dict[str, Any]) -> None:
-    from lume_unlearn.modeling import merge
+    from lume_unlearn.config import ConfigError
+    from lume_unlearn.merging import merge, merge_ties
 
-    merge(**options)
+    adapter, ties = options.pop("adapter"), options.pop("ties")
+    only_ties = {name: options.pop(name) for name in ("density", "weights", "rank")}
+    given = {name: value for name, value in only_ties.items() if value is not None}
+    if (adapter is None) == (ties is None):
+        raise ConfigError("name one adapter by --adapter, or several by --ties A,B")
+    if adapter is not None:
+        if given:
+            raise ConfigError(f"--{', --'.join(given)}: only with --ties")
+        merge(adapter, **options)
+    else:
+        if "weights" in given:
+            given["weights"] = _numbers("--weights", given["weights"])
+        merge_ties([name.strip() for name in ties.split(",") if name.strip()], **options, **given)
     print(f"Written to {options['output']}.")
+
+
+def _numbers(option: str, text: str) -> list[float]:
+    from lume_unlearn.config import ConfigError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(f"{option} {text}: give numbers with commas between them, as 1,0.5") from error
 
 
 def _methods(options: dict[str, Any]) -> None:

@@ -60,7 +60,6 @@ class RunConfig:
         forget: File or folder with forget rows (jsonl or parquet), instead of --data.
         retain: File or folder with retain rows, instead of --data.
         alternatives: File with other answers to the forget rows, for dpo and altpo; `alternatives` makes one.
-        adapters: Folders of adapters that ties-merge merges, with commas between them.
         retain_term: Loss on retain rows: nll, kl, nll+kl, states or none; by default the method's own.
         forget_weight: Weight of the loss on forget rows; by default the method's own.
         retain_weight: Weight of the loss on retain rows; by default the method's own.
@@ -122,7 +121,6 @@ class RunConfig:
     forget: str | None = None
     retain: str | None = None
     alternatives: str | None = None
-    adapters: str | None = None
     retain_term: RetainTerm = OWN
     forget_weight: float = OWN
     retain_weight: float = OWN
@@ -225,11 +223,6 @@ class RunConfig:
         """The tasks to score while training; by default all that the data may have."""
         return [name.strip() for name in (self.evaluate_tasks or ",".join(SCORED)).split(",")]
 
-    @property
-    def adapter_list(self) -> list[str]:
-        """The folders of ``adapters``."""
-        return [name.strip() for name in (self.adapters or "").split(",") if name.strip()]
-
 
 def _choice_faults(config: RunConfig) -> list[str]:
     """Options whose value is not one of the known ones (a recipe or a Python caller may hold anything)."""
@@ -318,12 +311,6 @@ def _method_faults(config: RunConfig) -> list[str]:
         faults.append(f"--method {method.name}: name a file by --alternatives (`lume-unlearn alternatives` makes one)")
     if method.alternative != "file" and config.alternatives is not None:
         faults.append(f"--alternatives {config.alternatives}: {method.name} has no use for it")
-    if method.merges and len(config.adapter_list) < 2:
-        faults.append(f"--method {method.name}: name two adapters or more by --adapters A,B")
-    if not method.merges and config.adapters is not None:
-        faults.append(f"--adapters {config.adapters}: {method.name} has no use for them")
-    if method.merges and config.tuning.startswith(("last:", "modules:")):
-        faults.append(f"--tuning {config.tuning}: {method.name} writes a model (full) or an adapter (lora)")
     if method.phases:
         faults += _phase_faults(config)
     if config.compile and method.states:

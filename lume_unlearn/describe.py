@@ -54,8 +54,6 @@ def needs(method: Method) -> str:
         found.append("model before, each step, retain rows")
     if method.alternative:
         found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])
-    if method.merges:
-        found.append("adapters")
     return "; ".join(found) or "nothing"
 
 

@@ -1,43 +1,26 @@
-"""Arithmetic on weights: training taken back with a factor (task vectors), and several adapters made one (TIES)."""
+"""Weight arithmetic: negate training (task vectors), fold in a LoRA adapter, merge several (TIES)."""
 
 import logging
-import re
 import warnings
 from collections.abc import Sequence
-from json import JSONDecodeError
-from math import sqrt
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from peft import LoraConfig, PeftConfig, PeftModel, PeftType
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from peft.utils import merge_utils
-from peft.utils.other import get_pattern_key
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lume_unlearn import modeling
+from lume_unlearn.checkpoints import fresh_partial, only_run, publish_result, writing
 from lume_unlearn.config import ConfigError, require_unused
 
 _log = logging.getLogger("lume_unlearn")
 
-WEIGHTS = "adapter_model.safetensors"
-FACTOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
-# Fields of a LoRA configuration that `adapter_factors` honours or that a trained adapter's update does not depend on.
-# Any other one that is set may change what the adapter does.
-KNOWN_FIELDS = {
-    *("r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora", "lora_dropout"),
-    *("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern"),
-    *("peft_type", "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "inference_mode"),
-    "init_lora_weights",
-}
-Factors = dict[str, tuple[Tensor, Tensor]]  # of each module's update: (out, r) and (r, in)
-
 
 def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """The weights before training, less what training added: before - scale * (after - before).
+    """Return the weights before training minus what training added: before - scale * (after - before).
 
     Task-vector negation of Ilharco et al. 2022 (arXiv:2212.04089), in float32. Each result has the dtype and the device
     of its tensor before; tensors that are not of floating-point numbers are those before.
@@ -82,215 +65,179 @@ def negate_adapter(model: PeftModel, scale: float) -> None:
             weight.mul_(-scale)
 
 
-def ties(deltas: Sequence[Tensor], weights: Sequence[float], density: float) -> Tensor:
-    """Merge updates of one weight: TIES of Yadav et al. 2023 (arXiv:2306.01708).
+def merge(adapter: str, output: str, model: str | None = None, dtype: str = "float32") -> None:
+    """Fold a LoRA adapter into its model, in float32, and save the whole model with its tokenizer.
 
-    Trim: of each update keep the floor(density * size) entries of largest magnitude. Elect: an entry's sign is that of
-    its sum over the trimmed updates, without the weights; a sum of 0 counts as positive. Merge: sum weight * update
-    over the updates of the elected sign, divided by how many those are.
+    Args:
+        adapter: folder that `lume-unlearn run --tuning lora` wrote.
+        output: folder for the merged model.
+        model: the adapter's model; by default the one that the adapter names.
+        dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
 
-    PEFT's function computes it; here in float32, and without its warning at a density of 1.
-
-    Takes k updates of one shape and k weights; density is above 0 and at most 1. The result is float32, of that shape.
+    Raises:
+        ConfigError: the folder holds no adapter, its model cannot be loaded or is another one, or the output is in use
+            or cannot be written.
     """
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The density")
-        merged: Tensor = merge_utils.ties([delta.float() for delta in deltas], torch.tensor(weights), density)
-    return merged
+    require_unused(Path(output))
+    base = model or _base_of(adapter, "--adapter")
+    with only_run(Path(output)):
+        merged = modeling.merged_model(base, adapter)
+        _save(merged.to(getattr(torch, dtype)), _tokenizer(adapter, base), Path(output))
 
 
 @torch.no_grad()
-def ties_merge(
-    model: str,
+def merge_ties(
     adapters: Sequence[str],
-    output: Path,
-    density: float,
-    weights: Sequence[float],
-    tuning: Literal["full", "lora"],
-    rank: int,
-    trust_remote_code: bool = False,
+    output: str,
+    density: float = 0.8,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    model: str | None = None,
+    dtype: str = "float32",
 ) -> None:
-    """Merge LoRA adapters of one model by `ties` and save the result with the tokenizer.
-
-    What is merged is each weight's update, scaling * B A. PEFT's ``combination_type="ties"`` merges the A factors and
-    the B factors apart instead. Their product is not the merged update, and depends on how training happened to share
-    each update out: a row of A doubled and B's column halved leave the update as it is, but not the merged factors.
+    """Merge LoRA adapters of one model with TIES (see `ties_update`) and save the result with its tokenizer.
 
     Args:
-        model: folder or hub name of the adapters' model.
         adapters: folders of two or more LoRA adapters of the same modules; ranks may differ.
         output: folder to write.
         density: share of each update's entries to keep, above 0 and at most 1.
-        weights: a factor for each adapter.
-        tuning: what to save: "full", the whole model in float32; "lora", an adapter with the nearest update of `rank`.
-        rank: rank of that adapter; no matter in full.
-        trust_remote_code: run code that a hub model brings along.
+        weights: factor for each adapter; by default 1.
+        rank: None saves the whole merged model. A number saves an adapter of this rank: of each merged update the
+            nearest matrix of this rank (PEFT's ``combination_type="ties_svd"``).
+        model: the adapters' model; by default the one that they name.
+        dtype: of the saved weights: "float32" or "bfloat16".
 
     Raises:
-        ConfigError: options that cannot work, adapters that do not fit each other or the model, an output in use.
+        ConfigError: an option is out of range, the adapters do not fit each other or the model, or the output is in use
+            or cannot be written.
     """
+    weights = weights or [1.0] * len(adapters)
     _check_options(adapters, density, weights, rank)
-    require_unused(output)
-    factors = [adapter_factors(adapter) for adapter in adapters]
-    _check_alike(adapters, factors)
-    base = modeling.load_model(model, torch.float32 if tuning == "full" else torch.bfloat16, trust_remote_code)
-    _check_fit(model, base, factors[0], alone=tuning == "full")
-    tokenizer = modeling.load_tokenizer(model, trust_remote_code)
-    # One module at a time: the updates of all modules together would take as much memory as the model, per adapter.
-    merged = (
-        (module, ties([adapter[module][0] @ adapter[module][1] for adapter in factors], weights, density))
-        for module in factors[0]
-    )
-    if tuning == "full":
-        for module, delta in merged:
-            base.get_parameter(f"{module}.weight").add_(delta)
-        base.save_pretrained(output)
-    else:
-        _save_adapter(model, {module: low_rank(delta, rank) for module, delta in merged}, output, rank)
-    tokenizer.save_pretrained(output)
+    require_unused(Path(output))
+    base = model or _common_base(adapters)
+    with only_run(Path(output)):
+        # For an adapter the model only supplies shapes, so half the memory is enough.
+        loaded_dtype = torch.float32 if rank is None else torch.bfloat16
+        loaded: Any = modeling.adapted_model(base, adapters, loaded_dtype, option="--ties")
+        layers: dict[str, Any] = {name: layer for name, layer in loaded.named_modules() if isinstance(layer, LoraLayer)}
+        _check_layers(layers, len(adapters), rank)
+        if rank is None:
+            for layer in layers.values():
+                layer.get_base_layer().weight.add_(ties_update(layer, weights, density))
+            result = loaded.unload().to(getattr(torch, dtype))
+        else:
+            _add_merged_adapter(loaded, weights, density, rank)
+            _warn_of_loss(layers, weights, density, rank)
+            loaded.peft_config["default"].base_model_name_or_path = base
+            result = loaded.to(torch.bfloat16) if dtype == "bfloat16" else loaded
+        _save(result, _tokenizer(adapters[0], base), Path(output))
 
 
-def _check_options(adapters: Sequence[str], density: float, weights: Sequence[float], rank: int) -> None:
+def ties_update(layer: Any, weights: Sequence[float], density: float) -> Tensor:
+    """Merge the updates of one weight, ``scaling * B A`` of each adapter: TIES, Yadav et al. 2023 (arXiv:2306.01708).
+
+    Trim: keep the floor(density * size) entries of largest magnitude of each update. Elect: the sign of an entry is the
+    sign of its sum over the trimmed updates, without the weights; a sum of 0 counts as positive. Merge: sum
+    weight * update over the updates of the elected sign and divide by their number.
+
+    PEFT's ``combination_type="ties"`` merges the A matrices and the B matrices separately instead; the product of the
+    merged matrices is not the merged update.
+
+    Args:
+        layer: LoRA layer with one adapter for each weight.
+        weights: factor for each adapter, in the order of loading.
+        density: share of the entries to keep, above 0 and at most 1.
+
+    Returns:
+        The merged update in float32, in the shape of the layer's weight.
+    """
+    updates = [layer.get_delta_weight(name).float() for name in modeling.adapter_names(len(weights))]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density")
+        merged: Tensor = merge_utils.ties(updates, torch.tensor(list(weights)), density)
+    return merged
+
+
+def _add_merged_adapter(loaded: Any, weights: Sequence[float], density: float, rank: int) -> None:
+    """Add the merged adapter to the model as "default"."""
+    names = modeling.adapter_names(len(weights))
+    # PEFT copies this setting to the merged adapter, and it would multiply the update by sqrt(rank).
+    loaded.peft_config[names[0]].use_rslora = False
+    options = {"svd_rank": rank, "svd_full_matrices": False, "density": density}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The density")
+        loaded.add_weighted_adapter(names, list(weights), "default", "ties_svd", **options)
+
+
+def _warn_of_loss(layers: dict[str, Any], weights: Sequence[float], density: float, rank: int) -> None:
+    """Warn when the rank is too low to hold the merged updates."""
+    lost = 0.0
+    for layer in layers.values():
+        update = ties_update(layer, weights, density)
+        difference = layer.get_delta_weight("default").float() - update
+        lost = max(lost, (difference.norm() / update.norm().clamp(min=1e-30)).item())
+    if lost > 0.01:
+        advice = "raise --rank, or leave it out to save the whole model"
+        _log.warning("--rank %d: the adapter loses up to %.1f%% of a merged update; %s", rank, 100 * lost, advice)
+
+
+def _check_options(adapters: Sequence[str], density: float, weights: Sequence[float], rank: int | None) -> None:
     faults = []
     if len(adapters) < 2:
-        faults.append(f"--adapters: {len(adapters)} given; merging takes two or more")
+        faults.append(f"--ties {','.join(adapters)}: name two or more adapters, with commas between them")
     if not 0 < density <= 1:
         faults.append(f"--density {density}: must be above 0 and at most 1")
     if len(weights) != len(adapters):
         faults.append(f"--weights: {len(weights)} given for {len(adapters)} adapters; give one for each")
-    if rank < 1:
+    if rank is not None and rank < 1:
         faults.append(f"--rank {rank}: must be at least 1")
+    for adapter in adapters:
+        config = modeling.adapter_config(adapter, "--ties")
+        for field in ("use_dora", "lora_bias", "modules_to_save"):
+            if getattr(config, field, None):
+                faults.append(f"--ties {adapter}: it has {field}, which is not an update B A and would be lost")
     if faults:
         raise ConfigError("\n".join(faults))
 
 
-def _check_alike(adapters: Sequence[str], factors: Sequence[Factors]) -> None:
-    models = [_model_of(adapter) for adapter in adapters]
-    first, *others = [_shapes(adapter) for adapter in factors]
-    for i, shapes in enumerate(others, 1):
-        pair = f"--adapters {adapters[0]}, {adapters[i]}"
-        if models[i] != models[0]:
-            raise ConfigError(f"{pair}: they belong to different models, {models[0]} and {models[i]}")
-        if odd := sorted({module for module, _ in first.items() ^ shapes.items()}):
-            raise ConfigError(f"{pair}: only one of them has {_few(odd)}, or in another shape; train both alike")
+def _check_layers(layers: dict[str, Any], count: int, rank: int | None) -> None:
+    for name, layer in layers.items():
+        if len(layer.scaling) < count:
+            raise ConfigError(f"--ties: only some of the adapters have {name}; train them with the same --lora_targets")
+        if rank is not None and rank > min(layer.in_features, layer.out_features):
+            raise ConfigError(f"--rank {rank}: larger than a dimension of {name}; lower it, or leave it out")
 
 
-def _model_of(adapter: str) -> str | None:
-    """The model that an adapter names; a folder by its full path, since two runs may have named it differently."""
-    name = modeling._adapter_config(adapter).base_model_name_or_path
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-
-def _check_fit(model: str, base: Any, factors: Factors, alone: bool) -> None:
-    """The model has weights for all updates; ``alone``: none also serves another module, without the update."""
-    parameters = dict(base.named_parameters(remove_duplicate=False))
-    for module, shape in _shapes(factors).items():
-        weight = parameters.get(f"{module}.weight")
-        if getattr(weight, "shape", None) != shape:
-            raise ConfigError(f"--model {model}: has no {module} of shape {shape}, as the adapters have")
-        if alone and sum(other is weight for other in parameters.values()) > 1:
-            raise ConfigError(f"--tuning full: {module} shares its weight with another module; use --tuning lora")
-
-
-def _shapes(factors: Factors) -> dict[str, tuple[int, int]]:
-    return {module: (up.shape[0], down.shape[1]) for module, (up, down) in factors.items()}
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def adapter_factors(adapter: str) -> Factors:
-    """The update of each module's weight in a LoRA adapter's folder, as two float32 factors on the CPU.
-
-    Returns:
-        By the module's name in its model: scaling * B (out, r) and A (r, in), whose product is the update. The scaling
-        is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA.
+def _base_of(adapter: str, option: str) -> str:
+    """The model that an adapter names.
 
     Raises:
-        ConfigError: the folder is no LoRA adapter, or one that has more to it than such products.
+        ConfigError: it names none, or the folder holds no adapter.
     """
-    config = _lora_config(adapter)
-    path = Path(adapter) / WEIGHTS
-    if not path.is_file():
-        raise ConfigError(f"--adapters {adapter}: there is no {WEIGHTS} in it (pickles are never loaded)")
-    try:
-        tensors = load_file(path)
-    except SafetensorError as error:
-        raise ConfigError(f"--adapters {adapter}: {WEIGHTS} cannot be read: {error}") from error
-    matches = {key: FACTOR.fullmatch(key) for key in tensors}
-    if odd := sorted(key for key, match in matches.items() if match is None or tensors[key].dim() != 2):
-        advice = "only plain LoRA on linear layers can be merged, not on embeddings or the output layer"
-        raise ConfigError(f"--adapters {adapter}: {_few(odd)}: not supported; {advice}")
-    sides = {(match["module"], match["side"]): tensors[key].float() for key, match in matches.items() if match}
-    factors = {}
-    for module in sorted({module for module, _ in sides}):
-        up, down = sides.get((module, "B")), sides.get((module, "A"))
-        if up is None or down is None or up.shape[1] != down.shape[0]:
-            raise ConfigError(f"--adapters {adapter}: {module} has no A and B of one rank; save the adapter again")
-        factors[module] = (_scaling(config, module, down.shape[0]) * up, down)
-    return factors
+    base: str | None = modeling.adapter_config(adapter, option).base_model_name_or_path
+    if base is None:
+        raise ConfigError(f"{option} {adapter}: it does not say which model it belongs to; name it with --model")
+    return base
 
 
-def _scaling(config: LoraConfig, module: str, rank: int) -> float:
-    alphas = config.alpha_pattern or {}
-    alpha = alphas.get(get_pattern_key(list(alphas), module), config.lora_alpha)
-    return float(alpha / sqrt(rank) if config.use_rslora else alpha / rank)
+def _common_base(adapters: Sequence[str]) -> str:
+    """The model that all adapters name; two runs may have named the same folder differently."""
+    bases = [_base_of(adapter, "--ties") for adapter in adapters]
+    if len({Path(base).resolve() for base in bases}) > 1:
+        raise ConfigError(f"--ties: the adapters name different models ({', '.join(bases)}); name theirs with --model")
+    return bases[0]
 
 
-def _lora_config(adapter: str) -> LoraConfig:
-    try:
-        config: PeftConfig = modeling._adapter_config(adapter)
-    except (KeyError, TypeError, JSONDecodeError) as error:
-        raise ConfigError(f"--adapters {adapter}: its adapter_config.json cannot be read: {error}") from error
-    if not isinstance(config, LoraConfig) or config.peft_type != PeftType.LORA:
-        raise ConfigError(f"--adapters {adapter}: is {config.peft_type}; only LoRA can be merged")
-    plain = vars(LoraConfig())
-    odd = [name for name, value in vars(config).items() if name not in KNOWN_FIELDS and value != plain.get(name)]
-    if config.init_lora_weights not in (True, False, "gaussian", "orthogonal"):  # others change the model's weights
-        odd.append(f"init_lora_weights {config.init_lora_weights}")
-    if odd:
-        raise ConfigError(f"--adapters {adapter}: set in adapter_config.json but not supported: {', '.join(odd)}")
-    return config
+def _tokenizer(adapter: str, base: str) -> Any:
+    has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
+    return modeling.load_tokenizer(adapter if has_tokenizer else base)
 
 
-def low_rank(delta: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
-    """The product of rank r nearest to a matrix (out, in), by its singular value decomposition U S V'.
-
-    Returns:
-        U sqrt(S) (out, r) and sqrt(S) V' (r, in), in float32, with zeros past the matrix's own rank; and the share of
-        its Frobenius norm that is lost.
-    """
-    if delta.shape[0] > delta.shape[1]:
-        down, up, lost = low_rank(delta.T, rank)
-        return up.T.contiguous(), down.T.contiguous(), lost
-    # The eigenvectors of M M' are M's left singular vectors: several times faster than torch.linalg.svd where M is
-    # wide, and in float64 exact to float32's precision.
-    matrix = delta.double()
-    squares, left = torch.linalg.eigh(matrix @ matrix.T)
-    squares = squares.clamp(min=0)
-    lost = (squares[:-rank].sum() / squares.sum()).sqrt().item() if squares.any() else 0.0
-    root, left = squares[-rank:] ** 0.25, left[:, -rank:]
-    inverse = torch.where(root > 0, 1 / root, 0)
-    missing = rank - len(root)
-    up, down = pad(left * root, (0, missing)), pad(inverse[:, None] * (left.T @ matrix), (0, 0, 0, missing))
-    return up.float().contiguous(), down.float().contiguous(), lost
-
-
-def _save_adapter(model: str, factors: dict[str, tuple[Tensor, Tensor, float]], output: Path, rank: int) -> None:
-    """Save as PEFT does; alpha = rank makes the scaling 1."""
-    config = LoraConfig(r=rank, lora_alpha=rank, target_modules=list(factors), task_type="CAUSAL_LM")
-    config.base_model_name_or_path, config.inference_mode = model, True
-    config.save_pretrained(str(output))
-    tensors = {
-        f"base_model.model.{module}.lora_{side}.weight": half
-        for module, (up, down, _) in factors.items()
-        for side, half in (("A", down), ("B", up))
-    }
-    save_file(tensors, output / WEIGHTS, metadata={"format": "pt"})
-    lost, module = max((lost, module) for module, (_, _, lost) in factors.items())
-    if lost > 0.01:
-        _log.warning(
-            f"rank {rank}: the adapter loses up to {lost:.1%} of a merged update's norm (most at {module}); a higher "
-            "rank, or saving the whole model, keeps more"
-        )
+def _save(result: Any, tokenizer: Any, output: Path) -> None:
+    with writing(output):
+        partial = fresh_partial(output)
+        # Only the merged adapter, not those that it was made of.
+        chosen = {"selected_adapters": ["default"]} if isinstance(result, PeftModel) else {}
+        result.save_pretrained(partial, **chosen)
+        tokenizer.save_pretrained(partial)
+        publish_result(partial, output)

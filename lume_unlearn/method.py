@@ -138,5 +138,3 @@ class Method:
     """Whether the gradients of both terms are normalised and the learning rate found (`ngdiff`)."""
     negated: bool = False
     """Whether training is for learning the forget rows, and the change is then turned around."""
-    merges: bool = False
-    """Whether nothing is trained and adapters are merged instead."""

@@ -331,17 +331,6 @@ _METHODS = (
         negated=True,
     ),
     Method(
-        "ties-merge",
-        "TIES merge of adapters",
-        "Yadav et al. 2023, arXiv 2306.01708; Xu et al. 2025, arXiv 2503.21088",
-        "no training: weight differences of --adapters, trimmed, signs elected, averaged",
-        _ascent,
-        retain="none",
-        retain_terms=("none",),
-        params={"density": Param(0.8, "share of each difference's entries that TIES keeps", most=1.0)},
-        merges=True,
-    ),
-    Method(
         "sugd",
         "sequential unlearning by gradient difference",
         "Premptis et al. 2025, arXiv 2503.02443",

@@ -1,21 +1,20 @@
-"""Loading a model and its tokenizer, putting an adapter on, folding one in."""
+"""Load a model and its tokenizer, with or without adapters."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lume_unlearn.checkpoints import fresh_partial, only_run, publish_result, writing
-from lume_unlearn.config import ConfigError, RunConfig, require_unused
+from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.forward import Passes, decoder_layers, use_packing
 from lume_unlearn.launch import sharded
 from lume_unlearn.tuning import TuningError, depth_fault, freeze
@@ -240,37 +239,12 @@ def context_length(model: Any) -> int | None:
     return getattr(model.config, "max_position_embeddings", None)
 
 
-def merge(adapter: str, output: str, model: str | None = None, dtype: str = "float32") -> None:
-    """Fold a LoRA adapter into its model, in float32, and save the whole model with its tokenizer.
-
-    Args:
-        adapter: folder that `lume-unlearn run --tuning lora` wrote.
-        output: folder for the merged model.
-        model: the adapter's model; by default the one that it names.
-        dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
+def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
+    """Read an adapter's configuration; a folder without one is refused without asking the hub for it.
 
     Raises:
-        ConfigError: the folder is no adapter, its model cannot be loaded or is another one, or the output is in use or
-            cannot be written.
+        ConfigError: the folder holds no adapter, or its configuration cannot be read.
     """
-    folder = Path(output)
-    require_unused(folder)
-    base = model or _adapter_config(adapter).base_model_name_or_path
-    if base is None:
-        raise ConfigError(f"--adapter {adapter}: it does not say which model it belongs to; name it with --model")
-    with only_run(folder):
-        merged = merged_model(base, adapter)
-        has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
-        tokenizer = load_tokenizer(adapter if has_tokenizer else base)
-        with writing(folder):
-            partial = fresh_partial(folder)
-            merged.to(getattr(torch, dtype)).save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            publish_result(partial, folder)
-
-
-def _adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
-    """What an adapter's folder says of itself; refuses a folder that is none without asking the hub for it."""
     if not (Path(adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"{option} {adapter}: not an adapter's folder, there is no adapter_config.json in it")
     try:
@@ -280,20 +254,50 @@ def _adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
     return config
 
 
-def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
-    """A model in float32 with an adapter folded in; ``option`` is what named the adapter.
+def adapter_names(count: int) -> list[str]:
+    """The names that `adapted_model` gives its adapters."""
+    return [f"adapter{i}" for i in range(count)]
+
+
+def adapted_model(
+    model: str,
+    adapters: Sequence[str],
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
+    option: str = "--adapter",
+) -> PeftModel:
+    """Load a model with one or more LoRA adapters on it, named by `adapter_names`; the first one is active.
 
     Raises:
-        ConfigError: the folder is no adapter, its weights are not safetensors, or it belongs to another model.
+        ConfigError: a folder holds no LoRA adapter, its weights are not safetensors, or it belongs to another model;
+            the message names ``option``.
     """
-    _adapter_config(adapter, option)
-    if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-        pickles = "".join(f"; {path.name} is a pickle, which is never loaded" for path in Path(adapter).glob("*.bin"))
-        raise ConfigError(f"{option} {adapter}: there is no {SAFETENSORS_WEIGHTS_NAME} in it{pickles}")
-    base = load_model(model, torch.float32, trust_remote_code)
-    try:
-        with _no_pickles(), warnings.catch_warnings():
-            warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random
-            return PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    except Exception as error:  # a broken adapter ends in anything, from KeyError to SafetensorError
-        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error}") from error
+    for adapter in adapters:
+        if adapter_config(adapter, option).peft_type != PeftType.LORA:
+            raise ConfigError(f"{option} {adapter}: is no LoRA adapter")
+        if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
+            pickles = "".join(
+                f"; {path.name} is a pickle, which is never loaded" for path in Path(adapter).glob("*.bin")
+            )
+            raise ConfigError(f"{option} {adapter}: there is no {SAFETENSORS_WEIGHTS_NAME} in it{pickles}")
+    loaded: Any = load_model(model, dtype, trust_remote_code)
+    for name, adapter in zip(adapter_names(len(adapters)), adapters, strict=True):
+        try:
+            with _no_pickles(), warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random
+                if not isinstance(loaded, PeftModel):
+                    loaded = PeftModel.from_pretrained(loaded, adapter, adapter_name=name)
+                elif missing := loaded.load_adapter(adapter, name).missing_keys:
+                    raise ValueError(f"Found missing adapter keys: {missing}")
+        except Exception as error:  # a broken adapter ends in anything, from KeyError to SafetensorError
+            raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error}") from error
+    return cast(PeftModel, loaded)
+
+
+def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
+    """Load a model in float32 and fold an adapter into it.
+
+    Raises:
+        ConfigError: see `adapted_model`.
+    """
+    return adapted_model(model, [adapter], torch.float32, trust_remote_code, option).merge_and_unload()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any
 
 import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
@@ -48,8 +48,6 @@ def run(config: RunConfig) -> Path:
     output = Path(config.output)
     _require_free(output, config.resume)  # at once, before anything is read; what counts is what only_run finds
     require_launch(config)
-    if config.spec.merges:
-        return _merge(config)
     config = _with_max_tokens(config)
     inputs = load_inputs(config)
     record = Record(config, inputs.checksums)
@@ -132,28 +130,6 @@ def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: 
         if trainer.is_world_process_zero():
             publish_result(output / PARTIAL, output)
             record.write(trainer.state.log_history, watch.measured, finished=True)
-
-
-def _merge(config: RunConfig) -> Path:
-    """Merge adapters; nothing is trained."""
-    output, params = Path(config.output), config.params
-    record = Record(config, {})
-    with only_run(output), writing(output):
-        _checkpoint(output, config.resume)
-        partial = fresh_partial(output)
-        merging.ties_merge(
-            config.model,
-            config.adapter_list,
-            partial,
-            density=params["density"],
-            weights=[1.0] * len(config.adapter_list),
-            tuning=cast(Literal["lora", "full"], config.tuning),
-            rank=config.lora_rank,
-            trust_remote_code=config.trust_remote_code,
-        )
-        publish_result(partial, output)
-        record.write([], finished=True)
-    return output
 
 
 def _negate(config: RunConfig, trainer: UnlearningTrainer, watch: Watch) -> None:

@@ -22,8 +22,6 @@ from lume_unlearn.trainer import UnlearningTrainer
 from lume_unlearn.unlearning import run
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
-TRAINED = [name for name in METHODS if not METHODS[name].merges]
-
 
 class Broken(Exception):
     """Stands for whatever ends a run without warning."""

@@ -12,9 +12,10 @@ from lume_unlearn import merging, modeling
 from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.divergence import require_finite
+from lume_unlearn.methods import METHODS
 from lume_unlearn.trainer import UnlearningTrainer
 from lume_unlearn.unlearning import run
-from tests.faults.runs import TRAINED, assert_equal, broken_off, make_config, record, resumed
+from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -33,7 +34,7 @@ def diverging(config: RunConfig, step: int, value: float = torch.inf) -> None:
 
 
 @pytest.mark.parametrize(
-    ("method", "value"), [*((method, torch.inf) for method in TRAINED), ("gd", torch.nan), ("ngdiff", torch.nan)]
+    ("method", "value"), [*((method, torch.inf) for method in METHODS), ("gd", torch.nan), ("ngdiff", torch.nan)]
 )
 def test_every_method_stops_at_the_step_and_keeps_the_last_good_checkpoint(
     method: str, value: float, inputs: Path, tmp_path: Path

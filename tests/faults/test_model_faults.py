@@ -153,7 +153,7 @@ ADAPTERS: dict[str, tuple[Damage, str]] = {
         text("adapter_config.json", '{"peft_type": "EVIL"}'),
         "adapter_config.json cannot be read",
     ),
-    "config: no type": (text("adapter_config.json", "{}"), "does not fit the model|adapter_config.json cannot be read"),
+    "config: no type": (text("adapter_config.json", "{}"), "is no LoRA adapter|adapter_config.json cannot be read"),
     "config: rank of text": (text("adapter_config.json", '{"peft_type": "LORA", "r": "x"}'), "does not fit the model"),
 }
 

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,9 @@ import pytest
 from lume_unlearn.checkpoints import MARK, whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.evaluation import Evaluation
+from lume_unlearn.methods import METHODS
 from lume_unlearn.unlearning import run
-from tests.faults.runs import TRAINED, Broken, assert_equal, broken_off, make_config, record, resumed
+from tests.faults.runs import Broken, assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -31,7 +31,7 @@ REMEMBERING: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", METHODS)
 def test_every_method_goes_on_as_if_nothing_had_happened(
     method: str, tuning: str, inputs: Path, tmp_path: Path
 ) -> None:
@@ -39,7 +39,7 @@ def test_every_method_goes_on_as_if_nothing_had_happened(
     whole = run(make_config(inputs, tmp_path / "whole", method, tuning, **options))
     steps = record(whole)["history"][-1]["step"]
     config = make_config(inputs, tmp_path / "broken", method, tuning, **options)
-    step = steps // 2 + 1 if options else 2 + TRAINED.index(method) % (steps - 1)
+    step = steps // 2 + 1 if options else 2 + [*METHODS].index(method) % (steps - 1)
     broken_off(config, step)
     if options:  # something else at the interruption than at the start and at the end
         start, end = remembered(config), remembered(config, whole / f"checkpoint-{steps}")
@@ -192,13 +192,3 @@ def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
     assert json.loads(best.read_text())["step"] == 2
     assert (tmp_path / "out" / "scores" / "checkpoint-4" / "results_lume.json").is_file()
     assert (tmp_path / "out" / "scores" / "checkpoint-6" / "results_lume.json").is_file()
-
-
-def test_merging_leaves_a_finished_record_and_nothing_else(inputs: Path, tmp_path: Path) -> None:
-    adapters = [run(make_config(inputs, tmp_path / name, name)) for name in ("gd", "npo")]
-    options = {"save_steps": 0, "adapters": ",".join(map(str, adapters))}
-    config = make_config(inputs, tmp_path / "merged", "ties-merge", **options)
-    assert record(run(config))["finished"] is True
-    assert not [path.name for path in (tmp_path / "merged").iterdir() if path.name.startswith(".")]
-    with pytest.raises(ConfigError, match="is finished"):
-        run(replace(config, resume=True))

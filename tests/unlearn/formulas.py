@@ -51,8 +51,6 @@ class Formula:
     """What a few steps without retain term lower; the NLL of the forget rows rises if nothing is said."""
     options: dict[str, Any] = field(default_factory=dict)
     """What the checks of all methods have to set for this one."""
-    untrained: str = ""
-    """Why the method is not trained at all."""
 
 
 # One row.
@@ -287,7 +285,6 @@ FORMULAS: dict[str, Formula] = {
     ),
     "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
-    "ties-merge": Formula(ascent, None, untrained="merges adapters: test_merging"),
     "sugd": Formula(sugd_forget, sugd_retain, {"chunk": 2, "retain_ratio": 2}, options={"batch_size": 1, "epochs": 1}),
     "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 1}),
     "selective": Formula(ascent, retain_mean, weight=selective),

@@ -110,7 +110,6 @@ def test_methods_lists_every_method_with_its_recipes(capsys: pytest.CaptureFixtu
         ("dpo", "NLL before of forget and alternative rows, once; alternatives"),
         ("idk", "refusals (built in)"),
         ("undial", "model before, each step, forget rows"),
-        ("ties-merge", "adapters"),
     ],
 )
 def test_methods_says_what_a_method_needs(method: str, needs: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,7 +134,6 @@ def test_the_table_of_methods_has_a_row_for_each(capsys: pytest.CaptureFixture[s
         (["--method", "gd", "--retain_term", "states"], "--retain_term states: gd can have nll, kl, nll+kl, none"),
         (["--method", "dpo"], "--method dpo: name a file by --alternatives (`lume-unlearn alternatives` makes one)"),
         (["--method", "dpo", "--alternatives", "no.jsonl"], "no.jsonl"),
-        (["--method", "ties-merge", "--adapters", "no/a,no/b"], "--adapter no/a: not an adapter's folder"),
         (["--method", "rmu"], "--layer 7: the model has 2 decoder layers, counted from 0"),
         (["--tuning", "loar"], "--tuning 'loar': choose lora, full, last:K (K layers) or modules:REGEX"),
         (["--tuning", "last:9"], "--tuning last:9: the model has 2 decoder layers"),
@@ -185,7 +183,7 @@ def test_merge_of_something_else(model_dir: Path, tmp_path: Path, capsys: pytest
         (["run", "--beta", "much"], "beta"),
         (["run", "--params", "{}"], "params"),
         (["run", "--epochs", "many"], "many"),
-        (["merge"], "adapter"),
+        (["merge"], "output"),
     ],
 )
 def test_what_cannot_be_read_is_exit_code_2(argv: list[str], named: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,9 +14,7 @@ from lume_unlearn.methods import METHODS
 def needed(method: str) -> dict[str, str]:
     """The options that a method cannot be without."""
     spec = METHODS[method] if method in METHODS else METHODS["npo"]
-    return ({"alternatives": "f.jsonl"} if spec.alternative == "file" else {}) | (
-        {"adapters": "a,b"} if spec.merges else {}
-    )
+    return {"alternatives": "f.jsonl"} if spec.alternative == "file" else {}
 
 
 def config(**options: Any) -> RunConfig:
@@ -78,7 +76,6 @@ OWN: dict[str, dict[str, Any]] = {
         "params": {"rate_every": 10, "rate_range": 10.0},
     },
     "task-vector": {"retain_term": "none", "params": {"scale": 5.0}},
-    "ties-merge": {"retain_term": "none", "params": {"density": 0.8}},
     "sugd": {
         "epochs": 7,
         "batch_size": 1,
@@ -240,8 +237,6 @@ def test_only_states_methods_compare_states() -> None:
         ("sugd", {"retain_ratio": 0.5}, "--retain_ratio 0.5: must be a whole number"),
         ("agad", {"anneal_share": 1.5}, "--anneal_share 1.5: must be at most 1"),
         ("agad", {"anneal_share": 0}, "--anneal_share 0: must be above 0"),
-        ("ties-merge", {"density": 1.01}, "--density 1.01: must be at most 1"),
-        ("ties-merge", {"density": 0.0}, "--density 0.0: must be above 0"),
         ("task-vector", {"scale": 0}, "--scale 0: must be above 0"),
     ],
 )
@@ -267,7 +262,6 @@ def test_beta_may_be_0_where_it_is_no_divisor(method: str) -> None:
         ("satimp", {"beta1": 0, "beta2": 0}),
         ("pdu", {"epsilon": 0, "dual_step": 0, "dual_warmup": 0}),
         ("agad", {"anneal_share": 1}),
-        ("ties-merge", {"density": 1}),
     ],
 )
 def test_parameters_at_the_edge_that_mean_something(method: str, params: dict[str, float]) -> None:
@@ -276,26 +270,11 @@ def test_parameters_at_the_edge_that_mean_something(method: str, params: dict[st
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_files_of_alternatives_and_adapters_are_needed_or_useless(method: str) -> None:
+def test_files_of_alternatives_are_needed_or_useless(method: str) -> None:
     takes = METHODS[method].alternative == "file"
     assert takes == (method in ("dpo", "altpo"))
     line = faults(method=method, alternatives=None if takes else "f.jsonl")[0]
     assert line.startswith(f"--method {method}: name a file by --alternatives" if takes else "--alternatives f.jsonl: ")
-    merges = method == "ties-merge"
-    for adapters in (None, "", "one", "one,") if merges else ("a", "a,b"):
-        (line,) = faults(method=method, adapters=adapters)
-        assert line.startswith(f"--method {method}: name two adapters" if merges else f"--adapters {adapters}: ")
-
-
-def test_adapters_are_named_with_commas_between_them() -> None:
-    assert config(method="ties-merge", adapters="a, b ,c/d,").adapter_list == ["a", "b", "c/d"]
-    assert config().adapter_list == []
-
-
-def test_merging_writes_a_model_or_an_adapter() -> None:
-    assert faults(method="ties-merge", tuning="last:2") == [
-        "--tuning last:2: ties-merge writes a model (full) or an adapter (lora)"
-    ]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -43,7 +43,6 @@ def test_the_command_prints_each_method_with_its_recipes(capsys: pytest.CaptureF
         ("undial", "model before, each step, forget rows"),
         ("idk", "refusals (built in)"),
         ("dpo", "NLL before of forget and alternative rows, once; alternatives"),
-        ("ties-merge", "adapters"),
     ],
 )
 def test_what_a_method_needs(name: str, expected: str) -> None:

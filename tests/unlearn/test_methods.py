@@ -21,7 +21,6 @@ from tests.unlearn.training import (
     FORGET,
     RETAIN,
     ROWS,
-    TRAINED,
     build,
     counted,
     entries,
@@ -32,19 +31,18 @@ from tests.unlearn.training import (
 )
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-STEPWISE = [name for name in TRAINED if not METHODS[name].normalised]  # test_ngdiff has the other one
+STEPWISE = [name for name in METHODS if not METHODS[name].normalised]  # test_ngdiff has the other one
 
 
 def test_every_method_has_a_formula_here() -> None:
     missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()
     assert not missing, f"add a row for {', '.join(sorted(missing))} to tests/unlearn/formulas.py"
     assert not left, f"tests/unlearn/formulas.py has rows of no method: {', '.join(sorted(left))}"
-    assert {name for name, row in FORMULAS.items() if row.untrained} == METHODS.keys() - TRAINED
 
 
 def test_the_tables_retain_terms_are_the_registrys() -> None:
     for name, method in METHODS.items():
-        if not method.merges and method.retain in RETAIN_TERMS and not method.phases:
+        if method.retain in RETAIN_TERMS and not method.phases:
             assert FORMULAS[name].retain is RETAIN_TERMS[method.retain], name
 
 
@@ -102,7 +100,7 @@ def test_steps_by_hand_with_another_retain_term(method: str, term: str, tmp_path
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", METHODS)
 def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str, tmp_path: Path) -> None:
     formula = FORMULAS[method]
     with passes_seen() as before:
@@ -158,7 +156,7 @@ def switch(trainer: Any, packs: bool, chunks: bool) -> None:
 
 @pytest.mark.parametrize(
     ("method", "tuning"),
-    [(name, "full") for name in TRAINED] + [(name, "lora") for name in TRAINED if FORMULAS[name].live],
+    [(name, "full") for name in METHODS] + [(name, "lora") for name in METHODS if FORMULAS[name].live],
 )
 def test_packs_padding_and_chunks_give_the_same(
     method: str, tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -189,7 +187,7 @@ def test_packs_padding_and_chunks_give_the_same(
 @pytest.mark.parametrize(
     "options", [{"micro_batch_size": 1}, {"max_tokens": 45}, {"gradient_checkpointing": True}], ids=str
 )
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", METHODS)
 def test_smaller_passes_and_recomputation_change_nothing(method: str, options: dict[str, Any], tmp_path: Path) -> None:
     step = {"batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
     trainers = [build(tmp_path, method, **step, **chosen) for chosen in ({}, options)]
@@ -235,7 +233,7 @@ def noise(trainer: Any, labelled: bool) -> Iterator[None]:
             handle.remove()
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", METHODS)
 def test_only_labelled_tokens_count(method: str, tmp_path: Path) -> None:
     trainer = shaken(build(tmp_path, method))
     terms, gradients = step_of(trainer)
@@ -249,7 +247,7 @@ def test_only_labelled_tokens_count(method: str, tmp_path: Path) -> None:
     assert all(abs(found[name] - term) > 1e-3 for name, term in terms.items() if term)
 
 
-@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize("method", METHODS)
 def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
     formula, spec = FORMULAS[method], METHODS[method]
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
@@ -264,7 +262,7 @@ def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
 
 
 # What is no part of training (test_merging), or acts only at the edge of its range (test_ngdiff).
-ELSEWHERE = {("task-vector", "scale"), ("ties-merge", "density"), ("ngdiff", "rate_range")}
+ELSEWHERE = {("task-vector", "scale"), ("ngdiff", "rate_range")}
 PARAMS = [(method, name) for method in METHODS for name in METHODS[method].params if (method, name) not in ELSEWHERE]
 
 

@@ -12,6 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausa
 
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.merging import merge
 from lume_unlearn.packing import IMPLEMENTATION
 
 
@@ -140,7 +141,7 @@ def test_merging_leaves_the_models_own_weights_below_the_update(config: Any, tmp
             if "lora" in name:
                 weight.fill_(0.5)
     model.save_pretrained(tmp_path / "adapter")
-    modeling.merge(str(tmp_path / "adapter"), str(tmp_path / "merged"))
+    merge(str(tmp_path / "adapter"), str(tmp_path / "merged"))
     before, after = (load_file(folder / "model.safetensors") for folder in (model_dir, tmp_path / "merged"))
     # B A = 2 * 0.25 in every entry, times alpha / rank = 16.
     for name, value in before.items():

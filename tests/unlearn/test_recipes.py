@@ -22,7 +22,6 @@ PAPERS: dict[str, dict[str, Any]] = {
     "token-npo": {"lora_rank": 5, "lora_alpha": 5},
     "agad": AILS | {"lora_alpha": 32},
     "sugd": AILS | {"lora_alpha": 64},
-    "ties-merge": {"lora_rank": 32},
 }
 
 
@@ -37,8 +36,7 @@ def one_parser() -> Iterator[None]:
 def needed(method: str) -> dict[str, str]:
     """What a recipe leaves to be named on the command line."""
     spec = METHODS[method]
-    alternatives = {"alternatives": "f.jsonl"} if spec.alternative == "file" else {}
-    return alternatives | ({"adapters": "a,b"} if spec.merges else {})
+    return {"alternatives": "f.jsonl"} if spec.alternative == "file" else {}
 
 
 def parse(*argv: str) -> RunConfig:
@@ -70,9 +68,7 @@ def test_a_recipe_spells_out_the_defaults_of_its_method(name: str) -> None:
         model="m", output="o", method=method, tuning=tuning, **needed(method), **lora
     )
     written = yaml.safe_load(RECIPES[name].read_text())
-    least = {"method", "tuning", *spec.params, *lora}
-    if not spec.merges:
-        least |= {"epochs", "batch_size", "learning_rate"}
+    least = {"method", "tuning", "epochs", "batch_size", "learning_rate", *spec.params, *lora}
     assert set(written) >= least
 
 

@@ -20,7 +20,7 @@ from lume_unlearn import unlearning
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.inputs import load_sides
 from lume_unlearn.memory import fitting_tokens
-from lume_unlearn.modeling import merge
+from lume_unlearn.merging import merge
 from lume_unlearn.unlearning import run, unlearn
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lume_unlearn
 from lume_tasks.rows import DataError, Row, read_rows
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data import Tokens, encode_rows
 from lume_unlearn.forward import Passes, token_nlls
-from lume_unlearn.merging import adapter_factors, ties
 from lume_unlearn.methods import METHODS
 from lume_unlearn.refusals import refusals
 from lume_unlearn.unlearning import run
@@ -168,44 +167,6 @@ def test_a_task_vector_is_subtracted_scale_times(tuning: str, build: Build) -> N
     for name, change in changes[0].items():
         torch.testing.assert_close(changes[1][name], 2 * change, rtol=1e-3, atol=1e-5)
     assert max(change.abs().max() for change in changes[0].values()) > 1e-3
-
-
-def delta(factors: tuple[Tensor, Tensor]) -> Tensor:
-    return factors[0] @ factors[1]
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_two_adapters_are_merged(tuning: str, build: Build, tmp_path: Path) -> None:
-    for name, method, weight in (("one", "npo", 0.4), ("two", "gd", 1.0)):
-        run(build(method, name, forget_weight=weight))
-    adapters = [str(tmp_path / name) for name in ("one", "two")]
-    config = build("ties-merge", "merged", tuning=tuning, adapters=", ".join(adapters), lora_rank=8)
-    assert run(config) == tmp_path / "merged"
-    assert record(config)["finished"]
-    assert record(config)["config"]["adapters"] == ", ".join(adapters)
-    assert record(config)["history"] == []
-    merged = load(config) if tuning == "full" else load(config).merge_and_unload()
-    assert len(AutoTokenizer.from_pretrained(config.output)) > 0
-    one, two = (adapter_factors(adapter) for adapter in adapters)
-    before, after = weights(config.model), merged.state_dict()
-    for name, value in before.items():
-        module = name.removesuffix(".weight")
-        update = ties([delta(one[module]), delta(two[module])], [1.0, 1.0], 0.8) if module in one else 0.0
-        if tuning == "full":
-            torch.testing.assert_close(after[name], value + update, rtol=1e-5, atol=1e-5)
-        elif module in one:  # the nearest of rank 8
-            lost = (after[name] - value - update).norm() / update.norm()
-            assert lost < 0.5
-        else:
-            assert after[name].equal(value)
-
-
-def test_adapters_that_are_not_there_are_named_and_nothing_is_written(build: Build, tmp_path: Path) -> None:
-    run(build("npo", "one"))
-    config = build("ties-merge", "merged", adapters=f"{tmp_path / 'one'},{tmp_path / 'two'}")
-    with pytest.raises(ConfigError, match=r"--adapter .*two: not an adapter's folder"):
-        run(config)
-    assert not (tmp_path / "merged" / "unlearning.json").exists()
 
 
 @pytest.mark.parametrize(

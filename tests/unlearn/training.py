@@ -25,7 +25,6 @@ from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
-TRAINED = [name for name in METHODS if not METHODS[name].merges]
 
 
 def make_rows(seed: int, lengths: Sequence[tuple[int, int]]) -> list[Tokens]:
