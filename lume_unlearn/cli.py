@@ -94,7 +94,7 @@ def parser() -> ArgumentParser:
     commands = top.add_subcommands(dest="command")
 
     run = ArgumentParser(description="Unlearn the forget rows from a model.", allow_abbrev=False)
-    run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (npo_lora).")
+    run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (sugd_last8).")
     run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
     _allow_bare_switches(run)
     for name, text in parameters().items():
@@ -201,7 +201,10 @@ def _recipe_first(argv: Sequence[str]) -> list[str]:
             shipped = RECIPES / f"{value}.yaml"
             path = shipped if shipped.is_file() and not Path(value).is_file() else Path(value)
             if not path.exists():
-                raise ConfigError(f"--config {value}: neither a file nor a shipped recipe (`lume-unlearn methods`)")
+                raise ConfigError(
+                    f"--config {value}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
+                    "the defaults of a method need none: --method M --tuning T"
+                )
             _require_harmless(path)
             recipes.append(f"--config={path}")
     return [*command, *recipes, *others]

@@ -24,7 +24,7 @@ def listing(recipes: list[str]) -> Iterator[str]:
         yield f"{method.name:<12}{method.title}: {method.citation}"
         yield f"{'':12}loss on forget rows: {method.formula}"
         yield f"{'':12}retain term: {method.retain}; needs: {needs(method)}"
-        yield f"{'':12}parameters: {_defaults(method) or 'none'}; recipes: {own}"
+        yield f"{'':12}parameters: {_defaults(method) or 'none'}; recipes: {own or 'none'}"
 
 
 def markdown() -> Iterator[str]:

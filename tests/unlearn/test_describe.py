@@ -28,8 +28,7 @@ def test_the_command_prints_each_method_with_its_recipes(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for method in METHODS.values():
         assert method.citation in printed
-        assert f"{method.name}_full" in printed
-    assert "recipes: sugd_full, sugd_last8, sugd_lora" in printed
+    assert "recipes: sugd_last8, sugd_lora" in printed
     assert main(["methods", "--markdown"]) == 0
     assert capsys.readouterr().out == "\n".join(markdown()) + "\n"
 
