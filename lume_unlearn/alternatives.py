@@ -14,7 +14,7 @@ from lume_tasks.checks import SPLITS
 from lume_tasks.rows import TEXT, DataError, Fault, Row, describe, place, quote, read_rows, scan, text_problem
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, named_twice
-from lume_unlearn.drawing import bare, first_few, generate
+from lume_unlearn.sampling import bare, first_few, sample_alternatives
 from lume_unlearn.sources import named_directory, named_file
 
 FIELDS = dict.fromkeys(("id", "alternative"), TEXT)
@@ -31,10 +31,10 @@ class AlternativesConfig:
         split: Rows to use: all, train, validation or test.
         forget: File or folder with forget rows (jsonl or parquet), instead of --data.
         samples: Alternatives of each row.
-        temperature: Of the drawing; lower is closer to what the model finds likeliest.
+        temperature: Temperature of the sampling, as transformers' generate takes it.
         max_new_tokens: Most tokens of one alternative.
-        batch_size: Alternatives drawn at the same time.
-        seed: Seed of the drawing.
+        batch_size: Alternatives sampled at the same time; another number gives other samples.
+        seed: Seed of the sampling.
         trust_remote_code: Run code that a hub model brings along.
     """
 
@@ -79,7 +79,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
 
     Raises:
         DataError: lists what is wrong with the file (ten faults at most, with their lines): also an alternative that
-            equals its row's output (see `drawing.bare`), and rows without any.
+            equals its row's output (see `sampling.bare`), and rows without any.
     """
     objects, faults = scan(path, FIELDS, _line_problems)
     by_id = {row.id: row for row in rows}
@@ -114,9 +114,9 @@ def _missing(ids: list[str], count: int) -> list[Fault]:
 
 
 def write_alternatives(config: AlternativesConfig) -> Path:
-    """Draw alternatives of the forget rows and write them to ``config.output``, which appears when it is whole.
+    """Sample alternatives of the forget rows and write them to ``config.output``, which appears when it is complete.
 
-    Where some row got none, what was drawn stays in ``<output>.part``.
+    If some row got none, the samples of the others stay in ``<output>.part``.
 
     Raises:
         ConfigError: the output or such a part of it exists or cannot be written, or the model cannot be loaded.
@@ -128,7 +128,7 @@ def write_alternatives(config: AlternativesConfig) -> Path:
         raise ConfigError(f"--output {output}: it exists; name another file")
     if aside.exists():
         raise ConfigError(
-            f"--output {output}: {aside} is there, drawn by a run that did not end well; add to it and rename it, "
+            f"--output {output}: {aside} is there, written by a run that failed; add to it and rename it, "
             "remove it, or name another file"
         )
     rows = _forget_rows(config)
@@ -136,14 +136,14 @@ def write_alternatives(config: AlternativesConfig) -> Path:
     try:
         aside.parent.mkdir(parents=True, exist_ok=True)
         with aside.open("x", encoding="utf-8") as file:
-            for row_id, text in tqdm(pairs, total=len(rows) * config.samples, desc="Drawing alternatives"):
+            for row_id, text in tqdm(pairs, total=len(rows) * config.samples, desc="Sampling alternatives"):
                 line = dict(zip(FIELDS, (row_id, text), strict=True))
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         aside.rename(output)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from error
     except DataError as error:
-        raise DataError(f"{error}\nWhat was drawn is in {aside}: add to it and rename it.") from error
+        raise DataError(f"{error}\nThe samples of the other rows are in {aside}: add to it and rename it.") from error
     return output
 
 
@@ -154,12 +154,12 @@ def _forget_rows(config: AlternativesConfig) -> list[Row]:
 
 
 def _pairs(config: AlternativesConfig, rows: list[Row]) -> Iterator[tuple[str, str]]:
-    """What is to be written, from the model on a GPU where there is one."""
+    """Load the model, on a GPU if there is one, and sample from it."""
     tokenizer = modeling.load_tokenizer(config.model, config.trust_remote_code)
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     model = modeling.load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return generate(
+    return sample_alternatives(
         model,
         tokenizer,
         rows,

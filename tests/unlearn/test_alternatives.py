@@ -4,11 +4,12 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lume_tasks.rows import DataError, Row
-from lume_unlearn import drawing
+from lume_unlearn import sampling
 from lume_unlearn.alternatives import AlternativesConfig, read_alternatives, write_alternatives
 from lume_unlearn.config import ConfigError
 
@@ -99,14 +100,14 @@ def config(model_dir: Path, data_dir: Path, tmp_path: Path) -> AlternativesConfi
 
 def test_what_is_written_can_be_read(config: AlternativesConfig, data_dir: Path) -> None:
     path = write_alternatives(config)
-    rows = drawing_rows(data_dir)
+    rows = forget_rows(data_dir)
     found = read_alternatives(path, rows)
     assert list(found) == [row.id for row in rows]
     assert {len(texts) for texts in found.values()} == {2}
     assert [file.name for file in path.parent.iterdir()] == ["alternatives.jsonl"]  # nothing is left beside it
 
 
-def drawing_rows(data_dir: Path) -> list[Row]:
+def forget_rows(data_dir: Path) -> list[Row]:
     return [Row(**json.loads(line)) for line in (data_dir / "forget.jsonl").read_text().splitlines()]
 
 
@@ -115,7 +116,7 @@ def test_forget_names_a_file_or_its_folder(config: AlternativesConfig, data_dir:
     for number, where in enumerate((data_dir, data_dir / "forget.jsonl")):
         output = str(tmp_path / f"{number}.jsonl")
         named = replace(config, data=None, forget=str(where), output=output)
-        assert write_alternatives(named).read_text() == by_data
+        assert write_alternatives(named).read_text() == by_data  # the same command gives the same samples
 
 
 def test_an_existing_output_is_refused(config: AlternativesConfig) -> None:
@@ -127,15 +128,15 @@ def test_an_existing_output_is_refused(config: AlternativesConfig) -> None:
     assert path.read_text() == "mine"
 
 
-def test_what_was_drawn_is_kept_aside_where_a_row_got_none(
+def test_samples_stay_in_a_part_file_if_a_row_got_none(
     config: AlternativesConfig, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = drawing_rows(data_dir)
+    rows = forget_rows(data_dir)
 
-    def sample(self: drawing.Sampler, draws: list[drawing.Draw], attempt: int) -> list[str]:
-        return [draw.row.output if draw.row == rows[1] else "other" for draw in draws]
+    def generate(model: Any, tokenizer: Any, batch: list[tuple[Row, list[int]]], options: Any) -> list[str]:
+        return [row.output if row == rows[1] else "other" for row, _ in batch]
 
-    monkeypatch.setattr(drawing.Sampler, "sample", sample)
+    monkeypatch.setattr(sampling, "_generate", generate)
     with pytest.raises(DataError, match=r"alternatives\.jsonl\.part: add to it") as raised:
         write_alternatives(config)
     assert f"\n  {rows[1].id}\n" in str(raised.value)
