@@ -154,12 +154,10 @@ def _add_configured(commands: Any) -> None:
     """Commands whose options are the fields of a class."""
     from lume_unlearn.alternatives import AlternativesConfig
     from lume_unlearn.audit import AuditConfig
-    from lume_unlearn.benchmark import BenchmarkConfig
 
     for name, options, title in (
         ("alternatives", AlternativesConfig, "Have a model write other answers to the forget rows, for altpo and dpo."),
         ("audit", AuditConfig, "Does forgetting hold? With fewer bits, relearning, other words, sampling."),
-        ("benchmark", BenchmarkConfig, "Time unlearning and scoring, the usual way and ours, side by side."),
     ):
         command = ArgumentParser(description=title)
         command.add_class_arguments(options, as_group=False)
@@ -344,12 +342,6 @@ def _alternatives(options: dict[str, Any]) -> None:
     print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
 
 
-def _benchmark(options: dict[str, Any]) -> None:
-    from lume_unlearn.benchmark import BenchmarkConfig, benchmark
-
-    benchmark(BenchmarkConfig(**options))
-
-
 def _report(options: dict[str, Any]) -> None:
     from lume_unlearn.report import write_report
 
@@ -380,7 +372,6 @@ COMMANDS = {
     "methods": _methods,
     "path": _path,
     "audit": _audit,
-    "benchmark": _benchmark,
     "report": _report,
     "card": _card,
     "quickstart": _quickstart,

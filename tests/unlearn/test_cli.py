@@ -262,4 +262,3 @@ def test_a_switch_needs_no_value(given: list[str]) -> None:
     options = ["run", "--model", "m", "--output", "o", "--method", "gd", *given]
     assert cli.parser().parse_args(options).run.resume is True
     assert cli.parser().parse_args(options[: -len(given)]).run.resume is False
-    assert cli.parser().parse_args(["benchmark", "--compile"]).benchmark.compile is True
