@@ -30,7 +30,7 @@ def _run(args: argparse.Namespace) -> int:
 
         _say(str(task_dir()))
         return 0
-    from lume_tasks.rows import DataError
+    from lume_tasks.errors import DataError
 
     try:
         return _fetch() if args.command == "fetch" else _check(args.dir)
@@ -39,22 +39,22 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _fail(error: Exception) -> int:
-    from lume_tasks.rows import visible
+    from lume_tasks.errors import visible
 
     print(f"lume-tasks: {visible(str(error))}", file=sys.stderr)
     return 1
 
 
 def _fetch() -> int:
-    from lume_tasks.fetch import fetch
+    from lume_tasks.data.fetch import fetch
 
     _say(str(fetch()))
     return 0
 
 
 def _check(directory: Path) -> int:
-    from lume_tasks.checks import check_dir
-    from lume_tasks.rows import DataError, visible
+    from lume_tasks.data.checks import check_dir
+    from lume_tasks.errors import DataError, visible
 
     if not directory.is_dir():
         raise DataError(f"{directory} is not a directory")
@@ -76,9 +76,9 @@ def _grouped(problems: list[str]) -> str:
 
 def _summary(directory: Path) -> str:
     """Count the rows of a sound data directory by split, task, side and kind."""
-    from lume_tasks.checks import scan_mmlu
-    from lume_tasks.data import load_mia, load_rows, splits
-    from lume_tasks.rows import TASKS
+    from lume_tasks.data.checks import scan_mmlu
+    from lume_tasks.data.locate import load_mia, load_rows, splits
+    from lume_tasks.data.rows import TASKS
 
     columns = [(side, kind) for side in ("forget", "retain") for kind in ("sc", "qa")]
     table = [["split", "task", *(f"{side} {kind}" for side, kind in columns)]]

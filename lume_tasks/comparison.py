@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from lume_tasks import metrics
+from lume_tasks.errors import DataError, quote
 from lume_tasks.reference_results import read_reference
-from lume_tasks.rows import DataError, quote
 
 Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
 

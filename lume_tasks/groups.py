@@ -14,10 +14,11 @@ from datasets import Dataset
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
-from lume_tasks import data, intervals, metrics, options
-from lume_tasks.checks import SIDES
+from lume_tasks import intervals, metrics, options
+from lume_tasks.data import locate
+from lume_tasks.data.rows import SIDES
+from lume_tasks.errors import DataError
 from lume_tasks.harness import MAIN_METRICS, RowsTask
-from lume_tasks.rows import DataError
 
 _log = logging.getLogger("lume_tasks")
 
@@ -72,14 +73,14 @@ class LumeMmlu(Group):
             aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)],
             metadata={"version": metadata.get("version")},
         )
-        for subject, rows in data.load_mmlu(_mmlu_source(metadata), subjects).items():
+        for subject, rows in locate.load_mmlu(_mmlu_source(metadata), subjects).items():
             self.add(SubjectTask(subject, rows[:limit], metadata.get("version")))
 
 
 def _mmlu_source(metadata: Mapping[str, Any]) -> str:
     """Where the questions come from; the data directory takes part only where it was named (never a download)."""
-    named = metadata.get("lume_data_dir") or os.environ.get(data.DATA_VARIABLE)
-    return data.mmlu_source(metadata.get("lume_mmlu_path"), data.data_dir(named) if named else None)
+    named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
+    return locate.mmlu_source(metadata.get("lume_mmlu_path"), locate.data_dir(named) if named else None)
 
 
 class LumeScore(Group):
@@ -176,10 +177,10 @@ def _limited(task_metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
             limited[task] = f"{values['sample_len']:,} of {total:,}"
     subjects = _mmlu_subjects(task_metrics)
     questions = sum(count for _, count in subjects)
-    if subjects and questions != data.MMLU_QUESTIONS:
-        limited["lume_mmlu"] = f"{questions:,} of {data.MMLU_QUESTIONS:,}"
-    elif subjects and len(subjects) != len(data.MMLU_SUBJECTS):
-        limited["lume_mmlu"] = f"{len(subjects)} of {len(data.MMLU_SUBJECTS)} subjects"
+    if subjects and questions != locate.MMLU_QUESTIONS:
+        limited["lume_mmlu"] = f"{questions:,} of {locate.MMLU_QUESTIONS:,}"
+    elif subjects and len(subjects) != len(locate.MMLU_SUBJECTS):
+        limited["lume_mmlu"] = f"{len(subjects)} of {len(locate.MMLU_SUBJECTS)} subjects"
     return limited
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import comparison, data, intervals, metrics, model_checks, options, published
-from lume_tasks.checks import SIDES
-from lume_tasks.rows import DataError
+from lume_tasks import comparison, intervals, metrics, model_checks, options, published
+from lume_tasks.data import locate
+from lume_tasks.data.rows import SIDES
+from lume_tasks.errors import DataError
 
 GENERATION_METRICS = tuple(f"{side}_{name}" for side in SIDES for name in ("regurgitation", "knowledge", "rouge1"))
 MAIN_METRICS = tuple(name for name in GENERATION_METRICS if not name.endswith("rouge1"))
@@ -163,8 +164,8 @@ def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str 
     Raises:
         DataError: the data directory is missing or faulty, or has no row of this task in this split.
     """
-    directory = data.data_dir(lume_data_dir)
-    rows = data.load_rows(directory, lume_split)
+    directory = locate.data_dir(lume_data_dir)
+    rows = locate.load_rows(directory, lume_split)
     sides = [
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}

@@ -15,8 +15,8 @@ from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, po
 from tqdm import tqdm
 
 from lume_tasks.batching import Budget, run_in_batches
+from lume_tasks.errors import DataError
 from lume_tasks.fingerprint import fingerprint
-from lume_tasks.rows import DataError
 from lume_tasks.token_scores import TokenScores, token_statistics
 
 _log = logging.getLogger("lume_tasks")

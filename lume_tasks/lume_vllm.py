@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from lm_eval.models.vllm_causallms import VLLM
 
-from lume_tasks.rows import DataError
+from lume_tasks.errors import DataError
 from lume_tasks.token_scores import TokenScores
 
 

@@ -13,9 +13,9 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from lume_tasks import comparison, mia
-from lume_tasks.checks import SIDES
+from lume_tasks.data.rows import SIDES
+from lume_tasks.errors import DataError, quote
 from lume_tasks.harness import LumeTask, side_rows
-from lume_tasks.rows import DataError, quote
 from lume_tasks.token_scores import TokenScores
 
 _FAULTS_SHOWN = 10

@@ -10,7 +10,8 @@ context is the text of the first token.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 
 # Model arguments of the harness that decide which tokenizer is loaded and how, and their names in transformers.
 _TOKENIZER_ARGS = {

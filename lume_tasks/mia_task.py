@@ -13,11 +13,13 @@ from typing import Any
 
 from datasets import Dataset
 
-from lume_tasks import attacks, data, intervals, metrics, mia
-from lume_tasks.checks import SPLITS
+from lume_tasks import attacks, intervals, metrics, mia
+from lume_tasks.data import locate
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import SPLITS, Row
+from lume_tasks.errors import DataError
 from lume_tasks.harness import LumeTask, alternate
 from lume_tasks.reference_results import OPTION, read_reference
-from lume_tasks.rows import DataError, Row, read_rows
 from lume_tasks.token_scores import TokenScores
 
 _log = logging.getLogger("lume_tasks")
@@ -112,8 +114,8 @@ def documents(
         DataError: no MIA documents, no tokenizer, documents that cannot be scored exactly, or a bad option.
     """
     min_k = fractions(metadata)["lume_min_k"]
-    directory = data.data_dir(lume_data_dir)
-    members, nonmembers = data.load_mia(directory)
+    directory = locate.data_dir(lume_data_dir)
+    members, nonmembers = locate.load_mia(directory)
     forget = forget_rows(directory, lume_split)
     requests = mia.mia_requests(mia.load_tokenizer(metadata), {"member": members, "nonmember": nonmembers})
     docs = alternate(*requests.values())
@@ -131,7 +133,7 @@ def forget_rows(directory: Path, split: str) -> list[Row] | None:
         DataError: there is no split of this name, or the rows are faulty.
     """
     try:
-        path = data.side_file(directory, "forget", split)
+        path = locate.side_file(directory, "forget", split)
     except DataError as error:
         if split not in ("all", *SPLITS):
             raise

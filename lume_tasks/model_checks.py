@@ -13,7 +13,7 @@ from typing import Any
 
 from lm_eval.api.model import LM, CachingLM
 
-from lume_tasks.rows import DataError, quote
+from lume_tasks.errors import DataError, quote
 
 _log = logging.getLogger("lume_tasks")
 

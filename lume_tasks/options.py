@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any
 
-from lume_tasks.rows import DataError, quote
+from lume_tasks.errors import DataError, quote
 
 OPTIONS = (
     "lume_data_dir",

@@ -14,9 +14,9 @@ from typing import Any
 from datasets import Dataset
 
 from lume_tasks import metrics
-from lume_tasks.checks import SIDES
+from lume_tasks.data.rows import SIDES
+from lume_tasks.errors import DataError
 from lume_tasks.harness import side_rows
-from lume_tasks.rows import DataError
 
 _log = logging.getLogger("lume_tasks")
 

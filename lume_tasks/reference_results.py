@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.rows import DataError, first_line, read_text
+from lume_tasks.data.files import read_text
+from lume_tasks.errors import DataError, first_line
 
 OPTION = "lume_reference_results"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lume_tasks import data as lume_data
-from lume_tasks.checks import SPLITS
-from lume_tasks.rows import TEXT, DataError, Fault, Row, describe, place, quote, read_rows, scan, text_problem
+from lume_tasks.data import locate as lume_data
+from lume_tasks.data.files import Fault, place, read_rows, scan
+from lume_tasks.data.rows import SPLITS, TEXT, Row, text_problem
+from lume_tasks.errors import DataError, describe, quote
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, named_twice
 from lume_unlearn.sampling import bare, first_few, sample_alternatives

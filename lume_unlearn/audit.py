@@ -17,9 +17,9 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lume_tasks import data as lume_data
+from lume_tasks.data import locate as lume_data
+from lume_tasks.data.rows import Row
 from lume_tasks.metrics import exact_match
-from lume_tasks.rows import Row
 from lume_unlearn import modeling, scoring
 from lume_unlearn.checkpoints import only_run, writing
 from lume_unlearn.config import ConfigError, require_unused

@@ -9,8 +9,9 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from lume_tasks.data import MMLU_HUB_ID
-from lume_tasks.rows import DataError, file_fault, read_text, visible
+from lume_tasks.data.files import file_fault, read_text
+from lume_tasks.data.locate import MMLU_HUB_ID
+from lume_tasks.errors import DataError, visible
 from lume_unlearn.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
 from lume_unlearn.methods import METHODS
 from lume_unlearn.results import RECORD, Model, read_models

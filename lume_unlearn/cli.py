@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 import jsonargparse
 import yaml
 
-from lume_tasks.rows import DataError, read_text, visible
+from lume_tasks.data.files import read_text
+from lume_tasks.errors import DataError, visible
 
 RECIPES = Path(__file__).parent / "recipes"
 

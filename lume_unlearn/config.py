@@ -6,7 +6,7 @@ from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
-from lume_tasks.checks import SPLITS
+from lume_tasks.data.rows import SPLITS
 from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm, asks_before
 from lume_unlearn.methods import METHODS
 from lume_unlearn.packing import OTHERS

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn.losses import IGNORED
 from lume_unlearn.method import Sizes
 from lume_unlearn.packing import SIDES, Pack, Side, pack

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_tasks import data as lume_data
+from lume_tasks.data import locate as lume_data
 from lume_unlearn import scoring
 from lume_unlearn.checkpoints import fresh_partial, writing
 from lume_unlearn.config import SCORED, ConfigError, RunConfig

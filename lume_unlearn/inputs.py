@@ -8,10 +8,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from lume_tasks import data as lume_data
-from lume_tasks.checks import SIDES, check_sides
+from lume_tasks.data import locate as lume_data
+from lume_tasks.data.checks import check_sides
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.errors import DataError
 from lume_tasks.mia import members_among
-from lume_tasks.rows import DataError, Row, read_rows
 from lume_unlearn.alternatives import read_alternatives
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import Sides, Tokens, encode_rows

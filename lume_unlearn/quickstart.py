@@ -15,7 +15,7 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from lume_tasks import data as lume_data
+from lume_tasks.data import locate as lume_data
 from lume_unlearn import packing
 from lume_unlearn.config import RunConfig, require_unused
 from lume_unlearn.data import Tokens, encode_row

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from lume_tasks.rows import Row
+from lume_tasks.data.rows import Row
 
 QUESTION_REFUSALS = (
     "I cannot say.",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 
-from lume_tasks.rows import DataError
+from lume_tasks.errors import DataError
 from lume_unlearn import report_sections as sections
 from lume_unlearn.glossary import MEANINGS
 from lume_unlearn.report_page import Html, page, section, table, tag

@@ -5,7 +5,7 @@ import html
 import re
 from collections.abc import Sequence
 
-from lume_tasks.rows import visible
+from lume_tasks.errors import visible
 
 _EMPTY = ("img", "meta", "wbr")  # elements without content and end tag
 

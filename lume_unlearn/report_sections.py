@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from matplotlib.figure import Figure
 
-from lume_tasks.rows import visible
+from lume_tasks.errors import visible
 from lume_unlearn import plots
 from lume_unlearn.attack_data import Scored, attack_scores, losses, roc_points
 from lume_unlearn.glossary import (

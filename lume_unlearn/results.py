@@ -10,8 +10,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.data.files import read_text
+from lume_tasks.errors import DataError, describe
 from lume_tasks.reference_results import read_samples
-from lume_tasks.rows import DataError, describe, read_text
 from lume_unlearn.glossary import TASKS
 
 Sample = dict[str, Any]

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from lume_tasks.rows import DataError, Row, text_problem
+from lume_tasks.data.rows import Row, text_problem
+from lume_tasks.errors import DataError
 from lume_unlearn.modeling import context_length
 from lume_unlearn.refusals import stable_number
 

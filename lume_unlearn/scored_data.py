@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lume_tasks import published
-from lume_tasks.data import MMLU_HUB_ID, MMLU_SUBJECTS
-from lume_tasks.rows import visible
+from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_SUBJECTS
+from lume_tasks.errors import visible
 from lume_unlearn.glossary import TASKS, Score
 from lume_unlearn.results import Evaluation, Model
 

@@ -4,9 +4,9 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lume_tasks import data as lume_data
+from lume_tasks.data import locate as lume_data
+from lume_tasks.data.rows import TASKS
 from lume_tasks.paths import task_dir
-from lume_tasks.rows import TASKS
 from lume_unlearn.quiet import without_git
 
 MEAN = "mean of the task scores"

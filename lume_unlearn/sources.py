@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from lume_tasks import data as lume_data
-from lume_tasks.rows import DataError, find_file
+from lume_tasks.data import locate as lume_data
+from lume_tasks.data.files import find_file
+from lume_tasks.errors import DataError
 from lume_unlearn.config import ConfigError
 
 

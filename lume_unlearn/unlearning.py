@@ -11,7 +11,7 @@ import torch
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from lume_tasks.rows import DataError
+from lume_tasks.errors import DataError
 from lume_unlearn import merging, modeling
 from lume_unlearn.checkpoints import fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
 from lume_unlearn.config import ConfigError, RunConfig, require_unused

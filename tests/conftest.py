@@ -11,7 +11,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.rows import Row
+from lume_tasks.data.rows import Row
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
 

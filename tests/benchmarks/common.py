@@ -18,7 +18,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OlmoConfig, PreTrainedTokenizerFast
 
-from lume_tasks.data import load_rows
+from lume_tasks.data.locate import load_rows
 from lume_unlearn.data import Tokens, encode_rows
 
 ON_GPU = torch.cuda.is_available()

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, TrainerState
 
-from lume_tasks.checks import SIDES
-from lume_tasks.rows import read_rows
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import SIDES
 from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import encode_rows

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lume_tasks import data, rows
-from lume_tasks.checks import check_dir
 from lume_tasks.cli import main
-from lume_tasks.rows import DataError, Row, place, read_rows, scan_documents, scan_rows, visible
+from lume_tasks.data import files, locate
+from lume_tasks.data.checks import check_dir
+from lume_tasks.data.files import place, read_rows, scan_documents, scan_rows
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError, visible
 from lume_unlearn.unlearning import run
 from tests.faults.fuzzing import examples
 from tests.faults.runs import make_config
@@ -38,7 +40,7 @@ def line(row_id: str = "a1sc1", **changed: Any) -> bytes:
 SOUND = b"\n".join(line(f"a{number}qa0") for number in range(3)) + b"\n"
 
 
-def check_accounts(path: Path) -> tuple[dict[int, Row], rows.Faults]:
+def check_accounts(path: Path) -> tuple[dict[int, Row], files.Faults]:
     """Read a file; each line of it has to be a row or to have a fault, unless the whole file has one."""
     found, faults = scan_rows(path)
     for message in place(path.name, faults):
@@ -46,7 +48,7 @@ def check_accounts(path: Path) -> tuple[dict[int, Row], rows.Faults]:
     faulty = {number for number, _ in faults}
     if 0 not in faulty:
         content = path.read_bytes().split(b"\n")
-        read = max(faulty) if len(faults) > rows.MOST_FAULTS else len(content)
+        read = max(faulty) if len(faults) > files.MOST_FAULTS else len(content)
         for number, raw in enumerate(content[:read], 1):
             assert number in found or number in faulty or not raw.strip()
     for row_ in found.values():
@@ -138,7 +140,7 @@ def test_a_file_is_accepted_or_its_fault_named(tmp_path: Path, name: str) -> Non
         assert message in faults[0][1]
         with pytest.raises(DataError):
             read_rows(path)
-        assert len(faults) <= rows.MOST_FAULTS + 1
+        assert len(faults) <= files.MOST_FAULTS + 1
 
 
 def test_of_a_million_faults_some_are_listed_and_the_rest_is_said(tmp_path: Path) -> None:
@@ -195,7 +197,7 @@ def test_any_json(tmp_path: Path, objects: list[Any], ascii_only: bool, end: str
     path.write_bytes(end.join(texts).encode(errors="surrogatepass"))
     found, faults = check_accounts(path)
     for number, row_ in found.items():
-        assert vars(row_) == {field: objects[number - 1][field] for field in rows.FIELDS}
+        assert vars(row_) == {field: objects[number - 1][field] for field in ("id", "input", "output", "task")}
     for number in range(1, len(objects) + 1):
         assert number in found or number in {where for where, _ in faults}
 
@@ -286,18 +288,18 @@ def test_closed_files_and_folders(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["x" * 300, "~nobody-of-this-name/data", "a/" * 3000, "\x1b[31m", "a\0b"])
 def test_folders_with_impossible_names(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DataError, match="metadata lume_data_dir names") as caught:
-        data.data_dir(name)
+        locate.data_dir(name)
     assert str(caught.value).isprintable()
     if "\0" not in name:
         monkeypatch.setenv("LUME_MMLU_PATH", name)
         with pytest.raises(DataError, match="the variable LUME_MMLU_PATH names"):
-            data.mmlu_source()
+            locate.mmlu_source()
 
 
 def test_a_file_of_more_than_a_gibibyte_is_not_read(tmp_path: Path) -> None:
     for name in ("forget.jsonl", "forget.parquet"):
         with (tmp_path / name).open("wb") as file:
-            file.truncate(rows.MOST_BYTES + 1)  # a hole: it takes no space
+            file.truncate(files.MOST_BYTES + 1)  # a hole: it takes no space
         with pytest.raises(DataError, match=r"holds 1,073,741,825 bytes of text; at most 1,073,741,824 are read"):
             read_rows(tmp_path / name)
 
@@ -313,7 +315,7 @@ def test_names_cannot_steer_the_terminal(tmp_path: Path, capsys: pytest.CaptureF
     assert r"\x1b[31m\r\u202e\x9b" in err
     assert all(char == "\n" or char.isprintable() for char in out + err)
     with pytest.raises(DataError) as caught:
-        data.load_rows(folder)
+        locate.load_rows(folder)
     assert "\x1b" not in str(caught.value)
 
 

@@ -20,9 +20,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks import fetch
-from lume_tasks.checks import check_dir
-from lume_tasks.rows import DataError
+from lume_tasks.data import fetch
+from lume_tasks.data.checks import check_dir
+from lume_tasks.errors import DataError
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120)]
 

@@ -175,8 +175,8 @@ def test_a_broken_adapter_is_refused_with_the_reason(
     option = "--adapter" if command == "merge" else "--peft"
     where = [option, str(adapter), "--model", str(model), "--output", "out"]
     with monkeypatch.context() as patch:
-        patch.setattr("lume_tasks.data.load_rows", lambda *args: {"forget": [], "retain": []})
-        patch.setattr("lume_tasks.data.data_dir", lambda *args: tmp_path)
+        patch.setattr("lume_tasks.data.locate.load_rows", lambda *args: {"forget": [], "retain": []})
+        patch.setattr("lume_tasks.data.locate.data_dir", lambda *args: tmp_path)
         assert cli.main([command, *where]) == 1
     message = capsys.readouterr().err.split(f"lume-unlearn {command}: ")[-1]
     assert message.startswith(f"{option} {adapter}: ")

@@ -9,10 +9,12 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks import parquet as ours
-from lume_tasks import rows
-from lume_tasks.checks import check_dir
-from lume_tasks.rows import DataError, Row, place, read_documents, read_rows, scan_rows
+from lume_tasks.data import files
+from lume_tasks.data import parquet as ours
+from lume_tasks.data.checks import check_dir
+from lume_tasks.data.files import place, read_documents, read_rows, scan_rows
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -137,7 +139,7 @@ def test_choices_that_unfold(tmp_path: Path, values: Any, problem: str) -> None:
 
 
 def test_a_million_equal_rows_have_few_faults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rows, "MOST_FAULTS", 100)
+    monkeypatch.setattr(files, "MOST_FAULTS", 100)
     texts = {"id": "a1sc1", "input": "in", "output": "out", "task": "Task1"}
     columns = {name: repeated(text, 5_000) for name, text in texts.items()}
     for name in ("forget", "retain", "train/forget", "train/retain", "test/forget", "test/retain"):

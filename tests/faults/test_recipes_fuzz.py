@@ -17,7 +17,7 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from lume_tasks.rows import visible
+from lume_tasks.errors import visible
 from lume_unlearn.cli import main
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import METHODS

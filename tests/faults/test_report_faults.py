@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lume_tasks.errors import DataError
 from lume_tasks.reference_results import read_reference, read_samples
-from lume_tasks.rows import DataError
 from lume_unlearn import cli, plots
 from lume_unlearn.card import MARK, write_card
 from lume_unlearn.leaks import compare

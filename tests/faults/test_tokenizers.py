@@ -12,8 +12,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lume_tasks.data.files import read_rows
+from lume_tasks.errors import DataError
 from lume_tasks.lume_hf import LumeHF
-from lume_tasks.rows import DataError, read_rows
 from lume_unlearn.config import ConfigError
 from lume_unlearn.unlearning import run
 from tests.conftest import make_model, make_tokenizer

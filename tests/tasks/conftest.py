@@ -10,9 +10,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
-from lume_tasks import data
+from lume_tasks.data import locate
+from lume_tasks.data.files import read_rows
 from lume_tasks.paths import task_dir
-from lume_tasks.rows import read_rows
 
 Run = Callable[..., Any]
 
@@ -93,5 +93,5 @@ def run(manager: Callable[..., TaskManager]) -> Run:
 @pytest.fixture
 def whole_mmlu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the questions of the miniature data for all that MMLU has."""
-    monkeypatch.setattr(data, "MMLU_SUBJECTS", ("high_school_counting", "letters"))
-    monkeypatch.setattr(data, "MMLU_QUESTIONS", 13)
+    monkeypatch.setattr(locate, "MMLU_SUBJECTS", ("high_school_counting", "letters"))
+    monkeypatch.setattr(locate, "MMLU_QUESTIONS", 13)

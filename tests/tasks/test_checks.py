@@ -8,8 +8,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks.checks import check_dir, check_sides, scan_mmlu
-from lume_tasks.rows import DataError, Row, read_documents, read_rows, row_problems
+from lume_tasks.data.checks import check_dir, check_sides, scan_mmlu
+from lume_tasks.data.files import read_documents, read_rows
+from lume_tasks.data.rows import Row, row_problems
+from lume_tasks.errors import DataError
 
 
 def row(row_id, text="text", task="Task1"):

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from lume_tasks.cli import main
-from lume_tasks.rows import DataError
+from lume_tasks.errors import DataError
 
 
 def write(path, objects):
@@ -39,13 +39,13 @@ def test_path_prints_the_folder_of_the_tasks(capsys):
 def test_path_imports_nothing_heavy():
     code = (
         "import sys; from lume_tasks.cli import main; main(['path']); "
-        "heavy = {'torch', 'datasets', 'pyarrow', 'lume_tasks.rows'}; sys.exit(bool(heavy & set(sys.modules)))"
+        "heavy = {'torch', 'datasets', 'pyarrow', 'lume_tasks.errors'}; sys.exit(bool(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
 def test_fetch_prints_the_folder(capsys, monkeypatch, tmp_path):
-    monkeypatch.setattr("lume_tasks.fetch.fetch", lambda: tmp_path)
+    monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: tmp_path)
     assert main(["fetch"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}\n"
 
@@ -54,7 +54,7 @@ def test_an_error_goes_to_stderr_without_a_traceback(capsys, monkeypatch):
     def refuse():
         raise DataError("no network\nby hand: ...")
 
-    monkeypatch.setattr("lume_tasks.fetch.fetch", refuse)
+    monkeypatch.setattr("lume_tasks.data.fetch.fetch", refuse)
     assert main(["fetch"]) == 1
     assert capsys.readouterr() == ("", "lume-tasks: no network\nby hand: ...\n")
 

@@ -11,8 +11,9 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks import data
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data import locate
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 
 
 def row(row_id, task="Task1"):
@@ -39,29 +40,29 @@ def folder(tmp_path):
 
 
 def test_the_first_of_metadata_variable_and_download_wins(folder, monkeypatch):
-    monkeypatch.setattr("lume_tasks.fetch.fetch", lambda: Path("fetched"))
-    assert data.data_dir() == data.data_dir("") == Path("fetched")
+    monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: Path("fetched"))
+    assert locate.data_dir() == locate.data_dir("") == Path("fetched")
     monkeypatch.setenv("LUME_DATA_DIR", str(folder / "validation"))
-    assert data.data_dir() == folder / "validation"
-    assert data.data_dir(str(folder)) == folder
+    assert locate.data_dir() == folder / "validation"
+    assert locate.data_dir(str(folder)) == folder
     monkeypatch.setenv("HOME", str(folder))
-    assert data.data_dir("~/validation") == folder / "validation"
+    assert locate.data_dir("~/validation") == folder / "validation"
 
 
 def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder, monkeypatch):
-    monkeypatch.setattr("lume_tasks.fetch.fetch", lambda: pytest.fail("fell back to the download"))
+    monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: pytest.fail("fell back to the download"))
     with pytest.raises(DataError, match=r"metadata lume_data_dir names .*no, which is not a directory"):
-        data.data_dir(str(folder / "no"))
+        locate.data_dir(str(folder / "no"))
     monkeypatch.setenv("LUME_DATA_DIR", str(folder / "forget.jsonl"))
     with pytest.raises(DataError, match=r"the variable LUME_DATA_DIR names .*forget.jsonl, which is not a directory"):
-        data.data_dir()
+        locate.data_dir()
     with pytest.raises(DataError, match="metadata lume_data_dir has to be a path, not 3"):
-        data.data_dir(3)
+        locate.data_dir(3)
 
 
 def test_one_side_of_a_split(folder):
-    assert data.load_side(folder, "retain") == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
-    assert [r.id for r in data.load_side(folder, "forget", "validation")] == ["vf1sc1", "vf1qa0"]
+    assert locate.load_side(folder, "retain") == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
+    assert [r.id for r in locate.load_side(folder, "forget", "validation")] == ["vf1sc1", "vf1qa0"]
 
 
 @pytest.mark.parametrize(
@@ -74,33 +75,33 @@ def test_one_side_of_a_split(folder):
 )
 def test_an_unknown_or_absent_split_lists_those_there(folder, split, message):
     with pytest.raises(DataError) as caught:
-        data.load_side(folder, "forget", split)
+        locate.load_side(folder, "forget", split)
     assert str(caught.value) == message.format(folder)
 
 
 def test_a_folder_without_data_says_so(tmp_path):
     with pytest.raises(DataError, match="has: no split at all"):
-        data.load_rows(tmp_path)
+        locate.load_rows(tmp_path)
 
 
 def test_a_missing_side_is_named(folder):
     (folder / "retain.jsonl").unlink()
     with pytest.raises(DataError, match=r"/retain\.jsonl: is missing"):
-        data.load_rows(folder)
+        locate.load_rows(folder)
 
 
 def test_both_sides_are_read_and_compared(folder):
-    assert {side: len(rows) for side, rows in data.load_rows(folder).items()} == {"forget": 2, "retain": 1}
+    assert {side: len(rows) for side, rows in locate.load_rows(folder).items()} == {"forget": 2, "retain": 1}
     write(folder / "retain.jsonl", [row("f1sc1")])
     with pytest.raises(DataError, match='split all: forget row "f1sc1" also stands in retain'):
-        data.load_rows(folder)
+        locate.load_rows(folder)
 
 
 def test_the_faults_of_both_files_are_reported_together(folder):
     write(folder / "forget.jsonl", [{}, 1])
     write(folder / "retain.jsonl", [row("x")])
     with pytest.raises(DataError) as caught:
-        data.load_rows(folder)
+        locate.load_rows(folder)
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
     assert lines[0] == f'{folder / "forget.jsonl"}:1: field "id" is missing'
@@ -109,13 +110,13 @@ def test_the_faults_of_both_files_are_reported_together(folder):
 
 def test_membership_documents(folder):
     with pytest.raises(DataError, match=r"mia_data is missing: .*member\.jsonl and nonmember\.jsonl"):
-        data.load_mia(folder)
+        locate.load_mia(folder)
     write(folder / "mia_data/member.jsonl", [{"document": " a "}, {"document": "b"}])
     write(folder / "mia_data/nonmember.jsonl", [{"document": "c"}])
-    assert data.load_mia(folder) == ([" a ", "b"], ["c"])
+    assert locate.load_mia(folder) == ([" a ", "b"], ["c"])
     write(folder / "mia_data/nonmember.jsonl", [{"document": "b"}])
     with pytest.raises(DataError, match=r"mia_data/nonmember\.jsonl:1: document is both non-member and member"):
-        data.load_mia(folder)
+        locate.load_mia(folder)
 
 
 def write_subject(folder, subject, answers, shard="test-00000-of-00001"):
@@ -127,14 +128,14 @@ def write_subject(folder, subject, answers, shard="test-00000-of-00001"):
 
 
 def test_the_first_source_of_mmlu_wins(folder, tmp_path, monkeypatch):
-    assert data.mmlu_source(None, None) == data.mmlu_source(None, folder) == "cais/mmlu"
+    assert locate.mmlu_source(None, None) == locate.mmlu_source(None, folder) == "cais/mmlu"
     (folder / "mmlu").mkdir()
-    assert data.mmlu_source(None, folder) == str(folder / "mmlu")
+    assert locate.mmlu_source(None, folder) == str(folder / "mmlu")
     monkeypatch.setenv("LUME_MMLU_PATH", str(folder))
-    assert data.mmlu_source(None, folder) == str(folder)
-    assert data.mmlu_source("cais/mmlu", folder) == "cais/mmlu"
+    assert locate.mmlu_source(None, folder) == str(folder)
+    assert locate.mmlu_source("cais/mmlu", folder) == "cais/mmlu"
     with pytest.raises(DataError, match=r"metadata lume_mmlu_path names .*no, which is neither"):
-        data.mmlu_source(str(folder / "no"), folder)
+        locate.mmlu_source(str(folder / "no"), folder)
 
 
 def test_a_local_mmlu_is_read_from_its_test_files(tmp_path):
@@ -142,13 +143,13 @@ def test_a_local_mmlu_is_read_from_its_test_files(tmp_path):
     write_subject(tmp_path, "law", [0], "test-00000-of-00002")
     write_subject(tmp_path, "law", [1], "dev-00000-of-00001")
     write_subject(tmp_path, "all", [1])
-    questions = data.load_mmlu(str(tmp_path))
+    questions = locate.load_mmlu(str(tmp_path))
     assert list(questions) == ["law"]
     assert [q["answer"] for q in questions["law"]] == [0, 2, 3]
     assert questions["law"][0] == {"question": "q0", "choices": ["w", "x", "y", "z"], "answer": 0}
     write_subject(tmp_path, "law", [7], "test-00000-of-00002")
     with pytest.raises(DataError, match=r"law/test-00000-of-00002\.parquet:1: field \"answer\""):
-        data.load_mmlu(str(tmp_path))
+        locate.load_mmlu(str(tmp_path))
 
 
 def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch):
@@ -159,13 +160,13 @@ def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch
         return [{"question": "q", "choices": list("abcd"), "answer": 1, "subject": subject}]
 
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    questions = data.load_mmlu("cais/mmlu")
+    questions = locate.load_mmlu("cais/mmlu")
     assert len(questions) == 57
     assert questions["anatomy"] == [{"question": "q", "choices": ["a", "b", "c", "d"], "answer": 1}]
-    assert set(asked) == {("cais/mmlu", s, "test", data.MMLU_REVISION) for s in data.MMLU_SUBJECTS}
+    assert set(asked) == {("cais/mmlu", s, "test", locate.MMLU_REVISION) for s in locate.MMLU_SUBJECTS}
     asked.clear()
-    data.load_mmlu("cais/mmlu", ["virology"])
-    assert asked == [("cais/mmlu", "virology", "test", data.MMLU_REVISION)]
+    locate.load_mmlu("cais/mmlu", ["virology"])
+    assert asked == [("cais/mmlu", "virology", "test", locate.MMLU_REVISION)]
 
 
 def test_a_hub_that_cannot_be_read_is_a_clear_error(monkeypatch):
@@ -176,14 +177,14 @@ def test_a_hub_that_cannot_be_read_is_a_clear_error(monkeypatch):
     with pytest.raises(
         DataError, match=r"subject abstract_algebra\) cannot be read from the hub: no route\n.*LUME_MMLU"
     ):
-        data.load_mmlu("cais/mmlu")
+        locate.load_mmlu("cais/mmlu")
 
 
 def test_checksums_are_those_of_the_bytes(folder):
     expected = hashlib.sha256((folder / "forget.jsonl").read_bytes()).hexdigest()
-    assert data.checksums(folder, ["forget.jsonl"]) == {"forget.jsonl": expected}
+    assert locate.checksums(folder, ["forget.jsonl"]) == {"forget.jsonl": expected}
     with pytest.raises(DataError, match=r"no\.jsonl cannot be read: No such file"):
-        data.checksums(folder, ["no.jsonl"])
+        locate.checksums(folder, ["no.jsonl"])
 
 
 REAL = os.environ.get("LUME_DATA_DIR")
@@ -196,13 +197,13 @@ REAL_MMLU = os.environ.get("LUME_MMLU_PATH")
     [("all", 2732, 2734), ("train", 1112, 1136), ("validation", 254, 278), ("test", 1366, 1320)],
 )
 def test_real_rows(split, forget, retain):
-    rows = data.load_rows(Path(REAL), split)
+    rows = locate.load_rows(Path(REAL), split)
     assert (len(rows["forget"]), len(rows["retain"])) == (forget, retain)
-    assert [len(documents) for documents in data.load_mia(Path(REAL))] == [150, 150]
+    assert [len(documents) for documents in locate.load_mia(Path(REAL))] == [150, 150]
 
 
 @pytest.mark.skipif(REAL_MMLU is None, reason="needs the real MMLU in LUME_MMLU_PATH")
 def test_real_mmlu():
-    questions = data.load_mmlu(REAL_MMLU)
-    assert sorted(questions) == list(data.MMLU_SUBJECTS)
+    questions = locate.load_mmlu(REAL_MMLU)
+    assert sorted(questions) == list(locate.MMLU_SUBJECTS)
     assert sum(map(len, questions.values())) == 14042

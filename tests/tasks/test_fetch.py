@@ -15,9 +15,10 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks import fetch
-from lume_tasks.checks import check_dir
-from lume_tasks.rows import DataError, read_rows
+from lume_tasks.data import fetch
+from lume_tasks.data.checks import check_dir
+from lume_tasks.data.files import read_rows
+from lume_tasks.errors import DataError
 
 
 def rows_of(side):

@@ -18,11 +18,11 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import make_table
 from transformers import PreTrainedTokenizerFast
 
-from lume_tasks.data import MMLU_SUBJECTS
+from lume_tasks.data.locate import MMLU_SUBJECTS
+from lume_tasks.errors import DataError
 from lume_tasks.groups import SubjectTask, lume_scores
 from lume_tasks.metrics import Mean
 from lume_tasks.paths import task_dir
-from lume_tasks.rows import DataError
 
 STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")

@@ -18,8 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import _startup
+from lume_tasks.errors import DataError
 from lume_tasks.lume_hf import LumeHF
-from lume_tasks.rows import DataError
 from lume_tasks.token_scores import TokenScores
 
 Make = Callable[..., LumeHF]

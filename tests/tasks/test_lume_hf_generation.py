@@ -11,9 +11,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import lume_hf
+from lume_tasks.errors import DataError
 from lume_tasks.harness import NewTokens
 from lume_tasks.lume_hf import LumeHF
-from lume_tasks.rows import DataError
 
 Make = Callable[..., Any]
 

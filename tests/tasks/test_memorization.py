@@ -14,9 +14,9 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lume_tasks.errors import DataError
 from lume_tasks.lume_hf import LumeHF
 from lume_tasks.memorization import answer_length, extraction_strength, memorization_result
-from lume_tasks.rows import DataError
 from lume_tasks.token_scores import TokenScores
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]

@@ -10,7 +10,8 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import mia
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog.",

@@ -26,11 +26,12 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks import _startup, attacks, mia_task
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_tasks.harness import mean
 from lume_tasks.lume_hf import LumeHF
 from lume_tasks.mia_task import ATTACKS, SUMMARIES
 from lume_tasks.paths import task_dir
-from lume_tasks.rows import DataError, Row
 from lume_tasks.token_scores import TokenScores
 from tests.conftest import TEXTS, make_rows, write_rows
 

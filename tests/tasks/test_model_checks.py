@@ -11,8 +11,8 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lume_tasks.errors import DataError
 from lume_tasks.lume_hf import LumeHF
-from lume_tasks.rows import DataError
 
 BOTH = pytest.mark.parametrize("kind", [HFLM, LumeHF])
 

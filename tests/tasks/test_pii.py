@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
-from lume_tasks.rows import DataError, Row
 from lume_unlearn.miniature import write_miniature
 
 VALUES = {

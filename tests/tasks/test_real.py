@@ -14,7 +14,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks import _startup
-from lume_tasks.data import MMLU_SUBJECTS, load_mia, load_mmlu, load_side
+from lume_tasks.data.locate import MMLU_SUBJECTS, load_mia, load_mmlu, load_side
 from lume_tasks.groups import SubjectTask
 from lume_tasks.lume_hf import LumeHF
 from lume_tasks.mia import members_among, mia_requests

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn import sampling
 from lume_unlearn.alternatives import AlternativesConfig, read_alternatives, write_alternatives
 from lume_unlearn.config import ConfigError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
-from lume_tasks.rows import read_rows
+from lume_tasks.data.files import read_rows
 from lume_unlearn import audit as audits
 from lume_unlearn.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table, round_to_nearest
 from lume_unlearn.cli import main

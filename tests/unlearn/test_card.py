@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lume_tasks import published
-from lume_tasks.data import MMLU_SUBJECTS
+from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.glossary import TASKS

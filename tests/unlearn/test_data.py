@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn.data import Sides, Tokens, encode_row, encode_rows, pack_rows
 from lume_unlearn.losses import IGNORED
 from lume_unlearn.schedule import Key, Step

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lume_tasks.rows import DataError, read_rows
+from lume_tasks.data.files import read_rows
+from lume_tasks.errors import DataError
 from lume_unlearn import cli, modeling, scoring
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.evaluation import Evaluation

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
-from lume_tasks.checks import check_dir
+from lume_tasks.data.checks import check_dir
 from lume_unlearn.miniature import write_miniature
 
 TASKS = ("Task1", "Task2", "Task3")

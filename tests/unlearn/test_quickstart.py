@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lume_tasks.checks import check_dir
 from lume_tasks.cli import main as check
+from lume_tasks.data.checks import check_dir
 from lume_unlearn.cli import main
 from lume_unlearn.quickstart import next_commands
 from lume_unlearn.results import read_models

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from lume_tasks.rows import Row
+from lume_tasks.data.rows import Row
 from lume_unlearn.refusals import QUESTION_REFUSALS, TEXT_REFUSALS, refusals, stable_number
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from lm_eval.loggers import EvaluationTracker
 
-from lume_tasks.rows import DataError
+from lume_tasks.errors import DataError
 from lume_unlearn import cli
 from lume_unlearn.attack_data import attack_scores, losses, roc_points
 from lume_unlearn.results import comparability, find_runs, read_models

@@ -15,7 +15,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import lume_unlearn
-from lume_tasks.rows import DataError, Row, read_rows
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn import unlearning
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.inputs import load_sides

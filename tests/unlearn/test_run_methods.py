@@ -13,7 +13,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import lume_unlearn
-from lume_tasks.rows import DataError, Row, read_rows
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import Tokens, encode_rows
 from lume_unlearn.forward import Passes, token_nlls

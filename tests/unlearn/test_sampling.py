@@ -9,7 +9,8 @@ import torch
 from tokenizers import processors
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.rows import DataError, Row
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn import sampling
 from lume_unlearn.sampling import ATTEMPTS, sample_alternatives
 

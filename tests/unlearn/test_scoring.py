@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lume_tasks.data import MMLU_VARIABLE
+from lume_tasks.data.locate import MMLU_VARIABLE
 from lume_unlearn.scoring import tasks_for
 from tests.conftest import make_rows, write_rows
 

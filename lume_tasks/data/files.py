@@ -1,23 +1,18 @@
-"""Reading one data file: what a row is, and everything that can be wrong with it."""
+"""Reading one file of rows, and everything that can be wrong with it."""
 
 import codecs
 import json
-import re
 import stat
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TASKS = ("Task1", "Task2", "Task3")
-TEXT = "text"  # see `parquet.parquet_records`
-FIELDS = dict.fromkeys(("id", "input", "output", "task"), TEXT)
+from lume_tasks.data.rows import FIELDS, TEXT, Row, document_problems, row_problems, text_key
+from lume_tasks.errors import DataError, first_line, quote
+
 SUFFIXES = (".jsonl", ".parquet")
 
-_KIND = re.compile(r"(sc|qa)[0-9]\Z")
-_SURROGATE = re.compile("[\ud800-\udfff]")
 _BEGINNINGS = {  # of files that are no lines of text -> what the user is told
     codecs.BOM_UTF16_LE: "is UTF-16: save it as UTF-8",
     codecs.BOM_UTF16_BE: "is UTF-16: save it as UTF-8",
@@ -28,7 +23,6 @@ _BEGINNINGS = {  # of files that are no lines of text -> what the user is told
     b"(\xb5/\xfd": "is compressed (zstd): unpack it",
     b"PAR1": "is parquet: let its name end in .parquet",
 }
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 # A small file can unfold into more than the memory holds, and a line of each fault too.
 MOST_BYTES = 2**30  # of text in one file
@@ -53,112 +47,11 @@ class Faults(list[Fault]):
                 self.more += 1
 
 
-class DataError(ValueError):
-    """Data that cannot be used. The message is meant for the user and lists everything wrong at once."""
-
-    def __str__(self) -> str:
-        """The message without control characters, which a name in it could carry to the terminal."""
-        return visible(super().__str__())
-
-
-@dataclass(frozen=True)
-class Row:
-    """One test of the benchmark, its strings exactly as in the file.
-
-    ``id`` ends in ``sc<digit>`` (sentence completion) or ``qa<digit>`` (question answering).
-    """
-
-    id: str
-    input: str
-    output: str
-    task: str
-
-    @property
-    def kind(self) -> str:
-        """``"sc"`` (regurgitation test) or ``"qa"`` (knowledge test)."""
-        return self.id[-3:-1]
-
-    @property
-    def stem(self) -> str:
-        """The id without its kind and digit: what the tests of one document or person share."""
-        return self.id[:-3]
-
-
-def visible(text: str) -> str:
-    r"""The text with control and invisible characters written out, such as ``\x1b`` or ``\u202e``; line feeds stay."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else ascii(char)[1:-1] for char in text
-    )
-
-
-def quote(text: str) -> str:
-    """Show ``text`` as JSON in ASCII, cut at 80 characters: printable whatever it holds, and found by a search."""
-    return json.dumps(text if len(text) <= 80 else text[:77] + "...")
-
-
 def place(shown: str, faults: Faults) -> list[str]:
     """Turn faults of the file ``shown`` into lines such as ``forget.jsonl:17: field "output" is empty``, in order."""
     ordered = sorted(faults, key=lambda fault: fault[0])
     lines = [f"{shown}:{line}: {message}" if line else f"{shown}: {message}" for line, message in ordered]
     return [*lines, f"{shown}: and {faults.more:,} more faults"] if faults.more else lines
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, printable, or its class where it has none."""
-    return visible(str(error).strip().partition("\n")[0]) or type(error).__name__
-
-
-def describe(value: object) -> str:
-    """Name the JSON type of ``value`` as a user would."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, bytes):
-        return "binary data"
-    if isinstance(value, (int, float)):
-        return "a number"
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
-
-
-def text_problem(obj: dict[str, object], field: str) -> str | None:
-    """Say what is wrong with one field that has to hold text, or return None."""
-    if field not in obj:
-        return f'field "{field}" is missing'
-    value = obj[field]
-    if not isinstance(value, str):
-        return f'field "{field}" is {describe(value)}, not a string'
-    if not value.strip():
-        return f'field "{field}" is empty'
-    if "\0" in value:
-        return f'field "{field}" contains a NUL character'
-    if _SURROGATE.search(value):
-        return f'field "{field}" contains half a surrogate pair (such as \\ud800), which UTF-8 cannot hold'
-    return None
-
-
-def row_problems(obj: object) -> list[str]:
-    """List everything wrong with one parsed row of forget or retain; extra fields are fine."""
-    if not isinstance(obj, dict):
-        return [f"is {describe(obj)}, not an object with the fields {', '.join(FIELDS)}"]
-    found = {field: text_problem(obj, field) for field in FIELDS}
-    problems = [problem for problem in found.values() if problem]
-    if found["task"] is None and obj["task"] not in TASKS:
-        problems.append(f"task {quote(obj['task'])} is unknown: use one of {', '.join(TASKS)}")
-    if found["id"] is None and not _KIND.search(obj["id"]):
-        problems.append(f"id {quote(obj['id'])} ends neither in sc<digit> nor in qa<digit>")
-    return problems
-
-
-def document_problems(obj: object) -> list[str]:
-    """List everything wrong with one parsed membership-inference document; extra fields are fine."""
-    if not isinstance(obj, dict):
-        return [f'is {describe(obj)}, not an object with the field "document"']
-    problem = text_problem(obj, "document")
-    return [problem] if problem else []
 
 
 def find_file(folder: Path, stem: str, shown: str) -> Path:
@@ -231,11 +124,6 @@ def scan_documents(path: Path) -> tuple[dict[int, str], Faults]:
     return documents, faults
 
 
-def text_key(row: Row) -> tuple[str, str]:
-    """What makes two rows the same test: input and output without the white space around them."""
-    return row.input.strip(), row.output.strip()
-
-
 def scan(
     path: Path, fields: Mapping[str, str], problems_of: Callable[[Any], list[str]]
 ) -> tuple[dict[int, dict[str, Any]], Faults]:
@@ -268,7 +156,7 @@ def _records(path: Path, fields: Mapping[str, str]) -> Iterator[Record]:
         return
     try:
         if path.suffix == ".parquet":
-            from lume_tasks.parquet import parquet_records
+            from lume_tasks.data.parquet import parquet_records
 
             yield from parquet_records(path, fields)
         elif fault := file_fault(path):

@@ -3,26 +3,10 @@
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from lume_tasks.rows import (
-    FIELDS,
-    TEXT,
-    DataError,
-    Fault,
-    Faults,
-    Row,
-    describe,
-    find_file,
-    place,
-    quote,
-    scan,
-    scan_documents,
-    scan_rows,
-    text_key,
-    text_problem,
-)
+from lume_tasks.data.files import Fault, Faults, find_file, place, scan, scan_documents, scan_rows
+from lume_tasks.data.rows import FIELDS, SIDES, SPLITS, TEXT, Row, text_key, text_problem
+from lume_tasks.errors import DataError, describe, quote
 
-SIDES = ("forget", "retain")
-SPLITS = ("train", "validation", "test")
 MIA_FILES = ("member", "nonmember")
 MMLU_FIELDS = {"question": TEXT, "choices": f"lists of {TEXT}", "answer": "whole numbers"}
 

@@ -7,7 +7,9 @@ from typing import Any, BinaryIO
 import pyarrow
 from pyarrow import compute, parquet, types
 
-from lume_tasks.rows import MOST_BYTES, TEXT, Record, file_fault, first_line, quote, too_much
+from lume_tasks.data.files import MOST_BYTES, Record, file_fault, too_much
+from lume_tasks.data.rows import TEXT
+from lume_tasks.errors import first_line, quote
 
 MOST_ROWS = 1_000_000  # of one file, and entries of all lists in a column
 

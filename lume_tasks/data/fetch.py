@@ -8,7 +8,8 @@ import urllib.request
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from lume_tasks.rows import TEXT, DataError, first_line
+from lume_tasks.data.rows import TEXT
+from lume_tasks.errors import DataError, first_line
 
 GITHUB_REPO = "amazon-science/lume-llm-unlearning"
 GITHUB_REVISION = "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6"
@@ -129,7 +130,7 @@ def _lines_of(lines: dict[str, bytes], ids: set[str]) -> bytes:
 
 
 def _parquet_ids(name: str, data: bytes) -> list[str]:
-    from lume_tasks.parquet import parquet_records
+    from lume_tasks.data.parquet import parquet_records
 
     ids = []
     for _, row, faults in parquet_records(io.BytesIO(data), {"id": TEXT}):

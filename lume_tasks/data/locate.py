@@ -5,8 +5,10 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from lume_tasks.checks import SIDES, SPLITS, check_sides, scan_mia, scan_mmlu
-from lume_tasks.rows import SUFFIXES, DataError, Row, find_file, first_line, quote, read_rows
+from lume_tasks.data.checks import check_sides, scan_mia, scan_mmlu
+from lume_tasks.data.files import SUFFIXES, find_file, read_rows
+from lume_tasks.data.rows import SIDES, SPLITS, Row
+from lume_tasks.errors import DataError, first_line, quote
 
 DATA_VARIABLE = "LUME_DATA_DIR"
 MMLU_VARIABLE = "LUME_MMLU_PATH"
@@ -39,7 +41,7 @@ def data_dir(lume_data_dir: str | None = None) -> Path:
     """
     named = _named("lume_data_dir", lume_data_dir, DATA_VARIABLE)
     if named is None:
-        from lume_tasks.fetch import fetch
+        from lume_tasks.data.fetch import fetch
 
         return fetch()
     origin, directory = named

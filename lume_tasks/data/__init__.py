@@ -1,0 +1,1 @@
+"""The rows of LUME: their format, files, checks, download and directory."""
