@@ -5,6 +5,9 @@ import os
 import sys
 from pathlib import Path
 
+from lume_tasks.errors import DataError, first_few, visible
+from lume_tasks.paths import task_dir
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run ``lume-tasks path``, ``fetch`` or ``check DIR``; return the exit status (0 fine, 1 problems)."""
@@ -16,89 +19,62 @@ def main(argv: list[str] | None = None) -> int:
     check.add_argument("dir", type=Path, metavar="DIR")
     args = parser.parse_args(argv)
     try:
-        return _run(args)
-    except BrokenPipeError:  # `lume-tasks check DIR | head`: nobody reads on
+        text, status = _run(args)
+        print(visible(text), flush=True)
+    except BrokenPipeError:  # `lume-tasks check DIR | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except OSError as error:
-        return _fail(error)
+    except (DataError, OSError) as error:
+        print(visible(f"lume-tasks: {error}"), file=sys.stderr)
+        return 1
+    return status
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.command == "path":  # answers at once: nothing else is imported
-        from lume_tasks.paths import task_dir
+def _run(args: argparse.Namespace) -> tuple[str, int]:
+    """Return the text to print and the exit status; import what the command needs only now."""
+    if args.command == "path":
+        return str(task_dir()), 0
+    if args.command == "fetch":
+        from lume_tasks.data.fetch import fetch
 
-        _say(str(task_dir()))
-        return 0
-    from lume_tasks.errors import DataError
-
-    try:
-        return _fetch() if args.command == "fetch" else _check(args.dir)
-    except DataError as error:
-        return _fail(error)
-
-
-def _fail(error: Exception) -> int:
-    from lume_tasks.errors import visible
-
-    print(f"lume-tasks: {visible(str(error))}", file=sys.stderr)
-    return 1
-
-
-def _fetch() -> int:
-    from lume_tasks.data.fetch import fetch
-
-    _say(str(fetch()))
-    return 0
-
-
-def _check(directory: Path) -> int:
+        return str(fetch()), 0
     from lume_tasks.data.checks import check_dir
-    from lume_tasks.errors import DataError, visible
 
-    if not directory.is_dir():
-        raise DataError(f"{directory} is not a directory")
-    problems = check_dir(directory)
-    _say(visible(_grouped(problems) if problems else _summary(directory)))
-    return 1 if problems else 0
+    if not args.dir.is_dir():
+        raise DataError(f"{args.dir} is not a directory")
+    problems = check_dir(args.dir)
+    return (_grouped(problems), 1) if problems else (_summary(args.dir), 0)
 
 
 def _grouped(problems: list[str]) -> str:
-    """Put the problems of each file under its name, and a count below."""
+    """List the problems of each file below its name, then their number."""
     groups: dict[str, list[str]] = {}
     for problem in problems:
         name, _, rest = problem.partition(":")
         groups.setdefault(name, []).append(rest.strip())
-    blocks = ["\n".join([name, *(f"  {line}" for line in lines)]) for name, lines in groups.items()]
-    count = f"{len(problems)} problem{'s' * (len(problems) > 1)}"
-    return "\n".join([*blocks, "", count])
+    lines = []
+    for name, faults in groups.items():
+        lines += [name, *(f"  {fault}" for fault in first_few(faults))]
+    return "\n".join([*lines, "", f"{len(problems)} problem{'s' * (len(problems) > 1)}"])
 
 
 def _summary(directory: Path) -> str:
-    """Count the rows of a sound data directory by split, task, side and kind."""
-    from lume_tasks.data.checks import scan_mmlu
-    from lume_tasks.data.locate import load_mia, load_rows, splits
-    from lume_tasks.data.rows import TASKS
+    """Count the rows of a valid data directory by split, task, side and kind."""
+    from lume_tasks.data.locate import load_mia, load_mmlu, load_rows, splits
+    from lume_tasks.data.rows import SIDES, TASKS
 
-    columns = [(side, kind) for side in ("forget", "retain") for kind in ("sc", "qa")]
+    columns = [(side, kind) for side in SIDES for kind in ("sc", "qa")]
     table = [["split", "task", *(f"{side} {kind}" for side, kind in columns)]]
     for split in splits(directory):
         rows = load_rows(directory, split)
         for task in TASKS:
             counts = [sum(r.task == task and r.kind == kind for r in rows[side]) for side, kind in columns]
             table.append([split, task, *map(str, counts)])
-    lines = ["".join(f"{cell:<12}" if i < 2 else f"{cell:>11}" for i, cell in enumerate(line)) for line in table]
+    lines = [f"{split:<12}{task:<12}" + "".join(f"{cell:>11}" for cell in cells) for split, task, *cells in table]
     if (directory / "mia_data").is_dir():
         members, nonmembers = load_mia(directory)
         lines.append(f"mia_data: {len(members)} members, {len(nonmembers)} non-members")
     if (directory / "mmlu").is_dir():
-        subjects = scan_mmlu(directory / "mmlu")[0]
+        subjects = load_mmlu(str(directory / "mmlu"))
         lines.append(f"mmlu: {len(subjects)} subjects, {sum(map(len, subjects.values()))} questions")
     return "\n".join([f"{directory}: no problems", *lines])
-
-
-def _say(text: str) -> None:
-    """Print, with escapes for what the terminal's encoding cannot show."""
-    encoding = sys.stdout.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()

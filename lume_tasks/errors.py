@@ -1,47 +1,46 @@
-"""The error that users see, and helpers for its text."""
+"""The error for data that cannot be used, and helpers that write its message."""
 
 import json
 import unicodedata
+from collections.abc import Sequence
 
-_HIDDEN = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+MAX_LINES = 1000  # of one message or one file
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message is meant for the user and lists everything wrong at once."""
+    """Data that cannot be used. The message is for the user and lists everything wrong at once."""
 
-    def __str__(self) -> str:
-        """The message without control characters, which a name in it could carry to the terminal."""
-        return visible(super().__str__())
+
+def raise_problems(problems: Sequence[str]) -> None:
+    """Raise one `DataError` that lists the problems, one a line; do nothing if there are none."""
+    if problems:
+        raise DataError("\n".join(first_few(problems)))
+
+
+def first_few(lines: Sequence[str], most: int = MAX_LINES) -> list[str]:
+    """Return at most ``most`` lines, followed by the number of lines left out."""
+    left_out = len(lines) - most
+    return [*lines[:most], f"and {left_out:,} more"] if left_out > 0 else list(lines)
 
 
 def visible(text: str) -> str:
-    r"""The text with control and invisible characters written out, such as ``\x1b`` or ``\u202e``; line feeds stay."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char == "\n" or unicodedata.category(char) not in _HIDDEN else ascii(char)[1:-1] for char in text
-    )
+    r"""Write out control and invisible characters (Unicode category C), such as ``\x1b``; keep line feeds."""
+    return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in text)
 
 
 def quote(text: str) -> str:
-    """Show ``text`` as JSON in ASCII, cut at 80 characters: printable whatever it holds, and found by a search."""
+    """Return ``text`` as JSON in ASCII, cut at 80 characters."""
     return json.dumps(text if len(text) <= 80 else text[:77] + "...")
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's text, printable, or its class where it has none."""
-    return visible(str(error).strip().partition("\n")[0]) or type(error).__name__
+    """Return the first line of an exception's message, or its class if it has none."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def describe(value: object) -> str:
-    """Name the JSON type of ``value`` as a user would."""
+    """Name the JSON type of ``value``."""
     if value is None:
         return "null"
-    if isinstance(value, bool):
-        return "true or false"
-    if isinstance(value, bytes):
-        return "binary data"
-    if isinstance(value, (int, float)):
-        return "a number"
-    names: dict[type, str] = {str: "a string", list: "a list", dict: "an object"}
-    return names.get(type(value), f"a {type(value).__name__}")
+    names = {str: "a string", list: "a list", dict: "an object", int: "a number", float: "a number"}
+    return "true or false" if isinstance(value, bool) else names.get(type(value), f"of type {type(value).__name__}")

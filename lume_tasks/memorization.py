@@ -14,11 +14,9 @@ from numpy.typing import NDArray
 
 from lume_tasks import comparison, mia
 from lume_tasks.data.rows import SIDES
-from lume_tasks.errors import DataError, quote
+from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.harness import LumeTask, side_rows
 from lume_tasks.token_scores import TokenScores
-
-_FAULTS_SHOWN = 10
 
 
 class MemorizationTask(LumeTask):
@@ -89,9 +87,8 @@ def memorization_rows(
         except ValueError as error:
             faults.append(f"  row {quote(doc['id'])}: {error}")
     if faults:
-        more = [f"  and {len(faults) - _FAULTS_SHOWN} more"] if len(faults) > _FAULTS_SHOWN else []
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
-        raise DataError("\n".join([head, *faults[:_FAULTS_SHOWN], *more]))
+        raise DataError("\n".join([head, *first_few(faults, 10)]))
     task = f"lume_memorization_{lume_task.lower()}"
     docs = comparison.with_reference(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}

@@ -14,7 +14,7 @@ from typing import Any
 from datasets import Dataset
 
 from lume_tasks import metrics
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.errors import DataError
 from lume_tasks.harness import side_rows
 
@@ -172,7 +172,7 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     for doc in docs:
         field = field_of(doc["input"], doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
         if field:
-            persons.setdefault(doc["id"][:-3], {})[field] = doc["output"]
+            persons.setdefault(stem_of(doc["id"]), {})[field] = doc["output"]
         if field or doc["kind"] == "sc":
             kept.append(doc | {"field": field})
     if not persons:
@@ -180,7 +180,7 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     if len(kept) < len(docs):
         _log.warning("lume_pii: %d rows ask for no known field and are left out", len(docs) - len(kept))
     for doc in kept:
-        known = persons.get(doc["id"][:-3], {}) if doc["kind"] == "sc" else {}
+        known = persons.get(stem_of(doc["id"]), {}) if doc["kind"] == "sc" else {}
         doc["values"] = {field: known.get(field) for field in FIELDS}
     return {"test": Dataset.from_list(kept)}
 

@@ -9,16 +9,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_tasks.data.files import Fault, place, read_rows, scan
-from lume_tasks.data.rows import SPLITS, TEXT, Row, text_problem
+from lume_tasks.data.rows import SPLITS, Row, text_problem
 from lume_tasks.errors import DataError, describe, quote
 from lume_unlearn import modeling
 from lume_unlearn.config import ConfigError, named_twice
 from lume_unlearn.sampling import bare, first_few, sample_alternatives
 from lume_unlearn.sources import named_directory, named_file
 
-FIELDS = dict.fromkeys(("id", "alternative"), TEXT)
+FIELDS = ("id", "alternative")
 
 
 @dataclass(frozen=True)
@@ -87,13 +87,13 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for line, obj in objects.items():
         if (row := by_id.get(obj["id"])) is None:
-            faults.add([(line, f"id {quote(obj['id'])} is no forget row of this run")])
+            faults.append((line, f"id {quote(obj['id'])} is no forget row of this run"))
         elif bare(obj["alternative"]) == bare(row.output):
-            faults.add([(line, f"alternative of {row.id} is the row's own output")])
+            faults.append((line, f"alternative of {row.id} is the row's own output"))
         else:
             found.setdefault(row.id, []).append(obj["alternative"])
     if all(line for line, _ in faults):  # a file that could not be read as a whole says nothing about its rows
-        faults.add(_missing([row.id for row in rows if row.id not in found], len(rows)))
+        faults += _missing([row.id for row in rows if row.id not in found], len(rows))
     if faults:
         raise DataError("\n".join(first_few(place(str(path), faults))))
     return found
@@ -151,7 +151,7 @@ def write_alternatives(config: AlternativesConfig) -> Path:
 def _forget_rows(config: AlternativesConfig) -> list[Row]:
     if config.forget is not None:
         return read_rows(named_file(config.forget, "forget"))
-    return lume_data.load_side(named_directory(config.data), "forget", config.split)
+    return locate.load_side(named_directory(config.data), "forget", config.split)
 
 
 def _pairs(config: AlternativesConfig, rows: list[Row]) -> Iterator[tuple[str, str]]:

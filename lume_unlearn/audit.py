@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics import exact_match
 from lume_unlearn import modeling, scoring
@@ -152,7 +152,7 @@ def audit_table(results: dict[str, dict[str, float]]) -> str:
 
 
 def _load(config: AuditConfig) -> Subject:
-    rows = lume_data.load_rows(named_directory(config.data), config.split)
+    rows = locate.load_rows(named_directory(config.data), config.split)
     if config.limit:
         rows = {side: random.Random(config.seed).sample(r, min(config.limit, len(r))) for side, r in rows.items()}
     if config.peft:

@@ -11,7 +11,7 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_unlearn import scoring
 from lume_unlearn.checkpoints import fresh_partial, writing
 from lume_unlearn.config import SCORED, ConfigError, RunConfig
@@ -45,7 +45,7 @@ class Evaluation(TrainerCallback):
         self.task, _, self.metric = config.best_metric.partition(".")
         self.best: dict[str, Any] | None = None
         self.directory = named_directory(config.data)
-        mmlu = lume_data.mmlu_source(None, self.directory)
+        mmlu = locate.mmlu_source(None, self.directory)
         self.metadata = scoring.data_metadata(self.directory, config.split)
         self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": tokenizer}
         self.tasks = self._chosen_tasks()

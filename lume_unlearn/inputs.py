@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SIDES, Row
@@ -58,8 +58,8 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
         files, sides = _named_sides(config)
     else:
         directory = named_directory(config.data)
-        files = {side: lume_data.side_file(directory, side, config.split) for side in SIDES}
-        sides = lume_data.load_rows(directory, config.split)
+        files = {side: locate.side_file(directory, side, config.split) for side in SIDES}
+        sides = locate.load_rows(directory, config.split)
     checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
     return sides["forget"], sides.get("retain", []), checksums
 
@@ -95,7 +95,7 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     directory = None if config.forget else named_directory(config.data)
     if directory is None or not (directory / "mia_data").is_dir():
         return None
-    members, _ = lume_data.load_mia(directory)
+    members, _ = locate.load_mia(directory)
     count = members_among(members, forget)
     line = f"{count} of {len(members)} member documents are among the forget rows"
     if count < len(members):
@@ -116,7 +116,7 @@ def _alternatives(config: RunConfig, forget: list[Row]) -> list[list[str]] | Non
 
 
 def _checksum(path: Path) -> dict[str, str]:
-    return {str(path): lume_data.checksums(path.parent, [path.name])[path.name]}
+    return {str(path): locate.checksums(path.parent, [path.name])[path.name]}
 
 
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:

@@ -15,7 +15,7 @@ from rich.table import Table
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_unlearn import packing
 from lume_unlearn.config import RunConfig, require_unused
 from lume_unlearn.data import Tokens, encode_row
@@ -61,9 +61,9 @@ def _everything(output: Path, seed: int, console: Console) -> dict[str, dict[str
 
     console.print(f"[1/4] Writing a miniature LUME to {output / 'data'}")
     write_miniature(output / "data", seed)
-    rows = lume_data.load_rows(output / "data")
+    rows = locate.load_rows(output / "data")
     questions = [
-        text for subject in lume_data.load_mmlu(str(output / "data" / "mmlu")).items() for text in asked(*subject)
+        text for subject in locate.load_mmlu(str(output / "data" / "mmlu")).items() for text in asked(*subject)
     ]
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
 

@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_tasks.data.rows import TASKS
 from lume_tasks.paths import task_dir
 from lume_unlearn.quiet import without_git
@@ -24,11 +24,11 @@ def tasks_for(directory: Path, split: str = "all") -> list[str]:
     Raises:
         DataError: the split is absent, or the rows have faults.
     """
-    rows = lume_data.load_rows(directory, split)
+    rows = locate.load_rows(directory, split)
     present = {row.task for side in rows.values() for row in side}
     tasks = [name for name, task in zip(ROW_TASKS, TASKS, strict=True) if task in present]
     tasks += ["lume_mia"] if (directory / "mia_data").is_dir() else []
-    tasks += ["lume_mmlu"] if lume_data.mmlu_source(None, directory) != lume_data.MMLU_HUB_ID else []
+    tasks += ["lume_mmlu"] if locate.mmlu_source(None, directory) != locate.MMLU_HUB_ID else []
     return [*tasks, "lume_score"]
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lume_tasks.data import locate as lume_data
+from lume_tasks.data import locate
 from lume_tasks.data.files import find_file
 from lume_tasks.errors import DataError
 from lume_unlearn.config import ConfigError
@@ -17,7 +17,7 @@ def named_directory(data: str | None) -> Path:
     """
     if data is not None and not Path(data).expanduser().is_dir():
         raise ConfigError(f"--data {data}: is not a directory")
-    return lume_data.data_dir(data)
+    return locate.data_dir(data)
 
 
 def named_file(named: str, side: str) -> Path:

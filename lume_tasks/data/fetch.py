@@ -1,14 +1,14 @@
-"""The published LUME files: downloaded once, checked against pinned SHA-256, kept in the cache of huggingface_hub."""
+"""Download the published LUME files once, check them against pinned SHA-256 and keep them in the Hugging Face cache."""
 
 import hashlib
 import io
 import json
 import tempfile
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
-from lume_tasks.data.rows import TEXT
+from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_line
 
 GITHUB_REPO = "amazon-science/lume-llm-unlearning"
@@ -21,16 +21,14 @@ SHA256 = {
     "mia_data/member.jsonl": "46476d20b21dbab766ef9c06fc519f76f6faf1995ebafdaa4107a667b8e7497d",
     "mia_data/nonmember.jsonl": "55f918ce91c48e67955fe70c423457c2b5d9d0ff6894cca9c9fcd355131d58c3",
 }
-# A split is its ids, since the rows come from the whole files: SHA-256 of the sorted ids, joined by line feeds.
+# The rows of a split come from the whole files, so a split is pinned by its ids: see `ids_digest`.
 SPLIT_IDS = {
     ("train", "forget"): "d3bc82aabc7fdf35dd76a9082931a2a2108138ebd6d88b7632ee23c2e972f1fa",
     ("train", "retain"): "be5e3685f84583cdfd3133ebd07510040f589d7bb41c7f63411879965ce63b74",
     ("validation", "forget"): "9073abffc26801f82ffa9f61de8bee3137c5258d630a92dd8b31dbd6d71917ea",
     ("validation", "retain"): "8dd53bd4e735ba05e4696bec54f783c1f4dba3d4a9923098d94083cbbaada214",
 }
-
-MOST_DOWNLOADED = 64 * 2**20  # bytes of a file; the largest has 1 MB
-SUMS = "SHA256SUMS"  # written last: the mark of a complete folder
+SUMS = "SHA256SUMS"  # file with the checksums of all files, splits included
 
 BY_HAND = f"""\
 By hand: make a directory and name it in the variable LUME_DATA_DIR. Put into it
@@ -39,20 +37,20 @@ By hand: make a directory and name it in the variable LUME_DATA_DIR. Put into it
 - mia_data/ and the splits (data/forget_train-*.parquet as train/forget.parquet, and so on) from
   https://huggingface.co/datasets/{HUB_REPO}"""
 
-TOKEN = """\
-The hub organisation has at times asked for a token: ask for access on its page, then run `hf auth login` or
-set HF_TOKEN."""
+NO_DOWNLOAD = """\
+Is the network there? Behind a proxy, set HTTPS_PROXY. The hub organisation has at times asked for a token: ask for
+access on its page, then run `hf auth login` or set HF_TOKEN."""
 
 
 def cache_folder() -> Path:
-    """The folder of the published files; its name holds the pinned revision."""
+    """Return the folder of the published files; its name contains the pinned revision."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "lume" / GITHUB_REVISION[:12]
 
 
 def fetch() -> Path:
-    """Return the folder of the published files, laid out as a data directory; download them if it is not there yet.
+    """Return the folder of the published files, laid out as a data directory; download them first if needed.
 
     Raises:
         DataError: no network, no access, a checksum that differs, or a cache that cannot be written or was changed.
@@ -60,7 +58,8 @@ def fetch() -> Path:
     folder = cache_folder()
     if not (folder / SUMS).is_file():
         _download_once(folder)
-    expected = {**_read_sums(folder), **SHA256}
+    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
+    expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)} | SHA256
     changed = [name for name, digest in expected.items() if _sha256_of(folder / name) != digest]
     if changed:
         raise DataError(f"{folder} was changed after the download ({', '.join(changed)}): delete it and fetch again")
@@ -79,22 +78,20 @@ def _download_once(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / SUMS).is_file():  # another process may have been faster
+            if not (folder / SUMS).is_file():  # another process may have finished first
                 _write(folder, _published_files())
     except OSError as error:
         raise DataError(f"The cache {folder} cannot be written: {error}\nSet HF_HOME to a folder of yours.") from error
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write everything beside ``folder``, then move it there: a folder is complete or absent."""
+    """Write the files and their checksums to a temporary folder, then rename it: ``folder`` is complete or absent."""
     sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
         built = Path(scratch) / "data"
-        for name, data in {**files, SUMS: sums.encode()}.items():
+        for name, data in (files | {SUMS: sums.encode()}).items():
             (built / name).parent.mkdir(parents=True, exist_ok=True)
             (built / name).write_bytes(data)
-        if folder.exists():  # without its sums: not ours to keep, not complete
-            folder.rename(Path(scratch) / "incomplete")
         built.rename(folder)
 
 
@@ -102,42 +99,35 @@ def _published_files() -> dict[str, bytes]:
     """Download and check everything: file name -> bytes. Nothing is on disk while a checksum may still fail."""
     files: dict[str, bytes] = {}
     for name, expected in SHA256.items():
-        data = hub_bytes(name) if name.startswith("mia_data/") else github_bytes(f"data/{name}")
-        _expect(name, hashlib.sha256(data).hexdigest(), expected)
-        files[name] = data
-    for side in ("forget", "retain"):
+        files[name] = download(name)
+        _expect(name, hashlib.sha256(files[name]).hexdigest(), expected)
+    for side in SIDES:
         files.update(_split_files(side, files[f"{side}.jsonl"]))
     return files
 
 
 def _split_files(side: str, whole: bytes) -> dict[str, bytes]:
-    """Cut the whole file of one side into train, validation and test (the rest), its lines and their order kept."""
-    lines = {json.loads(line)["id"]: line for line in whole.split(b"\n") if line}
-    rest = set(lines)
-    files = {}
+    """Split the lines of one side's whole file into train, validation and test (the rest), in their order."""
+    lines = {json.loads(line)["id"]: line + b"\n" for line in whole.split(b"\n") if line}
+    split_of = dict.fromkeys(lines, "test")
     for split in ("train", "validation"):
         name = f"data/{side}_{split}-00000-of-00001.parquet"
-        ids = _parquet_ids(name, hub_bytes(name))
+        ids = _parquet_ids(name, download(name))
         _expect(f"the ids in {name}", ids_digest(ids), SPLIT_IDS[split, side])
-        files[f"{split}/{side}.jsonl"] = _lines_of(lines, set(ids))
-        rest -= set(ids)
-    files[f"test/{side}.jsonl"] = _lines_of(lines, rest)
+        split_of.update(dict.fromkeys(ids, split))
+    files = dict.fromkeys((f"{split}/{side}.jsonl" for split in ("train", "validation", "test")), b"")
+    for row_id, line in lines.items():
+        files[f"{split_of[row_id]}/{side}.jsonl"] += line
     return files
 
 
-def _lines_of(lines: dict[str, bytes], ids: set[str]) -> bytes:
-    return b"".join(line + b"\n" for row_id, line in lines.items() if row_id in ids)
-
-
 def _parquet_ids(name: str, data: bytes) -> list[str]:
-    from lume_tasks.data.parquet import parquet_records
+    from pyarrow import ArrowException, parquet
 
-    ids = []
-    for _, row, faults in parquet_records(io.BytesIO(data), {"id": TEXT}):
-        if faults or not isinstance(row, dict) or not isinstance(row.get("id"), str):
-            raise DataError(f"{name} of {HUB_REPO} has no readable column id: {''.join(faults[:1]) or 'no text in it'}")
-        ids.append(row["id"])
-    return ids
+    try:
+        return [str(row_id) for row_id in parquet.ParquetFile(io.BytesIO(data)).read()["id"].to_pylist()]
+    except (ArrowException, OSError, LookupError) as error:
+        raise DataError(f"{name} of {HUB_REPO} has no readable column id: {first_line(error)}") from error
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -153,59 +143,29 @@ def _expect(name: str, found: str, expected: str) -> None:
         )
 
 
-def _read_sums(folder: Path) -> dict[str, str]:
-    pairs = (line.partition("  ") for line in (folder / SUMS).read_text(errors="replace").splitlines())
-    return {name: digest for digest, _, name in pairs}
-
-
 def _sha256_of(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
 
 
-def github_bytes(name: str) -> bytes:
-    """Download one file of the GitHub repository at its pinned revision."""
-    url = f"https://raw.githubusercontent.com/{GITHUB_REPO}/{GITHUB_REVISION}/{name}"
+def download(name: str) -> bytes:
+    """Download a published file: forget.jsonl and retain.jsonl from GitHub, any other from the hub dataset.
 
-    def read() -> bytes:
-        with urllib.request.urlopen(url, timeout=60) as response:
-            data = bytes(response.read(MOST_DOWNLOADED + 1))
-        if len(data) > MOST_DOWNLOADED:
-            raise ValueError(f"more than {MOST_DOWNLOADED:,} bytes, which is no file of LUME")
-        return data
-
-    return _download(read, url)
-
-
-def hub_bytes(name: str) -> bytes:
-    """Download one file of the hub dataset; its content, not its revision, is what is pinned."""
+    Raises:
+        DataError: with the reason and what to do.
+    """
     import huggingface_hub
 
-    def read() -> bytes:
-        # A folder of its own, not the hub's cache: a damaged copy there would be served again and again.
+    on_github = name in ("forget.jsonl", "retain.jsonl")
+    url = f"https://raw.githubusercontent.com/{GITHUB_REPO}/{GITHUB_REVISION}/data/{name}"
+    try:
+        if on_github:
+            with urllib.request.urlopen(url, timeout=60) as response:
+                return bytes(response.read())
+        # Not into the hub's own cache, which would return a damaged copy again and again.
         with tempfile.TemporaryDirectory() as scratch:
             path = huggingface_hub.hf_hub_download(HUB_REPO, name, repo_type="dataset", local_dir=scratch)
             return Path(path).read_bytes()
-
-    return _download(read, f"{HUB_REPO}: {name}")
-
-
-def _download(read: Callable[[], bytes], source: str) -> bytes:
-    try:
-        return read()
-    except Exception as error:  # the hub's client raises classes of its transport library, which changed over time
-        raise DataError(_why(error, source)) from error
-
-
-def _why(error: Exception, source: str) -> str:
-    lines = [f"{source} could not be downloaded: {first_line(error)}"]
-    status = _http_status(error) or _http_status(error.__cause__)
-    if status is None:
-        lines.append("Is the network there? Behind a proxy, set HTTPS_PROXY.")
-    elif status in (401, 403, 404) and HUB_REPO in source:  # a private repository answers 404
-        lines.append(TOKEN)
-    return "\n".join([*lines, BY_HAND])
-
-
-def _http_status(error: BaseException | None) -> int | None:
-    """The status behind an error of urllib (``code``) or of the hub's client (``response.status_code``)."""
-    return getattr(error, "code", None) or getattr(getattr(error, "response", None), "status_code", None)
+    except Exception as error:  # the error classes of the hub's client differ between its versions
+        source = url if on_github else f"{HUB_REPO}: {name}"
+        message = f"{source} could not be downloaded: {first_line(error)}"
+        raise DataError(f"{message}\n{NO_DOWNLOAD}\n{BY_HAND}") from error

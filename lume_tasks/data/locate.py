@@ -1,4 +1,4 @@
-"""Where the data lies and the validated rows in it, for the tasks and for the trainers."""
+"""Find the data directory and MMLU, and load what is in them, for the tasks and the trainers."""
 
 import hashlib
 import os
@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lume_tasks.data.checks import check_sides, scan_mia, scan_mmlu
-from lume_tasks.data.files import SUFFIXES, find_file, read_rows
+from lume_tasks.data.files import SUFFIXES, find_file, place, read_rows, scan_rows
 from lume_tasks.data.rows import SIDES, SPLITS, Row
-from lume_tasks.errors import DataError, first_line, quote
+from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
 DATA_VARIABLE = "LUME_DATA_DIR"
 MMLU_VARIABLE = "LUME_MMLU_PATH"
@@ -41,11 +41,11 @@ def data_dir(lume_data_dir: str | None = None) -> Path:
     """
     named = _named("lume_data_dir", lume_data_dir, DATA_VARIABLE)
     if named is None:
-        from lume_tasks.data.fetch import fetch
+        from lume_tasks.data.fetch import fetch  # not at the top: it imports the network modules
 
         return fetch()
     origin, directory = named
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise DataError(f"{origin} names {directory}, which is not a directory")
     return directory
 
@@ -91,14 +91,10 @@ def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
     rows: dict[str, list[Row]] = {}
     problems: list[str] = []
     for side, path in files.items():
-        try:
-            rows[side] = read_rows(path)
-        except DataError as error:
-            problems.append(str(error))
-    if not problems:
-        problems = check_sides(f"{directory}, split {split}", rows["forget"], rows["retain"])
-    if problems:
-        raise DataError("\n".join(problems))
+        found, faults = scan_rows(path)
+        rows[side] = list(found.values())
+        problems += place(str(path), faults)
+    raise_problems(problems or check_sides(f"{directory}, split {split}", rows["forget"], rows["retain"]))
     return rows
 
 
@@ -115,8 +111,7 @@ def load_mia(directory: Path) -> tuple[list[str], list[str]]:
             'one {"document": "<whole text>"} a line'
         )
     members, nonmembers, problems = scan_mia(folder)
-    if problems:
-        raise DataError("\n".join(f"{directory}/{line}" for line in problems))
+    raise_problems([f"{directory}/{problem}" for problem in problems])
     return members, nonmembers
 
 
@@ -131,7 +126,7 @@ def mmlu_source(lume_mmlu_path: str | None = None, directory: Path | None = None
         local = directory / "mmlu" if directory is not None else None
         return str(local) if local is not None and local.is_dir() else MMLU_HUB_ID
     origin, folder = named
-    if folder.as_posix() != MMLU_HUB_ID and not folder.is_dir():
+    if folder.as_posix() != MMLU_HUB_ID and not os.path.isdir(folder):
         raise DataError(f"{origin} names {folder}, which is neither a directory nor the hub's {MMLU_HUB_ID}")
     return str(folder)
 
@@ -150,15 +145,17 @@ def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[
     Raises:
         DataError: the folder has faults (all are listed), lacks a subject, or the hub cannot be read.
     """
-    local, problems = ({}, []) if source == MMLU_HUB_ID else scan_mmlu(Path(source))
-    if problems:
-        raise DataError("\n".join([f"MMLU in {source} cannot be used:", *problems]))
-    there = list(local or MMLU_SUBJECTS)
+    there: dict[str, list[dict[str, object]]] = {subject: [] for subject in MMLU_SUBJECTS}
+    if source != MMLU_HUB_ID:
+        there, problems = scan_mmlu(Path(source))
+        if problems:
+            raise_problems([f"MMLU in {source} cannot be used:", *problems])
     unknown = [name for name in only or [] if name not in there]
     if unknown:
         named = ", ".join(map(quote, unknown))
         raise DataError(f"lume_mmlu_subjects: MMLU in {source} has no subject {named}; it has: {', '.join(there)}")
-    return {name: local[name] if local else _hub_subject(name) for name in there if only is None or name in only}
+    wanted = [name for name in there if only is None or name in only]
+    return {name: _hub_subject(name) if source == MMLU_HUB_ID else there[name] for name in wanted}
 
 
 def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
@@ -182,12 +179,7 @@ def _named(option: str, value: object, variable: str) -> tuple[str, Path] | None
         raise DataError(f"metadata {option} has to be a path, not {value!r}")
     for origin, path in ((f"metadata {option}", value), (f"the variable {variable}", os.environ.get(variable))):
         if path:
-            try:
-                folder = Path(path).expanduser()
-                folder.is_dir()
-            except (OSError, RuntimeError) as error:  # longer than a name can be, a user whose home nobody knows
-                raise DataError(f"{origin} names {path}, which cannot be read: {first_line(error)}") from error
-            return origin, folder
+            return origin, Path(os.path.expanduser(path))
     return None
 
 
@@ -196,7 +188,7 @@ def _hub_subject(subject: str) -> list[dict[str, object]]:
 
     try:
         rows = load_dataset(MMLU_HUB_ID, subject, split="test", revision=MMLU_REVISION)
-    except Exception as error:  # the hub's client raises classes of its transport library, which changed over time
+    except Exception as error:  # the error classes of the hub's client differ between its versions
         raise DataError(
             f"MMLU ({MMLU_HUB_ID}, subject {subject}) cannot be read from the hub: {first_line(error)}\n"
             f"Check the network, or name a local copy (<folder>/<subject>/test-*.parquet) in {MMLU_VARIABLE}."

@@ -1,4 +1,4 @@
-"""What a row of LUME is, and what can be wrong with one."""
+"""The rows of LUME: their fields, and everything that can be wrong with one row."""
 
 import re
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ from lume_tasks.errors import describe, quote
 SIDES = ("forget", "retain")
 SPLITS = ("train", "validation", "test")
 TASKS = ("Task1", "Task2", "Task3")
-TEXT = "text"  # see `parquet.parquet_records`
-FIELDS = dict.fromkeys(("id", "input", "output", "task"), TEXT)
+FIELDS = ("id", "input", "output", "task")
 
 _KIND = re.compile(r"(sc|qa)[0-9]\Z")
-_SURROGATE = re.compile("[\ud800-\udfff]")
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # UTF-8 cannot encode surrogates, and tokenizers refuse them
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,22 @@ class Row:
 
     @property
     def stem(self) -> str:
-        """The id without its kind and digit: what the tests of one document or person share."""
-        return self.id[:-3]
+        """The part of the id that all rows about one document or person share."""
+        return stem_of(self.id)
+
+
+def stem_of(row_id: str) -> str:
+    """Return a row's id without its kind and digit."""
+    return row_id[:-3]
 
 
 def text_key(row: Row) -> tuple[str, str]:
-    """What makes two rows the same test: input and output without the white space around them."""
+    """Return input and output without surrounding white space; rows with equal keys are the same test."""
     return row.input.strip(), row.output.strip()
 
 
 def text_problem(obj: dict[str, object], field: str) -> str | None:
-    """Say what is wrong with one field that has to hold text, or return None."""
+    """Say what is wrong with a field that must hold text, or return None."""
     if field not in obj:
         return f'field "{field}" is missing'
     value = obj[field]
@@ -52,29 +56,28 @@ def text_problem(obj: dict[str, object], field: str) -> str | None:
         return f'field "{field}" is {describe(value)}, not a string'
     if not value.strip():
         return f'field "{field}" is empty'
-    if "\0" in value:
-        return f'field "{field}" contains a NUL character'
-    if _SURROGATE.search(value):
-        return f'field "{field}" contains half a surrogate pair (such as \\ud800), which UTF-8 cannot hold'
+    if _UNUSABLE.search(value):
+        return f'field "{field}" contains a NUL character or half a surrogate pair (such as \\ud800): remove it'
     return None
 
 
+def text_problems(obj: object, *fields: str) -> list[str]:
+    """List everything wrong with a parsed line whose ``fields`` must hold text; other fields are not checked."""
+    if not isinstance(obj, dict):
+        word = "field" if len(fields) == 1 else "fields"
+        return [f"is {describe(obj)}, not an object with the {word} {', '.join(fields)}"]
+    found = [text_problem(obj, field) for field in fields]
+    return [problem for problem in found if problem]
+
+
 def row_problems(obj: object) -> list[str]:
-    """List everything wrong with one parsed row of forget or retain; extra fields are fine."""
+    """List everything wrong with a parsed forget or retain row; extra fields are allowed."""
+    problems = text_problems(obj, *FIELDS)
     if not isinstance(obj, dict):
-        return [f"is {describe(obj)}, not an object with the fields {', '.join(FIELDS)}"]
-    found = {field: text_problem(obj, field) for field in FIELDS}
-    problems = [problem for problem in found.values() if problem]
-    if found["task"] is None and obj["task"] not in TASKS:
-        problems.append(f"task {quote(obj['task'])} is unknown: use one of {', '.join(TASKS)}")
-    if found["id"] is None and not _KIND.search(obj["id"]):
-        problems.append(f"id {quote(obj['id'])} ends neither in sc<digit> nor in qa<digit>")
+        return problems
+    task, row_id = obj.get("task"), obj.get("id")
+    if isinstance(task, str) and task.strip() and task not in TASKS:
+        problems.append(f"task {quote(task)} is unknown: use one of {', '.join(TASKS)}")
+    if isinstance(row_id, str) and row_id.strip() and not _KIND.search(row_id):
+        problems.append(f"id {quote(row_id)} ends neither in sc<digit> nor in qa<digit>")
     return problems
-
-
-def document_problems(obj: object) -> list[str]:
-    """List everything wrong with one parsed membership-inference document; extra fields are fine."""
-    if not isinstance(obj, dict):
-        return [f'is {describe(obj)}, not an object with the field "document"']
-    problem = text_problem(obj, "document")
-    return [problem] if problem else []

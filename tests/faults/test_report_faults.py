@@ -159,31 +159,11 @@ def test_paths_of_models_that_lead_nowhere(tmp_path: Path) -> None:
     assert len(find_runs(read_models([str(tmp_path)]))) == 4
 
 
-@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 300, "a\0b", "\x1b[31m", "/dev/null"])
+@pytest.mark.parametrize("path", ["~nobody-of-this-name/x", "x" * 300, "/dev/null"])
 def test_reference_paths_that_lead_nowhere(path: str) -> None:
     with pytest.raises(DataError, match="lume_reference_results: ") as caught:
         read_reference(path)
     assert str(caught.value).isprintable()
-
-
-def test_pipes_are_not_opened(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / f"results_{DATE}.json")
-    for folder in (tmp_path, tmp_path / f"results_{DATE}.json"):
-        with pytest.raises(DataError, match=r"is no file but a pipe|does not exist"):
-            read_models([str(folder)])
-        with pytest.raises(DataError, match=r"is no file but a pipe|does not exist"):
-            read_reference(str(folder))
-    (tmp_path / f"results_{DATE}.json").unlink()
-    write(tmp_path, results(), {})
-    os.mkfifo(tmp_path / f"samples_lume_task1_{DATE}.jsonl")
-    assert report_of(tmp_path)  # no samples
-    os.mkfifo(tmp_path / "unlearning.json")
-    with pytest.raises(DataError, match=r"no usable unlearning\.json"):
-        write_card(tmp_path, [str(tmp_path)])
-    for step in (1, 2):
-        (tmp_path / str(step)).mkdir()
-        write(tmp_path / str(step), results() | {"model_name": f"{tmp_path}/checkpoint-{step}"}, {})
-    assert [run.unit for run in find_runs(read_models([str(tmp_path)]))] == ["optimiser step"]
 
 
 def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,9 +315,6 @@ def test_cards_in_the_way(tmp_path: Path) -> None:
     card.symlink_to(tmp_path / "gone" / "x")
     assert card_of(tmp_path, run_record(), results())  # in the link's place, not where it leads
     assert not (tmp_path / "gone").exists()
-    card.unlink()
-    os.mkfifo(card)
-    assert card_of(tmp_path, run_record(), results()) is None
     card.unlink()
     card.mkdir()
     assert card_of(tmp_path, run_record(), results()) is None

@@ -8,6 +8,7 @@ import pytest
 
 from lume_tasks.cli import main
 from lume_tasks.errors import DataError
+from lume_tasks.paths import task_dir
 
 
 def write(path, objects):
@@ -31,32 +32,28 @@ def folder(tmp_path):
 
 def test_path_prints_the_folder_of_the_tasks(capsys):
     assert main(["path"]) == 0
-    from lume_tasks.paths import task_dir
-
     assert capsys.readouterr().out == f"{task_dir()}\n"
 
 
 def test_path_imports_nothing_heavy():
     code = (
         "import sys; from lume_tasks.cli import main; main(['path']); "
-        "heavy = {'torch', 'datasets', 'pyarrow', 'lume_tasks.errors'}; sys.exit(bool(heavy & set(sys.modules)))"
+        "heavy = {'torch', 'datasets', 'pyarrow', 'lume_tasks.data'}; sys.exit(bool(heavy & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
 
 
-def test_fetch_prints_the_folder(capsys, monkeypatch, tmp_path):
+def test_fetch_prints_the_folder_or_the_error_on_stderr(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: tmp_path)
     assert main(["fetch"]) == 0
     assert capsys.readouterr().out == f"{tmp_path}\n"
 
-
-def test_an_error_goes_to_stderr_without_a_traceback(capsys, monkeypatch):
     def refuse():
-        raise DataError("no network\nby hand: ...")
+        raise DataError("no network\nby hand: \x1b[31m")
 
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", refuse)
     assert main(["fetch"]) == 1
-    assert capsys.readouterr() == ("", "lume-tasks: no network\nby hand: ...\n")
+    assert capsys.readouterr() == ("", "lume-tasks: no network\nby hand: \\x1b[31m\n")
 
 
 def test_check_counts_the_rows_of_sound_data(capsys, folder):
@@ -86,22 +83,14 @@ def test_check_prints_all_problems_by_file_and_their_number(capsys, folder):
     )
 
 
-def test_an_installation_that_is_not_whole(capsys, monkeypatch):
-    def missing():
-        raise FileNotFoundError("no task folder: reinstall")
-
-    monkeypatch.setattr("lume_tasks.paths.task_dir", missing)
-    assert main(["path"]) == 1
-    assert capsys.readouterr().err == "lume-tasks: no task folder: reinstall\n"
-
-
 def test_check_of_no_directory(capsys, tmp_path):
     assert main(["check", str(tmp_path / "no")]) == 1
     assert capsys.readouterr().err == f"lume-tasks: {tmp_path / 'no'} is not a directory\n"
 
 
-def test_a_reader_that_stops_early_is_no_error(folder):
-    write(folder / "forget.jsonl", [{}] * 50_000)
+def test_closed_pipe_is_no_error(folder):
+    write(folder / "forget.jsonl", [{}] * 2000)
+    write(folder / "retain.jsonl", [{"id": "x" * 80}] * 2000)
     command = f"{sys.executable} -c 'from lume_tasks.cli import main; main()' check {folder} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("forget.jsonl\n", "")

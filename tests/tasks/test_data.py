@@ -58,6 +58,9 @@ def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder,
         locate.data_dir()
     with pytest.raises(DataError, match="metadata lume_data_dir has to be a path, not 3"):
         locate.data_dir(3)
+    for name in ("x" * 300, "~nobody-of-this-name/data"):
+        with pytest.raises(DataError, match=r"metadata lume_data_dir names .*, which is not a directory"):
+            locate.data_dir(name)
 
 
 def test_one_side_of_a_split(folder):
@@ -69,7 +72,6 @@ def test_one_side_of_a_split(folder):
     ("split", "message"),
     [
         ("train", 'lume_split: "train" is not there; {} has: all, validation'),
-        ("dev", 'lume_split: "dev" is none of all, train, validation, test; {} has: all, validation'),
         (None, 'lume_split: "None" is none of all, train, validation, test; {} has: all, validation'),
     ],
 )
@@ -79,12 +81,10 @@ def test_an_unknown_or_absent_split_lists_those_there(folder, split, message):
     assert str(caught.value) == message.format(folder)
 
 
-def test_a_folder_without_data_says_so(tmp_path):
+def test_missing_data_or_side_is_named(folder, tmp_path):
+    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has: no split at all"):
-        locate.load_rows(tmp_path)
-
-
-def test_a_missing_side_is_named(folder):
+        locate.load_rows(tmp_path / "empty")
     (folder / "retain.jsonl").unlink()
     with pytest.raises(DataError, match=r"/retain\.jsonl: is missing"):
         locate.load_rows(folder)

@@ -1,10 +1,13 @@
 """The published files: laid out, checked, downloaded once; every refusal says what to do. No network here."""
 
+import errno
 import hashlib
 import io
 import json
 import os
-import threading
+import signal
+import subprocess
+import sys
 import time
 import types
 import urllib.error
@@ -20,20 +23,12 @@ from lume_tasks.data.checks import check_dir
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 
-
-def rows_of(side):
-    return [
-        {"id": f"{side[0]}{n}qa0", "input": f"{side} {n}", "output": str(n), "task": "Task1"} for n in (3, 1, 2, 5, 4)
-    ]
+SPLITS = {"train": (1, 3), "validation": (2,)}
 
 
-def jsonl(objects):
-    return "\n".join(json.dumps(obj) for obj in objects).encode()  # no line feed at the end, as published
-
-
-def ids_parquet(ids):
+def ids_parquet(ids, name="id"):
     buffer = io.BytesIO()
-    parquet.write_table(pa.table({"id": ids, "task": ["Task1"] * len(ids)}), buffer)
+    parquet.write_table(pa.table({name: ids}), buffer)
     return buffer.getvalue()
 
 
@@ -41,176 +36,165 @@ def sha256(data):
     return hashlib.sha256(data).hexdigest()
 
 
-@pytest.fixture
-def published(tmp_path, monkeypatch):
-    """A small stand-in for both sites: name -> bytes, with the pins that fit them; ``asked`` notes each download."""
-    files = {f"data/{side}.jsonl": jsonl(rows_of(side)) for side in ("forget", "retain")}
-    for stem in ("member", "nonmember"):
-        files[f"mia_data/{stem}.jsonl"] = jsonl([{"document": f"a {stem}"}])
-    pins = {}
+def published_files():
+    """A small stand-in for both sites: name -> bytes, without a line feed at the end, as published."""
+    files = {}
     for side in ("forget", "retain"):
-        for split, numbers in (("train", (1, 3)), ("validation", (2,))):
-            ids = [f"{side[0]}{n}qa0" for n in numbers]
-            files[f"data/{side}_{split}-00000-of-00001.parquet"] = ids_parquet(ids)
-            pins[split, side] = sha256("\n".join(ids).encode())
-    asked = []
+        rows = [
+            {"id": f"{side[0]}{n}qa0", "input": f"{side} {n}", "output": "o", "task": "Task1"} for n in (3, 1, 2, 5, 4)
+        ]
+        files[f"{side}.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
+        for split, numbers in SPLITS.items():
+            files[f"data/{side}_{split}-00000-of-00001.parquet"] = ids_parquet([f"{side[0]}{n}qa0" for n in numbers])
+    for stem in ("member", "nonmember"):
+        files[f"mia_data/{stem}.jsonl"] = json.dumps({"document": f"a {stem}"}).encode()
+    return files
+
+
+def stand_in(home, files, set_value, seconds=0.0):
+    """Let `fetch` download from ``files``, with pins that fit; each download is noted in the file ``asked``."""
 
     def download(name):
-        asked.append(name)
+        with (home / "asked").open("a") as log:
+            log.write(f"{name}\n")
+        time.sleep(seconds)
         return files[name]
 
-    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(fetch, "github_bytes", download)
-    monkeypatch.setattr(fetch, "hub_bytes", download)
-    monkeypatch.setattr(
-        fetch, "SHA256", {name: sha256(files[name if "/" in name else f"data/{name}"]) for name in fetch.SHA256}
-    )
-    monkeypatch.setattr(fetch, "SPLIT_IDS", pins)
-    return types.SimpleNamespace(files=files, asked=asked, home=tmp_path / "home/lume")
-
-
-def test_the_files_are_laid_out_as_a_data_directory(published):
-    folder = fetch.fetch()
-    assert folder == published.home / "b2fa8f9c5677"
-    assert check_dir(folder) == []
-    assert (folder / "forget.jsonl").read_bytes() == published.files["data/forget.jsonl"]
     ids = {
-        split: [r.id for r in read_rows(folder / split / "retain.jsonl")] for split in ("train", "validation", "test")
+        (split, side): fetch.ids_digest(f"{side[0]}{n}qa0" for n in numbers)
+        for split, numbers in SPLITS.items()
+        for side in ("forget", "retain")
     }
+    set_value("huggingface_hub.constants.HF_HOME", str(home))
+    set_value("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    set_value("lume_tasks.data.fetch.download", download)
+    set_value("lume_tasks.data.fetch.SHA256", {name: sha256(files[name]) for name in fetch.SHA256})
+    set_value("lume_tasks.data.fetch.SPLIT_IDS", ids)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    files = published_files()
+    stand_in(tmp_path, files, monkeypatch.setattr)
+    return types.SimpleNamespace(files=files, home=tmp_path, asked=tmp_path / "asked")
+
+
+def downloads(home):
+    return (home / "asked").read_text().splitlines() if (home / "asked").exists() else []
+
+
+def left(home):
+    return [path.name for path in (home / "lume").iterdir() if path.suffix != ".lock"]
+
+
+def test_files_are_laid_out_as_a_data_directory_and_downloaded_once(site):
+    folder = fetch.fetch()
+    assert folder == fetch.fetch() == site.home / "lume/b2fa8f9c5677"
+    assert len(downloads(site.home)) == len(set(downloads(site.home))) == 8
+    assert check_dir(folder) == []
+    assert (folder / "forget.jsonl").read_bytes() == site.files["forget.jsonl"]
+    ids = {split: [r.id for r in read_rows(folder / split / "retain.jsonl")] for split in (*SPLITS, "test")}
     assert ids == {"train": ["r3qa0", "r1qa0"], "validation": ["r2qa0"], "test": ["r5qa0", "r4qa0"]}  # in whole order
 
 
-def test_nothing_is_fetched_twice(published):
-    assert fetch.fetch() == fetch.fetch()
-    assert len(published.asked) == len(set(published.asked)) == 8
-
-
-def test_two_at_once_fetch_once(published, monkeypatch):
-    slow = fetch.github_bytes
-    monkeypatch.setattr(fetch, "github_bytes", lambda name: (time.sleep(0.2), slow(name))[1])
-    folders = []
-    threads = [threading.Thread(target=lambda: folders.append(fetch.fetch())) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(folders) == 3
-    assert len(published.asked) == 8
-
-
-def test_a_folder_without_its_sums_is_replaced(published):
-    folder = published.home / "b2fa8f9c5677"
-    folder.mkdir(parents=True)
-    (folder / "old").write_text("x")
-    assert fetch.fetch() == folder
-    assert not (folder / "old").exists()
-    assert sorted(p.name for p in published.home.iterdir()) == ["b2fa8f9c5677", "b2fa8f9c5677.lock"]
-
-
-def test_a_changed_cache_is_refused(published):
+def test_changed_cache_is_refused(site):
     folder = fetch.fetch()
     (folder / "test/retain.jsonl").write_bytes(b"")
     (folder / "mia_data/member.jsonl").unlink()
     with pytest.raises(DataError, match=r"was changed .*\(mia_data/member\.jsonl, test/retain\.jsonl\): delete it"):
         fetch.fetch()
-    member = published.files["mia_data/member.jsonl"]
-    (folder / "mia_data/member.jsonl").write_bytes(member + b"\n")
-    sums = (folder / "SHA256SUMS").read_text().replace(sha256(member), sha256(member + b"\n"))
-    (folder / "SHA256SUMS").write_text(sums.replace(sha256((folder / "test/forget.jsonl").read_bytes()), sha256(b"")))
-    with pytest.raises(DataError, match=r"mia_data/member\.jsonl"):  # the pins count, not the sums beside the files
-        fetch.fetch()
-    (folder / "SHA256SUMS").write_text("rubbish")
-    with pytest.raises(DataError, match="was changed"):
-        fetch.fetch()
 
 
-@pytest.mark.parametrize("name", ["data/forget.jsonl", "mia_data/member.jsonl"])
-def test_a_wrong_checksum_is_refused_and_leaves_nothing(published, name):
-    right = sha256(published.files[name])
-    published.files[name] += b"\n"
-    with pytest.raises(DataError) as caught:
-        fetch.fetch()
-    message = str(caught.value)
-    assert message.startswith(f"{name.removeprefix('data/')}: wrong SHA-256")
-    assert right in message
-    assert sha256(published.files[name]) in message
-    assert "LUME_DATA_DIR" in message
-    assert [path for path in published.home.iterdir() if path.is_dir()] == []
+DAMAGES = [
+    ("forget.jsonl", b"", "wrong SHA-256, the download is not kept"),
+    ("mia_data/member.jsonl", b"<html>503</html>", "wrong SHA-256, the download is not kept"),
+    ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0", "f4qa0"]), "wrong SHA-256"),
+    ("data/forget_train-00000-of-00001.parquet", ids_parquet([1, 3]), "wrong SHA-256"),
+    ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0"], "name"), "no readable column id"),
+    ("data/forget_train-00000-of-00001.parquet", b"not parquet", "no readable column id"),
+]
 
 
-@pytest.mark.parametrize(
-    ("data", "message"),
-    [
-        (ids_parquet(["f1qa0", "f4qa0"]), "the ids in .*forget_train.*: wrong SHA-256"),
-        (ids_parquet(["f1qa0", "f3qa0", "f3qa0"]), "the ids in .*forget_train.*: wrong SHA-256"),
-        (b"not parquet", "forget_train.* has no readable column id"),
-    ],
-)
-def test_other_splits_are_refused(published, data, message):
-    published.files["data/forget_train-00000-of-00001.parquet"] = data
+@pytest.mark.parametrize(("name", "content", "message"), DAMAGES)
+def test_damaged_download_is_refused_and_not_kept(site, name, content, message):
+    valid = site.files[name]
+    site.files[name] = content
     with pytest.raises(DataError, match=message):
         fetch.fetch()
-    assert not (published.home / "b2fa8f9c5677").exists()
+    assert left(site.home) == []
+    site.files[name] = valid
+    assert check_dir(fetch.fetch()) == []
 
 
-def test_offline_says_so_before_any_request(published, monkeypatch):
+def test_wrong_checksum_shows_both_and_the_way_by_hand(site):
+    right = sha256(site.files["forget.jsonl"])
+    site.files["forget.jsonl"] += b"\n"
+    with pytest.raises(DataError) as caught:
+        fetch.fetch()
+    for part in (right, sha256(site.files["forget.jsonl"]), "LUME_DATA_DIR"):
+        assert part in str(caught.value)
+
+
+def test_offline_is_reported_before_any_request(site, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(DataError, match=r"(?s)HF_HUB_OFFLINE forbids.*lume-tasks fetch.*LUME_DATA_DIR"):
         fetch.fetch()
-    assert published.asked == []
+    assert downloads(site.home) == []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     folder = fetch.fetch()
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert fetch.fetch() == folder
 
 
-def test_a_cache_that_cannot_be_written(published):
-    published.home.parent.mkdir()
-    published.home.write_text("a file where the folder should be")
+def test_cache_that_cannot_be_written(site):
+    (site.home / "lume").write_text("a file where the folder should be")
     with pytest.raises(DataError, match=r"cannot be written: .*File exists(?s:.*)HF_HOME"):
         fetch.fetch()
 
 
-class Refused(OSError):
-    def __init__(self, status):
-        super().__init__(f"{status} Client Error\nmore")
-        self.response = types.SimpleNamespace(status_code=status)
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [1, 6, 11])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_full_disk_or_interruption_leaves_nothing(site, monkeypatch, number, error):
+    write, written = Path.write_bytes, []
+
+    def fail(path, content):
+        written.append(path)
+        write(path, content[:5] if len(written) == number else content)
+        if len(written) == number:
+            raise error
+
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises((DataError, KeyboardInterrupt)) as caught:
+        fetch.fetch()
+    monkeypatch.setattr(Path, "write_bytes", write)
+    assert isinstance(error, KeyboardInterrupt) or "No space left on device" in str(caught.value)
+    assert left(site.home) == []
+    assert check_dir(fetch.fetch()) == []
 
 
-def raising(error, cause=None):
+def raising(error):
     def download(*args, **kwargs):
-        raise error from cause
+        raise error
 
     return download
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
-def test_a_hub_that_wants_a_token(monkeypatch, status):
-    for error, cause in ((Refused(status), None), (FileNotFoundError("not in the cache"), Refused(status))):
-        monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(error, cause))
-        with pytest.raises(DataError, match="could not be downloaded") as caught:
-            fetch.hub_bytes("mia_data/member.jsonl")
-        assert "hf auth login" in str(caught.value)
-        assert "LUME_DATA_DIR" in str(caught.value)
-
-
-def test_other_failures_do_not_speak_of_a_token(monkeypatch):
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(Refused(503)))
+def test_failed_download_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", raising(OSError("401 Client Error\nmore")))
+    with pytest.raises(
+        DataError, match=r"semeval25.*: mia_data/member\.jsonl could not be .*: 401 Client Error\n"
+    ) as hub:
+        fetch.download("mia_data/member.jsonl")
     monkeypatch.setattr("urllib.request.urlopen", raising(urllib.error.URLError("no route to host")))
-    with pytest.raises(DataError, match="503 Client Error") as hub:
-        fetch.hub_bytes("mia_data/member.jsonl")
-    with pytest.raises(DataError, match=r"no route to host(?s:.*)HTTPS_PROXY") as github:
-        fetch.github_bytes("data/forget.jsonl")
-    monkeypatch.setattr("urllib.request.urlopen", raising(urllib.error.HTTPError("u", 404, "Not Found", None, None)))
-    with pytest.raises(DataError, match="HTTP Error 404: Not Found") as missing:
-        fetch.github_bytes("data/forget.jsonl")
-    for caught in (hub, github, missing):
-        assert "hf auth login" not in str(caught.value)
-        assert "LUME_DATA_DIR" in str(caught.value)
+    with pytest.raises(DataError, match=r"data/forget\.jsonl could not be .*no route to host") as github:
+        fetch.download("forget.jsonl")
+    for caught in (hub, github):
+        for advice in ("HTTPS_PROXY", "hf auth login", "LUME_DATA_DIR"):
+            assert advice in str(caught.value)
 
 
-def test_what_is_asked_of_the_two_sites(monkeypatch):
+def test_requests_to_the_two_sites(monkeypatch):
     asked = []
 
     def urlopen(url, timeout):
@@ -225,8 +209,8 @@ def test_what_is_asked_of_the_two_sites(monkeypatch):
 
     monkeypatch.setattr("urllib.request.urlopen", urlopen)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert fetch.github_bytes("data/forget.jsonl") == b"from github"
-    assert fetch.hub_bytes("mia_data/member.jsonl") == b"from the hub"
+    assert fetch.download("forget.jsonl") == b"from github"
+    assert fetch.download("mia_data/member.jsonl") == b"from the hub"
     assert asked == [
         "https://raw.githubusercontent.com/amazon-science/lume-llm-unlearning/"
         "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6/data/forget.jsonl",
@@ -234,11 +218,40 @@ def test_what_is_asked_of_the_two_sites(monkeypatch):
     ]
 
 
+def start(home, seconds):
+    """Fetch in a process of its own, each download taking so long; it prints the folder."""
+    command = [sys.executable, __file__, str(home), str(seconds)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.faults
+def test_processes_at_once_download_once(tmp_path):
+    running = [start(tmp_path, 0.2) for _ in range(3)]
+    outputs = [process.communicate() for process in running]
+    assert [process.returncode for process in running] == [0, 0, 0], outputs
+    (folder,) = {out.strip() for out, _ in outputs}
+    assert check_dir(Path(folder)) == []
+    assert len(downloads(tmp_path)) == 8
+
+
+@pytest.mark.faults
+def test_next_process_takes_over_from_a_killed_one(tmp_path):
+    first = start(tmp_path, 0.5)
+    while len(downloads(tmp_path)) < 3:
+        time.sleep(0.02)
+    second = start(tmp_path, 0.0)
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    out, err = second.communicate()
+    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 0), err
+    assert check_dir(Path(out.strip())) == []
+
+
 @pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="needs the real data in LUME_DATA_DIR")
-def test_the_pins_are_those_of_the_real_files(tmp_path, monkeypatch):
+def test_pins_are_those_of_the_published_files(tmp_path, monkeypatch):
     real = Path(os.environ["LUME_DATA_DIR"])
 
-    def hub_bytes(name):
+    def download(name):
         if not name.endswith(".parquet"):
             return (real / name).read_bytes()
         side, split = name.removeprefix("data/").split("-")[0].split("_")
@@ -246,10 +259,14 @@ def test_the_pins_are_those_of_the_real_files(tmp_path, monkeypatch):
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(fetch, "github_bytes", lambda name: (real / name.removeprefix("data/")).read_bytes())
-    monkeypatch.setattr(fetch, "hub_bytes", hub_bytes)
+    monkeypatch.setattr(fetch, "download", download)
     folder = fetch.fetch()
     for split in ("train", "validation", "test"):
         for side in ("forget", "retain"):
             name = f"{split}/{side}.jsonl"
             assert set(read_rows(folder / name)) == set(read_rows(real / name))
+
+
+if __name__ == "__main__":
+    stand_in(Path(sys.argv[1]), published_files(), pytest.MonkeyPatch().setattr, float(sys.argv[2]))
+    print(fetch.fetch())
