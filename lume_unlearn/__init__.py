@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lume_unlearn.config import ConfigError, RunConfig
-    from lume_unlearn.unlearning import run, unlearn
+    from lume_unlearn.training.run import run, unlearn
 
 __all__ = ["ConfigError", "RunConfig", "run", "unlearn"]
 
@@ -21,5 +21,5 @@ def __getattr__(name: str) -> Any:
     if name in ("ConfigError", "RunConfig"):
         return getattr(import_module("lume_unlearn.config"), name)
     if name in ("run", "unlearn"):
-        return getattr(import_module("lume_unlearn.unlearning"), name)
+        return getattr(import_module("lume_unlearn.training.run"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -58,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     from lume_unlearn.config import ConfigError
-    from lume_unlearn.interruption import Interrupted
-    from lume_unlearn.quiet import HARNESS, without_messages
+    from lume_unlearn.evaluation.quiet import HARNESS, without_messages
+    from lume_unlearn.training.signals import Interrupted
 
     for name in ("lume_unlearn", "lume_tasks"):
         logging.getLogger(name).addFilter(_printable)
@@ -87,7 +87,7 @@ def _say(argv: Sequence[str], message: str, code: int) -> int:
 def parser() -> ArgumentParser:
     """The command line; options of `run` are the fields of `RunConfig`, those of `audit` of `AuditConfig`."""
     from lume_unlearn.config import RunConfig
-    from lume_unlearn.describe import parameters
+    from lume_unlearn.methods.table import parameters
 
     title = "Machine unlearning of language models, scored by lm-eval."
     # No abbreviations: --conf would get by the look at recipes. Newer jsonargparse has subcommands follow the top.
@@ -153,8 +153,8 @@ def _add_merge(commands: Any) -> None:
 
 def _add_configured(commands: Any) -> None:
     """Commands whose options are the fields of a class."""
-    from lume_unlearn.alternatives import AlternativesConfig
-    from lume_unlearn.audit import AuditConfig
+    from lume_unlearn.data.alternatives import AlternativesConfig
+    from lume_unlearn.evaluation.audit import AuditConfig
 
     for name, options, title in (
         ("alternatives", AlternativesConfig, "Have a model write other answers to the forget rows, for altpo and dpo."),
@@ -246,7 +246,7 @@ def _require_harmless(recipe: Path) -> None:
 def _run_config(options: dict[str, Any]) -> Any:
     """The options of `run`, with the methods' parameters gathered."""
     from lume_unlearn.config import RunConfig
-    from lume_unlearn.describe import parameters
+    from lume_unlearn.methods.table import parameters
 
     params = {name: value for name in parameters() if (value := options.pop(name)) is not None}
     return RunConfig(**options, params=params)
@@ -255,8 +255,8 @@ def _run_config(options: dict[str, Any]) -> Any:
 def _run(options: dict[str, Any]) -> None:
     from accelerate import PartialState
 
-    from lume_unlearn.evaluation import best_line
-    from lume_unlearn.unlearning import run
+    from lume_unlearn.evaluation.callback import best_line
+    from lume_unlearn.training.run import run
 
     config = _run_config(options)
     output = run(config)
@@ -268,8 +268,8 @@ def _run(options: dict[str, Any]) -> None:
 
 def scoring_command(config: Any) -> str:
     """The command that scores what a run wrote, on the rows of the run, with the tasks that these have data for."""
-    from lume_unlearn.scoring import ROW_TASKS, tasks_for
-    from lume_unlearn.sources import named_directory
+    from lume_unlearn.data.sources import named_directory
+    from lume_unlearn.evaluation.harness import ROW_TASKS, tasks_for
 
     lora = config.tuning == "lora"
     model = f"pretrained={config.model},peft={config.output}" if lora else f"pretrained={config.output}"
@@ -292,7 +292,7 @@ def scoring_command(config: Any) -> str:
 
 def _merge(options: dict[str, Any]) -> None:
     from lume_unlearn.config import ConfigError
-    from lume_unlearn.merging import merge, merge_ties
+    from lume_unlearn.model.merge import merge, merge_ties
 
     adapter, ties = options.pop("adapter"), options.pop("ties")
     only_ties = {name: options.pop(name) for name in ("density", "weights", "rank")}
@@ -320,7 +320,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _methods(options: dict[str, Any]) -> None:
-    from lume_unlearn.describe import listing, markdown
+    from lume_unlearn.methods.table import listing, markdown
 
     print(*(markdown() if options["markdown"] else listing([path.stem for path in RECIPES.glob("*.yaml")])), sep="\n")
 
@@ -330,7 +330,7 @@ def _path(options: dict[str, Any]) -> None:
 
 
 def _audit(options: dict[str, Any]) -> None:
-    from lume_unlearn.audit import AuditConfig, audit, audit_table
+    from lume_unlearn.evaluation.audit import AuditConfig, audit, audit_table
 
     config = AuditConfig(**options)
     print(audit_table(audit(config)))
@@ -338,13 +338,13 @@ def _audit(options: dict[str, Any]) -> None:
 
 
 def _alternatives(options: dict[str, Any]) -> None:
-    from lume_unlearn.alternatives import AlternativesConfig, write_alternatives
+    from lume_unlearn.data.alternatives import AlternativesConfig, write_alternatives
 
     print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
 
 
 def _report(options: dict[str, Any]) -> None:
-    from lume_unlearn.report import write_report
+    from lume_unlearn.report.page import write_report
 
     options["output"] = Path(options["output"])
     page, *pictures = write_report(**options)
@@ -352,7 +352,7 @@ def _report(options: dict[str, Any]) -> None:
 
 
 def _card(options: dict[str, Any]) -> None:
-    from lume_unlearn.card import push_to_hub, write_card
+    from lume_unlearn.report.card import push_to_hub, write_card
 
     folder = Path(options["model_dir"])
     print(f"Written to {write_card(folder, options['results'])}.")
@@ -361,7 +361,7 @@ def _card(options: dict[str, Any]) -> None:
 
 
 def _quickstart(options: dict[str, Any]) -> None:
-    from lume_unlearn.quickstart import quickstart
+    from lume_unlearn.quickstart.run import quickstart
 
     quickstart(Path(options["output"]), options["seed"])
 

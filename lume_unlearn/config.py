@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lume_tasks.data.rows import SPLITS
-from lume_unlearn.method import RETAIN_TERMS, Method, RetainTerm, asks_before
-from lume_unlearn.methods import METHODS
-from lume_unlearn.packing import OTHERS
-from lume_unlearn.tuning import tuning_fault
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.spec import RETAIN_TERMS, Method, RetainTerm, asks_before
+from lume_unlearn.model.packing import OTHERS
+from lume_unlearn.model.tuning import tuning_fault
 
 
 class ConfigError(ValueError):

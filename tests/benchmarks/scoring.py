@@ -6,7 +6,7 @@ from unittest.mock import patch
 from common import DEVICE, alternate, figures, parser, prepared, write
 from lm_eval.models.huggingface import HFLM
 
-from lume_unlearn.scoring import data_metadata, score
+from lume_unlearn.evaluation.harness import data_metadata, score
 
 
 def answer(lm: HFLM, batch_size: int, requests: list) -> list[str]:

@@ -12,11 +12,11 @@ from common import DEVICE, alternate, encoded, figures, length, parser, prepared
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
-from lume_unlearn import modeling
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data import Sides, Tokens
-from lume_unlearn.schedule import Limits, cut
-from lume_unlearn.unlearning import make_trainer
+from lume_unlearn.data.dataset import Sides, Tokens
+from lume_unlearn.data.schedule import Limits, cut
+from lume_unlearn.model import load
+from lume_unlearn.training.run import make_trainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO
@@ -29,7 +29,7 @@ class Case:
 
     def __init__(self, args: Any, config: RunConfig, sides: Sides) -> None:
         self.args, self.config = args, config
-        model, tokenizer = modeling.load_for_training(config), modeling.load_tokenizer(config.model)
+        model, tokenizer = load.load_for_training(config), load.load_tokenizer(config.model)
         packed = model.config._attn_implementation
         self.attention = {"padded": "sdpa", "transformers": args.attention, "packed": packed}
         self.collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "transformers": DataCollatorWithFlattening()}
@@ -40,7 +40,7 @@ class Case:
         self.reference: Any = None  # of the other two ways; packed has its own
         if config.method != "gd" and set(args.ways) != {"packed"}:
             dtype = model.get_input_embeddings().weight.dtype
-            self.reference = modeling.load_model(config.model, dtype).eval().requires_grad_(False).to(DEVICE)
+            self.reference = load.load_model(config.model, dtype).eval().requires_grad_(False).to(DEVICE)
             self.reference.set_attn_implementation(args.attention)
 
     def step(self, way: str, step: Any) -> float:

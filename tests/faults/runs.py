@@ -15,11 +15,11 @@ from unittest import mock
 
 import torch
 
-from lume_unlearn.checkpoints import is_whole
 from lume_unlearn.config import RunConfig
-from lume_unlearn.methods import METHODS
-from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.unlearning import run
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.training.checkpoints import is_whole
+from lume_unlearn.training.run import run
+from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 

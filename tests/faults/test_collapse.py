@@ -12,12 +12,12 @@ from transformers import AutoModelForCausalLM, TrainerState
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SIDES
-from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import encode_rows
-from lume_unlearn.forward import Passes, row_nlls
-from lume_unlearn.unlearning import run
-from lume_unlearn.watch import Watch
+from lume_unlearn.data.dataset import encode_rows
+from lume_unlearn.model.forward import Passes, row_nlls
+from lume_unlearn.training.checkpoints import whole_checkpoints
+from lume_unlearn.training.monitor import Watch
+from lume_unlearn.training.run import run
 from tests.conftest import make_tokenizer
 from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
 

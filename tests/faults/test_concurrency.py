@@ -11,10 +11,10 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn import unlearning
-from lume_unlearn.checkpoints import LOCK, only_run
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.unlearning import run
+from lume_unlearn.training import run as run_module
+from lume_unlearn.training.checkpoints import LOCK, only_run
+from lume_unlearn.training.run import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
@@ -44,14 +44,14 @@ def test_the_second_run_is_refused_and_the_first_one_goes_on(inputs: Path, tmp_p
 
 def meanwhile(what: Callable[[], Any]) -> Any:
     """Something happens once while a run reads its rows, when it has looked at its folder already."""
-    own, left = unlearning.load_inputs, [what]
+    own, left = run_module.load_inputs, [what]
 
     def load_inputs(config: RunConfig) -> Any:
         if left:
             left.pop()()
         return own(config)
 
-    return mock.patch.object(unlearning, "load_inputs", load_inputs)
+    return mock.patch.object(run_module, "load_inputs", load_inputs)
 
 
 def test_a_run_that_finishes_while_another_one_starts_is_not_overwritten(inputs: Path, tmp_path: Path) -> None:

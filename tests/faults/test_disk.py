@@ -14,9 +14,9 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lume_unlearn.checkpoints import publish_result, whole_checkpoints
 from lume_unlearn.config import ConfigError
-from lume_unlearn.unlearning import run
+from lume_unlearn.training.checkpoints import publish_result, whole_checkpoints
+from lume_unlearn.training.run import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]

@@ -8,13 +8,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lume_unlearn import merging, modeling
-from lume_unlearn.checkpoints import whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.divergence import require_finite
-from lume_unlearn.methods import METHODS
-from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.unlearning import run
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model import load, merge
+from lume_unlearn.training.checkpoints import whole_checkpoints
+from lume_unlearn.training.failures import require_finite
+from lume_unlearn.training.run import run
+from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
@@ -164,7 +164,7 @@ def test_memory_that_runs_out(says: Any, inputs: Path, tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("place", "name"), [(modeling, "load_model"), (merging, "subtract_training")])
+@pytest.mark.parametrize(("place", "name"), [(load, "load_model"), (merge, "subtract_training")])
 def test_memory_that_runs_out_before_or_after_training(place: Any, name: str, inputs: Path, tmp_path: Path) -> None:
     config = make_config(inputs, tmp_path / "out", "task-vector", "full")
     with mock.patch.object(place, name, cuda_says), pytest.raises(ConfigError, match="out of memory") as caught:

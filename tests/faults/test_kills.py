@@ -17,12 +17,12 @@ from unittest import mock
 import pytest
 from safetensors.torch import load_file
 
-from lume_unlearn import unlearning
-from lume_unlearn.checkpoints import LOCK, whole_checkpoints
 from lume_unlearn.config import RunConfig
-from lume_unlearn.interruption import Interrupted
-from lume_unlearn.record import is_finished
-from lume_unlearn.unlearning import run
+from lume_unlearn.training import run as run_module
+from lume_unlearn.training.checkpoints import LOCK, whole_checkpoints
+from lume_unlearn.training.record import is_finished
+from lume_unlearn.training.run import run
+from lume_unlearn.training.signals import Interrupted
 from tests.faults.runs import assert_equal, ended, in_child, make_config, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
@@ -122,7 +122,7 @@ def test_a_signal_behind_the_last_step_lets_the_result_be_saved(
     place: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     config = make_config(inputs, tmp_path / "out", "task-vector", save_steps=0)
-    own = getattr(unlearning, place)
+    own = getattr(run_module, place)
 
     def interrupted(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -132,7 +132,7 @@ def test_a_signal_behind_the_last_step_lets_the_result_be_saved(
         logging.getLogger("lume_unlearn").addHandler(logging.StreamHandler())
         run(config)
 
-    with mock.patch.object(unlearning, place, interrupted):
+    with mock.patch.object(run_module, place, interrupted):
         assert ended(in_child(work)) == 0
     assert record(tmp_path / "out")["finished"] is True
     assert "SIGTERM came behind the last step: the run is finished" in capfd.readouterr().err

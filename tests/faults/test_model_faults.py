@@ -11,8 +11,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lume_unlearn import cli, modeling
+from lume_unlearn import cli
 from lume_unlearn.config import ConfigError
+from lume_unlearn.model import load
 from tests.conftest import make_model, make_tokenizer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
@@ -93,7 +94,7 @@ def model(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapter(tmp_path: Path, model: Path) -> Path:
-    base = modeling.load_model(str(model), torch.float32)
+    base = load.load_model(str(model), torch.float32)
     get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"])).save_pretrained(str(tmp_path / "adapter"))
     return tmp_path / "adapter"
 
@@ -103,23 +104,23 @@ def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> No
     damage, reason = MODELS[name]
     damage(model)
     with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights cannot be loaded: .*{reason}"):
-        modeling.load_model(str(model), torch.float32)
+        load.load_model(str(model), torch.float32)
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": "1.0", "model": {"type": "BPE"}}', "\x00"])
 def test_a_broken_tokenizer_is_refused(content: str, model: Path) -> None:
     (model / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
-        modeling.load_tokenizer(str(model))
+        load.load_tokenizer(str(model))
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(modeling.AutoModelForCausalLM, "from_pretrained", fail)
+    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fail)
     with pytest.raises(torch.OutOfMemoryError):
-        modeling.load_model(str(model), torch.float32)
+        load.load_model(str(model), torch.float32)
 
 
 def test_an_index_that_names_pickles_is_refused(model: Path) -> None:
@@ -127,7 +128,7 @@ def test_an_index_that_names_pickles_is_refused(model: Path) -> None:
     index(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}))(model)
     torch.save(weights, model / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
-        modeling.load_model(str(model), torch.float32)
+        load.load_model(str(model), torch.float32)
     assert torch.load(model / "pytorch_model.bin").keys() == weights.keys()  # forbidden only meanwhile
 
 
@@ -210,4 +211,4 @@ def test_a_merged_model_appears_whole_or_not_at_all(
     assert list(out.iterdir()) == []
     assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 0
     assert not (out / ".partial").exists()
-    modeling.load_model(str(out), torch.float32)
+    load.load_model(str(out), torch.float32)

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from lume_tasks.errors import visible
 from lume_unlearn.cli import main
 from lume_unlearn.config import RunConfig
-from lume_unlearn.methods import METHODS
+from lume_unlearn.methods.registry import METHODS
 from tests.faults.fuzzing import examples
 
 pytestmark = pytest.mark.faults
@@ -81,7 +81,7 @@ def attempt(folder: Path, *options: str) -> tuple[int, str, list[RunConfig]]:
     where = ["--model", "m", "--output", str(folder / "out")]
     with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(io.StringIO()):
         try:
-            with mock.patch("lume_unlearn.unlearning.run", run):
+            with mock.patch("lume_unlearn.training.run.run", run):
                 status = main(["run", *where, *options])
         except SystemExit as error:  # argparse's way
             status = int(error.code or 0)

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 
 from lume_tasks.errors import DataError
 from lume_tasks.reference_results import read_reference, read_samples
-from lume_unlearn import cli, plots
-from lume_unlearn.card import MARK, write_card
-from lume_unlearn.leaks import compare
-from lume_unlearn.masking import MASK, common_words, mask, plain, tokens
-from lume_unlearn.report import build_report, write_report
-from lume_unlearn.report_page import page, section, table, tag
-from lume_unlearn.results import find_runs, read_models
+from lume_unlearn import cli
+from lume_unlearn.report import plots
+from lume_unlearn.report.card import MARK, write_card
+from lume_unlearn.report.html import page, section, table, tag
+from lume_unlearn.report.leaks import compare
+from lume_unlearn.report.page import build_report, write_report
+from lume_unlearn.report.redact import MASK, common_words, mask, plain, tokens
+from lume_unlearn.report.results import find_runs, read_models
 from tests.faults.foreign import DATE, MARKUP, VALUES, changed, places, results, samples, write
 from tests.faults.fuzzing import examples
 
@@ -169,7 +170,7 @@ def test_reference_paths_that_lead_nowhere(path: str) -> None:
 def test_a_page_appears_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, results(), {})
     (tmp_path / "report.html").write_text("mine")
-    monkeypatch.setattr("lume_unlearn.report.build_report", lambda *args: ("x" * 100, []))
+    monkeypatch.setattr("lume_unlearn.report.page.build_report", lambda *args: ("x" * 100, []))
 
     def fail(path: Path, text: str, **options: Any) -> None:
         path.write_bytes(text[:50].encode())
@@ -192,7 +193,7 @@ def test_samples_that_cannot_be_read(tmp_path: Path) -> None:
 def test_pages_that_cannot_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str], output: str) -> None:
     write(tmp_path, results(), {})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("lume_unlearn.report.build_report", lambda *args: ("text", []))
+        patch.setattr("lume_unlearn.report.page.build_report", lambda *args: ("text", []))
         assert cli.main(["report", str(tmp_path), "--output", output]) == 1
     assert f"--output {output}: cannot be written" in capsys.readouterr().err
 

@@ -10,11 +10,11 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.checkpoints import MARK, whole_checkpoints
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.evaluation import Evaluation
-from lume_unlearn.methods import METHODS
-from lume_unlearn.unlearning import run
+from lume_unlearn.evaluation.callback import Evaluation
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
+from lume_unlearn.training.run import run
 from tests.faults.runs import Broken, assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]

@@ -16,7 +16,7 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 from lume_tasks.lume_hf import LumeHF
 from lume_unlearn.config import ConfigError
-from lume_unlearn.unlearning import run
+from lume_unlearn.training.run import run
 from tests.conftest import make_model, make_tokenizer
 from tests.faults.runs import make_config, record
 

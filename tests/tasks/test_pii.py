@@ -11,7 +11,7 @@ import pytest
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
-from lume_unlearn.miniature import write_miniature
+from lume_unlearn.quickstart.miniature import write_miniature
 
 VALUES = {
     "birth_date": "1984-12-31",

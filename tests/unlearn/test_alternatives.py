@@ -10,9 +10,9 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn import sampling
-from lume_unlearn.alternatives import AlternativesConfig, read_alternatives, write_alternatives
 from lume_unlearn.config import ConfigError
+from lume_unlearn.data.alternatives import AlternativesConfig, read_alternatives, write_alternatives
+from lume_unlearn.evaluation import sampling
 
 ROWS = [
     Row("a-qa0", "Which colour is it?", "Pale green", "Task1"),

@@ -10,10 +10,10 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from lume_tasks.data.files import read_rows
-from lume_unlearn import audit as audits
-from lume_unlearn.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table, round_to_nearest
 from lume_unlearn.cli import main
 from lume_unlearn.config import ConfigError
+from lume_unlearn.evaluation import audit as audits
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table, round_to_nearest
 
 
 def test_round_to_nearest_by_hand() -> None:

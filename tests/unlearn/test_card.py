@@ -13,8 +13,8 @@ from lume_tasks import published
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
-from lume_unlearn.glossary import TASKS
-from lume_unlearn.record import Record
+from lume_unlearn.report.glossary import TASKS
+from lume_unlearn.training.record import Record
 
 SCORES = {
     "lume_score": {"final_score": 0.5, "mmlu": 0.25},
@@ -184,8 +184,10 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     from huggingface_hub.utils import filter_repo_objects
 
     uploads: list[dict[str, Any]] = []
-    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
-    monkeypatch.setattr("lume_unlearn.card.HfApi.upload_folder", lambda self, **options: uploads.append(options))
+    monkeypatch.setattr(
+        "lume_unlearn.report.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}"
+    )
+    monkeypatch.setattr("lume_unlearn.report.card.HfApi.upload_folder", lambda self, **options: uploads.append(options))
     ours = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     ours += ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"]
     ours += ["model.safetensors", "model.safetensors.index.json", "merges.txt", "vocab.json", "chat_template.jinja"]
@@ -212,9 +214,11 @@ def test_an_adapter_is_uploaded_without_the_path_of_its_model(
     finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     uploads: list[dict[str, Any]] = []
-    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
+    monkeypatch.setattr(
+        "lume_unlearn.report.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}"
+    )
     for call in ("upload_folder", "upload_file"):
-        monkeypatch.setattr(f"lume_unlearn.card.HfApi.{call}", lambda self, **options: uploads.append(options))
+        monkeypatch.setattr(f"lume_unlearn.report.card.HfApi.{call}", lambda self, **options: uploads.append(options))
     config = {"r": 8, "base_model_name_or_path": str(finished.parent / "base")}
     (finished / "adapter_config.json").write_text(json.dumps(config))
     results = write_results(str(finished), SCORES)
@@ -232,7 +236,7 @@ def test_a_refused_upload_is_said_plainly(
     def refuse(self: Any, name: str, exist_ok: bool) -> str:
         raise OSError("the hub cannot be reached")
 
-    monkeypatch.setattr("lume_unlearn.card.HfApi.create_repo", refuse)
+    monkeypatch.setattr("lume_unlearn.report.card.HfApi.create_repo", refuse)
     results = write_results(str(finished), SCORES)
     command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
     assert cli.main(command) == 1

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
-from lume_unlearn.methods import METHODS
+from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_rows, write_rows
 
 

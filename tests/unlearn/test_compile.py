@@ -12,9 +12,9 @@ from torch import nn
 from torch._dynamo.testing import CompileCounter
 
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import pack_rows
-from lume_unlearn.forward import Passes, Span, compile_layers, use_packing
-from lume_unlearn.output_layer import nll_value
+from lume_unlearn.data.dataset import pack_rows
+from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
+from lume_unlearn.model.output_layer import nll_value
 from tests.conftest import make_model
 from tests.unlearn.tokens import half_labelled
 from tests.unlearn.training import build, entries, weights

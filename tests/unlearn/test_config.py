@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from lume_unlearn.config import DEFAULTS, ConfigError, RunConfig
-from lume_unlearn.method import RETAIN_TERMS
-from lume_unlearn.methods import METHODS
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.spec import RETAIN_TERMS
 
 
 def needed(method: str) -> dict[str, str]:

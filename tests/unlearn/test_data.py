@@ -7,9 +7,9 @@ import torch
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data import Sides, Tokens, encode_row, encode_rows, pack_rows
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.schedule import Key, Step
+from lume_unlearn.data.dataset import Sides, Tokens, encode_row, encode_rows, pack_rows
+from lume_unlearn.data.schedule import Key, Step
+from lume_unlearn.methods.losses import IGNORED
 
 ROW = Row("a-qa0", "What is the birth date of Ada?", "1990-01-02", "Task2")
 

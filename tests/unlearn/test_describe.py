@@ -7,8 +7,8 @@ import pytest
 
 from lume_unlearn.cli import main
 from lume_unlearn.config import RunConfig
-from lume_unlearn.describe import markdown, needs, parameters
-from lume_unlearn.methods import METHODS
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.table import markdown, needs, parameters
 
 README = Path(__file__).parents[2] / "README.md"
 

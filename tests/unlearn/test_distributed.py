@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM
 
 import lume_unlearn
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.launch import require_launch
-from lume_unlearn.unlearning import run
+from lume_unlearn.model.distributed import require_launch
+from lume_unlearn.training.run import run
 
 CONFIGS = Path(lume_unlearn.__file__).parent / "accelerate"
 
@@ -71,7 +71,7 @@ def worker(task: Path) -> None:
     from torch.distributed.tensor import DTensor
     from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-    from lume_unlearn.trainer import UnlearningTrainer
+    from lume_unlearn.training.trainer import UnlearningTrainer
 
     torch.set_num_threads(1)
     start, terms = PartialState.__init__, UnlearningTrainer.terms

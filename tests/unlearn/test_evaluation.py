@@ -11,18 +11,20 @@ from transformers import AutoModelForCausalLM
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
-from lume_unlearn import cli, modeling, scoring
+from lume_unlearn import cli
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.evaluation import Evaluation
-from lume_unlearn.unlearning import run
+from lume_unlearn.evaluation import harness
+from lume_unlearn.evaluation.callback import Evaluation
+from lume_unlearn.model import load
+from lume_unlearn.training.run import run
 from tests.conftest import write_rows
 
 
 @pytest.fixture(autouse=True)
 def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    score = scoring.score
+    score = harness.score
     monkeypatch.setattr(
-        scoring, "score", lambda *args, **kwargs: score(*args, gen_kwargs={"max_gen_toks": 8}, **kwargs)
+        harness, "score", lambda *args, **kwargs: score(*args, gen_kwargs={"max_gen_toks": 8}, **kwargs)
     )
 
 
@@ -144,7 +146,7 @@ def test_data_with_one_task_is_scored_with_the_tasks_that_it_has(
 def test_what_cannot_be_scored_is_refused_before_training(
     changed: dict[str, Any], said: str, model_dir: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(modeling, "load_for_training", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(load, "load_for_training", lambda *_: pytest.fail("the model was loaded"))
     config = options(model_dir, own_data(data_dir, tmp_path / "data"), tmp_path / "out")
     with pytest.raises((ConfigError, DataError), match=said):
         run(replace(config, **changed))

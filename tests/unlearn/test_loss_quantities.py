@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from lume_unlearn import losses
+from lume_unlearn.methods import losses
 
 
 def test_row_sums_gives_zero_for_a_row_without_tokens() -> None:

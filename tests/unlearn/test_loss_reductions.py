@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lume_unlearn import losses
+from lume_unlearn.methods import losses
 
 # Two rows of unequal length, as flat lists and as the loops of the expectations want them.
 NLL = [0.5, 1.5, 2.0, 1.0, 4.0]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from lume_unlearn.leaks import compare, worst_leaks
-from lume_unlearn.masking import common_words, mask, plain, tokens
+from lume_unlearn.report.leaks import compare, worst_leaks
+from lume_unlearn.report.redact import common_words, mask, plain, tokens
 
 COMMON = {str(i): ["the baker lives in the old town"] for i in range(3)}
 

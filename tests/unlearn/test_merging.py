@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
-from lume_unlearn import modeling
 from lume_unlearn.cli import main
 from lume_unlearn.config import ConfigError
-from lume_unlearn.merging import merge_ties, negate_adapter, negated, subtract_training, ties_update
+from lume_unlearn.model import load
+from lume_unlearn.model.merge import merge_ties, negate_adapter, negated, subtract_training, ties_update
 
 INPUT = torch.arange(2, 40)[None]
 TARGETS = ["q_proj", "down_proj"]
@@ -53,7 +53,7 @@ def weights_of(model: Any) -> dict[str, Tensor]:
 def added(model_dir: Path, adapter: str) -> dict[str, Tensor]:
     """What PEFT's own folding in adds to each weight."""
     before = weights_of(LlamaForCausalLM.from_pretrained(model_dir))
-    after = weights_of(modeling.merged_model(str(model_dir), adapter))
+    after = weights_of(load.merged_model(str(model_dir), adapter))
     return {name: after[name] - before[name] for name in before}
 
 
@@ -145,7 +145,7 @@ def test_a_negated_adapter_by_hand(targets: list[str], adapt: Adapt, model_dir: 
 
 def merged_by_rule(deltas: list[Tensor], weights: list[float], density: float) -> Tensor:
     """`ties_update` of these updates."""
-    by_name = dict(zip(modeling.adapter_names(len(deltas)), deltas, strict=True))
+    by_name = dict(zip(load.adapter_names(len(deltas)), deltas, strict=True))
     return ties_update(SimpleNamespace(get_delta_weight=by_name.__getitem__), weights, density)
 
 
@@ -229,8 +229,8 @@ def test_conv1d_weights_are_merged_too(tmp_path: Path, tokenizer: Any) -> None:
     pair = [str(tmp_path / "one"), str(tmp_path / "two")]
     merge_ties(pair, str(tmp_path / "full"))
     merge_ties(pair, str(tmp_path / "lora"), rank=16)
-    full = modeling.load_model(str(tmp_path / "full"), torch.float32)
-    lora = modeling.merged_model(str(folder), str(tmp_path / "lora"))
+    full = load.load_model(str(tmp_path / "full"), torch.float32)
+    lora = load.merged_model(str(folder), str(tmp_path / "lora"))
     torch.testing.assert_close(weights_of(lora), weights_of(full), rtol=0, atol=1e-5)
 
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lume_unlearn import output_layer
-from lume_unlearn.methods import METHODS
-from lume_unlearn.packing import IMPLEMENTATION
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model import output_layer
+from lume_unlearn.model.packing import IMPLEMENTATION
 from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean, places
 from tests.unlearn.training import (
     ALTERNATIVE,

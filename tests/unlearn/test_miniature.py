@@ -8,7 +8,7 @@ import pytest
 from rouge_score.rouge_scorer import RougeScorer
 
 from lume_tasks.data.checks import check_dir
-from lume_unlearn.miniature import write_miniature
+from lume_unlearn.quickstart.miniature import write_miniature
 
 TASKS = ("Task1", "Task2", "Task3")
 SUBJECTS = ("arithmetic", "number_order", "opposites")

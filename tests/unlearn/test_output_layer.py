@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lume_unlearn import losses, output_layer
-from lume_unlearn.output_layer import TokenValue, in_chunks, nll_value, replaced_by
+from lume_unlearn.methods import losses
+from lume_unlearn.model import output_layer
+from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
 
 TOKENS, WIDTH, VOCABULARY = 37, 12, 50
 CHUNKS = [1, 3 * 4 * VOCABULARY, 10 * 4 * VOCABULARY + 3, 36 * 4 * VOCABULARY, 37 * 4 * VOCABULARY, 2**28]

@@ -27,11 +27,12 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn import forward, losses, packing
-from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import labelled_logits, use_packing
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.packing import IMPLEMENTATION, SIDES, Pack, Side, can_pack
+from lume_unlearn.data.dataset import Tokens, pack_rows
+from lume_unlearn.methods import losses
+from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.model import forward, packing
+from lume_unlearn.model.forward import labelled_logits, use_packing
+from lume_unlearn.model.packing import IMPLEMENTATION, SIDES, Pack, Side, can_pack
 from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120

@@ -23,12 +23,13 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn import losses, output_layer
-from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import Passes, Span, labelled_logits, use_packing
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.output_layer import nll_value
-from lume_unlearn.packing import Pack
+from lume_unlearn.data.dataset import Tokens, pack_rows
+from lume_unlearn.methods import losses
+from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.model import output_layer
+from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
+from lume_unlearn.model.output_layer import nll_value
+from lume_unlearn.model.packing import Pack
 from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120

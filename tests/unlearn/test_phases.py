@@ -10,12 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from lume_unlearn import unlearning
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data import Sides
-from lume_unlearn.schedule import Step as Planned
-from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.unlearning import run
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.schedule import Step as Planned
+from lume_unlearn.training.run import run
+from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_rows, write_rows
 from tests.unlearn.formulas import FORMULAS, Step, dual, forget_mean, selective
 from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, known_model, trained_by_hand, weights
@@ -163,7 +162,7 @@ def test_a_task_vector_is_turned_around(
         trained.append(merged(trainer.model))
         trainers.extend((before, trainer))
 
-    monkeypatch.setattr(unlearning.UnlearningTrainer, "train", note)
+    monkeypatch.setattr(run.UnlearningTrainer, "train", note)
     config = RunConfig(
         str(disk / "model"),
         str(tmp_path / "out"),

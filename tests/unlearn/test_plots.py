@@ -8,8 +8,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lume_unlearn import plots
-from lume_unlearn.plots import Point
+from lume_unlearn.report import plots
+from lume_unlearn.report.plots import Point
 
 
 def labels(figure: Figure) -> list[str]:

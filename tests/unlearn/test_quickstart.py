@@ -12,8 +12,8 @@ import pytest
 from lume_tasks.cli import main as check
 from lume_tasks.data.checks import check_dir
 from lume_unlearn.cli import main
-from lume_unlearn.quickstart import next_commands
-from lume_unlearn.results import read_models
+from lume_unlearn.quickstart.run import next_commands
+from lume_unlearn.report.results import read_models
 
 
 @pytest.fixture(scope="module")

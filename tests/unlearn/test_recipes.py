@@ -8,7 +8,7 @@ import pytest
 
 from lume_unlearn import cli
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.methods import METHODS
+from lume_unlearn.methods.registry import METHODS
 
 RECIPES = {path.stem: path for path in sorted(cli.RECIPES.rglob("*.yaml"))}
 

@@ -8,11 +8,12 @@ from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from lume_unlearn import forward, losses, output_layer
-from lume_unlearn.data import Tokens, pack_rows
-from lume_unlearn.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.tuning import freeze
+from lume_unlearn.data.dataset import Tokens, pack_rows
+from lume_unlearn.methods import losses
+from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.model import forward, output_layer
+from lume_unlearn.model.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
+from lume_unlearn.model.tuning import freeze
 from tests.conftest import make_model
 from tests.unlearn.tokens import half_labelled
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.refusals import QUESTION_REFUSALS, TEXT_REFUSALS, refusals, stable_number
+from lume_unlearn.methods.refusals import QUESTION_REFUSALS, TEXT_REFUSALS, refusals, stable_number
 
 
 def rows_of(kind: str, count: int) -> list[Row]:

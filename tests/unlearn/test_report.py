@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from lume_unlearn import cli, plots
-from lume_unlearn.report import build_report
-from lume_unlearn.report_page import Html, join, tag, visible
-from lume_unlearn.results import read_models
+from lume_unlearn import cli
+from lume_unlearn.report import plots
+from lume_unlearn.report.html import Html, join, tag, visible
+from lume_unlearn.report.page import build_report
+from lume_unlearn.report.results import read_models
 
 HOSTILE = "<script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> $x$"
 SIDES = ("forget", "retain")

@@ -12,8 +12,8 @@ from lm_eval.loggers import EvaluationTracker
 
 from lume_tasks.errors import DataError
 from lume_unlearn import cli
-from lume_unlearn.attack_data import attack_scores, losses, roc_points
-from lume_unlearn.results import comparability, find_runs, read_models
+from lume_unlearn.report.attack_data import attack_scores, losses, roc_points
+from lume_unlearn.report.results import comparability, find_runs, read_models
 
 Write = Callable[..., Path]
 

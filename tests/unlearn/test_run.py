@@ -18,12 +18,12 @@ import lume_unlearn
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn import unlearning
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.inputs import load_sides
-from lume_unlearn.memory import fitting_tokens
-from lume_unlearn.merging import merge
-from lume_unlearn.unlearning import run, unlearn
+from lume_unlearn.data.inputs import load_sides
+from lume_unlearn.model.merge import merge
+from lume_unlearn.training import run as run_module
+from lume_unlearn.training.memory import fitting_tokens
+from lume_unlearn.training.run import run, unlearn
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -118,11 +118,11 @@ def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
 def test_the_record_has_the_tokens_of_a_pass_and_a_resumed_run_keeps_them(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(unlearning, "default_max_tokens", lambda: 640)
+    monkeypatch.setattr(run_module, "default_max_tokens", lambda: 640)
     output = run(replace(config, save_steps=5))
     assert record(output)["config"]["max_tokens"] == 640
     (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
-    monkeypatch.setattr(unlearning, "default_max_tokens", lambda: 1280)
+    monkeypatch.setattr(run_module, "default_max_tokens", lambda: 1280)
     assert record(run(replace(config, resume=True, save_steps=5)))["config"]["max_tokens"] == 640
     assert record(run(replace(config, output=str(tmp_path / "other"))))["config"]["max_tokens"] == 1280
 

@@ -17,11 +17,11 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data import Tokens, encode_rows
-from lume_unlearn.forward import Passes, token_nlls
-from lume_unlearn.methods import METHODS
-from lume_unlearn.refusals import refusals
-from lume_unlearn.unlearning import run
+from lume_unlearn.data.dataset import Tokens, encode_rows
+from lume_unlearn.methods.refusals import refusals
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model.forward import Passes, token_nlls
+from lume_unlearn.training.run import run
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 Build = Callable[..., RunConfig]

@@ -11,8 +11,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn import sampling
-from lume_unlearn.sampling import ATTEMPTS, sample_alternatives
+from lume_unlearn.evaluation import sampling
+from lume_unlearn.evaluation.sampling import ATTEMPTS, sample_alternatives
 
 ROWS = [
     Row("a-qa0", "Which colour is {it}?", "Green", "Task1"),

@@ -7,7 +7,7 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from lume_unlearn.schedule import Key, Limits, Step, Steps, annealed, cut, in_batches, paired, sequential
+from lume_unlearn.data.schedule import Key, Limits, Step, Steps, annealed, cut, in_batches, paired, sequential
 
 UNLIMITED = Limits(None, 10**9)
 

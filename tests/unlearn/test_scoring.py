@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lume_tasks.data.locate import MMLU_VARIABLE
-from lume_unlearn.scoring import tasks_for
+from lume_unlearn.evaluation.harness import tasks_for
 from tests.conftest import make_rows, write_rows
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lume_unlearn import schedule
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data import Sides, Tokens, pack_rows
-from lume_unlearn.forward import Reference, Span
-from lume_unlearn.unlearning import training_arguments
+from lume_unlearn.data import schedule
+from lume_unlearn.data.dataset import Sides, Tokens, pack_rows
+from lume_unlearn.model.forward import Reference, Span
+from lume_unlearn.training.run import training_arguments
 from tests.unlearn.formulas import FORMULAS, logits, nll
 from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, RETAIN, build, entries, make_rows, weights
 

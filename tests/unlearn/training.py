@@ -1,4 +1,4 @@
-"""Trainers over a few rows for the tests of `lume_unlearn.trainer`, and the same training by hand."""
+"""Trainers over a few rows for the tests of `lume_unlearn.training.trainer`, and the same training by hand."""
 
 import copy
 from collections import Counter
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from lume_unlearn import modeling
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data import Sides, Tokens
-from lume_unlearn.losses import IGNORED
-from lume_unlearn.methods import METHODS
-from lume_unlearn.trainer import UnlearningTrainer
-from lume_unlearn.unlearning import make_trainer
+from lume_unlearn.data.dataset import Sides, Tokens
+from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model import load
+from lume_unlearn.training.run import make_trainer
+from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll
 
@@ -85,8 +85,8 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     config = RunConfig("not read here", str(folder), method, tuning, **(plain | options))
     plain_model = copy.deepcopy(known_model())
     torch.manual_seed(0)
-    with mock.patch.object(modeling, "load_model", return_value=plain_model):
-        model = modeling.load_for_training(config)
+    with mock.patch.object(load, "load_model", return_value=plain_model):
+        model = load.load_for_training(config)
     model.to(dtype)
     sides = Sides(
         rows["forget"],

@@ -1,0 +1,1 @@
+"""Scoring through the harness, and audits."""

@@ -1,0 +1,190 @@
+"""Scores while training, through the same tasks as afterwards, and the best weights so far."""
+
+import json
+import logging
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from accelerate import PartialState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from lume_tasks.data import locate
+from lume_unlearn.config import SCORED, ConfigError, RunConfig
+from lume_unlearn.data.sources import named_directory
+from lume_unlearn.evaluation import harness
+from lume_unlearn.files import write_text
+from lume_unlearn.model.forward import evaluating
+from lume_unlearn.training.checkpoints import fresh_partial, writing
+
+_log = logging.getLogger("lume_unlearn")
+
+SCORES = "scores"
+BEST = "best"
+ASIDE = "best.old"
+RESULTS = "results_lume.json"
+
+
+class Evaluation(TrainerCallback):
+    """After each epoch: the harness's scores in ``scores/checkpoint-<step>/``, and the best weights in ``best/``.
+
+    One process scores and the others wait; each of them must hold the whole model, as it does on one device and under
+    DDP. The results files are the harness's own, so that `lume-unlearn report` shows the scores over time.
+    """
+
+    def __init__(self, config: RunConfig, tokenizer: Any) -> None:
+        """Choose the tasks, and load them once: what cannot be scored is found before training.
+
+        Raises:
+            ConfigError: a task is unknown, or the data has nothing for it.
+            DataError: the data of a task is faulty.
+        """
+        self.config, self.tokenizer = config, tokenizer
+        self.task, _, self.metric = config.best_metric.partition(".")
+        self.best: dict[str, Any] | None = None
+        self.directory = named_directory(config.data)
+        mmlu = locate.mmlu_source(None, self.directory)
+        self.metadata = harness.data_metadata(self.directory, config.split)
+        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": tokenizer}
+        self.tasks = self._chosen_tasks()
+        try:
+            harness.require_loadable(self.metadata, self.tasks)
+        except KeyError as error:
+            raise ConfigError(f"--evaluate_tasks {error.args[0]}: there is no such task") from error
+
+    def _chosen_tasks(self) -> tuple[str, ...]:
+        """The tasks that were named, or the default ones that the data has.
+
+        Raises:
+            ConfigError: the data has nothing for a task that was named.
+        """
+        there = harness.tasks_for(self.directory, self.config.split)
+        lacking = [name for name in self.config.scored_tasks if name in (*SCORED, "lume_mmlu") and name not in there]
+        chosen = [name for name in self.config.scored_tasks if name not in lacking]
+        option = "evaluate_tasks" if self.config.evaluate_tasks else "best_metric"
+        if lacking and (self.config.evaluate_tasks or self.task not in chosen):
+            raise ConfigError(
+                f"--{option} {getattr(self.config, option)}: {self.directory} has no data for {', '.join(lacking)} in "
+                f"split {self.config.split}; it has data for {', '.join(there)}"
+            )
+        return tuple(chosen)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """A resumed run goes on from the best weights so far, and scores first where it ended before it could."""
+        output = Path(self.config.output)
+        # It may have ended between moving the old ones aside and taking them away.
+        if state.is_world_process_zero and (aside := output / ASIDE).is_dir():
+            if (output / BEST).exists():
+                shutil.rmtree(aside)
+            else:
+                os.replace(aside, output / BEST)
+        if state.global_step and (kept := output / BEST / "best.json").is_file():
+            self.best = json.loads(kept.read_text(encoding="utf-8"))
+        if state.global_step and float(state.epoch or 0).is_integer():
+            self._score_and_keep(model, state.global_step, again=False)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
+    ) -> None:
+        """Score on the main process."""
+        self._score_and_keep(model, state.global_step)
+
+    def _score_and_keep(self, model: Any, step: int, again: bool = True) -> None:
+        processes = PartialState()
+        done = (Path(self.config.output) / SCORES / f"checkpoint-{step}" / RESULTS).is_file()
+        if processes.is_main_process and (again or not done):
+            self._try(getattr(model, "module", model), step)
+        processes.wait_for_everyone()
+
+    def _try(self, model: Any, step: int) -> None:
+        """Score, print the scores and keep them; a failure is a warning, since it must not cost the run its result."""
+        try:
+            with evaluating(model):
+                results = self._score(model)
+        except Exception as error:  # of the harness, of a task, of the GPU: whatever it is, training can go on
+            _log.warning(
+                "step %d: scoring failed (%s: %s); training continues and the model will be saved: score it afterwards",
+                step,
+                type(error).__name__,
+                error,
+            )
+            return
+        found = self._found(results, step)
+        print(f"step {step}: {_line(found['scores'])}", flush=True)
+        try:
+            self._keep(results, found, model)
+        except ConfigError as error:
+            _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
+
+    def _score(self, model: Any) -> dict[str, Any]:
+        from lm_eval.models.huggingface import HFLM
+
+        lm = HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=self.config.evaluate_batch_size)
+        # No seeds: scoring draws nothing, and the training's own random state must go on as it is.
+        seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
+        return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)
+
+    def _keep(self, results: dict[str, Any], found: dict[str, Any], model: Any) -> None:
+        """Keep the weights if they are the best, then the scores: with those a step counts as done."""
+        step = found["step"]
+        if found["value"] is None and not (self._by_aggregate and harness.MEAN in found["scores"]):
+            _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
+        elif self.best is None or self._rank(results, found) >= self._rank(results, self.best):
+            self._keep_weights(model, found)
+            self.best = found
+        output = Path(self.config.output)
+        folder = output / SCORES / f"checkpoint-{step}"
+        with writing(output):
+            folder.mkdir(parents=True, exist_ok=True)
+            write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
+
+    def _keep_weights(self, model: Any, found: dict[str, Any]) -> None:
+        output = Path(self.config.output)
+        with writing(output):
+            best = fresh_partial(output)
+            model.save_pretrained(best)
+            self.tokenizer.save_pretrained(best)
+            (best / "best.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+            shutil.rmtree(output / ASIDE, ignore_errors=True)
+            if (output / BEST).exists():
+                os.replace(output / BEST, output / ASIDE)
+            os.replace(best, output / BEST)
+            shutil.rmtree(output / ASIDE, ignore_errors=True)
+
+    @property
+    def _by_aggregate(self) -> bool:
+        """Whether the mean of the task scores decides where the metric has no value: the data may lack a task."""
+        return self.config.best_metric == "lume_score.task_aggregate"
+
+    def _found(self, results: dict[str, Any], step: int) -> dict[str, Any]:
+        """Return what ``best.json`` says of these weights; ``value`` is None where the metric has none."""
+        value = results["results"].get(self.task, {}).get(f"{self.metric},none")
+        value = None if value is None or math.isnan(value) else float(value)
+        scores = harness.headline(results)
+        if value is not None and not self._by_aggregate:
+            scores = {self.config.best_metric: value} | scores
+        return {"metric": self.config.best_metric, "value": value, "step": step, "scores": scores}
+
+    def _rank(self, results: dict[str, Any], found: dict[str, Any]) -> tuple[float, float]:
+        """The higher the better; by the task's own word, and of `lume_score` only the forget scores are best low."""
+        default = not self.metric.startswith("forget_")
+        higher = results["higher_is_better"].get(self.task, {}).get(self.metric, default)
+        value = found["value"] or 0.0
+        return (value if higher else -value), found.get("scores", {}).get(harness.MEAN, 0.0)
+
+
+def best_line(output: Path) -> str | None:
+    """What to say of ``best/`` at the end of a run that was scored while training; None without one."""
+    path = output / BEST / "best.json"
+    if not path.is_file():
+        return None
+    best = json.loads(path.read_text(encoding="utf-8"))
+    return f"Best scores: step {best['step']}, kept in {output / BEST} ({_line(best['scores'])})."
+
+
+def _line(scores: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())

@@ -1,0 +1,61 @@
+"""The registry of methods in words: for `lume-unlearn methods`, the options' help, and the README's table."""
+
+from collections.abc import Iterator
+
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.spec import Method, asks_before
+
+
+def parameters() -> dict[str, str]:
+    """Every parameter that some method has: its name, and its meaning and default in each of those methods."""
+    users: dict[str, list[str]] = {}
+    texts: dict[str, str] = {}
+    for method in METHODS.values():
+        for name, param in method.params.items():
+            users.setdefault(name, []).append(f"{method.name} {param.default:g}")
+            texts[name] = param.help
+    return {name: f"{text[0].upper()}{text[1:]} (by default {', '.join(users[name])})." for name, text in texts.items()}
+
+
+def listing(recipes: list[str]) -> Iterator[str]:
+    """Lines about each method; ``recipes``: names of the shipped ones."""
+    for method in METHODS.values():
+        own = ", ".join(sorted(name for name in recipes if name.rpartition("_")[0] == method.name))
+        yield f"{method.name:<12}{method.title}: {method.citation}"
+        yield f"{'':12}loss on forget rows: {method.formula}"
+        yield f"{'':12}retain term: {method.retain}; needs: {needs(method)}"
+        yield f"{'':12}parameters: {_defaults(method) or 'none'}; recipes: {own or 'none'}"
+
+
+def markdown() -> Iterator[str]:
+    """Lines of the README's table."""
+    yield "| method | loss on forget rows | retain term | parameters | needs | source |"
+    yield "|---|---|---|---|---|---|"
+    for method in METHODS.values():
+        cells = (
+            f"`{method.name}`",
+            method.formula,
+            f"`{method.retain}`",
+            _defaults(method) or "-",
+            needs(method),
+            method.citation,
+        )
+        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def needs(method: Method) -> str:
+    """What a method asks for beside the model in training."""
+    found = []
+    if method.reference:
+        found.append(f"NLL before of {' and '.join(method.reference)} rows, once")
+    if method.live_reference:
+        found.append("model before, each step, forget rows")
+    if asks_before(method.retain):
+        found.append("model before, each step, retain rows")
+    if method.alternative:
+        found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])
+    return "; ".join(found) or "nothing"
+
+
+def _defaults(method: Method) -> str:
+    return ", ".join(f"{name} {param.default:g}" for name, param in method.params.items())

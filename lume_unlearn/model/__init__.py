@@ -1,0 +1,1 @@
+"""Loading, forward passes, the reference model."""

@@ -1,0 +1,1 @@
+"""Everything once, offline, on a tiny model."""

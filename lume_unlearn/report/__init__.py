@@ -1,0 +1,1 @@
+"""Results of the harness as a page and as a model card."""
