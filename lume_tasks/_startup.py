@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 HARNESS_TASKS = "lm_eval.tasks"  # the harness's entry-point group has the same name
 HARNESS_MODELS = "lm_eval.models"
-MODELS = {"lume-hf": "lume_tasks.lume_hf:LumeHF", "lume-vllm": "lume_tasks.lume_vllm:LumeVLLM"}
+MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.models.vllm:LumeVLLM"}
 
 
 def switched_off() -> bool:
@@ -197,6 +197,6 @@ PATCHES: "dict[str, tuple[Callable[[ModuleType], None], str]]" = {
     ),
     HARNESS_MODELS: (
         _add_models,
-        "the models lume-hf and lume-vllm were not added to lm_eval; pass a lume_tasks.lume_hf.LumeHF from Python",
+        "the models lume-hf and lume-vllm were not added to lm_eval; pass a lume_tasks.models.hf.LumeHF from Python",
     ),
 }

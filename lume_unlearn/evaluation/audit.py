@@ -19,7 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
-from lume_tasks.metrics import exact_match
+from lume_tasks.metrics.text import exact_match
 from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data.dataset import encode_rows
 from lume_unlearn.data.sources import named_directory

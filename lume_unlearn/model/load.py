@@ -57,7 +57,7 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
                 ignore_mismatched_sizes=True,  # refused below, by name
             )
     except Exception as error:  # a broken folder ends in anything, from KeyError to ZeroDivisionError
-        from lume_tasks.batching import is_out_of_memory  # brings the harness along
+        from lume_tasks.models.batching import is_out_of_memory  # brings the harness along
 
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise

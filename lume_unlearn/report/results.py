@@ -12,7 +12,7 @@ from typing import Any
 
 from lume_tasks.data.files import read_text
 from lume_tasks.errors import DataError, describe
-from lume_tasks.reference_results import read_samples
+from lume_tasks.tasks.results import read_samples
 from lume_unlearn.report.glossary import TASKS
 
 Sample = dict[str, Any]

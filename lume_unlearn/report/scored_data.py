@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lume_tasks import published
+from lume_tasks.data import published
 from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_SUBJECTS
 from lume_tasks.errors import visible
 from lume_unlearn.report.glossary import TASKS, Score

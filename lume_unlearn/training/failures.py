@@ -110,7 +110,7 @@ def memory_advice(config: RunConfig, model: nn.Module | None = None) -> Iterator
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        from lume_tasks.batching import is_out_of_memory  # brings the harness along
+        from lume_tasks.models.batching import is_out_of_memory  # brings the harness along
 
         if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise

@@ -14,7 +14,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lume_tasks.lume_hf import LumeHF
+from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]

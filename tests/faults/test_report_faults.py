@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lume_tasks.errors import DataError
-from lume_tasks.reference_results import read_reference, read_samples
+from lume_tasks.tasks.results import read_reference, read_samples
 from lume_unlearn import cli
 from lume_unlearn.report import plots
 from lume_unlearn.report.card import MARK, write_card

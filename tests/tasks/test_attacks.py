@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score, roc_curve
 
-from lume_tasks import attacks
+from lume_tasks.metrics import attacks
 
 INF = math.inf
 

@@ -14,9 +14,9 @@ from lm_eval.models.openai_completions import LocalChatCompletion, LocalCompleti
 from lm_eval.models.utils import Collator, normalize_gen_kwargs
 from transformers import LlamaForCausalLM
 
-from lume_tasks.batching import Budget, is_out_of_memory, run_in_batches
-from lume_tasks.harness import NewTokens
-from lume_tasks.lume_hf import LumeHF
+from lume_tasks.models.batching import Budget, is_out_of_memory, run_in_batches
+from lume_tasks.models.hf import LumeHF
+from lume_tasks.tasks.generation import NewTokens
 
 OPTIONS = {"until": [], "do_sample": False}
 SC, QA = NewTokens(256, "forget sc"), NewTokens(256, "forget qa")

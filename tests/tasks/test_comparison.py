@@ -11,9 +11,9 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from scipy.stats import ks_2samp
 
-from lume_tasks.comparison import distance, forget_quality
 from lume_tasks.errors import DataError
-from lume_tasks.harness import MAIN_METRICS
+from lume_tasks.tasks.generation import MAIN_METRICS
+from lume_tasks.tasks.reference import distance, forget_quality
 
 DISTANCES = {f"distance_{name}" for name in MAIN_METRICS}
 MEMORIZATION = "lume_memorization_task1"

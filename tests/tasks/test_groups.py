@@ -20,9 +20,9 @@ from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_tasks.errors import DataError
-from lume_tasks.groups import SubjectTask, lume_scores
-from lume_tasks.metrics import Mean
+from lume_tasks.metrics.text import Mean
 from lume_tasks.paths import task_dir
+from lume_tasks.tasks.score import SubjectTask, lume_scores
 
 STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")

@@ -22,8 +22,8 @@ from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.errors import DataError
-from lume_tasks.options import OPTIONS, check_metadata
 from lume_tasks.paths import task_dir
+from lume_tasks.tasks.options import OPTIONS, check_metadata
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 OWN_TASKS = (*GENERATION_TASKS, "lume_mia")

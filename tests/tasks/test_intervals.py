@@ -11,24 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lume_tasks import attacks, intervals, metrics
-from lume_tasks.groups import GENERATION_TASKS, lume_scores
-from lume_tasks.harness import INTERVAL_METRICS, MAIN_METRICS, generation_result, mean
+from lume_tasks.metrics import attacks, bootstrap, text
+from lume_tasks.tasks.generation import INTERVAL_METRICS, MAIN_METRICS, generation_result, mean
+from lume_tasks.tasks.score import GENERATION_TASKS, lume_scores
 
 SIDES = ("forget", "retain")
 
 
-def documents(seed: int, count: int = 12) -> list[intervals.Item]:
+def documents(seed: int, count: int = 12) -> list[bootstrap.Item]:
     """Items of documents of one to five rows, some of whose rows the metric leaves out."""
     rng = random.Random(seed)
-    items: list[intervals.Item] = []
+    items: list[bootstrap.Item] = []
     for number in range(count):
         rows = [rng.choice([0.0, 0.25, 1.0, rng.random()]) for _ in range(rng.randint(1, 5))]
         items += [(f"{seed}-{number}-", row) for row in rows] + [(f"{seed}-{number}-", None)] * rng.randint(0, 2)
     return items
 
 
-def rows_by_stem(items: list[intervals.Item]) -> dict[str, list[float]]:
+def rows_by_stem(items: list[bootstrap.Item]) -> dict[str, list[float]]:
     rows: dict[str, list[float]] = {stem: [] for stem in sorted({stem for stem, _ in items})}
     for stem, score in items:
         if score is not None:
@@ -36,11 +36,11 @@ def rows_by_stem(items: list[intervals.Item]) -> dict[str, list[float]]:
     return rows
 
 
-def resampled_rows(items: list[intervals.Item]) -> list[list[float]]:
+def resampled_rows(items: list[bootstrap.Item]) -> list[list[float]]:
     """The rows of each resample, put together document by document from the same draws."""
     rows = rows_by_stem(items)
     stems = list(rows)
-    return [[row for place in drawn for row in rows[stems[place]]] for drawn in intervals.draws(stems)]
+    return [[row for place in drawn for row in rows[stems[place]]] for drawn in bootstrap.draws(stems)]
 
 
 def test_bounds_are_those_of_naive_resampling() -> None:
@@ -50,8 +50,8 @@ def test_bounds_are_those_of_naive_resampling() -> None:
     # The quantile q of n sorted values stands at place q (n - 1), between two of them.
     lower = means[24] + 0.975 * (means[25] - means[24])
     upper = means[974] + 0.025 * (means[975] - means[974])
-    assert intervals.low(items) == pytest.approx(lower, abs=1e-12)
-    assert intervals.high(items) == pytest.approx(upper, abs=1e-12)
+    assert bootstrap.low(items) == pytest.approx(lower, abs=1e-12)
+    assert bootstrap.high(items) == pytest.approx(upper, abs=1e-12)
     assert lower < mean([score for _, score in items]) < upper
 
 
@@ -60,7 +60,7 @@ def test_rows_of_a_document_go_together() -> None:
     one = [(f"{number}", float(number % 2)) for number in range(20)]
     copies = [(stem, score) for stem, score in one for _ in range(10)]
     apart = [(f"{stem}-{number}", score) for number, (stem, score) in enumerate(copies)]
-    ends = [(intervals.low(items), intervals.high(items)) for items in (one, copies, apart)]
+    ends = [(bootstrap.low(items), bootstrap.high(items)) for items in (one, copies, apart)]
     assert ends[0] == pytest.approx(ends[1])
     assert ends[1][1] - ends[1][0] > 2.5 * (ends[2][1] - ends[2][0])
 
@@ -68,37 +68,37 @@ def test_rows_of_a_document_go_together() -> None:
 def test_draws_depend_on_the_documents_alone() -> None:
     items = documents(2)
     shuffled = random.Random(0).sample(items, len(items))
-    assert intervals.low(shuffled) == intervals.low(items)
-    thirds: list[intervals.Item] = [("a", 0.1), ("a", 0.2), ("a", 0.3), ("b", 0.7)]  # 0.6 or a little more
-    assert np.array_equal(intervals.low(thirds).sums, intervals.low(thirds[::-1]).sums)
+    assert bootstrap.low(shuffled) == bootstrap.low(items)
+    thirds: list[bootstrap.Item] = [("a", 0.1), ("a", 0.2), ("a", 0.3), ("b", 0.7)]  # 0.6 or a little more
+    assert np.array_equal(bootstrap.low(thirds).sums, bootstrap.low(thirds[::-1]).sums)
     stems = sorted({stem for stem, _ in items})
-    assert np.array_equal(intervals.draws(stems), intervals.draws(stems))
-    assert not np.array_equal(intervals.draws(stems), intervals.draws([f"x{stem}" for stem in stems]))
+    assert np.array_equal(bootstrap.draws(stems), bootstrap.draws(stems))
+    assert not np.array_equal(bootstrap.draws(stems), bootstrap.draws([f"x{stem}" for stem in stems]))
     # Another metric of the same documents is resampled with it: twice the score in every resample.
     twice = [(stem, None if score is None else 2 * score) for stem, score in items]
-    assert np.allclose(intervals.low(twice).sums, 2 * intervals.low(items).sums)
-    assert np.array_equal(intervals.low(twice).counts, intervals.low(items).counts)
+    assert np.allclose(bootstrap.low(twice).sums, 2 * bootstrap.low(items).sums)
+    assert np.array_equal(bootstrap.low(twice).counts, bootstrap.low(items).counts)
 
 
 def test_rows_of_the_other_side_do_not_matter() -> None:
     items = documents(3)
-    assert intervals.low([None, *items, None]) == intervals.low(items)
+    assert bootstrap.low([None, *items, None]) == bootstrap.low(items)
 
 
 @pytest.mark.parametrize(
     "items", [[], [None], [("a", None), ("b", None)], [("a", 0.5)], [("a", 0.5), ("a", 1.0), ("b", None)]]
 )
 def test_no_interval_without_two_documents(items: list[Any]) -> None:
-    assert math.isnan(intervals.low(items))
-    assert math.isnan(intervals.high(items))
+    assert math.isnan(bootstrap.low(items))
+    assert math.isnan(bootstrap.high(items))
 
 
 def test_resamples_without_a_row_are_left_out() -> None:
     """Two documents of ten have a row: most of a tenth of all resamples hold neither."""
-    items: list[intervals.Item] = [(f"{number}", float(number) if number < 2 else None) for number in range(10)]
-    counts = intervals.low(items).counts
+    items: list[bootstrap.Item] = [(f"{number}", float(number) if number < 2 else None) for number in range(10)]
+    counts = bootstrap.low(items).counts
     assert 50 < np.count_nonzero(counts == 0) < 170  # 1000 * 0.8 ** 10 is 107
-    assert (intervals.low(items), intervals.high(items)) == (0.0, 1.0)
+    assert (bootstrap.low(items), bootstrap.high(items)) == (0.0, 1.0)
 
 
 def test_coverage() -> None:
@@ -112,15 +112,15 @@ def test_coverage() -> None:
         items = [(f"{d}", float(score)) for d, rows in enumerate(scores) for score in rows]
         apart = [(f"{number}", score) for number, (_, score) in enumerate(items)]
         for name, sample in (("documents", items), ("rows", apart)):
-            inside[name] += intervals.low(sample) <= 0.5 <= intervals.high(sample)
+            inside[name] += bootstrap.low(sample) <= 0.5 <= bootstrap.high(sample)
     assert 0.90 < inside["documents"] / trials < 0.99
     assert inside["rows"] / trials < 0.8
 
 
 def test_bound_keeps_its_resamples() -> None:
-    bound = intervals.low(documents(4))
+    bound = bootstrap.low(documents(4))
     for twin in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound)):
-        assert (twin, type(twin)) == (bound, intervals.Bound)
+        assert (twin, type(twin)) == (bound, bootstrap.Bound)
         assert np.array_equal(twin.sums, bound.sums)
     assert json.loads(json.dumps(bound)) == bound
 
@@ -136,20 +136,20 @@ def test_documents_give_their_stem_and_their_score() -> None:
     assert result["retain_knowledge"] == 1.0
 
 
-def task_metrics(scores: dict[tuple[str, str], list[intervals.Item]]) -> dict[str, dict[str, Any]]:
+def task_metrics(scores: dict[tuple[str, str], list[bootstrap.Item]]) -> dict[str, dict[str, Any]]:
     """What the harness hands to the group, for items a (task, number)."""
     values: dict[str, dict[str, Any]] = {}
     for (task, name), items in scores.items():
         values.setdefault(task, {})[f"{name},none"] = mean([score for _, score in items])
-        values[task] |= {f"{name}_low,none": intervals.low(items), f"{name}_high,none": intervals.high(items)}
+        values[task] |= {f"{name}_low,none": bootstrap.low(items), f"{name}_high,none": bootstrap.high(items)}
     return values
 
 
 @pytest.fixture(scope="module")
-def twelve() -> dict[tuple[str, str], list[intervals.Item]]:
+def twelve() -> dict[tuple[str, str], list[bootstrap.Item]]:
     """Items of the twelve numbers; both numbers of a side are of the same documents."""
     rng = random.Random(5)
-    items: dict[tuple[str, str], list[intervals.Item]] = {}
+    items: dict[tuple[str, str], list[bootstrap.Item]] = {}
     for task in GENERATION_TASKS:
         for side in SIDES:
             stems = [f"{task}-{side}-{number}" for number in range(rng.randint(8, 14))]
@@ -175,8 +175,8 @@ def test_scores_across_tasks_are_those_of_naive_resampling(twelve: Any) -> None:
     for i in range(1000):
         means = {key: math.fsum(rows[i]) / len(rows[i]) for key, rows in drawn.items()}
         forget, retain = ([value for (_, name), value in means.items() if name.startswith(side)] for side in SIDES)
-        aggregates.append(metrics.task_aggregate(forget, retain))
-    corrected = intervals.corrected_ends(np.array(aggregates), scores["task_aggregate"])
+        aggregates.append(text.task_aggregate(forget, retain))
+    corrected = bootstrap.corrected_ends(np.array(aggregates), scores["task_aggregate"])
     assert (scores["task_aggregate_low"], scores["task_aggregate_high"]) == pytest.approx(corrected, abs=1e-12)
     assert scores["task_aggregate_low"] < scores["task_aggregate"] < scores["task_aggregate_high"]
 
@@ -189,12 +189,12 @@ def test_numbers_stay_what_they_were(twelve: Any) -> None:
     with_intervals, without = lume_scores(full)[0], lume_scores(bare)[0]
     assert {name: with_intervals[name] for name in without} == without
     assert set(with_intervals) - set(without) == {
-        f"{name}_{end}" for name in (*MAIN_METRICS, "task_aggregate") for end in intervals.ENDS
+        f"{name}_{end}" for name in (*MAIN_METRICS, "task_aggregate") for end in bootstrap.ENDS
     }
 
 
 def test_a_resample_with_a_zero_gives_a_zero(twelve: Any) -> None:
-    items: list[intervals.Item] = [("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 1.0)]
+    items: list[bootstrap.Item] = [("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 1.0)]
     scores = lume_scores(task_metrics(twelve | {("lume_task2", "retain_knowledge"): items}))[0]
     assert scores["task_aggregate_low"] == 0.0  # three resamples of ten leave "d" out
     assert scores["task_aggregate"] > 0.0
@@ -222,13 +222,13 @@ def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
     """The estimate lies in both intervals, and that of the final score is what the parts leave of it."""
     named = dict(zip(("loss_auc_low,none", "loss_auc_high,none"), ends, strict=True))
     parts = {
-        "lume_mia": {"mia_score,none": metrics.mia_score(auc), "loss_auc,none": auc} | named,
+        "lume_mia": {"mia_score,none": text.mia_score(auc), "loss_auc,none": auc} | named,
         "lume_mmlu_letters": {"acc,none": 0.4, "sample_len": 50},
     }
     scores = lume_scores(task_metrics(twelve) | parts, partial=True)[0]
     assert (scores["mia_score_low"], scores["mia_score_high"]) == pytest.approx(wanted, abs=1e-12)
     others = ("task_aggregate", "mmlu")
-    for end, furthest in zip(intervals.ENDS, wanted, strict=True):
+    for end, furthest in zip(bootstrap.ENDS, wanted, strict=True):
         between = sorted(
             (scores["partial_final_score"], (sum(scores[f"{name}_{end}"] for name in others) + furthest) / 3)
         )
@@ -238,7 +238,7 @@ def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
 
 def test_final_score_adds_the_squared_distances_of_its_parts() -> None:
     # Far from an AUC of 0.5 the MIA score is 2 - 2 AUC: 0.4, from 0.3 to 0.6.
-    low, high = intervals.final_score((0.5, 0.4, 0.6), (0.8, 0.7, 0.85), (0.3, 0.29, 0.31))
+    low, high = bootstrap.final_score((0.5, 0.4, 0.6), (0.8, 0.7, 0.85), (0.3, 0.29, 0.31))
     assert low == pytest.approx(0.4 - math.sqrt(0.1**2 + 0.1**2 + 0.01**2) / 3)
     assert high == pytest.approx(0.4 + math.sqrt(0.1**2 + 0.2**2 + 0.01**2) / 3)
 
@@ -252,15 +252,15 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
     for _ in range(200):
         scores = np.concatenate([rng.normal(apart, 1, 150), rng.normal(0, 1, 150)]).tolist()
         members = [True] * 150 + [False] * 150
-        ends = intervals.ends(attacks.resampled_aucs(scores, members))
+        ends = bootstrap.ends(attacks.resampled_aucs(scores, members))
         aggregate, mmlu = ((x, x - 1.96 * sd, x + 1.96 * sd) for sd in (0.025, 0.004) for x in [rng.normal(0.5, sd)])
         found = {
-            "mia_score": intervals.mia_score(*ends),
-            "final_score": intervals.final_score(aggregate, (attacks.auc(scores, members), *ends), mmlu),
+            "mia_score": bootstrap.mia_score(*ends),
+            "final_score": bootstrap.final_score(aggregate, (attacks.auc(scores, members), *ends), mmlu),
         }
         truth = {
-            "mia_score": metrics.mia_score(auc),
-            "final_score": metrics.final_score(0.5, metrics.mia_score(auc), 0.5),
+            "mia_score": text.mia_score(auc),
+            "final_score": text.final_score(0.5, text.mia_score(auc), 0.5),
         }
         for name, (low, high) in found.items():
             inside[name] += low <= truth[name] <= high
@@ -270,21 +270,21 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
 def test_interval_of_the_task_aggregate_covers_the_truth() -> None:
     """In 200 draws of twelve numbers of 24 documents each; the plain quantiles lie too low."""
     rng = np.random.default_rng(0)
-    truth = metrics.task_aggregate([0.8] * 6, [0.3] * 6)
+    truth = text.task_aggregate([0.8] * 6, [0.3] * 6)
     inside = {"corrected": 0, "plain": 0}
     for _ in range(200):
-        sides: dict[str, list[intervals.Bound]] = {"forget": [], "retain": []}
+        sides: dict[str, list[bootstrap.Bound]] = {"forget": [], "retain": []}
         means: dict[str, list[float]] = {"forget": [], "retain": []}
         for number in range(12):
             side, level = ("forget", 0.8) if number < 6 else ("retain", 0.3)
             scores = rng.beta(4 * level, 4 * (1 - level), 24)
             means[side].append(float(scores.mean()))
-            sides[side].append(intervals.low([(f"{number}-{i}", float(score)) for i, score in enumerate(scores)]))
-        replicates = intervals.task_aggregate(sides["forget"], sides["retain"])
-        estimate = metrics.task_aggregate(means["forget"], means["retain"])
+            sides[side].append(bootstrap.low([(f"{number}-{i}", float(score)) for i, score in enumerate(scores)]))
+        replicates = bootstrap.task_aggregate(sides["forget"], sides["retain"])
+        estimate = text.task_aggregate(means["forget"], means["retain"])
         for name, (low, high) in {
-            "corrected": intervals.corrected_ends(replicates, estimate),
-            "plain": intervals.ends(replicates),
+            "corrected": bootstrap.corrected_ends(replicates, estimate),
+            "plain": bootstrap.ends(replicates),
         }.items():
             inside[name] += low <= truth <= high
     assert 180 <= inside["corrected"] <= 199
@@ -293,11 +293,11 @@ def test_interval_of_the_task_aggregate_covers_the_truth() -> None:
 
 def test_accuracy_is_that_of_resampled_questions() -> None:
     parts = [(0.25, 40), (0.9, 100)]
-    resampled = intervals.accuracy(parts)
+    resampled = bootstrap.accuracy(parts)
     variance = (40 * 0.25 * 0.75 + 100 * 0.9 * 0.1) / 140**2
     assert resampled.mean() == pytest.approx(100 / 140, abs=4 * math.sqrt(variance / 1000))
     assert resampled.var() == pytest.approx(variance, rel=0.2)
-    assert np.isnan(intervals.accuracy([(0.25, 40), (1.0, 1)])).all()
+    assert np.isnan(bootstrap.accuracy([(0.25, 40), (1.0, 1)])).all()
 
 
 @pytest.mark.usefixtures("whole_mmlu")

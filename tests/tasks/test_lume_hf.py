@@ -19,8 +19,8 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import _startup
 from lume_tasks.errors import DataError
-from lume_tasks.lume_hf import LumeHF
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.metrics.token_scores import TokenScores
+from lume_tasks.models.hf import LumeHF
 
 Make = Callable[..., LumeHF]
 
@@ -301,10 +301,10 @@ def vllm_class(monkeypatch: pytest.MonkeyPatch) -> Any:
         vars(module).update(dict.fromkeys(attributes, object))
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(model_registry._objs, "vllm", "lm_eval.models.vllm_causallms:VLLM")  # put back afterwards
-    from lume_tasks.lume_vllm import LumeVLLM
+    from lume_tasks.models.vllm import LumeVLLM
 
     yield LumeVLLM
-    for name in ("lm_eval.models.vllm_causallms", "lume_tasks.lume_vllm"):
+    for name in ("lm_eval.models.vllm_causallms", "lume_tasks.models.vllm"):
         sys.modules.pop(name, None)
 
 

@@ -10,10 +10,10 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks import lume_hf
 from lume_tasks.errors import DataError
-from lume_tasks.harness import NewTokens
-from lume_tasks.lume_hf import LumeHF
+from lume_tasks.models import hf
+from lume_tasks.models.hf import LumeHF
+from lume_tasks.tasks.generation import NewTokens
 
 Make = Callable[..., Any]
 
@@ -239,8 +239,8 @@ def test_one_row_that_does_not_fit_is_told(make: Make, stopping: LlamaForCausalL
 def test_automatic_batches_are_bounded_on_a_cpu(
     make: Make, batches: list[tuple[int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lume_hf, "CPU_GENERATION_TOKENS", 100)
-    monkeypatch.setattr(lume_hf, "CPU_SCORING_TOKENS", 40)
+    monkeypatch.setattr(hf, "CPU_GENERATION_TOKENS", 100)
+    monkeypatch.setattr(hf, "CPU_SCORING_TOKENS", 40)
     lm = make(batch_size="auto")
     assert texts(lm) == texts(make(HFLM, batch_size=1))
     ours = batches[: -len(PROMPTS)]

@@ -15,9 +15,9 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.errors import DataError
-from lume_tasks.lume_hf import LumeHF
-from lume_tasks.memorization import answer_length, extraction_strength, memorization_result
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.metrics.token_scores import TokenScores
+from lume_tasks.models.hf import LumeHF
+from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 SUMS = ("loss", "probability_geometric")

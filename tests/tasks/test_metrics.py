@@ -7,8 +7,8 @@ import pickle
 
 import pytest
 
-from lume_tasks import metrics
-from lume_tasks.metrics import Mean
+from lume_tasks.metrics import aggregate
+from lume_tasks.metrics.text import Mean, exact_match, rouge_recall
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ from lume_tasks.metrics import Mean
     ],
 )
 def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: float) -> None:
-    recall = metrics.rouge_recall(reference, generation)
+    recall = rouge_recall(reference, generation)
     assert recall == {"rougeL": pytest.approx(rouge_l, abs=1e-12), "rouge1": pytest.approx(rouge_1, abs=1e-12)}
 
 
@@ -47,16 +47,16 @@ def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: 
     ],
 )
 def test_exact_match(reference: str, generation: str, score: float) -> None:
-    assert metrics.exact_match(reference, generation) == score
+    assert exact_match(reference, generation) == score
 
 
 @pytest.mark.parametrize(("auc", "score"), [(0.5, 1.0), (1.0, 0.0), (0.0, 0.0), (0.75, 0.5), (0.25, 0.5)])
 def test_mia_score(auc: float, score: float) -> None:
-    assert metrics.mia_score(auc) == score
+    assert aggregate.mia_score(auc) == score
 
 
 def test_mia_score_without_a_ranking_is_nan() -> None:
-    assert math.isnan(metrics.mia_score(math.nan))
+    assert math.isnan(aggregate.mia_score(math.nan))
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_mia_score_without_a_ranking_is_nan() -> None:
     ],
 )
 def test_task_aggregate(forget: list[float], retain: list[float], expected: float) -> None:
-    assert metrics.task_aggregate(forget, retain) == pytest.approx(expected, abs=1e-12)
+    assert aggregate.task_aggregate(forget, retain) == pytest.approx(expected, abs=1e-12)
 
 
 def test_published_rows_are_consistent_with_the_final_score() -> None:
     # AILS-NTUA and NPO on 7B in arXiv 2504.02883: (task aggregate, MIA score, MMLU) and the final score beside them.
-    assert metrics.final_score(0.827, 0.847, 0.443) == pytest.approx(0.706, abs=5e-4)
-    assert metrics.final_score(0.021, 0.080, 0.463) == pytest.approx(0.188, abs=5e-4)
+    assert aggregate.final_score(0.827, 0.847, 0.443) == pytest.approx(0.706, abs=5e-4)
+    assert aggregate.final_score(0.021, 0.080, 0.463) == pytest.approx(0.188, abs=5e-4)
 
 
 def test_mean() -> None:
@@ -111,14 +111,14 @@ def test_mean_is_a_plain_number_in_json_and_in_print() -> None:
 
 
 def test_pooled_mean_weighs_by_rows() -> None:
-    pooled = metrics.pooled_mean([Mean([1.0]), Mean([0.0] * 3), Mean([])])
+    pooled = aggregate.pooled_mean([Mean([1.0]), Mean([0.0] * 3), Mean([])])
     assert (pooled, pooled.count) == (0.25, 4)
     parts = [Mean([0.1, 0.2]), Mean([0.9]), Mean([0.4, 0.5, 0.6])]
-    assert metrics.pooled_mean(parts) == pytest.approx(2.7 / 6, abs=1e-15)
+    assert aggregate.pooled_mean(parts) == pytest.approx(2.7 / 6, abs=1e-15)
 
 
 @pytest.mark.parametrize("means", [[], [Mean([])]])
 def test_pooled_mean_of_nothing(means: list[Mean]) -> None:
-    pooled = metrics.pooled_mean(means)
+    pooled = aggregate.pooled_mean(means)
     assert math.isnan(pooled)
     assert pooled.count == 0

@@ -25,14 +25,16 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from lume_tasks import _startup, attacks, mia_task
+from lume_tasks import _startup
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_tasks.harness import mean
-from lume_tasks.lume_hf import LumeHF
-from lume_tasks.mia_task import ATTACKS, SUMMARIES
+from lume_tasks.metrics import attacks
+from lume_tasks.metrics.token_scores import TokenScores
+from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.tasks import mia
+from lume_tasks.tasks.generation import mean
+from lume_tasks.tasks.mia import ATTACKS, SUMMARIES
 from tests.conftest import TEXTS, make_rows, write_rows
 
 COUNT = 16  # documents in the miniature data
@@ -352,7 +354,7 @@ import json, sys
 import torch.distributed
 from lm_eval import simple_evaluate
 from lm_eval.tasks import TaskManager
-from lume_tasks.lume_hf import LumeHF
+from lume_tasks.models.hf import LumeHF
 
 folder, model, metadata, out = sys.argv[1:]
 manager = TaskManager(include_path=folder, include_defaults=False, metadata=json.loads(metadata))
@@ -391,7 +393,7 @@ def test_the_yaml_names_every_metric_and_its_direction() -> None:
     assert set(metrics) == names(*ATTACKS) | {"privleak", "mia_gap"}
     for name, metric in metrics.items():
         summary = next((s for s in sorted(SUMMARIES, key=len, reverse=True) if name.endswith(f"_{s}")), name)
-        assert metric["aggregation"] is (mean if name == "members_unlearned" else getattr(mia_task, summary))
+        assert metric["aggregation"] is (mean if name == "members_unlearned" else getattr(mia, summary))
         better = {"mia_score": True, "privleak": None, "mia_gap": None, "members_unlearned": None}
         assert metric["higher_is_better"] is better.get(name, False)
 

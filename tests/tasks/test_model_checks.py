@@ -12,7 +12,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import DataError
-from lume_tasks.lume_hf import LumeHF
+from lume_tasks.models.hf import LumeHF
 
 BOTH = pytest.mark.parametrize("kind", [HFLM, LumeHF])
 
@@ -77,7 +77,7 @@ def test_a_model_that_does_not_know_eos_runs_exactly_or_not_at_all(
     assert answers(LumeHF, 4) == wanted
     with pytest.raises(DataError, match=r"eos_token_id is None, the tokenizer's EOS is 1: .* --model lume-hf"):
         answers(HFLM, 4)
-    monkeypatch.setattr("lume_tasks.model_checks.check_end", lambda *_: None)
+    monkeypatch.setattr("lume_tasks.tasks.model_checks.check_end", lambda *_: None)
     assert answers(HFLM, 4) != wanted  # what the check is for
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
+from lume_tasks.tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
 from lume_unlearn.quickstart.miniature import write_miniature
 
 VALUES = {

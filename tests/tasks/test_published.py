@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lm_eval.tasks import TaskManager
 
-from lume_tasks import published
+from lume_tasks.data import published
 from lume_tasks.paths import task_dir
 from tests.conftest import make_rows, write_rows
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lume_tasks.errors import DataError
-from lume_tasks.reference_results import read_reference
+from lume_tasks.tasks.results import read_reference
 
 DATE = "2026-01-02T03-04-05.678901"
 LATER = "2026-01-03T00-00-00.000001"

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lume_tasks import token_scores
-from lume_tasks.token_scores import TokenScores, token_statistics
+from lume_tasks.metrics import token_scores
+from lume_tasks.metrics.token_scores import TokenScores, token_statistics
 
 
 def plain(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

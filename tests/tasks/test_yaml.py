@@ -10,9 +10,9 @@ import yaml
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from lume_tasks.harness import GENERATION_METRICS, INTERVAL_METRICS, MAIN_METRICS
 from lume_tasks.paths import task_dir
-from lume_tasks.pii import PII_METRICS
+from lume_tasks.tasks.generation import GENERATION_METRICS, INTERVAL_METRICS, MAIN_METRICS
+from lume_tasks.tasks.pii import PII_METRICS
 
 FILES = sorted(path for path in task_dir().iterdir() if path.is_file())
 LEADERBOARD = ["lume_mia", "lume_mmlu", "lume_score", "lume_task1", "lume_task2", "lume_task3"]

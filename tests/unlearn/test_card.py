@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from huggingface_hub import ModelCard
 
-from lume_tasks import published
+from lume_tasks.data import published
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig

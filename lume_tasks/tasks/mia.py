@@ -13,14 +13,15 @@ from typing import Any
 
 from datasets import Dataset
 
-from lume_tasks import attacks, intervals, metrics, mia
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row
 from lume_tasks.errors import DataError
-from lume_tasks.harness import LumeTask, alternate
-from lume_tasks.reference_results import OPTION, read_reference
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.metrics import aggregate, attacks, bootstrap
+from lume_tasks.metrics.token_scores import TokenScores
+from lume_tasks.tasks import mia_requests
+from lume_tasks.tasks.generation import LumeTask, alternate
+from lume_tasks.tasks.results import OPTION, read_reference
 
 _log = logging.getLogger("lume_tasks")
 
@@ -117,7 +118,9 @@ def documents(
     directory = locate.data_dir(lume_data_dir)
     members, nonmembers = locate.load_mia(directory)
     forget = forget_rows(directory, lume_split)
-    requests = mia.mia_requests(mia.load_tokenizer(metadata), {"member": members, "nonmember": nonmembers})
+    requests = mia_requests.mia_requests(
+        mia_requests.load_tokenizer(metadata), {"member": members, "nonmember": nonmembers}
+    )
     docs = alternate(*requests.values())
     if forget is not None:
         docs = with_unlearned(docs, forget, lume_split)
@@ -147,7 +150,7 @@ def with_unlearned(docs: list[dict[str, Any]], forget: Sequence[Row], split: str
 
     Where not all members are, a warning says what the attack shows then.
     """
-    texts = mia.completion_texts(forget)
+    texts = mia_requests.completion_texts(forget)
     inside = [_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
     found, members = inside.count(True), len(inside) - inside.count(None)
     if found < members:
@@ -166,7 +169,7 @@ def with_reference(docs: list[dict[str, Any]], path: str, min_k: float, version:
     """The documents with ``reference_loss`` and, where the reference has it, ``reference_min_k``.
 
     Args:
-        docs: requests as ``mia.mia_requests`` makes them.
+        docs: requests as ``mia_requests.mia_requests`` makes them.
         path: results of the reference model, written with ``--log_samples``.
         min_k: the share of tokens of this run, which the reference's has to equal.
         version: of the task; that of the reference has to be the same.
@@ -259,12 +262,12 @@ def auc(items: Sequence[Item]) -> float:
 
 def auc_low(items: Sequence[Item]) -> float:
     """Lower end of the AUC's 95 % interval, from resampled documents."""
-    return intervals.ends(attacks.resampled_aucs(*_columns(items)))[0]
+    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))[0]
 
 
 def auc_high(items: Sequence[Item]) -> float:
     """Upper end of the AUC's 95 % interval, from resampled documents."""
-    return intervals.ends(attacks.resampled_aucs(*_columns(items)))[1]
+    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))[1]
 
 
 def tpr_at_1(items: Sequence[Item]) -> float:
@@ -277,7 +280,7 @@ def tpr_at_5(items: Sequence[Item]) -> float:
     return attacks.tpr_at(0.05, *_columns(items))
 
 
-def mia_score(items: Sequence[Item]) -> metrics.Score:
+def mia_score(items: Sequence[Item]) -> aggregate.Score:
     """``1 - 2 |AUC - 0.5|`` of the loss attack; where there is no AUC, NaN and a warning that says why."""
     scores, members = _columns(items)
     if len(set(members)) < 2:
@@ -285,7 +288,7 @@ def mia_score(items: Sequence[Item]) -> metrics.Score:
         _log.warning("lume_mia: only %s were scored (--limit?), so no attack has a value", there)
     elif nan := sum(math.isnan(score) for score in scores):
         _log.warning("lume_mia: %d of %d losses are no numbers, so the attacks have no value", nan, len(scores))
-    return metrics.Score(metrics.mia_score(attacks.auc(scores, members)))
+    return aggregate.Score(aggregate.mia_score(attacks.auc(scores, members)))
 
 
 def privleak(items: Sequence[PairItem]) -> float:

@@ -12,11 +12,11 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from lume_tasks import comparison, mia
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_few, quote
-from lume_tasks.harness import LumeTask, side_rows
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.metrics.token_scores import TokenScores
+from lume_tasks.tasks import mia_requests, reference
+from lume_tasks.tasks.generation import LumeTask, side_rows
 
 
 class MemorizationTask(LumeTask):
@@ -78,7 +78,7 @@ def memorization_rows(
         DataError: rows, tokenizer or the reference's results are missing or faulty, or the tokenizer does not fit.
     """
     docs = side_rows(lume_task, lume_data_dir, lume_split)
-    tokenizer = mia.load_tokenizer(metadata)
+    tokenizer = mia_requests.load_tokenizer(metadata)
     faults = []
     for doc in docs:
         doc["continuation"] = f" {doc['output']}"
@@ -90,7 +90,7 @@ def memorization_rows(
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
         raise DataError("\n".join([head, *first_few(faults, 10)]))
     task = f"lume_memorization_{lume_task.lower()}"
-    docs = comparison.with_reference(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
+    docs = reference.with_reference(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}
 
 

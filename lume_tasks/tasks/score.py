@@ -14,11 +14,12 @@ from datasets import Dataset
 from lm_eval.api.group import Group
 from lm_eval.config.group import AggMetricConfig
 
-from lume_tasks import intervals, metrics, options
 from lume_tasks.data import locate
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError
-from lume_tasks.harness import MAIN_METRICS, RowsTask
+from lume_tasks.metrics import aggregate, bootstrap
+from lume_tasks.tasks import options
+from lume_tasks.tasks.generation import MAIN_METRICS, RowsTask
 
 _log = logging.getLogger("lume_tasks")
 
@@ -150,9 +151,9 @@ def lume_scores(
             numbers[side] += values
             present = [value for value in values if value is not None]
             if present:
-                scores[f"{side}_{kind}"] = float(metrics.pooled_mean(present))
+                scores[f"{side}_{kind}"] = float(aggregate.pooled_mean(present))
     if None not in numbers["forget"] + numbers["retain"]:
-        scores["task_aggregate"] = metrics.task_aggregate(numbers["forget"], numbers["retain"])
+        scores["task_aggregate"] = aggregate.task_aggregate(numbers["forget"], numbers["retain"])
     if (mia := part("lume_mia", "mia_score")) is not None:
         scores["mia_score"] = mia
     if (mmlu := _mmlu_accuracy(task_metrics)) is not None:
@@ -162,7 +163,7 @@ def lume_scores(
     limited = _limited(task_metrics)
     if not absent and (partial or not limited):
         name = "partial_final_score" if limited else "final_score"
-        scores[name] = metrics.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
+        scores[name] = aggregate.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
     missing = {task: f"no value for {', '.join(names)}" if names else "" for task, names in absent.items()}
     return scores | score_intervals(task_metrics, scores), limited | missing
 
@@ -190,28 +191,28 @@ def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mappi
     The resamples of the tasks are combined one by one: the documents of each task are resampled apart.
     """
 
-    def bounds(metric: str) -> list[intervals.Bound]:
+    def bounds(metric: str) -> list[bootstrap.Bound]:
         found = [task_metrics.get(task, {}).get(f"{metric}_low,none") for task in GENERATION_TASKS]
-        return [bound for bound in found if isinstance(bound, intervals.Bound)]
+        return [bound for bound in found if isinstance(bound, bootstrap.Bound)]
 
     means = {name: bounds(name) for name in MAIN_METRICS}
-    found = {name: intervals.ends(intervals.pooled_mean(parts)) for name, parts in means.items() if parts}
+    found = {name: bootstrap.ends(bootstrap.pooled_mean(parts)) for name, parts in means.items() if parts}
     if all(len(parts) == len(GENERATION_TASKS) for parts in means.values()) and "task_aggregate" in scores:
         sides = ([bound for name in MAIN_METRICS if name.startswith(side) for bound in means[name]] for side in SIDES)
-        found["task_aggregate"] = intervals.corrected_ends(intervals.task_aggregate(*sides), scores["task_aggregate"])
+        found["task_aggregate"] = bootstrap.corrected_ends(bootstrap.task_aggregate(*sides), scores["task_aggregate"])
     attack = task_metrics.get("lume_mia", {})
     auc = tuple(attack.get(f"loss_auc{end},none", math.nan) for end in ("", "_low", "_high"))
     if not any(map(math.isnan, auc)):
-        found["mia_score"] = intervals.mia_score(*auc[1:])
+        found["mia_score"] = bootstrap.mia_score(*auc[1:])
     if subjects := _mmlu_subjects(task_metrics):
-        found["mmlu"] = intervals.ends(intervals.accuracy(subjects))
+        found["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
     if {"task_aggregate", "mia_score", "mmlu"} <= set(found):
         aggregate, mmlu = ((scores[name], *found[name]) for name in ("task_aggregate", "mmlu"))
-        final = intervals.final_score(aggregate, auc, mmlu)
+        final = bootstrap.final_score(aggregate, auc, mmlu)
         found |= {"final_score": final, "partial_final_score": final}
     kept = {name: both for name, both in found.items() if name in scores}
     return {
-        f"{name}_{end}": value for name, both in kept.items() for end, value in zip(intervals.ENDS, both, strict=True)
+        f"{name}_{end}": value for name, both in kept.items() for end, value in zip(bootstrap.ENDS, both, strict=True)
     }
 
 

@@ -1,4 +1,4 @@
-"""The scores of the LUME protocol as pure functions: text or numbers in, numbers out.
+"""The scores of the LUME protocol across documents and tasks: numbers in, numbers out.
 
 Source: Ramakrishna et al. 2025, "LUME: LLM Unlearning with Multitask Evaluations" (arXiv 2502.15097), and the
 evaluation script of SemEval-2025 Task 4 (arXiv 2504.02883). An empty set has no score: every mean over nothing is NaN.
@@ -7,29 +7,6 @@ evaluation script of SemEval-2025 Task 4 (arXiv 2504.02883). An empty set has no
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
-
-from rouge_score.rouge_scorer import RougeScorer
-
-
-@lru_cache(maxsize=1)
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
-
-
-def rouge_recall(reference: str, generation: str) -> dict[str, float]:
-    """ROUGE-L and ROUGE-1 recall of a generation against its reference, stemmed, each in [0, 1].
-
-    Returns:
-        ``{"rougeL": ..., "rouge1": ...}``; 0 where either text has no letters or digits.
-    """
-    scores = _scorer().score(reference, generation)
-    return {name: float(score.recall) for name, score in scores.items()}
-
-
-def exact_match(reference: str, generation: str) -> float:
-    """1.0 where both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
-    return float(reference.strip().lower() == generation.strip().lower())
 
 
 class Score(float):

@@ -13,10 +13,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from lume_tasks import metrics
 from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.errors import DataError
-from lume_tasks.harness import side_rows
+from lume_tasks.metrics.text import exact_match
+from lume_tasks.tasks.generation import side_rows
 
 _log = logging.getLogger("lume_tasks")
 
@@ -194,7 +194,7 @@ def pii_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, float |
     side, field, text = doc["side"], doc["field"], results[0]
     scores: dict[str, float] = {}
     if field:
-        scores[f"{side}_{field}_exact"] = metrics.exact_match(doc["output"], text)
+        scores[f"{side}_{field}_exact"] = exact_match(doc["output"], text)
         scores[f"{side}_{field}_partial"] = partial_match(field, doc["output"], text)
     for field, value in doc["values"].items():
         if value and partial_match(field, value, doc["input"]) < 1:

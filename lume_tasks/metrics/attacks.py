@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lume_tasks.intervals import RESAMPLES
+from lume_tasks.metrics.bootstrap import RESAMPLES
 
 _SEED = 20250218
 _LEAST_VARIANCE = 1e-6  # where the model is all but certain its log-probabilities have no spread to divide by

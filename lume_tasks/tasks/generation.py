@@ -12,14 +12,16 @@ from typing import Any
 from datasets import Dataset
 from lm_eval.api.task import ConfigurableTask
 
-from lume_tasks import comparison, intervals, metrics, model_checks, options, published
-from lume_tasks.data import locate
+from lume_tasks.data import locate, published
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError
+from lume_tasks.metrics import aggregate, bootstrap
+from lume_tasks.metrics.text import exact_match, rouge_recall
+from lume_tasks.tasks import model_checks, options, reference
 
 GENERATION_METRICS = tuple(f"{side}_{name}" for side in SIDES for name in ("regurgitation", "knowledge", "rouge1"))
 MAIN_METRICS = tuple(name for name in GENERATION_METRICS if not name.endswith("rouge1"))
-INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in intervals.ENDS)
+INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in bootstrap.ENDS)
 
 
 class RowsTask(ConfigurableTask):
@@ -48,7 +50,7 @@ class LumeTask(RowsTask):
         self._generation = dict(self.config.generation_kwargs or {})  # before --gen_kwargs changes them
 
     def aggregation(self) -> dict[str, Callable[[Sequence[Any]], float]]:
-        """The aggregations by metric; each ``metrics.Score`` that they give knows the number of documents."""
+        """The aggregations by metric; each ``aggregate.Score`` that they give knows the number of documents."""
         documents = len(self.eval_docs)
         return {name: _with_documents(function, documents) for name, function in super().aggregation().items()}
 
@@ -94,15 +96,15 @@ class LumeTask(RowsTask):
 
 
 def _with_documents(function: Callable[[Sequence[Any]], float], documents: int) -> Callable[[Sequence[Any]], float]:
-    """The aggregation, which notes on a ``metrics.Score`` how many documents the task has."""
+    """The aggregation, which notes on a ``aggregate.Score`` how many documents the task has."""
 
-    def aggregate(items: Sequence[Any]) -> float:
+    def counted(items: Sequence[Any]) -> float:
         value = function(items)
-        if isinstance(value, metrics.Score):
+        if isinstance(value, aggregate.Score):
             value.documents = documents
         return value
 
-    return aggregate
+    return counted
 
 
 class NewTokens(int):
@@ -194,7 +196,7 @@ def task_rows(
     """
     docs = side_rows(lume_task, lume_data_dir, lume_split)
     task = f"lume_{lume_task.lower()}"
-    docs = comparison.with_reference(docs, lume_reference_results, task, version, _main_metric)
+    docs = reference.with_reference(docs, lume_reference_results, task, version, _main_metric)
     return {"test": Dataset.from_list(docs)}
 
 
@@ -209,15 +211,15 @@ def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, 
     For the intervals the scores stand beside the document's stem, for the comparison beside the reference's score.
     """
     if doc["kind"] == "sc":
-        recall = metrics.rouge_recall(doc["output"], results[0])
+        recall = rouge_recall(doc["output"], results[0])
         scores = {"regurgitation": recall["rougeL"], "rouge1": recall["rouge1"]}
     else:
-        scores = {"knowledge": metrics.exact_match(doc["output"], results[0])}
+        scores = {"knowledge": exact_match(doc["output"], results[0])}
     own: dict[str, Any] = {f"{doc['side']}_{name}": score for name, score in scores.items()}
     own |= {
         f"{name}_{end}": (doc["id"][:-3], own.get(name))
         for name in MAIN_METRICS
-        for end in intervals.ENDS
+        for end in bootstrap.ENDS
         if name.startswith(doc["side"])
     }
     result = dict.fromkeys(GENERATION_METRICS + INTERVAL_METRICS) | own
@@ -232,6 +234,6 @@ def _against_reference(doc: dict[str, Any], own: dict[str, Any]) -> dict[str, An
     return {"forget_quality": pair if name == "forget_regurgitation" else None} | distances
 
 
-def mean(values: Sequence[float | None]) -> metrics.Mean:
+def mean(values: Sequence[float | None]) -> aggregate.Mean:
     """Mean over the documents that have this metric; NaN where ``--limit`` left none."""
-    return metrics.Mean(value for value in values if value is not None)
+    return aggregate.Mean(value for value in values if value is not None)

@@ -10,7 +10,7 @@ import numpy as np
 from lm_eval.models.vllm_causallms import VLLM
 
 from lume_tasks.errors import DataError
-from lume_tasks.token_scores import TokenScores
+from lume_tasks.metrics.token_scores import TokenScores
 
 
 class LumeVLLM(VLLM):

@@ -14,10 +14,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from tqdm import tqdm
 
-from lume_tasks.batching import Budget, run_in_batches
 from lume_tasks.errors import DataError
-from lume_tasks.fingerprint import fingerprint
-from lume_tasks.token_scores import TokenScores, token_statistics
+from lume_tasks.metrics.token_scores import TokenScores, token_statistics
+from lume_tasks.models.batching import Budget, run_in_batches
+from lume_tasks.models.fingerprint import fingerprint
 
 _log = logging.getLogger("lume_tasks")
 
@@ -54,7 +54,7 @@ class Prompt:
 class LumeHF(HFLM):
     """The stock class for causal models: same arguments, same sums, but its log-softmax is always in float32."""
 
-    # Read by lume_tasks.model_checks
+    # Read by lume_tasks.tasks.model_checks
     ends_rows_at_eos = True
     keys_its_answers = True
 
@@ -201,7 +201,7 @@ class LumeHF(HFLM):
             options = self._options(given)
             tokens, room = self.tok_encode(text), self.max_length - options["max_gen_toks"]
             cut += len(tokens) > room
-            # What lume_tasks.harness.NewTokens says, which the options, with its plain number, no longer do.
+            # What lume_tasks.tasks.generation.NewTokens says, which the options, with its plain number, no longer do.
             key = repr(sorted(options.items())), getattr(given.get("max_gen_toks"), "group", "")
             groups.setdefault(key, (options, []))[1].append(Prompt(index, tokens[-room:]))
         if cut:

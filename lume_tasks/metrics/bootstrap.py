@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from lume_tasks import metrics
+from lume_tasks.metrics import aggregate
 
 RESAMPLES = 1000
 ENDS = ("low", "high")
@@ -107,11 +107,11 @@ def _quantiles(replicates: Floats, *levels: float) -> tuple[float, float]:
 
 def mia_score(low: float, high: float) -> tuple[float, float]:
     """Ends of the interval of ``1 - 2 |AUC - 0.5|`` from those of the AUC; the upper is 1 where they enclose 0.5."""
-    lower, upper = sorted(metrics.mia_score(end) for end in (low, high))
+    lower, upper = sorted(aggregate.mia_score(end) for end in (low, high))
     return lower, 1.0 if low <= 0.5 <= high else upper
 
 
-def final_score(aggregate: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
+def final_score(tasks: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
     """Ends of the interval of the final score, from those of its three parts, which are independent.
 
     The MIA score is the smaller one of ``2 AUC`` and ``2 - 2 AUC``, hence the final score the smaller one of two means
@@ -122,8 +122,8 @@ def final_score(aggregate: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
     estimate, low, high = auc
     rising = 2 * estimate, 2 * low, 2 * high
     falling = 2 - 2 * estimate, 2 - 2 * high, 2 - 2 * low
-    lows, highs = zip(*(_mean_ends([aggregate, attack, mmlu]) for attack in (rising, falling)), strict=True)
-    most = metrics.final_score(aggregate[2], mia_score(low, high)[1], mmlu[2])
+    lows, highs = zip(*(_mean_ends([tasks, attack, mmlu]) for attack in (rising, falling)), strict=True)
+    most = aggregate.final_score(tasks[2], mia_score(low, high)[1], mmlu[2])
     return min(lows), min(*highs, most)
 
 
@@ -146,7 +146,7 @@ def pooled_mean(parts: Sequence[Bound]) -> Floats:
 
 
 def task_aggregate(forget: Sequence[Bound], retain: Sequence[Bound]) -> Floats:
-    """``metrics.task_aggregate`` of each resample, shape (RESAMPLES,); NaN where one of the numbers is."""
+    """``aggregate.task_aggregate`` of each resample, shape (RESAMPLES,); NaN where one of the numbers is."""
     scores = np.array([*(1 - pooled_mean([part]) for part in forget), *(pooled_mean([part]) for part in retain)])
     with np.errstate(divide="ignore"):  # 1 / 0 is infinite, which makes the harmonic mean 0
         return np.asarray(len(scores) / (1 / scores).sum(axis=0), dtype=np.float64)

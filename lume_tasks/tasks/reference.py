@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lume_tasks import metrics
 from lume_tasks.errors import DataError, quote
-from lume_tasks.reference_results import read_reference
+from lume_tasks.metrics import aggregate
+from lume_tasks.tasks.results import read_reference
 
 Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
 
@@ -69,7 +69,7 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
 def distance(items: Sequence[Pair | None]) -> float:
     """Absolute difference between both models' means over the same rows; NaN where there are none."""
     own, reference = _columns(items)
-    return abs(metrics.Mean(own) - metrics.Mean(reference))
+    return abs(aggregate.Mean(own) - aggregate.Mean(reference))
 
 
 def _columns(items: Sequence[Pair | None]) -> tuple[list[float], list[float]]:

@@ -1,0 +1,1 @@
+"""The model classes lume-hf and lume-vllm."""
