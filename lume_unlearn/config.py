@@ -1,5 +1,6 @@
 """The configuration of one unlearning run: what the command line, a recipe and `lume_unlearn.run` all fill in."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from math import inf
@@ -8,9 +9,11 @@ from typing import Any, Literal
 
 from lume_tasks.data.rows import SPLITS
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.spec import RETAIN_TERMS, Method, RetainTerm, asks_before
-from lume_unlearn.model.packing import OTHERS
-from lume_unlearn.model.tuning import tuning_fault
+from lume_unlearn.methods.retain import term_needs_reference
+from lume_unlearn.methods.spec import RETAIN_TERMS, Method, RetainTerm
+
+TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Implementations of transformers that keep packed rows apart by themselves."""
 
 
 class ConfigError(ValueError):
@@ -209,14 +212,14 @@ class RunConfig:
         return bool(self.retain_weight or method.adapt or method.phases or method.normalised)
 
     @property
-    def asks_before(self) -> bool:
+    def retain_needs_reference(self) -> bool:
         """Whether the retain term needs the model before unlearning in every step."""
-        return self.needs_retain and asks_before(self.retain_term)
+        return self.needs_retain and term_needs_reference(self.retain_term)
 
     @property
-    def runs_before(self) -> bool:
+    def needs_reference_forward(self) -> bool:
         """Whether the model before unlearning runs in every step, for either side."""
-        return self.spec.live_reference or self.asks_before
+        return self.spec.needs_reference_forward or self.retain_needs_reference
 
     @property
     def scored_tasks(self) -> list[str]:
@@ -235,7 +238,7 @@ def _choice_faults(config: RunConfig) -> list[str]:
         "precision": ("auto", "float32", "bfloat16"),
         "weights": ("float32", "bfloat16"),
         "optimizer": ("adamw", "adamw8bit"),
-        "attention": ("auto", *OTHERS),
+        "attention": ("auto", *TRANSFORMERS_ATTENTION),
         "reference_copy": ("same", "bfloat16", "int8", "cpu"),
         "on_collapse": ("warn", "stop", "best"),
         "evaluate_every": ("none", "epoch"),
@@ -246,6 +249,22 @@ def _choice_faults(config: RunConfig) -> list[str]:
         if getattr(config, name) not in known
     ]
     return [*faults, *([fault] if (fault := tuning_fault(config.tuning)) else [])]
+
+
+def tuning_fault(tuning: str) -> str | None:
+    """What is wrong with ``--tuning`` before any model is known."""
+    kind, _, rest = tuning.partition(":")
+    if tuning in ("lora", "full"):
+        return None
+    if kind == "last" and rest.isascii() and rest.isdigit() and int(rest) > 0:
+        return None
+    if kind == "modules" and rest:
+        try:
+            re.compile(rest)
+        except re.error as error:
+            return f"--tuning {tuning}: not a regular expression: {error}"
+        return None
+    return f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"
 
 
 def _range_faults(config: RunConfig) -> list[str]:
@@ -313,7 +332,7 @@ def _method_faults(config: RunConfig) -> list[str]:
         faults.append(f"--alternatives {config.alternatives}: {method.name} has no use for it")
     if method.phases:
         faults += _phase_faults(config)
-    if config.compile and method.states:
+    if config.compile and method.hidden_states:
         faults.append(f"--compile true: {method.name} looks into the layers, where compiled ones let nobody look")
     if config.compile and config.gradient_checkpointing:
         faults.append("--compile true: nothing would be compiled with --gradient_checkpointing true; choose one")

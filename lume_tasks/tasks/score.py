@@ -207,8 +207,8 @@ def score_intervals(task_metrics: Mapping[str, Mapping[str, Any]], scores: Mappi
     if subjects := _mmlu_subjects(task_metrics):
         found["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
     if {"task_aggregate", "mia_score", "mmlu"} <= set(found):
-        aggregate, mmlu = ((scores[name], *found[name]) for name in ("task_aggregate", "mmlu"))
-        final = bootstrap.final_score(aggregate, auc, mmlu)
+        tasks, mmlu = ((scores[name], *found[name]) for name in ("task_aggregate", "mmlu"))
+        final = bootstrap.final_score(tasks, auc, mmlu)
         found |= {"final_score": final, "partial_final_score": final}
     kept = {name: both for name, both in found.items() if name in scores}
     return {

@@ -16,7 +16,8 @@ from lume_tasks.errors import DataError
 from lume_tasks.tasks.mia_requests import members_among
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data.alternatives import read_alternatives
-from lume_unlearn.data.dataset import Sides, Tokens, encode_rows
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.encode import Tokens, encode_rows
 from lume_unlearn.data.sources import named_directory, named_file
 from lume_unlearn.methods.refusals import refusals
 
@@ -140,7 +141,7 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
         forget=[encoded[number] for number, _ in pairs],
         retain=encode(retain),
         alternative=encode([row for _, row in pairs]) if inputs.alternatives else (),
-        use=config.spec.forget_pass,
+        use=config.spec.uses_forget_rows,
         names={"forget": [row.id for _, row in pairs], "retain": [row.id for row in retain]},
     )
 

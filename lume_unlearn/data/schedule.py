@@ -7,28 +7,23 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import Sampler
 
+from lume_unlearn.methods.sequential import in_batches
+from lume_unlearn.methods.spec import Pair
+
 Item = TypeVar("Item")
-
-
-@dataclass(frozen=True)
-class Key:
-    """What one item of a step is made of: places in the lists of forget and of retain rows."""
-
-    forget: tuple[int, ...] = ()
-    retain: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
 class Step:
     """One optimiser step as one process sees it."""
 
-    passes: list[list[Key]]
+    passes: list[list[Pair]]
     """The keys of each of this process's forward passes; every process has equally many, some may be empty."""
-    keys: list[Key]
+    keys: list[Pair]
     """The keys of all processes."""
 
 
-def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> list[list[Key]]:
+def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> list[list[Pair]]:
     """The steps of one epoch: each forget row once, in random order, a retain row beside it.
 
     The retain rows are dealt out in random order too, again and again where there are fewer of them, so that none is
@@ -39,57 +34,10 @@ def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> 
     if retain:
         deals = -(-forget // retain)
         retain_order = np.concatenate([draw.permutation(retain) for _ in range(deals)]).tolist()
-        keys = [Key((f,), (r,)) for f, r in zip(forget_order, retain_order, strict=False)]
+        keys = [Pair((f,), (r,)) for f, r in zip(forget_order, retain_order, strict=False)]
     else:
-        keys = [Key((f,)) for f in forget_order]
+        keys = [Pair((f,)) for f in forget_order]
     return in_batches(keys, batch_size)
-
-
-def sequential(forget: int, retain: int, batch_size: int, chunk: int, ratio: int, passes: int) -> list[list[list[Key]]]:
-    """The phases of SUGD: for each chunk of forget rows, ``passes`` times over the chunk, never shuffled.
-
-    Beside each forget row stand the next ``ratio`` retain rows, going round the retain rows without end; a chunk keeps
-    its retain rows in all passes. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning". Deviation:
-    the authors' rows end without EOS, these as all others do.
-    """
-    keys = [Key((f,), tuple((f * ratio + i) % retain for i in range(ratio))) for f in range(forget)]
-    return [in_batches(part, batch_size) * passes for part in in_batches(keys, chunk)]
-
-
-def annealed(
-    forget: int, retain: int, batch_size: int, chunk: int, share: float, passes: int, seed: int
-) -> list[list[list[Key]]]:
-    """The phases of AGAD: ascent on a chunk of forget rows, then training on a random share of the retain rows, ...
-
-    After the last chunk comes a phase on all retain rows. Each phase goes ``passes`` times over its rows, in new random
-    order each time. Source: Premptis et al. 2025 (arXiv 2503.02443), "alternating gradient ascent-descent".
-    """
-    draw = np.random.default_rng(seed)
-
-    def phase(keys: Sequence[Key]) -> list[list[Key]]:
-        orders = [draw.permutation(len(keys)) for _ in range(passes)]
-        return [step for order in orders for step in in_batches([keys[i] for i in order], batch_size)]
-
-    retain_keys = [Key((), (r,)) for r in range(retain)]
-    sample = max(1, round(share * retain))
-    phases = []
-    for part in in_batches([Key((f,)) for f in range(forget)], chunk):
-        phases.append(phase(part))
-        phases.append(phase([retain_keys[r] for r in draw.choice(retain, sample, replace=False)]))
-    return [*phases, phase(retain_keys)]
-
-
-def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
-    """(optimiser step, from 0) to the factor of the learning rate: (step + 1) / (warmup + 1), then ``factor`` itself.
-
-    Trainer's own warm-up has factor 0 in the first step, which then changes nothing.
-    """
-    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)
-
-
-def in_batches(keys: Sequence[Key], size: int) -> list[list[Key]]:
-    """The keys in their order, ``size`` at a time; the last batch may be smaller."""
-    return [list(keys[start : start + size]) for start in range(0, len(keys), size)]
 
 
 @dataclass(frozen=True)
@@ -132,9 +80,9 @@ class Steps(Sampler[list[Step]]):
 
     def __init__(
         self,
-        steps: Callable[[], list[list[Key]]],
+        steps: Callable[[], list[list[Pair]]],
         count: int,
-        lengths: Callable[[Key], list[int]],
+        lengths: Callable[[Pair], list[int]],
         limits: Limits,
         process: int = 0,
         processes: int = 1,
@@ -162,5 +110,5 @@ class Steps(Sampler[list[Step]]):
         for keys in self.steps():
             shares = [cut(keys[i :: self.processes], self.lengths, self.limits) for i in range(self.processes)]
             own = shares[self.process]
-            empty: list[list[Key]] = [[] for _ in range(max(map(len, shares)) - len(own))]
+            empty: list[list[Pair]] = [[] for _ in range(max(map(len, shares)) - len(own))]
             yield [Step([*own, *empty], keys)]

@@ -21,7 +21,7 @@ from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
 from lume_unlearn.config import ConfigError, require_unused
-from lume_unlearn.data.dataset import encode_rows
+from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.sources import named_directory
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.quiet import NO_FINAL_SCORE, without_messages

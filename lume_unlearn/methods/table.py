@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.spec import Method, asks_before
+from lume_unlearn.methods.retain import term_needs_reference
+from lume_unlearn.methods.spec import Method
 
 
 def parameters() -> dict[str, str]:
@@ -46,11 +47,11 @@ def markdown() -> Iterator[str]:
 def needs(method: Method) -> str:
     """What a method asks for beside the model in training."""
     found = []
-    if method.reference:
-        found.append(f"NLL before of {' and '.join(method.reference)} rows, once")
-    if method.live_reference:
+    if method.reference_nll:
+        found.append(f"NLL before of {' and '.join(method.reference_nll)} rows, once")
+    if method.needs_reference_forward:
         found.append("model before, each step, forget rows")
-    if asks_before(method.retain):
+    if term_needs_reference(method.retain):
         found.append("model before, each step, retain rows")
     if method.alternative:
         found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])

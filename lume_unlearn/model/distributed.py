@@ -54,7 +54,7 @@ def require_launch(config: RunConfig) -> None:
         raise ConfigError(f"{method}: {what}, which DeepSpeed does not allow; use FSDP or one process")
     if config.spec.negated and (by_deepspeed() or (sharded() and config.tuning != "lora")):
         raise ConfigError(f"{method}: needs whole weights at the end; use FSDP with --tuning lora, or one process")
-    if sharded() and config.spec.states:
+    if sharded() and config.spec.hidden_states:
         raise ConfigError(f"{method}: stops inside the model, where shards cannot; use one process")
     if sharded() and config.compile:
         raise ConfigError("--compile true: not with shards, which come and go around each layer; leave it out")

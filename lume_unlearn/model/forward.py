@@ -14,11 +14,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from lume_unlearn.data.dataset import Tokens, pack_rows
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import Pack, pack_rows
 from lume_unlearn.data.schedule import Limits, cut
-from lume_unlearn.methods import losses
+from lume_unlearn.methods.common import token_nll
 from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, output_layer, replaced_by
-from lume_unlearn.model.packing import IMPLEMENTATION, Pack, can_pack, keeping_apart, packs
+from lume_unlearn.model.packing import IMPLEMENTATION, can_pack, keeping_apart, packs
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -163,7 +164,7 @@ class Passes:
         """
         batch = pack_rows({"forget": [Tokens(ids, ids) for ids in _TRIAL_ROWS]}).to(model.device)
         with evaluating(model):
-            expected = losses.token_nll(labelled_logits(model, self.config, batch), batch.targets)
+            expected = token_nll(labelled_logits(model, self.config, batch), batch.targets)
             try:
                 found = self.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])[0]
             except (RuntimeError, IndexError, AttributeError, TypeError):  # more is done to the output than calling it
@@ -221,7 +222,7 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
 
     Args:
         model: in evaluation mode, without adapter.
-        attention: "auto" for ours, or one of `packing.OTHERS`.
+        attention: "auto" for ours, or one of `TRANSFORMERS_ATTENTION`.
 
     Returns:
         Whether it packs now.

@@ -146,7 +146,7 @@ def passes(config: RunConfig, model: Any) -> Passes:
     Raises:
         ConfigError: the model has not so many layers, or no output layer of its own.
     """
-    if not config.spec.states:
+    if not config.spec.hidden_states:
         return Passes(model)
     layer = int(config.params["layer"])
     require_depth(config, len(decoder_layers(model)))

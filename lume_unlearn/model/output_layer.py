@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from lume_unlearn.methods import losses
+from lume_unlearn.methods.common import token_nll
 
 CHUNK_BYTES = 2**28
 """Most float32 logits that exist at once, in bytes."""
@@ -27,8 +27,8 @@ TokenValue = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def nll_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """`losses.token_nll` as a value: what most methods are made of."""
-    return losses.token_nll(logits, targets)
+    """`token_nll` as a value: what most methods are made of."""
+    return token_nll(logits, targets)
 
 
 def output_layer(model: Any) -> nn.Module | None:

@@ -9,8 +9,7 @@ this to every model that supports it; for others `lume_unlearn.model.forward` pa
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from lume_unlearn.config import TRANSFORMERS_ATTENTION
+from lume_unlearn.data.packs import Pack
 
 varlen_attn: Any = None
 with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew neither scale nor window
@@ -27,118 +29,11 @@ with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew n
         varlen_attn = varlen.varlen_attn
 
 IMPLEMENTATION = "lume_packed"
-OTHERS = ("flash_attention_2", "flash_attention_3", "flex_attention")
-"""Implementations of transformers that keep rows apart by themselves, for users who ask for one."""
-Side = Literal["forget", "alternative", "retain"]
-SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
-"""In the order in which their rows stand in a pack."""
-
-
-@dataclass(frozen=True)
-class Pack:
-    """Rows one after another (T tokens, B rows), side after side, and their N labelled tokens."""
-
-    input_ids: Tensor
-    """(T,)"""
-    position_ids: Tensor
-    """(T,) from 0 in each row."""
-    bounds: Tensor
-    """(B + 1,) int32: row b is ``input_ids[bounds[b]:bounds[b + 1]]``."""
-    keep: Tensor
-    """(N,) the positions that predict a labelled token, ascending."""
-    targets: Tensor
-    """(N,) the ids of those tokens."""
-    rows: Tensor
-    """(N,) their rows."""
-    lengths: tuple[int, ...]
-    """(B,) of the rows, on the host: nothing has to be read back from a GPU."""
-    row_counts: tuple[int, ...]
-    """Rows of each of `SIDES`."""
-    token_counts: tuple[int, ...]
-    """Labelled tokens of each of `SIDES`."""
-    reference: Tensor
-    """NLL before unlearning of the first so many of the N tokens, where a method needs it; else empty."""
-
-    def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
-        """The same on another device."""
-        moved: dict[str, Any] = {
-            field.name: value.to(device, **kwargs)
-            for field in fields(self)
-            if isinstance(value := getattr(self, field.name), Tensor)
-        }
-        return replace(self, **moved)
-
-    def tokens_of(self, side: Side) -> slice:
-        """Where a side's labelled tokens stand among the N."""
-        return _span(self.token_counts, side)
-
-    def rows_of(self, side: Side) -> slice:
-        """Where a side's rows stand among the B."""
-        return _span(self.row_counts, side)
-
-    def only(self, side: Side) -> "Pack":
-        """One side's rows as a pack of their own, without reference values."""
-        tokens, rows = self.tokens_of(side), self.rows_of(side)
-        start = sum(self.lengths[: rows.start])
-        stop = start + sum(self.lengths[rows])
-        own = [int(name == side) for name in SIDES]
-        return Pack(
-            input_ids=self.input_ids[start:stop],
-            position_ids=self.position_ids[start:stop],
-            bounds=self.bounds[rows.start : rows.stop + 1] - start,
-            keep=self.keep[tokens] - start,
-            targets=self.targets[tokens],
-            rows=self.rows[tokens] - rows.start,
-            lengths=self.lengths[rows],
-            row_counts=tuple(count * mine for count, mine in zip(self.row_counts, own, strict=True)),
-            token_counts=tuple(count * mine for count, mine in zip(self.token_counts, own, strict=True)),
-            reference=self.reference[:0],
-        )
-
-
-def _span(counts: Sequence[int], side: Side) -> slice:
-    place = SIDES.index(side)
-    start = sum(counts[:place])
-    return slice(start, start + counts[place])
-
-
-def pack(
-    input_ids: Sequence[Sequence[int]],
-    labels: Sequence[Sequence[int]],
-    row_counts: Sequence[int],
-    ignored: int,
-    reference: Tensor | None = None,
-) -> Pack:
-    """Pack rows; a label at a row's first token counts for nothing, since nothing before it could predict it."""
-    keep: list[int] = []
-    targets: list[int] = []
-    rows: list[int] = []
-    scored = []
-    bounds = [0]
-    for row, row_labels in enumerate(labels):
-        chosen = [t for t, label in enumerate(row_labels) if t and label != ignored]
-        keep += [bounds[-1] + t - 1 for t in chosen]
-        targets += [row_labels[t] for t in chosen]
-        rows += [row] * len(chosen)
-        scored.append(len(chosen))
-        bounds.append(bounds[-1] + len(row_labels))
-    return Pack(
-        input_ids=torch.tensor([token for ids in input_ids for token in ids]),
-        position_ids=torch.cat([torch.arange(len(ids)) for ids in input_ids]),
-        bounds=torch.tensor(bounds, dtype=torch.int32),
-        keep=torch.tensor(keep, dtype=torch.long),
-        targets=torch.tensor(targets, dtype=torch.long),
-        rows=torch.tensor(rows, dtype=torch.long),
-        lengths=tuple(len(ids) for ids in input_ids),
-        row_counts=tuple(row_counts),
-        token_counts=tuple(sum(scored[_span(row_counts, side)]) for side in SIDES),
-        reference=torch.zeros(0) if reference is None else reference,
-    )
 
 
 def packs(config: Any) -> bool:
     """Whether a model of this configuration takes packs: `forward.use_packing` has switched it over."""
-    return config._attn_implementation in (IMPLEMENTATION, *OTHERS)
+    return config._attn_implementation in (IMPLEMENTATION, *TRANSFORMERS_ATTENTION)
 
 
 class OnHost:

@@ -10,22 +10,6 @@ class TuningError(ValueError):
     """``--tuning`` names nothing in this model."""
 
 
-def tuning_fault(tuning: str) -> str | None:
-    """What is wrong with ``--tuning`` before any model is known."""
-    kind, _, rest = tuning.partition(":")
-    if tuning in ("lora", "full"):
-        return None
-    if kind == "last" and rest.isascii() and rest.isdigit() and int(rest) > 0:
-        return None
-    if kind == "modules" and rest:
-        try:
-            re.compile(rest)
-        except re.error as error:
-            return f"--tuning {tuning}: not a regular expression: {error}"
-        return None
-    return f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"
-
-
 def depth_fault(tuning: str, depth: int) -> str | None:
     """What is wrong with ``last:K`` for a model of so many decoder layers."""
     kind, _, count = tuning.partition(":")

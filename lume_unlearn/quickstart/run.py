@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from lume_tasks.data import locate
 from lume_unlearn.config import RunConfig, require_unused
-from lume_unlearn.data.dataset import Tokens, encode_row
+from lume_unlearn.data.encode import Tokens, encode_row
 from lume_unlearn.evaluation.harness import data_metadata, score
 from lume_unlearn.model import packing
 from lume_unlearn.quickstart.miniature import write_miniature

@@ -147,7 +147,7 @@ def _advice(config: RunConfig, model: nn.Module) -> str:
             f"--tuning lora, or --optimizer adamw8bit: gradients and optimiser take {_size(states)} now, with 8 bits "
             f"{_size(trained * 6)}, with an adapter next to nothing"
         )
-    if config.tuning != "lora" and config.reference_copy == "same" and config.runs_before:
+    if config.tuning != "lora" and config.reference_copy == "same" and config.needs_reference_forward:
         copied = sum(w.numel() * w.element_size() for w in model.parameters() if w.requires_grad)
         settings.append(
             f"--reference_copy bfloat16, int8 or cpu: the copy of the model before unlearning takes {_size(copied)} now"

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from lume_unlearn.data.dataset import Tokens, pack_rows
-from lume_unlearn.methods import losses
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.methods.common import token_mean
 from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.output_layer import nll_value
 
@@ -36,7 +37,7 @@ def fine_tune(
         for start in range(0, len(shuffled), batch_size):
             batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + batch_size]]}).to(model.device)
             (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-            losses.token_mean(nll).backward()  # type: ignore[no-untyped-call]
+            token_mean(nll).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

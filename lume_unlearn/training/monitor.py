@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.config import ConfigError
-from lume_unlearn.data.dataset import Tokens
+from lume_unlearn.data.encode import Tokens
 from lume_unlearn.model.forward import Passes, evaluating, row_nlls
 from lume_unlearn.training.checkpoints import PREFIX, InCheckpoint, whole_checkpoints
 

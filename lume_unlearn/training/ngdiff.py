@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_unlearn.methods import losses
+from lume_unlearn.methods.ngdiff import quadratic_rate
+from lume_unlearn.methods.spec import Side
 from lume_unlearn.model.forward import evaluating
-from lume_unlearn.model.packing import Side
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -120,7 +120,7 @@ class FoundRate(TrainerCallback):
         plus = self.trainer.retain_loss(model)
         with _mirrored(model, start):
             minus = self.trainer.retain_loss(model)
-        found = losses.quadratic_rate(rate, minus, zero, plus)
+        found = quadratic_rate(rate, minus, zero, plus)
         if found is None:
             return
         first, times = self.trainer.config.learning_rate, self.trainer.params["rate_range"]

@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.schedule import Key
+from lume_unlearn.methods.spec import Pair
 
 
 class FreshOptimizer(TrainerCallback):
@@ -30,7 +30,7 @@ class FreshOptimizer(TrainerCallback):
             getattr(optimizer, "optimizer", optimizer).state.clear()
 
 
-def phases_of(config: RunConfig, sides: Sides) -> list[list[list[Key]]]:
+def phases_of(config: RunConfig, sides: Sides) -> list[list[list[Pair]]]:
     """The method's phases of steps; none for methods that go through pairs of rows, epoch by epoch."""
     if config.spec.phases is None:
         return []
@@ -42,3 +42,11 @@ def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:
     """(optimiser step) to the factor of the learning rate that falls from 1 to 0 within each phase."""
     factors = [1 - step / length for length in lengths for step in range(length)]
     return lambda step: factors[step] if step < len(factors) else 0.0
+
+
+def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """Put a warm-up before a learning rate factor: (step + 1) / (warmup + 1), then ``factor`` itself.
+
+    Steps count from 0. Trainer's own warm-up has factor 0 in the first step, which then changes nothing.
+    """
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)

@@ -214,12 +214,12 @@ def make_trainer(
     args = training_arguments(config)
     method = config.spec
     passes = load.passes(config, model)
-    if method.reference:
+    if method.reference_nll:
         model.to(args.device)
-        wanted = [row for side in method.reference for row in getattr(sides, side)]
+        wanted = [row for side in method.reference_nll for row in getattr(sides, side)]
         with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config)):
             sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
-    live = config.runs_before
+    live = config.needs_reference_forward
     if live and config.reference_copy == "int8":
         load.require_torchao("--reference_copy int8")
     # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.

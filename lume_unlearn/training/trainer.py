@@ -16,31 +16,18 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.schedule import Key, Limits, Steps
+from lume_unlearn.data.packs import Pack
+from lume_unlearn.data.schedule import Limits, Steps
 from lume_unlearn.files import PARTIAL
-from lume_unlearn.methods import losses
-from lume_unlearn.methods.spec import Batch, Rows, Sizes
+from lume_unlearn.methods.retain import part_needs_reference, retain_parts, retain_value
+from lume_unlearn.methods.spec import Batch, Pair, Rows, Side, TokenCounts
 from lume_unlearn.model.forward import Passes, Reference, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
-from lume_unlearn.model.packing import Pack, Side
 from lume_unlearn.training.checkpoints import PREFIX, InCheckpoint, fresh_partial, publish_checkpoint, writing
 from lume_unlearn.training.failures import require_finite
-from lume_unlearn.training.phases import FreshOptimizer, phase_factor, phases_of
+from lume_unlearn.training.phases import FreshOptimizer, phase_factor, phases_of, warmed_up
 from lume_unlearn.training.state import Progress
-
-
-def _kl_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    assert reference is not None
-    return losses.kl_tokens(logits, reference)
-
-
-def _states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    assert reference is not None
-    return losses.state_distance(states, reference)
-
-
-RETAIN_VALUES: dict[str, TokenValue] = {"nll": nll_value, "kl": _kl_value, "states": _states_value}
 
 
 class UnlearningTrainer(Trainer):
@@ -90,7 +77,7 @@ class UnlearningTrainer(Trainer):
         limits = Limits(config.micro_batch_size, config.max_tokens, padded=not self.passes.packs)
         forget, retain, size = len(sides.forget), len(sides.retain), config.batch_size
 
-        def steps() -> list[list[Key]]:
+        def steps() -> list[list[Pair]]:
             if self.phases:
                 return [step for phase in self.phases for step in phase]
             return schedule.paired(forget, retain, size, config.seed, int(self.state.epoch or 0))
@@ -116,7 +103,7 @@ class UnlearningTrainer(Trainer):
             factor = phase_factor([len(phase) for phase in self.phases])
         else:
             own: Any = super().create_scheduler(num_training_steps, optimizer)
-            factor = schedule.warmed_up(own.lr_lambdas[0], self.args.get_warmup_steps(num_training_steps))
+            factor = warmed_up(own.lr_lambdas[0], self.args.get_warmup_steps(num_training_steps))
         self.lr_scheduler = LambdaLR(optimizer, factor)
         self._created_lr_scheduler = True
         return self.lr_scheduler
@@ -150,7 +137,7 @@ class UnlearningTrainer(Trainer):
         self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed steps where this is set
         return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
-    def _pass(self, model: nn.Module, batch: Pack, sizes: Sizes) -> Tensor:
+    def _pass(self, model: nn.Module, batch: Pack, sizes: TokenCounts) -> Tensor:
         with self.compute_loss_context_manager():
             loss = self._weighted(self.terms(model, batch, sizes))
         # Gradients are averaged over processes; the terms are already shares of one sum.
@@ -171,12 +158,12 @@ class UnlearningTrainer(Trainer):
         """In force now."""
         return self.progress.values.get("weight", self.config.retain_weight)
 
-    def terms(self, model: nn.Module, batch: Pack, sizes: Sizes) -> dict[str, Tensor]:
+    def terms(self, model: nn.Module, batch: Pack, sizes: TokenCounts) -> dict[str, Tensor]:
         """This pass's shares of the step's loss terms, before weighting."""
         spans = self._spans(model, batch)
         found = dict(zip(spans, self.passes.values(model, batch, list(spans.values())), strict=True))
         sides = {side: self._rows(batch, side, found.get(side)) for side in ("forget", "alternative")}
-        terms = {"forget": self.method.forget(Batch(sides["forget"], sides["alternative"], sizes, self.params))}
+        terms = {"forget": self.method.loss(Batch(sides["forget"], sides["alternative"], sizes, self.params))}
         if self.config.needs_retain:
             parts = [
                 weight * self.method.retain_mean(self._rows(batch, "retain", found[name]), sizes)
@@ -187,29 +174,31 @@ class UnlearningTrainer(Trainer):
 
     def _retain_parts(self) -> dict[str, float]:
         """The parts of the retain term, and their weights."""
-        parts = self.config.retain_term.split("+")
-        return {name: self.config.kl_weight if name == "kl" and len(parts) > 1 else 1.0 for name in parts}
+        return retain_parts(self.config.retain_term, self.config.kl_weight)
 
     def _spans(self, model: nn.Module, batch: Pack) -> dict[str, Span]:
         """What to compute for which tokens."""
         method, params = self.method, self.params
-        value: TokenValue = partial(method.value, params) if method.value else nll_value
+        value: TokenValue = partial(method.per_token_loss, params) if method.per_token_loss else nll_value
         live = self._live(model, batch)
         spans = {"forget": Span(batch.tokens_of("forget"), value, live.get("forget"))}
         if method.alternative:
             spans["alternative"] = Span(batch.tokens_of("alternative"), nll_value)
         if self.config.needs_retain:
             for name in self._retain_parts():
-                reference = live.get("retain") if name != "nll" else None
-                spans[name] = Span(batch.tokens_of("retain"), RETAIN_VALUES[name], reference)
+                tokens = batch.tokens_of("retain")
+                if part_needs_reference(name):
+                    spans[name] = Span(tokens, partial(retain_value, name), live.get("retain"))
+                else:
+                    spans[name] = Span(tokens, nll_value)
         return spans
 
     def _live(self, model: nn.Module, batch: Pack) -> dict[Side, Callable[[slice], Tensor]]:
         """What the model before unlearning says, of the sides of which it is needed."""
         if self.reference is None:
             return {}
-        wanted: list[Side] = ["forget"] if self.method.live_reference else []
-        if self.config.asks_before:
+        wanted: list[Side] = ["forget"] if self.method.needs_reference_forward else []
+        if self.config.retain_needs_reference:
             wanted.append("retain")
         unwrapped = self.accelerator.unwrap_model(model)
         return {
@@ -230,7 +219,7 @@ class UnlearningTrainer(Trainer):
         tokens, rows = batch.tokens_of(side), batch.rows_of(side)
         if values is None:
             values = batch.reference.new_zeros(0)
-        reference = batch.reference[tokens] if side in self.method.reference else batch.reference[:0]
+        reference = batch.reference[tokens] if side in self.method.reference_nll else batch.reference[:0]
         return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)
 
     def _adapt(self) -> None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OlmoConfig, PreTrainedTokenizerFast
 
 from lume_tasks.data.locate import load_rows
-from lume_unlearn.data.dataset import Tokens, encode_rows
+from lume_unlearn.data.encode import Tokens, encode_rows
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")

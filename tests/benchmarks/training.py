@@ -13,7 +13,8 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.dataset import Sides, Tokens
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
 from lume_unlearn.training.run import make_trainer

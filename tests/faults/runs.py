@@ -45,7 +45,7 @@ def make_config(inputs: Path, output: Path, method: str = "gd", tuning: str = "l
     plain |= {"lora_rank": 4, "lora_dropout": 0.1, "save_steps": 1, "watch_steps": 2}
     if METHODS[method].alternative == "file":
         plain["alternatives"] = str(inputs / "others.jsonl")
-    if METHODS[method].states:
+    if METHODS[method].hidden_states:
         plain["params"] = {"layer": 0}
     where = {"model": str(inputs / "model"), "output": str(output), "data": str(inputs / "data")}
     return RunConfig(method=method, tuning=tuning, **(where | plain | options))

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, softmax
 
-from lume_unlearn.data.dataset import Tokens
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
 
 
 @dataclass(frozen=True)

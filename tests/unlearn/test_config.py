@@ -303,9 +303,14 @@ def test_what_a_method_with_phases_decides_itself_is_refused(options: dict[str, 
 
 def test_retain_rows_that_weigh_nothing_take_no_part() -> None:
     assert not config(method="kl", retain_weight=0.0).needs_retain
-    assert not config(method="kl", retain_weight=0.0).asks_before
-    assert config(method="kl").asks_before
-    assert not config(method="gd").asks_before
-    assert [config(method=method).runs_before for method in ("gd", "npo", "kl", "undial")] == [False, False, True, True]
+    assert not config(method="kl", retain_weight=0.0).retain_needs_reference
+    assert config(method="kl").retain_needs_reference
+    assert not config(method="gd").retain_needs_reference
+    assert [config(method=method).needs_reference_forward for method in ("gd", "npo", "kl", "undial")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
     for method in ("pdu", "selective", "sugd", "agad", "ngdiff"):  # which need them, whatever they weigh
         assert config(method=method, retain_weight=0.0).needs_retain

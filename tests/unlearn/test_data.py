@@ -7,9 +7,11 @@ import torch
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data.dataset import Sides, Tokens, encode_row, encode_rows, pack_rows
-from lume_unlearn.data.schedule import Key, Step
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
+from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.methods.common import IGNORED
+from lume_unlearn.methods.spec import Pair, Step
 
 ROW = Row("a-qa0", "What is the birth date of Ada?", "1990-01-02", "Task2")
 
@@ -124,7 +126,7 @@ def test_equal_rows_are_one_key() -> None:
 
 def test_a_pack_holds_the_keys_rows_side_after_side() -> None:
     sides = Sides(FORGET, RETAIN, ALTERNATIVE)
-    pack = sides.pack([Key((2,), (0,)), Key((0,), (1,))])
+    pack = sides.pack([Pair((2,), (0,)), Pair((0,), (1,))])
     assert pack.input_ids.tolist() == [12, 2, 3, 10, 2, 3, 12, 5, 6, 7, 10, 5, 6, 7, 20, 4, 21, 4]
     assert (pack.row_counts, pack.token_counts) == ((2, 2, 2), (4, 6, 2))
     assert pack.targets.tolist() == [2, 3, 2, 3, 5, 6, 7, 5, 6, 7, 4, 4]
@@ -135,29 +137,29 @@ def test_a_pack_holds_the_keys_rows_side_after_side() -> None:
 
 def test_a_key_may_have_many_retain_rows_or_no_forget_row() -> None:
     sides = Sides(FORGET, RETAIN)
-    assert sides.pack([Key((1,), (1, 0, 1))]).input_ids.tolist() == [11, 2, 3, 21, 4, 20, 4, 21, 4]
-    pack = sides.pack([Key((), (1,))])
+    assert sides.pack([Pair((1,), (1, 0, 1))]).input_ids.tolist() == [11, 2, 3, 21, 4, 20, 4, 21, 4]
+    pack = sides.pack([Pair((), (1,))])
     assert (pack.input_ids.tolist(), pack.row_counts) == ([21, 4], (0, 0, 1))
 
 
 def test_without_retain_rows_keys_that_name_some_stay_without() -> None:
     """Keys are made for the rows that there are; only a method that leaves one side out sees fewer."""
-    assert Sides(FORGET, []).pack([Key((1,))]).lengths == (3,)
-    unused = Sides(FORGET, RETAIN, ALTERNATIVE, use=False).pack([Key((1,), (0,))])
+    assert Sides(FORGET, []).pack([Pair((1,))]).lengths == (3,)
+    unused = Sides(FORGET, RETAIN, ALTERNATIVE, use=False).pack([Pair((1,), (0,))])
     assert unused.input_ids.tolist() == [11, 5, 6, 7, 20, 4]
     assert unused.row_counts == (0, 1, 1)
 
 
 def test_lengths_are_of_all_rows_that_go_through_the_model() -> None:
-    assert Sides(FORGET, RETAIN, ALTERNATIVE).lengths(Key((0,), (1, 0))) == [3, 4, 2, 2]
-    assert Sides(FORGET, RETAIN, ALTERNATIVE, use=False).lengths(Key((0,), (1,))) == [4, 2]
-    assert Sides(FORGET, []).lengths(Key((0,))) == [3]
+    assert Sides(FORGET, RETAIN, ALTERNATIVE).lengths(Pair((0,), (1, 0))) == [3, 4, 2, 2]
+    assert Sides(FORGET, RETAIN, ALTERNATIVE, use=False).lengths(Pair((0,), (1,))) == [4, 2]
+    assert Sides(FORGET, []).lengths(Pair((0,))) == [3]
 
 
 def test_the_reference_stands_beside_the_tokens_that_it_is_of() -> None:
     sides = Sides(FORGET, RETAIN, ALTERNATIVE)
     sides.reference = {row: torch.tensor([i + 0.25, i + 0.5]) for i, row in enumerate(FORGET)}
-    keys = [Key((2,), (0,)), Key((0,), (1,))]
+    keys = [Pair((2,), (0,)), Pair((0,), (1,))]
     assert sides.pack(keys).reference.tolist() == [2.25, 2.5, 0.25, 0.5]
     sides.reference |= {row: torch.full((3,), 10.0 + i) for i, row in enumerate(ALTERNATIVE)}
     pack = sides.pack(keys)
@@ -167,7 +169,7 @@ def test_the_reference_stands_beside_the_tokens_that_it_is_of() -> None:
 
 def test_a_step_has_its_own_passes_but_the_sizes_of_all_processes() -> None:
     sides = Sides(FORGET, RETAIN, ALTERNATIVE)
-    keys = [Key((0,), (1,)), Key((1,), (0,)), Key((2,), (1,))]
+    keys = [Pair((0,), (1,)), Pair((1,), (0,)), Pair((2,), (1,))]
     item = sides[Step([[keys[0]], [keys[2]], []], keys)]
     assert [pack.row_counts for pack in item["packs"]] == [(1, 1, 1), (1, 1, 1), (0, 0, 1)]
     sizes = item["sizes"]

@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from lume_unlearn.methods import losses
+from lume_unlearn.methods.ceu import ceu_tokens
+from lume_unlearn.methods.common import token_mean, token_nll
+from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.retain import kl_tokens, state_distance
+from lume_unlearn.methods.undial import undial_tokens
 
 TARGETS = torch.tensor([2, 0, 4])
 LOGITS = [[0.3, -1.2, 0.8, 0.1, -0.4], [2.0, 0.5, -0.7, 1.1, 0.0], [-0.2, 0.9, 0.4, -1.5, 0.6]]
@@ -19,12 +23,12 @@ REFERENCE = [[0.1, 0.7, 1.9, -0.3, 0.2], [-0.6, 0.4, 1.3, 0.9, -1.1], [0.5, -0.8
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 OF_LOGITS: dict[str, TokenLoss] = {
-    "nll": lambda z, _, y: losses.token_nll(z, y),
-    "kl": lambda z, ref, _: losses.kl_tokens(z, ref),
-    "undial": lambda z, ref, y: losses.undial_tokens(z, ref, y, 3.0),
-    "ceu": lambda z, _, y: losses.ceu_tokens(z, y),
-    "pdu": lambda z, _, y: losses.pdu_tokens(z),
-    "distance": lambda z, ref, _: losses.state_distance(z, ref),
+    "nll": lambda z, _, y: token_nll(z, y),
+    "kl": lambda z, ref, _: kl_tokens(z, ref),
+    "undial": lambda z, ref, y: undial_tokens(z, ref, y, 3.0),
+    "ceu": lambda z, _, y: ceu_tokens(z, y),
+    "pdu": lambda z, _, y: pdu_tokens(z),
+    "distance": lambda z, ref, _: state_distance(z, ref),
 }
 every_loss = pytest.mark.parametrize("loss", OF_LOGITS.values(), ids=OF_LOGITS.keys())
 
@@ -62,13 +66,13 @@ def without(p: list[float], target: int) -> list[float]:
 
 def test_token_nll_is_minus_log_softmax_of_the_target() -> None:
     z = of_probabilities(0.25, 0.25, 0.5)
-    assert losses.token_nll(z, torch.tensor([2])).tolist() == pytest.approx([math.log(2.0)])
-    assert losses.token_nll(z, torch.tensor([0])).tolist() == pytest.approx([math.log(4.0)])
+    assert token_nll(z, torch.tensor([2])).tolist() == pytest.approx([math.log(2.0)])
+    assert token_nll(z, torch.tensor([0])).tolist() == pytest.approx([math.log(4.0)])
 
 
 def test_kl_worked_example_runs_from_the_reference_to_the_model() -> None:
     # The other direction would be 0.130812.
-    value = losses.kl_tokens(of_probabilities(0.75, 0.25), of_probabilities(0.5, 0.5)).item()
+    value = kl_tokens(of_probabilities(0.75, 0.25), of_probabilities(0.5, 0.5)).item()
     assert value == pytest.approx(0.5 * math.log(4.0 / 3.0))
     assert value == pytest.approx(0.143841, abs=1e-6)
 
@@ -77,12 +81,12 @@ def test_kl_is_cross_entropy_minus_entropy_of_the_reference() -> None:
     expected = [
         cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)) for z, r in zip(LOGITS, REFERENCE, strict=True)
     ]
-    assert losses.kl_tokens(logits(), reference()).tolist() == pytest.approx(expected)
+    assert kl_tokens(logits(), reference()).tolist() == pytest.approx(expected)
 
 
 def test_kl_is_zero_with_zero_gradient_at_the_reference() -> None:
     z = logits()
-    values = losses.kl_tokens(z, z.detach().clone())
+    values = kl_tokens(z, z.detach().clone())
     values.sum().backward()
     assert values.tolist() == pytest.approx([0.0] * 3, abs=1e-15)
     assert z.grad is not None
@@ -91,7 +95,7 @@ def test_kl_is_zero_with_zero_gradient_at_the_reference() -> None:
 
 def test_undial_worked_example() -> None:
     z = of_probabilities(0.75, 0.25)
-    value = losses.undial_tokens(z, z, torch.tensor([0]), math.log(3.0)).item()
+    value = undial_tokens(z, z, torch.tensor([0]), math.log(3.0)).item()
     assert value == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2.0)
     assert value == pytest.approx(0.836988, abs=1e-6)
 
@@ -101,12 +105,12 @@ def test_undial_teacher_is_the_reference_with_the_target_lowered() -> None:
     for z, r, y in zip(LOGITS, REFERENCE, TARGETS.tolist(), strict=True):
         lowered = [value - 3.0 if v == y else value for v, value in enumerate(r)]
         expected.append(cross_entropy(softmax(lowered), softmax(z)))
-    assert losses.undial_tokens(logits(), reference(), TARGETS, 3.0).tolist() == pytest.approx(expected)
+    assert undial_tokens(logits(), reference(), TARGETS, 3.0).tolist() == pytest.approx(expected)
 
 
 def test_undial_with_beta_zero_starts_at_the_entropy_without_gradient() -> None:
     z = logits()
-    values = losses.undial_tokens(z, z.detach(), TARGETS, 0.0)
+    values = undial_tokens(z, z.detach(), TARGETS, 0.0)
     values.sum().backward()
     assert values.tolist() == pytest.approx([entropy(softmax(row)) for row in LOGITS])
     assert z.grad is not None
@@ -114,7 +118,7 @@ def test_undial_with_beta_zero_starts_at_the_entropy_without_gradient() -> None:
 
 
 def test_ceu_worked_example() -> None:
-    value = losses.ceu_tokens(of_probabilities(0.5, 0.375, 0.125), torch.tensor([0])).item()
+    value = ceu_tokens(of_probabilities(0.5, 0.375, 0.125), torch.tensor([0])).item()
     assert value == pytest.approx(-0.75 * math.log(0.375) - 0.25 * math.log(0.125))
     assert value == pytest.approx(1.255482, abs=1e-6)
 
@@ -124,12 +128,12 @@ def test_ceu_is_the_entropy_of_the_others_minus_log_one_minus_p() -> None:
     for z, y in zip(LOGITS, TARGETS.tolist(), strict=True):
         p = softmax(z)
         expected.append(entropy(without(p, y)) - math.log(1.0 - p[y]))
-    assert losses.ceu_tokens(logits(), TARGETS).tolist() == pytest.approx(expected)
+    assert ceu_tokens(logits(), TARGETS).tolist() == pytest.approx(expected)
 
 
 def test_ceu_gradient_is_p_minus_q() -> None:
     z = logits()
-    losses.ceu_tokens(z, TARGETS).sum().backward()
+    ceu_tokens(z, TARGETS).sum().backward()
     assert z.grad is not None
     for row, y, gradient in zip(LOGITS, TARGETS.tolist(), z.grad.tolist(), strict=True):
         p = softmax(row)
@@ -140,14 +144,14 @@ def test_ceu_gradient_is_p_minus_q() -> None:
 def test_ceu_at_a_certain_token_spreads_over_the_others() -> None:
     # p is (1, 0, 0) in float32, so q cannot come from p: it is (0, 3/4, 1/4) all the same.
     z = torch.tensor([[200.0, math.log(3.0), 0.0]], requires_grad=True)
-    losses.ceu_tokens(z, torch.tensor([0])).sum().backward()
+    ceu_tokens(z, torch.tensor([0])).sum().backward()
     assert z.grad is not None
     assert z.grad[0].tolist() == pytest.approx([1.0, -0.75, -0.25])
 
 
 def test_pdu_worked_example_and_zero_where_all_logits_are_equal() -> None:
     z = torch.tensor([[3.0, 1.0, 2.0, -2.0], [7.0, 7.0, 7.0, 7.0]], requires_grad=True)
-    values = losses.pdu_tokens(z)
+    values = pdu_tokens(z)
     values.sum().backward()
     assert values.tolist() == [4.0, 0.0]
     # d/dz = 2 (max - mean) (1[v is the largest] - 1/V) = 4 (1 - 1/4) and 4 (-1/4)
@@ -157,13 +161,13 @@ def test_pdu_worked_example_and_zero_where_all_logits_are_equal() -> None:
 
 def test_state_distance_worked_example_with_one_target_and_one_for_each() -> None:
     states = torch.tensor([[1.0, 2.0], [0.0, 0.0]])
-    assert losses.state_distance(states, torch.tensor([1.0, 0.0])).tolist() == [2.0, 0.5]
-    assert losses.state_distance(states, torch.tensor([[1.0, 0.0], [3.0, 1.0]])).tolist() == [2.0, 5.0]
+    assert state_distance(states, torch.tensor([1.0, 0.0])).tolist() == [2.0, 0.5]
+    assert state_distance(states, torch.tensor([[1.0, 0.0], [3.0, 1.0]])).tolist() == [2.0, 5.0]
 
 
 def test_state_distance_is_zero_with_zero_gradient_at_the_reference() -> None:
     states = logits()
-    values = losses.state_distance(states, states.detach().clone())
+    values = state_distance(states, states.detach().clone())
     values.sum().backward()
     assert values.tolist() == [0.0, 0.0, 0.0]
     assert states.grad is not None
@@ -212,7 +216,7 @@ def test_without_tokens_there_are_no_values(loss: TokenLoss) -> None:
     z = torch.zeros(0, 5, requires_grad=True)
     values = loss(z, torch.zeros(0, 5), torch.zeros(0, dtype=torch.long))
     assert values.shape == (0,)
-    loss_of_it = losses.token_mean(values)
+    loss_of_it = token_mean(values)
     loss_of_it.backward()
     assert loss_of_it.item() == 0.0
 

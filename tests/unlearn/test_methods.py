@@ -171,7 +171,7 @@ def test_packs_padding_and_chunks_give_the_same(
         (True, True, 3),
         (False, True, 1),
     ):
-        if METHODS[method].states and not chunks:
+        if METHODS[method].hidden_states and not chunks:
             continue  # there are no logits to have whole
         switch(trainer, packs, chunks)
         monkeypatch.setattr(output_layer, "CHUNK_BYTES", tokens * 4 * 400)
@@ -207,7 +207,7 @@ def test_smaller_passes_and_recomputation_change_nothing(method: str, options: d
 def noise(trainer: Any, labelled: bool) -> Iterator[None]:
     """Noise on the states that the losses are made from, at the labelled places or at all others."""
     rows = {row.input_ids: row for side in ROWS.values() for row in side}
-    states, marks = trainer.method.states, []
+    states, marks = trainer.method.hidden_states, []
 
     def look(model: Any, args: Any, kwargs: Any) -> None:
         parts = [tuple(part.tolist()) for part in kwargs["input_ids"][0].split(list(kwargs["pack_lengths"].lengths))]

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lume_unlearn.data.dataset import Tokens
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
 from tests.unlearn.formulas import Step, forget_mean, retain_mean
 from tests.unlearn.training import (
     FORGET,

@@ -9,7 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lume_unlearn.methods import losses
+from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.retain import kl_tokens
+from lume_unlearn.methods.undial import undial_tokens
 from lume_unlearn.model import output_layer
 from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
 
@@ -18,17 +20,17 @@ CHUNKS = [1, 3 * 4 * VOCABULARY, 10 * 4 * VOCABULARY + 3, 36 * 4 * VOCABULARY, 3
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return losses.pdu_tokens(logits)
+    return pdu_tokens(logits)
 
 
 def distance(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     assert reference is not None
-    return losses.kl_tokens(logits, reference)
+    return kl_tokens(logits, reference)
 
 
 def adjusted(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     assert reference is not None
-    return losses.undial_tokens(logits, reference, targets, 3.0)
+    return undial_tokens(logits, reference, targets, 3.0)
 
 
 VALUES: dict[str, TokenValue] = {"nll": nll_value, "spread": spread, "kl": distance, "undial": adjusted}

@@ -27,12 +27,13 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn.data.dataset import Tokens, pack_rows
-from lume_unlearn.methods import losses
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import SIDES, Pack, pack_rows
+from lume_unlearn.methods.common import IGNORED, token_nll
+from lume_unlearn.methods.spec import Side
 from lume_unlearn.model import forward, packing
 from lume_unlearn.model.forward import labelled_logits, use_packing
-from lume_unlearn.model.packing import IMPLEMENTATION, SIDES, Pack, Side, can_pack
+from lume_unlearn.model.packing import IMPLEMENTATION, can_pack
 from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120
@@ -73,7 +74,7 @@ def as_pack(rows: list[Tokens]) -> Pack:
 
 def nll(model: Any, rows: list[Tokens]) -> Tensor:
     pack = as_pack(rows)
-    return losses.token_nll(labelled_logits(model, model.config, pack), pack.targets)
+    return token_nll(labelled_logits(model, model.config, pack), pack.targets)
 
 
 def checkpoint(model: Any) -> None:
@@ -289,7 +290,7 @@ def test_a_saved_model_knows_nothing_of_packing(tmp_path: Path) -> None:
 def test_an_attention_of_transformers_that_keeps_rows_apart_may_be_asked_for(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "OTHERS", ("eager",))  # the one that runs everywhere
+    monkeypatch.setattr(packing, "TRANSFORMERS_ATTENTION", ("eager",))  # the one that runs everywhere
     model, rows = make(name), make_rows()
     expected = alone(model, rows)
     assert use_packing(model, "eager")
@@ -299,7 +300,7 @@ def test_an_attention_of_transformers_that_keeps_rows_apart_may_be_asked_for(
 
 
 def test_an_attention_that_does_not_keep_rows_apart_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packing, "OTHERS", ("sdpa",))
+    monkeypatch.setattr(packing, "TRANSFORMERS_ATTENTION", ("sdpa",))
     model = gpt2()  # learned positions and a mask of its own
     with pytest.raises(ValueError, match="does not keep rows apart"):
         use_packing(model, "sdpa")

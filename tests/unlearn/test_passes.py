@@ -23,13 +23,14 @@ from transformers import (
     OlmoForCausalLM,
 )
 
-from lume_unlearn.data.dataset import Tokens, pack_rows
-from lume_unlearn.methods import losses
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import Pack, pack_rows
+from lume_unlearn.methods.common import IGNORED, token_nll
+from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.retain import kl_tokens, state_distance
 from lume_unlearn.model import output_layer
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
 from lume_unlearn.model.output_layer import nll_value
-from lume_unlearn.model.packing import Pack
 from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120
@@ -68,12 +69,12 @@ BATCH = pack_rows({"forget": FORGET, "retain": RETAIN})
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return losses.pdu_tokens(logits)
+    return pdu_tokens(logits)
 
 
 def distance(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     assert reference is not None
-    return losses.kl_tokens(logits, reference)
+    return kl_tokens(logits, reference)
 
 
 def gradients(model: Any, values: list[Tensor]) -> dict[str, Tensor]:
@@ -89,10 +90,10 @@ def by_whole_logits(model: Any, batch: Pack, reference: Tensor) -> list[Tensor]:
     logits = labelled_logits(model, model.config, batch)
     forget, retain = batch.tokens_of("forget"), batch.tokens_of("retain")
     return [
-        losses.token_nll(logits[forget], batch.targets[forget]),
-        losses.kl_tokens(logits[retain], reference),
-        losses.pdu_tokens(logits[forget]),
-        losses.token_nll(logits[retain], batch.targets[retain]),
+        token_nll(logits[forget], batch.targets[forget]),
+        kl_tokens(logits[retain], reference),
+        pdu_tokens(logits[forget]),
+        token_nll(logits[retain], batch.targets[retain]),
     ]
 
 
@@ -232,7 +233,7 @@ def hidden_states(model: Any, rows: list[Tokens], layer: int) -> Tensor:
 
 
 def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return losses.state_distance(states, torch.zeros(1) if reference is None else reference)
+    return state_distance(states, torch.zeros(1) if reference is None else reference)
 
 
 @pytest.mark.parametrize("layer", [0, 1])  # transformers puts the final norm on the states of the last one
@@ -246,7 +247,7 @@ def test_states_behind_a_layer(name: str, layer: int) -> None:
         block.register_forward_hook(lambda module, inputs, output, number=number: ran.append(number))
     batch = pack_rows({"forget": FORGET})
     (found,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), states_value)])
-    torch.testing.assert_close(found, losses.state_distance(expected, torch.zeros(1)), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found, state_distance(expected, torch.zeros(1)), rtol=1e-6, atol=1e-6)
     assert ran == list(range(3 if name == "gpt2" else layer + 1))  # GPT-2 runs its whole list of layers
     torch.testing.assert_close(passes.reference_at(model, batch)(slice(None)), expected, rtol=1e-6, atol=1e-6)
     assert model.config.num_hidden_layers == 3

@@ -8,9 +8,9 @@ from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
-from lume_unlearn.data.dataset import Tokens, pack_rows
-from lume_unlearn.methods import losses
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.model import forward, output_layer
 from lume_unlearn.model.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
 from lume_unlearn.model.tuning import freeze
@@ -140,7 +140,7 @@ def test_states_of_a_layer(tuning: str) -> None:
 def nll_of(model: Any, row: Tokens) -> Tensor:
     logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
     labels = torch.tensor(row.labels[1:])
-    return losses.token_nll(logits[labels != IGNORED], labels[labels != IGNORED])
+    return token_nll(logits[labels != IGNORED], labels[labels != IGNORED])
 
 
 @pytest.mark.parametrize("max_tokens", [1, 25, 60, 10_000])

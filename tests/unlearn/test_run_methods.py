@@ -17,7 +17,7 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.dataset import Tokens, encode_rows
+from lume_unlearn.data.encode import Tokens, encode_rows
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes, token_nlls

@@ -7,12 +7,13 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
-from lume_unlearn.data.schedule import Key, Limits, Step, Steps, annealed, cut, in_batches, paired, sequential
+from lume_unlearn.methods.sequential import annealed, in_batches, sequential
+from lume_unlearn.methods.spec import Limits, Pair, Step, Steps, cut, paired
 
 UNLIMITED = Limits(None, 10**9)
 
 
-def keys_of(steps: list[list[Key]]) -> list[Key]:
+def keys_of(steps: list[list[Pair]]) -> list[Pair]:
     return list(chain.from_iterable(steps))
 
 
@@ -54,9 +55,9 @@ def test_without_retain_rows_the_forget_order_stays() -> None:
 def test_sequential_by_hand() -> None:
     """Five forget rows in chunks of two, two of five retain rows beside each, batches of one, two passes."""
     chunks = [
-        [Key((0,), (0, 1)), Key((1,), (2, 3))],
-        [Key((2,), (4, 0)), Key((3,), (1, 2))],
-        [Key((4,), (3, 4))],
+        [Pair((0,), (0, 1)), Pair((1,), (2, 3))],
+        [Pair((2,), (4, 0)), Pair((3,), (1, 2))],
+        [Pair((4,), (3, 4))],
     ]
     expected = [[[key] for key in chunk] * 2 for chunk in chunks]
     assert sequential(5, 5, batch_size=1, chunk=2, ratio=2, passes=2) == expected
@@ -66,7 +67,7 @@ def test_sequential_by_hand() -> None:
 
 
 def test_sequential_with_more_retain_rows_beside_one_than_there_are() -> None:
-    assert sequential(1, 2, 1, 32, 5, 1) == [[[Key((0,), (0, 1, 0, 1, 0))]]]
+    assert sequential(1, 2, 1, 32, 5, 1) == [[[Pair((0,), (0, 1, 0, 1, 0))]]]
 
 
 def test_annealed_by_hand() -> None:
@@ -76,13 +77,13 @@ def test_annealed_by_hand() -> None:
     ascents, annealings, last = phases[:6:2], phases[1:6:2], phases[6]
     for number, phase in enumerate(ascents):
         rows = [(f,) for f in range(5)][2 * number : 2 * number + 2]
-        assert Counter(keys_of(phase)) == {Key(row): 2 for row in rows}
+        assert Counter(keys_of(phase)) == {Pair(row): 2 for row in rows}
     for phase in annealings:
         counts = Counter(keys_of(phase))
         assert set(counts.values()) == {2}  # the same sample in both passes
         assert len(counts) == 2
         assert all(key.forget == () and len(key.retain) == 1 for key in counts)
-    assert Counter(keys_of(last)) == {Key((), (r,)): 2 for r in range(8)}
+    assert Counter(keys_of(last)) == {Pair((), (r,)): 2 for r in range(8)}
     assert keys_of(last)[:8] != keys_of(last)[8:]  # in a new order
 
 
@@ -95,7 +96,7 @@ def test_annealed_is_a_function_of_its_seed_and_draws_anew_after_each_chunk() ->
 
 
 def test_batches_keep_the_order_and_every_key() -> None:
-    keys = [Key((i,)) for i in range(7)]
+    keys = [Pair((i,)) for i in range(7)]
     assert [len(batch) for batch in in_batches(keys, 3)] == [3, 3, 1]
     assert keys_of(in_batches(keys, 3)) == keys
     assert in_batches([], 3) == []
@@ -103,7 +104,7 @@ def test_batches_keep_the_order_and_every_key() -> None:
 
 def cut_lengths(lengths: list[list[int]], limits: Limits) -> list[list[int]]:
     """Places of the keys in each pass, for keys of rows of such lengths."""
-    keys = [Key((i,)) for i in range(len(lengths))]
+    keys = [Pair((i,)) for i in range(len(lengths))]
     passes = cut(keys, lambda key: lengths[key.forget[0]], limits)
     return [[key.forget[0] for key in one] for one in passes]
 
@@ -148,7 +149,7 @@ def test_cut_keeps_order_and_limits_and_wastes_no_pass(tokens: int, keys: int | 
     assert not any(fits([*one, after[0]]) for one, after in pairwise(passes))
 
 
-def deal(epoch: list[list[Key]], lengths: list[int], limits: Limits, processes: int) -> list[list[Step]]:
+def deal(epoch: list[list[Pair]], lengths: list[int], limits: Limits, processes: int) -> list[list[Step]]:
     """[optimiser step][process] as the data loaders of the processes get them."""
     samplers = [
         Steps(lambda: epoch, len(epoch), lambda key: [lengths[key.forget[0]]], limits, process, processes)
@@ -183,7 +184,7 @@ def test_every_step_holds_the_same_keys_however_they_are_dealt(
 
 
 def test_two_processes_by_hand() -> None:
-    keys = [Key((i,)) for i in range(3)]
+    keys = [Pair((i,)) for i in range(3)]
     first, second = deal([keys], [9, 9, 9], Limits(1, 100), 2)[0]
     assert first.passes == [[keys[0]], [keys[2]]]
     assert second.passes == [[keys[1]], []]

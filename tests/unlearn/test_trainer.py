@@ -11,7 +11,9 @@ from transformers import TrainingArguments
 
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data import schedule
-from lume_unlearn.data.dataset import Sides, Tokens, pack_rows
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.model.forward import Reference, Span
 from lume_unlearn.training.run import training_arguments
 from tests.unlearn.formulas import FORMULAS, logits, nll
@@ -228,7 +230,7 @@ def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
 
 
 def test_each_epoch_has_pairs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[list[schedule.Key]] = []
+    drawn: list[list[schedule.Pair]] = []
     item = Sides.__getitem__
     monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.keys) or item(sides, step))
     rows = {"forget": make_rows(7, [(5 + i, 2) for i in range(6)])}
@@ -269,7 +271,7 @@ def test_passes_of_several_processes_add_up_to_one(tmp_path: Path) -> None:
     """Terms are shares of the whole step's: the sum over two processes' passes is the loss of one process."""
     for method in ("gd", "npo", "simnpo", "ceu", "rmu", "dpo", "sugd"):
         trainer = build(tmp_path, method)
-        keys = [schedule.Key((f,), (f,)) for f in range(4)]
+        keys = [schedule.Pair((f,), (f,)) for f in range(4)]
         whole, *shares = [trainer.sides[schedule.Step([part], keys)] for part in (keys, keys[:1], keys[1:])]
         expected = trainer.terms(trainer.model, whole["packs"][0], whole["sizes"])
         for name, value in expected.items():

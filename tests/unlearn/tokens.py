@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import torch
 
-from lume_unlearn.data.dataset import Tokens
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
 
 
 def half_labelled(vocabulary: int, lengths: Sequence[int], seed: int = 1) -> list[Tokens]:

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.dataset import Sides, Tokens
-from lume_unlearn.methods.losses import IGNORED
+from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import load
 from lume_unlearn.training.run import make_trainer
@@ -92,7 +93,7 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
         rows["forget"],
         rows["retain"] if config.needs_retain else [],
         rows["alternative"] if spec.alternative else [],
-        use=spec.forget_pass,
+        use=spec.uses_forget_rows,
     )
     return make_trainer(config, model, None, sides)
 

@@ -1,0 +1,102 @@
+"""Negative preference optimisation, on whole answers, on single tokens, and without a reference model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.common import Count, preference, row_means, row_sums
+from lume_unlearn.methods.spec import Batch, Method, Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def npo(nll: Tensor, rows: Tensor, reference: Tensor, n_rows: int, beta: float, count: Count = None) -> Tensor:
+    r"""Negative preference optimisation, ``-(2/beta) mean_b log sigmoid(beta sum_{S_b} (nll - reference))``.
+
+    At the reference it is ``(2/beta) ln 2`` (13.8629 for beta 0.1) and its gradient is that of gradient ascent on the
+    sequence sums; as a row is forgotten its gradient fades. Towards beta 0 it becomes gradient ascent.
+
+    Worked example: two rows with NLL sums (3, 5), reference sums (1, 5), beta 0.1: the arguments of the sigmoid are
+    (0.2, 0), -log sigmoid of them (0.598139, 0.693147), so the loss is 20 * (0.598139 + 0.693147) / 2 = 12.912860.
+
+    Source: Zhang et al. 2024 (arXiv 2404.05868), equation 3.
+    """
+    return preference(row_sums(nll - reference, rows, n_rows), beta, count)
+
+
+def token_npo(nll: Tensor, reference: Tensor, beta: float, count: Count = None) -> Tensor:
+    """NPO with each token as a sequence, ``-(2/beta) (1/N) sum log sigmoid(beta (nll - reference))``.
+
+    Worked example: NLLs (3, 5), reference (1, 5), beta 0.1 give 12.912860, as two rows of one token under `npo`.
+
+    Source: the system Atyaephyra of SemEval-2025 task 4 (arXiv 2503.13690). Deviations: its batches of 4 mix forget and
+    retain rows, here each forget row is paired with a retain row; its KL term compares the probability of the true
+    token alone, here it is `kl_tokens`.
+    """
+    return preference(nll - reference, beta, count)
+
+
+def simnpo(nll: Tensor, rows: Tensor, n_rows: int, beta: float, margin: float, count: Count = None) -> Tensor:
+    """NPO without a reference, ``-(2/beta) mean_b log sigmoid(beta ((1/|S_b|) sum_{S_b} nll - margin))``.
+
+    Worked example: token means (2, 1), beta 2, margin 1: arguments (2, 0), so (0.126928 + 0.693147) / 2 = 0.410038.
+
+    Source: Fan et al. 2024 (arXiv 2410.07163). The margin is inside the bracket as in the authors' code; the paper's
+    gamma is outside, so gamma = beta * margin. In nats per token; both are 0 in the authors' runs.
+    """
+    return preference(row_means(nll, rows, n_rows) - margin, beta, count)
+
+
+def _npo(batch: Batch) -> Tensor:
+    rows = batch.forget
+    beta, count = batch.params["beta"], batch.counts.forget_rows
+    return npo(rows.values, rows.rows, rows.reference, rows.count, beta, count)
+
+
+def _token_npo(batch: Batch) -> Tensor:
+    rows = batch.forget
+    return token_npo(rows.values, rows.reference, batch.params["beta"], batch.counts.forget_tokens)
+
+
+def _simnpo(batch: Batch) -> Tensor:
+    rows, params = batch.forget, batch.params
+    return simnpo(rows.values, rows.rows, rows.count, params["beta"], params["margin"], batch.counts.forget_rows)
+
+
+BETA = "strength of the method: see its formula"
+
+METHODS = (
+    Method(
+        "npo",
+        "negative preference optimisation",
+        "Zhang et al. 2024, arXiv 2404.05868",
+        "-2/beta log sigmoid(beta (NLL - reference NLL)), sums over the answer",
+        _npo,
+        reference_nll=("forget",),
+        params={"beta": Param(0.1, BETA)},
+    ),
+    Method(
+        "token-npo",
+        "NPO on single tokens",
+        "Bronec and Helcl 2025, arXiv 2503.13690",
+        "-2/beta log sigmoid(beta (NLL - reference NLL)) of each token, token mean",
+        _token_npo,
+        retain="nll+kl",
+        reference_nll=("forget",),
+        params={"beta": Param(0.5, BETA)},
+        defaults={"epochs": 20, "batch_size": 4, "kl_weight": 0.5},
+    ),
+    Method(
+        "simnpo",
+        "simple NPO, without a reference",
+        "Fan et al. 2024, arXiv 2410.07163",
+        "-2/beta log sigmoid(beta (NLL - margin)), means over the answer",
+        _simnpo,
+        params={
+            "beta": Param(4.5, BETA),
+            "margin": Param(0.0, "NLL up to which forgetting is pushed hardest", zero=True),
+        },
+        defaults={"forget_weight": 0.125},
+    ),
+)

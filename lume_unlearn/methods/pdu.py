@@ -1,0 +1,69 @@
+"""Primal-dual unlearning (PDU): flat logits on forget rows, a bound on the retain loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.common import at_least_float32
+from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.spec import Method, Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def pdu_tokens(logits: Tensor) -> Tensor:
+    """Squared height of the largest logit over their mean, ``(max_v z - mean_v z)^2``: (N,); 0 where all are equal.
+
+    Worked example: logits (3, 1, 2, -2) give (3 - 1)^2 = 4.
+
+    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code takes the logits at each labelled
+    token; these are, as for every method here, those that predict it.
+
+    Args:
+        logits: (N, V).
+    """
+    wide = at_least_float32(logits)
+    return (wide.amax(dim=-1) - wide.mean(dim=-1)).square()
+
+
+def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> float:
+    """Return the next weight for "retain loss <= epsilon", ``max(0, dual + step (retain_loss - epsilon))``.
+
+    NaN stays NaN. Worked example: dual 100, retain loss 0.5, epsilon 0.3, step 5 give 101.
+
+    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code moves it with each micro-batch's loss,
+    on each process separately; here it moves once an optimiser step, by the loss of the whole step.
+    """
+    return max(dual + step * (retain_loss - epsilon), 0.0)  # this order: max(0.0, nan) would be 0.0
+
+
+def _value(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    return pdu_tokens(logits)
+
+
+def _adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
+    if epoch <= params["dual_warmup"]:
+        return state
+    return {"weight": pdu_dual(state["weight"], loss, params["epsilon"], params["dual_step"])}
+
+
+METHODS = (
+    Method(
+        "pdu",
+        "primal-dual unlearning",
+        "Entesari et al. 2025, arXiv 2506.05314",
+        "(largest - mean logit)^2, token mean; retain weight follows retain loss - epsilon",
+        forget_mean,
+        retain_terms=("nll", "kl"),
+        per_token_loss=_value,
+        params={
+            "epsilon": Param(0.3, "retain loss that pdu allows", zero=True),
+            "dual_step": Param(5.0, "step of pdu's dual variable", zero=True),
+            "dual_warmup": Param(5.0, "epochs before pdu's dual variable moves", zero=True),
+        },
+        defaults={"retain_weight": 100.0},
+        adapt=_adapt,
+    ),
+)

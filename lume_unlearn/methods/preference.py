@@ -1,0 +1,112 @@
+"""Methods that prefer another answer: DPO with alternatives or refusals, and training on refusals."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.common import Count, preference, row_sums, token_mean
+from lume_unlearn.methods.npo import BETA
+from lume_unlearn.methods.spec import Batch, Method, Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def dpo(
+    nll: Tensor,
+    rows: Tensor,
+    reference: Tensor,
+    alternative_nll: Tensor,
+    alternative_rows: Tensor,
+    alternative_reference: Tensor,
+    n_rows: int,
+    beta: float,
+    count: Count = None,
+) -> Tensor:
+    """Preference for another answer, ``-(2/beta) mean_b log sigmoid(beta (lose_b - win_b))``.
+
+    ``lose_b`` sums (nll - reference) over forget row b, ``win_b`` over the alternative of that row: a refusal (IdkDPO)
+    or other plausible facts (AltPO, Mekala et al. 2024, arXiv 2409.13474). At the reference it is ``(2/beta) ln 2``.
+
+    Worked example: lose (2, 0), win (-1, 0), beta 0.1: 20 * (0.554355 + 0.693147) / 2 = 12.475024.
+
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), equation 7. Deviation: the factor is 2/beta where theirs is 1; this
+    is the scale of `npo`, so that the weights of the two methods compare.
+
+    Args:
+        nll: (N,) of the forget rows.
+        rows: (N,).
+        reference: (N,).
+        alternative_nll: (M,) of the alternatives' labelled tokens.
+        alternative_rows: (M,) the forget row that each token's alternative belongs to, 0 <= b < B.
+        alternative_reference: (M,).
+        n_rows: forget rows B, each with one alternative.
+        beta: inverse temperature.
+        count: forget rows to divide by.
+    """
+    lose = row_sums(nll - reference, rows, n_rows)
+    win = row_sums(alternative_nll - alternative_reference, alternative_rows, n_rows)
+    return preference(lose - win, beta, count)
+
+
+def _dpo(batch: Batch) -> Tensor:
+    lose, win = batch.forget, batch.alternative
+    return dpo(
+        lose.values,
+        lose.rows,
+        lose.reference,
+        win.values,
+        win.rows,
+        win.reference,
+        lose.count,
+        batch.params["beta"],
+        batch.counts.forget_rows,
+    )
+
+
+def _refusal(batch: Batch) -> Tensor:
+    return token_mean(batch.alternative.values, batch.counts.alternative_tokens)
+
+
+METHODS = (
+    Method(
+        "dpo",
+        "direct preference optimisation",
+        "Rafailov et al. 2023, arXiv 2305.18290",
+        "-2/beta log sigmoid(beta (gain of the alternative - gain of the answer)), sums; alternatives from a file",
+        _dpo,
+        reference_nll=("forget", "alternative"),
+        alternative="file",
+        params={"beta": Param(0.1, BETA)},
+    ),
+    Method(
+        "idk-dpo",
+        "DPO towards refusals",
+        "Maini et al. 2024, arXiv 2401.06121",
+        "as dpo, with a refusal as the alternative",
+        _dpo,
+        reference_nll=("forget", "alternative"),
+        alternative="refusals",
+        params={"beta": Param(0.1, BETA)},
+    ),
+    Method(
+        "idk",
+        "training on refusals",
+        "Maini et al. 2024, arXiv 2401.06121",
+        "NLL of a refusal, token mean",
+        _refusal,
+        alternative="refusals",
+        uses_forget_rows=False,
+    ),
+    Method(
+        "altpo",
+        "DPO towards generated alternatives",
+        "Mekala et al. 2024, arXiv 2409.13474",
+        "as dpo, with alternatives that the model generates (`lume-unlearn alternatives`)",
+        _dpo,
+        reference_nll=("forget", "alternative"),
+        alternative="file",
+        params={"beta": Param(0.1, BETA)},
+        defaults={"epochs": 2, "learning_rate": {"full": 5e-5}},
+    ),
+)

@@ -1,0 +1,77 @@
+"""The retain terms: the loss on retain rows that a method adds to its loss on forget rows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.common import at_least_float32
+from lume_unlearn.methods.spec import RetainTerm
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:
+    """Return the parts of a retain term ("nll", "kl", "states") and their weights; none for "none"."""
+    if term == "none":
+        return {}
+    if term == "nll+kl":
+        return {"nll": 1.0, "kl": kl_weight}
+    return {term: 1.0}
+
+
+def part_needs_reference(part: str) -> bool:
+    """Return whether a part of a retain term compares with the reference model, in every step."""
+    return part != "nll"
+
+
+def term_needs_reference(term: RetainTerm) -> bool:
+    """Return whether any part of a retain term compares with the reference model, in every step."""
+    return any(part_needs_reference(part) for part in retain_parts(term, 1.0))
+
+
+def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """Compare with the reference model at each labelled token of the retain rows: (N,).
+
+    Args:
+        part: "kl" (`kl_tokens`) or "states" (`state_distance`).
+        output: (N, V) logits, or for "states" (N, d) hidden states.
+        targets: (N,) token ids; not used.
+        reference: the reference model's output of the same shape.
+    """
+    assert reference is not None
+    return kl_tokens(output, reference) if part == "kl" else state_distance(output, reference)
+
+
+def kl_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """KL divergence from the reference, ``sum_v p_ref (log p_ref - log p)``: (N,) nats; 0 at the reference.
+
+    Worked example: p = (3/4, 1/4), p_ref = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
+
+    Source: the "KL" baseline of TOFU (Maini et al. 2024, arXiv 2401.06121, equation 6), on retain rows. Deviation: the
+    paper averages over all positions of each row and then over rows, and its code over padding as well, which makes the
+    term's weight depend on the batch; here a token mean over labelled tokens follows, as for every other term. With the
+    loss on the whole text this is the paper's set of positions.
+
+    Args:
+        logits: (N, V) of the model in training.
+        reference_logits: (N, V) of the reference model, same positions; no gradient.
+    """
+    reference_logp = at_least_float32(reference_logits.detach()).log_softmax(dim=-1)
+    logp = at_least_float32(logits).log_softmax(dim=-1)
+    return (reference_logp.exp() * (reference_logp - logp)).sum(dim=-1)
+
+
+def state_distance(states: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of hidden states from a target, ``(1/d) ||h - target||^2``: (N,).
+
+    Worked example: states (1, 2) and (0, 0), target (1, 0) give (2, 0.5).
+
+    Source: RMU, Li et al. 2024 (arXiv 2403.03218): on retain rows the target is the reference model's hidden state, on
+    forget rows see `rmu`.
+
+    Args:
+        states: (N, d).
+        target: (d,) or (N, d); no gradient.
+    """
+    return (at_least_float32(states) - at_least_float32(target.detach())).square().mean(dim=-1)

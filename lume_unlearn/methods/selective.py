@@ -1,0 +1,54 @@
+"""The system SHA256 of SemEval-2025 task 4: gradient difference with an adaptive retain weight."""
+
+import math
+from collections.abc import Mapping
+
+from lume_unlearn.methods.gradient import forget_ascent
+from lume_unlearn.methods.spec import Method
+
+
+def selective_weight(retain_loss: float, average: float) -> float:
+    """Return the retain weight ``0.3 * 6^(retain_loss - average) + 0.8``, to one decimal and within 1.2 to 2.3.
+
+    NaN stays NaN. Worked example: half a nat over the average gives round(1.534847, 1) = 1.5.
+
+    Source: Agrawal & Huang 2025 (arXiv 2504.12996). The bound 2.3 is that of the authors' code. Deviations: there each
+    micro-batch is weighted by its own loss; here a step by the loss of the step before, since a micro-batch knows the
+    loss of its step only when the step is over. The average is over the steps of the first epoch (theirs divides a sum
+    over batches by the number of rows).
+
+    Args:
+        retain_loss: of this step, in nats per token.
+        average: of the first epoch; a loss up to it gives 1.2.
+    """
+    if retain_loss <= average:
+        return 1.2
+    excess = min(retain_loss - average, 1.0)  # the upper bound holds from 0.9 on; 6^1e4 would overflow
+    return min(max(round(0.3 * math.pow(6.0, excess) + 0.8, 1), 1.2), 2.3)
+
+
+def _adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
+    if epoch <= 1:  # the first epoch only measures
+        total, steps = state.get("total", 0.0) + loss, state.get("steps", 0.0) + 1
+        return {"weight": state["weight"], "total": total, "steps": steps}
+    return state | {"weight": selective_weight(loss, state["total"] / state["steps"])}
+
+
+METHODS = (
+    Method(
+        "selective",
+        "selective layers, adaptive retain weight",
+        "Agrawal and Huang 2025, arXiv 2504.12996",
+        "-NLL, token mean; retain weight 1.2 to 2.3 as the retain loss rises",
+        forget_ascent,
+        retain_terms=("nll",),
+        defaults={
+            "epochs": 8,
+            "batch_size": 60,
+            "warmup": 0.0,
+            "learning_rate": {"full": 1.5e-5},
+            "retain_weight": 1.2,
+        },
+        adapt=_adapt,
+    ),
+)

@@ -1,0 +1,48 @@
+"""Negated task vectors: train on the forget rows, then subtract the change of the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.spec import Method, Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """Return the weights before training minus the scaled change: before - scale * (after - before).
+
+    Ilharco et al. 2022 (arXiv 2212.04089), computed in float32. Each result has the dtype and the device of its tensor
+    before training; tensors that are not of floating-point numbers stay as they were before.
+
+    Raises:
+        ValueError: names or shapes differ.
+    """
+    differing = sorted(before.keys() ^ after.keys())
+    if differing:
+        raise ValueError(f"before or after only: {', '.join(differing)}")
+    result = dict(before)
+    for name, tensor in before.items():
+        if tensor.shape != after[name].shape:
+            raise ValueError(f"{name}: shape {tuple(tensor.shape)} before, {tuple(after[name].shape)} after")
+        if tensor.is_floating_point():
+            start = tensor.float()
+            result[name] = (start - scale * (after[name].to(start) - start)).to(tensor.dtype)
+    return result
+
+
+METHODS = (
+    Method(
+        "task-vector",
+        "negated task vector",
+        "Ilharco et al. 2022, arXiv 2212.04089",
+        "NLL, token mean; then the change of the weights times -scale",
+        forget_mean,
+        retain="none",
+        retain_terms=("none",),
+        params={"scale": Param(5.0, "factor by which the task vector is subtracted")},
+        negated=True,
+    ),
+)

@@ -1,0 +1,58 @@
+"""UNDIAL: self-distillation from the reference logits with the answer's tokens lowered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from lume_unlearn.methods.common import at_least_float32
+from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.npo import BETA
+from lume_unlearn.methods.spec import Method, Param
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
+    """Self-distillation from adjusted logits, ``-sum_v q log p`` with q = softmax(z_ref - beta onehot(y)): (N,) nats.
+
+    Its minimum is the entropy of q, not 0; with beta 0 training starts there, without gradient.
+
+    Worked example: p = p_ref = (3/4, 1/4), target 0, beta ln 3: q = (1/2, 1/2), the value is ln(16/3) / 2 = 0.836988.
+
+    Source: Dong et al. 2024 (arXiv 2402.10052). Deviation: the authors distil every position of the text, and other
+    code prompt and padding too; here only labelled tokens.
+
+    Args:
+        logits: (N, V) of the model in training.
+        reference_logits: (N, V) of the reference model, same positions; no gradient.
+        targets: (N,) token ids.
+        beta: the amount by which the teacher's logit of the target is lowered.
+    """
+    from torch.nn.functional import cross_entropy
+
+    teacher = at_least_float32(reference_logits.detach())
+    penalty = teacher.new_zeros(teacher.shape).scatter_(-1, targets[:, None], beta)
+    return cross_entropy(at_least_float32(logits), (teacher - penalty).softmax(dim=-1), reduction="none")
+
+
+def _undial(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    assert reference is not None
+    return undial_tokens(logits, reference, targets, params["beta"])
+
+
+METHODS = (
+    Method(
+        "undial",
+        "self-distillation with adjusted logits",
+        "Dong et al. 2024, arXiv 2402.10052",
+        "cross entropy with the reference model's distribution, the answer's logits lowered by beta; token mean",
+        forget_mean,
+        retain="none",
+        per_token_loss=_undial,
+        needs_reference_forward=True,
+        params={"beta": Param(10.0, BETA, zero=True)},
+        defaults={"learning_rate": {"full": 1e-4}},
+    ),
+)
