@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_tasks.errors import DataError
-from lume_tasks.metrics.text import Mean
+from lume_tasks.metrics.aggregate import Mean
 from lume_tasks.paths import task_dir
 from lume_tasks.tasks.score import SubjectTask, lume_scores
 

@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from lume_tasks.metrics import aggregate
-from lume_tasks.metrics.text import Mean, exact_match, rouge_recall
+from lume_tasks.metrics.aggregate import Mean
+from lume_tasks.metrics.text import exact_match, rouge_recall
 
 
 @pytest.mark.parametrize(

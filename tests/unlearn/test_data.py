@@ -10,8 +10,9 @@ from lume_tasks.errors import DataError
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
 from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.spec import Pair, Step
+from lume_unlearn.methods.spec import Pair
 
 ROW = Row("a-qa0", "What is the birth date of Ada?", "1990-01-02", "Task2")
 

@@ -7,8 +7,9 @@ from itertools import chain, pairwise
 import pytest
 import torch
 
+from lume_unlearn.data.schedule import Limits, Step, Steps, cut, paired
 from lume_unlearn.methods.sequential import annealed, in_batches, sequential
-from lume_unlearn.methods.spec import Limits, Pair, Step, Steps, cut, paired
+from lume_unlearn.methods.spec import Pair
 
 UNLIMITED = Limits(None, 10**9)
 
