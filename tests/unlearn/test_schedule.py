@@ -61,9 +61,9 @@ def test_sequential_by_hand() -> None:
         [Pair((4,), (3, 4))],
     ]
     expected = [[[key] for key in chunk] * 2 for chunk in chunks]
-    assert sequential(5, 5, batch_size=1, chunk=2, ratio=2, passes=2) == expected
+    assert sequential(5, 5, batch_size=1, chunk=2, ratio=2, epochs=2) == expected
     # A batch does not reach over the end of a pass.
-    by_three = sequential(5, 5, batch_size=3, chunk=2, ratio=2, passes=2)
+    by_three = sequential(5, 5, batch_size=3, chunk=2, ratio=2, epochs=2)
     assert by_three == [[chunk, chunk] for chunk in chunks]
 
 
@@ -73,7 +73,7 @@ def test_sequential_with_more_retain_rows_beside_one_than_there_are() -> None:
 
 def test_annealed_by_hand() -> None:
     """Five forget rows in chunks of two: ascent, annealing, three times, then all eight retain rows."""
-    phases = annealed(5, 8, batch_size=3, chunk=2, share=0.25, passes=2, seed=4)
+    phases = annealed(5, 8, batch_size=3, chunk=2, share=0.25, epochs=2, seed=4)
     assert [[len(step) for step in phase] for phase in phases] == [[2, 2]] * 4 + [[1, 1], [2, 2], [3, 3, 2] * 2]
     ascents, annealings, last = phases[:6:2], phases[1:6:2], phases[6]
     for number, phase in enumerate(ascents):
