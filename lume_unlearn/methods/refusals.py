@@ -21,7 +21,7 @@ def refusal_texts(kind: str) -> list[str]:
 def refusals(rows: Sequence[Row], seed: int) -> list[str]:
     """Choose one refusal for each row: of a question for ``qa`` rows, of a text to be continued for ``sc`` rows.
 
-    The choice depends on the row's id and the seed alone, so that a resumed run, other processes and subsets of the rows
+    The choice depends on the row's id and the seed alone, so that a resumed run, other processes and subsets of rows
     agree on it, and its reference NLL is computed once. Deviation: TOFU (Maini et al. 2024, arXiv 2401.06121) draws
     another one each time.
     """
