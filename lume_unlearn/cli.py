@@ -277,7 +277,7 @@ def scoring_command(config: Any) -> str:
     tasks, metadata = "lume", {}
     if config.forget:  # the tasks read a directory
         metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
-    elif config.data or not config.spec.merges:
+    else:
         found = tasks_for(named_directory(config.data), config.split)
         # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
         tasks = "lume" if {*ROW_TASKS, "lume_mia"} <= set(found) else ",".join(found)
