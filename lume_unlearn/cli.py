@@ -113,7 +113,7 @@ def parser() -> ArgumentParser:
 
     quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
     quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
-    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
+    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the models and runs; the rows stay.")
     commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about a minute")
 
     _add_configured(commands)
