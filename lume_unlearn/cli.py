@@ -58,7 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _main(argv: Sequence[str] | None) -> int:
     from lume_unlearn.config import ConfigError
-    from lume_unlearn.evaluation.quiet import HARNESS, without_messages
     from lume_unlearn.training.signals import Interrupted
 
     for name in ("lume_unlearn", "lume_tasks"):
@@ -68,8 +67,7 @@ def _main(argv: Sequence[str] | None) -> int:
         parsed = parser().parse_args(_recipe_first(argv))
         options = parsed[parsed.command].as_dict()
         options.pop("config", None)
-        with without_messages(*HARNESS):
-            COMMANDS[parsed.command](options)
+        COMMANDS[parsed.command](options)
     except (ConfigError, DataError) as error:
         return _say(argv, str(error), 1)
     except Interrupted as error:

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from lume_tasks.data import locate
 from lume_tasks.data.files import Fault, place, read_rows, scan
 from lume_tasks.data.rows import SPLITS, Row, text_problem
-from lume_tasks.errors import DataError, describe, quote
+from lume_tasks.errors import DataError, describe, first_few, quote
 from lume_unlearn.config import ConfigError, named_twice
 from lume_unlearn.data.sources import named_directory, named_file
-from lume_unlearn.evaluation.sampling import bare, first_few, sample_alternatives
+from lume_unlearn.evaluation.sampling import SHOWN, bare, sample_alternatives
 from lume_unlearn.model import load
 
 FIELDS = ("id", "alternative")
@@ -95,7 +95,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
     if all(line for line, _ in faults):  # a file that could not be read as a whole says nothing about its rows
         faults += _missing([row.id for row in rows if row.id not in found], len(rows))
     if faults:
-        raise DataError("\n".join(first_few(place(str(path), faults))))
+        raise DataError("\n".join(first_few(place(str(path), faults), SHOWN)))
     return found
 
 

@@ -121,9 +121,7 @@ class Evaluation(TrainerCallback):
             _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
 
     def _score(self, model: Any) -> dict[str, Any]:
-        from lm_eval.models.huggingface import HFLM
-
-        lm = HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=self.config.evaluate_batch_size)
+        lm = harness.wrap(model, self.tokenizer, self.config.evaluate_batch_size)
         # No seeds: scoring draws nothing, and the training's own random state must go on as it is.
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
         return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)
