@@ -2,13 +2,14 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lume_tasks.data import published
 from lume_tasks.data.files import read_text
@@ -26,8 +27,8 @@ _AUTOMATIC = (
     "This model card has been generated automatically",
 )  # peft's, Trainer's
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-# Options of a run that are paths of the machine it ran on. They are not published, except the names of the last two.
-_PATHS = ("model", "output", "data", "forget", "retain", "resume", "alternatives", "adapters")
+_LISTS_OF_PATHS = ("alternatives", "adapters")  # options of a run; only the last components are published
+_PATHS = ("model", "output", "data", "forget", "retain", "resume", *_LISTS_OF_PATHS)  # local, so not published
 _ADAPTER_CONFIG = "adapter_config.json"
 # Only these files of the folder are uploaded. Others may contain rows, paths, or checkpoints.
 _PUBLISHED = re.compile(
@@ -201,7 +202,7 @@ def _lume(one: Evaluation, tasks: Sequence[str]) -> Source:
         return Source("own data", "other", visible(one.split))
     splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
     split = splits.pop() if len(splits) == 1 else visible(one.split)
-    whole = all(one.counts().get(task, {}).get("original") == one.count(task) for task in tasks)
+    whole = all(one.section("n-samples").get(task, {}).get("original") == one.count(task) for task in tasks)
     return Source("LUME" if whole else "part of LUME", "lume", split)
 
 
@@ -218,7 +219,9 @@ def _mmlu(one: Evaluation) -> Source:
 def _subjects(one: Evaluation) -> dict[str, int]:
     """Return each subject of MMLU that was scored, with the number of questions."""
     prefix = "lume_mmlu_"
-    return {task.removeprefix(prefix): one.count(task) or 0 for task in one.counts() if task.startswith(prefix)}
+    return {
+        task.removeprefix(prefix): one.count(task) or 0 for task in one.section("n-samples") if task.startswith(prefix)
+    }
 
 
 def _digest(one: Evaluation, task: str) -> str:
@@ -227,49 +230,33 @@ def _digest(one: Evaluation, task: str) -> str:
 
 
 def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
-    """Return the card's text in Markdown: no rows, no paths, no text that a model generated."""
+    """Return the card's text in Markdown, as card.md.j2 lays it out."""
     config = record["config"]
-    method = METHODS[config["method"]]
-    base = config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name
-    kind = "LoRA adapter of" if config["tuning"] == "lora" else "model made from"
     options = {name: value for name, value in config.items() if name not in _PATHS and value is not None}
-    for name in ("alternatives", "adapters"):
+    for name in _LISTS_OF_PATHS:
         if config.get(name) is not None:
             options[name] = ", ".join(Path(path.strip()).name for path in config[name].split(","))
-    files = [(Path(file).name, digest) for file, digest in record["data_sha256"].items()]
-    return f"""{MARK}
-
-# {_code(model_dir.resolve().name)}
-
-A {kind} {_code(base)} by unlearning with {method.title} ({method.citation}).
-It was trained to forget one set of texts and to keep another; the scores say how far each succeeded. A low score on
-forget rows does not mean that the weights no longer contain the texts: see the attacks' AUC, which is 0.5 only if
-nobody can tell what was in the training data.
-
-## Scores
-
-By the tasks of [LUME](https://arxiv.org/abs/2502.15097) in lm-evaluation-harness, {_code(model.evaluations[0].rows)}.
-
-{_table(("score", "value", "95 % interval", "good"), _score_rows(model))}
-
-Scored on these documents; LUME and MMLU are named only if they are the published ones:
-
-{_table(("task", "data", "documents", "SHA-256"), _scored_documents(model))}
-
-## How it was made
-
-In {_code(record["seconds"])} s, by {_code(record["processes"])} process(es), with these options:
-
-{_table(("option", "value"), map(_codes, options.items()))}
-
-Trained on these files:
-
-{_table(("file", "SHA-256"), map(_codes, files))}
-
-Versions:
-
-{_table(("package", "version"), map(_codes, record["versions"].items()))}
-"""
+    templates = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters["code"] = _code
+    return templates.get_template("card.md.j2").render(
+        mark=MARK,
+        name=model_dir.resolve().name,
+        lora=config["tuning"] == "lora",
+        base=config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name,
+        method=METHODS[config["method"]],
+        rows=model.evaluations[0].rows,
+        scores=_score_rows(model),
+        documents=_scored_documents(model),
+        record=record,
+        options=options,
+        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
+    )
 
 
 def _score_rows(model: Model) -> list[tuple[str, str, str, str]]:
@@ -282,9 +269,9 @@ def _score_rows(model: Model) -> list[tuple[str, str, str, str]]:
     return rows
 
 
-def _scored_documents(model: Model) -> list[tuple[str, ...]]:
+def _scored_documents(model: Model) -> list[tuple[str, str, int | None, str]]:
     """Return (task, data, number of documents, SHA-256) of every task of LUME that was scored, and of MMLU."""
-    rows = []
+    rows: list[tuple[str, str, int | None, str]] = []
     for task in (*TASKS, _MIA):
         one = model.evaluation(task)
         if one:
@@ -292,7 +279,7 @@ def _scored_documents(model: Model) -> list[tuple[str, ...]]:
     score = model.evaluation("lume_score")
     if score and "mmlu" in score.scores["lume_score"]:
         rows.append(("general knowledge", _mmlu(score).name, sum(_subjects(score).values()), "unknown"))
-    return [(task, *_codes(values)) for task, *values in rows]
+    return rows
 
 
 def _full_name(model: Model, score: Score) -> str:
@@ -301,19 +288,10 @@ def _full_name(model: Model, score: Score) -> str:
     return f"{task_number(score.task)}, {score.name}" if score.task in TASKS else score.name
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _code(value: object) -> str:
     """Return any value as inline code on one line, in which no markup has an effect."""
     text = visible(str(value)).replace("\n", " ").replace("`", "'").replace("|", "\\|")
     return f"`{text}`"
-
-
-def _codes(values: Iterable[object]) -> list[str]:
-    return [_code(value) for value in values]
 
 
 def _on_the_hub(model: str) -> bool:

@@ -64,7 +64,8 @@ def trade_off(tracks: Sequence[Track], kinds: Sequence[str], title: str) -> Figu
     """
     figure, axes = _figure(title, 3.5 + 0.2 * len(tracks))
     for place, track in enumerate(tracks):
-        colour, marker = _colour(track.number), _marker(track.number)
+        look = _look(track.number)
+        colour, marker = look["color"], look["marker"]
         size = 110 * 0.8**place + 24  # later markers are smaller, so that those in the same place all show
         for kind, points in track.kinds.items():
             _draw_points(axes, points, colour, marker, colour if kind == kinds[0] else "none", size)
@@ -97,8 +98,7 @@ def over_training(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str,
     """Draw scores over the epochs or steps of one run: name of a score -> (place on the axis, score) in order."""
     figure, axes = _figure(title, 3.4 + 0.2 * len(lines))
     for number, (name, points) in enumerate(lines.items()):
-        style: dict[str, Any] = {"color": _colour(number), "marker": _marker(number), "ls": _line(number)}
-        axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=name, clip_on=False, **style)
+        axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=name, clip_on=False, **_look(number))
     axes.set(xlabel=unit, ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
     return _with_legend(figure)
@@ -142,7 +142,7 @@ def roc(curves: Sequence[Curve], title: str) -> Figure:
     figure, axes = _figure(title, 3.4 + 0.2 * (len(curves) + 1))
     left = min(rate for curve in curves for rate in curve.false if rate > 0) / 2
     for curve in curves:
-        style: dict[str, Any] = {"color": _colour(curve.number), "ls": _line(curve.number)}
+        style = _look(curve.number) | {"marker": ""}
         axes.plot(np.maximum(curve.false, left), curve.true, lw=1.8, label=curve.name, clip_on=False, **style)
     chance = np.geomspace(left, 1, 100)
     axes.plot(chance, chance, color="0.6", lw=1, label="chance")
@@ -176,13 +176,9 @@ def _with_legend(figure: Figure) -> Figure:
     return figure
 
 
-def _colour(number: int) -> str:
-    return COLOURS[number % len(COLOURS)]
-
-
-def _marker(number: int) -> str:
-    return MARKERS[number % len(MARKERS)]
-
-
-def _line(number: int) -> str:
-    return LINES[number % len(LINES)]
+def _look(number: int) -> dict[str, Any]:
+    return {
+        "color": COLOURS[number % len(COLOURS)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": LINES[number % len(LINES)],
+    }

@@ -55,13 +55,6 @@ class Evaluation:
         return str(self.content.get("model_name") or folder)
 
     @property
-    def model_args(self) -> dict[str, str]:
-        """The harness's model arguments, which it writes as an object or as text."""
-        given = self._section("config").get("model_args") or {}
-        pairs = given.items() if isinstance(given, dict) else (pair.partition("=")[::2] for pair in given.split(","))
-        return {key: str(value) for key, value in pairs}
-
-    @property
     def split(self) -> str:
         """The rows that were scored: all, train, validation or test."""
         splits = [self.metadata(task).get("lume_split") for task in self.scores]
@@ -70,13 +63,16 @@ class Evaluation:
     @property
     def rows(self) -> str:
         """The split, and the limit if there was one."""
-        limit = self._section("config").get("limit")
+        limit = self.section("config").get("limit")
         return f"split {self.split}" + (f", limit {limit}" if limit else "")
 
     @property
     def settings(self) -> str:
         """The rows, and all model arguments other than where the model is."""
-        others = sorted(f"{key}={value}" for key, value in self.model_args.items() if key not in _LOCATIONS)
+        args = self.section("config").get("model_args") or {}
+        if isinstance(args, str):
+            args = dict(pair.partition("=")[::2] for pair in args.split(","))
+        others = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
         return ", ".join([self.rows, *others])
 
     @property
@@ -96,21 +92,22 @@ class Evaluation:
         """The tasks without which there is no final score, and why, as the harness's results name them."""
         return str(self.content["results"].get("lume_score", {}).get("missing,none", ""))
 
+    def section(self, name: str) -> dict[str, Any]:
+        """A part of the file, such as ``config``; empty if it is absent."""
+        return self.content.get(name) or {}
+
     def metadata(self, task: str) -> dict[str, Any]:
         """The metadata that the task was configured with."""
-        return self._section("configs").get(task, {}).get("metadata") or {}
+        return self.section("configs").get(task, {}).get("metadata") or {}
 
     def version(self, task: str) -> str:
         """The version of the task's YAML; scores of different versions are not comparable."""
-        return str(self._section("versions").get(task, "unknown"))
-
-    def counts(self) -> dict[str, dict[str, int]]:
-        """Task -> ``original`` and ``effective`` number of documents; groups have none."""
-        return self._section("n-samples")
+        return str(self.section("versions").get(task, "unknown"))
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
-        return self.counts().get(task, {}).get("effective")
+        count: int | None = self.section("n-samples").get(task, {}).get("effective")
+        return count
 
     def samples(self, task: str) -> list[Sample] | None:
         """The logged documents of one task; None if they were not logged.
@@ -125,9 +122,6 @@ class Evaluation:
         """Short hash of a task's prompts and targets, independent of their order; None if they were not logged."""
         hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
         return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8] if hashes else None
-
-    def _section(self, name: str) -> dict[str, Any]:
-        return self.content.get(name) or {}
 
 
 @dataclass(frozen=True, eq=False)
