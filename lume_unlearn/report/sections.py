@@ -72,7 +72,7 @@ def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
         "aucs": score_table(models, AUCS),
         "caught": {percent: score_table(models, scores) for percent, scores in CAUGHT.items()},
         "reference": score_table(models, REFERENCE),
-        "members_kept": members_kept(models),
+        "not_unlearned": not_unlearned(models),
         "attacks": attacks(models),
         "memorisation": {side: score_table(models, scores) for side, scores in MEMORISATION.items()},
         "personal_data": {
@@ -117,22 +117,27 @@ def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:
     return missing
 
 
-def members_kept(models: Sequence[Model]) -> dict[str, str]:
-    """Return the models for which not all member documents are forget rows, with the share of those that are."""
-    shares = {model.name: model.score("lume_mia", "members_unlearned") for model in models}
-    return {name: f"{share:.0%}" for name, share in shares.items() if share is not None and share < 1}
+def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:
+    """Return the models for which not all member documents are forget rows, by the share of those that are."""
+    shares: dict[str, list[str]] = {}
+    for model in models:
+        share = model.score("lume_mia", "members_unlearned")
+        if share is not None and share < 1:
+            shares.setdefault(f"{share:.0%}", []).append(model.name)
+    return shares
 
 
 def trade_off(models: Sequence[Model]) -> list[Figure]:
     """Return forget against retain scores, one figure a task; the checkpoints of a run are joined by a line."""
-    runs = [(run.name, [model for _, model in run.points]) for run in find_runs(models)]
-    in_runs = {model for _, members in runs for model in members[1:]}
-    alone = [(model.name, [model]) for model in models if model not in in_runs]
+    runs = find_runs(models)
+    trained = {model for run in runs for place, model in run.points if place > 0}  # 0: the reference model
+    named = [(model.name, [model]) for model in models if model not in trained]
+    named += [(run.name, [model for _, model in run.points]) for run in runs]
     figures = []
     for task, title in TASKS.items():
         tracks = [
             plots.Track(_label(name), models.index(members[-1]), points)
-            for name, members in alone + runs
+            for name, members in named
             if (points := _points(members, task))
         ]
         if tracks:

@@ -92,22 +92,18 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(finished: Path, wr
     }
 
 
-def test_limited_scores_are_of_a_part_of_lume(finished: Path, write_results: Write) -> None:
+def test_scores_of_some_of_the_rows_are_of_a_part_of_lume(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES)
     published_results(path, {"lume_task2": {"original": 9, "effective": 4}})
     assert main(finished, path) == 0
     names = {result.dataset_name for result in ModelCard.load(finished / "README.md").data.eval_results}
-    assert "part of LUME, Task 2: personal data, 4 rows" in names
-    assert "part of LUME, all tasks, 8 rows" in names
+    assert {"part of LUME, Task 2: personal data, 4 rows", "part of LUME, all tasks, 8 rows"} <= names
 
 
 def test_no_local_path_is_published(finished: Path, write_results: Write) -> None:
     place = finished.parent
     record = json.loads((finished / "unlearning.json").read_text())
-    record["config"] |= {
-        "alternatives": str(place / "alternatives.jsonl"),
-        "adapters": f"{place / 'a1'}, {place / 'a2'}",
-    }
+    record["config"] |= {"alternatives": f"{place}/alternatives.jsonl", "adapters": f"{place}/a1, {place}/a2"}
     record["data_sha256"][str(place / "other" / "forget.jsonl")] = "def456"
     (finished / "unlearning.json").write_text(json.dumps(record))
     args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
@@ -128,7 +124,7 @@ def test_a_base_model_on_the_hub_is_linked(finished: Path, write_results: Write)
     assert ModelCard.load(finished / "README.md").data.base_model == "someone/olmo-1b"
 
 
-def test_results_of_another_model_or_of_two_settings_are_refused(
+def test_results_must_be_of_the_folder_or_a_copy_in_one_setting(
     finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(finished, write_results("/m/gd", SCORES)) == 1
@@ -140,10 +136,7 @@ def test_results_of_another_model_or_of_two_settings_are_refused(
     assert main(finished, *paths) == 1
     assert f"hold several results of {finished}" in capsys.readouterr().err
     assert not (finished / "README.md").exists()
-
-
-def test_results_of_a_copy_of_the_folder_are_accepted(finished: Path, write_results: Write, tmp_path: Path) -> None:
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(finished, finished.with_name("copy"))
     assert main(finished, write_results(str(copy), SCORES)) == 0
 
 
@@ -163,12 +156,7 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [
-        (None, "no usable unlearning.json"),
-        ("{", "no usable unlearning.json"),
-        ("3", "no usable unlearning.json"),
-        ('{"config": {"method": "npo"}}', "another version of lume-unlearn"),
-    ],
+    [(None, "no usable unlearning.json"), ("{", "no usable unlearning.json"), ('{"config": {}}', "another version")],
 )
 def test_a_folder_without_a_record_is_refused(
     tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str | None, message: str
@@ -227,17 +215,6 @@ def test_adapter_is_uploaded_without_the_path_of_its_model(
     assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": "base"}
     assert folder["allow_patterns"] == ["README.md"]
     assert json.loads((finished / "adapter_config.json").read_text()) == config
-
-
-def test_refused_upload_is_an_error(
-    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(self: Any, name: str, exist_ok: bool) -> str:
-        raise OSError("the hub cannot be reached")
-
-    monkeypatch.setattr("lume_unlearn.report.card.HfApi.create_repo", refuse)
-    assert push(finished, write_results(str(finished), SCORES)) == 1
-    assert "--push_to_hub me/mine: the hub cannot be reached" in capsys.readouterr().err
 
 
 def test_hostile_names_stay_text(finished: Path, write_results: Write) -> None:

@@ -14,7 +14,7 @@ from lume_unlearn import cli
 from lume_unlearn.report import plots
 from lume_unlearn.report.page import render
 from lume_unlearn.report.results import read_models
-from lume_unlearn.report.sections import page_data
+from lume_unlearn.report.sections import losses, page_data, roc_points
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -225,6 +225,21 @@ def test_scores_that_cannot_be_compared_have_a_warning(write_results: Write) -> 
     assert "Not all of these scores can be compared." in text
     assert "The rows are of different splits. train: train; validation: validation." in text
     assert "can be compared" not in Outline(page_of(one)).text
+
+
+def test_losses_and_rates_are_those_of_the_samples() -> None:
+    members, nonmembers = losses(mia_samples([1.0, 2.0], [1.5, 3.0])) or ([], [])
+    assert (members, nonmembers) == ([1.0, 2.0], [1.5, 3.0])
+    # rising losses: member 1, other 1.5, member 2, other 3
+    assert roc_points(members, nonmembers) == ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
+    assert roc_points([0.0], [float("inf")]) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    "samples", [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), []], ids=["one class", "NaN", "none"]
+)
+def test_models_without_the_losses_of_both_classes_are_left_out(samples: list[dict[str, Any]]) -> None:
+    assert losses(samples) is None
 
 
 def test_report_and_card_do_not_import_torch() -> None:

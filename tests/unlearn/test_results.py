@@ -1,4 +1,4 @@
-"""Which scores are read from which files, what belongs together, and what cannot be compared or read."""
+"""Reading results files: newest scores, names of models, runs, and scores that cannot be compared or read."""
 
 import json
 import os
@@ -13,7 +13,6 @@ from lm_eval.loggers import EvaluationTracker
 from lume_tasks.errors import DataError
 from lume_unlearn import cli
 from lume_unlearn.report.results import comparability, find_runs, read_models
-from lume_unlearn.report.sections import losses, roc_points
 
 Write = Callable[..., Path]
 
@@ -21,11 +20,6 @@ Write = Callable[..., Path]
 def logged_row(number: int) -> dict[str, Any]:
     doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
     return {"doc_id": number, "doc": doc, "filtered_resps": ["b"], "prompt_hash": f"p{number}", "target_hash": "t"}
-
-
-def mia_samples(members: list[float], others: list[float]) -> list[dict[str, Any]]:
-    pairs = [(True, -loss) for loss in members] + [(False, -loss) for loss in others]
-    return [{"doc_id": i, "doc": {"member": m}, "loss_auc": [m, score]} for i, (m, score) in enumerate(pairs)]
 
 
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
@@ -145,21 +139,6 @@ def test_broken_sample_is_named_by_line(write_results: Write) -> None:
     samples.write_text(f"{json.dumps(logged_row(0))}\n{{")
     with pytest.raises(DataError, match=re.escape(f"{samples}:2: ")):
         read_models([str(path)])[0].samples("lume_task1")
-
-
-def test_losses_and_rates_are_those_of_the_samples() -> None:
-    members, nonmembers = losses(mia_samples([1.0, 2.0], [1.5, 3.0])) or ([], [])
-    assert (members, nonmembers) == ([1.0, 2.0], [1.5, 3.0])
-    # rising losses: member 1, other 1.5, member 2, other 3
-    assert roc_points(members, nonmembers) == ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
-    assert roc_points([0.0], [float("inf")]) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
-
-
-@pytest.mark.parametrize(
-    "samples", [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), []], ids=["one class", "NaN", "none"]
-)
-def test_models_without_the_losses_of_both_classes_are_left_out(samples: list[dict[str, Any]]) -> None:
-    assert losses(samples) is None
 
 
 def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
