@@ -17,7 +17,7 @@ from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS, MMLU_SUBJECTS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.report.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score, task_number
+from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
 from lume_unlearn.report.results import RECORD, Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
@@ -37,7 +37,7 @@ _PUBLISHED = re.compile(
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
-_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD))
+_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD), MEMBERS)
 _MIA = "lume_mia"
 _TITLES = TASKS | {"lume_score": "all tasks", _MIA: "membership inference"}
 

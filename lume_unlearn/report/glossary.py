@@ -55,6 +55,7 @@ TWELVE = tuple(
     for kind, words in KINDS.items()
 )
 AUCS = tuple(Score("lume_mia", f"{attack}_auc", f"{name} AUC", "0.5") for attack, name in ATTACKS.items())
+MEMBERS = Score("lume_mia", "members_unlearned", "members among forget rows", "1")
 CAUGHT = {
     percent: tuple(
         Score("lume_mia", f"{attack}_tpr_at_{percent}", name, f"{percent / 100:.2f}")

@@ -106,10 +106,10 @@ def over_training(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str,
 
 @mpl.rc_context(STYLE)
 def loss_histogram(members: Sequence[float], nonmembers: Sequence[float], upper: float, title: str) -> Figure:
-    """Draw the distribution of a model's losses on documents to be forgotten and on documents it never saw.
+    """Draw the distribution of a model's losses on member documents and on documents it never saw.
 
     Args:
-        members: mean token NLL of each document to be forgotten, in nats.
+        members: mean token NLL of each member document, in nats.
         nonmembers: of each document that was not in the training data.
         upper: end of the axis, the same for all models; higher losses are counted in the last bin.
         title: of the figure.
@@ -118,7 +118,7 @@ def loss_histogram(members: Sequence[float], nonmembers: Sequence[float], upper:
     filled: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.55}
     hatched: dict[str, Any] = {"edgecolor": COLOURS[1], "facecolor": "none", "hatch": "////", "linewidth": 1.5}
     bins: Any = np.linspace(0, upper, 31)
-    for losses, name, style in ((members, "to be forgotten", filled), (nonmembers, "never seen", hatched)):
+    for losses, name, style in ((members, "member documents", filled), (nonmembers, "never seen", hatched)):
         label = f"{name} ({len(losses)})"
         axes.hist(np.clip(losses, 0, upper), bins, histtype="stepfilled", label=label, **style)
     axes.set(xlabel="mean loss of a document's tokens (nats)", ylabel="documents", xlim=(0, upper))
@@ -146,7 +146,7 @@ def roc(curves: Sequence[Curve], title: str) -> Figure:
         axes.plot(np.maximum(curve.false, left), curve.true, lw=1.8, label=curve.name, clip_on=False, **style)
     chance = np.geomspace(left, 1, 100)
     axes.plot(chance, chance, color="0.6", lw=1, label="chance")
-    axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="to be forgotten, caught", ylim=(0, 1.02))
+    axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="member documents, caught", ylim=(0, 1.02))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

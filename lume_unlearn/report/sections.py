@@ -18,6 +18,7 @@ from lume_unlearn.report.glossary import (
     CAUGHT,
     KINDS,
     LEADERBOARD,
+    MEMBERS,
     MEMORISATION,
     PERSONAL_DATA,
     REFERENCE,
@@ -69,7 +70,7 @@ def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
         "twelve": {title: score_table(models, [s for s in TWELVE if s.task == task]) for task, title in TASKS.items()},
         "trade_off": trade_off(models),
         "training": over_training(models),
-        "aucs": score_table(models, AUCS),
+        "aucs": score_table(models, (*AUCS, MEMBERS)),
         "caught": {percent: score_table(models, scores) for percent, scores in CAUGHT.items()},
         "reference": score_table(models, REFERENCE),
         "not_unlearned": not_unlearned(models),
@@ -184,7 +185,7 @@ def attacks(models: Sequence[Model]) -> list[Figure]:
     figures, curves = [], []
     for model, (members, nonmembers) in logged.items():
         number = models.index(model)
-        alt = f"{model.name}: losses of texts to be forgotten and of texts never seen"
+        alt = f"{model.name}: losses of member documents and of documents never seen"
         drawing = plots.loss_histogram(members, nonmembers, upper, _label(model.name))
         figures.append(_figure(f"loss{number + 1}_{model.name}", alt, drawing))
         curves.append(plots.Curve(_label(model.name), number, *roc_points(members, nonmembers)))
