@@ -13,8 +13,8 @@ from peft.utils import merge_utils
 from torch import Tensor
 
 from lume_unlearn.config import ConfigError, require_unused
+from lume_unlearn.files import fresh_partial, only_run, publish_result, writing
 from lume_unlearn.model import load
-from lume_unlearn.training.checkpoints import fresh_partial, only_run, publish_result, writing
 
 _log = logging.getLogger("lume_unlearn")
 

@@ -12,8 +12,8 @@ from unittest import mock
 import pytest
 
 from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.files import LOCK, only_run
 from lume_unlearn.training import run as run_module
-from lume_unlearn.training.checkpoints import LOCK, only_run
 from lume_unlearn.training.run import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record, resumed
 

@@ -15,7 +15,8 @@ import torch
 from safetensors import SafetensorError
 
 from lume_unlearn.config import ConfigError
-from lume_unlearn.training.checkpoints import publish_result, whole_checkpoints
+from lume_unlearn.files import publish_result
+from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.run import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, resumed
 
