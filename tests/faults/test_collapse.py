@@ -87,10 +87,7 @@ def test_warn(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
     assert "nats a token above the reference (--collapse_bound 1)" in warning
 
 
-LATE = (
-    "remove checkpoint-3; then the same command with --resume and a lower --learning_rate continues from checkpoint-2"
-)
-CLEAN = "; the same command with --resume and a lower --learning_rate continues from checkpoint-2"
+RESUME = "the same command with --resume and a lower --learning_rate continues from checkpoint-2"
 
 
 @pytest.mark.parametrize(

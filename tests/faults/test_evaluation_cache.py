@@ -1,10 +1,6 @@
-"""An evaluation that was cut off goes on from its cache, and ends in the scores of one that was not."""
+"""An interrupted evaluation continues from its cache and gives the scores of an uninterrupted one."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,7 +66,7 @@ def whole(model_dir: Path, data_dir: Path) -> dict[str, tuple[str, int]]:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_cut_evaluation_goes_on_to_the_same_scores(
+def test_an_interrupted_evaluation_continues_to_the_same_scores(
     model: str, model_dir: Path, data_dir: Path, tmp_path: Path, whole: dict[str, tuple[str, int]]
 ) -> None:
     """Cut among the generations, and among the log-likelihoods."""
@@ -83,22 +79,3 @@ def test_a_cut_evaluation_goes_on_to_the_same_scores(
         assert again == scores
         assert calls - at <= rest <= calls - at + 6  # of a row that was cut, all tokens are generated again
         assert evaluate(model, folders, cache, 0, cut) == (scores, 0)  # all is there
-
-
-def test_a_killed_evaluation_goes_on_to_the_same_scores(
-    model_dir: Path, data_dir: Path, tmp_path: Path, whole: dict[str, tuple[str, int]]
-) -> None:
-    scores, calls = whole["lume-hf"]
-    cache = tmp_path / "cache"
-    command = [sys.executable, __file__, "lume-hf", str(model_dir), str(data_dir), str(cache), str(calls - 10)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    again, rest = evaluate("lume-hf", (model_dir, data_dir), cache, -1, cut)
-    assert again == scores
-    assert rest < calls // 2  # the last answers may not have reached the disk
-
-
-if __name__ == "__main__":
-    name, model, data, cache, calls = sys.argv[1:]
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    evaluate(name, (Path(model), Path(data)), Path(cache), int(calls), kill)
