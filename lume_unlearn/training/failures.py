@@ -11,9 +11,9 @@ from torch.nn.utils import get_total_norm
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.model.distributed import by_deepspeed
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.training.checkpoints import PREFIX, whole_checkpoints, withdraw
+from lume_unlearn.training.distributed import by_deepspeed
 
 
 def require_finite(config: RunConfig, model: nn.Module, loss: Tensor, step: int, rows: Sequence[str]) -> None:
@@ -165,7 +165,7 @@ def _activations(config: RunConfig, model: nn.Module) -> tuple[float, float]:
     shape = model.config.get_text_config()  # type: ignore[union-attr, operator]
     width, layers = getattr(shape, "hidden_size", 0), getattr(shape, "num_hidden_layers", 1)
     layer = 9 * width + 4 * (getattr(shape, "intermediate_size", None) or 4 * width)
-    size = config.max_tokens * (2 if use_bfloat16(config) else 4)
+    size = config.max_tokens * (2 if use_bfloat16(config.precision) else 4)
     return size * layers * layer, size * (layers * width + layer)
 
 

@@ -21,9 +21,10 @@ from lume_unlearn.data.schedule import Limits, Steps
 from lume_unlearn.files import PARTIAL
 from lume_unlearn.methods.retain import part_needs_reference, retain_parts, retain_value
 from lume_unlearn.methods.spec import Batch, Pair, Rows, Side, TokenCounts
-from lume_unlearn.model.forward import Passes, Reference, Span
+from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
+from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.checkpoints import PREFIX, InCheckpoint, fresh_partial, publish_checkpoint, writing
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.phases import FreshOptimizer, phase_factor, phases_of, warmed_up
@@ -212,7 +213,7 @@ class UnlearningTrainer(Trainer):
 
     def _autocast(self) -> torch.autocast:
         """The arithmetic that the model in training has been wrapped in."""
-        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=use_bfloat16(self.config))
+        return torch.autocast(self.args.device.type, torch.bfloat16, enabled=use_bfloat16(self.config.precision))
 
     def _rows(self, batch: Pack, side: Side, values: Tensor | None) -> Rows:
         """One side's values, with the NLL before unlearning where it is known."""
