@@ -50,7 +50,7 @@ class Passes:
         """
         self.config, self.layer = model.config, layer
         self.packs = packs(model.config)
-        self.head: nn.Module | None = model.get_output_embeddings()  # below PEFT's wrapper
+        self.head: Any = model.get_output_embeddings()  # None for models without an output layer
         self.layers = nn.ModuleList() if layer is None else decoder_layers(model)
         self.chunks = self.head is not None
         if self.chunks and layer is None:
@@ -71,27 +71,16 @@ class Passes:
         if not self.chunks:
             logits = labelled_logits(model, self.config, batch)
             return [_value(span, logits, batch) for span in spans]
-        output = self._output() if self.layer is None else None
+        output, vocabulary = self.head.forward, self.config.get_text_config().vocab_size
 
-        def all_values(states: Tensor) -> Tensor:
-            return torch.cat([self._span_value(span, states, batch, output) for span in spans])
+        def span_value(span: Span, states: Tensor) -> Tensor:
+            if self.layer is not None:
+                return _value(span, states, batch)
+            targets = batch.targets[span.tokens]
+            return in_chunks(span.value, output, vocabulary, states[span.tokens], targets, span.reference)
 
-        found = self._run(model, batch, all_values)
+        found = self._run(model, batch, lambda states: torch.cat([span_value(span, states) for span in spans]))
         return list(torch.split(found, [span.tokens.stop - span.tokens.start for span in spans]))
-
-    def _span_value(self, span: Span, states: Tensor, batch: Pack, output: Callable[[Tensor], Tensor] | None) -> Tensor:
-        if output is None:
-            return _value(span, states, batch)
-        vocabulary = self.config.get_text_config().vocab_size
-        return in_chunks(
-            span.value, output, vocabulary, states[span.tokens], batch.targets[span.tokens], span.reference
-        )
-
-    def _output(self, reference: bool = False) -> Callable[[Tensor], Tensor]:
-        """Return what the output layer computes; for the reference, without an adapter on it."""
-        layer = getattr(self.head, "base_layer", self.head) if reference else self.head
-        forward: Callable[[Tensor], Tensor] = layer.forward  # type: ignore[union-attr]
-        return forward
 
     @torch.no_grad()
     def reference_at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
@@ -108,11 +97,12 @@ class Passes:
         states = self._run(model, batch, lambda states: states)
         if self.layer is not None:
             return lambda part: states[part]
-        output = self._output(reference=True)
+        output = getattr(self.head, "base_layer", self.head).forward  # without an adapter on the output layer
 
         def logits_at(part: slice) -> Tensor:
             with torch.no_grad():
-                return output(states[part])
+                logits: Tensor = output(states[part])
+            return logits
 
         return logits_at
 
@@ -138,11 +128,10 @@ class Passes:
             result[:] = [function(labelled)]
             return result[0][None]
 
-        assert self.head is not None
         with replaced_by(self.head, in_place_of_output), self._up_to_layer(layer_output):
             logits: Tensor = _call(model, self.config, batch).logits[0]
-        # FSDP gathers weights for the backward pass through the model's output, so that is what counts. But a model may
-        # scale its output, which must not happen to values of hidden states (without ``layer`` see `_chunks_agree`).
+        # The model's output is the result too, and FSDP needs it: its hooks there gather weights for the backward pass.
+        # But a model may scale its output, which must not change values of hidden states.
         return logits if self.layer is None else result[0]
 
     @contextmanager
@@ -202,13 +191,7 @@ def decoder_layers(model: nn.Module) -> nn.ModuleList:
 
 
 def labelled_logits(model: nn.Module, config: Any, batch: Pack) -> Tensor:
-    """Compute the (N, V) logits that predict the labelled tokens, with the model's own output layer.
-
-    Args:
-        model: possibly wrapped by PEFT or accelerate.
-        config: the model's configuration.
-        batch: on the model's device.
-    """
+    """Compute the (N, V) logits that predict the labelled tokens, with the model's own output layer."""
     logits: Tensor = _call(model, config, batch).logits
     return logits[0, batch.keep] if packs(config) else logits[batch.rows, batch.position_ids[batch.keep]]
 
@@ -252,17 +235,16 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
     except torch.OutOfMemoryError:
         raise
     except (ImportError, RuntimeError) as error:  # not installed, or no kernel for this GPU
-        model.set_attn_implementation(own)
-        if attention != "auto":
-            raise ValueError(str(error)) from error
-        _log.warning("rows will be padded, which is slower: packed attention does not run here (%s)", error)
-        return False
-    # Equal up to rounding: half of the digits.
-    if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():
-        return True
-    if attention != "auto":
-        raise ValueError("does not keep rows apart in this model")
+        fault = f"does not run here: {error}"
+    else:
+        # Equal up to rounding: half of the digits.
+        if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():
+            return True
+        fault = "does not keep rows apart in this model"
     model.set_attn_implementation(own)
+    if attention != "auto":
+        raise ValueError(fault)
+    _log.warning("rows are padded, which is slower: packed attention %s", fault)
     return False
 
 

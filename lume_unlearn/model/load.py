@@ -10,7 +10,6 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lume_unlearn.config import ConfigError
@@ -174,7 +173,7 @@ def require_depth(depth: int, tuning: str, layer: float = 0) -> None:
 
 
 def passes_to_layer(model: Any, layer: int) -> Passes:
-    """Return forward passes that end after this decoder layer; freeze all weights above, which get no gradient.
+    """Return forward passes that end after this decoder layer; freeze all weights after it, which get no gradient.
 
     Raises:
         ConfigError: the model has no output layer to leave out, or no weight up to the layer is trained.
@@ -182,23 +181,14 @@ def passes_to_layer(model: Any, layer: int) -> Passes:
     passes = Passes(model, layer)
     if not passes.chunks:
         raise ConfigError(f"--layer {layer}: this model has no output layer, so its hidden states cannot be read")
-    embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}  # may be tied to the output layer
-    above = {id(weight) for module in _modules_above(model, passes, layer) for weight in module.parameters()}
-    for weight in model.parameters():
-        if id(weight) in above - embeddings:
-            weight.requires_grad_(False)
-    if not any(weight.requires_grad for weight in model.parameters()):
+    weights = list(model.parameters())  # in the order of computation, tied ones at their first use
+    last = list(passes.layers[layer].parameters())[-1]
+    after = next(i for i, weight in enumerate(weights) if weight is last) + 1
+    for weight in weights[after:]:
+        weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in weights):
         raise ConfigError(f"--tuning: trains no weight up to --layer {layer}; choose another layer, or full or lora")
     return passes
-
-
-def _modules_above(model: Any, passes: Passes, layer: int) -> list[nn.Module]:
-    """Return the decoder layers above this one, the modules that follow the layers, and the output layer."""
-    parent = next(module for module in model.modules() if any(child is passes.layers for child in module.children()))
-    children = list(parent.children())
-    place = next(i for i, child in enumerate(children) if child is passes.layers)
-    above = [*passes.layers[layer + 1 :], *children[place + 1 :]]
-    return above if passes.head is None else [*above, passes.head]
 
 
 def keep_adapter_inputs_bfloat16(model: Any) -> None:
@@ -260,9 +250,7 @@ def adapted_model(
         if adapter_config(adapter, option).peft_type != PeftType.LORA:
             raise ConfigError(f"{option} {adapter}: is no LoRA adapter")
         if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-            raise ConfigError(
-                f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded"
-            )
+            raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
     loaded: Any = load_model(model, dtype, trust_remote_code)
     for name, adapter in zip(adapter_names(len(adapters)), adapters, strict=True):
         try:

@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from accelerate import PartialState, cpu_offload
@@ -15,8 +15,6 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack
 from lume_unlearn.model.forward import Passes, evaluating, row_nlls
 from lume_unlearn.model.load import require_torchao
-
-ReferenceCopy = Literal["same", "bfloat16", "int8", "cpu"]
 
 
 @torch.no_grad()
@@ -42,7 +40,7 @@ class Reference:
     is a frozen copy, made before the first step, that shares the weights that are not trained.
     """
 
-    def __init__(self, model: Any, passes: Passes, kind: ReferenceCopy = "same", share: bool = True) -> None:
+    def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True) -> None:
         """Copy the model unless it is a PEFT model.
 
         Args:
@@ -89,7 +87,7 @@ class Reference:
             return self.passes.reference_at(self.copy, batch)
 
 
-def _convert(model: nn.Module, kind: ReferenceCopy) -> None:
+def _convert(model: nn.Module, kind: str) -> None:
     """Reduce the memory of a frozen copy, or move it to the CPU."""
     if kind == "bfloat16":
         model.bfloat16()

@@ -27,7 +27,7 @@ def merge(adapter: str, output: str, model: str | None = None, dtype: str = "flo
             or cannot be written.
     """
     require_unused(Path(output))
-    base = model or _base_of(adapter, "--adapter")
+    base = model or _base_model([adapter], "--adapter")
     with only_run(Path(output)):
         merged = load.merged_model(base, adapter).to(getattr(torch, dtype))
         _save(merged, adapter, base, Path(output))
@@ -61,7 +61,7 @@ def merge_ties(
     weights = weights or [1.0] * len(adapters)
     _check_options(adapters, density, weights, rank)
     require_unused(Path(output))
-    base = model or _common_base(adapters)
+    base = model or _base_model(adapters, "--ties")
     with only_run(Path(output)):
         result = ties_merged(base, adapters, density, weights, rank)
         if rank is None or dtype == "bfloat16":
@@ -88,24 +88,20 @@ def _check_options(adapters: Sequence[str], density: float, weights: Sequence[fl
         raise ConfigError("\n".join(faults))
 
 
-def _base_of(adapter: str, option: str) -> str:
-    """Return the model that an adapter names.
+def _base_model(adapters: Sequence[str], option: str) -> str:
+    """Return the model that all adapters name.
 
     Raises:
-        ConfigError: it names none, or the folder holds no adapter.
+        ConfigError: they name none or different ones, or a folder holds no adapter.
     """
-    base: str | None = load.adapter_config(adapter, option).base_model_name_or_path
-    if base is None:
-        raise ConfigError(f"{option} {adapter}: it does not say which model it belongs to; name it with --model")
-    return base
-
-
-def _common_base(adapters: Sequence[str]) -> str:
-    """Return the model that all adapters name; they may spell one folder differently."""
-    bases = [_base_of(adapter, "--ties") for adapter in adapters]
-    if len({Path(base).resolve() for base in bases}) > 1:
-        raise ConfigError(f"--ties: the adapters name different models ({', '.join(bases)}); name theirs with --model")
-    return bases[0]
+    bases: list[Any] = [load.adapter_config(adapter, option).base_model_name_or_path for adapter in adapters]
+    for adapter, base in zip(adapters, bases, strict=True):
+        if base is None:
+            raise ConfigError(f"{option} {adapter}: it does not say which model it belongs to; name it with --model")
+    if len({Path(base).resolve() for base in bases}) > 1:  # two runs may spell one folder differently
+        names = ", ".join(bases)
+        raise ConfigError(f"{option}: the adapters name different models ({names}); name theirs with --model")
+    return str(bases[0])
 
 
 def _save(result: Any, adapter: str, base: str, output: Path) -> None:
