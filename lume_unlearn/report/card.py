@@ -14,7 +14,7 @@ from lume_tasks.data.locate import MMLU_HUB_ID
 from lume_tasks.errors import DataError, visible
 from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.report.glossary import AUCS, LEADERBOARD, TASKS, TWELVE, Score
+from lume_unlearn.report.glossary import ATTACKED, AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score
 from lume_unlearn.report.results import RECORD, Model, read_models
 from lume_unlearn.report.scored_data import scored_rows, source
 
@@ -33,7 +33,7 @@ _PUBLISHED = re.compile(
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
-_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD))
+_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD), MEMBERS)
 
 
 def write_card(model_dir: Path, results: Sequence[str]) -> Path:
@@ -208,7 +208,7 @@ def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
 A {kind} {_code(base)} by unlearning with {method.title} ({method.citation}).
 It was trained to forget one set of texts and to keep another; the scores say how far each succeeded. A low score on
 forget rows does not mean that the texts have left the weights: look at the attacks' AUC, which is 0.5 only where nobody
-can tell what was in the training data.
+can tell what was in the training data. {ATTACKED}
 
 ## Scores
 

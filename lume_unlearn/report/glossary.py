@@ -53,6 +53,7 @@ TWELVE = tuple(
     for kind, words in (("regurgitation", "text repeated"), ("knowledge", "facts known"))
 )
 AUCS = tuple(Score("lume_mia", f"{attack}_auc", f"{name} AUC", "0.5") for attack, name in ATTACKS.items())
+MEMBERS = Score("lume_mia", "members_unlearned", "members among forget rows", "1")
 CAUGHT = {
     percent: tuple(
         Score("lume_mia", f"{attack}_tpr_at_{percent}", name, f"{percent / 100:.2f}")
@@ -79,6 +80,12 @@ REFERENCE = (
     ),
 )
 
+ATTACKED = (
+    "The attacks compare member documents with documents that the model never saw. All 150 member documents of LUME "
+    "are forget rows of the train split; validation and test hold none of them. So the attacks say something about an "
+    "unlearned model only if it was unlearned on the forget rows of train or all. A loss on the answers alone "
+    "(--loss_on answer) hardly moves them, since they look at whole texts."
+)
 MEANINGS = {
     "95 % interval": (
         "Smaller numbers below a score: where it would lie in 95 of 100 repetitions with other documents of the same "
@@ -98,18 +105,22 @@ MEANINGS = {
         "The harmonic mean of the twelve scores (three tasks, two kinds, two sides), forget scores counted as 1 minus"
         " the score. One bad score pulls it down; one of the worst possible makes it 0."
     ),
+    "member documents": ATTACKED,
+    "members among forget rows": (
+        "The share of the member documents that are among the forget rows of the split that was scored. Below 1, the "
+        "attacks look at documents that a model unlearned on this split was not asked to forget."
+    ),
     "loss AUC": (
-        "Take one text that was to be forgotten and one that the model never saw. The loss AUC is how often the model"
-        " finds the first less surprising. 1: an attacker can always tell which text was in the training data. 0.5: "
-        "he can only guess. Far below 0.5: forgotten texts stand out by being too surprising, which betrays them as "
-        "well."
+        "Take one member document and one that the model never saw. The loss AUC is how often the model finds the first"
+        " less surprising. 1: an attacker can always tell which text was in the training data. 0.5: he can only guess. "
+        "Far below 0.5: the member documents stand out by being too surprising, which betrays them as well."
     ),
     "other attacks": (
         "The same chance for other signs of memory: loss against the compressed size (zlib), the least expected "
         "tokens alone (Min-K%, Min-K%++), loss against a second model's (reference), size of the gradient."
     ),
     "caught where 1 % are wrongly accused": (
-        "The share of forgotten texts that the attack recognises when it may wrongly accuse 1 % of the texts never "
+        "The share of member documents that the attack recognises when it may wrongly accuse 1 % of the texts never "
         "seen. 0.01 is chance. An attacker who must be sure cares about this rather than the AUC."
     ),
     "MIA score": (

@@ -99,10 +99,10 @@ def over_training(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str,
 
 
 def loss_histogram(members: Sequence[float], nonmembers: Sequence[float], upper: float, title: str) -> Figure:
-    """How surprising a model finds documents it was to forget and documents it never saw.
+    """How surprising a model finds member documents and documents that it never saw.
 
     Args:
-        members: mean token loss of each forgotten document, in nats.
+        members: mean token loss of each member document, in nats.
         nonmembers: of each document never seen.
         upper: end of the axis, the same for models that are to be compared.
         title: of the figure.
@@ -111,7 +111,7 @@ def loss_histogram(members: Sequence[float], nonmembers: Sequence[float], upper:
     filled: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.55}
     hatched: dict[str, Any] = {"edgecolor": COLOURS[1], "facecolor": "none", "hatch": "////", "linewidth": 1.5}
     edges = np.linspace(0.0, upper, 31).tolist()
-    for losses, name, style in ((members, "to be forgotten", filled), (nonmembers, "never seen", hatched)):
+    for losses, name, style in ((members, "member documents", filled), (nonmembers, "never seen", hatched)):
         label = f"{name} ({len(losses)})"
         axes.hist(np.clip(losses, 0.0, upper), bins=edges, histtype="stepfilled", label=label, **style)
     axes.set(xlabel="mean loss of a document's tokens (nats)", ylabel="documents", xlim=(0, upper))
@@ -135,7 +135,7 @@ def roc(curves: Mapping[str, tuple[Sequence[float], Sequence[float]]], numbers: 
         axes.plot(np.maximum(false, left), true, lw=1.8, label=_label(name), clip_on=False, **style)
     chance = np.geomspace(left, 1.0, 100)
     axes.plot(chance, chance, color="0.6", lw=1, label="guessing")
-    axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="to be forgotten, caught", ylim=(0, 1.02))
+    axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="member documents, caught", ylim=(0, 1.02))
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())

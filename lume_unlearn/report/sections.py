@@ -10,11 +10,13 @@ from lume_tasks.errors import visible
 from lume_unlearn.report import plots
 from lume_unlearn.report.attack_data import Scored, attack_scores, losses, roc_points
 from lume_unlearn.report.glossary import (
+    ATTACKED,
     ATTACKS,
     AUCS,
     CAUGHT,
     FIELDS,
     LEADERBOARD,
+    MEMBERS,
     MEMORISATION,
     REFERENCE,
     SIDES,
@@ -139,7 +141,8 @@ def attacks(models: Sequence[Model], pictures: list[Picture]) -> Html:
     title = "Can an attacker tell what was in the training data?"
     caught = [_scores(models, scores, f"caught where {p} % are wrongly accused") for p, scores in CAUGHT.items()]
     tables = [
-        _scores(models, AUCS),
+        tag("p", ATTACKED),
+        _scores(models, (*AUCS, MEMBERS)),
         _fold("Caught at few false accusations", *caught),
         _fold("Against the reference model", _scores(models, REFERENCE)),
     ]
@@ -162,7 +165,7 @@ def _histograms(logged: Mapping[str, dict[str, Scored]], pictures: list[Picture]
         _picture(
             pictures,
             f"loss{number}_{_file(label)}",
-            f"{label}: losses of texts to be forgotten and of texts never seen",
+            f"{label}: losses of member documents and of documents never seen",
             plots.loss_histogram(*sides, upper, label),
         )
         for number, (label, sides) in enumerate(found.items(), start=1)

@@ -14,9 +14,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.files import write_text, writing
-from lume_unlearn.model.distributed import processes
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.training.checkpoints import InCheckpoint
+from lume_unlearn.training.distributed import processes
 
 RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
@@ -35,7 +35,7 @@ class Record(TrainerCallback, InCheckpoint):
         """``checksums``: SHA-256 of each data file."""
         self.path = Path(config.output) / RECORD
         self.started = time.time()
-        precision = "bfloat16" if use_bfloat16(config) else "float32"
+        precision = "bfloat16" if use_bfloat16(config.precision) else "float32"
         self.content: dict[str, Any] = {
             "config": asdict(config) | {"precision": precision},
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -18,13 +20,15 @@ from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
 from lume_unlearn.model import load, merge
-from lume_unlearn.model.distributed import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
-from lume_unlearn.model.forward import Passes, Reference, compile_layers, token_nlls
+from lume_unlearn.model.forward import Passes, compile_layers
+from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
+from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.memory import default_max_tokens
 from lume_unlearn.training.monitor import SAMPLE, Monitor, trained_weights, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
+from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.record import Record, is_finished, recorded_max_tokens
 from lume_unlearn.training.signals import Stop
 from lume_unlearn.training.state import LowerRate
@@ -78,9 +82,9 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
-    declared = load.declared(config.model, config.trust_remote_code)
-    load.require_depth(config, declared.get_text_config().num_hidden_layers)
-    model = load.load_for_training(config)
+    declared = load.load_model_config(config.model, config.trust_remote_code)
+    load.require_depth(declared.get_text_config().num_hidden_layers, config.tuning, config.params.get("layer", 0))
+    model = load_configured(config)
     sides = encode_sides(config, tokenizer, load.context_length(model), inputs)
     monitor = _monitor(config, model, tokenizer, inputs)
     rows = [*sides.forget, *sides.retain, *sides.alternative, *monitor.forget, *monitor.retain]
@@ -217,6 +221,28 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
     return found[0] if found else None
 
 
+def load_configured(config: RunConfig) -> Any:
+    """Load the model that this run trains (see `load.load_for_training`)."""
+    targets = [name.strip() for name in config.lora_targets.split(",")]
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    return load.load_for_training(
+        config.model,
+        config.tuning,
+        lora,
+        attention=config.attention,
+        bfloat16=load.use_bfloat16(config.precision),
+        bfloat16_weights=config.weights == "bfloat16",
+        device=PartialState().device if torch.cuda.is_available() and not sharded() else None,
+        trust_remote_code=config.trust_remote_code,
+    )
+
+
 def make_trainer(
     config: RunConfig, model: Any, tokenizer: Any, sides: Sides, callbacks: Sequence[TrainerCallback] = ()
 ) -> UnlearningTrainer:
@@ -226,16 +252,19 @@ def make_trainer(
         ConfigError: the model cannot do what the method needs.
     """
     args = training_arguments(config)
-    passes = load.passes(config, model)
-    if config.spec.reference_nll:
-        rows = [row for side in config.spec.reference_nll for row in getattr(sides, side)]
+    method = config.spec
+    passes = load.passes_to_layer(model, int(config.params["layer"])) if method.hidden_states else Passes(model)
+    if method.reference_nll:
+        rows = [row for side in method.reference_nll for row in getattr(sides, side)]
         model.to(args.device)
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config)):
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config.precision)):
             sides.reference = token_nlls(model, passes, rows, config.max_tokens, args.device)
-    reference = _reference(config, model, passes)
+    # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
+    share = not by_deepspeed()
+    reference = Reference(model, passes, config.reference_copy, share) if config.needs_reference_forward else None
     _wrap(config, model, reference, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
-    trainer_class = NormalisedTrainer if config.spec.normalised else UnlearningTrainer
+    trainer_class = NormalisedTrainer if method.normalised else UnlearningTrainer
     trainer = trainer_class(
         config=config,
         model=model,
@@ -245,20 +274,10 @@ def make_trainer(
         train_dataset=sides,
         processing_class=tokenizer,
         callbacks=callbacks,
-        optimizer_cls_and_kwargs=load.optimizer_class(config),
+        optimizer_cls_and_kwargs=optimizer_class(config.optimizer, config.learning_rate, config.weights == "bfloat16"),
     )
     model.config.use_cache = use_cache  # Trainer sets it to False, and the saved model would generate slowly
     return trainer
-
-
-def _reference(config: RunConfig, model: Any, passes: Passes) -> Reference | None:
-    """Return the reference model if it runs in every step."""
-    if not config.needs_reference_forward:
-        return None
-    if config.reference_copy == "int8":
-        load.require_torchao("--reference_copy int8")
-    # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
-    return Reference(model, passes, config.reference_copy, share=not by_deepspeed())
 
 
 def _wrap(config: RunConfig, model: Any, reference: Reference | None, device_type: str) -> None:
@@ -267,8 +286,8 @@ def _wrap(config: RunConfig, model: Any, reference: Reference | None, device_typ
         compile_layers(model)
         if reference is not None and reference.copy is not None and config.reference_copy in ("same", "bfloat16"):
             compile_layers(reference.copy)
-    if load.use_bfloat16(config):
-        load.keep_inputs_narrow(model)
+    if load.use_bfloat16(config.precision):
+        load.keep_adapter_inputs_bfloat16(model)
         if sharded():
             in_bfloat16(model, device_type)
 
@@ -297,7 +316,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=load.use_bfloat16(config) and not sharded(),  # see `in_bfloat16`
+        bf16=load.use_bfloat16(config.precision) and not sharded(),  # see `in_bfloat16`
         **renamed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,

@@ -21,9 +21,10 @@ from lume_unlearn.data.schedule import Limits, Steps
 from lume_unlearn.files import PARTIAL, PREFIX, fresh_partial, writing
 from lume_unlearn.methods.retain import part_needs_reference, retain_parts, retain_value
 from lume_unlearn.methods.spec import Batch, Pair, Rows, Side, TokenCounts
-from lume_unlearn.model.forward import Passes, Reference, Span
+from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
+from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.checkpoints import InCheckpoint, publish_checkpoint
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.phases import FreshOptimizer, phase_factor, warmed_up
@@ -214,7 +215,7 @@ class UnlearningTrainer(Trainer):
         sides: list[Side] = ["forget"] if self.method.needs_reference_forward else []
         sides += ["retain"] if self.config.retain_needs_reference else []
         unwrapped = self.accelerator.unwrap_model(model)
-        autocast = torch.autocast(self.args.device.type, torch.bfloat16, enabled=use_bfloat16(self.config))
+        autocast = torch.autocast(self.args.device.type, torch.bfloat16, enabled=use_bfloat16(self.config.precision))
         return {side: self.reference.at(model, unwrapped, self._side(batch, side), autocast) for side in sides}
 
     def _side(self, batch: Pack, side: Side) -> Pack:

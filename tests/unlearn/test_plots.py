@@ -54,7 +54,7 @@ def test_the_histogram_counts_every_document_also_beyond_its_end() -> None:
         areas = np.diff(outline[:, 0]) * outline[:-1, 1]  # of the steps from left to right; on the way back height is 0
         counts.append(round(float(areas[areas > 0].sum() / 0.1)))
     assert counts == [3, 3]
-    assert labels(figure) == ["to be forgotten (3)", "never seen (3)"]
+    assert labels(figure) == ["member documents (3)", "never seen (3)"]
     assert figure.axes[0].get_xlim() == (0.0, 3.0)
 
 

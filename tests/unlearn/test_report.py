@@ -109,6 +109,19 @@ def test_text_is_escaped_by_construction() -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_the_attacks_say_whose_documents_they_look_at(write_results: Write) -> None:
+    scores = {"lume_mia": {"loss_auc": 1.0, "members_unlearned": 0.25}}
+    text = Outline(page_of(write_results("/m/a", scores))).text
+    attacks = text.partition("Can an attacker tell what was in the training data?")[2]
+    attacks, _, meanings = attacks.partition("What the numbers mean")
+    assert "forget rows of the train split; validation and test hold none of them" in attacks
+    assert "(--loss_on answer) hardly moves them" in attacks
+    assert "members among forget rows" in attacks
+    assert "0.250" in attacks
+    assert "not asked to forget" in meanings
+
+
+@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("show_pii", [True, False])
 def test_hostile_text_stays_text(write_results: Write, show_pii: bool) -> None:
     sample = scored_sample(0, "qa", "forget", 1.0, HOSTILE)
