@@ -290,7 +290,7 @@ def scoring_command(config: Any) -> str:
 
 def _merge(options: dict[str, Any]) -> None:
     from lume_unlearn.config import ConfigError
-    from lume_unlearn.model.merge import merge, merge_ties
+    from lume_unlearn.training.merge import merge, merge_ties
 
     adapter, ties = options.pop("adapter"), options.pop("ties")
     only_ties = {name: options.pop(name) for name in ("density", "weights", "rank")}

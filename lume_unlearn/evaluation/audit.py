@@ -25,10 +25,9 @@ from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.sources import named_directory
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
-from lume_unlearn.files import write_text
+from lume_unlearn.files import only_run, write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
-from lume_unlearn.training.checkpoints import only_run, writing
 from lume_unlearn.training.finetune import fine_tune
 
 _log = logging.getLogger("lume_unlearn")

@@ -15,9 +15,8 @@ from lume_tasks.data import locate
 from lume_unlearn.config import SCORED, ConfigError, RunConfig
 from lume_unlearn.data.sources import named_directory
 from lume_unlearn.evaluation import harness
-from lume_unlearn.files import write_text
+from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.forward import evaluating
-from lume_unlearn.training.checkpoints import fresh_partial, writing
 
 _log = logging.getLogger("lume_unlearn")
 

@@ -17,7 +17,7 @@ from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
-from lume_unlearn.training.run import make_trainer
+from lume_unlearn.training.run import load_configured, make_trainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO
@@ -30,7 +30,7 @@ class Case:
 
     def __init__(self, args: Any, config: RunConfig, sides: Sides) -> None:
         self.args, self.config = args, config
-        model, tokenizer = load.load_for_training(config), load.load_tokenizer(config.model)
+        model, tokenizer = load_configured(config), load.load_tokenizer(config.model)
         packed = model.config._attn_implementation
         self.attention = {"padded": "sdpa", "transformers": args.attention, "packed": packed}
         self.collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "transformers": DataCollatorWithFlattening()}

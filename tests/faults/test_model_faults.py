@@ -1,4 +1,4 @@
-"""Broken and hostile models and adapters: refused with their name and the reason, and never unpickled."""
+"""Broken models and adapters: refused with their name and the reason, and never unpickled."""
 
 import json
 import os
@@ -22,11 +22,11 @@ Damage = Callable[[Path], Any]
 
 
 def setting(**values: Any) -> Damage:
-    """Other values in config.json; `...` takes a key out."""
+    """Set values in config.json."""
 
     def change(model: Path) -> None:
         config = json.loads((model / "config.json").read_text()) | values
-        (model / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not ...}))
+        (model / "config.json").write_text(json.dumps(config))
 
     return change
 
@@ -59,29 +59,16 @@ def index(content: str) -> Damage:
     return change
 
 
-LAYER = "model.layers.2.input_layernorm.weight is missing, .* and 24 more"
 SHAPE = r"mlp.down_proj.weight has shape \[32, 64\], not \[32, 128\]"
+LAYER = "model.layers.2.input_layernorm.weight is missing, .* and 24 more"
 MODELS: dict[str, tuple[Damage, str]] = {
     "more layers than weights": (setting(num_hidden_layers=5), LAYER),
     "no output layer": (without("lm_head.weight"), "lm_head.weight is missing"),
-    "no norm": (without("model.norm.weight"), "model.norm.weight is missing"),
     "another width": (setting(intermediate_size=128), SHAPE),
-    "another vocabulary": (setting(vocab_size=401), r"lm_head.weight has shape \[400, 32\], not \[401, 32\]"),
-    "no heads": (setting(num_attention_heads=0), "modulo by zero"),
-    "text for a number": (setting(hidden_size="x"), "expected int, got str"),
-    "unknown activation": (setting(hidden_act="evil"), "evil"),
     "unknown type": (setting(model_type="evil"), "model type `evil`"),
-    "no type": (setting(model_type=...), "Should have a `model_type`"),
-    "rope of no kind": (setting(rope_parameters=3), "rope_parameters"),
-    "config: a list": (text("config.json", "[]"), "model_type"),
-    "config: deep": (text("config.json", "[" * 10**5), "recursion"),
-    "config: not UTF-8": (text("config.json", b"\xff"), "not a valid JSON file"),
-    "generation config": (text("generation_config.json", '{"max_new_tokens": "x"}'), "not supported between"),
-    "weights: empty": (text("model.safetensors", b""), "header too small"),
+    "config: no JSON": (text("config.json", "{"), "not a valid JSON file"),
     "weights: cut": (cut("model.safetensors"), "not fully covered"),
     "index: empty": (index("{}"), "weight_map"),
-    "index: no JSON": (index("["), "Expecting value"),
-    "index: elsewhere": (index('{"metadata": {}, "weight_map": {"a": "../../x.safetensors"}}'), "No such file"),
 }
 
 
@@ -107,9 +94,8 @@ def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> No
         load.load_model(str(model), torch.float32)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": "1.0", "model": {"type": "BPE"}}', "\x00"])
-def test_a_broken_tokenizer_is_refused(content: str, model: Path) -> None:
-    (model / "tokenizer.json").write_text(content)
+def test_a_broken_tokenizer_is_refused(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
         load.load_tokenizer(str(model))
 
@@ -145,17 +131,9 @@ def pickled(adapter: Path) -> None:
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ADAPTERS: dict[str, tuple[Damage, str]] = {
     "pickle": (pickled, "no adapter_model.safetensors in it; adapter_model.bin is a pickle, which is never loaded"),
-    "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
     "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
     "half of a module": (without(KEY, "adapter_model.safetensors"), "Found missing adapter keys"),
     "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
-    "config: a list": (text("adapter_config.json", "[]"), "its adapter_config.json cannot be read"),
-    "config: unknown type": (
-        text("adapter_config.json", '{"peft_type": "EVIL"}'),
-        "adapter_config.json cannot be read",
-    ),
-    "config: no type": (text("adapter_config.json", "{}"), "is no LoRA adapter|adapter_config.json cannot be read"),
-    "config: rank of text": (text("adapter_config.json", '{"peft_type": "LORA", "r": "x"}'), "does not fit the model"),
 }
 
 
@@ -181,34 +159,16 @@ def test_a_broken_adapter_is_refused_with_the_reason(
         assert cli.main([command, *where]) == 1
     message = capsys.readouterr().err.split(f"lume-unlearn {command}: ")[-1]
     assert message.startswith(f"{option} {adapter}: ")
-    assert any(part in message for part in reason.split("|"))
+    assert reason in message
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob("out/*"))
 
 
-@pytest.mark.parametrize("output", ["/dev/null/out", "/proc/out"])
 @pytest.mark.parametrize("command", ["merge", "audit"])
-def test_a_place_that_cannot_be_written_is_named(
-    command: str, output: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
+def test_an_output_that_cannot_be_written_is_named(
+    command: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    output = "/dev/null/out"
     given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model)]
     assert cli.main([command, *given, "--output", output]) == 1
     assert f"lume-unlearn {command}: --output {output}: cannot be written" in capsys.readouterr().err
-
-
-def test_a_merged_model_appears_whole_or_not_at_all(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(self: Any, folder: Path, **options: Any) -> None:
-        assert (folder / "model.safetensors").exists()
-        raise OSError("No space left on device")
-
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", fail)
-        assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 1
-    assert f"--output {out}: cannot be written (No space left on device" in capsys.readouterr().err
-    assert list(out.iterdir()) == []
-    assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 0
-    assert not (out / ".partial").exists()
-    load.load_model(str(out), torch.float32)

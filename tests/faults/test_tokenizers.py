@@ -1,4 +1,4 @@
-"""Tokenizers and models of every habit: trained and saved as they are, or refused with the reason."""
+"""Tokenizers with and without padding or BOS, and odd models: trained and saved unchanged, or refused."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 def final_nll(inputs: Path, model: Path, output: Path) -> tuple[float, float]:
-    """(as watched, as the saved model and tokenizer give it, row by row) NLL of the forget rows at the end."""
+    """Return the forget NLL at the end: as the monitor measured it, and from the saved model row by row."""
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(output).eval(), AutoTokenizer.from_pretrained(output)
     nlls = []
     for row in read_rows(inputs / "data" / "forget.jsonl"):
@@ -67,9 +67,10 @@ def pads_right(tokenizer: Any) -> None:
     tokenizer.padding_side = "right"
 
 
-@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_padding_has_no_part_in_training(change: Change, tuning: str, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("change", "tuning"), [(without_pad, "full"), (pad_is_eos, "lora"), (pads_left, "full"), (pads_right, "lora")]
+)
+def test_padding_settings_do_not_change_training(change: Change, tuning: str, inputs: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     change(tokenizer)
     model = save(tmp_path, make_model(dropout=0.1), tokenizer)
@@ -88,12 +89,11 @@ def test_padding_has_no_part_in_training(change: Change, tuning: str, inputs: Pa
     [(make_model, True), (tied, False), (lambda vocabulary: make_model(vocabulary + 112), False)],
     ids=["bos", "tied", "larger vocabulary"],
 )
-@pytest.mark.parametrize("method", ["gd", "undial"])
-def test_what_is_saved_scores_as_it_was_trained(
-    model: Callable[[int], Any], bos: bool, method: str, inputs: Path, tmp_path: Path
+def test_the_saved_model_scores_as_measured_while_training(
+    model: Callable[[int], Any], bos: bool, inputs: Path, tmp_path: Path
 ) -> None:
     before = save(tmp_path, model(400), make_tokenizer(bos=bos))
-    output = run(make_config(inputs, tmp_path / "out", method, "full", model=str(before), learning_rate=3e-3))
+    output = run(make_config(inputs, tmp_path / "out", "gd", "full", model=str(before), learning_rate=3e-3))
     watched, found = final_nll(inputs, before, output)
     assert watched == pytest.approx(found, rel=1e-4)
     entries = record(output)["watched"]
@@ -107,7 +107,7 @@ CONTEXTS = ["The quick brown fox", "7", "Élodie wrote to élan", "the river and
 
 
 def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tuple[list[float], list[bool], list[str]]:
-    """Sums, greedy or not, and generated texts, through the harness's class of models."""
+    """Return log-likelihoods, whether they are greedy, and generated texts, from one of the harness's model classes."""
     lm = kind(
         pretrained=model, tokenizer=copy.deepcopy(tokenizer), device="cpu", batch_size=batch_size, logits_cache=False
     )
@@ -122,13 +122,17 @@ def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tu
     return [float(sum_) for sum_ in sums], list(greedy), lm.generate_until(prompts, disable_tqdm=True)
 
 
-@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
-@pytest.mark.parametrize("bos", [False, True])
 @pytest.mark.parametrize(
-    "model", [make_model, tied, lambda vocabulary: make_model(vocabulary + 112)], ids=["usual", "tied", "larger"]
+    ("model", "bos", "change"),
+    [
+        (make_model, True, without_pad),
+        (make_model, False, pads_right),
+        (tied, False, pad_is_eos),
+        (lambda vocabulary: make_model(vocabulary + 112), True, pads_left),
+    ],
+    ids=["bos", "pads right", "tied", "larger vocabulary"],
 )
-def test_scores_and_texts_are_those_of_the_stock_class(model: Callable[[int], Any], bos: bool, change: Change) -> None:
-    """Of one row at a time, with no padding at all, whatever ours puts into its batches."""
+def test_lume_hf_in_batches_equals_hf_row_by_row(model: Callable[[int], Any], bos: bool, change: Change) -> None:
     tokenizer, made = make_tokenizer(bos=bos), model(400)
     change(tokenizer)
     with torch.no_grad():
@@ -150,16 +154,6 @@ def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(inputs: Path, tmp_path: Path) -> None:
     model = save(tmp_path, make_model(300), make_tokenizer())
     with pytest.raises(ConfigError, match=r"--model .*: its tokenizer gives tokens up to \d+, its weights know 300"):
-        run(make_config(inputs, tmp_path / "out", model=str(model)))
-
-
-def test_lengths_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"forget-\d-...: no token of the answer is left within 3 tokens"):
-        run(make_config(inputs, tmp_path / "out", max_length=3))
-    short = make_model()
-    short.config.max_position_embeddings = 20
-    model = save(tmp_path, short, make_tokenizer())
-    with pytest.raises(DataError, match=r"\d+ tokens, but the model takes 20: shorten it, or cut all rows with"):
         run(make_config(inputs, tmp_path / "out", model=str(model)))
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import lume_unlearn
 from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.model.distributed import require_launch
+from lume_unlearn.training.distributed import require_launch
 from lume_unlearn.training.run import run
 
 CONFIGS = Path(lume_unlearn.__file__).parent / "accelerate"
@@ -150,16 +150,16 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
 @pytest.mark.parametrize(
     ("environment", "options", "fault"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision bf16: set it to no; --precision"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision bf16: set it to no and choose by --precision"),
         (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading true: set it to false"),
-        (DEEPSPEED, {"method": "ngdiff"}, "--method ngdiff: needs the gradients themselves, which DeepSpeed"),
-        (DEEPSPEED, {"method": "sugd"}, "--method sugd: starts its optimiser anew, which DeepSpeed"),
-        (DEEPSPEED, {"method": "task-vector"}, "--method task-vector: needs whole weights at the end"),
-        (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs whole weights at the end"),
-        (FSDP, {"method": "rmu"}, "--method rmu: stops inside the model"),
-        (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed holds float32 weights"),
-        (DEEPSPEED, {"on_collapse": "best"}, "--on_collapse best: DeepSpeed lets no weights be put back"),
-        (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs whole weights in one process"),
+        (DEEPSPEED, {"method": "ngdiff"}, "--method ngdiff: needs the gradients of each side, which DeepSpeed"),
+        (DEEPSPEED, {"method": "sugd"}, "--method sugd: restarts its optimiser, which DeepSpeed"),
+        (DEEPSPEED, {"method": "task-vector"}, "--method task-vector: needs unsharded weights at the end"),
+        (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs unsharded weights at the end"),
+        (FSDP, {"method": "rmu"}, "--method rmu: ends its forward pass inside the model"),
+        (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed keeps float32 weights"),
+        (DEEPSPEED, {"on_collapse": "best"}, "--on_collapse best: DeepSpeed does not let us restore weights"),
+        (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs unsharded weights"),
     ],
 )
 def test_what_a_launch_cannot_do_is_refused_first(

@@ -17,7 +17,8 @@ from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data.inputs import encode_sides, load_inputs
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import decoder_layers
-from lume_unlearn.training.run import make_trainer, run
+from lume_unlearn.training.optimizer import optimizer_class
+from lume_unlearn.training.run import load_configured, make_trainer, run
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 Make = Callable[..., RunConfig]
@@ -58,7 +59,7 @@ def weights(config: RunConfig) -> dict[str, Tensor]:
 def built(config: RunConfig) -> UnlearningTrainer:
     """The trainer of a run, its optimiser made."""
     torch.manual_seed(0)
-    tokenizer, model = load.load_tokenizer(config.model), load.load_for_training(config)
+    tokenizer, model = load.load_tokenizer(config.model), load_configured(config)
     sides = encode_sides(config, tokenizer, load.context_length(model), load_inputs(config))
     trainer = make_trainer(config, model, tokenizer, sides)
     trainer.create_optimizer()
@@ -75,7 +76,7 @@ def test_a_small_step_survives_in_expectation(make: Make, torchao: Any) -> None:
         optimizer([weight], weight_decay=0.0, **options).step()  # Adam's first step is the learning rate
         return (weight.detach().double() - start.double()).mean().item()
 
-    chosen = load.optimizer_class(make(weights="bfloat16", learning_rate=1e-5))
+    chosen = optimizer_class("adamw", 1e-5, bfloat16_weights=True)
     assert chosen is not None
     # A weight's rounding error is 3e-5, so that of the mean over all is 1e-7.
     assert mean_step(*chosen) == pytest.approx(-1e-5, abs=6e-7)

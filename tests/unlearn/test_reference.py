@@ -11,9 +11,10 @@ from torch import Tensor
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import IGNORED, token_nll
-from lume_unlearn.model import forward, output_layer
-from lume_unlearn.model.forward import Passes, Reference, labelled_logits, token_nlls, use_packing
-from lume_unlearn.model.tuning import freeze
+from lume_unlearn.model import output_layer
+from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
+from lume_unlearn.model.load import freeze
+from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
 from tests.unlearn.tokens import half_labelled
 

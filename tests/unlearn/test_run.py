@@ -20,9 +20,9 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data.inputs import load_sides
-from lume_unlearn.model.merge import merge
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.memory import fitting_tokens
+from lume_unlearn.training.merge import merge
 from lume_unlearn.training.run import run, unlearn
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")

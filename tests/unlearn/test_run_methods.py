@@ -20,7 +20,8 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens, encode_rows
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.model.forward import Passes, token_nlls
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training.run import run
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")

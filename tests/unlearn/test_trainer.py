@@ -14,7 +14,8 @@ from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.model.forward import Reference, Span
+from lume_unlearn.model.forward import Span
+from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.run import training_arguments
 from tests.unlearn.formulas import FORMULAS, logits, nll
 from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, RETAIN, build, entries, make_rows, weights

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lume_unlearn.config import ConfigError, RunConfig, tuning_fault
-from lume_unlearn.model.tuning import TuningError, freeze
+from lume_unlearn.model.load import freeze
 
 SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2}
 SIZES |= {"hidden_size": 8, "intermediate_size": 12}
@@ -85,12 +85,12 @@ def test_frozen_weights_get_no_gradient(tuning: str) -> None:
 
 
 def test_more_layers_than_there_are() -> None:
-    with pytest.raises(TuningError, match=r"^--tuning last:13: the model has 12 decoder layers$"):
+    with pytest.raises(ConfigError, match=r"^--tuning last:13: the model has 12 decoder layers$"):
         freeze(llama(), "last:13")
 
 
 def test_a_pattern_that_is_in_no_name_shows_how_names_look() -> None:
-    with pytest.raises(TuningError, match=r"^--tuning modules:mpl: found in no weight's name .*like lm_head.weight\)$"):
+    with pytest.raises(ConfigError, match=r"^--tuning modules:mpl: found in no weight's name .*like lm_head.weight\)$"):
         freeze(llama(), "modules:mpl")
 
 
