@@ -60,8 +60,8 @@ def require_launch(config: RunConfig) -> None:
         raise ConfigError("--compile true: not with shards, which come and go around each layer; leave it out")
     if by_deepspeed() and config.weights == "bfloat16":
         raise ConfigError("--weights bfloat16: DeepSpeed holds float32 weights beside them in any case; leave it out")
-    if by_deepspeed() and config.on_collapse == "best":
-        raise ConfigError("--on_collapse best: DeepSpeed lets no weights be put back; use warn or stop, or FSDP")
+    if by_deepspeed() and config.on_collapse == "rollback":
+        raise ConfigError("--on_collapse rollback: DeepSpeed lets no weights be put back; use warn or stop, or FSDP")
     if sharded() and config.evaluate_every != "none":
         raise ConfigError(
             f"--evaluate_every {config.evaluate_every}: needs whole weights in one process; score the result instead, "

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
@@ -21,7 +21,6 @@ from lume_unlearn.training.checkpoints import PREFIX, InCheckpoint, whole_checkp
 
 _log = logging.getLogger("lume_unlearn")
 
-OnCollapse = Literal["warn", "stop", "best"]
 LITTLE = math.log(2)
 """Nats a token; a smaller rise of the NLL of forget rows is little: of a memorised answer (NLL near 0), the tokens then
 keep a probability above one half (in the geometric mean), so that greedy decoding still finds them."""
@@ -48,7 +47,7 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         retain: Sequence[Tokens],
         every: int,
         bound: float,
-        policy: OnCollapse,
+        policy: str,
         max_tokens: int,
         at_end: bool = False,
     ) -> None:
@@ -60,7 +59,7 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
             retain: retain rows to watch; without any there is nothing that could collapse.
             every: optimiser steps between two measurements; 0 for only before and after.
             bound: nats a token.
-            policy: what to do.
+            policy: what to do: warn, stop or rollback.
             max_tokens: of one pass.
             at_end: whether the weights in training are not those that are wanted (task vectors).
         """
@@ -241,17 +240,17 @@ class Watch(TrainerCallback, ExportableState, InCheckpoint):
         control.should_training_stop = True
 
     def _keep(self, model: nn.Module) -> None:
-        if self.policy == "best":
+        if self.policy == "rollback":
             self.best = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to go back to: they are older than the checkpoint's own."""
-        if self.policy == "best":
+        if self.policy == "rollback":
             tensors = {str(number): value for number, value in enumerate(self.best)}
             save_file(tensors, checkpoint / _best_file())
 
     def _load_best(self, checkpoint: Path) -> None:
-        if self.policy == "best":
+        if self.policy == "rollback":
             tensors = load_file(checkpoint / _best_file())
             self.best = [tensors[str(number)] for number in range(len(tensors))]
 

@@ -12,17 +12,9 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lume_unlearn.errors import Interrupted
+
 _log = logging.getLogger("lume_unlearn")
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved a checkpoint."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """``number`` of the signal."""
-        super().__init__(message)
-        self.code = 128 + number
-        """Exit status that shells give a process that a signal ended."""
 
 
 class Stop(TrainerCallback):

@@ -110,7 +110,7 @@ def test_what_to_go_on_from_is_said(options: dict[str, Any], advice: str, inputs
     assert advice in str(caught.value)
 
 
-@pytest.mark.parametrize("policy", ["stop", "best"])
+@pytest.mark.parametrize("policy", ["stop", "rollback"])
 def test_a_policy_that_comes_after_the_collapse(policy: str, inputs: Path, tmp_path: Path) -> None:
     """What was warned of once is no longer to be gone on with, and there is nothing to go back to."""
     config = make_config(inputs, tmp_path / "out", **COLLAPSING)
@@ -127,7 +127,7 @@ def test_a_policy_that_comes_before_the_collapse(inputs: Path, tmp_path: Path) -
     measured = run(make_config(inputs, tmp_path / "warn", save_total_limit=0, **options))
     config = make_config(inputs, tmp_path / "out", **options)
     broken_off(config, 4)
-    output = resumed(config, on_collapse="best")
+    output = resumed(config, on_collapse="rollback")
     assert steps(output) == [0, 2, 3]
     expected, found = (load_file(path / "model.safetensors") for path in (measured / "checkpoint-3", output))
     assert all(value.equal(found[name]) for name, value in expected.items())
@@ -141,7 +141,7 @@ def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.L
     rises = [entry["retain_nll"] - entries[0]["retain_nll"] for entry in entries]
     good = max(entry["step"] for entry, rise in zip(entries, rises, strict=True) if rise <= BOUND)
     assert good == 2  # else the steps below make no sense
-    config = make_config(inputs, tmp_path / "out", on_collapse="best", **COLLAPSING)
+    config = make_config(inputs, tmp_path / "out", on_collapse="rollback", **COLLAPSING)
     if broken is None:
         output = run(config)
     else:
@@ -154,7 +154,7 @@ def test_best(broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.L
     assert all(value.equal(found[name]) for name, value in expected.items())
     # A checkpoint of the step of the collapse would hold these weights and go on from them.
     assert not (output / f"checkpoint-{good + 2}").exists()
-    assert_equal(run(make_config(inputs, tmp_path / "whole", on_collapse="best", **COLLAPSING)), output)
+    assert_equal(run(make_config(inputs, tmp_path / "whole", on_collapse="rollback", **COLLAPSING)), output)
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,6 @@ def test_a_task_vector_that_cannot_be_published(
 
 
 def test_what_a_task_vector_cannot_do_is_refused(inputs: Path, tmp_path: Path) -> None:
-    for options in ({"on_collapse": "best"}, {"evaluate_every": "epoch"}):
-        with pytest.raises(ConfigError, match=r"task-vector makes its (weights|result) at the"):
+    for options in ({"on_collapse": "rollback"}, {"evaluate_every": "epoch"}):
+        with pytest.raises(ConfigError, match=r"task-vector makes its weights after training"):
             vector(inputs, tmp_path / "out", 1.0, **options)

@@ -37,7 +37,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "bfloat16": {"method": "kl", "tuning": "full", "precision": "bfloat16"},
     "bfloat16-lora": {"method": "kl", "tuning": "lora", "precision": "bfloat16"},
     "checkpointing": {"method": "gd", "tuning": "full", "gradient_checkpointing": True},
-    "best": {"method": "gd", "tuning": "full", "on_collapse": "best", "collapse_bound": 1e-4, "watch_steps": 1},
+    "best": {"method": "gd", "tuning": "full", "on_collapse": "rollback", "collapse_bound": 1e-4, "watch_steps": 1},
 }
 CASES = {
     "ddp": ["gd", "npo-lora", "both-terms", "states", "normalised", "phases", "weight"],
@@ -158,7 +158,7 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
         (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs whole weights at the end"),
         (FSDP, {"method": "rmu"}, "--method rmu: stops inside the model"),
         (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed holds float32 weights"),
-        (DEEPSPEED, {"on_collapse": "best"}, "--on_collapse best: DeepSpeed lets no weights be put back"),
+        (DEEPSPEED, {"on_collapse": "rollback"}, "--on_collapse rollback: DeepSpeed lets no weights be put back"),
         (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs whole weights in one process"),
     ],
 )
