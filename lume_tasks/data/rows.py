@@ -1,7 +1,7 @@
 """The rows of LUME: their fields, and everything that can be wrong with one row."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lume_tasks.errors import describe, quote
@@ -48,15 +48,15 @@ def text_key(row: Row) -> tuple[str, str]:
     return row.input.strip(), row.output.strip()
 
 
-def members_among(members: Sequence[str], rows: Iterable[Row]) -> int:
-    """Count the member documents that are the text of a sentence-completion (``sc``) row."""
+def completion_texts(rows: Iterable[Row]) -> set[str]:
+    """Return the text of each ``sc`` row: ``input``, a space, ``output``, without white space at the ends."""
+    return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
+
+
+def members_among(members: Iterable[str], rows: Iterable[Row]) -> int:
+    """Count the member documents that are the text of an ``sc`` row."""
     texts = completion_texts(rows)
     return sum(document.strip() in texts for document in members)
-
-
-def completion_texts(rows: Iterable[Row]) -> set[str]:
-    """The texts of the ``sc`` rows: ``input``, a space, ``output``, without white space at the ends."""
-    return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
 
 
 def text_problem(obj: dict[str, object], field: str) -> str | None:

@@ -15,7 +15,7 @@ from datasets import Dataset
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SPLITS, Row, completion_texts
+from lume_tasks.data.rows import SPLITS, Row
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
@@ -150,7 +150,7 @@ def with_unlearned(docs: list[dict[str, Any]], forget: Sequence[Row], split: str
 
     Where not all members are, a warning says what the attack shows then.
     """
-    texts = completion_texts(forget)
+    texts = mia_requests.completion_texts(forget)
     inside = [_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
     found, members = inside.count(True), len(inside) - inside.count(None)
     if found < members:

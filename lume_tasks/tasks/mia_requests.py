@@ -7,9 +7,10 @@ it does not, an empty context would condition on a BOS or EOS that the benchmark
 context is the text of the first token.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 
 # Model arguments of the harness that decide which tokenizer is loaded and how, and their names in transformers.
@@ -123,3 +124,14 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
     if faults:
         raise DataError("\n".join(["lume_mia cannot score these documents exactly with this tokenizer:", *faults]))
     return requests
+
+
+def members_among(members: Sequence[str], rows: Iterable[Row]) -> int:
+    """Count the member documents that are the text of a sentence-completion (``sc``) row."""
+    texts = completion_texts(rows)
+    return sum(document.strip() in texts for document in members)
+
+
+def completion_texts(rows: Iterable[Row]) -> set[str]:
+    """The texts of the ``sc`` rows: ``input``, a space, ``output``, without white space at the ends."""
+    return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}

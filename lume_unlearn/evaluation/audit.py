@@ -7,6 +7,7 @@ know of audits.
 
 import copy
 import json
+import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lume_tasks.data import locate
@@ -25,12 +25,15 @@ from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
+from lume_unlearn.evaluation.quantisation import round_to_nearest, weight_layers
 from lume_unlearn.evaluation.quiet import NO_FINAL_SCORE, without_messages
 from lume_unlearn.files import write_text
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
 from lume_unlearn.training.checkpoints import only_run, writing
 from lume_unlearn.training.finetune import fine_tune
+
+_log = logging.getLogger("lume_unlearn")
 
 Sides = dict[str, list[Row]]
 
@@ -55,8 +58,9 @@ class Subject:
                 lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
                 write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
         lm = HFLM(pretrained=model or self.model, tokenizer=self.tokenizer, batch_size=self.config.batch_size)
+        tasks = tuple(task for task in harness.tasks_for(folder) if task in harness.GENERATION_TASKS)
         with without_messages(*NO_FINAL_SCORE):
-            return harness.score(lm, harness.data_metadata(folder), harness.GENERATION_TASKS, **options)
+            return harness.score(lm, harness.data_metadata(folder), tasks, **options)
 
 
 def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
@@ -67,21 +71,20 @@ def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
         as the share of questions that any of the drawn answers gets right. ``plain`` is always there.
 
     Raises:
-        ConfigError: an option that cannot work, a model that cannot be quantised, or an output that cannot be written.
+        ConfigError: an option that cannot work, rows that an audit cannot be run on, a model that cannot be quantised,
+            or an output that cannot be written.
         DataError: faulty rows.
     """
     output = Path(config.output)
     require_unused(output)
-    chosen = [name.strip() for name in config.audits.split(",") if name.strip()] if config.audits else list(AUDITS)
-    unknown = [name for name in chosen if name not in AUDITS]
-    if unknown:
-        raise ConfigError(f"--audits {','.join(unknown)}: choose from {', '.join(AUDITS)}")
     results: dict[str, dict[str, float]] = {}
     with only_run(output):
-        subject = _load(config)
+        rows = _rows(config)
+        chosen = chosen_audits(config, rows)
+        subject = _load(config, rows)
         if "quantised" in chosen:
             weight_layers(subject.model)
-        for name in dict.fromkeys(["plain", *chosen]):
+        for name in chosen:
             results |= AUDITS[name](subject)
             with writing(output):  # after each: nothing is lost if one fails
                 write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
@@ -98,10 +101,49 @@ def audit_table(results: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def _load(config: AuditConfig) -> Subject:
+def _rows(config: AuditConfig) -> Sides:
     rows = locate.load_rows(named_directory(config.data), config.split)
     if config.limit:
         rows = {side: random.Random(config.seed).sample(r, min(config.limit, len(r))) for side, r in rows.items()}
+    return rows
+
+
+def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
+    """The audits to run, ``plain`` first: those that were asked for, by default all; without those that lack rows.
+
+    Raises:
+        ConfigError: the rows do not suffice for an audit that was asked for.
+    """
+    asked = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
+    unknown = [name for name in asked if name not in AUDITS]
+    if unknown:
+        raise ConfigError(f"--audits {','.join(unknown)}: choose from {', '.join(AUDITS)}")
+    chosen, faults = ["plain"], []
+    for name in dict.fromkeys(asked or AUDITS):
+        try:
+            _require_rows(name, config, rows)
+            chosen.append(name)
+        except ConfigError as error:
+            faults.append(f"--audits {name}: {error}")
+    if faults and asked:
+        raise ConfigError("\n".join(faults))
+    for fault in faults:
+        _log.warning("left out: %s", fault)
+    return list(dict.fromkeys(chosen))
+
+
+def _require_rows(name: str, config: AuditConfig, rows: Sides) -> None:
+    if name.startswith("relearn_"):
+        _relearning_rows(config, rows, name.removeprefix("relearn_"))
+    if name == "samples" and not _has_questions(rows):
+        raise ConfigError("needs questions (qa rows) among the forget rows and among the retain rows")
+
+
+def _has_questions(rows: Sides) -> bool:
+    return all(any(row.kind == "qa" for row in side_rows) for side_rows in rows.values())
+
+
+def _load(config: AuditConfig, rows: Sides) -> Subject:
     if config.peft:
         model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
     else:
@@ -151,53 +193,28 @@ def quantise(subject: Subject, bits: int) -> tuple[Any, str]:
     return model, "rounded"
 
 
-def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
-    """The linear layers that quantisation changes: `nn.Linear` and GPT-2's `Conv1D`, without the output layer.
+def _relearning_rows(config: AuditConfig, rows: Sides, side: str) -> tuple[list[Row], Sides]:
+    """A sample of one side to train on, and the rows to score, without the forget rows of the sample's documents.
 
     Raises:
-        ConfigError: they hold less than half of the weights outside the embeddings, so that the model would be called
-            quantised and not be it.
+        ConfigError: there are too few rows.
     """
-    output_layer = model.get_output_embeddings()
-    layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not output_layer]
-    outside = {id(module.weight) for module in (output_layer, model.get_input_embeddings()) if module is not None}
-    whole = sum(weight.numel() for weight in model.parameters() if id(weight) not in outside)
-    held = sum(layer.weight.numel() for layer in layers)
-    if held < whole / 2:
-        raise ConfigError(
-            f"--audits quantised: only {held / whole:.0%} of the weights of {type(model).__name__} are in layers that "
-            "can be quantised (nn.Linear, Conv1D), so the result would not be a quantised model's; leave it out by "
-            "naming the other audits: --audits " + ",".join(name for name in AUDITS if name != "quantised")
-        )
-    return layers
-
-
-def round_to_nearest(weight: torch.Tensor, bits: int, group: int = 128) -> torch.Tensor:
-    """Weights rounded to ``2^bits - 1`` symmetric levels, each group of so many inputs of an output with its own scale.
-
-    The scale puts the group's largest absolute value on the outermost level: ``s = max|w| / (2^(bits-1) - 1)``,
-    ``w -> s * round(w / s)``, at most half a step away. Shape and dtype stay.
-    """
-    outputs, inputs = weight.shape
-    levels = 2 ** (bits - 1) - 1
-    padded = nn.functional.pad(weight, (0, -inputs % group)).reshape(outputs, -1, group)
-    scale = (padded.abs().amax(dim=-1, keepdim=True) / levels).clamp(min=torch.finfo(weight.dtype).tiny)
-    rounded: torch.Tensor = (padded / scale).round() * scale
-    return rounded.reshape(outputs, -1)[:, :inputs]
+    sample = random.Random(config.seed).sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2))
+    if not sample:
+        raise ConfigError(f"relearning needs at least two {side} rows")
+    stems = {row.stem for row in sample}
+    held_out = rows | {"forget": [row for row in rows["forget"] if row.stem not in stems]}
+    if not held_out["forget"]:
+        raise ConfigError(f"--relearn_rows {config.relearn_rows}: no forget row is left outside the sample")
+    return sample, held_out
 
 
 def _relearn(side: str) -> Callable[[Subject], dict[str, dict[str, float]]]:
     """A little training on a sample of one side, then the forget rows that were not in it."""
 
     def run(subject: Subject) -> dict[str, dict[str, float]]:
-        config, rows = subject.config, subject.rows
-        sample = random.Random(config.seed).sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2))
-        if not sample:
-            raise ConfigError(f"relearning needs at least two {side} rows")
-        stems = {row.stem for row in sample}
-        held_out = rows | {"forget": [row for row in rows["forget"] if row.stem not in stems]}
-        if not held_out["forget"]:
-            raise ConfigError(f"--relearn_rows {config.relearn_rows}: no forget row is left outside the sample")
+        config = subject.config
+        sample, held_out = _relearning_rows(config, subject.rows, side)
         model = copy.deepcopy(subject.model)
         use_packing(model)
         texts = encode_rows(subject.tokenizer, sample, "answer", None, load.context_length(model))
@@ -232,13 +249,14 @@ def _other_words(subject: Subject) -> dict[str, dict[str, float]]:
     frame = "".join(f"{row.input} {row.output}\n\n" for row in shots)
     results = {
         f"rephrased {i}": changed(lambda row, text=text: text.format(row.input), ("qa",))  # type: ignore[misc]
-        for i, text in enumerate(REPHRASINGS, 1)
+        for i, text in enumerate(REPHRASINGS if _has_questions(subject.rows) else (), 1)
     }
     results |= {
         "upper case": changed(lambda row: row.input.upper()),
         "prefix": changed(lambda row: PREFIX + row.input),
-        f"{len(shots)} answered retain rows in front": changed(lambda row: frame + row.input),
     }
+    if shots:
+        results[f"{len(shots)} answered retain rows in front"] = changed(lambda row: frame + row.input)
     return {name: harness.overall(subject.scores(f"words-{i}", rows)) for i, (name, rows) in enumerate(results.items())}
 
 

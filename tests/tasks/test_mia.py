@@ -9,7 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.data.rows import Row, members_among
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.tasks import mia_requests
 
@@ -189,5 +189,5 @@ def test_tokenizer_that_cannot_be_loaded_is_named(name: str) -> None:
 
 def test_members_among_rows_are_counted_by_the_text_of_completions() -> None:
     rows = [Row("a-sc1", "Ada wrote", "a letter. ", "Task3"), Row("b-qa0", "Who", "wrote?", "Task3")]
-    assert members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
-    assert members_among(["Ada wrote a letter."], []) == 0
+    assert mia_requests.members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
+    assert mia_requests.members_among(["Ada wrote a letter."], []) == 0

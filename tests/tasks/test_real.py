@@ -15,9 +15,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks import _startup
 from lume_tasks.data.locate import MMLU_SUBJECTS, load_mia, load_mmlu, load_side
-from lume_tasks.data.rows import members_among
 from lume_tasks.models.hf import LumeHF
-from lume_tasks.tasks.mia_requests import mia_requests
+from lume_tasks.tasks.mia_requests import members_among, mia_requests
 from lume_tasks.tasks.score import SubjectTask
 
 

@@ -10,10 +10,13 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
 
 from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.config import ConfigError
 from lume_unlearn.evaluation import audit as audits
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table, round_to_nearest
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table
+from lume_unlearn.evaluation.quantisation import round_to_nearest, weight_layers
+from tests.conftest import write_rows
 
 
 def test_round_to_nearest_by_hand() -> None:
@@ -99,7 +102,7 @@ def test_a_changed_model_is_scored_and_the_audited_one_left_alone(
 ) -> None:
     trained = []
     monkeypatch.setattr(audits, "fine_tune", lambda model, *args, **kwargs: trained.append(model))
-    subject = audits._load(config)
+    subject = audits._load(config, audits._rows(config))
     before = {name: value.clone() for name, value in subject.model.state_dict().items()}
     AUDITS["relearn_retain"](replace(subject, config=replace(config, output=config.output + "-again")))
     assert trained[0] is not subject.model
@@ -113,7 +116,7 @@ def test_a_changed_model_is_scored_and_the_audited_one_left_alone(
 
 def test_a_gpt2_is_quantised_by_output_channel(config: AuditConfig) -> None:
     """Its layers are Conv1D, which hold their weight as (inputs, outputs)."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=130, n_layer=1, n_head=2))
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=130, n_layer=1, n_head=2, n_positions=4096))
     subject = audits.Subject(config, model, None, {})
     quantised, _ = audits.quantise(subject, 4)
     before, after = (m.transformer.h[0].mlp.c_fc.weight for m in (model, quantised))
@@ -127,12 +130,35 @@ def test_a_model_whose_weights_are_elsewhere_is_not_called_quantised() -> None:
     options = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1, "num_local_experts": 4}
     model = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=8, intermediate_size=32, **options))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"--audits quantised: only \d% of the weights of MixtralForCausalLM"):
-        audits.weight_layers(model)
+        weight_layers(model)
 
 
 def test_a_data_directory_that_is_not_there_is_said_by_its_option(config: AuditConfig, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^--data /nonexistent: is not a directory"):
         audit(replace(config, output=str(tmp_path / "out"), data="/nonexistent"))
+
+
+def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Path) -> None:
+    for side in ("forget", "retain"):
+        rows = [Row(f"{side}-{i}-sc1", f"{side} {i}", f"text {i} of {side}", "Task2") for i in range(4)]
+        write_rows(tmp_path / "data" / f"{side}.jsonl", rows)
+    own = replace(config, data=str(tmp_path / "data"), output=str(tmp_path / "out"), relearn_epochs=1)
+    results = audit(own)
+    assert {"plain", "4-bit (rounded)", "prefix", "held out, relearned on 2 forget rows"} <= set(results)
+    assert not [name for name in results if "rephrased" in name or "samples" in name or "answered" in name]
+    assert set(results["plain"]) == {"forget_regurgitation", "retain_regurgitation"}
+
+
+def test_an_audit_without_rows_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:
+    for side in ("forget", "retain"):
+        write_rows(tmp_path / "data" / f"{side}.jsonl", [Row(f"{side}-0-sc1", side, "text", "Task1")])
+    own = replace(config, data=str(tmp_path / "data"), output=str(tmp_path / "out"), model="no/such/model")
+    with pytest.raises(ConfigError) as refused:
+        audit(replace(own, audits="relearn_forget,samples"))
+    assert str(refused.value).splitlines() == [
+        "--audits relearn_forget: relearning needs at least two forget rows",
+        "--audits samples: needs questions (qa rows) among the forget rows and among the retain rows",
+    ]
 
 
 def test_the_harness_and_git_say_nothing(
@@ -144,7 +170,7 @@ def test_the_harness_and_git_say_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no repository
     options = ["--model", config.model, "--data", str(config.data), "--output", "out", "--audits", "plain"]
-    assert main(["audit", *options, "--limit", "8"]) == 0
+    assert main(["audit", *options, "--limit", "2"]) == 0
     assert "git" not in capfd.readouterr().err
     names = {record.name for record in caplog.records if record.levelname == "WARNING"}
     assert names <= {"lm_eval.evaluator"}  # of the eight new tokens above

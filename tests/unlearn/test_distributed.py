@@ -118,7 +118,7 @@ def steps(folder: str) -> list[dict[str, float]]:
 def assert_same(one: RunConfig, two: RunConfig) -> None:
     """Terms, gradient norms and learning rates of every step, and the weights at the end."""
     # In bfloat16 gradients are summed over the rows of a pass with rounding: it matters which rows share one.
-    off = 1e-3 if one.precision == "bfloat16" else 1e-5
+    off = 2e-3 if one.precision == "bfloat16" else 1e-5
     assert len(steps(one.output)) == len(steps(two.output)) > 0
     for mine, theirs in zip(steps(one.output), steps(two.output), strict=True):
         assert theirs == pytest.approx(mine, rel=off, abs=off / 5), two.output
