@@ -246,7 +246,7 @@ def _numbers(option: str, text: str) -> list[float]:
 
 
 def _methods_options(methods: ArgumentParser) -> None:
-    methods.add_argument("--markdown", action="store_true", help="As the table in the README.")
+    methods.add_argument("--markdown", action="store_true", help="As the table in methods/README.md.")
 
 
 def _methods(options: dict[str, Any]) -> None:
