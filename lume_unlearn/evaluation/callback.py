@@ -13,7 +13,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_tasks.data import locate
 from lume_unlearn.config import SCORED, ConfigError, RunConfig
-from lume_unlearn.data.sources import named_directory
+from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.evaluation import harness
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.forward import evaluating

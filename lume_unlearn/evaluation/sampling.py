@@ -1,6 +1,5 @@
 """Sample alternative answers to forget rows from the reference model (the data step of AltPO)."""
 
-import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch
 
 from lume_tasks.data.rows import Row, text_problem
 from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.alternatives import bare
 from lume_unlearn.methods.refusals import stable_number
 from lume_unlearn.model.load import context_length
 
@@ -141,15 +141,9 @@ def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | 
 
 
 def _prompt(tokenizer: Any, row: Row) -> list[int]:
-    """Return the token ids of the prompt for one row."""
-    if tokenizer.chat_template:
-        message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
-        text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-        return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
-    ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
-    return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
-
-
-def bare(text: str) -> str:
-    """Return the text in lower case, without punctuation and white space at its ends."""
-    return text.strip(string.whitespace + string.punctuation).casefold()
+    if not tokenizer.chat_template:
+        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
+    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
+    text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them

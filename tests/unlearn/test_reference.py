@@ -12,6 +12,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.model import output_layer
+from lume_unlearn.model import reference as reference_module
 from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.reference import Reference, token_nlls
@@ -118,7 +119,7 @@ def test_a_copy_whose_weights_come_and_go_says_the_same(tuning: str, monkeypatch
     """As with a GPU: between passes the copy has no weights where it computes, its output layer neither."""
     model = make(tuning)
     expected = labelled_logits(model, model.config, BATCH)
-    monkeypatch.setattr(forward, "_shrink", lambda copied, kind: cpu_offload(copied, execution_device=CPU))
+    monkeypatch.setattr(reference_module, "_shrink", lambda copied, kind: cpu_offload(copied, execution_device=CPU))
     reference = Reference(model, Passes(model), "cpu")
     assert all(weight.is_meta for weight in reference.copy.parameters())
     train(model)
