@@ -8,7 +8,8 @@ package stays cheap.
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lume_unlearn.config import ConfigError, RunConfig
+    from lume_unlearn.config import RunConfig
+    from lume_unlearn.errors import ConfigError
     from lume_unlearn.training.run import run, unlearn
 
 __all__ = ["ConfigError", "RunConfig", "run", "unlearn"]

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from lume_unlearn.errors import ConfigError as ConfigError
-from lume_unlearn.errors import require_unused as require_unused
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
 from lume_unlearn.methods.spec import Method, RetainTerm

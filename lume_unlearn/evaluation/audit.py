@@ -20,9 +20,9 @@ from transformers.utils.import_utils import is_bitsandbytes_available
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
-from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.inputs import named_directory
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers

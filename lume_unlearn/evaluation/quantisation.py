@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 
 
 def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:

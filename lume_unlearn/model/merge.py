@@ -11,7 +11,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import merge_utils
 from torch import Tensor
 
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
 

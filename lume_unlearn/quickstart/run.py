@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lume_tasks.data import locate
-from lume_unlearn.config import RunConfig, require_unused
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens, encode_row
+from lume_unlearn.errors import require_unused
 from lume_unlearn.evaluation.harness import data_metadata, score
 from lume_unlearn.model import packing
 from lume_unlearn.quickstart import ROWS

@@ -11,8 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SIDES
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import encode_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, row_nlls
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.monitor import unknown_rows, verdict

@@ -11,7 +11,8 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import LOCK, only_run
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.run import run

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import publish_result
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.run import run

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.run import run
 from tests.conftest import make_model, make_tokenizer
 from tests.faults.runs import make_config, record

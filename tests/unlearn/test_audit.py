@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForC
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import audit as audits
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
 from lume_unlearn.model.output_layer import nll_value
 from tests.conftest import make_model

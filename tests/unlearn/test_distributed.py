@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import lume_unlearn
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.distributed import require_launch
 from lume_unlearn.training.run import run
 

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 from lume_unlearn import cli
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.model import load

@@ -13,8 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.inputs import encode_sides, load_inputs
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import decoder_layers
 from lume_unlearn.training.optimizer import optimizer_class

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from lume_unlearn.cli import main
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.model.merge import merge_ties, negate_adapter, negated, subtract_training, ties_update
 

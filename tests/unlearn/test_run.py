@@ -18,8 +18,9 @@ import lume_unlearn
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.inputs import load_sides
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.memory import fitting_tokens
 from lume_unlearn.training.merge import merge

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Span
 from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.run import training_arguments

@@ -7,7 +7,8 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lume_unlearn.config import ConfigError, RunConfig, tuning_fault
+from lume_unlearn.config import RunConfig, tuning_fault
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.load import freeze
 
 SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2}
