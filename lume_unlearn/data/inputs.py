@@ -11,9 +11,8 @@ import numpy as np
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError
-from lume_tasks.tasks.mia_requests import members_among
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.dataset import Sides

@@ -20,6 +20,13 @@ from lume_unlearn.model.forward import Passes, decoder_layers, use_packing
 from lume_unlearn.model.tuning import TuningError, depth_fault, freeze
 
 
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Tell whether an error of torch says that memory ran out, on any device."""
+    text = str(error).lower()
+    phrases = ("out of memory", "can't allocate memory", "not enough memory")  # GPUs; the CPU's allocator; Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(phrase in text for phrase in phrases)
+
+
 def use_bfloat16(config: RunConfig) -> bool:
     """Whether forward passes run in bfloat16: as asked for, else where a GPU has it."""
     if config.precision == "auto":
@@ -57,8 +64,6 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
                 ignore_mismatched_sizes=True,  # refused below, by name
             )
     except Exception as error:  # a broken folder ends in anything, from KeyError to ZeroDivisionError
-        from lume_tasks.models.batching import is_out_of_memory  # brings the harness along
-
         if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
             raise
         raise ConfigError(_not_loaded(name, "weights", error)) from error

@@ -103,7 +103,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedT
 
 def asked(subject: str, rows: list[dict[str, Any]]) -> list[str]:
     """The questions of one MMLU-like subject as `lume_mmlu` asks them, each with its answer."""
-    from lume_tasks.tasks.score import SubjectTask
+    from lume_tasks.tasks.mmlu import SubjectTask
 
     task = SubjectTask(subject, rows, version=None)
     return [f"{task.fewshot_context(doc, num_fewshot=0)} {'ABCD'[doc['answer']]}" for doc in task.eval_docs]

@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.model.distributed import by_deepspeed
-from lume_unlearn.model.load import use_bfloat16
+from lume_unlearn.model.load import is_out_of_memory, use_bfloat16
 from lume_unlearn.training.checkpoints import PREFIX, whole_checkpoints, withdraw
 
 
@@ -110,8 +110,6 @@ def memory_advice(config: RunConfig, model: nn.Module | None = None) -> Iterator
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        from lume_tasks.models.batching import is_out_of_memory  # brings the harness along
-
         if not isinstance(error, MemoryError) and not is_out_of_memory(error):
             raise
         raise ConfigError(_advice(config, model) if model else _loading_advice(config)) from error
