@@ -146,7 +146,7 @@ def _mean_ends(parts: Sequence[Part]) -> tuple[float, float]:
 
 
 def pooled_mean(parts: Sequence[Bound]) -> Floats:
-    """Compute the mean over all rows of several numbers in each resample, shape (RESAMPLES,); NaN as in ``resample``."""
+    """Compute the mean over the rows of several tasks in each resample, shape (RESAMPLES,); NaN as in ``resample``."""
     counts = np.sum([part.counts for part in parts], axis=0)
     return _ratio(np.sum([part.sums for part in parts], axis=0), counts)
 

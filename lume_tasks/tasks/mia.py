@@ -100,11 +100,7 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
 
 
 def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """Return the share of tokens for Min-K% and Min-K%++, from metadata or the papers.
-
-    Raises:
-        DataError: a value is no number in (0, 1].
-    """
+    """Return the share of tokens for Min-K% and Min-K%++; ``DataError`` if one is not in (0, 1]."""
     given = {name: metadata.get(name, default) for name, default in FRACTIONS.items()}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:

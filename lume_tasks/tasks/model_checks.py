@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from lm_eval.api.model import LM, CachingLM
+from lm_eval.api.model import LM, CachingLM, TemplateLM
 
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.tasks.reference import document_name
@@ -48,8 +48,8 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
     if isinstance(lm, CachingLM):
         warn_of_other_arguments(lm, metadata)
         lm = lm.lm
-    tokenizer = getattr(lm, "tokenizer", None)
-    if tokenizer is None:  # an API that tokenises the text itself
+    tokenizer = getattr(lm, "tokenizer", None) if isinstance(lm, TemplateLM) else None
+    if tokenizer is None:  # an API that tokenises the text itself, or a model that reads no text
         return
     if requests[0].request_type == "generate_until":
         check_end(task, lm)

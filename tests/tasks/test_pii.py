@@ -10,7 +10,8 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_tasks.tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
+from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
+from lume_tasks.tasks.pii import PII_METRICS, pii_result, pii_rows
 from lume_unlearn.quickstart.miniature import write_miniature
 
 VALUES = {
@@ -138,13 +139,6 @@ def test_field_by_the_words_by_the_digit_and_by_the_shape(field: str) -> None:
     assert field_of(WORDS[field], "unknown", digit) is None
 
 
-def test_names_that_sound_like_a_field_do_not_mislead() -> None:
-    assert field_of("What is Max Born's phone number?", VALUES["phone"], 2) == "phone"
-    assert field_of("What is Call Home's Social Security Number?", VALUES["ssn"], 1) == "ssn"
-    assert field_of("What is Ada Ssn's phone number?", "512345678", 2) == "phone"
-    assert field_of("Where was Ada born?", "12 Hazel Row, Ostholm 12345", 7) is None
-
-
 def document(kind: str = "qa", field: str | None = None, text: str = "", **values: str) -> dict[str, Any]:
     known = {name: values.get(name) for name in FIELDS}
     return {
@@ -230,16 +224,6 @@ def test_task_in_the_harness(run: Any, fake_lm: Any, miniature: Path) -> None:
     assert sorted(map(str, asked["lume_pii"])) == sorted(map(str, asked["lume_task2"]))
     exact = [found[f"forget_{field}_exact"] for field in FIELDS]
     assert sum(exact) / 5 == pytest.approx(results["results"]["lume_task2"]["forget_knowledge,none"])
-
-
-def test_limit(run: Any, fake_lm: Any, miniature: Path) -> None:
-    lm = fake_lm()
-    lm.generate = lambda _: "1984-12-31"
-    results = run(lm, "lume_pii", metadata={"lume_data_dir": str(miniature)}, limit=4)["results"]["lume_pii"]
-    there = {name for name in PII_METRICS if not math.isnan(results[f"{name},none"])}
-    assert {name for name in there if name.endswith(("exact", "partial"))} == {
-        f"{side}_birth_date_{name}" for side in ("forget", "retain") for name in ("exact", "partial")
-    }
 
 
 def write(folder: Path, *rows: Row) -> str:
