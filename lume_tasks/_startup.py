@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-HARNESS_TASKS = "lm_eval.tasks"  # the harness's entry-point group has the same name
+HARNESS_TASKS = "lm_eval.tasks"
 HARNESS_MODELS = "lm_eval.models"
+READS_ENTRY_POINTS = (0, 5)  # first version of the harness that may find the tasks by their entry point
 MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.models.vllm:LumeVLLM"}
 
 
@@ -30,7 +31,7 @@ def install() -> None:
     """Patch the harness's TaskManager and its models: now if they are loaded, else as soon as they are."""
     if switched_off():
         return
-    # The finder stays for good: taking it out could make an import in another thread skip a finder.
+    # The finder is never removed: removing it could make an import in another thread skip a finder.
     sys.meta_path.insert(0, HarnessFinder())
     for name in PATCHES:
         if name in sys.modules:
@@ -38,11 +39,11 @@ def install() -> None:
 
 
 class HarnessFinder:
-    """Meta path finder that lets the other finders find the modules to patch, and has them patched once executed."""
+    """Meta path finder that finds the modules to patch through the other finders, and patches them once executed."""
 
     def __init__(self) -> None:
-        """Start with no search under way."""
-        # (thread, module); other hooks may ask all finders again, this one included
+        """Start with no search in progress."""
+        # (thread, module); other hooks may ask all finders again, including this one
         self._searching: set[tuple[int, str]] = set()
 
     def find_spec(
@@ -77,7 +78,7 @@ def _patch_after_execution(loader: "Any", name: str) -> None:
         execute = loader.exec_module
 
         def exec_module(module: "ModuleType") -> None:
-            # Undone first, so that the loader is as it was (a zip's loader is shared by all of its modules).
+            # Restore the loader first: all modules of a zip file share one.
             getattr(loader, "__dict__", {}).pop("exec_module", None)
             execute(module)
             if module.__name__ == name:
@@ -89,7 +90,7 @@ def _patch_after_execution(loader: "Any", name: str) -> None:
 
 
 def patch(module: "ModuleType") -> None:
-    """Add what is ours to a loaded module of the harness; a failure is a logged warning, never an exception."""
+    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception."""
     try:
         if not switched_off():
             PATCHES[module.__name__][0](module)
@@ -98,10 +99,9 @@ def patch(module: "ModuleType") -> None:
 
 
 def _add_models(_: "ModuleType") -> None:
-    """Register the model classes, which are imported when they are asked for.
+    """Register the model classes by name, without importing them.
 
-    Not before `lm_eval.models` has run: the harness imports it, and with it its own classes, where the registry is
-    empty.
+    Only after `lm_eval.models` has run: the harness skips its own classes if the registry is not empty.
     """
     from lm_eval.api.registry import model_registry
 
@@ -125,17 +125,17 @@ def _add_tasks(tasks: "Any") -> None:
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
         raise TypeError("TaskManager no longer takes include_path and include_defaults")
     folder = str(task_dir())
-    stand_aside = _harness_reads_entry_points()
+    leave_to_harness = _version() >= READS_ENTRY_POINTS
 
     @functools.wraps(original)
     def init(self: "Any", *args: "Any", **kwargs: "Any") -> None:
-        nonlocal stand_aside
+        nonlocal leave_to_harness
         call = _call_with_folder(signature, folder, (self, *args), kwargs)
-        if call is None or stand_aside:
+        if call is None or leave_to_harness:
             original(self, *args, **kwargs)
             if call is None or "lume_task1" in getattr(self, "all_tasks", ()):
                 return
-            stand_aside = False  # the harness did not find the tasks after all
+            leave_to_harness = False  # it did not find the tasks
         original(*call.args, **call.kwargs)
         self.include_path = signature.bind(self, *args, **kwargs).arguments.get("include_path")
 
@@ -165,22 +165,10 @@ def _contains(parent: "str | os.PathLike[str]", folder: str) -> bool:
     return os.path.join(os.path.realpath(folder), "").startswith(parent)
 
 
-def _harness_reads_entry_points() -> bool:
-    """Tell whether the source of the loaded harness names the entry-point group, in which case it loads our tasks.
-
-    A wrong answer is harmless: a false yes is noticed when the tasks are missing, a false no lists them twice.
-    """
-    quoted = (f'"{HARNESS_TASKS}"', f"'{HARNESS_TASKS}'")
-    sources = [_source(name, module) for name, module in list(sys.modules.items()) if name.startswith("lm_eval.")]
-    return any(text in source for source in sources for text in quoted)
-
-
-def _source(name: str, module: "ModuleType") -> str:
-    loader: Any = getattr(module, "__loader__", None)
-    try:
-        return loader.get_source(name) or ""
-    except (AttributeError, ImportError):  # not every loader knows the source
-        return ""
+def _version() -> "tuple[int, ...]":
+    """Return major and minor version of the loaded harness."""
+    version = getattr(sys.modules.get("lm_eval"), "__version__", "0.0")
+    return tuple(int(part) for part in version.split(".")[:2])
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -1,7 +1,7 @@
-"""How well a model knows its answers when it is shown the right beginning: one teacher-forced request a row.
+"""The group ``lume_memorization``: how probable each answer is after its prompt, from one request a row.
 
-The context of a request is a row's ``input`` and its continuation a space and the ``output``, as the rows were learned;
-the end-of-sequence token is not scored.
+The context of a request is a row's ``input``, its continuation a space and the ``output``, as in training; the
+end-of-sequence token is not scored.
 """
 
 import math
@@ -15,34 +15,34 @@ from numpy.typing import NDArray
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks import mia_requests, reference
-from lume_tasks.tasks.generation import LumeTask, side_rows
+from lume_tasks.tasks import reference
+from lume_tasks.tasks.base import LumeTask, Metrics, load_tokenizer, mean, side_rows
+
+SUM_METRICS = ("loss", "probability_geometric")  # with any backend
+TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
+
+
+def _metrics() -> Metrics:
+    table: dict[str, Any] = {}
+    for side in SIDES:
+        for name in SUM_METRICS + TOKEN_METRICS:
+            table[f"{side}_{name}"] = mean, (side == "retain") != (name == "loss")
+    return table | {"forget_quality": (reference.forget_quality, True)}  # with metadata lume_reference_results
 
 
 class MemorizationTask(LumeTask):
-    """A task whose metrics depend on what the backend answers: sums alone, or ``TokenScores``."""
+    """The rows of Task 1, 2 or 3."""
 
-    def apply_filters(self) -> Any:
-        """Filter the answers.
-
-        Raises:
-            DataError: only some answers have per-token values, so that their metrics would be over some rows alone.
-        """
-        if len({isinstance(instance.resps[0][0], TokenScores) for instance in self.instances}) > 1:
-            raise DataError(
-                f"{self.config.task}: some answers carry values for each token and others do not: a part of them came "
-                "out of a --use_cache file that was written by another --model; name a new file"
-            )
-        return super().apply_filters()
+    metrics = _metrics()
 
 
 def extraction_strength(greedy: NDArray[np.bool_]) -> float:
-    """Share of the answer that need not be shown for greedy decoding to give the rest of it.
+    """Compute the share of an answer that greedy decoding completes, once the tokens before that share are given.
 
     ``1 - k / n`` with the smallest k such that the most probable token is the right one at every position from k on:
-    0 where the last token is wrong, 1 where all are right. Carlini et al. 2021, "Extracting Training Data from Large
-    Language Models" (arXiv 2012.07805), in the form of Wang et al. 2025, "Towards Effective Evaluations and Comparisons
-    for LLM Unlearning Methods" (arXiv 2406.09179).
+    0 if the last token is wrong, 1 if all are right. Carlini et al. 2021, "Extracting Training Data from Large Language
+    Models" (arXiv 2012.07805), in the form of Wang et al. 2025, "Towards Effective Evaluations and Comparisons for LLM
+    Unlearning Methods" (arXiv 2406.09179).
 
     Args:
         greedy: (n,) with n > 0: whether the answer's token is the most probable one after all right tokens before it.
@@ -52,10 +52,10 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
 
 
 def answer_length(tokenizer: Any, text: str, answer: str) -> int:
-    """Number of tokens that the harness scores of ``" " + answer`` after ``text``.
+    """Count the tokens that the harness scores of ``" " + answer`` after ``text``.
 
     Raises:
-        ValueError: the text and the answer do not come apart between two tokens; the message says why.
+        ValueError: no boundary between tokens separates text and answer.
     """
     # The harness moves white space at the end of the context into the continuation.
     before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text} {answer}")
@@ -72,13 +72,13 @@ def memorization_rows(
     version: Any = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """Forget and retain rows of one task as documents, with ``continuation`` and ``scored_tokens``.
+    """Return the rows of one task as documents, with ``continuation`` and ``scored_tokens``.
 
     Raises:
         DataError: rows, tokenizer or the reference's results are missing or faulty, or the tokenizer does not fit.
     """
     docs = side_rows(lume_task, lume_data_dir, lume_split)
-    tokenizer = mia_requests.load_tokenizer(metadata)
+    tokenizer = load_tokenizer(metadata)
     faults = []
     for doc in docs:
         doc["continuation"] = f" {doc['output']}"
@@ -90,19 +90,19 @@ def memorization_rows(
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
         raise DataError("\n".join([head, *first_few(faults, 10)]))
     task = f"lume_memorization_{lume_task.lower()}"
-    docs = reference.with_reference(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
+    docs = reference.with_scores(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}
 
 
 def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """Scores of one row, None for those of the other side.
+    """Score one row; None for the metrics of the other side.
 
-    ``loss`` is the mean token loss in nats, ``probability_geometric`` its ``exp(-loss)``. Where the backend gives
-    per-token values (``lume-hf``) also ``exact_memorization``, the share of tokens that are the most probable ones
-    (Tirumala et al. 2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability.
+    ``loss`` is the token mean of the NLL in nats, ``probability_geometric`` is ``exp(-loss)``. With per-token values
+    (``lume-hf``) also ``exact_memorization``, the share of tokens that are the most probable ones (Tirumala et al.
+    2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability.
 
     Raises:
-        DataError: the model scored another number of tokens than its tokenizer was thought to make.
+        DataError: the model scored another number of tokens than the tokenizer makes.
     """
     score, count = results[0][0], doc["scored_tokens"]
     loss = -score / count

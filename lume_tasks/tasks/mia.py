@@ -1,13 +1,14 @@
-"""The task ``lume_mia``: every attack that the backend's answers allow, out of one request a document.
+"""The task ``lume_mia``: all attacks that the backend's answers allow, from one request a document.
 
-In the sample log each metric of a document is ``[member, score]``, where a higher score means more likely a member; the
-loss attack's is minus the document's mean token loss. ``mia_gap`` and ``privleak`` add the reference's score.
+In the sample log each metric of a document is ``[member, score]``; a higher score means more likely a member. The loss
+attack's score is minus the document's mean token loss. ``mia_gap`` and ``privleak`` add the reference's score.
 ``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
 """
 
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,87 +16,91 @@ from datasets import Dataset
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SPLITS, Row
+from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks import mia_requests
-from lume_tasks.tasks.generation import LumeTask, alternate
+from lume_tasks.tasks.base import LumeTask, Metrics, alternate, has_values, load_tokenizer, mean
+from lume_tasks.tasks.reference import matching_samples
 from lume_tasks.tasks.results import OPTION, read_reference
 
 _log = logging.getLogger("lume_tasks")
 
 TASK = "lume_mia"
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "reference", "gradnorm")
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
 SUMMARIES = ("auc", "auc_low", "auc_high", "tpr_at_1", "tpr_at_5")
-FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE takes 0.4
+FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE uses 0.4
 
+# Metrics that need a field of TokenScores: that field, and the metadata or model argument that asks for the metric.
+_NEEDS = {
+    "min_k": ("logprobs", "lume_min_k"),
+    "min_k_plus_plus": ("mean", "lume_min_k_plus_plus"),
+    "privleak": ("logprobs", OPTION),
+    "gradnorm": ("grad_norm", "gradnorm"),
+}
+_LONGEST_TOKEN = 128  # characters; no first token of a text is longer
+
+Doc = dict[str, Any]
 Item = tuple[bool, float]  # member?, score
 PairItem = tuple[bool, float, float]  # member?, score, the reference's score
 
 
-class MiaTask(LumeTask):
-    """A task whose metrics depend on what the backend answers: sums alone, or ``TokenScores``."""
+def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
+    """Split a document into (context, continuation, number of scored tokens) for one ``loglikelihood`` request.
 
-    def document(self, doc: dict[str, Any]) -> list[Any]:
-        """What a document is, for its digest: its class and its text."""
-        return [doc["member"], doc["context"] + doc["continuation"]]
+    Minus the mean log-probability of the scored tokens is the benchmark's loss: the mean over tokens 2..n, with nothing
+    before the first token (a causal LM called with ``labels = input_ids``). The harness always needs a context. If the
+    tokenizer adds a BOS, token 1 is that BOS, which the harness conditions on if the context is empty. If not, the
+    harness would condition on a BOS or EOS that the benchmark never shows the model; then the context is the text of
+    the first token.
 
-    def process_results(self, doc: dict[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-        """Call the YAML's result function with the options that metadata gives."""
-        if not callable(self.config.process_results):  # --predict_only puts another function in its place
-            return super().process_results(doc, results)  # type: ignore[no-any-return]
-        values: dict[str, Any] = self.config.process_results(doc, results, **fractions(self.config.metadata))
-        return values
-
-    def apply_filters(self) -> Any:
-        """Filter the answers, and say what they lack.
-
-        Raises:
-            DataError: only some answers have what an attack needs, so that it cannot be scored on all documents.
-        """
-        filtered = super().apply_filters()
-        kinds = {_allowed(instance.resps[0][0]) for instance in self.instances}
-        if len(kinds) > 1:
-            raise DataError(
-                "lume_mia: some answers carry values for each token and others do not: a part of them came out of a "
-                "--use_cache file that was written by another --model or with other arguments; name a new file"
-            )
-        missing = _asked(self.config.metadata) - kinds.pop()
-        if missing:
-            _log.warning(
-                "lume_mia: no %s: this backend answers with sums alone, or a cache was written by one that does. "
-                "Use --model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
-                ", ".join(sorted(missing)),
-            )
-        return filtered
+    Raises:
+        ValueError: no such split exists; the message does not name the document.
+    """
+    ids = tokenizer.encode(document)
+    if len(ids) < 2:
+        raise ValueError("it has fewer than two tokens, so there is nothing to predict")
+    plain = tokenizer.encode(document, add_special_tokens=False)
+    if tokenizer.bos_token_id is not None and ids == [tokenizer.bos_token_id, *plain]:
+        if plain[0] == tokenizer.bos_token_id:
+            raise ValueError("it starts with the text of the tokenizer's BOS, which the harness would not score")
+        return "", document, len(plain)
+    if ids != plain:
+        raise ValueError("the tokenizer adds special tokens other than a BOS, which the harness would not score alike")
+    for end in range(1, min(len(document), _LONGEST_TOKEN) + 1):
+        context = document[:end]
+        # The harness moves white space at the end of a context into the continuation.
+        if context == context.rstrip() and tokenizer.encode(context) == ids[:1]:
+            return context, document[end:], len(ids) - 1
+    raise ValueError("its first token is white space or part of a character, which the harness cannot use as a context")
 
 
-def _allowed(answer: float) -> frozenset[str]:
-    """The metrics that need more of an answer than its sum, and for which it has that."""
-    if not isinstance(answer, TokenScores):
-        return frozenset()
-    there = {"min_k_plus_plus": answer.mean is not None, "gradnorm": answer.grad_norm is not None}
-    return frozenset({"min_k", "privleak"} | {name for name, is_there in there.items() if is_there})
+def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str, list[Doc]]:
+    """Return a request for each document of each class ("member", "nonmember"), in the given order.
 
+    A request has ``context``, ``continuation``, ``scored_tokens``, ``member``, and ``number``, the document's line.
 
-def _asked(metadata: Mapping[str, Any]) -> set[str]:
-    """The metrics of that kind that metadata or model arguments ask for."""
-    options = {
-        "lume_min_k": "min_k",
-        "lume_min_k_plus_plus": "min_k_plus_plus",
-        OPTION: "privleak",
-        "gradnorm": "gradnorm",
-    }
-    return {metric for option, metric in options.items() if metadata.get(option)}
+    Raises:
+        DataError: names all documents that cannot be scored exactly.
+    """
+    requests: dict[str, list[Doc]] = {name: [] for name in documents}
+    faults = []
+    for name, texts in documents.items():
+        for number, text in enumerate(texts, 1):
+            try:
+                context, continuation, scored = split_document(tokenizer, text)
+            except ValueError as error:
+                faults.append(f"  {name} document {number}: {error}")
+                continue
+            split = {"context": context, "continuation": continuation, "scored_tokens": scored}
+            requests[name].append(split | {"member": name == "member", "number": number})
+    if faults:
+        raise DataError("\n".join(["lume_mia cannot score these documents exactly with this tokenizer:", *faults]))
+    return requests
 
 
 def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """The share of tokens for Min-K% and Min-K%++, from metadata or the papers.
-
-    Raises:
-        DataError: a value is no number in (0, 1].
-    """
+    """Return the share of tokens for Min-K% and Min-K%++; ``DataError`` if one is not in (0, 1]."""
     given = {name: metadata.get(name, default) for name, default in FRACTIONS.items()}
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
@@ -109,7 +114,7 @@ def documents(
     lume_reference_results: str | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """One request a document, members and non-members in turn; with the reference's scores where one is named.
+    """Return one request a document, members and non-members alternately, with the reference's scores if named.
 
     Raises:
         DataError: no MIA documents, no tokenizer, documents that cannot be scored exactly, or a bad option.
@@ -118,9 +123,7 @@ def documents(
     directory = locate.data_dir(lume_data_dir)
     members, nonmembers = locate.load_mia(directory)
     forget = forget_rows(directory, lume_split)
-    requests = mia_requests.mia_requests(
-        mia_requests.load_tokenizer(metadata), {"member": members, "nonmember": nonmembers}
-    )
+    requests = mia_requests(load_tokenizer(metadata), {"member": members, "nonmember": nonmembers})
     docs = alternate(*requests.values())
     if forget is not None:
         docs = with_unlearned(docs, forget, lume_split)
@@ -130,7 +133,7 @@ def documents(
 
 
 def forget_rows(directory: Path, split: str) -> list[Row] | None:
-    """The forget rows of the split; None and a warning where the directory has none, since the attack needs none.
+    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them.
 
     Raises:
         DataError: there is no split of this name, or the rows are faulty.
@@ -145,75 +148,62 @@ def forget_rows(directory: Path, split: str) -> list[Row] | None:
     return read_rows(path)
 
 
-def with_unlearned(docs: list[dict[str, Any]], forget: Sequence[Row], split: str) -> list[dict[str, Any]]:
-    """The documents with ``unlearned``: whether a member is among the forget rows, None for non-members.
-
-    Where not all members are, a warning says what the attack shows then.
-    """
-    texts = mia_requests.completion_texts(forget)
-    inside = [_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
+def with_unlearned(docs: list[Doc], forget: Sequence[Row], split: str) -> list[Doc]:
+    """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members."""
+    texts = completion_texts(forget)
+    inside = [text_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
     found, members = inside.count(True), len(inside) - inside.count(None)
     if found < members:
         _log.warning(
             "lume_mia: only %d of the %d member documents are among the forget rows of split %s. A model that "
             "unlearned these rows was never asked to forget the other documents, so the attack says little about it: "
             "unlearn rows that hold them (in LUME: split train or all).",
-            found,
-            members,
-            split,
+            *(found, members, split),
         )
     return [doc | {"unlearned": unlearned} for doc, unlearned in zip(docs, inside, strict=True)]
 
 
-def with_reference(docs: list[dict[str, Any]], path: str, min_k: float, version: Any) -> list[dict[str, Any]]:
-    """The documents with ``reference_loss`` and, where the reference has it, ``reference_min_k``.
-
-    Args:
-        docs: requests as ``mia_requests.mia_requests`` makes them.
-        path: results of the reference model, written with ``--log_samples``.
-        min_k: the share of tokens of this run, which the reference's has to equal.
-        version: of the task; that of the reference has to be the same.
+def with_reference(docs: list[Doc], path: str, min_k: float, version: Any) -> list[Doc]:
+    """Add ``reference_loss`` to the documents and, if the results at ``path`` have it, ``reference_min_k``.
 
     Raises:
         DataError: the results cannot be read, or are of other documents, another version or another ``lume_min_k``.
     """
     results = read_reference(path)
-    by_text = {_key(sample["doc"]): sample for sample in results.samples(TASK, version)}
-    samples = [by_text.get(_key(doc), {}) for doc in docs]
-    lacking = [doc for doc, sample in zip(docs, samples, strict=True) if "loss_auc" not in sample]
-    if lacking:
-        first = f"number {lacking[0]['number']} of the {'members' if lacking[0]['member'] else 'non-members'}"
-        raise DataError(
-            f"{OPTION}: {path} lacks the loss of {len(lacking)} of {len(docs)} documents, the first being {first}: "
-            "evaluate the reference on the same mia_data, without --limit"
-        )
-    if any(sample["doc"]["scored_tokens"] != doc["scored_tokens"] for doc, sample in zip(docs, samples, strict=True)):
-        _log.warning("lume_mia: the reference has another tokenizer, so each model's loss is over tokens of its own")
-    found = [doc | {"reference_loss": -float(s["loss_auc"][1])} for doc, s in zip(docs, samples, strict=True)]
-    if not all("min_k_auc" in sample for sample in samples):
-        _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
-        return found
+    samples = matching_samples(results, docs, TASK, version, text_key, lambda _: "loss_auc")
+    pairs = list(zip(docs, samples, strict=True))
+    if any(sample["doc"]["scored_tokens"] != doc["scored_tokens"] for doc, sample in pairs):
+        _log.warning("lume_mia: the reference has another tokenizer; each model's loss is the mean over its own tokens")
+    with_min_k = all("min_k_auc" in sample for sample in samples)
     theirs = results.metadata.get(TASK, {}).get("lume_min_k", FRACTIONS["lume_min_k"])
-    if theirs != min_k:
+    if not with_min_k:
+        _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
+    elif theirs != min_k:
         raise DataError(f"{OPTION}: {path} was run with lume_min_k {theirs}, this run has {min_k}; use the same one")
-    return [doc | {"reference_min_k": float(s["min_k_auc"][1])} for doc, s in zip(found, samples, strict=True)]
+    found = []
+    for doc, sample in pairs:
+        scores = {"reference_loss": -float(sample["loss_auc"][1])}
+        if with_min_k:
+            scores["reference_min_k"] = float(sample["min_k_auc"][1])
+        found.append(doc | scores)
+    return found
 
 
-def _key(doc: Mapping[str, Any]) -> tuple[bool, str]:
-    """Class and text: what a document is, whatever the tokenizer."""
+def text_key(doc: Mapping[str, Any]) -> tuple[bool, str]:
+    """Return class and text: they identify a document for any tokenizer."""
     return doc["member"], doc["context"] + doc["continuation"]
 
 
 def result(
-    doc: dict[str, Any],
+    doc: Doc,
     results: Sequence[tuple[float, bool]],
     lume_min_k: float = FRACTIONS["lume_min_k"],
     lume_min_k_plus_plus: float = FRACTIONS["lume_min_k_plus_plus"],
 ) -> dict[str, Any]:
-    """What each metric needs of one document, for the attacks that the answer allows.
+    """Return the item of each metric for one document, for the attacks that the answer allows.
 
     Raises:
-        DataError: the answer is over other tokens than the document has with the tokenizer that was named.
+        DataError: the model scored another number of tokens than the named tokenizer makes.
     """
     scores = _scores(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
     member = doc["member"]
@@ -230,7 +220,7 @@ def result(
     return values
 
 
-def _scores(doc: dict[str, Any], answer: float, min_k: float, min_k_plus_plus: float) -> dict[str, float]:
+def _scores(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> dict[str, float]:
     tokens = doc["scored_tokens"]
     scores = {
         "loss": attacks.loss(answer, tokens),
@@ -256,48 +246,54 @@ def _scores(doc: dict[str, Any], answer: float, min_k: float, min_k_plus_plus: f
 
 
 def auc(items: Sequence[Item]) -> float:
-    """AUC of an attack; NaN where one class is absent."""
+    """Compute the AUC of an attack; NaN if one class is absent."""
     return attacks.auc(*_columns(items))
 
 
 def auc_low(items: Sequence[Item]) -> float:
-    """Lower end of the AUC's 95 % interval, from resampled documents."""
-    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))[0]
+    """Compute the lower end of the AUC's 95 % interval, from resampled documents."""
+    return _interval(tuple(items))[0]
 
 
 def auc_high(items: Sequence[Item]) -> float:
-    """Upper end of the AUC's 95 % interval, from resampled documents."""
-    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))[1]
+    """Compute the upper end of the AUC's 95 % interval, from resampled documents."""
+    return _interval(tuple(items))[1]
+
+
+@lru_cache(maxsize=1)  # the harness asks for both ends one after the other
+def _interval(items: tuple[Item, ...]) -> tuple[float, float]:
+    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))
 
 
 def tpr_at_1(items: Sequence[Item]) -> float:
-    """Share of the members found where at most 1 % of the non-members are taken for members."""
+    """Compute the true-positive rate at a false-positive rate of at most 1 %."""
     return attacks.tpr_at(0.01, *_columns(items))
 
 
 def tpr_at_5(items: Sequence[Item]) -> float:
-    """Share of the members found where at most 5 % of the non-members are taken for members."""
+    """Compute the true-positive rate at a false-positive rate of at most 5 %."""
     return attacks.tpr_at(0.05, *_columns(items))
 
 
 def mia_score(items: Sequence[Item]) -> aggregate.Score:
-    """``1 - 2 |AUC - 0.5|`` of the loss attack; where there is no AUC, NaN and a warning that says why."""
+    """Compute ``1 - 2 |AUC - 0.5|`` of the loss attack; NaN and a warning with the reason if there is no AUC."""
     scores, members = _columns(items)
+    nan = sum(math.isnan(score) for score in scores)
     if len(set(members)) < 2:
-        there = "members" if members[0] else "non-members"
-        _log.warning("lume_mia: only %s were scored (--limit?), so no attack has a value", there)
-    elif nan := sum(math.isnan(score) for score in scores):
-        _log.warning("lume_mia: %d of %d losses are no numbers, so the attacks have no value", nan, len(scores))
+        present = "members" if members[0] else "non-members"
+        _log.warning("lume_mia: only %s were scored (--limit?), so no attack has a value", present)
+    elif nan:
+        _log.warning("lume_mia: %d of %d losses are NaN, so the attacks have no value", nan, len(scores))
     return aggregate.Score(aggregate.mia_score(attacks.auc(scores, members)))
 
 
 def privleak(items: Sequence[PairItem]) -> float:
-    """``attacks.privleak`` of the Min-K% AUCs of the model and of the reference, on the same documents."""
+    """Compute ``attacks.privleak`` of the Min-K% AUCs of the model and of the reference, on the same documents."""
     return attacks.privleak(*_both_aucs(items))
 
 
 def mia_gap(items: Sequence[PairItem]) -> float:
-    """``attacks.mia_gap`` of the loss AUCs of the model and of the reference, on the same documents."""
+    """Compute ``attacks.mia_gap`` of the loss AUCs of the model and of the reference, on the same documents."""
     return attacks.mia_gap(*_both_aucs(items))
 
 
@@ -309,3 +305,46 @@ def _both_aucs(items: Sequence[PairItem]) -> tuple[float, float]:
     members = [member for member, _, _ in items]
     own, theirs = [score for _, score, _ in items], [score for _, _, score in items]
     return attacks.auc(own, members), attacks.auc(theirs, members)
+
+
+def _metrics() -> Metrics:
+    table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (mean, None)}
+    aggregations = (auc, auc_low, auc_high, tpr_at_1, tpr_at_5)
+    for attack in ATTACKS:
+        for summary, aggregation in zip(SUMMARIES, aggregations, strict=True):
+            table[f"{attack}_{summary}"] = aggregation, False
+    return table | {"mia_gap": (mia_gap, None), "privleak": (privleak, None)}
+
+
+class MiaTask(LumeTask):
+    """A task whose metrics depend on the backend's answers: sums alone, or ``TokenScores``."""
+
+    metrics = _metrics()
+
+    def document(self, doc: Doc) -> list[Any]:
+        """Return the fields that the digest covers: class and text."""
+        return list(text_key(doc))
+
+    def process_results(self, doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+        """Call the YAML's result function with the options that metadata gives."""
+        if not callable(self.config.process_results):  # --predict_only replaces it
+            return super().process_results(doc, results)  # type: ignore[no-any-return]
+        values: dict[str, Any] = self.config.process_results(doc, results, **fractions(self.config.metadata))
+        return values
+
+    def apply_filters(self) -> Any:
+        """Filter the answers; warn of metrics that were asked for and that the answers do not allow."""
+        filtered = super().apply_filters()
+        answer = self.instances[0].resps[0][0]
+        missing = [
+            metric
+            for metric, (field, option) in sorted(_NEEDS.items())
+            if self.config.metadata.get(option) and not has_values(answer, field)
+        ]
+        if missing:
+            _log.warning(
+                "lume_mia: no %s: this backend (or the one that wrote the cache) gives sums without per-token values. "
+                "Use --model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
+                ", ".join(missing),
+            )
+        return filtered

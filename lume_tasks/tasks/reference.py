@@ -1,64 +1,81 @@
-"""How far a model is from a reference, such as one trained on the retain rows alone: row by row, from its samples."""
+"""Distance between a model and a reference (such as one trained on the retain rows alone), row by row."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
-from lume_tasks.tasks.results import read_reference
+from lume_tasks.tasks.results import OPTION, ReferenceResults, read_reference
 
+Doc = dict[str, Any]
 Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
 
 
-def with_reference(
-    docs: list[dict[str, Any]],
-    path: str | None,
-    task: str,
-    version: Any,
-    metric_of: Callable[[dict[str, Any]], str],
-) -> list[dict[str, Any]]:
-    """The documents, each with what the reference scored on the same row as ``reference``; as they are without a path.
+def with_scores(
+    docs: list[Doc], path: str | None, task: str, version: Any, metric_of: Callable[[Doc], str]
+) -> list[Doc]:
+    """Add the reference's score of each row as ``reference``; without a path, return the documents unchanged.
 
     Args:
         docs: rows with ``id``, ``input`` and ``output``.
         path: results of the reference, written by the harness with ``--log_samples``.
         task: name of the task in the harness.
-        version: of the task, which the reference's has to be.
-        metric_of: names the metric that a row is scored by.
+        version: of the task; the reference's has to be the same.
+        metric_of: names the metric of a row that is compared.
 
     Raises:
         DataError: the results cannot be read, are of other rows, or lack the score of a row.
     """
     if path is None:
         return docs
-    samples = {sample["doc"].get("id"): sample for sample in read_reference(path).samples(task, version)}
-    found = []
-    for doc in docs:
-        sample = samples.get(doc["id"], {"doc": {}})
-        score = sample.get(metric_of(doc))
-        if isinstance(score, (int, float)) and all(
-            sample["doc"].get(field) == doc[field] for field in ("input", "output")
-        ):
-            found.append(doc | {"reference": float(score)})
-    if len(found) < len(docs):
-        known = {doc["id"] for doc in found}
-        first = next(doc["id"] for doc in docs if doc["id"] not in known)
+    samples = matching_samples(read_reference(path), docs, task, version, _row_key, metric_of)
+    return [doc | {"reference": float(sample[metric_of(doc)])} for doc, sample in zip(docs, samples, strict=True)]
+
+
+def _row_key(doc: Doc) -> Hashable:
+    return doc.get("id"), doc.get("input"), doc.get("output")
+
+
+def matching_samples(
+    results: ReferenceResults,
+    docs: Sequence[Doc],
+    task: str,
+    version: Any,
+    key: Callable[[Doc], Hashable],
+    metric_of: Callable[[Doc], str],
+) -> list[dict[str, Any]]:
+    """Return the reference's logged sample of each document, found by ``key``.
+
+    Raises:
+        DataError: a document has no sample, or the sample lacks the metric.
+    """
+    by_key = {key(sample["doc"]): sample for sample in results.samples(task, version)}
+    samples = [by_key.get(key(doc), {}) for doc in docs]
+    lacking = [doc for doc, sample in zip(docs, samples, strict=True) if sample.get(metric_of(doc)) is None]
+    if lacking:
         raise DataError(
-            f"lume_reference_results: {path} lacks a score in {task} for {len(docs) - len(found)} of {len(docs)} rows; "
-            f"the first is {quote(first)}. Evaluate the reference on the same data and split, with --log_samples, "
-            "without --limit."
+            f"{OPTION}: {results.path} lacks the score in {task} of {len(lacking)} of {len(docs)} documents, the first "
+            f"being {document_name(lacking[0])}: evaluate the reference on the same data and split, with "
+            "--log_samples, without --limit"
         )
-    return found
+    return samples
+
+
+def document_name(doc: Doc) -> str:
+    """Name a row or a membership-inference document in a message, without its text."""
+    if "id" in doc:
+        return f"row {quote(doc['id'])}"
+    return f"{'member' if doc['member'] else 'nonmember'} document {doc['number']}"
 
 
 def forget_quality(items: Sequence[Pair | None]) -> float:
-    """p-value of the two-sample Kolmogorov-Smirnov test between both models' scores of the forget rows.
+    """Compute the p-value of the two-sample Kolmogorov-Smirnov test between both models' scores of the forget rows.
 
-    Maini et al. 2024, "TOFU" (arXiv 2401.06121), there over truth ratios. Near 1: the scores are
-    distributed as those of the reference; under 0.05: they can be told apart. The test sees ranks only, so that losses
-    and the probabilities that follow from them give the same value. NaN where there are no rows.
+    Maini et al. 2024, "TOFU" (arXiv 2401.06121), there over truth ratios. Near 1: the scores are distributed as those
+    of the reference; under 0.05: the test tells them apart. The test sees ranks only, so losses and the probabilities
+    computed from them give the same value. NaN if there are no rows.
     """
     from scipy.stats import ks_2samp
 
@@ -67,7 +84,7 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
 
 
 def distance(items: Sequence[Pair | None]) -> float:
-    """Absolute difference between both models' means over the same rows; NaN where there are none."""
+    """Compute the absolute difference between both models' means over the same rows; NaN if there are none."""
     own, reference = _columns(items)
     return abs(aggregate.Mean(own) - aggregate.Mean(reference))
 

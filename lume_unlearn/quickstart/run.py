@@ -120,7 +120,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedT
 
 def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
     """Return the questions of one subject in the prompt of `lume_mmlu`, each followed by its answer."""
-    from lume_tasks.tasks.score import SubjectTask
+    from lume_tasks.tasks.mmlu import SubjectTask
 
     task = SubjectTask(subject, rows, version=None)
     return [f"{task.fewshot_context(doc, num_fewshot=0)} {'ABCD'[doc['answer']]}" for doc in task.eval_docs]

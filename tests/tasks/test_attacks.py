@@ -2,7 +2,6 @@
 
 import math
 import zlib
-from typing import Any
 
 import numpy as np
 import pytest
@@ -36,12 +35,6 @@ def test_zlib_divides_by_the_bytes_of_the_compressed_text() -> None:
 )
 def test_min_k_is_the_mean_of_the_smallest(fraction: float, score: float) -> None:
     assert attacks.min_k(np.array([-1, -9, -0.5, -4, -2], dtype=np.float32), fraction) == pytest.approx(score)
-
-
-@pytest.mark.parametrize("fraction", [1e-9, 0.2, 1.0])
-def test_one_token_is_its_own_smallest(fraction: float) -> None:
-    assert attacks.min_k([-3.0], fraction) == -3.0
-    assert attacks.min_k_plus_plus([-3.0], [-1.0], [4.0], fraction) == -1.0
 
 
 def test_min_k_plus_plus_standardises_each_position() -> None:
@@ -109,16 +102,6 @@ def test_true_positive_rate_by_hand() -> None:
     assert attacks.tpr_at(1.0, scores, labels) == 1.0
 
 
-@pytest.mark.parametrize("count", [100, 300, 700])
-def test_a_rate_that_is_no_exact_float_allows_its_whole_share(count: int) -> None:
-    outside = [float(score) for score in range(count)]
-    for percent in range(1, 100):
-        allowed = percent * count // 100
-        threshold = count - 1 - allowed
-        scores = [threshold + 0.5, threshold - 0.5, *outside]
-        assert attacks.tpr_at(percent / 100, scores, [True, True] + [False] * count) == 0.5
-
-
 @pytest.mark.parametrize(
     ("scores", "members"),
     [([], []), ([1.0, 2.0], [True, True]), ([1.0], [False]), ([1.0, math.nan, 2.0], [True, False, True])],
@@ -136,13 +119,6 @@ def test_resamples_are_seeded_and_know_no_order() -> None:
     order = np.random.default_rng(0).permutation(80)
     again = attacks.resampled_aucs([scores[i] for i in order], [members[i] for i in order])
     assert np.array_equal(first, again)
-
-
-def test_resamples_are_stratified() -> None:
-    # One member among many: a draw over all documents would often leave it out.
-    aucs = attacks.resampled_aucs([0.5, *range(-5, 5)], [True] + [False] * 10)
-    assert not np.isnan(aucs).any()
-    assert len(set(aucs)) > 5
 
 
 def test_resamples_spread_as_the_theory_says() -> None:
@@ -173,9 +149,3 @@ def test_privleak(model: float, reference: float, leak: float) -> None:
 def test_mia_gap() -> None:
     assert attacks.mia_gap(0.75, 0.5) == 0.25
     assert attacks.mia_gap(0.25, 0.5) == -0.25
-
-
-@pytest.mark.parametrize("function", [attacks.auc, attacks.resampled_aucs])
-def test_scores_may_be_floats_of_any_kind(function: Any) -> None:
-    scores, members = samples(4, 10, 10)
-    assert np.array_equal(function(np.float32(scores), np.array(members)), function(list(np.float32(scores)), members))

@@ -22,7 +22,8 @@ from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.aggregate import Mean
 from lume_tasks.paths import task_dir
-from lume_tasks.tasks.score import SubjectTask, lume_scores
+from lume_tasks.tasks.mmlu import SubjectTask
+from lume_tasks.tasks.score import lume_scores
 
 STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
@@ -52,11 +53,6 @@ def stock_subject(subject: str, **data: Any) -> ConfigurableTask:
 def requests(task: ConfigurableTask) -> list[tuple[Any, ...]]:
     task.build_all_requests()
     return [(request.args, request.doc_id, request.idx, task.doc_to_target(request.doc)) for request in task.instances]
-
-
-def test_subjects_are_those_of_the_stock_task() -> None:
-    stock = {path.stem.removeprefix("mmlu_") for path in STOCK_MMLU.glob("mmlu_*.yaml")}
-    assert stock == set(MMLU_SUBJECTS)
 
 
 @pytest.mark.parametrize("subject", MMLU_SUBJECTS)
@@ -99,24 +95,6 @@ def test_accuracy_is_that_of_the_stock_tasks(run: Any, data_dir: Path, model_dir
     assert 0 < sum(right) < 64
 
 
-def test_chat_template_is_left_to_mmlu(run: Any, fake_lm: Any) -> None:
-    lm = fake_lm()
-    run(lm, "lume_mmlu", apply_chat_template=True)
-    assert len(lm.requests) == 4 * 13
-    assert all(request.args[0].startswith("<chat>The following are multiple") for request in lm.requests)
-
-
-def test_stock_names_and_tags_stay_as_they_are() -> None:
-    alone = TaskManager(include_path=STOCK_MMLU, include_defaults=False)
-    beside = TaskManager(include_path=[STOCK_MMLU, task_dir()], include_defaults=False)
-    assert "mmlu_stem_tasks" in alone.all_tags
-    assert beside.all_tags == alone.all_tags
-    for tag in alone.all_tags:
-        assert beside.task_index[tag].tags == alone.task_index[tag].tags
-    added = set(beside.all_tasks) - set(alone.all_tasks)
-    assert added == {path.stem for path in task_dir().glob("*.yaml")}
-
-
 def test_micro_average(run: Any, fake_lm: Any) -> None:
     """Eight questions of one subject right, five of the other wrong: 8/13, not the mean of the subjects."""
     lm = fake_lm()
@@ -148,14 +126,6 @@ def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
     for table in (make_table(results), make_table(results, "groups")):
         row = next(line for line in table.splitlines() if "|final_score" in line)
         assert f"{8 / 9:.4f}" in row
-
-
-@pytest.mark.usefixtures("whole_mmlu")
-@pytest.mark.parametrize(
-    "order", [("lume_score", *PARTS), (*PARTS, "lume_score"), ("lume_mmlu", "lume_score", *PARTS[:4])]
-)
-def test_order_of_the_tasks_does_not_matter(run: Any, fake_lm: Any, order: tuple[str, ...]) -> None:
-    assert lume_score(run(fake_lm(auc=0.5), *order))["final_score"] == pytest.approx((0 + 1 + 1) / 3)
 
 
 @pytest.mark.usefixtures("whole_mmlu")
@@ -242,12 +212,6 @@ def test_mmlu_is_limited_by_itself(run: Any, fake_lm: Any, subjects: Any) -> Non
         "lume_mmlu_letters": 5,
     }
     assert lume_score(results)["missing"] == "lume_mmlu (11 of 14,042)"
-
-
-def test_only_the_named_subjects_are_asked(run: Any, fake_lm: Any) -> None:
-    lm = fake_lm()
-    run(lm, "lume_mmlu", metadata={"lume_mmlu_subjects": "letters"})
-    assert len(lm.requests) == 4 * 5
 
 
 @pytest.mark.parametrize(

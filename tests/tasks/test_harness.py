@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,7 +14,6 @@ import lm_eval.evaluator
 import pytest
 import torch
 from lm_eval import simple_evaluate
-from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from sklearn.metrics import roc_auc_score
@@ -23,7 +21,6 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.errors import DataError
 from lume_tasks.paths import task_dir
-from lume_tasks.tasks.options import OPTIONS, check_metadata
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 OWN_TASKS = (*GENERATION_TASKS, "lume_mia")
@@ -104,29 +101,6 @@ def test_oracles_get_the_scores_that_they_earn(
     }
 
 
-def test_evaluate_with_a_loaded_group(manager: Any, fake_lm: Any) -> None:
-    results = evaluate(fake_lm(), manager().load(["lume"]), bootstrap_iters=0)
-    assert scores(results, "lume_task1", "lume_mia") == {
-        "lume_task1": {f"{side}_{kind}": 1.0 for side in ("forget", "retain") for kind in KINDS},
-        "lume_mia": {"loss_auc": 1.0, "mia_score": 0.0},
-    }
-
-
-def test_each_row_counts_for_its_side_and_kind_alone(run: Any, fake_lm: Any) -> None:
-    # "forget answer" for "answer forget 7": two of three words, one of three in order, never an exact match.
-    results = run(fake_lm(forget=lambda output: " ".join(output.split()[1::-1])), "lume_task2")
-    assert scores(results, "lume_task2")["lume_task2"] == pytest.approx(
-        {
-            "forget_regurgitation": 1 / 3,
-            "forget_knowledge": 0.0,
-            "forget_rouge1": 2 / 3,
-            "retain_regurgitation": 1.0,
-            "retain_knowledge": 1.0,
-            "retain_rouge1": 1.0,
-        }
-    )
-
-
 def test_model_gets_the_bare_input_and_the_protocols_generation(run: Any, fake_lm: Any, prompts_dir: Path) -> None:
     lm = fake_lm()
     lm.generate = lambda _: ""
@@ -199,36 +173,6 @@ def test_limit_leaves_something_of_both_sides_first(run: Any, fake_lm: Any, limi
     json.dumps(results)
 
 
-def test_samples_tell_what_was_asked_answered_and_scored(run: Any, fake_lm: Any) -> None:
-    samples = run(fake_lm(forget=lambda _: "zzz"), "lume_task1", "lume_mia", log_samples=True)["samples"]
-    by_id = {sample["doc"]["id"]: sample for sample in samples["lume_task1"]}
-    asked = by_id["forget-0-sc1"]
-    assert (asked["arguments"][0][0], asked["resps"], asked["target"]) == (
-        "forget row 0 about",
-        [["zzz"]],
-        "answer forget 0",
-    )
-    assert {name: asked[name] for name in asked["metrics"] if not is_bound(name)} == {
-        "forget_regurgitation": 0.0,
-        "forget_rouge1": 0.0,
-        "forget_knowledge": None,
-        "retain_regurgitation": None,
-        "retain_knowledge": None,
-        "retain_rouge1": None,
-    }
-    assert by_id["retain-0-qa0"]["retain_knowledge"] == 1.0
-    assert [sample["doc"]["member"] for sample in samples["lume_mia"]] == [True, False] * 8
-
-
-def test_cache_answers_the_second_run(run: Any, fake_lm: Any, tmp_path: Path) -> None:
-    first, second = fake_lm(auc=0.0), fake_lm(auc=0.0)
-    results = [scores(run(lm, *OWN_TASKS, use_cache=str(tmp_path / "answers")), *OWN_TASKS) for lm in (first, second)]
-    assert len(first.requests) == 3 * 8 + 16
-    assert second.requests == []
-    assert results[0] == results[1]
-    assert (tmp_path / "answers_rank0.db").exists()
-
-
 def test_request_cache_never_serves_the_prompts_of_other_data(
     run: Any, fake_lm: Any, prompts_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -249,15 +193,6 @@ def test_predict_only(run: Any, fake_lm: Any) -> None:
     assert answers["retain-0-sc1"] == ["answer retain 0"]
     assert not any("regurgitation" in key or "auc" in key for task in OWN_TASKS for key in results["results"][task])
     assert "final_score,none" not in results["results"]["lume_score"]
-
-
-def test_results_hold_no_model_or_tokenizer(run: Any, fake_lm: Any, tokenizer: Any, model: LlamaForCausalLM) -> None:
-    metadata = {"tokenizer": tokenizer, "pretrained": model, "dtype": "float32", "max_length": 9}
-    results = run(fake_lm(), *OWN_TASKS, metadata=metadata)
-    for task in OWN_TASKS:
-        kept = results["configs"][task]["metadata"]
-        assert not {"tokenizer", "pretrained"} & set(kept)
-        assert {"dtype": "float32", "max_length": 9, "version": 1.0}.items() <= kept.items()
 
 
 @pytest.mark.parametrize(
@@ -290,41 +225,12 @@ def test_unknown_metadata_is_refused(manager: Any, name: str, fault: str) -> Non
         manager({name: "validation"}).load(["lume_task1"])
 
 
-@pytest.mark.parametrize("path", sorted(task_dir().glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_task_refuses_unknown_metadata(manager: Any, path: Path) -> None:
-    with pytest.raises(DataError, match=r"did you mean lume_split\?"):
-        manager({"lume_splits": "validation"}).load([path.stem])
-
-
-def test_model_arguments_and_all_options_pass() -> None:
-    check_metadata({"pretrained": "m", "dtype": "float32", "revision": "main", "gradnorm": True, "task": "generate"})
-    read = re.compile(r"\b(lume_[a-z_]+): (?:str|float)|metadata\.get\(\"(lume_[a-z_]+)\"")
-    sources = [path.read_text(encoding="utf-8") for path in (task_dir().parent / "lume_tasks").glob("*.py")]
-    named = {name for source in sources for names in read.findall(source) for name in names if name}
-    assert named - {"lume_task"} == set(OPTIONS)  # that one is the YAML's own
-    check_metadata(dict.fromkeys(OPTIONS))
-
-
 @pytest.fixture
 def own_tasks_only(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
     """``simple_evaluate`` makes a task manager itself: without the stock tasks, which take seconds to list."""
     quick = partial(TaskManager, include_path=task_dir(), include_defaults=False)
     monkeypatch.setattr(lm_eval.evaluator, "TaskManager", quick)
     monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-
-
-@pytest.mark.parametrize("as_text", [True, False])
-@pytest.mark.usefixtures("own_tasks_only")
-def test_simple_evaluate_with_a_model_name(bos_model_dir: Path, as_text: bool) -> None:
-    args = (
-        f"pretrained={bos_model_dir},dtype=float32"
-        if as_text
-        else {"pretrained": str(bos_model_dir), "dtype": "float32"}
-    )
-    options = {"gen_kwargs": SHORT, "metadata": {"lume_gen_kwargs": True}, "batch_size": 8, "device": "cpu"}
-    results = simple_evaluate("hf", model_args=args, tasks=["lume_mia", "lume_task1"], **options)
-    assert all(sample["doc"]["context"] == "" for sample in results["samples"]["lume_mia"])  # its tokenizer has a BOS
-    assert results["samples"]["lume_task1"][0]["resps"][0][0]
 
 
 @pytest.mark.usefixtures("own_tasks_only")

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lume_tasks.metrics import attacks, bootstrap, text
-from lume_tasks.tasks.generation import INTERVAL_METRICS, MAIN_METRICS, generation_result, mean
+from lume_tasks.metrics import aggregate, attacks, bootstrap
+from lume_tasks.tasks.base import mean
+from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.score import GENERATION_TASKS, lume_scores
 
 SIDES = ("forget", "retain")
@@ -80,25 +81,12 @@ def test_draws_depend_on_the_documents_alone() -> None:
     assert np.array_equal(bootstrap.low(twice).counts, bootstrap.low(items).counts)
 
 
-def test_rows_of_the_other_side_do_not_matter() -> None:
-    items = documents(3)
-    assert bootstrap.low([None, *items, None]) == bootstrap.low(items)
-
-
 @pytest.mark.parametrize(
     "items", [[], [None], [("a", None), ("b", None)], [("a", 0.5)], [("a", 0.5), ("a", 1.0), ("b", None)]]
 )
 def test_no_interval_without_two_documents(items: list[Any]) -> None:
     assert math.isnan(bootstrap.low(items))
     assert math.isnan(bootstrap.high(items))
-
-
-def test_resamples_without_a_row_are_left_out() -> None:
-    """Two documents of ten have a row: most of a tenth of all resamples hold neither."""
-    items: list[bootstrap.Item] = [(f"{number}", float(number) if number < 2 else None) for number in range(10)]
-    counts = bootstrap.low(items).counts
-    assert 50 < np.count_nonzero(counts == 0) < 170  # 1000 * 0.8 ** 10 is 107
-    assert (bootstrap.low(items), bootstrap.high(items)) == (0.0, 1.0)
 
 
 def test_coverage() -> None:
@@ -123,17 +111,6 @@ def test_bound_keeps_its_resamples() -> None:
         assert (twin, type(twin)) == (bound, bootstrap.Bound)
         assert np.array_equal(twin.sums, bound.sums)
     assert json.loads(json.dumps(bound)) == bound
-
-
-def test_documents_give_their_stem_and_their_score() -> None:
-    doc = {"id": "ab-7-qa3", "kind": "qa", "side": "retain", "output": "7"}
-    result = generation_result(doc, [" 7\n"])
-    assert {name: result[name] for name in INTERVAL_METRICS} == {
-        **dict.fromkeys(name for name in INTERVAL_METRICS if name.startswith("forget")),
-        **dict.fromkeys(("retain_knowledge_low", "retain_knowledge_high"), ("ab-7-", 1.0)),
-        **dict.fromkeys(("retain_regurgitation_low", "retain_regurgitation_high"), ("ab-7-", None)),
-    }
-    assert result["retain_knowledge"] == 1.0
 
 
 def task_metrics(scores: dict[tuple[str, str], list[bootstrap.Item]]) -> dict[str, dict[str, Any]]:
@@ -175,36 +152,10 @@ def test_scores_across_tasks_are_those_of_naive_resampling(twelve: Any) -> None:
     for i in range(1000):
         means = {key: math.fsum(rows[i]) / len(rows[i]) for key, rows in drawn.items()}
         forget, retain = ([value for (_, name), value in means.items() if name.startswith(side)] for side in SIDES)
-        aggregates.append(text.task_aggregate(forget, retain))
+        aggregates.append(aggregate.task_aggregate(forget, retain))
     corrected = bootstrap.corrected_ends(np.array(aggregates), scores["task_aggregate"])
     assert (scores["task_aggregate_low"], scores["task_aggregate_high"]) == pytest.approx(corrected, abs=1e-12)
     assert scores["task_aggregate_low"] < scores["task_aggregate"] < scores["task_aggregate_high"]
-
-
-def test_numbers_stay_what_they_were(twelve: Any) -> None:
-    """To the bit: each number, and each score across tasks, with the intervals and without."""
-    full = task_metrics(twelve)
-    ends = {f"{name},none" for name in INTERVAL_METRICS}
-    bare = {task: {key: values[key] for key in values.keys() - ends} for task, values in full.items()}
-    with_intervals, without = lume_scores(full)[0], lume_scores(bare)[0]
-    assert {name: with_intervals[name] for name in without} == without
-    assert set(with_intervals) - set(without) == {
-        f"{name}_{end}" for name in (*MAIN_METRICS, "task_aggregate") for end in bootstrap.ENDS
-    }
-
-
-def test_a_resample_with_a_zero_gives_a_zero(twelve: Any) -> None:
-    items: list[bootstrap.Item] = [("a", 0.0), ("b", 0.0), ("c", 0.0), ("d", 1.0)]
-    scores = lume_scores(task_metrics(twelve | {("lume_task2", "retain_knowledge"): items}))[0]
-    assert scores["task_aggregate_low"] == 0.0  # three resamples of ten leave "d" out
-    assert scores["task_aggregate"] > 0.0
-
-
-def test_one_number_without_interval_leaves_the_scores_that_need_it_without(twelve: Any) -> None:
-    scores = lume_scores(task_metrics(twelve | {("lume_task2", "retain_knowledge"): [("a", 1.0)]}))[0]
-    assert math.isnan(scores["task_aggregate_low"])
-    assert math.isnan(scores["retain_knowledge_high"])
-    assert scores["retain_regurgitation_low"] < scores["retain_regurgitation_high"]
 
 
 @pytest.mark.parametrize(
@@ -222,7 +173,7 @@ def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
     """The estimate lies in both intervals, and that of the final score is what the parts leave of it."""
     named = dict(zip(("loss_auc_low,none", "loss_auc_high,none"), ends, strict=True))
     parts = {
-        "lume_mia": {"mia_score,none": text.mia_score(auc), "loss_auc,none": auc} | named,
+        "lume_mia": {"mia_score,none": aggregate.mia_score(auc), "loss_auc,none": auc} | named,
         "lume_mmlu_letters": {"acc,none": 0.4, "sample_len": 50},
     }
     scores = lume_scores(task_metrics(twelve) | parts, partial=True)[0]
@@ -253,14 +204,14 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
         scores = np.concatenate([rng.normal(apart, 1, 150), rng.normal(0, 1, 150)]).tolist()
         members = [True] * 150 + [False] * 150
         ends = bootstrap.ends(attacks.resampled_aucs(scores, members))
-        aggregate, mmlu = ((x, x - 1.96 * sd, x + 1.96 * sd) for sd in (0.025, 0.004) for x in [rng.normal(0.5, sd)])
+        tasks, mmlu = ((x, x - 1.96 * sd, x + 1.96 * sd) for sd in (0.025, 0.004) for x in [rng.normal(0.5, sd)])
         found = {
             "mia_score": bootstrap.mia_score(*ends),
-            "final_score": bootstrap.final_score(aggregate, (attacks.auc(scores, members), *ends), mmlu),
+            "final_score": bootstrap.final_score(tasks, (attacks.auc(scores, members), *ends), mmlu),
         }
         truth = {
-            "mia_score": text.mia_score(auc),
-            "final_score": text.final_score(0.5, text.mia_score(auc), 0.5),
+            "mia_score": aggregate.mia_score(auc),
+            "final_score": aggregate.final_score(0.5, aggregate.mia_score(auc), 0.5),
         }
         for name, (low, high) in found.items():
             inside[name] += low <= truth[name] <= high
@@ -270,7 +221,7 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
 def test_interval_of_the_task_aggregate_covers_the_truth() -> None:
     """In 200 draws of twelve numbers of 24 documents each; the plain quantiles lie too low."""
     rng = np.random.default_rng(0)
-    truth = text.task_aggregate([0.8] * 6, [0.3] * 6)
+    truth = aggregate.task_aggregate([0.8] * 6, [0.3] * 6)
     inside = {"corrected": 0, "plain": 0}
     for _ in range(200):
         sides: dict[str, list[bootstrap.Bound]] = {"forget": [], "retain": []}
@@ -281,7 +232,7 @@ def test_interval_of_the_task_aggregate_covers_the_truth() -> None:
             means[side].append(float(scores.mean()))
             sides[side].append(bootstrap.low([(f"{number}-{i}", float(score)) for i, score in enumerate(scores)]))
         replicates = bootstrap.task_aggregate(sides["forget"], sides["retain"])
-        estimate = text.task_aggregate(means["forget"], means["retain"])
+        estimate = aggregate.task_aggregate(means["forget"], means["retain"])
         for name, (low, high) in {
             "corrected": bootstrap.corrected_ends(replicates, estimate),
             "plain": bootstrap.ends(replicates),
@@ -319,10 +270,3 @@ def test_intervals_in_the_harness(run: Any, fake_lm: Any) -> None:
     assert score["final_score_high"] == pytest.approx((score["task_aggregate_high"] + 1) / 3)
     names = (*MAIN_METRICS, "task_aggregate", "mia_score", "mmlu", "final_score")
     assert set(score) == {"alias", "name"} | {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
-
-
-def test_limit_that_leaves_too_little_gives_nan(run: Any, fake_lm: Any) -> None:
-    results = run(fake_lm(), "lume_task1", "lume_score", limit=1)["results"]
-    assert results["lume_task1"]["forget_regurgitation,none"] == 1.0
-    assert all(math.isnan(results["lume_task1"][f"{name},none"]) for name in INTERVAL_METRICS)
-    assert math.isnan(results["lume_score"]["forget_regurgitation_low,none"])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
@@ -147,19 +147,6 @@ def test_rows_that_do_not_come_apart_are_counted_and_named(manager: Any) -> None
     assert len(lines) == 1 + 8
 
 
-def test_requests_are_the_rows_as_they_were_learned(run: Any, fake_lm: Any) -> None:
-    lm = fake_lm()
-    run(lm, "lume_memorization")
-    asked = {request.args for request in lm.requests}
-    assert len(asked) == len(lm.requests) == 24
-    assert ("forget row 0 about", " answer forget 0") in asked
-
-
-def test_templates_are_refused(run: Any, fake_lm: Any) -> None:
-    with pytest.raises(DataError, match=f"{TASKS[0]}: .*without --apply_chat_template"):
-        run(fake_lm(), "lume_memorization", apply_chat_template=True)
-
-
 @pytest.fixture
 def make_lume_hf(model_dir: Path) -> Make:
     return partial(LumeHF, pretrained=str(model_dir), device="cpu", batch_size=3)
@@ -234,23 +221,6 @@ def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(
         assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
 
 
-def test_one_forward_pass_a_row(run: Any, make_lume_hf: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    lm = make_lume_hf(batch_size=1)
-    calls = []
-    forward = lm.model.forward
-    monkeypatch.setattr(lm.model, "forward", lambda *args, **kw: calls.append(1) or forward(*args, **kw))
-    run(lm, "lume_memorization")
-    assert len(calls) == 24
-
-
-def test_limit_leaves_nan_where_nothing_is_left(run: Any, make_lume_hf: Make) -> None:
-    found = numbers(run(make_lume_hf(), TASKS[0], limit=1), TASKS[0])
-    assert {name for name, value in found.items() if math.isnan(value)} == {
-        name for name in names(*SUMS, *TOKENS) if name.startswith("retain")
-    }
-    assert not any(map(math.isnan, numbers(run(make_lume_hf(), TASKS[0], limit=2), TASKS[0]).values()))
-
-
 def test_cache_of_another_backend_is_refused(
     run: Any, make_lume_hf: Make, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,9 +239,3 @@ def test_real_rows_can_all_be_scored(lume_data: Path, lume_models: Path, manager
     tasks = manager(metadata).load(["lume_memorization"])["tasks"]
     assert [len(tasks[name].eval_docs) for name in TASKS] == [978, 3000, 1488]
     assert all(doc["scored_tokens"] > 0 for name in TASKS for doc in tasks[name].eval_docs)
-
-
-def test_tokenizer_is_needed(fake_lm: Any, manager: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    assert manager({"tokenizer": tokenizer}).load([TASKS[1]])["tasks"]
-    with pytest.raises(DataError, match="name none"):
-        manager({"tokenizer": None}).load([TASKS[1]])

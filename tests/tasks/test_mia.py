@@ -7,11 +7,12 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.data.rows import Row
+from lume_tasks.data.rows import Row, members_among
 from lume_tasks.errors import DataError
-from lume_tasks.tasks import mia_requests
+from lume_tasks.tasks import mia
+from lume_tasks.tasks.base import load_tokenizer
 
 DOCUMENTS = [
     "The quick brown fox jumps over the lazy dog.",
@@ -51,7 +52,7 @@ def any_tokenizer(request: pytest.FixtureRequest, model_dir: Path, bos_model_dir
     metadata: dict[str, Any] = {"pretrained": str(folder)}
     if "off" in request.param:
         metadata["add_bos_token"] = False
-    tokenizer = mia_requests.load_tokenizer(metadata)
+    tokenizer = load_tokenizer(metadata)
     if "does not use" in request.param:
         tokenizer.add_special_tokens({"bos_token": "<pad>"})
     if "as BOS" in request.param:
@@ -62,7 +63,7 @@ def any_tokenizer(request: pytest.FixtureRequest, model_dir: Path, bos_model_dir
 def test_losses_are_those_of_the_plain_model(any_tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> None:
     documents = [text for text in DOCUMENTS if len(any_tokenizer.encode(text)) > 1]
     assert len(documents) >= len(DOCUMENTS) - 1
-    requests = mia_requests.mia_requests(any_tokenizer, {"member": documents})["member"]
+    requests = mia.mia_requests(any_tokenizer, {"member": documents})["member"]
     lm = HFLM(pretrained=model, tokenizer=any_tokenizer, batch_size=3, device="cpu")
     wanted = [plain_loss(model, any_tokenizer, document) for document in documents]
     assert harness_losses(lm, requests) == pytest.approx(wanted, abs=1e-5)
@@ -71,8 +72,8 @@ def test_losses_are_those_of_the_plain_model(any_tokenizer: PreTrainedTokenizerF
 
 def test_split_with_and_without_bos(tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast) -> None:
     text = "The quick brown fox"
-    assert mia_requests.split_document(bos_tokenizer, text) == ("", text, len(bos_tokenizer.encode(text)) - 1)
-    context, continuation, scored = mia_requests.split_document(tokenizer, text)
+    assert mia.split_document(bos_tokenizer, text) == ("", text, len(bos_tokenizer.encode(text)) - 1)
+    context, continuation, scored = mia.split_document(tokenizer, text)
     assert (context + continuation, scored) == (text, len(tokenizer.encode(text)) - 1)
     assert tokenizer.encode(context) == tokenizer.encode(text)[:1]
 
@@ -81,21 +82,10 @@ def test_document_that_starts_with_a_special_token_it_does_not_get_twice(
     tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM
 ) -> None:
     text = "<eos>The quick brown fox"
-    request = mia_requests.mia_requests(tokenizer, {"member": [text]})["member"]
+    request = mia.mia_requests(tokenizer, {"member": [text]})["member"]
     assert request[0]["context"] == "<eos>"
     lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
     assert harness_losses(lm, request) == pytest.approx([plain_loss(model, tokenizer, text)], abs=1e-5)
-
-
-def test_bfloat16_needs_the_softmax_in_float32(tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM) -> None:
-    """transformers takes the loss in float32 whatever the weights; the harness does so where it is told to."""
-    document = DOCUMENTS[0]
-    model = model.to(torch.bfloat16)
-    requests = mia_requests.mia_requests(tokenizer, {"member": [document]})["member"]
-    plain = plain_loss(model, tokenizer, document)
-    for dtype in (None, "float32"):
-        lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu", softmax_dtype=dtype)
-        assert (harness_losses(lm, requests) == pytest.approx([plain], abs=1e-5)) == (dtype == "float32")
 
 
 def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
@@ -104,7 +94,7 @@ def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFa
         "nonmember": ["日本語", "The dog", " \t The dog"],
     }
     with pytest.raises(DataError) as error:
-        mia_requests.mia_requests(tokenizer, documents)
+        mia.mia_requests(tokenizer, documents)
     lines = str(error.value).splitlines()
     assert len(lines) == 1 + 4
     for line, name, reason in zip(
@@ -125,7 +115,7 @@ def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFa
 def test_bos_text_in_front_of_a_bos_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     # The harness takes the one for the other and would leave a token out.
     with pytest.raises(ValueError, match="starts with the text of the tokenizer's BOS"):
-        mia_requests.split_document(bos_tokenizer, "<bos>The fox")
+        mia.split_document(bos_tokenizer, "<bos>The fox")
 
 
 def test_eos_behind_the_text_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -137,15 +127,7 @@ def test_eos_behind_the_text_is_refused(bos_tokenizer: PreTrainedTokenizerFast) 
             return [*ids, bos_tokenizer.eos_token_id] if add_special_tokens else ids
 
     with pytest.raises(ValueError, match="special tokens other than a BOS"):
-        mia_requests.split_document(WithEos(), "The fox")
-
-
-def test_requests_keep_order_class_and_line_number(tokenizer: PreTrainedTokenizerFast) -> None:
-    documents = {"member": ["The fox", "The dog"], "nonmember": ["The river"]}
-    requests = mia_requests.mia_requests(tokenizer, documents)
-    assert {name: [r["context"] + r["continuation"] for r in of] for name, of in requests.items()} == documents
-    assert [(r["member"], r["number"]) for r in requests["member"]] == [(True, 1), (True, 2)]
-    assert [(r["member"], r["number"]) for r in requests["nonmember"]] == [(False, 1)]
+        mia.split_document(WithEos(), "The fox")
 
 
 def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -159,22 +141,13 @@ def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: Pr
         {"pretrained": model},
         {"model": str(model_dir), "base_url": "http://localhost"},
     ):
-        assert mia_requests.load_tokenizer(metadata).encode(text) == tokenizer.encode(text)
-    assert mia_requests.load_tokenizer({"tokenizer": tokenizer, "pretrained": "no/such-model"}) is tokenizer
-
-
-def test_model_arguments_reach_the_tokenizer(bos_model_dir: Path) -> None:
-    assert mia_requests.load_tokenizer({"pretrained": str(bos_model_dir)}).encode("A")[0] == 2
-    for value in (True, False):
-        loaded = mia_requests.load_tokenizer({"pretrained": str(bos_model_dir), "add_bos_token": value})
-        same = AutoTokenizer.from_pretrained(bos_model_dir, add_bos_token=value)
-        assert loaded.encode("A") == same.encode("A")
-        assert (loaded.encode("A")[0] == 2) is value
+        assert load_tokenizer(metadata).encode(text) == tokenizer.encode(text)
+    assert load_tokenizer({"tokenizer": tokenizer, "pretrained": "no/such-model"}) is tokenizer
 
 
 def test_no_tokenizer_says_how_to_pass_one() -> None:
     with pytest.raises(DataError) as error:
-        mia_requests.load_tokenizer({"lume_split": "all"})
+        load_tokenizer({"lume_split": "all"})
     for way in ('--metadata \'{"tokenizer"', "simple_evaluate(..., metadata=", "TaskManager(metadata="):
         assert way in str(error.value)
 
@@ -182,12 +155,12 @@ def test_no_tokenizer_says_how_to_pass_one() -> None:
 @pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder"])
 def test_tokenizer_that_cannot_be_loaded_is_named(name: str) -> None:
     with pytest.raises(DataError, match="could not load the tokenizer") as error:
-        mia_requests.load_tokenizer({"pretrained": name})
+        load_tokenizer({"pretrained": name})
     assert name in str(error.value)
     assert "--metadata" in str(error.value)
 
 
 def test_members_among_rows_are_counted_by_the_text_of_completions() -> None:
     rows = [Row("a-sc1", "Ada wrote", "a letter. ", "Task3"), Row("b-qa0", "Who", "wrote?", "Task3")]
-    assert mia_requests.members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
-    assert mia_requests.members_among(["Ada wrote a letter."], []) == 0
+    assert members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
+    assert members_among(["Ada wrote a letter."], []) == 0

@@ -3,9 +3,7 @@
 import json
 import logging
 import math
-import os
 import shutil
-import subprocess
 import sys
 import zlib
 from collections.abc import Callable
@@ -21,7 +19,6 @@ import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from lm_eval.tasks._yaml_loader import load_yaml
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -29,11 +26,8 @@ from lume_tasks import _startup
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import attacks
-from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
-from lume_tasks.tasks import mia
-from lume_tasks.tasks.generation import mean
 from lume_tasks.tasks.mia import ATTACKS, SUMMARIES
 from tests.conftest import TEXTS, make_rows, write_rows
 
@@ -171,16 +165,6 @@ def test_what_was_asked_for_and_is_missing_is_said(
         assert "--model lume-hf" in messages[0]
 
 
-def test_answers_without_a_distribution_get_min_k_alone(run: Any, lume_hf: Callable[..., LumeHF]) -> None:
-    class LikeVLLM(LumeHF):
-        def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            answers = super().loglikelihood(requests, disable_tqdm)
-            return [(TokenScores(s.logprobs, None, None, s.greedy), greedy) for s, greedy in answers]
-
-    lm = LikeVLLM(**lume_hf.keywords)  # type: ignore[attr-defined]
-    assert set(numbers(run(lm, "lume_mia"))) == names("loss", "zlib", "min_k")
-
-
 @pytest.mark.parametrize("name", ["lume_min_k", "lume_min_k_plus_plus"])
 @pytest.mark.parametrize("value", [0, -0.1, 1.5, math.nan, "0.2", True, None])
 def test_a_share_outside_the_document_is_refused(manager: Any, name: str, value: Any) -> None:
@@ -216,13 +200,6 @@ def test_another_tokenizer_than_the_models_is_refused(
     tokenizer.add_tokens([" quick brown"])
     with pytest.raises(DataError, match=r"the model scored \d+ tokens of document 1, which has \d+ with the tokenizer"):
         run(lume_hf(), "lume_mia", metadata={"tokenizer": tokenizer})
-
-
-def test_cached_answers_give_the_same(run: Any, lume_hf: Callable[..., LumeHF], tmp_path: Path) -> None:
-    first = numbers(run(lume_hf(gradnorm=True), "lume_mia", use_cache=str(tmp_path / "answers")))
-    lm = lume_hf()
-    lm.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run again"))
-    assert numbers(run(lm, "lume_mia", use_cache=str(tmp_path / "answers"))) == first
 
 
 def test_a_cache_of_two_backends_is_refused(
@@ -310,16 +287,6 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(
     assert "no privleak: this backend" in caplog.text
 
 
-def test_a_reference_of_the_stock_class_gives_what_losses_allow(
-    command: Command, model_dir: Path, reference_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    reference = command(reference_dir, "--log_samples", model="hf", out="reference")
-    found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
-    assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus", "reference") | {"mia_gap"}
-    assert "no privleak" in caplog.text
-    assert "another tokenizer" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("options", "spoil", "message"),
     [
@@ -349,55 +316,6 @@ def test_a_reference_with_another_share_of_tokens_is_refused(command: Command, m
     assert found["privleak"] == 0.0
 
 
-TWO_RANKS = """
-import json, sys
-import torch.distributed
-from lm_eval import simple_evaluate
-from lm_eval.tasks import TaskManager
-from lume_tasks.models.hf import LumeHF
-
-folder, model, metadata, out = sys.argv[1:]
-manager = TaskManager(include_path=folder, include_defaults=False, metadata=json.loads(metadata))
-lm = LumeHF(pretrained=model, batch_size=4, device="cpu", gradnorm=True)
-results = simple_evaluate(lm, tasks=["lume_mia", "lume_mmlu"], task_manager=manager, bootstrap_iters=0)
-assert torch.distributed.get_world_size() == 2
-if results is not None:
-    json.dump(results["results"], open(out, "w"))
-"""
-
-
-def test_two_ranks_agree_with_one(run: Any, lume_hf: Callable[..., LumeHF], data_dir: Path, tmp_path: Path) -> None:
-    script, out = tmp_path / "two_ranks.py", tmp_path / "results.json"
-    script.write_text(TWO_RANKS)
-    model = str(lume_hf.keywords["pretrained"])  # type: ignore[attr-defined]
-    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": model}
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*launch, str(task_dir()), model, json.dumps(metadata), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    two, one = json.loads(out.read_text()), run(lume_hf(gradnorm=True), "lume_mia", "lume_mmlu")["results"]
-    for task in ("lume_mia", "lume_mmlu"):
-        assert set(two[task]) == set(one[task])
-        for key, value in one[task].items():
-            assert two[task][key] == (pytest.approx(value, abs=1e-12) if isinstance(value, float) else value)
-
-
-def test_the_yaml_names_every_metric_and_its_direction() -> None:
-    config = load_yaml(task_dir() / "lume_mia.yaml", resolve_func=True)
-    metrics = {metric["metric"]: metric for metric in config["metric_list"]}
-    assert set(metrics) == names(*ATTACKS) | {"privleak", "mia_gap"}
-    for name, metric in metrics.items():
-        summary = next((s for s in sorted(SUMMARIES, key=len, reverse=True) if name.endswith(f"_{s}")), name)
-        assert metric["aggregation"] is (mean if name == "members_unlearned" else getattr(mia, summary))
-        better = {"mia_score": True, "privleak": None, "mia_gap": None, "members_unlearned": None}
-        assert metric["higher_is_better"] is better.get(name, False)
-
-
 @pytest.fixture
 def members_dir(tmp_path: Path, data_dir: Path) -> Path:
     """The miniature data, of whose eight members two are forget rows of train, and none of validation."""
@@ -421,17 +339,6 @@ def test_members_that_the_split_does_not_forget_are_said(
     assert f"only {found} of the 8 member documents are among the forget rows of split {split}." in caplog.text
 
 
-def test_members_that_are_all_forget_rows_need_no_warning(
-    run: Any, fake_lm: Any, members_dir: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    rows = [Row(f"m{i}-sc1", f"member text {i}:", TEXTS[i % 4], "Task3") for i in range(8)]
-    write_rows(members_dir / "forget.jsonl", rows)
-    with caplog.at_level(logging.WARNING, "lume_tasks"):
-        results = run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)})
-    assert numbers(results)["members_unlearned"] == 1.0
-    assert not [record for record in caplog.records if record.name == "lume_tasks"]
-
-
 def test_data_without_forget_rows_leaves_the_share_out(
     run: Any, fake_lm: Any, members_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -441,11 +348,6 @@ def test_data_without_forget_rows_leaves_the_share_out(
         found = numbers(run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)}))
     assert set(found) == names("loss", "zlib") - {"members_unlearned"}
     assert 'no members_unlearned, which needs the forget rows: lume_split: "all" is not there' in caplog.text
-
-
-def test_a_split_that_does_not_exist_is_refused(manager: Any, members_dir: Path) -> None:
-    with pytest.raises(DataError, match='lume_split: "vaildation" is none of all, train'):
-        manager({"lume_data_dir": str(members_dir), "lume_split": "vaildation"}).load(["lume_mia"])
 
 
 def test_the_retain_only_model_of_lume(lume_data: Path, lume_models: Path, run: Any) -> None:

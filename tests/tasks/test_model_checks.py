@@ -30,11 +30,6 @@ def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, task: 
         simple_evaluate(fake_lm(), tasks=[task], task_manager=manager(), gen_kwargs=changed)
 
 
-def test_the_protocols_own_generation_options_may_be_given(manager: Any, fake_lm: Any) -> None:
-    options = {"max_gen_toks": 256, "do_sample": False}
-    assert simple_evaluate(fake_lm(), tasks=["lume_task1"], task_manager=manager(), gen_kwargs=options, limit=1)
-
-
 @BOTH
 @pytest.mark.parametrize(
     ("task", "max_length", "fault"),

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lume_unlearn.quickstart.miniature import write_miniature
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_tasks.tasks.pii import FIELDS, PII_METRICS, field_of, partial_match, pii_result, pii_rows
-from lume_unlearn.quickstart import ROWS
+from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
+from lume_tasks.tasks.pii import PII_METRICS, pii_result, pii_rows
 
 VALUES = {
     "birth_date": "1984-12-31",
@@ -138,13 +139,6 @@ def test_field_by_the_words_by_the_digit_and_by_the_shape(field: str) -> None:
     assert field_of(WORDS[field], "unknown", digit) is None
 
 
-def test_names_that_sound_like_a_field_do_not_mislead() -> None:
-    assert field_of("What is Max Born's phone number?", VALUES["phone"], 2) == "phone"
-    assert field_of("What is Call Home's Social Security Number?", VALUES["ssn"], 1) == "ssn"
-    assert field_of("What is Ada Ssn's phone number?", "512345678", 2) == "phone"
-    assert field_of("Where was Ada born?", "12 Hazel Row, Ostholm 12345", 7) is None
-
-
 def document(kind: str = "qa", field: str | None = None, text: str = "", **values: str) -> dict[str, Any]:
     known = {name: values.get(name) for name in FIELDS}
     return {
@@ -181,8 +175,15 @@ def test_one_completion_counts_what_its_prompt_does_not_say() -> None:
     }
 
 
-def test_the_rows_of_the_quickstart_are_understood() -> None:
-    docs = list(pii_rows(str(ROWS))["test"])
+@pytest.fixture(scope="module")
+def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("miniature")
+    write_miniature(folder)
+    return folder
+
+
+def test_miniature_is_understood(miniature: Path) -> None:
+    docs = list(pii_rows(str(miniature))["test"])
     assert [doc["side"] for doc in docs[:4]] == ["forget", "retain"] * 2
     for doc in docs:
         result = scores(pii_result(doc, [doc["output"]]))
@@ -203,12 +204,12 @@ def answers(folder: Path) -> dict[str, str]:
     return {row["input"]: row["output"] for row in map(json.loads, lines)}
 
 
-def test_task_in_the_harness(run: Any, fake_lm: Any) -> None:
+def test_task_in_the_harness(run: Any, fake_lm: Any, miniature: Path) -> None:
     """One who answers retain rows and knows the last four digits of everybody's SSN, and says so everywhere."""
-    right, lm = answers(ROWS), fake_lm()
-    forgotten = {json.loads(line)["input"] for line in (ROWS / "forget.jsonl").read_text().splitlines()}
+    right, lm = answers(miniature), fake_lm()
+    forgotten = {json.loads(line)["input"] for line in (miniature / "forget.jsonl").read_text().splitlines()}
     lm.generate = lambda prompt: "xxx-xx-" + right[prompt][-4:] if prompt in forgotten else right[prompt]
-    metadata = {"lume_data_dir": str(ROWS)}
+    metadata = {"lume_data_dir": str(miniature)}
     results = run(lm, "lume_pii", "lume_task2", metadata=metadata)
     found = {key.removesuffix(",none"): v for key, v in results["results"]["lume_pii"].items() if key.endswith(",none")}
     assert {name for name in found if "_stderr" not in name} == set(PII_METRICS)
@@ -223,16 +224,6 @@ def test_task_in_the_harness(run: Any, fake_lm: Any) -> None:
     assert sorted(map(str, asked["lume_pii"])) == sorted(map(str, asked["lume_task2"]))
     exact = [found[f"forget_{field}_exact"] for field in FIELDS]
     assert sum(exact) / 5 == pytest.approx(results["results"]["lume_task2"]["forget_knowledge,none"])
-
-
-def test_limit(run: Any, fake_lm: Any) -> None:
-    lm = fake_lm()
-    lm.generate = lambda _: "1984-12-31"
-    results = run(lm, "lume_pii", metadata={"lume_data_dir": str(ROWS)}, limit=4)["results"]["lume_pii"]
-    there = {name for name in PII_METRICS if not math.isnan(results[f"{name},none"])}
-    assert {name for name in there if name.endswith(("exact", "partial"))} == {
-        f"{side}_birth_date_{name}" for side in ("forget", "retain") for name in ("exact", "partial")
-    }
 
 
 def write(folder: Path, *rows: Row) -> str:

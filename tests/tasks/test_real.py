@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks import _startup
 from lume_tasks.data.locate import MMLU_SUBJECTS, load_mia, load_mmlu, load_side
+from lume_tasks.data.rows import members_among
 from lume_tasks.models.hf import LumeHF
-from lume_tasks.tasks.mia_requests import members_among, mia_requests
-from lume_tasks.tasks.score import SubjectTask
+from lume_tasks.tasks.mia import mia_requests
+from lume_tasks.tasks.mmlu import SubjectTask
 
 
 @pytest.fixture(scope="session")
@@ -60,9 +61,9 @@ def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint:
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(("backend", "batch_size"), [("hf", 64), ("lume-hf", "auto")])
+@pytest.mark.parametrize(("backend", "batch_size"), [("hf", 64), ("lume-hf", 64)])
 def test_generation_gives_the_official_numbers(
-    run: Any, lume_data: Path, checkpoint: Path, backend: str, batch_size: int | str
+    run: Any, lume_data: Path, checkpoint: Path, backend: str, batch_size: int
 ) -> None:
     official = json.loads((checkpoint.parent.parent / "expected" / "official_validation.json").read_text())
     _startup.patch(lm_eval.models)
@@ -77,9 +78,9 @@ def test_generation_gives_the_official_numbers(
             assert [results[task][f"{side}_{kind},none"] for task in tasks] == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.parametrize(("kind", "batch_size"), [(HFLM, 16), (LumeHF, "auto")])
+@pytest.mark.parametrize(("kind", "batch_size"), [(HFLM, 16), (LumeHF, 16)])
 def test_batched_generations_are_those_of_one_prompt_at_a_time(
-    run: Any, lume_data: Path, checkpoint: Path, kind: type[HFLM], batch_size: int | str
+    run: Any, lume_data: Path, checkpoint: Path, kind: type[HFLM], batch_size: int
 ) -> None:
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)

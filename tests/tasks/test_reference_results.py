@@ -97,12 +97,6 @@ def test_results_of_something_else_are_refused(tmp_path: Path, wanted: dict[str,
         results.samples(**{"task": "lume_mia"} | wanted)
 
 
-def test_no_split_named_is_the_whole(tmp_path: Path) -> None:
-    file = write(tmp_path)
-    file.write_text(json.dumps(CONTENT | {"configs": {}}))
-    assert read_reference(str(file)).samples("lume_mia", split="all") == SAMPLES
-
-
 def test_missing_samples_say_how_to_get_them(tmp_path: Path) -> None:
     file = write(tmp_path)
     (tmp_path / f"samples_lume_mia_{DATE}.jsonl").unlink()

@@ -101,9 +101,9 @@ def test_finds_the_tasks_with_no_argument(harness):
     assert manager.include_path is None
 
 
-@pytest.mark.parametrize("wrap", [str, Path, lambda p: [p], lambda p: (Path(p),)])
+@pytest.mark.parametrize("wrap", [str, Path, lambda p: [p]])
 @pytest.mark.parametrize("positional", [True, False])
-def test_own_folders_come_after_ours_so_that_they_win(harness, tmp_path, wrap, positional):
+def test_a_users_folders_come_after_ours_and_win(harness, tmp_path, wrap, positional):
     _startup.install()
     given = wrap(str(tmp_path))
     manager = import_manager()("INFO", given) if positional else import_manager()(include_path=given, metadata={"a": 1})
@@ -126,11 +126,6 @@ def test_our_folder_is_not_searched_twice(harness, given):
     assert manager.all_tasks.count("lume_task1") == 1
 
 
-def test_a_folder_whose_name_begins_like_ours_is_another_folder(harness):
-    _startup.install()
-    assert import_manager()(include_path=FOLDER[:-1]).searched == [FOLDER, FOLDER[:-1]]
-
-
 def test_patching_again_changes_nothing(harness):
     _startup.install()
     manager_class = import_manager()
@@ -140,37 +135,12 @@ def test_patching_again_changes_nothing(harness):
     assert [manager_class().searched, manager_class().searched] == [[FOLDER]] * 2
 
 
-def test_subclasses(harness):
-    _startup.install()
-
-    class Quiet(import_manager()):
-        def __init__(self, **kwargs):
-            super().__init__("ERROR", **kwargs)
-
-    class Plain(import_manager()):
-        pass
-
-    assert Quiet().searched == Plain().searched == [FOLDER]
-
-
-def test_wrong_arguments_raise_what_the_harness_raises(harness):
-    _startup.install()
-    with pytest.raises(TypeError, match=r"TaskManager\.__init__\(\) got an unexpected keyword argument"):
-        import_manager()(include_paths="x")
-
-
-@pytest.mark.parametrize("value", ["0", "false", "Off", " no "])
+@pytest.mark.parametrize("value", ["0", "Off"])
 def test_off_switch(harness, monkeypatch, value):
     monkeypatch.setenv("LUME_TASKS_AUTOLOAD", value)
     before = list(sys.meta_path)
     _startup.install()
     assert sys.meta_path == before
-    assert import_manager()().searched == []
-
-
-def test_off_switch_set_between_start_and_import(harness, monkeypatch):
-    _startup.install()
-    monkeypatch.setenv("LUME_TASKS_AUTOLOAD", "0")
     assert import_manager()().searched == []
 
 
@@ -193,28 +163,8 @@ def test_finding_the_module_does_not_import_it_and_the_loader_ends_as_it_was(har
     assert pickle.loads(pickle.dumps(loaded)).origin == str(harness.parent / "__init__.py")
 
 
-def test_a_missing_harness_stays_missing(harness):
-    (harness.parent / "__init__.py").unlink()
-    harness.unlink()
-    harness.parent.rmdir()
-    importlib.invalidate_caches()
-    _startup.install()
-    with pytest.raises(ModuleNotFoundError, match=r"lm_eval\.tasks"):
-        import_manager()
-
-
-def test_reloading_and_importing_afresh(harness):
-    _startup.install()
-    first = import_manager()
-    assert importlib.reload(sys.modules["lm_eval.tasks"]).TaskManager().searched == [FOLDER]
-    forget_harness()
-    second = import_manager()
-    assert second is not first
-    assert second().searched == [FOLDER]
-
-
 @pytest.mark.parametrize("place", [0, 1])
-def test_another_hook_that_asks_the_other_finders_too(harness, place):
+def test_another_hook_may_ask_all_finders(harness, place):
     class Hook:
         def find_spec(self, fullname, path=None, target=None):
             if fullname != "lm_eval.tasks":
@@ -257,14 +207,15 @@ def test_a_missing_task_folder_is_one_warning(harness, caplog, monkeypatch, tmp_
 
 
 @pytest.mark.parametrize("published", [True, False])
-def test_stands_aside_once_the_harness_reads_entry_points(harness, monkeypatch, published):
+def test_a_harness_that_reads_entry_points_is_left_to_find_the_tasks(harness, monkeypatch, published):
     harness.write_text(FUTURE_MANAGER)
+    (harness.parents[1] / "__init__.py").write_text('__version__ = "0.5.0.dev1"')
     entry = importlib.metadata.EntryPoint(name="lume", value="yaml_tasks", group="lm_eval.tasks")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if published else [])
     monkeypatch.syspath_prepend(ROOT)
     _startup.install()
     manager = import_manager()()
-    # Unpublished stands for a harness that only seems to read them: then the tasks are added after all.
+    # Unpublished: a harness of that version that does not read them; then the hook adds the tasks.
     assert manager.searched == [FOLDER]
     assert manager.include_path is None
     own = import_manager()(include_path="own")
@@ -279,25 +230,6 @@ def test_models_are_registered_by_name_once_the_harness_has_its_own(harness, loa
     assert import_registry() == {"hf": "lm_eval.models.huggingface:HFLM"} | _startup.MODELS
     _startup.patch(sys.modules["lm_eval.models"])
     assert len(import_registry()) == 3
-
-
-def test_models_are_not_registered_before_the_harness_has_its_own(harness):
-    # It imports its own where the registry is empty.
-    _startup.install()
-    import_manager()
-    assert importlib.import_module("lm_eval.api.registry").model_registry == {}
-
-
-def test_a_model_that_is_registered_already_stays(harness):
-    (harness.parents[1] / "models" / "__init__.py").write_text(MODELS.replace('"hf"', '"lume-hf"'))
-    _startup.install()
-    assert import_registry()["lume-hf"] == "lm_eval.models.huggingface:HFLM"
-
-
-def test_models_have_the_off_switch(harness, monkeypatch):
-    _startup.install()
-    monkeypatch.setenv("LUME_TASKS_AUTOLOAD", "0")
-    assert list(import_registry()) == ["hf"]
 
 
 def test_a_changed_registry_is_left_alone_with_one_warning(harness, caplog):

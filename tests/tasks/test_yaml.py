@@ -11,10 +11,12 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from lume_tasks.paths import task_dir
-from lume_tasks.tasks.generation import GENERATION_METRICS, INTERVAL_METRICS, MAIN_METRICS
-from lume_tasks.tasks.pii import PII_METRICS
+from lume_tasks.tasks import mia
+from lume_tasks.tasks.base import LumeTask
+from lume_tasks.tasks.generation import INTERVAL_METRICS, MAIN_METRICS, ROUGE1_METRICS, GenerationTask
+from lume_tasks.tasks.memorization import MemorizationTask
 
-FILES = sorted(path for path in task_dir().iterdir() if path.is_file())
+FILES = sorted(path for path in task_dir().iterdir() if path.is_file() and path.suffix != ".md")
 LEADERBOARD = ["lume_mia", "lume_mmlu", "lume_score", "lume_task1", "lume_task2", "lume_task3"]
 MEMORIZATION = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 GROUPS = ["lume", "lume_memorization"]
@@ -75,33 +77,35 @@ def test_file_loads_with_a_version(path: Path) -> None:
     assert name == (path.stem if path.suffix else None)
 
 
+def better(task: type[LumeTask]) -> dict[str, bool | None]:
+    return {name: higher for name, (_, higher) in task.metrics.items()}
+
+
 def test_generation_tasks_name_every_metric_and_its_direction() -> None:
-    config = load_yaml(task_dir() / "lume_task1.yaml")
-    better = {metric["metric"]: metric["higher_is_better"] for metric in config["metric_list"]}
     against_reference = {f"distance_{name}": False for name in MAIN_METRICS} | {"forget_quality": True}
-    own = {name: name.startswith("retain") for name in GENERATION_METRICS + INTERVAL_METRICS}
-    assert better == own | against_reference
+    own = {name: name.startswith("retain") for name in MAIN_METRICS + ROUGE1_METRICS + INTERVAL_METRICS}
+    assert better(GenerationTask) == own | against_reference
+
+
+def test_memorization_names_every_metric_and_its_direction() -> None:
+    names = ("exact_memorization", "extraction_strength", "probability", "probability_geometric", "loss")
+    wanted = {
+        f"{side}_{name}": (side == "retain") != (name == "loss") for side in ("forget", "retain") for name in names
+    }
+    assert better(MemorizationTask) == wanted | {"forget_quality": True}
+
+
+def test_mia_names_every_metric_and_its_direction() -> None:
+    attacks = {f"{attack}_{summary}": False for attack in mia.ATTACKS for summary in mia.SUMMARIES}
+    assert better(mia.MiaTask) == attacks | {
+        "mia_score": True,
+        "members_unlearned": None,
+        "mia_gap": None,
+        "privleak": None,
+    }
 
 
 def test_the_score_comes_last_in_the_group() -> None:
     tasks = load_yaml(task_dir() / "lume.yaml")["task"]
     assert sorted(tasks) == LEADERBOARD
     assert tasks[-1] == "lume_score"
-
-
-def test_a_group_of_its_own_for_memorization() -> None:
-    assert load_yaml(task_dir() / "lume_memorization.yaml")["task"] == MEMORIZATION
-    config = load_yaml(task_dir() / "lume_memorization_task1.yaml")
-    better = {metric["metric"]: metric["higher_is_better"] for metric in config["metric_list"]}
-    names = {name.partition("_")[2] for name in better if name != "forget_quality"}
-    assert names == {"exact_memorization", "extraction_strength", "probability", "probability_geometric", "loss"}
-    wanted = {
-        f"{side}_{name}": (side == "retain") != (name == "loss") for side in ("forget", "retain") for name in names
-    }
-    assert better == wanted | {"forget_quality": True}
-
-
-def test_pii_names_every_metric_and_its_direction() -> None:
-    config = load_yaml(task_dir() / "lume_pii.yaml")
-    better = {metric["metric"]: metric["higher_is_better"] for metric in config["metric_list"]}
-    assert better == {name: name.startswith("retain") for name in PII_METRICS}

@@ -1,0 +1,248 @@
+"""The classes that the LUME tasks share, and helpers of their data functions.
+
+A data function (``custom_dataset`` in the YAML) receives the model arguments and ``--metadata`` merged and returns
+``{"test": Dataset}``. A result function (``process_results``) returns every metric for every document, since the
+harness drops metrics that only some documents have: None if a document does not count for a metric. Aggregations leave
+None out.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from itertools import chain, zip_longest
+from typing import Any, ClassVar
+
+from lm_eval.api.task import ConfigurableTask
+
+from lume_tasks.data import locate, published
+from lume_tasks.data.rows import SIDES
+from lume_tasks.errors import DataError, quote
+from lume_tasks.metrics import aggregate
+from lume_tasks.tasks import model_checks
+
+Aggregation = Callable[[Sequence[Any]], float]
+Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
+
+OPTIONS = (
+    "lume_data_dir",
+    "lume_split",
+    "lume_mmlu_path",
+    "lume_mmlu_subjects",
+    "lume_mmlu_limit",
+    "lume_min_k",
+    "lume_min_k_plus_plus",
+    "lume_reference_results",
+    "lume_partial",
+    "lume_gen_kwargs",
+)
+
+# Model arguments of the harness that decide which tokenizer is loaded, and their names in transformers.
+_TOKENIZER_ARGS = {
+    "revision": "revision",
+    "subfolder": "subfolder",
+    "use_fast_tokenizer": "use_fast",
+    "add_bos_token": "add_bos_token",
+    "gguf_file": "gguf_file",
+    "trust_remote_code": "trust_remote_code",
+}
+
+
+class RowsTask(ConfigurableTask):
+    """A task on the rows that its data function returns."""
+
+    metrics: ClassVar[Metrics] = {}  # of a class whose YAML has no metric_list
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Build from the YAML's dictionary; its ``class`` is no field of a task."""
+        fields = {key: value for key, value in config.items() if key != "class"}
+        if self.metrics:
+            fields["metric_list"] = [
+                {"metric": name, "aggregation": aggregation, "higher_is_better": higher}
+                for name, (aggregation, higher) in self.metrics.items()
+            ]
+        super().__init__(config=fields)
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Call the data function, without the harness's note about metadata for each task at each start."""
+        metadata = self.config.metadata or {}
+        check_metadata(metadata)
+        self.dataset = self.config.custom_dataset(**metadata, **(dataset_kwargs or {}))
+        # The results hold a deep copy of the configuration: keep models and tokenizers (given as objects) out of it.
+        plain = (str, int, float, list, dict)
+        self.config.metadata = {key: value for key, value in metadata.items() if isinstance(value, plain)}
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests, never from ``--cache_requests``: that cache knows neither the rows nor the tokenizer."""
+        super().build_all_requests(**kwargs | {"cache_requests": False})
+
+
+class LumeTask(RowsTask):
+    """A task whose prompt and generation options are fixed by the protocol."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Build from the YAML's dictionary."""
+        super().__init__(config)
+        self._generation = dict(self.config.generation_kwargs or {})  # before --gen_kwargs changes them
+
+    def aggregation(self) -> dict[str, Aggregation]:
+        """Return the aggregation of each metric; each ``aggregate.Score`` notes how many documents the task has."""
+        documents = len(self.eval_docs)
+        return {name: _noting(documents, function) for name, function in super().aggregation().items()}
+
+    def download(self, dataset_kwargs: dict[str, Any] | None = None, **options: Any) -> None:
+        """Call the data function, and write the digest of the documents into the results."""
+        super().download(dataset_kwargs, **options)
+        documents = map(self.document, self.dataset[self.config.test_split])
+        self.config.metadata[published.DIGEST] = published.documents_digest(documents)
+
+    def document(self, doc: dict[str, Any]) -> list[Any]:
+        """Return the fields of a document that its digest covers: not those that depend on tokenizer or reference."""
+        return [doc["side"], doc["id"], doc["input"], doc["output"]]
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        """Build the requests.
+
+        Raises:
+            DataError: a chat template, a system instruction or other generation options would change the protocol, or
+                the model would not get the requests as they are.
+        """
+        task = self.config.task
+        options = ("apply_chat_template", "system_instruction")
+        given = [f"--{option}" for option in options if kwargs.get(option)]
+        if given:
+            raise DataError(
+                f"{task}: LUME's prompt is the bare text, without template or system text; run it without "
+                f"{' and '.join(given)} (other tasks can keep them in another run)."
+            )
+        changed = [
+            f"{name}={value!r}"
+            for name, value in (self.config.generation_kwargs or {}).items()
+            if name not in self._generation or self._generation[name] != value
+        ]
+        if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
+            raise DataError(
+                f"{task}: LUME generates greedily, at most 256 new tokens, until EOS; leave {', '.join(changed)} out "
+                "of --gen_kwargs (for numbers that are not LUME's: --metadata '{\"lume_gen_kwargs\": true}')"
+            )
+        super().build_all_requests(**kwargs)
+        model_checks.check_model(task, self.instances, self.config.metadata)
+
+    def apply_filters(self) -> Any:
+        """Filter the answers.
+
+        Raises:
+            DataError: only some log-likelihoods have per-token values, so metrics would cover some documents alone.
+        """
+        if self.OUTPUT_TYPE == "loglikelihood":
+            fields = ("logprobs", "mean", "grad_norm")  # of TokenScores
+            kinds = {tuple(has_values(i.resps[0][0], field) for field in fields) for i in self.instances}
+            if len(kinds) > 1:
+                raise DataError(
+                    f"{self.config.task}: some answers carry values for each token and others do not: a part of them "
+                    "came out of a --use_cache file that was written by another --model or with other arguments; name "
+                    "a new file"
+                )
+        return super().apply_filters()
+
+
+def has_values(answer: float, field: str) -> bool:
+    """Tell whether a log-likelihood is a ``TokenScores`` with this field."""
+    return getattr(answer, field, None) is not None
+
+
+def _noting(documents: int, function: Aggregation) -> Aggregation:
+    def aggregation(items: Sequence[Any]) -> float:
+        value = function(items)
+        if isinstance(value, aggregate.Score):
+            value.documents = documents
+        return value
+
+    return aggregation
+
+
+def check_metadata(metadata: Mapping[str, Any]) -> None:
+    """Refuse misspelt options; metadata also holds the model arguments, which pass.
+
+    Raises:
+        DataError: a name begins with ``lume_`` and is no option, or is an option without ``lume_``.
+    """
+    faults = []
+    for name in metadata:
+        plain = name.lower().replace("-", "_")
+        prefixed = plain if plain.startswith("lume_") else f"lume_{plain}"
+        if name in OPTIONS or (plain != prefixed and prefixed not in OPTIONS):
+            continue
+        near = get_close_matches(prefixed, OPTIONS, 1)
+        faults.append(quote(name) + (f" (did you mean {near[0]}?)" if near else ""))
+    if faults:
+        raise DataError(
+            f"--metadata: LUME has no option {', '.join(faults)}, so it would be ignored. "
+            f"Its options are: {', '.join(OPTIONS)}"
+        )
+
+
+def mean(values: Sequence[float | None]) -> aggregate.Mean:
+    """Compute the mean over the documents that have this metric; NaN if ``--limit`` left none."""
+    return aggregate.Mean(value for value in values if value is not None)
+
+
+def alternate(*groups: Iterable[Any]) -> list[Any]:
+    """Return the first item of each group, then the second of each, ..., so that ``--limit`` keeps some of each."""
+    return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
+
+
+def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
+    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``.
+
+    Raises:
+        DataError: the data directory is missing or faulty, or has no row of this task in this split.
+    """
+    directory = locate.data_dir(lume_data_dir)
+    rows = locate.load_rows(directory, lume_split)
+    sides = [
+        [
+            {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
+            for row in rows[side]
+            if row.task == lume_task
+        ]
+        for side in SIDES
+    ]
+    if not any(sides):
+        raise DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
+    return alternate(*sides)
+
+
+def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
+    """Load the tokenizer of the model under evaluation.
+
+    Args:
+        metadata: model arguments and ``--metadata`` merged. ``tokenizer`` comes before ``pretrained`` (a name, a folder
+            or a model object) and ``model`` (API backends); each may be an object already.
+
+    Raises:
+        DataError: none of them is given (an LM object was passed), or the tokenizer cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    source = metadata.get("tokenizer") or metadata.get("pretrained") or metadata.get("model")
+    if source is None:
+        raise DataError(
+            "LUME needs the model's tokenizer to count tokens, and the model arguments name none. Pass a name, a "
+            "folder or the tokenizer itself as metadata:\n"
+            '  --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\' on the command line,\n'
+            '  simple_evaluate(..., metadata={"tokenizer": ...}) with an LM object,\n'
+            '  TaskManager(metadata={"tokenizer": ...}) with your own task manager.'
+        )
+    if not isinstance(source, str):
+        if callable(getattr(source, "encode", None)):
+            return source
+        source = str(getattr(source, "name_or_path", source))
+    kwargs = {new: metadata[old] for old, new in _TOKENIZER_ARGS.items() if metadata.get(old) is not None}
+    if metadata.get("tokenizer"):
+        kwargs.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
+    try:
+        return AutoTokenizer.from_pretrained(source, **kwargs)
+    except (OSError, ValueError, ImportError) as error:
+        raise DataError(
+            f"LUME could not load the tokenizer {source!r}: {error}\n"
+            'Name another one with --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\'.'
+        ) from error

@@ -1,0 +1,102 @@
+"""The group ``lume_mmlu``: MMLU 0-shot, a task for each subject, built from rows rather than from YAML files."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from datasets import Dataset
+from lm_eval.api.group import Group
+from lm_eval.config.group import AggMetricConfig
+
+from lume_tasks.data import locate
+from lume_tasks.errors import DataError
+from lume_tasks.tasks.base import RowsTask, check_metadata
+
+SUBJECT_PREFIX = "lume_mmlu_"
+
+
+class SubjectTask(RowsTask):
+    """One MMLU subject, 0-shot: the stock template, on rows that are already loaded."""
+
+    def __init__(self, subject: str, rows: list[dict[str, Any]], version: Any) -> None:
+        """Build from the subject's rows (``question``, ``choices``, ``answer``)."""
+        super().__init__(
+            {
+                "task": SUBJECT_PREFIX + subject,
+                "task_alias": subject,
+                "custom_dataset": lambda **_: {"test": Dataset.from_list(rows)},
+                "test_split": "test",
+                "output_type": "multiple_choice",
+                "num_fewshot": 0,
+                "description": "The following are multiple choice questions (with answers) about "
+                f"{subject.replace('_', ' ')}.\n\n",
+                "doc_to_text": "{{question.strip()}}\nA. {{choices[0]}}\nB. {{choices[1]}}\nC. {{choices[2]}}\n"
+                "D. {{choices[3]}}\nAnswer:",
+                "doc_to_choice": ["A", "B", "C", "D"],
+                "doc_to_target": "answer",
+                "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+                "metadata": {"version": version},
+            }
+        )
+
+
+class LumeMmlu(Group):
+    """MMLU, 0-shot, micro-averaged over the questions of all subjects that the data has.
+
+    Equal to the stock ``mmlu`` with ``--num_fewshot 0`` on the same questions. The subjects' names differ from the
+    stock ones, so both can run together and the stock tags do not change.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        """Load the questions that metadata asks for, and build a task for each subject.
+
+        Raises:
+            DataError: the MMLU folder is missing or faulty, or an option is wrong.
+        """
+        metadata = config.get("metadata") or {}
+        check_metadata(metadata)
+        limit = mmlu_limit(metadata.get("lume_mmlu_limit"))
+        subjects = mmlu_subjects(metadata.get("lume_mmlu_subjects"))
+        super().__init__(
+            name=config["task"],
+            aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)],
+            metadata={"version": metadata.get("version")},
+        )
+        for subject, rows in locate.load_mmlu(_source(metadata), subjects).items():
+            self.add(SubjectTask(subject, rows[:limit], metadata.get("version")))
+
+
+def _source(metadata: Mapping[str, Any]) -> str:
+    """Return where the questions are; LUME itself is not downloaded for them."""
+    named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
+    return locate.mmlu_source(metadata.get("lume_mmlu_path"), locate.data_dir(named) if named else None)
+
+
+def mmlu_subjects(value: object) -> list[str] | None:
+    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all.
+
+    Raises:
+        DataError: it has another type, or names none.
+    """
+    if value is None:
+        return None
+    names = value.split(",") if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(
+            f"metadata lume_mmlu_subjects has to be names with commas between them or a list, not {value!r}"
+        )
+    found = [name.strip() for name in names if name.strip()]
+    if not found:
+        raise DataError("metadata lume_mmlu_subjects names no subject")
+    return found
+
+
+def mmlu_limit(value: object) -> int | None:
+    """Return the most questions of each subject, ``lume_mmlu_limit``; None: no limit.
+
+    Raises:
+        DataError: it is no whole number above 0.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise DataError(f"metadata lume_mmlu_limit has to be a whole number of questions above 0, not {value!r}")
+    return value
