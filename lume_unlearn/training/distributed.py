@@ -63,9 +63,7 @@ def require_launch(config: RunConfig) -> None:
     if by_deepspeed() and config.weights == "bfloat16":
         raise ConfigError("--weights bfloat16: DeepSpeed keeps float32 weights as well; drop --weights")
     if by_deepspeed() and config.on_collapse == "rollback":
-        raise ConfigError(
-            "--on_collapse rollback: DeepSpeed cannot restore weights; use warn or stop, or FSDP"
-        )
+        raise ConfigError("--on_collapse rollback: DeepSpeed cannot restore weights; use warn or stop, or FSDP")
     if sharded() and config.evaluate_every != "none":
         raise ConfigError(
             f"--evaluate_every {config.evaluate_every}: needs unsharded weights; score the result instead, or start "
