@@ -18,7 +18,12 @@ class Task:
 
     def __init__(self, config: dict[str, Any]) -> None:
         assert not {"class", "_qualified_name"} & set(config)
-        known = {"dataset_kwargs": None, "generation_kwargs": None, "process_results": None, "test_split": "test"} | config
+        known = {
+            "dataset_kwargs": None,
+            "generation_kwargs": None,
+            "process_results": None,
+            "test_split": "test",
+        } | config
         self.config = SimpleNamespace(**known)
         self._dataset: Any = None
         self.instances: list[Any] = []
