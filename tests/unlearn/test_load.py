@@ -99,7 +99,7 @@ def test_modules_trains_the_weights_whose_name_matches(pattern: str, expected: s
 
 @pytest.mark.parametrize("tuning", ["", "last", "last:0", "last:-1", "last:x", "modules:", "modules:(mlp"])
 def test_a_tuning_of_another_form_is_refused(tuning: str) -> None:
-    with pytest.raises(ConfigError, match="^--tuning "):
+    with pytest.raises(ConfigError, match=r"^--tuning "):
         RunConfig("m", "o", "gd", tuning)
 
 
