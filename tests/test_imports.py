@@ -13,7 +13,7 @@ import lume_unlearn
 FLOORS = {
     "lume_tasks": [("errors", "paths"), ("data", "metrics"), ("tasks", "models"), ("_startup", "cli")],
     "lume_unlearn": [
-        ("errors", "files", "option_types"),
+        ("errors", "files"),
         ("methods",),
         ("config",),
         ("data",),

@@ -83,8 +83,6 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
-    declared = load.load_model_config(config.model, config.trust_remote_code)
-    load.require_depth(declared.get_text_config().num_hidden_layers, config.tuning, config.params.get("layer", 0))
     model = load_configured(config)
     sides = encode_sides(config, tokenizer, load.context_length(model), inputs)
     monitor = _monitor(config, model, tokenizer, inputs)

@@ -48,12 +48,13 @@ def cut(name: str) -> Damage:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
 
 
-LAYER = "model.layers.2.input_layernorm.weight is missing, .* and 24 more"
-SHAPE = r"mlp.down_proj.weight has shape \[32, 64\], not \[32, 128\]"
 MODELS: dict[str, tuple[Damage, str]] = {
-    "more layers than weights": (setting(num_hidden_layers=5), LAYER),
-    "no output layer": (without("lm_head.weight"), "lm_head.weight is missing"),
-    "another width": (setting(intermediate_size=128), SHAPE),
+    "more layers than weights": (
+        setting(num_hidden_layers=5),
+        "missing are: model.layers.2.input_.* and 24 more",
+    ),
+    "no output layer": (without("lm_head.weight"), "missing are: lm_head.weight"),
+    "another width": (setting(intermediate_size=128), "cannot be loaded: .*mismatched"),
     "unknown type": (setting(model_type="other"), "model type `other`"),
     "config: no object": (text("config.json", "[]"), "model_type"),
     "weights: empty": (text("model.safetensors", ""), "header too small"),
@@ -79,7 +80,7 @@ def adapter(tmp_path: Path, model: Path) -> Path:
 def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> None:
     damage, reason = MODELS[name]
     damage(model)
-    with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights cannot be loaded: .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights .*{reason}"):
         load.load_model(str(model), torch.float32)
 
 
@@ -127,9 +128,8 @@ KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ADAPTERS: dict[str, tuple[Damage, str]] = {
     "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
     "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
-    "half of a module": (without(KEY, "adapter_model.safetensors"), "Found missing adapter keys"),
+    "half of a module": (without(KEY, "adapter_model.safetensors"), "missing are"),
     "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
-    "another type": (text("adapter_config.json", '{"peft_type": "IA3"}'), "is no LoRA adapter"),
 }
 
 

@@ -108,7 +108,7 @@ def test_samples_stay_in_a_part_file_if_a_row_has_none(
         ({"temperature": 0.0}, r"--temperature 0\.0: must be a number above 0"),
         ({"seed": -1}, "--seed -1"),
         ({"output": "a.json"}, r"--output a\.json"),
-        ({"split": "test", "forget": "f"}, "--split test"),
+        ({"split": "test", "forget": "f"}, "--forget: names the rows"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:

@@ -7,12 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from lume_tasks.data.rows import SPLITS
-from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig
+from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.spec import RETAIN_TERMS
-from lume_unlearn.option_types import Split
 
 
 def config(**options: Any) -> RunConfig:
@@ -58,7 +57,7 @@ BAD = {
     "retain_weight": nan,
     "weight_decay": "much",
     "save_steps": -5,
-    "seed": None,
+    "seed": -1,
     "warmup": 1.0,
 }
 
@@ -91,8 +90,8 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
     [
         ({"forget": "f"}, "--forget: give --retain"),
         ({"retain": "r", "method": "ga"}, "--retain: give --forget"),
-        ({"forget": "f", "retain": "r", "data": "d"}, "--data and --forget"),
-        ({"forget": "f", "retain": "r", "split": "train"}, "--split train"),
+        ({"forget": "f", "retain": "r", "data": "d"}, "--forget: names the rows already"),
+        ({"forget": "f", "retain": "r", "split": "train"}, "--forget: names the rows already"),
         ({"evaluate_every": "epoch", "forget": "f", "retain": "r"}, "--evaluate_every epoch: the tasks read a data"),
         ({"evaluate_every": "epoch", "best_metric": "lume_mmlu.acc"}, "--best_metric lume_mmlu.acc: TASK.METRIC"),
         ({"evaluate_every": "epoch", "best_metric": "lume_mia"}, "--best_metric lume_mia: TASK.METRIC"),
@@ -100,13 +99,13 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
         ({"compile": True, "gradient_checkpointing": True}, "--compile true: compiles nothing"),
         ({"compile": True, "method": "rmu"}, "--compile true: not supported for rmu, which hooks decoder layers; drop"),
         ({"method": "task-vector", "on_collapse": "rollback"}, "--on_collapse rollback: task-vector makes its weights"),
-        ({"method": "task-vector", "evaluate_every": "epoch"}, "--evaluate_every epoch: task-vector makes its weights"),
+        ({"method": "task-vector", "evaluate_every": "epoch"}, "--evaluate_every epoch: not supported for task-vector"),
         ({"method": "dpo", "alternatives": None}, "--method dpo: needs --alternatives FILE"),
         ({"alternatives": "f.jsonl"}, "--alternatives f.jsonl: npo does not use them"),
         ({"method": "agad", "epochs": 1.5}, "--epochs 1.5: agad needs a whole number"),
-        ({"method": "sugd", "lr_schedule": "cosine"}, "--lr_schedule cosine: sugd lets the learning rate fall"),
-        ({"method": "sugd", "warmup": 0.1}, "--warmup 0.1: sugd lets the learning rate fall"),
-        ({"method": "sugd", "evaluate_every": "epoch"}, "--evaluate_every epoch: sugd has no epochs over all rows"),
+        ({"method": "sugd", "lr_schedule": "cosine"}, "--lr_schedule, --warmup: sugd lets the learning rate fall"),
+        ({"method": "sugd", "warmup": 0.1}, "--lr_schedule, --warmup: sugd lets the learning rate fall"),
+        ({"method": "sugd", "evaluate_every": "epoch"}, "--evaluate_every epoch: not supported for sugd"),
     ],
 )
 def test_contradictions(options: dict[str, Any], fault: str) -> None:

@@ -1,7 +1,6 @@
 """Weight arithmetic: task vectors are negated, and adapters merged, as their formulas say."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -182,23 +181,16 @@ def test_a_merged_model_equals_the_formula(
 
 
 @pytest.mark.parametrize("rank", [4, 32])
-def test_a_merged_adapter_is_the_nearest_of_its_rank(
-    rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_merged_adapter_is_the_nearest_of_its_rank(rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
     adapters = [str(adapt("one", 1, use_rslora=True)), str(adapt("two", 2, r=8))]
-    with caplog.at_level(logging.WARNING, "lume_unlearn"):
-        merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
+    merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
     found = added(model_dir, str(tmp_path / "merged"))
-    lost = []
     for name, change in changes(model_dir, adapters).items():
         nearest = change
         if change.dim() == 2:
             left, sizes, right = torch.linalg.svd(change, full_matrices=False)
             nearest = left[:, :rank] * sizes[:rank] @ right[:rank]
         torch.testing.assert_close(found[name], nearest, rtol=0, atol=2e-6)
-        lost.append(((change - nearest).norm() / change.norm().clamp(min=1e-30)).item())
-    warning = f"--rank {rank}: the adapter loses up to {max(lost):.1%} of a merged update"
-    assert (warning in caplog.text) == (rank == 4)  # rank 32 holds any update of these weights
     config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_dir)
 
@@ -240,11 +232,7 @@ def test_one_adapter_is_merged_into_its_model(pair: list[str], model_dir: Path, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"density": 0.0}, r"--density 0\.0"),
-        ({"weights": [1.0]}, "--weights: 1 given for 2 adapters"),
-        ({"adapters": ["one"]}, "--ties .*one: name two or more adapters"),
-        ({"rank": 0}, "--rank 0"),
-        ({"rank": 33}, "--rank 33: larger than a dimension of .*q_proj"),
+        ({"weights": [1.0]}, "--ties: 2 adapters, 1 weights; name two or more"),
         ({"adapters": ["one", "none"]}, r"--ties .*none: .*no adapter_config\.json"),
         ({"adapters": ["one", "fewer"]}, "only some of the adapters have .*down_proj"),
         ({"adapters": ["one", "other"]}, "name different models"),
@@ -272,8 +260,7 @@ def test_adapters_that_cannot_be_merged_are_refused(
     ("options", "message"),
     [
         ([], "name one adapter by --adapter, or several by --ties A,B"),
-        (["--adapter", "a", "--rank", "4"], "--rank: only with --ties"),
-        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers with commas between them"),
+        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
     ],
 )
 def test_contradicting_options_are_refused(

@@ -1,9 +1,8 @@
 """Values computed in chunks of logits equal those of whole logits and take less memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from types import MethodType
-from unittest import mock
 
 import pytest
 import torch
@@ -75,44 +74,6 @@ def test_chunked_equals_whole(name: str, chunk_bytes: int, monkeypatch: pytest.M
     assert_same(case.chunked(VALUES[name]), case.whole(VALUES[name]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torchs_chunked_cross_entropy_equals_recomputed_chunks(
-    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    case = Case(dtype)
-    with mock.patch.object(output_layer, "checkpoint", wraps=output_layer.checkpoint) as recompute:
-        by_torch = case.chunked(nll_value)
-        assert bool(recompute.call_count) == (output_layer._LinearCrossEntropyOptions is None)
-    monkeypatch.setattr(output_layer, "_LinearCrossEntropyOptions", None)  # as with torch before 2.13
-    with mock.patch.object(output_layer, "checkpoint", wraps=output_layer.checkpoint) as recompute:
-        by_hand = case.chunked(nll_value)
-        assert recompute.call_count == -(-TOKENS // 5)
-    assert_same(by_torch, by_hand)
-    assert_same(by_hand, case.whole(nll_value))
-    assert by_torch[0].dtype == by_hand[0].dtype
-
-
-class Doubled(nn.Linear):
-    """A linear layer with another forward."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return 2 * super().forward(input)
-
-
-@pytest.mark.parametrize("kind", ["subclass", "function", "instance"])
-def test_an_output_layer_with_another_forward_is_called(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    case, plain = Case(), nn.Linear.forward
-    expected = case.gradients(nll_value(2 * plain(case.layer, case.states), case.targets, None))
-    if kind == "subclass":
-        case.layer.__class__ = Doubled
-    if kind == "instance":  # a wrapper may replace a layer's forward and leave its type
-        case.layer.forward = MethodType(lambda layer, states: 2 * plain(layer, states), case.layer)  # type: ignore[method-assign]
-    output = (lambda states: 2 * plain(case.layer, states)) if kind == "function" else case.layer.forward
-    assert_same(case.chunked(nll_value, output), expected)
-
-
 def test_bfloat16_logits_give_float32_nlls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
     half, full = Case(torch.bfloat16), Case()
@@ -121,36 +82,6 @@ def test_bfloat16_logits_give_float32_nlls(monkeypatch: pytest.MonkeyPatch) -> N
     assert found.equal(half.whole(nll_value)[0])  # no more rounding than in the logits
     with torch.autocast("cpu", torch.bfloat16):
         assert full.chunked(nll_value)[0].equal(full.whole(nll_value)[0])
-
-
-@contextmanager
-def saved_sizes() -> Iterator[list[int]]:
-    """Collect the number of entries of each tensor that is kept for the backward pass."""
-    sizes: list[int] = []
-
-    def pack(tensor: Tensor) -> Tensor:
-        sizes.append(tensor.numel())
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        yield sizes
-
-
-@pytest.mark.parametrize("name", VALUES)
-def test_no_logits_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    case = Case()
-    small = max(5 * VOCABULARY, WIDTH * VOCABULARY)  # a chunk of logits, the weights
-    with saved_sizes() as chunked:
-        found = in_chunks(
-            VALUES[name], case.layer.forward, VOCABULARY, case.states, case.targets, lambda part: case.reference[part]
-        )
-    with saved_sizes() as whole:
-        VALUES[name](case.layer(case.states), case.targets, case.reference)
-    assert max(whole) == TOKENS * VOCABULARY  # the test could fail
-    assert chunked
-    assert max(chunked) <= small
-    assert found.requires_grad
 
 
 @pytest.mark.parametrize("name", VALUES)
