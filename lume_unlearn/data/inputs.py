@@ -34,12 +34,7 @@ class Inputs:
 
 
 def load_inputs(config: RunConfig) -> Inputs:
-    """Read and check every file of the run.
-
-    Raises:
-        ConfigError: ``--data`` is not a directory.
-        DataError: lists everything wrong with the rows.
-    """
+    """Read and check every file of the run (see `load_sides`)."""
     forget, retain, checksums = load_sides(config)
     alternatives = None
     if config.spec.alternative == "refusals":
@@ -53,10 +48,7 @@ def load_inputs(config: RunConfig) -> Inputs:
 
 
 def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
-    """Read the rows of the data directory, or of the named files.
-
-    Returns:
-        (forget rows, retain rows or none if only ``--forget`` is given, SHA-256 of each file read).
+    """Read (forget rows, retain rows if there are any, SHA-256 of each file) of the data directory or the named files.
 
     Raises:
         ConfigError: ``--data`` is not a directory.
@@ -80,23 +72,14 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
 
 
 def named_directory(data: str | None) -> Path:
-    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files.
-
-    Raises:
-        ConfigError: ``--data`` is not a directory.
-        DataError: no directory is found.
-    """
+    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files."""
     if data is not None and not Path(data).expanduser().is_dir():
         raise ConfigError(f"--data {data}: is not a directory")
     return locate.data_dir(data)
 
 
 def named_file(named: str, side: str) -> Path:
-    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it.
-
-    Raises:
-        DataError: there is no such file.
-    """
+    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it."""
     path = Path(named).expanduser()
     if not path.exists():
         raise DataError(f"--{side} {path}: there is no such file or folder")
@@ -110,11 +93,7 @@ def _checksum(path: Path) -> dict[str, str]:
 def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     """Say how many member documents are among the forget rows, and what that means for the membership attack.
 
-    Returns:
-        One line; None if the data has no member documents, or files were named instead of a data directory.
-
-    Raises:
-        DataError: the documents have faults.
+    None if the data has no member documents, or files were named instead of a data directory.
     """
     directory = None if config.forget else named_directory(config.data)
     if directory is None or not (directory / "mia_data").is_dir():
@@ -130,13 +109,7 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
 
 
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:
-    """Encode the rows; a forget row with several alternatives is there once with each.
-
-    ``context`` is the longest sequence that the model takes, if known.
-
-    Raises:
-        DataError: rows that do not fit.
-    """
+    """Encode the rows (see `encode_rows`); a forget row with several alternatives is there once with each."""
 
     def encode(rows: Sequence[Row]) -> list[Tokens]:
         return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context)
@@ -159,11 +132,7 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
 
 
 def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:
-    """Refuse tokens without an embedding: looking one up raises an obscure error, or crashes a GPU.
-
-    Raises:
-        ConfigError: the tokenizer is not the model's.
-    """
+    """Raise `ConfigError` for tokens without an embedding: looking one up crashes a GPU."""
     highest = max(max(row.input_ids) for row in rows)
     known = model.get_input_embeddings().num_embeddings
     if highest >= known:

@@ -78,7 +78,7 @@ def load_for_training(
         bfloat16: forward passes run in bfloat16.
         bfloat16_weights: the trained weights are bfloat16.
         device: where the model runs; None leaves it on the CPU, for FSDP or DeepSpeed to shard.
-        trust_remote_code: run code that a hub model contains.
+        trust_remote_code: see `RunConfig`.
 
     Raises:
         ConfigError: the model cannot be loaded, or does not have what ``tuning``, ``lora`` or ``attention`` names.

@@ -50,13 +50,8 @@ def in_chunks(
 ) -> Tensor:
     """Compute ``value`` for each token: (n,).
 
-    Args:
-        value: what to compute from the logits.
-        output: (m, d) hidden states to (m, V) logits.
-        vocabulary: V.
-        states: (n, d) hidden states that predict the tokens.
-        targets: (n,) ids of the tokens.
-        reference: slice of the tokens to the reference logits of these tokens.
+    ``output`` maps (m, d) hidden states to (m, V) logits, ``states`` is (n, d) and ``targets`` (n,), and ``reference``
+    maps a slice of the tokens to their reference logits.
     """
 
     def chunk_value(states: Tensor, targets: Tensor, chunk: slice) -> Tensor:
