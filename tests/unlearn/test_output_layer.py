@@ -1,7 +1,6 @@
 """Values computed in chunks of logits equal those of whole logits and take less memory."""
 
 from collections.abc import Callable
-from contextlib import suppress
 from types import MethodType
 
 import pytest
@@ -98,25 +97,16 @@ def test_no_more_than_a_chunk_of_logits_exists(name: str, monkeypatch: pytest.Mo
     assert sum(seen) == 2 * TOKENS  # computed again in the backward pass
 
 
-def test_no_tokens_give_no_values() -> None:
-    case = Case()
-    empty = in_chunks(nll_value, case.layer.forward, VOCABULARY, case.states[:0], case.targets[:0], None)
-    assert empty.shape == (0,)
-
-
 @pytest.mark.parametrize("wrapped", [False, True])
-@pytest.mark.parametrize("fails", [False, True])
-def test_a_replaced_layer_runs_its_hooks_and_is_restored(wrapped: bool, fails: bool) -> None:
+def test_a_replaced_layer_runs_its_hooks_and_is_restored(wrapped: bool) -> None:
     layer, ones, hooked = nn.Linear(3, 5), torch.ones(2, 3), []
     own = MethodType(lambda self, states: states + 1, layer)
     if wrapped:  # as wrappers do that move weights to a device when they are needed
         layer.forward = own  # type: ignore[method-assign]
     plain = layer(ones)
     layer.register_forward_hook(lambda module, inputs, output: hooked.append(output))
-    with suppress(ZeroDivisionError), replaced_by(layer, lambda states: states * 7):
+    with replaced_by(layer, lambda states: states * 7):
         assert layer(ones).equal(ones * 7)
         assert len(hooked) == 1
-        if fails:
-            _ = 1 / 0
     assert vars(layer).get("forward") is (own if wrapped else None)
     assert layer(ones).equal(plain)

@@ -105,11 +105,6 @@ def test_a_recipe_that_may_not_be_used(text: str, fault: str, recipe: Path) -> N
         parse("--config", str(recipe))
 
 
-def test_what_a_recipe_may_not_set_is_for_the_command_line() -> None:
-    found = parse("--config", "rmu_mlp", "--report_to", "tensorboard", "--trust_remote_code", "--output", "/elsewhere")
-    assert (found.report_to, found.trust_remote_code, found.output) == ("tensorboard", True, "/elsewhere")
-
-
 def test_a_recipe_cannot_be_named_by_an_abbreviation() -> None:
     with pytest.raises(SystemExit):
         parse("--conf", "rmu_mlp")

@@ -64,18 +64,6 @@ def test_reference_logits_are_those_before_training_without_dropout(tuning: str)
     assert (now - expected).abs().max() > 0.5  # training did change it, and the adapter is on again
 
 
-@pytest.mark.parametrize("tuning", ["full", "last:1"])
-def test_a_copy_shares_what_is_not_trained(tuning: str) -> None:
-    model = make(tuning)
-    copied = Reference(model, Passes(model)).copy
-    assert copied is not None
-    own = dict(model.named_parameters())
-    shared = {name for name, weight in copied.named_parameters() if weight.data_ptr() == own[name].data_ptr()}
-    assert shared == {name for name, weight in own.items() if not weight.requires_grad}
-    assert not any(weight.requires_grad for weight in copied.parameters())
-    assert not copied.training
-
-
 def test_a_bfloat16_copy_is_rounded_and_leaves_the_model_unchanged() -> None:
     model = make("last:1")
     expected = labelled_logits(model, model.config, BATCH)
