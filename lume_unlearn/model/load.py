@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import first_few
+from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, decoder_layers, use_packing
 
@@ -54,58 +55,46 @@ def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
         ) from error
 
 
-def load_for_training(
-    name: str,
-    tuning: str,
-    lora: LoraConfig,
-    *,
-    attention: str = "auto",
-    bfloat16: bool = False,
-    bfloat16_weights: bool = False,
-    device: torch.device | None = None,
-    trust_remote_code: bool = False,
-) -> Any:
-    """Load the model to train, use packed attention where it works, and freeze what ``tuning`` leaves out.
+def load_for_training(config: RunConfig, device: torch.device | None = None) -> Any:
+    """Load the model of a run, use packed attention where it works, and add an adapter or freeze what is not trained.
 
     Trained weights are float32: bfloat16 would round a step of 1e-5 away, unless it rounds stochastically
-    (``bfloat16_weights``). The frozen model below an adapter has the dtype of the forward passes.
-
-    Args:
-        name: folder or hub name.
-        tuning: see `RunConfig`.
-        lora: adapter to add for "lora". Its ``target_modules`` are "all-linear" or names of modules.
-        attention: see `use_packing`.
-        bfloat16: forward passes run in bfloat16.
-        bfloat16_weights: the trained weights are bfloat16.
-        device: where the model runs; None leaves it on the CPU, for FSDP or DeepSpeed to shard.
-        trust_remote_code: see `RunConfig`.
+    (``--weights bfloat16``). The frozen model below an adapter has the dtype of the forward passes. Without ``device``
+    the model stays on the CPU, for FSDP or DeepSpeed to shard.
 
     Raises:
-        ConfigError: the model cannot be loaded, or does not have what ``tuning``, ``lora`` or ``attention`` names.
+        ConfigError: the model cannot be loaded, or lacks what ``--tuning``, ``--lora_targets`` or ``--attention`` names.
     """
-    half = bfloat16_weights or (tuning == "lora" and bfloat16)
-    model = load_model(name, torch.bfloat16 if half else torch.float32, trust_remote_code)
+    bfloat16 = use_bfloat16(config.precision)
+    half = config.weights == "bfloat16" or (config.tuning == "lora" and bfloat16)
+    model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
     if device is not None:
         model.to(device)
     try:
         with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-            use_packing(model, attention)
+            use_packing(model, config.attention)
     except ValueError as error:
-        raise ConfigError(f"--attention {attention}: {error}") from error
-    if tuning == "lora":
-        return _add_adapter(model, lora)
-    freeze(model, tuning)
+        raise ConfigError(f"--attention {config.attention}: {error}") from error
+    if config.tuning == "lora":
+        return _add_adapter(model, config)
+    freeze(model, config.tuning)
     return model
 
 
-def _add_adapter(model: Any, lora: LoraConfig) -> PeftModel:
-    if not isinstance(lora.target_modules, str):
-        # PEFT ignores a name that is not there as long as another one is.
-        modules = [f".{name}" for name, _ in model.named_modules()]
-        names = sorted(lora.target_modules or ())
-        missing = [name for name in names if not any(module.endswith(f".{name}") for module in modules)]
-        if missing:
-            raise ConfigError(f"--lora_targets: the model has no module {', '.join(missing)}")
+def _add_adapter(model: Any, config: RunConfig) -> PeftModel:
+    targets = [name.strip() for name in config.lora_targets.split(",")]
+    modules = [f".{name}" for name, _ in model.named_modules()]
+    # PEFT ignores a name that is not there as long as another one is.
+    missing = [name for name in targets if not any(module.endswith(f".{name}") for module in modules)]
+    if missing and targets != ["all-linear"]:
+        raise ConfigError(f"--lora_targets: the model has no module {', '.join(missing)}")
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
     try:
         return cast(PeftModel, get_peft_model(model, lora))
     except ValueError as error:

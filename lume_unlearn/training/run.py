@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -221,25 +220,9 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
 
 
 def load_configured(config: RunConfig) -> Any:
-    """Load the model that this run trains (see `load.load_for_training`)."""
-    targets = [name.strip() for name in config.lora_targets.split(",")]
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
-    return load.load_for_training(
-        config.model,
-        config.tuning,
-        lora,
-        attention=config.attention,
-        bfloat16=load.use_bfloat16(config.precision),
-        bfloat16_weights=config.weights == "bfloat16",
-        device=PartialState().device if torch.cuda.is_available() and not sharded() else None,
-        trust_remote_code=config.trust_remote_code,
-    )
+    """Load the model that this run trains, on the device of this process unless FSDP or DeepSpeed shards it."""
+    device = PartialState().device if torch.cuda.is_available() and not sharded() else None
+    return load.load_for_training(config, device)
 
 
 def make_trainer(

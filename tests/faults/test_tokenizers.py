@@ -139,16 +139,6 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(inputs: Path, tm
         run(make_config(inputs, tmp_path / "out", model=str(model)))
 
 
-def test_lengths_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"forget-\d-...: no token of the answer is left within 3 tokens"):
-        run(make_config(inputs, tmp_path / "out", max_length=3))
-    short = make_model()
-    short.config.max_position_embeddings = 20
-    model = save(tmp_path, short, make_tokenizer())
-    with pytest.raises(DataError, match=r"\d+ tokens, but the model takes 20: shorten it, or cut all rows with"):
-        run(make_config(inputs, tmp_path / "out", model=str(model)))
-
-
 def test_code_of_a_model_is_not_run(inputs: Path, tmp_path: Path) -> None:
     model = save(tmp_path, make_model(), make_tokenizer())
     (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")

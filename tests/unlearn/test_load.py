@@ -1,6 +1,5 @@
 """Load the model of a run: dtypes, adapters, frozen weights, and what is refused."""
 
-import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -138,18 +137,6 @@ def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest
         optimizer_class("adamw", 1e-5, bfloat16_weights=True)
     with pytest.raises(ConfigError, match=r"^--optimizer adamw8bit: needs torchao"):
         optimizer_class("adamw8bit", 1e-5, bfloat16_weights=False)
-
-
-@pytest.mark.parametrize("part", ["weights", "tokenizer"])
-def test_an_incomplete_folder_is_refused(part: str, model_dir: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "name with spaces"
-    shutil.copytree(model_dir, folder)
-    (folder / ("tokenizer.json" if part == "tokenizer" else "model.safetensors")).unlink()
-    loader = load.load_tokenizer if part == "tokenizer" else lambda name: load.load_model(name, torch.float32)
-    with pytest.raises(ConfigError, match=rf"^--model .*name with spaces: its {part} cannot be loaded: "):
-        loader(str(folder))
-    with pytest.raises(ConfigError, match=r"no/such \(no such folder here, so the hub was asked\)"):
-        loader("no/such")
 
 
 def test_adapter_inputs_in_bfloat16_give_the_same_values(loaded: Callable[..., Any]) -> None:

@@ -126,13 +126,6 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make: Make) -> None:
     assert {weight.dtype for weight in weights(small).values()} == {torch.float32}
 
 
-@pytest.mark.usefixtures("torchao")
-def test_ngdiff_changes_the_rate_of_torchaos_optimisers(make: Make) -> None:
-    config = make(method="ngdiff", learning_rate=1e-4, params={"rate_every": 1}, weights="bfloat16")
-    run(config)
-    assert len({entry["learning_rate"] for entry in steps(config)}) > 1
-
-
 def test_an_int8_reference_without_torchao_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchao", None)
     with pytest.raises(ConfigError, match=r"^--reference_copy int8: needs torchao"):

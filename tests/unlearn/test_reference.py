@@ -64,16 +64,6 @@ def test_reference_logits_are_those_before_training_without_dropout(tuning: str)
     assert (now - expected).abs().max() > 0.5  # training did change it, and the adapter is on again
 
 
-def test_a_bfloat16_copy_is_rounded_and_leaves_the_model_unchanged() -> None:
-    model = make("last:1")
-    expected = labelled_logits(model, model.config, BATCH)
-    frozen = Reference(model, Passes(model), "bfloat16")
-    assert {weight.dtype for weight in frozen.copy.parameters()} == {torch.bfloat16}
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    found = frozen.at(model, model, BATCH)(slice(None)).float()
-    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
-
-
 @pytest.mark.parametrize("tuning", ["full", "last:1"])
 def test_an_offloaded_copy_gives_the_same_logits(tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU the copy has no weights on it between forward passes, not even those of its output layer."""

@@ -80,14 +80,6 @@ def test_annealed_by_hand() -> None:
     assert flat(last)[:8] != flat(last)[8:]  # in a new order
 
 
-def test_annealed_depends_on_its_seed_alone_and_samples_anew_after_each_chunk() -> None:
-    first = annealed(8, 40, 4, 4, 0.25, 1, seed=0)
-    assert annealed(8, 40, 4, 4, 0.25, 1, seed=0) == first
-    assert annealed(8, 40, 4, 4, 0.25, 1, seed=1) != first
-    assert set(flat(first[1])) != set(flat(first[3]))
-    assert len(flat(annealed(2, 3, 4, 4, 0.01, 1, 0)[1])) == 1  # at least one row
-
-
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
