@@ -1,6 +1,7 @@
 """Find, read and check the rows of a run, and encode them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,21 +35,7 @@ class Inputs:
 
 
 def load_inputs(config: RunConfig) -> Inputs:
-    """Read and check every file of the run (see `load_sides`)."""
-    forget, retain, checksums = load_sides(config)
-    alternatives = None
-    if config.spec.alternative == "refusals":
-        alternatives = [[text] for text in refusals(forget, config.seed)]
-    elif config.alternatives is not None:
-        path = Path(config.alternatives)
-        found = read_alternatives(path, forget)
-        alternatives = [found[row.id] for row in forget]
-        checksums |= _checksum(path)
-    return Inputs(forget, retain, alternatives, checksums)
-
-
-def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
-    """Read (forget rows, retain rows if there are any, SHA-256 of each file) of the data directory or the named files.
+    """Read and check every file of the run: those of the data directory, or the named ones.
 
     Raises:
         ConfigError: ``--data`` is not a directory.
@@ -61,14 +48,26 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
     else:
         named = {"forget": config.forget, "retain": config.retain}
         files = {side: named_file(name, side) for side, name in named.items() if name is not None}
-        rows, problems = {}, []
-        for side, path in files.items():
-            found, faults = scan_rows(path)
-            rows[side] = list(found.values())
-            problems += place(str(path), faults)
-        raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows.get("retain", [])))
-    checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
-    return rows["forget"], rows.get("retain", []), checksums
+        rows = _read_named(files)
+    forget, retain, alternatives = rows["forget"], rows.get("retain", []), None
+    if config.spec.alternative == "refusals":
+        alternatives = [[text] for text in refusals(forget, config.seed)]
+    elif config.alternatives is not None:
+        files["alternatives"] = Path(config.alternatives)
+        found = read_alternatives(files["alternatives"], forget)
+        alternatives = [found[row.id] for row in forget]
+    checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files.values()}
+    return Inputs(forget, retain, alternatives, checksums)
+
+
+def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:
+    rows, problems = {}, []
+    for side, path in files.items():
+        found, faults = scan_rows(path)
+        rows[side] = list(found.values())
+        problems += place(str(path), faults)
+    raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows.get("retain", [])))
+    return rows
 
 
 def named_directory(data: str | None) -> Path:
@@ -115,15 +114,13 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
         return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context)
 
     retain = inputs.retain if config.needs_retain else []
-    forget, forget_tokens = inputs.forget, encode(inputs.forget)
-    alternative: list[Row] = []
+    forget, alternative = inputs.forget, []
     if inputs.alternatives:
-        texts_of = list(zip(forget, forget_tokens, inputs.alternatives, strict=True))
-        alternative = [replace(row, output=text) for row, _, texts in texts_of for text in texts]
-        forget = [row for row, _, texts in texts_of for _ in texts]
-        forget_tokens = [tokens for _, tokens, texts in texts_of for _ in texts]
+        both = [(row, text) for row, texts in zip(forget, inputs.alternatives, strict=True) for text in texts]
+        forget = [row for row, _ in both]
+        alternative = [replace(row, output=text) for row, text in both]
     return Sides(
-        forget=forget_tokens,
+        forget=encode(forget),
         retain=encode(retain),
         alternative=encode(alternative),
         use=config.spec.uses_forget_rows,
@@ -150,10 +147,8 @@ def watched(config: RunConfig, tokenizer: Any, context: int | None, rows: Sequen
     order = np.random.default_rng(config.seed).permutation(len(rows)).tolist()
     found: list[Tokens] = []
     for index in order:
-        try:
+        with suppress(DataError):
             found += encode_rows(tokenizer, [rows[index]], config.loss_on, config.max_length, context)
-        except DataError:
-            continue
         if len(found) == count:
             break
     return found

@@ -63,7 +63,7 @@ def load_for_training(config: RunConfig, device: torch.device | None = None) -> 
     the model stays on the CPU, for FSDP or DeepSpeed to shard.
 
     Raises:
-        ConfigError: the model cannot be loaded, or lacks what ``--tuning``, ``--lora_targets`` or ``--attention`` names.
+        ConfigError: the model cannot be loaded, or does not have what an option names.
     """
     bfloat16 = use_bfloat16(config.precision)
     half = config.weights == "bfloat16" or (config.tuning == "lora" and bfloat16)
