@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
@@ -50,30 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            _execute(argv)
+            parsed = parser().parse_args(with_checked_recipes(argv))
+            options = parsed[parsed.command].as_dict()
+            options.pop("config", None)
+            _, _, execute = COMMANDS[parsed.command]
+            execute(options)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `lume-unlearn methods | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ConfigError, DataError) as error:
-        return _failed(argv[0], str(error), 1)
+        message, status = str(error), 1
     except Interrupted as error:
-        return _failed(argv[0], str(error), error.code)
+        message, status = str(error), error.code
     except KeyboardInterrupt:
-        return _failed(argv[0], "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130)
-    return 0
-
-
-def _execute(argv: Sequence[str]) -> None:
-    parsed = parser().parse_args(with_checked_recipes(argv))
-    options = parsed[parsed.command].as_dict()
-    options.pop("config", None)
-    COMMANDS[parsed.command].execute(options)
-
-
-def _failed(command: str, message: str, status: int) -> int:
-    print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
+        message, status = "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130
+    else:
+        return 0
+    print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
     return status
 
 
@@ -129,13 +124,13 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subcommands(dest="command")
-    for name, command in COMMANDS.items():
-        options = ArgumentParser(description=command.title, allow_abbrev=False)
-        command.add_options(options)
+    for name, (title, add_options, _) in COMMANDS.items():
+        options = ArgumentParser(description=title, allow_abbrev=False)
+        add_options(options)
         for action in options._actions:
             if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
                 action.nargs, action.const = "?", True
-        commands.add_subcommand(name, options, help=command.title)
+        commands.add_subcommand(name, options, help=title)
     return top
 
 
@@ -280,44 +275,35 @@ def _quickstart(options: dict[str, Any]) -> None:
     quickstart(Path(options["output"]), options["seed"])
 
 
-class Command(NamedTuple):
-    """A command: its help, its options, and the function that gets them."""
-
-    title: str
-    add_options: Callable[[ArgumentParser], Any]
-    execute: Callable[[dict[str, Any]], None]
-
-
-COMMANDS = {
-    "run": Command("Unlearn the forget rows from a model.", _run_options, _run),
-    "merge": Command(
-        "Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge
-    ),
-    "methods": Command(
+COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[str, Any]], None]]] = {
+    "run": ("Unlearn the forget rows from a model.", _run_options, _run),
+    "merge": ("Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge),
+    "methods": (
         "List the methods.",
         lambda methods: methods.add_argument("--markdown", action="store_true", help="As the table in the README."),
         _methods,
     ),
-    "path": Command(
+    "path": (
         "Print the folder of recipes/ and accelerate/ (configurations of accelerate).",
         lambda path: None,
         lambda options: print(RECIPES.parent),
     ),
-    "quickstart": Command(
+    "quickstart": (
         "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute.",
         _quickstart_options,
         _quickstart,
     ),
-    "alternatives": Command(
+    "alternatives": (
         "Sample other answers to the forget rows from a model, for altpo and dpo.",
         lambda parser: parser.add_class_arguments(AlternativesConfig, as_group=False),
         _alternatives,
     ),
-    "audit": Command(
+    "audit": (
         "Test whether forgetting holds: quantisation, relearning, paraphrases, sampling.",
         lambda parser: parser.add_class_arguments(AuditConfig, as_group=False),
         _audit,
     ),
-    "report": Command("Turn results of lm_eval into a page with pictures.", _report_options, _report),
-    "card": Command("Write a model card with the scores into the folder of a run.", _card_options, _card),
+    "report": ("Turn results of lm_eval into a page with pictures.", _report_options, _report),
+    "card": ("Write a model card with the scores into the folder of a run.", _card_options, _card),
 }
+"""Each command: its help, the function that adds its options, and the function that runs with them."""
