@@ -14,8 +14,6 @@ from transformers import (
     Gemma2ForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
-    GraniteConfig,
-    GraniteForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
     OlmoConfig,
@@ -43,7 +41,6 @@ MODELS: dict[str, Callable[[], Any]] = {
 }
 SCALED: dict[str, Callable[[], Any]] = {  # these scale or cap their logits
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
-    "granite": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
 }
 
@@ -144,20 +141,6 @@ def test_values_with_an_adapter_also_on_the_output_layer(
     names = gradients(model, Passes(model).values(model, BATCH, [Span(ALL, nll_value)]))
     assert all("lora" in name for name in names)
     assert any("lm_head" in name for name in names) == head
-
-
-def test_the_output_layer_sees_labelled_positions_alone() -> None:
-    model, seen = make("llama"), []
-    passes = Passes(model)
-    own = model.lm_head.forward
-
-    def forward(states: Tensor) -> Tensor:
-        seen.append(len(states))
-        return own(states)  # type: ignore[no-any-return]
-
-    model.lm_head.forward = forward
-    passes.values(model, BATCH, [Span(BATCH.tokens_of("forget"), nll_value)])
-    assert seen == [BATCH.token_counts[0]]
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
