@@ -127,7 +127,7 @@ def _add_adapter(model: Any, lora: LoraConfig) -> PeftModel:
         names = sorted(lora.target_modules or ())
         missing = [name for name in names if not any(module.endswith(f".{name}") for module in modules)]
         if missing:
-            raise ConfigError(f"--lora_targets: the model has no module {', '.join(missing)}")
+            raise ConfigError(f"--lora_targets {','.join(names)}: the model has no module {', '.join(missing)}")
     try:
         return cast(PeftModel, get_peft_model(model, lora))
     except ValueError as error:

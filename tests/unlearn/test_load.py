@@ -70,7 +70,7 @@ def test_the_adapter_has_the_options_of_the_run(loaded: Callable[..., Any]) -> N
 
 
 def test_an_adapter_on_a_module_that_is_not_there_is_refused(loaded: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^--lora_targets: the model has no module c_attn$"):
+    with pytest.raises(ConfigError, match=r"^--lora_targets c_attn,q_proj: the model has no module c_attn$"):
         loaded(lora_targets="q_proj,c_attn")
 
 
