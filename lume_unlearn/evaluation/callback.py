@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lume_tasks.data import locate
 from lume_unlearn.config import SCORED, ConfigError, RunConfig
@@ -70,9 +70,7 @@ class Evaluation(TrainerCallback):
             )
         return tuple(chosen)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """A resumed run goes on from the best weights so far, and scores first where it ended before it could."""
         output = Path(self.config.output)
         # It may have ended between moving the old ones aside and taking them away.
@@ -86,9 +84,7 @@ class Evaluation(TrainerCallback):
         if state.global_step and float(state.epoch or 0).is_integer():
             self._score_and_keep(model, state.global_step, again=False)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Score on the main process."""
         self._score_and_keep(model, state.global_step)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.config import ConfigError, RunConfig
 from lume_unlearn.files import write_text, writing
@@ -114,7 +114,7 @@ class Record(TrainerCallback, InCheckpoint):
         if state.is_world_process_zero:
             (checkpoint / RECORD).write_text(self._text(state.log_history), encoding="utf-8")
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the record in the folder of the run."""
         if state.is_world_process_zero:
             with writing(self.path.parent):
