@@ -1,4 +1,4 @@
-"""Tokenizers with and without padding or BOS, and odd models: trained and saved unchanged, or refused."""
+"""Unusual tokenizers and models train, save and score correctly, or are refused with the reason."""
 
 import copy
 import json
@@ -32,7 +32,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 def final_nll(inputs: Path, model: Path, output: Path) -> tuple[float, float]:
-    """Return the forget NLL at the end: as the monitor measured it, and from the saved model row by row."""
+    """NLL of the forget rows at the end: (in the record, from the saved model and tokenizer row by row)."""
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(output).eval(), AutoTokenizer.from_pretrained(output)
     nlls = []
     for row in read_rows(inputs / "data" / "forget.jsonl"):
@@ -55,31 +55,21 @@ def without_pad(tokenizer: Any) -> None:
     tokenizer.pad_token = None
 
 
-def pad_is_eos(tokenizer: Any) -> None:
-    tokenizer.pad_token = tokenizer.eos_token
-
-
 def pads_left(tokenizer: Any) -> None:
-    tokenizer.padding_side = "left"
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
 
 
-def pads_right(tokenizer: Any) -> None:
-    tokenizer.padding_side = "right"
-
-
-@pytest.mark.parametrize(
-    ("change", "tuning"), [(without_pad, "full"), (pad_is_eos, "lora"), (pads_left, "full"), (pads_right, "lora")]
-)
-def test_padding_settings_do_not_change_training(change: Change, tuning: str, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [without_pad, pads_left])
+def test_padding_of_the_tokenizer_does_not_change_training(change: Change, inputs: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     change(tokenizer)
     model = save(tmp_path, make_model(dropout=0.1), tokenizer)
-    habits = json.loads((model / "tokenizer_config.json").read_text()) | {"padding_side": tokenizer.padding_side}
-    (model / "tokenizer_config.json").write_text(json.dumps(habits))
-    usual = run(make_config(inputs, tmp_path / "usual", tuning=tuning, save_steps=0))
-    other = run(make_config(inputs, tmp_path / "other", tuning=tuning, save_steps=0, model=str(model)))
-    name = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
-    assert (usual / name).read_bytes() == (other / name).read_bytes()
+    file = model / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": tokenizer.padding_side}))
+    baseline = run(make_config(inputs, tmp_path / "baseline", tuning="lora", save_steps=0))
+    other = run(make_config(inputs, tmp_path / "other", tuning="lora", save_steps=0, model=str(model)))
+    name = "adapter_model.safetensors"
+    assert (baseline / name).read_bytes() == (other / name).read_bytes()
     saved = AutoTokenizer.from_pretrained(other)
     assert (saved.pad_token, saved.padding_side) == (tokenizer.pad_token, tokenizer.padding_side)
 
@@ -89,15 +79,13 @@ def test_padding_settings_do_not_change_training(change: Change, tuning: str, in
     [(make_model, True), (tied, False), (lambda vocabulary: make_model(vocabulary + 112), False)],
     ids=["bos", "tied", "larger vocabulary"],
 )
-def test_the_saved_model_scores_as_measured_while_training(
+def test_a_saved_model_scores_as_it_was_trained(
     model: Callable[[int], Any], bos: bool, inputs: Path, tmp_path: Path
 ) -> None:
     before = save(tmp_path, model(400), make_tokenizer(bos=bos))
     output = run(make_config(inputs, tmp_path / "out", "gd", "full", model=str(before), learning_rate=3e-3))
-    watched, found = final_nll(inputs, before, output)
-    assert watched == pytest.approx(found, rel=1e-4)
-    entries = record(output)["watched"]
-    assert entries[-1]["forget_nll"] > entries[0]["forget_nll"] + 0.05
+    recorded, found = final_nll(inputs, before, output)
+    assert recorded == pytest.approx(found, rel=1e-4)
     loaded = AutoModelForCausalLM.from_pretrained(output)
     same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert same is (model is tied)
@@ -107,7 +95,7 @@ CONTEXTS = ["The quick brown fox", "7", "Élodie wrote to élan", "the river and
 
 
 def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tuple[list[float], list[bool], list[str]]:
-    """Return log-likelihoods, whether they are greedy, and generated texts, from one of the harness's model classes."""
+    """Log-likelihoods, whether greedy, and generated texts by this model class of the harness."""
     lm = kind(
         pretrained=model, tokenizer=copy.deepcopy(tokenizer), device="cpu", batch_size=batch_size, logits_cache=False
     )
@@ -122,17 +110,11 @@ def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tu
     return [float(sum_) for sum_ in sums], list(greedy), lm.generate_until(prompts, disable_tqdm=True)
 
 
-@pytest.mark.parametrize(
-    ("model", "bos", "change"),
-    [
-        (make_model, True, without_pad),
-        (make_model, False, pads_right),
-        (tied, False, pad_is_eos),
-        (lambda vocabulary: make_model(vocabulary + 112), True, pads_left),
-    ],
-    ids=["bos", "pads right", "tied", "larger vocabulary"],
-)
-def test_lume_hf_in_batches_equals_hf_row_by_row(model: Callable[[int], Any], bos: bool, change: Change) -> None:
+@pytest.mark.parametrize(("change", "bos"), [(without_pad, False), (pads_left, True)])
+@pytest.mark.parametrize("model", [tied, lambda vocabulary: make_model(vocabulary + 112)], ids=["tied", "larger"])
+def test_batched_scores_and_texts_equal_those_of_the_stock_class(
+    model: Callable[[int], Any], bos: bool, change: Change
+) -> None:
     tokenizer, made = make_tokenizer(bos=bos), model(400)
     change(tokenizer)
     with torch.no_grad():
@@ -157,19 +139,14 @@ def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(inputs: Path, tm
         run(make_config(inputs, tmp_path / "out", model=str(model)))
 
 
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
-def test_pickles_are_never_loaded(name: str, inputs: Path, tmp_path: Path) -> None:
-    model = save(tmp_path, make_model(), make_tokenizer())
-    (model / "model.safetensors").unlink()
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save(Evil(), model / name)
-    with pytest.raises(ConfigError, match=r"--model .*: its weights cannot be loaded: .*model.safetensors"):
+def test_lengths_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"forget-\d-...: no token of the answer is left within 3 tokens"):
+        run(make_config(inputs, tmp_path / "out", max_length=3))
+    short = make_model()
+    short.config.max_position_embeddings = 20
+    model = save(tmp_path, short, make_tokenizer())
+    with pytest.raises(DataError, match=r"\d+ tokens, but the model takes 20: shorten it, or cut all rows with"):
         run(make_config(inputs, tmp_path / "out", model=str(model)))
-    assert not (tmp_path / "ran").exists()
 
 
 def test_code_of_a_model_is_not_run(inputs: Path, tmp_path: Path) -> None:
