@@ -175,7 +175,7 @@ def test_a_row_longer_than_the_context_is_refused_or_cut(config: RunConfig, tmp_
 def test_options_that_the_model_or_installation_does_not_know(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"no/such/model .*its tokenizer cannot be loaded"):
         run(replace(config, model="no/such/model"))
-    with pytest.raises(ConfigError, match="--lora_targets.*: the model has no module v_porj"):
+    with pytest.raises(ConfigError, match=r"--lora_targets.*: the model has no module v_porj"):
         run(replace(config, lora_targets="q_proj,v_porj"))
     with pytest.raises(ConfigError, match="--report_to wnadb: not known or not installed"):
         run(replace(config, report_to="wnadb"))
