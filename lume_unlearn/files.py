@@ -13,7 +13,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 
 LOCK = ".lock"
 PARTIAL = ".partial"

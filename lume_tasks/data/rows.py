@@ -1,6 +1,7 @@
 """The rows of LUME: their fields, and everything that can be wrong with one row."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from lume_tasks.errors import describe, quote
@@ -45,6 +46,17 @@ def stem_of(row_id: str) -> str:
 def text_key(row: Row) -> tuple[str, str]:
     """Return input and output without surrounding white space; rows with equal keys are the same test."""
     return row.input.strip(), row.output.strip()
+
+
+def completion_texts(rows: Iterable[Row]) -> set[str]:
+    """Return the text of each ``sc`` row: ``input``, a space, ``output``, without white space at the ends."""
+    return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
+
+
+def members_among(members: Iterable[str], rows: Iterable[Row]) -> int:
+    """Count the member documents that are the text of an ``sc`` row."""
+    texts = completion_texts(rows)
+    return sum(document.strip() in texts for document in members)
 
 
 def text_problem(obj: dict[str, object], field: str) -> str | None:

@@ -156,8 +156,10 @@ def accuracy(parts: Sequence[tuple[float, int]]) -> Floats:
     """Micro-averaged accuracy in each resample of the questions, within their subjects, shape (RESAMPLES,).
 
     Resampling n questions of which a share p is right gives a binomial number of right ones, so that (p, n) a subject
-    is all that is needed.
+    is all that is needed. NaN where a subject has only one question, since it shows no spread.
     """
+    if any(count < 2 for _, count in parts):
+        return np.full(RESAMPLES, np.nan)
     generator = _generator("accuracy")
     right = np.sum([generator.binomial(count, share, RESAMPLES) for share, count in parts], axis=0)
     return np.asarray(right / sum(count for _, count in parts), dtype=np.float64)

@@ -22,8 +22,9 @@ from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
 from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data.encode import encode_rows
-from lume_unlearn.data.sources import named_directory
+from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.evaluation import harness
+from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import round_to_nearest, weight_layers
 from lume_unlearn.evaluation.quiet import NO_FINAL_SCORE, without_messages
 from lume_unlearn.files import only_run, write_text, writing
@@ -34,64 +35,6 @@ from lume_unlearn.training.finetune import fine_tune
 _log = logging.getLogger("lume_unlearn")
 
 Sides = dict[str, list[Row]]
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Options of `lume-unlearn audit`.
-
-    Attributes:
-        model: Model to audit: a folder or a hub name.
-        output: Folder for the rows of each audit and audit.json.
-        peft: Adapter on the model, if the unlearned model is one.
-        data: Data directory; else LUME_DATA_DIR, else the published LUME.
-        split: Rows to use: all, train, validation or test.
-        audits: Which ones, with commas between them; by default all.
-        limit: Rows of each side to use, chosen by the seed; 0 for all.
-        relearn_rows: Rows of the sample that relearning trains on.
-        relearn_epochs: Passes over that sample.
-        relearn_rate: Learning rate of relearning.
-        samples: Answers to draw for each question at temperature 1.
-        batch_size: Prompts of one scoring batch.
-        device: Device to score and relearn on; by default a GPU where there is one.
-        seed: Seed of the choices, the drawing and the relearning.
-        trust_remote_code: Run code that a hub model brings along.
-    """
-
-    model: str
-    output: str
-    peft: str | None = None
-    data: str | None = None
-    split: str = "all"
-    audits: str | None = None
-    limit: int = 0
-    relearn_rows: int = 16
-    relearn_epochs: int = 4
-    relearn_rate: float = 1e-4
-    samples: int = 8
-    batch_size: int = 64
-    device: str | None = None
-    seed: int = 0
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded.
-
-        Raises:
-            ConfigError: names every option that is wrong.
-        """
-        faults = [
-            f"--audits {name!r}: choose from {', '.join(AUDITS)}"
-            for name in (self.audits or "").split(",")
-            if name.strip() and name.strip() not in AUDITS
-        ]
-        for name in ("relearn_rows", "relearn_epochs", "relearn_rate", "samples", "batch_size"):
-            if not getattr(self, name) > 0:
-                faults.append(f"--{name} {getattr(self, name)}: must be above 0")
-        if self.limit < 0:
-            faults.append(f"--limit {self.limit}: must not be negative")
-        if faults:
-            raise ConfigError("\n".join(faults))
 
 
 @dataclass(frozen=True)
@@ -171,6 +114,9 @@ def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
         ConfigError: the rows do not suffice for an audit that was asked for.
     """
     asked = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
+    unknown = [name for name in asked if name not in AUDITS]
+    if unknown:
+        raise ConfigError(f"--audits {','.join(unknown)}: choose from {', '.join(AUDITS)}")
     chosen, faults = ["plain"], []
     for name in dict.fromkeys(asked or AUDITS):
         try:

@@ -12,8 +12,9 @@ from accelerate import PartialState
 from transformers import TrainerCallback
 
 from lume_tasks.data import locate
-from lume_unlearn.config import SCORED, ConfigError, RunConfig
-from lume_unlearn.data.sources import named_directory
+from lume_unlearn.config import SCORED, RunConfig
+from lume_unlearn.data.inputs import named_directory
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.forward import evaluating

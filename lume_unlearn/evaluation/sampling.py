@@ -1,13 +1,13 @@
 """Sample other answers to the forget rows from the model before unlearning (the data step of AltPO)."""
 
-import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from lume_tasks.data.rows import Row, text_problem
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.alternatives import bare
 from lume_unlearn.methods.refusals import stable_number
 from lume_unlearn.model.load import context_length
 
@@ -103,7 +103,7 @@ def _sampled(
     if failed:
         head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
         advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
-        raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed]), advice]))
+        raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
 
 
 def _generate(model: Any, tokenizer: Any, batch: Sequence[tuple[Row, list[int]]], options: dict[str, Any]) -> list[str]:
@@ -138,7 +138,7 @@ def _prompts(tokenizer: Any, rows: Sequence[Row], context: int | None, max_new_t
             f"{len(faults)} of {len(rows)} rows are too long: the prompt and {max_new_tokens} new tokens must fit into "
             f"{context}; lower --max_new_tokens, or shorten them:"
         )
-        raise DataError("\n".join([head, *first_few(faults)]))
+        raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
     return prompts
 
 
@@ -149,13 +149,3 @@ def _prompt(tokenizer: Any, row: Row) -> list[int]:
     message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
     text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
-
-
-def bare(text: str) -> str:
-    """Return the text without its case and without punctuation and white space at its ends."""
-    return text.strip(string.whitespace + string.punctuation).casefold()
-
-
-def first_few(lines: list[str]) -> list[str]:
-    """Return the first lines of a message, and how many more there are."""
-    return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])

@@ -190,7 +190,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
         ("attack AUC", "lume_mia", "loss_auc", "0.5"),
         ("MMLU-like", "lume_mmlu", "acc", "as before"),
         ("task aggregate", "lume_score", "task_aggregate", "high"),
-        ("final score (few MMLU questions)", "lume_score", "partial_final_score", "high"),
+        ("partial final score", "lume_score", "partial_final_score", "high"),
     ):
         values = (scores[name][task].get(f"{metric},none") for name in names)
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)

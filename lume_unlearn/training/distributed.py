@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from accelerate.utils import convert_to_fp32, get_int_from_env
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 
 
 def by_deepspeed() -> bool:

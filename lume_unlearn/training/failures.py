@@ -10,7 +10,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.checkpoints import resume_advice
 
 OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the least cost:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 
-from lume_unlearn.config import ConfigError, require_unused
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.files import fresh_partial, only_run, publish_result, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.merge import ties_merged

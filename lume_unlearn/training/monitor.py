@@ -14,8 +14,8 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from lume_unlearn.config import ConfigError
 from lume_unlearn.data.encode import Tokens
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import Passes, evaluating, row_nlls
 from lume_unlearn.training.checkpoints import InCheckpoint, resume_advice

@@ -11,7 +11,8 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.training.checkpoints import InCheckpoint

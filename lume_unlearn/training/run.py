@@ -14,9 +14,10 @@ from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lume_tasks.errors import DataError
-from lume_unlearn.config import ConfigError, RunConfig, require_unused
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
 from lume_unlearn.model import load, merge

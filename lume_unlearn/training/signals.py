@@ -12,16 +12,9 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerState
 
+from lume_unlearn.errors import Interrupted
+
 _log = logging.getLogger("lume_unlearn")
-
-
-class Interrupted(Exception):
-    """A signal stopped the run, and a checkpoint is saved."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """``number`` of the signal; ``code`` is the exit status that shells give a process that it ended."""
-        super().__init__(message)
-        self.code = 128 + number
 
 
 class Stop(TrainerCallback):

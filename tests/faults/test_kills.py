@@ -18,12 +18,12 @@ import pytest
 from safetensors.torch import load_file
 
 from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import Interrupted
 from lume_unlearn.files import LOCK
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.record import read_record
 from lume_unlearn.training.run import run
-from lume_unlearn.training.signals import Interrupted
 from tests.faults.runs import assert_equal, ended, in_child, make_config, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]

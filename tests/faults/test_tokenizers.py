@@ -135,7 +135,7 @@ def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:
 
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(inputs: Path, tmp_path: Path) -> None:
     model = save(tmp_path, make_model(300), make_tokenizer())
-    with pytest.raises(ConfigError, match=r"--model .*: its tokenizer gives tokens up to \d+, its weights know 300"):
+    with pytest.raises(ConfigError, match=r"--model .*: token id \d+ is outside the embedding table \(300 rows\)"):
         run(make_config(inputs, tmp_path / "out", model=str(model)))
 
 

@@ -1,0 +1,130 @@
+"""Ordinary odd users: other model families, data with parts missing, names with spaces, from `run` to scores."""
+
+import json
+import shutil
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    MistralConfig,
+    MistralForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
+
+from lume_tasks.data.files import read_rows
+from lume_unlearn.cli import main
+from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
+from tests.conftest import write_rows
+
+SIZES: dict[str, Any] = {
+    "vocab_size": 400,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "eos_token_id": 1,
+    "pad_token_id": 0,
+}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=1, pad_token_id=0)
+    ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+}
+
+
+def one_task_only(data: Path) -> None:
+    for side in ("forget", "retain"):
+        rows = read_rows(data / f"{side}.jsonl")
+        write_rows(data / f"{side}.jsonl", [row for row in rows if row.task == "Task2"])
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda data: shutil.rmtree(data / name)
+
+
+def as_parquet(data: Path) -> None:
+    from datasets import Dataset
+
+    for side in ("forget", "retain"):
+        path = data / f"{side}.jsonl"
+        Dataset.from_list([vars(row) for row in read_rows(path)]).to_parquet(path.with_suffix(".parquet"))
+        path.unlink()
+
+
+DATA: dict[str, Callable[[Path], None]] = {
+    "one task only": one_task_only,
+    "no mia_data": without("mia_data"),
+    "no mmlu": without("mmlu"),
+    "parquet": as_parquet,
+}
+
+
+def run_and_score(
+    model: Path, data: Path, output: Path, tuning: str, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """Unlearn through the command line, and score the result with the tasks that the printed command names."""
+    options = ["--method", "npo", "--tuning", tuning, "--epochs", "1", "--batch_size", "4"]
+    capsys.readouterr()
+    assert main(["run", "--model", str(model), "--data", str(data), "--output", str(output), *options]) == 0
+    assert "lm_eval" in capsys.readouterr().out
+    arguments = {"pretrained": str(model), "peft": str(output)} if tuning == "lora" else {"pretrained": str(output)}
+    tasks = tuple(tasks_for(data))
+    metadata = data_metadata(data) | {"lume_partial": True}
+    return score(arguments, metadata, tasks, limit=2, device="cpu", gen_kwargs={"max_gen_toks": 4})["results"]
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_other_model_families(
+    family: str,
+    tuning: str,
+    tokenizer: PreTrainedTokenizerFast,
+    data_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "my model"
+    FAMILIES[family]().save_pretrained(model)
+    tokenizer.save_pretrained(model)
+    results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, capsys)
+    assert {"lume_task1", "lume_mia", "lume_score"} <= results.keys()
+
+
+@pytest.mark.parametrize("case", DATA)
+def test_data_with_parts_missing(
+    case: str, model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "my data"
+    shutil.copytree(data_dir, data)
+    DATA[case](data)
+    results = run_and_score(model_dir, data, tmp_path / "out", "lora", capsys)
+    assert ("lume_mia" in results) == (data / "mia_data").is_dir()
+    assert ("lume_task1" in results) == (case != "one task only")
+    assert "forget_regurgitation,none" in results["lume_score"]
+
+
+@pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes would load it")
+def test_a_quantised_base_that_cannot_be_loaded_is_a_clear_error(
+    model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "quantised"
+    shutil.copytree(model_dir, model)
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (model / "config.json").write_text(json.dumps(config))
+    command = ["run", "--method", "gd", "--tuning", "lora", "--model", str(model), "--data", str(data_dir)]
+    assert main([*command, "--output", str(tmp_path / "out")]) == 1
+    message = capsys.readouterr().err
+    assert f"--model {model}" in message
+    assert "bitsandbytes" in message
