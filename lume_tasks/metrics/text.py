@@ -1,4 +1,4 @@
-"""Scores of one generated text against its reference, as the LUME protocol has them."""
+"""Scores of one generated text against the right answer, as in the LUME protocol."""
 
 from functools import lru_cache
 
@@ -11,15 +11,15 @@ def _scorer() -> RougeScorer:
 
 
 def rouge_recall(reference: str, generation: str) -> dict[str, float]:
-    """ROUGE-L and ROUGE-1 recall of a generation against its reference, stemmed, each in [0, 1].
+    """Compute ROUGE-L and ROUGE-1 recall of a generation against its reference, stemmed, each in [0, 1].
 
     Returns:
-        ``{"rougeL": ..., "rouge1": ...}``; 0 where either text has no letters or digits.
+        ``{"rougeL": ..., "rouge1": ...}``; 0 if one of the texts has no letters or digits.
     """
     scores = _scorer().score(reference, generation)
     return {name: float(score.recall) for name, score in scores.items()}
 
 
 def exact_match(reference: str, generation: str) -> float:
-    """1.0 where both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
+    """Return 1.0 if both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
     return float(reference.strip().lower() == generation.strip().lower())

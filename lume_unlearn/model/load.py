@@ -87,7 +87,7 @@ def _add_adapter(model: Any, config: RunConfig) -> PeftModel:
     # PEFT ignores a name that is not there as long as another one is.
     missing = [name for name in targets if not any(module.endswith(f".{name}") for module in modules)]
     if missing and targets != ["all-linear"]:
-        raise ConfigError(f"--lora_targets: the model has no module {', '.join(missing)}")
+        raise ConfigError(f"--lora_targets {config.lora_targets}: the model has no module {', '.join(missing)}")
     lora = LoraConfig(
         r=config.lora_rank,
         lora_alpha=config.lora_alpha,

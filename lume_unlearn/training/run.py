@@ -29,7 +29,7 @@ from lume_unlearn.training.memory import default_max_tokens
 from lume_unlearn.training.monitor import SAMPLE, Monitor, trained_weights, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
 from lume_unlearn.training.optimizer import optimizer_class
-from lume_unlearn.training.record import Record, is_finished, recorded_max_tokens
+from lume_unlearn.training.record import Record, read_record
 from lume_unlearn.training.signals import Stop
 from lume_unlearn.training.state import LowerRate
 from lume_unlearn.training.throughput import Throughput
@@ -141,7 +141,7 @@ def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: 
         trainer.save_model(str(output / PARTIAL))
         if trainer.is_world_process_zero():
             publish_result(output / PARTIAL, output)
-            record.write(trainer.state.log_history, monitor.measured, finished=True)
+            record.write(output, trainer.state.log_history, watched=monitor.measured, finished=True)
 
 
 def _negate(config: RunConfig, trainer: UnlearningTrainer, monitor: Monitor) -> None:
@@ -189,7 +189,7 @@ def _require_free(output: Path, resume: bool) -> None:
         require_unused(output, "name another folder, or use --resume")
     if resume and not output.is_dir():
         raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
-    if resume and is_finished(output):
+    if resume and read_record(output).get("finished"):
         raise ConfigError(f"--resume: the run in {output} is finished")
 
 
@@ -198,7 +198,7 @@ def _with_max_tokens(config: RunConfig) -> RunConfig:
     if config.max_tokens is not None:
         return config
     checkpoints = whole_checkpoints(Path(config.output)) if config.resume else []
-    recorded = recorded_max_tokens(checkpoints[0]) if checkpoints else None
+    recorded = read_record(checkpoints[0]).get("config", {}).get("max_tokens") if checkpoints else None
     return replace(config, max_tokens=recorded or default_max_tokens())
 
 

@@ -108,7 +108,7 @@ def test_the_printed_command_names_no_data_that_the_environment_names(
         (["--model", "no/such/model"], "--model no/such/model (no such folder here, so the hub was asked)"),
         (["--resume"], "--resume: there is no run in"),
         (["--max_length", "3"], "within 3 tokens: raise --max_length"),
-        (["--lora_targets", "attention"], "--lora_targets: the model has no module attention"),
+        (["--lora_targets", "attention"], "--lora_targets attention: the model has no module attention"),
     ],
 )
 def test_what_cannot_work_is_a_message_and_exit_code_1(

@@ -52,6 +52,7 @@ def test_compiled_layers_train_the_same(tuning: str, tmp_path: Path, counter: Co
     assert counter.frame_count > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_compiled_kernels_train_the_same(tmp_path: Path) -> None:
     same_training(tmp_path, "gd", "full")

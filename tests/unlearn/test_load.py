@@ -62,7 +62,7 @@ def test_dtypes_of_trained_and_frozen_weights(
 
 
 def test_an_adapter_on_a_module_that_is_not_there_is_refused(loaded: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^--lora_targets: the model has no module c_attn$"):
+    with pytest.raises(ConfigError, match=r"^--lora_targets q_proj,c_attn: the model has no module c_attn$"):
         loaded(lora_targets="q_proj,c_attn")
 
 
