@@ -1,20 +1,20 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
-import hashlib
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lume_tasks.data.files import read_text
+from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
-from lume_unlearn.report.glossary import TASKS
 
 Sample = dict[str, Any]
 
@@ -46,19 +46,16 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        """The model's folder or hub name (an adapter's, if there is one).
-
-        Scores taken during training name no model. They are in ``<run>/scores/checkpoint-<step>``, and the model is
-        taken to be ``<run>/checkpoint-<step>``.
-        """
+        """The model's folder or hub name (an adapter's, if there is one)."""
+        # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
         folder = _SCORES_FOLDER.sub(r"/checkpoint-\1", self.path.parent.as_posix())
         return str(self.content.get("model_name") or folder)
 
     @property
     def split(self) -> str:
         """The rows that were scored: all, train, validation or test."""
-        splits = [self.metadata(task).get("lume_split") for task in self.scores]
-        return str(next((split for split in splits if split), "all"))
+        splits = (self.metadata(task).get("lume_split") for task in self.scores)
+        return str(next(filter(None, splits), "all"))
 
     @property
     def rows(self) -> str:
@@ -101,8 +98,12 @@ class Evaluation:
         return self.section("configs").get(task, {}).get("metadata") or {}
 
     def version(self, task: str) -> str:
-        """The version of the task's YAML; scores of different versions are not comparable."""
+        """The version of the task's YAML."""
         return str(self.section("versions").get(task, "unknown"))
+
+    def digest(self, task: str) -> str:
+        """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
+        return str(self.metadata(task).get(DIGEST, ""))
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
@@ -110,18 +111,9 @@ class Evaluation:
         return count
 
     def samples(self, task: str) -> list[Sample] | None:
-        """The logged documents of one task; None if they were not logged.
-
-        Raises:
-            DataError: a line is not what the harness writes.
-        """
+        """The logged documents of one task; None if they were not logged."""
         path = samples_file(self.path, task)
         return read_samples(path) if path.is_file() else None
-
-    def fingerprint(self, task: str) -> str | None:
-        """Short hash of a task's prompts and targets, independent of their order; None if they were not logged."""
-        hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8] if hashes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,8 +148,7 @@ class Model:
         return next((samples for samples in logged if samples), None)
 
 
-@dataclass(frozen=True)
-class Run:
+class Run(NamedTuple):
     """The checkpoints of one training run in order, as (place on the axis, model); ``unit`` names the axis."""
 
     name: str
@@ -175,22 +166,18 @@ def read_models(paths: Iterable[str]) -> list[Model]:
     faults: list[str] = []
     for path in dict.fromkeys(_results_files(map(Path, paths), faults)):
         try:
-            evaluation = _read_evaluation(path)
+            evaluation = Evaluation(path, read_results(path))
         except DataError as error:
             faults.append(str(error))
-        else:
+            continue
+        if any(evaluation.scores.values()):
             groups.setdefault((evaluation.model, evaluation.settings), []).append(evaluation)
+        else:
+            faults.append(f"{path} has no score of a LUME task (its tasks: {', '.join(evaluation.content['results'])})")
     if faults:
         raise DataError("\n".join(faults))
     newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
     return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
-
-
-def _read_evaluation(path: Path) -> Evaluation:
-    evaluation = Evaluation(path, read_results(path))
-    if not any(evaluation.scores.values()):
-        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(evaluation.content['results'])})")
-    return evaluation
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
@@ -229,23 +216,29 @@ def comparability(models: Sequence[Model]) -> list[str]:
         found = {model.name: one for model in models if (one := model.evaluation(task))}
         versions = {name: one.version(task) for name, one in found.items()}
         counts = {name: one.count(task) for name, one in found.items()}
-        texts = {name: one.fingerprint(task) for name, one in found.items()} if task in TASKS else {}
+        digests = {name: one.digest(task)[:8] or None for name, one in found.items()}
         faults.append(_differ(f"{task} was scored in different versions", versions))
         faults.append(
             _differ(f"{task} was scored on different numbers of rows", counts)
-            or _differ(f"{task} was scored on different rows, by the hash of their texts", texts)
+            or _differ(f"{task} was scored on different rows, by their SHA-256", digests)
         )
     return [fault for fault in faults if fault]
 
 
 def _differ(what: str, values: dict[str, Any]) -> str | None:
     """Return a line that names the models by value, if there is more than one value; None is no value."""
-    models: dict[Any, list[str]] = {}
-    for name, value in values.items():
-        if value is not None:
-            models.setdefault(value, []).append(name)
+    models = names_by_value(values)
     groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in models.items())
     return f"{what}. {groups}." if len(models) > 1 else None
+
+
+def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
+    """Return the names that have the same value in lists; None is no value."""
+    names: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        if value is not None:
+            names.setdefault(value, []).append(name)
+    return names
 
 
 def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
@@ -262,14 +255,12 @@ def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
     """Return the shortest unambiguous names of (model, settings): last part of the path, path, path and settings."""
-    last_parts = [_last_part(model) for model, _ in keys]
-    paths = [model for model, _ in keys]
+    last_parts = Counter(_last_part(model) for model, _ in keys)
+    paths = Counter(model for model, _ in keys)
     names = []
-    for short, (model, settings) in zip(last_parts, keys, strict=True):
-        if last_parts.count(short) == 1:
-            names.append(short)
-        else:
-            names.append(model if paths.count(model) == 1 else f"{model} ({settings})")
+    for model, settings in keys:
+        longer = model if paths[model] == 1 else f"{model} ({settings})"
+        names.append(_last_part(model) if last_parts[_last_part(model)] == 1 else longer)
     return names
 
 

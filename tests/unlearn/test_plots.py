@@ -6,7 +6,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from lume_unlearn.report import plots
-from lume_unlearn.report.plots import Curve, Point, Track
+from lume_unlearn.report.plots import Losses, Point, Track
 
 
 def labels(figure: Figure) -> list[str]:
@@ -20,14 +20,15 @@ def marks(figure: Figure) -> list[tuple[tuple[float, float], ...]]:
 
 
 def test_trade_off_draws_a_run_as_a_path_and_its_last_point_with_intervals() -> None:
-    one = {"text": [Point(0.1, 0.9, (0.05, 0.2), (0.8, 1.0))], "facts": [Point(0.0, 1.0)]}
-    run = {"text": [Point(1.0, 1.0), Point(0.5, 0.9), Point(0.2, 0.8)]}
-    figure = plots.trade_off([Track("one", 0, one), Track("run", 3, run)], ["text", "facts"], "Task")
+    one = {"text": [Point(0.1, 0.9, (0.05, 0.2), (0.8, 1.0))], "facts": [Point(0.0, 1.0, (0.0, 0.0), (1.0, 1.0))]}
+    places = [(1.0, 1.0), (0.5, 0.9), (0.2, 0.8)]
+    run = {"text": [Point(x, y, (x, x), (y, y)) for x, y in places], "facts": []}
+    figure = plots.trade_off([Track("one", 0, one), Track("run", 3, run)], "Task")
     assert marks(figure) == [((0.1, 0.9),), ((0.0, 1.0),), ((1.0, 1.0), (0.5, 0.9)), ((0.2, 0.8),)]
     lines = [line.get_xydata().tolist() for line in figure.axes[0].lines]
     assert [[0.05, 0.9], [0.2, 0.9]] in lines  # the intervals of the first point
     assert [[0.1, 0.8], [0.1, 1.0]] in lines
-    assert lines[-1] == [[1.0, 1.0], [0.5, 0.9], [0.2, 0.8]]
+    assert [list(place) for place in places] in lines
     assert labels(figure) == ["one", "run", "text", "facts"]
     assert to_hex(figure.axes[0].lines[-1].get_color()) == plots.COLOURS[3].lower()
 
@@ -40,7 +41,7 @@ def test_over_training_draws_a_line_a_score() -> None:
 
 
 def test_histogram_counts_documents_beyond_its_end_in_the_last_bin() -> None:
-    figure = plots.loss_histogram([0.1, 0.1, 2.9], [2.5, 50.0, float("inf")], 3.0, "model")
+    figure = plots.loss_histogram(Losses("model", 0, [0.1, 0.1, 2.9], [2.5, 50.0, float("inf")]), 3.0)
     counts = []
     for patch in figure.axes[0].patches:
         outline = patch.get_path().vertices
@@ -52,17 +53,15 @@ def test_histogram_counts_documents_beyond_its_end_in_the_last_bin() -> None:
 
 
 def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate() -> None:
-    curves = [
-        Curve("a", 0, [0.0, 0.0, 0.25, 1.0], [0.0, 0.5, 1.0, 1.0]),
-        Curve("b", 1, [0.0, 0.5, 1.0], [0.0, 0.0, 1.0]),
-    ]
-    figure = plots.roc(curves, "Attack")
+    # rising losses of a: member 1, other 1.5, member 2, other 3
+    models = [Losses("a", 0, [1.0, 2.0], [1.5, 3.0]), Losses("b", 1, [0.0], [float("inf")])]
+    figure = plots.roc(models, "Attack")
     axes = figure.axes[0]
     assert axes.get_xscale() == "log"
-    assert axes.get_xlim() == (0.125, 1.0)
+    assert axes.get_xlim() == (0.25, 1.0)
     first, second, chance = axes.lines
-    assert first.get_xydata().tolist() == [[0.125, 0.0], [0.125, 0.5], [0.25, 1.0], [1.0, 1.0]]
-    assert second.get_xydata().tolist() == [[0.125, 0.0], [0.5, 0.0], [1.0, 1.0]]
+    assert first.get_xydata().tolist() == [[0.25, 0.0], [0.25, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
+    assert second.get_xydata().tolist() == [[0.25, 0.0], [0.25, 1.0], [1.0, 1.0]]
     np.testing.assert_array_equal(chance.get_xdata(), chance.get_ydata())
     assert first.get_linestyle() != second.get_linestyle()  # can be told apart in grey
     assert labels(figure) == ["a", "b", "chance"]

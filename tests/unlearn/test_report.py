@@ -14,7 +14,7 @@ from lume_unlearn import cli
 from lume_unlearn.report import plots
 from lume_unlearn.report.page import render
 from lume_unlearn.report.results import read_models
-from lume_unlearn.report.sections import losses, page_data, roc_points
+from lume_unlearn.report.sections import losses, page_data
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -32,8 +32,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def scored_sample(number: int, kind: str, score: float, answer: str) -> dict[str, Any]:
     metric = {"sc": "forget_regurgitation", "qa": "forget_knowledge"}[kind]
     doc = {"id": f"p{number}{kind}0", "input": "Who is Ada Byron?", "output": "Ada, 900-51-4344"}
-    hashes = {"prompt_hash": f"p{number}", "target_hash": "t"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": [answer], metric: score} | hashes
+    return {"doc_id": number, "doc": doc, "filtered_resps": [answer], metric: score}
 
 
 def full(level: float) -> dict[str, dict[str, Any]]:
@@ -227,19 +226,20 @@ def test_scores_that_cannot_be_compared_have_a_warning(write_results: Write) -> 
     assert "can be compared" not in Outline(page_of(one)).text
 
 
-def test_losses_and_rates_are_those_of_the_samples() -> None:
-    members, nonmembers = losses(mia_samples([1.0, 2.0], [1.5, 3.0])) or ([], [])
-    assert (members, nonmembers) == ([1.0, 2.0], [1.5, 3.0])
-    # rising losses: member 1, other 1.5, member 2, other 3
-    assert roc_points(members, nonmembers) == ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
-    assert roc_points([0.0], [float("inf")]) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+def test_losses_are_those_of_the_samples(write_results: Write) -> None:
+    samples = {"lume_mia": mia_samples([1.0, 2.0], [1.5, 3.0])}
+    (model,) = read_models([str(write_results("/m/a", full(0.5), samples))])
+    assert losses(3, model) == plots.Losses("a", 3, [1.0, 2.0], [1.5, 3.0])
 
 
 @pytest.mark.parametrize(
     "samples", [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), []], ids=["one class", "NaN", "none"]
 )
-def test_models_without_the_losses_of_both_classes_are_left_out(samples: list[dict[str, Any]]) -> None:
-    assert losses(samples) is None
+def test_models_without_the_losses_of_both_classes_are_left_out(
+    write_results: Write, samples: list[dict[str, Any]]
+) -> None:
+    (model,) = read_models([str(write_results("/m/a", full(0.5), {"lume_mia": samples}))])
+    assert losses(0, model) is None
 
 
 def test_report_and_card_do_not_import_torch() -> None:

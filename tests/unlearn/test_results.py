@@ -19,7 +19,7 @@ Write = Callable[..., Path]
 
 def logged_row(number: int) -> dict[str, Any]:
     doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"], "prompt_hash": f"p{number}", "target_hash": "t"}
+    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"]}
 
 
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
@@ -91,18 +91,17 @@ def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
 
 def test_incomparable_scores_are_named(write_results: Write) -> None:
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
-    logged = {"lume_task1": [logged_row(0)]}
-    others = {"lume_task1": [logged_row(9)]}
-    one = write_results("/m/one", scores, logged)
-    assert comparability(read_models([str(one), str(write_results("/m/same", scores, logged))])) == []
+    digest = {"documents_sha256": "0123456789"}
+    one = write_results("/m/one", scores, metadata=digest)
+    assert comparability(read_models([str(one), str(write_results("/m/same", scores, metadata=digest))])) == []
     assert comparability(read_models([str(one), str(write_results("/m/unlogged", scores))])) == []
     for content, expected in (
         ({"metadata": {"lume_split": "validation"}}, "splits. all: one; validation: two."),
         ({"versions": {"lume_task1": 2.0}}, "lume_task1 was scored in different versions. 1.0: one; 2.0: two."),
         ({"n-samples": {"lume_task1": {"effective": 3}}}, "lume_task1 was scored on different numbers of rows. 4: one"),
-        ({"samples": others}, "lume_task1 was scored on different rows, by the hash of their texts."),
+        ({"metadata": {"documents_sha256": "abc"}}, "different rows, by their SHA-256. 01234567: one; abc: two."),
     ):
-        models = read_models([str(one), str(write_results("/m/two", scores, **({"samples": logged} | content)))])
+        models = read_models([str(one), str(write_results("/m/two", scores, **content))])
         (fault,) = comparability(models)
         assert expected in fault
 
@@ -111,7 +110,6 @@ def test_incomparable_scores_are_named(write_results: Write) -> None:
     ("content", "message"),
     [
         ("not json", "not a results file of the harness (Expecting value"),
-        ('{"a": 1}\n{"a": 1}\n', "not a results file of the harness"),
         ("[]", "not a results file of the harness (it has no `results` by task)"),
         ('{"results": {"lume_task1": 3}}', "not a results file of the harness (it has no `results` by task)"),
         ('{"results": {"gsm8k": {"acc,none": 1.0}}}', "no score of a LUME task (its tasks: gsm8k)"),
