@@ -69,13 +69,9 @@ def test_what_leads_to_no_results_is_named(tmp_path: Path) -> None:
         read_reference(str(tmp_path / "nowhere"))
     with pytest.raises(DataError, match="has no results_"):
         read_reference(str(tmp_path))
-    with pytest.raises(DataError, match="has to be a path, not 3"):
-        read_reference(3)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    "content", ["", "not JSON", "[]", "{}", '{"results": 3}', '{"results": {"lume_mia": 1}}', "\ud800"]
-)
+@pytest.mark.parametrize("content", ["", "not JSON", "[]", "{}", '{"results": 3}', "\ud800"])
 def test_what_is_no_results_file_is_named(tmp_path: Path, content: str) -> None:
     file = tmp_path / "other.json"
     file.write_bytes(content.encode("utf-8", "surrogatepass"))
@@ -100,7 +96,9 @@ def test_results_of_something_else_are_refused(tmp_path: Path, wanted: dict[str,
 def test_missing_samples_say_how_to_get_them(tmp_path: Path) -> None:
     file = write(tmp_path)
     (tmp_path / f"samples_lume_mia_{DATE}.jsonl").unlink()
-    with pytest.raises(DataError, match=rf"samples_lume_mia_{DATE}\.jsonl is missing.*--log_samples"):
+    with pytest.raises(
+        DataError, match=rf"lacks .*samples_lume_mia_{DATE}\.jsonl: evaluate the reference with --log_samples"
+    ):
         read_reference(str(file)).samples("lume_mia")
 
 
@@ -112,5 +110,5 @@ def test_a_broken_sample_is_named_by_line(tmp_path: Path, line: bytes, message: 
     file = write(tmp_path)
     samples = tmp_path / f"samples_lume_mia_{DATE}.jsonl"
     samples.write_bytes(samples.read_bytes() + line + b"\n")
-    with pytest.raises(DataError, match=rf"lume_reference_results: .*samples_lume_mia_{DATE}\.jsonl:3: {message}"):
+    with pytest.raises(DataError, match=rf"samples_lume_mia_{DATE}\.jsonl:3: {message}"):
         read_reference(str(file)).samples("lume_mia")
