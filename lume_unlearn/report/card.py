@@ -12,7 +12,7 @@ from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from lume_tasks.data import published
 from lume_tasks.data.files import read_text
-from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS, MMLU_SUBJECTS
+from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
@@ -189,15 +189,15 @@ def _lume(one: Evaluation, tasks: Sequence[str]) -> Source:
         return Source("own data", "other", visible(one.split), count)
     splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
     split = splits.pop() if len(splits) == 1 else visible(one.split)
-    whole = all(one.section("n-samples").get(task, {}).get("original") == one.count(task) for task in tasks)
-    return Source("LUME" if whole else "part of LUME", "lume", split, count)
+    limit = one.section("config").get("limit")
+    return Source("part of LUME" if limit else "LUME", "lume", split, count)
 
 
 def _mmlu(one: Evaluation) -> Source:
-    """Compare the multiple-choice questions with MMLU's test split, by the numbers of subjects and questions."""
+    """Compare the number of multiple-choice questions with that of MMLU's test split."""
     subjects = [task for task in one.section("n-samples") if task.startswith("lume_mmlu_")]
     count = sum(one.count(task) or 0 for task in subjects)
-    if len(subjects) == len(MMLU_SUBJECTS) and count == MMLU_QUESTIONS:
+    if count == MMLU_QUESTIONS:
         return Source("MMLU", MMLU_HUB_ID, "test", count)
     name = f"multiple choice, {count:,} questions in {len(subjects)} subjects, not all of MMLU"
     return Source(name, "multiple-choice", None, count)

@@ -16,8 +16,6 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
-Interval = tuple[float, float]
-
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*"
 LINES = ("-", "--", "-.", ":")
@@ -38,8 +36,8 @@ class Point(NamedTuple):
 
     x: float
     y: float
-    x_interval: Interval
-    y_interval: Interval
+    x_interval: tuple[float, float]
+    y_interval: tuple[float, float]
 
 
 class Track(NamedTuple):
@@ -101,12 +99,12 @@ def _draw_points(axes: Axes, points: Sequence[Point], colour: str, marker: str, 
 
 
 @mpl.rc_context(STYLE)
-def over_training(lines: Mapping[str, Sequence[tuple[float, float]]], unit: str, title: str) -> Figure:
-    """Draw scores over the epochs or steps of one run: name of a score -> (place on the axis, score) in order."""
+def over_training(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
+    """Draw scores over the steps of one run: name of a score -> (optimiser step, score) in order."""
     figure, axes = _figure(title, 3.4 + 0.2 * len(lines))
     for number, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=name, clip_on=False, **_look(number))
-    axes.set(xlabel=unit, ylabel="score", ylim=(0, 1))
+    axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
     return _with_legend(figure)
 

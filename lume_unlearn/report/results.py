@@ -3,7 +3,6 @@
 import json
 import math
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -149,11 +148,10 @@ class Model:
 
 
 class Run(NamedTuple):
-    """The checkpoints of one training run in order, as (place on the axis, model); ``unit`` names the axis."""
+    """The checkpoints of one training run in order, as (optimiser step, model)."""
 
     name: str
-    unit: str
-    points: tuple[tuple[float, Model], ...]
+    points: tuple[tuple[int, Model], ...]
 
 
 def read_models(paths: Iterable[str]) -> list[Model]:
@@ -183,53 +181,49 @@ def read_models(paths: Iterable[str]) -> list[Model]:
 def find_runs(models: Sequence[Model]) -> list[Run]:
     """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models.
 
-    If the run's `unlearning.json` can be read, the axis counts epochs, and the reference model and the finished model
-    are points of the run if they are among the models.
+    If the run's `unlearning.json` can be read, the reference model (step 0) and the finished model are points of the
+    run if they are among the models.
     """
-    steps: dict[str, dict[Model, float]] = {}
+    steps: dict[Path, dict[Model, int]] = {}
     for model in models:
         found = _CHECKPOINT.match(model.path)
         if found:
-            steps.setdefault(_absolute(found["run"]), {})[model] = float(found["step"])
-    runs = [_run(path, places, models) for path, places in steps.items()]
-    return [run for run in runs if len(run.points) > 1]
+            steps.setdefault(Path(found["run"]).resolve(), {})[model] = int(found["step"])
+    runs = []
+    for path, places in steps.items():
+        ends = _ends(path)
+        places |= {m: ends[Path(m.path).resolve()] for m in models if Path(m.path).resolve() in ends}
+        if len(places) > 1:
+            ordered = sorted(places.items(), key=lambda place: place[1])
+            runs.append(Run(path.name, tuple((step, model) for model, step in ordered)))
+    return runs
 
 
-def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:
-    unit, scale = "optimiser step", 1.0
+def _ends(run: Path) -> dict[Path, int]:
+    """Return the reference model and the finished model of a run with their steps; empty without a record."""
     try:
-        record = json.loads(read_text(Path(path) / RECORD))
-        last = record["history"][-1]
-        unit, scale = "epoch", last["epoch"] / last["step"]
-        ends = {_absolute(record["config"]["model"]): 0.0, _absolute(path): float(last["step"])}
-        places = {m: ends[_absolute(m.path)] for m in models if _absolute(m.path) in ends} | places
+        record = json.loads(read_text(run / RECORD))
+        return {Path(record["config"]["model"]).resolve(): 0, run: record["history"][-1]["step"]}
     except (OSError, ValueError, LookupError):
-        pass  # without a record, as if the results were copied from elsewhere, only the steps are known
-    ordered = sorted(places.items(), key=lambda item: item[1])
-    return Run(path.rsplit("/", 1)[-1], unit, tuple((step * scale, model) for model, step in ordered))
+        return {}  # the results may have been copied from elsewhere
 
 
 def comparability(models: Sequence[Model]) -> list[str]:
     """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
-    faults = [_differ("The rows are of different splits", {m.name: m.evaluations[0].split for m in models})]
+    values = {"The rows are of different splits": {model.name: model.evaluations[0].split for model in models}}
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
-        found = {model.name: one for model in models if (one := model.evaluation(task))}
-        versions = {name: one.version(task) for name, one in found.items()}
-        counts = {name: one.count(task) for name, one in found.items()}
-        digests = {name: one.digest(task)[:8] or None for name, one in found.items()}
-        faults.append(_differ(f"{task} was scored in different versions", versions))
-        faults.append(
-            _differ(f"{task} was scored on different numbers of rows", counts)
-            or _differ(f"{task} was scored on different rows, by their SHA-256", digests)
-        )
-    return [fault for fault in faults if fault]
-
-
-def _differ(what: str, values: dict[str, Any]) -> str | None:
-    """Return a line that names the models by value, if there is more than one value; None is no value."""
-    models = names_by_value(values)
-    groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in models.items())
-    return f"{what}. {groups}." if len(models) > 1 else None
+        evaluations = {model.name: model.evaluation(task) for model in models}
+        values[f"{task} was scored in different versions or on different rows"] = {
+            name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
+            for name, one in evaluations.items()
+            if one
+        }
+    faults = []
+    for what, described in values.items():
+        groups = [f"{value}: {', '.join(names)}" for value, names in names_by_value(described).items()]
+        if len(groups) > 1:
+            faults.append(f"{what}. {'; '.join(groups)}.")
+    return faults
 
 
 def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
@@ -254,14 +248,12 @@ def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the shortest unambiguous names of (model, settings): last part of the path, path, path and settings."""
-    last_parts = Counter(_last_part(model) for model, _ in keys)
-    paths = Counter(model for model, _ in keys)
-    names = []
-    for model, settings in keys:
-        longer = model if paths[model] == 1 else f"{model} ({settings})"
-        names.append(_last_part(model) if last_parts[_last_part(model)] == 1 else longer)
-    return names
+    """Return the last part of each model's path, or path and settings where another model has the same last part."""
+    last_parts = [_last_part(model) for model, _ in keys]
+    return [
+        name if last_parts.count(name) == 1 else f"{model} ({settings})"
+        for name, (model, settings) in zip(last_parts, keys, strict=True)
+    ]
 
 
 def _last_part(model: str) -> str:
@@ -273,7 +265,3 @@ def _last_part(model: str) -> str:
 def _natural_order(path: Path) -> list[Any]:
     """Sort key by which checkpoint-10 follows checkpoint-9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve())

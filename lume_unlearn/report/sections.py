@@ -147,7 +147,7 @@ def over_training(models: Sequence[Model]) -> list[Figure]:
                 if points:
                     lines[score.name] = points
             if lines:
-                drawing = plots.over_training(lines, run.unit, f"{_label(run.name)}: {title}")
+                drawing = plots.over_training(lines, f"{_label(run.name)}: {title}")
                 figures.append(_figure(f"training{number}_{part}", f"{run.name}: {title} over training", drawing))
     return figures
 

@@ -34,9 +34,9 @@ def test_trade_off_draws_a_run_as_a_path_and_its_last_point_with_intervals() -> 
 
 
 def test_over_training_draws_a_line_a_score() -> None:
-    figure = plots.over_training({"a": [(0, 1.0), (2, 0.5)], "b": [(2, 0.25)]}, "epoch", "run")
+    figure = plots.over_training({"a": [(0, 1.0), (2, 0.5)], "b": [(2, 0.25)]}, "run")
     assert [line.get_xydata().tolist() for line in figure.axes[0].lines] == [[[0, 1.0], [2, 0.5]], [[2, 0.25]]]
-    assert figure.axes[0].get_xlabel() == "epoch"
+    assert figure.axes[0].get_xlabel() == "optimiser step"
     assert labels(figure) == ["a", "b"]
 
 
@@ -69,6 +69,6 @@ def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate() -> None:
 
 @pytest.mark.parametrize("name", ["cost $x$ ^ _{", r"\frac{", "W" * 44])
 def test_any_name_can_be_drawn(name: str) -> None:
-    figure = plots.over_training({name: [(0, 1.0)]}, "epoch", name)
+    figure = plots.over_training({name: [(0, 1.0)]}, name)
     assert labels(figure) == [name]
     assert plots.png(figure).startswith(b"\x89PNG")

@@ -40,8 +40,8 @@ def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None
     paths = [write_results(name, scores) for name in names]
     paths.append(write_results("/b/gd", scores, metadata={"lume_split": "validation"}, folder="split"))
     assert [model.name for model in read_models(map(str, paths))] == [
-        "/a/npo",
-        "/b/npo",
+        "/a/npo (split all)",
+        "/b/npo (split all)",
         "/b/gd (split all)",
         "gd/checkpoint-7",
         "/b/gd (split validation)",
@@ -60,10 +60,10 @@ def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_resu
     names = [run / "checkpoint-20", run, run / "checkpoint-10", tmp_path / "base", tmp_path / "other"]
     models = read_models([str(write_results(str(name), scores)) for name in names])
     (found,) = find_runs(models)
-    assert (found.unit, [(place, model.name) for place, model in found.points]) == (
-        "optimiser step",
-        [(10, "npo/checkpoint-10"), (20, "npo/checkpoint-20")],
-    )
+    assert [(step, model.name) for step, model in found.points] == [
+        (10, "npo/checkpoint-10"),
+        (20, "npo/checkpoint-20"),
+    ]
     assert find_runs(models[:1]) == []  # one checkpoint alone is a model as any other
     run.mkdir()
     record = {
@@ -72,10 +72,12 @@ def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_resu
     }
     (run / "unlearning.json").write_text(json.dumps(record))
     (found,) = find_runs(models)
-    assert (found.unit, [(place, model.name) for place, model in found.points]) == (
-        "epoch",
-        [(0, "base"), (1, "npo/checkpoint-10"), (2, "npo/checkpoint-20"), (3, "npo")],
-    )
+    assert [(step, model.name) for step, model in found.points] == [
+        (0, "base"),
+        (10, "npo/checkpoint-10"),
+        (20, "npo/checkpoint-20"),
+        (30, "npo"),
+    ]
 
 
 def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
@@ -94,16 +96,17 @@ def test_incomparable_scores_are_named(write_results: Write) -> None:
     digest = {"documents_sha256": "0123456789"}
     one = write_results("/m/one", scores, metadata=digest)
     assert comparability(read_models([str(one), str(write_results("/m/same", scores, metadata=digest))])) == []
-    assert comparability(read_models([str(one), str(write_results("/m/unlogged", scores))])) == []
+    was = "version 1.0, 4 rows, SHA-256 01234567: one"
     for content, expected in (
-        ({"metadata": {"lume_split": "validation"}}, "splits. all: one; validation: two."),
-        ({"versions": {"lume_task1": 2.0}}, "lume_task1 was scored in different versions. 1.0: one; 2.0: two."),
-        ({"n-samples": {"lume_task1": {"effective": 3}}}, "lume_task1 was scored on different numbers of rows. 4: one"),
-        ({"metadata": {"documents_sha256": "abc"}}, "different rows, by their SHA-256. 01234567: one; abc: two."),
+        ({"metadata": digest | {"lume_split": "test"}}, "The rows are of different splits. all: one; test: two."),
+        ({"versions": {"lume_task1": 2.0}}, f"{was}; version 2.0, 4 rows, SHA-256 01234567: two."),
+        ({"n-samples": {"lume_task1": {"effective": 3}}}, f"{was}; version 1.0, 3 rows, SHA-256 01234567: two."),
+        ({"metadata": {"documents_sha256": "abc"}}, f"{was}; version 1.0, 4 rows, SHA-256 abc: two."),
+        ({"metadata": {}}, f"{was}; version 1.0, 4 rows, SHA-256 unknown: two."),
     ):
-        models = read_models([str(one), str(write_results("/m/two", scores, **content))])
-        (fault,) = comparability(models)
-        assert expected in fault
+        two = write_results("/m/two", scores, **({"metadata": digest} | content))
+        (fault,) = comparability(read_models([str(one), str(two)]))
+        assert fault.endswith(expected)
 
 
 @pytest.mark.parametrize(
