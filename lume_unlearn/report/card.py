@@ -53,11 +53,10 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     model = own_results(model_dir, read_models(results))
     metadata = card_data(model_dir, record, model).to_yaml()
     card = ModelCard(f"---\n{metadata}\n---\n\n{card_text(model_dir, record, model)}")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
+    if not any(mark in text for mark in _AUTOMATIC):
+        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
     try:
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if not any(mark in text for mark in _AUTOMATIC):
-                raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
         write_text(path, str(card))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
@@ -98,8 +97,7 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     try:
         record: dict[str, Any] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
-        message = f"no usable {RECORD} in it ({first_line(error)}); `lume-unlearn run` writes one"
-        raise DataError(f"--model_dir {model_dir}: {message}") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); `lume-unlearn run` writes it") from error
     complete = {"config", "versions", "data_sha256", "seconds", "processes"} <= set(record)
     if not complete or record["config"].get("method") not in METHODS:
         raise DataError(f"{path}: written by another version of lume-unlearn; use that version")
@@ -223,11 +221,8 @@ def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
 
 def _documents(model: Model) -> list[tuple[str, Source, str]]:
     """Return (task, data, SHA-256) of every task of LUME that was scored, and of MMLU."""
-    rows = []
-    for task in (*TASKS, _MIA):
-        one = model.evaluation(task)
-        if one:
-            rows.append((_TITLES[task], _lume(one, [task]), one.digest(task) or "unknown"))
+    found = {task: model.evaluation(task) for task in (*TASKS, _MIA)}
+    rows = [(_TITLES[task], _lume(one, [task]), one.digest(task) or "unknown") for task, one in found.items() if one]
     score = model.evaluation("lume_score")
     if score and "mmlu" in score.scores["lume_score"]:
         rows.append(("general knowledge", _mmlu(score), "unknown"))

@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 from sklearn.metrics import roc_curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -84,7 +84,7 @@ def trade_off(tracks: Sequence[Track], title: str) -> Figure:
     ticks = np.linspace(0, 1, 6)
     axes.set(xlabel="forget rows (low is good)", xlim=(-0.04, 1.04), xticks=ticks)
     axes.set(ylabel="retain rows (high is good)", ylim=(-0.04, 1.04), yticks=ticks)
-    return _with_legend(figure)
+    return figure
 
 
 def _draw_points(axes: Axes, points: Sequence[Point], colour: str, marker: str, fill: str, size: float) -> None:
@@ -106,23 +106,23 @@ def over_training(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) 
         axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=name, clip_on=False, **_look(number))
     axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
-    return _with_legend(figure)
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def loss_histogram(losses: Losses, upper: float) -> Figure:
     """Draw the distribution of the losses up to ``upper``; higher ones are counted in the last bin."""
     figure, axes = _figure(losses.name, 3.6)
+    bins: Any = np.linspace(0, upper, 31)
     filled: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.55}
     hatched: dict[str, Any] = {"edgecolor": COLOURS[1], "facecolor": "none", "hatch": "////", "linewidth": 1.5}
-    bins: Any = np.linspace(0, upper, 31)
     sides = ((losses.members, "member documents", filled), (losses.nonmembers, "never seen", hatched))
     for values, name, style in sides:
         label = f"{name} ({len(values)})"
         axes.hist(np.clip(values, 0, upper), bins, histtype="stepfilled", label=label, **style)
     axes.set(xlabel="mean loss of a document's tokens (nats)", ylabel="documents", xlim=(0, upper))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return _with_legend(figure)
+    return figure
 
 
 @mpl.rc_context(STYLE)
@@ -140,16 +140,15 @@ def roc(models: Sequence[Losses], title: str) -> Figure:
     axes.plot(chance, chance, color="0.6", lw=1, label="chance")
     axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="member documents, caught", ylim=(0, 1.02))
     axes.set_xscale("log")
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left, 1)
     axes.grid(color="0.92")
-    return _with_legend(figure)
+    return figure
 
 
 @mpl.rc_context(STYLE)
 def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file."""
+    """Return the figure as a PNG file, with the legend below the axes, where it covers nothing."""
+    figure.legend(loc="outside lower left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170)
     return buffer.getvalue()
@@ -162,15 +161,6 @@ def _figure(title: str, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _with_legend(figure: Figure) -> Figure:
-    """Put the legend below the axes, where it covers nothing however long the names are."""
-    figure.legend(loc="outside lower left")
-    return figure
-
-
 def _look(number: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[number % len(COLOURS)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": LINES[number % len(LINES)],
-    }
+    colour, marker, line = (options[number % len(options)] for options in (COLOURS, MARKERS, LINES))
+    return {"color": colour, "marker": marker, "linestyle": line}

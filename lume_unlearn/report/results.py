@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -83,11 +83,6 @@ class Evaluation:
         version, backend = (self.content.get(name, "unknown") for name in ("lm_eval_version", "model_source"))
         return f"{date}, lm-eval {version}, backend {backend}"
 
-    @property
-    def missing(self) -> str:
-        """The tasks without which there is no final score, and why, as the harness's results name them."""
-        return str(self.content["results"].get("lume_score", {}).get("missing,none", ""))
-
     def section(self, name: str) -> dict[str, Any]:
         """A part of the file, such as ``config``; empty if it is absent."""
         return self.content.get(name) or {}
@@ -158,24 +153,28 @@ def read_models(paths: Iterable[str]) -> list[Model]:
     """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
 
     Raises:
-        DataError: names every path that is missing or has no results of LUME.
+        DataError: names a path that is missing or has no results of LUME.
     """
     groups: dict[tuple[str, str], list[Evaluation]] = {}
-    faults: list[str] = []
-    for path in dict.fromkeys(_results_files(map(Path, paths), faults)):
-        try:
-            evaluation = Evaluation(path, read_results(path))
-        except DataError as error:
-            faults.append(str(error))
-            continue
-        if any(evaluation.scores.values()):
-            groups.setdefault((evaluation.model, evaluation.settings), []).append(evaluation)
-        else:
-            faults.append(f"{path} has no score of a LUME task (its tasks: {', '.join(evaluation.content['results'])})")
-    if faults:
-        raise DataError("\n".join(faults))
+    files = [file for path in paths for file in _results_files(Path(path))]
+    for path in dict.fromkeys(files):
+        one = Evaluation(path, read_results(path))
+        if not any(one.scores.values()):
+            raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(one.content['results'])})")
+        groups.setdefault((one.model, one.settings), []).append(one)
     newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
     return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
+
+
+def _results_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: does not exist")
+    found = sorted(path.rglob("results_*.json"), key=_natural_order)
+    if not found:
+        raise DataError(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
+    return found
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
@@ -233,18 +232,6 @@ def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
         if value is not None:
             names.setdefault(value, []).append(name)
     return names
-
-
-def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_file():
-            yield path
-        elif not path.is_dir():
-            faults.append(f"{path}: does not exist")
-        elif found := sorted(path.rglob("results_*.json"), key=_natural_order):
-            yield from found
-        else:
-            faults.append(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:

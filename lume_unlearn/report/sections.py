@@ -96,7 +96,8 @@ def cell(model: Model, task: str, metric: str) -> Cell:
 def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:
     """Return the models without a final score by what is missing for it."""
     scored = {model.name: model.evaluation("lume_score") for model in models}
-    return names_by_value({name: one.missing or None for name, one in scored.items() if one})
+    found = {name: one.content["results"]["lume_score"].get("missing,none") for name, one in scored.items() if one}
+    return names_by_value({name: missing or None for name, missing in found.items()})
 
 
 def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:

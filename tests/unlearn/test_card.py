@@ -151,7 +151,11 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [(None, "no usable unlearning.json"), ("{", "no usable unlearning.json"), ('{"config": {}}', "another version")],
+    [
+        (None, "unlearning.json: cannot be read"),
+        ("{", "unlearning.json: cannot be read"),
+        ('{"config": {}}', "another version"),
+    ],
 )
 def test_a_folder_without_a_record_is_refused(
     tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str | None, message: str

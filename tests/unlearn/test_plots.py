@@ -10,7 +10,7 @@ from lume_unlearn.report.plots import Losses, Point, Track
 
 
 def labels(figure: Figure) -> list[str]:
-    return [text.get_text() for text in figure.legends[0].get_texts()]
+    return figure.axes[0].get_legend_handles_labels()[1]
 
 
 def marks(figure: Figure) -> list[tuple[tuple[float, float], ...]]:
