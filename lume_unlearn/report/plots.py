@@ -13,7 +13,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 from sklearn.metrics import roc_curve
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -140,6 +140,8 @@ def roc(models: Sequence[Losses], title: str) -> Figure:
     axes.plot(chance, chance, color="0.6", lw=1, label="chance")
     axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="member documents, caught", ylim=(0, 1.02))
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")  # the default formatter writes TeX, which `STYLE` turns off
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlim(left, 1)
     axes.grid(color="0.92")
     return figure

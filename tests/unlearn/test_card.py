@@ -113,14 +113,6 @@ def test_no_local_path_is_published(finished: Path, write_results: Write) -> Non
     assert ModelCard.load(finished / "README.md").data.base_model is None
 
 
-def test_a_base_model_on_the_hub_is_linked(finished: Path, write_results: Write) -> None:
-    record = json.loads((finished / "unlearning.json").read_text())
-    record["config"]["model"] = "someone/olmo-1b"
-    (finished / "unlearning.json").write_text(json.dumps(record))
-    assert main(finished, write_results(str(finished), SCORES)) == 0
-    assert ModelCard.load(finished / "README.md").data.base_model == "someone/olmo-1b"
-
-
 def test_results_must_be_of_the_folder_in_one_setting(
     finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,18 +142,12 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 
 @pytest.mark.parametrize(
-    ("record", "message"),
-    [
-        (None, "unlearning.json: cannot be read"),
-        ("{", "unlearning.json: cannot be read"),
-        ('{"config": {}}', "another version"),
-    ],
+    ("record", "message"), [("{", "unlearning.json: cannot be read"), ('{"config": {}}', "another version")]
 )
-def test_a_folder_without_a_record_is_refused(
-    tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str | None, message: str
+def test_a_folder_without_a_usable_record_is_refused(
+    tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str, message: str
 ) -> None:
-    if record is not None:
-        (tmp_path / "unlearning.json").write_text(record)
+    (tmp_path / "unlearning.json").write_text(record)
     assert main(tmp_path, write_results(str(tmp_path), SCORES)) == 1
     assert message in capsys.readouterr().err
 
@@ -203,16 +189,22 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     assert sorted(sent) == sorted([*ours, "README.md"])
 
 
-def test_adapter_is_uploaded_without_the_path_of_its_model(
-    finished: Path, write_results: Write, uploads: list[dict[str, Any]]
+@pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
+def test_the_base_model_is_named_without_a_local_path(
+    finished: Path, write_results: Write, uploads: list[dict[str, Any]], model: str, published: str
 ) -> None:
-    config = {"r": 8, "base_model_name_or_path": str(finished.parent / "base")}
+    model = model.format(folder=finished.parent)
+    record = json.loads((finished / "unlearning.json").read_text())
+    record["config"]["model"] = model
+    (finished / "unlearning.json").write_text(json.dumps(record))
+    config = {"r": 8, "base_model_name_or_path": model}
     (finished / "adapter_config.json").write_text(json.dumps(config))
     assert push(finished, write_results(str(finished), SCORES)) == 0
     file, folder = uploads
-    assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": "base"}
+    assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": published}
     assert folder["allow_patterns"] == ["README.md"]
     assert json.loads((finished / "adapter_config.json").read_text()) == config
+    assert ModelCard.load(finished / "README.md").data.base_model == (published if "/" in published else None)
 
 
 def test_hostile_names_stay_text(finished: Path, write_results: Write) -> None:

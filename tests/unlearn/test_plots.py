@@ -1,7 +1,6 @@
 """The figures: what is drawn where, and that no name can break them."""
 
 import numpy as np
-import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
@@ -67,8 +66,8 @@ def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate() -> None:
     assert labels(figure) == ["a", "b", "chance"]
 
 
-@pytest.mark.parametrize("name", ["cost $x$ ^ _{", r"\frac{", "W" * 44])
-def test_any_name_can_be_drawn(name: str) -> None:
+def test_any_name_can_be_drawn() -> None:
+    name = r"cost $x$ ^ _{ \frac{" + "W" * 24
     figure = plots.over_training({name: [(0, 1.0)]}, name)
     assert labels(figure) == [name]
     assert plots.png(figure).startswith(b"\x89PNG")

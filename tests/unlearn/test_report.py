@@ -89,19 +89,6 @@ def page_of(*paths: Path, show_pii: bool = False, title: str = "Title") -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_the_attacks_say_whose_documents_they_look_at(write_results: Write) -> None:
-    scores = {"lume_mia": {"loss_auc": 1.0, "members_unlearned": 0.25}}
-    text = Outline(page_of(write_results("/m/a", scores))).text
-    attacks = text.partition("Can an attacker tell what was in the training data?")[2]
-    attacks, _, meanings = attacks.partition("What the numbers mean")
-    assert "forget rows of the train split; validation and test hold none of them" in attacks
-    assert "(--loss_on answer) hardly moves them" in attacks
-    assert "members among forget rows" in attacks
-    assert "0.250" in attacks
-    assert "not asked to forget" in meanings
-
-
-@pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize("show_pii", [True, False])
 def test_hostile_text_stays_text(write_results: Write, show_pii: bool) -> None:
     sample = scored_sample(0, "qa", 1.0, HOSTILE)
@@ -157,6 +144,7 @@ def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
 def test_attack_on_documents_that_were_not_unlearned_has_a_warning(write_results: Write) -> None:
     paths = [write_results(f"/m/{share}", {"lume_mia": {"members_unlearned": share}}) for share in (0.25, 1.0)]
     text = Outline(page_of(*paths)).text
+    assert "forget rows of the train split; validation and test hold none of them" in text
     assert "0.25: 25% of the attack's member documents are among the forget rows of its split." in text
     assert "1.0: 100%" not in text
 
@@ -201,17 +189,12 @@ def test_command_writes_the_page_and_its_figures(
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("output", ["file/x.html", "."])
 def test_page_that_cannot_be_written_is_an_error(
-    write_results: Write,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    output: str,
+    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_results("/m/a", full(0.5))
     (tmp_path / "file").touch()
-    monkeypatch.chdir(tmp_path)
+    output = str(tmp_path / "file" / "x.html")
     assert cli.main(["report", str(path), "--output", output]) == 1
     assert f"--output {output}: cannot be written" in capsys.readouterr().err
 
@@ -223,7 +206,7 @@ def test_scores_that_cannot_be_compared_have_a_warning(write_results: Write) -> 
     text = Outline(page_of(one, two)).text
     assert "Not all of these scores can be compared." in text
     assert "The rows are of different splits. train: train; validation: validation." in text
-    assert "can be compared" not in Outline(page_of(one)).text
+    assert "can be compared" not in page_of(one)
 
 
 def test_losses_are_those_of_the_samples(write_results: Write) -> None:
