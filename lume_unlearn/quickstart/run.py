@@ -23,6 +23,7 @@ from lume_unlearn.errors import require_unused
 from lume_unlearn.evaluation.harness import data_metadata, score
 from lume_unlearn.model import packing
 from lume_unlearn.quickstart import ROWS
+from lume_unlearn.report.glossary import LEADERBOARD, Score
 from lume_unlearn.training.finetune import fine_tune
 from lume_unlearn.training.run import run
 
@@ -37,17 +38,7 @@ UNLEARNING: dict[str, dict[str, Any]] = {
     "gd": {"retain_weight": 3.0, "loss_on": "text"},
     "npo": {"retain_weight": 10.0},
 }
-# Label, task, metric and desired value of each line of the table.
-TABLE = (
-    ("forget: text repeated", "lume_score", "forget_regurgitation", "low"),
-    ("forget: facts known", "lume_score", "forget_knowledge", "low"),
-    ("retain: text repeated", "lume_score", "retain_regurgitation", "high"),
-    ("retain: facts known", "lume_score", "retain_knowledge", "high"),
-    ("attack AUC", "lume_mia", "loss_auc", "0.5"),
-    ("MMLU-like", "lume_mmlu", "acc", "as before"),
-    ("task aggregate", "lume_score", "task_aggregate", "high"),
-    ("partial final score", "lume_score", "partial_final_score", "high"),
-)
+SCORES = (*LEADERBOARD[1:], Score("lume_score", "partial_final_score", "partial final score", "high"))
 
 
 def quickstart(output: Path, seed: int = 0) -> None:
@@ -187,9 +178,9 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
     for name in names.values():
         table.add_column(name, justify="right")
     table.add_column("good")
-    for label, task, metric, good in TABLE:
-        values = (scores[name][task].get(f"{metric},none") for name in names)
-        table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
+    for row in SCORES:
+        values = (scores[name][row.task].get(f"{row.metric},none") for name in names)
+        table.add_row(row.name, *("-" if value is None else f"{value:.3f}" for value in values), row.good)
     console.print(table)
     console.print(
         "target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative "

@@ -104,10 +104,10 @@ class Evaluation:
         count: int | None = self.section("n-samples").get(task, {}).get("effective")
         return count
 
-    def samples(self, task: str) -> list[Sample] | None:
-        """The logged documents of one task; None if they were not logged."""
+    def samples(self, task: str) -> list[Sample]:
+        """The logged documents of one task; empty if they were not logged."""
         path = samples_file(self.path, task)
-        return read_samples(path) if path.is_file() else None
+        return read_samples(path) if path.is_file() else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,10 +136,10 @@ class Model:
         low, high = (self.score(task, f"{metric}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
-    def samples(self, task: str) -> list[Sample] | None:
-        """The newest logged documents of this task; None if there are none."""
-        logged = (one.samples(task) for one in self.evaluations if one.scores.get(task))
-        return next((samples for samples in logged if samples), None)
+    def samples(self, task: str) -> list[Sample]:
+        """The logged documents of the newest evaluation of this task; empty if they were not logged."""
+        one = self.evaluation(task)
+        return one.samples(task) if one else []
 
 
 class Run(NamedTuple):

@@ -169,7 +169,7 @@ def attacks(models: Sequence[Model]) -> list[Figure]:
 
 def losses(number: int, model: Model) -> plots.Losses | None:
     """Return a model's losses of members and of non-members; None without both, or with a NaN."""
-    scores = [sample["loss_auc"] for sample in model.samples("lume_mia") or [] if sample.get("loss_auc")]
+    scores = [sample["loss_auc"] for sample in model.samples("lume_mia") if sample.get("loss_auc")]
     members = [-score for member, score in scores if member]
     nonmembers = [-score for member, score in scores if not member]
     if not members or not nonmembers or any(math.isnan(score) for _, score in scores):
@@ -179,7 +179,7 @@ def losses(number: int, model: Model) -> plots.Losses | None:
 
 def leaks(models: Sequence[Model], show_pii: bool) -> dict[str, list[Any]]:
     """Return for each model with logged samples the forget rows that it knows best."""
-    samples = {model.name: {task: model.samples(task) or [] for task in TASKS} for model in models}
+    samples = {model.name: {task: model.samples(task) for task in TASKS} for model in models}
     return {name: worst_leaks(logged, LEAKS, show_pii) for name, logged in samples.items() if any(logged.values())}
 
 

@@ -159,4 +159,4 @@ def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
     (model,) = read_models([str(tmp_path / "out")])
     assert model.name == "npo"
     assert os.fspath(tmp_path / "npo") == model.path
-    assert [logged["doc"]["id"] for logged in model.samples("lume_task1") or []] == ["aqa0"]
+    assert [logged["doc"]["id"] for logged in model.samples("lume_task1")] == ["aqa0"]
