@@ -203,15 +203,18 @@ def _merge(options: dict[str, Any]) -> None:
     adapter, ties, weights = (options.pop(name) for name in ("adapter", "ties", "weights"))
     if (adapter is None) == (ties is None):
         raise ConfigError("name one adapter by --adapter, or several by --ties A,B")
+    density, rank = options.pop("density"), options.pop("rank")
     if adapter is not None:
-        del options["density"], options["rank"]  # of --ties
+        if weights or rank:
+            raise ConfigError("--weights, --rank: only with --ties")
         merge(adapter, **options)
     else:
         try:
             factors = [float(part) for part in weights.split(",")] if weights else None
         except ValueError as error:
             raise ConfigError(f"--weights {weights}: give numbers separated by commas, as 1,0.5") from error
-        merge_ties([name.strip() for name in ties.split(",")], weights=factors, **options)
+        names = [name.strip() for name in ties.split(",")]
+        merge_ties(names, weights=factors, density=density, rank=rank, **options)
     print(f"Written to {options['output']}.")
 
 

@@ -33,38 +33,31 @@ class ReferenceResults:
         """Return the logged samples of a task, in the order of the file.
 
         Args:
-            task: its name.
-            version: the version that the task has to have, if given.
-            split: the ``lume_split`` that the task has to have, if given.
+            task: its name in the harness.
+            version: the version that it must have; None for any.
+            split: the ``lume_split`` that it must have; None for any.
 
         Raises:
             DataError: the task was not run, was run on other rows or in another version, or logged no samples.
         """
-        if task not in self.numbers:
-            ran = ", ".join(self.numbers)
-            raise DataError(f"{OPTION}: {self.path} has no results of {task}; it has: {ran}")
-        if version is not None and self.versions.get(task) != version:
-            raise DataError(
-                f"{OPTION}: {self.path} has {task} in version {self.versions.get(task)}, not {version}: "
-                "evaluate the reference again with the installed version"
-            )
-        was = self.metadata.get(task, {}).get("lume_split", "all")
-        if split is not None and was != split:
-            raise DataError(f"{OPTION}: {self.path} is of split {was}, not {split}: evaluate the reference on that one")
+        found_version, found_split = self.versions.get(task), self.metadata.get(task, {}).get("lume_split", "all")
         file = samples_file(self.path, task)
-        if not file.is_file():
-            raise DataError(
-                f"{OPTION}: {file} is missing, which holds the scores of each row: evaluate the reference with "
-                "--log_samples, and keep the files of its output folder together, with their names"
-            )
-        try:
-            return read_samples(file)
-        except DataError as error:
-            raise DataError(f"{OPTION}: {error}") from error
+        fault = ""
+        if task not in self.numbers:
+            fault = f"has no results of {task}; it has: {', '.join(self.numbers)}"
+        elif version not in (None, found_version):
+            fault = f"has {task} in version {found_version}, not {version}: score the reference again with this version"
+        elif split not in (None, found_split):
+            fault = f"is of split {found_split}, not {split}: evaluate the reference on that one"
+        elif not file.is_file():
+            fault = f"lacks {file}: evaluate the reference with --log_samples, and keep its output folder together"
+        if fault:
+            raise DataError(f"{OPTION}: {self.path} {fault}")
+        return read_samples(file)
 
 
 def read_reference(path: str) -> ReferenceResults:
-    """Read results written by ``lm_eval --log_samples --output_path ...``.
+    """Load results written by ``lm_eval --log_samples --output_path ...``.
 
     Args:
         path: a results file, or a folder that contains exactly one (at any depth).
@@ -72,11 +65,8 @@ def read_reference(path: str) -> ReferenceResults:
     Raises:
         DataError: there are no results of the harness, or several.
     """
-    file = _results_file(path)
-    try:
-        content = read_results(file)
-    except DataError as error:
-        raise DataError(f"{OPTION}: {error}") from error
+    file = _results_file(Path(path).expanduser())
+    content = read_results(file)
     metadata = {task: dict(config.get("metadata") or {}) for task, config in content.get("configs", {}).items()}
     return ReferenceResults(file, numbers(content), dict(content.get("versions", {})), metadata)
 
@@ -88,13 +78,13 @@ def read_results(path: Path) -> dict[str, Any]:
         DataError: the file cannot be read, is not JSON, or has no results by task.
     """
     try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
+        content: dict[str, Any] = json.loads(read_text(path))
+    except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a results file of the harness ({first_line(error)})") from error
     tasks = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(tasks, dict) or not all(isinstance(metrics, dict) for metrics in tasks.values()):
+    if not isinstance(tasks, dict):
         raise DataError(f"{path} is not a results file of the harness (it has no `results` by task)")
-    return dict(content)
+    return content
 
 
 def numbers(content: dict[str, Any]) -> dict[str, dict[str, float]]:
@@ -115,34 +105,27 @@ def samples_file(results: Path, task: str) -> Path:
     return results.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
 
 
-def _results_file(path: str) -> Path:
-    if not isinstance(path, str):
-        raise DataError(f"metadata {OPTION} has to be a path, not {path!r}")
-    given = Path(path).expanduser()
-    if given.is_file():
-        return given
-    if not given.is_dir():
-        raise DataError(f"{OPTION}: {given} does not exist; it has to be a results_*.json or the folder of one")
-    found = sorted(file for file in given.rglob("*.json") if _DATE.search(file.name))
+def _results_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise DataError(f"{OPTION}: {path} does not exist; it has to be a results_*.json or the folder of one")
+    found = sorted(file for file in path.rglob("*.json") if _DATE.search(file.name))
     if len(found) != 1:
         listed = "".join(f"\n  {file}" for file in found)
         fault = f"several results files; name one of them:{listed}" if found else "no results_*.json in it"
-        raise DataError(f"{OPTION}: {given} has {fault}")
+        raise DataError(f"{OPTION}: {path} has {fault}")
     return found[0]
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Read one sample file of the harness; each line is an object with its ``doc``.
+    """Load one sample file of the harness: an object with its ``doc`` on each line.
 
     Raises:
-        DataError: the file cannot be read, or a line is not what the harness writes.
+        DataError: a line is not what the harness writes.
     """
-    try:
-        lines = path.read_bytes().splitlines()  # bytes: text that is not UTF-8 is a fault of its line
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     samples = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: only line feeds end a line
         try:
             sample = json.loads(line)
         except ValueError as error:

@@ -14,10 +14,8 @@ def parameters() -> dict[str, str]:
     for method in METHODS.values():
         for name, param in method.params.items():
             defaults.setdefault(name, []).append(f"{method.name} {param.default:g}")
-            texts[name] = param.help
-    return {
-        name: f"{text[0].upper()}{text[1:]} (default: {', '.join(defaults[name])})." for name, text in texts.items()
-    }
+            texts[name] = param.help[0].upper() + param.help[1:]
+    return {name: f"{text} (default: {', '.join(defaults[name])})." for name, text in texts.items()}
 
 
 def listing(recipes: list[str]) -> Iterator[str]:
@@ -35,15 +33,9 @@ def markdown() -> Iterator[str]:
     yield "| method | loss on forget rows | retain term | parameters | needs | source |"
     yield "|---|---|---|---|---|---|"
     for method in METHODS.values():
-        cells = (
-            f"`{method.name}`",
-            method.formula,
-            f"`{method.retain}`",
-            _defaults(method) or "-",
-            needs(method),
-            method.citation,
-        )
-        yield f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+        name, retain = f"`{method.name}`", f"`{method.retain}`"
+        cells = (name, method.formula, retain, _defaults(method) or "-", needs(method), method.citation)
+        yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def needs(method: Method) -> str:

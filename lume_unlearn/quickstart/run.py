@@ -13,7 +13,7 @@ from typing import Any, TextIO
 import torch
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lume_tasks.data import locate
@@ -23,11 +23,12 @@ from lume_unlearn.errors import require_unused
 from lume_unlearn.evaluation.harness import data_metadata, score
 from lume_unlearn.model import packing
 from lume_unlearn.quickstart import ROWS
+from lume_unlearn.report.glossary import LEADERBOARD, Score
 from lume_unlearn.training.finetune import fine_tune
 from lume_unlearn.training.run import run
 
 # Enough for the tiny model to memorise some two hundred short texts within seconds.
-EPOCHS = {"target": 24, "retain-only": 32}
+TARGET_EPOCHS, RETAIN_ONLY_EPOCHS = 24, 32
 BATCH_SIZE = 8
 LEARNING_RATE = 4e-3
 WARMUP_STEPS = 30
@@ -37,17 +38,7 @@ UNLEARNING: dict[str, dict[str, Any]] = {
     "gd": {"retain_weight": 3.0, "loss_on": "text"},
     "npo": {"retain_weight": 10.0},
 }
-# Label, task, metric and desired value of each line of the table.
-TABLE = (
-    ("forget: text repeated", "lume_score", "forget_regurgitation", "low"),
-    ("forget: facts known", "lume_score", "forget_knowledge", "low"),
-    ("retain: text repeated", "lume_score", "retain_regurgitation", "high"),
-    ("retain: facts known", "lume_score", "retain_knowledge", "high"),
-    ("attack AUC", "lume_mia", "loss_auc", "0.5"),
-    ("MMLU-like", "lume_mmlu", "acc", "as before"),
-    ("task aggregate", "lume_score", "task_aggregate", "high"),
-    ("partial final score", "lume_score", "partial_final_score", "high"),
-)
+SCORES = (*LEADERBOARD[1:], Score("lume_score", "partial_final_score", "partial final score", "high"))
 
 
 def quickstart(output: Path, seed: int = 0) -> None:
@@ -79,17 +70,16 @@ def _train_unlearn_score(output: Path, seed: int, console: Console) -> dict[str,
     console.print(f"[1/4] Writing a miniature LUME to {data}")
     shutil.copytree(ROWS, data)
     rows = locate.load_rows(data)
-    questions = [
-        text for subject, items in locate.load_mmlu(str(data / "mmlu")).items() for text in mmlu_texts(subject, items)
-    ]
+    subjects = locate.load_mmlu(str(data / "mmlu"))
+    questions = [text for subject, items in subjects.items() for text in mmlu_texts(subject, items)]
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
 
     console.print("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
     forget, retain = ([encode_row(tokenizer, row, "text") for row in rows[side]] for side in ("forget", "retain"))
     retain += [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
-    folders = {name: output / name for name in EPOCHS}
-    memorise(forget + retain, tokenizer, folders["target"], EPOCHS["target"], seed)
-    memorise(retain, tokenizer, folders["retain-only"], EPOCHS["retain-only"], seed)
+    folders = {"target": output / "target", "retain-only": output / "retain-only"}
+    memorise(forget + retain, tokenizer, folders["target"], TARGET_EPOCHS, seed)
+    memorise(retain, tokenizer, folders["retain-only"], RETAIN_ONLY_EPOCHS, seed)
 
     console.print("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
     for method, options in UNLEARNING.items():
@@ -101,21 +91,13 @@ def _train_unlearn_score(output: Path, seed: int, console: Console) -> dict[str,
     return {name: score_folder(folder, data, output / "results") for name, folder in folders.items()}
 
 
-def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer without a BOS token."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>", "<|padding|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer, eos_token="<|endoftext|>", pad_token="<|padding|>", model_max_length=1024
-    )
+    special = {"eos_token": "<|endoftext|>", "pad_token": "<|padding|>"}
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, 1000, min_frequency=0, show_progress=False, special_tokens=[*special.values()])
+    tokenizer = Tokenizer.from_str(bpe.to_str())
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=1024, **special)  # type: ignore[no-untyped-call]
 
 
 def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
@@ -174,53 +156,51 @@ def library_output_to(log: Path) -> Iterator[TextIO]:
     Redirecting `sys.stdout` and `sys.stderr` would miss log handlers that libraries made when they were imported.
     """
     sys.stdout.flush()
-    stdout, stderr = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file, os.fdopen(stdout, "w", encoding="utf-8") as real:
+    with (
+        open(log, "a", encoding="utf-8") as file,
+        os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
+        os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
+    ):
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
-            yield real
+            yield stdout
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            os.dup2(stdout, 1)
-            os.dup2(stderr, 2)
-            os.close(stderr)
+            os.dup2(stdout.fileno(), 1)
+            os.dup2(stderr.fileno(), 2)
 
 
 def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: Path, seconds: float) -> None:
     names = {"target": "target", "gd": "GD", "npo": "NPO", "retain-only": "retain-only"}
-    table = Table(title="Miniature LUME, scored by lm-eval")
-    table.add_column("score")
+    table = Table("score", title="Miniature LUME, scored by lm-eval")
     for name in names.values():
         table.add_column(name, justify="right")
     table.add_column("good")
-    for label, task, metric, good in TABLE:
-        values = (scores[name][task].get(f"{metric},none") for name in names)
-        table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
+    for row in SCORES:
+        values = (scores[name][row.task].get(f"{row.metric},none") for name in names)
+        table.add_row(row.name, *("-" if value is None else f"{value:.3f}" for value in values), row.good)
     console.print(table)
     console.print(
         "target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative "
-        "preference optimisation. retain-only: never saw the forget rows, which is what perfect unlearning would give. "
-        "With so few documents, an AUC from 0.35 to 0.65 is as good as 0.5; where it stays at 1 after unlearning, a "
-        "model that no longer repeats a text still betrays that it saw it."
+        "preference optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few "
+        "documents, an AUC from 0.35 to 0.65 is as good as 0.5; near 1, an attacker can still tell what was seen.\n"
+        f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:"
     )
-    console.print(f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:")
     for command in next_commands(output):
         console.print(f"  {command}", soft_wrap=True, highlight=False)
 
 
 def next_commands(output: Path) -> list[str]:
     """Return commands to try after the quickstart; each needs only what the ones before it wrote."""
-    names = ("data", "target", "lora", "results", "report.html", "unlearned-npo")
-    data, target, lora, results, page, npo = (shlex.quote(str(output / name)) for name in names)
-    model = shlex.quote(f"pretrained={output / 'target'},peft={output / 'lora'}")
+    folder = shlex.quote(str(output))
     return [
-        f"lume-unlearn report {results} --output {page}",
-        f"lume-unlearn card --model_dir {npo} --results {results}",
-        f"lume-tasks check {data}",
-        f"lume-unlearn run --method npo --tuning lora --model {target} --data {data} --output {lora} "
-        "--epochs 16 --learning_rate 2e-3 --retain_weight 10",
-        f"LUME_DATA_DIR={data} lm_eval --model hf --model_args {model} --tasks lume --device cpu --batch_size 64 "
-        f"--output_path {results} --log_samples",
+        f"lume-unlearn report {folder}/results --output {folder}/report.html",
+        f"lume-unlearn card --model_dir {folder}/unlearned-npo --results {folder}/results",
+        f"lume-tasks check {folder}/data",
+        f"lume-unlearn run --method npo --tuning lora --model {folder}/target --data {folder}/data "
+        f"--output {folder}/lora --epochs 16 --learning_rate 2e-3 --retain_weight 10",
+        f"LUME_DATA_DIR={folder}/data lm_eval --model hf --model_args pretrained={folder}/target,peft={folder}/lora "
+        f"--tasks lume --device cpu --batch_size 64 --output_path {folder}/results --log_samples",
     ]

@@ -3,41 +3,37 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from lume_tasks.data import published
 from lume_tasks.data.files import read_text
-from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS, MMLU_SUBJECTS
+from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.report import template
 from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
 from lume_unlearn.report.results import RECORD, Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
-_AUTOMATIC = (
-    MARK,
-    "[More Information Needed]",
-    "This model card has been generated automatically",
-)  # peft's, Trainer's
+# Cards with one of these are replaced: our own, peft's and Trainer's.
+_AUTOMATIC = (MARK, "[More Information Needed]", "This model card has been generated automatically")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-_LISTS_OF_PATHS = ("alternatives", "adapters")  # options of a run; only the last components are published
-_PATHS = ("model", "output", "data", "forget", "retain", "resume", *_LISTS_OF_PATHS)  # local, so not published
+_PATHS = ("model", "output", "data", "forget", "retain", "resume", "alternatives")  # local, so not published
 _ADAPTER_CONFIG = "adapter_config.json"
 # Only these files of the folder are uploaded. Others may contain rows, paths, or checkpoints.
 _PUBLISHED = re.compile(
-    r"README\.md|(adapter_|generation_)?config\.json|adapter_model\.safetensors"
+    r"README\.md|(generation_)?config\.json|adapter_model\.safetensors"
     r"|model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|(modeling|configuration|tokenization)_\w+\.py"
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
-_SCORES = (*LEADERBOARD, *TWELVE, *(score for score in AUCS if score not in LEADERBOARD), MEMBERS)
+_SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS))  # in order, each once
 _MIA = "lume_mia"
 _TITLES = TASKS | {"lume_score": "all tasks", _MIA: "membership inference"}
 
@@ -57,11 +53,10 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     model = own_results(model_dir, read_models(results))
     metadata = card_data(model_dir, record, model).to_yaml()
     card = ModelCard(f"---\n{metadata}\n---\n\n{card_text(model_dir, record, model)}")
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
+    if not any(mark in text for mark in _AUTOMATIC):
+        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
     try:
-        if path.exists():
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if not any(mark in text for mark in _AUTOMATIC):
-                raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
         write_text(path, str(card))
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
@@ -79,24 +74,17 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
         address = api.create_repo(repository, exist_ok=True)
         # Full names, since the hub's patterns match in subfolders too.
         names = [path.name for path in model_dir.iterdir() if _PUBLISHED.fullmatch(path.name) and path.is_file()]
-        adapter = _without_path(model_dir / _ADAPTER_CONFIG) if _ADAPTER_CONFIG in names else None
-        if adapter is not None:
-            names.remove(_ADAPTER_CONFIG)
-            api.upload_file(path_or_fileobj=adapter, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
+        adapter = model_dir / _ADAPTER_CONFIG
+        if adapter.exists():
+            content = json.loads(read_text(adapter))
+            content["base_model_name_or_path"] = _without_folder(content["base_model_name_or_path"])
+            data = json.dumps(content, indent=2).encode()
+            api.upload_file(path_or_fileobj=data, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
         api.upload_folder(repo_id=repository, folder_path=model_dir, allow_patterns=names)
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+    except (OSError, ValueError) as error:  # HfHubHTTPError is an OSError
         advice = "Log in with `hf auth login`, or set HF_TOKEN."
         raise DataError(f"--push_to_hub {repository}: {error}\n{advice}") from error
     return str(address)
-
-
-def _without_path(path: Path) -> bytes | None:
-    """Return an adapter's configuration with only the name of its model's folder; None if that model is on the hub."""
-    content = json.loads(read_text(path))
-    model = str(content.get("base_model_name_or_path") or "")
-    if _on_the_hub(model):
-        return None
-    return json.dumps(content | {"base_model_name_or_path": Path(model).name}, indent=2).encode()
 
 
 def read_record(model_dir: Path) -> dict[str, Any]:
@@ -108,184 +96,137 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     path = model_dir / RECORD
     try:
         record: dict[str, Any] = json.loads(read_text(path))
-        lacking = {"config", "versions", "data_sha256", "seconds", "processes"} - set(record)
-        lacking |= {"model", "tuning"} - set(record["config"])
-        method = record["config"].get("method")
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        message = f"no usable {RECORD} in it ({first_line(error)}); `lume-unlearn run` writes one"
-        raise DataError(f"--model_dir {model_dir}: {message}") from error
-    if lacking or method not in METHODS:
-        lacking = lacking or {f"method {method}"}
-        raise DataError(f"{path}: from another version of lume-unlearn? Missing or unknown: {', '.join(lacking)}")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({first_line(error)}); `lume-unlearn run` writes it") from error
+    complete = {"config", "versions", "data_sha256", "seconds", "processes"} <= set(record)
+    if not complete or record["config"].get("method") not in METHODS:
+        raise DataError(f"{path}: written by another version of lume-unlearn; use that version")
     return record
 
 
 def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
-    """Return the model that was scored in this folder, or in a copy with the same record.
+    """Return the model that was scored in this folder.
 
     Raises:
         DataError: there is none, or there are several (of other splits or settings).
     """
-    own = [model for model in models if _is_copy(Path(model.path), model_dir)]
-    if len(own) == 1:
-        return own[0]
-    if own:
-        fault = f"hold several results of {model_dir}, with other splits or settings: " + ", ".join(m.name for m in own)
-    else:
-        fault = f"are not of {model_dir.resolve()}, but of " + ", ".join(model.path for model in models)
-    raise DataError(f"--results: these {fault}. Name the results of this folder in one setting.")
-
-
-def _is_copy(scored: Path, model_dir: Path) -> bool:
-    if scored.resolve() == model_dir.resolve():
-        return True
-    record = scored / RECORD
-    return record.is_file() and record.read_bytes() == (model_dir / RECORD).read_bytes()
+    own = [model for model in models if Path(model.path).resolve() == model_dir.resolve()]
+    if len(own) != 1:
+        found = "; ".join(f"{model.path} ({model.evaluations[0].settings})" for model in models)
+        raise DataError(f"--results: name results of {model_dir.resolve()} in one setting; these are of {found}")
+    return own[0]
 
 
 def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCardData:
     """Return the card's metadata: its base model, and each score that has a value as an entry of ``model-index``."""
     config = record["config"]
-    values = [(score, model.score(score.task, score.metric)) for score in _SCORES]
     return ModelCardData(
         model_name=visible(model_dir.resolve().name),
         base_model=config["model"] if _on_the_hub(config["model"]) else None,
         library_name="peft" if config["tuning"] == "lora" else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "lume", config["method"]],
-        eval_results=[_eval_result(model, score, value) for score, value in values if value is not None],
+        eval_results=[_eval_result(model, score) for score in _scores(model)],
     )
 
 
-def _eval_result(model: Model, score: Score, value: float) -> EvalResult:
-    data = source(model, score)
+def _eval_result(model: Model, score: Score) -> EvalResult:
+    is_mmlu = score.metric == "mmlu"
+    data = _source(model, score)
     return EvalResult(
         task_type="text-generation",
         dataset_type=data.kind,
-        dataset_name=data.name,
-        dataset_config=None if score.metric == "mmlu" else score.task,  # the hub tells entries apart by it
+        dataset_name=data.name if is_mmlu else f"{data.name}, {_TITLES[score.task]}",
+        dataset_config=None if is_mmlu else score.task,  # the hub tells entries apart by it
         dataset_split=data.split,
         metric_type=score.metric,
-        metric_name=_full_name(model, score),
-        metric_value=round(value, 6),
+        metric_name=score.name,
+        metric_value=round(model.score(score.task, score.metric) or 0.0, 6),
         source_name="lm-evaluation-harness",
         source_url="https://github.com/EleutherAI/lm-evaluation-harness",
     )
 
 
-@dataclass(frozen=True)
-class Source:
-    """The documents of a score: a name with their number, the hub's type of the data set, and its split if known."""
+def _scores(model: Model) -> list[Score]:
+    """Return the scores that have a value, by names that are unique in the card."""
+    scores = []
+    for score in _SCORES:
+        if model.score(score.task, score.metric) is None:
+            continue
+        if score.task in TASKS:
+            score = replace(score, name=f"{task_number(score.task)}, {score.name}")
+        elif score.metric == "mmlu" and _source(model, score).kind != MMLU_HUB_ID:
+            score = replace(score, name="multiple choice")
+        scores.append(score)
+    return scores
+
+
+class Source(NamedTuple):
+    """The data of a score: its name, the hub's type of data set, its split if known, and their number."""
 
     name: str
     kind: str
     split: str | None
+    documents: int
 
 
-def source(model: Model, score: Score) -> Source:
-    """Return the documents of a score that the model has. LUME and MMLU are named only if the results prove it."""
+def _source(model: Model, score: Score) -> Source:
     one = model.evaluation(score.task)
     assert one is not None, "the model has the score"
     if score.metric == "mmlu":
         return _mmlu(one)
-    parts = {"mia_score": (_MIA,), "final_score": (*TASKS, _MIA)}.get(score.metric, tuple(TASKS))
-    tasks = [task for task in parts if task in one.scores] if score.task == "lume_score" else [score.task]
-    rows = sum(one.count(task) or 0 for task in tasks)
-    origin = _lume(one, tasks)
-    return Source(f"{origin.name}, {_TITLES[score.task]}, {rows:,} rows", origin.kind, origin.split)
+    parts = [task for task in (*TASKS, _MIA) if task in one.scores]
+    return _lume(one, parts if score.task == "lume_score" else [score.task])
 
 
 def _lume(one: Evaluation, tasks: Sequence[str]) -> Source:
-    """Return whether the documents of these tasks are those of LUME, by the digests that the tasks log."""
-    digests = {_digest(one, task) for task in tasks}
+    """Compare the documents of these tasks with LUME's, by the digests that the tasks log."""
+    count = sum(one.count(task) or 0 for task in tasks)
+    digests = {one.digest(task) for task in tasks}
     if not digests or not digests <= {published.MIA, *published.SPLITS}:
-        return Source("own data", "other", visible(one.split))
+        return Source("own data", "other", visible(one.split), count)
     splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
     split = splits.pop() if len(splits) == 1 else visible(one.split)
-    whole = all(one.section("n-samples").get(task, {}).get("original") == one.count(task) for task in tasks)
-    return Source("LUME" if whole else "part of LUME", "lume", split)
+    limit = one.section("config").get("limit")
+    return Source("part of LUME" if limit else "LUME", "lume", split, count)
 
 
 def _mmlu(one: Evaluation) -> Source:
-    """Return whether the multiple-choice questions are all of MMLU's test split, by subjects and numbers."""
-    subjects = _subjects(one)
-    questions = sum(subjects.values())
-    if set(subjects) == set(MMLU_SUBJECTS) and questions == MMLU_QUESTIONS:
-        return Source("MMLU", MMLU_HUB_ID, "test")
-    name = f"multiple choice, {questions:,} questions in {len(subjects)} subjects, not all of MMLU"
-    return Source(name, "multiple-choice", None)
-
-
-def _subjects(one: Evaluation) -> dict[str, int]:
-    """Return each subject of MMLU that was scored, with the number of questions."""
-    prefix = "lume_mmlu_"
-    return {
-        task.removeprefix(prefix): one.count(task) or 0 for task in one.section("n-samples") if task.startswith(prefix)
-    }
-
-
-def _digest(one: Evaluation, task: str) -> str:
-    """Digest of a task's documents before any limit; earlier versions logged none."""
-    return str(one.metadata(task).get(published.DIGEST, "unknown"))
+    """Compare the number of multiple-choice questions with that of MMLU's test split."""
+    subjects = [task for task in one.section("n-samples") if task.startswith("lume_mmlu_")]
+    count = sum(one.count(task) or 0 for task in subjects)
+    if count == MMLU_QUESTIONS:
+        return Source("MMLU", MMLU_HUB_ID, "test", count)
+    name = f"multiple choice, {count:,} questions in {len(subjects)} subjects, not all of MMLU"
+    return Source(name, "multiple-choice", None, count)
 
 
 def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
     """Return the card's text in Markdown, as card.md.j2 lays it out."""
     config = record["config"]
-    options = {name: value for name, value in config.items() if name not in _PATHS and value is not None}
-    for name in _LISTS_OF_PATHS:
-        if config.get(name) is not None:
-            options[name] = ", ".join(Path(path.strip()).name for path in config[name].split(","))
-    templates = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    templates.filters["code"] = _code
-    return templates.get_template("card.md.j2").render(
+    return template("card.md.j2", keep_trailing_newline=True).render(
+        code=_code,
         mark=MARK,
         name=model_dir.resolve().name,
-        lora=config["tuning"] == "lora",
-        base=config["model"] if _on_the_hub(config["model"]) else Path(config["model"]).name,
+        base=_without_folder(config["model"]),
         method=METHODS[config["method"]],
-        rows=model.evaluations[0].rows,
-        scores=_score_rows(model),
-        documents=_scored_documents(model),
+        model=model,
+        scores=_scores(model),
+        documents=_documents(model),
         record=record,
-        options=options,
+        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
         files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
     )
 
 
-def _score_rows(model: Model) -> list[tuple[str, str, str, str]]:
-    rows = []
-    for score in _SCORES:
-        value, interval = model.score(score.task, score.metric), model.interval(score.task, score.metric)
-        if value is not None:
-            ends = f"{interval[0]:.3f} to {interval[1]:.3f}" if interval else ""
-            rows.append((_full_name(model, score), f"{value:.3f}", ends, score.good))
-    return rows
-
-
-def _scored_documents(model: Model) -> list[tuple[str, str, int | None, str]]:
-    """Return (task, data, number of documents, SHA-256) of every task of LUME that was scored, and of MMLU."""
-    rows: list[tuple[str, str, int | None, str]] = []
-    for task in (*TASKS, _MIA):
-        one = model.evaluation(task)
-        if one:
-            rows.append((_TITLES[task], _lume(one, [task]).name, one.count(task), _digest(one, task)))
+def _documents(model: Model) -> list[tuple[str, Source, str]]:
+    """Return (task, data, SHA-256) of every task of LUME that was scored, and of MMLU."""
+    found = {task: model.evaluation(task) for task in (*TASKS, _MIA)}
+    rows = [(_TITLES[task], _lume(one, [task]), one.digest(task) or "unknown") for task, one in found.items() if one]
     score = model.evaluation("lume_score")
     if score and "mmlu" in score.scores["lume_score"]:
-        rows.append(("general knowledge", _mmlu(score).name, sum(_subjects(score).values()), "unknown"))
+        rows.append(("general knowledge", _mmlu(score), "unknown"))
     return rows
-
-
-def _full_name(model: Model, score: Score) -> str:
-    if score.metric == "mmlu" and source(model, score).kind != MMLU_HUB_ID:
-        return "multiple choice"
-    return f"{task_number(score.task)}, {score.name}" if score.task in TASKS else score.name
 
 
 def _code(value: object) -> str:
@@ -296,3 +237,8 @@ def _code(value: object) -> str:
 
 def _on_the_hub(model: str) -> bool:
     return _HUB_NAME.match(model) is not None and not Path(model).exists()
+
+
+def _without_folder(model: str) -> str:
+    """Return a model's name on the hub, or the name of its folder without the path."""
+    return model if _on_the_hub(model) else Path(model).name

@@ -17,6 +17,11 @@ ATTACKS = {
     "reference": "reference",
     "gradnorm": "gradient norm",
 }
+MEMORISED = {
+    "exact_memorization": "tokens predicted",
+    "extraction_strength": "extractable",
+    "probability_geometric": "probability",
+}
 KINDS = {"regurgitation": "text repeated", "knowledge": "facts known"}
 GOOD = {"forget": "low", "retain": "high"}
 
@@ -36,42 +41,34 @@ def task_number(task: str) -> str:
     return TASKS[task].partition(":")[0]
 
 
+def _four(task: str) -> tuple[Score, ...]:
+    return tuple(
+        Score(task, f"{side}_{kind}", f"{side}: {words}", good)
+        for side, good in GOOD.items()
+        for kind, words in KINDS.items()
+    )
+
+
 LEADERBOARD = (
     Score("lume_score", "final_score", "final score", "high"),
     Score("lume_score", "task_aggregate", "task aggregate", "high"),
     Score("lume_score", "mia_score", "MIA score", "high"),
     Score("lume_score", "mmlu", "MMLU", "unchanged"),
     Score("lume_mia", "loss_auc", "loss AUC", "0.5"),
-    *(
-        Score("lume_score", f"{side}_{kind}", f"{side}: {words}", good)
-        for side, good in GOOD.items()
-        for kind, words in KINDS.items()
-    ),
+    *_four("lume_score"),
 )
-TWELVE = tuple(
-    Score(task, f"{side}_{kind}", f"{side}: {words}", good)
-    for task in TASKS
-    for side, good in GOOD.items()
-    for kind, words in KINDS.items()
-)
+TWELVE = {title: _four(task) for task, title in TASKS.items()}
 AUCS = tuple(Score("lume_mia", f"{attack}_auc", f"{name} AUC", "0.5") for attack, name in ATTACKS.items())
 MEMBERS = Score("lume_mia", "members_unlearned", "members among forget rows", "1")
 CAUGHT = {
-    percent: tuple(
-        Score("lume_mia", f"{attack}_tpr_at_{percent}", name, f"{percent / 100:.2f}")
-        for attack, name in ATTACKS.items()
-    )
-    for percent in (1, 5)
+    percent: tuple(Score("lume_mia", f"{attack}_tpr_at_{percent}", name, chance) for attack, name in ATTACKS.items())
+    for percent, chance in ((1, "0.01"), (5, "0.05"))
 }
 MEMORISATION = {
     side: tuple(
         Score(f"lume_memorization_task{number}", f"{side}_{metric}", f"Task {number}: {words}", good)
         for number in (1, 2, 3)
-        for metric, words in (
-            ("exact_memorization", "tokens predicted"),
-            ("extraction_strength", "extractable"),
-            ("probability_geometric", "probability"),
-        )
+        for metric, words in MEMORISED.items()
     )
     for side, good in GOOD.items()
 }

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from lume_tasks.errors import DataError, visible
 from lume_unlearn.files import aside, write_text
+from lume_unlearn.report import template
 from lume_unlearn.report.glossary import task_number
 from lume_unlearn.report.results import read_models
 from lume_unlearn.report.sections import page_data
@@ -45,16 +44,8 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
 
 def render(data: dict[str, Any], title: str) -> str:
     """Return the page as HTML. All text is escaped, and its control and invisible characters are written out."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        finalize=_visible,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    template = environment.get_template("page.html.j2")
-    return template.render(data, title=title, task_number=task_number)
+    page = template("page.html.j2", autoescape=True, finalize=_visible)
+    return page.render(data, title=title, task_number=task_number)
 
 
 def _visible(value: Any) -> Any:

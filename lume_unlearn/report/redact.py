@@ -2,7 +2,7 @@
 
 A word is shown only if at least three documents have it in lower case. All else is redacted: capitalised words (names,
 places, months), tokens with digits (dates, numbers, addresses), e-mail addresses, links, rare words, and symbols, some
-of which can spell (letters in squares, flags, Braille). Function words ("does", "you") and the words of the questions
+of which can spell (letters in squares, flags, Braille). Function words ("the", "you") and the words of the questions
 ("social", "security") are always shown, except in capitals, since OR and ME are states. This redacts too much rather
 than too little.
 """
@@ -11,9 +11,11 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from difflib import SequenceMatcher
 from itertools import groupby
+from typing import NamedTuple
+
+from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from lume_tasks.data.rows import stem_of
 from lume_unlearn.report.results import Sample
@@ -27,31 +29,18 @@ Piece = tuple[str, bool]  # text, and whether the other text has it too
 Shown = frozenset[str] | None  # words that need not be redacted; None: redact nothing
 
 _TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
-# fmt: off
-_SHOWN = frozenset({
-    # Articles, pronouns, auxiliaries, prepositions, conjunctions: words that identify nobody. Not those that are
-    # names or months too (may, will).
-    "a", "about", "above", "after", "again", "against", "all", "also", "always", "am", "among", "an", "and", "any",
-    "are", "around", "as", "at", "away", "back", "be", "because", "been", "before", "behind", "being", "below",
-    "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "down", "during", "each",
-    "either", "else", "even", "ever", "every", "few", "for", "from", "further", "had", "has", "have", "having", "he",
-    "her", "here", "hers", "herself", "him", "himself", "his", "how", "however", "if", "in", "into", "is", "it", "its",
-    "itself", "just", "know", "later", "less", "many", "me", "might", "more", "most", "much", "must", "my", "myself",
-    "neither", "never", "no", "nor", "not", "nothing", "now", "of", "off", "often", "on", "once", "only", "or",
-    "other", "our", "out", "over", "own", "please", "same", "shall", "she", "should", "since", "so", "some", "still",
-    "such", "tell", "than", "that", "the", "their", "them", "then", "there", "these", "they", "this", "those",
-    "though", "through", "to", "too", "toward", "under", "until", "up", "upon", "us", "very", "was", "we", "were",
-    "what", "when", "where", "whether", "which", "while", "who", "whom", "whose", "why", "with", "within", "without",
-    "would", "yet", "you", "your", "yours",
-    # What questions about a person ask for.
-    "address", "birth", "born", "contact", "date", "email", "home", "live", "lives", "mail", "name", "number", "phone",
-    "provide", "reached", "resides", "security", "social", "ssn", "SSN",
-})
-# fmt: on
+_ASKED = (  # words of questions about a person
+    "did does just know later tell please SSN ssn address birth born contact date email home live lives mail number "
+    "phone provide reached resides security social"
+)
+_NAMING = (  # stop words that may be a part of a name, date, address or number
+    "bill de fire front may mill side top well will first third one two three four five six eight nine ten eleven "
+    "twelve fifteen twenty forty fifty sixty hundred"
+)
+_SHOWN: frozenset[str] = ENGLISH_STOP_WORDS - set(_NAMING.split()) | set(_ASKED.split())
 
 
-@dataclass(frozen=True)
-class Leak:
+class Leak(NamedTuple):
     """One forget row: its place in the samples, its score, and its texts in pieces."""
 
     task: str
@@ -83,8 +72,8 @@ def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool)
 
 def _leak(task: str, kind: str, sample: Sample, shown: Shown) -> Leak:
     doc = sample["doc"]
-    words = tokens(doc["input"], shown)
-    prompt = ("… " if len(words) > LONGEST else "") + "".join(redact(word, shown) for word in words[-LONGEST:])
+    words = [redact(word, shown) for word in tokens(doc["input"], shown)]
+    prompt = ("… " if len(words) > LONGEST else "") + "".join(words[-LONGEST:])
     truth, answer = compare(doc["output"], sample["filtered_resps"][0], shown)
     return Leak(task, kind, sample["doc_id"], sample[METRICS[kind]], prompt, truth, answer)
 
@@ -94,7 +83,7 @@ def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Pi
 
     Words are compared before they are redacted, so that other digits than the truth's are not marked.
     """
-    first, second = (tokens(text.strip(), shown) for text in (truth, answer))
+    first, second = tokens(truth.strip(), shown), tokens(answer.strip(), shown)
     in_first: set[int] = set()
     in_second: set[int] = set()
     lower_first, lower_second = ([word.lower() for word in side[:LONGEST]] for side in (first, second))
@@ -125,11 +114,7 @@ def tokens(text: str, shown: Shown = frozenset()) -> list[str]:
 
 
 def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Return the words that may be shown: those that at least three documents have in lower case.
-
-    Args:
-        texts: (row id, text); rows with the same stem are of one document.
-    """
+    """Return the words that may be shown, from (row id, text); rows with the same stem are of one document."""
     documents: dict[str, set[str]] = {}
     for row_id, text in texts:
         documents.setdefault(stem_of(row_id), set()).update(tokens(text))
@@ -139,12 +124,7 @@ def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 def redact(token: str, shown: Shown) -> str:
-    """Return a token as it may be shown: itself, or a mark of the same length for all.
-
-    Args:
-        token: one of `tokens`.
-        shown: the result of `common_words`; None to redact nothing.
-    """
+    """Return one of `tokens` as it may be shown: itself, or a mark of the same length for all."""
     if shown is None:
         return token
     if "@" in token and len(token) > 1:

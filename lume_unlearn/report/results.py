@@ -1,20 +1,19 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
-import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lume_tasks.data.files import read_text
+from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
-from lume_unlearn.report.glossary import TASKS
 
 Sample = dict[str, Any]
 
@@ -46,19 +45,16 @@ class Evaluation:
 
     @property
     def model(self) -> str:
-        """The model's folder or hub name (an adapter's, if there is one).
-
-        Scores taken during training name no model. They are in ``<run>/scores/checkpoint-<step>``, and the model is
-        taken to be ``<run>/checkpoint-<step>``.
-        """
+        """The model's folder or hub name (an adapter's, if there is one)."""
+        # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
         folder = _SCORES_FOLDER.sub(r"/checkpoint-\1", self.path.parent.as_posix())
         return str(self.content.get("model_name") or folder)
 
     @property
     def split(self) -> str:
         """The rows that were scored: all, train, validation or test."""
-        splits = [self.metadata(task).get("lume_split") for task in self.scores]
-        return str(next((split for split in splits if split), "all"))
+        splits = (self.metadata(task).get("lume_split") for task in self.scores)
+        return str(next(filter(None, splits), "all"))
 
     @property
     def rows(self) -> str:
@@ -87,11 +83,6 @@ class Evaluation:
         version, backend = (self.content.get(name, "unknown") for name in ("lm_eval_version", "model_source"))
         return f"{date}, lm-eval {version}, backend {backend}"
 
-    @property
-    def missing(self) -> str:
-        """The tasks without which there is no final score, and why, as the harness's results name them."""
-        return str(self.content["results"].get("lume_score", {}).get("missing,none", ""))
-
     def section(self, name: str) -> dict[str, Any]:
         """A part of the file, such as ``config``; empty if it is absent."""
         return self.content.get(name) or {}
@@ -101,27 +92,22 @@ class Evaluation:
         return self.section("configs").get(task, {}).get("metadata") or {}
 
     def version(self, task: str) -> str:
-        """The version of the task's YAML; scores of different versions are not comparable."""
+        """The version of the task's YAML."""
         return str(self.section("versions").get(task, "unknown"))
+
+    def digest(self, task: str) -> str:
+        """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
+        return str(self.metadata(task).get(DIGEST, ""))
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
         count: int | None = self.section("n-samples").get(task, {}).get("effective")
         return count
 
-    def samples(self, task: str) -> list[Sample] | None:
-        """The logged documents of one task; None if they were not logged.
-
-        Raises:
-            DataError: a line is not what the harness writes.
-        """
+    def samples(self, task: str) -> list[Sample]:
+        """The logged documents of one task; empty if they were not logged."""
         path = samples_file(self.path, task)
-        return read_samples(path) if path.is_file() else None
-
-    def fingerprint(self, task: str) -> str | None:
-        """Short hash of a task's prompts and targets, independent of their order; None if they were not logged."""
-        hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
-        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8] if hashes else None
+        return read_samples(path) if path.is_file() else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,127 +136,111 @@ class Model:
         low, high = (self.score(task, f"{metric}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
-    def samples(self, task: str) -> list[Sample] | None:
-        """The newest logged documents of this task; None if there are none."""
-        logged = (one.samples(task) for one in self.evaluations if one.scores.get(task))
-        return next((samples for samples in logged if samples), None)
+    def samples(self, task: str) -> list[Sample]:
+        """The logged documents of the newest evaluation of this task; empty if they were not logged."""
+        one = self.evaluation(task)
+        return one.samples(task) if one else []
 
 
-@dataclass(frozen=True)
-class Run:
-    """The checkpoints of one training run in order, as (place on the axis, model); ``unit`` names the axis."""
+class Run(NamedTuple):
+    """The checkpoints of one training run in order, as (optimiser step, model)."""
 
     name: str
-    unit: str
-    points: tuple[tuple[float, Model], ...]
+    points: tuple[tuple[int, Model], ...]
 
 
 def read_models(paths: Iterable[str]) -> list[Model]:
     """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
 
     Raises:
-        DataError: names every path that is missing or has no results of LUME.
+        DataError: names a path that is missing or has no results of LUME.
     """
     groups: dict[tuple[str, str], list[Evaluation]] = {}
-    faults: list[str] = []
-    for path in dict.fromkeys(_results_files(map(Path, paths), faults)):
-        try:
-            evaluation = _read_evaluation(path)
-        except DataError as error:
-            faults.append(str(error))
-        else:
-            groups.setdefault((evaluation.model, evaluation.settings), []).append(evaluation)
-    if faults:
-        raise DataError("\n".join(faults))
+    files = [file for path in paths for file in _results_files(Path(path))]
+    for path in dict.fromkeys(files):
+        one = Evaluation(path, read_results(path))
+        if not any(one.scores.values()):
+            raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(one.content['results'])})")
+        groups.setdefault((one.model, one.settings), []).append(one)
     newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
     return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
 
 
-def _read_evaluation(path: Path) -> Evaluation:
-    evaluation = Evaluation(path, read_results(path))
-    if not any(evaluation.scores.values()):
-        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(evaluation.content['results'])})")
-    return evaluation
+def _results_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise DataError(f"{path}: does not exist")
+    found = sorted(path.rglob("results_*.json"), key=_natural_order)
+    if not found:
+        raise DataError(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
+    return found
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
     """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models.
 
-    If the run's `unlearning.json` can be read, the axis counts epochs, and the reference model and the finished model
-    are points of the run if they are among the models.
+    If the run's `unlearning.json` can be read, the reference model (step 0) and the finished model are points of the
+    run if they are among the models.
     """
-    steps: dict[str, dict[Model, float]] = {}
+    steps: dict[Path, dict[Model, int]] = {}
     for model in models:
         found = _CHECKPOINT.match(model.path)
         if found:
-            steps.setdefault(_absolute(found["run"]), {})[model] = float(found["step"])
-    runs = [_run(path, places, models) for path, places in steps.items()]
-    return [run for run in runs if len(run.points) > 1]
+            steps.setdefault(Path(found["run"]).resolve(), {})[model] = int(found["step"])
+    runs = []
+    for path, places in steps.items():
+        ends = _ends(path)
+        places |= {m: ends[Path(m.path).resolve()] for m in models if Path(m.path).resolve() in ends}
+        if len(places) > 1:
+            ordered = sorted(places.items(), key=lambda place: place[1])
+            runs.append(Run(path.name, tuple((step, model) for model, step in ordered)))
+    return runs
 
 
-def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:
-    unit, scale = "optimiser step", 1.0
+def _ends(run: Path) -> dict[Path, int]:
+    """Return the reference model and the finished model of a run with their steps; empty without a record."""
     try:
-        record = json.loads(read_text(Path(path) / RECORD))
-        last = record["history"][-1]
-        unit, scale = "epoch", last["epoch"] / last["step"]
-        ends = {_absolute(record["config"]["model"]): 0.0, _absolute(path): float(last["step"])}
-        places = {m: ends[_absolute(m.path)] for m in models if _absolute(m.path) in ends} | places
+        record = json.loads(read_text(run / RECORD))
+        return {Path(record["config"]["model"]).resolve(): 0, run: record["history"][-1]["step"]}
     except (OSError, ValueError, LookupError):
-        pass  # without a record, as if the results were copied from elsewhere, only the steps are known
-    ordered = sorted(places.items(), key=lambda item: item[1])
-    return Run(path.rsplit("/", 1)[-1], unit, tuple((step * scale, model) for model, step in ordered))
+        return {}  # the results may have been copied from elsewhere
 
 
 def comparability(models: Sequence[Model]) -> list[str]:
     """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
-    faults = [_differ("The rows are of different splits", {m.name: m.evaluations[0].split for m in models})]
+    values = {"The rows are of different splits": {model.name: model.evaluations[0].split for model in models}}
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
-        found = {model.name: one for model in models if (one := model.evaluation(task))}
-        versions = {name: one.version(task) for name, one in found.items()}
-        counts = {name: one.count(task) for name, one in found.items()}
-        texts = {name: one.fingerprint(task) for name, one in found.items()} if task in TASKS else {}
-        faults.append(_differ(f"{task} was scored in different versions", versions))
-        faults.append(
-            _differ(f"{task} was scored on different numbers of rows", counts)
-            or _differ(f"{task} was scored on different rows, by the hash of their texts", texts)
-        )
-    return [fault for fault in faults if fault]
+        evaluations = {model.name: model.evaluation(task) for model in models}
+        values[f"{task} was scored in different versions or on different rows"] = {
+            name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
+            for name, one in evaluations.items()
+            if one
+        }
+    faults = []
+    for what, described in values.items():
+        groups = [f"{value}: {', '.join(names)}" for value, names in names_by_value(described).items()]
+        if len(groups) > 1:
+            faults.append(f"{what}. {'; '.join(groups)}.")
+    return faults
 
 
-def _differ(what: str, values: dict[str, Any]) -> str | None:
-    """Return a line that names the models by value, if there is more than one value; None is no value."""
-    models: dict[Any, list[str]] = {}
+def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
+    """Return the names that have the same value in lists; None is no value."""
+    names: dict[Any, list[str]] = {}
     for name, value in values.items():
         if value is not None:
-            models.setdefault(value, []).append(name)
-    groups = "; ".join(f"{value}: {', '.join(names)}" for value, names in models.items())
-    return f"{what}. {groups}." if len(models) > 1 else None
-
-
-def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
-    for path in paths:
-        if path.is_file():
-            yield path
-        elif not path.is_dir():
-            faults.append(f"{path}: does not exist")
-        elif found := sorted(path.rglob("results_*.json"), key=_natural_order):
-            yield from found
-        else:
-            faults.append(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
+            names.setdefault(value, []).append(name)
+    return names
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the shortest unambiguous names of (model, settings): last part of the path, path, path and settings."""
+    """Return the last part of each model's path, or path and settings where another model has the same last part."""
     last_parts = [_last_part(model) for model, _ in keys]
-    paths = [model for model, _ in keys]
-    names = []
-    for short, (model, settings) in zip(last_parts, keys, strict=True):
-        if last_parts.count(short) == 1:
-            names.append(short)
-        else:
-            names.append(model if paths.count(model) == 1 else f"{model} ({settings})")
-    return names
+    return [
+        name if last_parts.count(name) == 1 else f"{model} ({settings})"
+        for name, (model, settings) in zip(last_parts, keys, strict=True)
+    ]
 
 
 def _last_part(model: str) -> str:
@@ -282,7 +252,3 @@ def _last_part(model: str) -> str:
 def _natural_order(path: Path) -> list[Any]:
     """Sort key by which checkpoint-10 follows checkpoint-9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
-
-
-def _absolute(path: str) -> str:
-    return str(Path(path).resolve())

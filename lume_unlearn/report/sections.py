@@ -3,31 +3,16 @@
 import base64
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 from matplotlib.figure import Figure as Drawing
-from sklearn.metrics import roc_curve
 
 from lume_tasks.errors import visible
-from lume_unlearn.report import plots
-from lume_unlearn.report.glossary import (
-    AUCS,
-    CAUGHT,
-    KINDS,
-    LEADERBOARD,
-    MEMBERS,
-    MEMORISATION,
-    PERSONAL_DATA,
-    REFERENCE,
-    TASKS,
-    TWELVE,
-    Score,
-)
+from lume_unlearn.report import glossary, plots
+from lume_unlearn.report.glossary import KINDS, LEADERBOARD, TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
-from lume_unlearn.report.results import Model, Sample, comparability, find_runs
+from lume_unlearn.report.results import Model, comparability, find_runs, names_by_value
 
 LEAKS = 5  # rows shown of each kind and model
 LONGEST_NAME = 44  # characters of a model's name in a figure
@@ -37,16 +22,14 @@ OVER_TRAINING = {"forgotten and kept": LEADERBOARD[5:], "overall, general knowle
 Cell = tuple[str, str]  # a score and its interval, or a heading and a note
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Column headings, and for each row its name and its cells."""
 
     head: list[Cell]
     rows: list[tuple[str, list[Cell]]]
 
 
-@dataclass(frozen=True)
-class Figure:
+class Figure(NamedTuple):
     """The name of a figure's file, what it shows, and the PNG."""
 
     file: str
@@ -67,19 +50,16 @@ def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
         "problems": comparability(models),
         "unfinished": without_final_score(models),
         "overall": score_table(models, LEADERBOARD),
-        "twelve": {title: score_table(models, [s for s in TWELVE if s.task == task]) for task, title in TASKS.items()},
+        "twelve": tables(models, glossary.TWELVE),
         "trade_off": trade_off(models),
         "training": over_training(models),
-        "aucs": score_table(models, (*AUCS, MEMBERS)),
-        "caught": {percent: score_table(models, scores) for percent, scores in CAUGHT.items()},
-        "reference": score_table(models, REFERENCE),
+        "aucs": score_table(models, (*glossary.AUCS, glossary.MEMBERS)),
+        "caught": tables(models, glossary.CAUGHT),
+        "reference": score_table(models, glossary.REFERENCE),
         "not_unlearned": not_unlearned(models),
         "attacks": attacks(models),
-        "memorisation": {side: score_table(models, scores) for side, scores in MEMORISATION.items()},
-        "personal_data": {
-            side: {words: score_table(models, scores) for words, scores in tables.items()}
-            for side, tables in PERSONAL_DATA.items()
-        },
+        "memorisation": tables(models, glossary.MEMORISATION),
+        "personal_data": {side: tables(models, groups) for side, groups in glossary.PERSONAL_DATA.items()},
         "leaks": leaks(models, show_pii),
         "everything": everything(models),
     }
@@ -91,6 +71,11 @@ def score_table(models: Sequence[Model], columns: Sequence[Score]) -> Table | No
     head = [("model", ""), *((column.name, f"good: {column.good}") for column in kept)]
     rows = [(model.name, [cell(model, column.task, column.metric) for column in kept]) for model in models]
     return Table(head, rows) if kept else None
+
+
+def tables(models: Sequence[Model], groups: Mapping[Any, Sequence[Score]]) -> dict[Any, Table | None]:
+    """Return a table of each group of columns."""
+    return {name: score_table(models, columns) for name, columns in groups.items()}
 
 
 def everything(models: Sequence[Model]) -> Table:
@@ -110,22 +95,15 @@ def cell(model: Model, task: str, metric: str) -> Cell:
 
 def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:
     """Return the models without a final score by what is missing for it."""
-    missing: dict[str, list[str]] = {}
-    for model in models:
-        one = model.evaluation("lume_score")
-        if one and one.missing:
-            missing.setdefault(one.missing, []).append(model.name)
-    return missing
+    scored = {model.name: model.evaluation("lume_score") for model in models}
+    found = {name: one.content["results"]["lume_score"].get("missing,none") for name, one in scored.items() if one}
+    return names_by_value({name: missing or None for name, missing in found.items()})
 
 
 def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:
     """Return the models for which not all member documents are forget rows, by the share of those that are."""
-    shares: dict[str, list[str]] = {}
-    for model in models:
-        share = model.score("lume_mia", "members_unlearned")
-        if share is not None and share < 1:
-            shares.setdefault(f"{share:.0%}", []).append(model.name)
-    return shares
+    shares = {model.name: model.score("lume_mia", "members_unlearned") for model in models}
+    return names_by_value({name: f"{share:.0%}" for name, share in shares.items() if share is not None and share < 1})
 
 
 def trade_off(models: Sequence[Model]) -> list[Figure]:
@@ -136,28 +114,25 @@ def trade_off(models: Sequence[Model]) -> list[Figure]:
     named += [(run.name, [model for _, model in run.points]) for run in runs]
     figures = []
     for task, title in TASKS.items():
-        tracks = [
-            plots.Track(_label(name), models.index(members[-1]), points)
-            for name, members in named
-            if (points := _points(members, task))
-        ]
+        tracks = []
+        for name, members in named:
+            kinds = {words: _points(members, task, kind) for kind, words in KINDS.items()}
+            if any(kinds.values()):
+                tracks.append(plots.Track(_label(name), models.index(members[-1]), kinds))
         if tracks:
             alt = f"{title}: scores on forget rows against scores on retain rows"
-            drawing = plots.trade_off(tracks, list(KINDS.values()), title)
-            figures.append(_figure(f"tradeoff_{task}", alt, drawing))
+            figures.append(_figure(f"tradeoff_{task}", alt, plots.trade_off(tracks, title)))
     return figures
 
 
-def _points(members: Sequence[Model], task: str) -> dict[str, list[plots.Point]]:
-    """Return for each kind of score a point for each model that has both sides."""
-    points: dict[str, list[plots.Point]] = {}
-    for kind, words in KINDS.items():
-        for model in members:
-            forget, retain = f"forget_{kind}", f"retain_{kind}"
-            x, y = model.score(task, forget), model.score(task, retain)
-            if x is not None and y is not None:
-                point = plots.Point(x, y, model.interval(task, forget), model.interval(task, retain))
-                points.setdefault(words, []).append(point)
+def _points(members: Sequence[Model], task: str, kind: str) -> list[plots.Point]:
+    points = []
+    for model in members:
+        forget, retain = f"forget_{kind}", f"retain_{kind}"
+        x, y = model.score(task, forget), model.score(task, retain)
+        if x is not None and y is not None:
+            x_ends, y_ends = model.interval(task, forget), model.interval(task, retain)
+            points.append(plots.Point(x, y, x_ends or (x, x), y_ends or (y, y)))
     return points
 
 
@@ -169,56 +144,43 @@ def over_training(models: Sequence[Model]) -> list[Figure]:
             lines = {}
             for score in scores:
                 values = [(place, model.score(score.task, score.metric)) for place, model in run.points]
-                lines[score.name] = [(place, value) for place, value in values if value is not None]
-            lines = {name: points for name, points in lines.items() if points}
+                points = [(place, value) for place, value in values if value is not None]
+                if points:
+                    lines[score.name] = points
             if lines:
-                drawing = plots.over_training(lines, run.unit, f"{_label(run.name)}: {title}")
+                drawing = plots.over_training(lines, f"{_label(run.name)}: {title}")
                 figures.append(_figure(f"training{number}_{part}", f"{run.name}: {title} over training", drawing))
     return figures
 
 
 def attacks(models: Sequence[Model]) -> list[Figure]:
     """Return the losses of each model's attack documents, and the ROC curves of the loss attack."""
-    found = {model: losses(model.samples("lume_mia") or []) for model in models}
-    logged = {model: pair for model, pair in found.items() if pair}
-    upper = min(HIGHEST_LOSS, max((loss for pair in logged.values() for side in pair for loss in side), default=0))
-    figures, curves = [], []
-    for model, (members, nonmembers) in logged.items():
-        number = models.index(model)
-        alt = f"{model.name}: losses of member documents and of documents never seen"
-        drawing = plots.loss_histogram(members, nonmembers, upper, _label(model.name))
-        figures.append(_figure(f"loss{number + 1}_{model.name}", alt, drawing))
-        curves.append(plots.Curve(_label(model.name), number, *roc_points(members, nonmembers)))
-    if curves:
-        figures.append(_figure("roc_loss", "ROC curves of the loss attack", plots.roc(curves, "Loss attack: ROC")))
-    return figures
+    found = [losses(number, model) for number, model in enumerate(models)]
+    logged = [one for one in found if one]
+    if not logged:
+        return []
+    upper = min(HIGHEST_LOSS, max(max(*one.members, *one.nonmembers) for one in logged))
+    figures = []
+    for one in logged:
+        alt = f"{one.name}: losses of member documents and of documents never seen"
+        figures.append(_figure(f"loss{one.number + 1}_{one.name}", alt, plots.loss_histogram(one, upper)))
+    return [*figures, _figure("roc_loss", "ROC curves of the loss attack", plots.roc(logged, "Loss attack: ROC"))]
 
 
-def losses(samples: Sequence[Sample]) -> tuple[list[float], list[float]] | None:
-    """Return mean token NLLs in nats of members and of non-members; None without both, or with a NaN."""
-    scores = [sample["loss_auc"] for sample in samples if sample.get("loss_auc")]
+def losses(number: int, model: Model) -> plots.Losses | None:
+    """Return a model's losses of members and of non-members; None without both, or with a NaN."""
+    scores = [sample["loss_auc"] for sample in model.samples("lume_mia") if sample.get("loss_auc")]
     members = [-score for member, score in scores if member]
     nonmembers = [-score for member, score in scores if not member]
-    complete = members and nonmembers and not any(math.isnan(score) for _, score in scores)
-    return (members, nonmembers) if complete else None
-
-
-def roc_points(members: Sequence[float], nonmembers: Sequence[float]) -> tuple[list[float], list[float]]:
-    """Return false-positive and true-positive rates at every threshold of the loss, both rising from 0 to 1."""
-    labels = [True] * len(members) + [False] * len(nonmembers)
-    scores = -np.nan_to_num([*members, *nonmembers])  # a finite number for an infinite loss
-    false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-    return false.tolist(), true.tolist()
+    if not members or not nonmembers or any(math.isnan(score) for _, score in scores):
+        return None
+    return plots.Losses(_label(model.name), number, members, nonmembers)
 
 
 def leaks(models: Sequence[Model], show_pii: bool) -> dict[str, list[Any]]:
     """Return for each model with logged samples the forget rows that it knows best."""
-    found = {}
-    for model in models:
-        logged = {task: samples for task in TASKS if (samples := model.samples(task))}
-        if logged:
-            found[model.name] = worst_leaks(logged, LEAKS, show_pii)
-    return found
+    samples = {model.name: {task: model.samples(task) for task in TASKS} for model in models}
+    return {name: worst_leaks(logged, LEAKS, show_pii) for name, logged in samples.items() if any(logged.values())}
 
 
 def _figure(name: str, alt: str, drawing: Drawing) -> Figure:

@@ -14,7 +14,7 @@ from lume_unlearn import cli
 from lume_unlearn.report import plots
 from lume_unlearn.report.page import render
 from lume_unlearn.report.results import read_models
-from lume_unlearn.report.sections import losses, page_data, roc_points
+from lume_unlearn.report.sections import losses, page_data
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -32,8 +32,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
 def scored_sample(number: int, kind: str, score: float, answer: str) -> dict[str, Any]:
     metric = {"sc": "forget_regurgitation", "qa": "forget_knowledge"}[kind]
     doc = {"id": f"p{number}{kind}0", "input": "Who is Ada Byron?", "output": "Ada, 900-51-4344"}
-    hashes = {"prompt_hash": f"p{number}", "target_hash": "t"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": [answer], metric: score} | hashes
+    return {"doc_id": number, "doc": doc, "filtered_resps": [answer], metric: score}
 
 
 def full(level: float) -> dict[str, dict[str, Any]]:
@@ -87,19 +86,6 @@ class Outline(HTMLParser):
 
 def page_of(*paths: Path, show_pii: bool = False, title: str = "Title") -> str:
     return render(page_data(read_models(map(str, paths)), show_pii), title)
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_the_attacks_say_whose_documents_they_look_at(write_results: Write) -> None:
-    scores = {"lume_mia": {"loss_auc": 1.0, "members_unlearned": 0.25}}
-    text = Outline(page_of(write_results("/m/a", scores))).text
-    attacks = text.partition("Can an attacker tell what was in the training data?")[2]
-    attacks, _, meanings = attacks.partition("What the numbers mean")
-    assert "forget rows of the train split; validation and test hold none of them" in attacks
-    assert "(--loss_on answer) hardly moves them" in attacks
-    assert "members among forget rows" in attacks
-    assert "0.250" in attacks
-    assert "not asked to forget" in meanings
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -158,6 +144,7 @@ def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
 def test_attack_on_documents_that_were_not_unlearned_has_a_warning(write_results: Write) -> None:
     paths = [write_results(f"/m/{share}", {"lume_mia": {"members_unlearned": share}}) for share in (0.25, 1.0)]
     text = Outline(page_of(*paths)).text
+    assert "forget rows of the train split; validation and test hold none of them" in text
     assert "0.25: 25% of the attack's member documents are among the forget rows of its split." in text
     assert "1.0: 100%" not in text
 
@@ -202,17 +189,12 @@ def test_command_writes_the_page_and_its_figures(
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("output", ["file/x.html", "."])
 def test_page_that_cannot_be_written_is_an_error(
-    write_results: Write,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    output: str,
+    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write_results("/m/a", full(0.5))
     (tmp_path / "file").touch()
-    monkeypatch.chdir(tmp_path)
+    output = str(tmp_path / "file" / "x.html")
     assert cli.main(["report", str(path), "--output", output]) == 1
     assert f"--output {output}: cannot be written" in capsys.readouterr().err
 
@@ -224,22 +206,23 @@ def test_scores_that_cannot_be_compared_have_a_warning(write_results: Write) -> 
     text = Outline(page_of(one, two)).text
     assert "Not all of these scores can be compared." in text
     assert "The rows are of different splits. train: train; validation: validation." in text
-    assert "can be compared" not in Outline(page_of(one)).text
+    assert "can be compared" not in page_of(one)
 
 
-def test_losses_and_rates_are_those_of_the_samples() -> None:
-    members, nonmembers = losses(mia_samples([1.0, 2.0], [1.5, 3.0])) or ([], [])
-    assert (members, nonmembers) == ([1.0, 2.0], [1.5, 3.0])
-    # rising losses: member 1, other 1.5, member 2, other 3
-    assert roc_points(members, nonmembers) == ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
-    assert roc_points([0.0], [float("inf")]) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
+def test_losses_are_those_of_the_samples(write_results: Write) -> None:
+    samples = {"lume_mia": mia_samples([1.0, 2.0], [1.5, 3.0])}
+    (model,) = read_models([str(write_results("/m/a", full(0.5), samples))])
+    assert losses(3, model) == plots.Losses("a", 3, [1.0, 2.0], [1.5, 3.0])
 
 
 @pytest.mark.parametrize(
     "samples", [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), []], ids=["one class", "NaN", "none"]
 )
-def test_models_without_the_losses_of_both_classes_are_left_out(samples: list[dict[str, Any]]) -> None:
-    assert losses(samples) is None
+def test_models_without_the_losses_of_both_classes_are_left_out(
+    write_results: Write, samples: list[dict[str, Any]]
+) -> None:
+    (model,) = read_models([str(write_results("/m/a", full(0.5), {"lume_mia": samples}))])
+    assert losses(0, model) is None
 
 
 def test_report_and_card_do_not_import_torch() -> None:

@@ -19,7 +19,7 @@ Write = Callable[..., Path]
 
 def logged_row(number: int) -> dict[str, Any]:
     doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"], "prompt_hash": f"p{number}", "target_hash": "t"}
+    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"]}
 
 
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
@@ -40,8 +40,8 @@ def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None
     paths = [write_results(name, scores) for name in names]
     paths.append(write_results("/b/gd", scores, metadata={"lume_split": "validation"}, folder="split"))
     assert [model.name for model in read_models(map(str, paths))] == [
-        "/a/npo",
-        "/b/npo",
+        "/a/npo (split all)",
+        "/b/npo (split all)",
         "/b/gd (split all)",
         "gd/checkpoint-7",
         "/b/gd (split validation)",
@@ -60,10 +60,10 @@ def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_resu
     names = [run / "checkpoint-20", run, run / "checkpoint-10", tmp_path / "base", tmp_path / "other"]
     models = read_models([str(write_results(str(name), scores)) for name in names])
     (found,) = find_runs(models)
-    assert (found.unit, [(place, model.name) for place, model in found.points]) == (
-        "optimiser step",
-        [(10, "npo/checkpoint-10"), (20, "npo/checkpoint-20")],
-    )
+    assert [(step, model.name) for step, model in found.points] == [
+        (10, "npo/checkpoint-10"),
+        (20, "npo/checkpoint-20"),
+    ]
     assert find_runs(models[:1]) == []  # one checkpoint alone is a model as any other
     run.mkdir()
     record = {
@@ -72,10 +72,12 @@ def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_resu
     }
     (run / "unlearning.json").write_text(json.dumps(record))
     (found,) = find_runs(models)
-    assert (found.unit, [(place, model.name) for place, model in found.points]) == (
-        "epoch",
-        [(0, "base"), (1, "npo/checkpoint-10"), (2, "npo/checkpoint-20"), (3, "npo")],
-    )
+    assert [(step, model.name) for step, model in found.points] == [
+        (0, "base"),
+        (10, "npo/checkpoint-10"),
+        (20, "npo/checkpoint-20"),
+        (30, "npo"),
+    ]
 
 
 def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
@@ -91,29 +93,27 @@ def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
 
 def test_incomparable_scores_are_named(write_results: Write) -> None:
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
-    logged = {"lume_task1": [logged_row(0)]}
-    others = {"lume_task1": [logged_row(9)]}
-    one = write_results("/m/one", scores, logged)
-    assert comparability(read_models([str(one), str(write_results("/m/same", scores, logged))])) == []
-    assert comparability(read_models([str(one), str(write_results("/m/unlogged", scores))])) == []
+    digest = {"documents_sha256": "0123456789"}
+    one = write_results("/m/one", scores, metadata=digest)
+    assert comparability(read_models([str(one), str(write_results("/m/same", scores, metadata=digest))])) == []
+    was = "version 1.0, 4 rows, SHA-256 01234567: one"
     for content, expected in (
-        ({"metadata": {"lume_split": "validation"}}, "splits. all: one; validation: two."),
-        ({"versions": {"lume_task1": 2.0}}, "lume_task1 was scored in different versions. 1.0: one; 2.0: two."),
-        ({"n-samples": {"lume_task1": {"effective": 3}}}, "lume_task1 was scored on different numbers of rows. 4: one"),
-        ({"samples": others}, "lume_task1 was scored on different rows, by the hash of their texts."),
+        ({"metadata": digest | {"lume_split": "test"}}, "The rows are of different splits. all: one; test: two."),
+        ({"versions": {"lume_task1": 2.0}}, f"{was}; version 2.0, 4 rows, SHA-256 01234567: two."),
+        ({"n-samples": {"lume_task1": {"effective": 3}}}, f"{was}; version 1.0, 3 rows, SHA-256 01234567: two."),
+        ({"metadata": {"documents_sha256": "abc"}}, f"{was}; version 1.0, 4 rows, SHA-256 abc: two."),
+        ({"metadata": {}}, f"{was}; version 1.0, 4 rows, SHA-256 unknown: two."),
     ):
-        models = read_models([str(one), str(write_results("/m/two", scores, **({"samples": logged} | content)))])
-        (fault,) = comparability(models)
-        assert expected in fault
+        two = write_results("/m/two", scores, **({"metadata": digest} | content))
+        (fault,) = comparability(read_models([str(one), str(two)]))
+        assert fault.endswith(expected)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("not json", "not a results file of the harness (Expecting value"),
-        ('{"a": 1}\n{"a": 1}\n', "not a results file of the harness"),
         ("[]", "not a results file of the harness (it has no `results` by task)"),
-        ('{"results": {"lume_task1": 3}}', "not a results file of the harness (it has no `results` by task)"),
         ('{"results": {"gsm8k": {"acc,none": 1.0}}}', "no score of a LUME task (its tasks: gsm8k)"),
         ('{"results": {"lume_task1": {"forget_knowledge,none": NaN}}}', "no score of a LUME task"),
     ],
@@ -125,12 +125,11 @@ def test_other_files_are_refused_by_name(tmp_path: Path, content: str, message: 
         read_models([str(path)])
 
 
-def test_all_unusable_paths_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unusable_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
-    assert cli.main(["report", str(tmp_path / "gone"), str(tmp_path / "empty")]) == 1
-    message = capsys.readouterr().err
-    assert f"{tmp_path / 'gone'}: does not exist" in message
-    assert f"{tmp_path / 'empty'}: no results_*.json in or below it" in message
+    for name, fault in (("gone", "does not exist"), ("empty", "no results_*.json in or below it")):
+        assert cli.main(["report", str(tmp_path / name)]) == 1
+        assert f"{tmp_path / name}: {fault}" in capsys.readouterr().err
 
 
 def test_broken_sample_is_named_by_line(write_results: Write) -> None:
@@ -160,4 +159,4 @@ def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
     (model,) = read_models([str(tmp_path / "out")])
     assert model.name == "npo"
     assert os.fspath(tmp_path / "npo") == model.path
-    assert [logged["doc"]["id"] for logged in model.samples("lume_task1") or []] == ["aqa0"]
+    assert [logged["doc"]["id"] for logged in model.samples("lume_task1")] == ["aqa0"]
