@@ -114,9 +114,7 @@ def test_reference_of_other_rows_is_refused(
         (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
     metadata = {"lume_reference_results": reference[1], "lume_data_dir": str(tmp_path)}
     for task in ("lume_task1", MEMORIZATION):
-        with pytest.raises(
-            DataError, match=f'the score in {task} of 2 of 9 documents, the first being row "forget-0-sc1"'
-        ):
+        with pytest.raises(DataError, match=f'{task} of 2 of 9 documents, the first being row "forget-0-sc1"'):
             manager(metadata).load([task])
 
 

@@ -68,33 +68,6 @@ def test_template_is_the_stock_one(subject: str) -> None:
     assert own.aggregation() == stock.aggregation()
 
 
-def test_accuracy_is_that_of_the_stock_tasks(run: Any, data_dir: Path, model_dir: Path, tmp_path: Path) -> None:
-    """One real model in one run: a stock group over the same questions, and ours."""
-    from datasets import Dataset
-
-    subjects = ("anatomy", "virology")
-    for subject, count in zip(subjects, (40, 24), strict=True):
-        (tmp_path / subject).mkdir()
-        rows = [{"question": f"{subject} {i}", "choices": list("wxyz"), "answer": i % 4} for i in range(count)]
-        Dataset.from_list(rows).to_parquet(tmp_path / subject / "test-00000-of-00001.parquet")
-    stock = [
-        stock_subject(
-            subject,
-            dataset_path="parquet",
-            dataset_kwargs={"data_files": dict.fromkeys(("test", "dev"), str(tmp_path / subject / "*.parquet"))},
-        )
-        for subject in subjects
-    ]
-    options = {"model_args": {"pretrained": str(model_dir)}, "device": "cpu", "batch_size": 16, "num_fewshot": 0}
-    results = run("hf", "lume_mmlu", *stock, metadata={"lume_mmlu_path": str(tmp_path)}, **options)["results"]
-    for subject in subjects:
-        assert results[f"lume_mmlu_{subject}"]["acc,none"] == results[f"mmlu_{subject}"]["acc,none"]
-    right = [results[f"mmlu_{subject}"]["acc,none"] * count for subject, count in zip(subjects, (40, 24), strict=True)]
-    assert results["lume_mmlu"]["acc,none"] == pytest.approx(sum(right) / 64, abs=1e-12)
-    assert results["lume_mmlu"]["sample_len"] == 64
-    assert 0 < sum(right) < 64
-
-
 def test_micro_average(run: Any, fake_lm: Any) -> None:
     """Eight questions of one subject right, five of the other wrong: 8/13, not the mean of the subjects."""
     lm = fake_lm()
@@ -191,15 +164,6 @@ def test_scores_of_a_part_of_the_documents_have_no_final_score(
     assert missing in caplog.text
 
 
-@pytest.mark.usefixtures("whole_mmlu")
-def test_limit_alone_takes_the_final_score_away(run: Any, fake_lm: Any) -> None:
-    assert "final_score" in lume_score(run(fake_lm(), "lume", limit=16))
-    scores = lume_score(run(fake_lm(), "lume_score", *PARTS[:4], limit=8))
-    assert scores["missing"] == "lume_mia (8 of 16); lume_mmlu"
-    results = run(fake_lm(), "lume", metadata={"lume_partial": True})
-    assert {"final_score", "partial_final_score"} & set(lume_score(results)) == {"final_score"}
-
-
 @pytest.mark.parametrize("subjects", ["letters, high_school_counting", ["high_school_counting", "letters"], None])
 def test_mmlu_is_limited_by_itself(run: Any, fake_lm: Any, subjects: Any) -> None:
     metadata = {"lume_mmlu_limit": 6} | ({"lume_mmlu_subjects": subjects} if subjects else {})
@@ -232,12 +196,6 @@ def test_mmlu_is_limited_by_itself(run: Any, fake_lm: Any, subjects: Any) -> Non
 def test_a_limit_of_mmlu_that_makes_no_sense_is_refused(manager: Any, metadata: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         manager(metadata).load(["lume_mmlu"])
-
-
-@pytest.mark.parametrize("value", ["true", 1, None])
-def test_partial_is_true_or_false(manager: Any, value: Any) -> None:
-    with pytest.raises(DataError, match="metadata lume_partial has to be true or false, not"):
-        manager({"lume_partial": value}).load(["lume_score"])
 
 
 def numbers(value: float, count: int) -> Mean:

@@ -125,18 +125,6 @@ def test_attacks_are_those_of_the_plain_model(
     assert len({round(found[f"{attack}_auc"], 6) for attack in plain[0]}) > 2
 
 
-@pytest.mark.parametrize("gradnorm", [False, True])
-def test_one_forward_pass_a_document_feeds_every_attack(
-    run: Any, lume_hf: Callable[..., LumeHF], gradnorm: bool
-) -> None:
-    lm = lume_hf(gradnorm=gradnorm)
-    rows: list[int] = []
-    lm.model.register_forward_pre_hook(lambda _, args: rows.append(len(args[0])))
-    run(lm, "lume_mia")
-    assert sum(rows) == COUNT
-    assert len(rows) == (COUNT if gradnorm else COUNT / 4)
-
-
 def test_stock_backends_get_what_sums_allow(run: Any, model_dir: Path, lume_hf: Callable[..., LumeHF]) -> None:
     stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=4), "lume_mia")
     assert set(numbers(stock)) == names("loss", "zlib")
@@ -180,17 +168,6 @@ def test_one_class_alone_has_no_value_and_a_warning(
     assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus")
     assert {name for name, value in found.items() if not math.isnan(value)} == {"members_unlearned"}
     assert said(caplog) == ["lume_mia: only members were scored (--limit?), so no attack has a value"]
-
-
-def test_a_model_without_finite_losses_has_no_value_and_a_warning(
-    run: Any, fake_lm: Any, caplog: pytest.LogCaptureFixture
-) -> None:
-    lm = fake_lm()
-    lm.score = lambda *_: math.nan
-    with caplog.at_level(logging.WARNING, "lume_tasks"):
-        found = numbers(run(lm, "lume_mia"))
-    assert {name for name, value in found.items() if not math.isnan(value)} == {"members_unlearned"}
-    assert "16 of 16 losses are no numbers" in caplog.text
 
 
 def test_another_tokenizer_than_the_models_is_refused(
