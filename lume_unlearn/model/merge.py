@@ -22,14 +22,8 @@ _log = logging.getLogger("lume_unlearn")
 def subtract_training(model_path: str, trained_model: Any, scale: float, trust_remote_code: bool = False) -> None:
     """Replace the weights of a fully trained model, in place, by `negated` ones.
 
-    Args:
-        model_path: the model before training.
-        trained_model: the model after it.
-        scale: see `negated`.
-        trust_remote_code: see `load.load_model`.
-
     Raises:
-        ConfigError: the model before training cannot be loaded.
+        ConfigError: the model before training, at ``model_path``, cannot be loaded.
         ValueError: it is another model.
     """
     # In the dtype that training started from: else its rounding would count as training, times the scale.

@@ -19,12 +19,11 @@ def merge(adapter: str, output: str, model: str | None = None, dtype: str = "flo
     Args:
         adapter: folder that `lume-unlearn run --tuning lora` wrote.
         output: folder for the merged model.
-        model: the adapter's model; by default the one that the adapter names.
-        dtype: of the saved weights: "float32" (scores as the adapter does) or "bfloat16" (half the size).
+        model: the adapter's model; None for the one that it names.
+        dtype: of the saved weights: "float32" (same scores as the adapter) or "bfloat16" (half the size).
 
     Raises:
-        ConfigError: the folder holds no adapter, its model cannot be loaded or is another one, or the output is in use
-            or cannot be written.
+        ConfigError: adapter and model do not load or do not fit, or the output is in use or cannot be written.
     """
     require_unused(Path(output))
     base = model or _base_model([adapter], "--adapter")
@@ -43,16 +42,7 @@ def merge_ties(
     model: str | None = None,
     dtype: str = "float32",
 ) -> None:
-    """Merge LoRA adapters of one model with TIES and save the result with its tokenizer.
-
-    Args:
-        adapters: folders of two or more LoRA adapters of the same modules; ranks may differ.
-        output: folder to write.
-        density: share of each update's entries to keep, above 0 and at most 1.
-        weights: factor for each adapter; by default 1.
-        rank: None saves the whole merged model; a number saves an adapter of this rank (see `ties_merged`).
-        model: the adapters' model; by default the one that they name.
-        dtype: of the saved weights: "float32" or "bfloat16".
+    """Merge LoRA adapters with TIES and save the result with its tokenizer (options as of `ties_merged` and `merge`).
 
     Raises:
         ConfigError: an option is out of range, the adapters do not fit each other or the model, or the output is in use

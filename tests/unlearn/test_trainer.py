@@ -209,7 +209,7 @@ def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
 def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[schedule.Pair]] = []
     item = Sides.__getitem__
-    monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.keys) or item(sides, step))
+    monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.pairs) or item(sides, step))
     rows = {"forget": make_rows(7, [(5 + i, 2) for i in range(6)])}
     build(tmp_path, "gd", "lora", rows=rows, seed=3, epochs=2.5, batch_size=3).train()
     epochs = [schedule.paired(6, 4, 3, 3, epoch) for epoch in range(3)]
