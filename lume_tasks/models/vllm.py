@@ -18,12 +18,7 @@ class LumeVLLM(VLLM):
 
     @staticmethod
     def _parse_logprobs(tokens: list[int], outputs: Any, ctxlen: int) -> tuple[TokenScores, bool]:
-        """The answer to one request, as the stock method gives it.
-
-        Args:
-            tokens: what the model read.
-            outputs: vLLM's answer; ``prompt_logprobs`` maps token to log-probability at each position.
-            ctxlen: number of tokens before the scored ones.
+        """Return the answer to one request, as the stock method does; ``ctxlen`` tokens precede the scored ones.
 
         Raises:
             DataError: the text did not fit, so that the stock class cut off tokens that have to be scored.

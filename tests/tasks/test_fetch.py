@@ -97,21 +97,10 @@ def test_files_are_laid_out_as_a_data_directory_and_downloaded_once(site):
     assert ids == {"train": ["r3qa0", "r1qa0"], "validation": ["r2qa0"], "test": ["r5qa0", "r4qa0"]}  # in whole order
 
 
-def test_changed_cache_is_refused(site):
-    folder = fetch.fetch()
-    (folder / "test/retain.jsonl").write_bytes(b"")
-    (folder / "mia_data/member.jsonl").unlink()
-    with pytest.raises(DataError, match=r"was changed .*\(mia_data/member\.jsonl, test/retain\.jsonl\): delete it"):
-        fetch.fetch()
-
-
 DAMAGES = [
     ("forget.jsonl", b"", "wrong SHA-256, the download is not kept"),
     ("mia_data/member.jsonl", b"<html>503</html>", "wrong SHA-256, the download is not kept"),
     ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0", "f4qa0"]), "wrong SHA-256"),
-    ("data/forget_train-00000-of-00001.parquet", ids_parquet([1, 3]), "wrong SHA-256"),
-    ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0"], "name"), "no readable column id"),
-    ("data/forget_train-00000-of-00001.parquet", b"not parquet", "no readable column id"),
 ]
 
 
@@ -153,7 +142,7 @@ def test_cache_that_cannot_be_written(site):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [1, 6, 11])
+@pytest.mark.parametrize("number", [1, 5, 10])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_full_disk_or_interruption_leaves_nothing(site, monkeypatch, number, error):
     write, written = Path.write_bytes, []

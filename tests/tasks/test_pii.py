@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lume_unlearn.quickstart.miniature import write_miniature
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError

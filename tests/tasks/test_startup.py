@@ -8,7 +8,6 @@ import logging
 import pickle
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -179,17 +178,6 @@ def test_another_hook_may_ask_all_finders(harness, place):
     assert import_manager()().searched == [FOLDER]
 
 
-def test_threads(harness):
-    _startup.install()
-    searched = []
-    threads = [threading.Thread(target=lambda: searched.append(import_manager()().searched)) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert searched == [[FOLDER]] * 8
-
-
 def test_a_changed_harness_is_left_alone_with_one_warning(harness, caplog):
     harness.write_text("class TaskManager:\n    def __init__(self, folders=()):\n        self.folders = folders\n")
     _startup.install()
@@ -198,14 +186,6 @@ def test_a_changed_harness_is_left_alone_with_one_warning(harness, caplog):
     assert [manager.folders for manager in managers] == [("a",), ()]
     assert [record.name for record in caplog.records] == ["lume_tasks"]
     assert '--include_path "$(lume-tasks path)"' in caplog.text
-
-
-def test_a_missing_task_folder_is_one_warning(harness, caplog, monkeypatch, tmp_path):
-    monkeypatch.setattr("lume_tasks.paths.__file__", str(tmp_path / "lume_tasks" / "paths.py"))
-    _startup.install()
-    assert import_manager()().searched == []
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert str(tmp_path / "yaml_tasks") in caplog.text
 
 
 @pytest.mark.parametrize("published", [True, False])
@@ -233,16 +213,6 @@ def test_models_are_registered_by_name_once_the_harness_has_its_own(harness, loa
     assert import_registry() == {"hf": "lm_eval.models.huggingface:HFLM"} | _startup.MODELS
     _startup.patch(sys.modules["lm_eval.models"])
     assert len(import_registry()) == 3
-
-
-def test_a_changed_registry_is_left_alone_with_one_warning(harness, caplog):
-    registry = harness.parents[1] / "api" / "registry.py"
-    registry.write_text(REGISTRY + "\ndel Registry.register\nmodel_registry['hf'] = 1\n")
-    (harness.parents[1] / "models" / "__init__.py").write_text("")
-    _startup.install()
-    assert import_registry() == {"hf": 1}
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "lume-hf" in caplog.text
 
 
 def test_entry_points_name_the_models_that_the_hook_registers():
