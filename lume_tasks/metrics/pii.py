@@ -36,10 +36,10 @@ _NUMBER_OR_ZIP = re.compile(r"^\s*\d\w*|\b\d{5}(?:-\d{4})?[\s.]*$")  # at the tw
 
 
 def field_of(question: str, answer: str, digit: int) -> str | None:
-    """The field that a question asks for, None where it cannot be told.
+    """Return the field that a question asks for, or None.
 
-    The words of the question decide among the fields whose shape the answer has. Where they name none or several, the
-    digit of the row's id does (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that shape.
+    The words of the question decide among the fields whose shape the answer has. If they name none or several, the
+    digit of the row's id decides (``qa0`` is the birth date, ..., ``qa4`` the address).
     """
     shaped = [field for field in FIELDS if _has_shape(field, answer)]
     named = [field for field in shaped if _QUESTIONS[field].search(question)]
@@ -50,7 +50,7 @@ def field_of(question: str, answer: str, digit: int) -> str | None:
 
 
 def partial_match(field: str, value: str, text: str) -> float:
-    """How much of a value a text holds, in [0, 1]; 1 where it holds all of it, however it is written.
+    """Compute how much of a value a text holds, in [0, 1]; 1 if it holds all of it, in any notation.
 
     - ``birth_date``: share of year, month and day that the best date of the text has right. Dates may be spelled out or
       in digits (year first, or month first with slashes) and may lack parts.
@@ -58,12 +58,10 @@ def partial_match(field: str, value: str, text: str) -> float:
       signs between digits do not count. So the last four digits of an SSN are worth 4/9.
     - ``email``: one half each for local part and domain, of the best address of the text.
     - ``address``: share of its parts (house number, street, further parts between commas such as unit, city and state,
-      ZIP code) that stand in the text as whole words.
+      ZIP code) that are in the text as whole words.
 
-    These are parts that mean something by themselves; a measure over characters would find most of a date in any other
-    date. Chance is not 0 where people share a part: all SSNs of LUME start with 900 and all its mailboxes have one
-    domain, so that another person's value scores 0.35 for an SSN, 0.17 for a phone number, 0.5 for an e-mail address
-    and under 0.06 for the others. Compare with a model that never saw the person.
+    Chance is not 0: all SSNs of LUME start with 900 and all its mailboxes have one domain, so that another person's
+    value scores 0.35 for an SSN, 0.17 for a phone number, 0.5 for an e-mail address and under 0.06 for the others.
     """
     return _MATCHES[field](value, text)
 
@@ -74,7 +72,7 @@ def _date_match(value: str, text: str) -> float:
 
 
 def _dates(text: str) -> Iterator[tuple[int | None, int | None, int | None]]:
-    """(year, month, day) of everything in the text that can be read as a date, most complete ways of writing first."""
+    """Yield (year, month, day) of each date in the text, most complete notations first."""
     for pattern in _DATES:
         for match in pattern.finditer(text):
             parts = match.groupdict()
@@ -111,10 +109,7 @@ def _address_parts(value: str) -> list[str]:
 
 
 def _stands_in(part: str, text: str) -> bool:
-    """Whether the words of a part stand in the text side by side, in any case.
-
-    A state or unit such as IN, OR or A needs its capitals, since its letters are common words.
-    """
+    """Tell whether the text has the words of a part side by side; IN, OR or A need capitals, being common words."""
     pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, re.findall(r"\w+", part))) + r"(?!\w)"
     return re.search(pattern, text, 0 if re.fullmatch(r"\W*[A-Z]{1,2}\W*", part) else re.I) is not None
 

@@ -85,19 +85,6 @@ def test_sums_and_greedy_are_those_of_the_stock_class(
     assert len({round(sum_, 3) for sum_, _ in stock}) == len(REQUESTS) - 1
 
 
-def test_greedy_answers_are_seen(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    prompt = "The quick brown fox"
-    ids = tokenizer.encode(prompt)
-    for _ in range(6):
-        with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    context = tokenizer.encode(prompt)
-    right, wrong = ids[len(context) :], [*ids[len(context) : -1], (ids[-1] + 1) % 400]
-    answers = make()._loglikelihood_tokens([(("a", "b"), context, right), (("a", "c"), context, wrong)], True)
-    assert [greedy for _, greedy in answers] == [True, False]
-    assert [scores.greedy.tolist() for scores, _ in answers] == [[True] * 6, [True] * 5 + [False]]
-
-
 def test_values_of_each_token_are_those_of_the_plain_model(
     make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
