@@ -268,9 +268,9 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(
     ("options", "spoil", "message"),
     [
         ((), None, "samples_lume_mia_.* is missing.*--log_samples"),
-        (("--log_samples", "--limit", "6"), None, "lacks the loss of 10 of 16 documents, the first being .*--limit"),
-        (("--log_samples", "--predict_only"), None, "lacks the loss of 16 of 16 documents"),
-        (("--log_samples",), ("onmember text 3", "onmember text 4"), "lacks the loss of 1 of 16 documents"),
+        (("--log_samples", "--limit", "6"), None, "lume_mia of 10 of 16 documents, the first being .*--limit"),
+        (("--log_samples", "--predict_only"), None, "lume_mia of 16 of 16 documents"),
+        (("--log_samples",), ("onmember text 3", "onmember text 4"), "lume_mia of 1 of 16 documents"),
         (("--log_samples",), ('"lume_mia": 1.0', '"lume_mia": 0.5'), "has lume_mia in version 0.5, not 1.0"),
     ],
 )
