@@ -1,37 +1,42 @@
-"""The command `lume-unlearn`."""
+"""The command `lume-unlearn`; torch and transformers are imported only when a command needs them."""
 
+import argparse
 import json
-import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jsonargparse
 import yaml
 
-from lume_tasks.data.files import read_text
 from lume_tasks.errors import DataError, visible
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError, Interrupted
+from lume_unlearn.evaluation.options import AlternativesConfig, AuditConfig
+from lume_unlearn.methods.table import listing, markdown, parameters
 
 RECIPES = Path(__file__).parent / "recipes"
+NOT_IN_RECIPES = {"trust_remote_code": "false", "report_to": "none"}
+"""Options that send data or run code, so that only the command line may set them, and their values otherwise."""
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
-    """One whose messages cannot steer the terminal: keys and values of a recipe stand in them."""
+    """A parser that suggests the option that an unknown one is near to."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Print usage and message, and leave with 2."""
+        """Print usage and message, and exit with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         known = [option.lstrip("-") for option in parser._option_string_actions]
         super().error(visible(message + near_options(message, known)), ex)
 
 
 def near_options(message: str, known: Sequence[str]) -> str:
-    """What to add to a message about unknown options: the known ones that they are near to."""
+    """Return what to add to a message about unknown options: the known ones that they are near to."""
     if not re.search("unrecognized arguments|does not accept option", message):
         return ""
     given = [name.replace("-", "_") for name in re.findall(r"(?:--|')([\w-]+)", message)]
@@ -39,217 +44,126 @@ def near_options(message: str, known: Sequence[str]) -> str:
     return f"; did you mean {' and '.join(f'--{option}' for option in near)}?" if near else ""
 
 
-def _printable(record: logging.LogRecord) -> bool:
-    record.msg, record.args = visible(record.getMessage()), None
-    return True
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; 0 when it worked, 1 with a message on stderr when the user's input cannot work."""
-    try:
-        try:
-            return _main(argv)
-        finally:
-            sys.stdout.flush()
-    except BrokenPipeError:  # `lume-unlearn methods | head`: nobody reads on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    """Run one command.
 
-
-def _main(argv: Sequence[str] | None) -> int:
-    from lume_unlearn.config import ConfigError
-    from lume_unlearn.evaluation.quiet import HARNESS, without_messages
-    from lume_unlearn.training.signals import Interrupted
-
-    for name in ("lume_unlearn", "lume_tasks"):
-        logging.getLogger(name).addFilter(_printable)
+    Returns:
+        Exit status: 0, or after a message on stderr 1 for input that cannot work and 128 + N for signal N.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        parsed = parser().parse_args(_recipe_first(argv))
-        options = parsed[parsed.command].as_dict()
-        options.pop("config", None)
-        with without_messages(*HARNESS):
-            COMMANDS[parsed.command](options)
+        try:
+            _execute(argv)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `lume-unlearn methods | head` closes the pipe early
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (ConfigError, DataError) as error:
-        return _say(argv, str(error), 1)
+        return _failed(argv[0], str(error), 1)
     except Interrupted as error:
-        return _say(argv, str(error), error.code)
+        return _failed(argv[0], str(error), error.code)
     except KeyboardInterrupt:
-        return _say(argv, "stopped by SIGINT, without saving; a run goes on from its last checkpoint by --resume", 130)
+        return _failed(argv[0], "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130)
     return 0
 
 
-def _say(argv: Sequence[str], message: str, code: int) -> int:
-    print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
-    return code
+def _execute(argv: Sequence[str]) -> None:
+    parsed = parser().parse_args(with_checked_recipes(argv))
+    options = parsed[parsed.command].as_dict()
+    options.pop("config", None)
+    COMMANDS[parsed.command].execute(options)
+
+
+def _failed(command: str, message: str, status: int) -> int:
+    print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
+    return status
+
+
+def with_checked_recipes(argv: Sequence[str]) -> list[str]:
+    """Move each ``--config RECIPE`` to the front, so that options win over it, and replace a shipped name by its file.
+
+    Raises:
+        ConfigError: there is no such recipe, or it may not be used (see `check_recipe`).
+    """
+    finder = argparse.ArgumentParser(prog="lume-unlearn", add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append", default=[])
+    found, others = finder.parse_known_args(argv)
+    recipes = []
+    for name in found.config:
+        shipped = RECIPES / f"{name}.yaml"
+        path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
+        if not path.exists():
+            raise ConfigError(
+                f"--config {name}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
+                "the defaults of a method need none: --method M --tuning T"
+            )
+        check_recipe(path)
+        recipes.append(f"--config={path}")
+    return [*others[:1], *recipes, *others[1:]]
+
+
+def check_recipe(recipe: Path) -> None:
+    """Check that a recipe, which may come from anybody, has one value an option and does no harm.
+
+    Raises:
+        ConfigError: it cannot be read, names an option twice, writes outside the current folder, sends data or runs
+            code.
+    """
+    try:
+        root = yaml.compose(recipe.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"--config {recipe}: cannot be read: {' '.join(str(error).split())}") from error
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError(f"--config {recipe}: must hold lines of OPTION: VALUE")
+    values: dict[str, str] = {}
+    for key, value in root.value:
+        name = str(key.value)
+        if name in values:
+            raise ConfigError(f"--config {recipe}: {name} is there more than once")
+        if not isinstance(value, yaml.ScalarNode):
+            raise ConfigError(f"--config {recipe}: {name}: an option has one value, no list and no keys")
+        values[name] = value.value
+    output = Path(values.get("output", ""))
+    if output.is_absolute() or ".." in output.parts:
+        raise ConfigError(f"--config {recipe}: a recipe may not write to {output}; give --output on the command line")
+    if "config" in values:
+        raise ConfigError(f"--config {recipe}: a recipe may not name another one")
+    for name, harmless in NOT_IN_RECIPES.items():
+        if values.get(name, harmless) != harmless:
+            raise ConfigError(f"--config {recipe}: a recipe may not set {name}; give it on the command line")
 
 
 def parser() -> ArgumentParser:
-    """The command line; options of `run` are the fields of `RunConfig`, those of `audit` of `AuditConfig`."""
-    from lume_unlearn.config import RunConfig
-    from lume_unlearn.methods.table import parameters
-
-    title = "Machine unlearning of language models, scored by lm-eval."
-    # No abbreviations: --conf would get by the look at recipes. Newer jsonargparse has subcommands follow the top.
-    top = ArgumentParser(prog="lume-unlearn", description=title, allow_abbrev=False)
+    """Return the parser of all commands."""
+    # No abbreviations: --conf would bypass the check of recipes.
+    top = ArgumentParser(
+        prog="lume-unlearn",
+        description="Machine unlearning of language models, scored by lm-eval.",
+        allow_abbrev=False,
+    )
     commands = top.add_subcommands(dest="command")
-
-    run = ArgumentParser(description="Unlearn the forget rows from a model.", allow_abbrev=False)
-    run.add_argument("--config", action="config", help="A recipe: a YAML file, or a shipped one's name (sugd_last8).")
-    run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
-    _allow_bare_switches(run)
-    for name, text in parameters().items():
-        run.add_argument(f"--{name}", type=float | None, default=None, help=text)
-    commands.add_subcommand("run", run, help="unlearn the forget rows from a model")
-
-    _add_merge(commands)
-
-    methods = ArgumentParser(description="List the methods.")
-    methods.add_argument("--markdown", action="store_true", help="As the table in the README.")
-    commands.add_subcommand("methods", methods, help="list the methods")
-
-    path = ArgumentParser(description="Print the folder that holds recipes/ and accelerate/ (its configurations).")
-    commands.add_subcommand("path", path, help="print the folder of the recipes and of accelerate's configurations")
-
-    quickstart = ArgumentParser(description="Everything once, offline, on a miniature LUME and a tiny model.")
-    quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all that it makes.")
-    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
-    commands.add_subcommand("quickstart", quickstart, help="everything once, offline, in about a minute")
-
-    _add_configured(commands)
-    _add_results(commands)
+    for name, command in COMMANDS.items():
+        options = ArgumentParser(description=command.title, allow_abbrev=False)
+        command.add_options(options)
+        for action in options._actions:
+            if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
+                action.nargs, action.const = "?", True
+        commands.add_subcommand(name, options, help=command.title)
     return top
 
 
-def _allow_bare_switches(parser: ArgumentParser) -> None:
-    """Let ``--resume`` stand for ``--resume true``, and so with every option that is true or false."""
-    for action in parser._actions:
-        if getattr(action, "_typehint", None) is bool:
-            action.nargs, action.const = "?", True
+def _run_options(run: ArgumentParser) -> None:
+    run.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
+    run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
+    for name, text in parameters().items():
+        run.add_argument(f"--{name}", type=float | None, default=None, help=text)
 
 
-def _add_merge(commands: Any) -> None:
-    """The command `merge`."""
-    title = "Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES."
-    merge = ArgumentParser(description=title)
-    merge.add_argument("--adapter", type=str | None, default=None, help="Folder that `run --tuning lora` wrote.")
-    merge.add_argument(
-        "--ties", type=str | None, default=None, help="Instead of --adapter: folders of adapters, with commas between."
-    )
-    merge.add_argument(
-        "--density", type=float | None, default=None, help="With --ties: share of each update to keep (default 0.8)."
-    )
-    merge.add_argument(
-        "--weights", type=str | None, default=None, help="With --ties: factor of each adapter, as 1,0.5 (default 1)."
-    )
-    merge.add_argument(
-        "--rank", type=int | None, default=None, help="With --ties: save an adapter of this rank, not a whole model."
-    )
-    merge.add_argument("--output", type=str, required=True, help="Folder for the merged model or adapter.")
-    merge.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
-    merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
-    commands.add_subcommand("merge", merge, help=title[0].lower() + title[1:-1])
-
-
-def _add_configured(commands: Any) -> None:
-    """Commands whose options are the fields of a class."""
-    from lume_unlearn.data.alternatives import AlternativesConfig
-    from lume_unlearn.evaluation.audit import AuditConfig
-
-    for name, options, title in (
-        ("alternatives", AlternativesConfig, "Have a model write other answers to the forget rows, for altpo and dpo."),
-        ("audit", AuditConfig, "Does forgetting hold? With fewer bits, relearning, other words, sampling."),
-    ):
-        command = ArgumentParser(description=title)
-        command.add_class_arguments(options, as_group=False)
-        _allow_bare_switches(command)
-        commands.add_subcommand(name, command, help=title[0].lower() + title[1:-1])
-
-
-def _add_results(commands: Any) -> None:
-    """Commands that take results of lm_eval."""
-    report = ArgumentParser(description="Turn results of lm_eval into one page to look at, and its pictures.")
-    report.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
-    report.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
-    report.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
-    report.add_argument("--show_pii", action="store_true", help="Show texts as they are, with personal data.")
-    commands.add_subcommand("report", report, help="turn results of lm_eval into a page to look at")
-
-    card = ArgumentParser(description="Write a model card with the scores into the folder of a run.")
-    card.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
-    card.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
-    card.add_argument("--push_to_hub", type=str | None, default=None, help="Upload the folder to this hub repository.")
-    commands.add_subcommand("card", card, help="write a model card with the scores into the folder of a run")
-
-
-def _recipe_first(argv: Sequence[str]) -> list[str]:
-    """Put ``--config RECIPE`` before the other options, which it would undo from behind, and find shipped recipes.
-
-    Raises:
-        ConfigError: there is no such recipe, or it is not harmless.
-    """
-    from lume_unlearn.config import ConfigError
-
-    command, recipes, others = list(argv[:1]), list[str](), list[str]()
-    rest = iter(argv[1:])
-    for option in rest:
-        name, equals, value = option.partition("=")
-        if name != "--config" or not (value := value if equals else next(rest, "")):
-            others.append(option)
-        else:
-            shipped = RECIPES / f"{value}.yaml"
-            path = shipped if shipped.is_file() and not Path(value).is_file() else Path(value)
-            if not path.exists():
-                raise ConfigError(
-                    f"--config {value}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
-                    "the defaults of a method need none: --method M --tuning T"
-                )
-            _require_harmless(path)
-            recipes.append(f"--config={path}")
-    return [*command, *recipes, *others]
-
-
-def _require_harmless(recipe: Path) -> None:
-    """A recipe may come from anybody: where to write and to send, and whose code to run, the command line says.
-
-    Raises:
-        ConfigError: the recipe cannot be read, writes elsewhere than below the current folder, sends data away, or runs
-            code.
-    """
-    from lume_unlearn.config import ConfigError
-
-    try:
-        text = read_text(recipe)
-        options = yaml.safe_load(text)
-        json.dumps(options, default=str)  # fails where something contains itself
-    except (OSError, ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"--config {recipe}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(options, dict):
-        raise ConfigError(f"--config {recipe}: must hold lines of OPTION: VALUE")
-    node = yaml.compose(text)
-    names = [str(key.value) for key, _ in node.value] if node else []
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise ConfigError(f"--config {recipe}: {', '.join(twice)} stands there more than once")
-    output = Path(str(options.get("output", "")))
-    if output.is_absolute() or ".." in output.parts:
-        raise ConfigError(f"--config {recipe}: a recipe may not write to {output}; give --output on the command line")
-    if "config" in options:
-        raise ConfigError(f"--config {recipe}: a recipe may not name another one")
-    if options.get("trust_remote_code"):
-        raise ConfigError(f"--config {recipe}: a recipe may not set trust_remote_code; give it on the command line")
-    if options.get("report_to", "none") != "none":
-        raise ConfigError(f"--config {recipe}: a recipe may not set report_to; give it on the command line")
-    if nested := [str(name) or '""' for name, value in options.items() if isinstance(value, (dict, list))]:
-        raise ConfigError(f"--config {recipe}: {', '.join(nested)}: an option has one value, no list and no keys")
-
-
-def _run_config(options: dict[str, Any]) -> Any:
-    """The options of `run`, with the methods' parameters gathered."""
-    from lume_unlearn.config import RunConfig
-    from lume_unlearn.methods.table import parameters
-
-    params = {name: value for name in parameters() if (value := options.pop(name)) is not None}
-    return RunConfig(**options, params=params)
+def run_config(options: dict[str, Any]) -> RunConfig:
+    """Return the configuration of `run`, with the methods' parameters gathered in ``params``."""
+    given = {name: options.pop(name) for name in parameters()}
+    return RunConfig(**options, params={name: value for name, value in given.items() if value is not None})
 
 
 def _run(options: dict[str, Any]) -> None:
@@ -258,17 +172,18 @@ def _run(options: dict[str, Any]) -> None:
     from lume_unlearn.evaluation.callback import best_line
     from lume_unlearn.training.run import run
 
-    config = _run_config(options)
+    config = run_config(options)
     output = run(config)
     if PartialState().is_main_process:
         print(f"Written to {output}. Score it with:\n  {scoring_command(config)}")
-        if line := best_line(output):
-            print(line)
+        best = best_line(output)
+        if best:
+            print(best)
 
 
-def scoring_command(config: Any) -> str:
-    """The command that scores what a run wrote, on the rows of the run, with the tasks that these have data for."""
-    from lume_unlearn.data.sources import named_directory
+def scoring_command(config: RunConfig) -> str:
+    """Return the command that scores the result of a run on its rows, with the tasks that the data has rows for."""
+    from lume_unlearn.data.inputs import named_directory
     from lume_unlearn.evaluation.harness import ROW_TASKS, tasks_for
 
     lora = config.tuning == "lora"
@@ -290,9 +205,20 @@ def scoring_command(config: Any) -> str:
     return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 
+def _merge_options(merge: ArgumentParser) -> None:
+    text, number = str | None, float | None
+    merge.add_argument("--adapter", type=text, default=None, help="Folder that `run --tuning lora` wrote.")
+    merge.add_argument("--ties", type=text, default=None, help="Instead of --adapter: adapters, separated by commas.")
+    merge.add_argument("--density", type=number, default=None, help="With --ties: share of each update kept (0.8).")
+    merge.add_argument("--weights", type=text, default=None, help="With --ties: a factor for each, as 1,0.5 (all 1).")
+    merge.add_argument("--rank", type=int | None, default=None, help="With --ties: write an adapter of this rank.")
+    merge.add_argument("--output", type=str, required=True, help="Folder for the merged model or adapter.")
+    merge.add_argument("--model", type=text, default=None, help="The adapter's model, if not the one it names.")
+    merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
+
+
 def _merge(options: dict[str, Any]) -> None:
-    from lume_unlearn.config import ConfigError
-    from lume_unlearn.model.merge import merge, merge_ties
+    from lume_unlearn.training.merge import merge, merge_ties
 
     adapter, ties = options.pop("adapter"), options.pop("ties")
     only_ties = {name: options.pop(name) for name in ("density", "weights", "rank")}
@@ -311,36 +237,40 @@ def _merge(options: dict[str, Any]) -> None:
 
 
 def _numbers(option: str, text: str) -> list[float]:
-    from lume_unlearn.config import ConfigError
-
     try:
         return [float(part) for part in text.split(",")]
     except ValueError as error:
-        raise ConfigError(f"{option} {text}: give numbers with commas between them, as 1,0.5") from error
+        raise ConfigError(f"{option} {text}: give numbers separated by commas, as 1,0.5") from error
+
+
+def _methods_options(methods: ArgumentParser) -> None:
+    methods.add_argument("--markdown", action="store_true", help="As the table in methods/README.md.")
 
 
 def _methods(options: dict[str, Any]) -> None:
-    from lume_unlearn.methods.table import listing, markdown
+    lines = markdown() if options["markdown"] else listing([path.stem for path in RECIPES.glob("*.yaml")])
+    print(*lines, sep="\n")
 
-    print(*(markdown() if options["markdown"] else listing([path.stem for path in RECIPES.glob("*.yaml")])), sep="\n")
 
+def _alternatives(options: dict[str, Any]) -> None:
+    from lume_unlearn.evaluation.alternatives import write_alternatives
 
-def _path(options: dict[str, Any]) -> None:
-    print(RECIPES.parent)
+    print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
 
 
 def _audit(options: dict[str, Any]) -> None:
-    from lume_unlearn.evaluation.audit import AuditConfig, audit, audit_table
-
     config = AuditConfig(**options)
+    from lume_unlearn.evaluation.audit import audit, audit_table
+
     print(audit_table(audit(config)))
     print(f"Written to {config.output}.")
 
 
-def _alternatives(options: dict[str, Any]) -> None:
-    from lume_unlearn.data.alternatives import AlternativesConfig, write_alternatives
-
-    print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
+def _report_options(report: ArgumentParser) -> None:
+    report.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
+    report.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
+    report.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
+    report.add_argument("--show_pii", action="store_true", help="Do not redact personal data.")
 
 
 def _report(options: dict[str, Any]) -> None:
@@ -351,13 +281,24 @@ def _report(options: dict[str, Any]) -> None:
     print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")
 
 
+def _card_options(card: ArgumentParser) -> None:
+    card.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
+    card.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
+    card.add_argument("--push_to_hub", type=str | None, default=None, help="Upload the folder to this hub repository.")
+
+
 def _card(options: dict[str, Any]) -> None:
     from lume_unlearn.report.card import push_to_hub, write_card
 
-    folder = Path(options["model_dir"])
+    folder, repository = Path(options["model_dir"]), options["push_to_hub"]
     print(f"Written to {write_card(folder, options['results'])}.")
-    if options["push_to_hub"]:
-        print(f"Uploaded to {push_to_hub(folder, options['push_to_hub'])}.")
+    if repository:
+        print(f"Uploaded to {push_to_hub(folder, repository)}.")
+
+
+def _quickstart_options(quickstart: ArgumentParser) -> None:
+    quickstart.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all results.")
+    quickstart.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
 
 
 def _quickstart(options: dict[str, Any]) -> None:
@@ -366,14 +307,40 @@ def _quickstart(options: dict[str, Any]) -> None:
     quickstart(Path(options["output"]), options["seed"])
 
 
+class Command(NamedTuple):
+    """A command: its help, its options, and the function that gets them."""
+
+    title: str
+    add_options: Callable[[ArgumentParser], Any]
+    execute: Callable[[dict[str, Any]], None]
+
+
 COMMANDS = {
-    "run": _run,
-    "alternatives": _alternatives,
-    "merge": _merge,
-    "methods": _methods,
-    "path": _path,
-    "audit": _audit,
-    "report": _report,
-    "card": _card,
-    "quickstart": _quickstart,
+    "run": Command("Unlearn the forget rows from a model.", _run_options, _run),
+    "merge": Command(
+        "Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge
+    ),
+    "methods": Command("List the methods.", _methods_options, _methods),
+    "path": Command(
+        "Print the folder of recipes/ and accelerate/ (configurations of accelerate).",
+        lambda parser: None,
+        lambda options: print(RECIPES.parent),
+    ),
+    "quickstart": Command(
+        "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute.",
+        _quickstart_options,
+        _quickstart,
+    ),
+    "alternatives": Command(
+        "Sample other answers to the forget rows from a model, for altpo and dpo.",
+        lambda parser: parser.add_class_arguments(AlternativesConfig, as_group=False),
+        _alternatives,
+    ),
+    "audit": Command(
+        "Test whether forgetting holds: quantisation, relearning, paraphrases, sampling.",
+        lambda parser: parser.add_class_arguments(AuditConfig, as_group=False),
+        _audit,
+    ),
+    "report": Command("Turn results of lm_eval into a page with pictures.", _report_options, _report),
+    "card": Command("Write a model card with the scores into the folder of a run.", _card_options, _card),
 }

@@ -1,39 +1,33 @@
-"""The configuration of one unlearning run: what the command line, a recipe and `lume_unlearn.run` all fill in."""
+"""The options of a run, which the command line, recipes and callers in Python fill in, and their checks."""
 
+import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from math import inf
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from lume_tasks.data.rows import SPLITS
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
-from lume_unlearn.methods.spec import RETAIN_TERMS, Method, RetainTerm
+from lume_unlearn.methods.spec import Method, RetainTerm
+from lume_unlearn.option_types import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Share,
+    Split,
+    check_types,
+    raise_faults,
+    source_faults,
+)
 
 TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Implementations of transformers that keep packed rows apart by themselves."""
-
-
-class ConfigError(ValueError):
-    """An option that cannot work; the message names it and says what to do."""
-
-
-def require_unused(output: Path, advice: str = "name another folder") -> None:
-    """Refuse to write into a folder that holds anything.
-
-    Raises:
-        ConfigError: the path exists and is not an empty folder.
-    """
-    if output.exists() and (not output.is_dir() or any(path.name != ".lock" for path in output.iterdir())):
-        raise ConfigError(f"--output {output}: it exists and is not empty; {advice}")
-
-
 SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_mia", "lume_score")
 """Tasks that `--evaluate_every epoch` scores by default, where the data has rows or documents for them."""
-OWN: Any = None
-"""Default of an option that is filled in later: by the method, or (``max_tokens``) by the machine."""
+FILLED_IN: Any = None
+"""Default of an option that is filled in later: by the method, or (``max_tokens``) from the free memory."""
 DEFAULTS: Mapping[str, Any] = {
     "forget_weight": 1.0,
     "retain_weight": 1.0,
@@ -45,7 +39,9 @@ DEFAULTS: Mapping[str, Any] = {
     "warmup": 0.1,
     "max_grad_norm": 1.0,
 }
-"""What those options are for a method that says nothing."""
+"""Defaults of a method that names none itself."""
+
+_log = logging.getLogger("lume_unlearn")
 
 
 @dataclass(frozen=True)
@@ -54,63 +50,69 @@ class RunConfig:
 
     Attributes:
         model: Model to unlearn: a folder or a hub name.
-        output: Folder to write: the adapter or the model, its tokenizer and unlearning.json.
+        output: Folder for the result: the adapter or the model, its tokenizer and unlearning.json.
         method: Unlearning method; `lume-unlearn methods` lists them.
         tuning: What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or
-            modules:REGEX (the weights whose name the pattern is found in).
-        data: Data directory with forget and retain rows; else LUME_DATA_DIR, else the published LUME.
+            modules:REGEX (the weights whose names match the pattern).
+        data: Data directory with forget and retain rows; default LUME_DATA_DIR, else the published LUME.
         split: Rows to use: all, train, validation or test.
         forget: File or folder with forget rows (jsonl or parquet), instead of --data.
         retain: File or folder with retain rows, instead of --data.
-        alternatives: File with other answers to the forget rows, for dpo and altpo; `alternatives` makes one.
-        retain_term: Loss on retain rows: nll, kl, nll+kl, states or none; by default the method's own.
-        forget_weight: Weight of the loss on forget rows; by default the method's own.
-        retain_weight: Weight of the loss on retain rows; by default the method's own.
-        kl_weight: Weight of the KL divergence in the retain term nll+kl, before retain_weight.
-        params: The method's own parameters; on the command line each is an option by its name.
-        loss_on: Tokens that carry loss: the answer (`output` and EOS), or the whole text.
-        epochs: Passes over the forget rows (of one chunk, for methods that go by chunks); by default the method's own.
-        batch_size: Forget rows of one optimiser step, over all processes, each with its retain rows; by default the
-            method's own.
-        micro_batch_size: Most forget rows in one forward pass of one process; does not change the result.
-        max_tokens: Most tokens in one forward pass of one process; does not change the result, but memory and speed. By
-            default 8192 on a GPU and 2048 on a CPU, less where a single process finds little free memory (4 MiB a
-            token, at least 512); unlearning.json has the number used.
-        learning_rate: Peak learning rate; by default the method's own, mostly 1e-5, and 1e-4 with LoRA.
-        lr_schedule: Learning rate over time, after the warm-up: linear (to 0), cosine or constant.
+        alternatives: File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes
+            one.
+        retain_term: Loss on retain rows: nll, kl, nll+kl, states or none. Default: the method's.
+        forget_weight: Weight of the loss on forget rows. Default: the method's.
+        retain_weight: Weight of the loss on retain rows. Default: the method's.
+        kl_weight: Weight of the KL divergence within the retain term nll+kl, which retain_weight then multiplies.
+        params: Parameters of the method; on the command line each is an option.
+        loss_on: Labelled tokens: the answer (`output` and EOS), or the whole text.
+        epochs: Epochs (Trainer's num_train_epochs): how often each forget row is used. Default: the method's.
+        batch_size: Forget rows of one optimiser step, over all processes, each with its retain rows (Trainer's
+            per_device_train_batch_size counts the rows of one micro-batch of one process). Default: the method's.
+        micro_batch_size: Most forget rows in one micro-batch of one process; does not change the result.
+        max_tokens: Most tokens in one micro-batch of one process; changes memory and speed, not the result. Default:
+            8192 on a GPU and 2048 on a CPU, less if a single process has little free memory (4 MiB a token, at least
+            512); unlearning.json records the number.
+        learning_rate: Peak learning rate. Default: the method's, mostly 1e-5, and 1e-4 with LoRA.
+        lr_schedule: Learning rate after the warm-up (Trainer's lr_scheduler_type): linear (to 0), cosine or constant.
         weight_decay: Weight decay of AdamW.
-        warmup: Share of the steps with rising learning rate; the first step has a rate above 0.
+        warmup: Share of the steps in which the learning rate rises (Trainer's warmup_ratio); unlike Trainer's, the
+            first step has a rate above 0.
         max_grad_norm: Gradient norm above which gradients are scaled down; 0 turns it off.
-        seed: Seed of the pairing, the order, the adapter's first weights and dropout.
-        precision: Arithmetic of the forward pass: float32, bfloat16, or auto (bfloat16 where the GPU has it).
+        seed: Seed of the pairs, their order, the adapter's initial weights and dropout.
+        precision: Arithmetic of the forward pass: float32, bfloat16 (Trainer's bf16), or auto (bfloat16 if the GPU has
+            it).
         weights: Data type of the trained weights: float32, or bfloat16 with stochastic rounding (needs torchao).
-        optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao).
-        reference_copy: Copy of the model before unlearning, where one is needed: same (as the model), bfloat16, int8
-            (needs torchao), or cpu.
+        optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao); Trainer's optim.
+        reference_copy: Copy of the reference model, if one is needed: same (as the model), bfloat16, int8 (needs
+            torchao), or cpu.
         attention: Attention of packed rows: auto (torch's variable-length kernel on GPUs, row by row elsewhere), or
             one of transformers' own, if installed: flash_attention_2, flash_attention_3, flex_attention.
-        compile: Have torch compile the decoder layers: minutes at the start, fewer passes over memory in each step.
+        compile: Compile the decoder layers (Trainer's torch_compile): takes minutes at the start, then steps are
+            faster.
         gradient_checkpointing: Recompute activations in the backward pass: less memory, a third more time.
-        max_length: Cut longer rows to so many tokens; by default a row longer than the model's context is an error.
+        max_length: Truncate rows to this many tokens. By default a row longer than the model's context is an error.
         lora_rank: Rank of the adapter.
         lora_alpha: Scale of the adapter: its output is multiplied by alpha / rank.
         lora_dropout: Dropout before the adapter.
-        lora_targets: Modules that get an adapter: all-linear, or names with commas between them.
-        save_steps: Save a checkpoint every so many optimiser steps; 0 for none.
+        lora_targets: Modules that get an adapter: all-linear, or names separated by commas.
+        save_steps: Optimiser steps between checkpoints; 0 for none.
         save_total_limit: Checkpoints to keep; 0 for all.
-        resume: Continue from the last complete checkpoint in the output folder (from the beginning, where there is
-            none yet); --learning_rate may be lower than before.
-        watch_steps: Optimiser steps between two looks at a few forget and retain rows; 0 for only before and after.
-        collapse_bound: Nats a token by which the watched retain rows may get worse before that counts as collapse.
-        on_collapse: What to do then: warn; stop with an error; or best, go back to the last weights before and end.
+        resume: Continue from the last complete checkpoint in the output folder, or start if there is none yet
+            (Trainer's resume_from_checkpoint). --learning_rate may be lower than before.
+        watch_steps: Optimiser steps between two measurements of the monitor, which computes the NLL of a few forget
+            and retain rows; 0 for only the first and the last.
+        collapse_bound: Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse.
+        on_collapse: What to do then: warn; stop with an error; or rollback, restore the last good weights and end.
+            The former name of rollback is best.
         logging_steps: Optimiser steps between two entries of the loss history.
-        evaluate_every: When to score through the harness while training: none or epoch.
-        evaluate_tasks: Tasks to score then; by default those of lume_task1, lume_task2, lume_task3, lume_mia and
+        evaluate_every: When to score with the harness while training (Trainer's eval_strategy): none or epoch.
+        evaluate_tasks: Tasks to score then. Default: those of lume_task1, lume_task2, lume_task3, lume_mia and
             lume_score that the data has rows or documents for.
-        evaluate_limit: Documents of each task to score then; by default all.
-        evaluate_batch_size: Prompts of one scoring batch.
-        best_metric: TASK.METRIC that decides the weights kept in best/. Equal values are ordered by the mean of the
-            twelve scores (forget scores as 1 - score), then by the later epoch.
+        evaluate_limit: Documents of each task to score then. Default: all.
+        evaluate_batch_size: Prompts of one scoring batch (Trainer's per_device_eval_batch_size).
+        best_metric: TASK.METRIC that selects the weights kept in best/ (Trainer's metric_for_best_model). Equal values
+            are ordered by the mean of the twelve scores (forget scores as 1 - score), then by the later epoch.
         report_to: Where transformers reports to: none, tensorboard, wandb, ...
         trust_remote_code: Run code that a hub model brings along.
     """
@@ -120,26 +122,26 @@ class RunConfig:
     method: str
     tuning: str = "lora"
     data: str | None = None
-    split: str = "all"
+    split: Split = "all"
     forget: str | None = None
     retain: str | None = None
     alternatives: str | None = None
-    retain_term: RetainTerm = OWN
-    forget_weight: float = OWN
-    retain_weight: float = OWN
-    kl_weight: float = OWN
-    params: dict[str, float] = OWN
+    retain_term: RetainTerm = FILLED_IN
+    forget_weight: NonNegativeFloat = FILLED_IN
+    retain_weight: NonNegativeFloat = FILLED_IN
+    kl_weight: NonNegativeFloat = FILLED_IN
+    params: dict[str, float] = FILLED_IN
     loss_on: Literal["answer", "text"] = "answer"
-    epochs: float = OWN
-    batch_size: int = OWN
-    micro_batch_size: int | None = None
-    max_tokens: int = OWN
-    learning_rate: float = OWN
-    lr_schedule: Literal["linear", "cosine", "constant"] = OWN
-    weight_decay: float = 0.01
-    warmup: float = OWN
-    max_grad_norm: float = OWN
-    seed: int = 0
+    epochs: PositiveFloat = FILLED_IN
+    batch_size: PositiveInt = FILLED_IN
+    micro_batch_size: PositiveInt | None = None
+    max_tokens: PositiveInt = FILLED_IN
+    learning_rate: PositiveFloat = FILLED_IN
+    lr_schedule: Literal["linear", "cosine", "constant"] = FILLED_IN
+    weight_decay: NonNegativeFloat = 0.01
+    warmup: Share = FILLED_IN
+    max_grad_norm: NonNegativeFloat = FILLED_IN
+    seed: NonNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     weights: Literal["float32", "bfloat16"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
@@ -147,54 +149,52 @@ class RunConfig:
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
-    max_length: int | None = None
-    lora_rank: int = 8
-    lora_alpha: int = 32
-    lora_dropout: float = 0.05
+    max_length: PositiveInt | None = None
+    lora_rank: PositiveInt = 8
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Share = 0.05
     lora_targets: str = "all-linear"
-    save_steps: int = 0
-    save_total_limit: int = 2
+    save_steps: NonNegativeInt = 0
+    save_total_limit: NonNegativeInt = 2
     resume: bool = False
-    watch_steps: int = 10
-    collapse_bound: float = 1.0
-    on_collapse: Literal["warn", "stop", "best"] = "warn"
-    logging_steps: int = 1
+    watch_steps: NonNegativeInt = 10
+    collapse_bound: PositiveFloat = 1.0
+    on_collapse: Literal["warn", "stop", "rollback", "best"] = "warn"
+    logging_steps: PositiveInt = 1
     evaluate_every: Literal["none", "epoch"] = "none"
     evaluate_tasks: str | None = None
-    evaluate_limit: int | None = None
-    evaluate_batch_size: int = 64
+    evaluate_limit: PositiveInt | None = None
+    evaluate_batch_size: PositiveInt = 64
     best_metric: str = "lume_score.task_aggregate"
     report_to: str = "none"
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded; fill in the method's defaults.
+        """Fill in the method's defaults and check what can be checked before anything is loaded.
 
         Raises:
             ConfigError: names every option that is wrong.
         """
-        if faults := [
-            f"--{field.name} {getattr(self, field.name)}: must have a value"
-            for field in fields(self)
-            if field.default is not None and getattr(self, field.name) is None
-        ]:
-            raise ConfigError("\n".join(faults))
-        if self.method in METHODS:
-            for name, value in self._defaults().items():
-                object.__setattr__(self, name, value)
-        checks = (_choice_faults, _range_faults, _source_faults, _method_faults, _param_faults, _evaluation_faults)
-        if faults := [fault for check in checks for fault in check(self)]:
-            raise ConfigError("\n".join(faults))
+        if self.method not in METHODS:
+            raise ConfigError(f"--method {self.method!r}: choose one of {', '.join(METHODS)}")
+        self._fill_in_defaults()
+        check_types(self)
+        if self.on_collapse == "best":
+            _log.warning("--on_collapse best: this word is now rollback; use that one")
+            object.__setattr__(self, "on_collapse", "rollback")
+        faults = tuning_faults(self.tuning) + _contradictions(self) + _method_faults(self) + _parameter_faults(self)
+        raise_faults(faults)
 
-    def _defaults(self) -> dict[str, Any]:
-        """What the options that were left out are for this method."""
-        own = {**DEFAULTS, "retain_term": self.spec.retain, **self.spec.defaults}
-        own["learning_rate"] = {**DEFAULTS["learning_rate"], **own["learning_rate"]}[
-            "lora" if self.tuning == "lora" else "full"
-        ]
-        filled = {name: value for name, value in own.items() if getattr(self, name) is None}
-        defaults = {name: param.default for name, param in self.spec.params.items()}
-        return filled | {"params": defaults | (self.params or {})}
+    def _fill_in_defaults(self) -> None:
+        method = self.spec
+        defaults = {**DEFAULTS, "retain_term": method.retain, **method.defaults}
+        rates = {**DEFAULTS["learning_rate"], **defaults["learning_rate"]}
+        defaults["learning_rate"] = rates["lora" if self.tuning == "lora" else "full"]
+        for name, value in defaults.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)
+        params = {name: param.default for name, param in method.params.items()}
+        object.__setattr__(self, "params", params | (self.params or {}))
 
     @property
     def spec(self) -> Method:
@@ -203,22 +203,21 @@ class RunConfig:
 
     @property
     def needs_retain(self) -> bool:
-        """Whether retain rows take part at all."""
-        if self.method not in METHODS or self.retain_term == "none":
+        """Whether the loss, the schedule or the learning rate needs retain rows."""
+        if self.retain_term == "none":
             return False
-        # Weights that move may leave 0; schedules and found learning rates are made with retain rows, whatever these
-        # weigh.
+        # A weight that adapts may start at 0; phases and a searched learning rate use retain rows at any weight.
         method = self.spec
         return bool(self.retain_weight or method.adapt or method.phases or method.normalised)
 
     @property
     def retain_needs_reference(self) -> bool:
-        """Whether the retain term needs the model before unlearning in every step."""
+        """Whether the retain term needs the reference model in every step."""
         return self.needs_retain and term_needs_reference(self.retain_term)
 
     @property
     def needs_reference_forward(self) -> bool:
-        """Whether the model before unlearning runs in every step, for either side."""
+        """Whether every step needs a forward pass of the reference model."""
         return self.spec.needs_reference_forward or self.retain_needs_reference
 
     @property
@@ -227,161 +226,74 @@ class RunConfig:
         return [name.strip() for name in (self.evaluate_tasks or ",".join(SCORED)).split(",")]
 
 
-def _choice_faults(config: RunConfig) -> list[str]:
-    """Options whose value is not one of the known ones (a recipe or a Python caller may hold anything)."""
-    choices: dict[str, tuple[object, ...]] = {
-        "method": tuple(METHODS),
-        "split": ("all", *SPLITS),
-        "retain_term": (None, *RETAIN_TERMS),
-        "loss_on": ("answer", "text"),
-        "lr_schedule": (None, "linear", "cosine", "constant"),
-        "precision": ("auto", "float32", "bfloat16"),
-        "weights": ("float32", "bfloat16"),
-        "optimizer": ("adamw", "adamw8bit"),
-        "attention": ("auto", *TRANSFORMERS_ATTENTION),
-        "reference_copy": ("same", "bfloat16", "int8", "cpu"),
-        "on_collapse": ("warn", "stop", "best"),
-        "evaluate_every": ("none", "epoch"),
-    }
-    faults = [
-        f"--{name} {getattr(config, name)!r}: choose one of {', '.join(str(v) for v in known if v is not None)}"
-        for name, known in choices.items()
-        if getattr(config, name) not in known
-    ]
-    return [*faults, *([fault] if (fault := tuning_fault(config.tuning)) else [])]
-
-
-def tuning_fault(tuning: str) -> str | None:
-    """What is wrong with ``--tuning`` before any model is known."""
-    kind, _, rest = tuning.partition(":")
-    if tuning in ("lora", "full"):
-        return None
-    if kind == "last" and rest.isascii() and rest.isdigit() and int(rest) > 0:
-        return None
-    if kind == "modules" and rest:
+def tuning_faults(tuning: str) -> list[str]:
+    """List what is wrong with ``--tuning`` as far as no model is needed to know."""
+    if not re.fullmatch("lora|full|last:[1-9][0-9]*|modules:.+", tuning):
+        return [f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"]
+    kind, _, pattern = tuning.partition(":")
+    if kind == "modules":
         try:
-            re.compile(rest)
+            re.compile(pattern)
         except re.error as error:
-            return f"--tuning {tuning}: not a regular expression: {error}"
-        return None
-    return f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"
+            return [f"--tuning {tuning}: not a regular expression: {error}"]
+    return []
 
 
-def _range_faults(config: RunConfig) -> list[str]:
-    """Numbers outside the range in which they mean something."""
-    positive = (
-        "epochs",
-        "batch_size",
-        "micro_batch_size",
-        "max_tokens",
-        "learning_rate",
-        "lora_rank",
-        "lora_alpha",
-        "logging_steps",
-        "collapse_bound",
-        "evaluate_batch_size",
-    )
-    weights = ("forget_weight", "retain_weight", "kl_weight", "weight_decay", "max_grad_norm")
-    faults = []
-    for name in positive:
-        if (value := getattr(config, name)) is not None and not 0 < value < inf:
-            faults.append(f"--{name} {value}: must be above 0")
-    for name in (*weights, "seed", "save_steps", "save_total_limit", "watch_steps"):
-        if (value := getattr(config, name)) is not None and not 0 <= value < inf:
-            faults.append(f"--{name} {value}: must not be negative")
-    if config.warmup is not None and not 0 <= config.warmup < 1:
-        faults.append(f"--warmup {config.warmup}: a share of all steps, at least 0 and below 1")
-    if not 0 <= config.lora_dropout < 1:
-        faults.append(f"--lora_dropout {config.lora_dropout}: at least 0 and below 1")
-    if config.max_length is not None and config.max_length < 2:
-        faults.append(f"--max_length {config.max_length}: at least 2")
-    return faults
-
-
-def _source_faults(config: RunConfig) -> list[str]:
-    """Contradictions in where the rows come from."""
-    faults = []
+def _contradictions(config: RunConfig) -> list[str]:
+    """List options that contradict each other."""
+    faults = source_faults(config.forget, config.data, config.split)
     if config.retain is not None and config.forget is None:
         faults.append("--retain: give --forget with it, or name a directory with both by --data")
     if config.forget is not None and config.retain is None and config.needs_retain:
         faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
-    return faults + named_twice(config.forget, config.data, config.split)
-
-
-def named_twice(forget: str | None, data: str | None, split: str) -> list[str]:
-    """Contradictions between ``--forget`` and the options that are for ``--data``."""
-    faults = []
-    if forget is not None and data is not None:
-        faults.append("--data and --forget both name the rows; give one of them")
-    if forget is not None and split != "all":
-        faults.append(f"--split {split}: is for --data; --forget already names the rows")
+    if config.compile and config.gradient_checkpointing:
+        faults.append("--compile true: compiles nothing with --gradient_checkpointing true; choose one")
+    if config.tuning == "lora" and config.weights == "bfloat16":
+        faults.append("--weights bfloat16: an adapter is small and stays float32; drop --weights with --tuning lora")
+    if config.evaluate_every == "epoch":
+        if config.forget is not None:
+            faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")
+        task, _, metric = config.best_metric.partition(".")
+        if task not in config.scored_tasks or not metric:
+            faults.append(f"--best_metric {config.best_metric}: TASK.METRIC with a task of --evaluate_tasks")
     return faults
 
 
 def _method_faults(config: RunConfig) -> list[str]:
-    """What this method cannot work with."""
-    if config.method not in METHODS:
-        return []
-    method, faults = config.spec, []
-    if config.retain_term in RETAIN_TERMS and config.retain_term not in method.retain_terms:
-        known = ", ".join(method.retain_terms)
-        faults.append(f"--retain_term {config.retain_term}: {method.name} can have {known}")
+    """List options that the method does not support."""
+    method, name, faults = config.spec, config.method, []
+    if config.retain_term not in method.retain_terms:
+        faults.append(f"--retain_term {config.retain_term}: {name} can have {', '.join(method.retain_terms)}")
     if method.alternative == "file" and config.alternatives is None:
-        faults.append(f"--method {method.name}: name a file by --alternatives (`lume-unlearn alternatives` makes one)")
+        faults.append(f"--method {name}: needs --alternatives FILE (`lume-unlearn alternatives` writes one)")
     if method.alternative != "file" and config.alternatives is not None:
-        faults.append(f"--alternatives {config.alternatives}: {method.name} has no use for it")
-    if method.phases:
-        faults += _phase_faults(config)
+        faults.append(f"--alternatives {config.alternatives}: {name} does not use them; drop --alternatives")
     if config.compile and method.hidden_states:
-        faults.append(f"--compile true: {method.name} looks into the layers, where compiled ones let nobody look")
-    if config.compile and config.gradient_checkpointing:
-        faults.append("--compile true: nothing would be compiled with --gradient_checkpointing true; choose one")
-    if method.negated and config.on_collapse == "best":
-        faults.append(f"--on_collapse best: {method.name} makes its weights at the very end; use warn or stop")
-    if config.tuning == "lora" and config.weights == "bfloat16":
-        faults.append("--weights bfloat16: an adapter is small and stays float32; leave it out with --tuning lora")
-    return faults
-
-
-def _phase_faults(config: RunConfig) -> list[str]:
-    """What a method that goes through phases decides by itself."""
-    name, faults = config.method, []
-    if config.epochs % 1:
-        faults.append(f"--epochs {config.epochs}: {name} needs a whole number")
-    own = "has a learning rate of its own in each phase, linear to 0 without warm-up; leave it out"
-    if config.lr_schedule != "linear":
-        faults.append(f"--lr_schedule {config.lr_schedule}: {name} {own}")
-    if config.warmup:
-        faults.append(f"--warmup {config.warmup}: {name} {own}")
-    if config.evaluate_every == "epoch":
+        faults.append(f"--compile true: not supported for {name}, which hooks decoder layers; drop --compile")
+    if method.negated and config.on_collapse == "rollback":
+        faults.append(f"--on_collapse rollback: {name} makes its weights after training; use warn or stop")
+    if method.negated and config.evaluate_every == "epoch":
+        faults.append(f"--evaluate_every epoch: {name} makes its weights after training; score those instead")
+    if method.phases and config.evaluate_every == "epoch":
         faults.append(f"--evaluate_every epoch: {name} has no epochs over all rows; score its checkpoints instead")
+    if method.phases and config.epochs % 1:
+        faults.append(f"--epochs {config.epochs}: {name} needs a whole number")
+    for option, fixed in {"lr_schedule": "linear", "warmup": 0}.items():
+        value = getattr(config, option)
+        if method.phases and value != fixed:
+            faults.append(f"--{option} {value}: {name} lets the learning rate fall to 0 in each phase; drop --{option}")
     return faults
 
 
-def _param_faults(config: RunConfig) -> list[str]:
-    """Parameters that the method does not have, or that are out of range."""
-    if config.method not in METHODS:
-        return []
-    faults = []
+def _parameter_faults(config: RunConfig) -> list[str]:
+    """List parameters that the method does not have, or that are outside their range."""
+    known, faults = config.spec.params, []
     for name, value in config.params.items():
-        if (param := config.spec.params.get(name)) is None:
-            known = ", ".join(config.spec.params) or "none"
-            faults.append(f"--{name} {value}: {config.method} has no such parameter (it has: {known})")
-        elif fault := param.fault(value):
+        if name not in known:
+            having = ", ".join(known) or "none"
+            faults.append(f"--{name} {value}: {config.method} has no such parameter (it has: {having})")
+            continue
+        fault = known[name].fault(value)
+        if fault:
             faults.append(f"--{name} {value}: {fault}")
-    return faults
-
-
-def _evaluation_faults(config: RunConfig) -> list[str]:
-    """What scoring while training needs."""
-    if config.evaluate_every == "none":
-        return []
-    faults = []
-    if config.method in METHODS and config.spec.negated:
-        faults.append(f"--evaluate_every epoch: {config.method} makes its result at the end; score that instead")
-    if config.forget is not None:
-        faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")
-    task, _, metric = config.best_metric.partition(".")
-    if task not in config.scored_tasks or not metric:
-        faults.append(f"--best_metric {config.best_metric}: TASK.METRIC with a task of --evaluate_tasks")
     return faults

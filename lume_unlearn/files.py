@@ -1,19 +1,35 @@
-"""Files that are there as a whole or not at all."""
+"""Atomic writes, and one process at a time in an output folder.
+
+Results are first written to `.partial` and then renamed, so a process that dies at any moment leaves the old file, the
+new one, or none, but no half-written one. After a power failure this depends on the file system's order of writes.
+"""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from lume_unlearn.errors import ConfigError
+
+LOCK = ".lock"
 PARTIAL = ".partial"
+PREFIX = "checkpoint-"
+NEEDED_TO_LOAD = ("config.json", "adapter_config.json")
+"""Without these a folder is neither a model nor an adapter, so they are moved last."""
+WRITE_FAILURES = ("inline_container", "iostream error", "Parent directory", "(os error ")
+"""Parts of the messages of torch.save (RuntimeError) and tokenizers (Exception) when a file cannot be written."""
 
 
 @contextmanager
 def aside(path: Path) -> Iterator[Path]:
-    """A place beside a file to write to; what was written there becomes the file when all went well.
+    """Yield a temporary path that replaces ``path`` when the block ends without an exception.
 
     Raises:
-        OSError: it cannot be written; the file is as it was.
+        OSError: the file cannot be written; ``path`` is unchanged.
     """
     partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
@@ -26,10 +42,80 @@ def aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.
+    """Write a text file atomically.
 
     Raises:
-        OSError: it cannot be written; the file is as it was.
+        OSError: the file cannot be written; ``path`` is unchanged.
     """
     with aside(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def fresh_partial(output: Path) -> Path:
+    """Create the empty folder ``output/.partial`` and return it."""
+    partial = output / PARTIAL
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    return partial
+
+
+def publish_result(partial: Path, output: Path) -> None:
+    """Move the files of a model or adapter from ``partial`` to ``output``."""
+    for name in NEEDED_TO_LOAD:  # else an interrupted move would leave a model of old and new files
+        (output / name).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda path: path.name in NEEDED_TO_LOAD):
+        if path.name != "training_args.bin":  # a pickle; unlearning.json has the options
+            os.replace(path, output / path.name)
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextmanager
+def only_run(output: Path) -> Iterator[None]:
+    """Create the output folder and lock it for this process.
+
+    Raises:
+        ConfigError: another process holds the lock, or the folder cannot be written.
+    """
+    lock = FileLock(output / LOCK, timeout=0)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"--output {output}: another run is writing there; wait for it, or name another folder"
+            ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            (output / LOCK).unlink()  # before the release: filelock tries again if the file it opened is gone
+        lock.release()
+
+
+@contextmanager
+def writing(output: Path) -> Iterator[None]:
+    """Turn failed writes into a message with the folder and its free space.
+
+    Raises:
+        ConfigError: instead of OSError and of what torch, safetensors and tokenizers raise.
+    """
+    try:
+        yield
+    except Exception as error:
+        from_library = type(error) in (RuntimeError, Exception) and any(part in str(error) for part in WRITE_FAILURES)
+        if not (from_library or isinstance(error, (OSError, SafetensorError))):
+            raise
+        advice = "make room or name another folder"
+        if any(output.glob(f"{PREFIX}*")):
+            advice = "make room, then continue from the last complete checkpoint with --resume"
+        message = f"--output {output}: cannot be written ({error}{_free_space(output)}); {advice}"
+        shutil.rmtree(output / PARTIAL, ignore_errors=True)
+        raise ConfigError(message) from error
+
+
+def _free_space(output: Path) -> str:
+    try:
+        return f"; {shutil.disk_usage(output).free / 2**20:.1f} MB are free there"
+    except OSError:
+        return ""

@@ -13,7 +13,7 @@ import lume_unlearn
 FLOORS = {
     "lume_tasks": [("errors", "paths"), ("data", "metrics"), ("tasks", "models"), ("_startup", "cli")],
     "lume_unlearn": [
-        ("errors", "files"),
+        ("errors", "files", "option_types"),
         ("methods",),
         ("config",),
         ("data",),

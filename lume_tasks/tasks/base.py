@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
+from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
@@ -18,6 +19,11 @@ from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
+
+# lm-eval 0.5 has one class for each kind of request; in 0.4 ConfigurableTask builds all kinds.
+GenerateTask = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
+LoglikelihoodTask = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
+MultipleChoiceTask = getattr(harness_tasks, "MultipleChoiceTask", ConfigurableTask)
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
@@ -52,8 +58,11 @@ class RowsTask(ConfigurableTask):
     metrics: ClassVar[Metrics] = {}  # of a class whose YAML has no metric_list
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build from the YAML's dictionary; its ``class`` is no field of a task."""
-        fields = {key: value for key, value in config.items() if key != "class"}
+        """Build from the YAML's dictionary.
+
+        ``class`` is not a field of a task, and ``_qualified_name`` (lm-eval 0.5) would rename it to lume::lume_task1.
+        """
+        fields = {key: value for key, value in config.items() if key not in ("class", "_qualified_name")}
         if self.metrics:
             fields["metric_list"] = [
                 {"metric": name, "aggregation": aggregation, "higher_is_better": higher}

@@ -9,7 +9,7 @@ from lume_tasks.data.rows import stem_of
 from lume_tasks.metrics import bootstrap
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LumeTask, Metrics, mean, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, mean, side_rows
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -27,7 +27,7 @@ def _metrics() -> Metrics:
     return table | {f"distance_{name}": (reference.distance, False) for name in MAIN_METRICS}
 
 
-class GenerationTask(LumeTask):
+class GenerationTask(LumeTask, GenerateTask):
     """Task 1, 2 or 3."""
 
     metrics = _metrics()

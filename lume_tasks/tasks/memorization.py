@@ -16,7 +16,7 @@ from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LumeTask, Metrics, load_tokenizer, mean, side_rows
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, mean, side_rows
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
@@ -30,7 +30,7 @@ def _metrics() -> Metrics:
     return table | {"forget_quality": (reference.forget_quality, True)}  # with metadata lume_reference_results
 
 
-class MemorizationTask(LumeTask):
+class MemorizationTask(LumeTask, LoglikelihoodTask):
     """The rows of Task 1, 2 or 3."""
 
     metrics = _metrics()

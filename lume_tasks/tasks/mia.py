@@ -20,7 +20,7 @@ from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks.base import LumeTask, Metrics, alternate, has_values, load_tokenizer, mean
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, has_values, load_tokenizer, mean
 from lume_tasks.tasks.reference import matching_samples
 from lume_tasks.tasks.results import OPTION, read_reference
 
@@ -316,7 +316,7 @@ def _metrics() -> Metrics:
     return table | {"mia_gap": (mia_gap, None), "privleak": (privleak, None)}
 
 
-class MiaTask(LumeTask):
+class MiaTask(LumeTask, LoglikelihoodTask):
     """A task whose metrics depend on the backend's answers: sums alone, or ``TokenScores``."""
 
     metrics = _metrics()

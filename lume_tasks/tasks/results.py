@@ -51,8 +51,7 @@ class ReferenceResults:
         was = self.metadata.get(task, {}).get("lume_split", "all")
         if split is not None and was != split:
             raise DataError(f"{OPTION}: {self.path} is of split {was}, not {split}: evaluate the reference on that one")
-        date = _DATE.search(self.path.name)
-        file = self.path.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
+        file = samples_file(self.path, task)
         if not file.is_file():
             raise DataError(
                 f"{OPTION}: {file} is missing, which holds the scores of each row: evaluate the reference with "
@@ -75,23 +74,45 @@ def read_reference(path: str) -> ReferenceResults:
     """
     file = _results_file(path)
     try:
-        content = json.loads(read_text(file))
-        tasks = content["results"]
-        numbers = {
-            task: {
-                key.removesuffix(",none"): value
-                for key, value in values.items()
-                if key.endswith(",none") and isinstance(value, (int, float))
-            }
-            for task, values in tasks.items()
+        content = read_results(file)
+    except DataError as error:
+        raise DataError(f"{OPTION}: {error}") from error
+    metadata = {task: dict(config.get("metadata") or {}) for task, config in content.get("configs", {}).items()}
+    return ReferenceResults(file, numbers(content), dict(content.get("versions", {})), metadata)
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """Load a results file of the harness.
+
+    Raises:
+        DataError: the file cannot be read, is not JSON, or has no results by task.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not a results file of the harness ({first_line(error)})") from error
+    tasks = content.get("results") if isinstance(content, dict) else None
+    if not isinstance(tasks, dict) or not all(isinstance(metrics, dict) for metrics in tasks.values()):
+        raise DataError(f"{path} is not a results file of the harness (it has no `results` by task)")
+    return dict(content)
+
+
+def numbers(content: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Return the numbers of a results file: task (or group) -> metric without its filter -> value."""
+    return {
+        task: {
+            key.removesuffix(",none"): value
+            for key, value in metrics.items()
+            if key.endswith(",none") and isinstance(value, (int, float))
         }
-        metadata = {task: dict(config.get("metadata") or {}) for task, config in content.get("configs", {}).items()}
-        versions = dict(content.get("versions", {}))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise DataError(
-            f"{OPTION}: {file} is not a results file of the harness ({type(error).__name__}: {first_line(error)})"
-        ) from error
-    return ReferenceResults(file, numbers, versions, metadata)
+        for task, metrics in content["results"].items()
+    }
+
+
+def samples_file(results: Path, task: str) -> Path:
+    """Return where the harness logs the samples of a task, beside the results file of the same evaluation."""
+    date = _DATE.search(results.name)
+    return results.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
 
 
 def _results_file(path: str) -> Path:

@@ -1,1 +1,1 @@
-"""Rows of a run: read, encoded, ordered."""
+"""The rows of a run: reading, encoding, order, packs."""

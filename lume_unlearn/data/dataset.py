@@ -16,7 +16,7 @@ from lume_unlearn.methods.spec import Pair, Side, TokenCounts
 
 
 class Sides(Dataset[dict[str, Any]]):
-    """The encoded rows of a run; an item is all that one optimiser step needs."""
+    """The encoded forget, alternative and retain rows of a run; an item is everything that one optimiser step needs."""
 
     def __init__(
         self,
@@ -29,59 +29,56 @@ class Sides(Dataset[dict[str, Any]]):
         """Hold the rows.
 
         Args:
-            forget: forget rows; a row may stand there several times, with an alternative each.
+            forget: forget rows; a row with several alternatives is there once for each.
             retain: retain rows.
             alternative: nothing, or for each of ``forget`` the same prompt with another answer.
-            use: whether the forget rows themselves go through the model (some methods need the alternatives alone).
-            names: what to call the forget and the retain rows in messages.
+            use: whether the model in training reads the forget rows (some methods read only the alternatives).
+            names: ids of the forget and of the retain rows, for messages.
         """
         self.forget, self.retain, self.alternative, self.use = forget, retain, alternative, use
         self.names = names or {}
         self.reference: dict[Tokens, Tensor] = {}
-        """(labelled tokens,) NLL of a row before unlearning, for the rows of which a method needs it."""
+        """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
 
     def __len__(self) -> int:
         """Forget rows."""
         return len(self.forget)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
-        """The step's packs on this process, sizes and names of all its rows, and tokens for Trainer's counters."""
-        packs = [self.pack(keys) for keys in step.passes]
-        sizes = {side: [row.scored for row in rows] for side, rows in self.rows(step.keys).items()}
-        tokens = torch.cat([part.input_ids for part in packs])
-        return {"packs": packs, "sizes": TokenCounts(**sizes), "names": self.named(step.keys), "input_ids": tokens}
+        """Return the packs of this process, the counts and names of the step's rows, and tokens for Trainer's count."""
+        packs = [self.pack(pairs) for pairs in step.micro_batches]
+        sizes = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
+        tokens = torch.cat([pack.input_ids for pack in packs])
+        return {"packs": packs, "sizes": TokenCounts(**sizes), "names": self.named(step.pairs), "input_ids": tokens}
 
-    def named(self, keys: Sequence[Pair]) -> list[str]:
-        """The names of all rows of some keys."""
-        sides = {"forget": [key.forget for key in keys], "retain": [key.retain for key in keys]}
-        return [
-            self.names[side][index]
-            for side, places in sides.items()
-            if side in self.names
-            for place in places
-            for index in place
-        ]
+    def named(self, pairs: Sequence[Pair]) -> list[str]:
+        """Return the names of the rows of some pairs."""
+        if not self.names:
+            return []
+        forget = [self.names["forget"][index] for pair in pairs for index in pair.forget]
+        return forget + [self.names["retain"][index] for pair in pairs for index in pair.retain]
 
-    def rows(self, keys: Sequence[Pair]) -> dict[Side, list[Tokens]]:
-        """The rows of some keys, by side."""
-        forget = [index for key in keys for index in key.forget]
+    def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
+        """Return the rows of some pairs, by side."""
+        forget = [index for pair in pairs for index in pair.forget]
+        retain = [index for pair in pairs for index in pair.retain]
         return {
             "forget": [self.forget[index] for index in forget] if self.use else [],
             "alternative": [self.alternative[index] for index in forget] if self.alternative else [],
-            "retain": [self.retain[index] for key in keys for index in key.retain] if self.retain else [],
+            "retain": [self.retain[index] for index in retain] if self.retain else [],
         }
 
-    def lengths(self, key: Pair) -> list[int]:
-        """Tokens of each row of a key."""
-        return [len(row.input_ids) for rows in self.rows([key]).values() for row in rows]
+    def lengths(self, pair: Pair) -> list[int]:
+        """Return the tokens of each row of a pair."""
+        return [len(row.input_ids) for rows in self.rows([pair]).values() for row in rows]
 
-    def pack(self, keys: Sequence[Pair]) -> Pack:
-        """The rows of some keys as one pack.
+    def pack(self, pairs: Sequence[Pair]) -> Pack:
+        """Return the rows of some pairs as one pack.
 
-        No keys give a single token without label: no loss, but a pass that the other processes can wait for.
+        Without pairs it is one token without label: no loss, but a forward pass beside those of the other processes.
         """
-        if not keys:
+        if not pairs:
             return pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
-        sides = self.rows(keys)
+        sides = self.rows(pairs)
         values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
         return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0))

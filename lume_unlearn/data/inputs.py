@@ -1,23 +1,22 @@
-"""The rows of a run: found, checked, with their alternatives, and as tokens."""
+"""Find, read and check the rows of a run, and encode them."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.files import read_rows
+from lume_tasks.data.files import find_file, place, scan_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
-from lume_tasks.errors import DataError
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_tasks.errors import DataError, raise_problems
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens, encode_rows
-from lume_unlearn.data.sources import named_directory, named_file
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.refusals import refusals
 
 
@@ -27,9 +26,9 @@ class Inputs:
 
     forget: list[Row]
     retain: list[Row]
-    """Empty where none were named; a method without retain term has them for watching only."""
+    """Empty if none were named; a method without retain term only monitors them."""
     alternatives: list[list[str]] | None
-    """Other answers to each forget row, where the method wants them."""
+    """Other answers to each forget row, if the method needs them."""
     checksums: dict[str, str]
     """SHA-256 of each file read."""
 
@@ -38,56 +37,81 @@ def load_inputs(config: RunConfig) -> Inputs:
     """Read and check every file of the run.
 
     Raises:
-        ConfigError: ``--data`` is no directory.
-        DataError: anything wrong with the rows, all at once.
+        ConfigError: ``--data`` is not a directory.
+        DataError: lists everything wrong with the rows.
     """
     forget, retain, checksums = load_sides(config)
-    if config.alternatives is not None:
-        checksums |= _checksum(Path(config.alternatives))
-    return Inputs(forget, retain, _alternatives(config, forget), checksums)
+    alternatives = None
+    if config.spec.alternative == "refusals":
+        alternatives = [[text] for text in refusals(forget, config.seed)]
+    elif config.alternatives is not None:
+        path = Path(config.alternatives)
+        found = read_alternatives(path, forget)
+        alternatives = [found[row.id] for row in forget]
+        checksums |= _checksum(path)
+    return Inputs(forget, retain, alternatives, checksums)
 
 
 def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
-    """Forget rows, retain rows (none where only --forget is named) and the SHA-256 of each file read.
+    """Read the rows of the data directory, or of the named files.
+
+    Returns:
+        (forget rows, retain rows or none if only ``--forget`` is given, SHA-256 of each file read).
 
     Raises:
-        ConfigError: ``--data`` is no directory.
-        DataError: anything wrong with the rows, all at once.
+        ConfigError: ``--data`` is not a directory.
+        DataError: lists everything wrong with the rows.
     """
-    if config.forget is not None:
-        files, sides = _named_sides(config)
-    else:
+    if config.forget is None:
         directory = named_directory(config.data)
         files = {side: locate.side_file(directory, side, config.split) for side in SIDES}
-        sides = locate.load_rows(directory, config.split)
+        rows = locate.load_rows(directory, config.split)
+    else:
+        named = {"forget": config.forget, "retain": config.retain}
+        files = {side: named_file(name, side) for side, name in named.items() if name is not None}
+        rows, problems = {}, []
+        for side, path in files.items():
+            found, faults = scan_rows(path)
+            rows[side] = list(found.values())
+            problems += place(str(path), faults)
+        raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows.get("retain", [])))
     checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
-    return sides["forget"], sides.get("retain", []), checksums
+    return rows["forget"], rows.get("retain", []), checksums
 
 
-def _named_sides(config: RunConfig) -> tuple[dict[str, Path], dict[str, list[Row]]]:
-    """The files of ``--forget`` and ``--retain`` and their rows, by side."""
-    files: dict[str, Path] = {}
-    sides: dict[str, list[Row]] = {}
-    faults: list[str] = []
-    for side in SIDES:
-        if (named := getattr(config, side)) is None:
-            continue
-        try:
-            files[side] = named_file(named, side)
-            sides[side] = read_rows(files[side])
-        except DataError as error:
-            faults.append(str(error))
-    faults = faults or check_sides("--forget and --retain", sides["forget"], sides.get("retain", []))
-    if faults:
-        raise DataError("\n".join(faults))
-    return files, sides
+def named_directory(data: str | None) -> Path:
+    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files.
+
+    Raises:
+        ConfigError: ``--data`` is not a directory.
+        DataError: no directory is found.
+    """
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise ConfigError(f"--data {data}: is not a directory")
+    return locate.data_dir(data)
+
+
+def named_file(named: str, side: str) -> Path:
+    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it.
+
+    Raises:
+        DataError: there is no such file.
+    """
+    path = Path(named).expanduser()
+    if not path.exists():
+        raise DataError(f"--{side} {path}: there is no such file or folder")
+    return find_file(path, side, str(path / side)) if path.is_dir() else path
+
+
+def _checksum(path: Path) -> dict[str, str]:
+    return {str(path): locate.checksums(path.parent, [path.name])[path.name]}
 
 
 def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
-    """Say how many member documents the forget rows hold, and what the membership attack will show of the run.
+    """Say how many member documents are among the forget rows, and what that means for the membership attack.
 
     Returns:
-        One line; None where the data has no member documents, or files were named instead of a data directory.
+        One line; None if the data has no member documents, or files were named instead of a data directory.
 
     Raises:
         DataError: the documents have faults.
@@ -105,64 +129,54 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     return line
 
 
-def _alternatives(config: RunConfig, forget: list[Row]) -> list[list[str]] | None:
-    """Other answers to each forget row, where the method wants them."""
-    if config.spec.alternative == "refusals":
-        return [[text] for text in refusals(forget, config.seed)]
-    if config.spec.alternative == "file":
-        found = read_alternatives(Path(cast(str, config.alternatives)), forget)
-        return [found[row.id] for row in forget]
-    return None
-
-
-def _checksum(path: Path) -> dict[str, str]:
-    return {str(path): locate.checksums(path.parent, [path.name])[path.name]}
-
-
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:
-    """The rows as tokens; a forget row with several alternatives stands there once with each.
+    """Encode the rows; a forget row with several alternatives is there once with each.
 
-    Args:
-        config: of the run.
-        tokenizer: of the model.
-        context: longest sequence that the model takes.
-        inputs: of the run.
+    ``context`` is the longest sequence that the model takes, if known.
 
     Raises:
         DataError: rows that do not fit.
     """
-    encode = partial(encode_rows, tokenizer, loss_on=config.loss_on, max_length=config.max_length, context=context)
-    forget, retain = inputs.forget, inputs.retain if config.needs_retain else []
-    others = inputs.alternatives or [[row.output] for row in forget]
-    pairs = [(number, replace(row, output=text)) for number, row in enumerate(forget) for text in others[number]]
-    encoded = encode(forget)
+
+    def encode(rows: Sequence[Row]) -> list[Tokens]:
+        return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context)
+
+    retain = inputs.retain if config.needs_retain else []
+    forget, forget_tokens = inputs.forget, encode(inputs.forget)
+    alternative: list[Row] = []
+    if inputs.alternatives:
+        texts_of = list(zip(forget, forget_tokens, inputs.alternatives, strict=True))
+        alternative = [replace(row, output=text) for row, _, texts in texts_of for text in texts]
+        forget = [row for row, _, texts in texts_of for _ in texts]
+        forget_tokens = [tokens for _, tokens, texts in texts_of for _ in texts]
     return Sides(
-        forget=[encoded[number] for number, _ in pairs],
+        forget=forget_tokens,
         retain=encode(retain),
-        alternative=encode([row for _, row in pairs]) if inputs.alternatives else (),
+        alternative=encode(alternative),
         use=config.spec.uses_forget_rows,
-        names={"forget": [row.id for _, row in pairs], "retain": [row.id for row in retain]},
+        names={"forget": [row.id for row in forget], "retain": [row.id for row in retain]},
     )
 
 
 def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:
-    """Refuse tokens that the model has no embedding for: looking one up ends in an obscure error, on a GPU in a crash.
+    """Refuse tokens without an embedding: looking one up raises an obscure error, or crashes a GPU.
 
     Raises:
-        ConfigError: the tokenizer is not that of the model.
+        ConfigError: the tokenizer is not the model's.
     """
     highest = max(max(row.input_ids) for row in rows)
     known = model.get_input_embeddings().num_embeddings
     if highest >= known:
         raise ConfigError(
-            f"--model {config.model}: its tokenizer gives tokens up to {highest}, its weights know {known} of them"
+            f"--model {config.model}: token id {highest} is outside the embedding table ({known} rows): is this the "
+            "model's own tokenizer?"
         )
 
 
 def watched(config: RunConfig, tokenizer: Any, context: int | None, rows: Sequence[Row], count: int) -> list[Tokens]:
-    """A few rows to watch while training: drawn by the seed, the same for every method.
+    """Choose a few rows for the monitor by the seed, the same for every method, and encode them.
 
-    Rows that do not fit the model are left out rather than refused: a method may have no other use for them.
+    Rows that do not fit the model are left out instead of refused, since the method may not use them.
     """
     order = np.random.default_rng(config.seed).permutation(len(rows)).tolist()
     found: list[Tokens] = []

@@ -1,4 +1,4 @@
-"""Which rows meet in which optimiser step, and how a step is cut into passes: functions of numbers and seeds alone."""
+"""Which rows share an optimiser step, and how a step is cut into micro-batches: functions of numbers and seeds."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,67 +15,66 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step as one process sees it."""
+    """One optimiser step for one process."""
 
-    passes: list[list[Pair]]
-    """The keys of each of this process's forward passes; every process has equally many, some may be empty."""
-    keys: list[Pair]
-    """The keys of all processes."""
+    micro_batches: list[list[Pair]]
+    """The pairs of each micro-batch of this process; all processes have equally many, some may be empty."""
+    pairs: list[Pair]
+    """The pairs of all processes."""
 
 
 def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> list[list[Pair]]:
-    """The steps of one epoch: each forget row once, in random order, a retain row beside it.
+    """Return the steps of one epoch: each forget row once, in random order, each with a random retain row.
 
-    The retain rows are dealt out in random order too, again and again where there are fewer of them, so that none is
-    drawn twice before all were drawn once. A function of the numbers of rows, the seed and the epoch alone.
+    Every retain row is used once before one is used again. A function of the arguments alone.
     """
-    draw = np.random.default_rng([seed, epoch])
-    forget_order = draw.permutation(forget).tolist()
-    if retain:
-        deals = -(-forget // retain)
-        retain_order = np.concatenate([draw.permutation(retain) for _ in range(deals)]).tolist()
-        keys = [Pair((f,), (r,)) for f, r in zip(forget_order, retain_order, strict=False)]
-    else:
-        keys = [Pair((f,)) for f in forget_order]
-    return in_batches(keys, batch_size)
+    random = np.random.default_rng([seed, epoch])
+    forget_order = random.permutation(forget).tolist()
+    if not retain:
+        return in_batches([Pair((f,)) for f in forget_order], batch_size)
+    repeats = -(-forget // retain)
+    retain_order = np.concatenate([random.permutation(retain) for _ in range(repeats)]).tolist()
+    return in_batches([Pair((f,), (r,)) for f, r in zip(forget_order, retain_order, strict=False)], batch_size)
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one forward pass may hold."""
+    """The largest micro-batch."""
 
-    keys: int | None
-    """Items."""
+    pairs: int | None
     tokens: int
-    """Tokens of all rows; with padding, tokens of the longest row times rows."""
+    """Tokens of all rows, with ``padded`` including padding."""
     padded: bool = False
 
-    def allow(self, lengths: Sequence[int], keys: int) -> bool:
-        """Whether rows of these lengths, of so many keys, go into one pass."""
-        cost = max(lengths) * len(lengths) if self.padded else sum(lengths)
-        return cost <= self.tokens and (self.keys is None or keys <= self.keys)
+    def allow(self, lengths: Sequence[int], pairs: int) -> bool:
+        """Return whether rows of these lengths, from so many pairs, fit into one micro-batch."""
+        tokens = max(lengths) * len(lengths) if self.padded else sum(lengths)
+        return tokens <= self.tokens and (self.pairs is None or pairs <= self.pairs)
 
 
-def cut(keys: Sequence[Item], lengths: Callable[[Item], list[int]], limits: Limits) -> list[list[Item]]:
-    """Keys (or rows) in as few passes as fit the limits in this order; one too long stands alone."""
-    passes: list[list[Item]] = []
+def cut(items: Sequence[Item], lengths: Callable[[Item], list[int]], limits: Limits) -> list[list[Item]]:
+    """Cut pairs (or rows) into as few micro-batches as the limits allow in this order.
+
+    ``lengths`` returns the tokens of each row of an item. An item above the limits gets a micro-batch for itself.
+    """
+    micro_batches: list[list[Item]] = []
     held: list[int] = []
-    for key in keys:
-        more = lengths(key)
-        if passes and limits.allow([*held, *more], len(passes[-1]) + 1):
-            passes[-1].append(key)
-            held = [*held, *more]  # not in place: the list is the caller's
+    for item in items:
+        both = [*held, *lengths(item)]
+        if micro_batches and limits.allow(both, len(micro_batches[-1]) + 1):
+            micro_batches[-1].append(item)
+            held = both
         else:
-            passes.append([key])
-            held = more
-    return passes
+            micro_batches.append([item])
+            held = lengths(item)
+    return micro_batches
 
 
 class Steps(Sampler[list[Step]]):
-    """One process's view of the steps of an epoch: the keys of each step are dealt out evenly over processes.
+    """The optimiser steps of an epoch for one process, which gets every n-th pair of each step.
 
-    Every process passes the model equally often in a step, since gradients are exchanged in between; those with fewer
-    keys get empty passes. No process has to ask another one: each can tell what all of them hold.
+    All processes run equally many micro-batches in a step, since they exchange gradients in between; those with fewer
+    get empty ones. Each process computes this for all, without communication.
     """
 
     def __init__(
@@ -87,16 +86,16 @@ class Steps(Sampler[list[Step]]):
         process: int = 0,
         processes: int = 1,
     ) -> None:
-        """Set up the dealing.
+        """Set up the sampler.
 
         Args:
-            steps: gives the steps of the current epoch (asked for when an epoch starts, so that a resumed run goes on
-                with the right order).
-            count: how many it gives.
-            lengths: tokens of each row of a key.
-            limits: of one pass.
+            steps: returns the steps of the current epoch; called when an epoch starts, so that a resumed run continues
+                with the right order.
+            count: number of these steps.
+            lengths: tokens of each row of a pair.
+            limits: of one micro-batch.
             process: index of this process.
-            processes: how many there are.
+            processes: number of processes.
         """
         self.steps, self.count, self.lengths, self.limits = steps, count, lengths, limits
         self.process, self.processes = process, processes
@@ -106,9 +105,10 @@ class Steps(Sampler[list[Step]]):
         return self.count
 
     def __iter__(self) -> Iterator[list[Step]]:
-        """Each step, as a batch of one."""
-        for keys in self.steps():
-            shares = [cut(keys[i :: self.processes], self.lengths, self.limits) for i in range(self.processes)]
+        """Yield each step, as a batch of one."""
+        for pairs in self.steps():
+            shares = [cut(pairs[i :: self.processes], self.lengths, self.limits) for i in range(self.processes)]
+            most = max(len(share) for share in shares)
             own = shares[self.process]
-            empty: list[list[Pair]] = [[] for _ in range(max(map(len, shares)) - len(own))]
-            yield [Step([*own, *empty], keys)]
+            empty: list[list[Pair]] = [[] for _ in range(most - len(own))]
+            yield [Step([*own, *empty], pairs)]

@@ -1,8 +1,6 @@
-"""Makes the unlearned model's life hard and scores it again: does forgetting hold?
+"""`lume-unlearn audit`: change an unlearned model or the rows, and score again.
 
-Each audit changes the model (fewer bits, a little more training) or the rows (other words, another frame) and runs the
-same tasks of the harness over the result. Rows are changed by writing another data directory, so that no task needs to
-know of audits.
+Each audit writes its rows as a data directory and scores them with the tasks of the harness.
 """
 
 import copy
@@ -11,121 +9,74 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
-from lume_unlearn.config import ConfigError, require_unused
 from lume_unlearn.data.encode import encode_rows
-from lume_unlearn.data.sources import named_directory
+from lume_unlearn.data.inputs import named_directory
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.quantisation import round_to_nearest, weight_layers
-from lume_unlearn.evaluation.quiet import NO_FINAL_SCORE, without_messages
-from lume_unlearn.files import write_text
+from lume_unlearn.evaluation.options import AuditConfig
+from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
+from lume_unlearn.files import only_run, write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
-from lume_unlearn.training.checkpoints import only_run, writing
 from lume_unlearn.training.finetune import fine_tune
 
 _log = logging.getLogger("lume_unlearn")
 
+REPHRASINGS = (
+    "Please answer briefly: {}",
+    "I would like to know the following. {}",
+    "Here is a question from a reader: {} What is the answer?",
+)
+PREFIX = "The weather was mild that day, and the market had just opened. "
+
 Sides = dict[str, list[Row]]
-
-
-@dataclass(frozen=True)
-class AuditConfig:
-    """Options of `lume-unlearn audit`.
-
-    Attributes:
-        model: Model to audit: a folder or a hub name.
-        output: Folder for the rows of each audit and audit.json.
-        peft: Adapter on the model, if the unlearned model is one.
-        data: Data directory; else LUME_DATA_DIR, else the published LUME.
-        split: Rows to use: all, train, validation or test.
-        audits: Which ones, with commas between them; by default all.
-        limit: Rows of each side to use, chosen by the seed; 0 for all.
-        relearn_rows: Rows of the sample that relearning trains on.
-        relearn_epochs: Passes over that sample.
-        relearn_rate: Learning rate of relearning.
-        samples: Answers to draw for each question at temperature 1.
-        batch_size: Prompts of one scoring batch.
-        device: Device to score and relearn on; by default a GPU where there is one.
-        seed: Seed of the choices, the drawing and the relearning.
-        trust_remote_code: Run code that a hub model brings along.
-    """
-
-    model: str
-    output: str
-    peft: str | None = None
-    data: str | None = None
-    split: str = "all"
-    audits: str | None = None
-    limit: int = 0
-    relearn_rows: int = 16
-    relearn_epochs: int = 4
-    relearn_rate: float = 1e-4
-    samples: int = 8
-    batch_size: int = 64
-    device: str | None = None
-    seed: int = 0
-    trust_remote_code: bool = False
-
-    def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded.
-
-        Raises:
-            ConfigError: names every option that is wrong.
-        """
-        faults = [
-            f"--audits {name!r}: choose from {', '.join(AUDITS)}"
-            for name in (self.audits or "").split(",")
-            if name.strip() and name.strip() not in AUDITS
-        ]
-        for name in ("relearn_rows", "relearn_epochs", "relearn_rate", "samples", "batch_size"):
-            if not getattr(self, name) > 0:
-                faults.append(f"--{name} {getattr(self, name)}: must be above 0")
-        if self.limit < 0:
-            faults.append(f"--limit {self.limit}: must not be negative")
-        if faults:
-            raise ConfigError("\n".join(faults))
+Scores = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Subject:
-    """What is audited: the model as loaded, its tokenizer, its rows."""
+    """The model to audit, its tokenizer and its rows."""
 
     config: AuditConfig
     model: Any
     tokenizer: Any
     rows: Sides
 
-    def scores(self, name: str, rows: Sides, model: Any = None, **options: Any) -> dict[str, Any]:
-        """The harness's results of the model (or a changed one) on these rows, kept in a data directory of the name."""
-        from lm_eval.models.huggingface import HFLM
-
+    def results(self, name: str, rows: Sides, model: Any = None, **options: Any) -> dict[str, Any]:
+        """Write the rows to ``<output>/<name>`` and return the harness's results of the model (or a changed one)."""
         folder = Path(self.config.output) / name
         with writing(Path(self.config.output)):
             folder.mkdir(parents=True, exist_ok=True)
             for side, side_rows in rows.items():
                 lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
                 write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
-        lm = HFLM(pretrained=model or self.model, tokenizer=self.tokenizer, batch_size=self.config.batch_size)
-        tasks = tuple(task for task in harness.tasks_for(folder) if task in harness.GENERATION_TASKS)
-        with without_messages(*NO_FINAL_SCORE):
+        lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
+        tasks = tuple(task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score"))
+        with harness.without_messages("lume_tasks", "lume_score: no final score"):
             return harness.score(lm, harness.data_metadata(folder), tasks, **options)
 
+    def means(self, name: str, rows: Sides, model: Any = None) -> dict[str, float]:
+        """Return the four overall means of `results`."""
+        return harness.overall(self.results(name, rows, model))
 
-def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
+
+def audit(config: AuditConfig) -> Scores:
     """Run the audits and write ``audit.json``.
 
     Returns:
         audit to the four overall means (see `lume_score`); `samples` has ``forget_knowledge`` and ``retain_knowledge``
-        as the share of questions that any of the drawn answers gets right. ``plain`` is always there.
+        as the share of questions that at least one sampled answer gets right. ``plain`` is always included.
 
     Raises:
         ConfigError: an option that cannot work, rows that an audit cannot be run on, a model that cannot be quantised,
@@ -134,70 +85,78 @@ def audit(config: AuditConfig) -> dict[str, dict[str, float]]:
     """
     output = Path(config.output)
     require_unused(output)
-    results: dict[str, dict[str, float]] = {}
+    results: Scores = {}
     with only_run(output):
-        rows = _rows(config)
+        rows = locate.load_rows(named_directory(config.data), config.split)
+        if config.limit:
+            rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
         chosen = chosen_audits(config, rows)
-        subject = _load(config, rows)
+        subject = load_subject(config, rows)
         if "quantised" in chosen:
-            weight_layers(subject.model)
+            weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
         for name in chosen:
             results |= AUDITS[name](subject)
-            with writing(output):  # after each: nothing is lost if one fails
+            with writing(output):  # after each audit, so that a later failure loses nothing
                 write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
-def audit_table(results: dict[str, dict[str, float]]) -> str:
-    """The results as one Markdown table, an audit a row; a dash where a score does not apply."""
-    columns = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
-    lines = ["| audit | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+def audit_table(results: Scores) -> str:
+    """Return the results as a Markdown table, one audit a row; a dash where a score has no value."""
+    lines = ["| audit | " + " | ".join(harness.MEANS) + " |", "|---" * (len(harness.MEANS) + 1) + "|"]
     for name, scores in results.items():
-        cells = (f"{scores[column]:.3f}" if column in scores else "-" for column in columns)
+        cells = (f"{scores[column]:.3f}" if column in scores else "-" for column in harness.MEANS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def _rows(config: AuditConfig) -> Sides:
-    rows = locate.load_rows(named_directory(config.data), config.split)
-    if config.limit:
-        rows = {side: random.Random(config.seed).sample(r, min(config.limit, len(r))) for side, r in rows.items()}
-    return rows
-
-
 def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
-    """The audits to run, ``plain`` first: those that were asked for, by default all; without those that lack rows.
+    """Return the audits to run: ``plain``, then those of ``--audits``, or all audits that the rows suffice for.
 
     Raises:
-        ConfigError: the rows do not suffice for an audit that was asked for.
+        ConfigError: an audit of ``--audits`` is unknown, or the rows do not suffice for it.
     """
-    asked = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
+    named = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
     chosen, faults = ["plain"], []
-    for name in dict.fromkeys(asked or AUDITS):
-        try:
-            _require_rows(name, config, rows)
+    for name in named or AUDITS:
+        fault = _fault(name, config, rows)
+        if fault:
+            faults.append(f"{name}: {fault}")
+        elif name not in chosen:
             chosen.append(name)
-        except ConfigError as error:
-            faults.append(f"--audits {name}: {error}")
-    if faults and asked:
-        raise ConfigError("\n".join(faults))
+    if named and faults:
+        raise ConfigError("\n".join(f"--audits {fault}" for fault in faults))
     for fault in faults:
-        _log.warning("left out: %s", fault)
-    return list(dict.fromkeys(chosen))
+        _log.warning("audit left out: %s", fault)
+    return chosen
 
 
-def _require_rows(name: str, config: AuditConfig, rows: Sides) -> None:
-    if name.startswith("relearn_"):
-        _relearning_rows(config, rows, name.removeprefix("relearn_"))
+def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
+    """Say why an audit cannot be run, or return None."""
+    if name not in AUDITS:
+        return f"choose from {', '.join(AUDITS)}"
     if name == "samples" and not _has_questions(rows):
-        raise ConfigError("needs questions (qa rows) among the forget rows and among the retain rows")
+        return "needs questions (qa rows) among the forget rows and among the retain rows"
+    if name.startswith("relearn_"):
+        side = name.removeprefix("relearn_")
+        sample, held_out = _relearning_rows(config, rows, side)
+        if not sample:
+            return f"relearning needs at least two {side} rows"
+        if not held_out["forget"]:
+            return f"--relearn_rows {config.relearn_rows} leaves no forget row to score; lower it"
+    return None
 
 
 def _has_questions(rows: Sides) -> bool:
     return all(any(row.kind == "qa" for row in side_rows) for side_rows in rows.values())
 
 
-def _load(config: AuditConfig, rows: Sides) -> Subject:
+def load_subject(config: AuditConfig, rows: Sides) -> Subject:
+    """Load the model, with its adapter merged, to the device to audit it on.
+
+    Raises:
+        ConfigError: the model, adapter or tokenizer cannot be loaded.
+    """
     if config.peft:
         model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
     else:
@@ -207,143 +166,103 @@ def _load(config: AuditConfig, rows: Sides) -> Subject:
     return Subject(config, model.to(device).eval(), tokenizer, rows)
 
 
-def _plain(subject: Subject) -> dict[str, dict[str, float]]:
-    return {"plain": harness.overall(subject.scores("plain", subject.rows))}
+def _plain(subject: Subject) -> Scores:
+    return {"plain": subject.means("plain", subject.rows)}
 
 
-def _quantised(subject: Subject) -> dict[str, dict[str, float]]:
-    """8 and 4 bits."""
-    results = {}
-    for bits in (8, 4):
-        model, how = quantise(subject, bits)
-        name = f"{bits}-bit ({how})"
-        results[name] = harness.overall(subject.scores(f"{bits}-bit", subject.rows, model))
-    return results
-
-
-def quantise(subject: Subject, bits: int) -> tuple[Any, str]:
-    """The model with weights of so many bits, by bitsandbytes on a GPU where it is installed, else rounded in place.
-
-    Returns:
-        (model, how it was done).
-    """
-    from transformers.utils.import_utils import is_bitsandbytes_available
-
+def _quantised(subject: Subject) -> Scores:
+    """Score with weights of 8 and of 4 bits: by bitsandbytes on a GPU if it is installed, else rounded."""
     config = subject.config
-    if is_bitsandbytes_available() and subject.model.device.type == "cuda" and not config.peft:
-        from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
-        quantisation = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)  # type: ignore[no-untyped-call]
-        model = AutoModelForCausalLM.from_pretrained(
-            config.model, quantization_config=quantisation, trust_remote_code=config.trust_remote_code
-        )
-        return model, "bitsandbytes"
-    model = copy.deepcopy(subject.model)
-    for module in weight_layers(model):
-        if isinstance(module, Conv1D):  # GPT-2's layer holds its weight as (inputs, outputs)
-            module.weight.data = round_to_nearest(module.weight.data.T, bits).T.contiguous()
+    use_bitsandbytes = is_bitsandbytes_available() and subject.model.device.type == "cuda" and not config.peft
+    scores = {}
+    for bits in (8, 4):
+        if use_bitsandbytes:
+            options = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)  # type: ignore[no-untyped-call]
+            model = AutoModelForCausalLM.from_pretrained(
+                config.model, quantization_config=options, trust_remote_code=config.trust_remote_code
+            )
         else:
-            module.weight.data = round_to_nearest(module.weight.data, bits)
-    return model, "rounded"
+            model = rounded_copy(subject.model, bits)
+        how = "bitsandbytes" if use_bitsandbytes else "rounded"
+        scores[f"{bits}-bit ({how})"] = subject.means(f"{bits}-bit", subject.rows, model)
+    return scores
+
+
+def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+    return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
 def _relearning_rows(config: AuditConfig, rows: Sides, side: str) -> tuple[list[Row], Sides]:
-    """A sample of one side to train on, and the rows to score, without the forget rows of the sample's documents.
-
-    Raises:
-        ConfigError: there are too few rows.
-    """
-    sample = random.Random(config.seed).sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2))
-    if not sample:
-        raise ConfigError(f"relearning needs at least two {side} rows")
+    """Sample rows of one side to train on; return them, and the rows whose documents are not in the sample to score."""
+    sample = _sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2), config.seed)
     stems = {row.stem for row in sample}
-    held_out = rows | {"forget": [row for row in rows["forget"] if row.stem not in stems]}
-    if not held_out["forget"]:
-        raise ConfigError(f"--relearn_rows {config.relearn_rows}: no forget row is left outside the sample")
-    return sample, held_out
+    return sample, rows | {"forget": [row for row in rows["forget"] if row.stem not in stems]}
 
 
-def _relearn(side: str) -> Callable[[Subject], dict[str, dict[str, float]]]:
-    """A little training on a sample of one side, then the forget rows that were not in it."""
-
-    def run(subject: Subject) -> dict[str, dict[str, float]]:
-        config = subject.config
-        sample, held_out = _relearning_rows(config, subject.rows, side)
-        model = copy.deepcopy(subject.model)
-        use_packing(model)
-        texts = encode_rows(subject.tokenizer, sample, "answer", None, load.context_length(model))
-        fine_tune(model, texts, config.relearn_epochs, config.relearn_rate, 8, seed=config.seed)
-        model.set_attn_implementation("sdpa")
-        name = f"relearned on {len(sample)} {side} rows"
-        before = harness.overall(subject.scores(f"relearn-{side}-before", held_out))
-        after = harness.overall(subject.scores(f"relearn-{side}", held_out, model))
-        return {f"held out, before it was {name}": before, f"held out, {name}": after}
-
-    return run
-
-
-REPHRASINGS = (
-    "Please answer briefly: {}",
-    "I would like to know the following. {}",
-    "Here is a question from a reader: {} What is the answer?",
-)
-PREFIX = "The weather was mild that day, and the market had just opened. "
-
-
-def _other_words(subject: Subject) -> dict[str, dict[str, float]]:
-    """The same rows in other words: rephrased, upper case, behind a prefix, after answered retain rows."""
-
-    def changed(change: Callable[[Row], str], kinds: Sequence[str] = ("sc", "qa")) -> Sides:
-        return {
-            side: [replace(row, input=change(row)) for row in side_rows if row.kind in kinds]
-            for side, side_rows in subject.rows.items()
-        }
-
-    shots = [row for row in subject.rows["retain"] if row.kind == "qa"][:3]
-    frame = "".join(f"{row.input} {row.output}\n\n" for row in shots)
-    results = {
-        f"rephrased {i}": changed(lambda row, text=text: text.format(row.input), ("qa",))  # type: ignore[misc]
-        for i, text in enumerate(REPHRASINGS if _has_questions(subject.rows) else (), 1)
+def _relearned(side: str, subject: Subject) -> Scores:
+    """Train a copy on a sample of one side, then score forget rows of other documents with both models."""
+    config = subject.config
+    sample, held_out = _relearning_rows(config, subject.rows, side)
+    model = copy.deepcopy(subject.model)
+    use_packing(model)
+    texts = encode_rows(subject.tokenizer, sample, "answer", None, load.context_length(model))
+    fine_tune(model, texts, config.relearn_epochs, config.relearn_rate, batch_size=8, seed=config.seed)
+    model.set_attn_implementation("sdpa")
+    name = f"relearned on {len(sample)} {side} rows"
+    return {
+        f"held out, before it was {name}": subject.means(f"relearn-{side}-before", held_out),
+        f"held out, {name}": subject.means(f"relearn-{side}", held_out, model),
     }
-    results |= {
-        "upper case": changed(lambda row: row.input.upper()),
-        "prefix": changed(lambda row: PREFIX + row.input),
-    }
+
+
+def _other_words(subject: Subject) -> Scores:
+    """Score the rows with changed prompts: rephrased, upper case, after a prefix, after answered retain rows."""
+    rows = subject.rows
+    questions = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
+    changed: dict[str, Sides] = {}
+    if _has_questions(rows):
+        for number, text in enumerate(REPHRASINGS, 1):
+            changed[f"rephrased {number}"] = _with_inputs(questions, text.format)
+    changed["upper case"] = _with_inputs(rows, str.upper)
+    changed["prefix"] = _with_inputs(rows, (PREFIX + "{}").format)
+    shots = questions["retain"][:3]
     if shots:
-        results[f"{len(shots)} answered retain rows in front"] = changed(lambda row: frame + row.input)
-    return {name: harness.overall(subject.scores(f"words-{i}", rows)) for i, (name, rows) in enumerate(results.items())}
+        front = "".join(f"{row.input} {row.output}\n\n" for row in shots)
+        changed[f"{len(shots)} answered retain rows in front"] = _with_inputs(rows, lambda text: front + text)
+    return {name: subject.means(f"words-{i}", changed[name]) for i, name in enumerate(changed)}
 
 
-def _samples(subject: Subject) -> dict[str, dict[str, float]]:
-    """Questions answered several times at temperature 1; any right answer counts."""
+def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
+    return {side: [replace(row, input=change(row.input)) for row in side_rows] for side, side_rows in rows.items()}
+
+
+def _samples(subject: Subject) -> Scores:
+    """Sample several answers to each question at temperature 1; a question counts as known if one of them is right."""
     config = subject.config
     rows = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in subject.rows.items()}
-    drawn: dict[tuple[str, str], bool] = {}
-    for i in range(config.samples):
-        results = subject.scores(
+    known: dict[str, set[str]] = {side: set() for side in rows}
+    for number in range(config.samples):
+        results = subject.results(
             "samples",
             rows,
             gen_kwargs={"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
-            torch_random_seed=config.seed + i,
+            torch_random_seed=config.seed + number,
             log_samples=True,
         )
-        for sample in (s for task in results["samples"].values() for s in task):
-            doc = sample["doc"]
-            right = exact_match(doc["output"], sample["filtered_resps"][0]) == 1.0
-            drawn[doc["side"], doc["id"]] = drawn.get((doc["side"], doc["id"]), False) or right
-    shares = {
-        f"{side}_knowledge": [right for (of, _), right in drawn.items() if of == side] for side in ("forget", "retain")
-    }
-    return {
-        f"any of {config.samples} samples": {name: sum(right) / len(right) for name, right in shares.items() if right}
-    }
+        for samples in results["samples"].values():
+            for sample in samples:
+                doc = sample["doc"]
+                if exact_match(doc["output"], sample["filtered_resps"][0]) == 1.0:
+                    known[doc["side"]].add(doc["id"])
+    shares = {f"{side}_knowledge": len(known[side]) / len(rows[side]) for side in rows}
+    return {f"any of {config.samples} samples": shares}
 
 
-AUDITS: dict[str, Callable[[Subject], dict[str, dict[str, float]]]] = {
+AUDITS: dict[str, Callable[[Subject], Scores]] = {
     "plain": _plain,
     "quantised": _quantised,
-    "relearn_forget": _relearn("forget"),
-    "relearn_retain": _relearn("retain"),
+    "relearn_forget": partial(_relearned, "forget"),
+    "relearn_retain": partial(_relearned, "retain"),
     "other_words": _other_words,
     "samples": _samples,
 }

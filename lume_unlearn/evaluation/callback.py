@@ -12,12 +12,12 @@ from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lume_tasks.data import locate
-from lume_unlearn.config import SCORED, ConfigError, RunConfig
-from lume_unlearn.data.sources import named_directory
+from lume_unlearn.config import SCORED, RunConfig
+from lume_unlearn.data.inputs import named_directory
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
-from lume_unlearn.files import write_text
+from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.forward import evaluating
-from lume_unlearn.training.checkpoints import fresh_partial, writing
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -121,9 +121,7 @@ class Evaluation(TrainerCallback):
             _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
 
     def _score(self, model: Any) -> dict[str, Any]:
-        from lm_eval.models.huggingface import HFLM
-
-        lm = HFLM(pretrained=model, tokenizer=self.tokenizer, batch_size=self.config.evaluate_batch_size)
+        lm = harness.wrap(model, self.tokenizer, self.config.evaluate_batch_size)
         # No seeds: scoring draws nothing, and the training's own random state must go on as it is.
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
         return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)

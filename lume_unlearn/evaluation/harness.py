@@ -1,18 +1,19 @@
-"""Scoring from Python, through the same tasks as the command line's."""
+"""Score models from Python, with the same tasks as `lm_eval`."""
 
+import logging
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import TASKS
 from lume_tasks.paths import task_dir
-from lume_unlearn.evaluation.quiet import without_git
 
 MEAN = "mean of the task scores"
 ROW_TASKS = tuple(f"lume_{task.lower()}" for task in TASKS)
-GENERATION_TASKS = (*ROW_TASKS, "lume_score")
-_MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
+MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
 
 
 def tasks_for(directory: Path, split: str = "all") -> list[str]:
@@ -27,18 +28,30 @@ def tasks_for(directory: Path, split: str = "all") -> list[str]:
     rows = locate.load_rows(directory, split)
     present = {row.task for side in rows.values() for row in side}
     tasks = [name for name, task in zip(ROW_TASKS, TASKS, strict=True) if task in present]
-    tasks += ["lume_mia"] if (directory / "mia_data").is_dir() else []
-    tasks += ["lume_mmlu"] if locate.mmlu_source(None, directory) != locate.MMLU_HUB_ID else []
+    if (directory / "mia_data").is_dir():
+        tasks.append("lume_mia")
+    if locate.mmlu_source(None, directory) != locate.MMLU_HUB_ID:
+        tasks.append("lume_mmlu")
     return [*tasks, "lume_score"]
 
 
-def score(
-    model: Any,
-    metadata: dict[str, Any],
-    tasks: tuple[str, ...] = ("lume",),
-    **options: Any,
-) -> dict[str, Any]:
-    """What `simple_evaluate` returns for one model.
+def data_metadata(data: Path, split: str = "all") -> dict[str, Any]:
+    """Return metadata that points all tasks to one data directory, whatever the environment variables say."""
+    return {"lume_data_dir": str(data), "lume_mmlu_path": str(data / "mmlu"), "lume_split": split}
+
+
+def wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """Return a loaded model as an LM of the harness."""
+    from lm_eval.models.huggingface import HFLM
+
+    # The harness warns that the model is not given by name, which is intended here.
+    warnings = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
+    with without_messages("lm_eval.models.huggingface", *warnings):
+        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+
+
+def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume",), **options: Any) -> dict[str, Any]:
+    """Return the results of the harness's `simple_evaluate` for one model.
 
     Args:
         model: model arguments of the harness's `hf` backend (``{"pretrained": ..., ...}``), or an LM object.
@@ -46,14 +59,16 @@ def score(
         tasks: LUME tasks or groups.
         **options: of `simple_evaluate`: ``device``, ``batch_size``, ``limit``, ``gen_kwargs``, ...
     """
-    from lm_eval import simple_evaluate
+    from lm_eval import evaluator
 
     arguments = model if isinstance(model, dict) else {}
     if "gen_kwargs" in options:
         metadata = metadata | {"lume_gen_kwargs": True}  # else the tasks refuse what is not the protocol's generation
     manager = _manager(arguments | metadata)
-    with without_git():
-        results = simple_evaluate(
+    get_commit = evaluator.get_git_commit_hash
+    evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
+    try:
+        results = evaluator.simple_evaluate(
             model="hf" if arguments else model,
             model_args=arguments or None,
             tasks=list(tasks),
@@ -61,19 +76,22 @@ def score(
             bootstrap_iters=0,
             **{"log_samples": False} | options,
         )
+    finally:
+        evaluator.get_git_commit_hash = get_commit
     assert results is not None, "one process only"
     return dict(results)
 
 
 def require_loadable(metadata: dict[str, Any], tasks: tuple[str, ...]) -> None:
-    """Load the tasks with their data, as scoring will, so that what is missing is found before anything is trained.
+    """Load the tasks with their data, to find missing data before training starts.
 
     Raises:
         DataError: the data of a task is missing or faulty.
         KeyError: there is no task of that name.
     """
     manager = _manager(metadata)
-    if unknown := [name for name in tasks if name not in manager.all_tasks]:
+    unknown = [name for name in tasks if name not in manager.all_tasks]
+    if unknown:
         raise KeyError(", ".join(unknown))
     manager.load(list(tasks))
 
@@ -81,46 +99,58 @@ def require_loadable(metadata: dict[str, Any], tasks: tuple[str, ...]) -> None:
 def _manager(metadata: dict[str, Any]) -> Any:
     from lm_eval.tasks import TaskManager
 
-    # Our folder alone: indexing the harness's own fourteen thousand tasks takes longer than scoring a small model.
+    # Without the harness's own tasks: indexing these takes longer than scoring a small model.
     return TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata)
 
 
-def headline(results: dict[str, Any]) -> dict[str, float]:
-    """Return the scores of one evaluation that fit in a line, those that have a value.
+def metric(results: dict[str, Any], task: str, name: str) -> float | None:
+    """Return one metric of the harness's results, or None if it is missing or NaN."""
+    value = results["results"].get(task, {}).get(f"{name},none")
+    return None if value is None or math.isnan(value) else float(value)
 
-    The four overall means, the task aggregate, `mean_score` and the attack's AUC.
+
+def overall(results: dict[str, Any]) -> dict[str, float]:
+    """Return the four overall means of `lume_score`, without those that have no value."""
+    return _present({name: metric(results, "lume_score", name) for name in MEANS})
+
+
+def headline(results: dict[str, Any]) -> dict[str, float]:
+    """Return the scores to print in one line, without those that have no value.
+
+    The four overall means, the task aggregate, `mean_score` and the AUC of the attack.
     """
-    score = results["results"].get("lume_score", {})
-    found = {name.replace("_", " "): score.get(f"{name},none") for name in (*_MEANS, "task_aggregate")}
-    found[MEAN] = mean_score(results)
-    found["attack AUC"] = results["results"].get("lume_mia", {}).get("loss_auc,none")
-    return {label: float(value) for label, value in found.items() if _is_number(value)}
+    found = {name.replace("_", " "): metric(results, "lume_score", name) for name in (*MEANS, "task_aggregate")}
+    found |= {MEAN: mean_score(results), "attack AUC": metric(results, "lume_mia", "loss_auc")}
+    return _present(found)
 
 
 def mean_score(results: dict[str, Any]) -> float | None:
     """Return the mean of the twelve task scores (or those that have a value), forget scores as 1 - score.
 
-    The task aggregate is their harmonic mean, which is 0 where one of them is 0; this mean still orders such models.
+    The task aggregate, their harmonic mean, is 0 if one score is 0; this mean still ranks such models.
     """
     goods = []
     for task in ROW_TASKS:
-        for name in _MEANS:
-            value = results["results"].get(task, {}).get(f"{name},none")
-            if _is_number(value):
+        for name in MEANS:
+            value = metric(results, task, name)
+            if value is not None:
                 goods.append(1 - value if name.startswith("forget") else value)
     return sum(goods) / len(goods) if goods else None
 
 
-def _is_number(value: Any) -> bool:
-    return value is not None and not math.isnan(value)
+def _present(scores: dict[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in scores.items() if value is not None}
 
 
-def overall(results: dict[str, Any]) -> dict[str, float]:
-    """The four overall means of `lume_score`, those that have a value."""
-    scores = results["results"]["lume_score"]
-    return {name: scores[f"{name},none"] for name in _MEANS if f"{name},none" in scores}
+@contextmanager
+def without_messages(logger: str, *beginnings: str) -> Iterator[None]:
+    """Drop the messages of one logger that begin with one of these texts."""
 
+    def keep(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(beginnings)
 
-def data_metadata(data: Path, split: str = "all") -> dict[str, Any]:
-    """Metadata that points every data function at one data directory, whatever the environment says."""
-    return {"lume_data_dir": str(data), "lume_mmlu_path": str(data / "mmlu"), "lume_split": split}
+    logging.getLogger(logger).addFilter(keep)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).removeFilter(keep)

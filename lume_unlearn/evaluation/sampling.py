@@ -1,20 +1,20 @@
-"""Sample other answers to the forget rows from the model before unlearning (the data step of AltPO)."""
+"""Sample alternative answers to forget rows from the reference model (the data step of AltPO)."""
 
-import string
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
 from lume_tasks.data.rows import Row, text_problem
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.alternatives import bare
 from lume_unlearn.methods.refusals import stable_number
 from lume_unlearn.model.load import context_length
 
-ATTEMPTS = 10  # to sample one alternative, before its row counts as failed
-SHOWN = 10  # faults of one message
+ATTEMPTS = 10  # samples drawn for one alternative before its row counts as failed
+SHOWN = 10  # rows listed in one message
 
-# For models with a chat template, by kind of row.
+# By kind of row, for models with a chat template.
 INSTRUCTIONS = {
     "qa": (
         "You will see a question and its answer. Make up a different answer that someone who does not know the "
@@ -28,7 +28,7 @@ INSTRUCTIONS = {
         "Beginning: {input}\n\nContinuation: {output}"
     ),
 }
-# For models without one, which go on writing rather than follow an instruction.
+# For base models, which continue a text rather than follow an instruction.
 FRAMES = {
     "qa": "Question: {input}\nTrue answer: {output}\nMade-up answer of the same form:",
     "sc": "Beginning: {input}\nTrue continuation: {output}\nMade-up continuation of the same length:",
@@ -45,19 +45,18 @@ def sample_alternatives(
     batch_size: int,
     seed: int,
 ) -> Iterator[tuple[str, str]]:
-    """Sample alternatives from the model before unlearning (the data step of AltPO, Mekala et al. 2024, 2409.13474).
+    """Sample alternatives from the reference model (Mekala et al. 2024, 2409.13474).
 
-    The prompt shows the model a row with its answer and asks for another plausible answer with other facts: through
-    the tokenizer's chat template, or as plain text where it has none (the sample is then cut to as many lines as the
-    true answer has, since such a model does not stop by itself). A sample without letters and digits, or equal to the
-    true answer (see `bare`), is sampled again, `ATTEMPTS` times at most.
+    The prompt shows a row with its answer and asks for another plausible answer with other facts: through the chat
+    template, or as plain text if the tokenizer has none. In the latter case the sample is cut to as many lines as the
+    true answer has, because a base model does not stop by itself. A sample without letters and digits, or equal to the
+    true answer (see `bare`), is drawn again, at most `ATTEMPTS` times.
 
-    The same arguments give the same samples: each batch is seeded by ``seed`` and its place. Another batch size or
-    other rows give other samples.
+    The same arguments give the same samples. Another batch size or other rows give other samples.
 
     Args:
         model: causal language model in evaluation mode.
-        tokenizer: its tokenizer; one without a padding token gets its EOS as padding token.
+        tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
         rows: rows to sample for.
         samples: alternatives of each row.
         temperature: above 0; no top-k or top-p.
@@ -69,14 +68,15 @@ def sample_alternatives(
         Iterator over (row id, alternative), ``samples`` for each row, in the order of the rows.
 
     Raises:
-        DataError: at once, rows whose prompt does not fit; from the iterator, at its end, rows for which no attempt
-            gave a usable sample.
+        DataError: at once, for rows whose prompt does not fit; from the iterator, at its end, for rows without an
+            alternative.
     """
-    prompts = _prompts(tokenizer, rows, context_length(model), max_new_tokens)
-    wanted = [(row, prompt) for row, prompt in zip(rows, prompts, strict=True) for _ in range(samples)]
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    named = model.generation_config.eos_token_id  # chat models may have several
-    stops = {tokenizer.eos_token_id, *(named if isinstance(named, list) else [named])} - {None}
+    prompts = [_prompt(tokenizer, row) for row in rows]
+    _require_room(rows, prompts, context_length(model), max_new_tokens)
+    pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(samples)]
+    batches = [pairs[start : start + batch_size] for start in range(0, len(pairs), batch_size)]
+    stops = model.generation_config.eos_token_id  # chat models may have several
+    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     options = {"temperature": temperature, "max_new_tokens": max_new_tokens, "eos_token_id": sorted(stops)}
     return _sampled(model, tokenizer, batches, options, seed)
@@ -103,11 +103,11 @@ def _sampled(
     if failed:
         head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
         advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
-        raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed]), advice]))
+        raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
 
 
 def _generate(model: Any, tokenizer: Any, batch: Sequence[tuple[Row, list[int]]], options: dict[str, Any]) -> list[str]:
-    """One sample for each prompt."""
+    """Sample one text for each prompt."""
     prompts = {"input_ids": [prompt for _, prompt in batch]}
     inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
     output = model.generate(
@@ -121,13 +121,12 @@ def _generate(model: Any, tokenizer: Any, batch: Sequence[tuple[Row, list[int]]]
 
 
 def _usable(text: str, row: Row) -> bool:
-    """Whether the alternatives file may hold the text: it has words, and others than the true answer."""
+    """Say whether a text is an alternative: valid in a data file, with words, and not the true answer."""
     return text_problem({"alternative": text}, "alternative") is None and bare(text) not in ("", bare(row.output))
 
 
-def _prompts(tokenizer: Any, rows: Sequence[Row], context: int | None, max_new_tokens: int) -> list[list[int]]:
-    """Return the token ids of each prompt; each leaves room for the alternative in the context."""
-    prompts = [_prompt(tokenizer, row) for row in rows]
+def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | None, max_new_tokens: int) -> None:
+    """Raise a `DataError` if prompts leave no room for ``max_new_tokens`` in the context."""
     faults = [
         f"  {row.id}: {len(prompt)} tokens"
         for row, prompt in zip(rows, prompts, strict=True)
@@ -136,10 +135,9 @@ def _prompts(tokenizer: Any, rows: Sequence[Row], context: int | None, max_new_t
     if faults:
         head = (
             f"{len(faults)} of {len(rows)} rows are too long: the prompt and {max_new_tokens} new tokens must fit into "
-            f"{context}; lower --max_new_tokens, or shorten them:"
+            f"{context}; lower --max_new_tokens, or shorten these rows:"
         )
-        raise DataError("\n".join([head, *first_few(faults)]))
-    return prompts
+        raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
 
 
 def _prompt(tokenizer: Any, row: Row) -> list[int]:
@@ -149,13 +147,3 @@ def _prompt(tokenizer: Any, row: Row) -> list[int]:
     message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
     text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
-
-
-def bare(text: str) -> str:
-    """Return the text without its case and without punctuation and white space at its ends."""
-    return text.strip(string.whitespace + string.punctuation).casefold()
-
-
-def first_few(lines: list[str]) -> list[str]:
-    """Return the first lines of a message, and how many more there are."""
-    return lines[:SHOWN] + ([f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else [])

@@ -1,4 +1,4 @@
-"""The registry of methods in words: for `lume-unlearn methods`, the options' help, and the README's table."""
+"""Describe the methods: for `lume-unlearn methods`, the options' help, and the README's table."""
 
 from collections.abc import Iterator
 
@@ -8,18 +8,20 @@ from lume_unlearn.methods.spec import Method
 
 
 def parameters() -> dict[str, str]:
-    """Every parameter that some method has: its name, and its meaning and default in each of those methods."""
-    users: dict[str, list[str]] = {}
+    """Return every parameter of some method, and its help with its default in each of those methods."""
+    defaults: dict[str, list[str]] = {}
     texts: dict[str, str] = {}
     for method in METHODS.values():
         for name, param in method.params.items():
-            users.setdefault(name, []).append(f"{method.name} {param.default:g}")
+            defaults.setdefault(name, []).append(f"{method.name} {param.default:g}")
             texts[name] = param.help
-    return {name: f"{text[0].upper()}{text[1:]} (by default {', '.join(users[name])})." for name, text in texts.items()}
+    return {
+        name: f"{text[0].upper()}{text[1:]} (default: {', '.join(defaults[name])})." for name, text in texts.items()
+    }
 
 
 def listing(recipes: list[str]) -> Iterator[str]:
-    """Lines about each method; ``recipes``: names of the shipped ones."""
+    """Yield lines about each method; ``recipes`` are the names of the shipped ones."""
     for method in METHODS.values():
         own = ", ".join(sorted(name for name in recipes if name.rpartition("_")[0] == method.name))
         yield f"{method.name:<12}{method.title}: {method.citation}"
@@ -29,7 +31,7 @@ def listing(recipes: list[str]) -> Iterator[str]:
 
 
 def markdown() -> Iterator[str]:
-    """Lines of the README's table."""
+    """Yield the lines of the README's table."""
     yield "| method | loss on forget rows | retain term | parameters | needs | source |"
     yield "|---|---|---|---|---|---|"
     for method in METHODS.values():
@@ -45,14 +47,14 @@ def markdown() -> Iterator[str]:
 
 
 def needs(method: Method) -> str:
-    """What a method asks for beside the model in training."""
+    """Return what a method needs beside the model in training."""
     found = []
     if method.reference_nll:
-        found.append(f"NLL before of {' and '.join(method.reference_nll)} rows, once")
+        found.append(f"reference NLL of {' and '.join(method.reference_nll)} rows, once")
     if method.needs_reference_forward:
-        found.append("model before, each step, forget rows")
+        found.append("reference model on forget rows, each step")
     if term_needs_reference(method.retain):
-        found.append("model before, each step, retain rows")
+        found.append("reference model on retain rows, each step")
     if method.alternative:
         found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])
     return "; ".join(found) or "nothing"

@@ -1,219 +1,204 @@
-"""Load a model and its tokenizer, with or without adapters."""
+"""Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
+import re
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import Any, cast
 
 import torch
-from accelerate import PartialState
 from peft import LoraConfig, PeftConfig, PeftModel, PeftType, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.model.distributed import sharded
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, decoder_layers, use_packing
-from lume_unlearn.model.tuning import TuningError, depth_fault, freeze
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error of torch says that memory ran out, on any device."""
-    text = str(error).lower()
-    phrases = ("out of memory", "can't allocate memory", "not enough memory")  # GPUs; the CPU's allocator; Windows
-    return isinstance(error, torch.OutOfMemoryError) or any(phrase in text for phrase in phrases)
-
-
-def use_bfloat16(config: RunConfig) -> bool:
-    """Whether forward passes run in bfloat16: as asked for, else where a GPU has it."""
-    if config.precision == "auto":
+def use_bfloat16(precision: str) -> bool:
+    """Return whether forward passes run in bfloat16; "auto" means: where the GPU supports it."""
+    if precision == "auto":
         return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return config.precision == "bfloat16"
+    return precision == "bfloat16"
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """The tokenizer of a model folder or hub name.
+    """Load the tokenizer of a model folder or hub name.
 
     Raises:
         ConfigError: it cannot be loaded.
     """
-    try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # a broken folder ends in anything, from KeyError to what tokenizers raises
-        raise ConfigError(_not_loaded(name, "tokenizer", error)) from error
+    return _load(AutoTokenizer, "tokenizer", name, trust_remote_code=trust_remote_code)
+
+
+def load_model_config(name: str, trust_remote_code: bool = False) -> Any:
+    """Load the configuration of a model, without its weights.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    return _load(AutoConfig, "configuration", name, trust_remote_code=trust_remote_code)
 
 
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
-    """A causal language model out of safetensors files, with weights of this dtype.
+    """Load a causal language model from safetensors files, with weights of this dtype.
 
     Raises:
-        ConfigError: there is no such model, its weights are not safetensors (pickles are never loaded), or they are
-            not all the weights that its configuration asks for.
+        ConfigError: it cannot be loaded, or weights are missing or of another shape than its configuration says.
     """
-    try:
-        with _no_pickles():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=dtype,
-                use_safetensors=True,
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # refused below, by name
-            )
-    except Exception as error:  # a broken folder ends in anything, from KeyError to ZeroDivisionError
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and is_out_of_memory(error)):
-            raise
-        raise ConfigError(_not_loaded(name, "weights", error)) from error
-    model, info = loaded
-    # What is missing or does not fit was filled with random numbers. A tied weight does not count as missing.
+    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
+    # Mismatched sizes are refused below, with the names of the weights.
+    options |= {"output_loading_info": True, "ignore_mismatched_sizes": True}
+    model, info = _load(AutoModelForCausalLM, "weights", name, **options)
+    # transformers fills these weights with random numbers.
     faults = [f"{key} is missing" for key in sorted(info["missing_keys"])]
     faults += [f"{key} has shape {[*has]}, not {[*wanted]}" for key, has, wanted in sorted(info["mismatched_keys"])]
     if faults:
-        named = ", ".join(faults[:3]) + (f" and {len(faults) - 3} more" if len(faults) > 3 else "")
-        raise ConfigError(_not_loaded(name, "weights", f"they do not fit its config.json: {named}"))
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        fault = f"they do not fit its config.json: {', '.join(faults[:3])}{more}"
+        raise ConfigError(_not_loaded(name, "weights", fault))
     return model
 
 
-@contextmanager
-def _no_pickles() -> Iterator[None]:
-    """Refuse to unpickle, which transformers and peft do where an index of safetensors names other files."""
-
-    def refuse(file: Any, *args: Any, **kwargs: Any) -> NoReturn:
-        raise ConfigError(f"{file} is a pickle, which is never loaded; save it as safetensors")
-
-    load, torch.load = torch.load, refuse  # type: ignore[assignment]
+def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
     try:
-        yield
-    finally:
-        torch.load = load
+        return kind.from_pretrained(name, **options)
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # broken files raise anything from KeyError to errors of the tokenizers library
+        raise ConfigError(_not_loaded(name, part, error)) from error
 
 
 def _not_loaded(name: str, part: str, error: object) -> str:
-    where = "" if Path(name).is_dir() else " (there is no such folder here, so the hub was asked)"
-    said = str(error) if str(error) and not isinstance(error, KeyError) else repr(error)
-    return f"--model {name}{where}: its {part} cannot be loaded: {said}"
+    where = "" if Path(name).is_dir() else " (no such folder here, so the hub was asked)"
+    reason = str(error) if str(error) and not isinstance(error, KeyError) else repr(error)
+    return f"--model {name}{where}: its {part} cannot be loaded: {reason}"
 
 
-def load_for_training(config: RunConfig) -> Any:
-    """The model as it is trained: float32 weights unless asked otherwise, with LoRA an adapter on a frozen model.
+def load_for_training(
+    name: str,
+    tuning: str,
+    lora: LoraConfig,
+    *,
+    attention: str = "auto",
+    bfloat16: bool = False,
+    bfloat16_weights: bool = False,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load the model to train, use packed attention where it works, and freeze what ``tuning`` leaves out.
 
-    Trained weights are float32: a step of 1e-5 is lost in the rounding of most bfloat16 weights, unless it rounds
-    stochastically (``--weights bfloat16``). With LoRA only the adapter is trained, so the frozen model is loaded in
-    bfloat16 where passes run in bfloat16 anyway.
+    Trained weights are float32: bfloat16 would round a step of 1e-5 away, unless it rounds stochastically
+    (``bfloat16_weights``). The frozen model below an adapter has the dtype of the forward passes.
 
-    Raises:
-        ConfigError: the model, the adapter's targets or the choice of weights do not fit.
-    """
-    half = config.weights == "bfloat16" or (config.tuning == "lora" and use_bfloat16(config))
-    model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
-    if torch.cuda.is_available() and not sharded():
-        model.to(PartialState().device)  # tried out where it will run, in the arithmetic that it will run in
-    try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=use_bfloat16(config)):
-            use_packing(model, config.attention)
-    except ValueError as error:
-        raise ConfigError(f"--attention {config.attention}: {error}") from error
-    if config.tuning != "lora":
-        try:
-            freeze(model, config.tuning)
-        except TuningError as error:
-            raise ConfigError(str(error)) from error
-        return model
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=_lora_targets(model, config.lora_targets),
-        task_type="CAUSAL_LM",
-    )
-    try:
-        return get_peft_model(model, lora)
-    except ValueError as error:
-        raise ConfigError(f"--lora_targets {config.lora_targets}: {error}") from error
-
-
-def keep_inputs_narrow(model: Any) -> None:
-    """Let adapters take bfloat16 as it comes; for models all of whose passes run under autocast.
-
-    PEFT widens what goes into an adapter to float32, of which autocast makes bfloat16 again at the next product.
-    """
-    for module in model.modules():
-        if isinstance(module, LoraLayer):
-            module.cast_input_dtype_enabled = False
-
-
-def passes(config: RunConfig, model: Any) -> Passes:
-    """How the model is passed for this method; what lies above the layer that it looks at is frozen.
+    Args:
+        name: folder or hub name.
+        tuning: "lora", "full", "last:K" or "modules:REGEX".
+        lora: adapter to add for "lora". Its ``target_modules`` are "all-linear" or names of modules.
+        attention: see `use_packing`.
+        bfloat16: forward passes run in bfloat16.
+        bfloat16_weights: the trained weights are bfloat16.
+        device: where the model runs; None leaves it on the CPU, for FSDP or DeepSpeed to shard.
+        trust_remote_code: run code that a hub model contains.
 
     Raises:
-        ConfigError: the model has not so many layers, or no output layer of its own.
+        ConfigError: the model cannot be loaded, or does not have what ``tuning``, ``lora`` or ``attention`` names.
     """
-    if not config.spec.hidden_states:
-        return Passes(model)
-    layer = int(config.params["layer"])
-    require_depth(config, len(decoder_layers(model)))
-    found = Passes(model, layer)
-    if not found.chunks:
-        raise ConfigError(f"--method {config.method}: the model has no output layer that could be left out")
-    embeddings = {id(weight) for weight in model.get_input_embeddings().parameters()}  # may be the output layer's too
-    above = {id(weight) for module in _above(model, found, layer) for weight in module.parameters()} - embeddings
-    for weight in model.parameters():
-        weight.requires_grad_(weight.requires_grad and id(weight) not in above)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        raise ConfigError(f"--tuning {config.tuning}: trains nothing up to --layer {layer}, which the method looks at")
-    return found
+    half = bfloat16_weights or (tuning == "lora" and bfloat16)
+    model = load_model(name, torch.bfloat16 if half else torch.float32, trust_remote_code)
+    if device is not None:
+        model.to(device)
+    try:
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+            use_packing(model, attention)
+    except ValueError as error:
+        raise ConfigError(f"--attention {attention}: {error}") from error
+    if tuning == "lora":
+        return _add_adapter(model, lora)
+    freeze(model, tuning)
+    return model
 
 
-def _above(model: Any, found: Passes, layer: int) -> list[nn.Module]:
-    """The modules behind a decoder layer: the layers above, what stands behind the layers, and the output layer."""
-    holder = next(module for module in model.modules() if any(child is found.layers for child in module.children()))
-    children = list(holder.children())
-    behind = children[1 + next(i for i, child in enumerate(children) if child is found.layers) :]
-    return [*found.layers[layer + 1 :], *behind, *([] if found.head is None else [found.head])]
+def _add_adapter(model: Any, lora: LoraConfig) -> PeftModel:
+    if not isinstance(lora.target_modules, str):
+        # PEFT ignores a name that is not there as long as another one is.
+        modules = [f".{name}" for name, _ in model.named_modules()]
+        names = sorted(lora.target_modules or ())
+        missing = [name for name in names if not any(module.endswith(f".{name}") for module in modules)]
+        if missing:
+            raise ConfigError(f"--lora_targets: the model has no module {', '.join(missing)}")
+    try:
+        return cast(PeftModel, get_peft_model(model, lora))
+    except ValueError as error:
+        raise ConfigError(f"--lora_targets: {error}") from error
 
 
-def require_depth(config: RunConfig, depth: int) -> None:
+def freeze(model: Any, tuning: str) -> None:
+    """Freeze all weights except those of the last K decoder layers ("last:K") or those that "modules:REGEX" finds.
+
+    "full" freezes nothing. Frozen weights get no gradient and no optimiser state. Tied embeddings are one weight, named
+    after the input embeddings.
+
+    Raises:
+        ConfigError: the pattern is found in no weight's name.
+    """
+    kind, _, rest = tuning.partition(":")
+    if kind == "full":
+        return
+    model.requires_grad_(False)
+    if kind == "last":
+        for layer in decoder_layers(model)[-int(rest) :]:
+            layer.requires_grad_(True)
+        return
+    found = [weight for name, weight in model.named_parameters() if re.search(rest, name)]
+    if not found:
+        example = [name for name, _ in model.named_parameters()][-1]
+        raise ConfigError(f"--tuning {tuning}: found in no weight's name (example of a name: {example})")
+    for weight in found:
+        weight.requires_grad_(True)
+
+
+def require_depth(depth: int, tuning: str, layer: float = 0) -> None:
     """Refuse options that name decoder layers which a model of this depth does not have.
 
     Raises:
         ConfigError: names the option.
     """
-    layer = config.params.get("layer", 0)
     if layer >= depth:
         raise ConfigError(f"--layer {layer:g}: the model has {depth} decoder layers, counted from 0")
-    if fault := depth_fault(config.tuning, depth):
-        raise ConfigError(fault)
+    kind, _, count = tuning.partition(":")
+    if kind == "last" and int(count) > depth:
+        raise ConfigError(f"--tuning {tuning}: the model has {depth} decoder layers")
 
 
-def declared(name: str, trust_remote_code: bool = False) -> Any:
-    """A model's configuration, without its weights.
-
-    Raises:
-        ConfigError: there is no such model.
-    """
-    try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    except Exception as error:  # as with the tokenizer
-        raise ConfigError(_not_loaded(name, "configuration", error)) from error
-
-
-def optimizer_class(config: RunConfig) -> tuple[Any, dict[str, Any]] | None:
-    """(class, arguments) of the optimiser where it is not Trainer's AdamW.
+def passes_to_layer(model: Any, layer: int) -> Passes:
+    """Return forward passes that end after this decoder layer; freeze all weights after it, which get no gradient.
 
     Raises:
-        ConfigError: torchao is not installed.
+        ConfigError: the model has no output layer to leave out, or no weight up to the layer is trained.
     """
-    rounds = config.weights == "bfloat16"
-    if not rounds and config.optimizer == "adamw":
-        return None
-    require_torchao("--weights bfloat16" if rounds else "--optimizer adamw8bit")
-    from torchao.optim import AdamW8bit, _AdamW
+    passes = Passes(model, layer)
+    if not passes.chunks:
+        raise ConfigError(f"--layer {layer}: this model has no output layer, so its hidden states cannot be read")
+    weights = list(model.parameters())  # in the order of computation, tied ones at their first use
+    last = list(passes.layers[layer].parameters())[-1]
+    after = next(i for i, weight in enumerate(weights) if weight is last) + 1
+    for weight in weights[after:]:
+        weight.requires_grad_(False)
+    if not any(weight.requires_grad for weight in weights):
+        raise ConfigError(f"--tuning: trains no weight up to --layer {layer}; choose another layer, or full or lora")
+    return passes
 
-    chosen = AdamW8bit if config.optimizer == "adamw8bit" else _AdamW
-    return chosen, {"lr": config.learning_rate, "bf16_stochastic_round": rounds}
+
+def keep_adapter_inputs_bfloat16(model: Any) -> None:
+    """Stop PEFT from widening an adapter's input to float32, which autocast would round to bfloat16 again.
+
+    Only for models whose forward passes all run under autocast.
+    """
+    for module in model.modules():
+        if isinstance(module, LoraLayer):
+            module.cast_input_dtype_enabled = False
 
 
 def require_torchao(option: str) -> None:
@@ -228,24 +213,13 @@ def require_torchao(option: str) -> None:
         raise ConfigError(f"{option}: needs torchao (pip install 'lume-unlearning[lowmem]')") from error
 
 
-def _lora_targets(model: Any, targets: str) -> str | list[str]:
-    """The option as PEFT takes it; PEFT itself passes over a name that is not there as long as another one is."""
-    if targets == "all-linear":
-        return targets
-    names = [name.strip() for name in targets.split(",")]
-    modules = [f".{name}" for name, _ in model.named_modules()]
-    if missing := [name for name in names if not any(module.endswith(f".{name}") for module in modules)]:
-        raise ConfigError(f"--lora_targets {targets}: the model has no module {', '.join(missing)}")
-    return names
-
-
 def context_length(model: Any) -> int | None:
-    """Longest sequence that the model's position embeddings take, if its configuration says so."""
+    """Return the longest sequence that the model's position embeddings take, if its configuration names it."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
-    """Read an adapter's configuration; a folder without one is refused without asking the hub for it.
+    """Read an adapter's configuration from its folder; the hub is not asked.
 
     Raises:
         ConfigError: the folder holds no adapter, or its configuration cannot be read.
@@ -254,53 +228,45 @@ def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
         raise ConfigError(f"{option} {adapter}: not an adapter's folder, there is no adapter_config.json in it")
     try:
         config: PeftConfig = PeftConfig.from_pretrained(adapter)
-    except Exception as error:  # whatever the file holds ends up as arguments
+    except Exception as error:  # the file's content becomes arguments, which fail in any way
         raise ConfigError(f"{option} {adapter}: its adapter_config.json cannot be read: {error!r}") from error
     return config
 
 
 def adapter_names(count: int) -> list[str]:
-    """The names that `adapted_model` gives its adapters."""
+    """Return the names that `adapted_model` gives its adapters."""
     return [f"adapter{i}" for i in range(count)]
 
 
 def adapted_model(
-    model: str,
-    adapters: Sequence[str],
-    dtype: torch.dtype,
-    trust_remote_code: bool = False,
-    option: str = "--adapter",
+    model: str, adapters: Sequence[str], dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
 ) -> PeftModel:
-    """Load a model with one or more LoRA adapters on it, named by `adapter_names`; the first one is active.
+    """Load a model with LoRA adapters on it, named by `adapter_names`; the first one is active.
 
     Raises:
-        ConfigError: a folder holds no LoRA adapter, its weights are not safetensors, or it belongs to another model;
-            the message names ``option``.
+        ConfigError: a folder holds no LoRA adapter in safetensors, or it does not fit the model; names ``option``.
     """
     for adapter in adapters:
         if adapter_config(adapter, option).peft_type != PeftType.LORA:
             raise ConfigError(f"{option} {adapter}: is no LoRA adapter")
         if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-            pickles = "".join(
-                f"; {path.name} is a pickle, which is never loaded" for path in Path(adapter).glob("*.bin")
-            )
-            raise ConfigError(f"{option} {adapter}: there is no {SAFETENSORS_WEIGHTS_NAME} in it{pickles}")
+            raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
     loaded: Any = load_model(model, dtype, trust_remote_code)
     for name, adapter in zip(adapter_names(len(adapters)), adapters, strict=True):
         try:
-            with _no_pickles(), warnings.catch_warnings():
-                warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be random
+            with warnings.catch_warnings():
+                warnings.filterwarnings("error", message="Found missing adapter keys")  # PEFT fills them at random
                 if not isinstance(loaded, PeftModel):
                     loaded = PeftModel.from_pretrained(loaded, adapter, adapter_name=name)
                 elif missing := loaded.load_adapter(adapter, name).missing_keys:
                     raise ValueError(f"Found missing adapter keys: {missing}")
-        except Exception as error:  # a broken adapter ends in anything, from KeyError to SafetensorError
+        except Exception as error:  # broken files raise anything from KeyError to SafetensorError
             raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error}") from error
     return cast(PeftModel, loaded)
 
 
 def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
-    """Load a model in float32 and fold an adapter into it.
+    """Load a model in float32 and merge an adapter into it.
 
     Raises:
         ConfigError: see `adapted_model`.

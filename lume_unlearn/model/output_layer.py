@@ -1,8 +1,8 @@
-"""Values of tokens computed in place of a model's output layer, a chunk of logits at a time.
+"""Compute values of tokens in place of a model's output layer, for one chunk of logits at a time.
 
-A vocabulary is large: at 50,000 entries the float32 logits of 8,000 tokens are 1.6 GB, as much again for their
-gradient, and a loss that compares two distributions holds several of them. Here logits exist for one chunk of tokens,
-are used up at once, and are computed a second time in the backward pass.
+At 50,000 vocabulary entries the float32 logits of 8,000 tokens take 1.6 GB, their gradient as much again, and a loss
+that compares two distributions holds several of them. Here the logits exist for one chunk of tokens only and are
+computed again in the backward pass.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,31 +17,24 @@ from torch.utils.checkpoint import checkpoint
 from lume_unlearn.methods.common import token_nll
 
 CHUNK_BYTES = 2**28
-"""Most float32 logits that exist at once, in bytes."""
+"""Largest size of the float32 logits that exist at once."""
 
-# torch >= 2.13; only its chunked form (options) never builds the logits
+# From torch 2.13; without options torch's function builds all logits.
 _LinearCrossEntropyOptions: Any = getattr(nn, "LinearCrossEntropyOptions", None)
 
 TokenValue = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""((n, V) logits, (n,) targets, (n, V) reference logits where needed) to (n,) values; each from its own row alone."""
+"""((n, V) logits, (n,) targets, (n, V) reference logits or None) to (n,) values; a value depends on its row alone."""
 
 
 def nll_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """`token_nll` as a value: what most methods are made of."""
+    """`token_nll` as a `TokenValue`."""
     return token_nll(logits, targets)
 
 
-def output_layer(model: Any) -> nn.Module | None:
-    """The layer that gives logits, below PEFT's wrapper; None where a model has none."""
-    layer: nn.Module | None = model.get_output_embeddings()
-    return layer
-
-
 @contextmanager
-def replaced_by(layer: nn.Module | None, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """The layer computes ``function`` within the block; its hooks run as always."""
-    assert layer is not None
-    own = layer.__dict__.get("forward")
+def replaced_by(layer: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """Let the layer compute ``function`` within the block; its hooks still run."""
+    own = layer.__dict__.get("forward")  # set by wrappers that move weights to a device when they are needed
     layer.forward = function
     try:
         yield
@@ -59,41 +52,41 @@ def in_chunks(
     targets: Tensor,
     reference: Callable[[slice], Tensor] | None,
 ) -> Tensor:
-    """``value`` of each token's logits: (n,).
+    """Compute ``value`` for each token: (n,).
 
     Args:
-        value: what to compute.
+        value: what to compute from the logits.
         output: (m, d) hidden states to (m, V) logits.
         vocabulary: V.
         states: (n, d) hidden states that predict the tokens.
-        targets: (n,) the tokens.
-        reference: (part) to the reference's logits of that part of the tokens.
+        targets: (n,) ids of the tokens.
+        reference: slice of the tokens to the reference logits of these tokens.
     """
 
-    def part_value(states: Tensor, targets: Tensor, part: slice) -> Tensor:
-        return value(output(states), targets, reference(part) if reference else None)
+    def chunk_value(states: Tensor, targets: Tensor, chunk: slice) -> Tensor:
+        return value(output(states), targets, reference(chunk) if reference else None)
 
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     if len(targets) <= size:
-        return part_value(states, targets, slice(0, len(targets)))
-    if value is nll_value and (linear := _plain_linear(output)) is not None and _full_precision(states):
+        return chunk_value(states, targets, slice(0, len(targets)))
+    linear = _plain_linear(output)
+    if value is nll_value and linear is not None and _full_precision(states):
         options = _LinearCrossEntropyOptions()
         return functional.linear_cross_entropy(
             states, linear.weight, targets, linear_bias=linear.bias, reduction="none", options=options
         )
-    parts = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
-    # The values draw no random numbers, so that none has to be put back for the second time.
-    again: dict[str, Any] = {"use_reentrant": False, "preserve_rng_state": False}
-    return torch.cat([checkpoint(part_value, states[part], targets[part], part, **again) for part in parts])
+    chunks = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
+    options = {"use_reentrant": False, "preserve_rng_state": False}  # the values draw no random numbers
+    return torch.cat([checkpoint(chunk_value, states[chunk], targets[chunk], chunk, **options) for chunk in chunks])
 
 
 def _plain_linear(output: Callable[[Tensor], Tensor]) -> nn.Linear | None:
-    """The linear layer whose own forward this is, where torch has its cross entropy."""
+    """Return the linear layer whose unchanged forward this is, if torch has its chunked cross entropy."""
     layer = getattr(output, "__self__", None)
-    own = type(layer) is nn.Linear and getattr(output, "__func__", None) is nn.Linear.forward
-    return layer if own and _LinearCrossEntropyOptions is not None else None
+    plain = type(layer) is nn.Linear and getattr(output, "__func__", None) is nn.Linear.forward
+    return layer if plain and _LinearCrossEntropyOptions is not None else None
 
 
 def _full_precision(states: Tensor) -> bool:
-    """Whether torch's linear cross entropy is exact enough: of bfloat16 it gives bfloat16, off by 1 in 300."""
+    """Return whether torch's linear cross entropy is exact enough; in bfloat16 its result is wrong by 1 in 300."""
     return states.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(states.device.type)

@@ -1,9 +1,9 @@
-"""Rows of very different lengths in one forward pass without padding, kept apart exactly.
+"""Attention over packed rows: rows of different lengths in one sequence, without padding.
 
-LUME has stories of 230 tokens beside answers of 15: padded to the longest, two thirds of the work are padding. Here the
-rows of a batch stand one after another in a single sequence. Positions start again with each row, and attention never
-crosses from one row into another, so every row sees what it would see alone. transformers' attention interface carries
-this to every model that supports it; for others `lume_unlearn.model.forward` pads.
+LUME has stories of 230 tokens and answers of 15; padded to the longest, two thirds of the tokens are padding. Here the
+rows of a micro-batch follow each other in one sequence. Positions start again at each row, and attention stays within a
+row, so every row gets what it would get alone. This goes through transformers' attention interface; for models that do
+not use it `lume_unlearn.model.forward` pads.
 """
 
 import inspect
@@ -22,7 +22,7 @@ from lume_unlearn.config import TRANSFORMERS_ATTENTION
 from lume_unlearn.data.packs import Pack
 
 varlen_attn: Any = None
-with suppress(ImportError):  # torch >= 2.10, for CUDA; its first version knew neither scale nor window
+with suppress(ImportError):  # from torch 2.10, for CUDA; its first version took neither scale nor window
     from torch.nn.attention import varlen
 
     if "window_size" in inspect.signature(varlen.varlen_attn).parameters:
@@ -32,22 +32,22 @@ IMPLEMENTATION = "lume_packed"
 
 
 def packs(config: Any) -> bool:
-    """Whether a model of this configuration takes packs: `forward.use_packing` has switched it over."""
+    """Return whether a model of this configuration takes packed rows, after `forward.use_packing`."""
     return config._attn_implementation in (IMPLEMENTATION, *TRANSFORMERS_ATTENTION)
 
 
-class OnHost:
-    """Numbers that a compiled layer hands on without a look: by a tuple's it would be compiled again for each pack."""
+class RowLengths:
+    """Lengths of the rows, for compiled layers: torch.compile would compile again for each new tuple of numbers."""
 
     def __init__(self, lengths: tuple[int, ...]) -> None:
-        """``lengths``: of the rows."""
+        """Hold ``lengths``."""
         self.lengths = lengths
 
 
-def keeping_apart(config: Any, batch: Pack) -> dict[str, Any]:
-    """What the model's attention has to be told of the rows of a pack, beside their positions."""
+def pack_arguments(config: Any, batch: Pack) -> dict[str, Any]:
+    """Return the arguments that tell the model's attention where rows start, beside their positions."""
     if config._attn_implementation == IMPLEMENTATION:
-        return {"pack_bounds": batch.bounds, "pack_lengths": OnHost(batch.lengths)}
+        return {"pack_bounds": batch.bounds, "pack_lengths": RowLengths(batch.lengths)}
     if config._attn_implementation.startswith("flash"):
         longest = max(batch.lengths)
         bounds = {"cu_seq_lens_q": batch.bounds, "cu_seq_lens_k": batch.bounds}
@@ -56,10 +56,9 @@ def keeping_apart(config: Any, batch: Pack) -> dict[str, Any]:
 
 
 def can_pack(model: Any) -> bool:
-    """Whether the model's attention goes through transformers' interface, as plain softmax on rotary positions.
+    """Return whether the model declares plain softmax attention on rotary positions through transformers' interface.
 
-    Models with state beside attention (recurrent or hybrid ones) or with learned absolute positions are padded instead.
-    This looks at the model's declarations only; `forward.use_packing` tries it out.
+    Models with state outside attention or with learned positions are padded. `forward.use_packing` also tries it.
     """
     config = model.config.get_text_config()
     special = ("attn_logit_softcapping", "layers_block_type", "attention_chunk_size", "linear_num_value_heads")
@@ -81,7 +80,7 @@ def packed_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Causal attention within each row of a pack; without ``pack_bounds`` it is transformers' own SDPA.
+    """Compute causal attention within each row of a pack; without ``pack_bounds`` this is transformers' SDPA.
 
     Args:
         module: the attention layer.
@@ -89,34 +88,35 @@ def packed_attention(
         key: (1, key heads, T, head size).
         value: as ``key``.
         attention_mask: None for a pack.
-        scaling: of the scores.
+        scaling: factor of the scores.
         dropout: of the attention weights.
-        **kwargs: ``pack_bounds`` (B + 1,) and ``pack_lengths`` from the pack, ``sliding_window`` from the model.
+        **kwargs: ``pack_bounds`` (B + 1,) and ``pack_lengths`` from `pack_arguments`, ``sliding_window`` of the model.
 
     Returns:
-        (1, T, heads, head size), and no weights.
+        (1, T, heads, head size), and None for the attention weights.
     """
-    bounds, on_host = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
-    if bounds is None or on_host is None:
+    bounds, rows = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
+    if bounds is None or rows is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if torch.is_autocast_enabled(query.device.type):
-        # SDPA does this itself; rotary positions leave queries and keys in float32.
+        # Rotary positions leave queries and keys in float32; SDPA casts them itself.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
     window = kwargs.get("sliding_window")
-    if not dropout and _varlen_takes(query, value):
+    if not dropout and _varlen_runs(query, value):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         groups = q.shape[1] // k.shape[1]
-        k, v = (states.repeat_interleave(groups, dim=1) if groups > 1 else states for states in (k, v))
-        longest = max(on_host.lengths)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, dim=1), v.repeat_interleave(groups, dim=1)
+        longest = max(rows.lengths)
         span = (window - 1 if window else -1, 0)
         return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)[None], None
-    return _row_by_row(query, key, value, on_host.lengths, scaling, dropout, window), None
+    return _row_by_row(query, key, value, rows.lengths, scaling, dropout, window), None
 
 
-def _varlen_takes(query: Tensor, value: Tensor) -> bool:
-    """Whether torch's variable-length attention, which is FlashAttention 2, can do this."""
+def _varlen_runs(query: Tensor, value: Tensor) -> bool:
+    """Return whether torch's variable-length attention, which is FlashAttention 2, supports these tensors."""
     return (
         varlen_attn is not None
         and query.is_cuda
@@ -136,37 +136,28 @@ def _row_by_row(
     dropout: float,
     window: int | None,
 ) -> Tensor:
-    """The same with one call a row: for CPUs, and for float32 on GPUs."""
+    """Compute the attention with one call for each row: for CPUs, and for float32 on GPUs."""
+    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     parts = []
-    for q, k, v in zip(*(torch.split(states, list(lengths), dim=2) for states in (query, key, value)), strict=True):
+    rows = [torch.split(states, list(lengths), dim=2) for states in (query, key, value)]
+    for q, k, v in zip(*rows, strict=True):
         mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
-        parts.append(
-            scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                is_causal=mask is None,
-                scale=scaling,
-                dropout_p=dropout,
-                enable_gqa=query.shape[1] != key.shape[1],
-            )
-        )
+        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options))
     return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """(length, length), true where a token sees another: itself and the ``window - 1`` before it."""
+    """Return (length, length), true where a token sees another: itself and the ``window - 1`` before it."""
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None]
     return (distance >= 0) & (distance < window)
 
 
 def packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """No mask for a pack (the attention keeps rows apart); SDPA's where a mask of padding is given."""
+    """Return no mask for a pack, whose rows the attention keeps apart; else SDPA's padding mask."""
     return sdpa_mask(*args, **kwargs) if kwargs.get("attention_mask") is not None else None
 
 
-# Compiled layers call it as it is: a kernel of its own, or a loop over rows.
+# Compiled layers call this attention uncompiled: it is one kernel already, or a loop over rows.
 AttentionInterface.register(IMPLEMENTATION, torch.compiler.disable(packed_attention))  # type: ignore[no-untyped-call]
 AttentionMaskInterface.register(IMPLEMENTATION, packed_mask)

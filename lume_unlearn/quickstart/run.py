@@ -1,7 +1,8 @@
-"""`lume-unlearn quickstart`: everything once, offline, on a miniature LUME and a model tiny enough for any laptop."""
+"""`lume-unlearn quickstart`: train, unlearn and score a tiny model on the shipped rows, offline and on a CPU."""
 
 import os
 import shlex
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -16,32 +17,48 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lume_tasks.data import locate
-from lume_unlearn.config import RunConfig, require_unused
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens, encode_row
+from lume_unlearn.errors import require_unused
 from lume_unlearn.evaluation.harness import data_metadata, score
 from lume_unlearn.model import packing
-from lume_unlearn.quickstart.miniature import write_miniature
+from lume_unlearn.quickstart import ROWS
 from lume_unlearn.training.finetune import fine_tune
 from lume_unlearn.training.run import run
 
-# How the tiny model is made to memorise some two hundred short texts within seconds.
+# Enough for the tiny model to memorise some two hundred short texts within seconds.
 EPOCHS = {"target": 24, "retain-only": 32}
-BATCH = 8
-PEAK_RATE = 4e-3
+BATCH_SIZE = 8
+LEARNING_RATE = 4e-3
 WARMUP_STEPS = 30
-# Tuned for a model of this size, whose memory is fresh; one of 1B needs other rates.
+# Tuned for this tiny model; a model of 1B parameters needs other learning rates.
+SHARED: dict[str, Any] = {"tuning": "full", "epochs": 16, "learning_rate": 3e-4, "batch_size": 16, "logging_steps": 5}
 UNLEARNING: dict[str, dict[str, Any]] = {
     "gd": {"retain_weight": 3.0, "loss_on": "text"},
     "npo": {"retain_weight": 10.0},
 }
-SHARED: dict[str, Any] = {"tuning": "full", "epochs": 16, "learning_rate": 3e-4, "batch_size": 16, "logging_steps": 5}
+# Label, task, metric and desired value of each line of the table.
+TABLE = (
+    ("forget: text repeated", "lume_score", "forget_regurgitation", "low"),
+    ("forget: facts known", "lume_score", "forget_knowledge", "low"),
+    ("retain: text repeated", "lume_score", "retain_regurgitation", "high"),
+    ("retain: facts known", "lume_score", "retain_knowledge", "high"),
+    ("attack AUC", "lume_mia", "loss_auc", "0.5"),
+    ("MMLU-like", "lume_mmlu", "acc", "as before"),
+    ("task aggregate", "lume_score", "task_aggregate", "high"),
+    ("partial final score", "lume_score", "partial_final_score", "high"),
+)
 
 
 def quickstart(output: Path, seed: int = 0) -> None:
-    """Generate data, train a target and a retain-only model, unlearn, score all four, print one table.
+    """Train a target and a retain-only model, unlearn, score all four models and print one table.
 
-    Everything stays in ``output``: ``data/`` (a LUME data directory), ``target/``, ``retain-only/``, ``unlearned-gd/``
-    and ``unlearned-npo/``, and ``results/`` (the harness's, for `lume-unlearn report` and `card`).
+    Writes to ``output``: ``data/`` (a copy of the shipped rows), ``target/``, ``retain-only/``, ``unlearned-gd/``,
+    ``unlearned-npo/``, and ``results/`` (the harness's, for `lume-unlearn report` and `card`).
+
+    Args:
+        output: a new or empty folder.
+        seed: seeds the models and the runs; the rows are always the same.
 
     Raises:
         ConfigError: the folder exists and is not empty.
@@ -50,42 +67,42 @@ def quickstart(output: Path, seed: int = 0) -> None:
     started = time.time()
     output.mkdir(parents=True, exist_ok=True)
     with library_output_to(output / "quickstart.log") as stdout:
-        console = Console(file=stdout)
-        scores = _everything(output, seed, console)
+        scores = _train_unlearn_score(output, seed, Console(file=stdout))
     _print_result(Console(), scores, output, time.time() - started)
 
 
-def _everything(output: Path, seed: int, console: Console) -> dict[str, dict[str, Any]]:
-    """The four steps; returns the scores of each model."""
-    torch.set_num_threads(1)  # operations this small only wait for other threads, above all on a busy machine
+def _train_unlearn_score(output: Path, seed: int, console: Console) -> dict[str, dict[str, Any]]:
+    """Return model name to the results of `score_folder`."""
+    torch.set_num_threads(1)  # more threads slow down operations this small
 
-    console.print(f"[1/4] Writing a miniature LUME to {output / 'data'}")
-    write_miniature(output / "data", seed)
-    rows = locate.load_rows(output / "data")
+    data = output / "data"
+    console.print(f"[1/4] Writing a miniature LUME to {data}")
+    shutil.copytree(ROWS, data)
+    rows = locate.load_rows(data)
     questions = [
-        text for subject in locate.load_mmlu(str(output / "data" / "mmlu")).items() for text in asked(*subject)
+        text for subject, items in locate.load_mmlu(str(data / "mmlu")).items() for text in mmlu_texts(subject, items)
     ]
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
 
     console.print("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
-    texts = {side: [encode_row(tokenizer, row, "text") for row in side_rows] for side, side_rows in rows.items()}
-    lessons = [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
+    forget, retain = ([encode_row(tokenizer, row, "text") for row in rows[side]] for side in ("forget", "retain"))
+    retain += [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
     folders = {name: output / name for name in EPOCHS}
-    memorise(texts["forget"] + texts["retain"] + lessons, tokenizer, folders["target"], EPOCHS["target"], seed)
-    memorise(texts["retain"] + lessons, tokenizer, folders["retain-only"], EPOCHS["retain-only"], seed)
+    memorise(forget + retain, tokenizer, folders["target"], EPOCHS["target"], seed)
+    memorise(retain, tokenizer, folders["retain-only"], EPOCHS["retain-only"], seed)
 
     console.print("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
     for method, options in UNLEARNING.items():
         folders[method] = output / f"unlearned-{method}"
-        target, unlearned, data = str(folders["target"]), str(folders[method]), str(output / "data")
-        run(RunConfig(model=target, output=unlearned, method=method, data=data, seed=seed, **SHARED, **options))
+        target, unlearned = str(folders["target"]), str(folders[method])
+        run(RunConfig(model=target, output=unlearned, method=method, data=str(data), seed=seed, **SHARED, **options))
 
     console.print("[4/4] Scoring the four models with lm-eval's `lume` group")
-    return {name: score_folder(folder, output / "data", output / "results") for name, folder in folders.items()}
+    return {name: score_folder(folder, data, output / "results") for name, folder in folders.items()}
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedTokenizerFast:
-    """A byte-level BPE without BOS, as OLMo's, from these texts."""
+    """Train a byte-level BPE tokenizer without a BOS token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -101,8 +118,8 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int = 1000) -> PreTrainedT
     )
 
 
-def asked(subject: str, rows: list[dict[str, Any]]) -> list[str]:
-    """The questions of one MMLU-like subject as `lume_mmlu` asks them, each with its answer."""
+def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the questions of one subject in the prompt of `lume_mmlu`, each followed by its answer."""
     from lume_tasks.tasks.mmlu import SubjectTask
 
     task = SubjectTask(subject, rows, version=None)
@@ -110,16 +127,8 @@ def asked(subject: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def memorise(texts: Sequence[Tokens], tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: int, seed: int) -> None:
-    """Train a tiny Llama on these texts until it can repeat them, and save it with the tokenizer."""
+    """Train a new Llama of half a million parameters on these texts, and save it with the tokenizer."""
     set_seed(seed)
-    model = tiny_model(tokenizer)
-    fine_tune(model, texts, epochs, PEAK_RATE, BATCH, WARMUP_STEPS, seed)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def tiny_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """A Llama of half a million parameters with random weights."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -134,20 +143,21 @@ def tiny_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     )
     model = LlamaForCausalLM(config)
     model.set_attn_implementation(packing.IMPLEMENTATION)
-    return model
+    fine_tune(model, texts, epochs, LEARNING_RATE, BATCH_SIZE, WARMUP_STEPS, seed)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
-    """The `lume` group's numbers for one model on the CPU: task to metric to value.
+    """Score one model with the `lume` group on the CPU; return task to metric to value.
 
-    The harness's results and samples go below ``results``, as with `lm_eval --output_path ... --log_samples`.
+    The harness's files go below ``results``, as with `lm_eval --output_path ... --log_samples`.
     """
     from lm_eval.loggers import EvaluationTracker
 
     tracker = EvaluationTracker(output_path=str(results))
     arguments = {"pretrained": str(model), "dtype": "float32"}
-    # The miniature has three subjects of its own in place of MMLU's 57.
-    metadata = data_metadata(data) | {"lume_partial": True}
+    metadata = data_metadata(data) | {"lume_partial": True}  # the rows have 3 subjects instead of MMLU's 57
     options = {"device": "cpu", "batch_size": 64, "log_samples": True, "evaluation_tracker": tracker}
     scored = score(arguments, metadata, **options)
     samples = scored.pop("samples")
@@ -159,10 +169,13 @@ def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
 
 @contextmanager
 def library_output_to(log: Path) -> Iterator[TextIO]:
-    """Send what libraries and their child processes print to a file; yields the real standard output."""
+    """Redirect file descriptors 1 and 2 to a file, and yield the real standard output.
+
+    Redirecting `sys.stdout` and `sys.stderr` would miss log handlers that libraries made when they were imported.
+    """
     sys.stdout.flush()
     stdout, stderr = os.dup(1), os.dup(2)
-    with open(log, "a", encoding="utf-8") as file, os.fdopen(os.dup(stdout), "w", encoding="utf-8") as real:
+    with open(log, "a", encoding="utf-8") as file, os.fdopen(stdout, "w", encoding="utf-8") as real:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         try:
@@ -170,9 +183,9 @@ def library_output_to(log: Path) -> Iterator[TextIO]:
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
-            for saved, descriptor in ((stdout, 1), (stderr, 2)):
-                os.dup2(saved, descriptor)
-                os.close(saved)
+            os.dup2(stdout, 1)
+            os.dup2(stderr, 2)
+            os.close(stderr)
 
 
 def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: Path, seconds: float) -> None:
@@ -182,16 +195,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
     for name in names.values():
         table.add_column(name, justify="right")
     table.add_column("good")
-    for label, task, metric, good in (
-        ("forget: text repeated", "lume_score", "forget_regurgitation", "low"),
-        ("forget: facts known", "lume_score", "forget_knowledge", "low"),
-        ("retain: text repeated", "lume_score", "retain_regurgitation", "high"),
-        ("retain: facts known", "lume_score", "retain_knowledge", "high"),
-        ("attack AUC", "lume_mia", "loss_auc", "0.5"),
-        ("MMLU-like", "lume_mmlu", "acc", "as before"),
-        ("task aggregate", "lume_score", "task_aggregate", "high"),
-        ("partial final score", "lume_score", "partial_final_score", "high"),
-    ):
+    for label, task, metric, good in TABLE:
         values = (scores[name][task].get(f"{metric},none") for name in names)
         table.add_row(label, *("-" if value is None else f"{value:.3f}" for value in values), good)
     console.print(table)
@@ -207,7 +211,7 @@ def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: P
 
 
 def next_commands(output: Path) -> list[str]:
-    """Commands to go on with after the quickstart, in an order in which each finds what it needs."""
+    """Return commands to try after the quickstart; each needs only what the ones before it wrote."""
     names = ("data", "target", "lora", "results", "report.html", "unlearned-npo")
     data, target, lora, results, page, npo = (shlex.quote(str(output / name)) for name in names)
     model = shlex.quote(f"pretrained={output / 'target'},peft={output / 'lora'}")

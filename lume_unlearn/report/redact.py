@@ -1,26 +1,36 @@
-"""Hide personal data in texts that go into a report.
+"""Find the worst leaks in logged samples, and redact personal data in the texts that a report shows.
 
-A word is shown only if many texts use it: written in lower case in at least three documents. What is capitalised
-(names, places, months), holds a digit (dates, numbers, addresses), stands in an e-mail address or a link, or is rare is
-masked, and so are symbols, since some of them spell: letters in squares, flags, Braille.
-Words that tell of nobody ("does", "you") or that a reader needs in order to see what was asked ("social", "security")
-are always shown, unless in capitals: OR and ME are states. That hides too much rather than too little, whatever the
-model makes of the data.
+A word is shown only if at least three documents have it in lower case. All else is redacted: capitalised words (names,
+places, months), tokens with digits (dates, numbers, addresses), e-mail addresses, links, rare words, and symbols, some
+of which can spell (letters in squares, flags, Braille). Function words ("does", "you") and the words of the questions
+("social", "security") are always shown, except in capitals, since OR and ME are states. This redacts too much rather
+than too little.
 """
 
 import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+from itertools import groupby
 
-MASK = "•••"
+from lume_tasks.data.rows import stem_of
+from lume_unlearn.report.results import Sample
+
+REDACTED = "•••"
 LEAST_DOCUMENTS = 3
+LONGEST = 160  # tokens shown of a text; white space and punctuation are tokens too
+METRICS = {"sc": "forget_regurgitation", "qa": "forget_knowledge"}  # kind of a row -> the metric that scores it
+
+Piece = tuple[str, bool]  # text, and whether the other text has it too
+Shown = frozenset[str] | None  # words that need not be redacted; None: redact nothing
 
 _TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
 # fmt: off
 _SHOWN = frozenset({
-    # Articles, pronouns, auxiliaries, prepositions, conjunctions and other words that tell of nobody; not those that
-    # are names or months too (may, will).
+    # Articles, pronouns, auxiliaries, prepositions, conjunctions: words that identify nobody. Not those that are
+    # names or months too (may, will).
     "a", "about", "above", "after", "again", "against", "all", "also", "always", "am", "among", "an", "and", "any",
     "are", "around", "as", "at", "away", "back", "be", "because", "been", "before", "behind", "being", "below",
     "between", "both", "but", "by", "can", "cannot", "could", "did", "do", "does", "doing", "down", "during", "each",
@@ -40,39 +50,106 @@ _SHOWN = frozenset({
 # fmt: on
 
 
-def plain(text: str) -> str:
-    """The text in Unicode's compatibility form, without invisible characters: nothing in it hides a letter or digit."""
-    if text.isascii():
-        return text
-    normal = unicodedata.normalize("NFKC", text)
-    return "".join(char for char in normal if unicodedata.category(char) not in ("Cf", "Mn"))
+@dataclass(frozen=True)
+class Leak:
+    """One forget row: its place in the samples, its score, and its texts in pieces."""
+
+    task: str
+    kind: str
+    number: int
+    score: float
+    prompt: str
+    truth: list[Piece]
+    answer: list[Piece]
 
 
-def tokens(text: str) -> list[str]:
-    """Cut a text into words, e-mail addresses, links, white space, and single other characters; joined, the text."""
+def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool) -> list[Leak]:
+    """Return the forget rows with the highest scores above 0; of equal scores those with the longest truth.
+
+    Args:
+        samples: task -> its logged documents.
+        count: number of rows, of continuations and of answers each.
+        show_pii: redact nothing.
+    """
+    docs = [sample["doc"] for logged in samples.values() for sample in logged]
+    shown = None if show_pii else common_words((doc["id"], f"{doc['input']} {doc['output']}") for doc in docs)
+    leaks = []
+    for kind, metric in METRICS.items():
+        scored = [(task, sample) for task, logged in samples.items() for sample in logged if sample.get(metric)]
+        scored.sort(key=lambda row: (-row[1][metric], -len(row[1]["doc"]["output"])))
+        leaks += [_leak(task, kind, sample, shown) for task, sample in scored[:count]]
+    return leaks
+
+
+def _leak(task: str, kind: str, sample: Sample, shown: Shown) -> Leak:
+    doc = sample["doc"]
+    words = tokens(doc["input"], shown)
+    prompt = ("… " if len(words) > LONGEST else "") + "".join(redact(word, shown) for word in words[-LONGEST:])
+    truth, answer = compare(doc["output"], sample["filtered_resps"][0], shown)
+    return Leak(task, kind, sample["doc_id"], sample[METRICS[kind]], prompt, truth, answer)
+
+
+def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Piece]]:
+    """Return the beginnings of both texts in pieces, redacted, with what both have in the same order marked.
+
+    Words are compared before they are redacted, so that other digits than the truth's are not marked.
+    """
+    first, second = (tokens(text.strip(), shown) for text in (truth, answer))
+    in_first: set[int] = set()
+    in_second: set[int] = set()
+    lower_first, lower_second = ([word.lower() for word in side[:LONGEST]] for side in (first, second))
+    for a, b, size in SequenceMatcher(None, lower_first, lower_second, autojunk=False).get_matching_blocks():
+        if any(char.isalnum() for char in "".join(first[a : a + size])):
+            in_first.update(range(a, a + size))
+            in_second.update(range(b, b + size))
+    return _pieces(first, in_first, shown), _pieces(second, in_second, shown)
+
+
+def _pieces(words: list[str], marked: set[int], shown: Shown) -> list[Piece]:
+    pieces = []
+    for mark, places in groupby(range(min(len(words), LONGEST)), key=lambda place: place in marked):
+        pieces.append(("".join(redact(words[place], shown) for place in places), mark))
+    return pieces + ([(" …", False)] if len(words) > LONGEST else [])
+
+
+def tokens(text: str, shown: Shown = frozenset()) -> list[str]:
+    """Cut a text into words, e-mail addresses, links, white space, and single other characters.
+
+    Unless nothing is to be redacted, the text is first brought into Unicode's compatibility form without invisible
+    characters, so that no letter or digit is hidden.
+    """
+    if shown is not None:
+        normal = unicodedata.normalize("NFKC", text)
+        text = "".join(char for char in normal if unicodedata.category(char) not in ("Cf", "Mn"))
     return _TOKEN.findall(text)
 
 
-def common_words(documents: Mapping[str, Iterable[str]]) -> frozenset[str]:
-    """The words that may be shown, from the texts of each document: those in lower case in at least three documents."""
-    counts = Counter(
-        word for texts in documents.values() for word in {w for text in texts for w in tokens(plain(text))}
-    )
-    return _SHOWN | {
-        word for word, count in counts.items() if count >= LEAST_DOCUMENTS and word.isalpha() and word.islower()
-    }
-
-
-def mask(token: str, shown: frozenset[str]) -> str:
-    """One token of `tokens` as it may be shown: itself, or a mask of one length for all.
+def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
+    """Return the words that may be shown: those that at least three documents have in lower case.
 
     Args:
-        token: a word, an address, a link, white space or a character, of a text made `plain`.
-        shown: what `common_words` returned.
+        texts: (row id, text); rows with the same stem are of one document.
     """
+    documents: dict[str, set[str]] = {}
+    for row_id, text in texts:
+        documents.setdefault(stem_of(row_id), set()).update(tokens(text))
+    counts = Counter(word for words in documents.values() for word in words)
+    common = {word for word, count in counts.items() if count >= LEAST_DOCUMENTS}
+    return _SHOWN | {word for word in common if word.isalpha() and word.islower()}
+
+
+def redact(token: str, shown: Shown) -> str:
+    """Return a token as it may be shown: itself, or a mark of the same length for all.
+
+    Args:
+        token: one of `tokens`.
+        shown: the result of `common_words`; None to redact nothing.
+    """
+    if shown is None:
+        return token
     if "@" in token and len(token) > 1:
-        return f"{MASK}@{MASK}"
+        return f"{REDACTED}@{REDACTED}"
     if not any(char.isalnum() or unicodedata.category(char) == "So" for char in token):
         return token
-    begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN
-    return token if token in shown or begins_sentence else MASK
+    begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN  # an initial does not
+    return token if token in shown or begins_sentence else REDACTED

@@ -1,4 +1,4 @@
-"""Read what the harness wrote: results files, the samples beside them, and which of them belong to one model or run."""
+"""Read results files of the harness, and find out which of them belong to one model or one training run."""
 
 import hashlib
 import json
@@ -6,126 +6,122 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.files import read_text
-from lume_tasks.errors import DataError, describe
-from lume_tasks.tasks.results import read_samples
+from lume_tasks.errors import DataError
+from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
 from lume_unlearn.report.glossary import TASKS
 
 Sample = dict[str, Any]
 
-_DATE = re.compile(r"\d{4}-\d\d-\d\dT[\d.-]+\Z")  # how the harness ends the names of the files of one evaluation
-_SCORES = re.compile(r"/scores/checkpoint-(\d+)\Z")
+RECORD = "unlearning.json"
+_SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
-_YEAR_9999 = 253_370_764_800.0  # in seconds since 1970; no date can be shown from there on
-RECORD = "unlearning.json"
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One results file.
-
-    Attributes:
-        path: the file.
-        content: what it holds.
-    """
+    """One results file: its path and its content."""
 
     path: Path
     content: dict[str, Any]
 
     @cached_property
     def scores(self) -> dict[str, dict[str, float]]:
-        """LUME task -> metric -> value, finite numbers only."""
+        """LUME task -> metric -> value; finite numbers only, without standard errors."""
         return {
-            task: {key.removesuffix(",none"): float(value) for key, value in metrics.items() if _is_score(key, value)}
-            for task, metrics in self.content["results"].items()
+            task: {
+                name: float(value)
+                for name, value in metrics.items()
+                if math.isfinite(value) and not name.endswith("_stderr")
+            }
+            for task, metrics in numbers(self.content).items()
             if task.startswith("lume")
         }
 
     @property
     def model(self) -> str:
-        """The model's folder or name (an adapter's, where there is one).
+        """The model's folder or hub name (an adapter's, if there is one).
 
-        Where the results do not tell, as those of `lume-unlearn run --evaluate_every`, it is the folder of the file,
-        without the ``scores`` that such a run puts between its own folder and the checkpoint's.
+        Scores taken during training name no model. They are in ``<run>/scores/checkpoint-<step>``, and the model is
+        taken to be ``<run>/checkpoint-<step>``.
         """
-        folder = _SCORES.sub(r"/checkpoint-\1", self.path.parent.as_posix())
+        folder = _SCORES_FOLDER.sub(r"/checkpoint-\1", self.path.parent.as_posix())
         return str(self.content.get("model_name") or folder)
 
     @property
-    def model_args(self) -> dict[str, str]:
-        """The harness's model arguments."""
-        given = self._section("config").get("model_args") or {}
-        pairs = given.items() if isinstance(given, dict) else (pair.partition("=")[::2] for pair in given.split(","))
-        return {str(key): str(value) for key, value in pairs}
-
-    @property
     def split(self) -> str:
-        """The rows that were asked for: all, train, validation or test."""
-        metadata: dict[str, Any] = {}
-        for task, config in self._section("configs").items():
-            if task.startswith("lume"):
-                metadata |= config.get("metadata") or {}
-        return str(metadata.get("lume_split", "all"))
+        """The rows that were scored: all, train, validation or test."""
+        splits = [self.metadata(task).get("lume_split") for task in self.scores]
+        return str(next((split for split in splits if split), "all"))
 
     @property
-    def sample(self) -> str:
-        """Which rows were asked for, for people: the split, and a limit if there was one."""
-        limit = self._section("config").get("limit")
+    def rows(self) -> str:
+        """The split, and the limit if there was one."""
+        limit = self.section("config").get("limit")
         return f"split {self.split}" + (f", limit {limit}" if limit else "")
 
     @property
     def settings(self) -> str:
-        """What was asked for besides the model's place, for people: the rows, and further model arguments."""
-        others = sorted(f"{key}={value}" for key, value in self.model_args.items() if key not in _LOCATIONS)
-        return ", ".join([self.sample, *others])
+        """The rows, and all model arguments other than where the model is."""
+        args = self.section("config").get("model_args") or {}
+        if isinstance(args, str):
+            args = dict(pair.partition("=")[::2] for pair in args.split(","))
+        others = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
+        return ", ".join([self.rows, *others])
 
     @property
     def date(self) -> float:
-        """When it was made, in seconds since 1970."""
+        """Seconds since 1970; 0 if unknown."""
         return float(self.content.get("date") or 0)
 
     @property
+    def made(self) -> str:
+        """When and with what the scores were made."""
+        date = f"{datetime.fromtimestamp(self.date, timezone.utc):%Y-%m-%d %H:%M} UTC" if self.date else "unknown date"
+        version, backend = (self.content.get(name, "unknown") for name in ("lm_eval_version", "model_source"))
+        return f"{date}, lm-eval {version}, backend {backend}"
+
+    @property
     def missing(self) -> str:
-        """The tasks without which there is no final score, as the harness's results name them."""
+        """The tasks without which there is no final score, and why, as the harness's results name them."""
         return str(self.content["results"].get("lume_score", {}).get("missing,none", ""))
 
-    def version(self, task: str) -> str:
-        """The version of a task's YAML; scores of different versions are not comparable."""
-        return str(self._section("versions").get(task, "unknown"))
-
-    def count(self, task: str) -> int | None:
-        """How many rows of a task were scored; None for a group."""
-        count: int | None = self._section("n-samples").get(task, {}).get("effective")
-        return count
-
-    def fingerprint(self, task: str) -> str | None:
-        """A short hash of the prompts and targets of a task, whatever their order; None where they were not logged."""
-        hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
-        return hashlib.sha256("".join(hashes).encode(errors="backslashreplace")).hexdigest()[:8] if hashes else None
-
-    def _section(self, name: str) -> dict[str, Any]:
+    def section(self, name: str) -> dict[str, Any]:
+        """A part of the file, such as ``config``; empty if it is absent."""
         return self.content.get(name) or {}
 
+    def metadata(self, task: str) -> dict[str, Any]:
+        """The metadata that the task was configured with."""
+        return self.section("configs").get(task, {}).get("metadata") or {}
+
+    def version(self, task: str) -> str:
+        """The version of the task's YAML; scores of different versions are not comparable."""
+        return str(self.section("versions").get(task, "unknown"))
+
+    def count(self, task: str) -> int | None:
+        """Number of documents of a task that were scored; None for a group."""
+        count: int | None = self.section("n-samples").get(task, {}).get("effective")
+        return count
+
     def samples(self, task: str) -> list[Sample] | None:
-        """The documents of one task as logged; None where they were not.
+        """The logged documents of one task; None if they were not logged.
 
         Raises:
             DataError: a line is not what the harness writes.
         """
-        date = _DATE.search(self.path.stem)
-        path = self.path.parent / f"samples_{task}_{date.group() if date else ''}.jsonl"
-        if not path.is_file():
-            return None
-        samples = read_samples(path)
-        for line, sample in enumerate(samples, 1):
-            if task in TASKS and (fault := _row_fault(sample)):
-                raise DataError(f"{path}:{line}: not a sample of {task} ({fault})")
-        return samples
+        path = samples_file(self.path, task)
+        return read_samples(path) if path.is_file() else None
+
+    def fingerprint(self, task: str) -> str | None:
+        """Short hash of a task's prompts and targets, independent of their order; None if they were not logged."""
+        hashes = sorted(f"{sample['prompt_hash']}{sample['target_hash']}" for sample in self.samples(task) or [])
+        return hashlib.sha256("".join(hashes).encode()).hexdigest()[:8] if hashes else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,24 +141,24 @@ class Model:
         return next((one for one in self.evaluations if one.scores.get(task)), None)
 
     def score(self, task: str, metric: str) -> float | None:
-        """The newest score; None where it has no value."""
+        """The newest score; None if it has no value."""
         found = self.evaluation(task)
         return found.scores[task].get(metric) if found else None
 
     def interval(self, task: str, metric: str) -> tuple[float, float] | None:
-        """The ends of the 95 % interval, where the harness gave one."""
+        """The ends of the 95 % interval, if the results have one."""
         low, high = (self.score(task, f"{metric}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
     def samples(self, task: str) -> list[Sample] | None:
-        """The newest logged documents of this task; None where there are none."""
+        """The newest logged documents of this task; None if there are none."""
         logged = (one.samples(task) for one in self.evaluations if one.scores.get(task))
         return next((samples for samples in logged if samples), None)
 
 
 @dataclass(frozen=True)
 class Run:
-    """The checkpoints of one training run in order, from (place on the axis, model); ``unit`` names the axis."""
+    """The checkpoints of one training run in order, as (place on the axis, model); ``unit`` names the axis."""
 
     name: str
     unit: str
@@ -170,57 +166,44 @@ class Run:
 
 
 def read_models(paths: Iterable[str]) -> list[Model]:
-    """Read results files, or all in and below folders, one `Model` for each model and setting, in the order given.
+    """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
 
     Raises:
-        DataError: names every path that is missing or holds no results of LUME.
+        DataError: names every path that is missing or has no results of LUME.
     """
-    evaluations: list[Evaluation] = []
+    groups: dict[tuple[str, str], list[Evaluation]] = {}
     faults: list[str] = []
     for path in dict.fromkeys(_results_files(map(Path, paths), faults)):
         try:
-            evaluations.append(read_evaluation(path))
+            evaluation = _read_evaluation(path)
         except DataError as error:
             faults.append(str(error))
+        else:
+            groups.setdefault((evaluation.model, evaluation.settings), []).append(evaluation)
     if faults:
         raise DataError("\n".join(faults))
-    groups: dict[tuple[str, str], list[Evaluation]] = {}
-    for evaluation in evaluations:
-        groups.setdefault((evaluation.model, evaluation.settings), []).append(evaluation)
     newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
     return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
 
 
-def read_evaluation(path: Path) -> Evaluation:
-    """Read one results file.
-
-    Raises:
-        DataError: it cannot be read, or is no results file with scores of LUME.
-    """
-    try:
-        content = json.loads(read_text(path))
-    except (OSError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a results file of lm-eval (it cannot be read as JSON: {error})") from error
-    if not _is_results(content):
-        raise DataError(f"{path}: not a results file of lm-eval (no `results` by task in it)")
-    if part := _odd_part(content):
-        raise DataError(f"{path}: not a results file of lm-eval (its {part} is not what the harness writes)")
-    evaluation = Evaluation(path, content)
+def _read_evaluation(path: Path) -> Evaluation:
+    evaluation = Evaluation(path, read_results(path))
     if not any(evaluation.scores.values()):
-        raise DataError(f"{path}: has no score of a LUME task (it has: {', '.join(content['results'])})")
+        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(evaluation.content['results'])})")
     return evaluation
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Which models are checkpoints of one run, by folders named ``checkpoint-<step>``; at least two.
+    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models.
 
-    Where the run's `unlearning.json` can be read, the axis counts epochs, and the finished model and the one before
-    unlearning take part if they are among the models.
+    If the run's `unlearning.json` can be read, the axis counts epochs, and the reference model and the finished model
+    are points of the run if they are among the models.
     """
     steps: dict[str, dict[Model, float]] = {}
     for model in models:
-        if found := _CHECKPOINT.match(model.path):
-            steps.setdefault(_normal(found["run"]), {})[model] = float(found["step"])
+        found = _CHECKPOINT.match(model.path)
+        if found:
+            steps.setdefault(_absolute(found["run"]), {})[model] = float(found["step"])
     runs = [_run(path, places, models) for path, places in steps.items()]
     return [run for run in runs if len(run.points) > 1]
 
@@ -231,33 +214,32 @@ def _run(path: str, places: dict[Model, float], models: Sequence[Model]) -> Run:
         record = json.loads(read_text(Path(path) / RECORD))
         last = record["history"][-1]
         unit, scale = "epoch", last["epoch"] / last["step"]
-        ends = {_normal(record["config"]["model"]): 0.0, _normal(path): float(last["step"])}
-        places = {m: ends[_normal(m.path)] for m in models if _normal(m.path) in ends} | places
-    except (OSError, ValueError, LookupError, TypeError, ArithmeticError, RecursionError):
-        pass  # no record, as where the results were copied from elsewhere: steps are all there is to know
+        ends = {_absolute(record["config"]["model"]): 0.0, _absolute(path): float(last["step"])}
+        places = {m: ends[_absolute(m.path)] for m in models if _absolute(m.path) in ends} | places
+    except (OSError, ValueError, LookupError):
+        pass  # without a record, as if the results were copied from elsewhere, only the steps are known
     ordered = sorted(places.items(), key=lambda item: item[1])
     return Run(path.rsplit("/", 1)[-1], unit, tuple((step * scale, model) for model, step in ordered))
 
 
 def comparability(models: Sequence[Model]) -> list[str]:
-    """What keeps the models from being compared: other splits, task versions or rows; one line each."""
+    """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
     faults = [_differ("The rows are of different splits", {m.name: m.evaluations[0].split for m in models})]
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
         found = {model.name: one for model in models if (one := model.evaluation(task))}
+        versions = {name: one.version(task) for name, one in found.items()}
         counts = {name: one.count(task) for name, one in found.items()}
         texts = {name: one.fingerprint(task) for name, one in found.items()} if task in TASKS else {}
-        faults += [
-            _differ(
-                f"{task} was scored in different versions", {name: one.version(task) for name, one in found.items()}
-            ),
+        faults.append(_differ(f"{task} was scored in different versions", versions))
+        faults.append(
             _differ(f"{task} was scored on different numbers of rows", counts)
-            or _differ(f"{task} was scored on different rows, by the hash of their texts", texts),
-        ]
+            or _differ(f"{task} was scored on different rows, by the hash of their texts", texts)
+        )
     return [fault for fault in faults if fault]
 
 
 def _differ(what: str, values: dict[str, Any]) -> str | None:
-    """A line that names the models by value, if they have more than one; None counts as no value."""
+    """Return a line that names the models by value, if there is more than one value; None is no value."""
     models: dict[Any, list[str]] = {}
     for name, value in values.items():
         if value is not None:
@@ -272,81 +254,35 @@ def _results_files(paths: Iterable[Path], faults: list[str]) -> Iterator[Path]:
             yield path
         elif not path.is_dir():
             faults.append(f"{path}: does not exist")
-        elif found := sorted(path.rglob("results_*.json"), key=_natural):
+        elif found := sorted(path.rglob("results_*.json"), key=_natural_order):
             yield from found
         else:
-            faults.append(f"{path}: no results_*.json in or below it; name what lm_eval's --output_path named")
+            faults.append(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
 
 
 def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """The shortest unambiguous names of (model, settings): last part of the path, whole path, both with settings."""
-
-    def short(model: str) -> str:
-        parts = model.rstrip("/").split("/")
-        return "/".join(parts[-2:] if re.fullmatch(r"checkpoint-\d+", parts[-1]) else parts[-1:])
-
-    forms = [[short(model), model, f"{model} ({settings})"] for model, settings in keys]
-    taken = [[form[level] for form in forms] for level in range(3)]
-    return [next((f for f, all_ in zip(form, taken, strict=True) if all_.count(f) == 1), form[-1]) for form in forms]
-
-
-def _is_results(content: object) -> bool:
-    """Whether the parts that are read here have the shape that the harness gives them."""
-    if not isinstance(content, dict) or not content.get("results"):
-        return False
-    by_task = [content.get(name) or {} for name in ("results", "configs", "n-samples")]
-    others = [content.get(name) or {} for name in ("config", "versions", "task_hashes")]
-    if not all(isinstance(part, dict) for part in by_task + others):
-        return False
-    return all(isinstance(entry, dict) for part in by_task for entry in part.values())
+    """Return the shortest unambiguous names of (model, settings): last part of the path, path, path and settings."""
+    last_parts = [_last_part(model) for model, _ in keys]
+    paths = [model for model, _ in keys]
+    names = []
+    for short, (model, settings) in zip(last_parts, keys, strict=True):
+        if last_parts.count(short) == 1:
+            names.append(short)
+        else:
+            names.append(model if paths.count(model) == 1 else f"{model} ({settings})")
+    return names
 
 
-def _odd_part(content: dict[str, Any]) -> str | None:
-    """Name a part that has another type than the harness gives it."""
-    configs, counts = ((content.get(name) or {}).values() for name in ("configs", "n-samples"))
-    right = {
-        "date": content.get("date") is None or 0 <= number(content["date"]) < _YEAR_9999,
-        "config.model_args": isinstance((content.get("config") or {}).get("model_args") or {}, (dict, str)),
-        "configs.<task>.metadata": all(isinstance(config.get("metadata") or {}, dict) for config in configs),
-        "n-samples.<task>.effective": all(isinstance(count.get("effective"), (int, type(None))) for count in counts),
-    }
-    return next((name for name, is_right in right.items() if not is_right), None)
+def _last_part(model: str) -> str:
+    """``npo`` of ``/out/npo``, ``npo/checkpoint-5`` of ``/out/npo/checkpoint-5``."""
+    parts = model.rstrip("/").split("/")
+    return "/".join(parts[-2:] if parts[-1].startswith("checkpoint-") else parts[-1:])
 
 
-def number(value: object) -> float:
-    """A number of a JSON file as float; NaN for anything else, and for integers that no float can hold."""
-    try:
-        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return math.nan
+def _natural_order(path: Path) -> list[Any]:
+    """Sort key by which checkpoint-10 follows checkpoint-9."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]
 
 
-def _row_fault(sample: Sample) -> str | None:
-    """Say what a logged row has not as the harness writes it, of all that is read here."""
-    doc, answers = sample["doc"], sample.get("filtered_resps")
-    texts = {f"doc.{name}": doc.get(name) for name in ("id", "input", "output")}
-    texts |= {name: sample.get(name) for name in ("prompt_hash", "target_hash")}
-    texts["filtered_resps[0]"] = answers[0] if isinstance(answers, list) and answers else None
-    for name, text in texts.items():
-        if not isinstance(text, str):
-            return f"{name} is {describe(text)}, not a string"
-    scores = [sample.get(f"forget_{kind}") for kind in ("regurgitation", "knowledge")]
-    if not all(score is None or math.isfinite(number(score)) for score in scores):
-        return "its score is no number"
-    return None if isinstance(sample.get("doc_id"), int) else "doc_id is no whole number"
-
-
-def _is_score(key: str, value: object) -> bool:
-    return key.endswith(",none") and "_stderr" not in key and math.isfinite(number(value))
-
-
-def _natural(path: Path) -> list[Any]:
-    """Sort key under which checkpoint-10 follows checkpoint-9."""
-    return [(part.isdecimal(), int(part) if part.isdecimal() else part) for part in re.split(r"(\d+)", str(path))]
-
-
-def _normal(path: str) -> str:
-    try:
-        return str(Path(path).resolve())
-    except (OSError, RuntimeError, ValueError):  # links in a circle, NUL characters: a name like any other
-        return path
+def _absolute(path: str) -> str:
+    return str(Path(path).resolve())

@@ -3,7 +3,7 @@
 import psutil
 import torch
 
-from lume_unlearn.model.distributed import processes
+from lume_unlearn.training.distributed import processes
 
 MOST = {"cuda": 8192, "cpu": 2048}
 """Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""

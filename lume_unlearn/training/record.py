@@ -1,4 +1,4 @@
-"""`unlearning.json`: what a run was made of and how it went, written with every checkpoint and at the end."""
+"""`unlearning.json`: configuration, versions and history of a run, written with every checkpoint and at the end."""
 
 import json
 import platform
@@ -12,15 +12,17 @@ from typing import Any
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.files import write_text
-from lume_unlearn.model.distributed import processes
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.load import use_bfloat16
-from lume_unlearn.training.checkpoints import InCheckpoint, writing
+from lume_unlearn.training.checkpoints import InCheckpoint
+from lume_unlearn.training.distributed import processes
 
 RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
-# May differ when a run is resumed: they change nothing in the result, or the checksums of the data stand for them.
+# A resumed run may change these: they do not change the result, except that the learning rate may be lowered, and rows
+# are compared by their checksums.
 FREE = {"output", "resume", "save_steps", "save_total_limit", "logging_steps", "report_to", "micro_batch_size"}
 FREE |= {"evaluate_every", "evaluate_tasks", "evaluate_limit", "evaluate_batch_size", "best_metric"}
 FREE |= {"learning_rate", "watch_steps", "collapse_bound", "on_collapse"}
@@ -28,13 +30,13 @@ FREE |= {"gradient_checkpointing", "max_tokens", "alternatives", "data", "split"
 
 
 class Record(TrainerCallback, InCheckpoint):
-    """The record of one run: configuration, versions, checksums of the data, seed, seconds, loss terms over time."""
+    """Writes the record of one run: configuration, versions, checksums, seconds, NLL and loss terms over time."""
 
     def __init__(self, config: RunConfig, checksums: dict[str, str]) -> None:
         """``checksums``: SHA-256 of each data file."""
         self.path = Path(config.output) / RECORD
         self.started = time.time()
-        precision = "bfloat16" if use_bfloat16(config) else "float32"
+        precision = "bfloat16" if use_bfloat16(config.precision) else "float32"
         self.content: dict[str, Any] = {
             "config": asdict(config) | {"precision": precision},
             "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -43,100 +45,106 @@ class Record(TrainerCallback, InCheckpoint):
         }
 
     def resume(self, checkpoint: Path) -> float:
-        """Count on from the seconds of the run that is resumed, as its checkpoint has them.
+        """Compare with the record in a checkpoint, and count on from its seconds.
 
         Returns:
-            This run's learning rate to that of the run that is resumed.
+            This run's learning rate divided by the checkpoint's.
 
         Raises:
-            ConfigError: that run was made with other options or data, or left no record.
+            ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
         """
         path = checkpoint / RECORD
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-            faults, rate = self._differences(before)
+            faults = self._differences(before)
+            ratio = float(self.content["config"]["learning_rate"] / before["config"]["learning_rate"])
             self.started -= before["seconds"]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
-            raise ConfigError(f"--resume: {path} cannot be read, so the run cannot be identified") from error
+        except (OSError, ValueError, LookupError, TypeError) as error:
+            raise ConfigError(
+                f"--resume: {path} cannot be read, so this cannot be compared with the run to resume"
+            ) from error
         if faults:
             raise ConfigError("\n".join(faults))
-        return rate
+        return ratio
 
-    def _differences(self, before: dict[str, Any]) -> tuple[list[str], float]:
-        """What keeps this run from going on from the one before, and its learning rate to that one's."""
+    def _differences(self, before: dict[str, Any]) -> list[str]:
+        """Return what this run would do differently from the run to resume."""
         ours, theirs = self.content["config"], before["config"]
         faults = [
             f"--{name} {ours[name]}: the run to resume has {theirs.get(name)}"
             for name in ours
-            if name not in FREE and _of_training(ours[name]) != _of_training(theirs.get(name))
+            if name not in FREE and _while_training(ours[name]) != _while_training(theirs.get(name))
         ]
         rate, old_rate = ours["learning_rate"], theirs["learning_rate"]
         if rate > old_rate:
             faults.append(f"--learning_rate {rate}: the run to resume has {old_rate}; it can only be lowered")
-        # By their places, the forget file first: the names may be others.
+        # In order, forget rows first: the files may have been moved.
         if list(self.content["data_sha256"].values()) != list(before["data_sha256"].values()):
             faults.append("--data: the rows are not those of the run to resume")
-        if (count := before["processes"]) != processes():  # each has a random state, and maybe weights, of its own
+        count = before["processes"]
+        if count != processes():  # each process has its own random state, and under FSDP its own shards
             faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")
-        return faults, float(rate / old_rate)
+        return faults
 
     def write(
         self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
     ) -> None:
-        """Write the file in the folder of the run, as a whole.
+        """Write the file atomically into the folder of the run.
 
         Args:
             history: Trainer's log of the loss terms.
-            watched: NLL of the watched rows over time (see `watch`).
-            finished: whether the model or adapter beside it is the result.
+            watched: measurements of the collapse monitor.
+            finished: whether the result is beside it.
         """
         write_text(self.path, self._text(history, watched, finished))
 
-    def _text(self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]], finished: bool) -> str:
-        ours = {
+    def _text(
+        self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
+    ) -> str:
+        progress = {
             "finished": finished,
             "processes": PartialState().num_processes,
             "seconds": round(time.time() - self.started, 1),
             "watched": list(watched),
             "history": [entry for entry in history if "train_runtime" not in entry],
         }
-        return json.dumps(self.content | ours, indent=1) + "\n"
+        return json.dumps(self.content | progress, indent=1) + "\n"
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """What the checkpoint was made with and by: it alone says what may be resumed from it."""
+        """Write the record into a checkpoint, to be compared when it is resumed."""
         if state.is_world_process_zero:
-            (checkpoint / RECORD).write_text(self._text(state.log_history, (), False), encoding="utf-8")
+            (checkpoint / RECORD).write_text(self._text(state.log_history), encoding="utf-8")
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Keep the file of the run up to date."""
+        """Update the record in the folder of the run."""
         if state.is_world_process_zero:
             with writing(self.path.parent):
                 self.write(state.log_history)
 
 
-def _of_training(value: Any) -> Any:
-    """An option without what matters only when training has ended: the factor of a task vector."""
+def _while_training(value: Any) -> Any:
+    """Return an option without the scale of a task vector, which is used only after training."""
     return {name: number for name, number in value.items() if name != "scale"} if isinstance(value, dict) else value
 
 
 def recorded_max_tokens(checkpoint: Path) -> int | None:
-    """Return the ``max_tokens`` that a checkpoint was made with; None where its record cannot be read."""
+    """Return the ``max_tokens`` of a checkpoint, or None if its record cannot be read."""
     try:
         return int(json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["config"]["max_tokens"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError):
         return None
 
 
 def is_finished(output: Path) -> bool:
-    """Whether the folder holds the result of a run."""
+    """Return whether the folder holds the result of a finished run."""
     try:
         return bool(json.loads((output / RECORD).read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, LookupError):
         return False
 
 
 def _version(package: str) -> str:
     try:
         return version(package)
-    except PackageNotFoundError:  # a checkout that was not installed
+    except PackageNotFoundError:  # a checkout that is not installed
         return "unknown"

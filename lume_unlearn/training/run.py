@@ -1,4 +1,4 @@
-"""One unlearning run, from configuration to checkpoint."""
+"""One unlearning run, from configuration to saved model."""
 
 import logging
 from collections.abc import Sequence
@@ -8,25 +8,32 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
 from lume_tasks.errors import DataError
-from lume_unlearn.config import ConfigError, RunConfig, require_unused
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
-from lume_unlearn.files import PARTIAL
+from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
 from lume_unlearn.model import load, merge
-from lume_unlearn.model.distributed import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
-from lume_unlearn.model.forward import Passes, Reference, compile_layers, token_nlls
-from lume_unlearn.training.checkpoints import fresh_partial, only_run, prune, publish_result, whole_checkpoints, writing
-from lume_unlearn.training.failures import LowerRate, memory_advice
+from lume_unlearn.model.forward import Passes, compile_layers
+from lume_unlearn.model.reference import Reference, token_nlls
+from lume_unlearn.training.checkpoints import prune, whole_checkpoints
+from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
+from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.memory import default_max_tokens
-from lume_unlearn.training.monitor import SAMPLE, Watch, trained_weights
+from lume_unlearn.training.monitor import SAMPLE, Monitor, trained_weights, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
+from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.record import Record, is_finished, recorded_max_tokens
 from lume_unlearn.training.signals import Stop
+from lume_unlearn.training.state import LowerRate
+from lume_unlearn.training.throughput import Throughput
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 _log = logging.getLogger("lume_unlearn")
@@ -35,47 +42,79 @@ _log = logging.getLogger("lume_unlearn")
 def run(config: RunConfig) -> Path:
     """Unlearn the forget rows from a model and write the result to ``config.output``.
 
-    The folder then holds what the harness loads: a model (``pretrained=O``), with LoRA an adapter
-    (``pretrained=M,peft=O``), the tokenizer, and `unlearning.json` (see `record`).
+    The folder then loads directly: a model as ``pretrained=O``, a LoRA adapter as ``pretrained=M,peft=O``. Beside the
+    weights are the tokenizer and `unlearning.json` (see `record`).
 
     Returns:
         The output folder.
 
     Raises:
-        ConfigError: an option that cannot work, or training that diverged.
-        DataError: rows that are faulty or do not fit.
+        ConfigError: an option that cannot work, training that diverged, or a write that failed.
+        DataError: rows that are faulty or do not fit the model.
+        Interrupted: a signal stopped the run, and a checkpoint is saved.
     """
     output = Path(config.output)
-    _require_free(output, config.resume)  # at once, before anything is read; what counts is what only_run finds
+    _require_free(output, config.resume)  # an early answer; `_checkpoint` asks again under the lock
     require_launch(config)
     config = _with_max_tokens(config)
     inputs = load_inputs(config)
     record = Record(config, inputs.checksums)
-    with only_run(output) if is_first_process() else nullcontext():
+    with only_run(output) if is_first_process() else nullcontext(), memory_advice(config.max_tokens):
         checkpoint = _checkpoint(output, config.resume)
         slower = record.resume(checkpoint) if checkpoint is not None else 1.0
         if checkpoint is not None and is_first_process():
-            prune(output, config.save_total_limit)  # the run may have ended before it could
+            prune(output, config.save_total_limit)  # the run may have died before it did
         _train(config, inputs, record, checkpoint, slower)
     return output
 
 
 def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None, slower: float) -> None:
-    """Load, train, save. ``slower``: new learning rate to the checkpoint's."""
+    """Load the model, train and save.
+
+    Args:
+        config: of the run.
+        inputs: its rows.
+        record: to write at the end.
+        checkpoint: to continue from, or None.
+        slower: learning rate divided by the checkpoint's.
+    """
     set_seed(config.seed)
-    # cuDNN plans anew for every length of a sequence, and lengths change from pass to pass.
+    # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
-    declared = load.declared(config.model, config.trust_remote_code)
-    load.require_depth(config, declared.get_text_config().num_hidden_layers)
-    with memory_advice(config):
-        model = load.load_for_training(config)
+    declared = load.load_model_config(config.model, config.trust_remote_code)
+    load.require_depth(declared.get_text_config().num_hidden_layers, config.tuning, config.params.get("layer", 0))
+    model = load_configured(config)
+    sides = encode_sides(config, tokenizer, load.context_length(model), inputs)
+    monitor = _monitor(config, model, tokenizer, inputs)
+    rows = [*sides.forget, *sides.retain, *sides.alternative, *monitor.forget, *monitor.retain]
+    require_known(config, model, rows)
+    stop, throughput = Stop(), Throughput()
+    lower_rate = [LowerRate(slower)] if slower != 1 else []
+    callbacks = [throughput, record, monitor, stop, *lower_rate, *evaluations]
+    trainer = make_trainer(config, model, tokenizer, sides, callbacks)
+    if trainer.is_world_process_zero():
+        _say_members(config, inputs)
+    with stop.listening():  # until the result is saved: there may be no checkpoint of the last step
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stop.raise_if_stopped(trainer.state)
+        if config.spec.negated:
+            _negate(config, trainer, monitor)
+        speed = throughput.summary(trainer.trained_tokens)
+        if trainer.is_world_process_zero():
+            print(f"{monitor.summary()}; {speed}", flush=True)
+            if warning := verdict(monitor.measured, config.spec.negated):
+                _log.warning("%s", warning)
+        _save(trainer, record, monitor, Path(config.output))
+    stop.say_if_late()
+
+
+def _monitor(config: RunConfig, model: Any, tokenizer: Any, inputs: Inputs) -> Monitor:
+    """Return the collapse monitor over a sample of the rows, the same for every method."""
     context = load.context_length(model)
-    sides = encode_sides(config, tokenizer, context, inputs)
     forget, retain = (watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain))
-    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *forget, *retain])
-    watch = Watch(
+    return Monitor(
         Passes(model),
         forget,
         retain,
@@ -83,27 +122,12 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
         bound=config.collapse_bound,
         policy=config.on_collapse,
         max_tokens=config.max_tokens,
-        at_end=config.spec.negated,
+        negated=config.spec.negated,
     )
-    stop = Stop()
-    callbacks = [record, watch, stop, *([LowerRate(slower)] if slower != 1 else []), *evaluations]
-    with memory_advice(config, model):
-        trainer = make_trainer(config, model, tokenizer, sides, callbacks)
-        if trainer.is_world_process_zero():
-            _say_members(config, inputs)
-        with stop.listening():  # until the record is written: there may be no checkpoint of the last step
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-            stop.raise_if_stopped(trainer.state)
-            if config.spec.negated:
-                _negate(config, trainer, watch)
-            if trainer.is_world_process_zero():
-                _report(watch)
-            _save(config, trainer, record, watch)
-        stop.say_if_late()
 
 
 def _say_members(config: RunConfig, inputs: Inputs) -> None:
-    """Print what the membership attack will show; faulty documents are a warning, since training does not need them."""
+    """Print what the membership attack will show; training does not need the documents, so faults are a warning."""
     try:
         if line := members_line(config, inputs.forget):
             print(line, flush=True)
@@ -111,17 +135,8 @@ def _say_members(config: RunConfig, inputs: Inputs) -> None:
         _log.warning("%s", error)
 
 
-def _report(watch: Watch) -> None:
-    """Print what the run did, and warn where that is little or does harm."""
-    if watch.forget or watch.retain:
-        print(watch.summary(), flush=True)
-    if verdict := watch.verdict():
-        _log.warning("%s", verdict)
-
-
-def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: Watch) -> None:
-    """The model or adapter, and then the record, which says that it is finished."""
-    output = Path(config.output)
+def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: Path) -> None:
+    """Write the model or adapter, then the record that says it is finished."""
     with writing(output):
         if trainer.is_world_process_zero():
             fresh_partial(output)
@@ -129,14 +144,14 @@ def _save(config: RunConfig, trainer: UnlearningTrainer, record: Record, watch: 
         trainer.save_model(str(output / PARTIAL))
         if trainer.is_world_process_zero():
             publish_result(output / PARTIAL, output)
-            record.write(trainer.state.log_history, watch.measured, finished=True)
+            record.write(trainer.state.log_history, monitor.measured, finished=True)
 
 
-def _negate(config: RunConfig, trainer: UnlearningTrainer, watch: Watch) -> None:
-    """Turn what was learned around, and judge what comes of it.
+def _negate(config: RunConfig, trainer: UnlearningTrainer, monitor: Monitor) -> None:
+    """Subtract the task vector from the reference model, and check the resulting weights.
 
     Raises:
-        ConfigError: weights that are not finite, or a collapse that the run is to stop at.
+        ConfigError: the weights are not finite, or they have collapsed and the policy is to stop.
     """
     assert trainer.model is not None
     model, scale = trainer.accelerator.unwrap_model(trainer.model), config.params["scale"]
@@ -146,19 +161,21 @@ def _negate(config: RunConfig, trainer: UnlearningTrainer, watch: Watch) -> None
         merge.subtract_training(config.model, model, scale, config.trust_remote_code)
     bad = sum((~weight.isfinite()).sum() for weight in trained_weights(model))
     if trainer.accelerator.reduce(bad, "sum"):
-        raise ConfigError(f"--scale {scale:g}: weights become infinite; lower it (with --resume: all checkpoints stay)")
-    watch.judge(trainer.model, trainer.state.global_step)
+        raise ConfigError(
+            f"--scale {scale:g}: weights become infinite; lower it (with --resume: the checkpoints are kept)"
+        )
+    monitor.check_result(trainer.model, trainer.state.global_step)
 
 
 def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str, **options: Any) -> None:
-    """The function that SemEval-2025 Task 4 asked of a submission.
+    """Unlearn as SemEval-2025 Task 4 asked of a submission.
 
     Args:
-        model_path: folder (or hub name) of the model to unlearn.
+        model_path: folder or hub name of the model to unlearn.
         output_path: folder for the unlearned model.
         forget_dir: folder with ``forget.jsonl`` or ``forget.parquet``.
         retain_dir: folder with ``retain.jsonl`` or ``retain.parquet``.
-        **options: any option of `RunConfig`; by default gradient difference, the organisers' baseline, in full.
+        **options: options of `RunConfig`; by default gradient difference on all weights, the organisers' baseline.
     """
     defaults = {"method": "gd", "tuning": "full"}
     paths = {"model": model_path, "output": output_path, "forget": forget_dir, "retain": retain_dir}
@@ -166,21 +183,21 @@ def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str,
 
 
 def _require_free(output: Path, resume: bool) -> None:
-    """Refuse to write over a finished or half-finished run.
+    """Refuse to overwrite a run.
 
     Raises:
-        ConfigError: the output folder is in use, there is no such run to resume, or it is finished.
+        ConfigError: the output folder is in use, there is no run to resume, or it is finished.
     """
-    if not resume and is_first_process():  # another one may be writing there by now
+    if not resume and is_first_process():  # the first process may be writing there already
         require_unused(output, "name another folder, or use --resume")
     if resume and not output.is_dir():
-        raise ConfigError(f"--resume: there is no run in {output}")
+        raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
     if resume and is_finished(output):
         raise ConfigError(f"--resume: the run in {output} is finished")
 
 
 def _with_max_tokens(config: RunConfig) -> RunConfig:
-    """Fill in the default of ``max_tokens``: by device and memory, or as the run to resume had it (same rounding)."""
+    """Fill in ``max_tokens``: as in the run to resume, so that sums round alike, else the default of this machine."""
     if config.max_tokens is not None:
         return config
     checkpoints = whole_checkpoints(Path(config.output)) if config.resume else []
@@ -189,7 +206,7 @@ def _with_max_tokens(config: RunConfig) -> RunConfig:
 
 
 def _checkpoint(output: Path, resume: bool) -> Path | None:
-    """The checkpoint to continue from, None to begin.
+    """Return the checkpoint to continue from, or None to start from the beginning.
 
     Raises:
         ConfigError: see `_require_free`.
@@ -199,37 +216,54 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
         return None
     found = whole_checkpoints(output)
     if not found:
-        _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): beginning anew", output)
+        _log.warning(
+            "--resume: no complete checkpoint in %s (--save_steps N makes them): starting from the beginning", output
+        )
     return found[0] if found else None
+
+
+def load_configured(config: RunConfig) -> Any:
+    """Load the model that this run trains (see `load.load_for_training`)."""
+    targets = [name.strip() for name in config.lora_targets.split(",")]
+    lora = LoraConfig(
+        r=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        target_modules=targets[0] if targets == ["all-linear"] else targets,
+        task_type="CAUSAL_LM",
+    )
+    return load.load_for_training(
+        config.model,
+        config.tuning,
+        lora,
+        attention=config.attention,
+        bfloat16=load.use_bfloat16(config.precision),
+        bfloat16_weights=config.weights == "bfloat16",
+        device=PartialState().device if torch.cuda.is_available() and not sharded() else None,
+        trust_remote_code=config.trust_remote_code,
+    )
 
 
 def make_trainer(
     config: RunConfig, model: Any, tokenizer: Any, sides: Sides, callbacks: Sequence[TrainerCallback] = ()
 ) -> UnlearningTrainer:
-    """The trainer, with what the method needs of the model before unlearning.
+    """Return the trainer, with the reference NLL or the reference model that the method needs.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
     """
     args = training_arguments(config)
     method = config.spec
-    passes = load.passes(config, model)
+    passes = load.passes_to_layer(model, int(config.params["layer"])) if method.hidden_states else Passes(model)
     if method.reference_nll:
+        rows = [row for side in method.reference_nll for row in getattr(sides, side)]
         model.to(args.device)
-        wanted = [row for side in method.reference_nll for row in getattr(sides, side)]
-        with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config)):
-            sides.reference = token_nlls(model, passes, wanted, config.max_tokens, args.device)
-    live = config.needs_reference_forward
-    if live and config.reference_copy == "int8":
-        load.require_torchao("--reference_copy int8")
-    # DeepSpeed takes frozen weights apart where they are, so that a copy cannot share them.
-    reference = Reference(model, passes, config.reference_copy, share=not by_deepspeed()) if live else None
-    if config.compile:  # after the copy was made: it takes nothing compiled along
-        compile_layers(model)
-        if reference is not None and reference.copy is not None and config.reference_copy in ("same", "bfloat16"):
-            compile_layers(reference.copy)
-    if sharded() and load.use_bfloat16(config):
-        in_bfloat16(model, args.device.type)
+        with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config.precision)):
+            sides.reference = token_nlls(model, passes, rows, config.max_tokens, args.device)
+    # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
+    share = not by_deepspeed()
+    reference = Reference(model, passes, config.reference_copy, share) if config.needs_reference_forward else None
+    _wrap(config, model, reference, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
     trainer_class = NormalisedTrainer if method.normalised else UnlearningTrainer
     trainer = trainer_class(
@@ -241,25 +275,34 @@ def make_trainer(
         train_dataset=sides,
         processing_class=tokenizer,
         callbacks=callbacks,
-        optimizer_cls_and_kwargs=load.optimizer_class(config),
+        optimizer_cls_and_kwargs=optimizer_class(config.optimizer, config.learning_rate, config.weights == "bfloat16"),
     )
-    if load.use_bfloat16(config):
-        load.keep_inputs_narrow(model)
-    model.config.use_cache = use_cache  # Trainer turns it off, and would have it saved so: slow to generate with
+    model.config.use_cache = use_cache  # Trainer sets it to False, and the saved model would generate slowly
     return trainer
 
 
+def _wrap(config: RunConfig, model: Any, reference: Reference | None, device_type: str) -> None:
+    """Compile the model and set its arithmetic, after the reference model was copied from it."""
+    if config.compile:
+        compile_layers(model)
+        if reference is not None and reference.copy is not None and config.reference_copy in ("same", "bfloat16"):
+            compile_layers(reference.copy)
+    if load.use_bfloat16(config.precision):
+        load.keep_adapter_inputs_bfloat16(model)
+        if sharded():
+            in_bfloat16(model, device_type)
+
+
 def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Our options in Trainer's words.
+    """Return the run's options as Trainer's arguments.
 
     Raises:
-        ConfigError: ``--report_to`` names what is not installed.
+        ConfigError: ``--report_to`` names an integration that is not installed.
     """
     reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
     if config.report_to not in ("none", "all", *reporters):
         known = ", ".join(["none", "all", *reporters])
-        raise ConfigError(f"--report_to {config.report_to}: neither known nor installed; there is: {known}")
-    use_cpu = not torch.cuda.is_available()
+        raise ConfigError(f"--report_to {config.report_to}: not known or not installed; choose one of {known}")
     checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
     if not hasattr(TrainingArguments, checkpointing):
         checkpointing = "gradient_checkpointing"
@@ -274,7 +317,7 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         warmup_steps=config.warmup,
         max_grad_norm=config.max_grad_norm,
         seed=config.seed,
-        bf16=load.use_bfloat16(config) and not sharded(),  # see `in_bfloat16`
+        bf16=load.use_bfloat16(config.precision) and not sharded(),  # see `in_bfloat16`
         **renamed,
         save_strategy="steps" if config.save_steps else "no",
         save_steps=config.save_steps or 1,
@@ -283,8 +326,8 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
         logging_nan_inf_filter=False,
         report_to=config.report_to,
         remove_unused_columns=False,
-        use_cpu=use_cpu,
+        use_cpu=not torch.cuda.is_available(),
     )
-    # One GPU a process (accelerate launch starts several): Trainer's own way to use more would cut packs apart.
+    # One GPU a process: Trainer's DataParallel would cut micro-batches apart.
     args._n_gpu = min(args.n_gpu, 1)
     return args

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, save, say how to go on."""
+"""SIGTERM and Ctrl-C: finish the optimiser step, save a checkpoint, and say how to continue."""
 
 import logging
 import signal
@@ -12,35 +12,25 @@ from accelerate import PartialState
 from accelerate.utils import reduce
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lume_unlearn.errors import Interrupted
+
 _log = logging.getLogger("lume_unlearn")
 
 
-class Interrupted(Exception):
-    """The run was asked to stop, and has saved a checkpoint."""
-
-    def __init__(self, message: str, number: int) -> None:
-        """``number`` of the signal."""
-        super().__init__(message)
-        self.code = 128 + number
-        """Exit status that shells give a process that a signal ended."""
-
-
 class Stop(TrainerCallback):
-    """Stops training behind the step in which a signal came, with a checkpoint; a second signal stops at once.
+    """Ends training with a checkpoint after the step in which a signal came; a second signal ends it at once.
 
-    A signal that comes while an epoch is scored waits for the scores and for the next step. Behind the last step there
-    is nothing to stop: the run saves its result and ends as it would have.
+    A signal after the last step does not prevent saving the result.
     """
 
     def __init__(self) -> None:
-        """Nothing came yet."""
+        """Set up; signals are handled within `listening` only."""
         self.signal = 0
         self.stopped = False
-        """Whether training was stopped for it."""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals within the block (in the main thread; elsewhere Python allows no handlers)."""
+        """Handle the signals within the block, in the main thread: Python allows no handlers in others."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -57,8 +47,8 @@ class Stop(TrainerCallback):
         self.signal = number
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Save and stop if a signal came to any process, and nothing else stops the run already."""
-        if args.world_size > 1:  # all have to stop behind the same step
+        """Save and stop if any process has got a signal, unless training ends here anyway."""
+        if args.world_size > 1:  # all processes have to stop after the same step
             came = torch.tensor(self.signal, device=PartialState().device)
             self.signal = int(reduce(came, "sum").item() and max(self.signal, signal.SIGTERM))
         last = state.global_step >= state.max_steps or control.should_training_stop
@@ -66,21 +56,21 @@ class Stop(TrainerCallback):
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
-    def say_if_late(self) -> None:
-        """Say that a signal came which stopped nothing."""
-        if self.signal and not self.stopped:
-            _log.warning("%s came behind the last step: the run is finished", signal.Signals(self.signal).name)
-
     def raise_if_stopped(self, state: TrainerState) -> None:
-        """Turn the signal into an error, unless it came too late to stop anything.
+        """Raise an error if a signal has stopped training.
 
         Raises:
-            Interrupted: training stopped before its end.
+            Interrupted: training stopped before its last step.
         """
         if self.stopped:
             name = signal.Signals(self.signal).name
             raise Interrupted(
                 f"stopped by {name} after step {state.global_step} of {state.max_steps}; a checkpoint is saved: "
-                "give the same command with --resume to go on",
+                "give the same command with --resume to continue",
                 self.signal,
             )
+
+    def say_if_late(self) -> None:
+        """Warn that a signal came too late to stop anything."""
+        if self.signal and not self.stopped:
+            _log.warning("%s came after the last step: the run is finished", signal.Signals(self.signal).name)

@@ -1,4 +1,4 @@
-"""What training remembers from step to step beside weights, optimiser and schedule."""
+"""What a checkpoint carries beside weights, optimiser and schedule, and the learning rate of a resumed run."""
 
 from typing import Any, cast
 
@@ -9,35 +9,64 @@ from transformers.trainer_callback import ExportableState
 
 
 class Progress(TrainerCallback, ExportableState):
-    """The method's own state, and the loss terms since the last log entry; checkpoints carry both.
+    """The method's own state, and the loss terms since the last log entry.
 
-    They stand in Trainer's own state file, as decimal numbers that read back as the same bits.
+    Trainer's state file keeps both, as decimal numbers that read back as the same bits.
     """
 
     def __init__(self, values: dict[str, float], device: torch.device) -> None:
-        """``values``: the method's state at the start of training."""
+        """Set up.
+
+        Args:
+            values: the method's state at the start (see `methods.spec.Adapt`).
+            device: where to sum the loss terms.
+        """
         self.values, self.device = values, device
         self.sums: dict[str, Tensor] = {}
-        """Sum over the steps since the last log entry of each loss term; of this process's share."""
+        """Each loss term, summed over the optimiser steps since the last log entry; this process's share."""
         self.steps = 0
-        """Those steps."""
+        """Optimiser steps since the last log entry."""
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Count some terms in."""
+        """Add loss terms to the sums."""
         for name, term in terms.items():
             self.sums[name] = self.sums.get(name, term.new_zeros(())) + term.detach()
 
     def state(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """Return what a checkpoint keeps."""
         sums = {name: value.item() for name, value in self.sums.items()}
         return {"args": {}, "attributes": {"values": self.values, "sums": sums, "steps": self.steps}}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Go on with what the checkpoint held."""
+        """Restore what the checkpoint kept."""
         saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
         if saved is not None and state.global_step:
-            held = saved["attributes"]
-            self.values, self.steps = dict(held["values"]), held["steps"]
-            self.sums = {name: torch.tensor(value, device=self.device) for name, value in held["sums"].items()}
+            kept = saved["attributes"]
+            self.values, self.steps = dict(kept["values"]), kept["steps"]
+            self.sums = {name: torch.tensor(value, device=self.device) for name, value in kept["sums"].items()}
+
+
+class LowerRate(TrainerCallback):
+    """Continues from a checkpoint at a lower learning rate than the checkpoint's."""
+
+    def __init__(self, ratio: float) -> None:
+        """``ratio``: new learning rate divided by the checkpoint's."""
+        self.ratio = ratio
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        optimizer: Any = None,
+        lr_scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Scale the rates in the optimiser and in the schedule, which Trainer has just loaded from the checkpoint."""
+        for group in optimizer.param_groups:
+            group["lr"] *= self.ratio
+        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
+        scheduler.base_lrs = [rate * self.ratio for rate in scheduler.base_lrs]
+        scheduler._last_lr = [rate * self.ratio for rate in scheduler._last_lr]  # for the next log entry

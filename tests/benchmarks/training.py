@@ -17,7 +17,7 @@ from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
-from lume_unlearn.training.run import make_trainer
+from lume_unlearn.training.run import load_configured, make_trainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO
@@ -30,7 +30,7 @@ class Case:
 
     def __init__(self, args: Any, config: RunConfig, sides: Sides) -> None:
         self.args, self.config = args, config
-        model, tokenizer = load.load_for_training(config), load.load_tokenizer(config.model)
+        model, tokenizer = load_configured(config), load.load_tokenizer(config.model)
         packed = model.config._attn_implementation
         self.attention = {"padded": "sdpa", "transformers": args.attention, "packed": packed}
         self.collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "transformers": DataCollatorWithFlattening()}
@@ -50,7 +50,7 @@ class Case:
         if way == "packed":
             loss = self.trainer.training_step(self.model, self.trainer.sides[step])
         else:
-            loss = self.gradients(way, self.trainer.sides.rows(step.keys))
+            loss = self.gradients(way, self.trainer.sides.rows(step.pairs))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -103,7 +103,7 @@ class Case:
         """Time the steps of one epoch; every way takes each of them."""
         steps = [batch[0] for batch in self.trainer.get_train_dataloader().batch_sampler]
         found = alternate({way: partial(self.step, way) for way in self.args.ways}, steps, self.args.clock)
-        tokens = [sum(length(rows) for rows in self.trainer.sides.rows(step.keys).values()) for step in steps[1:]]
+        tokens = [sum(length(rows) for rows in self.trainer.sides.rows(step.pairs).values()) for step in steps[1:]]
         rows = figures(f"{self.config.tuning} {self.config.method}", found, tokens, share)
         losses = [[one.value for one in taken] for taken in found.values()]
         spread = max(max(step) - min(step) for step in zip(*losses, strict=True))

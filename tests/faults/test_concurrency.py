@@ -1,4 +1,4 @@
-"""Two runs into one folder: the second is refused, and harms nothing."""
+"""Two runs into one folder: the second is refused and harms nothing."""
 
 import os
 import signal
@@ -11,22 +11,17 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.files import LOCK, only_run
 from lume_unlearn.training import run as run_module
-from lume_unlearn.training.checkpoints import LOCK, only_run
 from lume_unlearn.training.run import run
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
 
-def hold(folder: Path, ready: Path) -> None:
-    with only_run(folder):
-        ready.touch()
-        time.sleep(60)
-
-
-def test_the_second_run_is_refused_and_the_first_one_goes_on(inputs: Path, tmp_path: Path) -> None:
+def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_path: Path) -> None:
     whole = run(make_config(inputs, tmp_path / "whole", epochs=8))
     config = make_config(inputs, tmp_path / "out", epochs=8)
     first = in_child(lambda: run(config))
@@ -36,14 +31,14 @@ def test_the_second_run_is_refused_and_the_first_one_goes_on(inputs: Path, tmp_p
     with pytest.raises(ConfigError, match=r"--output .*: it exists and is not empty"):
         run(config)
     with pytest.raises(ConfigError, match=r"--output .*out: another run is writing there; wait for it, or name"):
-        run(replace(config, resume=True))
+        resumed(config)
     os.kill(first, signal.SIGCONT)
     assert ended(first) == 0
     assert_equal(whole, tmp_path / "out")
 
 
 def meanwhile(what: Callable[[], Any]) -> Any:
-    """Something happens once while a run reads its rows, when it has looked at its folder already."""
+    """Do something once while a run reads its rows, after its first look at the output folder."""
     own, left = run_module.load_inputs, [what]
 
     def load_inputs(config: RunConfig) -> Any:
@@ -59,14 +54,11 @@ def test_a_run_that_finishes_while_another_one_starts_is_not_overwritten(inputs:
     with meanwhile(lambda: run(config)), pytest.raises(ConfigError, match="it exists and is not empty"):
         run(replace(config, seed=1))
     assert record(tmp_path / "out")["seed"] == 0
-    broken_off(other := make_config(inputs, tmp_path / "other"), 3)
-    with meanwhile(lambda: resumed(other)), pytest.raises(ConfigError, match="is finished"):
-        resumed(other)
     assert not (tmp_path / "out" / LOCK).exists()
 
 
-def test_a_run_that_goes_on_while_another_one_starts(inputs: Path, tmp_path: Path) -> None:
-    """The checkpoint that was there at first is gone by then."""
+def test_resuming_uses_the_newest_checkpoint_under_the_lock(inputs: Path, tmp_path: Path) -> None:
+    """The checkpoint that was there at first is removed while the second run starts."""
     whole = run(make_config(inputs, tmp_path / "whole", save_total_limit=1))
     config = make_config(inputs, tmp_path / "out", save_total_limit=1)
     broken_off(config, 2)
@@ -74,23 +66,29 @@ def test_a_run_that_goes_on_while_another_one_starts(inputs: Path, tmp_path: Pat
         assert_equal(whole, resumed(config))
 
 
-def test_a_run_that_died_holds_nothing(inputs: Path, tmp_path: Path) -> None:
-    config = make_config(inputs, tmp_path / "out")
+def test_a_dead_process_holds_no_lock(inputs: Path, tmp_path: Path) -> None:
+    config, ready = make_config(inputs, tmp_path / "out"), tmp_path / "ready"
     broken_off(config, 3)
-    first = in_child(lambda: hold(tmp_path / "out", tmp_path / "ready"))
-    while not (tmp_path / "ready").exists():
+
+    def hold() -> None:
+        with only_run(tmp_path / "out"):
+            ready.touch()
+            time.sleep(60)
+
+    first = in_child(hold)
+    while not ready.exists():
         time.sleep(0.01)
     with pytest.raises(ConfigError, match="another run is writing there"):
-        run(replace(config, resume=True))
+        resumed(config)
     os.kill(first, signal.SIGKILL)
     ended(first)
     assert (tmp_path / "out" / LOCK).exists()
-    assert record(run(replace(config, resume=True)))["finished"] is True
+    assert record(resumed(config))["finished"] is True
     assert not (tmp_path / "out" / LOCK).exists()
 
 
-def test_one_of_many_that_start_at_once_gets_the_folder(tmp_path: Path) -> None:
-    """Also while others leave it, and take their lock away."""
+def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
+    """Also while others leave the folder and remove their lock."""
     log = tmp_path / "log"
 
     def take() -> None:

@@ -1,11 +1,6 @@
-"""An evaluation that was cut off goes on from its cache, and ends in the scores of one that was not."""
+"""An evaluation that was stopped continues from the harness's cache, with the scores of an uninterrupted one."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,34 +14,27 @@ from lume_tasks.paths import task_dir
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 
-MODELS = {"hf": (HFLM, ["lume"]), "lume-hf": (LumeHF, ["lume", "lume_memorization_task1"])}
+
+class Stopped(BaseException):
+    """Stands for KeyboardInterrupt, which pytest would take for its own."""
 
 
-class CutOff(BaseException):
-    """Ends an evaluation as a pressed key does: nothing on the way catches it."""
-
-
-def cut() -> None:
-    raise CutOff
-
-
-def evaluate(model: str, folders: tuple[Path, Path], cache: Path | None, calls: int, stop: Callable[[], None]) -> Any:
-    """Score a model of a folder on a data directory; ``stop`` is called when the model was called so many times.
+def evaluate(
+    model_class: type[HFLM], tasks: list[str], model_dir: Path, data_dir: Path, cache: Path | None, stop_at: int = -1
+) -> tuple[str, int]:
+    """Score a model with batch size 1; raise `Stopped` at forward pass number ``stop_at``.
 
     Returns:
-        The scores and samples as JSON, and how often the model was called. The batch size is 1: a model's numbers
-        depend on their batch in the last digits, and after a cut the batches are others.
+        The scores and samples as JSON, and the number of forward passes.
     """
-    make, tasks = MODELS[model]
-    model_dir, data_dir = folders
-    lm = make(pretrained=str(model_dir), device="cpu", batch_size=1, dtype="float32")
-    done, forward = 0, lm.model.forward
+    lm = model_class(pretrained=str(model_dir), device="cpu", batch_size=1, dtype="float32")
+    calls, forward = 0, lm.model.forward
 
     def counted(*args: Any, **kwargs: Any) -> Any:
-        nonlocal done
-        if done == calls:
-            stop()
-        done += 1
+        nonlocal calls
+        if calls == stop_at:
+            raise Stopped
+        calls += 1
         return forward(*args, **kwargs)
 
     lm.model.forward = counted
@@ -60,45 +48,20 @@ def evaluate(model: str, folders: tuple[Path, Path], cache: Path | None, calls: 
         use_cache=str(cache) if cache else None,
         gen_kwargs="max_gen_toks=6",
     )
-    return json.dumps([results["results"], results["samples"]], default=str, sort_keys=True), done
+    return json.dumps([results["results"], results["samples"]], default=str, sort_keys=True), calls
 
 
-@pytest.fixture(scope="module")
-def whole(model_dir: Path, data_dir: Path) -> dict[str, tuple[str, int]]:
-    """What an uninterrupted evaluation gives, without a cache."""
-    return {model: evaluate(model, (model_dir, data_dir), None, -1, cut) for model in MODELS}
-
-
-@pytest.mark.parametrize("model", MODELS)
-def test_a_cut_evaluation_goes_on_to_the_same_scores(
-    model: str, model_dir: Path, data_dir: Path, tmp_path: Path, whole: dict[str, tuple[str, int]]
+@pytest.mark.parametrize(
+    ("model_class", "tasks"), [(HFLM, ["lume"]), (LumeHF, ["lume", "lume_memorization_task1"])], ids=["hf", "lume-hf"]
+)
+def test_stopped_evaluation_continues_to_the_same_scores(
+    model_class: type[HFLM], tasks: list[str], model_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
-    """Cut among the generations, and among the log-likelihoods."""
-    folders, (scores, calls) = (model_dir, data_dir), whole[model]
-    for at in (calls // 4, calls - 20):
-        cache = tmp_path / f"cache{at}"
-        with pytest.raises(CutOff):
-            evaluate(model, folders, cache, at, cut)
-        again, rest = evaluate(model, folders, cache, -1, cut)
-        assert again == scores
-        assert calls - at <= rest <= calls - at + 6  # of a row that was cut, all tokens are generated again
-        assert evaluate(model, folders, cache, 0, cut) == (scores, 0)  # all is there
-
-
-def test_a_killed_evaluation_goes_on_to_the_same_scores(
-    model_dir: Path, data_dir: Path, tmp_path: Path, whole: dict[str, tuple[str, int]]
-) -> None:
-    scores, calls = whole["lume-hf"]
-    cache = tmp_path / "cache"
-    command = [sys.executable, __file__, "lume-hf", str(model_dir), str(data_dir), str(cache), str(calls - 10)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    again, rest = evaluate("lume-hf", (model_dir, data_dir), cache, -1, cut)
-    assert again == scores
-    assert rest < calls // 2  # the last answers may not have reached the disk
-
-
-if __name__ == "__main__":
-    name, model, data, cache, calls = sys.argv[1:]
-    kill = lambda: os.kill(os.getpid(), signal.SIGKILL)  # noqa: E731
-    evaluate(name, (Path(model), Path(data)), Path(cache), int(calls), kill)
+    scores, calls = evaluate(model_class, tasks, model_dir, data_dir, None)
+    for stop_at in (calls // 4, calls - 20):  # among the generations, and among the log-likelihoods
+        cache = tmp_path / f"cache{stop_at}"
+        with pytest.raises(Stopped):
+            evaluate(model_class, tasks, model_dir, data_dir, cache, stop_at)
+        resumed, rest = evaluate(model_class, tasks, model_dir, data_dir, cache)
+        assert resumed == scores
+        assert calls - stop_at <= rest <= calls - stop_at + 6  # the tokens of the interrupted row are generated again

@@ -1,4 +1,4 @@
-"""Broken and hostile models and adapters: refused with their name and the reason, and never unpickled."""
+"""Broken models and adapters are refused with their name and the reason; pickles are never loaded."""
 
 import json
 import os
@@ -12,7 +12,7 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lume_unlearn import cli
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from tests.conftest import make_model, make_tokenizer
 
@@ -22,20 +22,17 @@ Damage = Callable[[Path], Any]
 
 
 def setting(**values: Any) -> Damage:
-    """Other values in config.json; `...` takes a key out."""
+    """Change values in config.json."""
 
     def change(model: Path) -> None:
-        config = json.loads((model / "config.json").read_text()) | values
-        (model / "config.json").write_text(json.dumps({key: v for key, v in config.items() if v is not ...}))
+        config = json.loads((model / "config.json").read_text())
+        (model / "config.json").write_text(json.dumps(config | values))
 
     return change
 
 
-def text(name: str, content: str | bytes) -> Damage:
-    def change(folder: Path) -> None:
-        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-
-    return change
+def text(name: str, content: str) -> Damage:
+    return lambda folder: (folder / name).write_text(content)
 
 
 def without(key: str, name: str = "model.safetensors") -> Damage:
@@ -51,37 +48,16 @@ def cut(name: str) -> Damage:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
 
 
-def index(content: str) -> Damage:
-    def change(model: Path) -> None:
-        (model / "model.safetensors").unlink()
-        (model / "model.safetensors.index.json").write_text(content)
-
-    return change
-
-
 LAYER = "model.layers.2.input_layernorm.weight is missing, .* and 24 more"
 SHAPE = r"mlp.down_proj.weight has shape \[32, 64\], not \[32, 128\]"
 MODELS: dict[str, tuple[Damage, str]] = {
     "more layers than weights": (setting(num_hidden_layers=5), LAYER),
     "no output layer": (without("lm_head.weight"), "lm_head.weight is missing"),
-    "no norm": (without("model.norm.weight"), "model.norm.weight is missing"),
     "another width": (setting(intermediate_size=128), SHAPE),
-    "another vocabulary": (setting(vocab_size=401), r"lm_head.weight has shape \[400, 32\], not \[401, 32\]"),
-    "no heads": (setting(num_attention_heads=0), "modulo by zero"),
-    "text for a number": (setting(hidden_size="x"), "expected int, got str"),
-    "unknown activation": (setting(hidden_act="evil"), "evil"),
-    "unknown type": (setting(model_type="evil"), "model type `evil`"),
-    "no type": (setting(model_type=...), "Should have a `model_type`"),
-    "rope of no kind": (setting(rope_parameters=3), "rope_parameters"),
-    "config: a list": (text("config.json", "[]"), "model_type"),
-    "config: deep": (text("config.json", "[" * 10**5), "recursion"),
-    "config: not UTF-8": (text("config.json", b"\xff"), "not a valid JSON file"),
-    "generation config": (text("generation_config.json", '{"max_new_tokens": "x"}'), "not supported between"),
-    "weights: empty": (text("model.safetensors", b""), "header too small"),
+    "unknown type": (setting(model_type="other"), "model type `other`"),
+    "config: no object": (text("config.json", "[]"), "model_type"),
+    "weights: empty": (text("model.safetensors", ""), "header too small"),
     "weights: cut": (cut("model.safetensors"), "not fully covered"),
-    "index: empty": (index("{}"), "weight_map"),
-    "index: no JSON": (index("["), "Expecting value"),
-    "index: elsewhere": (index('{"metadata": {}, "weight_map": {"a": "../../x.safetensors"}}'), "No such file"),
 }
 
 
@@ -107,14 +83,14 @@ def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> No
         load.load_model(str(model), torch.float32)
 
 
-@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"version": "1.0", "model": {"type": "BPE"}}', "\x00"])
+@pytest.mark.parametrize("content", ["{", "{}"])
 def test_a_broken_tokenizer_is_refused(content: str, model: Path) -> None:
     (model / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
         load.load_tokenizer(str(model))
 
 
-def test_memory_that_runs_out_is_no_fault_of_the_folder(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_not_blamed_on_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*args: Any, **options: Any) -> None:
         raise torch.OutOfMemoryError("out of memory")
 
@@ -123,18 +99,23 @@ def test_memory_that_runs_out_is_no_fault_of_the_folder(model: Path, monkeypatch
         load.load_model(str(model), torch.float32)
 
 
-def test_an_index_that_names_pickles_is_refused(model: Path) -> None:
-    weights = load_file(model / "model.safetensors")
-    index(json.dumps({"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}))(model)
-    torch.save(weights, model / "pytorch_model.bin")
-    with pytest.raises(ConfigError, match=r"pytorch_model\.bin is a pickle, which is never loaded"):
-        load.load_model(str(model), torch.float32)
-    assert torch.load(model / "pytorch_model.bin").keys() == weights.keys()  # forbidden only meanwhile
-
-
 class Evil:
     def __reduce__(self) -> Any:
         return (os.mkdir, ("ran",))
+
+
+def test_pickled_objects_named_by_an_index_are_not_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights = load_file(model / "model.safetensors")
+    (model / "model.safetensors").unlink()
+    index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    torch.save(weights | {"evil": Evil()}, model / "pytorch_model.bin")
+    with pytest.raises(ConfigError, match=r"^--model .*/model: its weights cannot be loaded: "):
+        load.load_model(str(model), torch.float32)
+    assert not (tmp_path / "ran").exists()
 
 
 def pickled(adapter: Path) -> None:
@@ -144,26 +125,17 @@ def pickled(adapter: Path) -> None:
 
 KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ADAPTERS: dict[str, tuple[Damage, str]] = {
-    "pickle": (pickled, "no adapter_model.safetensors in it; adapter_model.bin is a pickle, which is never loaded"),
-    "no weights": (lambda adapter: (adapter / "adapter_model.safetensors").unlink(), "no adapter_model.safetensors"),
+    "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
     "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
     "half of a module": (without(KEY, "adapter_model.safetensors"), "Found missing adapter keys"),
     "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
-    "config: a list": (text("adapter_config.json", "[]"), "its adapter_config.json cannot be read"),
-    "config: unknown type": (
-        text("adapter_config.json", '{"peft_type": "EVIL"}'),
-        "adapter_config.json cannot be read",
-    ),
-    "config: no type": (text("adapter_config.json", "{}"), "is no LoRA adapter|adapter_config.json cannot be read"),
-    "config: rank of text": (text("adapter_config.json", '{"peft_type": "LORA", "r": "x"}'), "does not fit the model"),
+    "another type": (text("adapter_config.json", '{"peft_type": "IA3"}'), "is no LoRA adapter"),
 }
 
 
-@pytest.mark.parametrize("command", ["merge", "audit"])
 @pytest.mark.parametrize("name", ADAPTERS)
 def test_a_broken_adapter_is_refused_with_the_reason(
     name: str,
-    command: str,
     adapter: Path,
     model: Path,
     tmp_path: Path,
@@ -173,30 +145,26 @@ def test_a_broken_adapter_is_refused_with_the_reason(
     damage, reason = ADAPTERS[name]
     damage(adapter)
     monkeypatch.chdir(tmp_path)
-    option = "--adapter" if command == "merge" else "--peft"
-    where = [option, str(adapter), "--model", str(model), "--output", "out"]
-    with monkeypatch.context() as patch:
-        patch.setattr("lume_tasks.data.locate.load_rows", lambda *args: {"forget": [], "retain": []})
-        patch.setattr("lume_tasks.data.locate.data_dir", lambda *args: tmp_path)
-        assert cli.main([command, *where]) == 1
-    message = capsys.readouterr().err.split(f"lume-unlearn {command}: ")[-1]
-    assert message.startswith(f"{option} {adapter}: ")
-    assert any(part in message for part in reason.split("|"))
+    assert cli.main(["merge", "--adapter", str(adapter), "--model", str(model), "--output", "out"]) == 1
+    message = capsys.readouterr().err
+    assert f"lume-unlearn merge: --adapter {adapter}: " in message
+    assert reason in message
     assert not (tmp_path / "ran").exists()
     assert not list(tmp_path.glob("out/*"))
+    with pytest.raises(ConfigError, match=f"^--peft {adapter}: "):  # as the audit names it
+        load.merged_model(str(model), str(adapter), option="--peft")
 
 
-@pytest.mark.parametrize("output", ["/dev/null/out", "/proc/out"])
 @pytest.mark.parametrize("command", ["merge", "audit"])
-def test_a_place_that_cannot_be_written_is_named(
-    command: str, output: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
+def test_an_output_that_cannot_be_written_is_named(
+    command: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model)]
-    assert cli.main([command, *given, "--output", output]) == 1
-    assert f"lume-unlearn {command}: --output {output}: cannot be written" in capsys.readouterr().err
+    assert cli.main([command, *given, "--output", "/dev/null/out"]) == 1
+    assert f"lume-unlearn {command}: --output /dev/null/out: cannot be written" in capsys.readouterr().err
 
 
-def test_a_merged_model_appears_whole_or_not_at_all(
+def test_a_merged_model_is_written_atomically(
     adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(self: Any, folder: Path, **options: Any) -> None:
@@ -210,5 +178,4 @@ def test_a_merged_model_appears_whole_or_not_at_all(
     assert f"--output {out}: cannot be written (No space left on device" in capsys.readouterr().err
     assert list(out.iterdir()) == []
     assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 0
-    assert not (out / ".partial").exists()
     load.load_model(str(out), torch.float32)

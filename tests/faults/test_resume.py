@@ -10,7 +10,8 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.training.checkpoints import MARK, whole_checkpoints

@@ -1,6 +1,5 @@
-"""Tokenizers and models of every habit: trained and saved as they are, or refused with the reason."""
+"""Unusual tokenizers and models train, save and score correctly, or are refused with the reason."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,14 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
-from lume_tasks.models.hf import LumeHF
-from lume_unlearn.config import ConfigError
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.run import run
 from tests.conftest import make_model, make_tokenizer
 from tests.faults.runs import make_config, record
@@ -32,7 +28,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> Path:
 
 
 def final_nll(inputs: Path, model: Path, output: Path) -> tuple[float, float]:
-    """(as watched, as the saved model and tokenizer give it, row by row) NLL of the forget rows at the end."""
+    """NLL of the forget rows at the end: (in the record, from the saved model and tokenizer row by row)."""
     loaded, tokenizer = AutoModelForCausalLM.from_pretrained(output).eval(), AutoTokenizer.from_pretrained(output)
     nlls = []
     for row in read_rows(inputs / "data" / "forget.jsonl"):
@@ -55,30 +51,21 @@ def without_pad(tokenizer: Any) -> None:
     tokenizer.pad_token = None
 
 
-def pad_is_eos(tokenizer: Any) -> None:
-    tokenizer.pad_token = tokenizer.eos_token
-
-
 def pads_left(tokenizer: Any) -> None:
-    tokenizer.padding_side = "left"
+    tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
 
 
-def pads_right(tokenizer: Any) -> None:
-    tokenizer.padding_side = "right"
-
-
-@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_padding_has_no_part_in_training(change: Change, tuning: str, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", [without_pad, pads_left])
+def test_padding_of_the_tokenizer_does_not_change_training(change: Change, inputs: Path, tmp_path: Path) -> None:
     tokenizer = make_tokenizer()
     change(tokenizer)
     model = save(tmp_path, make_model(dropout=0.1), tokenizer)
-    habits = json.loads((model / "tokenizer_config.json").read_text()) | {"padding_side": tokenizer.padding_side}
-    (model / "tokenizer_config.json").write_text(json.dumps(habits))
-    usual = run(make_config(inputs, tmp_path / "usual", tuning=tuning, save_steps=0))
-    other = run(make_config(inputs, tmp_path / "other", tuning=tuning, save_steps=0, model=str(model)))
-    name = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
-    assert (usual / name).read_bytes() == (other / name).read_bytes()
+    file = model / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": tokenizer.padding_side}))
+    baseline = run(make_config(inputs, tmp_path / "baseline", tuning="lora", save_steps=0))
+    other = run(make_config(inputs, tmp_path / "other", tuning="lora", save_steps=0, model=str(model)))
+    name = "adapter_model.safetensors"
+    assert (baseline / name).read_bytes() == (other / name).read_bytes()
     saved = AutoTokenizer.from_pretrained(other)
     assert (saved.pad_token, saved.padding_side) == (tokenizer.pad_token, tokenizer.padding_side)
 
@@ -88,55 +75,16 @@ def test_padding_has_no_part_in_training(change: Change, tuning: str, inputs: Pa
     [(make_model, True), (tied, False), (lambda vocabulary: make_model(vocabulary + 112), False)],
     ids=["bos", "tied", "larger vocabulary"],
 )
-@pytest.mark.parametrize("method", ["gd", "undial"])
-def test_what_is_saved_scores_as_it_was_trained(
-    model: Callable[[int], Any], bos: bool, method: str, inputs: Path, tmp_path: Path
+def test_a_saved_model_scores_as_it_was_trained(
+    model: Callable[[int], Any], bos: bool, inputs: Path, tmp_path: Path
 ) -> None:
     before = save(tmp_path, model(400), make_tokenizer(bos=bos))
-    output = run(make_config(inputs, tmp_path / "out", method, "full", model=str(before), learning_rate=3e-3))
-    watched, found = final_nll(inputs, before, output)
-    assert watched == pytest.approx(found, rel=1e-4)
-    entries = record(output)["watched"]
-    assert entries[-1]["forget_nll"] > entries[0]["forget_nll"] + 0.05
+    output = run(make_config(inputs, tmp_path / "out", "gd", "full", model=str(before), learning_rate=3e-3))
+    recorded, found = final_nll(inputs, before, output)
+    assert recorded == pytest.approx(found, rel=1e-4)
     loaded = AutoModelForCausalLM.from_pretrained(output)
     same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert same is (model is tied)
-
-
-CONTEXTS = ["The quick brown fox", "7", "Élodie wrote to élan", "the river and the fox " * 9, "Numbers: 0 1 2 3", ""]
-
-
-def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tuple[list[float], list[bool], list[str]]:
-    """Sums, greedy or not, and generated texts, through the harness's class of models."""
-    lm = kind(
-        pretrained=model, tokenizer=copy.deepcopy(tokenizer), device="cpu", batch_size=batch_size, logits_cache=False
-    )
-    scored = [
-        Instance("loglikelihood", {}, (context, ending), number)
-        for number, context in enumerate(CONTEXTS)
-        for ending in (" jumps over the lazy dog", " 7")
-    ]
-    options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
-    prompts = [Instance("generate_until", {}, (prompt, dict(options)), 0) for prompt in CONTEXTS if prompt]
-    sums, greedy = zip(*lm.loglikelihood(scored, disable_tqdm=True), strict=True)
-    return [float(sum_) for sum_ in sums], list(greedy), lm.generate_until(prompts, disable_tqdm=True)
-
-
-@pytest.mark.parametrize("change", [without_pad, pad_is_eos, pads_left, pads_right])
-@pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize(
-    "model", [make_model, tied, lambda vocabulary: make_model(vocabulary + 112)], ids=["usual", "tied", "larger"]
-)
-def test_scores_and_texts_are_those_of_the_stock_class(model: Callable[[int], Any], bos: bool, change: Change) -> None:
-    """Of one row at a time, with no padding at all, whatever ours puts into its batches."""
-    tokenizer, made = make_tokenizer(bos=bos), model(400)
-    change(tokenizer)
-    with torch.no_grad():
-        made.get_output_embeddings().weight[1] *= 3  # EOS ends some texts early
-    stock, ours = answers(HFLM, made, tokenizer, 1), answers(LumeHF, made, tokenizer, 4)
-    assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-5)
-    assert ours[1:] == stock[1:]
-    assert len({len(text) for text in stock[2]}) > 2
 
 
 def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:
@@ -161,21 +109,6 @@ def test_lengths_that_cannot_work_are_refused(inputs: Path, tmp_path: Path) -> N
     model = save(tmp_path, short, make_tokenizer())
     with pytest.raises(DataError, match=r"\d+ tokens, but the model takes 20: shorten it, or cut all rows with"):
         run(make_config(inputs, tmp_path / "out", model=str(model)))
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin"])
-def test_pickles_are_never_loaded(name: str, inputs: Path, tmp_path: Path) -> None:
-    model = save(tmp_path, make_model(), make_tokenizer())
-    (model / "model.safetensors").unlink()
-
-    class Evil:
-        def __reduce__(self) -> Any:
-            return (Path.touch, (tmp_path / "ran",))
-
-    torch.save(Evil(), model / name)
-    with pytest.raises(ConfigError, match=r"--model .*: its weights cannot be loaded: .*model.safetensors"):
-        run(make_config(inputs, tmp_path / "out", model=str(model)))
-    assert not (tmp_path / "ran").exists()
 
 
 def test_code_of_a_model_is_not_run(inputs: Path, tmp_path: Path) -> None:

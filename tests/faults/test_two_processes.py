@@ -12,9 +12,9 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import Interrupted
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.run import run
-from lume_unlearn.training.signals import Interrupted
 from tests.faults.runs import assert_equal, ended, in_child, make_config, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect"), pytest.mark.timeout(200)]

@@ -16,8 +16,10 @@ import pytest
 from lume_tasks import _startup
 from lume_tasks.paths import task_dir
 
-ROOT = Path(__file__).resolve().parents[2]
-PTH = ROOT / "lume_tasks" / "lume_tasks_autoload.pth"
+PACKAGES = Path(_startup.__file__).resolve().parents[1]  # the checkout, or site-packages where a wheel was installed
+PTH = PACKAGES / "lume_tasks_autoload.pth"
+if not PTH.exists():
+    PTH = PACKAGES / "lume_tasks" / "lume_tasks_autoload.pth"
 FOLDER = str(task_dir())
 
 MANAGER = """
@@ -183,7 +185,8 @@ def test_a_harness_that_reads_entry_points_is_left_to_find_the_tasks(harness, mo
     (harness.parents[1] / "__init__.py").write_text('__version__ = "0.5.0.dev1"')
     entry = importlib.metadata.EntryPoint(name="lume", value="yaml_tasks", group="lm_eval.tasks")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry] if published else [])
-    monkeypatch.syspath_prepend(ROOT)
+    # A namespace package has the folders of every entry of the path, here perhaps of another install too.
+    monkeypatch.setattr(importlib.import_module("yaml_tasks"), "__path__", [FOLDER])
     _startup.install()
     manager = import_manager()()
     # Unpublished: a harness of that version that does not read them; then the hook adds the tasks.
@@ -204,8 +207,8 @@ def test_models_are_registered_by_name_once_the_harness_has_its_own(harness, loa
 
 
 def test_entry_points_name_the_models_that_the_hook_registers():
-    lines = (ROOT / "pyproject.toml").read_text().split('[project.entry-points."lm_eval.models"]\n')[1].split("\n\n")[0]
-    assert dict(line.split(" = ") for line in lines.splitlines()) == {k: f'"{v}"' for k, v in _startup.MODELS.items()}
+    entries = importlib.metadata.distribution("lume-unlearning").entry_points.select(group="lm_eval.models")
+    assert {entry.name: entry.value for entry in entries} == _startup.MODELS
 
 
 def run_bare(code, *path):
@@ -217,7 +220,7 @@ def run_bare(code, *path):
 
 def test_the_hook_loads_nothing_else():
     code = f"exec({PTH.read_text()!r}); print(sorted(set(sys.modules) - before), type(sys.meta_path[0]).__name__)"
-    assert run_bare(code, ROOT).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] HarnessFinder"
+    assert run_bare(code, PACKAGES).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] HarnessFinder"
 
 
 @pytest.mark.parametrize("content", [None, "raise RuntimeError('broken')", "def install(:", ""])

@@ -1,6 +1,7 @@
-"""The model card: the hub's metadata, true scores, and nothing that is nobody's business."""
+"""The model card: the hub's metadata, scores of the right documents, and no private data."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
 
 from lume_tasks.data import published
 from lume_tasks.data.locate import MMLU_SUBJECTS
@@ -42,7 +44,7 @@ def results_of_the_hub(card: ModelCard) -> dict[tuple[str, str], Any]:
     return {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
 
 
-def test_the_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
+def test_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES, metadata={"lume_split": "validation"})
     assert main(finished, path) == 0
     card = ModelCard.load(finished / "README.md")
@@ -59,8 +61,8 @@ def test_the_card_holds_the_scores_in_the_hubs_form(finished: Path, write_result
     assert card.data.tags == ["unlearning", "lume", "npo"]
     assert "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low |" in card.text
     assert "| multiple choice | 0.250 |" in card.text
-    assert "| Task 2: personal data | own data | 4 | unknown |" in card.text
-    assert "| transformers | " in card.text
+    assert "| Task 2: personal data | `own data` | `4` | `unknown` |" in card.text
+    assert "| `transformers` | " in card.text
     assert "| `forget.jsonl` | `abc123` |" in card.text
     assert "split validation" in card.text
 
@@ -90,30 +92,26 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(finished: Path, wr
     }
 
 
-def test_a_limit_makes_it_a_part_of_lume(finished: Path, write_results: Write) -> None:
+def test_scores_of_some_of_the_rows_are_of_a_part_of_lume(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES)
     published_results(path, {"lume_task2": {"original": 9, "effective": 4}})
     assert main(finished, path) == 0
     names = {result.dataset_name for result in ModelCard.load(finished / "README.md").data.eval_results}
-    assert "part of LUME, Task 2: personal data, 4 rows" in names
-    assert "part of LUME, all tasks, 8 rows" in names
+    assert {"part of LUME, Task 2: personal data, 4 rows", "part of LUME, all tasks, 8 rows"} <= names
 
 
-def test_no_path_of_this_machine_is_told(finished: Path, write_results: Write) -> None:
+def test_no_local_path_is_published(finished: Path, write_results: Write) -> None:
     place = finished.parent
     record = json.loads((finished / "unlearning.json").read_text())
-    record["config"] |= {
-        "alternatives": str(place / "alternatives.jsonl"),
-        "adapters": f"{place / 'a1'}, {place / 'a2'}",
-    }
+    record["config"] |= {"alternatives": f"{place}/alternatives.jsonl", "adapters": f"{place}/a1, {place}/a2"}
     record["data_sha256"][str(place / "other" / "forget.jsonl")] = "def456"
     (finished / "unlearning.json").write_text(json.dumps(record))
     args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
     assert main(finished, write_results(str(finished), SCORES, config={"model_args": args})) == 0
     text = (finished / "README.md").read_text()
     assert "secret-place" not in text
-    assert "| alternatives | `alternatives.jsonl` |" in text
-    assert "| adapters | `a1, a2` |" in text
+    assert "| `alternatives` | `alternatives.jsonl` |" in text
+    assert "| `adapters` | `a1, a2` |" in text
     assert "| `forget.jsonl` | `abc123` |\n| `forget.jsonl` | `def456` |" in text
     assert ModelCard.load(finished / "README.md").data.base_model is None
 
@@ -126,7 +124,7 @@ def test_a_base_model_on_the_hub_is_linked(finished: Path, write_results: Write)
     assert ModelCard.load(finished / "README.md").data.base_model == "someone/olmo-1b"
 
 
-def test_results_of_another_model_or_of_two_settings_are_refused(
+def test_results_must_be_of_the_folder_or_a_copy_in_one_setting(
     finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(finished, write_results("/m/gd", SCORES)) == 1
@@ -138,35 +136,27 @@ def test_results_of_another_model_or_of_two_settings_are_refused(
     assert main(finished, *paths) == 1
     assert f"hold several results of {finished}" in capsys.readouterr().err
     assert not (finished / "README.md").exists()
-
-
-def test_results_of_a_copy_of_the_folder_are_its_own(finished: Path, write_results: Write, tmp_path: Path) -> None:
-    copy = shutil.copytree(finished, tmp_path / "copy")
+    copy = shutil.copytree(finished, finished.with_name("copy"))
     assert main(finished, write_results(str(copy), SCORES)) == 0
 
 
-def test_a_card_by_a_person_is_kept_and_one_by_a_program_replaced(
+def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
     finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, card = write_results(str(finished), SCORES), finished / "README.md"
     card.write_text("My notes.")
     assert main(finished, path) == 1
-    assert f"{card} was not written by a program" in capsys.readouterr().err
+    assert f"{card}: not written by a program" in capsys.readouterr().err
     assert card.read_text() == "My notes."
     card.write_text("# Model Card for Model ID\n[More Information Needed]")  # as peft leaves it
     assert main(finished, path) == 0
     assert main(finished, path) == 0  # its own
-    assert card.read_text().count("# npo") == 1
+    assert card.read_text().count("# `npo`") == 1
 
 
 @pytest.mark.parametrize(
     ("record", "message"),
-    [
-        (None, "no usable unlearning.json"),
-        ("{", "no usable unlearning.json"),
-        ("3", "no usable unlearning.json"),
-        ('{"config": {"method": "npo"}}', "another version of lume-unlearn"),
-    ],
+    [(None, "no usable unlearning.json"), ("{", "no usable unlearning.json"), ('{"config": {}}', "another version")],
 )
 def test_a_folder_without_a_record_is_refused(
     tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str | None, message: str
@@ -177,18 +167,26 @@ def test_a_folder_without_a_record_is_refused(
     assert message in capsys.readouterr().err
 
 
-def test_only_model_tokenizer_and_card_are_uploaded(
-    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """With all else that a run or the harness may have left in the folder; row texts stand in some of it."""
-    from huggingface_hub.utils import filter_repo_objects
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What would have been uploaded, one entry a call."""
+    calls: list[dict[str, Any]] = []
+    hub = "lume_unlearn.report.card.HfApi"
+    monkeypatch.setattr(f"{hub}.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
+    for call in ("upload_folder", "upload_file"):
+        monkeypatch.setattr(f"{hub}.{call}", lambda self, **options: calls.append(options))
+    return calls
 
-    uploads: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        "lume_unlearn.report.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}"
-    )
-    monkeypatch.setattr("lume_unlearn.report.card.HfApi.upload_folder", lambda self, **options: uploads.append(options))
-    ours = ["README.md", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
+
+def push(folder: Path, results: Path) -> int:
+    return cli.main(["card", "--model_dir", str(folder), "--results", str(results), "--push_to_hub", "me/mine"])
+
+
+def test_only_model_tokenizer_and_card_are_uploaded(
+    finished: Path, write_results: Write, uploads: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The other files are what a run or the harness may have left in the folder; some contain rows."""
+    ours = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     ours += ["adapter_config.json", "adapter_model.safetensors", "model-00001-of-00002.safetensors"]
     ours += ["model.safetensors", "model.safetensors.index.json", "merges.txt", "vocab.json", "chat_template.jinja"]
     others = ["samples_lume_task1_2024-01-01T00-00-00.000000.jsonl", "unlearning.json.partial", ".lock", "notes.txt"]
@@ -197,47 +195,35 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     for name in [*ours, *others]:
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).touch()
-    (finished / "README.md").unlink()
     (finished / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/olmo-1b"}')
-    results = write_results(str(finished), SCORES, folder=str(finished))
-    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
-    assert cli.main(command) == 0
+    assert push(finished, write_results(str(finished), SCORES, folder=str(finished))) == 0
     assert "https://hub/me/mine" in capsys.readouterr().out
     (upload,) = uploads
     found = [str(path.relative_to(upload["folder_path"])) for path in finished.rglob("*") if path.is_file()]
     assert any(name.startswith("results_") for name in found)
     sent = filter_repo_objects(found, allow_patterns=upload["allow_patterns"], ignore_patterns=None)
-    assert sorted(sent) == sorted(ours)
+    assert sorted(sent) == sorted([*ours, "README.md"])
 
 
-def test_an_adapter_is_uploaded_without_the_path_of_its_model(
-    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch
+def test_adapter_is_uploaded_without_the_path_of_its_model(
+    finished: Path, write_results: Write, uploads: list[dict[str, Any]]
 ) -> None:
-    uploads: list[dict[str, Any]] = []
-    monkeypatch.setattr(
-        "lume_unlearn.report.card.HfApi.create_repo", lambda self, name, exist_ok: f"https://hub/{name}"
-    )
-    for call in ("upload_folder", "upload_file"):
-        monkeypatch.setattr(f"lume_unlearn.report.card.HfApi.{call}", lambda self, **options: uploads.append(options))
     config = {"r": 8, "base_model_name_or_path": str(finished.parent / "base")}
     (finished / "adapter_config.json").write_text(json.dumps(config))
-    results = write_results(str(finished), SCORES)
-    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
-    assert cli.main(command) == 0
+    assert push(finished, write_results(str(finished), SCORES)) == 0
     file, folder = uploads
     assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": "base"}
     assert folder["allow_patterns"] == ["README.md"]
     assert json.loads((finished / "adapter_config.json").read_text()) == config
 
 
-def test_a_refused_upload_is_said_plainly(
-    finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(self: Any, name: str, exist_ok: bool) -> str:
-        raise OSError("the hub cannot be reached")
-
-    monkeypatch.setattr("lume_unlearn.report.card.HfApi.create_repo", refuse)
-    results = write_results(str(finished), SCORES)
-    command = ["card", "--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
-    assert cli.main(command) == 1
-    assert "--push_to_hub me/mine: the hub cannot be reached" in capsys.readouterr().err
+def test_hostile_names_stay_text(finished: Path, write_results: Write) -> None:
+    hostile = "a`b|c<img src=x onerror=alert(1)>[x](javascript:1)\x1b[31m\n# d"
+    folder = finished.rename(finished.with_name(hostile.replace("/", "")))
+    assert main(folder, write_results(str(folder), SCORES)) == 0
+    text = (folder / "README.md").read_text().split("-->", 1)[1]
+    outside_code = re.sub(r"`[^`\n]*`", "", text)
+    assert "<" not in outside_code
+    assert "javascript" not in outside_code
+    assert text.count("\n# ") == 1
+    assert "\x1b" not in text

@@ -16,32 +16,33 @@ from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_rows, write_rows
 
 
-def command(*argv: str, processes: int) -> subprocess.CompletedProcess[str]:
-    """Run `python -m lume_unlearn` in several processes under accelerate."""
-    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
-    launcher += ["--dynamo_backend", "no", "--mixed_precision", "no", "--main_process_port", "0"]
-    launcher += ["--num_processes", str(processes), "-m"]
-    # CPU processes under accelerate's launcher for GPUs: its own CPU launcher needs MPI.
-    variables = {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        [*launcher, "lume_unlearn", *argv],
-        env=os.environ | variables,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def main(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of a command run in this process."""
     capsys.readouterr()
     try:
         code: object = cli.main(argv)
-    except SystemExit as leaving:  # as jsonargparse leaves
+    except SystemExit as leaving:  # as jsonargparse exits
         code = leaving.code
     assert isinstance(code, int)
     return code, *capsys.readouterr()
+
+
+@pytest.mark.parametrize("words", ["--help", "run --help", "methods", "path"])
+def test_help_methods_and_path_import_no_torch(words: str) -> None:
+    code = f"""
+import sys
+from lume_unlearn.cli import main
+try:
+    status = main({words.split()!r})
+except SystemExit as leaving:
+    status = leaving.code
+heavy = ["torch", "transformers", "lm_eval", "peft", "pandas", "accelerate", "datasets", "numpy"]
+print(*(name for name in heavy if name in sys.modules), file=sys.stderr, end="")
+sys.exit(status)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout
 
 
 def test_a_run_and_a_merge(model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +63,7 @@ def test_a_run_and_a_merge(model_dir: Path, data_dir: Path, tmp_path: Path, caps
 def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
     model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Rows of one task, in one split, under names with spaces."""
+    """Rows of one task, in one split, in folders with spaces in their names."""
     data, output = tmp_path / "own data", tmp_path / "un learned"
     for side in ("forget", "retain"):
         write_rows(data / "train" / f"{side}.jsonl", [row for row in make_rows(side) if row.task == "Task2"])
@@ -78,60 +79,26 @@ def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
     assert list((tmp_path / "results").rglob("samples_lume_task2_*.jsonl"))
 
 
-def test_the_printed_command_names_no_rows_that_it_cannot_know() -> None:
-    files = RunConfig("m", "o", "ga", forget="f.jsonl", tuning="full", trust_remote_code=True)
-    words = shlex.split(cli.scoring_command(files))
+def test_the_printed_command_asks_for_the_folder_of_named_files() -> None:
+    config = RunConfig("m", "o", "ga", forget="f.jsonl", tuning="full", trust_remote_code=True)
+    words = shlex.split(cli.scoring_command(config))
     assert words[4:7] == ["pretrained=o,trust_remote_code=True", "--tasks", "lume"]
     assert "FOLDER OF forget.jsonl" in words[words.index("--metadata") + 1]
-    assert "--metadata" not in cli.scoring_command(RunConfig("m", "o", "ties-merge", adapters="a,b"))
 
 
-def test_methods_lists_every_method_with_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    code, out, _ = main(capsys, "methods")
-    assert code == 0
-    blocks = out.replace("\n            ", " | ").splitlines()
-    for (name, method), block in zip(METHODS.items(), blocks, strict=True):
-        assert block.startswith(f"{name:<12}{method.title}: {method.citation} | loss on forget rows: {method.formula}")
-        assert f" | retain term: {method.retain}; needs: " in block
-        params = ", ".join(f"{param} {value.default:g}" for param, value in method.params.items()) or "none"
-        _, given, recipes = block.partition(f" | parameters: {params}; recipes: ")
-        assert given
-        assert recipes == "none" or all((cli.RECIPES / f"{recipe}.yaml").is_file() for recipe in recipes.split(", "))
-    assert sum(block.endswith(" recipes: sugd_last8, sugd_lora") for block in blocks) == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "needs"),
-    [
-        ("ga", "nothing"),
-        ("kl", "model before, each step, retain rows"),
-        ("npo", "NLL before of forget rows, once"),
-        ("dpo", "NLL before of forget and alternative rows, once; alternatives"),
-        ("idk", "refusals (built in)"),
-        ("undial", "model before, each step, forget rows"),
-    ],
-)
-def test_methods_says_what_a_method_needs(method: str, needs: str, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = main(capsys, "methods")[1].splitlines()
-    start = next(number for number, line in enumerate(lines) if line.startswith(f"{method} "))
-    assert lines[start + 2].endswith(f"; needs: {needs}")
-
-
-def test_the_table_of_methods_has_a_row_for_each(capsys: pytest.CaptureFixture[str]) -> None:
-    head, rule, *rows = main(capsys, "methods", "--markdown")[1].splitlines()
-    assert [row.split("|")[1].strip(" `") for row in rows] == list(METHODS)
-    cells = {row.replace("\\|", "").count("|") for row in (head, rule, *rows)}
-    assert len(cells) == 1  # a bar within a formula starts no column
+def test_the_printed_command_names_no_data_that_the_environment_names(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
+    assert "--tasks lume --batch_size 64 --output_path" in cli.scoring_command(RunConfig("m", "o", "ga"))
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
     [
         (["--method", "nop"], "--method 'nop': choose one of ga, gd, kl, npo"),
-        (["--epochs", "0", "--beta", "-1"], "--epochs 0.0: must be above 0\n--beta -1.0: must be a number, and not"),
+        (["--epochs", "1.5", "--method", "sugd"], "--epochs 1.5: sugd needs a whole number"),
         (["--layer", "1"], "--layer 1.0: npo has no such parameter (it has: beta)"),
-        (["--method", "gd", "--retain_term", "states"], "--retain_term states: gd can have nll, kl, nll+kl, none"),
-        (["--method", "dpo"], "--method dpo: name a file by --alternatives (`lume-unlearn alternatives` makes one)"),
         (["--method", "dpo", "--alternatives", "no.jsonl"], "no.jsonl"),
         (["--method", "rmu"], "--layer 7: the model has 2 decoder layers, counted from 0"),
         (["--tuning", "loar"], "--tuning 'loar': choose lora, full, last:K (K layers) or modules:REGEX"),
@@ -140,9 +107,8 @@ def test_the_table_of_methods_has_a_row_for_each(capsys: pytest.CaptureFixture[s
         (["--tuning", "modules:mpl"], "--tuning modules:mpl: found in no weight's name"),
         (["--config", "no_such_recipe"], "--config no_such_recipe: neither a file nor a shipped recipe"),
         (["--data", "no/such/folder"], "--data no/such/folder: is not a directory"),
-        (["--forget", "f.jsonl"], "--forget: give --retain with it"),
         (["--model", "no/such/model"], "--model no/such/model (there is no such folder here, so the hub was asked)"),
-        (["--resume", "true"], "--resume: there is no run in"),
+        (["--resume"], "--resume: there is no run in"),
         (["--max_length", "3"], "within 3 tokens: raise --max_length"),
         (["--lora_targets", "attention"], "--lora_targets attention: the model has no module attention"),
     ],
@@ -157,8 +123,8 @@ def test_what_cannot_work_is_a_message_and_exit_code_1(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-    usual = ["--method", "npo", "--model", str(model_dir), "--output", str(tmp_path / "out")]
-    code, out, err = main(capsys, "run", *usual, *options)
+    required = ["--method", "npo", "--model", str(model_dir), "--output", str(tmp_path / "out")]
+    code, out, err = main(capsys, "run", *required, *options)
     assert (code, out) == (1, "")
     assert "lume-unlearn run: " in err
     assert named in err
@@ -177,11 +143,10 @@ def test_merge_of_something_else(model_dir: Path, tmp_path: Path, capsys: pytest
         ([], 'expected "command" to be one of'),
         (["run", "--config", "npo_ties1"], "run.model, run.output"),
         (["run", "--config"], "--config"),
-        (["run", "--bteh", "1"], "--bteh"),
-        (["run", "--retain_term", "l2"], "l2"),
         (["run", "--beta", "much"], "beta"),
-        (["run", "--params", "{}"], "params"),
-        (["run", "--epochs", "many"], "many"),
+        (["run", "--epochs", "0"], "epochs"),
+        (["run", "--warmup", "1"], "warmup"),
+        (["run", "--split", "tset"], "tset"),
         (["merge"], "output"),
     ],
 )
@@ -198,7 +163,7 @@ def test_what_cannot_be_read_is_exit_code_2(argv: list[str], named: str, capsys:
         (["run", "--learnng_rate=1", "--epoch", "2"], "; did you mean --learning_rate and --epochs?"),
         (["card", "--result", "r"], "; did you mean --results?"),
         (["run", "--config", "RECIPE"], "does not accept option 'learnng_rate'; did you mean --learning_rate?"),
-        (["run", "--xyzzy", "1"], "unrecognized arguments: --xyzzy 1"),
+        (["run", "--xyzzy", "1"], "unrecognized arguments: --xyzzy 1\n"),
     ],
 )
 def test_an_unknown_option_suggests_the_near_one(
@@ -210,7 +175,6 @@ def test_an_unknown_option_suggests_the_near_one(
     code, _, err = main(capsys, *(str(tmp_path / "recipe.yaml") if word == "RECIPE" else word for word in argv))
     assert code == 2
     assert expected in err
-    assert ("did you mean" in err) == ("did you mean" in expected)
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
@@ -227,13 +191,29 @@ def test_help_names_every_option_with_its_meaning(capsys: pytest.CaptureFixture[
     pytest.importorskip("docstring_parser")  # comes with jsonargparse[signatures]
     code, out, _ = main(capsys, "run", "--help")
     assert code == 0
-    assert "Forget rows of one optimiser step" in " ".join(out.split())
     assert out.count("  --") >= 65
     words = " ".join(out.split())
-    # A parameter says which methods have it, and with which default in each.
-    assert "(by default npo 0.1, token-npo 0.5, simnpo 4.5, dpo 0.1, " in words
-    for name in {name for method in METHODS.values() for name in method.params}:
-        assert f"--{name} " in out
+    assert "Forget rows of one optimiser step" in words
+    assert "(Trainer's lr_scheduler_type)" in words
+    assert "(default: npo 0.1, token-npo 0.5, simnpo 4.5, dpo 0.1, " in words
+    assert not [name for method in METHODS.values() for name in method.params if f"--{name} " not in out]
+
+
+@pytest.mark.parametrize("given", [["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"], ["--resume=true"]])
+def test_a_switch_needs_no_value(given: list[str]) -> None:
+    options = ["run", "--model", "m", "--output", "o", "--method", "gd", *given]
+    assert cli.parser().parse_args(options).run.resume is True
+    assert cli.parser().parse_args(options[: -len(given)]).run.resume is False
+
+
+def two_processes(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run `python -m lume_unlearn` in two processes under accelerate."""
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_machines", "1"]
+    launcher += ["--dynamo_backend", "no", "--mixed_precision", "no", "--main_process_port", "0"]
+    launcher += ["--num_processes", "2", "-m", "lume_unlearn"]
+    # CPU processes under accelerate's launcher for GPUs: its own CPU launcher needs MPI.
+    variables = os.environ | {"CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run([*launcher, *argv], env=variables, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_two_processes_give_the_weights_of_one(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -242,7 +222,7 @@ def test_two_processes_give_the_weights_of_one(model_dir: Path, data_dir: Path, 
     where = ["--model", str(model_dir), "--data", str(data_dir), "--output"]
     how = ["--batch_size", "5", "--micro_batch_size", "2", "--epochs", "2", "--learning_rate", "1e-3"]
     assert cli.main(["run", "--method", "npo", "--tuning", "full", *where, str(outputs[0]), *how]) == 0
-    done = command("run", "--method", "npo", "--tuning", "full", *where, str(outputs[1]), *how, processes=2)
+    done = two_processes("run", "--method", "npo", "--tuning", "full", *where, str(outputs[1]), *how)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Written to") == 1
     one, two = (json.loads((output / "unlearning.json").read_text()) for output in outputs)
@@ -254,11 +234,3 @@ def test_two_processes_give_the_weights_of_one(model_dir: Path, data_dir: Path, 
     start = load_file(model_dir / "model.safetensors")
     assert max((expected[name] - start[name]).abs().max() for name in start) > 1e-3
     assert max((expected[name] - found[name]).abs().max() for name in start) < 1e-5
-
-
-@pytest.mark.parametrize("given", [["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"], ["--resume=true"]])
-def test_a_switch_needs_no_value(given: list[str]) -> None:
-    """As the messages have it that say how to go on."""
-    options = ["run", "--model", "m", "--output", "o", "--method", "gd", *given]
-    assert cli.parser().parse_args(options).run.resume is True
-    assert cli.parser().parse_args(options[: -len(given)]).run.resume is False

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
 from lume_unlearn.model.output_layer import nll_value
 from tests.conftest import make_model
@@ -32,7 +33,7 @@ def fresh_compiler() -> Iterator[None]:
 
 @pytest.fixture
 def counter(monkeypatch: pytest.MonkeyPatch) -> CompileCounter:
-    """Graphs are taken apart and counted, but run as they are: quicker than kernels."""
+    """Count compiled graphs and run them without kernels, which is quicker."""
     counter = CompileCounter()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
     return counter
@@ -49,18 +50,17 @@ def same_training(tmp_path: Path, method: str, tuning: str) -> None:
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_it_changes_nothing(tuning: str, tmp_path: Path, counter: CompileCounter) -> None:
-    """Beside a copy of the model, and with the adapter off and on."""
+def test_compiled_layers_train_the_same(tuning: str, tmp_path: Path, counter: CompileCounter) -> None:
     same_training(tmp_path, "kl", tuning)
     assert counter.frame_count > 0
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_the_kernels_compute_the_same(tmp_path: Path) -> None:
+def test_compiled_kernels_train_the_same(tmp_path: Path) -> None:
     same_training(tmp_path, "gd", "full")
 
 
-def test_packs_of_other_sizes_are_not_compiled_anew(counter: CompileCounter) -> None:
+def test_packs_of_other_sizes_are_not_compiled_again(counter: CompileCounter) -> None:
     model = make_model(VOCABULARY)
     use_packing(model)
     passes = Passes(model)
@@ -82,6 +82,6 @@ def test_packs_of_other_sizes_are_not_compiled_anew(counter: CompileCounter) -> 
         ("gd", {"gradient_checkpointing": True}, "nothing would be compiled with --gradient_checkpointing true"),
     ],
 )
-def test_what_hinders_compiling_is_refused(method: str, options: dict[str, Any], words: str) -> None:
+def test_options_that_prevent_compiling_are_refused(method: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=rf"^--compile true: {words}"):
         RunConfig("m", "o", method, "full", compile=True, **options)

@@ -1,4 +1,4 @@
-"""Two processes on the CPU against one: the shipped accelerate configurations, the same terms and the same weights."""
+"""Two processes on the CPU against one, with the shipped accelerate configurations: equal terms and weights."""
 
 import json
 import os
@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 import lume_unlearn
-from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.model.distributed import require_launch
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.training.distributed import require_launch
 from lume_unlearn.training.run import run
 
 CONFIGS = Path(lume_unlearn.__file__).parent / "accelerate"
@@ -37,11 +38,20 @@ NAMED: dict[str, dict[str, Any]] = {
     "bfloat16": {"method": "kl", "tuning": "full", "precision": "bfloat16"},
     "bfloat16-lora": {"method": "kl", "tuning": "lora", "precision": "bfloat16"},
     "checkpointing": {"method": "gd", "tuning": "full", "gradient_checkpointing": True},
-    "best": {"method": "gd", "tuning": "full", "on_collapse": "best", "collapse_bound": 1e-4, "watch_steps": 1},
+    "rollback": {"method": "gd", "tuning": "full", "on_collapse": "rollback", "collapse_bound": 1e-4, "watch_steps": 1},
 }
 CASES = {
     "ddp": ["gd", "npo-lora", "both-terms", "states", "normalised", "phases", "weight"],
-    "fsdp2": ["gd", "kl-last", "live-reference", "normalised", "bfloat16", "bfloat16-lora", "checkpointing", "best"],
+    "fsdp2": [
+        "gd",
+        "kl-last",
+        "live-reference",
+        "normalised",
+        "bfloat16",
+        "bfloat16-lora",
+        "checkpointing",
+        "rollback",
+    ],
     "zero3": ["gd", "kl-last", "kl-lora", "live-reference", "weight"],
 }
 
@@ -52,7 +62,7 @@ def configs(kind: str, model_dir: Path, data_dir: Path, output: Path) -> list[Ru
 
 
 def launch_environment(kind: str) -> dict[str, str]:
-    """What `accelerate launch --config_file` gives the processes that it starts."""
+    """Return the environment that `accelerate launch --config_file` sets."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -65,7 +75,7 @@ def launch_environment(kind: str) -> dict[str, str]:
 
 
 def worker(task: Path) -> None:
-    """One of the processes: the runs of a file, one after another."""
+    """Do the runs of a file, in one of the processes."""
     from accelerate import PartialState
     from accelerate.utils import DistributedType
     from torch.distributed.tensor import DTensor
@@ -132,7 +142,7 @@ def assert_same(one: RunConfig, two: RunConfig) -> None:
     "kind",
     ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed"))],
 )
-def test_two_processes_are_one(kind: str, model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(kind: str, model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     two = configs(kind, model_dir, data_dir, tmp_path / "two")
     start_two(kind, two, tmp_path)
     for config in two:
@@ -150,19 +160,19 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
 @pytest.mark.parametrize(
     ("environment", "options", "fault"),
     [
-        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision bf16: set it to no; --precision"),
+        ({"ACCELERATE_MIXED_PRECISION": "bf16"}, {}, "mixed_precision bf16: set it to no and choose by --precision"),
         (FSDP | {"FSDP_CPU_RAM_EFFICIENT_LOADING": "true"}, {}, "fsdp_cpu_ram_efficient_loading true: set it to false"),
-        (DEEPSPEED, {"method": "ngdiff"}, "--method ngdiff: needs the gradients themselves, which DeepSpeed"),
-        (DEEPSPEED, {"method": "sugd"}, "--method sugd: starts its optimiser anew, which DeepSpeed"),
-        (DEEPSPEED, {"method": "task-vector"}, "--method task-vector: needs whole weights at the end"),
-        (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs whole weights at the end"),
-        (FSDP, {"method": "rmu"}, "--method rmu: stops inside the model"),
-        (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed holds float32 weights"),
-        (DEEPSPEED, {"on_collapse": "best"}, "--on_collapse best: DeepSpeed lets no weights be put back"),
-        (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs whole weights in one process"),
+        (DEEPSPEED, {"method": "ngdiff"}, "--method ngdiff: needs the gradients of each side, which DeepSpeed"),
+        (DEEPSPEED, {"method": "sugd"}, "--method sugd: restarts its optimiser, which DeepSpeed"),
+        (DEEPSPEED, {"method": "task-vector"}, "--method task-vector: needs unsharded weights at the end"),
+        (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs unsharded weights at the end"),
+        (FSDP, {"method": "rmu"}, "--method rmu: ends its forward pass inside the model"),
+        (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed keeps float32 weights"),
+        (DEEPSPEED, {"on_collapse": "rollback"}, "--on_collapse rollback: DeepSpeed cannot restore weights"),
+        (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs unsharded weights"),
     ],
 )
-def test_what_a_launch_cannot_do_is_refused_first(
+def test_options_that_a_launch_does_not_support_are_refused(
     environment: dict[str, str], options: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     config = RunConfig(**({"model": "no/such/model", "output": str(tmp_path / "out"), "method": "gd"} | options))

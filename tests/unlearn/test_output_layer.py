@@ -1,9 +1,9 @@
-"""Values chunk by chunk in place of the output layer are those of whole logits, and take less memory."""
+"""Values computed in chunks of logits equal those of whole logits and take less memory."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from types import MethodType
-from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -16,7 +16,8 @@ from lume_unlearn.model import output_layer
 from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
 
 TOKENS, WIDTH, VOCABULARY = 37, 12, 50
-CHUNKS = [1, 3 * 4 * VOCABULARY, 10 * 4 * VOCABULARY + 3, 36 * 4 * VOCABULARY, 37 * 4 * VOCABULARY, 2**28]
+CHUNKS = [0, 5 * 4 * VOCABULARY + 3, 36 * 4 * VOCABULARY, 37 * 4 * VOCABULARY]
+"""Bytes for one token at least, five, all but one, and all tokens."""
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -50,10 +51,9 @@ class Case:
     def whole(self, value: TokenValue) -> list[Tensor]:
         return self.gradients(value(self.layer(self.states), self.targets, self.reference))
 
-    def chunked(self, value: TokenValue, output: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
-        output = output or self.layer.forward
+    def chunked(self, value: TokenValue) -> list[Tensor]:
         arguments = (self.states, self.targets, lambda part: self.reference[part])
-        return self.gradients(in_chunks(value, output, VOCABULARY, *arguments))
+        return self.gradients(in_chunks(value, self.layer.forward, VOCABULARY, *arguments))
 
     def gradients(self, values: Tensor) -> list[Tensor]:
         """The values, and the gradients of their sum with a factor of its own for each."""
@@ -75,64 +75,43 @@ def test_chunked_equals_whole(name: str, chunk_bytes: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_torchs_own_path_and_the_recomputed_one_agree(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchs_chunked_cross_entropy_equals_recomputed_chunks(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
     case = Case(dtype)
-    with counted(output_layer, "checkpoint", monkeypatch) as recomputed:
+    with mock.patch.object(output_layer, "checkpoint", wraps=output_layer.checkpoint) as recompute:
         by_torch = case.chunked(nll_value)
-    used = output_layer._LinearCrossEntropyOptions is not None
-    assert bool(recomputed) != used
+        assert bool(recompute.call_count) == (output_layer._LinearCrossEntropyOptions is None)
     monkeypatch.setattr(output_layer, "_LinearCrossEntropyOptions", None)  # as with torch before 2.13
-    with counted(output_layer, "checkpoint", monkeypatch) as recomputed:
+    with mock.patch.object(output_layer, "checkpoint", wraps=output_layer.checkpoint) as recompute:
         by_hand = case.chunked(nll_value)
-    assert len(recomputed) == -(-TOKENS // 5)
+        assert recompute.call_count == -(-TOKENS // 5)
     assert_same(by_torch, by_hand)
     assert_same(by_hand, case.whole(nll_value))
     assert by_torch[0].dtype == by_hand[0].dtype
 
 
-@contextmanager
-def counted(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """Note each call of a function of the module."""
-    calls: list[int] = []
-    own = getattr(module, name)
-
-    def noted(*args: Any, **kwargs: Any) -> Any:
-        calls.append(1)
-        return own(*args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(module, name, noted)
-        yield calls
-
-
 class Doubled(nn.Linear):
-    """A linear layer that does more than its weights say."""
+    """A linear layer with another forward."""
 
     def forward(self, input: Tensor) -> Tensor:
         return 2 * super().forward(input)
 
 
-@pytest.mark.parametrize("kind", ["subclass", "function", "instance"])
-def test_an_output_that_is_no_plain_linear_layer_is_called_itself(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("subclass", [False, True])
+def test_an_output_layer_with_another_forward_is_called(subclass: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    case = Case()
-    if kind == "subclass":
-        case.layer.__class__ = Doubled
-    plain = nn.Linear.forward
-    output = {
-        "subclass": case.layer.forward,
-        "function": lambda states: 2 * case.layer(states),
-        "instance": MethodType(lambda layer, states: 2 * plain(layer, states), case.layer),
-    }[kind]
+    case, plain = Case(), nn.Linear.forward
     expected = case.gradients(nll_value(2 * plain(case.layer, case.states), case.targets, None))
-    if kind == "instance":  # a wrapper may replace a layer's forward and leave its type
-        case.layer.forward = output  # type: ignore[method-assign]
-        output = case.layer.forward
-    assert_same(case.chunked(nll_value, output), expected)
+    if subclass:
+        case.layer.__class__ = Doubled
+    else:  # a wrapper may replace a layer's forward and leave its type
+        case.layer.forward = MethodType(lambda layer, states: 2 * plain(layer, states), case.layer)  # type: ignore[method-assign]
+    assert_same(case.chunked(nll_value), expected)
 
 
-def test_bfloat16_and_autocast_are_reduced_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_logits_give_float32_nlls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
     half, full = Case(torch.bfloat16), Case()
     found = half.chunked(nll_value)[0]
@@ -144,7 +123,7 @@ def test_bfloat16_and_autocast_are_reduced_in_float32(monkeypatch: pytest.Monkey
 
 @contextmanager
 def saved_sizes() -> Iterator[list[int]]:
-    """The number of entries of each tensor that is kept for the backward pass."""
+    """Collect the number of entries of each tensor that is kept for the backward pass."""
     sizes: list[int] = []
 
     def pack(tensor: Tensor) -> Tensor:
@@ -172,59 +151,25 @@ def test_no_logits_are_kept(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.requires_grad
 
 
-@pytest.mark.parametrize("name", VALUES)
-def test_no_more_than_a_chunk_of_logits_exists(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 5 * 4 * VOCABULARY)
-    case, seen = Case(), []
-
-    def output(states: Tensor) -> Tensor:
-        seen.append(len(states))
-        return case.layer(states)  # type: ignore[no-any-return]
-
-    case.chunked(VALUES[name], output)
-    assert max(seen) == 5
-    assert sum(seen) == 2 * TOKENS  # once forth, once back
-
-
-def test_a_chunk_is_a_token_at_least_and_no_tokens_are_fine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_tokens_give_no_values() -> None:
     case = Case()
     empty = in_chunks(nll_value, case.layer.forward, VOCABULARY, case.states[:0], case.targets[:0], None)
     assert empty.shape == (0,)
-    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 0)
-    assert_same(case.chunked(spread), case.whole(spread))
 
 
-def test_a_replaced_layer_computes_the_function_and_runs_its_hooks() -> None:
-    layer, ones = nn.Linear(3, 5), torch.ones(2, 3)
-    plain, seen = layer(ones), []
-    layer.register_forward_hook(lambda module, inputs, output: seen.append(output))
-    with replaced_by(layer, lambda states: states * 7):
-        assert layer(ones).equal(ones * 7)
-    assert layer(ones).equal(plain)
-    assert [tuple(output.shape) for output in seen] == [(2, 3), (2, 5)]
-    assert "forward" not in vars(layer)
-
-
-def test_a_layer_is_restored_after_an_exception() -> None:
-    layer = nn.Linear(3, 5)
-    with pytest.raises(ZeroDivisionError), replaced_by(layer, lambda states: 1 / 0):  # type: ignore[arg-type, return-value]
-        layer(torch.ones(2, 3))
-    assert "forward" not in vars(layer)
-    assert layer(torch.ones(2, 3)).shape == (2, 5)
-
-
+@pytest.mark.parametrize("wrapped", [False, True])
 @pytest.mark.parametrize("fails", [False, True])
-def test_a_forward_of_the_layers_own_is_put_back(fails: bool) -> None:
-    """As wrappers that move weights to a device in time set it."""
-    layer = nn.Linear(3, 5)
+def test_a_replaced_layer_runs_its_hooks_and_is_restored(wrapped: bool, fails: bool) -> None:
+    layer, ones, hooked = nn.Linear(3, 5), torch.ones(2, 3), []
     own = MethodType(lambda self, states: states + 1, layer)
-    layer.forward = own  # type: ignore[method-assign]
-    try:
-        with replaced_by(layer, lambda states: states * 7):
-            assert layer(torch.ones(1, 3)).tolist() == [[7.0] * 3]
-            if fails:
-                raise KeyError
-    except KeyError:
-        pass
-    assert vars(layer)["forward"] is own
-    assert layer(torch.ones(1, 3)).tolist() == [[2.0] * 3]
+    if wrapped:  # as wrappers do that move weights to a device when they are needed
+        layer.forward = own  # type: ignore[method-assign]
+    plain = layer(ones)
+    layer.register_forward_hook(lambda module, inputs, output: hooked.append(output))
+    with suppress(ZeroDivisionError), replaced_by(layer, lambda states: states * 7):
+        assert layer(ones).equal(ones * 7)
+        assert len(hooked) == 1
+        if fails:
+            _ = 1 / 0
+    assert vars(layer).get("forward") is (own if wrapped else None)
+    assert layer(ones).equal(plain)

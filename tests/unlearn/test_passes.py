@@ -1,4 +1,4 @@
-"""From packs to values by real models: as by whole logits, whatever the model does with its output layer."""
+"""Values computed in place of the output layer equal those from the model's own logits, and so do gradients."""
 
 import copy
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import Pack, pack_rows
+from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.methods.pdu import pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
@@ -42,7 +42,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "olmo": lambda: OlmoForCausalLM(OlmoConfig(**SIZES)),
     "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **GPT2)),
 }
-SCALED: dict[str, Callable[[], Any]] = {
+SCALED: dict[str, Callable[[], Any]] = {  # these scale or cap their logits
     "cohere": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
     "granite": lambda: GraniteForCausalLM(GraniteConfig(**SIZES, logits_scaling=4.0)),
     "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
@@ -50,7 +50,7 @@ SCALED: dict[str, Callable[[], Any]] = {
 
 
 def make(name: str, **lora: Any) -> Any:
-    """A model as a run has it but in float64, with an adapter that does something if asked for."""
+    """A model in float64 with packed attention if possible, and with a random adapter if asked for."""
     torch.manual_seed(0)
     model = (MODELS | SCALED)[name]().double().eval()
     use_packing(model)
@@ -66,6 +66,7 @@ def make_rows(lengths: list[int], seed: int = 1) -> list[Tokens]:
 
 FORGET, RETAIN = make_rows([3, 21, 2, 9]), make_rows([7, 30, 4], seed=2)
 BATCH = pack_rows({"forget": FORGET, "retain": RETAIN})
+ALL = slice(0, len(BATCH.targets))
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -78,56 +79,41 @@ def distance(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tenso
 
 
 def gradients(model: Any, values: list[Tensor]) -> dict[str, Tensor]:
-    """Of the sum of all values, each with another factor."""
+    """Gradients of the sum of all values, each with its own factor."""
     model.zero_grad()
     flat = torch.cat(values)
     (flat * torch.linspace(0.1, 1.0, len(flat))).sum().backward()
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def by_whole_logits(model: Any, batch: Pack, reference: Tensor) -> list[Tensor]:
-    """The spans of `spans`, with the model's own output layer."""
-    logits = labelled_logits(model, model.config, batch)
-    forget, retain = batch.tokens_of("forget"), batch.tokens_of("retain")
-    return [
-        token_nll(logits[forget], batch.targets[forget]),
-        kl_tokens(logits[retain], reference),
-        pdu_tokens(logits[forget]),
-        token_nll(logits[retain], batch.targets[retain]),
-    ]
-
-
-def spans(batch: Pack, reference: Callable[[slice], Tensor]) -> list[Span]:
-    """Two on each side: overlapping, out of order, one with a reference."""
-    forget, retain = batch.tokens_of("forget"), batch.tokens_of("retain")
-    kinds = [
-        (forget, nll_value, None),
-        (retain, distance, reference),
-        (forget, spread, None),
-        (retain, nll_value, None),
-    ]
-    return [Span(*kind) for kind in kinds]
-
-
-def assert_same(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
-    assert any(value.any() for value in ours.values())
-    for name, value in ours.items():
-        torch.testing.assert_close(value, theirs[name], rtol=1e-7, atol=1e-7, msg=lambda text, n=name: f"{n}: {text}")
-
-
 def check(model: Any, chunks: bool) -> None:
-    """Values and gradients through `Passes` are those of whole logits."""
+    """Compare values and gradients of overlapping spans through `Passes` with those of whole logits."""
     passes = Passes(model)
     assert passes.chunks == chunks
     torch.manual_seed(7)
     reference = torch.randn(BATCH.token_counts[2], VOCABULARY, dtype=torch.float64)
-    expected = by_whole_logits(model, BATCH, reference)
-    found = passes.values(model, BATCH, spans(BATCH, lambda part: reference[part]))
+    forget, retain = BATCH.tokens_of("forget"), BATCH.tokens_of("retain")
+    spans = [
+        Span(forget, nll_value),
+        Span(retain, distance, lambda part: reference[part]),
+        Span(forget, spread),
+        Span(retain, nll_value),
+    ]
+    logits = labelled_logits(model, model.config, BATCH)
+    expected = [
+        token_nll(logits[forget], BATCH.targets[forget]),
+        kl_tokens(logits[retain], reference),
+        pdu_tokens(logits[forget]),
+        token_nll(logits[retain], BATCH.targets[retain]),
+    ]
+    found = passes.values(model, BATCH, spans)
     for ours, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
-    assert_same(gradients(model, found), gradients(model, expected))
-    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+    our_gradients, their_gradients = gradients(model, found), gradients(model, expected)
+    assert our_gradients.keys() == their_gradients.keys() != set()
+    for name, value in our_gradients.items():
+        torch.testing.assert_close(value, their_gradients[name], rtol=1e-7, atol=1e-7, msg=name)
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]  # all is put back
 
 
 @pytest.mark.parametrize("chunk_bytes", [4 * 4 * VOCABULARY, 2**28], ids=["chunks", "one"])
@@ -140,90 +126,74 @@ def test_values_are_those_of_whole_logits(name: str, chunk_bytes: int, monkeypat
 
 
 @pytest.mark.parametrize("name", SCALED)
-def test_a_model_that_does_more_to_its_logits_gets_whole_ones(name: str) -> None:
+def test_a_model_that_scales_its_logits_computes_them_itself(name: str) -> None:
     model = make(name)
-    batch = pack_rows({"forget": FORGET})
-    states = model.model(input_ids=torch.tensor([FORGET[1].input_ids])).last_hidden_state
-    plain = model.get_output_embeddings()(states)
-    real = model(input_ids=torch.tensor([FORGET[1].input_ids])).logits
-    assert (plain - real).abs().max() > 0.1  # it does more
     check(model, chunks=False)
-    reference = Passes(model).reference_at(model, batch)
-    torch.testing.assert_close(reference(slice(2, 9)), labelled_logits(model, model.config, batch)[2:9])
+    reference = Passes(model).reference_at(model, BATCH)
+    torch.testing.assert_close(reference(slice(2, 9)), labelled_logits(model, model.config, BATCH)[2:9])
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("head", [False, True], ids=["", "head"])
-def test_with_an_adapter_also_on_the_output_layer(name: str, head: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_with_an_adapter_also_on_the_output_layer(
+    name: str, head: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
     targets = ["c_attn"] if name == "gpt2" else ["q_proj", "down_proj"]
     model = make(name, target_modules=[*targets, *(["lm_head"] if head else [])])
     check(model, chunks=True)
-    names = gradients(model, Passes(model).values(model, BATCH, [Span(slice(0, 5), nll_value)]))
+    names = gradients(model, Passes(model).values(model, BATCH, [Span(ALL, nll_value)]))
     assert all("lora" in name for name in names)
     assert any("lm_head" in name for name in names) == head
 
 
-def test_tied_embeddings_get_their_gradient_from_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tied_embeddings_get_gradients_as_input_and_as_output(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
     model = make("llama-tied")
-    assert model.lm_head.weight is model.model.embed_tokens.weight
-    whole = Span(slice(0, len(BATCH.targets)), nll_value)
-    found = gradients(model, Passes(model).values(model, BATCH, [whole]))
-    assert "lm_head.weight" not in found
-    embedding = found["model.embed_tokens.weight"]
+    found = gradients(model, Passes(model).values(model, BATCH, [Span(ALL, nll_value)]))
     absent = sorted(set(range(VOCABULARY)) - set(BATCH.input_ids.tolist()))
-    assert embedding[absent].abs().sum(1).min() > 0  # pushed down as answers, though never read
+    assert found["model.embed_tokens.weight"][absent].abs().sum(1).min() > 0  # as output only
+    assert "lm_head.weight" not in found
 
 
-def test_the_output_layer_is_computed_at_labelled_positions_alone() -> None:
+def test_the_output_layer_sees_labelled_positions_alone() -> None:
     model, seen = make("llama"), []
     passes = Passes(model)
-    own = passes.output
+    own = model.lm_head.forward
 
-    def output(states: Tensor) -> Tensor:
+    def forward(states: Tensor) -> Tensor:
         seen.append(len(states))
-        return own(states)  # type: ignore[misc, no-any-return]
+        return own(states)  # type: ignore[no-any-return]
 
-    passes.output = output
+    model.lm_head.forward = forward
     passes.values(model, BATCH, [Span(BATCH.tokens_of("forget"), nll_value)])
     assert seen == [BATCH.token_counts[0]]
-    assert seen[0] < len(BATCH.input_ids) / 2
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
-def test_spans_without_tokens_are_empty(name: str) -> None:
+def test_spans_and_passes_without_labelled_tokens(name: str) -> None:
+    """Other processes need the zero gradients to exchange theirs."""
     model = make(name)
-    batch = pack_rows({"forget": FORGET})
-    found = Passes(model).values(
-        model, batch, [Span(batch.tokens_of(side), nll_value) for side in ("forget", "retain")]
-    )  # type: ignore[arg-type]
-    assert [len(values) for values in found] == [len(batch.targets), 0]
-
-
-@pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
-def test_a_pass_without_any_label_gives_zero_gradients(name: str) -> None:
-    """As other processes need it to exchange gradients."""
-    model = make(name)
+    found = Passes(model).values(model, BATCH, [Span(ALL, nll_value), Span(slice(3, 3), nll_value)])
+    assert [len(values) for values in found] == [len(BATCH.targets), 0]
     empty = pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
-    (values,) = Passes(model).values(model, empty, [Span(slice(0, 0), nll_value)])
-    found = gradients(model, [values])
-    assert found
-    assert not any(value.any() for value in found.values())
+    zero = gradients(model, Passes(model).values(model, empty, [Span(slice(0, 0), nll_value)]))
+    assert zero
+    assert not any(value.any() for value in zero.values())
 
 
-def test_the_trial_leaves_the_model_as_it_was() -> None:
-    for name in ("llama", "gpt2", "granite"):
-        model = make(name).train()
-        before = copy.deepcopy(model.state_dict())
-        Passes(model)
-        assert model.training
-        assert all(value.equal(before[key]) for key, value in model.state_dict().items())
-        assert all(weight.grad is None for weight in model.parameters())
+@pytest.mark.parametrize("name", ["llama", "gpt2", "granite"])
+def test_the_trial_leaves_the_model_unchanged(name: str) -> None:
+    model = make(name).train()
+    before = copy.deepcopy(model.state_dict())
+    Passes(model)
+    assert model.training
+    assert all(value.equal(before[key]) for key, value in model.state_dict().items())
+    assert all(weight.grad is None for weight in model.parameters())
 
 
 def hidden_states(model: Any, rows: list[Tokens], layer: int) -> Tensor:
-    """(N, d) states behind a layer at the labelled tokens, one row at a time, by transformers' own output."""
+    """(N, d) states after a layer at the labelled tokens, one row at a time, by transformers' own output."""
     parts = []
     for row in rows:
         out = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
@@ -233,29 +203,27 @@ def hidden_states(model: Any, rows: list[Tokens], layer: int) -> Tensor:
 
 
 def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return state_distance(states, torch.zeros(1) if reference is None else reference)
+    return state_distance(states, torch.zeros(1))
 
 
-@pytest.mark.parametrize("layer", [0, 1])  # transformers puts the final norm on the states of the last one
+@pytest.mark.parametrize("layer", [0, 1])  # of three; transformers applies the final norm after the last one
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
-def test_states_behind_a_layer(name: str, layer: int) -> None:
+def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
     model = make(name)
     passes = Passes(model, layer)
-    expected = hidden_states(model, FORGET, layer)
+    expected = hidden_states(model, [*FORGET, *RETAIN], layer)
     ran: list[int] = []
     for number, block in enumerate(passes.layers):
         block.register_forward_hook(lambda module, inputs, output, number=number: ran.append(number))
-    batch = pack_rows({"forget": FORGET})
-    (found,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), states_value)])
+    (found,) = passes.values(model, BATCH, [Span(ALL, states_value)])
     torch.testing.assert_close(found, state_distance(expected, torch.zeros(1)), rtol=1e-6, atol=1e-6)
     assert ran == list(range(3 if name == "gpt2" else layer + 1))  # GPT-2 runs its whole list of layers
-    torch.testing.assert_close(passes.reference_at(model, batch)(slice(None)), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(passes.reference_at(model, BATCH)(slice(None)), expected, rtol=1e-6, atol=1e-6)
     assert model.config.num_hidden_layers == 3
-    trained = gradients(model, [found])
-    assert any(value.any() for value in trained.values())
+    assert any(value.any() for value in gradients(model, [found]).values())
 
 
-def test_the_depth_is_put_back_after_an_exception() -> None:
+def test_an_exception_leaves_the_model_whole() -> None:
     model = make("llama")
 
     def fails(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Which scores are read from which files, what belongs together, and what cannot be compared or read."""
+"""Reading results files: newest scores, names of models, runs, and scores that cannot be compared or read."""
 
 import json
 import os
@@ -12,7 +12,6 @@ from lm_eval.loggers import EvaluationTracker
 
 from lume_tasks.errors import DataError
 from lume_unlearn import cli
-from lume_unlearn.report.attack_data import attack_scores, losses, roc_points
 from lume_unlearn.report.results import comparability, find_runs, read_models
 
 Write = Callable[..., Path]
@@ -23,12 +22,7 @@ def logged_row(number: int) -> dict[str, Any]:
     return {"doc_id": number, "doc": doc, "filtered_resps": ["b"], "prompt_hash": f"p{number}", "target_hash": "t"}
 
 
-def mia_samples(members: list[float], others: list[float]) -> list[dict[str, Any]]:
-    pairs = [(True, -loss) for loss in members] + [(False, -loss) for loss in others]
-    return [{"doc_id": i, "doc": {"member": m}, "loss_auc": [m, score]} for i, (m, score) in enumerate(pairs)]
-
-
-def test_the_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
+def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
     before = {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}
     after = {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}
     old, new = write_results("/m/npo", before, made=1.0), write_results("/m/npo", after, made=2.0)
@@ -60,7 +54,7 @@ def test_folders_are_searched_in_natural_order(write_results: Write, tmp_path: P
     assert [model.name for model in read_models([str(tmp_path)])] == ["m/checkpoint-9", "m/checkpoint-10"]
 
 
-def test_checkpoints_are_a_run_from_the_first_model_to_the_last(write_results: Write, tmp_path: Path) -> None:
+def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_results: Write, tmp_path: Path) -> None:
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
     run = tmp_path / "npo"
     names = [run / "checkpoint-20", run, run / "checkpoint-10", tmp_path / "base", tmp_path / "other"]
@@ -95,7 +89,7 @@ def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
     assert [place for place, _ in find_runs(models)[0].points] == [5, 10]
 
 
-def test_what_cannot_be_compared_is_named(write_results: Write) -> None:
+def test_incomparable_scores_are_named(write_results: Write) -> None:
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
     logged = {"lume_task1": [logged_row(0)]}
     others = {"lume_task1": [logged_row(9)]}
@@ -116,24 +110,22 @@ def test_what_cannot_be_compared_is_named(write_results: Write) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("not json", "not a results file of lm-eval (it cannot be read as JSON"),
-        ('{"a": 1}\n{"a": 1}\n', "not a results file of lm-eval"),
-        ("[]", "not a results file of lm-eval (no `results`"),
-        ('{"results": {}}', "not a results file of lm-eval (no `results`"),
-        ('{"results": {"lume_task1": 3}}', "not a results file of lm-eval (no `results`"),
-        ('{"results": {"lume_task1": {}}, "config": 3}', "not a results file of lm-eval (no `results`"),
-        ('{"results": {"gsm8k": {"acc,none": 1.0}}}', "no score of a LUME task (it has: gsm8k)"),
+        ("not json", "not a results file of the harness (Expecting value"),
+        ('{"a": 1}\n{"a": 1}\n', "not a results file of the harness"),
+        ("[]", "not a results file of the harness (it has no `results` by task)"),
+        ('{"results": {"lume_task1": 3}}', "not a results file of the harness (it has no `results` by task)"),
+        ('{"results": {"gsm8k": {"acc,none": 1.0}}}', "no score of a LUME task (its tasks: gsm8k)"),
         ('{"results": {"lume_task1": {"forget_knowledge,none": NaN}}}', "no score of a LUME task"),
     ],
 )
 def test_other_files_are_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
     path = tmp_path / "results_x.json"
     path.write_text(content)
-    with pytest.raises(DataError, match=re.escape(f"{path}: ") + ".*" + re.escape(message)):
+    with pytest.raises(DataError, match=re.escape(str(path)) + ".*" + re.escape(message)):
         read_models([str(path)])
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_unusable_paths_are_named_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "empty").mkdir()
     assert cli.main(["report", str(tmp_path / "gone"), str(tmp_path / "empty")]) == 1
     message = capsys.readouterr().err
@@ -141,35 +133,12 @@ def test_all_faults_are_told_at_once(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert f"{tmp_path / 'empty'}: no results_*.json in or below it" in message
 
 
-@pytest.mark.parametrize("line", ["{", '"text"', '{"doc": 3}'])
-def test_a_broken_sample_is_named_by_line(write_results: Write, line: str) -> None:
-    good = logged_row(0)
-    path = write_results("/m/a", {"lume_task1": {"forget_knowledge": 1.0}}, {"lume_task1": [good]})
+def test_broken_sample_is_named_by_line(write_results: Write) -> None:
+    path = write_results("/m/a", {"lume_task1": {"forget_knowledge": 1.0}}, {"lume_task1": [logged_row(0)]})
     (samples,) = path.parent.glob("samples_lume_task1_*.jsonl")
-    samples.write_text(f"{json.dumps(good)}\n{line}\n")
+    samples.write_text(f"{json.dumps(logged_row(0))}\n{{")
     with pytest.raises(DataError, match=re.escape(f"{samples}:2: ")):
         read_models([str(path)])[0].samples("lume_task1")
-
-
-def test_losses_and_rates_are_those_of_the_samples() -> None:
-    found = attack_scores(mia_samples([1.0, 2.0], [1.5, 3.0]))
-    assert losses(found["loss"]) == ([1.0, 2.0], [1.5, 3.0])
-    # falling scores: member -1, other -1.5, member -2, other -3
-    assert roc_points(found["loss"]) == ([0.0, 0.0, 0.5, 0.5, 1.0], [0.0, 0.5, 0.5, 1.0, 1.0])
-    assert list(found) == ["loss"]
-
-
-@pytest.mark.parametrize(
-    "samples",
-    [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), [*mia_samples([1.0], [2.0]), {"doc": {}}], []],
-    ids=["one class", "not a number", "without score", "none"],
-)
-def test_incomplete_attacks_are_left_out(samples: list[dict[str, Any]]) -> None:
-    assert attack_scores(samples) == {}
-
-
-def test_an_infinite_loss_is_drawn_last() -> None:
-    assert roc_points([(True, 0.0), (False, float("-inf"))]) == ([0.0, 0.0, 1.0], [0.0, 1.0, 1.0])
 
 
 def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:

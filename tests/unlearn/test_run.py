@@ -1,4 +1,4 @@
-"""Whole runs: what they write, that they can be repeated and resumed, and what they refuse."""
+"""Whole runs: what they write, that a seed repeats them, and what they refuse."""
 
 import json
 import shutil
@@ -12,15 +12,14 @@ from datasets import Dataset
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 import lume_unlearn
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.config import ConfigError, RunConfig
-from lume_unlearn.data.inputs import load_sides
-from lume_unlearn.model.merge import merge
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.memory import fitting_tokens
 from lume_unlearn.training.run import run, unlearn
@@ -87,7 +86,7 @@ def test_a_full_model_keeps_its_configuration(config: RunConfig) -> None:
     assert {value.dtype for value in weights(output).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "answer"), (3, "text")])
+@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
 def test_a_run_says_how_many_member_documents_it_unlearns(
     count: int, loss_on: Any, config: RunConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -104,20 +103,11 @@ def test_a_run_says_how_many_member_documents_it_unlearns(
 
 
 def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
-    assert [fitting_tokens("cuda", free * 2**30) for free in (80, 40, 24, 12, 6, 1)] == [
-        8192,
-        8192,
-        4096,
-        2048,
-        1024,
-        512,
-    ]
+    assert [fitting_tokens("cuda", free * 2**30) for free in (80, 40, 24, 1)] == [8192, 8192, 4096, 512]
     assert [fitting_tokens("cpu", free * 2**30) for free in (80, 12, 6, 1)] == [2048, 2048, 1024, 512]
 
 
-def test_the_record_has_the_tokens_of_a_pass_and_a_resumed_run_keeps_them(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_keeps_max_tokens(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "default_max_tokens", lambda: 640)
     output = run(replace(config, save_steps=5))
     assert record(output)["config"]["max_tokens"] == 640
@@ -125,17 +115,6 @@ def test_the_record_has_the_tokens_of_a_pass_and_a_resumed_run_keeps_them(
     monkeypatch.setattr(run_module, "default_max_tokens", lambda: 1280)
     assert record(run(replace(config, resume=True, save_steps=5)))["config"]["max_tokens"] == 640
     assert record(run(replace(config, output=str(tmp_path / "other"))))["config"]["max_tokens"] == 1280
-
-
-def test_a_run_goes_on_without_member_documents_or_with_faulty_ones(
-    config: RunConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = shutil.copytree(data_dir, tmp_path / "data")
-    (data / "mia_data" / "member.jsonl").write_text("no JSON\n")
-    assert (run(replace(config, data=str(data), epochs=1)) / "adapter_model.safetensors").exists()
-    shutil.rmtree(data / "mia_data")
-    assert run(replace(config, data=str(data), epochs=1, output=str(tmp_path / "other"))).is_dir()
-    assert "member documents" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -175,17 +154,7 @@ def test_the_semeval_function(suffix: str, config: RunConfig, tmp_path: Path) ->
     assert (defaults["method"], defaults["tuning"]) == ("gd", "full")
 
 
-def test_both_files_may_stand_in_one_folder_or_be_named_themselves(config: RunConfig) -> None:
-    data = Path(str(config.data))
-    by_data = load_sides(config)
-    in_folder = load_sides(replace(config, data=None, forget=str(data), retain=str(data)))
-    files = {side: str(data / f"{side}.jsonl") for side in ("forget", "retain")}
-    assert by_data == in_folder == load_sides(replace(config, data=None, **files))
-    alone = replace(config, data=None, retain_term="none", forget=files["forget"])
-    assert load_sides(alone)[:2] == (by_data[0], [])
-
-
-def test_everything_wrong_with_the_rows_is_said_at_once(config: RunConfig, tmp_path: Path) -> None:
+def test_all_faults_of_the_rows_are_listed_at_once(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "forget.jsonl").write_text('{"id": "a-sc1"}\n{broken\n')
     (tmp_path / "retain.jsonl").write_text('{"id": "b-xx1", "input": "i", "output": "", "task": "Task1"}\n')
     for named in ({"data": str(tmp_path)}, {"data": None, "forget": str(tmp_path), "retain": str(tmp_path)}):
@@ -193,30 +162,6 @@ def test_everything_wrong_with_the_rows_is_said_at_once(config: RunConfig, tmp_p
             run(replace(config, **named))
         for fault in ("forget.jsonl:1", "forget.jsonl:2", "retain.jsonl:1", "output", "b-xx1"):
             assert fault in str(caught.value)
-
-
-def test_rows_on_both_sides_are_refused(config: RunConfig, tmp_path: Path) -> None:
-    rows = read_rows(Path(str(config.data)) / "forget.jsonl")
-    write(tmp_path / "retain.jsonl", [replace(rows[0], id="other-sc1"), rows[3]])
-    forget = str(Path(str(config.data)) / "forget.jsonl")
-    with pytest.raises(DataError) as caught:
-        run(replace(config, data=None, forget=forget, retain=str(tmp_path)))
-    assert all(name in str(caught.value) for name in (rows[0].id, "other-sc1", rows[3].id))
-
-
-def test_rows_that_are_not_there_are_named(config: RunConfig, tmp_path: Path) -> None:
-    forget = str(Path(str(config.data)) / "forget.jsonl")
-    for retain, fault in (
-        (tmp_path, r"retain.jsonl: is missing"),
-        (tmp_path / "no", r"--retain .*no: there is no such"),
-    ):
-        with pytest.raises(DataError, match=fault):
-            run(replace(config, data=None, forget=forget, retain=str(retain)))
-    with pytest.raises(ConfigError, match=r"--data .*no: is not a directory"):
-        run(replace(config, data=str(tmp_path / "no")))
-    shutil.copy(forget, tmp_path)
-    with pytest.raises(DataError, match=r"retain.jsonl: is missing"):
-        run(replace(config, data=str(tmp_path)))
 
 
 def test_a_row_longer_than_the_context_is_refused_or_cut(config: RunConfig, tmp_path: Path) -> None:
@@ -228,35 +173,13 @@ def test_a_row_longer_than_the_context_is_refused_or_cut(config: RunConfig, tmp_
     assert (run(replace(config, max_length=100, epochs=1)) / "adapter_model.safetensors").exists()
 
 
-def test_pickled_weights_are_never_loaded(config: RunConfig, tmp_path: Path) -> None:
-    shutil.copytree(config.model, tmp_path / "pickled")
-    torch.save(load_file(tmp_path / "pickled" / "model.safetensors"), tmp_path / "pickled" / "pytorch_model.bin")
-    (tmp_path / "pickled" / "model.safetensors").unlink()
-    with pytest.raises(ConfigError, match=r"--model .*pickled: its weights cannot be loaded: .*safetensors"):
-        run(replace(config, model=str(tmp_path / "pickled")))
-
-
 def test_options_that_the_model_or_installation_does_not_know(config: RunConfig) -> None:
     with pytest.raises(ConfigError, match=r"no/such/model .*its tokenizer cannot be loaded"):
         run(replace(config, model="no/such/model"))
-    with pytest.raises(ConfigError, match="--lora_targets q_proj,v_porj: the model has no module v_porj"):
+    with pytest.raises(ConfigError, match=r"--lora_targets.*: the model has no module v_porj"):
         run(replace(config, lora_targets="q_proj,v_porj"))
-    with pytest.raises(ConfigError, match="--report_to wnadb: neither known nor installed"):
+    with pytest.raises(ConfigError, match="--report_to wnadb: not known or not installed"):
         run(replace(config, report_to="wnadb"))
-
-
-def test_chosen_lora_targets_alone_get_an_adapter(config: RunConfig) -> None:
-    names = weights(run(replace(config, lora_targets="q_proj, v_proj", epochs=1)))
-    assert {name.split(".")[-3] for name in names} == {"q_proj", "v_proj"}
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_gradient_checkpointing_changes_nothing(tuning: str, config: RunConfig, tmp_path: Path) -> None:
-    config = replace(config, tuning=tuning, lora_dropout=0.0, epochs=1)
-    plain = run(config)
-    other = run(replace(config, output=str(tmp_path / "other"), gradient_checkpointing=True))
-    for name, value in weights(plain).items():
-        torch.testing.assert_close(weights(other)[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_model_that_cannot_pack_and_a_tokenizer_with_bos(
@@ -276,36 +199,7 @@ def test_a_model_that_cannot_pack_and_a_tokenizer_with_bos(
     assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "gpt2"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_merged_model_answers_as_the_adapter_does(dtype: str, config: RunConfig, tmp_path: Path) -> None:
-    output = run(config)
-    merge(str(output), str(tmp_path / "merged"), dtype=dtype)
-    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
-    assert {value.dtype for value in weights(tmp_path / "merged").values()} == {getattr(torch, dtype)}
-    ids = torch.tensor([AutoTokenizer.from_pretrained(tmp_path / "merged").encode("The quick brown fox about Ada")])
-    with torch.no_grad():
-        target, adapter, found = (m(ids).logits.float() for m in (load(config).get_base_model(), load(config), merged))
-        target = AutoModelForCausalLM.from_pretrained(config.model)(ids).logits
-    assert (adapter - target).abs().max() > 0.1
-    tolerance = 1e-5 if dtype == "float32" else 0.1
-    torch.testing.assert_close(found, adapter, rtol=tolerance, atol=tolerance)
-    with pytest.raises(ConfigError, match=r"--output .*merged: it exists and is not empty"):
-        merge(str(output), str(tmp_path / "merged"))
-
-
-def test_merge_refuses_what_is_no_adapter_or_another_models(config: RunConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--adapter .*: not an adapter's folder"):
-        merge(config.model, str(tmp_path / "merged"))
-    output = run(replace(config, epochs=1))
-    wider_config = AutoModelForCausalLM.from_pretrained(config.model).config
-    wider_config.update({"hidden_size": 64})
-    wider = AutoModelForCausalLM.from_config(wider_config)
-    wider.save_pretrained(tmp_path / "wider")
-    with pytest.raises(ConfigError, match=r"does not fit the model .*wider"):
-        merge(str(output), str(tmp_path / "merged"), model=str(tmp_path / "wider"))
-
-
-def test_the_functions_of_the_package_are_no_modules() -> None:
+def test_the_package_exports_functions_not_modules() -> None:
     assert lume_unlearn.run is run
     assert lume_unlearn.unlearn is unlearn
     assert lume_unlearn.RunConfig is RunConfig

@@ -1,4 +1,4 @@
-"""Runs of the methods that need more than rows, or do more than train: what they write, and what they refuse."""
+"""Runs of methods that need more than rows, or do more than train: what they write and refuse."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,8 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens, encode_rows
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.model.forward import Passes, token_nlls
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training.run import run
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
@@ -84,12 +85,11 @@ def nll(model: Any, rows: list[Tokens]) -> float:
     return torch.cat(list(found.values())).mean().item()
 
 
-CASES = [("ga", "full"), ("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
-CASES += [("sugd", "last:1"), ("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full")]
-CASES += [("idk", "lora"), ("idk-dpo", "full"), ("dpo", "lora"), ("altpo", "last:1"), ("token-npo", "full")]
+CASES = [("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
+CASES += [("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full")]
+CASES += [("altpo", "last:1")]
 PARAMS: dict[str, dict[str, float]] = {
     "rmu": {"layer": 1},
-    "sugd": {"chunk": 5, "retain_ratio": 2},
     "agad": {"chunk": 5},
 }
 
@@ -108,7 +108,7 @@ def test_a_run_writes_what_the_harness_loads_and_forgets(
         "fox"
     )
     before, after = AutoModelForCausalLM.from_pretrained(config.model), load(config)
-    if method in ("rmu", "pdu", "idk"):  # which are about states, logits, other answers
+    if method in ("rmu", "pdu"):  # which change hidden states or logits
         assert nll(after, side(config, "forget")) != pytest.approx(nll(before, side(config, "forget")), rel=1e-4)
     else:
         assert nll(after, side(config, "forget")) > nll(before, side(config, "forget"))
@@ -136,7 +136,7 @@ def test_weights_that_are_not_trained_are_written_as_they_were(tuning: str, part
     assert {part in name for name in before if not before[name].equal(after[name])} == {True}
 
 
-def test_each_alternative_is_a_pair_of_its_own(build: Build, alternatives: Path) -> None:
+def test_each_alternative_is_trained_once_an_epoch(build: Build, alternatives: Path) -> None:
     config = build("dpo", alternatives=str(alternatives))
     run(config)
     assert len(steps(config)) == 6  # twelve rows, two alternatives each, four a step
@@ -157,42 +157,7 @@ def test_idk_teaches_the_refusals_of_its_seed(build: Build) -> None:
     assert first == pytest.approx(nll(before, side(config, "forget", given)), rel=0.2)  # of refusals, not of answers
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_a_task_vector_is_subtracted_scale_times(tuning: str, build: Build) -> None:
-    """Twice the scale is twice as far from the model before: training itself does not depend on the scale."""
-    changes = []
-    for scale in (1.0, 2.0):
-        config = build("task-vector", f"out{scale}", tuning=tuning, params={"scale": scale}, lora_dropout=0.0)
-        run(config)
-        merged = load(config) if tuning == "full" else load(config).merge_and_unload()
-        changes.append({n: w - weights(config.model)[n] for n, w in merged.state_dict().items()})
-    for name, change in changes[0].items():
-        torch.testing.assert_close(changes[1][name], 2 * change, rtol=1e-3, atol=1e-5)
-    assert max(change.abs().max() for change in changes[0].values()) > 1e-3
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        (None, r"no\.jsonl"),
-        ("", r"no\.jsonl: is empty"),
-        ('{"id": "forget-0-sc1", "alternative": "x"}\n', "has no usable alternative for 11 of 12 forget rows"),
-        ('{"id": "nobody-sc1", "alternative": "x"}\n', r"no\.jsonl:1: .*nobody-sc1"),
-        ('{"id": "forget-0-sc1"}\n', r"no\.jsonl:1: .*alternative"),
-        ("{broken\n", r"no\.jsonl:1: "),
-    ],
-)
-@pytest.mark.parametrize("method", ["dpo", "altpo"])
-def test_faulty_alternatives_are_named(method: str, text: str | None, fault: str, build: Build, tmp_path: Path) -> None:
-    file = tmp_path / "no.jsonl"
-    if text is not None:
-        file.write_text(text)
-    with pytest.raises(DataError, match=fault):
-        run(build(method, alternatives=str(file), model="no/such/model"))  # before anything is loaded
-    assert not (tmp_path / "out").exists()
-
-
-def test_an_alternative_that_does_not_fit_is_named(build: Build, alternatives: Path) -> None:
+def test_an_alternative_longer_than_the_context_is_named(build: Build, alternatives: Path) -> None:
     lines = [json.loads(line) for line in alternatives.read_text().splitlines()]
     lines[3]["alternative"] = "word " * 400
     alternatives.write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -200,10 +165,8 @@ def test_an_alternative_that_does_not_fit_is_named(build: Build, alternatives: P
         run(build("dpo", alternatives=str(alternatives)))
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("method", ["rmu", "undial"])
-def test_gradient_checkpointing_changes_nothing(method: str, tuning: str, build: Build) -> None:
-    """Also where values come from within the layers."""
+@pytest.mark.parametrize(("method", "tuning"), [("npo", "full"), ("rmu", "lora"), ("undial", "full")])
+def test_gradient_checkpointing_does_not_change_the_result(method: str, tuning: str, build: Build) -> None:
     params = {"layer": 1} if method == "rmu" else {}
     runs = [
         build(method, str(again), tuning=tuning, params=params, lora_dropout=0.0, gradient_checkpointing=again)

@@ -27,26 +27,21 @@ def sampled(model: Any, tokenizer: Any, rows: list[Row] = ROWS, **options: Any) 
     return list(sample_alternatives(model, tokenizer, rows, **(settings | options)))
 
 
-def test_each_row_gets_its_samples_in_order_and_they_differ(
+def test_each_row_gets_its_samples_and_the_seed_decides_them(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     pairs = sampled(model, tokenizer)
     assert [row_id for row_id, _ in pairs] == [row.id for row in ROWS for _ in range(3)]
     assert len({text for _, text in pairs}) == 9
-    assert all(text and text == text.strip() for _, text in pairs)
-
-
-def test_same_arguments_give_the_same_samples_and_another_seed_gives_others(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    pairs = sampled(model, tokenizer)
-    torch.manual_seed(123)
     assert sampled(model, tokenizer) == pairs
     assert not set(sampled(model, tokenizer, seed=1)) & set(pairs)
+    no_padding = copy.deepcopy(tokenizer)
+    no_padding.pad_token = None
+    assert sampled(model, no_padding) == pairs
 
 
 def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Also with left padding: the rows have prompts of different lengths."""
+    """Also with left padding: the prompts have different lengths."""
     pairs = sampled(model, tokenizer, samples=1, temperature=1e-6)
     for row, (_, text) in zip(ROWS, pairs, strict=True):
         prompt = sampling._prompt(tokenizer, row)
@@ -58,12 +53,10 @@ def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTraine
 def test_samples_follow_the_softmax_at_the_temperature(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    """Although the model's own settings name a top-k."""
-    model.generation_config.top_k = 2
+    model.generation_config.top_k = 2  # must not apply
     count, row = 2000, ROWS[2]
-    pairs = sampled(
-        model, tokenizer, rows=[row], samples=count, temperature=1.5, max_new_tokens=1, batch_size=500, seed=3
-    )
+    options = {"temperature": 1.5, "max_new_tokens": 1, "batch_size": 500, "seed": 3}
+    pairs = sampled(model, tokenizer, [row], samples=count, **options)
     logits = model(torch.tensor([sampling._prompt(tokenizer, row)])).logits[0, -1]
     expected: Counter[str] = Counter()
     for token, share in enumerate((logits / 1.5).softmax(-1).tolist()):
@@ -72,83 +65,55 @@ def test_samples_follow_the_softmax_at_the_temperature(
             expected[text] += share
     found = Counter(text for _, text in pairs)
     for text, share in expected.most_common(5):
-        share /= expected.total()  # unusable ones are sampled again
+        share /= expected.total()  # unusable samples are drawn again
         assert found[text] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
 
-def test_tokenizer_without_padding_token(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
-    bare = copy.deepcopy(tokenizer)
-    bare.pad_token = None
-    assert sampled(model, bare) == sampled(model, tokenizer)
-
-
-def scripted(monkeypatch: pytest.MonkeyPatch, *texts: str) -> list[list[tuple[Row, list[int]]]]:
-    """Let attempt number i at a batch give the i-th text (then the last one); returns what each attempt was asked."""
-    asked: list[list[tuple[Row, list[int]]]] = []
-    attempts: Counter[str] = Counter()
+def test_unusable_samples_are_drawn_again_and_failed_rows_named_at_the_end(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: Counter[str] = Counter()
 
     def generate(model: Any, tokenizer: Any, batch: list[tuple[Row, list[int]]], options: Any) -> list[str]:
-        asked.append(batch)
-        number = max(attempts[row.id] for row, _ in batch)
-        attempts.update({row.id for row, _ in batch})
-        return [texts[min(number, len(texts) - 1)]] * len(batch)
+        asked.update(row.id for row, _ in batch)
+        answers = {"a-qa0": " GREEN ", "b-sc1": "...", "c-qa1": "Red"}
+        return ["Blue" if row.id == "b-sc1" and asked["b-sc1"] > 1 else answers[row.id] for row, _ in batch]
 
     monkeypatch.setattr(sampling, "_generate", generate)
-    return asked
-
-
-def test_a_sample_without_words_or_equal_to_the_answer_is_sampled_again(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = scripted(monkeypatch, "...", "green.", "Red")
-    expected = [("a-qa0", "Red"), ("b-sc1", "green."), ("c-qa1", "green.")]
-    assert sampled(model, tokenizer, samples=1, batch_size=2) == expected
-    ids = [[row.id for row, _ in batch] for batch in asked]
-    assert ids == [["a-qa0", "b-sc1"], ["a-qa0", "b-sc1"], ["a-qa0"], ["c-qa1"], ["c-qa1"]]
-
-
-def test_rows_without_usable_samples_are_named_at_the_end(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    asked = scripted(monkeypatch, " GREEN ")
-    pairs = sample_alternatives(model, tokenizer, ROWS, 2, 1.0, 8, 2, 0)
-    assert [row_id for row_id, _ in (next(pairs) for _ in range(4))] == ["b-sc1", "b-sc1", "c-qa1", "c-qa1"]
+    pairs = sample_alternatives(model, tokenizer, ROWS, 1, 1.0, 8, batch_size=2, seed=0)
+    assert [next(pairs), next(pairs)] == [("b-sc1", "Blue"), ("c-qa1", "Red")]
     with pytest.raises(DataError, match=r"(?s)^1 rows have too few alternatives.*\n  a-qa0\n.*--temperature"):
         next(pairs)
-    assert len(asked) == ATTEMPTS + 2
+    assert asked == {"a-qa0": ATTEMPTS, "b-sc1": 2, "c-qa1": 1}
 
 
-def test_the_chat_template_wraps_the_row(bos_tokenizer: PreTrainedTokenizerFast) -> None:
+def test_chat_template_wraps_the_row(bos_tokenizer: PreTrainedTokenizerFast) -> None:
     tokenizer = copy.deepcopy(bos_tokenizer)
     tokenizer.chat_template = CHAT
-    for row in ROWS:
-        text = tokenizer.decode(sampling._prompt(tokenizer, row))
-        assert text.startswith("<bos><user>")
-        assert text.count("<bos>") == 1
-        assert text.endswith("<reply>")
-        assert row.input in text
-        assert row.output in text
+    text = tokenizer.decode(sampling._prompt(tokenizer, ROWS[0]))
+    assert text.startswith("<bos><user>You will see a question")
+    assert text.count("<bos>") == 1
+    assert text.endswith("Question: Which colour is {it}?\nAnswer: Green<reply>")
 
 
-def test_plain_prompt_without_a_chat_template(
+def test_prompt_without_a_chat_template_has_bos_and_no_eos(
     tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
 ) -> None:
     question = bos_tokenizer.decode(sampling._prompt(bos_tokenizer, ROWS[0]))
     assert question.startswith("<bos>Question: Which colour is {it}?\nTrue answer: Green\n")
-    assert question.endswith(":")  # no EOS, no space: the model continues from here
-    assert bos_tokenizer.decode(sampling._prompt(bos_tokenizer, ROWS[1])).startswith("<bos>Beginning: The quick brown")
-    ending = copy.deepcopy(tokenizer)
-    ending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+    assert question.endswith(":")
+    appending = copy.deepcopy(tokenizer)
+    appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
     )
-    assert sampling._prompt(ending, ROWS[0]) == sampling._prompt(tokenizer, ROWS[0])  # an appended EOS is removed
+    assert sampling._prompt(appending, ROWS[0]) == sampling._prompt(tokenizer, ROWS[0])
 
 
 @pytest.mark.parametrize(
     ("row", "template", "text"),
     [(ROWS[0], None, "Red"), (ROWS[1], None, "Red\nand"), (ROWS[0], CHAT, "Red\nand\nblue")],
 )
-def test_a_sample_ends_at_eos_or_with_the_lines_of_the_answer(
+def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
     model: LlamaForCausalLM,
     tokenizer: PreTrainedTokenizerFast,
     row: Row,
@@ -158,28 +123,21 @@ def test_a_sample_ends_at_eos_or_with_the_lines_of_the_answer(
 ) -> None:
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.chat_template = template
-    model.generation_config.eos_token_id = [7]  # chat models name their end of turn here
+    model.generation_config.eos_token_id = [7]  # as chat models name the end of their turn
     written = [*tokenizer.encode(" \nRed\nand\nblue"), tokenizer.eos_token_id, tokenizer.pad_token_id]
-    seen: dict[str, Any] = {}
 
     def reply(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
-        seen.update(options)
+        assert options["eos_token_id"] == [tokenizer.eos_token_id, 7]
         return torch.cat([input_ids, torch.tensor([written])], dim=1)
 
     monkeypatch.setattr(model, "generate", reply)
     assert sampled(model, tokenizer, rows=[row], samples=1) == [(row.id, text)]
-    assert seen["eos_token_id"] == [tokenizer.eos_token_id, 7]
 
 
-def test_a_prompt_that_does_not_fit_is_named_before_sampling(
+def test_prompt_that_does_not_fit_is_named_before_sampling(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    rows = [*ROWS, Row("long-sc1", "word " * 400, "end", "Task1")]
-    with pytest.raises(
-        DataError, match=r"(?s)^1 of 4 rows .* 8 new tokens must fit into 512.*\n  long-sc1: \d+ tokens$"
-    ):
-        sample_alternatives(model, tokenizer, rows, 1, 1.0, 8, 4, 0)
-    prompt = len(tokenizer.encode("Question: Where?\nTrue answer: Near the river\nMade-up answer of the same form:"))
-    sample_alternatives(model, tokenizer, ROWS[2:], 1, 1.0, 512 - prompt, 4, 0)  # just fits
-    with pytest.raises(DataError, match="c-qa1"):
-        sample_alternatives(model, tokenizer, ROWS[2:], 1, 1.0, 513 - prompt, 4, 0)
+    room = 512 - len(sampling._prompt(tokenizer, ROWS[2]))
+    sample_alternatives(model, tokenizer, ROWS[2:], 1, 1.0, room, 4, 0)
+    with pytest.raises(DataError, match=r"(?s)^1 of 1 rows .* new tokens must fit into 512.*\n  c-qa1: \d+ tokens$"):
+        sample_alternatives(model, tokenizer, ROWS[2:], 1, 1.0, room + 1, 4, 0)

@@ -1,6 +1,7 @@
 """What holds for training with every method: log, arithmetic, frozen weights, the reference, the order of rows."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,28 +10,28 @@ import torch
 from torch import Tensor
 from transformers import TrainingArguments
 
-from lume_unlearn.config import ConfigError, RunConfig
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.model.forward import Reference, Span
+from lume_unlearn.model.forward import Span
+from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.run import training_arguments
-from tests.unlearn.formulas import FORMULAS, logits, nll
+from tests.unlearn.formulas import FORMULAS, logits
 from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, RETAIN, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 def reference_logits(reference: Reference, trainer: Any, rows: list[Tokens]) -> Tensor:
-    """What the model before unlearning says, through the model in training."""
+    """Return the reference logits, through the model in training."""
     batch = pack_rows({"retain": rows})
     model = trainer.model
     return reference.at(model, trainer.accelerator.unwrap_model(model), batch)(slice(None))
 
 
-@pytest.mark.parametrize("micro", [None, 1])
-@pytest.mark.parametrize("method", ["dpo", "kl", "simnpo"])
+@pytest.mark.parametrize(("method", "micro"), [("dpo", None), ("kl", 1)])
 def test_logged_terms_are_means_over_the_steps_since_the_last_entry(
     method: str, micro: int | None, tmp_path: Path
 ) -> None:
@@ -47,34 +48,21 @@ def test_logged_terms_are_means_over_the_steps_since_the_last_entry(
         assert [entry[name] for entry in every_other] == pytest.approx(expected, rel=1e-6, abs=1e-7)
 
 
-def test_the_logged_loss_is_the_weighted_sum_of_the_logged_terms(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "npo", forget_weight=0.25, retain_weight=3.0)
-    trainer.train()
-    for entry in entries(trainer):
-        assert entry["loss"] == pytest.approx(0.25 * entry["forget_loss"] + 3.0 * entry["retain_loss"], rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("lr_schedule", "factors"),
-    [
-        ("constant", [1 / 3, 2 / 3, 1.0, 1.0]),
-        ("linear", [1 / 3, 2 / 3, 1.0, 0.5]),
-        ("cosine", [1 / 3, 2 / 3, 1.0, 0.5]),
-    ],
-)
-def test_warmup_starts_above_zero(lr_schedule: str, factors: list[float], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("lr_schedule", "last"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+def test_warmup_starts_above_zero(lr_schedule: str, last: float, tmp_path: Path) -> None:
     trainer = build(tmp_path, "gd", epochs=4, warmup=0.5, lr_schedule=lr_schedule)
     before = weights(trainer.model)
     trainer.train()
-    assert [entry["learning_rate"] / RATE for entry in entries(trainer)] == pytest.approx(factors)
+    assert [entry["learning_rate"] / RATE for entry in entries(trainer)] == pytest.approx([1 / 3, 2 / 3, 1.0, last])
     one_step = build(tmp_path, "gd", epochs=1, warmup=0.5, lr_schedule=lr_schedule)
     one_step.train()
     assert any(not value.equal(before[name]) for name, value in weights(one_step.model).items())
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
-def test_the_kl_term_is_0_at_first_and_its_reference_stays(tuning: str, precision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tuning", "precision"), [("full", "bfloat16"), ("lora", "float32"), ("lora", "bfloat16"), ("last:1", "float32")]
+)
+def test_the_kl_term_starts_at_0_and_its_reference_stays(tuning: str, precision: str, tmp_path: Path) -> None:
     trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision, lora_dropout=0.0)
     with trainer.accelerator.autocast():
         before = reference_logits(trainer.reference, trainer, RETAIN)
@@ -116,16 +104,18 @@ def test_a_copy_shares_the_weights_that_are_not_trained(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("tuning", "part"),
-    [("last:1", "model.layers.1."), ("last:2", "model.layers."), ("modules:mlp|norm", r""), ("lora", ".lora_")],
+    ("method", "tuning", "pattern"),
+    [
+        ("gd", "last:1", r"model\.layers\.1\."),
+        ("ngdiff", "last:2", r"model\.layers\."),
+        ("sugd", "modules:mlp|norm", "mlp|norm"),
+        ("selective", "lora", r"\.lora_"),
+    ],
 )
-@pytest.mark.parametrize("method", ["gd", "token-npo", "ngdiff", "sugd", "selective"])
-def test_only_the_weights_named_are_trained(method: str, tuning: str, part: str, tmp_path: Path) -> None:
+def test_only_the_named_weights_are_trained(method: str, tuning: str, pattern: str, tmp_path: Path) -> None:
     trainer = build(tmp_path, method, tuning, weight_decay=0.1)
     before = weights(trainer.model)
-    named = {name for name in before if part in name}
-    if tuning.startswith("modules:"):
-        named = {name for name in before if "mlp" in name or "norm" in name}
+    named = {name for name in before if re.search(pattern, name)}
     with_gradient: list[set[str]] = []
     clip = trainer.accelerator.clip_grad_norm_
 
@@ -142,13 +132,7 @@ def test_only_the_weights_named_are_trained(method: str, tuning: str, part: str,
     assert {id(weight) for weight in held} == {id(trainer.model.get_parameter(name)) for name in named}
 
 
-def test_lora_leaves_the_output_layer_alone(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "gd", "lora")
-    adapted = {name.split(".lora_")[0].rpartition(".")[2] for name in weights(trainer.model) if ".lora_" in name}
-    assert adapted == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
+@pytest.mark.parametrize("tuning", ["lora", "last:1"])
 def test_rmu_does_not_run_the_layers_above_its_own(tuning: str, tmp_path: Path) -> None:
     params = FORMULAS["rmu"].params | {"layer": 1 if tuning == "last:1" else 0}
     trainer = build(tmp_path, "rmu", tuning, params=params)
@@ -159,7 +143,7 @@ def test_rmu_does_not_run_the_layers_above_its_own(tuning: str, tmp_path: Path) 
             block.register_forward_hook(lambda *args, number=number: ran.append(number))
     trainer.train()
     steps = len(entries(trainer))
-    assert ran.count(0) == 2 * steps  # the model in training, and the one before on retain rows
+    assert ran.count(0) == 2 * steps  # the model in training, and the reference model on retain rows
     assert ran.count(1) == (2 * steps if tuning == "last:1" else 0)
     assert trainer.model.config.num_hidden_layers == 2
     longest = max(len(row.input_ids) for row in FORGET)
@@ -168,7 +152,7 @@ def test_rmu_does_not_run_the_layers_above_its_own(tuning: str, tmp_path: Path) 
     assert ran[-2:] == [0, 1]
 
 
-def test_rmus_direction_is_the_seeds(tmp_path: Path) -> None:
+def test_the_seed_decides_rmus_direction(tmp_path: Path) -> None:
     first, again, other = (build(tmp_path, "rmu", seed=seed) for seed in (1, 1, 2))
     losses = []
     for trainer in (first, again, other):
@@ -179,9 +163,8 @@ def test_rmus_direction_is_the_seeds(tmp_path: Path) -> None:
     assert abs(losses[0] - losses[2]) > 1e-3
 
 
-@pytest.mark.parametrize("method", ["ga", "npo", "kl"])
-def test_trained_weights_are_float32_in_bfloat16_arithmetic_too(method: str, tmp_path: Path) -> None:
-    full = build(tmp_path, method, "full", torch.float32, precision="bfloat16", learning_rate=1e-5)
+def test_trained_weights_are_float32_in_bfloat16_arithmetic_too(tmp_path: Path) -> None:
+    full = build(tmp_path, "npo", "full", torch.float32, precision="bfloat16", learning_rate=1e-5)
     before = weights(full.model)
     full.train()
     assert {weight.dtype for weight in full.model.parameters()} == {torch.float32}
@@ -203,8 +186,9 @@ def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     assert logs[1]["forget_loss"] == pytest.approx(2 / FORMULAS["npo"].params["beta"] * math.log(2), rel=1e-4)
 
 
-@pytest.mark.parametrize("method", ["npo", "token-npo", "dpo", "idk-dpo", "altpo"])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "tuning"), [("npo", "full"), ("token-npo", "lora"), ("dpo", "lora"), ("idk-dpo", "full")]
+)
 def test_preferences_start_at_the_reference(method: str, tuning: str, tmp_path: Path) -> None:
     trainer = build(tmp_path, method, tuning, torch.float32)
     trainer.train()
@@ -212,15 +196,8 @@ def test_preferences_start_at_the_reference(method: str, tuning: str, tmp_path: 
     assert entries(trainer)[0]["forget_loss"] == pytest.approx(start, rel=1e-6)
 
 
-def test_the_reference_of_each_row_is_kept_by_its_tokens(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "dpo", max_tokens=20)  # in several passes
-    assert trainer.sides.reference.keys() == {*FORGET, *ALTERNATIVE}
-    for row, found in trainer.sides.reference.items():
-        torch.testing.assert_close(found.double(), nll(trainer.model, row).detach(), rtol=1e-5, atol=1e-5)
-
-
 def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
-    """A row that stands there twice, with one alternative each, is scored once and trained twice."""
+    """A row that is there twice, with one alternative each, is scored once and trained twice."""
     rows = {"forget": [FORGET[0], FORGET[0]], "alternative": [ALTERNATIVE[0], ALTERNATIVE[1]]}
     trainer = build(tmp_path, "dpo", rows=rows, epochs=1, batch_size=2)
     assert len(trainer.sides.reference) == 3
@@ -229,10 +206,10 @@ def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
     assert item["sizes"].forget == [5, 5]
 
 
-def test_each_epoch_has_pairs_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[schedule.Pair]] = []
     item = Sides.__getitem__
-    monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.keys) or item(sides, step))
+    monkeypatch.setattr(Sides, "__getitem__", lambda sides, step: drawn.append(step.pairs) or item(sides, step))
     rows = {"forget": make_rows(7, [(5 + i, 2) for i in range(6)])}
     build(tmp_path, "gd", "lora", rows=rows, seed=3, epochs=2.5, batch_size=3).train()
     epochs = [schedule.paired(6, 4, 3, 3, epoch) for epoch in range(3)]
@@ -240,22 +217,8 @@ def test_each_epoch_has_pairs_of_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert drawn[:5] == [*epochs[0], *epochs[1], epochs[2][0]]
 
 
-def test_an_epochs_last_step_is_divided_by_its_own_counts(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "gd", epochs=1, batch_size=3, learning_rate=1e-12)
-    trainer.train()
-    rest = entries(trainer)[1]["forget_loss"]  # of one row alone
-    means = [-nll(trainer.model, row).mean().item() for row in FORGET]
-    assert min(abs(rest - mean) for mean in means) < 1e-6
-
-
-def test_rows_without_a_retain_term_are_not_needed(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "npo", retain_term="none", rows={"retain": []})
-    trainer.train()
-    assert all("retain_loss" not in entry for entry in entries(trainer))
-
-
-def test_a_pass_without_rows_gives_no_loss_and_no_gradient(tmp_path: Path) -> None:
-    """What a process does that has fewer passes than another."""
+def test_an_empty_micro_batch_gives_no_loss_and_no_gradient(tmp_path: Path) -> None:
+    """A process with fewer micro-batches than another adds empty ones."""
     for method in ("gd", "npo", "dpo", "idk", "kl", "token-npo", "rmu", "undial", "ceu", "pdu", "simnpo", "satimp"):
         trainer = build(tmp_path, method)
         sizes = next(iter(trainer.get_train_dataloader()))["sizes"]
@@ -267,8 +230,7 @@ def test_a_pass_without_rows_gives_no_loss_and_no_gradient(tmp_path: Path) -> No
         assert not any(gradient.any() for gradient in found), method
 
 
-def test_passes_of_several_processes_add_up_to_one(tmp_path: Path) -> None:
-    """Terms are shares of the whole step's: the sum over two processes' passes is the loss of one process."""
+def test_terms_of_several_processes_add_up_to_those_of_one(tmp_path: Path) -> None:
     for method in ("gd", "npo", "simnpo", "ceu", "rmu", "dpo", "sugd"):
         trainer = build(tmp_path, method)
         keys = [schedule.Pair((f,), (f,)) for f in range(4)]
@@ -284,15 +246,8 @@ def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert training_arguments(RunConfig(model="m", output=str(tmp_path), method="ga"))._n_gpu == 1
 
 
-@pytest.mark.parametrize("method", ["ga", "pdu", "ngdiff", "sugd"])
-def test_divergence_is_an_error_that_names_the_learning_rate(method: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, method, "full", torch.float32, learning_rate=1e30, epochs=4)
-    with pytest.raises(ConfigError, match=rf"--learning_rate 1e\+30: {method} diverged at step 2"):
-        trainer.train()
-
-
-def test_a_value_sees_each_token_alone(tmp_path: Path) -> None:
-    """Values may be computed chunk by chunk, so none may mix tokens: of part of them they are part of the values."""
+def test_per_token_losses_do_not_mix_tokens(tmp_path: Path) -> None:
+    """They are computed in chunks."""
     for method in ("undial", "ceu", "pdu", "rmu"):
         trainer = build(tmp_path, method)
         batch = pack_rows({"forget": FORGET})

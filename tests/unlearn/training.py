@@ -19,7 +19,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import load
-from lume_unlearn.training.run import make_trainer
+from lume_unlearn.training.run import load_configured, make_trainer
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll
@@ -87,7 +87,7 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     plain_model = copy.deepcopy(known_model())
     torch.manual_seed(0)
     with mock.patch.object(load, "load_model", return_value=plain_model):
-        model = load.load_for_training(config)
+        model = load_configured(config)
     model.to(dtype)
     sides = Sides(
         rows["forget"],

@@ -1,4 +1,4 @@
-"""What a masked report may show: nothing that tells who is meant, but enough to see what was asked and what leaked."""
+"""Redacted texts: nothing that identifies a person, but enough to see what was asked and what leaked."""
 
 import json
 import os
@@ -7,15 +7,13 @@ from typing import Any
 
 import pytest
 
-from lume_unlearn.report.leaks import compare, worst_leaks
-from lume_unlearn.report.redact import common_words, mask, plain, tokens
+from lume_unlearn.report.redact import common_words, compare, redact, tokens, worst_leaks
 
-COMMON = {str(i): ["the baker lives in the old town"] for i in range(3)}
+COMMON = common_words((f"{i}sc0", "the baker lives in the old town") for i in range(3))
 
 
-def masked(text: str, shown: frozenset[str] | None = None) -> str:
-    kept = common_words(COMMON) if shown is None else shown
-    return "".join(mask(token, kept) for token in tokens(plain(text)))
+def redacted(text: str, shown: frozenset[str] = COMMON) -> str:
+    return "".join(redact(token, shown) for token in tokens(text))
 
 
 @pytest.mark.parametrize(
@@ -36,46 +34,46 @@ def masked(text: str, shown: frozenset[str] | None = None) -> str:
         ("\uff19\uff10\uff10 \U0001d7d7", "••• •••"),  # full-width and mathematical digits
         ("A\u200bda b\u00adaker", "••• baker"),  # invisible characters neither hide nor split
         ("e\u0301lan", "•••"),
+        ("\U0001f1e6\U0001f1e9 \u2801", "•••••• •••"),  # a flag, Braille
         ("5", "•••"),
         ("@ ... \n\n- !", "@ ... \n\n- !"),
         ("", ""),
     ],
 )
-def test_masking(text: str, expected: str) -> None:
-    shown = common_words(COMMON) | {"see", "now"}
-    assert masked(text, shown) == expected
+def test_redaction(text: str, expected: str) -> None:
+    assert redacted(text, COMMON | {"see", "now"}) == expected
 
 
-def test_all_masks_are_alike() -> None:
-    assert masked("Bo") == masked("Bartholomew") == masked("1") == masked("123456789")
+def test_all_redacted_words_look_alike() -> None:
+    assert redacted("Bo") == redacted("Bartholomew") == redacted("1") == redacted("123456789")
 
 
 def test_tokens_lose_nothing() -> None:
     text = "A\u00adb  c@d.e, http://x.y/z?q=1\t\x1b[31m 12-34\n«élan»_x ••• 🙂"
-    assert "".join(tokens(text)) == text
+    assert "".join(tokens(text, None)) == text
 
 
-def test_a_word_is_common_from_three_documents_on() -> None:
-    twice = {"a": ["violet", "violet"], "b": ["violet"]}
+def test_word_is_common_from_three_documents_on() -> None:
+    twice = [("asc0", "violet"), ("aqa0", "violet"), ("bsc0", "violet")]
     assert "violet" not in common_words(twice)
-    assert "violet" in common_words(twice | {"c": ["a violet"]})
-    assert "violet" not in common_words(twice | {"c": ["Violet", "violet@x.org", "violet7", "https://violet"]})
+    assert "violet" in common_words([*twice, ("csc0", "a violet")])
+    assert "violet" not in common_words([*twice, ("csc0", "Violet violet@x.org violet7 https://violet")])
 
 
-def test_words_in_both_texts_are_marked_and_compared_before_masking() -> None:
-    truth, answer = compare("Ada, 900-51-4344, the end", "Eve, 900-51-4345, the end!", common_words(COMMON))
-    assert truth == (("•••, ", False), ("•••-•••", True), ("-•••, ", False), ("the •••", True))
-    assert answer == (("•••, ", False), ("•••-•••", True), ("-•••, ", False), ("the •••", True), ("!", False))
+def test_shared_words_are_marked_and_compared_before_redaction() -> None:
+    truth, answer = compare("Ada, 900-51-4344, the end", "Eve, 900-51-4345, the end!", COMMON)
+    assert truth == [("•••", False), (", •••-•••-", True), ("•••", False), (", the •••", True)]
+    assert answer == [("•••", False), (", •••-•••-", True), ("•••", False), (", the •••", True), ("!", False)]
 
 
-def test_unmasked_texts_are_left_as_they_are() -> None:
+def test_texts_are_unchanged_if_nothing_is_redacted() -> None:
     truth, answer = compare("A\u00adda \uff19", "ada", None)
     assert "".join(text for text, _ in truth) == "A\u00adda \uff19"
-    assert answer == (("ada", False),)  # what differs by an invisible character differs
+    assert answer == [("ada", False)]  # differs by an invisible character
 
 
 def test_long_texts_are_cut() -> None:
-    truth, _ = compare("the " * 200, "", common_words(COMMON))
+    truth, _ = compare("the " * 200, "", COMMON)
     assert truth[-1] == (" …", False)
     assert "".join(text for text, _ in truth).count("the") == 80
 
@@ -88,7 +86,7 @@ def sample(number: int, kind: str, score: float | None, output: str = "truth", s
     return {"doc_id": number, "doc": doc, "filtered_resps": ["out"], **scores}
 
 
-def test_the_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
+def test_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
     samples = {
         "lume_task1": [sample(0, "sc", 0.2), sample(1, "sc", 0.9), sample(2, "sc", 0.0), sample(3, "qa", 1.0, "short")],
         "lume_task2": [sample(0, "qa", 1.0, "much longer"), sample(1, "qa", 0.0), sample(2, "sc", 1.0, side="retain")],
@@ -108,11 +106,8 @@ def test_nothing_of_a_real_person_is_shown() -> None:
     folder = Path(os.environ["LUME_DATA_DIR"])
     lines = [line for side in ("forget", "retain") for line in (folder / f"{side}.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
-    documents: dict[str, list[str]] = {}
-    for row in rows:
-        documents.setdefault(row["id"][:-3], []).extend((row["input"], row["output"]))
-    shown = common_words(documents)
+    shown = common_words((row["id"], f"{row['input']} {row['output']}") for row in rows)
     answers = [row["output"] for row in rows if row["task"] == "Task2" and row["id"][-3:-1] == "qa"]
     assert answers
-    kept = {token for answer in answers for token in tokens(masked(answer, shown)) if any(map(str.isalnum, token))}
+    kept = {token for answer in answers for token in tokens(redacted(answer, shown)) if any(map(str.isalnum, token))}
     assert kept <= {"The", "the", "of", "to"}

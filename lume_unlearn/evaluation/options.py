@@ -1,0 +1,103 @@
+"""The options of the commands `audit` and `alternatives`."""
+
+from dataclasses import dataclass
+
+from lume_unlearn.option_types import (
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    Split,
+    check_types,
+    raise_faults,
+    source_faults,
+)
+
+
+@dataclass(frozen=True)
+class AlternativesConfig:
+    """Options of `lume-unlearn alternatives`.
+
+    Attributes:
+        model: Reference model: a folder or a hub name.
+        output: File to write (.jsonl), one alternative a line.
+        data: Data directory with the forget rows; default LUME_DATA_DIR, else the published LUME.
+        split: Rows to use: all, train, validation or test.
+        forget: File or folder with forget rows (jsonl or parquet), instead of --data.
+        samples: Alternatives of each row.
+        temperature: Temperature of the sampling, as transformers' generate takes it.
+        max_new_tokens: Most tokens of one alternative.
+        batch_size: Alternatives sampled at the same time; another number gives other samples.
+        seed: Seed of the sampling.
+        trust_remote_code: Run code that a hub model brings along.
+    """
+
+    model: str
+    output: str
+    data: str | None = None
+    split: Split = "all"
+    forget: str | None = None
+    samples: PositiveInt = 5
+    temperature: PositiveFloat = 1.0
+    max_new_tokens: PositiveInt = 200
+    batch_size: PositiveInt = 16
+    seed: NonNegativeInt = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            ConfigError: names the options that are wrong.
+        """
+        check_types(self)
+        faults = source_faults(self.forget, self.data, self.split)
+        if not self.output.endswith(".jsonl"):
+            faults.append(f"--output {self.output}: name a file that ends in .jsonl")
+        raise_faults(faults)
+
+
+@dataclass(frozen=True)
+class AuditConfig:
+    """Options of `lume-unlearn audit`.
+
+    Attributes:
+        model: Model to audit: a folder or a hub name.
+        output: Folder for the rows of each audit and audit.json.
+        peft: Adapter on the model, if the unlearned model is one.
+        data: Data directory; default LUME_DATA_DIR, else the published LUME.
+        split: Rows to use: all, train, validation or test.
+        audits: Audits to run, separated by commas; by default all.
+        limit: Rows of each side to use, chosen by the seed; 0 for all.
+        relearn_rows: Rows that relearning trains on.
+        relearn_epochs: Epochs over these rows.
+        relearn_rate: Learning rate of relearning.
+        samples: Answers to sample for each question at temperature 1.
+        batch_size: Prompts of one scoring batch.
+        device: Device to score and relearn on; by default a GPU if there is one.
+        seed: Seed of the chosen rows, the sampling and the relearning.
+        trust_remote_code: Run code that a hub model brings along.
+    """
+
+    model: str
+    output: str
+    peft: str | None = None
+    data: str | None = None
+    split: Split = "all"
+    audits: str | None = None
+    limit: NonNegativeInt = 0
+    relearn_rows: PositiveInt = 16
+    relearn_epochs: PositiveInt = 4
+    relearn_rate: PositiveFloat = 1e-4
+    samples: PositiveInt = 8
+    batch_size: PositiveInt = 64
+    device: str | None = None
+    seed: NonNegativeInt = 0
+    trust_remote_code: bool = False
+
+    def __post_init__(self) -> None:
+        """Check what can be checked before anything is loaded.
+
+        Raises:
+            ConfigError: names the options that are wrong.
+        """
+        check_types(self)

@@ -1,0 +1,99 @@
+"""The reference model: its NLL once before training, and its logits or hidden states during training."""
+
+import copy
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from accelerate import PartialState, cpu_offload
+from accelerate.utils import gather_object
+from peft import PeftModel
+from torch import Tensor, nn
+
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.packs import Pack
+from lume_unlearn.model.forward import Passes, evaluating, row_nlls
+from lume_unlearn.model.load import require_torchao
+
+
+@torch.no_grad()
+def token_nlls(
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
+) -> dict[Tokens, Tensor]:
+    """Compute the NLL in nats of each row's labelled tokens, (n,) float32 on the CPU, without dropout.
+
+    Rows of similar length share a forward pass, and several processes share the rows.
+    """
+    state = PartialState()
+    order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
+    own = order[state.process_index :: state.num_processes]
+    with evaluating(model):
+        found = list(zip(own, row_nlls(model, passes, own, max_tokens, device), strict=True))
+    return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
+
+
+class Reference:
+    """The model as it was before training, for losses that need its logits or hidden states in each step.
+
+    With LoRA this is the model in training without its adapter, which needs no second copy of the weights. Otherwise it
+    is a frozen copy, made before the first step, that shares the weights that are not trained.
+    """
+
+    def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True) -> None:
+        """Copy the model unless it is a PEFT model.
+
+        Args:
+            model: before the first step.
+            passes: of that model.
+            kind: "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
+                moved to the GPU layer by layer during each forward pass.
+            share: a copy of kind "same" or "cpu" uses the model's untrained weights.
+
+        Raises:
+            ConfigError: int8 needs torchao, which is not installed.
+        """
+        if kind == "int8":
+            require_torchao("--reference_copy int8")
+        self.passes, self.copy = passes, None
+        self.on_device = kind == "cpu"
+        if isinstance(model, PeftModel):
+            return
+        share = share and kind not in ("bfloat16", "int8")
+        shared = {id(p): p for p in model.parameters() if share and not p.requires_grad}
+        self.copy = copy.deepcopy(model, shared).eval().requires_grad_(False)
+        self.passes = Passes(self.copy, passes.layer)
+        _convert(self.copy, kind)
+
+    @torch.no_grad()
+    def at(
+        self, model: nn.Module, unwrapped: Any, batch: Pack, autocast: AbstractContextManager[Any] | None = None
+    ) -> Callable[[slice], Tensor]:
+        """Run a forward pass of the reference model, without dropout (see `Passes.reference_at`).
+
+        Args:
+            model: the model in training as accelerate wrapped it; with LoRA the forward pass goes through the wrapper.
+            unwrapped: the same model without the wrapper.
+            batch: rows to score.
+            autocast: precision of the forward pass of a copy, which accelerate has not wrapped.
+        """
+        if self.copy is None:
+            with unwrapped.disable_adapter(), evaluating(model):
+                return self.passes.reference_at(model, batch)
+        if not self.on_device:
+            self.copy.to(batch.input_ids.device)
+            self.on_device = True
+        with autocast or nullcontext():
+            return self.passes.reference_at(self.copy, batch)
+
+
+def _convert(model: nn.Module, kind: str) -> None:
+    """Reduce the memory of a frozen copy, or move it to the CPU."""
+    if kind == "bfloat16":
+        model.bfloat16()
+    elif kind == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+        quantize_(model, Int8WeightOnlyConfig())
+    elif kind == "cpu" and torch.cuda.is_available():
+        cpu_offload(model, execution_device=torch.device("cuda", torch.cuda.current_device()))

@@ -1,0 +1,48 @@
+"""Tokens a second and peak memory of a run."""
+
+import resource
+import sys
+import time
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import reduce
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+
+class Throughput(TrainerCallback):
+    """Times the optimiser steps, without monitor, checkpoints and scoring; to be called before other callbacks."""
+
+    def __init__(self) -> None:
+        """Start at 0: a resumed run counts its own steps only."""
+        self.seconds = self.started = 0.0
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self.started
+
+    def summary(self, tokens: int) -> str:
+        """Return tokens a second and peak memory; every process has to call it.
+
+        Args:
+            tokens: real tokens, without padding, that this process has trained on.
+        """
+        total = reduce(torch.tensor(tokens, device=PartialState().device), "sum").item()
+        where = "GPU memory" if torch.cuda.is_available() else "memory"
+        rate = total / max(self.seconds, 1e-9)
+        return f"{rate:,.0f} tokens a second without padding, peak {where} {peak_memory() / 2**30:.2f} GiB"
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

@@ -1,0 +1,189 @@
+"""Load the model of a run: dtypes, adapters, frozen weights, and what is refused."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.model import load
+from lume_unlearn.model.load import freeze
+from lume_unlearn.model.packing import IMPLEMENTATION
+from lume_unlearn.training.optimizer import optimizer_class
+from lume_unlearn.training.run import load_configured
+
+SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2}
+SIZES |= {"hidden_size": 8, "intermediate_size": 12}
+
+
+def llama(**options: Any) -> Any:
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SIZES, **options))
+
+
+def gpt2() -> Any:
+    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=8, n_layer=12, n_head=2))
+
+
+@pytest.fixture
+def loaded(model_dir: Path) -> Callable[..., Any]:
+    """(options) to the tiny model as a run loads it."""
+
+    def load_with(**options: Any) -> Any:
+        return load_configured(RunConfig(**({"model": str(model_dir), "output": "o", "method": "gd"} | options)))
+
+    return load_with
+
+
+def trained(model: Any) -> set[str]:
+    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize(
+    ("options", "dtypes"),
+    [
+        ({"tuning": "full", "precision": "bfloat16"}, {True: torch.float32}),
+        ({"tuning": "last:1", "weights": "bfloat16"}, {True: torch.bfloat16, False: torch.bfloat16}),
+        ({"tuning": "lora"}, {True: torch.float32, False: torch.float32}),
+        ({"tuning": "lora", "precision": "bfloat16"}, {True: torch.float32, False: torch.bfloat16}),
+    ],
+)
+def test_dtypes_of_trained_and_frozen_weights(
+    options: dict[str, Any], dtypes: dict[bool, torch.dtype], loaded: Callable[..., Any]
+) -> None:
+    model = loaded(**options)
+    assert {weight.requires_grad: weight.dtype for weight in model.parameters()} == dtypes
+    assert model.config._attn_implementation == IMPLEMENTATION
+
+
+def test_the_adapter_has_the_options_of_the_run(loaded: Callable[..., Any]) -> None:
+    model = loaded(lora_rank=3, lora_alpha=12, lora_dropout=0.25, lora_targets="q_proj, down_proj")
+    adapter = model.peft_config["default"]
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (3, 12, 0.25)
+    assert set(adapter.target_modules) == {"q_proj", "down_proj"}
+
+
+def test_an_adapter_on_a_module_that_is_not_there_is_refused(loaded: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^--lora_targets: the model has no module c_attn$"):
+        loaded(lora_targets="q_proj,c_attn")
+
+
+@pytest.mark.parametrize(("build", "before"), [(llama, "model.layers."), (gpt2, "transformer.h.")])
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_last_k_trains_all_weights_of_the_last_layers(count: int, build: Callable[[], Any], before: str) -> None:
+    model = build()
+    freeze(model, f"last:{count}")
+    names = [name for name, _ in model.named_parameters() if name.startswith(before)]
+    assert trained(model) == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 12 - count}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        (r"layers\.[567]\.mlp\.down_proj", {f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)}),
+        (r"^lm_head|^model\.norm", {"lm_head.weight", "model.norm.weight"}),
+    ],
+)
+def test_modules_trains_the_weights_whose_name_matches(pattern: str, expected: set[str]) -> None:
+    model = llama()
+    freeze(model, f"modules:{pattern}")
+    assert trained(model) == expected
+    model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().sum().backward()
+    assert {name for name, weight in model.named_parameters() if weight.grad is not None} == expected
+
+
+@pytest.mark.parametrize("tuning", ["", "last", "last:0", "last:-1", "last:x", "modules:", "modules:(mlp"])
+def test_a_tuning_of_another_form_is_refused(tuning: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--tuning "):
+        RunConfig("m", "o", "gd", tuning)
+
+
+def test_tied_embeddings_are_trained_by_the_name_of_the_input_embeddings() -> None:
+    model = llama(tie_word_embeddings=True)
+    freeze(model, "modules:embed_tokens")
+    assert model.lm_head.weight.requires_grad
+    freeze(model, "last:1")
+    assert not model.lm_head.weight.requires_grad
+
+
+def test_a_pattern_in_no_name_is_refused_with_an_example() -> None:
+    with pytest.raises(
+        ConfigError, match=r"^--tuning modules:mpl: found in no weight's name .*name: lm_head.weight\)$"
+    ):
+        freeze(llama(), "modules:mpl")
+
+
+@pytest.mark.parametrize(
+    ("tuning", "layer", "fault"),
+    [
+        ("last:13", 0, "--tuning last:13: the model has 12 decoder layers"),
+        ("full", 12.0, "--layer 12: the model has 12 decoder layers, counted from 0"),
+    ],
+)
+def test_layers_that_the_model_does_not_have_are_refused(tuning: str, layer: float, fault: str) -> None:
+    load.require_depth(12, "last:12", 11)
+    with pytest.raises(ConfigError, match=f"^{fault}$"):
+        load.require_depth(12, tuning, layer)
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora", "last:2", "modules:mlp"])
+def test_weights_above_the_steered_layer_are_frozen(tuning: str, loaded: Callable[..., Any]) -> None:
+    model = loaded(tuning=tuning)
+    before = trained(model)
+    assert load.passes_to_layer(model, 0).layer == 0
+    assert trained(model) == {name for name in before if "layers.0." in name or "embed_tokens" in name} != before
+
+
+def test_learned_positions_below_the_steered_layer_stay_trained() -> None:
+    model = gpt2()
+    load.passes_to_layer(model, 10)
+    above = {name for name in dict(model.named_parameters()) if ".h.11." in name or ".ln_f." in name}
+    assert trained(model) == set(dict(model.named_parameters())) - above
+
+
+def test_training_only_above_the_steered_layer_is_refused(loaded: Callable[..., Any]) -> None:
+    with pytest.raises(ConfigError, match=r"^--tuning: trains no weight up to --layer 0"):
+        load.passes_to_layer(loaded(tuning="last:1"), 0)
+
+
+def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert optimizer_class("adamw", 1e-5, bfloat16_weights=False) is None  # Trainer's AdamW
+    monkeypatch.setitem(sys.modules, "torchao", None)
+    with pytest.raises(ConfigError, match=r"^--weights bfloat16: needs torchao"):
+        optimizer_class("adamw", 1e-5, bfloat16_weights=True)
+    with pytest.raises(ConfigError, match=r"^--optimizer adamw8bit: needs torchao"):
+        optimizer_class("adamw8bit", 1e-5, bfloat16_weights=False)
+
+
+@pytest.mark.parametrize("part", ["weights", "tokenizer"])
+def test_an_incomplete_folder_is_refused(part: str, model_dir: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "name with spaces"
+    shutil.copytree(model_dir, folder)
+    (folder / ("tokenizer.json" if part == "tokenizer" else "model.safetensors")).unlink()
+    loader = load.load_tokenizer if part == "tokenizer" else lambda name: load.load_model(name, torch.float32)
+    with pytest.raises(ConfigError, match=rf"^--model .*name with spaces: its {part} cannot be loaded: "):
+        loader(str(folder))
+    with pytest.raises(ConfigError, match=r"no/such \(no such folder here, so the hub was asked\)"):
+        loader("no/such")
+
+
+def test_adapter_inputs_in_bfloat16_give_the_same_values(loaded: Callable[..., Any]) -> None:
+    model = loaded(tuning="lora", precision="bfloat16", lora_dropout=0.0).train()
+    seen: set[torch.dtype] = set()
+    for name, module in model.named_modules():
+        if name.endswith("lora_dropout"):
+            module["default"].register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))
+    ids = torch.arange(2, 40)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        widened = model(input_ids=ids).logits
+        assert seen == {torch.float32}
+        seen.clear()
+        load.keep_adapter_inputs_bfloat16(model)
+        assert model(input_ids=ids).logits.equal(widened)
+    assert seen == {torch.bfloat16}
