@@ -138,7 +138,7 @@ def _add_tasks(tasks: "Any") -> None:
 def _call_with_folder(
     signature: "Signature", folder: str, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
 ) -> "BoundArguments | None":
-    """Put `folder` before the include_path of a call, so that later folders win; None leaves the call as it is."""
+    """Put `folder` before the include_path of a call, so that the user's folders win; None: do not change the call."""
     try:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()

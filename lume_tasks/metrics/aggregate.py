@@ -1,4 +1,4 @@
-"""The scores of the LUME protocol across documents and tasks: numbers in, numbers out.
+"""The scores of the LUME protocol across documents and tasks, as pure functions.
 
 Source: Ramakrishna et al. 2025, "LUME: LLM Unlearning with Multitask Evaluations" (arXiv 2502.15097), and the
 evaluation script of SemEval-2025 Task 4 (arXiv 2504.02883). An empty set has no score: every mean over nothing is NaN.
@@ -10,21 +10,21 @@ from collections.abc import Iterable, Sequence
 
 
 class Score(float):
-    """A number of a task that knows how many documents the task has, of which ``--limit`` may have left out some.
+    """A number of a task, with how many documents the task has (``--limit`` may have left out some).
 
-    The harness hands a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
+    The harness gives a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
     """
 
     documents: int | None = None
 
 
 class Mean(Score):
-    """A mean that remembers how many values it is of, so that means of subsets can be pooled over rows."""
+    """A mean with its number of values, so that means of subsets can be pooled over rows."""
 
     count: int
 
     def __new__(cls, values: Iterable[float]) -> "Mean":
-        """Mean of the values; NaN with count 0 where there are none."""
+        """Compute the mean of the values; NaN with count 0 if there are none."""
         kept = list(values)
         mean = super().__new__(cls, math.fsum(kept) / len(kept) if kept else math.nan)
         mean.count = len(kept)
@@ -42,14 +42,14 @@ def _restore_mean(value: float, count: int) -> Mean:
 
 
 def pooled_mean(means: Iterable[Mean]) -> Mean:
-    """Mean over all rows behind several means: ``sum(n_i * m_i) / sum(n_i)``; parts of count 0 do not take part."""
+    """Compute the mean over the rows of several means: ``sum(n_i * m_i) / sum(n_i)``, without those of count 0."""
     kept = [mean for mean in means if mean.count]
     count = sum(mean.count for mean in kept)
     return _restore_mean(math.fsum(mean * mean.count for mean in kept) / count if count else math.nan, count)
 
 
 def mia_score(auc: float) -> float:
-    """``1 - 2 |auc - 0.5|``: 1 where members and non-members cannot be told apart, 0 where they can be perfectly."""
+    """Compute ``1 - 2 |auc - 0.5|``: 1 if nothing tells members from non-members, 0 if the attack always does."""
     return 1.0 - 2.0 * abs(auc - 0.5)
 
 
@@ -62,5 +62,5 @@ def task_aggregate(forget: Sequence[float], retain: Sequence[float]) -> float:
 
 
 def final_score(aggregate: float, mia: float, mmlu: float) -> float:
-    """Arithmetic mean of task aggregate, MIA score and MMLU accuracy."""
+    """Compute the arithmetic mean of task aggregate, MIA score and MMLU accuracy."""
     return (aggregate + mia + mmlu) / 3.0

@@ -1,7 +1,7 @@
-"""Membership attacks as pure functions: one score a document, and what a list of scores says about the model.
+"""Membership attacks as pure functions: the score of one document, and statistics of the scores of all.
 
-A score is HIGHER where the document is MORE LIKELY to have been trained on. ``l_t`` stands for log p(token t | tokens
-before it), in nats, ``n`` for the number of scored tokens.
+A HIGHER score means that the document is MORE LIKELY to have been trained on. ``l_t`` is log p(token t | tokens before
+it), in nats, ``n`` the number of scored tokens.
 """
 
 import math
@@ -14,16 +14,16 @@ from numpy.typing import ArrayLike, NDArray
 from lume_tasks.metrics.bootstrap import RESAMPLES
 
 _SEED = 20250218
-_LEAST_VARIANCE = 1e-6  # where the model is all but certain its log-probabilities have no spread to divide by
+_LEAST_VARIANCE = 1e-6  # the log-probabilities of a nearly certain model have no spread to divide by
 
 
 def loss(total: float, tokens: int) -> float:
-    """``sum_t l_t / n``: minus the mean token loss. Yeom et al. 2018 (arXiv 1709.01604)."""
+    """Compute ``sum_t l_t / n``: minus the mean token loss. Yeom et al. 2018 (arXiv 1709.01604)."""
     return float(total) / tokens
 
 
 def zlib(total: float, tokens: int, text: str) -> float:
-    """``(sum_t l_t / n) / bytes of the zlib-compressed UTF-8 text``. Carlini et al. 2021 (arXiv 2012.07805).
+    """Compute ``(sum_t l_t / n) / bytes of the zlib-compressed UTF-8 text``. Carlini et al. 2021 (arXiv 2012.07805).
 
     An empty text still compresses to 8 bytes.
     """
@@ -31,15 +31,17 @@ def zlib(total: float, tokens: int, text: str) -> float:
 
 
 def min_k(logprobs: ArrayLike, fraction: float) -> float:
-    """Mean of the k smallest ``l_t``, ``k = max(1, floor(fraction n))``. Min-K% of Shi et al. 2024 (arXiv 2310.16789).
+    """Compute the mean of the k smallest ``l_t``. Min-K% of Shi et al. 2024 (arXiv 2310.16789).
 
-    ``logprobs`` is (n,), n > 0; ``fraction`` in (0, 1].
+    ``logprobs`` is (n,), n > 0; ``fraction`` in (0, 1]; ``k = max(1, floor(fraction n))``.
     """
     return _smallest(np.asarray(logprobs, dtype=np.float64), fraction)
 
 
 def min_k_plus_plus(logprobs: ArrayLike, mean: ArrayLike, variance: ArrayLike, fraction: float) -> float:
-    """Mean of the k smallest ``(l_t - mean_t) / sqrt(variance_t)``. Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936).
+    """Compute the mean of the k smallest ``(l_t - mean_t) / sqrt(variance_t)``.
+
+    Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936).
 
     ``mean`` and ``variance``, both (n,), are those of log p under p at each position; the variance is taken as at least
     1e-6. The rest is as for ``min_k``.
@@ -49,7 +51,9 @@ def min_k_plus_plus(logprobs: ArrayLike, mean: ArrayLike, variance: ArrayLike, f
 
 
 def reference(total: float, tokens: int, reference_loss: float) -> float:
-    """``reference_loss + sum_t l_t / n``: how much lower the loss is than a reference model's. Carlini et al. 2021.
+    """Compute ``reference_loss + sum_t l_t / n``: how much lower the loss is than a reference model's.
+
+    Carlini et al. 2021 (arXiv 2012.07805).
 
     Each loss is the mean over its own model's tokens, so the reference may have another tokenizer.
     """
@@ -57,12 +61,12 @@ def reference(total: float, tokens: int, reference_loss: float) -> float:
 
 
 def gradnorm(norm: float) -> float:
-    """Minus the norm of the loss's gradient. Wang et al. 2024 (arXiv 2402.17012)."""
+    """Return minus the norm of the loss's gradient. Wang et al. 2024 (arXiv 2402.17012)."""
     return -norm
 
 
 def auc(scores: Sequence[float], members: Sequence[bool]) -> float:
-    """Area under the ROC curve: the chance that a member scores higher than a non-member, ties counting half.
+    """Compute the area under the ROC curve: the chance that a member scores higher than a non-member, ties half.
 
     1.0 if every member scores higher than every non-member, 0.5 if the two cannot be told apart. NaN if one of the
     classes is absent or a score is NaN, since then there is no ranking.
@@ -71,9 +75,10 @@ def auc(scores: Sequence[float], members: Sequence[bool]) -> float:
 
 
 def tpr_at(fpr: float, scores: Sequence[float], members: Sequence[bool]) -> float:
-    """Highest true-positive rate at a false-positive rate of at most ``fpr``. Carlini et al. 2022 (arXiv 2112.03570).
+    """Compute the highest true-positive rate at a false-positive rate of at most ``fpr``.
 
-    Of m non-members ``floor(fpr m)`` may be taken for members; the curve is not interpolated. NaN as for ``auc``.
+    Carlini et al. 2022 (arXiv 2112.03570). Of m non-members ``floor(fpr m)`` may score as members; the curve is not
+    interpolated. NaN as for ``auc``.
     """
     inside, outside = split(scores, members)
     if _no_ranking(inside, outside):
@@ -86,9 +91,9 @@ def tpr_at(fpr: float, scores: Sequence[float], members: Sequence[bool]) -> floa
 
 
 def resampled_aucs(scores: Sequence[float], members: Sequence[bool]) -> NDArray[np.float64]:
-    """AUC of bootstrap resamples, shape (RESAMPLES,): members and non-members are drawn apart, seeded. NaN as ``auc``.
+    """Compute the AUC of bootstrap resamples, shape (RESAMPLES,): members and non-members are drawn apart, seeded.
 
-    The order of the documents does not matter.
+    The order of the documents does not matter. NaN as for ``auc``.
     """
     inside, outside = (np.sort(group) for group in split(scores, members))
     if _no_ranking(inside, outside):
@@ -99,21 +104,22 @@ def resampled_aucs(scores: Sequence[float], members: Sequence[bool]) -> NDArray[
 
 
 def privleak(auc_model: float, auc_reference: float) -> float:
-    """``100 (A - A_ref) / (A_ref + 1e-10)`` with ``A = 1 - AUC`` of Min-K%. MUSE, Shi et al. 2025 (arXiv 2407.06460).
+    """Compute ``100 (A - A_ref) / (A_ref + 1e-10)`` with ``A = 1 - AUC`` of Min-K%.
 
-    0 is ideal; towards -100 the model still knows its members better than the reference does, above 0 it knows them
-    less well than documents never seen (over-unlearned). Large where the reference's AUC is near 1.
+    MUSE, Shi et al. 2025 (arXiv 2407.06460). 0 is ideal; towards -100 the model still knows its members better than the
+    reference does, above 0 it knows them less well than unseen documents (over-unlearned). Large if the reference's AUC
+    is near 1.
     """
     return 100 * (auc_reference - auc_model) / (1 - auc_reference + 1e-10)
 
 
 def mia_gap(auc_model: float, auc_reference: float) -> float:
-    """``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 members are better known than to the reference."""
+    """Compute ``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 the model knows members better."""
     return auc_model - auc_reference
 
 
 def split(scores: Sequence[float], members: Sequence[bool]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of the members and of the non-members."""
+    """Return the scores of the members and of the non-members."""
     values, inside = np.asarray(scores, dtype=np.float64), np.asarray(members, dtype=bool)
     return values[inside], values[~inside]
 

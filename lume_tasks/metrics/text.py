@@ -1,4 +1,4 @@
-"""Scores of one generated text against its reference, as the LUME protocol has them."""
+"""Scores of one generated text against the right answer, as in the LUME protocol."""
 
 from functools import lru_cache
 
@@ -17,5 +17,5 @@ def rouge_recall(reference: str, generation: str) -> dict[str, float]:
 
 
 def exact_match(reference: str, generation: str) -> float:
-    """1.0 where both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
+    """Return 1.0 if both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
     return float(reference.strip().lower() == generation.strip().lower())

@@ -1,7 +1,7 @@
 """``--model lume-vllm``: the harness's ``vllm`` whose log-likelihoods are ``TokenScores``.
 
-vLLM tells the log-probability of each prompt token and of the most probable one, which Min-K% and the memorisation
-metrics need, but nothing of the rest of the distribution: Min-K%++ and the gradient norm need ``lume-hf``.
+vLLM gives the log-probability of each prompt token and of the most probable one, which Min-K% and the memorisation
+metrics need. It does not give the whole distribution: Min-K%++ and the gradient norm need ``lume-hf``.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ class LumeVLLM(VLLM):
         """Return the answer to one request, as the stock method does; ``ctxlen`` tokens precede the scored ones.
 
         Raises:
-            DataError: the text did not fit, so that the stock class cut off tokens that have to be scored.
+            DataError: the text did not fit, so the stock class cut off tokens that have to be scored.
         """
         if ctxlen < 1:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Results that the harness wrote for another model: its numbers, and its logged samples row by row."""
+"""Read results that the harness wrote for another model: its numbers, and its logged samples row by row."""
 
 import json
 import re
@@ -30,12 +30,12 @@ class ReferenceResults:
     metadata: dict[str, dict[str, Any]]
 
     def samples(self, task: str, version: Any = None, split: str | None = None) -> list[dict[str, Any]]:
-        """The logged samples of a task, in the order of the file.
+        """Return the logged samples of a task, in the order of the file.
 
         Args:
             task: its name.
-            version: the version that it has to have, where scores are compared across versions at all.
-            split: the ``lume_split`` that it has to be of.
+            version: the version that the task has to have, if given.
+            split: the ``lume_split`` that the task has to have, if given.
 
         Raises:
             DataError: the task was not run, was run on other rows or in another version, or logged no samples.
@@ -54,8 +54,8 @@ class ReferenceResults:
         file = samples_file(self.path, task)
         if not file.is_file():
             raise DataError(
-                f"{OPTION}: {file} is missing, and with it the scores row by row: evaluate the reference with "
-                "--log_samples, and keep the files of its output folder together, under their names"
+                f"{OPTION}: {file} is missing, which holds the scores of each row: evaluate the reference with "
+                "--log_samples, and keep the files of its output folder together, with their names"
             )
         try:
             return read_samples(file)
@@ -67,10 +67,10 @@ def read_reference(path: str) -> ReferenceResults:
     """Read results written by ``lm_eval --log_samples --output_path ...``.
 
     Args:
-        path: a results file, or a folder that holds a single one (at any depth).
+        path: a results file, or a folder that contains exactly one (at any depth).
 
     Raises:
-        DataError: the path leads to no results of the harness, or to several.
+        DataError: there are no results of the harness, or several.
     """
     file = _results_file(path)
     try:
@@ -118,15 +118,11 @@ def samples_file(results: Path, task: str) -> Path:
 def _results_file(path: str) -> Path:
     if not isinstance(path, str):
         raise DataError(f"metadata {OPTION} has to be a path, not {path!r}")
-    try:
-        given = Path(path).expanduser()
-        is_folder = given.is_dir()
-    except (OSError, RuntimeError) as error:  # longer than a name can be, a user whose home nobody knows
-        raise DataError(f"{OPTION}: {path} cannot be read: {first_line(error)}") from error
-    if not is_folder:
-        if not given.is_file():
-            raise DataError(f"{OPTION}: {given} does not exist; it has to be a results_*.json or the folder of one")
+    given = Path(path).expanduser()
+    if given.is_file():
         return given
+    if not given.is_dir():
+        raise DataError(f"{OPTION}: {given} does not exist; it has to be a results_*.json or the folder of one")
     found = sorted(file for file in given.rglob("*.json") if _DATE.search(file.name))
     if len(found) != 1:
         listed = "".join(f"\n  {file}" for file in found)
@@ -136,20 +132,20 @@ def _results_file(path: str) -> Path:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """The lines of one sample file of the harness, each an object with its ``doc``.
+    """Read one sample file of the harness; each line is an object with its ``doc``.
 
     Raises:
         DataError: the file cannot be read, or a line is not what the harness writes.
     """
     try:
-        lines = path.read_bytes().splitlines()  # bytes, so that text that is no UTF-8 is a fault of its line too
+        lines = path.read_bytes().splitlines()  # bytes: text that is not UTF-8 is a fault of its line
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     samples = []
     for number, line in enumerate(lines, 1):
         try:
             sample = json.loads(line)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{path}:{number}: not JSON; was the evaluation cut off? ({error})") from error
         if not isinstance(sample, dict) or not isinstance(sample.get("doc"), dict):
             raise DataError(f"{path}:{number}: not a sample of lm-eval (no object with a `doc`)")

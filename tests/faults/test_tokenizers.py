@@ -1,6 +1,5 @@
 """Unusual tokenizers and models train, save and score correctly, or are refused with the reason."""
 
-import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -8,13 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from lm_eval.api.instance import Instance
-from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
-from lume_tasks.models.hf import LumeHF
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.run import run
 from tests.conftest import make_model, make_tokenizer
@@ -89,40 +85,6 @@ def test_a_saved_model_scores_as_it_was_trained(
     loaded = AutoModelForCausalLM.from_pretrained(output)
     same = loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
     assert same is (model is tied)
-
-
-CONTEXTS = ["The quick brown fox", "7", "Élodie wrote to élan", "the river and the fox " * 9, "Numbers: 0 1 2 3", ""]
-
-
-def answers(kind: type[HFLM], model: Any, tokenizer: Any, batch_size: int) -> tuple[list[float], list[bool], list[str]]:
-    """Log-likelihoods, whether greedy, and generated texts by this model class of the harness."""
-    lm = kind(
-        pretrained=model, tokenizer=copy.deepcopy(tokenizer), device="cpu", batch_size=batch_size, logits_cache=False
-    )
-    scored = [
-        Instance("loglikelihood", {}, (context, ending), number)
-        for number, context in enumerate(CONTEXTS)
-        for ending in (" jumps over the lazy dog", " 7")
-    ]
-    options = {"until": ["\n"], "do_sample": False, "max_gen_toks": 12}
-    prompts = [Instance("generate_until", {}, (prompt, dict(options)), 0) for prompt in CONTEXTS if prompt]
-    sums, greedy = zip(*lm.loglikelihood(scored, disable_tqdm=True), strict=True)
-    return [float(sum_) for sum_ in sums], list(greedy), lm.generate_until(prompts, disable_tqdm=True)
-
-
-@pytest.mark.parametrize(("change", "bos"), [(without_pad, False), (pads_left, True)])
-@pytest.mark.parametrize("model", [tied, lambda vocabulary: make_model(vocabulary + 112)], ids=["tied", "larger"])
-def test_batched_scores_and_texts_equal_those_of_the_stock_class(
-    model: Callable[[int], Any], bos: bool, change: Change
-) -> None:
-    tokenizer, made = make_tokenizer(bos=bos), model(400)
-    change(tokenizer)
-    with torch.no_grad():
-        made.get_output_embeddings().weight[1] *= 3  # EOS ends some texts early
-    stock, ours = answers(HFLM, made, tokenizer, 1), answers(LumeHF, made, tokenizer, 4)
-    assert ours[0] == pytest.approx(stock[0], rel=1e-5, abs=1e-5)
-    assert ours[1:] == stock[1:]
-    assert len({len(text) for text in stock[2]}) > 2
 
 
 def test_without_eos_is_refused(inputs: Path, tmp_path: Path) -> None:

@@ -100,14 +100,6 @@ def test_oracles_get_the_scores_that_they_earn(
     }
 
 
-def test_model_gets_the_bare_input_and_the_protocols_generation(run: Any, fake_lm: Any, prompts_dir: Path) -> None:
-    lm = fake_lm()
-    lm.generate = lambda _: ""
-    run(lm, "lume_task1", metadata={"lume_data_dir": str(prompts_dir)}, num_fewshot=5)
-    assert sorted(request.args[0] for request in lm.requests) == sorted(PROMPTS)
-    assert all(r.args[1] == {"until": [], "do_sample": False, "max_gen_toks": 256} for r in lm.requests)
-
-
 @pytest.mark.parametrize("bos", [False, True])
 def test_generations_are_those_of_the_plain_model(
     run: Any, stopping_model: LlamaForCausalLM, model_dir: Path, bos_model_dir: Path, prompts_dir: Path, bos: bool

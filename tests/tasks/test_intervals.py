@@ -1,9 +1,6 @@
 """Intervals against plain resampling, and what the harness makes of them."""
 
-import copy
-import json
 import math
-import pickle
 import random
 from statistics import NormalDist
 from typing import Any
@@ -56,16 +53,6 @@ def test_bounds_are_those_of_naive_resampling() -> None:
     assert lower < mean([score for _, score in items]) < upper
 
 
-def test_rows_of_a_document_go_together() -> None:
-    """Ten copies of every row say no more than one: the interval stays; as documents of their own they narrow it."""
-    one = [(f"{number}", float(number % 2)) for number in range(20)]
-    copies = [(stem, score) for stem, score in one for _ in range(10)]
-    apart = [(f"{stem}-{number}", score) for number, (stem, score) in enumerate(copies)]
-    ends = [(bootstrap.low(items), bootstrap.high(items)) for items in (one, copies, apart)]
-    assert ends[0] == pytest.approx(ends[1])
-    assert ends[1][1] - ends[1][0] > 2.5 * (ends[2][1] - ends[2][0])
-
-
 def test_draws_depend_on_the_documents_alone() -> None:
     items = documents(2)
     shuffled = random.Random(0).sample(items, len(items))
@@ -87,14 +74,6 @@ def test_draws_depend_on_the_documents_alone() -> None:
 def test_no_interval_without_two_documents(items: list[Any]) -> None:
     assert math.isnan(bootstrap.low(items))
     assert math.isnan(bootstrap.high(items))
-
-
-def test_bound_keeps_its_resamples() -> None:
-    bound = bootstrap.low(documents(4))
-    for twin in (pickle.loads(pickle.dumps(bound)), copy.deepcopy(bound)):
-        assert (twin, type(twin)) == (bound, bootstrap.Bound)
-        assert np.array_equal(twin.sums, bound.sums)
-    assert json.loads(json.dumps(bound)) == bound
 
 
 def task_metrics(scores: dict[tuple[str, str], list[bootstrap.Item]]) -> dict[str, dict[str, Any]]:

@@ -78,16 +78,6 @@ def test_split_with_and_without_bos(tokenizer: PreTrainedTokenizerFast, bos_toke
     assert tokenizer.encode(context) == tokenizer.encode(text)[:1]
 
 
-def test_document_that_starts_with_a_special_token_it_does_not_get_twice(
-    tokenizer: PreTrainedTokenizerFast, model: LlamaForCausalLM
-) -> None:
-    text = "<eos>The quick brown fox"
-    request = mia.mia_requests(tokenizer, {"member": [text]})["member"]
-    assert request[0]["context"] == "<eos>"
-    lm = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=1, device="cpu")
-    assert harness_losses(lm, request) == pytest.approx([plain_loss(model, tokenizer, text)], abs=1e-5)
-
-
 def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
     documents = {
         "member": ["The fox", "\nThe fox", "Z"],
@@ -116,18 +106,6 @@ def test_bos_text_in_front_of_a_bos_is_refused(bos_tokenizer: PreTrainedTokenize
     # The harness takes the one for the other and would leave a token out.
     with pytest.raises(ValueError, match="starts with the text of the tokenizer's BOS"):
         mia.split_document(bos_tokenizer, "<bos>The fox")
-
-
-def test_eos_behind_the_text_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
-    class WithEos:
-        bos_token_id = bos_tokenizer.bos_token_id
-
-        def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-            ids = bos_tokenizer.encode(text, add_special_tokens=add_special_tokens)
-            return [*ids, bos_tokenizer.eos_token_id] if add_special_tokens else ids
-
-    with pytest.raises(ValueError, match="special tokens other than a BOS"):
-        mia.split_document(WithEos(), "The fox")
 
 
 def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -47,12 +47,6 @@ def test_a_file_or_the_folder_above_it(tmp_path: Path, of: Any) -> None:
     assert results.samples("lume_mia", version=1.0, split="validation") == SAMPLES
 
 
-def test_results_under_a_name_of_their_own(tmp_path: Path) -> None:
-    """``--output_path retain.json`` writes ``retain_<date>.json``."""
-    assert read_reference(str(write(tmp_path, name="retain"))).samples("lume_mia") == SAMPLES
-    assert read_reference(str(tmp_path)).path.name == f"retain_{DATE}.json"
-
-
 def test_each_results_file_has_the_samples_of_its_own_run(tmp_path: Path) -> None:
     first, second = write(tmp_path), write(tmp_path, LATER)
     (tmp_path / f"samples_lume_mia_{LATER}.jsonl").write_text('{"doc": {}}\n')

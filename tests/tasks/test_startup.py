@@ -113,27 +113,12 @@ def test_a_users_folders_come_after_ours_and_win(harness, tmp_path, wrap, positi
     assert manager.metadata == (None if positional else {"a": 1})
 
 
-def test_without_defaults_nothing_is_added(harness, tmp_path):
-    _startup.install()
-    assert import_manager()(include_defaults=False).searched == []
-    assert import_manager()(None, str(tmp_path), False).searched == [str(tmp_path)]
-
-
 @pytest.mark.parametrize("given", [FOLDER, [task_dir()], FOLDER + "/../yaml_tasks/", str(task_dir().parent)])
 def test_our_folder_is_not_searched_twice(harness, given):
     _startup.install()
     manager = import_manager()(include_path=given)
     assert len(manager.searched) == 1
     assert manager.all_tasks.count("lume_task1") == 1
-
-
-def test_patching_again_changes_nothing(harness):
-    _startup.install()
-    manager_class = import_manager()
-    init = manager_class.__init__
-    _startup.patch(sys.modules["lm_eval.tasks"])
-    assert manager_class.__init__ is init
-    assert [manager_class().searched, manager_class().searched] == [[FOLDER]] * 2
 
 
 @pytest.mark.parametrize("value", ["0", "Off"])
