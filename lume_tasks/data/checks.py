@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from lume_tasks.data.files import Fault, find_file, place, scan, scan_documents, scan_rows
-from lume_tasks.data.rows import FIELDS, SIDES, SPLITS, Row, text_key, text_problems
+from lume_tasks.data.rows import SIDES, SPLITS, Row, text_key, text_problems
 from lume_tasks.errors import DataError, quote
 
 Rows = dict[int, Row]  # by line number
@@ -63,8 +63,7 @@ def _not_in_whole(part: Rows, whole: Rows, side: str) -> Iterator[Fault]:
         if other is None:
             yield line, f"id {quote(row.id)} is not among the valid rows of the whole {side} file"
         elif row != other:
-            differing = " and ".join(name for name in FIELDS if getattr(row, name) != getattr(other, name))
-            yield line, f"id {quote(row.id)} has another {differing} in the whole {side} file"
+            yield line, f"the row with id {quote(row.id)} has other fields in the whole {side} file"
 
 
 def check_sides(shown: str, forget: Iterable[Row], retain: Collection[Row]) -> list[str]:

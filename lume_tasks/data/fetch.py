@@ -129,11 +129,7 @@ def _expect(name: str, found: str, expected: str) -> None:
 
 
 def download(name: str) -> bytes:
-    """Download a published file: forget.jsonl and retain.jsonl from GitHub, any other from the hub dataset.
-
-    Raises:
-        DataError: with the reason and what to do.
-    """
+    """Download a published file: forget.jsonl and retain.jsonl from GitHub, any other from the hub dataset."""
     import huggingface_hub
 
     on_github = name in ("forget.jsonl", "retain.jsonl")

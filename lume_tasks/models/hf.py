@@ -54,7 +54,7 @@ class LumeHF(HFLM):
         super().set_cache_hook(cache_hook)
         answers = getattr(cache_hook, "dbdict", None)
         if answers is not None:
-            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype])
+            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype, self.gradnorm])
             answers.encode_key = lambda key: f"{own} {key}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
@@ -123,11 +123,7 @@ class LumeHF(HFLM):
 
 
 def check_lengths(requests: Sequence[Request], max_length: int) -> None:
-    """Refuse continuations that the model cannot score whole; warn of contexts that are cut on the left.
-
-    Raises:
-        DataError: a continuation has more tokens than the model reads at once.
-    """
+    """Refuse continuations that the model cannot score whole; warn of contexts that are cut on the left."""
     longest = max((len(continuation) for _, _, continuation in requests), default=0)
     if longest > max_length:
         raise DataError(

@@ -18,11 +18,7 @@ class LumeVLLM(VLLM):
 
     @staticmethod
     def _parse_logprobs(tokens: list[int], outputs: Any, ctxlen: int) -> tuple[TokenScores, bool]:
-        """Return the answer to one request, as the stock method does; ``ctxlen`` tokens precede the scored ones.
-
-        Raises:
-            DataError: the text did not fit, so the stock class cut off tokens that have to be scored.
-        """
+        """Return the answer to one request, as the stock method does; ``ctxlen`` tokens precede the scored ones."""
         if ctxlen < 1:
             raise DataError(
                 f"lume-vllm: a text to score is longer than the {len(tokens)} tokens that the model reads at once, and "

@@ -107,12 +107,7 @@ class LumeTask(RowsTask):
         return [doc["side"], doc["id"], doc["input"], doc["output"]]
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests.
-
-        Raises:
-            DataError: a chat template, a system instruction or other generation options would change the protocol, or
-                the model would not get the requests as they are.
-        """
+        """Build the requests; refuse options and models that would change the protocol."""
         task = self.config.task
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
@@ -134,22 +129,6 @@ class LumeTask(RowsTask):
         super().build_all_requests(**kwargs)
         model_checks.check_model(task, self.instances)
 
-    def apply_filters(self) -> Any:
-        """Filter the answers.
-
-        Raises:
-            DataError: only some log-likelihoods have per-token values, so metrics would cover some documents alone.
-        """
-        if self.OUTPUT_TYPE == "loglikelihood":
-            fields = ("logprobs", "mean", "grad_norm")  # of TokenScores
-            kinds = {tuple(getattr(i.resps[0][0], field, None) is not None for field in fields) for i in self.instances}
-            if len(kinds) > 1:
-                raise DataError(
-                    f"{self.config.task}: some answers have values for each token and others do not, because another "
-                    "--model or other arguments wrote a part of the --use_cache file; name a new file"
-                )
-        return super().apply_filters()
-
 
 def _noting(documents: int, function: Aggregation) -> Aggregation:
     def aggregation(items: Sequence[Any]) -> float:
@@ -162,11 +141,7 @@ def _noting(documents: int, function: Aggregation) -> Aggregation:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse misspelt options; metadata also holds the model arguments, which pass.
-
-    Raises:
-        DataError: a name begins with ``lume_`` and is no option, or is an option without ``lume_``.
-    """
+    """Refuse misspelt options; metadata also holds the model arguments, which pass."""
     for name in metadata:
         if name in OPTIONS or not (name.startswith("lume") or f"lume_{name}" in OPTIONS):
             continue
@@ -189,11 +164,7 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
 
 
 def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
-    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``.
-
-    Raises:
-        DataError: the data directory is missing or faulty, or has no row of this task in this split.
-    """
+    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``."""
     directory = locate.data_dir(lume_data_dir)
     rows = locate.load_rows(directory, lume_split)
     docs = alternate(*(_documents(rows[side], side, lume_task) for side in SIDES))

@@ -74,11 +74,7 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
 
 
 def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str, list[Doc]]:
-    """Return a request for each document of each class ("member", "nonmember"); ``number`` is the document's line.
-
-    Raises:
-        DataError: names all documents that cannot be scored exactly.
-    """
+    """Return a request for each document of each class ("member", "nonmember"); ``number`` is the document's line."""
     requests: dict[str, list[Doc]] = {name: [] for name in documents}
     faults = []
     for name, texts in documents.items():
@@ -110,11 +106,7 @@ def documents(
     lume_reference_results: str | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """Return one request a document, members and non-members alternately, with the reference's scores if named.
-
-    Raises:
-        DataError: no MIA documents, no tokenizer, documents that cannot be scored exactly, or a bad option.
-    """
+    """Return one request a document, members and non-members alternately, with the reference's scores if named."""
     min_k = fractions(metadata)["lume_min_k"]
     directory = locate.data_dir(lume_data_dir)
     members, nonmembers = locate.load_mia(directory)
@@ -129,11 +121,7 @@ def documents(
 
 
 def forget_rows(directory: Path, split: str) -> list[Row] | None:
-    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them.
-
-    Raises:
-        DataError: there is no split of this name, or the rows are faulty.
-    """
+    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them."""
     try:
         path = locate.side_file(directory, "forget", split)
     except DataError as error:
@@ -194,11 +182,7 @@ def result(
     lume_min_k: float = FRACTIONS["lume_min_k"],
     lume_min_k_plus_plus: float = FRACTIONS["lume_min_k_plus_plus"],
 ) -> dict[str, Any]:
-    """Return the item of each metric for one document, for the attacks that the answer allows.
-
-    Raises:
-        DataError: the model scored another number of tokens than the named tokenizer makes.
-    """
+    """Return the item of each metric for one document, for the attacks that the answer allows."""
     scores = scores_of(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
     member = doc["member"]
     values: dict[str, Any] = {

@@ -48,11 +48,7 @@ class LumeMmlu(Group):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Load the questions that metadata asks for, and build a task for each subject.
-
-        Raises:
-            DataError: the MMLU folder is missing or faulty, or an option is wrong.
-        """
+        """Load the questions that metadata asks for, and build a task for each subject."""
         metadata = config.get("metadata") or {}
         check_metadata(metadata)
         limit = metadata.get("lume_mmlu_limit")
@@ -75,11 +71,7 @@ def _source(metadata: Mapping[str, Any]) -> str:
 
 
 def mmlu_subjects(value: object) -> list[str] | None:
-    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all.
-
-    Raises:
-        DataError: it has another type.
-    """
+    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all."""
     if value is None:
         return None
     names = value.split(",") if isinstance(value, str) else value

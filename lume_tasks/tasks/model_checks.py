@@ -28,12 +28,7 @@ def model_under_evaluation() -> Any:
 
 
 def check_model(task: str, requests: Sequence[Any]) -> None:
-    """Refuse a model that would silently score something else than LUME; warn of a cache that another may have filled.
-
-    Raises:
-        DataError: a prompt would be cut, generation would not stop at EOS, or a document would be scored after another
-            token than BOS.
-    """
+    """Refuse a model that would silently score something else than LUME; warn of a cache that may be another model's."""
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
         if len(lm.dbdict) and not getattr(lm.lm, "keys_its_answers", False):
@@ -57,9 +52,6 @@ def check_end(task: str, lm: Any) -> None:
 
     The harness's ``hf`` relies on the model to end each row of a batch. If the model does not know the tokenizer's EOS,
     it generates on after EOS until each row of the batch has one, and that text would be scored too.
-
-    Raises:
-        DataError: the tokenizer has no EOS, or ``hf`` runs batches of a model that does not know it.
     """
     eos = getattr(lm.tokenizer, "eos_token_id", -1)
     if eos is None:
@@ -80,11 +72,7 @@ def check_end(task: str, lm: Any) -> None:
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
-    """Refuse texts that the harness would cut on the left to fit the model.
-
-    Raises:
-        DataError: names the documents, with their numbers of tokens.
-    """
+    """Refuse texts that the harness would cut on the left to fit the model."""
     faults = []
     for request in requests:
         context, rest = request.args

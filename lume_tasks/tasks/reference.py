@@ -20,9 +20,6 @@ def with_scores(
 
     ``path`` leads to results that the harness wrote with ``--log_samples`` for the same task and version, and
     ``metric_of`` names the metric of a row that is compared.
-
-    Raises:
-        DataError: the results cannot be read, are of other rows, or lack the score of a row.
     """
     if path is None:
         return docs

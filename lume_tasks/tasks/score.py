@@ -28,11 +28,7 @@ class LumeScore(Group):
     """Task aggregate, MIA score, MMLU and final score; it names what is missing for them."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build a group without members: it reads the metrics of all other tasks.
-
-        Raises:
-            DataError: an option is unknown, or ``lume_partial`` is neither true nor false.
-        """
+        """Build a group without members: it reads the metrics of all other tasks."""
         metadata = config.get("metadata") or {}
         check_metadata(metadata)
         super().__init__(name=config["task"], metadata={"version": metadata.get("version")})

@@ -192,7 +192,7 @@ def test_split_rows_come_from_the_whole_file_and_from_one_split(data):
     write(data / "train/forget.jsonl", [FORGET[0], row("new1sc1"), changed])
     assert check_dir(data) == [
         'train/forget.jsonl:2: id "new1sc1" is not among the valid rows of the whole forget file',
-        'train/forget.jsonl:3: id "f2sc1" has another output and task in the whole forget file',
+        'train/forget.jsonl:3: the row with id "f2sc1" has other fields in the whole forget file',
         'validation/forget.jsonl:1: id "f2sc1" is in train/ too',
     ]
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -221,19 +220,6 @@ def test_processes_at_once_download_once(tmp_path):
     (folder,) = {out.strip() for out, _ in outputs}
     assert check_dir(Path(folder)) == []
     assert len(downloads(tmp_path)) == 8
-
-
-@pytest.mark.faults
-def test_next_process_takes_over_from_a_killed_one(tmp_path):
-    first = start(tmp_path, 0.5)
-    while len(downloads(tmp_path)) < 3:
-        time.sleep(0.02)
-    second = start(tmp_path, 0.0)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    out, err = second.communicate()
-    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 0), err
-    assert check_dir(Path(out.strip())) == []
 
 
 @pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="needs the real data in LUME_DATA_DIR")
