@@ -28,7 +28,7 @@ def model_under_evaluation() -> Any:
 
 
 def check_model(task: str, requests: Sequence[Any]) -> None:
-    """Refuse a model that would silently score something else than LUME; warn of a cache that may be another model's."""
+    """Refuse a model that would silently score something else than LUME; warn of cached answers."""
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
         if len(lm.dbdict) and not getattr(lm.lm, "keys_its_answers", False):

@@ -182,30 +182,6 @@ def test_failed_download_says_what_to_do(monkeypatch):
             assert advice in str(caught.value)
 
 
-def test_requests_to_the_two_sites(monkeypatch):
-    asked = []
-
-    def urlopen(url, timeout):
-        asked.append(url)
-        return io.BytesIO(b"from github")
-
-    def hf_hub_download(repo, name, repo_type, local_dir):
-        asked.append((repo, name, repo_type))
-        path = Path(local_dir) / "file"
-        path.write_bytes(b"from the hub")
-        return str(path)
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert fetch.download("forget.jsonl") == b"from github"
-    assert fetch.download("mia_data/member.jsonl") == b"from the hub"
-    assert asked == [
-        "https://raw.githubusercontent.com/amazon-science/lume-llm-unlearning/"
-        "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6/data/forget.jsonl",
-        (fetch.HUB_REPO, "mia_data/member.jsonl", "dataset"),
-    ]
-
-
 def start(home, seconds):
     """Fetch in a process of its own, each download taking so long; it prints the folder."""
     command = [sys.executable, __file__, str(home), str(seconds)]
