@@ -6,7 +6,6 @@ only what an interpreter has loaded anyway; everything else is imported once the
 
 import os
 import sys
-from _thread import get_ident
 
 TYPE_CHECKING = False  # as in typing, which is too slow to import here
 if TYPE_CHECKING:
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-HARNESS_TASKS = "lm_eval.tasks"
-HARNESS_MODELS = "lm_eval.models"
-READS_ENTRY_POINTS = (0, 5)  # first version of the harness that may find the tasks by their entry point
 MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.models.vllm:LumeVLLM"}
 
 
@@ -43,21 +39,19 @@ class HarnessFinder:
 
     def __init__(self) -> None:
         """Start with no search in progress."""
-        # (thread, module); other hooks may ask all finders again, including this one
-        self._searching: set[tuple[int, str]] = set()
+        self._searching: set[str] = set()  # other hooks may ask all finders again, including this one
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """Return the other finders' spec of a module to patch, and None for every other module."""
-        search = (get_ident(), fullname)
-        if fullname not in PATCHES or search in self._searching:
+        if fullname not in PATCHES or fullname in self._searching:
             return None
-        self._searching.add(search)
+        self._searching.add(fullname)
         try:
             spec = self._ask_others(fullname, path, target)
         finally:
-            self._searching.discard(search)
+            self._searching.discard(fullname)
         if spec is not None and spec.loader is not None:
             _patch_after_execution(spec.loader, fullname)
         return spec
@@ -125,17 +119,15 @@ def _add_tasks(tasks: "Any") -> None:
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
         raise TypeError("TaskManager no longer takes include_path and include_defaults")
     folder = str(task_dir())
-    leave_to_harness = _version() >= READS_ENTRY_POINTS
+    may_read_entry_points = _version() >= (0, 5)
 
     @functools.wraps(original)
     def init(self: "Any", *args: "Any", **kwargs: "Any") -> None:
-        nonlocal leave_to_harness
         call = _call_with_folder(signature, folder, (self, *args), kwargs)
-        if call is None or leave_to_harness:
+        if call is None or may_read_entry_points:
             original(self, *args, **kwargs)
             if call is None or "lume_task1" in getattr(self, "all_tasks", ()):
                 return
-            leave_to_harness = False  # it did not find the tasks
         original(*call.args, **call.kwargs)
         self.include_path = signature.bind(self, *args, **kwargs).arguments.get("include_path")
 
@@ -146,7 +138,7 @@ def _add_tasks(tasks: "Any") -> None:
 def _call_with_folder(
     signature: "Signature", folder: str, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
 ) -> "BoundArguments | None":
-    """Put `folder` before the include_path of a call, so that later folders win; None leaves the call as it is."""
+    """Put `folder` before the include_path of a call, so that the user's folders win; None: do not change the call."""
     try:
         call = signature.bind(*args, **kwargs)
         call.apply_defaults()
@@ -179,11 +171,11 @@ def _warn(name: str, error: Exception) -> None:
 
 # Module of the harness -> how it is patched, and what to say where that fails.
 PATCHES: "dict[str, tuple[Callable[[ModuleType], None], str]]" = {
-    HARNESS_TASKS: (
+    "lm_eval.tasks": (
         _add_tasks,
         'the LUME tasks were not added to lm_eval; use --include_path "$(lume-tasks path)"',
     ),
-    HARNESS_MODELS: (
+    "lm_eval.models": (
         _add_models,
         "the models lume-hf and lume-vllm were not added to lm_eval; pass a lume_tasks.models.hf.LumeHF from Python",
     ),

@@ -43,19 +43,9 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
     if not args.dir.is_dir():
         raise DataError(f"{args.dir} is not a directory")
     problems = check_dir(args.dir)
-    return (_grouped(problems), 1) if problems else (_summary(args.dir), 0)
-
-
-def _grouped(problems: list[str]) -> str:
-    """List the problems of each file below its name, then their number."""
-    groups: dict[str, list[str]] = {}
-    for problem in problems:
-        name, _, rest = problem.partition(":")
-        groups.setdefault(name, []).append(rest.strip())
-    lines = []
-    for name, faults in groups.items():
-        lines += [name, *(f"  {fault}" for fault in first_few(faults))]
-    return "\n".join([*lines, "", f"{len(problems)} problem{'s' * (len(problems) > 1)}"])
+    if problems:
+        return "\n".join([*first_few(problems), f"{len(problems)} problems"]), 1
+    return _summary(args.dir), 0
 
 
 def _summary(directory: Path) -> str:

@@ -1,10 +1,10 @@
 """Check a whole data directory and list everything wrong with it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from lume_tasks.data.files import Fault, find_file, place, scan, scan_documents, scan_rows
-from lume_tasks.data.rows import FIELDS, SIDES, SPLITS, Row, text_key, text_problems
+from lume_tasks.data.rows import SIDES, SPLITS, Row, text_key, text_problems
 from lume_tasks.errors import DataError, quote
 
 Rows = dict[int, Row]  # by line number
@@ -15,8 +15,6 @@ def check_dir(directory: Path) -> list[str]:
 
     Checks forget and retain, the split folders, ``mia_data/`` and ``mmlu/``. An empty list means no problems.
     """
-    if not directory.is_dir():
-        return [f"{directory}: is not a directory"]
     whole, problems = _check_folder(directory, "", {}, {})
     seen: dict[str, str] = {}
     for split in SPLITS:
@@ -32,13 +30,10 @@ def check_dir(directory: Path) -> list[str]:
 def _check_folder(
     folder: Path, prefix: str, whole: dict[str, Rows], seen: dict[str, str]
 ) -> tuple[dict[str, Rows], list[str]]:
-    """Check the two sides in one folder and return their valid rows and all problems.
+    """Check the two sides in one folder, shown as ``prefix``, and return their valid rows and all problems.
 
-    Args:
-        folder: the data directory or one of its splits.
-        prefix: the folder in messages: empty or ``"train/"``, ...
-        whole: for a split, the rows of the whole files by side.
-        seen: id -> split, for the ids of the splits checked before; this function adds those of ``folder``.
+    For a split, ``whole`` holds the rows of the whole files by side, and ``seen`` the split of each id of the splits
+    checked before; this function adds those of ``folder``.
     """
     sides: dict[str, Rows] = {}
     problems: list[str] = []
@@ -68,25 +63,18 @@ def _not_in_whole(part: Rows, whole: Rows, side: str) -> Iterator[Fault]:
         if other is None:
             yield line, f"id {quote(row.id)} is not among the valid rows of the whole {side} file"
         elif row != other:
-            differing = " and ".join(name for name in FIELDS if getattr(row, name) != getattr(other, name))
-            yield line, f"id {quote(row.id)} has another {differing} in the whole {side} file"
+            yield line, f"the row with id {quote(row.id)} has other fields in the whole {side} file"
 
 
-def check_sides(shown: str, forget: Iterable[Row], retain: Iterable[Row]) -> list[str]:
-    """List what is in both forget and retain: the same text (input and output, stripped) or the same id.
-
-    ``shown`` is put before each problem.
-    """
-    texts: dict[tuple[str, str], str] = {}
-    ids: set[str] = set()
-    for row in retain:
-        texts[text_key(row)] = row.id
-        ids.add(row.id)
+def check_sides(shown: str, forget: Iterable[Row], retain: Collection[Row]) -> list[str]:
+    """List what is in both forget and retain: the same text or the same id. ``shown`` is put before each problem."""
+    texts = {text_key(row): row.id for row in retain}
+    ids = {row.id for row in retain}
     problems = []
     for row in forget:
         twin = texts.get(text_key(row))
         if twin is not None:
-            problems.append(f"{shown}: forget row {quote(row.id)} also stands in retain, as {quote(twin)}")
+            problems.append(f"{shown}: forget row {quote(row.id)} is in retain too, as {quote(twin)}")
         if row.id in ids and twin != row.id:
             problems.append(f"{shown}: id {quote(row.id)} is used in forget and in retain")
     return problems
@@ -121,8 +109,6 @@ def scan_mmlu(folder: Path) -> tuple[dict[str, list[dict[str, object]]], list[st
     Returns:
         subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3), and every problem.
     """
-    if not folder.is_dir():
-        return {}, ["mmlu: is not a directory"]
     subjects: dict[str, list[dict[str, object]]] = {}
     problems: list[str] = []
     collections = ("all", "auxiliary_train")  # beside the subjects on the hub

@@ -28,8 +28,6 @@ SPLIT_IDS = {
     ("validation", "forget"): "9073abffc26801f82ffa9f61de8bee3137c5258d630a92dd8b31dbd6d71917ea",
     ("validation", "retain"): "8dd53bd4e735ba05e4696bec54f783c1f4dba3d4a9923098d94083cbbaada214",
 }
-SUMS = "SHA256SUMS"  # file with the checksums of all files, splits included
-
 BY_HAND = f"""\
 By hand: make a directory and name it in the variable LUME_DATA_DIR. Put into it
 - forget.jsonl and retain.jsonl from https://github.com/{GITHUB_REPO} (folder data, no token needed;
@@ -53,16 +51,11 @@ def fetch() -> Path:
     """Return the folder of the published files, laid out as a data directory; download them first if needed.
 
     Raises:
-        DataError: no network, no access, a checksum that differs, or a cache that cannot be written or was changed.
+        DataError: no network, no access, a checksum that differs, or a cache that cannot be written.
     """
     folder = cache_folder()
-    if not (folder / SUMS).is_file():
+    if not folder.is_dir():
         _download_once(folder)
-    lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-    expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)} | SHA256
-    changed = [name for name, digest in expected.items() if _sha256_of(folder / name) != digest]
-    if changed:
-        raise DataError(f"{folder} was changed after the download ({', '.join(changed)}): delete it and fetch again")
     return folder
 
 
@@ -78,18 +71,17 @@ def _download_once(folder: Path) -> None:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not (folder / SUMS).is_file():  # another process may have finished first
+            if not folder.is_dir():  # another process may have finished first
                 _write(folder, _published_files())
     except OSError as error:
         raise DataError(f"The cache {folder} cannot be written: {error}\nSet HF_HOME to a folder of yours.") from error
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:
-    """Write the files and their checksums to a temporary folder, then rename it: ``folder`` is complete or absent."""
-    sums = "".join(f"{hashlib.sha256(data).hexdigest()}  {name}\n" for name, data in files.items())
+    """Write the files to a temporary folder, then rename it: ``folder`` is complete or absent."""
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f"{folder.name}.") as scratch:
         built = Path(scratch) / "data"
-        for name, data in (files | {SUMS: sums.encode()}).items():
+        for name, data in files.items():
             (built / name).parent.mkdir(parents=True, exist_ok=True)
             (built / name).write_bytes(data)
         built.rename(folder)
@@ -108,26 +100,19 @@ def _published_files() -> dict[str, bytes]:
 
 def _split_files(side: str, whole: bytes) -> dict[str, bytes]:
     """Split the lines of one side's whole file into train, validation and test (the rest), in their order."""
+    from pyarrow import parquet
+
     lines = {json.loads(line)["id"]: line + b"\n" for line in whole.split(b"\n") if line}
     split_of = dict.fromkeys(lines, "test")
     for split in ("train", "validation"):
         name = f"data/{side}_{split}-00000-of-00001.parquet"
-        ids = _parquet_ids(name, download(name))
+        ids = parquet.ParquetFile(io.BytesIO(download(name))).read()["id"].to_pylist()
         _expect(f"the ids in {name}", ids_digest(ids), SPLIT_IDS[split, side])
         split_of.update(dict.fromkeys(ids, split))
     files = dict.fromkeys((f"{split}/{side}.jsonl" for split in ("train", "validation", "test")), b"")
     for row_id, line in lines.items():
         files[f"{split_of[row_id]}/{side}.jsonl"] += line
     return files
-
-
-def _parquet_ids(name: str, data: bytes) -> list[str]:
-    from pyarrow import ArrowException, parquet
-
-    try:
-        return [str(row_id) for row_id in parquet.ParquetFile(io.BytesIO(data)).read()["id"].to_pylist()]
-    except (ArrowException, OSError, LookupError) as error:
-        raise DataError(f"{name} of {HUB_REPO} has no readable column id: {first_line(error)}") from error
 
 
 def ids_digest(ids: Iterable[str]) -> str:
@@ -143,16 +128,8 @@ def _expect(name: str, found: str, expected: str) -> None:
         )
 
 
-def _sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "missing"
-
-
 def download(name: str) -> bytes:
-    """Download a published file: forget.jsonl and retain.jsonl from GitHub, any other from the hub dataset.
-
-    Raises:
-        DataError: with the reason and what to do.
-    """
+    """Download a published file: forget.jsonl and retain.jsonl from GitHub, any other from the hub dataset."""
     import huggingface_hub
 
     on_github = name in ("forget.jsonl", "retain.jsonl")

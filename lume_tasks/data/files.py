@@ -81,13 +81,13 @@ def scan(
 ) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
     """Read a ``.jsonl`` or ``.parquet`` file and return its valid objects by line number, and all faults.
 
-    Args:
-        path: the file.
-        fields: parquet columns to read.
-        problems_of: lists what is wrong with one parsed object.
+    ``fields`` are the parquet columns to read; ``problems_of`` lists what is wrong with one parsed object.
     """
     try:
-        objects, faults = _read(path, fields)
+        fault = file_fault(path) if path.suffix in SUFFIXES else "is neither .jsonl nor .parquet"
+        if fault:
+            return {}, [(0, fault)]
+        objects, faults = _read_parquet(path, fields) if path.suffix == ".parquet" else _read_jsonl(path)
     except OSError as error:
         return {}, [(0, f"cannot be read: {error.strerror or first_line(error)}")]
     valid: dict[int, dict[str, Any]] = {}
@@ -101,19 +101,8 @@ def scan(
     return valid, faults
 
 
-def _read(path: Path, fields: Iterable[str]) -> tuple[dict[int, Any], list[Fault]]:
-    fault = file_fault(path) if path.suffix in SUFFIXES else "is neither .jsonl nor .parquet"
-    if fault:
-        return {}, [(0, fault)]
-    return _read_parquet(path, fields) if path.suffix == ".parquet" else _read_jsonl(path)
-
-
 def file_fault(path: Path) -> str | None:
-    """Say that a file is too large to read into memory, or return None.
-
-    Raises:
-        OSError: the file does not exist.
-    """
+    """Say that a file is too large to read into memory, or return None."""
     size = path.stat().st_size
     return f"has {size:,} bytes; at most {MAX_BYTES:,} are read" if size > MAX_BYTES else None
 
@@ -132,39 +121,21 @@ def read_text(path: Path) -> str:
 
 
 def _read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
-    content = path.read_bytes()
+    content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content[:8000]:
         return {}, [(0, "is not a text file: save it as UTF-8 and uncompressed")]
     objects: dict[int, Any] = {}
     faults: list[Fault] = []
-    if content.startswith(codecs.BOM_UTF8):
-        faults.append((0, "starts with a UTF-8 byte order mark: save it without one"))
-        content = content.removeprefix(codecs.BOM_UTF8)
-    lines = content.rstrip().split(b"\n") if content.strip() else []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if not line.strip():
+            continue
         try:
-            objects[number] = _parse(line)
-        except ValueError as error:
-            faults.append((number, str(error)))
+            objects[number] = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            faults.append((number, f"is not valid UTF-8 (byte {error.start + 1} of the line)"))
+        except json.JSONDecodeError as error:
+            faults.append((number, f"is bad JSON: {error.msg} (column {error.pos + 1})"))
     return objects, faults
-
-
-def _parse(line: bytes) -> Any:
-    """Parse one line of JSONL.
-
-    Raises:
-        ValueError: with a message for the user.
-    """
-    if not line.strip():
-        raise ValueError("is blank: remove the line")
-    try:
-        return json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise ValueError(f"is not valid UTF-8 (byte {error.start + 1} of the line)") from error
-    except json.JSONDecodeError as error:
-        raise ValueError(f"is bad JSON: {error.msg} (column {error.pos + 1})") from error
-    except (ValueError, RecursionError) as error:  # a number with too many digits, lists nested too deeply
-        raise ValueError(f"is bad JSON: {first_line(error)}") from error
 
 
 def _read_parquet(path: Path, fields: Iterable[str]) -> tuple[dict[int, Any], list[Fault]]:

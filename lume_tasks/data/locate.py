@@ -64,10 +64,8 @@ def side_file(directory: Path, side: str, split: str = "all") -> Path:
     """
     offered = splits(directory)
     if split not in offered:
-        known = ("all", *SPLITS)
-        fault = "is not there" if split in known else f"is none of {', '.join(known)}"
         there = ", ".join(offered) or "no split at all"
-        raise DataError(f"lume_split: {quote(str(split))} {fault}; {directory} has: {there}")
+        raise DataError(f"lume_split: {quote(str(split))} is not there; {directory} has: {there}")
     folder = directory if split == "all" else directory / split
     return find_file(folder, side, str(folder / side))
 
@@ -85,7 +83,7 @@ def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
     """Read and validate both sides of one split, keys ``forget`` and ``retain``.
 
     Raises:
-        DataError: lists the faults of both files, or what stands on both sides.
+        DataError: lists the faults of both files, or what is on both sides.
     """
     files = {side: side_file(directory, side, split) for side in SIDES}
     rows: dict[str, list[Row]] = {}
@@ -132,15 +130,10 @@ def mmlu_source(lume_mmlu_path: str | None = None, directory: Path | None = None
 
 
 def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[dict[str, object]]]:
-    """Read the MMLU test questions from what ``mmlu_source`` returned.
-
-    Args:
-        source: a local folder, or the hub's id.
-        only: the subjects to read; by default all that a local folder holds, and all 57 from the hub.
+    """Read the MMLU test questions of the subjects ``only`` (None: all) from a local folder, or the hub by its id.
 
     Returns:
-        subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3); the hub's are of a
-        pinned revision.
+        subject -> rows with ``question`` (str), ``choices`` (four str) and ``answer`` (0 to 3).
 
     Raises:
         DataError: the folder has faults (all are listed), lacks a subject, or the hub cannot be read.
@@ -159,27 +152,15 @@ def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[
 
 
 def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """SHA-256 (hexadecimal) of the files ``names``, which are relative to ``directory``.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    sums = {}
-    for name in names:
-        try:
-            sums[name] = hashlib.sha256((directory / name).read_bytes()).hexdigest()
-        except OSError as error:
-            raise DataError(f"{directory / name} cannot be read: {error.strerror or error}") from error
-    return sums
+    """Compute the SHA-256 (hexadecimal) of the files ``names``, which are relative to ``directory``."""
+    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
 
 
 def _named(option: str, value: object, variable: str) -> tuple[str, Path] | None:
     """Return (where the name came from, the path) from metadata or environment; empty counts as not given."""
-    if value is not None and not isinstance(value, (str, os.PathLike)):
-        raise DataError(f"metadata {option} has to be a path, not {value!r}")
     for origin, path in ((f"metadata {option}", value), (f"the variable {variable}", os.environ.get(variable))):
         if path:
-            return origin, Path(os.path.expanduser(path))
+            return origin, Path(os.path.expanduser(str(path)))
     return None
 
 

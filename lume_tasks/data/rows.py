@@ -12,7 +12,6 @@ TASKS = ("Task1", "Task2", "Task3")
 FIELDS = ("id", "input", "output", "task")
 
 _KIND = re.compile(r"(sc|qa)[0-9]\Z")
-_UNUSABLE = re.compile("[\0\ud800-\udfff]")  # UTF-8 cannot encode surrogates, and tokenizers refuse them
 
 
 @dataclass(frozen=True)
@@ -68,8 +67,6 @@ def text_problem(obj: dict[str, object], field: str) -> str | None:
         return f'field "{field}" is {describe(value)}, not a string'
     if not value.strip():
         return f'field "{field}" is empty'
-    if _UNUSABLE.search(value):
-        return f'field "{field}" contains a NUL character or half a surrogate pair (such as \\ud800): remove it'
     return None
 
 

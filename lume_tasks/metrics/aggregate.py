@@ -54,11 +54,9 @@ def mia_score(auc: float) -> float:
 
 
 def task_aggregate(forget: Sequence[float], retain: Sequence[float]) -> float:
-    """Compute the harmonic mean of the retain scores and of one minus each forget score; one zero makes it 0.
+    """Compute the harmonic mean of the six retain scores and of one minus each of the six forget scores.
 
-    Args:
-        forget: the six forget scores (regurgitation and knowledge of three tasks), each in [0, 1], lower is better.
-        retain: the six retain scores, higher is better.
+    Regurgitation and knowledge of three tasks, each in [0, 1]; any zero among the twelve numbers makes it 0.
     """
     return float(statistics.harmonic_mean([*(1.0 - score for score in forget), *retain]))
 

@@ -33,9 +33,7 @@ def zlib(total: float, tokens: int, text: str) -> float:
 def min_k(logprobs: ArrayLike, fraction: float) -> float:
     """Compute the mean of the k smallest ``l_t``. Min-K% of Shi et al. 2024 (arXiv 2310.16789).
 
-    Args:
-        logprobs: (n,), n > 0.
-        fraction: in (0, 1]; ``k = max(1, floor(fraction n))``, so that 1 <= k <= n.
+    ``logprobs`` is (n,), n > 0; ``fraction`` in (0, 1]; ``k = max(1, floor(fraction n))``.
     """
     return _smallest(np.asarray(logprobs, dtype=np.float64), fraction)
 
@@ -45,11 +43,8 @@ def min_k_plus_plus(logprobs: ArrayLike, mean: ArrayLike, variance: ArrayLike, f
 
     Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936).
 
-    Args:
-        logprobs: (n,), n > 0.
-        mean: (n,) expectation of log p under p at each position.
-        variance: (n,) its variance; taken as at least 1e-6.
-        fraction: as for ``min_k``.
+    ``mean`` and ``variance``, both (n,), are those of log p under p at each position; the variance is taken as at least
+    1e-6. The rest is as for ``min_k``.
     """
     spread = np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), _LEAST_VARIANCE))
     return _smallest((np.asarray(logprobs, dtype=np.float64) - np.asarray(mean, dtype=np.float64)) / spread, fraction)
@@ -73,13 +68,8 @@ def gradnorm(norm: float) -> float:
 def auc(scores: Sequence[float], members: Sequence[bool]) -> float:
     """Compute the area under the ROC curve: the chance that a member scores higher than a non-member, ties half.
 
-    Args:
-        scores: one a document; infinite scores rank first or last.
-        members: True where the document was trained on.
-
-    Returns:
-        1.0 if every member scores higher than every non-member, 0.5 for equal rankings. NaN if one of the classes is
-        absent or a score is NaN.
+    1.0 if every member scores higher than every non-member, 0.5 if the two cannot be told apart. NaN if one of the
+    classes is absent or a score is NaN, since then there is no ranking.
     """
     return _auc(*split(scores, members))
 

@@ -91,8 +91,8 @@ def ends(replicates: Floats) -> tuple[float, float]:
 def corrected_ends(replicates: Floats, estimate: float) -> tuple[float, float]:
     """Return bias-corrected ends: quantiles that are shifted by the share of the resamples below the estimate.
 
-    A harmonic mean of noisy scores is too low on average, and lower still in resamples: its plain quantiles are below
-    the true value too often. If all resamples are on one side of the estimate, the plain quantiles.
+    The plain quantiles of a harmonic mean of noisy scores are too often below the true value. They are returned only if
+    all resamples are on one side of the estimate.
     """
     there = replicates[~np.isnan(replicates)]
     below = (np.mean(there < estimate) + np.mean(there <= estimate)) / 2 if there.size else 0.0
@@ -121,9 +121,8 @@ def final_score(tasks: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
     """Return the ends of the interval of the final score, from those of its three independent parts.
 
     The MIA score is the smaller one of ``2 AUC`` and ``2 - 2 AUC``, hence the final score the smaller one of two means
-    of three parts. The interval of each mean is that of ``_mean_ends``; the smaller ends of both are taken, so that the
-    interval holds a true AUC of 0.5, from which the estimate can deviate to one side only. The upper end is no more
-    than the mean of the parts' upper ends. The estimate is in the interval if each part is in its own.
+    of three parts. The smaller ends of both means' intervals are taken, so that the interval holds a true AUC of 0.5,
+    from which the estimate can deviate to one side only. The upper end is no more than the mean of the upper ends.
     """
     estimate, low, high = auc
     rising = 2 * estimate, 2 * low, 2 * high
@@ -134,10 +133,9 @@ def final_score(tasks: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
 
 
 def _mean_ends(parts: Sequence[Part]) -> tuple[float, float]:
-    """Return the ends of the interval of a mean of independent numbers: their squared distances to the ends add up.
+    """Return the interval of a mean of independent numbers: their squared distances to the ends add up.
 
-    The MOVER method of Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in
-    Medicine 27.
+    MOVER: Zou and Donner 2008, "Construction of confidence limits about effect measures", Statistics in Medicine 27.
     """
     mean = math.fsum(estimate for estimate, _, _ in parts) / len(parts)
     below = math.hypot(*(estimate - low for estimate, low, _ in parts)) / len(parts)
@@ -161,8 +159,8 @@ def task_aggregate(forget: Sequence[Bound], retain: Sequence[Bound]) -> Floats:
 def accuracy(parts: Sequence[tuple[float, int]]) -> Floats:
     """Compute the micro-averaged accuracy in each resample of the questions of each subject, shape (RESAMPLES,).
 
-    Resampling n questions of which a share p is right gives a binomial number of right ones, so that (p, n) a subject
-    is all that is needed. NaN where a subject has only one question, since it shows no spread.
+    Resampling n questions of which a share p is right gives a binomial number of right ones. NaN if a subject has only
+    one question, since it shows no spread.
     """
     if any(count < 2 for _, count in parts):
         return np.full(RESAMPLES, np.nan)

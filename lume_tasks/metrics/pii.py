@@ -37,10 +37,10 @@ _NUMBER_OR_ZIP = re.compile(r"^\s*\d\w*|\b\d{5}(?:-\d{4})?[\s.]*$")  # at the tw
 
 
 def field_of(question: str, answer: str, digit: int) -> str | None:
-    """Return the field that a question asks for, None if it is unknown.
+    """Return the field that a question asks for, or None.
 
-    The words of the question decide among the fields whose format the answer has. If they name none or several, the
-    digit of the row's id does (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that format.
+    The words of the question decide among the fields whose shape the answer has. If they name none or several, the
+    digit of the row's id decides (``qa0`` is the birth date, ..., ``qa4`` the address).
     """
     shaped = [field for field in FIELDS if _has_shape(field, answer)]
     named = [field for field in shaped if _QUESTIONS[field].search(question)]
@@ -61,10 +61,8 @@ def partial_match(field: str, value: str, text: str) -> float:
     - ``address``: share of its parts (house number, street, further parts between commas such as unit, city and state,
       ZIP code) that the text contains as whole words.
 
-    A measure over characters would find most of a date in any other date, so parts with a meaning are counted. The
-    score of a random answer is not 0 if people share a part: all SSNs of LUME start with 900 and all its mailboxes have
-    one domain, so another person's value scores 0.35 for an SSN, 0.17 for a phone number, 0.5 for an e-mail address and
-    under 0.06 for the others. Compare with a model that never saw the person.
+    Chance is not 0: all SSNs of LUME start with 900 and all its mailboxes have one domain, so that another person's
+    value scores 0.35 for an SSN, 0.17 for a phone number, 0.5 for an e-mail address and under 0.06 for the others.
     """
     return _MATCHES[field](value, text)
 
@@ -81,7 +79,7 @@ def _best_share(wanted: tuple[Any, ...], candidates: Iterable[tuple[Any, ...]]) 
 
 
 def _dates(text: str) -> Iterator[tuple[int | None, int | None, int | None]]:
-    """Yield (year, month, day) of each possible date in the text, the most complete notations first."""
+    """Yield (year, month, day) of each date in the text, most complete notations first."""
     for pattern in _DATES:
         for match in pattern.finditer(text):
             parts = match.groupdict()
@@ -124,10 +122,7 @@ def _address_parts(value: str) -> list[str]:
 
 
 def _contains(text: str, part: str) -> bool:
-    """Tell whether the text contains the words of a part one after the other, in any case.
-
-    A state or unit such as IN, OR or A has to be in capitals, since its letters are common words.
-    """
+    """Tell whether the text has the words of a part side by side; IN, OR or A need capitals, being common words."""
     pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, re.findall(r"\w+", part))) + r"(?!\w)"
     return re.search(pattern, text, 0 if re.fullmatch(r"\W*[A-Z]{1,2}\W*", part) else re.I) is not None
 

@@ -11,11 +11,7 @@ def _scorer() -> RougeScorer:
 
 
 def rouge_recall(reference: str, generation: str) -> dict[str, float]:
-    """Compute ROUGE-L and ROUGE-1 recall of a generation against its reference, stemmed, each in [0, 1].
-
-    Returns:
-        ``{"rougeL": ..., "rouge1": ...}``; 0 if one of the texts has no letters or digits.
-    """
+    """Compute ROUGE-L and ROUGE-1 recall, stemmed, in [0, 1]: ``{"rougeL": ..., "rouge1": ...}``."""
     scores = _scorer().score(reference, generation)
     return {name: float(score.recall) for name, score in scores.items()}
 

@@ -20,8 +20,6 @@ Request = tuple[tuple[str, str] | None, list[int], list[int]]  # context and con
 Answer = tuple[TokenScores, bool]
 InputRow = tuple[list[int], list[int]]  # tokens that the model reads, and the numbers of the requests that share them
 
-GRADIENT_TASK = "lume_mia"
-
 
 class LumeHF(HFLM):
     """The stock class for causal models: same arguments, texts and sums, but its log-softmax is always in float32."""
@@ -32,16 +30,14 @@ class LumeHF(HFLM):
         """Load the model.
 
         Args:
-            *args: of ``HFLM``.
+            *args: as for ``HFLM``.
             gradnorm: also compute the gradient norm of each document of ``lume_mia``: one forward and backward pass a
                 document, with memory for the gradient of all weights.
-            **kwargs: of ``HFLM``.
+            **kwargs: as for ``HFLM``.
 
         Raises:
             DataError: an argument is not supported.
         """
-        if not isinstance(gradnorm, bool):
-            raise DataError(f"lume-hf: gradnorm has to be true or false, not {gradnorm!r}")
         if str(kwargs.get("batch_size")).startswith("auto"):
             raise DataError(
                 "lume-hf: --batch_size auto is not supported, because the harness sizes generation by the longest text "
@@ -50,8 +46,6 @@ class LumeHF(HFLM):
         super().__init__(*args, **kwargs)
         if self.backend != "causal":
             raise DataError("lume-hf scores causal language models; use --model hf for an encoder-decoder")
-        if self.truncation:
-            raise DataError("lume-hf: truncation=true would cut the end off a prompt; leave it out of --model_args")
         self.gradnorm = gradnorm
         self._with_gradient: set[tuple[str, str] | None] = set()
 
@@ -60,13 +54,13 @@ class LumeHF(HFLM):
         super().set_cache_hook(cache_hook)
         answers = getattr(cache_hook, "dbdict", None)
         if answers is not None:
-            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype])
+            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype, self.gradnorm])
             answers.encode_key = lambda key: f"{own} {key}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
         """Score the continuation of each request given its context."""
         if self.gradnorm:
-            self._with_gradient = {request.args for request in requests if request.task_name == GRADIENT_TASK}
+            self._with_gradient = {request.args for request in requests if request.task_name == "lume_mia"}
         answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
         return answers
 
@@ -87,10 +81,9 @@ class LumeHF(HFLM):
         return [answers[number] for number in range(len(requests))]
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[InputRow], bool]]:
-        """Batches of rows, and whether they need a gradient; long rows come first, so that memory runs out early.
+        """Yield batches of rows and whether they need a gradient (one row each); long rows come first.
 
-        Requests that show the model the same tokens (the choices of a question) share a row. A document that needs a
-        gradient is a batch of its own.
+        Requests that show the model the same tokens (the choices of a question) share a row.
         """
         shared: dict[tuple[int, ...], list[int]] = {}
         for number, (text, context, continuation) in enumerate(requests):
@@ -107,14 +100,16 @@ class LumeHF(HFLM):
     def _score(
         self, batch: list[InputRow], requests: Sequence[Request], gradient: bool
     ) -> Iterator[tuple[int, TokenScores]]:
-        """Run one forward pass over a batch, longest row first; give the number and the scores of each request."""
+        """Run one forward pass over a batch and yield the number and the scores of each request."""
         width = len(batch[0][0])
         inputs = torch.zeros(len(batch), width, dtype=torch.long)  # padded on the right, which a causal model ignores
         for row, (tokens, _) in enumerate(batch):
             inputs[row, : len(tokens)] = torch.tensor(tokens)
         with _all_parameters(self.model) if gradient else torch.no_grad():
-            logits = self._logits(inputs.to(self.device))
-            positions, targets = _scored_positions(batch, requests, logits.shape[1], logits.shape[1] - width)
+            precision = self.mixed_precision_dtype
+            with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
+                logits = self.model(inputs.to(self.device)).logits
+            positions, targets = _scored_positions(batch, requests, logits.shape[1], width)
             positions, targets = positions.to(logits.device), targets.to(logits.device)
             logits = logits.flatten(0, 1)
             logprobs, mean, variance, greedy = token_statistics(logits.detach(), positions, targets)
@@ -126,27 +121,15 @@ class LumeHF(HFLM):
                 yield number, TokenScores(logprobs[of], mean[of], variance[of], greedy[of], norm)
                 start = of.stop
 
-    def _logits(self, inputs: torch.Tensor) -> torch.Tensor:
-        precision = self.mixed_precision_dtype
-        with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-            logits: torch.Tensor = self.model(inputs).logits
-        return logits
-
 
 def check_lengths(requests: Sequence[Request], max_length: int) -> None:
-    """Refuse continuations that the model cannot score whole; warn of contexts that are cut on the left.
-
-    Raises:
-        DataError: a continuation has more tokens than the model reads at once, or a request has nothing to score. The
-            message names the request by its number, since its text may be what has to be forgotten.
-    """
-    for number, (_, context, continuation) in enumerate(requests, 1):
-        if not context or not continuation or len(continuation) > max_length:
-            raise DataError(
-                f"lume-hf: request {number} of {len(requests)} has {len(context)} tokens of context and "
-                f"{len(continuation)} to score; both need at least one, and the model reads {max_length} at once. "
-                "Raise max_length in --model_args if the model can take it, else leave the text out."
-            )
+    """Refuse continuations that the model cannot score whole; warn of contexts that are cut on the left."""
+    longest = max((len(continuation) for _, _, continuation in requests), default=0)
+    if longest > max_length:
+        raise DataError(
+            f"lume-hf: a text to score has {longest} tokens, but the model reads {max_length} at once. "
+            "Raise max_length in --model_args if the model can take it, else leave the text out."
+        )
     cut = sum(len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests)
     if cut:
         message = "lume-hf: %d of %d contexts are cut on the left to fit the model's %d tokens"
@@ -154,20 +137,16 @@ def check_lengths(requests: Sequence[Request], max_length: int) -> None:
 
 
 def _scored_positions(
-    batch: list[InputRow], requests: Sequence[Request], length: int, virtual: int
+    batch: list[InputRow], requests: Sequence[Request], length: int, width: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Positions in the flattened logits that are scored, and their target tokens, request after request, both (n,).
+    """Return the scored positions in the flattened logits and their target tokens, request after request, both (n,).
 
-    Args:
-        batch: rows of tokens.
-        requests: all requests.
-        length: logits of each row.
-        virtual: how many of them belong to tokens that prompt tuning adds at the start.
+    A row has ``length`` logits for ``width`` tokens: prompt tuning adds virtual tokens at the start.
     """
     positions: list[int] = []
     targets: list[int] = []
     for row, (tokens, numbers) in enumerate(batch):
-        end = row * length + virtual + len(tokens)
+        end = (row + 1) * length - width + len(tokens)
         for number in numbers:
             continuation = requests[number][2]
             positions += range(end - len(continuation), end)
@@ -176,15 +155,11 @@ def _scored_positions(
 
 
 def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> float:
-    """Mean over the model's parameter tensors of the L2 norm of the gradient of the mean token loss.
+    """Compute the mean over parameter tensors of the L2 norm of the gradient of the mean token loss.
 
     Wang et al. 2024, "Pandora's White-Box" (arXiv 2402.17012). Parameters on which the loss does not depend are left
-    out; ``.grad`` does not change.
-
-    Args:
-        model: the model that gave the logits, with gradients switched on.
-        logits: (n, vocabulary) at the n scored positions of one document.
-        targets: (n,) its tokens there.
+    out; ``.grad`` does not change. ``logits`` is (n, vocabulary) at the scored positions of one document, ``targets``
+    (n,).
     """
     loss = torch.nn.functional.cross_entropy(logits.float(), targets)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -219,4 +194,4 @@ def fingerprint(model: Any, settings: list[Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return sorted(value) if isinstance(value, (set, frozenset)) else str(value)
+    return sorted(value) if isinstance(value, set) else str(value)

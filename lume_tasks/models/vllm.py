@@ -1,7 +1,7 @@
 """``--model lume-vllm``: the harness's ``vllm`` whose log-likelihoods are ``TokenScores``.
 
-vLLM tells the log-probability of each prompt token and of the most probable one, which Min-K% and the memorisation
-metrics need, but nothing of the rest of the distribution: Min-K%++ and the gradient norm need ``lume-hf``.
+vLLM gives the log-probability of each prompt token and of the most probable one, which Min-K% and the memorisation
+metrics need. It does not give the whole distribution: Min-K%++ and the gradient norm need ``lume-hf``.
 """
 
 from typing import Any
@@ -18,16 +18,7 @@ class LumeVLLM(VLLM):
 
     @staticmethod
     def _parse_logprobs(tokens: list[int], outputs: Any, ctxlen: int) -> tuple[TokenScores, bool]:
-        """The answer to one request, as the stock method gives it.
-
-        Args:
-            tokens: what the model read.
-            outputs: vLLM's answer; ``prompt_logprobs`` maps token to log-probability at each position.
-            ctxlen: number of tokens before the scored ones.
-
-        Raises:
-            DataError: the text did not fit, so that the stock class cut off tokens that have to be scored.
-        """
+        """Return the answer to one request, as the stock method does; ``ctxlen`` tokens precede the scored ones."""
         if ctxlen < 1:
             raise DataError(
                 f"lume-vllm: a text to score is longer than the {len(tokens)} tokens that the model reads at once, and "

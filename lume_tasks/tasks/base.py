@@ -1,9 +1,8 @@
 """The classes that the LUME tasks share, and helpers of their data functions.
 
-A data function (``custom_dataset`` in the YAML) receives the model arguments and ``--metadata`` merged and returns
-``{"test": Dataset}``. A result function (``process_results``) returns every metric for every document, since the
-harness drops metrics that only some documents have: None if a document does not count for a metric. Aggregations leave
-None out.
+A data function (``custom_dataset`` in the YAML) receives the model arguments and ``--metadata`` merged. A result
+function (``process_results``) returns every metric for every document, None if the document does not count for it,
+since the harness drops metrics that only some documents have. Aggregations leave None out.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,7 @@ from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
@@ -88,9 +87,9 @@ class LumeTask(RowsTask):
     """A task whose prompt and generation options are fixed by the protocol."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build from the YAML's dictionary."""
+        """Build from the YAML's dictionary; keep its generation options, which --gen_kwargs changes."""
         super().__init__(config)
-        self._generation = dict(self.config.generation_kwargs or {})  # before --gen_kwargs changes them
+        self._generation = dict(self.config.generation_kwargs or {})
 
     def aggregation(self) -> dict[str, Aggregation]:
         """Return the aggregation of each metric; each ``aggregate.Score`` notes how many documents the task has."""
@@ -108,12 +107,7 @@ class LumeTask(RowsTask):
         return [doc["side"], doc["id"], doc["input"], doc["output"]]
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests.
-
-        Raises:
-            DataError: a chat template, a system instruction or other generation options would change the protocol, or
-                the model would not get the requests as they are.
-        """
+        """Build the requests; refuse options and models that would change the protocol."""
         task = self.config.task
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
@@ -125,7 +119,7 @@ class LumeTask(RowsTask):
         changed = [
             f"{name}={value!r}"
             for name, value in (self.config.generation_kwargs or {}).items()
-            if name not in self._generation or self._generation[name] != value
+            if self._generation.get(name) != value
         ]
         if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
             raise DataError(
@@ -133,29 +127,7 @@ class LumeTask(RowsTask):
                 "of --gen_kwargs (for numbers that are not LUME's: --metadata '{\"lume_gen_kwargs\": true}')"
             )
         super().build_all_requests(**kwargs)
-        model_checks.check_model(task, self.instances, self.config.metadata)
-
-    def apply_filters(self) -> Any:
-        """Filter the answers.
-
-        Raises:
-            DataError: only some log-likelihoods have per-token values, so metrics would cover some documents alone.
-        """
-        if self.OUTPUT_TYPE == "loglikelihood":
-            fields = ("logprobs", "mean", "grad_norm")  # of TokenScores
-            kinds = {tuple(has_values(i.resps[0][0], field) for field in fields) for i in self.instances}
-            if len(kinds) > 1:
-                raise DataError(
-                    f"{self.config.task}: some answers carry values for each token and others do not: a part of them "
-                    "came out of a --use_cache file that was written by another --model or with other arguments; name "
-                    "a new file"
-                )
-        return super().apply_filters()
-
-
-def has_values(answer: float, field: str) -> bool:
-    """Tell whether a log-likelihood is a ``TokenScores`` with this field."""
-    return getattr(answer, field, None) is not None
+        model_checks.check_model(task, self.instances)
 
 
 def _noting(documents: int, function: Aggregation) -> Aggregation:
@@ -169,23 +141,15 @@ def _noting(documents: int, function: Aggregation) -> Aggregation:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse misspelt options; metadata also holds the model arguments, which pass.
-
-    Raises:
-        DataError: a name begins with ``lume_`` and is no option, or is an option without ``lume_``.
-    """
-    faults = []
+    """Refuse misspelt options; metadata also holds the model arguments, which pass."""
     for name in metadata:
-        plain = name.lower().replace("-", "_")
-        prefixed = plain if plain.startswith("lume_") else f"lume_{plain}"
-        if name in OPTIONS or (plain != prefixed and prefixed not in OPTIONS):
+        if name in OPTIONS or not (name.startswith("lume") or f"lume_{name}" in OPTIONS):
             continue
-        near = get_close_matches(prefixed, OPTIONS, 1)
-        faults.append(quote(name) + (f" (did you mean {near[0]}?)" if near else ""))
-    if faults:
+        near = get_close_matches(f"lume_{name.removeprefix('lume_')}", OPTIONS, 1)
+        hint = f"Did you mean {near[0]}? " if near else ""
         raise DataError(
-            f"--metadata: LUME has no option {', '.join(faults)}, so it would be ignored. "
-            f"Its options are: {', '.join(OPTIONS)}"
+            f"--metadata: LUME has no option {quote(name)}, so it would be ignored. {hint}Its options are: "
+            f"{', '.join(OPTIONS)}"
         )
 
 
@@ -200,32 +164,27 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
 
 
 def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
-    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``.
-
-    Raises:
-        DataError: the data directory is missing or faulty, or has no row of this task in this split.
-    """
+    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``."""
     directory = locate.data_dir(lume_data_dir)
     rows = locate.load_rows(directory, lume_split)
-    sides = [
-        [
-            {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
-            for row in rows[side]
-            if row.task == lume_task
-        ]
-        for side in SIDES
-    ]
-    if not any(sides):
+    docs = alternate(*(_documents(rows[side], side, lume_task) for side in SIDES))
+    if not docs:
         raise DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
-    return alternate(*sides)
+    return docs
+
+
+def _documents(rows: Sequence[Row], side: str, task: str) -> list[dict[str, Any]]:
+    return [
+        {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
+        for row in rows
+        if row.task == task
+    ]
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
     """Load the tokenizer of the model under evaluation.
 
-    Args:
-        metadata: model arguments and ``--metadata`` merged. ``tokenizer`` comes before ``pretrained`` (a name, a folder
-            or a model object) and ``model`` (API backends); each may be an object already.
+    Of ``metadata``, ``tokenizer`` comes before ``pretrained`` and ``model`` (API backends): a name, folder or object.
 
     Raises:
         DataError: none of them is given (an LM object was passed), or the tokenizer cannot be loaded.
@@ -236,10 +195,8 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
     if source is None:
         raise DataError(
             "LUME needs the model's tokenizer to count tokens, and the model arguments name none. Pass a name, a "
-            "folder or the tokenizer itself as metadata:\n"
-            '  --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\' on the command line,\n'
-            '  simple_evaluate(..., metadata={"tokenizer": ...}) with an LM object,\n'
-            '  TaskManager(metadata={"tokenizer": ...}) with your own task manager.'
+            'folder or the tokenizer itself: --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\', or in Python '
+            'simple_evaluate(..., metadata={"tokenizer": ...}) or TaskManager(metadata={"tokenizer": ...})'
         )
     if not isinstance(source, str):
         if callable(getattr(source, "encode", None)):

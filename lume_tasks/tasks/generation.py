@@ -41,11 +41,7 @@ def task_rows(
     version: Any = None,
     **_: Any,
 ) -> dict[str, Dataset]:
-    """Return the rows of one task as documents, with the reference's scores if its results are named.
-
-    Raises:
-        DataError: the rows or the reference's results are missing or faulty.
-    """
+    """Return the rows of one task as documents, with the reference's scores if its results are named."""
     docs = side_rows(lume_task, lume_data_dir, lume_split)
     task = f"lume_{lume_task.lower()}"
     return {"test": Dataset.from_list(reference.with_scores(docs, lume_reference_results, task, version, main_metric))}

@@ -72,11 +72,7 @@ def memorization_rows(
     version: Any = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """Return the rows of one task as documents, with ``continuation`` and ``scored_tokens``.
-
-    Raises:
-        DataError: rows, tokenizer or the reference's results are missing or faulty, or the tokenizer does not fit.
-    """
+    """Return the rows of one task as documents, with ``continuation`` and ``scored_tokens``."""
     docs = side_rows(lume_task, lume_data_dir, lume_split)
     tokenizer = load_tokenizer(metadata)
     faults = []
@@ -100,9 +96,6 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
     ``loss`` is the token mean of the NLL in nats, ``probability_geometric`` is ``exp(-loss)``. With per-token values
     (``lume-hf``) also ``exact_memorization``, the share of tokens that are the most probable ones (Tirumala et al.
     2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability.
-
-    Raises:
-        DataError: the model scored another number of tokens than the tokenizer makes.
     """
     score, count = results[0][0], doc["scored_tokens"]
     loss = -score / count

@@ -7,7 +7,7 @@ attack's score is minus the document's mean token loss. ``mia_gap`` and ``privle
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, has_values, load_tokenizer, mean
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer, mean
 from lume_tasks.tasks.reference import matching_samples
 from lume_tasks.tasks.results import OPTION, read_reference
 
@@ -28,7 +28,6 @@ _log = logging.getLogger("lume_tasks")
 
 TASK = "lume_mia"
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
-SUMMARIES = ("auc", "auc_low", "auc_high", "tpr_at_1", "tpr_at_5")
 FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE uses 0.4
 
 # Metrics that need a field of TokenScores: that field, and the metadata or model argument that asks for the metric.
@@ -49,10 +48,9 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
     """Split a document into (context, continuation, number of scored tokens) for one ``loglikelihood`` request.
 
     Minus the mean log-probability of the scored tokens is the benchmark's loss: the mean over tokens 2..n, with nothing
-    before the first token (a causal LM called with ``labels = input_ids``). The harness always needs a context. If the
-    tokenizer adds a BOS, token 1 is that BOS, which the harness conditions on if the context is empty. If not, the
-    harness would condition on a BOS or EOS that the benchmark never shows the model; then the context is the text of
-    the first token.
+    before the first token (a causal LM called with ``labels = input_ids``). If the tokenizer adds a BOS, the context is
+    empty, and the harness puts that BOS there. If not, the context is the text of the first token, since the harness
+    would put a BOS or EOS before an empty context that the benchmark never shows the model.
 
     Raises:
         ValueError: no such split exists; the message does not name the document.
@@ -76,24 +74,18 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
 
 
 def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str, list[Doc]]:
-    """Return a request for each document of each class ("member", "nonmember"), in the given order.
-
-    A request has ``context``, ``continuation``, ``scored_tokens``, ``member``, and ``number``, the document's line.
-
-    Raises:
-        DataError: names all documents that cannot be scored exactly.
-    """
+    """Return a request for each document of each class ("member", "nonmember"); ``number`` is the document's line."""
     requests: dict[str, list[Doc]] = {name: [] for name in documents}
     faults = []
     for name, texts in documents.items():
         for number, text in enumerate(texts, 1):
             try:
-                context, continuation, scored = split_document(tokenizer, text)
+                split = split_document(tokenizer, text)
             except ValueError as error:
                 faults.append(f"  {name} document {number}: {error}")
                 continue
-            split = {"context": context, "continuation": continuation, "scored_tokens": scored}
-            requests[name].append(split | {"member": name == "member", "number": number})
+            doc = dict(zip(("context", "continuation", "scored_tokens"), split, strict=True))
+            requests[name].append(doc | {"member": name == "member", "number": number})
     if faults:
         raise DataError("\n".join(["lume_mia cannot score these documents exactly with this tokenizer:", *faults]))
     return requests
@@ -114,11 +106,7 @@ def documents(
     lume_reference_results: str | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """Return one request a document, members and non-members alternately, with the reference's scores if named.
-
-    Raises:
-        DataError: no MIA documents, no tokenizer, documents that cannot be scored exactly, or a bad option.
-    """
+    """Return one request a document, members and non-members alternately, with the reference's scores if named."""
     min_k = fractions(metadata)["lume_min_k"]
     directory = locate.data_dir(lume_data_dir)
     members, nonmembers = locate.load_mia(directory)
@@ -133,11 +121,7 @@ def documents(
 
 
 def forget_rows(directory: Path, split: str) -> list[Row] | None:
-    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them.
-
-    Raises:
-        DataError: there is no split of this name, or the rows are faulty.
-    """
+    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them."""
     try:
         path = locate.side_file(directory, "forget", split)
     except DataError as error:
@@ -156,8 +140,8 @@ def with_unlearned(docs: list[Doc], forget: Sequence[Row], split: str) -> list[D
     if found < members:
         _log.warning(
             "lume_mia: only %d of the %d member documents are among the forget rows of split %s. A model that "
-            "unlearned these rows was never asked to forget the other documents, so the attack says little about it: "
-            "unlearn rows that hold them (in LUME: split train or all).",
+            "unlearned these rows need not forget the other documents, so the attack says little about it: unlearn "
+            "rows that hold them (in LUME: split train or all).",
             *(found, members, split),
         )
     return [doc | {"unlearned": unlearned} for doc, unlearned in zip(docs, inside, strict=True)]
@@ -180,12 +164,10 @@ def with_reference(docs: list[Doc], path: str, min_k: float, version: Any) -> li
         _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
     elif theirs != min_k:
         raise DataError(f"{OPTION}: {path} was run with lume_min_k {theirs}, this run has {min_k}; use the same one")
-    found = []
-    for doc, sample in pairs:
-        scores = {"reference_loss": -float(sample["loss_auc"][1])}
-        if with_min_k:
-            scores["reference_min_k"] = float(sample["min_k_auc"][1])
-        found.append(doc | scores)
+    found = [doc | {"reference_loss": -float(sample["loss_auc"][1])} for doc, sample in pairs]
+    if with_min_k:
+        for doc, sample in zip(found, samples, strict=True):
+            doc["reference_min_k"] = float(sample["min_k_auc"][1])
     return found
 
 
@@ -200,12 +182,8 @@ def result(
     lume_min_k: float = FRACTIONS["lume_min_k"],
     lume_min_k_plus_plus: float = FRACTIONS["lume_min_k_plus_plus"],
 ) -> dict[str, Any]:
-    """Return the item of each metric for one document, for the attacks that the answer allows.
-
-    Raises:
-        DataError: the model scored another number of tokens than the named tokenizer makes.
-    """
-    scores = _scores(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
+    """Return the item of each metric for one document, for the attacks that the answer allows."""
+    scores = scores_of(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
     member = doc["member"]
     values: dict[str, Any] = {
         f"{attack}_{summary}": (member, score) for attack, score in scores.items() for summary in SUMMARIES
@@ -220,7 +198,8 @@ def result(
     return values
 
 
-def _scores(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> dict[str, float]:
+def scores_of(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> dict[str, float]:
+    """Return the score of each attack that the answer and the document allow; see ``result``."""
     tokens = doc["scored_tokens"]
     scores = {
         "loss": attacks.loss(answer, tokens),
@@ -245,34 +224,19 @@ def _scores(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> di
     return scores
 
 
-def auc(items: Sequence[Item]) -> float:
-    """Compute the AUC of an attack; NaN if one class is absent."""
-    return attacks.auc(*_columns(items))
-
-
-def auc_low(items: Sequence[Item]) -> float:
-    """Compute the lower end of the AUC's 95 % interval, from resampled documents."""
-    return _interval(tuple(items))[0]
-
-
-def auc_high(items: Sequence[Item]) -> float:
-    """Compute the upper end of the AUC's 95 % interval, from resampled documents."""
-    return _interval(tuple(items))[1]
-
-
 @lru_cache(maxsize=1)  # the harness asks for both ends one after the other
-def _interval(items: tuple[Item, ...]) -> tuple[float, float]:
+def interval(items: tuple[Item, ...]) -> tuple[float, float]:
+    """Compute the 95 % interval of an attack's AUC, from resampled documents."""
     return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))
 
 
-def tpr_at_1(items: Sequence[Item]) -> float:
-    """Compute the true-positive rate at a false-positive rate of at most 1 %."""
-    return attacks.tpr_at(0.01, *_columns(items))
-
-
-def tpr_at_5(items: Sequence[Item]) -> float:
-    """Compute the true-positive rate at a false-positive rate of at most 5 %."""
-    return attacks.tpr_at(0.05, *_columns(items))
+SUMMARIES: dict[str, Callable[[Sequence[Item]], float]] = {
+    "auc": lambda items: attacks.auc(*_columns(items)),
+    "auc_low": lambda items: interval(tuple(items))[0],
+    "auc_high": lambda items: interval(tuple(items))[1],
+    "tpr_at_1": lambda items: attacks.tpr_at(0.01, *_columns(items)),
+    "tpr_at_5": lambda items: attacks.tpr_at(0.05, *_columns(items)),
+}
 
 
 def mia_score(items: Sequence[Item]) -> aggregate.Score:
@@ -309,9 +273,8 @@ def _both_aucs(items: Sequence[PairItem]) -> tuple[float, float]:
 
 def _metrics() -> Metrics:
     table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (mean, None)}
-    aggregations = (auc, auc_low, auc_high, tpr_at_1, tpr_at_5)
     for attack in ATTACKS:
-        for summary, aggregation in zip(SUMMARIES, aggregations, strict=True):
+        for summary, aggregation in SUMMARIES.items():
             table[f"{attack}_{summary}"] = aggregation, False
     return table | {"mia_gap": (mia_gap, None), "privleak": (privleak, None)}
 
@@ -339,12 +302,12 @@ class MiaTask(LumeTask, LoglikelihoodTask):
         missing = [
             metric
             for metric, (field, option) in sorted(_NEEDS.items())
-            if self.config.metadata.get(option) and not has_values(answer, field)
+            if self.config.metadata.get(option) and getattr(answer, field, None) is None
         ]
         if missing:
             _log.warning(
-                "lume_mia: no %s: this backend (or the one that wrote the cache) gives sums without per-token values. "
-                "Use --model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
+                "lume_mia: no %s: this backend (or the one that wrote the cache) gives no per-token values. Use "
+                "--model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
                 ", ".join(missing),
             )
         return filtered

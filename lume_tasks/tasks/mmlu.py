@@ -48,14 +48,12 @@ class LumeMmlu(Group):
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Load the questions that metadata asks for, and build a task for each subject.
-
-        Raises:
-            DataError: the MMLU folder is missing or faulty, or an option is wrong.
-        """
+        """Load the questions that metadata asks for, and build a task for each subject."""
         metadata = config.get("metadata") or {}
         check_metadata(metadata)
-        limit = mmlu_limit(metadata.get("lume_mmlu_limit"))
+        limit = metadata.get("lume_mmlu_limit")
+        if limit is not None and (type(limit) is not int or limit < 1):
+            raise DataError(f"metadata lume_mmlu_limit has to be a whole number of questions above 0, not {limit!r}")
         subjects = mmlu_subjects(metadata.get("lume_mmlu_subjects"))
         super().__init__(
             name=config["task"],
@@ -73,30 +71,10 @@ def _source(metadata: Mapping[str, Any]) -> str:
 
 
 def mmlu_subjects(value: object) -> list[str] | None:
-    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all.
-
-    Raises:
-        DataError: it has another type, or names none.
-    """
+    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all."""
     if value is None:
         return None
     names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            f"metadata lume_mmlu_subjects has to be names with commas between them or a list, not {value!r}"
-        )
-    found = [name.strip() for name in names if name.strip()]
-    if not found:
-        raise DataError("metadata lume_mmlu_subjects names no subject")
-    return found
-
-
-def mmlu_limit(value: object) -> int | None:
-    """Return the most questions of each subject, ``lume_mmlu_limit``; None: no limit.
-
-    Raises:
-        DataError: it is no whole number above 0.
-    """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise DataError(f"metadata lume_mmlu_limit has to be a whole number of questions above 0, not {value!r}")
-    return value
+    if not isinstance(names, list):
+        raise DataError(f"metadata lume_mmlu_subjects has to be names with commas or a list, not {value!r}")
+    return [str(name).strip() for name in names]

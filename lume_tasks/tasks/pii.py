@@ -32,9 +32,6 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     """Return the rows of Task 2: questions with their ``field``, completions with the ``values`` of their person.
 
     Questions whose field is unknown are left out and counted in a warning.
-
-    Raises:
-        DataError: the rows are missing or faulty, or no question is about a known field.
     """
     docs = side_rows("Task2", lume_data_dir, lume_split)
     persons: dict[str, dict[str, str]] = {}

@@ -18,15 +18,8 @@ def with_scores(
 ) -> list[Doc]:
     """Add the reference's score of each row as ``reference``; without a path, return the documents unchanged.
 
-    Args:
-        docs: rows with ``id``, ``input`` and ``output``.
-        path: results of the reference, written by the harness with ``--log_samples``.
-        task: name of the task in the harness.
-        version: of the task; the reference's has to be the same.
-        metric_of: names the metric of a row that is compared.
-
-    Raises:
-        DataError: the results cannot be read, are of other rows, or lack the score of a row.
+    ``path`` leads to results that the harness wrote with ``--log_samples`` for the same task and version, and
+    ``metric_of`` names the metric of a row that is compared.
     """
     if path is None:
         return docs

@@ -1,7 +1,6 @@
 """The entry ``lume_score`` of the group ``lume``: scores that are computed from the metrics of the other tasks.
 
-It is a subclass of the harness's ``Group``, so its numbers are in the harness's own tables and results file. The
-harness calls ``aggregate`` with the metrics of all tasks that it ran.
+It is a ``Group`` of the harness, which calls ``aggregate`` with the metrics of all tasks that it ran.
 """
 
 import logging
@@ -29,11 +28,7 @@ class LumeScore(Group):
     """Task aggregate, MIA score, MMLU and final score; it names what is missing for them."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build a group without members: it reads the metrics of all other tasks.
-
-        Raises:
-            DataError: an option is unknown, or ``lume_partial`` is neither true nor false.
-        """
+        """Build a group without members: it reads the metrics of all other tasks."""
         metadata = config.get("metadata") or {}
         check_metadata(metadata)
         super().__init__(name=config["task"], metadata={"version": metadata.get("version")})
@@ -59,9 +54,7 @@ class LumeScore(Group):
 def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
     """Compute the scores across tasks, and what is missing for the final score.
 
-    Args:
-        task_metrics: as the harness passes them to a group.
-        partial: also give the final score of a part of the documents, named ``partial_final_score``.
+    ``partial`` also gives the final score of a part of the documents, named ``partial_final_score``.
 
     Returns:
         (scores, missing). Scores: ``{side}_{regurgitation,knowledge}`` (means over the rows of all tasks that ran),

@@ -65,20 +65,16 @@ def test_check_counts_the_rows_of_sound_data(capsys, folder):
     assert lines[-1] == ["mia_data:", "2", "members,", "1", "non-members"]
 
 
-def test_check_prints_all_problems_by_file_and_their_number(capsys, folder):
+def test_check_prints_all_problems_and_their_number(capsys, folder):
     write(folder / "forget.jsonl", [row("f1sc1"), {**row("f1qa0"), "output": ""}, row("f2qa0", "Task9")])
     (folder / "train/retain.jsonl").unlink()
     assert main(["check", str(folder)]) == 1
     assert capsys.readouterr().out == (
-        "forget.jsonl\n"
-        '  2: field "output" is empty\n'
-        '  3: task "Task9" is unknown: use one of Task1, Task2, Task3\n'
-        "train/forget.jsonl\n"
-        '  2: id "f1qa0" is not among the valid rows of the whole forget file\n'
-        '  3: id "f2qa0" is not among the valid rows of the whole forget file\n'
-        "train/retain.jsonl\n"
-        "  is missing (retain.parquet would do as well)\n"
-        "\n"
+        'forget.jsonl:2: field "output" is empty\n'
+        'forget.jsonl:3: task "Task9" is unknown: use one of Task1, Task2, Task3\n'
+        'train/forget.jsonl:2: id "f1qa0" is not among the valid rows of the whole forget file\n'
+        'train/forget.jsonl:3: id "f2qa0" is not among the valid rows of the whole forget file\n'
+        "train/retain.jsonl: is missing (retain.parquet would do as well)\n"
         "5 problems\n"
     )
 
@@ -93,4 +89,4 @@ def test_closed_pipe_is_no_error(folder):
     write(folder / "retain.jsonl", [{"id": "x" * 80}] * 2000)
     command = f"{sys.executable} -c 'from lume_tasks.cli import main; main()' check {folder} | head -n 1"
     done = subprocess.run(command, shell=True, capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("forget.jsonl\n", "")
+    assert (done.stdout.startswith("forget.jsonl:1: "), done.stderr) == (True, "")

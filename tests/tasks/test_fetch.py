@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -97,21 +96,10 @@ def test_files_are_laid_out_as_a_data_directory_and_downloaded_once(site):
     assert ids == {"train": ["r3qa0", "r1qa0"], "validation": ["r2qa0"], "test": ["r5qa0", "r4qa0"]}  # in whole order
 
 
-def test_changed_cache_is_refused(site):
-    folder = fetch.fetch()
-    (folder / "test/retain.jsonl").write_bytes(b"")
-    (folder / "mia_data/member.jsonl").unlink()
-    with pytest.raises(DataError, match=r"was changed .*\(mia_data/member\.jsonl, test/retain\.jsonl\): delete it"):
-        fetch.fetch()
-
-
 DAMAGES = [
     ("forget.jsonl", b"", "wrong SHA-256, the download is not kept"),
     ("mia_data/member.jsonl", b"<html>503</html>", "wrong SHA-256, the download is not kept"),
     ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0", "f4qa0"]), "wrong SHA-256"),
-    ("data/forget_train-00000-of-00001.parquet", ids_parquet([1, 3]), "wrong SHA-256"),
-    ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0"], "name"), "no readable column id"),
-    ("data/forget_train-00000-of-00001.parquet", b"not parquet", "no readable column id"),
 ]
 
 
@@ -153,7 +141,7 @@ def test_cache_that_cannot_be_written(site):
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("number", [1, 6, 11])
+@pytest.mark.parametrize("number", [1, 5, 10])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_full_disk_or_interruption_leaves_nothing(site, monkeypatch, number, error):
     write, written = Path.write_bytes, []
@@ -194,30 +182,6 @@ def test_failed_download_says_what_to_do(monkeypatch):
             assert advice in str(caught.value)
 
 
-def test_requests_to_the_two_sites(monkeypatch):
-    asked = []
-
-    def urlopen(url, timeout):
-        asked.append(url)
-        return io.BytesIO(b"from github")
-
-    def hf_hub_download(repo, name, repo_type, local_dir):
-        asked.append((repo, name, repo_type))
-        path = Path(local_dir) / "file"
-        path.write_bytes(b"from the hub")
-        return str(path)
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
-    assert fetch.download("forget.jsonl") == b"from github"
-    assert fetch.download("mia_data/member.jsonl") == b"from the hub"
-    assert asked == [
-        "https://raw.githubusercontent.com/amazon-science/lume-llm-unlearning/"
-        "b2fa8f9c567715f1e2c6d442213f33b2e9a28fe6/data/forget.jsonl",
-        (fetch.HUB_REPO, "mia_data/member.jsonl", "dataset"),
-    ]
-
-
 def start(home, seconds):
     """Fetch in a process of its own, each download taking so long; it prints the folder."""
     command = [sys.executable, __file__, str(home), str(seconds)]
@@ -232,19 +196,6 @@ def test_processes_at_once_download_once(tmp_path):
     (folder,) = {out.strip() for out, _ in outputs}
     assert check_dir(Path(folder)) == []
     assert len(downloads(tmp_path)) == 8
-
-
-@pytest.mark.faults
-def test_next_process_takes_over_from_a_killed_one(tmp_path):
-    first = start(tmp_path, 0.5)
-    while len(downloads(tmp_path)) < 3:
-        time.sleep(0.02)
-    second = start(tmp_path, 0.0)
-    os.kill(first.pid, signal.SIGKILL)
-    first.communicate()
-    out, err = second.communicate()
-    assert (first.returncode, second.returncode) == (-signal.SIGKILL, 0), err
-    assert check_dir(Path(out.strip())) == []
 
 
 @pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="needs the real data in LUME_DATA_DIR")

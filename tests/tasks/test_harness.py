@@ -16,7 +16,6 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from sklearn.metrics import roc_auc_score
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.errors import DataError
@@ -126,29 +125,6 @@ def test_generations_are_those_of_the_plain_model(
         assert {s["doc"]["input"]: s["resps"][0][0] for s in results["samples"]["lume_task1"]} == plain
 
 
-@pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
-def test_attack_is_that_of_the_plain_model(run: Any, folder: str, request: pytest.FixtureRequest) -> None:
-    path = str(request.getfixturevalue(folder))
-    model, tokenizer = LlamaForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
-    options = {"metadata": {"tokenizer": path}, "model_args": {"pretrained": path}, "device": "cpu"}
-    results = {size: run("hf", "lume_mia", batch_size=size, **options) for size in (1, 4)}
-    plain, members = [], []
-    for sample in results[1]["samples"]["lume_mia"]:
-        member, score = sample["loss_auc"]
-        ids = torch.tensor([tokenizer.encode(sample["doc"]["context"] + sample["doc"]["continuation"])])
-        with torch.no_grad():
-            plain.append(float(model(ids, labels=ids).loss))
-        assert -score == pytest.approx(plain[-1], abs=1e-5)
-        members.append(member)
-    assert sum(members) == 8
-    auc = roc_auc_score(members, [-loss for loss in plain])
-    assert 0 < auc < 1
-    for result in results.values():
-        assert scores(result, "lume_mia")["lume_mia"] == pytest.approx(
-            {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}, abs=1e-12
-        )
-
-
 @pytest.mark.parametrize(
     ("limit", "empty"),
     [
@@ -177,16 +153,6 @@ def test_request_cache_never_serves_the_prompts_of_other_data(
     assert {request.args[0] for request in lm.requests} == set(PROMPTS)
 
 
-def test_predict_only(run: Any, fake_lm: Any) -> None:
-    results = run(fake_lm(forget=lambda _: "zzz"), "lume", predict_only=True)
-    assert [len(results["samples"][task]) for task in OWN_TASKS] == [8, 8, 8, 16]
-    answers = {sample["doc"]["id"]: sample["filtered_resps"] for sample in results["samples"]["lume_task1"]}
-    assert answers["forget-0-sc1"] == ["zzz"]
-    assert answers["retain-0-sc1"] == ["answer retain 0"]
-    assert not any("regurgitation" in key or "auc" in key for task in OWN_TASKS for key in results["results"][task])
-    assert "final_score,none" not in results["results"]["lume_score"]
-
-
 @pytest.mark.parametrize(
     ("options", "named"),
     [
@@ -204,12 +170,10 @@ def test_templates_are_refused(run: Any, fake_lm: Any, options: dict[str, Any], 
 @pytest.mark.parametrize(
     ("name", "fault"),
     [
-        ("lume_splits", r'"lume_splits" \(did you mean lume_split\?\)'),
-        ("lume_min_k_pp", r'"lume_min_k_pp" \(did you mean lume_min_k'),
-        ("split", r'"split" \(did you mean lume_split\?\)'),
-        ("data_dir", r'"data_dir" \(did you mean lume_data_dir\?\)'),
-        ("lume-split", r'"lume-split" \(did you mean lume_split\?\)'),
-        ("lume_task", '"lume_task"'),
+        ("lume_splits", r'"lume_splits", .* Did you mean lume_split\?'),
+        ("data_dir", r'"data_dir", .* Did you mean lume_data_dir\?'),
+        ("lume-split", r'"lume-split", .* Did you mean lume_split\?'),
+        ("lume_unknown", '"lume_unknown"'),
     ],
 )
 def test_unknown_metadata_is_refused(manager: Any, name: str, fault: str) -> None:

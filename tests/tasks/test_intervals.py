@@ -76,22 +76,6 @@ def test_no_interval_without_two_documents(items: list[Any]) -> None:
     assert math.isnan(bootstrap.high(items))
 
 
-def test_coverage() -> None:
-    """The true mean of clustered scores lies inside about 95 % of the intervals; not so where rows are taken apart."""
-    rng = np.random.default_rng(0)
-    inside = {"documents": 0, "rows": 0}
-    trials = 200
-    for _ in range(trials):
-        level = rng.uniform(0.2, 0.8, 40)
-        scores = (rng.random((40, 5)) < (level[:, None] > 0.5)).astype(float)  # all rows of a document alike
-        items = [(f"{d}", float(score)) for d, rows in enumerate(scores) for score in rows]
-        apart = [(f"{number}", score) for number, (_, score) in enumerate(items)]
-        for name, sample in (("documents", items), ("rows", apart)):
-            inside[name] += bootstrap.low(sample) <= 0.5 <= bootstrap.high(sample)
-    assert 0.90 < inside["documents"] / trials < 0.99
-    assert inside["rows"] / trials < 0.8
-
-
 def task_metrics(scores: dict[tuple[str, str], list[bootstrap.Item]]) -> dict[str, dict[str, Any]]:
     """What the harness hands to the group, for items a (task, number)."""
     values: dict[str, dict[str, Any]] = {}

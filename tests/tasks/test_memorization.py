@@ -204,19 +204,6 @@ def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(
         assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
 
 
-def test_cache_of_another_backend_is_refused(
-    run: Any, make_lume_hf: Make, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cache = {"use_cache": str(tmp_path / "answers")}
-    first = run(make_lume_hf(), *TASKS, **cache)
-    assert numbers(run(make_lume_hf(), *TASKS, **cache), TASKS[0]) == numbers(first, TASKS[0])
-    monkeypatch.setattr(LumeHF, "set_cache_hook", HFLM.set_cache_hook)  # lume-vllm has no fingerprint either
-    cache = {"use_cache": str(tmp_path / "other")}
-    run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), TASKS[0], limit=2, **cache)
-    with pytest.raises(DataError, match="some answers carry values for each token"):
-        run(make_lume_hf(), TASKS[0], **cache)
-
-
 def test_real_rows_can_all_be_scored(lume_data: Path, lume_models: Path, manager: Any) -> None:
     metadata = {"lume_data_dir": str(lume_data), "tokenizer": str(lume_models / "lume-retain-13m")}
     tasks = manager(metadata).load(["lume_memorization"])["tasks"]
