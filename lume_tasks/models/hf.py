@@ -46,6 +46,8 @@ class LumeHF(HFLM):
         super().__init__(*args, **kwargs)
         if self.backend != "causal":
             raise DataError("lume-hf scores causal language models; use --model hf for an encoder-decoder")
+        if self.truncation:
+            raise DataError("lume-hf: truncation=true would cut the end of a prompt; leave it out of --model_args")
         self.gradnorm = gradnorm
         self._with_gradient: set[tuple[str, str] | None] = set()
 

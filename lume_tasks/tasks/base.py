@@ -127,7 +127,7 @@ class LumeTask(RowsTask):
                 "of --gen_kwargs (for numbers that are not LUME's: --metadata '{\"lume_gen_kwargs\": true}')"
             )
         super().build_all_requests(**kwargs)
-        model_checks.check_model(task, self.instances)
+        model_checks.check_model(task, self.instances, self.config.metadata)
 
 
 def _noting(documents: int, function: Aggregation) -> Aggregation:

@@ -1,20 +1,24 @@
 """Checks of the model under evaluation that a task makes after it has built its requests.
 
-The harness gives a task the model's arguments but not the model, so it is taken from the harness's ``evaluate``.
+The harness gives a task the model's arguments, but not the model, nor the file that ``--use_cache`` names. So
+``model_under_evaluation`` takes the model from the harness's ``evaluate``, which calls the task.
 """
 
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
-from lm_eval.api.model import CachingLM, TemplateLM
+from lm_eval.api.model import LM, CachingLM, TemplateLM
 
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.tasks.reference import document_name
 
 _log = logging.getLogger("lume_tasks")
+
+_ARGUMENTS_KEY = "lume_tasks: model arguments"  # in a cache file, whose other keys are hashes
+_OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source"}  # they change no answer
 
 
 def model_under_evaluation() -> Any:
@@ -22,17 +26,27 @@ def model_under_evaluation() -> Any:
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "lm_eval.evaluator" and "lm" in frame.f_locals:
-            return frame.f_locals["lm"]
+            lm = frame.f_locals["lm"]
+            return lm if isinstance(lm, (LM, CachingLM)) else None
         frame = frame.f_back  # type: ignore[assignment]
     return None
 
 
-def check_model(task: str, requests: Sequence[Any]) -> None:
-    """Refuse a model that would silently score something else than LUME; warn of cached answers."""
+def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any]) -> None:
+    """Refuse a model that would silently score something else than LUME; warn of another model's cached answers.
+
+    Args:
+        task: its name, for messages.
+        requests: the harness's instances of the task.
+        metadata: of the task.
+
+    Raises:
+        DataError: a prompt would be cut, generation would not stop at EOS, or a document would be scored after another
+            token than BOS.
+    """
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
-        if len(lm.dbdict) and not getattr(lm.lm, "keys_its_answers", False):
-            _warn_of_cache(lm.cache_db)
+        warn_of_other_arguments(lm, metadata)
         lm = lm.lm
     tokenizer = getattr(lm, "tokenizer", None) if isinstance(lm, TemplateLM) else None
     if tokenizer is None:  # an API that tokenises the text itself, or a model that reads no text
@@ -52,6 +66,9 @@ def check_end(task: str, lm: Any) -> None:
 
     The harness's ``hf`` relies on the model to end each row of a batch. If the model does not know the tokenizer's EOS,
     it generates on after EOS until each row of the batch has one, and that text would be scored too.
+
+    Raises:
+        DataError: the tokenizer has no EOS, or ``hf`` runs batches of a model that does not know it.
     """
     eos = getattr(lm.tokenizer, "eos_token_id", -1)
     if eos is None:
@@ -72,7 +89,11 @@ def check_end(task: str, lm: Any) -> None:
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
-    """Refuse texts that the harness would cut on the left to fit the model."""
+    """Refuse texts that the harness would cut on the left to fit the model.
+
+    Raises:
+        DataError: names the documents, with their numbers of tokens.
+    """
     faults = []
     for request in requests:
         context, rest = request.args
@@ -92,10 +113,30 @@ def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
         raise DataError("\n".join([head, *first_few(faults, 10)]))
 
 
+def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
+    """Warn if a ``--use_cache`` file holds answers that were written with other model arguments.
+
+    The harness looks answers up by the request alone, so the first run of a file writes its backend and model arguments
+    into it. ``lume-hf`` needs no such note: its keys contain the model's fingerprint.
+    """
+    if getattr(lm.lm, "keys_its_answers", False):
+        return
+    arguments = {"backend": type(lm.lm).__name__, "pretrained": str(getattr(lm.lm, "pretrained", None))}
+    for name, value in metadata.items():
+        if name not in _OTHER_ARGUMENTS and not name.startswith("lume_"):
+            arguments[name] = str(value)
+    now = ", ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
+    if not len(lm.dbdict):
+        lm.dbdict[_ARGUMENTS_KEY] = now
+    before = lm.dbdict.get(_ARGUMENTS_KEY, "unknown arguments")
+    if before != now:
+        _warn_once(lm.cache_db, before, now)
+
+
 @cache
-def _warn_of_cache(file: str) -> None:
+def _warn_once(file: str, before: str, now: str) -> None:
     _log.warning(
-        "--use_cache: the harness finds the answers in %s by the request alone. If another model or other arguments "
-        "wrote them, the scores are theirs: name another file for each model, or use --model lume-hf.",
-        file,
+        "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model too; "
+        "name another file for each model.",
+        *(file, before, now),
     )

@@ -1,6 +1,7 @@
 """What the tasks refuse of a model and of its options, because it would silently score something else than LUME."""
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ def make(kind: type[HFLM], folder: Path, **options: Any) -> HFLM:
 @pytest.mark.parametrize(
     "changed", ["max_gen_toks=64", "do_sample=True,temperature=0.7", "until=.", "max_new_tokens=5", "num_beams=2"]
 )
-def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, changed: str) -> None:
-    task = "lume_task1"
+@pytest.mark.parametrize("task", ["lume_task1", "lume_task2"])
+def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, task: str, changed: str) -> None:
     with pytest.raises(DataError, match=rf"^{task}: LUME generates greedily.* leave {changed.split('=')[0]}="):
         simple_evaluate(fake_lm(), tasks=[task], task_manager=manager(), gen_kwargs=changed)
 
@@ -121,8 +122,10 @@ def test_another_models_cached_answers_are_warned_of(
 ) -> None:
     cache = tmp_path / "answers"
     caplog.set_level(logging.WARNING, "lume_tasks")
-    losses(run, make(HFLM, checkpoints[0]), cache)
+    for _ in range(2):
+        losses(run, make(HFLM, checkpoints[0]), cache)
     assert "--use_cache" not in caplog.text
     losses(run, make(HFLM, checkpoints[1]), cache)
+    warning = rf"answers_rank0.db was written with .*pretrained={checkpoints[0]}.*, this run has .*={checkpoints[1]}"
     assert caplog.text.count("name another file for each model") == 1
-    assert "answers_rank0.db" in caplog.text
+    assert re.search(warning, caplog.text)
