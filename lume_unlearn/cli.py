@@ -9,10 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NoReturn
 
 import jsonargparse
 import yaml
+from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from lume_tasks.errors import DataError, visible
 from lume_unlearn.config import RunConfig
@@ -20,9 +21,10 @@ from lume_unlearn.errors import ConfigError, Interrupted
 from lume_unlearn.evaluation.options import AlternativesConfig, AuditConfig
 from lume_unlearn.methods.table import listing, markdown, parameters
 
+Density = restricted_number_type("Density", float, [(">", 0), ("<=", 1)])
 RECIPES = Path(__file__).parent / "recipes"
-NOT_IN_RECIPES = {"trust_remote_code": "false", "report_to": "none"}
-"""Options that send data or run code, so that only the command line may set them, and their values otherwise."""
+NOT_IN_RECIPES = {"trust_remote_code": False, "report_to": "none", "config": None}
+"""Options that send data, run code or name another recipe: only the command line may set them to other values."""
 
 
 class ArgumentParser(jsonargparse.ArgumentParser):
@@ -32,16 +34,11 @@ class ArgumentParser(jsonargparse.ArgumentParser):
         """Print usage and message, and exit with status 2."""
         parser = getattr(ex, "subcommand_parser", None) or self
         known = [option.lstrip("-") for option in parser._option_string_actions]
-        super().error(visible(message + near_options(message, known)), ex)
-
-
-def near_options(message: str, known: Sequence[str]) -> str:
-    """Return what to add to a message about unknown options: the known ones that they are near to."""
-    if not re.search("unrecognized arguments|does not accept option", message):
-        return ""
-    given = [name.replace("-", "_") for name in re.findall(r"(?:--|')([\w-]+)", message)]
-    near = dict.fromkeys(option for name in given for option in get_close_matches(name, known, 1))
-    return f"; did you mean {' and '.join(f'--{option}' for option in near)}?" if near else ""
+        if re.search("unrecognized arguments|does not accept option", message):
+            given = [name.replace("-", "_") for name in re.findall(r"(?:--|')([\w-]+)", message)]
+            near = dict.fromkeys(f"--{option}" for name in given for option in get_close_matches(name, known, 1))
+            message += f"; did you mean {' and '.join(near)}?" if near else ""
+        super().error(visible(message), ex)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -53,30 +50,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         try:
-            _execute(argv)
+            parsed = parser().parse_args(with_checked_recipes(argv))
+            options = parsed[parsed.command].as_dict()
+            options.pop("config", None)
+            _, _, execute = COMMANDS[parsed.command]
+            execute(options)
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `lume-unlearn methods | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ConfigError, DataError) as error:
-        return _failed(argv[0], str(error), 1)
+        message, status = str(error), 1
     except Interrupted as error:
-        return _failed(argv[0], str(error), error.code)
+        message, status = str(error), error.code
     except KeyboardInterrupt:
-        return _failed(argv[0], "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130)
-    return 0
-
-
-def _execute(argv: Sequence[str]) -> None:
-    parsed = parser().parse_args(with_checked_recipes(argv))
-    options = parsed[parsed.command].as_dict()
-    options.pop("config", None)
-    COMMANDS[parsed.command].execute(options)
-
-
-def _failed(command: str, message: str, status: int) -> int:
-    print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
+        message, status = "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130
+    else:
+        return 0
+    print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
     return status
 
 
@@ -104,31 +96,20 @@ def with_checked_recipes(argv: Sequence[str]) -> list[str]:
 
 
 def check_recipe(recipe: Path) -> None:
-    """Check that a recipe, which may come from anybody, has one value an option and does no harm.
+    """Check that a recipe, which may come from anybody, does no harm.
 
     Raises:
-        ConfigError: it cannot be read, names an option twice, writes outside the current folder, sends data or runs
-            code.
+        ConfigError: it cannot be read, writes outside the current folder, sends data or runs code.
     """
     try:
-        root = yaml.compose(recipe.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        values = yaml.safe_load(recipe.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"--config {recipe}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(root, yaml.MappingNode):
+    if not isinstance(values, dict):
         raise ConfigError(f"--config {recipe}: must hold lines of OPTION: VALUE")
-    values: dict[str, str] = {}
-    for key, value in root.value:
-        name = str(key.value)
-        if name in values:
-            raise ConfigError(f"--config {recipe}: {name} is there more than once")
-        if not isinstance(value, yaml.ScalarNode):
-            raise ConfigError(f"--config {recipe}: {name}: an option has one value, no list and no keys")
-        values[name] = value.value
-    output = Path(values.get("output", ""))
+    output = Path(str(values.get("output", "")))
     if output.is_absolute() or ".." in output.parts:
         raise ConfigError(f"--config {recipe}: a recipe may not write to {output}; give --output on the command line")
-    if "config" in values:
-        raise ConfigError(f"--config {recipe}: a recipe may not name another one")
     for name, harmless in NOT_IN_RECIPES.items():
         if values.get(name, harmless) != harmless:
             raise ConfigError(f"--config {recipe}: a recipe may not set {name}; give it on the command line")
@@ -143,13 +124,13 @@ def parser() -> ArgumentParser:
         allow_abbrev=False,
     )
     commands = top.add_subcommands(dest="command")
-    for name, command in COMMANDS.items():
-        options = ArgumentParser(description=command.title, allow_abbrev=False)
-        command.add_options(options)
+    for name, (title, add_options, _) in COMMANDS.items():
+        options = ArgumentParser(description=title, allow_abbrev=False)
+        add_options(options)
         for action in options._actions:
             if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
                 action.nargs, action.const = "?", True
-        commands.add_subcommand(name, options, help=command.title)
+        commands.add_subcommand(name, options, help=title)
     return top
 
 
@@ -186,9 +167,8 @@ def scoring_command(config: RunConfig) -> str:
     from lume_unlearn.data.inputs import named_directory
     from lume_unlearn.evaluation.harness import ROW_TASKS, tasks_for
 
-    lora = config.tuning == "lora"
-    model = f"pretrained={config.model},peft={config.output}" if lora else f"pretrained={config.output}"
-    model += ",trust_remote_code=True" if config.trust_remote_code else ""
+    model = f"pretrained={config.model},peft=" if config.tuning == "lora" else "pretrained="
+    model += f"{config.output},trust_remote_code=True" if config.trust_remote_code else config.output
     tasks, metadata = "lume", {}
     if config.forget:  # the tasks read a directory
         metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
@@ -206,12 +186,12 @@ def scoring_command(config: RunConfig) -> str:
 
 
 def _merge_options(merge: ArgumentParser) -> None:
-    text, number = str | None, float | None
+    text = str | None
     merge.add_argument("--adapter", type=text, default=None, help="Folder that `run --tuning lora` wrote.")
     merge.add_argument("--ties", type=text, default=None, help="Instead of --adapter: adapters, separated by commas.")
-    merge.add_argument("--density", type=number, default=None, help="With --ties: share of each update kept (0.8).")
+    merge.add_argument("--density", type=Density, default=0.8, help="With --ties: share of each update kept.")
     merge.add_argument("--weights", type=text, default=None, help="With --ties: a factor for each, as 1,0.5 (all 1).")
-    merge.add_argument("--rank", type=int | None, default=None, help="With --ties: write an adapter of this rank.")
+    merge.add_argument("--rank", type=PositiveInt | None, default=None, help="With --ties: write an adapter, rounded.")
     merge.add_argument("--output", type=str, required=True, help="Folder for the merged model or adapter.")
     merge.add_argument("--model", type=text, default=None, help="The adapter's model, if not the one it names.")
     merge.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="Of the saved weights.")
@@ -220,31 +200,19 @@ def _merge_options(merge: ArgumentParser) -> None:
 def _merge(options: dict[str, Any]) -> None:
     from lume_unlearn.training.merge import merge, merge_ties
 
-    adapter, ties = options.pop("adapter"), options.pop("ties")
-    only_ties = {name: options.pop(name) for name in ("density", "weights", "rank")}
-    given = {name: value for name, value in only_ties.items() if value is not None}
+    adapter, ties, weights = (options.pop(name) for name in ("adapter", "ties", "weights"))
     if (adapter is None) == (ties is None):
         raise ConfigError("name one adapter by --adapter, or several by --ties A,B")
     if adapter is not None:
-        if given:
-            raise ConfigError(f"--{', --'.join(given)}: only with --ties")
+        del options["density"], options["rank"]  # of --ties
         merge(adapter, **options)
     else:
-        if "weights" in given:
-            given["weights"] = _numbers("--weights", given["weights"])
-        merge_ties([name.strip() for name in ties.split(",") if name.strip()], **options, **given)
+        try:
+            factors = [float(part) for part in weights.split(",")] if weights else None
+        except ValueError as error:
+            raise ConfigError(f"--weights {weights}: give numbers separated by commas, as 1,0.5") from error
+        merge_ties([name.strip() for name in ties.split(",")], weights=factors, **options)
     print(f"Written to {options['output']}.")
-
-
-def _numbers(option: str, text: str) -> list[float]:
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError as error:
-        raise ConfigError(f"{option} {text}: give numbers separated by commas, as 1,0.5") from error
-
-
-def _methods_options(methods: ArgumentParser) -> None:
-    methods.add_argument("--markdown", action="store_true", help="As the table in methods/README.md.")
 
 
 def _methods(options: dict[str, Any]) -> None:
@@ -307,40 +275,35 @@ def _quickstart(options: dict[str, Any]) -> None:
     quickstart(Path(options["output"]), options["seed"])
 
 
-class Command(NamedTuple):
-    """A command: its help, its options, and the function that gets them."""
-
-    title: str
-    add_options: Callable[[ArgumentParser], Any]
-    execute: Callable[[dict[str, Any]], None]
-
-
-COMMANDS = {
-    "run": Command("Unlearn the forget rows from a model.", _run_options, _run),
-    "merge": Command(
-        "Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge
+COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[str, Any]], None]]] = {
+    "run": ("Unlearn the forget rows from a model.", _run_options, _run),
+    "merge": ("Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge),
+    "methods": (
+        "List the methods.",
+        lambda methods: methods.add_argument("--markdown", action="store_true", help="As the table in the README."),
+        _methods,
     ),
-    "methods": Command("List the methods.", _methods_options, _methods),
-    "path": Command(
+    "path": (
         "Print the folder of recipes/ and accelerate/ (configurations of accelerate).",
-        lambda parser: None,
+        lambda path: None,
         lambda options: print(RECIPES.parent),
     ),
-    "quickstart": Command(
+    "quickstart": (
         "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute.",
         _quickstart_options,
         _quickstart,
     ),
-    "alternatives": Command(
+    "alternatives": (
         "Sample other answers to the forget rows from a model, for altpo and dpo.",
         lambda parser: parser.add_class_arguments(AlternativesConfig, as_group=False),
         _alternatives,
     ),
-    "audit": Command(
+    "audit": (
         "Test whether forgetting holds: quantisation, relearning, paraphrases, sampling.",
         lambda parser: parser.add_class_arguments(AuditConfig, as_group=False),
         _audit,
     ),
-    "report": Command("Turn results of lm_eval into a page with pictures.", _report_options, _report),
-    "card": Command("Write a model card with the scores into the folder of a run.", _card_options, _card),
+    "report": ("Turn results of lm_eval into a page with pictures.", _report_options, _report),
+    "card": ("Write a model card with the scores into the folder of a run.", _card_options, _card),
 }
+"""Each command: its help, the function that adds its options, and the function that runs with them."""

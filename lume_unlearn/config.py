@@ -2,26 +2,37 @@
 
 import logging
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from math import inf
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
 from lume_unlearn.methods.spec import Method, RetainTerm
-from lume_unlearn.option_types import (
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-    Share,
-    Split,
-    check_types,
-    raise_faults,
-    source_faults,
-)
 
+if TYPE_CHECKING:
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    Share: TypeAlias = float
+else:
+    from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+
+    PositiveFloat = restricted_number_type("PositiveFiniteFloat", float, [(">", 0), ("<", inf)])
+    NonNegativeFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0), ("<", inf)])
+    Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
+
+Split = Literal["all", "train", "validation", "test"]
+RANGES: dict[Any, str] = {
+    PositiveInt: "a whole number above 0",
+    NonNegativeInt: "a whole number, 0 or more",
+    PositiveFloat: "a number above 0",
+    NonNegativeFloat: "a number, 0 or more",
+    Share: "a number from 0 to below 1",
+}
 TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Implementations of transformers that keep packed rows apart by themselves."""
 SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_mia", "lume_score")
@@ -182,8 +193,7 @@ class RunConfig:
         if self.on_collapse == "best":
             _log.warning("--on_collapse best: this word is now rollback; use that one")
             object.__setattr__(self, "on_collapse", "rollback")
-        faults = tuning_faults(self.tuning) + _contradictions(self) + _method_faults(self) + _parameter_faults(self)
-        raise_faults(faults)
+        raise_faults(_contradictions(self) + _method_faults(self) + _parameter_faults(self))
 
     def _fill_in_defaults(self) -> None:
         method = self.spec
@@ -226,22 +236,50 @@ class RunConfig:
         return [name.strip() for name in (self.evaluate_tasks or ",".join(SCORED)).split(",")]
 
 
-def tuning_faults(tuning: str) -> list[str]:
-    """List what is wrong with ``--tuning`` as far as no model is needed to know."""
-    if not re.fullmatch("lora|full|last:[1-9][0-9]*|modules:.+", tuning):
-        return [f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX"]
-    kind, _, pattern = tuning.partition(":")
-    if kind == "modules":
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            return [f"--tuning {tuning}: not a regular expression: {error}"]
+def check_types(options: Any) -> None:
+    """Check the fields of a dataclass against their annotations, for callers in Python; the command line has done so.
+
+    Numbers become plain int or float: pickles of jsonargparse's types load only where jsonargparse is installed.
+
+    Raises:
+        ConfigError: names every option outside its choices or range.
+    """
+    hints = get_type_hints(type(options))
+    faults = []
+    for field in fields(options):
+        name, value, hint = field.name, getattr(options, field.name), hints[field.name]
+        if value is None:
+            continue
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            faults.append(f"--{name} {value!r}: choose one of {', '.join(get_args(hint))}")
+        for kind, words in RANGES.items():
+            if kind in (hint, *get_args(hint)):
+                try:
+                    number = kind(value)
+                    object.__setattr__(options, name, int(number) if isinstance(number, int) else float(number))
+                except (TypeError, ValueError):
+                    faults.append(f"--{name} {value}: must be {words}")
+    raise_faults(faults)
+
+
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise one `ConfigError` that lists the faults, one a line; do nothing if there are none."""
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def source_faults(forget: str | None, data: str | None, split: str) -> list[str]:
+    """List contradictions between ``--forget`` and the options that select rows from a data directory."""
+    if forget is not None and (data is not None or split != "all"):
+        return ["--forget: names the rows already; drop --data and --split, or --forget"]
     return []
 
 
 def _contradictions(config: RunConfig) -> list[str]:
     """List options that contradict each other."""
     faults = source_faults(config.forget, config.data, config.split)
+    if not re.fullmatch("lora|full|last:[1-9][0-9]*|modules:.+", config.tuning):
+        faults.append(f"--tuning {config.tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
     if config.retain is not None and config.forget is None:
         faults.append("--retain: give --forget with it, or name a directory with both by --data")
     if config.forget is not None and config.retain is None and config.needs_retain:
@@ -272,16 +310,12 @@ def _method_faults(config: RunConfig) -> list[str]:
         faults.append(f"--compile true: not supported for {name}, which hooks decoder layers; drop --compile")
     if method.negated and config.on_collapse == "rollback":
         faults.append(f"--on_collapse rollback: {name} makes its weights after training; use warn or stop")
-    if method.negated and config.evaluate_every == "epoch":
-        faults.append(f"--evaluate_every epoch: {name} makes its weights after training; score those instead")
-    if method.phases and config.evaluate_every == "epoch":
-        faults.append(f"--evaluate_every epoch: {name} has no epochs over all rows; score its checkpoints instead")
+    if (method.negated or method.phases) and config.evaluate_every == "epoch":
+        faults.append(f"--evaluate_every epoch: not supported for {name}; score its result, or its checkpoints")
     if method.phases and config.epochs % 1:
         faults.append(f"--epochs {config.epochs}: {name} needs a whole number")
-    for option, fixed in {"lr_schedule": "linear", "warmup": 0}.items():
-        value = getattr(config, option)
-        if method.phases and value != fixed:
-            faults.append(f"--{option} {value}: {name} lets the learning rate fall to 0 in each phase; drop --{option}")
+    if method.phases and (config.lr_schedule, config.warmup) != ("linear", 0):
+        faults.append(f"--lr_schedule, --warmup: {name} lets the learning rate fall to 0 in each phase; drop them")
     return faults
 
 
@@ -289,11 +323,10 @@ def _parameter_faults(config: RunConfig) -> list[str]:
     """List parameters that the method does not have, or that are outside their range."""
     known, faults = config.spec.params, []
     for name, value in config.params.items():
-        if name not in known:
-            having = ", ".join(known) or "none"
-            faults.append(f"--{name} {value}: {config.method} has no such parameter (it has: {having})")
-            continue
-        fault = known[name].fault(value)
+        if name in known:
+            fault = known[name].fault(value)
+        else:
+            fault = f"{config.method} has no such parameter (it has: {', '.join(known) or 'none'})"
         if fault:
             faults.append(f"--{name} {value}: {fault}")
     return faults

@@ -13,7 +13,7 @@ import lume_unlearn
 FLOORS = {
     "lume_tasks": [("errors", "paths"), ("data", "metrics"), ("tasks", "models"), ("_startup", "cli")],
     "lume_unlearn": [
-        ("errors", "files", "option_types"),
+        ("errors", "files"),
         ("methods",),
         ("config",),
         ("data",),
@@ -66,3 +66,10 @@ def test_importing_loads_no_torch(module: str) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_report_names_every_attack() -> None:
+    from lume_tasks.tasks.mia import ATTACKS
+    from lume_unlearn.report import glossary
+
+    assert set(glossary.ATTACKS) == set(ATTACKS)

@@ -9,14 +9,10 @@ from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.errors import DataError, first_few, quote
 
 FIELDS = ("id", "alternative")
-SHOWN = 10  # faults of one message
 
 
 def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Read alternatives of forget rows: JSONL, ``{"id": <of a row>, "alternative": <text>}`` a line.
-
-    Returns:
-        row id -> its alternatives (one or more), both in the order of the file, the texts unchanged.
+    """Read alternatives of forget rows, ``{"id": <of a row>, "alternative": <text>}`` a line: row id -> its texts.
 
     Raises:
         DataError: lists the first ten faults with their lines, among them alternatives that equal their row's output
@@ -38,7 +34,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
         named = ", ".join(first_few(missing, 3))
         faults.append((0, f"has no usable alternative for {len(missing)} of {len(rows)} forget rows: {named}"))
     if faults:
-        raise DataError("\n".join(first_few(place(str(path), faults), SHOWN)))
+        raise DataError("\n".join(first_few(place(str(path), faults), 10)))
     return found
 
 

@@ -1,7 +1,7 @@
 """The encoded rows of a run, and the packs of one optimiser step."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,30 +15,21 @@ from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.spec import Pair, Side, TokenCounts
 
 
+@dataclass(eq=False)
 class Sides(Dataset[dict[str, Any]]):
     """The encoded forget, alternative and retain rows of a run; an item is everything that one optimiser step needs."""
 
-    def __init__(
-        self,
-        forget: Sequence[Tokens],
-        retain: Sequence[Tokens],
-        alternative: Sequence[Tokens] = (),
-        use: bool = True,
-        names: Mapping[str, Sequence[str]] | None = None,
-    ) -> None:
-        """Hold the rows.
-
-        Args:
-            forget: forget rows; a row with several alternatives is there once for each.
-            retain: retain rows.
-            alternative: nothing, or for each of ``forget`` the same prompt with another answer.
-            use: whether the model in training reads the forget rows (some methods read only the alternatives).
-            names: ids of the forget and of the retain rows, for messages.
-        """
-        self.forget, self.retain, self.alternative, self.use = forget, retain, alternative, use
-        self.names = names or {}
-        self.reference: dict[Tokens, Tensor] = {}
-        """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
+    forget: Sequence[Tokens]
+    """A row with several alternatives is there once for each."""
+    retain: Sequence[Tokens]
+    alternative: Sequence[Tokens] = ()
+    """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    use: bool = True
+    """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
+    names: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids of the forget and of the retain rows, for messages."""
+    reference: dict[Tokens, Tensor] = field(default_factory=dict)
+    """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
 
     def __len__(self) -> int:
         """Forget rows."""

@@ -51,17 +51,11 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
 def encode_rows(
     tokenizer: Any, rows: Sequence[Row], loss_on: Literal["answer", "text"], max_length: int | None, context: int | None
 ) -> list[Tokens]:
-    """Encode rows and check their lengths.
-
-    Args:
-        tokenizer: of the model.
-        rows: in the order of the file.
-        loss_on: see `encode_row`.
-        max_length: truncate rows on the right to this many tokens.
-        context: the longest sequence that the model takes, if known.
+    """Encode rows (see `encode_row`), truncated on the right to ``max_length`` tokens.
 
     Raises:
-        DataError: rows longer than the context (without ``max_length``), or without a labelled token after truncation.
+        DataError: rows longer than ``context``, the longest sequence that the model takes, or without a labelled token
+            after truncation.
     """
     encoded, faults = [], []
     for row in rows:

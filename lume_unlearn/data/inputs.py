@@ -1,6 +1,7 @@
 """Find, read and check the rows of a run, and encode them."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,29 +35,7 @@ class Inputs:
 
 
 def load_inputs(config: RunConfig) -> Inputs:
-    """Read and check every file of the run.
-
-    Raises:
-        ConfigError: ``--data`` is not a directory.
-        DataError: lists everything wrong with the rows.
-    """
-    forget, retain, checksums = load_sides(config)
-    alternatives = None
-    if config.spec.alternative == "refusals":
-        alternatives = [[text] for text in refusals(forget, config.seed)]
-    elif config.alternatives is not None:
-        path = Path(config.alternatives)
-        found = read_alternatives(path, forget)
-        alternatives = [found[row.id] for row in forget]
-        checksums |= _checksum(path)
-    return Inputs(forget, retain, alternatives, checksums)
-
-
-def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]:
-    """Read the rows of the data directory, or of the named files.
-
-    Returns:
-        (forget rows, retain rows or none if only ``--forget`` is given, SHA-256 of each file read).
+    """Read and check every file of the run: those of the data directory, or the named ones.
 
     Raises:
         ConfigError: ``--data`` is not a directory.
@@ -69,34 +48,37 @@ def load_sides(config: RunConfig) -> tuple[list[Row], list[Row], dict[str, str]]
     else:
         named = {"forget": config.forget, "retain": config.retain}
         files = {side: named_file(name, side) for side, name in named.items() if name is not None}
-        rows, problems = {}, []
-        for side, path in files.items():
-            found, faults = scan_rows(path)
-            rows[side] = list(found.values())
-            problems += place(str(path), faults)
-        raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows.get("retain", [])))
-    checksums = {name: value for path in files.values() for name, value in _checksum(path).items()}
-    return rows["forget"], rows.get("retain", []), checksums
+        rows = _read_named(files)
+    forget, retain, alternatives = rows["forget"], rows.get("retain", []), None
+    if config.spec.alternative == "refusals":
+        alternatives = [[text] for text in refusals(forget, config.seed)]
+    elif config.alternatives is not None:
+        files["alternatives"] = Path(config.alternatives)
+        found = read_alternatives(files["alternatives"], forget)
+        alternatives = [found[row.id] for row in forget]
+    checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files.values()}
+    return Inputs(forget, retain, alternatives, checksums)
+
+
+def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:
+    rows, problems = {}, []
+    for side, path in files.items():
+        found, faults = scan_rows(path)
+        rows[side] = list(found.values())
+        problems += place(str(path), faults)
+    raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows.get("retain", [])))
+    return rows
 
 
 def named_directory(data: str | None) -> Path:
-    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files.
-
-    Raises:
-        ConfigError: ``--data`` is not a directory.
-        DataError: no directory is found.
-    """
+    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files."""
     if data is not None and not Path(data).expanduser().is_dir():
         raise ConfigError(f"--data {data}: is not a directory")
     return locate.data_dir(data)
 
 
 def named_file(named: str, side: str) -> Path:
-    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it.
-
-    Raises:
-        DataError: there is no such file.
-    """
+    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it."""
     path = Path(named).expanduser()
     if not path.exists():
         raise DataError(f"--{side} {path}: there is no such file or folder")
@@ -110,11 +92,7 @@ def _checksum(path: Path) -> dict[str, str]:
 def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     """Say how many member documents are among the forget rows, and what that means for the membership attack.
 
-    Returns:
-        One line; None if the data has no member documents, or files were named instead of a data directory.
-
-    Raises:
-        DataError: the documents have faults.
+    None if the data has no member documents, or files were named instead of a data directory.
     """
     directory = None if config.forget else named_directory(config.data)
     if directory is None or not (directory / "mia_data").is_dir():
@@ -130,27 +108,19 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
 
 
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:
-    """Encode the rows; a forget row with several alternatives is there once with each.
-
-    ``context`` is the longest sequence that the model takes, if known.
-
-    Raises:
-        DataError: rows that do not fit.
-    """
+    """Encode the rows (see `encode_rows`); a forget row with several alternatives is there once with each."""
 
     def encode(rows: Sequence[Row]) -> list[Tokens]:
         return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context)
 
     retain = inputs.retain if config.needs_retain else []
-    forget, forget_tokens = inputs.forget, encode(inputs.forget)
-    alternative: list[Row] = []
+    forget, alternative = inputs.forget, []
     if inputs.alternatives:
-        texts_of = list(zip(forget, forget_tokens, inputs.alternatives, strict=True))
-        alternative = [replace(row, output=text) for row, _, texts in texts_of for text in texts]
-        forget = [row for row, _, texts in texts_of for _ in texts]
-        forget_tokens = [tokens for _, tokens, texts in texts_of for _ in texts]
+        both = [(row, text) for row, texts in zip(forget, inputs.alternatives, strict=True) for text in texts]
+        forget = [row for row, _ in both]
+        alternative = [replace(row, output=text) for row, text in both]
     return Sides(
-        forget=forget_tokens,
+        forget=encode(forget),
         retain=encode(retain),
         alternative=encode(alternative),
         use=config.spec.uses_forget_rows,
@@ -159,11 +129,7 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
 
 
 def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:
-    """Refuse tokens without an embedding: looking one up raises an obscure error, or crashes a GPU.
-
-    Raises:
-        ConfigError: the tokenizer is not the model's.
-    """
+    """Raise `ConfigError` for tokens without an embedding: looking one up crashes a GPU."""
     highest = max(max(row.input_ids) for row in rows)
     known = model.get_input_embeddings().num_embeddings
     if highest >= known:
@@ -181,10 +147,8 @@ def watched(config: RunConfig, tokenizer: Any, context: int | None, rows: Sequen
     order = np.random.default_rng(config.seed).permutation(len(rows)).tolist()
     found: list[Tokens] = []
     for index in order:
-        try:
+        with suppress(DataError):
             found += encode_rows(tokenizer, [rows[index]], config.loss_on, config.max_length, context)
-        except DataError:
-            continue
         if len(found) == count:
             break
     return found

@@ -1,7 +1,7 @@
 """A pack: rows of different lengths one after another, without padding (see `model.packing`)."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,11 +42,8 @@ class Pack:
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """Return the pack on another device."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        moved: dict[str, Any] = {
-            name: value.to(device, **kwargs) for name, value in values.items() if isinstance(value, Tensor)
-        }
-        return replace(self, **moved)
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **{name: value.to(device, **kwargs) for name, value in tensors.items()})  # type: ignore[arg-type]
 
     def tokens_of(self, side: Side) -> slice:
         """Return where a side's labelled tokens are among the N."""
@@ -61,7 +58,6 @@ class Pack:
         tokens, rows = self.tokens_of(side), self.rows_of(side)
         start = sum(self.lengths[: rows.start])
         stop = start + sum(self.lengths[rows])
-        index = SIDES.index(side)
         return Pack(
             input_ids=self.input_ids[start:stop],
             position_ids=self.position_ids[start:stop],
@@ -70,8 +66,8 @@ class Pack:
             targets=self.targets[tokens],
             rows=self.rows[tokens] - rows.start,
             lengths=self.lengths[rows],
-            row_counts=tuple(count if i == index else 0 for i, count in enumerate(self.row_counts)),
-            token_counts=tuple(count if i == index else 0 for i, count in enumerate(self.token_counts)),
+            row_counts=tuple(n if one == side else 0 for one, n in zip(SIDES, self.row_counts, strict=True)),
+            token_counts=tuple(n if one == side else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
             reference=self.reference[:0],
         )
 

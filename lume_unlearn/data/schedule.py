@@ -70,6 +70,7 @@ def cut(items: Sequence[Item], lengths: Callable[[Item], list[int]], limits: Lim
     return micro_batches
 
 
+@dataclass(eq=False)
 class Steps(Sampler[list[Step]]):
     """The optimiser steps of an epoch for one process, which gets every n-th pair of each step.
 
@@ -77,28 +78,15 @@ class Steps(Sampler[list[Step]]):
     get empty ones. Each process computes this for all, without communication.
     """
 
-    def __init__(
-        self,
-        steps: Callable[[], list[list[Pair]]],
-        count: int,
-        lengths: Callable[[Pair], list[int]],
-        limits: Limits,
-        process: int = 0,
-        processes: int = 1,
-    ) -> None:
-        """Set up the sampler.
-
-        Args:
-            steps: returns the steps of the current epoch; called when an epoch starts, so that a resumed run continues
-                with the right order.
-            count: number of these steps.
-            lengths: tokens of each row of a pair.
-            limits: of one micro-batch.
-            process: index of this process.
-            processes: number of processes.
-        """
-        self.steps, self.count, self.lengths, self.limits = steps, count, lengths, limits
-        self.process, self.processes = process, processes
+    steps: Callable[[], list[list[Pair]]]
+    """Returns the steps of the current epoch; called when it starts, so that a resumed run has the right order."""
+    count: int
+    """Number of these steps."""
+    lengths: Callable[[Pair], list[int]]
+    """Tokens of each row of a pair."""
+    limits: Limits
+    process: int = 0
+    processes: int = 1
 
     def __len__(self) -> int:
         """Optimiser steps of one epoch."""

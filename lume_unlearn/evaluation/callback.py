@@ -1,4 +1,4 @@
-"""Scores while training, through the same tasks as afterwards, and the best weights so far."""
+"""Scores while training, with the same tasks as after it, and keeps the best weights."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lume_tasks.data import locate
 from lume_unlearn.config import SCORED, RunConfig
@@ -28,14 +28,14 @@ RESULTS = "results_lume.json"
 
 
 class Evaluation(TrainerCallback):
-    """After each epoch: the harness's scores in ``scores/checkpoint-<step>/``, and the best weights in ``best/``.
+    """After each epoch, writes the harness's scores to ``scores/checkpoint-<step>/`` and the best weights to ``best/``.
 
-    One process scores and the others wait; each of them must hold the whole model, as it does on one device and under
-    DDP. The results files are the harness's own, so that `lume-unlearn report` shows the scores over time.
+    One process scores and the others wait, so each process must hold the whole model (one device, or DDP).
+    `lume-unlearn report` shows the scores over time.
     """
 
     def __init__(self, config: RunConfig, tokenizer: Any) -> None:
-        """Choose the tasks, and load them once: what cannot be scored is found before training.
+        """Choose the tasks and load them once, to find what cannot be scored before training.
 
         Raises:
             ConfigError: a task is unknown, or the data has nothing for it.
@@ -55,7 +55,7 @@ class Evaluation(TrainerCallback):
             raise ConfigError(f"--evaluate_tasks {error.args[0]}: there is no such task") from error
 
     def _chosen_tasks(self) -> tuple[str, ...]:
-        """The tasks that were named, or the default ones that the data has.
+        """Return the named tasks, or those default tasks that the data has rows for.
 
         Raises:
             ConfigError: the data has nothing for a task that was named.
@@ -71,12 +71,10 @@ class Evaluation(TrainerCallback):
             )
         return tuple(chosen)
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """A resumed run goes on from the best weights so far, and scores first where it ended before it could."""
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Restore the best scores of a resumed run, and score an epoch that it ended without scoring."""
         output = Path(self.config.output)
-        # It may have ended between moving the old ones aside and taking them away.
+        # The run may have died while the best weights were replaced.
         if state.is_world_process_zero and (aside := output / ASIDE).is_dir():
             if (output / BEST).exists():
                 shutil.rmtree(aside)
@@ -87,10 +85,8 @@ class Evaluation(TrainerCallback):
         if state.global_step and float(state.epoch or 0).is_integer():
             self._score_and_keep(model, state.global_step, again=False)
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
-        """Score on the main process."""
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Score in the first process."""
         self._score_and_keep(model, state.global_step)
 
     def _score_and_keep(self, model: Any, step: int, again: bool = True) -> None:
@@ -101,11 +97,11 @@ class Evaluation(TrainerCallback):
         processes.wait_for_everyone()
 
     def _try(self, model: Any, step: int) -> None:
-        """Score, print the scores and keep them; a failure is a warning, since it must not cost the run its result."""
+        """Score, print and keep the scores. A failure is a warning: it must not cost the run its result."""
         try:
             with evaluating(model):
                 results = self._score(model)
-        except Exception as error:  # of the harness, of a task, of the GPU: whatever it is, training can go on
+        except Exception as error:  # of the harness, a task or the GPU: training can continue
             _log.warning(
                 "step %d: scoring failed (%s: %s); training continues and the model will be saved: score it afterwards",
                 step,
@@ -122,12 +118,12 @@ class Evaluation(TrainerCallback):
 
     def _score(self, model: Any) -> dict[str, Any]:
         lm = harness.wrap(model, self.tokenizer, self.config.evaluate_batch_size)
-        # No seeds: scoring draws nothing, and the training's own random state must go on as it is.
+        # No seeds: scoring draws no random numbers, and must not change the random state of training.
         seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
         return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)
 
     def _keep(self, results: dict[str, Any], found: dict[str, Any], model: Any) -> None:
-        """Keep the weights if they are the best, then the scores: with those a step counts as done."""
+        """Keep the weights if they are the best, then the scores, which mark the step as done."""
         step = found["step"]
         if found["value"] is None and not (self._by_aggregate and harness.MEAN in found["scores"]):
             _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
@@ -155,11 +151,11 @@ class Evaluation(TrainerCallback):
 
     @property
     def _by_aggregate(self) -> bool:
-        """Whether the mean of the task scores decides where the metric has no value: the data may lack a task."""
+        """Return whether the mean of the task scores decides if the metric has no value (data may lack a task)."""
         return self.config.best_metric == "lume_score.task_aggregate"
 
     def _found(self, results: dict[str, Any], step: int) -> dict[str, Any]:
-        """Return what ``best.json`` says of these weights; ``value`` is None where the metric has none."""
+        """Return the content of ``best.json``; ``value`` is None if the metric has none."""
         value = results["results"].get(self.task, {}).get(f"{self.metric},none")
         value = None if value is None or math.isnan(value) else float(value)
         scores = harness.headline(results)
@@ -168,7 +164,7 @@ class Evaluation(TrainerCallback):
         return {"metric": self.config.best_metric, "value": value, "step": step, "scores": scores}
 
     def _rank(self, results: dict[str, Any], found: dict[str, Any]) -> tuple[float, float]:
-        """The higher the better; by the task's own word, and of `lume_score` only the forget scores are best low."""
+        """Return a key that is higher for better scores: metric, then the mean of the task scores."""
         default = not self.metric.startswith("forget_")
         higher = results["higher_is_better"].get(self.task, {}).get(self.metric, default)
         value = found["value"] or 0.0
@@ -176,7 +172,7 @@ class Evaluation(TrainerCallback):
 
 
 def best_line(output: Path) -> str | None:
-    """What to say of ``best/`` at the end of a run that was scored while training; None without one."""
+    """Return a line about ``best/`` for the end of a run; None if the run was not scored while training."""
     path = output / BEST / "best.json"
     if not path.is_file():
         return None

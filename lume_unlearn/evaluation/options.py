@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lume_unlearn.option_types import (
+from lume_unlearn.config import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -44,11 +44,7 @@ class AlternativesConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded.
-
-        Raises:
-            ConfigError: names the options that are wrong.
-        """
+        """Raise `ConfigError` for options that cannot work."""
         check_types(self)
         faults = source_faults(self.forget, self.data, self.split)
         if not self.output.endswith(".jsonl"):
@@ -95,9 +91,5 @@ class AuditConfig:
     trust_remote_code: bool = False
 
     def __post_init__(self) -> None:
-        """Check what can be checked before anything is loaded.
-
-        Raises:
-            ConfigError: names the options that are wrong.
-        """
+        """Raise `ConfigError` for options that cannot work."""
         check_types(self)

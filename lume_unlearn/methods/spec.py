@@ -11,7 +11,6 @@ if TYPE_CHECKING:  # torch takes a second to import, and `lume-unlearn --help` r
     from torch import Tensor
 
 RetainTerm = Literal["nll", "kl", "nll+kl", "states", "none"]
-RETAIN_TERMS: tuple[RetainTerm, ...] = ("nll", "kl", "nll+kl", "states", "none")
 Side = Literal["forget", "alternative", "retain"]
 
 

@@ -44,9 +44,8 @@ class Passes:
     def __init__(self, model: Any, layer: int | None = None) -> None:
         """Find out by trying whether values can be computed in chunks.
 
-        Args:
-            model: after `use_packing`, not yet wrapped by accelerate; may be a PEFT model.
-            layer: compute values from the hidden states after this decoder layer instead of from logits.
+        ``model`` is not yet wrapped by accelerate. With ``layer``, values are computed from the hidden states after
+        this decoder layer instead of from logits.
         """
         self.config, self.layer = model.config, layer
         self.packs = packs(model.config)
@@ -57,16 +56,11 @@ class Passes:
             self.chunks = self._chunks_agree(model)
 
     def values(self, model: nn.Module, batch: Pack, spans: Sequence[Span]) -> list[Tensor]:
-        """Run one forward pass and compute the values of each span's tokens: (n,) each.
+        """Run one forward pass and compute the values of each span's tokens: (n,) each. Spans may overlap.
 
         The values are computed inside the model's forward, in place of its output layer, at labelled tokens only. So
         wrappers that gather sharded weights during a forward pass work, and the logits of all tokens never exist at
         once.
-
-        Args:
-            model: the model, possibly wrapped by PEFT or accelerate.
-            batch: on the model's device.
-            spans: any number; they may overlap.
         """
         if not self.chunks:
             logits = labelled_logits(model, self.config, batch)
@@ -84,9 +78,7 @@ class Passes:
 
     @torch.no_grad()
     def reference_at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
-        """Run one forward pass of the reference model.
-
-        Only hidden states are kept, and logits are computed from them when they are asked for.
+        """Run one forward pass of the reference model; only its hidden states are kept.
 
         Returns:
             Function from a slice of the labelled tokens to their reference logits, or with ``layer`` hidden states.
@@ -97,26 +89,12 @@ class Passes:
         states = self._run(model, batch, lambda states: states)
         if self.layer is not None:
             return lambda part: states[part]
-        output = getattr(self.head, "base_layer", self.head).forward  # without an adapter on the output layer
-
-        def logits_at(part: slice) -> Tensor:
-            with torch.no_grad():
-                logits: Tensor = output(states[part])
-            return logits
-
-        return logits_at
+        head = getattr(self.head, "base_layer", self.head)  # without an adapter on the output layer
+        output: Callable[[Tensor], Tensor] = torch.no_grad()(head.forward)
+        return lambda part: output(states[part])
 
     def _run(self, model: nn.Module, batch: Pack, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run one forward pass with ``function`` in place of the output layer.
-
-        Args:
-            model: see `values`.
-            batch: see `values`.
-            function: takes the hidden states at the labelled tokens, (N, d).
-
-        Returns:
-            The result of ``function``.
-        """
+        """Run a forward pass and return ``function`` of the (N, d) hidden states at the labelled tokens."""
         layer_output: list[Tensor] = []
         result: list[Tensor] = []
 
@@ -178,16 +156,9 @@ def _value(span: Span, inputs: Tensor, batch: Pack) -> Tensor:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the model's decoder layers, in order.
-
-    Raises:
-        ValueError: none of its module lists is as long as its configuration says.
-    """
+    """Return the model's decoder layers, in order: its first module list of the length that its configuration says."""
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise ValueError("the model's decoder layers were not found")
+    return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
 
 
 def labelled_logits(model: nn.Module, config: Any, batch: Pack) -> Tensor:
@@ -215,12 +186,8 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
     Only a trial can tell: a model may carry state from token to token outside its attention, or its attention may
     differ from the interface. Such a model keeps its attention, and its rows are padded.
 
-    Args:
-        model: in evaluation mode, without adapter.
-        attention: "auto" for ours, or one of `TRANSFORMERS_ATTENTION`.
-
     Returns:
-        Whether the model takes packed rows now.
+        Whether the model, in evaluation mode and without adapter, takes packed rows now.
 
     Raises:
         ValueError: the attention named is not installed, or does not keep rows apart in this model.
@@ -267,10 +234,7 @@ def row_nlls(
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let torch compile each decoder layer; names and weights stay, and copies of the model are not compiled.
-
-    Layers of one shape share what is compiled, for any number of tokens and rows.
-    """
+    """Let torch compile each decoder layer, for any number of tokens and rows; names and weights stay."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 

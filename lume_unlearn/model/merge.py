@@ -1,7 +1,5 @@
 """Weight arithmetic: reverse training (task vectors), and merge several LoRA adapters (TIES)."""
 
-import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,8 +12,6 @@ from torch import Tensor
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
-
-_log = logging.getLogger("lume_unlearn")
 
 
 @torch.no_grad()
@@ -57,33 +53,21 @@ def ties_merged(model: str, adapters: Sequence[str], density: float, weights: Se
     # For an adapter only the shapes of the model matter, so bfloat16 is enough.
     dtype = torch.float32 if rank is None else torch.bfloat16
     loaded: Any = load.adapted_model(model, adapters, dtype, option="--ties")
-    layers: dict[str, Any] = {name: layer for name, layer in loaded.named_modules() if isinstance(layer, LoraLayer)}
-    _require_same_modules(layers, len(adapters), rank)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The density")
-        if rank is None:
-            for layer in layers.values():
-                layer.get_base_layer().weight.add_(ties_update(layer, weights, density))
-            return loaded.unload()
-        names = load.adapter_names(len(adapters))
-        # PEFT copies this setting of the first adapter, which would multiply the merged update by sqrt(rank).
-        loaded.peft_config[names[0]].use_rslora = False
-        options = {"svd_rank": rank, "svd_full_matrices": False, "density": density}
-        loaded.add_weighted_adapter(names, list(weights), "default", "ties_svd", **options)
-        loss = max(_relative_loss(layer, ties_update(layer, weights, density)) for layer in layers.values())
-    if loss > 0.01:
-        advice = "raise --rank, or leave it out to save the whole model"
-        _log.warning("--rank %d: the adapter loses up to %.1f%% of a merged update; %s", rank, 100 * loss, advice)
+    layers = {name: layer for name, layer in loaded.named_modules() if isinstance(layer, LoraLayer)}
+    for name, layer in layers.items():
+        if len(layer.scaling) < len(adapters):
+            raise ConfigError(f"--ties: only some of the adapters have {name}; train them with the same --lora_targets")
+    if rank is None:
+        for layer in layers.values():
+            layer.get_base_layer().weight.add_(ties_update(layer, weights, density))  # type: ignore[operator]
+        return loaded.unload()
+    names = load.adapter_names(len(adapters))
+    # PEFT copies this setting of the first adapter, which would multiply the merged update by sqrt(rank).
+    loaded.peft_config[names[0]].use_rslora = False
+    options = {"svd_rank": rank, "svd_full_matrices": False, "density": density}
+    loaded.add_weighted_adapter(names, list(weights), "default", "ties_svd", **options)
     loaded.peft_config["default"].base_model_name_or_path = model
     return loaded
-
-
-def _require_same_modules(layers: dict[str, Any], count: int, rank: int | None) -> None:
-    for name, layer in layers.items():
-        if len(layer.scaling) < count:
-            raise ConfigError(f"--ties: only some of the adapters have {name}; train them with the same --lora_targets")
-        if rank is not None and rank > min(layer.in_features, layer.out_features):
-            raise ConfigError(f"--rank {rank}: larger than a dimension of {name}; lower it, or leave it out")
 
 
 def ties_update(layer: Any, weights: Sequence[float], density: float) -> Tensor:
@@ -96,21 +80,9 @@ def ties_update(layer: Any, weights: Sequence[float], density: float) -> Tensor:
     PEFT's ``combination_type="ties"`` merges the A matrices and the B matrices separately instead; the product of the
     merged matrices is not the merged update.
 
-    Args:
-        layer: LoRA layer with one adapter for each weight.
-        weights: factor for each adapter, in the order of loading.
-        density: share of the entries to keep, above 0 and at most 1.
-
     Returns:
         The merged update in float32, in the shape of the layer's weight.
     """
     updates = [layer.get_delta_weight(name).float() for name in load.adapter_names(len(weights))]
     merged: Tensor = merge_utils.ties(updates, torch.tensor(list(weights)), density)
     return merged
-
-
-def _relative_loss(layer: Any, update: Tensor) -> float:
-    """Return how much of a merged update the adapter "default" loses, as a share of its norm."""
-    difference = layer.get_delta_weight("default").float() - update
-    share: float = (difference.norm() / update.norm().clamp(min=1e-30)).item()
-    return share

@@ -11,16 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from lume_unlearn.methods.common import token_nll
 
 CHUNK_BYTES = 2**28
 """Largest size of the float32 logits that exist at once."""
-
-# From torch 2.13; without options torch's function builds all logits.
-_LinearCrossEntropyOptions: Any = getattr(nn, "LinearCrossEntropyOptions", None)
 
 TokenValue = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """((n, V) logits, (n,) targets, (n, V) reference logits or None) to (n,) values; a value depends on its row alone."""
@@ -54,13 +50,8 @@ def in_chunks(
 ) -> Tensor:
     """Compute ``value`` for each token: (n,).
 
-    Args:
-        value: what to compute from the logits.
-        output: (m, d) hidden states to (m, V) logits.
-        vocabulary: V.
-        states: (n, d) hidden states that predict the tokens.
-        targets: (n,) ids of the tokens.
-        reference: slice of the tokens to the reference logits of these tokens.
+    ``output`` maps (m, d) hidden states to (m, V) logits, ``states`` is (n, d) and ``targets`` (n,), and ``reference``
+    maps a slice of the tokens to their reference logits.
     """
 
     def chunk_value(states: Tensor, targets: Tensor, chunk: slice) -> Tensor:
@@ -69,24 +60,6 @@ def in_chunks(
     size = max(1, CHUNK_BYTES // (4 * vocabulary))
     if len(targets) <= size:
         return chunk_value(states, targets, slice(0, len(targets)))
-    linear = _plain_linear(output)
-    if value is nll_value and linear is not None and _full_precision(states):
-        options = _LinearCrossEntropyOptions()
-        return functional.linear_cross_entropy(
-            states, linear.weight, targets, linear_bias=linear.bias, reduction="none", options=options
-        )
     chunks = [slice(start, min(start + size, len(targets))) for start in range(0, len(targets), size)]
-    options = {"use_reentrant": False, "preserve_rng_state": False}  # the values draw no random numbers
+    options: Any = {"use_reentrant": False, "preserve_rng_state": False}  # the values draw no random numbers
     return torch.cat([checkpoint(chunk_value, states[chunk], targets[chunk], chunk, **options) for chunk in chunks])
-
-
-def _plain_linear(output: Callable[[Tensor], Tensor]) -> nn.Linear | None:
-    """Return the linear layer whose unchanged forward this is, if torch has its chunked cross entropy."""
-    layer = getattr(output, "__self__", None)
-    plain = type(layer) is nn.Linear and getattr(output, "__func__", None) is nn.Linear.forward
-    return layer if plain and _LinearCrossEntropyOptions is not None else None
-
-
-def _full_precision(states: Tensor) -> bool:
-    """Return whether torch's linear cross entropy is exact enough; in bfloat16 its result is wrong by 1 in 300."""
-    return states.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled(states.device.type)

@@ -9,6 +9,7 @@ not use it `lume_unlearn.model.forward` pads.
 import inspect
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -36,12 +37,11 @@ def packs(config: Any) -> bool:
     return config._attn_implementation in (IMPLEMENTATION, *TRANSFORMERS_ATTENTION)
 
 
+@dataclass
 class RowLengths:
     """Lengths of the rows, for compiled layers: torch.compile would compile again for each new tuple of numbers."""
 
-    def __init__(self, lengths: tuple[int, ...]) -> None:
-        """Hold ``lengths``."""
-        self.lengths = lengths
+    lengths: tuple[int, ...]
 
 
 def pack_arguments(config: Any, batch: Pack) -> dict[str, Any]:
@@ -82,15 +82,8 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Compute causal attention within each row of a pack; without ``pack_bounds`` this is transformers' SDPA.
 
-    Args:
-        module: the attention layer.
-        query: (1, heads, T, head size).
-        key: (1, key heads, T, head size).
-        value: as ``key``.
-        attention_mask: None for a pack.
-        scaling: factor of the scores.
-        dropout: of the attention weights.
-        **kwargs: ``pack_bounds`` (B + 1,) and ``pack_lengths`` from `pack_arguments`, ``sliding_window`` of the model.
+    ``query`` is (1, heads, T, head size), ``key`` and ``value`` are (1, key heads, T, head size), ``**kwargs`` hold
+    those of `pack_arguments` and the model's ``sliding_window``.
 
     Returns:
         (1, T, heads, head size), and None for the attention weights.
@@ -137,7 +130,7 @@ def _row_by_row(
     window: int | None,
 ) -> Tensor:
     """Compute the attention with one call for each row: for CPUs, and for float32 on GPUs."""
-    options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    options: Any = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
     parts = []
     rows = [torch.split(states, list(lengths), dim=2) for states in (query, key, value)]
     for q, k, v in zip(*rows, strict=True):

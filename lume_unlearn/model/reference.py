@@ -41,14 +41,11 @@ class Reference:
     """
 
     def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True) -> None:
-        """Copy the model unless it is a PEFT model.
+        """Copy the model before the first step, unless it is a PEFT model.
 
-        Args:
-            model: before the first step.
-            passes: of that model.
-            kind: "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
-                moved to the GPU layer by layer during each forward pass.
-            share: a copy of kind "same" or "cpu" uses the model's untrained weights.
+        ``kind`` is "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
+        moved to the GPU layer by layer during each forward pass. With ``share``, a copy of kind "same" or "cpu" uses
+        the model's untrained weights.
 
         Raises:
             ConfigError: int8 needs torchao, which is not installed.
@@ -71,11 +68,8 @@ class Reference:
     ) -> Callable[[slice], Tensor]:
         """Run a forward pass of the reference model, without dropout (see `Passes.reference_at`).
 
-        Args:
-            model: the model in training as accelerate wrapped it; with LoRA the forward pass goes through the wrapper.
-            unwrapped: the same model without the wrapper.
-            batch: rows to score.
-            autocast: precision of the forward pass of a copy, which accelerate has not wrapped.
+        ``model`` is the one in training as accelerate wrapped it, ``unwrapped`` the same without the wrapper, and
+        ``autocast`` the precision of the forward pass of a copy, which accelerate has not wrapped.
         """
         if self.copy is None:
             with unwrapped.disable_adapter(), evaluating(model):

@@ -16,20 +16,16 @@ from lume_unlearn.model.merge import ties_merged
 def merge(adapter: str, output: str, model: str | None = None, dtype: str = "float32") -> None:
     """Merge a LoRA adapter into its model, in float32, and save the model with its tokenizer.
 
-    Args:
-        adapter: folder that `lume-unlearn run --tuning lora` wrote.
-        output: folder for the merged model.
-        model: the adapter's model; None for the one that it names.
-        dtype: of the saved weights: "float32" (same scores as the adapter) or "bfloat16" (half the size).
+    ``model`` is by default the one that the adapter names; ``dtype``, of the saved weights, is "float32" (scores as the
+    adapter does) or "bfloat16" (half the size).
 
     Raises:
-        ConfigError: adapter and model do not load or do not fit, or the output is in use or cannot be written.
+        ConfigError: adapter or model cannot be loaded or do not fit, or the output is in use or cannot be written.
     """
     require_unused(Path(output))
     base = model or _base_model([adapter], "--adapter")
     with only_run(Path(output)):
-        merged = load.merged_model(base, adapter).to(getattr(torch, dtype))
-        _save(merged, adapter, base, Path(output))
+        _save(load.merged_model(base, adapter).to(getattr(torch, dtype)), adapter, base, Path(output))
 
 
 @torch.no_grad()
@@ -42,14 +38,21 @@ def merge_ties(
     model: str | None = None,
     dtype: str = "float32",
 ) -> None:
-    """Merge LoRA adapters with TIES and save the result with its tokenizer (options as of `ties_merged` and `merge`).
+    """Merge two or more LoRA adapters of one model with TIES (see `ties_merged`) and save the result.
 
     Raises:
-        ConfigError: an option is out of range, the adapters do not fit each other or the model, or the output is in use
-            or cannot be written.
+        ConfigError: see `merge`; or the adapters do not fit each other.
     """
     weights = weights or [1.0] * len(adapters)
-    _check_options(adapters, density, weights, rank)
+    if len(adapters) < 2 or len(weights) != len(adapters):
+        raise ConfigError(
+            f"--ties: {len(adapters)} adapters, {len(weights)} weights; name two or more, and a weight for each"
+        )
+    for adapter in adapters:
+        config = load.adapter_config(adapter, "--ties")
+        for field in ("use_dora", "lora_bias", "modules_to_save"):
+            if getattr(config, field, None):
+                raise ConfigError(f"--ties {adapter}: has {field}, which TIES cannot merge; train without it")
     require_unused(Path(output))
     base = model or _base_model(adapters, "--ties")
     with only_run(Path(output)):
@@ -59,38 +62,11 @@ def merge_ties(
         _save(result, adapters[0], base, Path(output))
 
 
-def _check_options(adapters: Sequence[str], density: float, weights: Sequence[float], rank: int | None) -> None:
-    faults = []
-    if len(adapters) < 2:
-        faults.append(f"--ties {','.join(adapters)}: name two or more adapters, with commas between them")
-    if not 0 < density <= 1:
-        faults.append(f"--density {density}: must be above 0 and at most 1")
-    if len(weights) != len(adapters):
-        faults.append(f"--weights: {len(weights)} given for {len(adapters)} adapters; give one for each")
-    if rank is not None and rank < 1:
-        faults.append(f"--rank {rank}: must be at least 1")
-    for adapter in adapters:
-        config = load.adapter_config(adapter, "--ties")
-        for field in ("use_dora", "lora_bias", "modules_to_save"):
-            if getattr(config, field, None):
-                faults.append(f"--ties {adapter}: has {field}, which TIES cannot merge; train without it")
-    if faults:
-        raise ConfigError("\n".join(faults))
-
-
 def _base_model(adapters: Sequence[str], option: str) -> str:
-    """Return the model that all adapters name.
-
-    Raises:
-        ConfigError: they name none or different ones, or a folder holds no adapter.
-    """
+    """Return the model that all adapters name."""
     bases: list[Any] = [load.adapter_config(adapter, option).base_model_name_or_path for adapter in adapters]
-    for adapter, base in zip(adapters, bases, strict=True):
-        if base is None:
-            raise ConfigError(f"{option} {adapter}: it does not say which model it belongs to; name it with --model")
-    if len({Path(base).resolve() for base in bases}) > 1:  # two runs may spell one folder differently
-        names = ", ".join(bases)
-        raise ConfigError(f"{option}: the adapters name different models ({names}); name theirs with --model")
+    if None in bases or len({Path(base).resolve() for base in bases}) > 1:  # two runs may spell one folder differently
+        raise ConfigError(f"{option}: the adapters name different models or none: {bases}; name theirs with --model")
     return str(bases[0])
 
 

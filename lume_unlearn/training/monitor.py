@@ -11,7 +11,7 @@ from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.data.encode import Tokens
@@ -78,9 +78,7 @@ class Monitor(TrainerCallback, ExportableState, InCheckpoint):
         kept = {"measured": self.measured, "collapsed": self.collapsed, "policy": self.policy, "bound": self.bound}
         return {"args": {}, "attributes": kept}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure the reference NLL, or restore what the checkpoint kept.
 
         Raises:
@@ -103,9 +101,7 @@ class Monitor(TrainerCallback, ExportableState, InCheckpoint):
             tensors = load_file(_weights_file(Path(args.output_dir or "") / f"{PREFIX}{state.global_step}"))
             self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure when it is time, and act on a collapse."""
         due = self.every and state.global_step % self.every == 0
         if due or state.global_step == state.max_steps:

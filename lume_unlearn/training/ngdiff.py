@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 from lume_unlearn.methods.ngdiff import quadratic_rate
 from lume_unlearn.methods.spec import Side
@@ -97,18 +97,14 @@ class RateSearch(TrainerCallback):
         self.start: tuple[list[Tensor], float] | None = None
         """The weights before the current step and their retain loss, if this step searches."""
 
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Keep the weights from before the step."""
         every = int(self.trainer.params["rate_every"])
         if every and (state.global_step + 1) % every == 0:
             weights = [weight.detach().clone() for weight in model.parameters() if weight.requires_grad]
             self.start = weights, self.trainer.retain_loss(model)
 
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
-    ) -> None:
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Compute the retain loss on both sides of the start, and set the next learning rate."""
         if self.start is None:
             return

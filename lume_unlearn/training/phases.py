@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 
 
 class FreshOptimizer(TrainerCallback):
@@ -14,14 +14,7 @@ class FreshOptimizer(TrainerCallback):
         """``lengths``: optimiser steps of each phase."""
         self.starts = {0, *accumulate(lengths)}
 
-    def on_step_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
         """Clear the state before the first step of a phase."""
         if state.global_step in self.starts:
             getattr(optimizer, "optimizer", optimizer).state.clear()

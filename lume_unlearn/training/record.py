@@ -3,14 +3,13 @@
 import json
 import platform
 import time
-from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
@@ -34,7 +33,7 @@ class Record(TrainerCallback, InCheckpoint):
 
     def __init__(self, config: RunConfig, checksums: dict[str, str]) -> None:
         """``checksums``: SHA-256 of each data file."""
-        self.path = Path(config.output) / RECORD
+        self.output = Path(config.output)
         self.started = time.time()
         precision = "bfloat16" if use_bfloat16(config.precision) else "float32"
         self.content: dict[str, Any] = {
@@ -53,16 +52,13 @@ class Record(TrainerCallback, InCheckpoint):
         Raises:
             ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
         """
-        path = checkpoint / RECORD
+        before = read_record(checkpoint)
         try:
-            before = json.loads(path.read_text(encoding="utf-8"))
             faults = self._differences(before)
             ratio = float(self.content["config"]["learning_rate"] / before["config"]["learning_rate"])
             self.started -= before["seconds"]
-        except (OSError, ValueError, LookupError, TypeError) as error:
-            raise ConfigError(
-                f"--resume: {path} cannot be read, so this cannot be compared with the run to resume"
-            ) from error
+        except KeyError as error:
+            raise ConfigError(f"--resume: {checkpoint / RECORD} cannot be read, or lacks {error}") from error
         if faults:
             raise ConfigError("\n".join(faults))
         return ratio
@@ -86,40 +82,33 @@ class Record(TrainerCallback, InCheckpoint):
             faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")
         return faults
 
-    def write(
-        self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
-    ) -> None:
-        """Write the file atomically into the folder of the run.
+    def write(self, folder: Path, history: list[dict[str, Any]], **result: Any) -> None:
+        """Write the record atomically.
 
         Args:
+            folder: of the run, or a checkpoint.
             history: Trainer's log of the loss terms.
-            watched: measurements of the collapse monitor.
-            finished: whether the result is beside it.
+            **result: of a finished run: ``finished`` and the monitor's measurements, ``watched``.
         """
-        write_text(self.path, self._text(history, watched, finished))
-
-    def _text(
-        self, history: list[dict[str, Any]], watched: Sequence[dict[str, float]] = (), finished: bool = False
-    ) -> str:
         progress = {
-            "finished": finished,
+            "finished": False,
             "processes": PartialState().num_processes,
             "seconds": round(time.time() - self.started, 1),
-            "watched": list(watched),
+            "watched": [],
             "history": [entry for entry in history if "train_runtime" not in entry],
         }
-        return json.dumps(self.content | progress, indent=1) + "\n"
+        write_text(folder / RECORD, json.dumps(self.content | progress | result, indent=1) + "\n")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Write the record into a checkpoint, to be compared when it is resumed."""
         if state.is_world_process_zero:
-            (checkpoint / RECORD).write_text(self._text(state.log_history), encoding="utf-8")
+            self.write(checkpoint, state.log_history)
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Update the record in the folder of the run."""
         if state.is_world_process_zero:
-            with writing(self.path.parent):
-                self.write(state.log_history)
+            with writing(self.output):
+                self.write(self.output, state.log_history)
 
 
 def _while_training(value: Any) -> Any:
@@ -127,20 +116,13 @@ def _while_training(value: Any) -> Any:
     return {name: number for name, number in value.items() if name != "scale"} if isinstance(value, dict) else value
 
 
-def recorded_max_tokens(checkpoint: Path) -> int | None:
-    """Return the ``max_tokens`` of a checkpoint, or None if its record cannot be read."""
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record in the folder of a run or in a checkpoint; empty if there is none or it cannot be read."""
     try:
-        return int(json.loads((checkpoint / RECORD).read_text(encoding="utf-8"))["config"]["max_tokens"])
-    except (OSError, ValueError, LookupError):
-        return None
-
-
-def is_finished(output: Path) -> bool:
-    """Return whether the folder holds the result of a finished run."""
-    try:
-        return bool(json.loads((output / RECORD).read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, LookupError):
-        return False
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _version(package: str) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
@@ -30,7 +29,7 @@ from lume_unlearn.training.memory import default_max_tokens
 from lume_unlearn.training.monitor import SAMPLE, Monitor, trained_weights, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
 from lume_unlearn.training.optimizer import optimizer_class
-from lume_unlearn.training.record import Record, is_finished, recorded_max_tokens
+from lume_unlearn.training.record import Record, read_record
 from lume_unlearn.training.signals import Stop
 from lume_unlearn.training.state import LowerRate
 from lume_unlearn.training.throughput import Throughput
@@ -83,8 +82,6 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
-    declared = load.load_model_config(config.model, config.trust_remote_code)
-    load.require_depth(declared.get_text_config().num_hidden_layers, config.tuning, config.params.get("layer", 0))
     model = load_configured(config)
     sides = encode_sides(config, tokenizer, load.context_length(model), inputs)
     monitor = _monitor(config, model, tokenizer, inputs)
@@ -144,7 +141,7 @@ def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: 
         trainer.save_model(str(output / PARTIAL))
         if trainer.is_world_process_zero():
             publish_result(output / PARTIAL, output)
-            record.write(trainer.state.log_history, monitor.measured, finished=True)
+            record.write(output, trainer.state.log_history, watched=monitor.measured, finished=True)
 
 
 def _negate(config: RunConfig, trainer: UnlearningTrainer, monitor: Monitor) -> None:
@@ -192,7 +189,7 @@ def _require_free(output: Path, resume: bool) -> None:
         require_unused(output, "name another folder, or use --resume")
     if resume and not output.is_dir():
         raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
-    if resume and is_finished(output):
+    if resume and read_record(output).get("finished"):
         raise ConfigError(f"--resume: the run in {output} is finished")
 
 
@@ -201,7 +198,7 @@ def _with_max_tokens(config: RunConfig) -> RunConfig:
     if config.max_tokens is not None:
         return config
     checkpoints = whole_checkpoints(Path(config.output)) if config.resume else []
-    recorded = recorded_max_tokens(checkpoints[0]) if checkpoints else None
+    recorded = read_record(checkpoints[0]).get("config", {}).get("max_tokens") if checkpoints else None
     return replace(config, max_tokens=recorded or default_max_tokens())
 
 
@@ -223,25 +220,9 @@ def _checkpoint(output: Path, resume: bool) -> Path | None:
 
 
 def load_configured(config: RunConfig) -> Any:
-    """Load the model that this run trains (see `load.load_for_training`)."""
-    targets = [name.strip() for name in config.lora_targets.split(",")]
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
-    return load.load_for_training(
-        config.model,
-        config.tuning,
-        lora,
-        attention=config.attention,
-        bfloat16=load.use_bfloat16(config.precision),
-        bfloat16_weights=config.weights == "bfloat16",
-        device=PartialState().device if torch.cuda.is_available() and not sharded() else None,
-        trust_remote_code=config.trust_remote_code,
-    )
+    """Load the model that this run trains, on the device of this process unless FSDP or DeepSpeed shards it."""
+    device = PartialState().device if torch.cuda.is_available() and not sharded() else None
+    return load.load_for_training(config, device)
 
 
 def make_trainer(

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.errors import Interrupted
 
@@ -46,7 +46,7 @@ class Stop(TrainerCallback):
             raise KeyboardInterrupt
         self.signal = number
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Save and stop if any process has got a signal, unless training ends here anyway."""
         if args.world_size > 1:  # all processes have to stop after the same step
             came = torch.tensor(self.signal, device=PartialState().device)

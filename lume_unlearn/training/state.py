@@ -4,7 +4,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 
@@ -37,9 +37,7 @@ class Progress(TrainerCallback, ExportableState):
         sums = {name: value.item() for name, value in self.sums.items()}
         return {"args": {}, "attributes": {"values": self.values, "sums": sums, "steps": self.steps}}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the checkpoint kept."""
         saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
         if saved is not None and state.global_step:
@@ -56,13 +54,7 @@ class LowerRate(TrainerCallback):
         self.ratio = ratio
 
     def on_train_begin(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        optimizer: Any = None,
-        lr_scheduler: Any = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
     ) -> None:
         """Scale the rates in the optimiser and in the schedule, which Trainer has just loaded from the checkpoint."""
         for group in optimizer.param_groups:

@@ -48,12 +48,13 @@ def cut(name: str) -> Damage:
     return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
 
 
-LAYER = "model.layers.2.input_layernorm.weight is missing, .* and 24 more"
-SHAPE = r"mlp.down_proj.weight has shape \[32, 64\], not \[32, 128\]"
 MODELS: dict[str, tuple[Damage, str]] = {
-    "more layers than weights": (setting(num_hidden_layers=5), LAYER),
-    "no output layer": (without("lm_head.weight"), "lm_head.weight is missing"),
-    "another width": (setting(intermediate_size=128), SHAPE),
+    "more layers than weights": (
+        setting(num_hidden_layers=5),
+        "missing are: model.layers.2.input_.* and 24 more",
+    ),
+    "no output layer": (without("lm_head.weight"), "missing are: lm_head.weight"),
+    "another width": (setting(intermediate_size=128), "cannot be loaded: .*mismatched"),
     "unknown type": (setting(model_type="other"), "model type `other`"),
     "config: no object": (text("config.json", "[]"), "model_type"),
     "weights: empty": (text("model.safetensors", ""), "header too small"),
@@ -79,7 +80,7 @@ def adapter(tmp_path: Path, model: Path) -> Path:
 def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> None:
     damage, reason = MODELS[name]
     damage(model)
-    with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights cannot be loaded: .*{reason}"):
+    with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights .*{reason}"):
         load.load_model(str(model), torch.float32)
 
 
@@ -88,15 +89,6 @@ def test_a_broken_tokenizer_is_refused(content: str, model: Path) -> None:
     (model / "tokenizer.json").write_text(content)
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
         load.load_tokenizer(str(model))
-
-
-def test_out_of_memory_is_not_blamed_on_the_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*args: Any, **options: Any) -> None:
-        raise torch.OutOfMemoryError("out of memory")
-
-    monkeypatch.setattr(load.AutoModelForCausalLM, "from_pretrained", fail)
-    with pytest.raises(torch.OutOfMemoryError):
-        load.load_model(str(model), torch.float32)
 
 
 class Evil:
@@ -127,9 +119,8 @@ KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ADAPTERS: dict[str, tuple[Damage, str]] = {
     "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
     "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
-    "half of a module": (without(KEY, "adapter_model.safetensors"), "Found missing adapter keys"),
+    "half of a module": (without(KEY, "adapter_model.safetensors"), "missing are"),
     "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
-    "another type": (text("adapter_config.json", '{"peft_type": "IA3"}'), "is no LoRA adapter"),
 }
 
 
@@ -162,20 +153,3 @@ def test_an_output_that_cannot_be_written_is_named(
     given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model)]
     assert cli.main([command, *given, "--output", "/dev/null/out"]) == 1
     assert f"lume-unlearn {command}: --output /dev/null/out: cannot be written" in capsys.readouterr().err
-
-
-def test_a_merged_model_is_written_atomically(
-    adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def fail(self: Any, folder: Path, **options: Any) -> None:
-        assert (folder / "model.safetensors").exists()
-        raise OSError("No space left on device")
-
-    out = tmp_path / "out"
-    with monkeypatch.context() as patch:
-        patch.setattr("transformers.PreTrainedTokenizerBase.save_pretrained", fail)
-        assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 1
-    assert f"--output {out}: cannot be written (No space left on device" in capsys.readouterr().err
-    assert list(out.iterdir()) == []
-    assert cli.main(["merge", "--adapter", str(adapter), "--output", str(out)]) == 0
-    load.load_model(str(out), torch.float32)

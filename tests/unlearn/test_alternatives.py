@@ -108,18 +108,9 @@ def test_samples_stay_in_a_part_file_if_a_row_has_none(
         ({"temperature": 0.0}, r"--temperature 0\.0: must be a number above 0"),
         ({"seed": -1}, "--seed -1"),
         ({"output": "a.json"}, r"--output a\.json"),
-        ({"split": "test", "forget": "f"}, "--split test"),
+        ({"split": "test", "forget": "f"}, "--forget: names the rows"),
     ],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         AlternativesConfig(**({"model": "m", "output": "o.jsonl"} | options))
-
-
-@pytest.mark.parametrize(("option", "error"), [("data", ConfigError), ("forget", DataError)])
-def test_rows_that_are_not_there_are_named(
-    config: AlternativesConfig, option: str, error: type[Exception], tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"data": None, option: str(tmp_path / "absent")}
-    with pytest.raises(error, match=f"--{option} .*absent"):
-        write_alternatives(replace(config, **options))

@@ -32,7 +32,7 @@ def finished(tmp_path: Path) -> Path:
     folder = tmp_path / "secret-place" / "npo"
     folder.mkdir(parents=True)
     config = RunConfig(model=str(tmp_path / "secret-place" / "base"), output=str(folder), method="npo", tuning="lora")
-    Record(config, {str(tmp_path / "secret-place" / "forget.jsonl"): "abc123"}).write([])
+    Record(config, {str(tmp_path / "secret-place" / "forget.jsonl"): "abc123"}).write(Path(config.output), [])
     return folder
 
 

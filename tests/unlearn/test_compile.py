@@ -4,16 +4,13 @@ import shutil
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import nn
 from torch._dynamo.testing import CompileCounter
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
 from lume_unlearn.model.output_layer import nll_value
 from tests.conftest import make_model
@@ -55,6 +52,7 @@ def test_compiled_layers_train_the_same(tuning: str, tmp_path: Path, counter: Co
     assert counter.frame_count > 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
 def test_compiled_kernels_train_the_same(tmp_path: Path) -> None:
     same_training(tmp_path, "gd", "full")
@@ -73,15 +71,3 @@ def test_packs_of_other_sizes_are_not_compiled_again(counter: CompileCounter) ->
         counts.append(counter.frame_count)
     assert len(set(counts)) == 1
     assert counts[0] < 2 * len(model.model.layers) + 2  # the layers share what is compiled
-
-
-@pytest.mark.parametrize(
-    ("method", "options", "words"),
-    [
-        ("rmu", {}, "rmu looks into the layers"),
-        ("gd", {"gradient_checkpointing": True}, "nothing would be compiled with --gradient_checkpointing true"),
-    ],
-)
-def test_options_that_prevent_compiling_are_refused(method: str, options: dict[str, Any], words: str) -> None:
-    with pytest.raises(ConfigError, match=rf"^--compile true: {words}"):
-        RunConfig("m", "o", method, "full", compile=True, **options)

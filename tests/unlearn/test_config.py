@@ -7,12 +7,11 @@ from typing import Any, get_args
 import pytest
 
 from lume_tasks.data.rows import SPLITS
-from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig
+from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.spec import RETAIN_TERMS
-from lume_unlearn.option_types import Split
+from lume_unlearn.methods.spec import RetainTerm
 
 
 def config(**options: Any) -> RunConfig:
@@ -40,12 +39,6 @@ def test_an_option_is_the_users_or_the_methods_or_the_packages() -> None:
     assert METHODS["satimp"].params["beta2"].default == 1.0
 
 
-def test_numbers_are_plain_ones_whatever_type_they_come_in() -> None:
-    """Types of jsonargparse would end up in pickled checkpoints."""
-    found = config(epochs="2", batch_size=4.0)
-    assert (found.epochs, type(found.epochs), found.batch_size, type(found.batch_size)) == (2, float, 4, int)
-
-
 BAD = {
     "tuning": "loar",
     "split": "tset",
@@ -58,15 +51,9 @@ BAD = {
     "retain_weight": nan,
     "weight_decay": "much",
     "save_steps": -5,
-    "seed": None,
+    "seed": -1,
     "warmup": 1.0,
 }
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_a_value_that_makes_no_sense_is_named(name: str) -> None:
-    (line,) = faults(**{name: BAD[name]})
-    assert line.startswith(f"--{name} ")
 
 
 def test_all_values_that_make_no_sense_are_named_together() -> None:
@@ -91,8 +78,8 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
     [
         ({"forget": "f"}, "--forget: give --retain"),
         ({"retain": "r", "method": "ga"}, "--retain: give --forget"),
-        ({"forget": "f", "retain": "r", "data": "d"}, "--data and --forget"),
-        ({"forget": "f", "retain": "r", "split": "train"}, "--split train"),
+        ({"forget": "f", "retain": "r", "data": "d"}, "--forget: names the rows already"),
+        ({"forget": "f", "retain": "r", "split": "train"}, "--forget: names the rows already"),
         ({"evaluate_every": "epoch", "forget": "f", "retain": "r"}, "--evaluate_every epoch: the tasks read a data"),
         ({"evaluate_every": "epoch", "best_metric": "lume_mmlu.acc"}, "--best_metric lume_mmlu.acc: TASK.METRIC"),
         ({"evaluate_every": "epoch", "best_metric": "lume_mia"}, "--best_metric lume_mia: TASK.METRIC"),
@@ -100,13 +87,13 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
         ({"compile": True, "gradient_checkpointing": True}, "--compile true: compiles nothing"),
         ({"compile": True, "method": "rmu"}, "--compile true: not supported for rmu, which hooks decoder layers; drop"),
         ({"method": "task-vector", "on_collapse": "rollback"}, "--on_collapse rollback: task-vector makes its weights"),
-        ({"method": "task-vector", "evaluate_every": "epoch"}, "--evaluate_every epoch: task-vector makes its weights"),
+        ({"method": "task-vector", "evaluate_every": "epoch"}, "--evaluate_every epoch: not supported for task-vector"),
         ({"method": "dpo", "alternatives": None}, "--method dpo: needs --alternatives FILE"),
         ({"alternatives": "f.jsonl"}, "--alternatives f.jsonl: npo does not use them"),
         ({"method": "agad", "epochs": 1.5}, "--epochs 1.5: agad needs a whole number"),
-        ({"method": "sugd", "lr_schedule": "cosine"}, "--lr_schedule cosine: sugd lets the learning rate fall"),
-        ({"method": "sugd", "warmup": 0.1}, "--warmup 0.1: sugd lets the learning rate fall"),
-        ({"method": "sugd", "evaluate_every": "epoch"}, "--evaluate_every epoch: sugd has no epochs over all rows"),
+        ({"method": "sugd", "lr_schedule": "cosine"}, "--lr_schedule, --warmup: sugd lets the learning rate fall"),
+        ({"method": "sugd", "warmup": 0.1}, "--lr_schedule, --warmup: sugd lets the learning rate fall"),
+        ({"method": "sugd", "evaluate_every": "epoch"}, "--evaluate_every epoch: not supported for sugd"),
     ],
 )
 def test_contradictions(options: dict[str, Any], fault: str) -> None:
@@ -114,16 +101,11 @@ def test_contradictions(options: dict[str, Any], fault: str) -> None:
     assert line.startswith(fault)
 
 
-def test_a_method_without_retain_term_takes_forget_rows_alone() -> None:
-    assert config(method="ga", forget="f").retain is None
-    assert config(method="npo", retain_term="none", forget="f").retain is None
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_allows_its_retain_terms_alone(method: str) -> None:
     allowed = METHODS[method].retain_terms
     assert METHODS[method].retain in allowed
-    for term in RETAIN_TERMS:
+    for term in get_args(RetainTerm):
         if term in allowed:
             assert config(method=method, retain_term=term).needs_retain == (term != "none")
         else:
@@ -147,11 +129,6 @@ def test_a_method_allows_its_retain_terms_alone(method: str) -> None:
 )
 def test_parameters_that_cannot_work(method: str, params: dict[str, Any], fault: str) -> None:
     assert faults(method=method, params=params) == [fault]
-
-
-@pytest.mark.parametrize(("method", "param"), [("wga", "beta"), ("rmu", "layer"), ("pdu", "epsilon"), ("ceu", "skip")])
-def test_a_parameter_may_be_0_if_that_means_something(method: str, param: str) -> None:
-    assert config(method=method, params={param: 0}).params[param] == 0
 
 
 def test_retain_rows_of_weight_0_take_no_part_unless_the_method_needs_them() -> None:

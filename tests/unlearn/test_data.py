@@ -58,13 +58,6 @@ def test_a_tokenizer_that_appends_eos_gets_no_second_one(tokenizer: Any) -> None
     assert encode_row(Ending(), ROW) == encode_row(tokenizer, ROW)
 
 
-def test_a_tokenizer_without_eos_is_refused() -> None:
-    endless = Letters()
-    endless.eos_token_id = None
-    with pytest.raises(DataError, match="no EOS"):
-        encode_row(endless, ROW)
-
-
 def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
     rows = [ROW, *(Row(f"long-{i}-sc1", "fox " * 40, "river", "Task1") for i in range(12))]
     length = len(encode_row(tokenizer, rows[1]).input_ids)

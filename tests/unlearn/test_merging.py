@@ -1,7 +1,6 @@
 """Weight arithmetic: task vectors are negated, and adapters merged, as their formulas say."""
 
 import json
-import logging
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -89,12 +88,6 @@ def test_negated_weights_by_hand() -> None:
     assert (half.dtype, half.item()) == (torch.bfloat16, 1.0 - 2**-4)
 
 
-@pytest.mark.parametrize(("other", "message"), [({"b": torch.ones(2)}, "only: a, b"), ({"a": torch.ones(3)}, r"a: .*")])
-def test_negated_refuses_other_names_or_shapes(other: dict[str, Tensor], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        negated({"a": torch.ones(2)}, other, 1.0)
-
-
 @pytest.mark.parametrize("tied", [False, True])
 def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_path: Path) -> None:
     if tied:
@@ -108,13 +101,6 @@ def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_pa
     subtract_training(str(tmp_path), model, 5.0)
     torch.testing.assert_close(weights_of(model), expected)
     assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
-
-
-def test_rounding_to_bfloat16_does_not_count_as_training(model: LlamaForCausalLM, model_dir: Path) -> None:
-    trained = LlamaForCausalLM.from_pretrained(model_dir, dtype=torch.bfloat16)
-    before = weights_of(trained)
-    subtract_training(str(model_dir), trained, 5.0)
-    assert all(value.equal(before[name]) for name, value in weights_of(trained).items())
 
 
 @pytest.mark.parametrize("targets", [TARGETS, ["q_proj", "embed_tokens"]])
@@ -173,23 +159,16 @@ def test_a_merged_model_equals_the_formula(
 
 
 @pytest.mark.parametrize("rank", [4, 32])
-def test_a_merged_adapter_is_the_nearest_of_its_rank(
-    rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_merged_adapter_is_the_nearest_of_its_rank(rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
     adapters = [str(adapt("one", 1, use_rslora=True)), str(adapt("two", 2, r=8))]
-    with caplog.at_level(logging.WARNING, "lume_unlearn"):
-        merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
+    merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
     found = added(model_dir, str(tmp_path / "merged"))
-    lost = []
     for name, change in changes(model_dir, adapters).items():
         nearest = change
         if change.dim() == 2:
             left, sizes, right = torch.linalg.svd(change, full_matrices=False)
             nearest = left[:, :rank] * sizes[:rank] @ right[:rank]
         torch.testing.assert_close(found[name], nearest, rtol=0, atol=2e-6)
-        lost.append(((change - nearest).norm() / change.norm().clamp(min=1e-30)).item())
-    warning = f"--rank {rank}: the adapter loses up to {max(lost):.1%} of a merged update"
-    assert (warning in caplog.text) == (rank == 4)  # rank 32 holds any update of these weights
     config = json.loads((tmp_path / "merged" / "adapter_config.json").read_text())
     assert config["base_model_name_or_path"] == str(model_dir)
 
@@ -231,11 +210,7 @@ def test_one_adapter_is_merged_into_its_model(pair: list[str], model_dir: Path, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"density": 0.0}, r"--density 0\.0"),
-        ({"weights": [1.0]}, "--weights: 1 given for 2 adapters"),
-        ({"adapters": ["one"]}, "--ties .*one: name two or more adapters"),
-        ({"rank": 0}, "--rank 0"),
-        ({"rank": 33}, "--rank 33: larger than a dimension of .*q_proj"),
+        ({"weights": [1.0]}, "--ties: 2 adapters, 1 weights; name two or more"),
         ({"adapters": ["one", "none"]}, r"--ties .*none: .*no adapter_config\.json"),
         ({"adapters": ["one", "fewer"]}, "only some of the adapters have .*down_proj"),
         ({"adapters": ["one", "other"]}, "name different models"),
@@ -263,8 +238,7 @@ def test_adapters_that_cannot_be_merged_are_refused(
     ("options", "message"),
     [
         ([], "name one adapter by --adapter, or several by --ties A,B"),
-        (["--adapter", "a", "--rank", "4"], "--rank: only with --ties"),
-        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers with commas between them"),
+        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
     ],
 )
 def test_contradicting_options_are_refused(

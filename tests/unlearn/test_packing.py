@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers import (
     AutoModelForCausalLM,
@@ -97,43 +96,6 @@ def test_packed_equals_padded_equals_alone(name: str) -> None:
         assert_same_gradients(ours, by_hand)
 
 
-@pytest.mark.parametrize("lora", [False, True])
-@pytest.mark.parametrize("name", ["llama-gqa", "olmo"])
-def test_gradient_checkpointing_of_packed_rows_gives_the_gradients_of_padded_rows(name: str, lora: bool) -> None:
-    padded, packed = make(name), make(name)
-    assert use_packing(packed)
-    if lora:
-        config = LoraConfig(r=4, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
-        torch.manual_seed(5)
-        padded = get_peft_model(padded, config)
-        torch.manual_seed(5)
-        packed = get_peft_model(packed, config)
-    packed.train()  # recomputes only then; these models have no dropout
-    packed.gradient_checkpointing_enable()
-    assert any(getattr(module, "gradient_checkpointing", False) for module in packed.modules())
-    found = gradients(packed)
-    assert not lora or all("lora" in key for key in found)
-    assert_same_gradients(found, gradients(padded))
-
-
-def test_packed_rows_under_bfloat16_autocast_are_rounded_like_padded_rows() -> None:
-    padded = make("llama-gqa")
-    packed = copy.deepcopy(padded)
-    use_packing(packed)
-    exact = alone(padded, ROWS)
-    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        errors = [(logits_of(model).float() - exact).abs().max().item() for model in (packed, padded)]
-    assert 0 < errors[0] < 1.5 * errors[1]
-    assert errors[0] < 0.05 * exact.abs().max().item()
-
-
-def test_a_label_at_the_first_token_is_ignored() -> None:
-    batch = pack_rows({"forget": [Tokens((5, 6), (5, 6)), Tokens((7,), (7,)), Tokens((8, 9, 3), (8, IGNORED, 3))]})
-    assert batch.targets.tolist() == [6, 3]
-    assert batch.keep.tolist() == [0, 4]
-    assert batch.rows.tolist() == [0, 2]
-
-
 @pytest.mark.parametrize("side", SIDES)
 def test_one_side_of_a_pack_equals_the_pack_of_its_rows(side: Side) -> None:
     rows: dict[Side, list[Tokens]] = {
@@ -220,30 +182,17 @@ def test_a_chosen_attention_that_does_not_keep_rows_apart_is_refused(monkeypatch
         use_packing(gpt2(), "sdpa")  # has learned positions and its own mask
 
 
-def test_flash_attention_gets_the_bounds_of_the_rows() -> None:
-    model = make("llama")
-    model.config._attn_implementation = "flash_attention_2"
-    given = packing.pack_arguments(model.config, pack_rows({"forget": half_labelled(VOCABULARY, [3, 5])}))
-    assert given["cu_seq_lens_q"].tolist() == given["cu_seq_lens_k"].tolist() == [0, 3, 8]
-    assert given["max_length_q"] == given["max_length_k"] == 5
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no kernel for this card"), torch.OutOfMemoryError("full")])
 def test_without_a_kernel_rows_are_padded_with_a_warning(
-    error: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     model, own = make("llama"), forward.labelled_logits
 
     def logits(model: Any, config: Any, batch: Any) -> Tensor:
         if packing.packs(config):
-            raise error
+            raise RuntimeError("no kernel for this card")
         return own(model, config, batch)
 
     monkeypatch.setattr(forward, "labelled_logits", logits)
-    if isinstance(error, torch.OutOfMemoryError):  # the run gives advice about memory
-        with pytest.raises(torch.OutOfMemoryError):
-            use_packing(model)
-        return
     assert not use_packing(model)
     assert model.config._attn_implementation == "sdpa"
     assert "packed attention does not run here: no kernel for this card" in caplog.text

@@ -29,7 +29,7 @@ def rows_trained(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Rows:
     item = Sides.__getitem__
 
     def note(sides: Sides, step: Planned) -> dict[str, Any]:
-        keys = [key for part in step.passes for key in part]
+        keys = [key for part in step.micro_batches for key in part]
         seen.append(([f for key in keys for f in key.forget], [r for key in keys for r in key.retain]))
         return item(sides, step)
 

@@ -65,28 +65,6 @@ def test_reference_logits_are_those_before_training_without_dropout(tuning: str)
 
 
 @pytest.mark.parametrize("tuning", ["full", "last:1"])
-def test_a_copy_shares_what_is_not_trained(tuning: str) -> None:
-    model = make(tuning)
-    copied = Reference(model, Passes(model)).copy
-    assert copied is not None
-    own = dict(model.named_parameters())
-    shared = {name for name, weight in copied.named_parameters() if weight.data_ptr() == own[name].data_ptr()}
-    assert shared == {name for name, weight in own.items() if not weight.requires_grad}
-    assert not any(weight.requires_grad for weight in copied.parameters())
-    assert not copied.training
-
-
-def test_a_bfloat16_copy_is_rounded_and_leaves_the_model_unchanged() -> None:
-    model = make("last:1")
-    expected = labelled_logits(model, model.config, BATCH)
-    frozen = Reference(model, Passes(model), "bfloat16")
-    assert {weight.dtype for weight in frozen.copy.parameters()} == {torch.bfloat16}
-    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
-    found = frozen.at(model, model, BATCH)(slice(None)).float()
-    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
-
-
-@pytest.mark.parametrize("tuning", ["full", "last:1"])
 def test_an_offloaded_copy_gives_the_same_logits(tuning: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a GPU the copy has no weights on it between forward passes, not even those of its output layer."""
     model = make(tuning)

@@ -2,7 +2,7 @@
 
 import random
 from collections import Counter
-from itertools import chain, pairwise
+from itertools import chain
 
 import pytest
 import torch
@@ -80,14 +80,6 @@ def test_annealed_by_hand() -> None:
     assert flat(last)[:8] != flat(last)[8:]  # in a new order
 
 
-def test_annealed_depends_on_its_seed_alone_and_samples_anew_after_each_chunk() -> None:
-    first = annealed(8, 40, 4, 4, 0.25, 1, seed=0)
-    assert annealed(8, 40, 4, 4, 0.25, 1, seed=0) == first
-    assert annealed(8, 40, 4, 4, 0.25, 1, seed=1) != first
-    assert set(flat(first[1])) != set(flat(first[3]))
-    assert len(flat(annealed(2, 3, 4, 4, 0.01, 1, 0)[1])) == 1  # at least one row
-
-
 @pytest.mark.parametrize(
     ("limits", "expected"),
     [
@@ -105,20 +97,6 @@ def test_annealed_depends_on_its_seed_alone_and_samples_anew_after_each_chunk() 
 def test_cut_by_hand(limits: Limits, expected: list[list[int]]) -> None:
     lengths = [[10, 2], [5, 3], [8, 2], [2, 3], [5, 5]]
     assert cut(range(5), lambda item: lengths[item], limits) == expected
-
-
-@pytest.mark.parametrize("limits", [Limits(3, 50), Limits(None, 200), Limits(3, 200, padded=True)])
-def test_cut_keeps_order_and_limits_and_wastes_no_micro_batch(limits: Limits) -> None:
-    generator = random.Random(0)
-    lengths = [[generator.randint(1, 60) for _ in range(generator.randint(1, 3))] for _ in range(60)]
-    found = cut(range(60), lambda item: lengths[item], limits)
-
-    def fits(items: list[int]) -> bool:
-        return limits.allow([length for item in items for length in lengths[item]], len(items))
-
-    assert list(chain.from_iterable(found)) == list(range(60))
-    assert all(fits(items) or len(items) == 1 for items in found)
-    assert not any(fits([*items, after[0]]) for items, after in pairwise(found))
 
 
 def distribute(epoch: list[list[Pair]], lengths: list[int], limits: Limits, processes: int) -> list[list[Step]]:
@@ -144,18 +122,3 @@ def test_the_processes_share_the_pairs_of_each_step(count: int, batch: int, limi
         assert len({len(own.micro_batches) for own in step}) == 1
         assert max(len(flat(own.micro_batches)) for own in step) == -(-len(pairs) // processes)
         assert any(all(own.micro_batches) for own in step)  # no micro-batch is empty on all
-
-
-def test_two_processes_by_hand() -> None:
-    pairs = [Pair((i,)) for i in range(3)]
-    first, second = distribute([pairs], [9, 9, 9], Limits(1, 100), 2)[0]
-    assert first.micro_batches == [[pairs[0]], [pairs[2]]]
-    assert second.micro_batches == [[pairs[1]], []]
-
-
-def test_the_steps_are_computed_when_an_epoch_starts() -> None:
-    epoch = 0
-    sampler = Steps(lambda: paired(6, 6, 2, 0, epoch), 3, lambda pair: [1, 1], UNLIMITED)
-    for number in (0, 1):
-        epoch = number
-        assert [step.pairs for (step,) in sampler] == paired(6, 6, 2, 0, number)
