@@ -290,7 +290,7 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(
 @pytest.mark.parametrize(
     ("options", "spoil", "message"),
     [
-        ((), None, "samples_lume_mia_.* is missing.*--log_samples"),
+        ((), None, "lacks .*samples_lume_mia_.*--log_samples"),
         (("--log_samples", "--limit", "6"), None, "lacks the loss of 10 of 16 documents, the first being .*--limit"),
         (("--log_samples", "--predict_only"), None, "lacks the loss of 16 of 16 documents"),
         (("--log_samples",), ("onmember text 3", "onmember text 4"), "lacks the loss of 1 of 16 documents"),
