@@ -19,7 +19,7 @@ def subtract_training(model_path: str, trained_model: Any, scale: float, trust_r
     """Replace the weights of a fully trained model, in place, by `negated` ones.
 
     Raises:
-        ConfigError: the model before training, at ``model_path``, cannot be loaded.
+        ConfigError: the reference model, at ``model_path``, cannot be loaded.
         ValueError: it is another model.
     """
     # In the dtype that training started from: else its rounding would count as training, times the scale.
