@@ -94,7 +94,11 @@ class Passes:
         return lambda part: output(states[part])
 
     def _run(self, model: nn.Module, batch: Pack, function: Callable[[Tensor], Tensor]) -> Tensor:
-        """Run a forward pass and return ``function`` of the (N, d) hidden states at the labelled tokens."""
+        """Run a forward pass and return ``function`` of the (N, d) hidden states at the labelled tokens.
+
+        The output layer's forward is replaced for the length of the pass: it calls ``function`` on the labelled hidden
+        states, so that the model's "logits" are what ``function`` returns, and the logits of all tokens never exist.
+        """
         layer_output: list[Tensor] = []
         result: list[Tensor] = []
 
@@ -107,10 +111,10 @@ class Passes:
             return result[0][None]
 
         with replaced_by(self.head, in_place_of_output), self._up_to_layer(layer_output):
-            logits: Tensor = _call(model, self.config, batch).logits[0]
-        # The model's output is the result too, and FSDP needs it: its hooks there gather weights for the backward pass.
-        # But a model may scale its output, which must not change values of hidden states.
-        return logits if self.layer is None else result[0]
+            model_output: Tensor = _call(model, self.config, batch).logits[0]
+        # FSDP needs the model's own output: its hooks there gather weights for the backward pass. A model may scale its
+        # output; for values of logits `_chunks_agree` has shown that it does not, values of hidden states avoid it.
+        return model_output if self.layer is None else result[0]
 
     @contextmanager
     def _up_to_layer(self, layer_output: list[Tensor]) -> Iterator[None]:

@@ -53,7 +53,7 @@ class Reference:
         if kind == "int8":
             require_torchao("--reference_copy int8")
         self.passes, self.copy = passes, None
-        self.on_device = kind == "cpu"
+        self.placed = kind == "cpu"
         if isinstance(model, PeftModel):
             return
         share = share and kind not in ("bfloat16", "int8")
@@ -74,9 +74,9 @@ class Reference:
         if self.copy is None:
             with unwrapped.disable_adapter(), evaluating(model):
                 return self.passes.reference_at(model, batch)
-        if not self.on_device:
+        if not self.placed:
             self.copy.to(batch.input_ids.device)
-            self.on_device = True
+            self.placed = True
         with autocast or nullcontext():
             return self.passes.reference_at(self.copy, batch)
 
