@@ -19,10 +19,13 @@ from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
 
-# lm-eval 0.5 has one class for each kind of request; in 0.4 ConfigurableTask builds all kinds.
-GenerateTask = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
-LoglikelihoodTask = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
-MultipleChoiceTask = getattr(harness_tasks, "MultipleChoiceTask", ConfigurableTask)
+# lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds, and its
+# MultipleChoiceTask is something else.
+_ONE_CLASS_A_KIND = hasattr(harness_tasks, "GenerateTask")
+_classes: Any = harness_tasks
+GenerateTask = _classes.GenerateTask if _ONE_CLASS_A_KIND else ConfigurableTask
+LoglikelihoodTask = _classes.LoglikelihoodTask if _ONE_CLASS_A_KIND else ConfigurableTask
+MultipleChoiceTask = _classes.MultipleChoiceTask if _ONE_CLASS_A_KIND else ConfigurableTask
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
