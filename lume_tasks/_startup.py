@@ -119,7 +119,7 @@ def _add_tasks(tasks: "Any") -> None:
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
         raise TypeError("TaskManager no longer takes include_path and include_defaults")
     folder = str(task_dir())
-    may_read_entry_points = _version() >= (0, 5)
+    may_read_entry_points = _version() > (0, 4, 13)
 
     @functools.wraps(original)
     def init(self: "Any", *args: "Any", **kwargs: "Any") -> None:
@@ -158,9 +158,9 @@ def _contains(parent: "str | os.PathLike[str]", folder: str) -> bool:
 
 
 def _version() -> "tuple[int, ...]":
-    """Return major and minor version of the loaded harness."""
+    """Return the version of the loaded harness, without a suffix such as ``dev1``."""
     version = getattr(sys.modules.get("lm_eval"), "__version__", "0.0")
-    return tuple(int(part) for part in version.split(".")[:2])
+    return tuple(int(part) for part in version.split(".")[:3])
 
 
 def _warn(name: str, error: Exception) -> None:

@@ -23,6 +23,14 @@ from lume_unlearn.cli import main
 from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
 from tests.conftest import write_rows
 
+
+@pytest.fixture(autouse=True)
+def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without data named by variables, which the tests on real data use."""
+    for name in ("LUME_DATA_DIR", "LUME_MMLU_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
 SIZES: dict[str, Any] = {
     "vocab_size": 400,
     "hidden_size": 32,

@@ -193,6 +193,8 @@ def test_a_harness_that_reads_entry_points_needs_no_hook(ours, environment, proj
         pytest.skip("this version of lm_eval builds its list of task folders in another way")
     manager.write_text(source.replace(line, line + FUTURE_HARNESS))
     models.write_text(models.read_text() + FUTURE_MODELS)
+    package = copy / "__init__.py"
+    package.write_text(package.read_text().replace('importlib.metadata.version("lm_eval")', '"0.4.14"'))
 
     folder = install_ours(ours, environment, wheel)
     _, tasks, *found = environment.probe(LUME_TASKS_AUTOLOAD="0")
