@@ -7,7 +7,7 @@ attack's score is minus the document's mean token loss. ``mia_gap`` and ``privle
 
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -230,13 +230,33 @@ def interval(items: tuple[Item, ...]) -> tuple[float, float]:
     return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))
 
 
-SUMMARIES: dict[str, Callable[[Sequence[Item]], float]] = {
-    "auc": lambda items: attacks.auc(*_columns(items)),
-    "auc_low": lambda items: interval(tuple(items))[0],
-    "auc_high": lambda items: interval(tuple(items))[1],
-    "tpr_at_1": lambda items: attacks.tpr_at(0.01, *_columns(items)),
-    "tpr_at_5": lambda items: attacks.tpr_at(0.05, *_columns(items)),
-}
+# Functions rather than lambdas: lm-eval 0.5 pickles them for its bootstrap.
+def auc(items: Sequence[Item]) -> float:
+    """Compute the AUC of an attack; NaN if one class is absent."""
+    return attacks.auc(*_columns(items))
+
+
+def auc_low(items: Sequence[Item]) -> float:
+    """Compute the lower end of the AUC's 95 % interval, from resampled documents."""
+    return interval(tuple(items))[0]
+
+
+def auc_high(items: Sequence[Item]) -> float:
+    """Compute the upper end of the AUC's 95 % interval, from resampled documents."""
+    return interval(tuple(items))[1]
+
+
+def tpr_at_1(items: Sequence[Item]) -> float:
+    """Compute the share of members found where at most 1 % of the non-members are taken for members."""
+    return attacks.tpr_at(0.01, *_columns(items))
+
+
+def tpr_at_5(items: Sequence[Item]) -> float:
+    """Compute the share of members found where at most 5 % of the non-members are taken for members."""
+    return attacks.tpr_at(0.05, *_columns(items))
+
+
+SUMMARIES = {"auc": auc, "auc_low": auc_low, "auc_high": auc_high, "tpr_at_1": tpr_at_1, "tpr_at_5": tpr_at_5}
 
 
 def mia_score(items: Sequence[Item]) -> aggregate.Score:
