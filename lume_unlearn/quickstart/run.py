@@ -201,6 +201,6 @@ def next_commands(output: Path) -> list[str]:
         f"lume-tasks check {folder}/data",
         f"lume-unlearn run --method npo --tuning lora --model {folder}/target --data {folder}/data "
         f"--output {folder}/lora --epochs 16 --learning_rate 2e-3 --retain_weight 10",
-        f"LUME_DATA_DIR={folder}/data lm_eval --model lume-hf --model_args pretrained={folder}/target,peft={folder}/lora "
-        f"--tasks lume --device cpu --batch_size 64 --output_path {folder}/results --log_samples",
+        f"LUME_DATA_DIR={folder}/data lm_eval --model lume-hf --model_args pretrained={folder}/target,"
+        f"peft={folder}/lora --tasks lume --device cpu --batch_size 64 --output_path {folder}/results --log_samples",
     ]
