@@ -85,10 +85,6 @@ def named_file(named: str, side: str) -> Path:
     return find_file(path, side, str(path / side)) if path.is_dir() else path
 
 
-def _checksum(path: Path) -> dict[str, str]:
-    return {str(path): locate.checksums(path.parent, [path.name])[path.name]}
-
-
 def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     """Say how many member documents are among the forget rows, and what that means for the membership attack.
 

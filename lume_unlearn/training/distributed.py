@@ -48,7 +48,7 @@ def require_launch(config: RunConfig) -> None:
     if _is_true("ACCELERATE_USE_FSDP") and _is_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         raise ConfigError(
             "accelerate's fsdp_cpu_ram_efficient_loading true: set it to false; it loads the weights in one process "
-            "only, but every process runs the model before it is sharded"
+            "only, but every process runs the whole model once, to try packing"
         )
     if by_deepspeed() and (config.spec.normalised or config.spec.phases):
         why = "needs the gradients of each side" if config.spec.normalised else "restarts its optimiser"
