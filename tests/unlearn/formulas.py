@@ -285,8 +285,8 @@ FORMULAS: dict[str, Formula] = {
     ),
     "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
-    "sugd": Formula(sugd_forget, sugd_retain, {"chunk": 2, "retain_ratio": 2}, options={"batch_size": 1, "epochs": 1}),
-    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 1}),
+    "sugd": Formula(sugd_forget, sugd_retain, {"chunk": 2, "retain_ratio": 2}, options={"batch_size": 1, "epochs": 2}),
+    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 2}),
     "selective": Formula(ascent, retain_mean, weight=selective),
 }
 RETAIN_TERMS: dict[str, Term | None] = {"nll": retain_mean, "kl": retain_kl, "nll+kl": retain_nll_kl, "none": None}
