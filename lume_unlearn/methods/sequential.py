@@ -1,6 +1,6 @@
 """Methods that go through the forget rows chunk by chunk, in phases: SUGD and AGAD."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
 
 from lume_unlearn.methods.gradient import forget_ascent
@@ -51,15 +51,6 @@ def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def _sugd_phases(forget: int, retain: int, batch_size: int, epochs: int, params: Mapping[str, float]) -> list[Steps]:
-    return sequential(forget, retain, batch_size, int(params["chunk"]), int(params["retain_ratio"]), epochs)
-
-
-def _agad_phases(forget: int, retain: int, batch_size: int, epochs: int, params: Mapping[str, float]) -> list[Steps]:
-    chunk, seed = int(params["chunk"]), int(params["seed"])
-    return annealed(forget, retain, batch_size, chunk, params["anneal_share"], epochs, seed)
-
-
 CHUNK = "forget rows of one chunk"
 
 METHODS = (
@@ -76,7 +67,9 @@ METHODS = (
             "retain_ratio": Param(7, "retain rows for each forget row", whole=True),
         },
         defaults={"epochs": 7, "batch_size": 1, "retain_weight": 0.5, "warmup": 0.0},
-        phases=_sugd_phases,
+        phases=lambda forget, retain, batch_size, epochs, params: sequential(
+            forget, retain, batch_size, int(params["chunk"]), int(params["retain_ratio"]), epochs
+        ),
     ),
     Method(
         "agad",
@@ -90,6 +83,8 @@ METHODS = (
             "anneal_share": Param(0.25, "share of the retain rows trained on after each chunk", most=1.0),
         },
         defaults={"epochs": 3, "batch_size": 16, "learning_rate": {"full": 5e-5, "lora": 5e-5}, "warmup": 0.0},
-        phases=_agad_phases,
+        phases=lambda forget, retain, batch_size, epochs, params: annealed(
+            forget, retain, batch_size, int(params["chunk"]), params["anneal_share"], epochs, int(params["seed"])
+        ),
     ),
 )

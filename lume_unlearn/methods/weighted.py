@@ -2,7 +2,7 @@
 
 from lume_unlearn.methods.common import Count, Tensor, token_mean
 from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Batch, Method, Param
+from lume_unlearn.methods.spec import Method, Param
 
 
 def wga(nll: Tensor, beta: float, count: Count = None) -> Tensor:
@@ -31,11 +31,6 @@ def satimp(nll: Tensor, beta1: float, beta2: float, count: Count = None) -> Tens
     return -token_mean(weight * nll, count)
 
 
-def _satimp(batch: Batch) -> Tensor:
-    params = batch.params
-    return satimp(batch.forget.values, params["beta1"], params["beta2"], batch.counts.tokens("forget"))
-
-
 METHODS = (
     Method(
         "wga",
@@ -51,7 +46,9 @@ METHODS = (
         "saturation and importance",
         "Yang et al. 2025, arXiv 2505.11953",
         "-p^beta1 (1 - p)^beta2 NLL, token mean",
-        _satimp,
+        lambda batch: satimp(
+            batch.forget.values, batch.params["beta1"], batch.params["beta2"], batch.counts.tokens("forget")
+        ),
         params={
             "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True),
             "beta2": Param(1.0, "exponent of 1 - p in satimp's weight", zero=True),
