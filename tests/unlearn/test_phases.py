@@ -1,23 +1,14 @@
-"""Phases of SUGD and AGAD, retain weights that change while training, and the task vector."""
+"""Phases of SUGD and AGAD, and retain weights that change while training."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from peft import PeftModel
-from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.schedule import Step as Planned
-from lume_unlearn.training.run import run
-from lume_unlearn.training.trainer import UnlearningTrainer
-from tests.conftest import make_rows, write_rows
 from tests.unlearn.formulas import selective
-from tests.unlearn.training import RETAIN_WEIGHT, build, entries, known_model
+from tests.unlearn.training import RETAIN_WEIGHT, build, entries
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 Rows = list[tuple[list[int], list[int]]]
@@ -87,42 +78,3 @@ def test_selective_raises_the_retain_weight_with_the_retain_loss(tmp_path: Path)
     used = [0.4, *expected[:-1]]
     for entry, weight in zip(found, used, strict=True):
         assert entry["loss"] == pytest.approx(0.7 * entry["forget_loss"] + weight * entry["retain_loss"], rel=1e-5)
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
-def test_the_task_vector_is_subtracted(
-    tuning: str, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    known_model().save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    write_rows(tmp_path / "forget.jsonl", make_rows("forget", 4))
-    seen: list[dict[str, Tensor]] = []
-    train = UnlearningTrainer.train
-
-    def note(trainer: UnlearningTrainer, **options: Any) -> None:
-        seen.append(merged(trainer.model))
-        train(trainer, **options)
-        seen.append(merged(trainer.model))
-
-    monkeypatch.setattr(UnlearningTrainer, "train", note)
-    options: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-3, "warmup": 0.0, "batch_size": 4, "lora_rank": 4}
-    options |= {"forget": str(tmp_path / "forget.jsonl"), "params": {"scale": 2.5}, "precision": "float32"}
-    out = run(RunConfig(str(tmp_path / "model"), str(tmp_path / "out"), "task-vector", tuning, **options))
-    start, trained = seen
-    if tuning == "lora":
-        end = merged(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "model"), out))
-    else:
-        end = merged(AutoModelForCausalLM.from_pretrained(out))
-    assert any(not end[name].equal(start[name]) for name in start)
-    for name, weight in start.items():
-        expected = weight - 2.5 * (trained[name] - weight)
-        torch.testing.assert_close(end[name], expected, rtol=0, atol=2e-6, msg=name)
-        if tuning == "last:1" and not name.startswith("model.layers.1."):
-            assert end[name].equal(weight)
-
-
-def merged(model: Any) -> dict[str, Tensor]:
-    """Return a copy of the weights, with an adapter merged."""
-    whole = copy.deepcopy(model)
-    whole = whole.merge_and_unload() if hasattr(whole, "merge_and_unload") else whole
-    return {name: weight.detach().clone() for name, weight in whole.named_parameters()}

@@ -131,6 +131,21 @@ def test_weights_that_are_not_trained_are_written_as_they_were(tuning: str, part
     assert {part in name for name in before if not before[name].equal(after[name])} == {True}
 
 
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_task_vector_is_subtracted_scale_times(tuning: str, build: Build) -> None:
+    changes = []
+    for scale in (1.0, 2.5):
+        config = build("task-vector", str(scale), tuning=tuning, params={"scale": scale})
+        run(config)
+        end = load(config)
+        end = end.merge_and_unload() if tuning == "lora" else end
+        start = AutoModelForCausalLM.from_pretrained(config.model)
+        changes.append({name: end.get_parameter(name) - weight for name, weight in start.named_parameters()})
+    assert any(change.abs().max() > 1e-3 for change in changes[0].values())
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[1][name], 2.5 * change, rtol=0, atol=5e-6)
+
+
 def test_each_alternative_is_trained_once_an_epoch(build: Build, alternatives: Path) -> None:
     config = build("dpo", alternatives=str(alternatives))
     run(config)
