@@ -1,55 +1,27 @@
 """Phases of SUGD and AGAD, and retain weights that change while training."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.schedule import Step as Planned
 from tests.unlearn.formulas import selective
-from tests.unlearn.training import RETAIN_WEIGHT, build, entries
+from tests.unlearn.training import RETAIN_WEIGHT, build, entries, steps_of
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-Rows = list[tuple[list[int], list[int]]]
 
 
-def rows_trained(trainer: Any, monkeypatch: pytest.MonkeyPatch) -> Rows:
-    """Train; (forget rows, retain rows) of each optimiser step as they were asked for."""
-    seen: Rows = []
-    item = Sides.__getitem__
-
-    def note(sides: Sides, step: Planned) -> dict[str, Any]:
-        keys = [key for part in step.micro_batches for key in part]
-        seen.append(([f for key in keys for f in key.forget], [r for key in keys for r in key.retain]))
-        return item(sides, step)
-
-    monkeypatch.setattr(Sides, "__getitem__", note)
-    trainer.train()
-    return seen
-
-
-def test_sugd_goes_through_its_chunks_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    params = {"chunk": 3, "retain_ratio": 3}
-    trainer = build(tmp_path, "sugd", epochs=2, batch_size=2, params=params)
+def test_sugd_goes_through_its_chunks_in_order(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "sugd", epochs=2, batch_size=2, params={"chunk": 3, "retain_ratio": 3})
     first = [([0, 1], [0, 1, 2, 3, 0, 1]), ([2], [2, 3, 0])]  # three retain rows a forget row, round and round
     second = [([3], [1, 2, 3])]
-    assert rows_trained(trainer, monkeypatch) == [*first, *first, *second, *second]
+    assert steps_of(trainer) == [first * 2, second * 2]
 
 
-def test_agad_alternates_between_forget_and_retain_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_agad_alternates_between_forget_and_retain_rows(tmp_path: Path) -> None:
     trainer = build(tmp_path, "agad", epochs=2, batch_size=2, params={"chunk": 3, "anneal_share": 0.5})
-    seen = rows_trained(trainer, monkeypatch)
-    kinds = "".join("f" if forget else "r" for forget, retain in seen if bool(forget) != bool(retain))
-    # Chunk of three: two steps twice. Half of four retain rows: one step twice. The last row; again; then all retain.
-    assert kinds == "ffff" + "rr" + "ff" + "rr" + "rrrr"
-    forget = [sorted(rows) for rows, _ in seen if rows]
-    assert sorted(forget[0] + forget[1]) == sorted(forget[2] + forget[3]) == [0, 1, 2]
-    assert forget[4:] == [[3], [3]]
-    retain = [sorted(rows) for _, rows in seen if rows]
-    assert retain[0] == retain[1]
-    assert retain[2] == retain[3]
-    assert sorted(retain[4] + retain[5]) == sorted(retain[6] + retain[7]) == [0, 1, 2, 3]
+    phases = [[(len(forget), len(retain)) for forget, retain in phase] for phase in steps_of(trainer)]
+    # Three forget rows, half of the four retain rows, the last forget row, half of the retain rows, all of them.
+    assert phases == [[(2, 0), (1, 0)] * 2, [(0, 2)] * 2, [(1, 0)] * 2, [(0, 2)] * 2, [(0, 2)] * 4]
 
 
 def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
