@@ -1,16 +1,9 @@
 """Cross-entropy unlearning (CE-U): the model's own distribution without the true token as target."""
 
-from __future__ import annotations
-
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from lume_unlearn.methods.common import at_least_float32, token_mean
+from lume_unlearn.methods.common import Tensor, at_least_float32, token_mean
 from lume_unlearn.methods.spec import Batch, Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def ceu_tokens(logits: Tensor, targets: Tensor) -> Tensor:
@@ -39,19 +32,11 @@ def after_first(rows: Tensor, skip: int) -> Tensor:
     """Return which labelled tokens are not among the first ``skip`` of their row: (N,) bool.
 
     Worked example: rows (0, 0, 0, 2), skip 1: (False, True, True, False).
-
-    Args:
-        rows: (N,), ascending.
-        skip: labelled tokens to leave out at the start of each row.
     """
     import torch
 
     row_start = torch.searchsorted(rows, rows)
     return torch.arange(rows.numel(), device=rows.device) - row_start >= skip
-
-
-def _value(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return ceu_tokens(logits, targets)
 
 
 def _forget(batch: Batch) -> Tensor:
@@ -69,7 +54,7 @@ METHODS = (
         "cross entropy with the model's own distribution without the answer's token, token mean",
         _forget,
         retain="none",
-        per_token_loss=_value,
+        per_token_loss=lambda params, logits, targets, reference: ceu_tokens(logits, targets),
         params={"skip": Param(1, "first tokens of each answer that ceu leaves out", zero=True, whole=True)},
     ),
 )

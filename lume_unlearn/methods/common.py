@@ -19,19 +19,20 @@ sum divided by ``count``, the number of labelled tokens for token means, of rows
 batch's own number. A trainer that accumulates gradients over micro-batches or processes passes the number of the whole
 optimiser step; k batches of n then equal one of k n exactly. A batch without tokens or rows gives 0.
 
-torch is imported inside functions: the registry is read by `lume-unlearn --help`, which should not take a second.
+torch is imported inside functions, and `Tensor` is torch's for type checkers only: the registry is read by
+`lume-unlearn --help`, which should not take a second.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor as Tensor
+else:
+    Tensor = Any
 
 IGNORED = -100
 
-Count: TypeAlias = "Tensor | float | None"
+Count: TypeAlias = Tensor | float | None
 """What a sum is divided by: the tokens or rows of the whole optimiser step, or None for the batch's own."""
 
 

@@ -1,14 +1,7 @@
 """Gradient ascent, gradient difference, KL minimisation: the same loss on forget rows, three retain terms."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import Count, token_mean
+from lume_unlearn.methods.common import Count, Tensor, token_mean
 from lume_unlearn.methods.spec import Batch, Method
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def gradient_ascent(nll: Tensor, count: Count = None) -> Tensor:
@@ -22,30 +15,15 @@ def gradient_ascent(nll: Tensor, count: Count = None) -> Tensor:
 
 def forget_ascent(batch: Batch) -> Tensor:
     """`gradient_ascent` on the forget rows."""
-    return gradient_ascent(batch.forget.values, batch.counts.forget_tokens)
-
-
-def forget_mean(batch: Batch) -> Tensor:
-    """Token mean of the forget tokens' values, minimised as it is."""
-    return token_mean(batch.forget.values, batch.counts.forget_tokens)
+    return gradient_ascent(batch.forget.values, batch.counts.tokens("forget"))
 
 
 METHODS = (
     Method(
-        "ga",
-        "gradient ascent",
-        "Jang et al. 2022, arXiv 2210.01504",
-        "-NLL, token mean",
-        forget_ascent,
-        retain="none",
+        "ga", "gradient ascent", "Jang et al. 2022, arXiv 2210.01504", "-NLL, token mean", forget_ascent, retain="none"
     ),
     Method("gd", "gradient difference", "Liu et al. 2022, arXiv 2203.12817", "-NLL, token mean", forget_ascent),
     Method(
-        "kl",
-        "KL minimisation",
-        "Maini et al. 2024, arXiv 2401.06121",
-        "-NLL, token mean",
-        forget_ascent,
-        retain="kl",
+        "kl", "KL minimisation", "Maini et al. 2024, arXiv 2401.06121", "-NLL, token mean", forget_ascent, retain="kl"
     ),
 )

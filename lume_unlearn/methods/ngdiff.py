@@ -2,7 +2,6 @@
 
 import math
 
-from lume_unlearn.methods.gradient import forget_mean
 from lume_unlearn.methods.spec import Method, Param
 
 
@@ -37,7 +36,6 @@ METHODS = (
         "normalised gradient difference",
         "Bu et al. 2024, arXiv 2410.22086",
         "gradients g_R/|g_R| - g_F/|g_F| of the NLL; learning rate searched every 10 steps",
-        forget_mean,
         retain_terms=("nll",),
         normalised=True,
         params={

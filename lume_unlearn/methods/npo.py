@@ -1,14 +1,7 @@
 """Negative preference optimisation, on whole answers, on single tokens, and without a reference model."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import Count, preference, row_means, row_sums
+from lume_unlearn.methods.common import Count, Tensor, preference, row_means, row_sums
 from lume_unlearn.methods.spec import Batch, Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def npo(nll: Tensor, rows: Tensor, reference: Tensor, n_rows: int, beta: float, count: Count = None) -> Tensor:
@@ -50,18 +43,18 @@ def simnpo(nll: Tensor, rows: Tensor, n_rows: int, beta: float, margin: float, c
 
 def _npo(batch: Batch) -> Tensor:
     rows = batch.forget
-    beta, count = batch.params["beta"], batch.counts.forget_rows
+    beta, count = batch.params["beta"], batch.counts.rows("forget")
     return npo(rows.values, rows.rows, rows.reference, rows.count, beta, count)
 
 
 def _token_npo(batch: Batch) -> Tensor:
     rows = batch.forget
-    return token_npo(rows.values, rows.reference, batch.params["beta"], batch.counts.forget_tokens)
+    return token_npo(rows.values, rows.reference, batch.params["beta"], batch.counts.tokens("forget"))
 
 
 def _simnpo(batch: Batch) -> Tensor:
-    rows, params = batch.forget, batch.params
-    return simnpo(rows.values, rows.rows, rows.count, params["beta"], params["margin"], batch.counts.forget_rows)
+    rows, params, count = batch.forget, batch.params, batch.counts.rows("forget")
+    return simnpo(rows.values, rows.rows, rows.count, params["beta"], params["margin"], count)
 
 
 BETA = "strength of the method: see its formula"

@@ -1,16 +1,9 @@
 """Primal-dual unlearning (PDU): flat logits on forget rows, a bound on the retain loss."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from lume_unlearn.methods.common import at_least_float32
-from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.common import Tensor, at_least_float32
 from lume_unlearn.methods.spec import Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def pdu_tokens(logits: Tensor) -> Tensor:
@@ -39,10 +32,6 @@ def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> fl
     return max(dual + step * (retain_loss - epsilon), 0.0)  # this order: max(0.0, nan) would be 0.0
 
 
-def _value(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return pdu_tokens(logits)
-
-
 def _adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
     if epoch <= params["dual_warmup"]:
         return state
@@ -55,9 +44,8 @@ METHODS = (
         "primal-dual unlearning",
         "Entesari et al. 2025, arXiv 2506.05314",
         "(largest - mean logit)^2, token mean; retain weight follows retain loss - epsilon",
-        forget_mean,
         retain_terms=("nll", "kl"),
-        per_token_loss=_value,
+        per_token_loss=lambda params, logits, targets, reference: pdu_tokens(logits),
         params={
             "epsilon": Param(0.3, "retain loss that pdu allows", zero=True),
             "dual_step": Param(5.0, "step of pdu's dual variable", zero=True),

@@ -1,15 +1,8 @@
 """Methods that prefer another answer: DPO with alternatives or refusals, and training on refusals."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import Count, preference, row_sums, token_mean
+from lume_unlearn.methods.common import Count, Tensor, preference, row_sums, token_mean
 from lume_unlearn.methods.npo import BETA
 from lume_unlearn.methods.spec import Batch, Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def dpo(
@@ -51,21 +44,8 @@ def dpo(
 
 def _dpo(batch: Batch) -> Tensor:
     lose, win = batch.forget, batch.alternative
-    return dpo(
-        lose.values,
-        lose.rows,
-        lose.reference,
-        win.values,
-        win.rows,
-        win.reference,
-        lose.count,
-        batch.params["beta"],
-        batch.counts.forget_rows,
-    )
-
-
-def _refusal(batch: Batch) -> Tensor:
-    return token_mean(batch.alternative.values, batch.counts.alternative_tokens)
+    beta, count = batch.params["beta"], batch.counts.rows("forget")
+    return dpo(lose.values, lose.rows, lose.reference, win.values, win.rows, win.reference, lose.count, beta, count)
 
 
 METHODS = (
@@ -94,7 +74,7 @@ METHODS = (
         "training on refusals",
         "Maini et al. 2024, arXiv 2401.06121",
         "NLL of a refusal, token mean",
-        _refusal,
+        lambda batch: token_mean(batch.alternative.values, batch.counts.tokens("alternative")),
         alternative="refusals",
         uses_forget_rows=False,
     ),

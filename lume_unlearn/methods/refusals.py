@@ -25,11 +25,8 @@ def refusals(rows: Sequence[Row], seed: int) -> list[str]:
     agree on it, and its reference NLL is computed once. Deviation: TOFU (Maini et al. 2024, arXiv 2401.06121) draws
     another one each time.
     """
-    chosen = []
-    for row in rows:
-        texts = refusal_texts(row.kind)
-        chosen.append(texts[stable_number(seed, row.id) % len(texts)])
-    return chosen
+    texts = [refusal_texts(row.kind) for row in rows]
+    return [own[stable_number(seed, row.id) % len(own)] for row, own in zip(rows, texts, strict=True)]
 
 
 def stable_number(*parts: int | str) -> int:

@@ -1,14 +1,7 @@
 """The retain terms: the loss on retain rows that a method adds to its loss on forget rows."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import at_least_float32
+from lume_unlearn.methods.common import Tensor, at_least_float32
 from lume_unlearn.methods.spec import RetainTerm
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:
@@ -31,14 +24,7 @@ def term_needs_reference(term: RetainTerm) -> bool:
 
 
 def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """Compare with the reference model at each labelled token of the retain rows: (N,).
-
-    Args:
-        part: "kl" (`kl_tokens`) or "states" (`state_distance`).
-        output: (N, V) logits, or for "states" (N, d) hidden states.
-        targets: (N,) token ids; not used.
-        reference: the reference model's output of the same shape.
-    """
+    """Compute `kl_tokens` of logits or `state_distance` of hidden states (part "states") to the reference's: (N,)."""
     assert reference is not None
     return kl_tokens(output, reference) if part == "kl" else state_distance(output, reference)
 

@@ -1,16 +1,10 @@
 """Representation misdirection (RMU): hidden states of forget rows are steered to a random direction."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
-from lume_unlearn.methods.common import row_mean
+from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.retain import state_distance
-from lume_unlearn.methods.spec import Batch, Method, Param, Rows, TokenCounts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lume_unlearn.methods.spec import Method, Param
 
 
 def rmu_direction(size: int, seed: int) -> Tensor:
@@ -33,25 +27,16 @@ def _steer(params: Mapping[str, float], states: Tensor, targets: Tensor, referen
     return state_distance(states, params["steering"] * direction.to(states.device))
 
 
-def _forget(batch: Batch) -> Tensor:
-    rows = batch.forget
-    return row_mean(rows.values, rows.rows, rows.count, batch.counts.forget_rows)
-
-
-def _retain(rows: Rows, counts: TokenCounts) -> Tensor:
-    return row_mean(rows.values, rows.rows, rows.count, max(len(counts.retain), 1))
-
-
 METHODS = (
     Method(
         "rmu",
         "representation misdirection",
         "Li et al. 2024, arXiv 2403.03218",
         "distance of the hidden states from a random direction, mean over rows",
-        _forget,
+        lambda batch: batch.forget.mean(batch.counts.rows("forget")),
         retain="states",
         retain_terms=("states", "none"),
-        retain_mean=_retain,
+        retain_mean=lambda rows, counts: rows.mean(counts.rows("retain")),
         per_token_loss=_steer,
         hidden_states=True,
         params={

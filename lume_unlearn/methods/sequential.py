@@ -1,16 +1,10 @@
 """Methods that go through the forget rows chunk by chunk, in phases: SUGD and AGAD."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import TypeVar
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-from lume_unlearn.methods.common import row_mean
 from lume_unlearn.methods.gradient import forget_ascent
-from lume_unlearn.methods.spec import Batch, Method, Pair, Param, Rows, TokenCounts
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lume_unlearn.methods.spec import Method, Pair, Param
 
 Item = TypeVar("Item")
 Steps = list[list[Pair]]
@@ -57,24 +51,6 @@ def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
     return [list(items[start : start + size]) for start in range(0, len(items), size)]
 
 
-def _sugd(batch: Batch) -> Tensor:
-    rows, counts = batch.forget, batch.counts
-    return -row_mean(rows.values, rows.rows, rows.count, len(counts.forget) + len(counts.retain))
-
-
-def _sugd_retain(rows: Rows, counts: TokenCounts) -> Tensor:
-    return row_mean(rows.values, rows.rows, rows.count, len(counts.forget) + len(counts.retain))
-
-
-def _sugd_phases(forget: int, retain: int, batch_size: int, epochs: int, params: Mapping[str, float]) -> list[Steps]:
-    return sequential(forget, retain, batch_size, int(params["chunk"]), int(params["retain_ratio"]), epochs)
-
-
-def _agad_phases(forget: int, retain: int, batch_size: int, epochs: int, params: Mapping[str, float]) -> list[Steps]:
-    chunk, seed = int(params["chunk"]), int(params["seed"])
-    return annealed(forget, retain, batch_size, chunk, params["anneal_share"], epochs, seed)
-
-
 CHUNK = "forget rows of one chunk"
 
 METHODS = (
@@ -83,15 +59,17 @@ METHODS = (
         "sequential unlearning by gradient difference",
         "Premptis et al. 2025, arXiv 2503.02443",
         "-NLL, mean over rows, chunk after chunk of the forget rows",
-        _sugd,
+        lambda batch: -batch.forget.mean(len(batch.counts.forget) + len(batch.counts.retain)),
         retain_terms=("nll",),
-        retain_mean=_sugd_retain,
+        retain_mean=lambda rows, counts: rows.mean(len(counts.forget) + len(counts.retain)),
         params={
             "chunk": Param(32, CHUNK, whole=True),
             "retain_ratio": Param(7, "retain rows for each forget row", whole=True),
         },
         defaults={"epochs": 7, "batch_size": 1, "retain_weight": 0.5, "warmup": 0.0},
-        phases=_sugd_phases,
+        phases=lambda forget, retain, batch_size, epochs, params: sequential(
+            forget, retain, batch_size, int(params["chunk"]), int(params["retain_ratio"]), epochs
+        ),
     ),
     Method(
         "agad",
@@ -105,6 +83,8 @@ METHODS = (
             "anneal_share": Param(0.25, "share of the retain rows trained on after each chunk", most=1.0),
         },
         defaults={"epochs": 3, "batch_size": 16, "learning_rate": {"full": 5e-5, "lora": 5e-5}, "warmup": 0.0},
-        phases=_agad_phases,
+        phases=lambda forget, retain, batch_size, epochs, params: annealed(
+            forget, retain, batch_size, int(params["chunk"]), params["anneal_share"], epochs, int(params["seed"])
+        ),
     ),
 )

@@ -1,14 +1,11 @@
 """What an unlearning method is: the types that a method's file fills in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
-if TYPE_CHECKING:  # torch takes a second to import, and `lume-unlearn --help` reads this
-    from torch import Tensor
+from lume_unlearn.methods.common import Tensor, row_mean
 
 RetainTerm = Literal["nll", "kl", "nll+kl", "states", "none"]
 Side = Literal["forget", "alternative", "retain"]
@@ -30,25 +27,14 @@ class TokenCounts:
     alternative: list[int]
     retain: list[int]
 
-    @property
-    def forget_tokens(self) -> int:
-        """Labelled tokens of the step's forget rows, to divide a token mean by; 1 instead of 0."""
-        return max(sum(self.forget), 1)
+    def tokens(self, side: Side) -> int:
+        """Return the labelled tokens of one side, to divide a token mean by; 1 instead of 0."""
+        tokens: list[int] = getattr(self, side)
+        return max(sum(tokens), 1)
 
-    @property
-    def alternative_tokens(self) -> int:
-        """Labelled tokens of the step's alternatives; 1 instead of 0."""
-        return max(sum(self.alternative), 1)
-
-    @property
-    def retain_tokens(self) -> int:
-        """Labelled tokens of the step's retain rows; 1 instead of 0."""
-        return max(sum(self.retain), 1)
-
-    @property
-    def forget_rows(self) -> int:
-        """Forget rows of the step, to divide a mean over rows by; 1 instead of 0."""
-        return max(len(self.forget), 1)
+    def rows(self, side: Side) -> int:
+        """Return the rows of one side, to divide a mean over rows by; 1 instead of 0."""
+        return max(len(getattr(self, side)), 1)
 
 
 @dataclass(frozen=True)
@@ -63,6 +49,10 @@ class Rows:
     """Rows of this side in this micro-batch."""
     reference: Tensor
     """(N,) reference NLL; empty unless the method asks for it."""
+
+    def mean(self, count: int) -> Tensor:
+        """Return `row_mean` of the values, divided by ``count`` rows."""
+        return row_mean(self.values, self.rows, self.count, count)
 
 
 @dataclass(frozen=True)
@@ -101,11 +91,11 @@ class Param:
         return f"must be at most {self.most:g}" if value > self.most else None
 
 
-Loss: TypeAlias = "Callable[[Batch], Tensor]"
+Loss: TypeAlias = Callable[[Batch], Tensor]
 """This micro-batch's share of the step's loss: the shares of all micro-batches and processes add up to it."""
-RetainMean: TypeAlias = "Callable[[Rows, TokenCounts], Tensor]"
+RetainMean: TypeAlias = Callable[[Rows, TokenCounts], Tensor]
 """The same for the values of the retain tokens."""
-PerTokenLoss: TypeAlias = "Callable[[Mapping[str, float], Tensor, Tensor, Tensor | None], Tensor]"
+PerTokenLoss: TypeAlias = Callable[[Mapping[str, float], Tensor, Tensor, Any], Tensor]
 """(params, logits or hidden states, targets, the reference's or None) to (N,) values, each from its own token alone."""
 Adapt: TypeAlias = Callable[[dict[str, float], float, float, Mapping[str, float]], dict[str, float]]
 """(state, retain loss of the step, epochs completed, params) to the next state; its "weight" is the retain weight."""
@@ -113,9 +103,14 @@ Phases: TypeAlias = Callable[[int, int, int, int, Mapping[str, float]], list[lis
 """(forget rows, retain rows, batch size, epochs, params) to phases of steps of pairs."""
 
 
+def forget_token_mean(batch: Batch) -> Tensor:
+    """Average the values of the forget tokens over all forget tokens of the step."""
+    return batch.forget.values.sum() / batch.counts.tokens("forget")
+
+
 def retain_token_mean(rows: Rows, counts: TokenCounts) -> Tensor:
     """Average the values of the retain tokens over all retain tokens of the step."""
-    return rows.values.sum() / counts.retain_tokens
+    return rows.values.sum() / counts.tokens("retain")
 
 
 @dataclass(frozen=True)
@@ -127,14 +122,15 @@ class Method:
     citation: str
     formula: str
     """The loss on forget rows in a few words, for the tables."""
-    loss: Loss
+    loss: Loss = forget_token_mean
+    """By default the token mean of the forget tokens' values, which training lowers."""
     retain: RetainTerm = "nll"
     """The term on retain rows unless ``--retain_term`` names another."""
     retain_terms: tuple[RetainTerm, ...] = ("nll", "kl", "nll+kl", "none")
     """The terms that it can have."""
     retain_mean: RetainMean = retain_token_mean
     per_token_loss: PerTokenLoss | None = None
-    """Loss of each forget token where it is not its NLL."""
+    """Value of each forget token where it is not its NLL."""
     needs_reference_forward: bool = False
     """Whether ``per_token_loss`` needs the reference logits of forget rows, in every step."""
     hidden_states: bool = False

@@ -1,14 +1,7 @@
 """Negated task vectors: train on the forget rows, then subtract the change of the weights."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.spec import Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -39,7 +32,6 @@ METHODS = (
         "negated task vector",
         "Ilharco et al. 2022, arXiv 2212.04089",
         "NLL, token mean; then the change of the weights times -scale",
-        forget_mean,
         retain="none",
         retain_terms=("none",),
         params={"scale": Param(5.0, "factor by which the task vector is subtracted")},

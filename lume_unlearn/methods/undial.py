@@ -1,17 +1,8 @@
 """UNDIAL: self-distillation from the reference logits with the answer's tokens lowered."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import at_least_float32
-from lume_unlearn.methods.gradient import forget_mean
+from lume_unlearn.methods.common import Tensor, at_least_float32
 from lume_unlearn.methods.npo import BETA
 from lume_unlearn.methods.spec import Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
@@ -37,20 +28,16 @@ def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, bet
     return cross_entropy(at_least_float32(logits), (teacher - penalty).softmax(dim=-1), reduction="none")
 
 
-def _undial(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    assert reference is not None
-    return undial_tokens(logits, reference, targets, params["beta"])
-
-
 METHODS = (
     Method(
         "undial",
         "self-distillation with adjusted logits",
         "Dong et al. 2024, arXiv 2402.10052",
         "cross entropy with the reference model's distribution, the answer's logits lowered by beta; token mean",
-        forget_mean,
         retain="none",
-        per_token_loss=_undial,
+        per_token_loss=lambda params, logits, targets, reference: undial_tokens(
+            logits, reference, targets, params["beta"]
+        ),
         needs_reference_forward=True,
         params={"beta": Param(10.0, BETA, zero=True)},
         defaults={"learning_rate": {"full": 1e-4}},

@@ -1,15 +1,8 @@
 """Gradient ascent with a weight on each token: WGA and SatImp."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-from lume_unlearn.methods.common import Count, token_mean
+from lume_unlearn.methods.common import Count, Tensor, token_mean
 from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Batch, Method, Param
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from lume_unlearn.methods.spec import Method, Param
 
 
 def wga(nll: Tensor, beta: float, count: Count = None) -> Tensor:
@@ -38,22 +31,13 @@ def satimp(nll: Tensor, beta1: float, beta2: float, count: Count = None) -> Tens
     return -token_mean(weight * nll, count)
 
 
-def _wga(batch: Batch) -> Tensor:
-    return wga(batch.forget.values, batch.params["beta"], batch.counts.forget_tokens)
-
-
-def _satimp(batch: Batch) -> Tensor:
-    params = batch.params
-    return satimp(batch.forget.values, params["beta1"], params["beta2"], batch.counts.forget_tokens)
-
-
 METHODS = (
     Method(
         "wga",
         "weighted gradient ascent",
         "Wang et al. 2025, arXiv 2502.19301",
         "-p^beta NLL, token mean",
-        _wga,
+        lambda batch: wga(batch.forget.values, batch.params["beta"], batch.counts.tokens("forget")),
         params={"beta": Param(1.0, BETA, zero=True)},
         defaults={"epochs": 5, "batch_size": 16},
     ),
@@ -62,7 +46,9 @@ METHODS = (
         "saturation and importance",
         "Yang et al. 2025, arXiv 2505.11953",
         "-p^beta1 (1 - p)^beta2 NLL, token mean",
-        _satimp,
+        lambda batch: satimp(
+            batch.forget.values, batch.params["beta1"], batch.params["beta2"], batch.counts.tokens("forget")
+        ),
         params={
             "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True),
             "beta2": Param(1.0, "exponent of 1 - p in satimp's weight", zero=True),

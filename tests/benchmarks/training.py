@@ -17,6 +17,7 @@ from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
+from lume_unlearn.training.memory import default_max_tokens
 from lume_unlearn.training.run import load_configured, make_trainer
 
 IGNORED = -100
@@ -135,7 +136,8 @@ def main() -> None:
         draw = random.Random(args.seed)
         chosen = [draw.choices(rows, k=(args.steps + 1) * args.batch_size) for rows in encoded(model, data).values()]
         shared = {"epochs": 1, "batch_size": args.batch_size, "precision": args.precision, "seed": args.seed}
-        shared |= {"learning_rate": 1e-7} | args.run_options  # the model stays as it is
+        # With this learning rate the model stays as it is.
+        shared |= {"learning_rate": 1e-7, "max_tokens": default_max_tokens()} | args.run_options
         for tuning, method in product(args.tunings, args.methods):
             config = RunConfig(model=model, output=f"{args.work}/output", method=method, tuning=tuning, **shared)
             results += Case(args, config, Sides(*chosen)).measure(FLOPS[tuning] * weights / peak)

@@ -32,8 +32,6 @@ Term = Callable[[Step], Tensor]
 
 @dataclass(frozen=True)
 class Formula:
-    """One method."""
-
     forget: Term
     retain: Term | None
     params: dict[str, float] = field(default_factory=dict)
@@ -95,7 +93,6 @@ def mean(parts: list[Tensor]) -> Tensor:
 
 
 def rows_mean(parts: list[Tensor]) -> Tensor:
-    """Of the rows' means."""
     return torch.stack([part.mean() for part in parts]).mean()
 
 
@@ -165,10 +162,8 @@ def simnpo(step: Step) -> Tensor:
 
 
 def dpo(step: Step) -> Tensor:
-    lose, win = gains(step, step.forget), gains(step, step.alternative)
-    return preference(
-        torch.stack([bad.sum() - good.sum() for bad, good in zip(lose, win, strict=True)]), step.params["beta"]
-    )
+    lose, win = ([gain.sum() for gain in gains(step, side)] for side in (step.forget, step.alternative))
+    return preference(torch.stack(lose) - torch.stack(win), step.params["beta"])
 
 
 def dpo_margin(step: Step) -> Tensor:
@@ -206,16 +201,10 @@ def undial(step: Step) -> Tensor:
     return mean(parts)
 
 
-def weighted(step: Step, weight: Callable[[Tensor], Tensor]) -> Tensor:
-    return -mean([weight((-part).exp().detach()) * part for part in forget_nll(step)])
-
-
-def wga(step: Step) -> Tensor:
-    return weighted(step, lambda p: p ** step.params["beta"])
-
-
-def satimp(step: Step) -> Tensor:
-    return weighted(step, lambda p: p ** step.params["beta1"] * (1 - p) ** step.params["beta2"])
+def weighted(step: Step, of_p: float, of_rest: float = 0.0) -> Tensor:
+    """Ascent on p^of_p (1 - p)^of_rest NLL."""
+    p = [(-part).exp().detach() for part in forget_nll(step)]
+    return -mean([a**of_p * (1 - a) ** of_rest * part for a, part in zip(p, forget_nll(step), strict=True)])
 
 
 def ceu(step: Step) -> Tensor:
@@ -249,13 +238,10 @@ def selective(start: float, losses: list[float], params: dict[str, float]) -> fl
     return 1.2 if excess <= 0 else min(max(round(0.3 * 6**excess + 0.8, 1), 1.2), 2.3)
 
 
-def sugd_forget(step: Step) -> Tensor:
-    return -sum((part.mean() for part in forget_nll(step)), torch.zeros(())) / (len(step.forget) + len(step.retain))
-
-
-def sugd_retain(step: Step) -> Tensor:
-    parts = [nll(step.model, row).mean() for row in step.retain]
-    return sum(parts, torch.zeros(())) / (len(step.forget) + len(step.retain))
+def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
+    """A side's share in the mean over the rows of both."""
+    means = [nll(step.model, row).mean() for row in side]
+    return sum(means, torch.zeros(())) / (len(step.forget) + len(step.retain))
 
 
 _PAIRS: dict[str, Any] = {
@@ -277,16 +263,23 @@ FORMULAS: dict[str, Formula] = {
     "idk": Formula(alternative_mean, retain_mean, trained=("alternative", "retain"), lowers=alternative_mean),
     "rmu": Formula(steer, stay, {"layer": 0, "steering": 3.0}, live=("retain",), lowers=steer),
     "undial": Formula(undial, None, {"beta": 4.0}, live=("forget",), trained=("forget",)),
-    "wga": Formula(wga, retain_mean, {"beta": 0.5}),
-    "satimp": Formula(satimp, retain_mean, {"beta1": 2.0, "beta2": 0.5}),
+    "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
+    "satimp": Formula(
+        lambda step: weighted(step, step.params["beta1"], step.params["beta2"]), retain_mean, {"beta1": 2, "beta2": 0.5}
+    ),
     "ceu": Formula(ceu, None, {"skip": 2}, trained=("forget",)),
     "pdu": Formula(
         flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1}, weight=dual, lowers=flatness
     ),
     "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
-    "sugd": Formula(sugd_forget, sugd_retain, {"chunk": 2, "retain_ratio": 2}, options={"batch_size": 1, "epochs": 1}),
-    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 1}),
+    "sugd": Formula(
+        lambda step: -sugd(step, step.forget),
+        lambda step: sugd(step, step.retain),
+        {"chunk": 2, "retain_ratio": 2},
+        options={"batch_size": 1, "epochs": 2},
+    ),
+    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 2}),
     "selective": Formula(ascent, retain_mean, weight=selective),
 }
 RETAIN_TERMS: dict[str, Term | None] = {"nll": retain_mean, "kl": retain_kl, "nll+kl": retain_nll_kl, "none": None}

@@ -88,10 +88,7 @@ def nll(model: Any, rows: list[Tokens]) -> float:
 CASES = [("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
 CASES += [("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full")]
 CASES += [("altpo", "last:1")]
-PARAMS: dict[str, dict[str, float]] = {
-    "rmu": {"layer": 1},
-    "agad": {"chunk": 5},
-}
+PARAMS: dict[str, dict[str, float]] = {"rmu": {"layer": 1}, "agad": {"chunk": 5}}
 
 
 @pytest.mark.parametrize(("method", "tuning"), CASES)
@@ -104,14 +101,12 @@ def test_a_run_writes_what_the_harness_loads_and_forgets(
     output = lume_unlearn.run(config)
     assert output == Path(config.output)
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    assert AutoTokenizer.from_pretrained(output).encode("fox") == AutoTokenizer.from_pretrained(config.model).encode(
-        "fox"
-    )
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (output, config.model)]
+    assert tokenizers[0].encode("fox") == tokenizers[1].encode("fox")
     before, after = AutoModelForCausalLM.from_pretrained(config.model), load(config)
-    if method in ("rmu", "pdu"):  # which change hidden states or logits
-        assert nll(after, side(config, "forget")) != pytest.approx(nll(before, side(config, "forget")), rel=1e-4)
-    else:
-        assert nll(after, side(config, "forget")) > nll(before, side(config, "forget"))
+    found, start = nll(after, side(config, "forget")), nll(before, side(config, "forget"))
+    # rmu and pdu change hidden states or logits
+    assert abs(found / start - 1) > 1e-4 if method in ("rmu", "pdu") else found > start
 
     written = record(config)
     assert written["finished"]
@@ -134,6 +129,21 @@ def test_weights_that_are_not_trained_are_written_as_they_were(tuning: str, part
     before, after = weights(config.model), weights(config.output)
     assert before.keys() == after.keys()
     assert {part in name for name in before if not before[name].equal(after[name])} == {True}
+
+
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_the_task_vector_is_subtracted_scale_times(tuning: str, build: Build) -> None:
+    changes = []
+    for scale in (1.0, 2.5):
+        config = build("task-vector", str(scale), tuning=tuning, params={"scale": scale})
+        run(config)
+        end = load(config)
+        end = end.merge_and_unload() if tuning == "lora" else end
+        start = AutoModelForCausalLM.from_pretrained(config.model)
+        changes.append({name: end.get_parameter(name) - weight for name, weight in start.named_parameters()})
+    assert any(change.abs().max() > 1e-3 for change in changes[0].values())
+    for name, change in changes[0].items():
+        torch.testing.assert_close(changes[1][name], 2.5 * change, rtol=0, atol=5e-6)
 
 
 def test_each_alternative_is_trained_once_an_epoch(build: Build, alternatives: Path) -> None:
@@ -163,17 +173,3 @@ def test_an_alternative_longer_than_the_context_is_named(build: Build, alternati
     alternatives.write_text("".join(json.dumps(line) + "\n" for line in lines))
     with pytest.raises(DataError, match=rf"{lines[3]['id']}: \d+ tokens, but the model takes 512"):
         run(build("dpo", alternatives=str(alternatives)))
-
-
-@pytest.mark.parametrize(("method", "tuning"), [("npo", "full"), ("rmu", "lora"), ("undial", "full")])
-def test_gradient_checkpointing_does_not_change_the_result(method: str, tuning: str, build: Build) -> None:
-    params = {"layer": 1} if method == "rmu" else {}
-    runs = [
-        build(method, str(again), tuning=tuning, params=params, lora_dropout=0.0, gradient_checkpointing=again)
-        for again in (False, True)
-    ]
-    for config in runs:
-        run(config)
-    plain, other = (weights(config.output) for config in runs)
-    for name, value in plain.items():
-        torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-5)

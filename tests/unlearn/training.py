@@ -70,14 +70,8 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     """
     formula, spec = FORMULAS[method], METHODS[method]
     plain: dict[str, Any] = {"epochs": 3, "batch_size": 4, "learning_rate": RATE, "lr_schedule": "linear"}
-    plain |= {
-        "warmup": 0.0,
-        "weight_decay": 0.0,
-        "max_grad_norm": 1.0,
-        "max_tokens": 8192,
-        "lora_dropout": 0.0,
-        "lora_rank": 4,
-    }
+    plain |= {"warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_tokens": 8192}
+    plain |= {"lora_dropout": 0.0, "lora_rank": 4}
     plain |= {"forget_weight": FORGET_WEIGHT, "retain_weight": RETAIN_WEIGHT, "kl_weight": KL_WEIGHT, "seed": SEED}
     plain |= {"precision": "float32", "params": formula.params} | formula.options
     if spec.alternative == "file":
@@ -128,26 +122,20 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
     for phase in steps_of(trainer):
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         for number, (forget, kept) in enumerate(phase):
-            step = Step(
-                model,
-                before,
-                [FORGET[i] for i in forget],
-                [ALTERNATIVE[i] for i in forget],
-                [RETAIN[i] for i in kept],
-                formula.params,
-            )
+            sides = ([FORGET[i] for i in forget], [ALTERNATIVE[i] for i in forget], [RETAIN[i] for i in kept])
+            step = Step(model, before, *sides, config.params)
             losses = [entry["retain_loss"] for entry in found if "retain_loss" in entry]
             terms = {"forget": formula.forget(step)} | ({"retain": retain(step)} if retain else {})
             loss = FORGET_WEIGHT * terms["forget"]
             if retain:
-                loss = loss + formula.weight(RETAIN_WEIGHT, losses, formula.params) * terms["retain"]
+                loss = loss + formula.weight(RETAIN_WEIGHT, losses, config.params) * terms["retain"]
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            optimizer.param_groups[0]["lr"] = RATE * (1 - number / len(phase))
+            rate = optimizer.param_groups[0]["lr"] = RATE * (1 - number / len(phase))
             optimizer.step()
             entry = {f"{name}_loss": term.item() for name, term in terms.items()}
-            found.append(entry | {"loss": loss.item(), "grad_norm": norm.item()})
+            found.append(entry | {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
     assert config.max_grad_norm == 1.0
     return found, model
 
