@@ -67,16 +67,17 @@ class Subject:
             return harness.score(lm, harness.data_metadata(folder), tasks, **options)
 
     def means(self, name: str, rows: Sides, model: Any = None) -> dict[str, float]:
-        """Return the four overall means of `results`."""
-        return harness.overall(self.results(name, rows, model))
+        """Return the four overall means of `results`, without those that have no value."""
+        results = self.results(name, rows, model)
+        values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
+        return {mean: value for mean, value in values.items() if value is not None}
 
 
 def audit(config: AuditConfig) -> Scores:
     """Run the audits and write ``audit.json``.
 
     Returns:
-        audit to the four overall means (see `lume_score`); `samples` has ``forget_knowledge`` and ``retain_knowledge``
-        as the share of questions that at least one sampled answer gets right. ``plain`` is always included.
+        audit to the four overall means (see `lume_score`). ``plain`` is always included.
 
     Raises:
         ConfigError: an option that cannot work, rows that an audit cannot be run on, a model that cannot be quantised,
@@ -117,25 +118,20 @@ def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
         ConfigError: an audit of ``--audits`` is unknown, or the rows do not suffice for it.
     """
     named = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
-    chosen, faults = ["plain"], []
-    for name in named or AUDITS:
-        fault = _fault(name, config, rows)
-        if fault:
-            faults.append(f"{name}: {fault}")
-        elif name not in chosen:
-            chosen.append(name)
+    found = {name: _fault(name, config, rows) for name in ("plain", *(named or AUDITS))}
+    faults = [f"{name}: {fault}" for name, fault in found.items() if fault]
     if named and faults:
         raise ConfigError("\n".join(f"--audits {fault}" for fault in faults))
     for fault in faults:
         _log.warning("audit left out: %s", fault)
-    return chosen
+    return [name for name, fault in found.items() if not fault]
 
 
 def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     """Say why an audit cannot be run, or return None."""
     if name not in AUDITS:
         return f"choose from {', '.join(AUDITS)}"
-    if name == "samples" and not _has_questions(rows):
+    if name == "samples" and not all(_questions(rows).values()):
         return "needs questions (qa rows) among the forget rows and among the retain rows"
     if name.startswith("relearn_"):
         side = name.removeprefix("relearn_")
@@ -147,16 +143,12 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     return None
 
 
-def _has_questions(rows: Sides) -> bool:
-    return all(any(row.kind == "qa" for row in side_rows) for side_rows in rows.values())
+def _questions(rows: Sides) -> Sides:
+    return {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
 
 
 def load_subject(config: AuditConfig, rows: Sides) -> Subject:
-    """Load the model, with its adapter merged, to the device to audit it on.
-
-    Raises:
-        ConfigError: the model, adapter or tokenizer cannot be loaded.
-    """
+    """Load the model, with its adapter merged, to the device to audit it on."""
     if config.peft:
         model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
     else:
@@ -218,9 +210,9 @@ def _relearned(side: str, subject: Subject) -> Scores:
 def _other_words(subject: Subject) -> Scores:
     """Score the rows with changed prompts: rephrased, upper case, after a prefix, after answered retain rows."""
     rows = subject.rows
-    questions = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
+    questions = _questions(rows)
     changed: dict[str, Sides] = {}
-    if _has_questions(rows):
+    if all(questions.values()):
         for number, text in enumerate(REPHRASINGS, 1):
             changed[f"rephrased {number}"] = _with_inputs(questions, text.format)
     changed["upper case"] = _with_inputs(rows, str.upper)
@@ -239,7 +231,7 @@ def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
 def _samples(subject: Subject) -> Scores:
     """Sample several answers to each question at temperature 1; a question counts as known if one of them is right."""
     config = subject.config
-    rows = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in subject.rows.items()}
+    rows = _questions(subject.rows)
     known: dict[str, set[str]] = {side: set() for side in rows}
     for number in range(config.samples):
         results = subject.results(

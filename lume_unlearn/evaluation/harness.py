@@ -64,7 +64,7 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     arguments = model if isinstance(model, dict) else {}
     if "gen_kwargs" in options:
         metadata = metadata | {"lume_gen_kwargs": True}  # else the tasks refuse what is not the protocol's generation
-    manager = _manager(arguments | metadata)
+    manager = task_manager(arguments | metadata)
     get_commit = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
     try:
@@ -82,24 +82,10 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     return dict(results)
 
 
-def require_loadable(metadata: dict[str, Any], tasks: tuple[str, ...]) -> None:
-    """Load the tasks with their data, to find missing data before training starts.
-
-    Raises:
-        DataError: the data of a task is missing or faulty.
-        KeyError: there is no task of that name.
-    """
-    manager = _manager(metadata)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
-    if unknown:
-        raise KeyError(", ".join(unknown))
-    manager.load(list(tasks))
-
-
-def _manager(metadata: dict[str, Any]) -> Any:
+def task_manager(metadata: dict[str, Any]) -> Any:
+    """Return a task manager of the harness that knows the tasks of LUME alone: indexing all takes long."""
     from lm_eval.tasks import TaskManager
 
-    # Without the harness's own tasks: indexing these takes longer than scoring a small model.
     return TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata)
 
 
@@ -109,11 +95,6 @@ def metric(results: dict[str, Any], task: str, name: str) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def overall(results: dict[str, Any]) -> dict[str, float]:
-    """Return the four overall means of `lume_score`, without those that have no value."""
-    return _present({name: metric(results, "lume_score", name) for name in MEANS})
-
-
 def headline(results: dict[str, Any]) -> dict[str, float]:
     """Return the scores to print in one line, without those that have no value.
 
@@ -121,7 +102,7 @@ def headline(results: dict[str, Any]) -> dict[str, float]:
     """
     found = {name.replace("_", " "): metric(results, "lume_score", name) for name in (*MEANS, "task_aggregate")}
     found |= {MEAN: mean_score(results), "attack AUC": metric(results, "lume_mia", "loss_auc")}
-    return _present(found)
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def mean_score(results: dict[str, Any]) -> float | None:
@@ -136,10 +117,6 @@ def mean_score(results: dict[str, Any]) -> float | None:
             if value is not None:
                 goods.append(1 - value if name.startswith("forget") else value)
     return sum(goods) / len(goods) if goods else None
-
-
-def _present(scores: dict[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if value is not None}
 
 
 @contextmanager

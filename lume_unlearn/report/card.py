@@ -34,8 +34,15 @@ _PUBLISHED = re.compile(
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 _SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS))  # in order, each once
-_MIA = "lume_mia"
-_TITLES = TASKS | {"lume_score": "all tasks", _MIA: "membership inference"}
+_TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference"}
+
+
+class Data(NamedTuple):
+    """What a score was computed from: its name, the hub's type of data set, and the split if known."""
+
+    name: str
+    kind: str
+    split: str | None
 
 
 def write_card(model_dir: Path, results: Sequence[str]) -> Path:
@@ -126,13 +133,12 @@ def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCar
         library_name="peft" if config["tuning"] == "lora" else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "lume", config["method"]],
-        eval_results=[_eval_result(model, score) for score in _scores(model)],
+        eval_results=[_eval_result(model, score, data) for score, data in card_scores(model)],
     )
 
 
-def _eval_result(model: Model, score: Score) -> EvalResult:
+def _eval_result(model: Model, score: Score, data: Data) -> EvalResult:
     is_mmlu = score.metric == "mmlu"
-    data = _source(model, score)
     return EvalResult(
         task_type="text-generation",
         dataset_type=data.kind,
@@ -147,58 +153,41 @@ def _eval_result(model: Model, score: Score) -> EvalResult:
     )
 
 
-def _scores(model: Model) -> list[Score]:
-    """Return the scores that have a value, by names that are unique in the card."""
-    scores = []
+def card_scores(model: Model) -> list[tuple[Score, Data]]:
+    """Return the scores that have a value, by names that are unique in the card, and their data."""
+    found = []
     for score in _SCORES:
-        if model.score(score.task, score.metric) is None:
+        one = model.evaluation(score.task)
+        if one is None or model.score(score.task, score.metric) is None:
             continue
+        data = scored_data(one, score)
         if score.task in TASKS:
             score = replace(score, name=f"{task_number(score.task)}, {score.name}")
-        elif score.metric == "mmlu" and _source(model, score).kind != MMLU_HUB_ID:
+        elif score.metric == "mmlu" and data.kind != MMLU_HUB_ID:
             score = replace(score, name="multiple choice")
-        scores.append(score)
-    return scores
+        found.append((score, data))
+    return found
 
 
-class Source(NamedTuple):
-    """The data of a score: its name, the hub's type of data set, its split if known, and their number."""
+def scored_data(one: Evaluation, score: Score) -> Data:
+    """Name the data of a score LUME or MMLU only if the documents are the published ones.
 
-    name: str
-    kind: str
-    split: str | None
-    documents: int
-
-
-def _source(model: Model, score: Score) -> Source:
-    one = model.evaluation(score.task)
-    assert one is not None, "the model has the score"
+    LUME is recognised by the digests that the tasks log, MMLU by the number of questions.
+    """
     if score.metric == "mmlu":
-        return _mmlu(one)
-    parts = [task for task in (*TASKS, _MIA) if task in one.scores]
-    return _lume(one, parts if score.task == "lume_score" else [score.task])
-
-
-def _lume(one: Evaluation, tasks: Sequence[str]) -> Source:
-    """Compare the documents of these tasks with LUME's, by the digests that the tasks log."""
-    count = sum(one.count(task) or 0 for task in tasks)
+        counts = [one.count(task) or 0 for task in one.content["n-samples"] if task.startswith("lume_mmlu_")]
+        if sum(counts) == MMLU_QUESTIONS:
+            return Data("MMLU", MMLU_HUB_ID, "test")
+        return Data(f"multiple choice, {sum(counts):,} questions, not all of MMLU", "multiple-choice", None)
+    tasks = [score.task]
+    if score.task == "lume_score":
+        tasks = [task for task in (*TASKS, "lume_mia") if task in one.scores]
     digests = {one.digest(task) for task in tasks}
     if not digests or not digests <= {published.MIA, *published.SPLITS}:
-        return Source("own data", "other", visible(one.split), count)
+        return Data("own data", "other", visible(one.split))
     splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
     split = splits.pop() if len(splits) == 1 else visible(one.split)
-    limit = one.section("config").get("limit")
-    return Source("part of LUME" if limit else "LUME", "lume", split, count)
-
-
-def _mmlu(one: Evaluation) -> Source:
-    """Compare the number of multiple-choice questions with that of MMLU's test split."""
-    subjects = [task for task in one.section("n-samples") if task.startswith("lume_mmlu_")]
-    count = sum(one.count(task) or 0 for task in subjects)
-    if count == MMLU_QUESTIONS:
-        return Source("MMLU", MMLU_HUB_ID, "test", count)
-    name = f"multiple choice, {count:,} questions in {len(subjects)} subjects, not all of MMLU"
-    return Source(name, "multiple-choice", None, count)
+    return Data("part of LUME" if one.config.get("limit") else "LUME", "lume", split)
 
 
 def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
@@ -211,22 +200,11 @@ def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
         base=_without_folder(config["model"]),
         method=METHODS[config["method"]],
         model=model,
-        scores=_scores(model),
-        documents=_documents(model),
+        scores=card_scores(model),
         record=record,
         options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
         files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
     )
-
-
-def _documents(model: Model) -> list[tuple[str, Source, str]]:
-    """Return (task, data, SHA-256) of every task of LUME that was scored, and of MMLU."""
-    found = {task: model.evaluation(task) for task in (*TASKS, _MIA)}
-    rows = [(_TITLES[task], _lume(one, [task]), one.digest(task) or "unknown") for task, one in found.items() if one]
-    score = model.evaluation("lume_score")
-    if score and "mmlu" in score.scores["lume_score"]:
-        rows.append(("general knowledge", _mmlu(score), "unknown"))
-    return rows
 
 
 def _code(value: object) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.errors import DataError, visible
-from lume_unlearn.files import aside, write_text
+from lume_unlearn.files import write_text
 from lume_unlearn.report import template
 from lume_unlearn.report.glossary import task_number
 from lume_unlearn.report.results import read_models
@@ -29,17 +29,16 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
     """
     data = page_data(read_models(results), show_pii)
     page = render(data, title)
-    figures = data["trade_off"] + data["training"] + data["attacks"]
+    pictures = data["trade_off"] + data["training"] + ([data["roc"]] if data["roc"] else [])
     try:
         folder = output.with_name(f"{output.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in figures:
-            with aside(folder / figure.file) as partial:
-                partial.write_bytes(figure.data)
+        for picture in pictures:
+            (folder / picture.file).write_bytes(picture.png)
         write_text(output, page)
     except (OSError, ValueError) as error:  # ValueError: the path has no file name, such as "."
         raise DataError(f"--output {output}: cannot be written ({error})") from error
-    return [output, *(folder / figure.file for figure in figures)]
+    return [output, *(folder / picture.file for picture in pictures)]
 
 
 def render(data: dict[str, Any], title: str) -> str:

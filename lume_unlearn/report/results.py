@@ -57,15 +57,20 @@ class Evaluation:
         return str(next(filter(None, splits), "all"))
 
     @property
+    def config(self) -> dict[str, Any]:
+        """The options of the evaluation: ``limit``, ``model_args``, ..."""
+        return self.content.get("config") or {}
+
+    @property
     def rows(self) -> str:
         """The split, and the limit if there was one."""
-        limit = self.section("config").get("limit")
+        limit = self.config.get("limit")
         return f"split {self.split}" + (f", limit {limit}" if limit else "")
 
     @property
     def settings(self) -> str:
         """The rows, and all model arguments other than where the model is."""
-        args = self.section("config").get("model_args") or {}
+        args = self.config.get("model_args") or {}
         if isinstance(args, str):
             args = dict(pair.partition("=")[::2] for pair in args.split(","))
         others = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
@@ -80,20 +85,15 @@ class Evaluation:
     def made(self) -> str:
         """When and with what the scores were made."""
         date = f"{datetime.fromtimestamp(self.date, timezone.utc):%Y-%m-%d %H:%M} UTC" if self.date else "unknown date"
-        version, backend = (self.content.get(name, "unknown") for name in ("lm_eval_version", "model_source"))
-        return f"{date}, lm-eval {version}, backend {backend}"
-
-    def section(self, name: str) -> dict[str, Any]:
-        """A part of the file, such as ``config``; empty if it is absent."""
-        return self.content.get(name) or {}
+        return f"{date}, lm-eval {self.content.get('lm_eval_version', 'unknown')}"
 
     def metadata(self, task: str) -> dict[str, Any]:
         """The metadata that the task was configured with."""
-        return self.section("configs").get(task, {}).get("metadata") or {}
+        return self.content.get("configs", {}).get(task, {}).get("metadata") or {}
 
     def version(self, task: str) -> str:
         """The version of the task's YAML."""
-        return str(self.section("versions").get(task, "unknown"))
+        return str(self.content.get("versions", {}).get(task, "unknown"))
 
     def digest(self, task: str) -> str:
         """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
@@ -101,7 +101,7 @@ class Evaluation:
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
-        count: int | None = self.section("n-samples").get(task, {}).get("effective")
+        count: int | None = self.content.get("n-samples", {}).get(task, {}).get("effective")
         return count
 
     def samples(self, task: str) -> list[Sample]:
@@ -152,6 +152,8 @@ class Run(NamedTuple):
 def read_models(paths: Iterable[str]) -> list[Model]:
     """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
 
+    A model is named by the last part of its path, or by path and settings if another one has the same last part.
+
     Raises:
         DataError: names a path that is missing or has no results of LUME.
     """
@@ -162,8 +164,14 @@ def read_models(paths: Iterable[str]) -> list[Model]:
         if not any(one.scores.values()):
             raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(one.content['results'])})")
         groups.setdefault((one.model, one.settings), []).append(one)
-    newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
-    return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
+    last_parts = [_last_part(model) for model, _ in groups]
+    models = []
+    for (model, settings), group in groups.items():
+        name = _last_part(model)
+        if last_parts.count(name) > 1:
+            name = f"{model} ({settings})"
+        models.append(Model(name, tuple(sorted(group, key=lambda one: -one.date))))
+    return models
 
 
 def _results_files(path: Path) -> list[Path]:
@@ -178,23 +186,23 @@ def _results_files(path: Path) -> list[Path]:
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models.
+    """Return the training runs of which at least two points are among the models, in the order of the steps.
 
-    If the run's `unlearning.json` can be read, the reference model (step 0) and the finished model are points of the
-    run if they are among the models.
+    Points are checkpoints (``<run>/checkpoint-<step>``), and if the run's `unlearning.json` can be read, the reference
+    model (step 0) and the finished model.
     """
-    steps: dict[Path, dict[Model, int]] = {}
+    steps: dict[Path, dict[Path, int]] = {}
     for model in models:
         found = _CHECKPOINT.match(model.path)
         if found:
-            steps.setdefault(Path(found["run"]).resolve(), {})[model] = int(found["step"])
+            run = Path(found["run"]).resolve()
+            steps.setdefault(run, _ends(run))[Path(model.path).resolve()] = int(found["step"])
     runs = []
-    for path, places in steps.items():
-        ends = _ends(path)
-        places |= {m: ends[Path(m.path).resolve()] for m in models if Path(m.path).resolve() in ends}
-        if len(places) > 1:
-            ordered = sorted(places.items(), key=lambda place: place[1])
-            runs.append(Run(path.name, tuple((step, model) for model, step in ordered)))
+    for run, places in steps.items():
+        placed = [(places.get(Path(model.path).resolve()), model) for model in models]
+        points = [(step, model) for step, model in placed if step is not None]
+        if len(points) > 1:
+            runs.append(Run(run.name, tuple(sorted(points, key=lambda point: point[0]))))
     return runs
 
 
@@ -232,15 +240,6 @@ def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
         if value is not None:
             names.setdefault(value, []).append(name)
     return names
-
-
-def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the last part of each model's path, or path and settings where another model has the same last part."""
-    last_parts = [_last_part(model) for model, _ in keys]
-    return [
-        name if last_parts.count(name) == 1 else f"{model} ({settings})"
-        for name, (model, settings) in zip(last_parts, keys, strict=True)
-    ]
 
 
 def _last_part(model: str) -> str:
