@@ -59,7 +59,7 @@ def test_tasks_do_not_import_trainers() -> None:
         assert not [name for name in imported(path) if name.startswith("lume_unlearn")], path
 
 
-@pytest.mark.parametrize("module", ["lume_unlearn.cli", "lume_unlearn.report.sections", "lume_unlearn"])
+@pytest.mark.parametrize("module", ["lume_unlearn.cli", "lume_unlearn.report.page", "lume_unlearn.report.card"])
 def test_importing_loads_no_torch(module: str) -> None:
     code = (
         f"import sys, {module}; print([name for name in ('torch', 'transformers', 'lm_eval') if name in sys.modules])"

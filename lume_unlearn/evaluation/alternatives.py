@@ -50,7 +50,7 @@ def write_alternatives(config: AlternativesConfig) -> Path:
 
     Raises:
         ConfigError: the output or its part file exists or cannot be written, or the model cannot be loaded.
-        DataError: faulty rows, rows that do not fit, or rows without an alternative.
+        DataError: faulty rows, or rows without an alternative.
     """
     output = Path(config.output)
     part = output.with_name(f"{output.name}.part")
@@ -65,8 +65,7 @@ def write_alternatives(config: AlternativesConfig) -> Path:
     half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
     model = load.load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    prompts = fitting_prompts(model, tokenizer, rows, config.max_new_tokens)
-    samples = sample_alternatives(model, tokenizer, rows, prompts, config)
+    samples = sample_alternatives(model, tokenizer, rows, config)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("x", encoding="utf-8") as file:
@@ -80,30 +79,6 @@ def write_alternatives(config: AlternativesConfig) -> Path:
     return output
 
 
-def fitting_prompts(model: Any, tokenizer: Any, rows: Sequence[Row], max_new_tokens: int) -> list[list[int]]:
-    """Return token ids of a prompt for each row, which shows its answer and asks for another with other facts.
-
-    The prompt uses the chat template, or is plain text if the tokenizer has none.
-
-    Raises:
-        DataError: prompts that leave no room for ``max_new_tokens`` in the model's context.
-    """
-    prompts = [_prompt(tokenizer, row) for row in rows]
-    context = load.context_length(model)
-    faults = [
-        f"  {row.id}: {len(prompt)} tokens"
-        for row, prompt in zip(rows, prompts, strict=True)
-        if context is not None and len(prompt) + max_new_tokens > context
-    ]
-    if faults:
-        head = (
-            f"{len(faults)} of {len(rows)} rows are too long: the prompt and {max_new_tokens} new tokens must fit into "
-            f"{context}; lower --max_new_tokens, or shorten these rows:"
-        )
-        raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
-    return prompts
-
-
 def _prompt(tokenizer: Any, row: Row) -> list[int]:
     if not tokenizer.chat_template:
         ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
@@ -114,9 +89,12 @@ def _prompt(tokenizer: Any, row: Row) -> list[int]:
 
 
 def sample_alternatives(
-    model: Any, tokenizer: Any, rows: Sequence[Row], prompts: Sequence[list[int]], config: AlternativesConfig
+    model: Any, tokenizer: Any, rows: Sequence[Row], config: AlternativesConfig
 ) -> Iterator[tuple[str, str]]:
     """Sample alternatives from the reference model (Mekala et al. 2024, 2409.13474).
+
+    The prompt shows a row with its answer and asks for another plausible answer with other facts: through the chat
+    template, or as plain text if the tokenizer has none.
 
     A sample without letters and digits, or equal to the true answer (see `bare`), is drawn again, at most `ATTEMPTS`
     times. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
@@ -127,7 +105,6 @@ def sample_alternatives(
         model: causal language model in evaluation mode.
         tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
         rows: rows to sample for.
-        prompts: their `fitting_prompts`.
         config: samples of each row, temperature (no top-k or top-p), lengths, batch size and seed.
 
     Yields:
@@ -136,6 +113,7 @@ def sample_alternatives(
     Raises:
         DataError: at the end, for rows without an alternative.
     """
+    prompts = [_prompt(tokenizer, row) for row in rows]
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(config.samples)]
     failed: dict[str, None] = {}

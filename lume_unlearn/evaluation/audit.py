@@ -92,7 +92,12 @@ def audit(config: AuditConfig) -> Scores:
         if config.limit:
             rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
         chosen = chosen_audits(config, rows)
-        subject = load_subject(config, rows)
+        if config.peft:
+            model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
+        else:
+            model = load.load_model(config.model, torch.float32, config.trust_remote_code)
+        model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+        subject = Subject(config, model, load.load_tokenizer(config.model, config.trust_remote_code), rows)
         if "quantised" in chosen:
             weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
         for name in chosen:
@@ -145,17 +150,6 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
 
 def _questions(rows: Sides) -> Sides:
     return {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
-
-
-def load_subject(config: AuditConfig, rows: Sides) -> Subject:
-    """Load the model, with its adapter merged, to the device to audit it on."""
-    if config.peft:
-        model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
-    else:
-        model = load.load_model(config.model, torch.float32, config.trust_remote_code)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    return Subject(config, model.to(device).eval(), tokenizer, rows)
 
 
 def _plain(subject: Subject) -> Scores:

@@ -98,25 +98,15 @@ def metric(results: dict[str, Any], task: str, name: str) -> float | None:
 def headline(results: dict[str, Any]) -> dict[str, float]:
     """Return the scores to print in one line, without those that have no value.
 
-    The four overall means, the task aggregate, `mean_score` and the AUC of the attack.
+    The four overall means, the task aggregate, the AUC of the attack, and the mean of the twelve task scores (or those
+    that have a value), forget scores as 1 - score. The aggregate, their harmonic mean, is 0 if one score is 0; the mean
+    still ranks such models.
     """
     found = {name.replace("_", " "): metric(results, "lume_score", name) for name in (*MEANS, "task_aggregate")}
-    found |= {MEAN: mean_score(results), "attack AUC": metric(results, "lume_mia", "loss_auc")}
+    scores = {(task, name): metric(results, task, name) for task in ROW_TASKS for name in MEANS}
+    goods = [1 - v if name.startswith("forget") else v for (_, name), v in scores.items() if v is not None]
+    found |= {MEAN: sum(goods) / len(goods) if goods else None, "attack AUC": metric(results, "lume_mia", "loss_auc")}
     return {name: value for name, value in found.items() if value is not None}
-
-
-def mean_score(results: dict[str, Any]) -> float | None:
-    """Return the mean of the twelve task scores (or those that have a value), forget scores as 1 - score.
-
-    The task aggregate, their harmonic mean, is 0 if one score is 0; this mean still ranks such models.
-    """
-    goods = []
-    for task in ROW_TASKS:
-        for name in MEANS:
-            value = metric(results, task, name)
-            if value is not None:
-                goods.append(1 - value if name.startswith("forget") else value)
-    return sum(goods) / len(goods) if goods else None
 
 
 @contextmanager

@@ -94,7 +94,7 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
     folders = {"target": target}
     for method, options in UNLEARNING.items():
         folder = folders[method.upper()] = output / f"unlearned-{method}"
-        where = {"model": str(target), "output": str(folder), "data": str(data)}
+        where: dict[str, Any] = {"model": str(target), "output": str(folder), "data": str(data)}
         run(RunConfig(method=method, seed=seed, **where, **SHARED, **options))
     folders["retain-only"] = retain_only
 

@@ -3,10 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
@@ -18,7 +17,7 @@ from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.report import template
 from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
-from lume_unlearn.report.results import RECORD, Evaluation, Model, read_models
+from lume_unlearn.report.results import Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
 # Cards with one of these are replaced: our own, peft's and Trainer's.
@@ -37,14 +36,6 @@ _SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS)
 _TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference"}
 
 
-class Data(NamedTuple):
-    """What a score was computed from: its name, the hub's type of data set, and the split if known."""
-
-    name: str
-    kind: str
-    split: str | None
-
-
 def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     """Write ``README.md`` into a folder that `lume-unlearn run` wrote: how the model was made, and its scores.
 
@@ -56,13 +47,34 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
         DataError: no record of the run, results of another model, or a README.md that a person wrote.
     """
     path = model_dir / "README.md"
+    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
+    if not any(mark in found for mark in _AUTOMATIC):
+        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
     record = read_record(model_dir)
     model = own_results(model_dir, read_models(results))
-    metadata = card_data(model_dir, record, model).to_yaml()
-    card = ModelCard(f"---\n{metadata}\n---\n\n{card_text(model_dir, record, model)}")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
-    if not any(mark in text for mark in _AUTOMATIC):
-        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
+    config = record["config"]
+    scores = card_scores(model)
+    metadata = ModelCardData(
+        model_name=visible(model_dir.resolve().name),
+        base_model=config["model"] if _on_the_hub(config["model"]) else None,
+        library_name="peft" if config["tuning"] == "lora" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "lume", config["method"]],
+        eval_results=[result for _, result in scores],
+    )
+    text = template("card.md.j2", keep_trailing_newline=True).render(
+        code=_code,
+        mark=MARK,
+        name=model_dir.resolve().name,
+        base=_without_folder(config["model"]),
+        method=METHODS[config["method"]],
+        model=model,
+        scores=scores,
+        record=record,
+        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
+        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
+    )
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
     try:
         write_text(path, str(card))
     except OSError as error:
@@ -100,7 +112,7 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, or another version wrote it.
     """
-    path = model_dir / RECORD
+    path = model_dir / "unlearning.json"
     try:
         record: dict[str, Any] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
@@ -124,87 +136,48 @@ def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
     return own[0]
 
 
-def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCardData:
-    """Return the card's metadata: its base model, and each score that has a value as an entry of ``model-index``."""
-    config = record["config"]
-    return ModelCardData(
-        model_name=visible(model_dir.resolve().name),
-        base_model=config["model"] if _on_the_hub(config["model"]) else None,
-        library_name="peft" if config["tuning"] == "lora" else "transformers",
-        pipeline_tag="text-generation",
-        tags=["unlearning", "lume", config["method"]],
-        eval_results=[_eval_result(model, score, data) for score, data in card_scores(model)],
-    )
+def card_scores(model: Model) -> list[tuple[Score, EvalResult]]:
+    """Return the scores that have a value, each with its entry in the ``model-index``.
 
-
-def _eval_result(model: Model, score: Score, data: Data) -> EvalResult:
-    is_mmlu = score.metric == "mmlu"
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=data.kind,
-        dataset_name=data.name if is_mmlu else f"{data.name}, {_TITLES[score.task]}",
-        dataset_config=None if is_mmlu else score.task,  # the hub tells entries apart by it
-        dataset_split=data.split,
-        metric_type=score.metric,
-        metric_name=score.name,
-        metric_value=round(model.score(score.task, score.metric) or 0.0, 6),
-        source_name="lm-evaluation-harness",
-        source_url="https://github.com/EleutherAI/lm-evaluation-harness",
-    )
-
-
-def card_scores(model: Model) -> list[tuple[Score, Data]]:
-    """Return the scores that have a value, by names that are unique in the card, and their data."""
+    The score of multiple-choice questions is left out unless these are all of MMLU.
+    """
     found = []
     for score in _SCORES:
-        one = model.evaluation(score.task)
-        if one is None or model.score(score.task, score.metric) is None:
+        one, value = model.evaluation(score.task), model.score(score.task, score.metric)
+        if one is None or value is None:
             continue
-        data = scored_data(one, score)
-        if score.task in TASKS:
-            score = replace(score, name=f"{task_number(score.task)}, {score.name}")
-        elif score.metric == "mmlu" and data.kind != MMLU_HUB_ID:
-            score = replace(score, name="multiple choice")
-        found.append((score, data))
+        data = lume_data(one, score.task)
+        if score.metric == "mmlu":
+            data = {"dataset_type": MMLU_HUB_ID, "dataset_name": "MMLU", "dataset_split": "test"}
+            counts = [one.count(task) or 0 for task in one.content["n-samples"] if task.startswith("lume_mmlu_")]
+            if sum(counts) != MMLU_QUESTIONS:
+                continue
+        result = EvalResult(
+            task_type="text-generation",
+            metric_type=score.metric,
+            metric_name=f"{task_number(score.task)}, {score.name}" if score.task in TASKS else score.name,
+            metric_value=round(value, 6),
+            source_name="lm-evaluation-harness",
+            source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+            **data,
+        )
+        found.append((score, result))
     return found
 
 
-def scored_data(one: Evaluation, score: Score) -> Data:
-    """Name the data of a score LUME or MMLU only if the documents are the published ones.
-
-    LUME is recognised by the digests that the tasks log, MMLU by the number of questions.
-    """
-    if score.metric == "mmlu":
-        counts = [one.count(task) or 0 for task in one.content["n-samples"] if task.startswith("lume_mmlu_")]
-        if sum(counts) == MMLU_QUESTIONS:
-            return Data("MMLU", MMLU_HUB_ID, "test")
-        return Data(f"multiple choice, {sum(counts):,} questions, not all of MMLU", "multiple-choice", None)
-    tasks = [score.task]
-    if score.task == "lume_score":
-        tasks = [task for task in (*TASKS, "lume_mia") if task in one.scores]
-    digests = {one.digest(task) for task in tasks}
-    if not digests or not digests <= {published.MIA, *published.SPLITS}:
-        return Data("own data", "other", visible(one.split))
-    splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
-    split = splits.pop() if len(splits) == 1 else visible(one.split)
-    return Data("part of LUME" if one.config.get("limit") else "LUME", "lume", split)
-
-
-def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
-    """Return the card's text in Markdown, as card.md.j2 lays it out."""
-    config = record["config"]
-    return template("card.md.j2", keep_trailing_newline=True).render(
-        code=_code,
-        mark=MARK,
-        name=model_dir.resolve().name,
-        base=_without_folder(config["model"]),
-        method=METHODS[config["method"]],
-        model=model,
-        scores=card_scores(model),
-        record=record,
-        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
-        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
-    )
+def lume_data(one: Evaluation, task: str) -> dict[str, Any]:
+    """Describe the data of a task for the hub: as LUME only if the logged digests are those of its documents."""
+    tasks = [name for name in (*TASKS, "lume_mia") if name in one.scores] if task == "lume_score" else [task]
+    digests = {one.digest(name) for name in tasks}
+    kind, name, split = "other", "own data", visible(one.split)
+    if digests and digests <= {published.MIA, *published.SPLITS}:
+        kind, name = "lume", "part of LUME" if one.limit else "LUME"
+        splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
+        if len(splits) == 1:
+            split = splits.pop()
+    # The hub tells entries apart by `dataset_config`.
+    title = _TITLES[task]
+    return {"dataset_type": kind, "dataset_name": f"{name}, {title}", "dataset_config": task, "dataset_split": split}
 
 
 def _code(value: object) -> str:

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import roc_curve
 
 from lume_tasks.errors import visible
-from lume_unlearn.report.glossary import KINDS, TASKS, Score
+from lume_unlearn.report.glossary import GOOD, KINDS, TASKS, Score
 from lume_unlearn.report.results import Model, Run, find_runs
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -32,6 +32,7 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+FILLS: dict[str, Any] = {"regurgitation": "full", "knowledge": "none"}
 LONGEST_NAME = 44  # characters of a model's name in a figure
 
 
@@ -50,61 +51,55 @@ class Picture(NamedTuple):
 
 @mpl.rc_context(STYLE)
 def trade_off(models: Sequence[Model], task: str) -> Picture | None:
-    """Draw forget against retain scores; top left is good. None if no model has both.
+    """Draw forget against retain scores; top left is good. None if the task was not scored.
 
     Scores of repeated text have filled markers, those of facts hollow ones. The checkpoints of a run are joined by a
-    line, on which the last one is large and has its 95 % intervals.
+    line. The last point of it is large, as that of any other model, and has its 95 % intervals.
     """
     runs = find_runs(models)
-    trained = {model for run in runs for step, model in run.points if step > 0}  # 0: the reference model
+    trained = {model for run in runs for _, model in run.points}
     tracks = [(model.name, [model]) for model in models if model not in trained]
-    tracks += [(run.name, [model for _, model in run.points]) for run in runs]
-    figure, axes = _figure(TASKS[task], len(tracks))
-    for name, members in tracks:
-        look = _look(models.index(members[-1]))
-        drawn = [_draw_track(axes, members, task, kind, look) for kind in KINDS]
-        if any(drawn):
-            axes.plot([], [], color=look["color"], marker=look["marker"], linestyle="", label=_label(name))
-    if not axes.lines:
+    tracks += [(f"{run.name}, checkpoints", [model for _, model in run.points]) for run in runs]
+    tracks = [(name, members) for name, members in tracks if any(model.evaluation(task) for model in members)]
+    if not tracks:
         return None
-    for kind, words in KINDS.items():
-        axes.plot([], [], "o", color="0.4", fillstyle=_fill(kind), label=words)
+    figure, axes = _figure(TASKS[task], len(tracks) + len(FILLS))
+    for name, members in tracks:
+        last = members[-1]
+        look = _look(models.index(last))
+        colour, marker = look["color"], look["marker"]
+        axes.plot([], [], color=colour, marker=marker, ls="", label=_label(name))
+        for kind, fill in FILLS.items():
+            xs, ys = ([_score(model, task, f"{side}_{kind}") for model in members] for side in GOOD)
+            style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill, "clip_on": False}
+            axes.plot(xs, ys, ms=3, lw=0.8, markevery=slice(0, -1), **style)
+            axes.plot(xs[-1:], ys[-1:], ms=8, **style)
+            x_ends, y_ends = (last.interval(task, f"{side}_{kind}") for side in GOOD)
+            if x_ends and y_ends:
+                axes.plot(x_ends, (ys[-1], ys[-1]), color=colour, lw=1)
+                axes.plot((xs[-1], xs[-1]), y_ends, color=colour, lw=1)
+    for kind, fill in FILLS.items():
+        axes.plot([], [], "o", color="0.4", fillstyle=fill, label=KINDS[kind])
     axes.annotate("better", (0.3, 0.7), (0.5, 0.5), color="0.5", arrowprops={"arrowstyle": "->", "color": "0.5"})
     axes.set(xlabel="forget rows (low is good)", xlim=(-0.04, 1.04))
     axes.set(ylabel="retain rows (high is good)", ylim=(-0.04, 1.04))
     return _picture(f"tradeoff_{task}", f"{TASKS[task]}: scores on forget rows against scores on retain rows", figure)
 
 
-def _draw_track(axes: Axes, members: Sequence[Model], task: str, kind: str, look: dict[str, Any]) -> bool:
-    """Draw the models that have both scores; return whether there are any."""
-    names = (f"forget_{kind}", f"retain_{kind}")
-    shown = [model for model in members if None not in [model.score(task, name) for name in names]]
-    if not shown:
-        return False
-    xs, ys = ([model.score(task, name) for model in shown] for name in names)
-    style = {"color": look["color"], "marker": look["marker"], "fillstyle": _fill(kind), "clip_on": False}
-    axes.plot(xs, ys, ms=3, lw=0.8, **style)
-    axes.plot(xs[-1:], ys[-1:], ms=8, **style)
-    x_ends, y_ends = (shown[-1].interval(task, name) for name in names)
-    if x_ends and y_ends:
-        axes.plot(x_ends, [ys[-1]] * 2, color=look["color"], lw=1)
-        axes.plot([xs[-1]] * 2, y_ends, color=look["color"], lw=1)
-    return True
-
-
-def _fill(kind: str) -> Any:
-    return "full" if kind == "regurgitation" else "none"
+def _score(model: Model, task: str, metric: str) -> float:
+    value = model.score(task, metric)
+    return math.nan if value is None else value  # matplotlib leaves out NaN
 
 
 @mpl.rc_context(STYLE)
 def over_training(run: Run, title: str, scores: Sequence[Score], file: str) -> Picture | None:
     """Draw scores over the optimiser steps of a run; None if it has none of them."""
     figure, axes = _figure(f"{_label(run.name)}: {title}", len(scores))
+    steps = [step for step, _ in run.points]
     for number, score in enumerate(scores):
-        values = [(step, model.score(score.task, score.metric)) for step, model in run.points]
-        points = [(step, value) for step, value in values if value is not None]
-        if points:
-            axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=score.name, clip_on=False, **_look(number))
+        values = [_score(model, score.task, score.metric) for _, model in run.points]
+        if not all(map(math.isnan, values)):
+            axes.plot(steps, values, ms=5, lw=1.4, label=score.name, clip_on=False, **_look(number))
     axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
     return _picture(file, f"{run.name}: {title} over training", figure) if axes.lines else None

@@ -1,23 +1,19 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
 
 Sample = dict[str, Any]
 
-RECORD = "unlearning.json"
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
@@ -25,61 +21,27 @@ _LOCATIONS = ("pretrained", "peft", "path", "model")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One results file: its path and its content."""
+    """One results file.
+
+    Attributes:
+        path: of the file.
+        content: of the file.
+        scores: LUME task -> metric -> value; finite numbers only, without standard errors.
+        model: folder or hub name of the model (the adapter's, if there is one).
+        split: rows that were scored: all, train, validation or test.
+        limit: the harness's limit on the documents of each task, if there was one.
+        settings: the split, the limit, and all model arguments other than where the model is.
+        date: seconds since 1970; 0 if unknown.
+    """
 
     path: Path
     content: dict[str, Any]
-
-    @cached_property
-    def scores(self) -> dict[str, dict[str, float]]:
-        """LUME task -> metric -> value; finite numbers only, without standard errors."""
-        return {
-            task: {
-                name: float(value)
-                for name, value in metrics.items()
-                if math.isfinite(value) and not name.endswith("_stderr")
-            }
-            for task, metrics in numbers(self.content).items()
-            if task.startswith("lume")
-        }
-
-    @property
-    def model(self) -> str:
-        """The model's folder or hub name (an adapter's, if there is one)."""
-        # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
-        folder = _SCORES_FOLDER.sub(r"/checkpoint-\1", self.path.parent.as_posix())
-        return str(self.content.get("model_name") or folder)
-
-    @property
-    def split(self) -> str:
-        """The rows that were scored: all, train, validation or test."""
-        splits = (self.metadata(task).get("lume_split") for task in self.scores)
-        return str(next(filter(None, splits), "all"))
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """The options of the evaluation: ``limit``, ``model_args``, ..."""
-        return self.content.get("config") or {}
-
-    @property
-    def rows(self) -> str:
-        """The split, and the limit if there was one."""
-        limit = self.config.get("limit")
-        return f"split {self.split}" + (f", limit {limit}" if limit else "")
-
-    @property
-    def settings(self) -> str:
-        """The rows, and all model arguments other than where the model is."""
-        args = self.config.get("model_args") or {}
-        if isinstance(args, str):
-            args = dict(pair.partition("=")[::2] for pair in args.split(","))
-        others = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
-        return ", ".join([self.rows, *others])
-
-    @property
-    def date(self) -> float:
-        """Seconds since 1970; 0 if unknown."""
-        return float(self.content.get("date") or 0)
+    scores: dict[str, dict[str, float]]
+    model: str
+    split: str
+    limit: float | None
+    settings: str
+    date: float
 
     @property
     def made(self) -> str:
@@ -87,17 +49,13 @@ class Evaluation:
         date = f"{datetime.fromtimestamp(self.date, timezone.utc):%Y-%m-%d %H:%M} UTC" if self.date else "unknown date"
         return f"{date}, lm-eval {self.content.get('lm_eval_version', 'unknown')}"
 
-    def metadata(self, task: str) -> dict[str, Any]:
-        """The metadata that the task was configured with."""
-        return self.content.get("configs", {}).get(task, {}).get("metadata") or {}
-
     def version(self, task: str) -> str:
         """The version of the task's YAML."""
         return str(self.content.get("versions", {}).get(task, "unknown"))
 
     def digest(self, task: str) -> str:
         """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
-        return str(self.metadata(task).get(DIGEST, ""))
+        return str(_metadata(self.content, task).get(DIGEST, ""))
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
@@ -160,9 +118,7 @@ def read_models(paths: Iterable[str]) -> list[Model]:
     groups: dict[tuple[str, str], list[Evaluation]] = {}
     files = [file for path in paths for file in _results_files(Path(path))]
     for path in dict.fromkeys(files):
-        one = Evaluation(path, read_results(path))
-        if not any(one.scores.values()):
-            raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(one.content['results'])})")
+        one = _read_evaluation(path)
         groups.setdefault((one.model, one.settings), []).append(one)
     last_parts = [_last_part(model) for model, _ in groups]
     models = []
@@ -172,6 +128,34 @@ def read_models(paths: Iterable[str]) -> list[Model]:
             name = f"{model} ({settings})"
         models.append(Model(name, tuple(sorted(group, key=lambda one: -one.date))))
     return models
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    content = read_results(path)
+    scores = {
+        task: {name: value for name, value in metrics.items() if math.isfinite(value) and not name.endswith("_stderr")}
+        for task, metrics in numbers(content).items()
+        if task.startswith("lume")
+    }
+    if not any(scores.values()):
+        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(content['results'])})")
+    # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
+    model = content.get("model_name") or _SCORES_FOLDER.sub(r"/checkpoint-\1", path.parent.as_posix())
+    config = content.get("config") or {}
+    splits = (_metadata(content, task).get("lume_split") for task in scores)
+    split = str(next(filter(None, splits), "all"))
+    limit = config.get("limit")
+    args = config.get("model_args") or {}
+    if isinstance(args, str):
+        args = dict(pair.partition("=")[::2] for pair in args.split(","))
+    settings = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
+    settings = [f"split {split}", *([f"limit {limit}"] if limit else []), *settings]
+    date = float(content.get("date") or 0)
+    return Evaluation(path, content, scores, str(model), split, limit, ", ".join(settings), date)
+
+
+def _metadata(content: dict[str, Any], task: str) -> dict[str, Any]:
+    return content.get("configs", {}).get(task, {}).get("metadata") or {}
 
 
 def _results_files(path: Path) -> list[Path]:
@@ -186,33 +170,17 @@ def _results_files(path: Path) -> list[Path]:
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Return the training runs of which at least two points are among the models, in the order of the steps.
-
-    Points are checkpoints (``<run>/checkpoint-<step>``), and if the run's `unlearning.json` can be read, the reference
-    model (step 0) and the finished model.
-    """
-    steps: dict[Path, dict[Path, int]] = {}
+    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models."""
+    runs: dict[Path, list[tuple[int, Model]]] = {}
     for model in models:
         found = _CHECKPOINT.match(model.path)
         if found:
-            run = Path(found["run"]).resolve()
-            steps.setdefault(run, _ends(run))[Path(model.path).resolve()] = int(found["step"])
-    runs = []
-    for run, places in steps.items():
-        placed = [(places.get(Path(model.path).resolve()), model) for model in models]
-        points = [(step, model) for step, model in placed if step is not None]
-        if len(points) > 1:
-            runs.append(Run(run.name, tuple(sorted(points, key=lambda point: point[0]))))
-    return runs
-
-
-def _ends(run: Path) -> dict[Path, int]:
-    """Return the reference model and the finished model of a run with their steps; empty without a record."""
-    try:
-        record = json.loads(read_text(run / RECORD))
-        return {Path(record["config"]["model"]).resolve(): 0, run: record["history"][-1]["step"]}
-    except (OSError, ValueError, LookupError):
-        return {}  # the results may have been copied from elsewhere
+            runs.setdefault(Path(found["run"]).resolve(), []).append((int(found["step"]), model))
+    return [
+        Run(path.name, tuple(sorted(points, key=lambda point: point[0])))
+        for path, points in runs.items()
+        if len(points) > 1
+    ]
 
 
 def comparability(models: Sequence[Model]) -> list[str]:

@@ -17,11 +17,6 @@ from lume_unlearn.report.results import comparability, find_runs, read_models
 Write = Callable[..., Path]
 
 
-def logged_row(number: int) -> dict[str, Any]:
-    doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"]}
-
-
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
     before = {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}
     after = {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}
@@ -48,47 +43,15 @@ def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None
     ]
 
 
-def test_folders_are_searched_in_natural_order(write_results: Write, tmp_path: Path) -> None:
-    for step in (10, 9):
-        write_results(f"/m/checkpoint-{step}", {"lume_task1": {"forget_knowledge": 0.5}}, folder=f"checkpoint-{step}")
-    assert [model.name for model in read_models([str(tmp_path)])] == ["m/checkpoint-9", "m/checkpoint-10"]
-
-
-def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_results: Write, tmp_path: Path) -> None:
-    scores = {"lume_task1": {"forget_knowledge": 0.5}}
-    run = tmp_path / "npo"
-    names = [run / "checkpoint-20", run, run / "checkpoint-10", tmp_path / "base", tmp_path / "other"]
-    models = read_models([str(write_results(str(name), scores)) for name in names])
-    (found,) = find_runs(models)
-    assert [(step, model.name) for step, model in found.points] == [
-        (10, "npo/checkpoint-10"),
-        (20, "npo/checkpoint-20"),
-    ]
-    assert find_runs(models[:1]) == []  # one checkpoint alone is a model as any other
-    run.mkdir()
-    record = {
-        "config": {"model": str(tmp_path / "base")},
-        "history": [{"epoch": 1.0, "step": 10}, {"epoch": 3, "step": 30}],
-    }
-    (run / "unlearning.json").write_text(json.dumps(record))
-    (found,) = find_runs(models)
-    assert [(step, model.name) for step, model in found.points] == [
-        (0, "base"),
-        (10, "npo/checkpoint-10"),
-        (20, "npo/checkpoint-20"),
-        (30, "npo"),
-    ]
-
-
-def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
-    for step in (5, 10):
-        folder = tmp_path / "npo" / "scores" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
-        (folder / "results_lume.json").write_text(json.dumps(content))
+def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
+    for place in ("npo/scores/checkpoint-5", "npo/scores/checkpoint-10", "gd/scores/checkpoint-5"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "results_lume.json").write_text(json.dumps(content))
     models = read_models([str(tmp_path)])
-    assert [model.name for model in models] == ["npo/checkpoint-5", "npo/checkpoint-10"]
-    assert [place for place, _ in find_runs(models)[0].points] == [5, 10]
+    assert [model.name for model in models] == ["gd/checkpoint-5", "npo/checkpoint-5", "npo/checkpoint-10"]
+    (run,) = find_runs(models)  # one checkpoint alone is a model as any other
+    assert [(step, model.name) for step, model in run.points] == [(5, "npo/checkpoint-5"), (10, "npo/checkpoint-10")]
 
 
 def test_incomparable_scores_are_named(write_results: Write) -> None:
@@ -130,14 +93,6 @@ def test_unusable_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
     for name, fault in (("gone", "does not exist"), ("empty", "no results_*.json in or below it")):
         assert cli.main(["report", str(tmp_path / name)]) == 1
         assert f"{tmp_path / name}: {fault}" in capsys.readouterr().err
-
-
-def test_broken_sample_is_named_by_line(write_results: Write) -> None:
-    path = write_results("/m/a", {"lume_task1": {"forget_knowledge": 1.0}}, {"lume_task1": [logged_row(0)]})
-    (samples,) = path.parent.glob("samples_lume_task1_*.jsonl")
-    samples.write_text(f"{json.dumps(logged_row(0))}\n{{")
-    with pytest.raises(DataError, match=re.escape(f"{samples}:2: ")):
-        read_models([str(path)])[0].samples("lume_task1")
 
 
 def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
