@@ -41,21 +41,17 @@ def test_alternatives_are_grouped_by_row_in_the_order_of_the_file(tmp_path: Path
     assert list(found.items()) == [("b-sc1", ["rain fell.", " the phone rang. "]), ("a-qa0", ["Red"])]
 
 
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ('{"id": "a-qa0"', "is bad JSON"),
-        ({"id": "a-qa0"}, 'field "alternative" is missing'),
-        ({"id": "a-qa0", "alternative": " \n"}, 'field "alternative" is empty'),
-        ({"id": "c-qa0", "alternative": "Red"}, 'id "c-qa0" is no forget row'),
-        ({"id": "a-qa0", "alternative": " pale GREEN.\n"}, "alternative of a-qa0 is the row's own output"),
-    ],
-)
-def test_a_faulty_line_is_named(tmp_path: Path, line: object, fault: str) -> None:
+def test_faulty_lines_are_named(tmp_path: Path) -> None:
+    lines: dict[str, Any] = {
+        "is bad JSON": '{"id": "a-qa0"',
+        'field "alternative" is empty': {"id": "a-qa0", "alternative": " \n"},
+        'id "c-qa0" is no forget row': {"id": "c-qa0", "alternative": "Red"},
+        "alternative of a-qa0 is the row's own output": {"id": "a-qa0", "alternative": " pale GREEN.\n"},
+    }
     with pytest.raises(DataError) as raised:
-        read(tmp_path, [*GOOD, line])
-    assert str(raised.value).startswith(f"{tmp_path / 'alternatives.jsonl'}:3: {fault}")
-    assert "\n" not in str(raised.value)
+        read(tmp_path, [*GOOD, *lines.values()])
+    for number, (message, fault) in enumerate(zip(str(raised.value).splitlines(), lines, strict=True), start=3):
+        assert message.startswith(f"{tmp_path / 'alternatives.jsonl'}:{number}: {fault}")
 
 
 def test_rows_without_an_alternative_are_named(tmp_path: Path) -> None:
