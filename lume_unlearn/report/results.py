@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -42,12 +41,6 @@ class Evaluation:
     limit: float | None
     settings: str
     date: float
-
-    @property
-    def made(self) -> str:
-        """When and with what the scores were made."""
-        date = f"{datetime.fromtimestamp(self.date, timezone.utc):%Y-%m-%d %H:%M} UTC" if self.date else "unknown date"
-        return f"{date}, lm-eval {self.content.get('lm_eval_version', 'unknown')}"
 
     def version(self, task: str) -> str:
         """The version of the task's YAML."""

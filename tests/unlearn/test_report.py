@@ -195,7 +195,7 @@ def test_trade_off_and_training_draw_a_run_as_a_line(write_results: Write, undra
     scores["2"] |= {"forget_knowledge_low": 0.25, "forget_knowledge_high": 0.625}
     scores["2"] |= {"retain_knowledge_low": 0.5, "retain_knowledge_high": 0.875}
     paths = [
-        write_results(f"/m/npo/checkpoint-{i}", {name: found for name in ("lume_task1", "lume_score")})
+        write_results(f"/m/npo/checkpoint-{i}", dict.fromkeys(("lume_task1", "lume_score"), found))
         for i, found in scores.items()
     ]
     models = read_models(map(str, [write_results("/m/a", {"lume_task2": scores["1"]}), *paths]))
@@ -209,9 +209,7 @@ def test_trade_off_and_training_draw_a_run_as_a_line(write_results: Write, undra
     assert plots.trade_off(models, "lume_task3") is None
 
 
-def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(
-    write_results: Write, undrawn: list[Figure]
-) -> None:
+def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(write_results: Write, undrawn: list[Figure]) -> None:
     logged = {
         "a": mia_samples([1.0, 2.0], [1.5, 3.0]),
         "one class": mia_samples([1.0], []),
