@@ -39,12 +39,6 @@ def main(folder: Path, *results: Path) -> int:
     return cli.main(["card", "--model_dir", str(folder), "--results", *map(str, results)])
 
 
-def change_record(folder: Path, **config: str) -> None:
-    record = json.loads((folder / "unlearning.json").read_text())
-    record["config"] |= config
-    (folder / "unlearning.json").write_text(json.dumps(record))
-
-
 def test_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES, metadata={"lume_split": "validation"})
     assert main(finished, path) == 0
@@ -88,13 +82,6 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(
     }
 
 
-def test_no_local_path_is_published(finished: Path, write_results: Write) -> None:
-    change_record(finished, alternatives=f"{finished.parent}/alternatives.jsonl")
-    args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
-    assert main(finished, write_results(str(finished), SCORES, config={"model_args": args})) == 0
-    assert "secret-place" not in (finished / "README.md").read_text()
-
-
 def test_unusable_inputs_are_refused(
     finished: Path, write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -130,7 +117,7 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 
 @pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
-def test_only_model_tokenizer_and_card_are_uploaded(
+def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
     model: str,
     published: str,
     finished: Path,
@@ -154,10 +141,13 @@ def test_only_model_tokenizer_and_card_are_uploaded(
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).touch()
     model = model.format(folder=finished.parent)
-    change_record(finished, model=model)
+    record = json.loads((finished / "unlearning.json").read_text())
+    record["config"] |= {"model": model, "alternatives": f"{finished.parent}/alternatives.jsonl"}
+    (finished / "unlearning.json").write_text(json.dumps(record))
     config = {"r": 8, "base_model_name_or_path": model}
     (finished / "adapter_config.json").write_text(json.dumps(config))
-    results = write_results(str(finished), SCORES, folder=str(finished))
+    args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
+    results = write_results(str(finished), SCORES, folder=str(finished), config={"model_args": args})
     options = ["--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
     assert cli.main(["card", *options]) == 0
     assert "https://hub/me/mine" in capsys.readouterr().out
@@ -167,6 +157,7 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     assert any(name.startswith("results_") for name in found)
     sent = filter_repo_objects(found, allow_patterns=folder["allow_patterns"], ignore_patterns=None)
     assert sorted(sent) == sorted([*ours, "README.md"])
+    assert "secret-place" not in (finished / "README.md").read_text()
     assert ModelCard.load(finished / "README.md").data.base_model == (published if "/" in published else None)
 
 

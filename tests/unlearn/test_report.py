@@ -107,12 +107,13 @@ def test_hostile_text_stays_text(write_results: Write) -> None:
     page.encode("utf-8")
 
 
-def test_command_writes_a_page_that_loads_nothing_from_elsewhere(
+def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_elsewhere(
     write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
-    paths = [write_results(f"/m/run/checkpoint-{i}", full(i / 4), samples) for i in (1, 2)]
-    paths.append(write_results("/m/cost $x$ ^ _{", full(0.5)))  # no name breaks a figure
+    run = "/m/cost $x$ ^ _{"  # no name breaks a figure
+    paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
+    paths.append(write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
     output = tmp_path / "new" / "my.html"
     assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
     page = output.read_text(encoding="utf-8")
@@ -120,7 +121,13 @@ def test_command_writes_a_page_that_loads_nothing_from_elsewhere(
     names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1_1", "training1_2"]
     assert sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir()) == [f"{name}.png" for name in names]
     assert f"{len(names)} pictures" in capsys.readouterr().out
-    attributes = Outline(page).attributes
+    outline = Outline(page)
+    assert "0.1250.125\u20130.125" in outline.text  # a score and its interval below
+    assert "0.7500.700\u20130.800" in outline.text
+    assert "_stderr" not in page
+    rows = re.findall(r"<tr><th scope=\"row\">b</th>(.*?)</tr>", page)
+    assert re.sub("<.*?>", " ", rows[0]).split()[:2] == ["0.250", "-"]
+    attributes = outline.attributes
     links = [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
     assert len(links) == len(names) + 1  # and a link to the meanings
     assert all(link.startswith(("data:image/png;base64,iVBOR", "#")) for link in links)
@@ -130,17 +137,6 @@ def test_command_writes_a_page_that_loads_nothing_from_elsewhere(
     output = tmp_path / "file" / "x.html"
     assert cli.main(["report", str(paths[2]), "--output", str(output)]) == 1
     assert f"--output {output}: cannot be written" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_scores_have_intervals_and_missing_ones_a_dash(write_results: Write) -> None:
-    page = page_of(write_results("/m/a", full(0.125)), write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
-    text = Outline(page).text
-    assert "0.1250.125\u20130.125" in text  # a score and its interval below
-    assert "0.7500.700\u20130.800" in text
-    assert "_stderr" not in page
-    rows = re.findall(r"<tr><th scope=\"row\">b</th>(.*?)</tr>", page)
-    assert re.sub("<.*?>", " ", rows[0]).split()[:2] == ["0.250", "-"]
 
 
 @pytest.mark.usefixtures("undrawn")

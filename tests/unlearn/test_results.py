@@ -1,7 +1,6 @@
 """Reading results files: newest scores, names of models, runs, and scores that cannot be compared or read."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -94,23 +93,11 @@ def test_unusable_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert f"{tmp_path / name}: {fault}" in capsys.readouterr().err
 
 
-def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
-    """The names and places that `EvaluationTracker` gives its files today."""
+def test_an_adapter_is_named_in_files_of_the_harness_itself(tmp_path: Path) -> None:
+    """The name and place that `EvaluationTracker` gives its file today."""
     tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
     tracker.general_config_tracker.log_experiment_args("hf", f"pretrained=base,peft={tmp_path}/npo", "", "", False)
-    sample = {
-        "doc_id": 0,
-        "doc": {"id": "aqa0", "input": "q", "output": "a"},
-        "target": "t",
-        "arguments": [["x"]],
-        "resps": [["y"]],
-        "filtered_resps": ["y"],
-        **{f"{what}_hash": what for what in ("doc", "prompt", "target")},
-    }
     results = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": "pretrained=base"}}
-    tracker.save_results_aggregated(results, {"lume_task1": [sample]})
-    tracker.save_results_samples("lume_task1", [sample])
+    tracker.save_results_aggregated(results, {"lume_task1": []})
     (model,) = read_models([str(tmp_path / "out")])
-    assert model.name == "npo"
-    assert os.fspath(tmp_path / "npo") == model.path
-    assert [logged["doc"]["id"] for logged in model.samples("lume_task1")] == ["aqa0"]
+    assert (model.name, model.path) == ("npo", str(tmp_path / "npo"))
