@@ -26,7 +26,7 @@ from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
-from lume_unlearn.files import only_run, write_text, writing
+from lume_unlearn.files import write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
 from lume_unlearn.training.finetune import fine_tune
@@ -86,24 +86,23 @@ def audit(config: AuditConfig) -> Scores:
     """
     output = Path(config.output)
     require_unused(output)
+    rows = locate.load_rows(named_directory(config.data), config.split)
+    if config.limit:
+        rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
+    chosen = chosen_audits(config, rows)
+    if config.peft:
+        model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
+    else:
+        model = load.load_model(config.model, torch.float32, config.trust_remote_code)
+    model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    subject = Subject(config, model, load.load_tokenizer(config.model, config.trust_remote_code), rows)
+    if "quantised" in chosen:
+        weight_layers(model)  # refuse a model that cannot be quantised before the first audit
     results: Scores = {}
-    with only_run(output):
-        rows = locate.load_rows(named_directory(config.data), config.split)
-        if config.limit:
-            rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
-        chosen = chosen_audits(config, rows)
-        if config.peft:
-            model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
-        else:
-            model = load.load_model(config.model, torch.float32, config.trust_remote_code)
-        model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-        subject = Subject(config, model, load.load_tokenizer(config.model, config.trust_remote_code), rows)
-        if "quantised" in chosen:
-            weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
-        for name in chosen:
-            results |= AUDITS[name](subject)
-            with writing(output):  # after each audit, so that a later failure loses nothing
-                write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
+    for name in chosen:
+        results |= AUDITS[name](subject)
+        with writing(output):  # after each audit, so that a later failure loses nothing
+            write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -150,10 +149,6 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
 
 def _questions(rows: Sides) -> Sides:
     return {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
-
-
-def _plain(subject: Subject) -> Scores:
-    return {"plain": subject.means("plain", subject.rows)}
 
 
 def _quantised(subject: Subject) -> Scores:
@@ -245,7 +240,7 @@ def _samples(subject: Subject) -> Scores:
 
 
 AUDITS: dict[str, Callable[[Subject], Scores]] = {
-    "plain": _plain,
+    "plain": lambda subject: {"plain": subject.means("plain", subject.rows)},
     "quantised": _quantised,
     "relearn_forget": partial(_relearned, "forget"),
     "relearn_retain": partial(_relearned, "retain"),
