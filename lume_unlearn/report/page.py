@@ -12,7 +12,6 @@ from lume_unlearn.report.redact import worst_leaks
 from lume_unlearn.report.results import Model, comparability, find_runs, names_by_value, read_models
 
 LEAKS = 5  # rows shown of each kind and model
-OVER_TRAINING = {"forgotten and kept": LEADERBOARD[5:], "overall, general knowledge, attack": LEADERBOARD[:5]}
 
 Cell = tuple[str, str]  # a score and its interval, or a heading and a note
 
@@ -67,11 +66,7 @@ def _visible(value: Any) -> Any:
 def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
     """Return what the template shows."""
     trade_off = [plots.trade_off(models, task) for task in TASKS]
-    training = [
-        plots.over_training(run, title, scores, f"training{number}_{part}")
-        for number, run in enumerate(find_runs(models), start=1)
-        for part, (title, scores) in enumerate(OVER_TRAINING.items(), start=1)
-    ]
+    training = [plots.over_training(run, number) for number, run in enumerate(find_runs(models), start=1)]
     return {
         "models": models,
         "show_pii": show_pii,

@@ -18,7 +18,7 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import roc_curve
 
 from lume_tasks.errors import visible
-from lume_unlearn.report.glossary import GOOD, KINDS, TASKS, Score
+from lume_unlearn.report.glossary import GOOD, KINDS, LEADERBOARD, TASKS
 from lume_unlearn.report.results import Model, Run, find_runs
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
@@ -32,6 +32,7 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
+OVER_TRAINING = [score for score in LEADERBOARD if score.name not in ("final score", "MIA score", "MMLU")]
 FILLS: dict[str, Any] = {"regurgitation": "full", "knowledge": "none"}
 LONGEST_NAME = 44  # characters of a model's name in a figure
 
@@ -92,17 +93,17 @@ def _score(model: Model, task: str, metric: str) -> float:
 
 
 @mpl.rc_context(STYLE)
-def over_training(run: Run, title: str, scores: Sequence[Score], file: str) -> Picture | None:
-    """Draw scores over the optimiser steps of a run; None if it has none of them."""
-    figure, axes = _figure(f"{_label(run.name)}: {title}", len(scores))
+def over_training(run: Run, number: int) -> Picture | None:
+    """Draw the overall scores of a run over its optimiser steps; None if it has none of them."""
+    figure, axes = _figure(f"{_label(run.name)} over training", len(OVER_TRAINING))
     steps = [step for step, _ in run.points]
-    for number, score in enumerate(scores):
+    for place, score in enumerate(OVER_TRAINING):
         values = [_score(model, score.task, score.metric) for _, model in run.points]
         if not all(map(math.isnan, values)):
-            axes.plot(steps, values, ms=5, lw=1.4, label=score.name, clip_on=False, **_look(number))
+            axes.plot(steps, values, ms=5, lw=1.4, label=score.name, clip_on=False, **_look(place))
     axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
-    return _picture(file, f"{run.name}: {title} over training", figure) if axes.lines else None
+    return _picture(f"training{number}", f"Scores of {run.name} over training", figure) if axes.lines else None
 
 
 @mpl.rc_context(STYLE)

@@ -55,11 +55,6 @@ class Evaluation:
         count: int | None = self.content.get("n-samples", {}).get(task, {}).get("effective")
         return count
 
-    def samples(self, task: str) -> list[Sample]:
-        """The logged documents of one task; empty if they were not logged."""
-        path = samples_file(self.path, task)
-        return read_samples(path) if path.is_file() else []
-
 
 @dataclass(frozen=True, eq=False)
 class Model:
@@ -90,7 +85,8 @@ class Model:
     def samples(self, task: str) -> list[Sample]:
         """The logged documents of the newest evaluation of this task; empty if they were not logged."""
         one = self.evaluation(task)
-        return one.samples(task) if one else []
+        path = samples_file(one.path, task) if one else None
+        return read_samples(path) if path and path.is_file() else []
 
 
 class Run(NamedTuple):

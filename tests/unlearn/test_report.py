@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from lume_unlearn import cli
 from lume_unlearn.report import plots
-from lume_unlearn.report.page import OVER_TRAINING, page_data, render
+from lume_unlearn.report.page import page_data, render
 from lume_unlearn.report.results import find_runs, read_models
 
 HOSTILE = (
@@ -118,7 +118,7 @@ def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_e
     assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
     page = output.read_text(encoding="utf-8")
     assert "<title>Mine</title>" in page
-    names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1_1", "training1_2"]
+    names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1"]
     assert sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir()) == [f"{name}.png" for name in names]
     assert f"{len(names)} pictures" in capsys.readouterr().out
     outline = Outline(page)
@@ -196,7 +196,7 @@ def test_trade_off_and_training_draw_a_run_as_a_line(write_results: Write, undra
     ]
     models = read_models(map(str, [write_results("/m/a", {"lume_task2": scores["1"]}), *paths]))
     plots.trade_off(models, "lume_task1")
-    plots.over_training(find_runs(models)[0], "Title", OVER_TRAINING["forgotten and kept"], "file")
+    plots.over_training(find_runs(models)[0], 1)
     trade_off, training = undrawn
     for line in ([[1.0, 1.0], [0.5, 0.75]], [[0.25, 0.75], [0.625, 0.75]], [[0.5, 0.5], [0.5, 0.875]]):
         assert line in lines(trade_off)
