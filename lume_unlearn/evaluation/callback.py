@@ -78,15 +78,18 @@ class Evaluation(TrainerCallback):
         best = self.output / BEST / "best.json"
         if state.global_step and best.is_file():
             self.best = json.loads(best.read_text(encoding="utf-8"))
-        scored = (self._folder(state.global_step) / RESULTS).is_file()
-        if state.global_step and float(state.epoch or 0).is_integer() and not scored:
-            self.on_epoch_end(args, state, control, model)
+        if state.global_step and float(state.epoch or 0).is_integer():
+            self._score_in_first_process(model, state.global_step, again=False)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Score in the first process."""
+        self._score_in_first_process(model, state.global_step)
+
+    def _score_in_first_process(self, model: Any, step: int, again: bool = True) -> None:
         processes = PartialState()
-        if processes.is_main_process:
-            self._score_and_keep(getattr(model, "module", model), state.global_step)
+        done = (self._folder(step) / RESULTS).is_file()
+        if processes.is_main_process and (again or not done):
+            self._score_and_keep(getattr(model, "module", model), step)
         processes.wait_for_everyone()
 
     def _score_and_keep(self, model: Any, step: int) -> None:

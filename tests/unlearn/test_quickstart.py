@@ -10,14 +10,8 @@ import pytest
 
 from lume_tasks.cli import main as lume_tasks
 from lume_unlearn.cli import main as lume_unlearn
-from lume_unlearn.quickstart import ROWS
 from lume_unlearn.quickstart.run import next_commands
 from lume_unlearn.report.results import read_models
-
-
-def test_shipped_rows_are_a_valid_data_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lume_tasks(["check", str(ROWS)]) == 0
-    assert sum(path.stat().st_size for path in ROWS.rglob("*") if path.is_file()) < 150_000
 
 
 @pytest.fixture(scope="module")
