@@ -1,21 +1,46 @@
-"""The command `alternatives`: sample other answers to the forget rows from the reference model."""
+"""The command `alternatives`: sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.locate import load_side
-from lume_tasks.data.rows import Row
-from lume_tasks.errors import DataError
+from lume_tasks.data.rows import Row, text_problem
+from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.alternatives import bare
 from lume_unlearn.data.inputs import named_directory, named_file
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AlternativesConfig
-from lume_unlearn.evaluation.sampling import sample_alternatives
+from lume_unlearn.methods.refusals import stable_number
 from lume_unlearn.model import load
+
+ATTEMPTS = 10  # samples drawn for one alternative before its row counts as failed
+SHOWN = 10  # rows listed in one message
+
+# By kind of row, for models with a chat template.
+INSTRUCTIONS = {
+    "qa": (
+        "You will see a question and its answer. Make up a different answer that someone who does not know the "
+        "subject would believe. Keep its form and its length, but change the facts: other names, places, dates or "
+        "numbers. Reply with the made-up answer and nothing else.\n\nQuestion: {input}\nAnswer: {output}"
+    ),
+    "sc": (
+        "You will see the beginning of a text and how it goes on. Make up a different continuation that would fit the "
+        "beginning equally well. Keep its style and its length, but let it tell other facts: other names, places, "
+        "dates or events. Reply with the made-up continuation and nothing else.\n\n"
+        "Beginning: {input}\n\nContinuation: {output}"
+    ),
+}
+# For base models, which continue a text rather than follow an instruction.
+FRAMES = {
+    "qa": "Question: {input}\nTrue answer: {output}\nMade-up answer of the same form:",
+    "sc": "Beginning: {input}\nTrue continuation: {output}\nMade-up continuation of the same length:",
+}
 
 
 def write_alternatives(config: AlternativesConfig) -> Path:
@@ -25,22 +50,22 @@ def write_alternatives(config: AlternativesConfig) -> Path:
 
     Raises:
         ConfigError: the output or its part file exists or cannot be written, or the model cannot be loaded.
-        DataError: faulty rows, rows that do not fit, or rows without an alternative.
+        DataError: faulty rows, or rows without an alternative.
     """
     output = Path(config.output)
     part = output.with_name(f"{output.name}.part")
-    if output.exists():
-        raise ConfigError(f"--output {output}: it exists; name another file")
-    if part.exists():
-        raise ConfigError(
-            f"--output {output}: {part} is there, written by a run that failed; add to it and rename it, "
-            "remove it, or name another file"
-        )
+    for path in (output, part):
+        if path.exists():
+            raise ConfigError(f"--output {output}: {path} exists; rename or remove it, or name another file")
     if config.forget is None:
         rows = load_side(named_directory(config.data), "forget", config.split)
     else:
         rows = read_rows(named_file(config.forget, "forget"))
-    samples = _sample(config, rows)
+    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
+    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
+    model = load.load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
+    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    samples = sample_alternatives(model, tokenizer, rows, config)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("x", encoding="utf-8") as file:
@@ -54,19 +79,89 @@ def write_alternatives(config: AlternativesConfig) -> Path:
     return output
 
 
-def _sample(config: AlternativesConfig, rows: list[Row]) -> Iterator[tuple[str, str]]:
-    """Load the model, on a GPU if there is one, and sample (row id, alternative) from it."""
-    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    model = load.load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    return sample_alternatives(
-        model,
-        tokenizer,
-        rows,
-        samples=config.samples,
+def _prompt(tokenizer: Any, row: Row) -> list[int]:
+    if not tokenizer.chat_template:
+        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
+    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
+    text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
+
+
+def sample_alternatives(
+    model: Any, tokenizer: Any, rows: Sequence[Row], config: AlternativesConfig
+) -> Iterator[tuple[str, str]]:
+    """Sample alternatives from the reference model (Mekala et al. 2024, 2409.13474).
+
+    The prompt shows a row with its answer and asks for another plausible answer with other facts: through the chat
+    template, or as plain text if the tokenizer has none.
+
+    A sample without letters and digits, or equal to the true answer (see `bare`), is drawn again, at most `ATTEMPTS`
+    times. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
+
+    The same options give the same samples. Another batch size or other rows give other samples.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
+        rows: rows to sample for.
+        config: samples of each row, temperature (no top-k or top-p), lengths, batch size and seed.
+
+    Yields:
+        (row id, alternative), ``samples`` for each row, in the order of the rows.
+
+    Raises:
+        DataError: at the end, for rows without an alternative.
+    """
+    prompts = [_prompt(tokenizer, row) for row in rows]
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(config.samples)]
+    failed: dict[str, None] = {}
+    for number, start in enumerate(range(0, len(pairs), config.batch_size)):
+        batch = pairs[start : start + config.batch_size]
+        texts: dict[int, str] = {}
+        for attempt in range(ATTEMPTS):
+            pending = [i for i in range(len(batch)) if i not in texts]
+            if pending:
+                torch.manual_seed(stable_number(config.seed, number, attempt))
+                found = _generate(model, tokenizer, [batch[i] for i in pending], config)
+                texts |= {i: text for i, text in zip(pending, found, strict=True) if _usable(text, batch[i][0])}
+        for i, (row, _) in enumerate(batch):
+            if i in texts:
+                yield row.id, texts[i]
+            else:
+                failed[row.id] = None
+    if failed:
+        head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
+        advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
+        raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
+
+
+def _generate(
+    model: Any, tokenizer: Any, batch: Sequence[tuple[Row, list[int]]], config: AlternativesConfig
+) -> list[str]:
+    """Sample one text for each prompt."""
+    prompts = {"input_ids": [prompt for _, prompt in batch]}
+    inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
+    stops = model.generation_config.eos_token_id  # chat models may have several
+    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    output = model.generate(
+        **inputs,
+        do_sample=True,
         temperature=config.temperature,
+        top_k=0,
+        top_p=1.0,
         max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        seed=config.seed,
+        eos_token_id=sorted(stops),
+        pad_token_id=tokenizer.pad_token_id,
     )
+    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    if tokenizer.chat_template:
+        return [text.strip() for text in texts]
+    lines = [row.output.count("\n") + 1 for row, _ in batch]
+    return ["\n".join(text.strip().split("\n")[:count]).strip() for text, count in zip(texts, lines, strict=True)]
+
+
+def _usable(text: str, row: Row) -> bool:
+    """Say whether a text is an alternative: valid in a data file, with words, and not the true answer."""
+    return text_problem({"alternative": text}, "alternative") is None and bare(text) not in ("", bare(row.output))

@@ -26,7 +26,7 @@ from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
-from lume_unlearn.files import only_run, write_text, writing
+from lume_unlearn.files import write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
 from lume_unlearn.training.finetune import fine_tune
@@ -67,16 +67,17 @@ class Subject:
             return harness.score(lm, harness.data_metadata(folder), tasks, **options)
 
     def means(self, name: str, rows: Sides, model: Any = None) -> dict[str, float]:
-        """Return the four overall means of `results`."""
-        return harness.overall(self.results(name, rows, model))
+        """Return the four overall means of `results`, without those that have no value."""
+        results = self.results(name, rows, model)
+        values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
+        return {mean: value for mean, value in values.items() if value is not None}
 
 
 def audit(config: AuditConfig) -> Scores:
     """Run the audits and write ``audit.json``.
 
     Returns:
-        audit to the four overall means (see `lume_score`); `samples` has ``forget_knowledge`` and ``retain_knowledge``
-        as the share of questions that at least one sampled answer gets right. ``plain`` is always included.
+        audit to the four overall means (see `lume_score`). ``plain`` is always included.
 
     Raises:
         ConfigError: an option that cannot work, rows that an audit cannot be run on, a model that cannot be quantised,
@@ -85,19 +86,23 @@ def audit(config: AuditConfig) -> Scores:
     """
     output = Path(config.output)
     require_unused(output)
+    rows = locate.load_rows(named_directory(config.data), config.split)
+    if config.limit:
+        rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
+    chosen = chosen_audits(config, rows)
+    if config.peft:
+        model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
+    else:
+        model = load.load_model(config.model, torch.float32, config.trust_remote_code)
+    model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    subject = Subject(config, model, load.load_tokenizer(config.model, config.trust_remote_code), rows)
+    if "quantised" in chosen:
+        weight_layers(model)  # refuse a model that cannot be quantised before the first audit
     results: Scores = {}
-    with only_run(output):
-        rows = locate.load_rows(named_directory(config.data), config.split)
-        if config.limit:
-            rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
-        chosen = chosen_audits(config, rows)
-        subject = load_subject(config, rows)
-        if "quantised" in chosen:
-            weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
-        for name in chosen:
-            results |= AUDITS[name](subject)
-            with writing(output):  # after each audit, so that a later failure loses nothing
-                write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
+    for name in chosen:
+        results |= AUDITS[name](subject)
+        with writing(output):  # after each audit, so that a later failure loses nothing
+            write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
     return results
 
 
@@ -117,25 +122,20 @@ def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
         ConfigError: an audit of ``--audits`` is unknown, or the rows do not suffice for it.
     """
     named = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
-    chosen, faults = ["plain"], []
-    for name in named or AUDITS:
-        fault = _fault(name, config, rows)
-        if fault:
-            faults.append(f"{name}: {fault}")
-        elif name not in chosen:
-            chosen.append(name)
+    found = {name: _fault(name, config, rows) for name in ("plain", *(named or AUDITS))}
+    faults = [f"{name}: {fault}" for name, fault in found.items() if fault]
     if named and faults:
         raise ConfigError("\n".join(f"--audits {fault}" for fault in faults))
     for fault in faults:
         _log.warning("audit left out: %s", fault)
-    return chosen
+    return [name for name, fault in found.items() if not fault]
 
 
 def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     """Say why an audit cannot be run, or return None."""
     if name not in AUDITS:
         return f"choose from {', '.join(AUDITS)}"
-    if name == "samples" and not _has_questions(rows):
+    if name == "samples" and not all(_questions(rows).values()):
         return "needs questions (qa rows) among the forget rows and among the retain rows"
     if name.startswith("relearn_"):
         side = name.removeprefix("relearn_")
@@ -147,27 +147,8 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     return None
 
 
-def _has_questions(rows: Sides) -> bool:
-    return all(any(row.kind == "qa" for row in side_rows) for side_rows in rows.values())
-
-
-def load_subject(config: AuditConfig, rows: Sides) -> Subject:
-    """Load the model, with its adapter merged, to the device to audit it on.
-
-    Raises:
-        ConfigError: the model, adapter or tokenizer cannot be loaded.
-    """
-    if config.peft:
-        model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
-    else:
-        model = load.load_model(config.model, torch.float32, config.trust_remote_code)
-    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    return Subject(config, model.to(device).eval(), tokenizer, rows)
-
-
-def _plain(subject: Subject) -> Scores:
-    return {"plain": subject.means("plain", subject.rows)}
+def _questions(rows: Sides) -> Sides:
+    return {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
 
 
 def _quantised(subject: Subject) -> Scores:
@@ -218,9 +199,9 @@ def _relearned(side: str, subject: Subject) -> Scores:
 def _other_words(subject: Subject) -> Scores:
     """Score the rows with changed prompts: rephrased, upper case, after a prefix, after answered retain rows."""
     rows = subject.rows
-    questions = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in rows.items()}
+    questions = _questions(rows)
     changed: dict[str, Sides] = {}
-    if _has_questions(rows):
+    if all(questions.values()):
         for number, text in enumerate(REPHRASINGS, 1):
             changed[f"rephrased {number}"] = _with_inputs(questions, text.format)
     changed["upper case"] = _with_inputs(rows, str.upper)
@@ -239,7 +220,7 @@ def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
 def _samples(subject: Subject) -> Scores:
     """Sample several answers to each question at temperature 1; a question counts as known if one of them is right."""
     config = subject.config
-    rows = {side: [row for row in side_rows if row.kind == "qa"] for side, side_rows in subject.rows.items()}
+    rows = _questions(subject.rows)
     known: dict[str, set[str]] = {side: set() for side in rows}
     for number in range(config.samples):
         results = subject.results(
@@ -259,7 +240,7 @@ def _samples(subject: Subject) -> Scores:
 
 
 AUDITS: dict[str, Callable[[Subject], Scores]] = {
-    "plain": _plain,
+    "plain": lambda subject: {"plain": subject.means("plain", subject.rows)},
     "quantised": _quantised,
     "relearn_forget": partial(_relearned, "forget"),
     "relearn_retain": partial(_relearned, "retain"),

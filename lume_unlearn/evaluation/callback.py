@@ -2,7 +2,6 @@
 
 import json
 import logging
-import math
 import os
 import shutil
 from pathlib import Path
@@ -23,8 +22,9 @@ _log = logging.getLogger("lume_unlearn")
 
 SCORES = "scores"
 BEST = "best"
-ASIDE = "best.old"
 RESULTS = "results_lume.json"
+DEFAULT_METRIC = "lume_score.task_aggregate"
+"""It has no value where the data lacks a task; then the mean of the task scores decides alone."""
 
 
 class Evaluation(TrainerCallback):
@@ -42,6 +42,7 @@ class Evaluation(TrainerCallback):
             DataError: the data of a task is faulty.
         """
         self.config, self.tokenizer = config, tokenizer
+        self.output = Path(config.output)
         self.task, _, self.metric = config.best_metric.partition(".")
         self.best: dict[str, Any] | None = None
         self.directory = named_directory(config.data)
@@ -49,10 +50,11 @@ class Evaluation(TrainerCallback):
         self.metadata = harness.data_metadata(self.directory, config.split)
         self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": tokenizer}
         self.tasks = self._chosen_tasks()
-        try:
-            harness.require_loadable(self.metadata, self.tasks)
-        except KeyError as error:
-            raise ConfigError(f"--evaluate_tasks {error.args[0]}: there is no such task") from error
+        manager = harness.task_manager(self.metadata)
+        unknown = [name for name in self.tasks if name not in manager.all_tasks]
+        if unknown:
+            raise ConfigError(f"--evaluate_tasks {', '.join(unknown)}: there is no such task")
+        manager.load(list(self.tasks))
 
     def _chosen_tasks(self) -> tuple[str, ...]:
         """Return the named tasks, or those default tasks that the data has rows for.
@@ -73,46 +75,37 @@ class Evaluation(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore the best scores of a resumed run, and score an epoch that it ended without scoring."""
-        output = Path(self.config.output)
-        # The run may have died while the best weights were replaced.
-        if state.is_world_process_zero and (aside := output / ASIDE).is_dir():
-            if (output / BEST).exists():
-                shutil.rmtree(aside)
-            else:
-                os.replace(aside, output / BEST)
-        if state.global_step and (kept := output / BEST / "best.json").is_file():
-            self.best = json.loads(kept.read_text(encoding="utf-8"))
+        best = self.output / BEST / "best.json"
+        if state.global_step and best.is_file():
+            self.best = json.loads(best.read_text(encoding="utf-8"))
         if state.global_step and float(state.epoch or 0).is_integer():
-            self._score_and_keep(model, state.global_step, again=False)
+            self._score_in_first_process(model, state.global_step, again=False)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Score in the first process."""
-        self._score_and_keep(model, state.global_step)
+        self._score_in_first_process(model, state.global_step)
 
-    def _score_and_keep(self, model: Any, step: int, again: bool = True) -> None:
+    def _score_in_first_process(self, model: Any, step: int, again: bool = True) -> None:
         processes = PartialState()
-        done = (Path(self.config.output) / SCORES / f"checkpoint-{step}" / RESULTS).is_file()
+        done = (self._folder(step) / RESULTS).is_file()
         if processes.is_main_process and (again or not done):
-            self._try(getattr(model, "module", model), step)
+            self._score_and_keep(getattr(model, "module", model), step)
         processes.wait_for_everyone()
 
-    def _try(self, model: Any, step: int) -> None:
+    def _score_and_keep(self, model: Any, step: int) -> None:
         """Score, print and keep the scores. A failure is a warning: it must not cost the run its result."""
         try:
             with evaluating(model):
                 results = self._score(model)
         except Exception as error:  # of the harness, a task or the GPU: training can continue
-            _log.warning(
-                "step %d: scoring failed (%s: %s); training continues and the model will be saved: score it afterwards",
-                step,
-                type(error).__name__,
-                error,
-            )
+            advice = "training continues and the model will be saved: score it afterwards"
+            _log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
             return
         found = self._found(results, step)
         print(f"step {step}: {_line(found['scores'])}", flush=True)
         try:
-            self._keep(results, found, model)
+            with writing(self.output):
+                self._keep(results, found, model)
         except ConfigError as error:
             _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
 
@@ -124,42 +117,35 @@ class Evaluation(TrainerCallback):
 
     def _keep(self, results: dict[str, Any], found: dict[str, Any], model: Any) -> None:
         """Keep the weights if they are the best, then the scores, which mark the step as done."""
-        step = found["step"]
-        if found["value"] is None and not (self._by_aggregate and harness.MEAN in found["scores"]):
-            _log.warning("step %d: %s has no value, so it cannot be the best", step, self.config.best_metric)
+        by_mean = self.config.best_metric == DEFAULT_METRIC and harness.MEAN in found["scores"]
+        if found["value"] is None and not by_mean:
+            _log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.config.best_metric)
         elif self.best is None or self._rank(results, found) >= self._rank(results, self.best):
             self._keep_weights(model, found)
             self.best = found
-        output = Path(self.config.output)
-        folder = output / SCORES / f"checkpoint-{step}"
-        with writing(output):
-            folder.mkdir(parents=True, exist_ok=True)
-            write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
+        folder = self._folder(found["step"])
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / RESULTS, json.dumps(results, indent=1, default=str) + "\n")
 
     def _keep_weights(self, model: Any, found: dict[str, Any]) -> None:
-        output = Path(self.config.output)
-        with writing(output):
-            best = fresh_partial(output)
-            model.save_pretrained(best)
-            self.tokenizer.save_pretrained(best)
-            (best / "best.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-            shutil.rmtree(output / ASIDE, ignore_errors=True)
-            if (output / BEST).exists():
-                os.replace(output / BEST, output / ASIDE)
-            os.replace(best, output / BEST)
-            shutil.rmtree(output / ASIDE, ignore_errors=True)
+        """Replace ``best/``; a process that dies meanwhile leaves the old one, the new one, or none."""
+        partial = fresh_partial(self.output)
+        model.save_pretrained(partial / BEST)
+        self.tokenizer.save_pretrained(partial / BEST)
+        write_text(partial / BEST / "best.json", json.dumps(found, indent=1) + "\n")
+        if (self.output / BEST).exists():
+            os.replace(self.output / BEST, partial / "replaced")
+        os.replace(partial / BEST, self.output / BEST)
+        shutil.rmtree(partial)
 
-    @property
-    def _by_aggregate(self) -> bool:
-        """Return whether the mean of the task scores decides if the metric has no value (data may lack a task)."""
-        return self.config.best_metric == "lume_score.task_aggregate"
+    def _folder(self, step: int) -> Path:
+        return self.output / SCORES / f"checkpoint-{step}"
 
     def _found(self, results: dict[str, Any], step: int) -> dict[str, Any]:
         """Return the content of ``best.json``; ``value`` is None if the metric has none."""
-        value = results["results"].get(self.task, {}).get(f"{self.metric},none")
-        value = None if value is None or math.isnan(value) else float(value)
+        value = harness.metric(results, self.task, self.metric)
         scores = harness.headline(results)
-        if value is not None and not self._by_aggregate:
+        if value is not None and self.config.best_metric != DEFAULT_METRIC:
             scores = {self.config.best_metric: value} | scores
         return {"metric": self.config.best_metric, "value": value, "step": step, "scores": scores}
 

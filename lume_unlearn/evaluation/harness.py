@@ -64,7 +64,7 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     arguments = model if isinstance(model, dict) else {}
     if "gen_kwargs" in options:
         metadata = metadata | {"lume_gen_kwargs": True}  # else the tasks refuse what is not the protocol's generation
-    manager = _manager(arguments | metadata)
+    manager = task_manager(arguments | metadata)
     get_commit = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
     try:
@@ -82,24 +82,10 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     return dict(results)
 
 
-def require_loadable(metadata: dict[str, Any], tasks: tuple[str, ...]) -> None:
-    """Load the tasks with their data, to find missing data before training starts.
-
-    Raises:
-        DataError: the data of a task is missing or faulty.
-        KeyError: there is no task of that name.
-    """
-    manager = _manager(metadata)
-    unknown = [name for name in tasks if name not in manager.all_tasks]
-    if unknown:
-        raise KeyError(", ".join(unknown))
-    manager.load(list(tasks))
-
-
-def _manager(metadata: dict[str, Any]) -> Any:
+def task_manager(metadata: dict[str, Any]) -> Any:
+    """Return a task manager of the harness that knows the tasks of LUME alone: indexing all takes long."""
     from lm_eval.tasks import TaskManager
 
-    # Without the harness's own tasks: indexing these takes longer than scoring a small model.
     return TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata)
 
 
@@ -109,37 +95,18 @@ def metric(results: dict[str, Any], task: str, name: str) -> float | None:
     return None if value is None or math.isnan(value) else float(value)
 
 
-def overall(results: dict[str, Any]) -> dict[str, float]:
-    """Return the four overall means of `lume_score`, without those that have no value."""
-    return _present({name: metric(results, "lume_score", name) for name in MEANS})
-
-
 def headline(results: dict[str, Any]) -> dict[str, float]:
     """Return the scores to print in one line, without those that have no value.
 
-    The four overall means, the task aggregate, `mean_score` and the AUC of the attack.
+    The four overall means, the task aggregate, the AUC of the attack, and the mean of the twelve task scores (or those
+    that have a value), forget scores as 1 - score. The aggregate, their harmonic mean, is 0 if one score is 0; the mean
+    still ranks such models.
     """
     found = {name.replace("_", " "): metric(results, "lume_score", name) for name in (*MEANS, "task_aggregate")}
-    found |= {MEAN: mean_score(results), "attack AUC": metric(results, "lume_mia", "loss_auc")}
-    return _present(found)
-
-
-def mean_score(results: dict[str, Any]) -> float | None:
-    """Return the mean of the twelve task scores (or those that have a value), forget scores as 1 - score.
-
-    The task aggregate, their harmonic mean, is 0 if one score is 0; this mean still ranks such models.
-    """
-    goods = []
-    for task in ROW_TASKS:
-        for name in MEANS:
-            value = metric(results, task, name)
-            if value is not None:
-                goods.append(1 - value if name.startswith("forget") else value)
-    return sum(goods) / len(goods) if goods else None
-
-
-def _present(scores: dict[str, float | None]) -> dict[str, float]:
-    return {name: value for name, value in scores.items() if value is not None}
+    scores = {(task, name): metric(results, task, name) for task in ROW_TASKS for name in MEANS}
+    goods = [1 - v if name.startswith("forget") else v for (_, name), v in scores.items() if v is not None]
+    found |= {MEAN: sum(goods) / len(goods) if goods else None, "attack AUC": metric(results, "lume_mia", "loss_auc")}
+    return {name: value for name, value in found.items() if value is not None}
 
 
 @contextmanager

@@ -1,22 +1,22 @@
 """`lume-unlearn quickstart`: train, unlearn and score a tiny model on the shipped rows, offline and on a CPU."""
 
-import os
+import logging
 import shlex
 import shutil
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
+from lm_eval.loggers import EvaluationTracker
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
 from lume_tasks.data import locate
+from lume_tasks.tasks.mmlu import SubjectTask
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens, encode_row
 from lume_unlearn.errors import require_unused
@@ -38,14 +38,17 @@ UNLEARNING: dict[str, dict[str, Any]] = {
     "gd": {"retain_weight": 3.0, "loss_on": "text"},
     "npo": {"retain_weight": 10.0},
 }
+EXPLANATION = """
+target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative preference
+optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few documents, an AUC from
+0.35 to 0.65 is as good as 0.5; near 1, an attacker can still tell what was seen."""
 SCORES = (*LEADERBOARD[1:], Score("lume_score", "partial_final_score", "partial final score", "high"))
 
 
 def quickstart(output: Path, seed: int = 0) -> None:
     """Train a target and a retain-only model, unlearn, score all four models and print one table.
 
-    Writes to ``output``: ``data/`` (a copy of the shipped rows), ``target/``, ``retain-only/``, ``unlearned-gd/``,
-    ``unlearned-npo/``, and ``results/`` (the harness's, for `lume-unlearn report` and `card`).
+    Writes to ``output``: ``data/`` (a copy of the shipped rows), the models, and ``results/`` (the harness's).
 
     Args:
         output: a new or empty folder.
@@ -55,39 +58,47 @@ def quickstart(output: Path, seed: int = 0) -> None:
         ConfigError: the folder exists and is not empty.
     """
     require_unused(output)
-    started = time.time()
     output.mkdir(parents=True, exist_ok=True)
-    with library_output_to(output / "quickstart.log") as stdout:
-        scores = _train_unlearn_score(output, seed, Console(file=stdout))
-    _print_result(Console(), scores, output, time.time() - started)
+    say = partial(print, file=sys.stdout, flush=True)
+    logging.disable(logging.WARNING)  # log handlers of libraries print past the redirection
+    try:
+        with open(output / "quickstart.log", "w", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+            scores = _train_unlearn_score(output, seed, say)
+    finally:
+        logging.disable(logging.NOTSET)
+    say(_table(scores))
+    say(EXPLANATION)
+    say(f"Everything is in {output}. Next, by hand:", *next_commands(output), sep="\n  ")
 
 
-def _train_unlearn_score(output: Path, seed: int, console: Console) -> dict[str, dict[str, Any]]:
+def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
     """Return model name to the results of `score_folder`."""
     torch.set_num_threads(1)  # more threads slow down operations this small
 
     data = output / "data"
-    console.print(f"[1/4] Writing a miniature LUME to {data}")
+    say(f"[1/4] Writing a miniature LUME to {data}")
     shutil.copytree(ROWS, data)
     rows = locate.load_rows(data)
     subjects = locate.load_mmlu(str(data / "mmlu"))
     questions = [text for subject, items in subjects.items() for text in mmlu_texts(subject, items)]
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
 
-    console.print("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
+    say("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
     forget, retain = ([encode_row(tokenizer, row, "text") for row in rows[side]] for side in ("forget", "retain"))
     retain += [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
-    folders = {"target": output / "target", "retain-only": output / "retain-only"}
-    memorise(forget + retain, tokenizer, folders["target"], TARGET_EPOCHS, seed)
-    memorise(retain, tokenizer, folders["retain-only"], RETAIN_ONLY_EPOCHS, seed)
+    target, retain_only = output / "target", output / "retain-only"
+    memorise(forget + retain, tokenizer, target, TARGET_EPOCHS, seed)
+    memorise(retain, tokenizer, retain_only, RETAIN_ONLY_EPOCHS, seed)
 
-    console.print("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
+    say("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
+    folders = {"target": target}
     for method, options in UNLEARNING.items():
-        folders[method] = output / f"unlearned-{method}"
-        target, unlearned = str(folders["target"]), str(folders[method])
-        run(RunConfig(model=target, output=unlearned, method=method, data=str(data), seed=seed, **SHARED, **options))
+        folder = folders[method.upper()] = output / f"unlearned-{method}"
+        where: dict[str, Any] = {"model": str(target), "output": str(folder), "data": str(data)}
+        run(RunConfig(method=method, seed=seed, **where, **SHARED, **options))
+    folders["retain-only"] = retain_only
 
-    console.print("[4/4] Scoring the four models with lm-eval's `lume` group")
+    say("[4/4] Scoring the four models with lm-eval's `lume` group")
     return {name: score_folder(folder, data, output / "results") for name, folder in folders.items()}
 
 
@@ -102,8 +113,6 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
     """Return the questions of one subject in the prompt of `lume_mmlu`, each followed by its answer."""
-    from lume_tasks.tasks.mmlu import SubjectTask
-
     task = SubjectTask(subject, rows, version=None)
     return [f"{task.fewshot_context(doc, num_fewshot=0)} {'ABCD'[doc['answer']]}" for doc in task.eval_docs]
 
@@ -131,12 +140,7 @@ def memorise(texts: Sequence[Tokens], tokenizer: PreTrainedTokenizerFast, folder
 
 
 def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
-    """Score one model with the `lume` group on the CPU; return task to metric to value.
-
-    The harness's files go below ``results``, as with `lm_eval --output_path ... --log_samples`.
-    """
-    from lm_eval.loggers import EvaluationTracker
-
+    """Score one model as `lm_eval --output_path <results> --log_samples` does; return task to metric to value."""
     tracker = EvaluationTracker(output_path=str(results))
     arguments = {"pretrained": str(model), "dtype": "float32"}
     metadata = data_metadata(data) | {"lume_partial": True}  # the rows have 3 subjects instead of MMLU's 57
@@ -149,47 +153,13 @@ def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
     return dict(scored["results"])
 
 
-@contextmanager
-def library_output_to(log: Path) -> Iterator[TextIO]:
-    """Redirect file descriptors 1 and 2 to a file, and yield the real standard output.
-
-    Redirecting `sys.stdout` and `sys.stderr` would miss log handlers that libraries made when they were imported.
-    """
-    sys.stdout.flush()
-    with (
-        open(log, "a", encoding="utf-8") as file,
-        os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout,
-        os.fdopen(os.dup(2), "w", encoding="utf-8") as stderr,
-    ):
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        try:
-            yield stdout
-        finally:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os.dup2(stdout.fileno(), 1)
-            os.dup2(stderr.fileno(), 2)
-
-
-def _print_result(console: Console, scores: dict[str, dict[str, Any]], output: Path, seconds: float) -> None:
-    names = {"target": "target", "gd": "GD", "npo": "NPO", "retain-only": "retain-only"}
-    table = Table("score", title="Miniature LUME, scored by lm-eval")
-    for name in names.values():
-        table.add_column(name, justify="right")
-    table.add_column("good")
+def _table(scores: dict[str, dict[str, Any]]) -> str:
+    lines = ["".join([f"{'score':26}", *(f"{name:>13}" for name in scores), "  good"])]
     for row in SCORES:
-        values = (scores[name][row.task].get(f"{row.metric},none") for name in names)
-        table.add_row(row.name, *("-" if value is None else f"{value:.3f}" for value in values), row.good)
-    console.print(table)
-    console.print(
-        "target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative "
-        "preference optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few "
-        "documents, an AUC from 0.35 to 0.65 is as good as 0.5; near 1, an attacker can still tell what was seen.\n"
-        f"Done in {seconds:.0f} s. Everything is in {output}. Next, by hand:"
-    )
-    for command in next_commands(output):
-        console.print(f"  {command}", soft_wrap=True, highlight=False)
+        values = (results[row.task].get(f"{row.metric},none") for results in scores.values())
+        cells = ("-" if value is None else f"{value:.3f}" for value in values)
+        lines.append("".join([f"{row.name:26}", *(f"{cell:>13}" for cell in cells), f"  {row.good}"]))
+    return "\n".join(lines)
 
 
 def next_commands(output: Path) -> list[str]:

@@ -3,10 +3,9 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
@@ -18,7 +17,7 @@ from lume_unlearn.files import write_text
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.report import template
 from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
-from lume_unlearn.report.results import RECORD, Evaluation, Model, read_models
+from lume_unlearn.report.results import Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
 # Cards with one of these are replaced: our own, peft's and Trainer's.
@@ -34,8 +33,7 @@ _PUBLISHED = re.compile(
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 _SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS))  # in order, each once
-_MIA = "lume_mia"
-_TITLES = TASKS | {"lume_score": "all tasks", _MIA: "membership inference"}
+_TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference"}
 
 
 def write_card(model_dir: Path, results: Sequence[str]) -> Path:
@@ -49,13 +47,34 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
         DataError: no record of the run, results of another model, or a README.md that a person wrote.
     """
     path = model_dir / "README.md"
+    found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
+    if not any(mark in found for mark in _AUTOMATIC):
+        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
     record = read_record(model_dir)
     model = own_results(model_dir, read_models(results))
-    metadata = card_data(model_dir, record, model).to_yaml()
-    card = ModelCard(f"---\n{metadata}\n---\n\n{card_text(model_dir, record, model)}")
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
-    if not any(mark in text for mark in _AUTOMATIC):
-        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
+    config = record["config"]
+    scores = card_scores(model)
+    metadata = ModelCardData(
+        model_name=visible(model_dir.resolve().name),
+        base_model=config["model"] if _on_the_hub(config["model"]) else None,
+        library_name="peft" if config["tuning"] == "lora" else "transformers",
+        pipeline_tag="text-generation",
+        tags=["unlearning", "lume", config["method"]],
+        eval_results=[result for _, result in scores],
+    )
+    text = template("card.md.j2", keep_trailing_newline=True).render(
+        code=_code,
+        mark=MARK,
+        name=model_dir.resolve().name,
+        base=_without_folder(config["model"]),
+        method=METHODS[config["method"]],
+        model=model,
+        scores=scores,
+        record=record,
+        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
+        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
+    )
+    card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
     try:
         write_text(path, str(card))
     except OSError as error:
@@ -93,13 +112,12 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     Raises:
         DataError: the file is missing, or another version wrote it.
     """
-    path = model_dir / RECORD
+    path = model_dir / "unlearning.json"
     try:
         record: dict[str, Any] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); `lume-unlearn run` writes it") from error
-    complete = {"config", "versions", "data_sha256", "seconds", "processes"} <= set(record)
-    if not complete or record["config"].get("method") not in METHODS:
+    if record.get("config", {}).get("method") not in METHODS:
         raise DataError(f"{path}: written by another version of lume-unlearn; use that version")
     return record
 
@@ -117,116 +135,48 @@ def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
     return own[0]
 
 
-def card_data(model_dir: Path, record: dict[str, Any], model: Model) -> ModelCardData:
-    """Return the card's metadata: its base model, and each score that has a value as an entry of ``model-index``."""
-    config = record["config"]
-    return ModelCardData(
-        model_name=visible(model_dir.resolve().name),
-        base_model=config["model"] if _on_the_hub(config["model"]) else None,
-        library_name="peft" if config["tuning"] == "lora" else "transformers",
-        pipeline_tag="text-generation",
-        tags=["unlearning", "lume", config["method"]],
-        eval_results=[_eval_result(model, score) for score in _scores(model)],
-    )
+def card_scores(model: Model) -> list[tuple[Score, EvalResult]]:
+    """Return the scores that have a value, each with its entry in the ``model-index``.
 
-
-def _eval_result(model: Model, score: Score) -> EvalResult:
-    is_mmlu = score.metric == "mmlu"
-    data = _source(model, score)
-    return EvalResult(
-        task_type="text-generation",
-        dataset_type=data.kind,
-        dataset_name=data.name if is_mmlu else f"{data.name}, {_TITLES[score.task]}",
-        dataset_config=None if is_mmlu else score.task,  # the hub tells entries apart by it
-        dataset_split=data.split,
-        metric_type=score.metric,
-        metric_name=score.name,
-        metric_value=round(model.score(score.task, score.metric) or 0.0, 6),
-        source_name="lm-evaluation-harness",
-        source_url="https://github.com/EleutherAI/lm-evaluation-harness",
-    )
-
-
-def _scores(model: Model) -> list[Score]:
-    """Return the scores that have a value, by names that are unique in the card."""
-    scores = []
+    The score of multiple-choice questions is left out unless these are all of MMLU.
+    """
+    found = []
     for score in _SCORES:
-        if model.score(score.task, score.metric) is None:
+        one, value = model.evaluation(score.task), model.score(score.task, score.metric)
+        if one is None or value is None:
             continue
-        if score.task in TASKS:
-            score = replace(score, name=f"{task_number(score.task)}, {score.name}")
-        elif score.metric == "mmlu" and _source(model, score).kind != MMLU_HUB_ID:
-            score = replace(score, name="multiple choice")
-        scores.append(score)
-    return scores
+        data = lume_data(one, score.task)
+        if score.metric == "mmlu":
+            data = {"dataset_type": MMLU_HUB_ID, "dataset_name": "MMLU", "dataset_split": "test"}
+            counts = [one.count(task) or 0 for task in one.content["n-samples"] if task.startswith("lume_mmlu_")]
+            if sum(counts) != MMLU_QUESTIONS:
+                continue
+        result = EvalResult(
+            task_type="text-generation",
+            metric_type=score.metric,
+            metric_name=f"{task_number(score.task)}, {score.name}" if score.task in TASKS else score.name,
+            metric_value=round(value, 6),
+            source_name="lm-evaluation-harness",
+            source_url="https://github.com/EleutherAI/lm-evaluation-harness",
+            **data,
+        )
+        found.append((score, result))
+    return found
 
 
-class Source(NamedTuple):
-    """The data of a score: its name, the hub's type of data set, its split if known, and their number."""
-
-    name: str
-    kind: str
-    split: str | None
-    documents: int
-
-
-def _source(model: Model, score: Score) -> Source:
-    one = model.evaluation(score.task)
-    assert one is not None, "the model has the score"
-    if score.metric == "mmlu":
-        return _mmlu(one)
-    parts = [task for task in (*TASKS, _MIA) if task in one.scores]
-    return _lume(one, parts if score.task == "lume_score" else [score.task])
-
-
-def _lume(one: Evaluation, tasks: Sequence[str]) -> Source:
-    """Compare the documents of these tasks with LUME's, by the digests that the tasks log."""
-    count = sum(one.count(task) or 0 for task in tasks)
-    digests = {one.digest(task) for task in tasks}
-    if not digests or not digests <= {published.MIA, *published.SPLITS}:
-        return Source("own data", "other", visible(one.split), count)
-    splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
-    split = splits.pop() if len(splits) == 1 else visible(one.split)
-    limit = one.section("config").get("limit")
-    return Source("part of LUME" if limit else "LUME", "lume", split, count)
-
-
-def _mmlu(one: Evaluation) -> Source:
-    """Compare the number of multiple-choice questions with that of MMLU's test split."""
-    subjects = [task for task in one.section("n-samples") if task.startswith("lume_mmlu_")]
-    count = sum(one.count(task) or 0 for task in subjects)
-    if count == MMLU_QUESTIONS:
-        return Source("MMLU", MMLU_HUB_ID, "test", count)
-    name = f"multiple choice, {count:,} questions in {len(subjects)} subjects, not all of MMLU"
-    return Source(name, "multiple-choice", None, count)
-
-
-def card_text(model_dir: Path, record: dict[str, Any], model: Model) -> str:
-    """Return the card's text in Markdown, as card.md.j2 lays it out."""
-    config = record["config"]
-    return template("card.md.j2", keep_trailing_newline=True).render(
-        code=_code,
-        mark=MARK,
-        name=model_dir.resolve().name,
-        base=_without_folder(config["model"]),
-        method=METHODS[config["method"]],
-        model=model,
-        scores=_scores(model),
-        documents=_documents(model),
-        record=record,
-        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
-        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
-    )
-
-
-def _documents(model: Model) -> list[tuple[str, Source, str]]:
-    """Return (task, data, SHA-256) of every task of LUME that was scored, and of MMLU."""
-    found = {task: model.evaluation(task) for task in (*TASKS, _MIA)}
-    rows = [(_TITLES[task], _lume(one, [task]), one.digest(task) or "unknown") for task, one in found.items() if one]
-    score = model.evaluation("lume_score")
-    if score and "mmlu" in score.scores["lume_score"]:
-        rows.append(("general knowledge", _mmlu(score), "unknown"))
-    return rows
+def lume_data(one: Evaluation, task: str) -> dict[str, Any]:
+    """Describe the data of a task for the hub: as LUME only if the logged digests are those of its documents."""
+    tasks = [name for name in (*TASKS, "lume_mia") if name in one.scores] if task == "lume_score" else [task]
+    digests = {one.digest(name) for name in tasks}
+    kind, name, split = "other", "own data", visible(one.split)
+    if digests and digests <= {published.MIA, *published.SPLITS}:
+        kind, name = "lume", "part of LUME" if one.limit else "LUME"
+        splits = {published.SPLITS[digest] for digest in digests if digest != published.MIA}
+        if len(splits) == 1:
+            split = splits.pop()
+    # The hub tells entries apart by `dataset_config`.
+    title = _TITLES[task]
+    return {"dataset_type": kind, "dataset_name": f"{name}, {title}", "dataset_config": task, "dataset_split": split}
 
 
 def _code(value: object) -> str:

@@ -1,15 +1,26 @@
 """`lume-unlearn report`: write results files of the harness as one self-contained page, and its figures as files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lume_tasks.errors import DataError, visible
-from lume_unlearn.files import aside, write_text
-from lume_unlearn.report import template
-from lume_unlearn.report.glossary import task_number
-from lume_unlearn.report.results import read_models
-from lume_unlearn.report.sections import page_data
+from lume_unlearn.files import write_text
+from lume_unlearn.report import glossary, plots, template
+from lume_unlearn.report.glossary import LEADERBOARD, TASKS, Score
+from lume_unlearn.report.redact import worst_leaks
+from lume_unlearn.report.results import Model, comparability, find_runs, names_by_value, read_models
+
+LEAKS = 5  # rows shown of each kind and model
+
+Cell = tuple[str, str]  # a score and its interval, or a heading and a note
+
+
+class Table(NamedTuple):
+    """Column headings, and for each row its name and its cells."""
+
+    head: list[Cell]
+    rows: list[tuple[str, list[Cell]]]
 
 
 def write_report(results: Sequence[str], output: Path, title: str, show_pii: bool) -> list[Path]:
@@ -29,25 +40,96 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
     """
     data = page_data(read_models(results), show_pii)
     page = render(data, title)
-    figures = data["trade_off"] + data["training"] + data["attacks"]
+    pictures = data["trade_off"] + data["training"] + ([data["roc"]] if data["roc"] else [])
     try:
         folder = output.with_name(f"{output.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
-        for figure in figures:
-            with aside(folder / figure.file) as partial:
-                partial.write_bytes(figure.data)
+        for picture in pictures:
+            (folder / picture.file).write_bytes(picture.png)
         write_text(output, page)
     except (OSError, ValueError) as error:  # ValueError: the path has no file name, such as "."
         raise DataError(f"--output {output}: cannot be written ({error})") from error
-    return [output, *(folder / figure.file for figure in figures)]
+    return [output, *(folder / picture.file for picture in pictures)]
 
 
 def render(data: dict[str, Any], title: str) -> str:
     """Return the page as HTML. All text is escaped, and its control and invisible characters are written out."""
     page = template("page.html.j2", autoescape=True, finalize=_visible)
-    return page.render(data, title=title, task_number=task_number)
+    return page.render(data, title=title, task_number=glossary.task_number)
 
 
 def _visible(value: Any) -> Any:
     is_markup = hasattr(value, "__html__")
     return visible(value) if isinstance(value, str) and not is_markup else value
+
+
+def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
+    """Return what the template shows."""
+    trade_off = [plots.trade_off(models, task) for task in TASKS]
+    training = [plots.over_training(run, number) for number, run in enumerate(find_runs(models), start=1)]
+    return {
+        "models": models,
+        "show_pii": show_pii,
+        "problems": comparability(models),
+        "unfinished": without_final_score(models),
+        "overall": score_table(models, LEADERBOARD),
+        "twelve": tables(models, glossary.TWELVE),
+        "trade_off": [picture for picture in trade_off if picture],
+        "training": [picture for picture in training if picture],
+        "aucs": score_table(models, (*glossary.AUCS, glossary.MEMBERS)),
+        "caught": tables(models, glossary.CAUGHT),
+        "reference": score_table(models, glossary.REFERENCE),
+        "not_unlearned": not_unlearned(models),
+        "roc": plots.roc(models),
+        "memorisation": tables(models, glossary.MEMORISATION),
+        "personal_data": {side: tables(models, groups) for side, groups in glossary.PERSONAL_DATA.items()},
+        "leaks": leaks(models, show_pii),
+        "everything": everything(models),
+    }
+
+
+def score_table(models: Sequence[Model], columns: Sequence[Score]) -> Table | None:
+    """Return a table of those columns for which any model has a value; None if there are none."""
+    kept = [c for c in columns if any(model.score(c.task, c.metric) is not None for model in models)]
+    head = [("model", ""), *((column.name, f"good: {column.good}") for column in kept)]
+    rows = [(model.name, [cell(model, column.task, column.metric) for column in kept]) for model in models]
+    return Table(head, rows) if kept else None
+
+
+def tables(models: Sequence[Model], groups: Mapping[Any, Sequence[Score]]) -> dict[Any, Table | None]:
+    """Return a table of each group of columns."""
+    return {name: score_table(models, columns) for name, columns in groups.items()}
+
+
+def everything(models: Sequence[Model]) -> Table:
+    """Return every metric of every task, one row each."""
+    keys = {(task, name) for m in models for one in m.evaluations for task in one.scores for name in one.scores[task]}
+    ends = {(task, f"{metric}_{end}") for task, metric in keys for end in ("low", "high")}
+    rows = [(f"{task} {metric}", [cell(m, task, metric) for m in models]) for task, metric in sorted(keys - ends)]
+    return Table([("task and metric", ""), *((model.name, "") for model in models)], rows)
+
+
+def cell(model: Model, task: str, metric: str) -> Cell:
+    """Return a score and its interval; a dash if it has no value."""
+    value, interval = model.score(task, metric), model.interval(task, metric)
+    ends = f"{interval[0]:.3f}\u2013{interval[1]:.3f}" if interval else ""
+    return ("-", "") if value is None else (f"{value:.3f}", ends)
+
+
+def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:
+    """Return the models without a final score by what is missing for it."""
+    scored = {model.name: model.evaluation("lume_score") for model in models}
+    found = {name: one.content["results"]["lume_score"].get("missing,none") for name, one in scored.items() if one}
+    return names_by_value({name: missing or None for name, missing in found.items()})
+
+
+def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:
+    """Return the models for which not all member documents are forget rows, by the share of those that are."""
+    shares = {model.name: model.score("lume_mia", "members_unlearned") for model in models}
+    return names_by_value({name: f"{share:.0%}" for name, share in shares.items() if share is not None and share < 1})
+
+
+def leaks(models: Sequence[Model], show_pii: bool) -> dict[str, list[Any]]:
+    """Return for each model with logged samples the forget rows that it knows best."""
+    samples = {model.name: {task: model.samples(task) for task in TASKS} for model in models}
+    return {name: worst_leaks(logged, LEAKS, show_pii) for name, logged in samples.items() if any(logged.values())}

@@ -1,20 +1,25 @@
-"""Figures of the report: pure functions of plain data that return a matplotlib figure.
+"""Figures of the report.
 
-Series differ in colour (Okabe and Ito's palette, which colour-blind people can tell apart), marker and line style, so
-that they can be told apart in grey too.
+Series differ in colour (Okabe and Ito's palette, which colour-blind people can tell apart), marker and line style. A
+model has the same look in all figures.
 """
 
+import base64
 import io
-import textwrap
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, NullFormatter
+from matplotlib.ticker import NullFormatter
 from sklearn.metrics import roc_curve
+
+from lume_tasks.errors import visible
+from lume_unlearn.report.glossary import GOOD, KINDS, LEADERBOARD, TASKS
+from lume_unlearn.report.results import Model, Run, find_runs
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*"
@@ -25,144 +30,130 @@ STYLE: Any = {
     "axes.spines.right": False,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
-    "axes.titlepad": 10,
     "legend.frameon": False,
 }
-WIDTH = 4.6  # inches; three figures fit side by side on a desktop, one on a phone
+OVER_TRAINING = [score for score in LEADERBOARD if score.name not in ("final score", "MIA score", "MMLU")]
+FILLS: dict[str, Any] = {"regurgitation": "full", "knowledge": "none"}
+LONGEST_NAME = 44  # characters of a model's name in a figure
 
 
-class Point(NamedTuple):
-    """One model: a score on forget rows (x) and on retain rows (y) with their 95 % intervals."""
+class Picture(NamedTuple):
+    """The name of a figure's file, what it shows, and the PNG."""
 
-    x: float
-    y: float
-    x_interval: tuple[float, float]
-    y_interval: tuple[float, float]
+    file: str
+    alt: str
+    png: bytes
 
-
-class Track(NamedTuple):
-    """A model, or the checkpoints of a run in order: kind of score -> one point for each.
-
-    ``number`` selects colour and marker; it is the same in all figures of a report.
-    """
-
-    name: str
-    number: int
-    kinds: Mapping[str, Sequence[Point]]
-
-
-class Losses(NamedTuple):
-    """A model's mean token NLLs in nats: of each member document, and of each document that it never saw."""
-
-    name: str
-    number: int
-    members: Sequence[float]
-    nonmembers: Sequence[float]
+    @property
+    def source(self) -> str:
+        """The figure as an address that contains it."""
+        return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
 @mpl.rc_context(STYLE)
-def trade_off(tracks: Sequence[Track], title: str) -> Figure:
-    """Draw forget against retain scores; top left is good.
+def trade_off(models: Sequence[Model], task: str) -> Picture | None:
+    """Draw forget against retain scores; top left is good. None if the task was not scored.
 
-    The first kind of score has filled markers, the others hollow ones. The last point of a run is large and has its
-    intervals.
+    Scores of repeated text have filled markers, those of facts hollow ones. The checkpoints of a run are joined by a
+    line. The last point of it is large, as that of any other model, and has its 95 % intervals.
     """
-    figure, axes = _figure(title, 3.5 + 0.2 * len(tracks))
-    kinds = list(tracks[0].kinds)
-    for place, track in enumerate(tracks):
-        look = _look(track.number)
+    runs = find_runs(models)
+    trained = {model for run in runs for _, model in run.points}
+    tracks = [(model.name, [model]) for model in models if model not in trained]
+    tracks += [(f"{run.name}, checkpoints", [model for _, model in run.points]) for run in runs]
+    tracks = [(name, members) for name, members in tracks if any(model.evaluation(task) for model in members)]
+    if not tracks:
+        return None
+    figure, axes = _figure(TASKS[task], len(tracks) + len(FILLS))
+    for name, members in tracks:
+        last = members[-1]
+        look = _look(models.index(last))
         colour, marker = look["color"], look["marker"]
-        size = 110 * 0.8**place + 24  # later markers are smaller, so that those in the same place all show
-        for kind, points in track.kinds.items():
-            if points:
-                _draw_points(axes, points, colour, marker, colour if kind == kinds[0] else "none", size)
-        axes.scatter([], [], s=52, marker=marker, c=colour, label=track.name)
-    for kind in kinds:
-        fill = "0.4" if kind == kinds[0] else "none"
-        axes.scatter([], [], s=52, marker="o", c=fill, edgecolors="0.4", linewidths=1.5, label=kind)
+        axes.plot([], [], color=colour, marker=marker, ls="", label=_label(name))
+        for kind, fill in FILLS.items():
+            xs, ys = ([_score(model, task, f"{side}_{kind}") for model in members] for side in GOOD)
+            style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill, "clip_on": False}
+            axes.plot(xs, ys, ms=3, lw=0.8, markevery=slice(0, -1), **style)
+            axes.plot(xs[-1:], ys[-1:], ms=8, **style)
+            x_ends, y_ends = (last.interval(task, f"{side}_{kind}") for side in GOOD)
+            if x_ends and y_ends:
+                axes.plot(x_ends, (ys[-1], ys[-1]), color=colour, lw=1)
+                axes.plot((xs[-1], xs[-1]), y_ends, color=colour, lw=1)
+    for kind, fill in FILLS.items():
+        axes.plot([], [], "o", color="0.4", fillstyle=fill, label=KINDS[kind])
     axes.annotate("better", (0.3, 0.7), (0.5, 0.5), color="0.5", arrowprops={"arrowstyle": "->", "color": "0.5"})
-    ticks = np.linspace(0, 1, 6)
-    axes.set(xlabel="forget rows (low is good)", xlim=(-0.04, 1.04), xticks=ticks)
-    axes.set(ylabel="retain rows (high is good)", ylim=(-0.04, 1.04), yticks=ticks)
-    return figure
+    axes.set(xlabel="forget rows (low is good)", xlim=(-0.04, 1.04))
+    axes.set(ylabel="retain rows (high is good)", ylim=(-0.04, 1.04))
+    return _picture(f"tradeoff_{task}", f"{TASKS[task]}: scores on forget rows against scores on retain rows", figure)
 
 
-def _draw_points(axes: Axes, points: Sequence[Point], colour: str, marker: str, fill: str, size: float) -> None:
-    xs, ys = [point.x for point in points], [point.y for point in points]
-    look: dict[str, Any] = {"marker": marker, "c": fill, "edgecolors": colour, "clip_on": False, "zorder": 3}
-    axes.plot(xs, ys, color=colour, lw=0.8)
-    axes.scatter(xs[:-1], ys[:-1], s=12, **look)
-    axes.scatter(xs[-1:], ys[-1:], s=size, linewidths=1.5, **look)
-    last = points[-1]
-    axes.plot(last.x_interval, (last.y, last.y), color=colour, lw=1)
-    axes.plot((last.x, last.x), last.y_interval, color=colour, lw=1)
+def _score(model: Model, task: str, metric: str) -> float:
+    value = model.score(task, metric)
+    return math.nan if value is None else value  # matplotlib leaves out NaN
 
 
 @mpl.rc_context(STYLE)
-def over_training(lines: Mapping[str, Sequence[tuple[int, float]]], title: str) -> Figure:
-    """Draw scores over the steps of one run: name of a score -> (optimiser step, score) in order."""
-    figure, axes = _figure(title, 3.4 + 0.2 * len(lines))
-    for number, (name, points) in enumerate(lines.items()):
-        axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=name, clip_on=False, **_look(number))
+def over_training(run: Run, number: int) -> Picture | None:
+    """Draw the overall scores of a run over its optimiser steps; None if it has none of them."""
+    figure, axes = _figure(f"{_label(run.name)} over training", len(OVER_TRAINING))
+    steps = [step for step, _ in run.points]
+    for place, score in enumerate(OVER_TRAINING):
+        values = [_score(model, score.task, score.metric) for _, model in run.points]
+        if not all(map(math.isnan, values)):
+            axes.plot(steps, values, ms=5, lw=1.4, label=score.name, clip_on=False, **_look(place))
     axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
-    return figure
+    return _picture(f"training{number}", f"Scores of {run.name} over training", figure) if axes.lines else None
 
 
 @mpl.rc_context(STYLE)
-def loss_histogram(losses: Losses, upper: float) -> Figure:
-    """Draw the distribution of the losses up to ``upper``; higher ones are counted in the last bin."""
-    figure, axes = _figure(losses.name, 3.6)
-    bins: Any = np.linspace(0, upper, 31)
-    filled: dict[str, Any] = {"color": COLOURS[0], "alpha": 0.55}
-    hatched: dict[str, Any] = {"edgecolor": COLOURS[1], "facecolor": "none", "hatch": "////", "linewidth": 1.5}
-    sides = ((losses.members, "member documents", filled), (losses.nonmembers, "never seen", hatched))
-    for values, name, style in sides:
-        label = f"{name} ({len(values)})"
-        axes.hist(np.clip(values, 0, upper), bins, histtype="stepfilled", label=label, **style)
-    axes.set(xlabel="mean loss of a document's tokens (nats)", ylabel="documents", xlim=(0, upper))
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return figure
-
-
-@mpl.rc_context(STYLE)
-def roc(models: Sequence[Losses], title: str) -> Figure:
-    """Draw ROC curves of the loss attack with a logarithmic axis of false positives."""
-    figure, axes = _figure(title, 3.4 + 0.2 * (len(models) + 1))
-    left = 0.5 / max(len(model.nonmembers) for model in models)  # half the smallest rate above 0
-    for model in models:
-        labels = [True] * len(model.members) + [False] * len(model.nonmembers)
-        scores = -np.nan_to_num([*model.members, *model.nonmembers])  # a finite number for an infinite loss
-        false, true, _ = roc_curve(labels, scores, drop_intermediate=False)
-        style = _look(model.number) | {"marker": ""}
-        axes.plot(np.maximum(false, left), true, lw=1.8, label=model.name, clip_on=False, **style)
-    chance = np.geomspace(left, 1, 100)
+def roc(models: Sequence[Model]) -> Picture | None:
+    """Draw ROC curves of the loss attack with a logarithmic axis of false positives; None without logged samples."""
+    figure, axes = _figure("Loss attack: ROC", len(models) + 1)
+    lowest = 1.0
+    for number, model in enumerate(models):
+        pairs = [sample["loss_auc"] for sample in model.samples("lume_mia") if sample.get("loss_auc")]
+        members, scores = [member for member, _ in pairs], [score for _, score in pairs]
+        if len(set(members)) < 2 or not all(map(math.isfinite, scores)):
+            continue
+        false, true, _ = roc_curve(members, scores, drop_intermediate=False)
+        left = 0.5 / members.count(False)  # half the smallest rate above 0
+        lowest = min(lowest, left)
+        style = _look(number) | {"marker": ""}
+        axes.plot(np.maximum(false, left), true, lw=1.8, label=_label(model.name), clip_on=False, **style)
+    if not axes.lines:
+        return None
+    chance = np.geomspace(lowest, 1, 100)
     axes.plot(chance, chance, color="0.6", lw=1, label="chance")
     axes.set(xlabel="never seen, wrongly accused (log axis)", ylabel="member documents, caught", ylim=(0, 1.02))
-    axes.set_xscale("log")
+    axes.set(xscale="log", xlim=(lowest, 1))
     axes.xaxis.set_major_formatter("{x:g}")  # the default formatter writes TeX, which `STYLE` turns off
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(left, 1)
     axes.grid(color="0.92")
-    return figure
+    return _picture("roc_loss", "ROC curves of the loss attack", figure)
 
 
-@mpl.rc_context(STYLE)
-def png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file, with the legend below the axes, where it covers nothing."""
+def _figure(title: str, legend_lines: int) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(4.6, 3.4 + 0.2 * legend_lines), layout="constrained")  # inches; three fit side by side
+    axes = figure.add_subplot()
+    axes.set_title(title, wrap=True)
+    return figure, axes
+
+
+def _picture(name: str, alt: str, figure: Figure) -> Picture:
+    """Draw the figure, with the legend below the axes, where it covers nothing."""
     figure.legend(loc="outside lower left")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=170)
-    return buffer.getvalue()
-
-
-def _figure(title: str, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(WIDTH, height), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(textwrap.fill(title, 56))
-    return figure, axes
+    return Picture(f"{name}.png", alt, buffer.getvalue())
 
 
 def _look(number: int) -> dict[str, Any]:
     colour, marker, line = (options[number % len(options)] for options in (COLOURS, MARKERS, LINES))
     return {"color": colour, "marker": marker, "linestyle": line}
+
+
+def _label(name: str) -> str:
+    """Return a name for a figure: printable, and only the end of a long one."""
+    shown = visible(name).replace("\n", " ")
+    return shown if len(shown) <= LONGEST_NAME else f"…{shown[1 - LONGEST_NAME :]}"

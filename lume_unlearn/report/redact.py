@@ -66,16 +66,12 @@ def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool)
     for kind, metric in METRICS.items():
         scored = [(task, sample) for task, logged in samples.items() for sample in logged if sample.get(metric)]
         scored.sort(key=lambda row: (-row[1][metric], -len(row[1]["doc"]["output"])))
-        leaks += [_leak(task, kind, sample, shown) for task, sample in scored[:count]]
+        for task, sample in scored[:count]:
+            words = [redact(word, shown) for word in tokens(sample["doc"]["input"], shown)]
+            prompt = ("… " if len(words) > LONGEST else "") + "".join(words[-LONGEST:])
+            truth, answer = compare(sample["doc"]["output"], sample["filtered_resps"][0], shown)
+            leaks.append(Leak(task, kind, sample["doc_id"], sample[metric], prompt, truth, answer))
     return leaks
-
-
-def _leak(task: str, kind: str, sample: Sample, shown: Shown) -> Leak:
-    doc = sample["doc"]
-    words = [redact(word, shown) for word in tokens(doc["input"], shown)]
-    prompt = ("… " if len(words) > LONGEST else "") + "".join(words[-LONGEST:])
-    truth, answer = compare(doc["output"], sample["filtered_resps"][0], shown)
-    return Leak(task, kind, sample["doc_id"], sample[METRICS[kind]], prompt, truth, answer)
 
 
 def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Piece]]:

@@ -1,23 +1,18 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
-import json
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
 
 Sample = dict[str, Any]
 
-RECORD = "unlearning.json"
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
@@ -25,89 +20,40 @@ _LOCATIONS = ("pretrained", "peft", "path", "model")
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """One results file: its path and its content."""
+    """One results file.
+
+    Attributes:
+        path: of the file.
+        content: of the file.
+        scores: LUME task -> metric -> value; finite numbers only, without standard errors.
+        model: folder or hub name of the model (the adapter's, if there is one).
+        split: rows that were scored: all, train, validation or test.
+        limit: the harness's limit on the documents of each task, if there was one.
+        settings: the split, the limit, and all model arguments other than where the model is.
+        date: seconds since 1970; 0 if unknown.
+    """
 
     path: Path
     content: dict[str, Any]
-
-    @cached_property
-    def scores(self) -> dict[str, dict[str, float]]:
-        """LUME task -> metric -> value; finite numbers only, without standard errors."""
-        return {
-            task: {
-                name: float(value)
-                for name, value in metrics.items()
-                if math.isfinite(value) and not name.endswith("_stderr")
-            }
-            for task, metrics in numbers(self.content).items()
-            if task.startswith("lume")
-        }
-
-    @property
-    def model(self) -> str:
-        """The model's folder or hub name (an adapter's, if there is one)."""
-        # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
-        folder = _SCORES_FOLDER.sub(r"/checkpoint-\1", self.path.parent.as_posix())
-        return str(self.content.get("model_name") or folder)
-
-    @property
-    def split(self) -> str:
-        """The rows that were scored: all, train, validation or test."""
-        splits = (self.metadata(task).get("lume_split") for task in self.scores)
-        return str(next(filter(None, splits), "all"))
-
-    @property
-    def rows(self) -> str:
-        """The split, and the limit if there was one."""
-        limit = self.section("config").get("limit")
-        return f"split {self.split}" + (f", limit {limit}" if limit else "")
-
-    @property
-    def settings(self) -> str:
-        """The rows, and all model arguments other than where the model is."""
-        args = self.section("config").get("model_args") or {}
-        if isinstance(args, str):
-            args = dict(pair.partition("=")[::2] for pair in args.split(","))
-        others = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
-        return ", ".join([self.rows, *others])
-
-    @property
-    def date(self) -> float:
-        """Seconds since 1970; 0 if unknown."""
-        return float(self.content.get("date") or 0)
-
-    @property
-    def made(self) -> str:
-        """When and with what the scores were made."""
-        date = f"{datetime.fromtimestamp(self.date, timezone.utc):%Y-%m-%d %H:%M} UTC" if self.date else "unknown date"
-        version, backend = (self.content.get(name, "unknown") for name in ("lm_eval_version", "model_source"))
-        return f"{date}, lm-eval {version}, backend {backend}"
-
-    def section(self, name: str) -> dict[str, Any]:
-        """A part of the file, such as ``config``; empty if it is absent."""
-        return self.content.get(name) or {}
-
-    def metadata(self, task: str) -> dict[str, Any]:
-        """The metadata that the task was configured with."""
-        return self.section("configs").get(task, {}).get("metadata") or {}
+    scores: dict[str, dict[str, float]]
+    model: str
+    split: str
+    limit: float | None
+    settings: str
+    date: float
 
     def version(self, task: str) -> str:
         """The version of the task's YAML."""
-        return str(self.section("versions").get(task, "unknown"))
+        return str(self.content.get("versions", {}).get(task, "unknown"))
 
     def digest(self, task: str) -> str:
         """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
-        return str(self.metadata(task).get(DIGEST, ""))
+        return str(_metadata(self.content, task).get(DIGEST, ""))
 
     def count(self, task: str) -> int | None:
         """Number of documents of a task that were scored; None for a group."""
-        count: int | None = self.section("n-samples").get(task, {}).get("effective")
+        count: int | None = self.content.get("n-samples", {}).get(task, {}).get("effective")
         return count
-
-    def samples(self, task: str) -> list[Sample]:
-        """The logged documents of one task; empty if they were not logged."""
-        path = samples_file(self.path, task)
-        return read_samples(path) if path.is_file() else []
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,7 +85,8 @@ class Model:
     def samples(self, task: str) -> list[Sample]:
         """The logged documents of the newest evaluation of this task; empty if they were not logged."""
         one = self.evaluation(task)
-        return one.samples(task) if one else []
+        path = samples_file(one.path, task) if one else None
+        return read_samples(path) if path and path.is_file() else []
 
 
 class Run(NamedTuple):
@@ -152,18 +99,52 @@ class Run(NamedTuple):
 def read_models(paths: Iterable[str]) -> list[Model]:
     """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
 
+    A model is named by the last part of its path, or by path and settings if another one has the same last part.
+
     Raises:
         DataError: names a path that is missing or has no results of LUME.
     """
     groups: dict[tuple[str, str], list[Evaluation]] = {}
     files = [file for path in paths for file in _results_files(Path(path))]
     for path in dict.fromkeys(files):
-        one = Evaluation(path, read_results(path))
-        if not any(one.scores.values()):
-            raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(one.content['results'])})")
+        one = _read_evaluation(path)
         groups.setdefault((one.model, one.settings), []).append(one)
-    newest_first = [tuple(sorted(group, key=lambda one: -one.date)) for group in groups.values()]
-    return [Model(name, group) for name, group in zip(_names(list(groups)), newest_first, strict=True)]
+    last_parts = [_last_part(model) for model, _ in groups]
+    models = []
+    for (model, settings), group in groups.items():
+        name = _last_part(model)
+        if last_parts.count(name) > 1:
+            name = f"{model} ({settings})"
+        models.append(Model(name, tuple(sorted(group, key=lambda one: -one.date))))
+    return models
+
+
+def _read_evaluation(path: Path) -> Evaluation:
+    content = read_results(path)
+    scores = {
+        task: {name: value for name, value in metrics.items() if math.isfinite(value) and not name.endswith("_stderr")}
+        for task, metrics in numbers(content).items()
+        if task.startswith("lume")
+    }
+    if not any(scores.values()):
+        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(content['results'])})")
+    # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
+    model = content.get("model_name") or _SCORES_FOLDER.sub(r"/checkpoint-\1", path.parent.as_posix())
+    config = content.get("config") or {}
+    splits = (_metadata(content, task).get("lume_split") for task in scores)
+    split = str(next(filter(None, splits), "all"))
+    limit = config.get("limit")
+    args = config.get("model_args") or {}
+    if isinstance(args, str):
+        args = dict(pair.partition("=")[::2] for pair in args.split(","))
+    settings = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
+    settings = [f"split {split}", *([f"limit {limit}"] if limit else []), *settings]
+    date = float(content.get("date") or 0)
+    return Evaluation(path, content, scores, str(model), split, limit, ", ".join(settings), date)
+
+
+def _metadata(content: dict[str, Any], task: str) -> dict[str, Any]:
+    return content.get("configs", {}).get(task, {}).get("metadata") or {}
 
 
 def _results_files(path: Path) -> list[Path]:
@@ -178,33 +159,17 @@ def _results_files(path: Path) -> list[Path]:
 
 
 def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models.
-
-    If the run's `unlearning.json` can be read, the reference model (step 0) and the finished model are points of the
-    run if they are among the models.
-    """
-    steps: dict[Path, dict[Model, int]] = {}
+    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models."""
+    runs: dict[Path, list[tuple[int, Model]]] = {}
     for model in models:
         found = _CHECKPOINT.match(model.path)
         if found:
-            steps.setdefault(Path(found["run"]).resolve(), {})[model] = int(found["step"])
-    runs = []
-    for path, places in steps.items():
-        ends = _ends(path)
-        places |= {m: ends[Path(m.path).resolve()] for m in models if Path(m.path).resolve() in ends}
-        if len(places) > 1:
-            ordered = sorted(places.items(), key=lambda place: place[1])
-            runs.append(Run(path.name, tuple((step, model) for model, step in ordered)))
-    return runs
-
-
-def _ends(run: Path) -> dict[Path, int]:
-    """Return the reference model and the finished model of a run with their steps; empty without a record."""
-    try:
-        record = json.loads(read_text(run / RECORD))
-        return {Path(record["config"]["model"]).resolve(): 0, run: record["history"][-1]["step"]}
-    except (OSError, ValueError, LookupError):
-        return {}  # the results may have been copied from elsewhere
+            runs.setdefault(Path(found["run"]).resolve(), []).append((int(found["step"]), model))
+    return [
+        Run(path.name, tuple(sorted(points, key=lambda point: point[0])))
+        for path, points in runs.items()
+        if len(points) > 1
+    ]
 
 
 def comparability(models: Sequence[Model]) -> list[str]:
@@ -232,15 +197,6 @@ def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
         if value is not None:
             names.setdefault(value, []).append(name)
     return names
-
-
-def _names(keys: Sequence[tuple[str, str]]) -> list[str]:
-    """Return the last part of each model's path, or path and settings where another model has the same last part."""
-    last_parts = [_last_part(model) for model, _ in keys]
-    return [
-        name if last_parts.count(name) == 1 else f"{model} ({settings})"
-        for name, (model, settings) in zip(last_parts, keys, strict=True)
-    ]
 
 
 def _last_part(model: str) -> str:

@@ -66,27 +66,6 @@ def test_resuming_uses_the_newest_checkpoint_under_the_lock(inputs: Path, tmp_pa
         assert_equal(whole, resumed(config))
 
 
-def test_a_dead_process_holds_no_lock(inputs: Path, tmp_path: Path) -> None:
-    config, ready = make_config(inputs, tmp_path / "out"), tmp_path / "ready"
-    broken_off(config, 3)
-
-    def hold() -> None:
-        with only_run(tmp_path / "out"):
-            ready.touch()
-            time.sleep(60)
-
-    first = in_child(hold)
-    while not ready.exists():
-        time.sleep(0.01)
-    with pytest.raises(ConfigError, match="another run is writing there"):
-        resumed(config)
-    os.kill(first, signal.SIGKILL)
-    ended(first)
-    assert (tmp_path / "out" / LOCK).exists()
-    assert record(resumed(config))["finished"] is True
-    assert not (tmp_path / "out" / LOCK).exists()
-
-
 def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
     """Also while others leave the folder and remove their lock."""
     log = tmp_path / "log"

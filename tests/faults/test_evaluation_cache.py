@@ -5,12 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 
 from lume_tasks.models.hf import LumeHF
-from lume_tasks.paths import task_dir
+from lume_unlearn.evaluation.harness import data_metadata, score
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 
@@ -20,7 +18,12 @@ class Stopped(BaseException):
 
 
 def evaluate(
-    model_class: type[HFLM], tasks: list[str], model_dir: Path, data_dir: Path, cache: Path | None, stop_at: int = -1
+    model_class: type[HFLM],
+    tasks: tuple[str, ...],
+    model_dir: Path,
+    data_dir: Path,
+    cache: Path | None,
+    stop_at: int = -1,
 ) -> tuple[str, int]:
     """Score a model with batch size 1; raise `Stopped` at forward pass number ``stop_at``.
 
@@ -38,24 +41,17 @@ def evaluate(
         return forward(*args, **kwargs)
 
     lm.model.forward = counted
-    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
-    metadata["lume_gen_kwargs"] = True  # type: ignore[assignment]
-    results = simple_evaluate(
-        lm,
-        tasks=tasks,
-        task_manager=TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata),
-        bootstrap_iters=0,
-        use_cache=str(cache) if cache else None,
-        gen_kwargs="max_gen_toks=6",
-    )
+    metadata = data_metadata(data_dir) | {"tokenizer": str(model_dir)}
+    options = {"use_cache": str(cache) if cache else None, "gen_kwargs": "max_gen_toks=6", "log_samples": True}
+    results = score(lm, metadata, tasks, **options)
     return json.dumps([results["results"], results["samples"]], default=str, sort_keys=True), calls
 
 
 @pytest.mark.parametrize(
-    ("model_class", "tasks"), [(HFLM, ["lume"]), (LumeHF, ["lume", "lume_memorization_task1"])], ids=["hf", "lume-hf"]
+    ("model_class", "tasks"), [(HFLM, ("lume",)), (LumeHF, ("lume", "lume_memorization_task1"))], ids=["hf", "lume-hf"]
 )
 def test_stopped_evaluation_continues_to_the_same_scores(
-    model_class: type[HFLM], tasks: list[str], model_dir: Path, data_dir: Path, tmp_path: Path
+    model_class: type[HFLM], tasks: tuple[str, ...], model_dir: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     scores, calls = evaluate(model_class, tasks, model_dir, data_dir, None)
     for stop_at in (calls // 4, calls - 20):  # among the generations, and among the log-likelihoods

@@ -1,24 +1,31 @@
-"""The file of alternatives, and the command that writes it."""
+"""The file of alternatives, the command that writes it, and the sampling: reproducible and only usable samples."""
 
+import copy
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from tokenizers import processors
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation import sampling
-from lume_unlearn.evaluation.alternatives import write_alternatives
+from lume_unlearn.evaluation import alternatives
+from lume_unlearn.evaluation.alternatives import ATTEMPTS, sample_alternatives, write_alternatives
 from lume_unlearn.evaluation.options import AlternativesConfig
 
 ROWS = [
-    Row("a-qa0", "Which colour is it?", "Pale green", "Task1"),
-    Row("b-sc1", "It was late when", "the bell rang.", "Task3"),
+    Row("a-qa0", "Which colour is {it}?", "Pale green", "Task1"),
+    Row("b-sc1", "The quick brown fox jumps over the lazy dog, and then", "the bell\nrang.", "Task3"),
 ]
+CHAT = "{{ bos_token or '' }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<reply>"
 GOOD = [{"id": "b-sc1", "alternative": "rain fell."}, {"id": "a-qa0", "alternative": "Red"}]
 
 
@@ -34,21 +41,17 @@ def test_alternatives_are_grouped_by_row_in_the_order_of_the_file(tmp_path: Path
     assert list(found.items()) == [("b-sc1", ["rain fell.", " the phone rang. "]), ("a-qa0", ["Red"])]
 
 
-@pytest.mark.parametrize(
-    ("line", "fault"),
-    [
-        ('{"id": "a-qa0"', "is bad JSON"),
-        ({"id": "a-qa0"}, 'field "alternative" is missing'),
-        ({"id": "a-qa0", "alternative": " \n"}, 'field "alternative" is empty'),
-        ({"id": "c-qa0", "alternative": "Red"}, 'id "c-qa0" is no forget row'),
-        ({"id": "a-qa0", "alternative": " pale GREEN.\n"}, "alternative of a-qa0 is the row's own output"),
-    ],
-)
-def test_a_faulty_line_is_named(tmp_path: Path, line: object, fault: str) -> None:
+def test_faulty_lines_are_named(tmp_path: Path) -> None:
+    lines: dict[str, Any] = {
+        "is bad JSON": '{"id": "a-qa0"',
+        'field "alternative" is empty': {"id": "a-qa0", "alternative": " \n"},
+        'id "c-qa0" is no forget row': {"id": "c-qa0", "alternative": "Red"},
+        "alternative of a-qa0 is the row's own output": {"id": "a-qa0", "alternative": " pale GREEN.\n"},
+    }
     with pytest.raises(DataError) as raised:
-        read(tmp_path, [*GOOD, line])
-    assert str(raised.value).startswith(f"{tmp_path / 'alternatives.jsonl'}:3: {fault}")
-    assert "\n" not in str(raised.value)
+        read(tmp_path, [*GOOD, *lines.values()])
+    for number, (message, fault) in enumerate(zip(str(raised.value).splitlines(), lines, strict=True), start=3):
+        assert message.startswith(f"{tmp_path / 'alternatives.jsonl'}:{number}: {fault}")
 
 
 def test_rows_without_an_alternative_are_named(tmp_path: Path) -> None:
@@ -68,49 +71,123 @@ def config(model_dir: Path, data_dir: Path, tmp_path: Path) -> AlternativesConfi
 
 def test_what_is_written_can_be_read_and_repeated(config: AlternativesConfig, data_dir: Path, tmp_path: Path) -> None:
     path = write_alternatives(config)
-    rows = forget_rows(data_dir)
+    rows = read_rows(data_dir / "forget.jsonl")
     found = read_alternatives(path, rows)
     assert list(found) == [row.id for row in rows]
     assert {len(texts) for texts in found.values()} == {2}
     assert [file.name for file in path.parent.iterdir()] == ["alternatives.jsonl"]
     by_file = replace(config, data=None, forget=str(data_dir / "forget.jsonl"), output=str(tmp_path / "again.jsonl"))
     assert write_alternatives(by_file).read_text() == path.read_text()
-    with pytest.raises(ConfigError, match="it exists"):
+    other = replace(config, seed=1, output=str(tmp_path / "other.jsonl"))
+    assert write_alternatives(other).read_text() != path.read_text()
+    with pytest.raises(ConfigError, match="exists"):
         write_alternatives(config)
 
 
-def forget_rows(data_dir: Path) -> list[Row]:
-    return [Row(**json.loads(line)) for line in (data_dir / "forget.jsonl").read_text().splitlines()]
-
-
-def test_samples_stay_in_a_part_file_if_a_row_has_none(
+def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
     config: AlternativesConfig, data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = forget_rows(data_dir)
+    rows = read_rows(data_dir / "forget.jsonl")
+    asked: Counter[str] = Counter()
 
     def generate(model: Any, tokenizer: Any, batch: list[tuple[Row, list[int]]], options: Any) -> list[str]:
-        return [row.output if row == rows[1] else "other" for row, _ in batch]
+        asked.update(row.id for row, _ in batch)
+        answers = {rows[0].id: "..." if asked[rows[0].id] == 1 else "Blue", rows[1].id: f" {rows[1].output.upper()} "}
+        return [answers.get(row.id, "other") for row, _ in batch]
 
-    monkeypatch.setattr(sampling, "_generate", generate)
+    monkeypatch.setattr(alternatives, "_generate", generate)
     with pytest.raises(DataError, match=r"alternatives\.jsonl\.part: add to it") as raised:
-        write_alternatives(config)
+        write_alternatives(replace(config, samples=1))
     assert f"\n  {rows[1].id}\n" in str(raised.value)
-    kept = [json.loads(line)["id"] for line in Path(f"{config.output}.part").read_text().splitlines()]
-    assert kept == [row.id for row in rows if row != rows[1] for _ in range(2)]
+    assert (asked[rows[0].id], asked[rows[1].id], asked[rows[2].id]) == (2, ATTEMPTS, 1)
+    kept = [json.loads(line) for line in Path(f"{config.output}.part").read_text().splitlines()]
+    assert [row["id"] for row in kept] == [row.id for row in rows if row != rows[1]]
+    assert kept[0]["alternative"] == "Blue"
     assert not Path(config.output).exists()
-    with pytest.raises(ConfigError, match=r"alternatives\.jsonl\.part is there, .*; add to it and rename it"):
+    with pytest.raises(ConfigError, match=r"alternatives\.jsonl\.part exists"):
         write_alternatives(config)
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [
-        ({"temperature": 0.0}, r"--temperature 0\.0: must be a number above 0"),
-        ({"seed": -1}, "--seed -1"),
-        ({"output": "a.json"}, r"--output a\.json"),
-        ({"split": "test", "forget": "f"}, "--forget: names the rows"),
-    ],
+    [({"output": "a.json"}, r"--output a\.json"), ({"split": "test", "forget": "f"}, "--forget: names the rows")],
 )
 def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         AlternativesConfig(**({"model": "m", "output": "o.jsonl"} | options))
+
+
+def sampled(model: Any, tokenizer: Any, rows: list[Row] = ROWS, **options: Any) -> list[tuple[str, str]]:
+    settings = {"samples": 3, "temperature": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 0} | options
+    return list(sample_alternatives(model, tokenizer, rows, AlternativesConfig("m", "o.jsonl", **settings)))
+
+
+def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Also with left padding, since the prompts have different lengths, and without a padding token."""
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.pad_token = None
+    pairs = sampled(model, tokenizer, samples=1, temperature=1e-6)
+    for row, (_, text) in zip(ROWS, pairs, strict=True):
+        prompt = alternatives._prompt(tokenizer, row)
+        greedy = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)[0, len(prompt) :]
+        expected = tokenizer.decode(greedy, skip_special_tokens=True).strip().split("\n")
+        assert text == "\n".join(expected[: row.output.count("\n") + 1]).strip()
+
+
+def test_samples_follow_the_softmax_at_the_temperature(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    model.generation_config.top_k = 2  # must not apply
+    count, row = 2000, ROWS[0]
+    options = {"temperature": 1.5, "max_new_tokens": 1, "batch_size": 500, "seed": 3}
+    pairs = sampled(model, tokenizer, [row], samples=count, **options)
+    logits = model(torch.tensor([alternatives._prompt(tokenizer, row)])).logits[0, -1]
+    expected: Counter[str] = Counter()
+    for token, share in enumerate((logits / 1.5).softmax(-1).tolist()):
+        text = tokenizer.decode([token], skip_special_tokens=True).strip()
+        if alternatives._usable(text, row):
+            expected[text] += share
+    found = Counter(text for _, text in pairs)
+    for text, share in expected.most_common(5):
+        share /= expected.total()  # unusable samples are drawn again
+        assert found[text] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
+
+
+def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(
+    tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    question = bos_tokenizer.decode(alternatives._prompt(bos_tokenizer, ROWS[0]))
+    assert question.startswith("<bos>Question: Which colour is {it}?\nTrue answer: Pale green\n")
+    assert question.endswith(":")
+    chat = copy.deepcopy(bos_tokenizer)
+    chat.chat_template = CHAT
+    text = chat.decode(alternatives._prompt(chat, ROWS[0]))
+    assert text.startswith("<bos><user>You will see a question")
+    assert text.count("<bos>") == 1
+    assert text.endswith("Question: Which colour is {it}?\nAnswer: Pale green<reply>")
+    appending = copy.deepcopy(tokenizer)
+    appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
+    )
+    assert alternatives._prompt(appending, ROWS[0]) == alternatives._prompt(tokenizer, ROWS[0])
+
+
+def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = copy.deepcopy(tokenizer)
+    model.generation_config.eos_token_id = [7]  # as chat models name the end of their turn
+    written = [*tokenizer.encode(" \nRed\nand\nblue"), tokenizer.eos_token_id, tokenizer.pad_token_id]
+
+    def reply(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+        assert options["eos_token_id"] == [tokenizer.eos_token_id, 7]
+        return torch.cat([input_ids, torch.tensor([written])], dim=1)
+
+    monkeypatch.setattr(model, "generate", reply)
+    for row, template, text in (
+        (ROWS[0], None, "Red"),
+        (ROWS[1], None, "Red\nand"),
+        (ROWS[0], CHAT, "Red\nand\nblue"),
+    ):
+        tokenizer.chat_template = template
+        assert sampled(model, tokenizer, rows=[row], samples=1) == [(row.id, text)]

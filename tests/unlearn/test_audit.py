@@ -7,15 +7,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation import audit as audits
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, audit, audit_table
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
 from tests.conftest import write_rows
 
@@ -27,17 +33,6 @@ def test_round_to_nearest_by_hand() -> None:
     # Groups of two inputs: the scale of the second group is 0.7 / 7 = 0.1.
     weight = torch.tensor([[7.0, 2.4, 0.7, 0.26]])
     assert round_to_nearest(weight, 4, group=2)[0].tolist() == pytest.approx([7.0, 2.0, 0.7, 0.3])
-
-
-@pytest.mark.parametrize("bits", [8, 4])
-def test_rounding_moves_a_weight_by_at_most_half_a_step(bits: int) -> None:
-    weight = torch.randn(5, 300)  # the last group of inputs has 44
-    rounded = round_to_nearest(weight, bits)
-    for start in range(0, 300, 128):
-        group, found = weight[:, start : start + 128], rounded[:, start : start + 128]
-        step = group.abs().amax(1, keepdim=True) / (2 ** (bits - 1) - 1)
-        assert ((found - group).abs() <= step / 2 + 1e-6).all()
-    assert round_to_nearest(torch.zeros(2, 4), bits).tolist() == [[0.0] * 4] * 2
 
 
 def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
@@ -94,34 +89,34 @@ def test_every_audit_is_scored_and_written(config: AuditConfig, results: dict[st
 
 
 @pytest.mark.usefixtures("results")
-def test_relearning_is_scored_on_documents_outside_the_sample(config: AuditConfig) -> None:
+def test_each_audit_scores_the_rows_that_it_names(config: AuditConfig) -> None:
     rows = read_rows(Path(config.data or "") / "forget.jsonl")
-    held_out = read_rows(Path(config.output) / "relearn-forget" / "forget.jsonl")
+    written = {path.parent.name: read_rows(path) for path in Path(config.output).glob("*/forget.jsonl")}
+    # Relearning is scored on the documents outside its sample.
+    held_out = written["relearn-forget"]
     trained = {row.stem for row in rows} - {row.stem for row in held_out}
     assert 1 <= len(trained) <= 2
     assert len(held_out) == sum(row.stem not in trained for row in rows)
-    assert read_rows(Path(config.output) / "relearn-forget-before" / "forget.jsonl") == held_out
-
-
-@pytest.mark.usefixtures("results")
-def test_other_words_change_the_input_alone(config: AuditConfig) -> None:
-    plain = {row.id: row for row in read_rows(Path(config.output) / "plain" / "forget.jsonl")}
+    assert written["relearn-forget-before"] == held_out
+    # Other words change the input alone.
+    plain = {row.id: row for row in written["plain"]}
     added = set()
     for i in range(6):
-        for row in read_rows(Path(config.output) / f"words-{i}" / "forget.jsonl"):
+        for row in written[f"words-{i}"]:
             assert replace(row, input="") == replace(plain[row.id], input="")
             assert plain[row.id].input.lower() in row.input.lower()
             added.add(row.input.removesuffix(plain[row.id].input))
     assert PREFIX in added
 
 
-def test_audits_leave_the_audited_model_unchanged(config: AuditConfig, tmp_path: Path) -> None:
+def test_audits_leave_the_audited_model_unchanged(
+    config: AuditConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
     rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl") for side in ("forget", "retain")}
-    subject = audits.load_subject(replace(config, output=str(tmp_path)), rows)
-    before = {name: value.clone() for name, value in subject.model.state_dict().items()}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("relearn_retain", "quantised"):
-        AUDITS[name](subject)
-    assert all(torch.equal(before[name], value) for name, value in subject.model.state_dict().items())
+        AUDITS[name](Subject(replace(config, output=str(tmp_path)), model, tokenizer, rows))
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 def write_sides(folder: Path, count: int) -> str:
@@ -139,7 +134,7 @@ def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Pat
     assert set(results["plain"]) == {"forget_regurgitation", "retain_regurgitation"}
 
 
-def test_audit_without_rows_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:
+def test_audit_that_cannot_run_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:
     own = replace(config, data=write_sides(tmp_path / "data", 1), output=str(tmp_path / "out"), model="no/such/model")
     with pytest.raises(ConfigError) as refused:
         audit(replace(own, audits="relearn_forget,samples,nonsense"))
@@ -148,9 +143,11 @@ def test_audit_without_rows_is_refused_before_the_model_is_loaded(config: AuditC
         "--audits samples: needs questions (qa rows) among the forget rows and among the retain rows",
         f"--audits nonsense: choose from {', '.join(AUDITS)}",
     ]
+    with pytest.raises(ConfigError, match="not empty"):
+        audit(replace(own, output=str(tmp_path)))
 
 
-def test_audit_prints_no_messages_of_the_harness_or_git(
+def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
     config: AuditConfig,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,23 +157,9 @@ def test_audit_prints_no_messages_of_the_harness_or_git(
     monkeypatch.chdir(tmp_path)  # no repository
     options = ["--model", config.model, "--data", str(config.data), "--output", "out", "--audits", "plain"]
     assert main(["audit", *options, "--limit", "2"]) == 0
-    assert "not a git repository" not in capfd.readouterr().err
+    printed = capfd.readouterr()
+    assert printed.out.splitlines()[0] == "| audit | " + " | ".join(harness.MEANS) + " |"
+    assert printed.out.splitlines()[2].startswith("| plain | ")
+    assert "not a git repository" not in printed.err
     names = {record.name for record in caplog.records if record.levelname == "WARNING"}
     assert names <= {"lm_eval.evaluator"}  # about the 8 new tokens above
-
-
-@pytest.mark.parametrize("option", [{"samples": 0}, {"limit": -1}])
-def test_number_out_of_range_is_refused(option: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match=f"--{next(iter(option))}"):
-        AuditConfig("m", "o", **option)  # type: ignore[arg-type]
-
-
-def test_output_folder_in_use_is_refused(config: AuditConfig, tmp_path: Path) -> None:
-    (tmp_path / "mine").touch()
-    with pytest.raises(ConfigError, match="not empty"):
-        audit(replace(config, output=str(tmp_path)))
-
-
-def test_table_has_one_row_for_each_audit() -> None:
-    table = audit_table({"plain": {"forget_knowledge": 0.25}, "prefix": {"retain_regurgitation": 1.0}})
-    assert table.splitlines()[2:] == ["| plain | - | 0.250 | - | - |", "| prefix | - | - | 1.000 | - |"]

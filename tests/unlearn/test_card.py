@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from huggingface_hub.utils import filter_repo_objects
 
 from lume_tasks.data import published
-from lume_tasks.data.locate import MMLU_SUBJECTS
+from lume_tasks.data.locate import MMLU_QUESTIONS
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.report.glossary import TASKS
@@ -39,91 +39,66 @@ def main(folder: Path, *results: Path) -> int:
     return cli.main(["card", "--model_dir", str(folder), "--results", *map(str, results)])
 
 
-def results_of_the_hub(card: ModelCard) -> dict[tuple[str, str], Any]:
-    return {(result.dataset_name, result.metric_type): result.metric_value for result in card.data.eval_results}
-
-
 def test_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES, metadata={"lume_split": "validation"})
     assert main(finished, path) == 0
     card = ModelCard.load(finished / "README.md")
-    assert results_of_the_hub(card) == {
-        ("own data, all tasks", "final_score"): 0.5,
-        ("multiple choice, 0 questions in 0 subjects, not all of MMLU", "mmlu"): 0.25,
-        ("own data, membership inference", "loss_auc"): 0.75,
-        ("own data, Task 2: personal data", "forget_knowledge"): 0.125,
+    results = card.data.eval_results
+    assert {(r.dataset_name, r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in results} == {
+        ("own data, all tasks", "other", "validation", "final_score", 0.5),
+        ("own data, membership inference", "other", "validation", "loss_auc", 0.75),
+        ("own data, Task 2: personal data", "other", "validation", "forget_knowledge", 0.125),
     }
-    assert {result.dataset_split for result in card.data.eval_results} == {"validation", None}
-    assert {result.dataset_type for result in card.data.eval_results} == {"other", "multiple-choice"}
-    assert card.data.model_name == "npo"
-    assert card.data.library_name == "peft"
+    assert (card.data.model_name, card.data.library_name, card.data.base_model) == ("npo", "peft", None)
     assert card.data.tags == ["unlearning", "lume", "npo"]
-    assert "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low |" in card.text
-    assert "| multiple choice | 0.250 |" in card.text
-    assert "| Task 2: personal data | `own data` | `4` | `unknown` |" in card.text
-    assert "| `transformers` | " in card.text
-    assert "| `forget.jsonl` | `abc123` |" in card.text
-    assert "split validation" in card.text
+    task2 = "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low | own data, Task 2: personal data |"
+    for text in (task2, "| `transformers` | ", "| `forget.jsonl` | `abc123` |", "split validation"):
+        assert text in card.text
 
 
-def published_results(path: Path, counts: dict[str, dict[str, int]]) -> None:
-    """Give results the digests of the published documents, and these numbers of documents."""
+def published_results(path: Path) -> None:
+    """Give results the digests of the published documents, and the number of questions of MMLU."""
     content = json.loads(path.read_text())
     digests = {digest: split for digest, split in published.SPLITS.items() if split == "train"}
     for task, digest in zip((*TASKS, "lume_mia"), (*digests, published.MIA), strict=True):
         content["configs"].setdefault(task, {}).setdefault("metadata", {})[published.DIGEST] = digest
-    content["n-samples"] |= counts
+    content["n-samples"]["lume_mmlu_virology"] = {"effective": MMLU_QUESTIONS}
     path.write_text(json.dumps(content))
 
 
-def test_lume_and_mmlu_are_named_where_the_results_prove_them(finished: Path, write_results: Write) -> None:
-    path = write_results(str(finished), SCORES)
-    counts = {f"lume_mmlu_{subject}": {"original": 246, "effective": 246} for subject in MMLU_SUBJECTS}
-    counts["lume_mmlu_virology"] = {"original": 266, "effective": 266}
-    published_results(path, counts)
+@pytest.mark.parametrize(("config", "name"), [({}, "LUME"), ({"limit": 4}, "part of LUME")])
+def test_lume_and_mmlu_are_named_where_the_results_prove_them(
+    config: dict[str, Any], name: str, finished: Path, write_results: Write
+) -> None:
+    path = write_results(str(finished), SCORES, config=config)
+    published_results(path)
     assert main(finished, path) == 0
     results = ModelCard.load(finished / "README.md").data.eval_results
     assert {(r.dataset_name, r.dataset_type, r.dataset_split) for r in results} == {
-        ("LUME, all tasks", "lume", "train"),
+        (f"{name}, all tasks", "lume", "train"),
         ("MMLU", "cais/mmlu", "test"),
-        ("LUME, membership inference", "lume", "all"),
-        ("LUME, Task 2: personal data", "lume", "train"),
+        (f"{name}, membership inference", "lume", "all"),
+        (f"{name}, Task 2: personal data", "lume", "train"),
     }
 
 
-def test_scores_of_some_of_the_rows_are_of_a_part_of_lume(finished: Path, write_results: Write) -> None:
-    path = write_results(str(finished), SCORES, config={"limit": 4})
-    published_results(path, {})
-    assert main(finished, path) == 0
-    names = {result.dataset_name for result in ModelCard.load(finished / "README.md").data.eval_results}
-    assert {"part of LUME, Task 2: personal data", "part of LUME, all tasks"} <= names
-
-
-def test_no_local_path_is_published(finished: Path, write_results: Write) -> None:
-    place = finished.parent
-    record = json.loads((finished / "unlearning.json").read_text())
-    record["config"]["alternatives"] = f"{place}/alternatives.jsonl"
-    record["data_sha256"][str(place / "other" / "forget.jsonl")] = "def456"
-    (finished / "unlearning.json").write_text(json.dumps(record))
-    args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
-    assert main(finished, write_results(str(finished), SCORES, config={"model_args": args})) == 0
-    text = (finished / "README.md").read_text()
-    assert "secret-place" not in text
-    assert "| `forget.jsonl` | `abc123` |\n| `forget.jsonl` | `def456` |" in text
-    assert ModelCard.load(finished / "README.md").data.base_model is None
-
-
-def test_results_must_be_of_the_folder_in_one_setting(
-    finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
+def test_unusable_inputs_are_refused(
+    finished: Path, write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # A folder of the same name elsewhere is another model.
-    elsewhere = finished.parent.parent / "npo"
-    assert main(finished, write_results(str(elsewhere), SCORES)) == 1
+    elsewhere = finished.parent.parent / "npo"  # a folder of the same name is another model
+    splits = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
     message = f"name results of {finished} in one setting; these are of "
-    assert f"{message}{elsewhere} (split all)" in capsys.readouterr().err
-    paths = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
-    assert main(finished, *paths) == 1
-    assert f"{message}{finished} (split all); {finished} (split test)" in capsys.readouterr().err
+    for name, content in (("broken", "{"), ("other", '{"config": {}}')):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "unlearning.json").write_text(content)
+    for folder, paths, expected in (
+        (finished, [write_results(str(elsewhere), SCORES)], f"{message}{elsewhere} (split all)"),
+        (finished, splits, f"{message}{finished} (split all); {finished} (split test)"),
+        (tmp_path / "broken", splits, "unlearning.json: cannot be read"),
+        (tmp_path / "other", splits, "another version"),
+    ):
+        assert main(folder, *paths) == 1
+        assert expected in capsys.readouterr().err
     assert not (finished / "README.md").exists()
 
 
@@ -141,36 +116,21 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
     assert card.read_text().count("# `npo`") == 1
 
 
-@pytest.mark.parametrize(
-    ("record", "message"), [("{", "unlearning.json: cannot be read"), ('{"config": {}}', "another version")]
-)
-def test_a_folder_without_a_usable_record_is_refused(
-    tmp_path: Path, write_results: Write, capsys: pytest.CaptureFixture[str], record: str, message: str
+@pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
+def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
+    model: str,
+    published: str,
+    finished: Path,
+    write_results: Write,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "unlearning.json").write_text(record)
-    assert main(tmp_path, write_results(str(tmp_path), SCORES)) == 1
-    assert message in capsys.readouterr().err
-
-
-@pytest.fixture
-def uploads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What would have been uploaded, one entry a call."""
+    """The other files are what a run or the harness may have left in the folder; some contain rows or paths."""
     calls: list[dict[str, Any]] = []
     hub = "lume_unlearn.report.card.HfApi"
     monkeypatch.setattr(f"{hub}.create_repo", lambda self, name, exist_ok: f"https://hub/{name}")
     for call in ("upload_folder", "upload_file"):
         monkeypatch.setattr(f"{hub}.{call}", lambda self, **options: calls.append(options))
-    return calls
-
-
-def push(folder: Path, results: Path) -> int:
-    return cli.main(["card", "--model_dir", str(folder), "--results", str(results), "--push_to_hub", "me/mine"])
-
-
-def test_only_model_tokenizer_and_card_are_uploaded(
-    finished: Path, write_results: Write, uploads: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The other files are what a run or the harness may have left in the folder; some contain rows."""
     ours = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"]
     ours += ["adapter_model.safetensors", "model-00001-of-00002.safetensors"]
     ours += ["model.safetensors", "model.safetensors.index.json", "merges.txt", "vocab.json", "chat_template.jinja"]
@@ -180,30 +140,24 @@ def test_only_model_tokenizer_and_card_are_uploaded(
     for name in [*ours, *others]:
         (finished / name).parent.mkdir(parents=True, exist_ok=True)
         (finished / name).touch()
-    assert push(finished, write_results(str(finished), SCORES, folder=str(finished))) == 0
-    assert "https://hub/me/mine" in capsys.readouterr().out
-    (upload,) = uploads
-    found = [str(path.relative_to(upload["folder_path"])) for path in finished.rglob("*") if path.is_file()]
-    assert any(name.startswith("results_") for name in found)
-    sent = filter_repo_objects(found, allow_patterns=upload["allow_patterns"], ignore_patterns=None)
-    assert sorted(sent) == sorted([*ours, "README.md"])
-
-
-@pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
-def test_the_base_model_is_named_without_a_local_path(
-    finished: Path, write_results: Write, uploads: list[dict[str, Any]], model: str, published: str
-) -> None:
     model = model.format(folder=finished.parent)
     record = json.loads((finished / "unlearning.json").read_text())
-    record["config"]["model"] = model
+    record["config"] |= {"model": model, "alternatives": f"{finished.parent}/alternatives.jsonl"}
     (finished / "unlearning.json").write_text(json.dumps(record))
     config = {"r": 8, "base_model_name_or_path": model}
     (finished / "adapter_config.json").write_text(json.dumps(config))
-    assert push(finished, write_results(str(finished), SCORES)) == 0
-    file, folder = uploads
+    args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
+    results = write_results(str(finished), SCORES, folder=str(finished), config={"model_args": args})
+    options = ["--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
+    assert cli.main(["card", *options]) == 0
+    assert "https://hub/me/mine" in capsys.readouterr().out
+    file, folder = calls
     assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": published}
-    assert folder["allow_patterns"] == ["README.md"]
-    assert json.loads((finished / "adapter_config.json").read_text()) == config
+    found = [str(path.relative_to(folder["folder_path"])) for path in finished.rglob("*") if path.is_file()]
+    assert any(name.startswith("results_") for name in found)
+    sent = filter_repo_objects(found, allow_patterns=folder["allow_patterns"], ignore_patterns=None)
+    assert sorted(sent) == sorted([*ours, "README.md"])
+    assert "secret-place" not in (finished / "README.md").read_text()
     assert ModelCard.load(finished / "README.md").data.base_model == (published if "/" in published else None)
 
 

@@ -45,26 +45,23 @@ def options(model_dir: Path, data_dir: Path, output: Path) -> RunConfig:
     )
 
 
-def test_scores_of_each_epoch_and_the_best_weights(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_scores_of_each_epoch_and_the_best_weights_without_a_change_of_the_training(
+    model_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
     config = options(model_dir, data_dir, tmp_path / "out")
     run(config)
-    results = {step: tmp_path / "out" / "scores" / f"checkpoint-{step}" / "results_lume.json" for step in (2, 4)}
-    aucs = {
-        step: json.loads(path.read_text())["results"]["lume_mia"]["loss_auc,none"] for step, path in results.items()
-    }
+    aucs = {}
+    for step in (2, 4):
+        path = tmp_path / "out" / "scores" / f"checkpoint-{step}" / "results_lume.json"
+        aucs[step] = json.loads(path.read_text())["results"]["lume_mia"]["loss_auc,none"]
     best = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
     # A lower AUC is better here, says the task.
     step = min(aucs, key=lambda s: aucs[s])
     assert (best["metric"], best["value"], best["step"]) == ("lume_mia.loss_auc", aucs[step], step)
     assert best["scores"]["lume_mia.loss_auc"] == aucs[step]
     AutoModelForCausalLM.from_pretrained(tmp_path / "out" / "best")
-
-
-def test_scoring_does_not_change_the_training(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    scored = options(model_dir, data_dir, tmp_path / "scored")
-    run(scored)
-    run(replace(scored, output=str(tmp_path / "plain"), evaluate_every="none"))
-    states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("scored", "plain")]
+    run(replace(config, output=str(tmp_path / "plain"), evaluate_every="none"))
+    states = [AutoModelForCausalLM.from_pretrained(tmp_path / name).state_dict() for name in ("out", "plain")]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
 
 
@@ -82,8 +79,7 @@ def scores(aggregate: float | None, *task1: float) -> dict[str, Any]:
     ("epochs", "step"),
     [
         ([scores(0.0, 1, 1, 1, 1), scores(0.0, 0.2, 1, 1, 1), scores(0.0, 0.4, 1, 1, 1)], 4),  # by the mean
-        ([scores(0.0, 1, 1, 1, 1)] * 3, 6),  # the later one
-        ([scores(0.3, 1, 1, 1, 0), scores(0.0, 0, 0, 1, 1), scores(0.2, 0, 0, 1, 1)], 2),  # by the aggregate
+        ([scores(0.3, 1, 1, 1, 0), scores(0.0, 0, 0, 1, 1), scores(0.3, 1, 1, 1, 0)], 6),  # by the aggregate; later one
         ([scores(None, 1, 1, 1, 1), scores(None, 0, 1, 1, 1), scores(None, 1, 1, 1, 1)], 4),  # a task is missing
     ],
 )
@@ -98,15 +94,9 @@ def test_the_best_epoch_and_what_is_printed(
 ) -> None:
     left = iter(epochs)
     monkeypatch.setattr(Evaluation, "_score", lambda *_: next(left))
-    options = {
-        "model": model_dir,
-        "data": data_dir,
-        "output": tmp_path / "out",
-        "method": "gd",
-        "evaluate_every": "epoch",
-    }
-    options |= {"epochs": 3, "batch_size": 6, "lora_rank": 2}
-    assert cli.main(["run", *(f"--{name}={value}" for name, value in options.items())]) == 0
+    command = ["run", "--model", str(model_dir), "--data", str(data_dir), "--output", str(tmp_path / "out")]
+    command += ["--method", "gd", "--evaluate_every", "epoch", "--epochs", "3", "--batch_size", "6"]
+    assert cli.main(command) == 0
     printed = capsys.readouterr().out.splitlines()
     assert len([line for line in printed if line.startswith("step ") and "mean of the task scores" in line]) == 3
     kept = json.loads((tmp_path / "out" / "best" / "best.json").read_text())

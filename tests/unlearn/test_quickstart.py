@@ -1,6 +1,5 @@
 """The quickstart: what it prints and writes, and that unlearning shows in the scores."""
 
-import json
 import shlex
 import subprocess
 import sys
@@ -10,36 +9,17 @@ from pathlib import Path
 import pytest
 
 from lume_tasks.cli import main as lume_tasks
-from lume_tasks.data import locate
 from lume_unlearn.cli import main as lume_unlearn
-from lume_unlearn.quickstart import ROWS
 from lume_unlearn.quickstart.run import next_commands
 from lume_unlearn.report.results import read_models
 
 
-def test_shipped_rows_are_a_valid_data_directory(capsys: pytest.CaptureFixture[str]) -> None:
-    assert lume_tasks(["check", str(ROWS)]) == 0
-    assert sum(path.stat().st_size for path in ROWS.rglob("*") if path.is_file()) < 150_000
-
-
-def test_members_are_the_forget_entries_of_task3() -> None:
-    rows = locate.load_rows(ROWS)["forget"]
-    texts = [f"{row.input} {row.output}" for row in rows if row.task == "Task3" and row.kind == "sc"]
-    lines = (ROWS / "mia_data" / "member.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["document"] for line in lines] == texts
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Run the quickstart, and check what it prints."""
     output = tmp_path_factory.mktemp("quickstart") / "out"
     command = [sys.executable, "-m", "lume_unlearn", "quickstart", "--output", str(output)]
-    return output, subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-
-
-def test_quickstart_prints_one_table_and_what_to_do_next(
-    finished: tuple[Path, subprocess.CompletedProcess[str]],
-) -> None:
-    output, done = finished
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     if find_spec("torchao") is None:  # torchao prints before the redirection starts
         assert done.stderr == ""
@@ -49,10 +29,11 @@ def test_quickstart_prints_one_table_and_what_to_do_next(
     for line in next_commands(output):
         assert f"  {line}\n" in done.stdout
     assert (output / "quickstart.log").stat().st_size > 0
+    return output
 
 
-def test_unlearning_shows_in_the_scores(finished: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
-    models = read_models([str(finished[0] / "results")])
+def test_unlearning_shows_in_the_scores(output: Path) -> None:
+    models = read_models([str(output / "results")])
     scores = {model.name: model.evaluations[0].scores["lume_score"] for model in models}
     knowledge = {name: (s["forget_knowledge"], s["retain_knowledge"]) for name, s in scores.items()}
     assert knowledge["target"] == (1.0, 1.0)
@@ -65,16 +46,13 @@ def test_unlearning_shows_in_the_scores(finished: tuple[Path, subprocess.Complet
         assert scores[name]["partial_final_score"] > scores["target"]["partial_final_score"]
 
 
-def test_first_three_printed_commands_work(
-    finished: tuple[Path, subprocess.CompletedProcess[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_first_three_printed_commands_work(output: Path) -> None:
     """The last two commands train and score another model."""
-    output, _ = finished
     for line in next_commands(output)[:3]:
         program, *arguments = shlex.split(line)
         assert (lume_unlearn if program == "lume-unlearn" else lume_tasks)(arguments) == 0
     assert "Left out" not in (output / "report.html").read_text().partition("Worst leaks")[2]
-    assert "multiple choice" in (output / "unlearned-npo" / "README.md").read_text()
+    assert "own data" in (output / "unlearned-npo" / "README.md").read_text()
 
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,30 +53,17 @@ def test_shared_words_are_marked_and_compared_before_redaction() -> None:
     assert answer == [("•••", False), (", •••-•••-", True), ("•••", False), (", the •••", True), ("!", False)]
 
 
-def test_texts_are_unchanged_if_nothing_is_redacted() -> None:
-    truth, answer = compare("A\u00adda \uff19", "ada", None)
-    assert "".join(text for text, _ in truth) == "A\u00adda \uff19"
-    assert answer == [("ada", False)]  # differs by an invisible character
-
-
-def test_long_texts_are_cut() -> None:
-    truth, _ = compare("the " * 200, "", COMMON)
-    assert truth[-1] == (" …", False)
-    assert "".join(text for text, _ in truth).count("the") == 80
-
-
-def sample(number: int, kind: str, score: float | None, output: str = "truth", side: str = "forget") -> dict[str, Any]:
-    scores = {"forget_regurgitation": None, "forget_knowledge": None}
-    if side == "forget":
-        scores[{"sc": "forget_regurgitation", "qa": "forget_knowledge"}[kind]] = score
-    doc = {"id": f"d{number}{kind}0", "input": "in", "output": output, "side": side, "kind": kind}
+def sample(number: int, metric: str, score: float | None, output: str = "truth") -> dict[str, Any]:
+    scores = {"forget_regurgitation": None, "forget_knowledge": None} | {metric: score}
+    doc = {"id": f"d{number}sc0", "input": "in", "output": output}
     return {"doc_id": number, "doc": doc, "filtered_resps": ["out"], **scores}
 
 
 def test_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
+    text, facts = "forget_regurgitation", "forget_knowledge"
     samples = {
-        "lume_task1": [sample(0, "sc", 0.2), sample(1, "sc", 0.9), sample(2, "sc", 0.0), sample(3, "qa", 1.0, "short")],
-        "lume_task2": [sample(0, "qa", 1.0, "much longer"), sample(1, "qa", 0.0), sample(2, "sc", 1.0, side="retain")],
+        "lume_task1": [sample(0, text, 0.2), sample(1, text, 0.9), sample(2, text, 0.0), sample(3, facts, 1.0)],
+        "lume_task2": [sample(0, facts, 1.0, "much longer"), sample(1, facts, 0.0), sample(2, "retain_knowledge", 1.0)],
     }
     leaks = worst_leaks(samples, 5, show_pii=False)
     assert [(leak.task[-1], leak.kind, leak.number, leak.score) for leak in leaks] == [

@@ -1,20 +1,18 @@
-"""The page: what it shows, what it hides, and what hostile text cannot make it do."""
+"""The page: what it shows, what it hides, its figures, and what hostile text cannot make it do."""
 
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.figure import Figure
 
 from lume_unlearn import cli
 from lume_unlearn.report import plots
-from lume_unlearn.report.page import render
-from lume_unlearn.report.results import read_models
-from lume_unlearn.report.sections import losses, page_data
+from lume_unlearn.report.page import page_data, render
+from lume_unlearn.report.results import find_runs, read_models
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -24,9 +22,16 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made but not drawn, which takes the time."""
-    monkeypatch.setattr(plots, "png", lambda figure: b"PNG")
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures are made but not drawn, which takes the time; returns them."""
+    figures: list[Figure] = []
+
+    def picture(name: str, alt: str, figure: Figure) -> plots.Picture:
+        figures.append(figure)
+        return plots.Picture(f"{name}.png", alt, b"PNG")
+
+    monkeypatch.setattr(plots, "_picture", picture)
+    return figures
 
 
 def scored_sample(number: int, kind: str, score: float, answer: str) -> dict[str, Any]:
@@ -39,9 +44,7 @@ def full(level: float) -> dict[str, dict[str, Any]]:
     """Scores of every kind, at one level, with intervals."""
     names = [f"{side}_{kind}" for side in SIDES for kind in ("regurgitation", "knowledge")]
     rows = {f"{name}{end}": level for name in names for end in ("", "_low", "_high")}
-    fields = ("birth_date", "ssn", "phone", "email", "address")
-    kinds = ("exact", "partial", "in_text")
-    pii = {f"{side}_{field}_{kind}": level for side in SIDES for field in fields for kind in kinds}
+    pii = {f"{side}_{field}_exact": level for side in SIDES for field in ("ssn", "phone")}
     attacks = {"loss_auc": 0.75, "loss_auc_stderr": 0.1, "loss_auc_low": 0.7, "loss_auc_high": 0.8}
     attacks |= {"loss_tpr_at_1": 0.5, "privleak": -12.0}
     return {
@@ -89,13 +92,12 @@ def page_of(*paths: Path, show_pii: bool = False, title: str = "Title") -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("show_pii", [True, False])
-def test_hostile_text_stays_text(write_results: Write, show_pii: bool) -> None:
+def test_hostile_text_stays_text(write_results: Write) -> None:
     sample = scored_sample(0, "qa", 1.0, HOSTILE)
     sample["doc"] |= {"input": HOSTILE, "output": HOSTILE}
     scores = full(0.5) | {f"lume_{HOSTILE}": {HOSTILE: 0.5}}
     path = write_results(f"/m/{HOSTILE}", scores, {"lume_task1": [sample], "lume_mia": mia_samples([1.0], [2.0])})
-    page = page_of(path, show_pii=show_pii, title=HOSTILE)
+    page = page_of(path, show_pii=True, title=HOSTILE)
     outline = Outline(page)
     assert not outline.names & {"script", "b", "iframe", "object", "form", "link"}
     assert not [name for name, _ in outline.attributes if name.startswith("on")]
@@ -105,26 +107,36 @@ def test_hostile_text_stays_text(write_results: Write, show_pii: bool) -> None:
     page.encode("utf-8")
 
 
-def test_page_loads_nothing_from_elsewhere(write_results: Write) -> None:
-    samples = {"lume_mia": mia_samples([1.0, 1.1], [2.0]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
-    page = page_of(write_results("/m/a", full(0.5), samples))
+def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_elsewhere(
+    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
+    run = "/m/cost $x$ ^ _{"  # no name breaks a figure
+    paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
+    paths.append(write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
+    output = tmp_path / "new" / "my.html"
+    assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
+    page = output.read_text(encoding="utf-8")
+    assert "<title>Mine</title>" in page
+    names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1"]
+    assert sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir()) == [f"{name}.png" for name in names]
+    assert f"{len(names)} pictures" in capsys.readouterr().out
     outline = Outline(page)
-    links = [value or "" for name, value in outline.attributes if name in ("src", "href", "srcset", "action")]
-    assert len(links) == 6  # the figures of three tasks, of the losses, of the ROC curve, and a link to the meanings
-    assert all(link.startswith(("data:image/png;base64,", "#")) for link in links)
-    assert not re.search(r"url\(|@import|https?://", page)
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in outline.attributes
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_scores_have_intervals_and_missing_ones_a_dash(write_results: Write) -> None:
-    page = page_of(write_results("/m/a", full(0.125)), write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
-    text = Outline(page).text
-    assert "0.1250.125\u20130.125" in text  # a score and its interval below
-    assert "0.7500.700\u20130.800" in text
+    assert "0.1250.125\u20130.125" in outline.text  # a score and its interval below
+    assert "0.7500.700\u20130.800" in outline.text
     assert "_stderr" not in page
     rows = re.findall(r"<tr><th scope=\"row\">b</th>(.*?)</tr>", page)
     assert re.sub("<.*?>", " ", rows[0]).split()[:2] == ["0.250", "-"]
+    attributes = outline.attributes
+    links = [value or "" for name, value in attributes if name in ("src", "href", "srcset", "action")]
+    assert len(links) == len(names) + 1  # and a link to the meanings
+    assert all(link.startswith(("data:image/png;base64,iVBOR", "#")) for link in links)
+    assert not re.search(r"url\(|@import|https?://", page)
+    assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
+    (tmp_path / "file").touch()
+    output = tmp_path / "file" / "x.html"
+    assert cli.main(["report", str(paths[2]), "--output", str(output)]) == 1
+    assert f"--output {output}: cannot be written" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -141,12 +153,18 @@ def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_attack_on_documents_that_were_not_unlearned_has_a_warning(write_results: Write) -> None:
-    paths = [write_results(f"/m/{share}", {"lume_mia": {"members_unlearned": share}}) for share in (0.25, 1.0)]
-    text = Outline(page_of(*paths)).text
+def test_misleading_scores_have_a_warning(write_results: Write) -> None:
+    shares = {"train": 1.0, "validation": 0.25}
+    one, two = (
+        write_results(f"/m/{split}", {"lume_mia": {"members_unlearned": share}}, metadata={"lume_split": split})
+        for split, share in shares.items()
+    )
+    text = Outline(page_of(one, two)).text
+    assert "The rows are of different splits. train: train; validation: validation." in text
     assert "forget rows of the train split; validation and test hold none of them" in text
-    assert "0.25: 25% of the attack's member documents are among the forget rows of its split." in text
-    assert "1.0: 100%" not in text
+    assert "validation: 25% of the attack's member documents are among the forget rows of its split." in text
+    assert "train: 100%" not in text
+    assert "can be compared" not in page_of(one)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -158,73 +176,47 @@ def test_personal_data_is_redacted_unless_asked_for(write_results: Write) -> Non
     assert not re.search("ada|byron|900|4344", redacted.lower())
     assert "Who is ••• •••" in redacted
     assert "This page shows personal data" not in redacted
-    assert answer in shown
-    assert "Who is Ada Byron?" in shown
-    assert "This page shows personal data" in shown
+    for text in (answer, "Who is Ada Byron?", "This page shows personal data"):
+        assert text in shown
 
 
-def test_command_writes_the_page_and_its_figures(
-    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5])}
-    paths = [write_results(f"/m/run/checkpoint-{i}", full(i / 4), samples) for i in (1, 2)]
-    paths.append(write_results("/m/a", full(0.5)))
-    output = tmp_path / "new" / "my.html"
-    assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
-    page = output.read_text(encoding="utf-8")
-    assert "<title>Mine</title>" in page
-    figures = sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir())
-    assert figures == [
-        "loss1_run-checkpoint-1.png",
-        "loss2_run-checkpoint-2.png",
-        "roc_loss.png",
-        "tradeoff_lume_task1.png",
-        "tradeoff_lume_task2.png",
-        "tradeoff_lume_task3.png",
-        "training1_1.png",
-        "training1_2.png",
+def lines(figure: Figure) -> list[list[list[float]]]:
+    return [line.get_xydata().tolist() for line in figure.axes[0].lines]
+
+
+def test_trade_off_and_training_draw_a_run_as_a_line(write_results: Write, undrawn: list[Figure]) -> None:
+    places = {1: (1.0, 1.0), 2: (0.5, 0.75)}
+    metrics = ("forget_knowledge", "retain_knowledge")
+    scores: dict[str, Any] = {str(i): dict(zip(metrics, place, strict=True)) for i, place in places.items()}
+    scores["2"] |= {"forget_knowledge_low": 0.25, "forget_knowledge_high": 0.625}
+    scores["2"] |= {"retain_knowledge_low": 0.5, "retain_knowledge_high": 0.875}
+    paths = [
+        write_results(f"/m/npo/checkpoint-{i}", dict.fromkeys(("lume_task1", "lume_score"), found))
+        for i, found in scores.items()
     ]
-    assert page.count("<img ") == len(figures)
-    assert f"{len(figures)} pictures" in capsys.readouterr().out
+    models = read_models(map(str, [write_results("/m/a", {"lume_task2": scores["1"]}), *paths]))
+    plots.trade_off(models, "lume_task1")
+    plots.over_training(find_runs(models)[0], 1)
+    trade_off, training = undrawn
+    for line in ([[1.0, 1.0], [0.5, 0.75]], [[0.25, 0.75], [0.625, 0.75]], [[0.5, 0.5], [0.5, 0.875]]):
+        assert line in lines(trade_off)
+    assert trade_off.axes[0].get_legend_handles_labels()[1] == ["npo, checkpoints", "text repeated", "facts known"]
+    assert lines(training) == [[[1.0, 1.0], [2.0, 0.5]], [[1.0, 1.0], [2.0, 0.75]]]
+    assert plots.trade_off(models, "lume_task3") is None
 
 
-@pytest.mark.usefixtures("undrawn")
-def test_page_that_cannot_be_written_is_an_error(
-    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    path = write_results("/m/a", full(0.5))
-    (tmp_path / "file").touch()
-    output = str(tmp_path / "file" / "x.html")
-    assert cli.main(["report", str(path), "--output", output]) == 1
-    assert f"--output {output}: cannot be written" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_scores_that_cannot_be_compared_have_a_warning(write_results: Write) -> None:
-    splits = ("train", "validation")
-    one, two = (write_results(f"/m/{split}", full(0.5), metadata={"lume_split": split}) for split in splits)
-    text = Outline(page_of(one, two)).text
-    assert "Not all of these scores can be compared." in text
-    assert "The rows are of different splits. train: train; validation: validation." in text
-    assert "can be compared" not in page_of(one)
-
-
-def test_losses_are_those_of_the_samples(write_results: Write) -> None:
-    samples = {"lume_mia": mia_samples([1.0, 2.0], [1.5, 3.0])}
-    (model,) = read_models([str(write_results("/m/a", full(0.5), samples))])
-    assert losses(3, model) == plots.Losses("a", 3, [1.0, 2.0], [1.5, 3.0])
-
-
-@pytest.mark.parametrize(
-    "samples", [mia_samples([1.0], []), mia_samples([1.0], [float("nan")]), []], ids=["one class", "NaN", "none"]
-)
-def test_models_without_the_losses_of_both_classes_are_left_out(
-    write_results: Write, samples: list[dict[str, Any]]
-) -> None:
-    (model,) = read_models([str(write_results("/m/a", full(0.5), {"lume_mia": samples}))])
-    assert losses(0, model) is None
-
-
-def test_report_and_card_do_not_import_torch() -> None:
-    code = "import sys, lume_unlearn.report.page, lume_unlearn.report.card; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(write_results: Write, undrawn: list[Figure]) -> None:
+    logged = {
+        "a": mia_samples([1.0, 2.0], [1.5, 3.0]),
+        "one class": mia_samples([1.0], []),
+        "NaN": mia_samples([1.0], [float("nan")]),
+        "none": [],
+    }
+    paths = [write_results(f"/m/{name}", full(0.5), {"lume_mia": samples}) for name, samples in logged.items()]
+    plots.roc(read_models(map(str, paths)))
+    (figure,) = undrawn
+    assert figure.axes[0].get_xscale() == "log"
+    assert figure.axes[0].get_xlim() == (0.25, 1.0)
+    assert lines(figure)[0] == [[0.25, 0.0], [0.25, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
+    assert figure.axes[0].get_legend_handles_labels()[1] == ["a", "chance"]
+    assert plots.roc(read_models([str(paths[3])])) is None

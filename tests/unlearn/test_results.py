@@ -1,11 +1,9 @@
 """Reading results files: newest scores, names of models, runs, and scores that cannot be compared or read."""
 
 import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lm_eval.loggers import EvaluationTracker
@@ -15,11 +13,6 @@ from lume_unlearn import cli
 from lume_unlearn.report.results import comparability, find_runs, read_models
 
 Write = Callable[..., Path]
-
-
-def logged_row(number: int) -> dict[str, Any]:
-    doc = {"id": f"p{number}qa0", "input": "q", "output": "a"}
-    return {"doc_id": number, "doc": doc, "filtered_resps": ["b"]}
 
 
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
@@ -48,47 +41,15 @@ def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None
     ]
 
 
-def test_folders_are_searched_in_natural_order(write_results: Write, tmp_path: Path) -> None:
-    for step in (10, 9):
-        write_results(f"/m/checkpoint-{step}", {"lume_task1": {"forget_knowledge": 0.5}}, folder=f"checkpoint-{step}")
-    assert [model.name for model in read_models([str(tmp_path)])] == ["m/checkpoint-9", "m/checkpoint-10"]
-
-
-def test_checkpoints_are_a_run_from_the_reference_model_to_the_result(write_results: Write, tmp_path: Path) -> None:
-    scores = {"lume_task1": {"forget_knowledge": 0.5}}
-    run = tmp_path / "npo"
-    names = [run / "checkpoint-20", run, run / "checkpoint-10", tmp_path / "base", tmp_path / "other"]
-    models = read_models([str(write_results(str(name), scores)) for name in names])
-    (found,) = find_runs(models)
-    assert [(step, model.name) for step, model in found.points] == [
-        (10, "npo/checkpoint-10"),
-        (20, "npo/checkpoint-20"),
-    ]
-    assert find_runs(models[:1]) == []  # one checkpoint alone is a model as any other
-    run.mkdir()
-    record = {
-        "config": {"model": str(tmp_path / "base")},
-        "history": [{"epoch": 1.0, "step": 10}, {"epoch": 3, "step": 30}],
-    }
-    (run / "unlearning.json").write_text(json.dumps(record))
-    (found,) = find_runs(models)
-    assert [(step, model.name) for step, model in found.points] == [
-        (0, "base"),
-        (10, "npo/checkpoint-10"),
-        (20, "npo/checkpoint-20"),
-        (30, "npo"),
-    ]
-
-
-def test_scores_taken_while_training_are_a_run(tmp_path: Path) -> None:
-    for step in (5, 10):
-        folder = tmp_path / "npo" / "scores" / f"checkpoint-{step}"
-        folder.mkdir(parents=True)
-        content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
-        (folder / "results_lume.json").write_text(json.dumps(content))
+def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_path: Path) -> None:
+    content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
+    for place in ("npo/scores/checkpoint-5", "npo/scores/checkpoint-10", "gd/scores/checkpoint-5"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "results_lume.json").write_text(json.dumps(content))
     models = read_models([str(tmp_path)])
-    assert [model.name for model in models] == ["npo/checkpoint-5", "npo/checkpoint-10"]
-    assert [place for place, _ in find_runs(models)[0].points] == [5, 10]
+    assert [model.name for model in models] == ["gd/checkpoint-5", "npo/checkpoint-5", "npo/checkpoint-10"]
+    (run,) = find_runs(models)  # one checkpoint alone is a model as any other
+    assert [(step, model.name) for step, model in run.points] == [(5, "npo/checkpoint-5"), (10, "npo/checkpoint-10")]
 
 
 def test_incomparable_scores_are_named(write_results: Write) -> None:
@@ -132,31 +93,11 @@ def test_unusable_path_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[st
         assert f"{tmp_path / name}: {fault}" in capsys.readouterr().err
 
 
-def test_broken_sample_is_named_by_line(write_results: Write) -> None:
-    path = write_results("/m/a", {"lume_task1": {"forget_knowledge": 1.0}}, {"lume_task1": [logged_row(0)]})
-    (samples,) = path.parent.glob("samples_lume_task1_*.jsonl")
-    samples.write_text(f"{json.dumps(logged_row(0))}\n{{")
-    with pytest.raises(DataError, match=re.escape(f"{samples}:2: ")):
-        read_models([str(path)])[0].samples("lume_task1")
-
-
-def test_files_of_the_harness_itself_are_read(tmp_path: Path) -> None:
-    """The names and places that `EvaluationTracker` gives its files today."""
+def test_an_adapter_is_named_in_files_of_the_harness_itself(tmp_path: Path) -> None:
+    """The name and place that `EvaluationTracker` gives its file today."""
     tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
     tracker.general_config_tracker.log_experiment_args("hf", f"pretrained=base,peft={tmp_path}/npo", "", "", False)
-    sample = {
-        "doc_id": 0,
-        "doc": {"id": "aqa0", "input": "q", "output": "a"},
-        "target": "t",
-        "arguments": [["x"]],
-        "resps": [["y"]],
-        "filtered_resps": ["y"],
-        **{f"{what}_hash": what for what in ("doc", "prompt", "target")},
-    }
     results = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": "pretrained=base"}}
-    tracker.save_results_aggregated(results, {"lume_task1": [sample]})
-    tracker.save_results_samples("lume_task1", [sample])
+    tracker.save_results_aggregated(results, {"lume_task1": []})
     (model,) = read_models([str(tmp_path / "out")])
-    assert model.name == "npo"
-    assert os.fspath(tmp_path / "npo") == model.path
-    assert [logged["doc"]["id"] for logged in model.samples("lume_task1")] == ["aqa0"]
+    assert (model.name, model.path) == ("npo", str(tmp_path / "npo"))

@@ -26,9 +26,8 @@ def test_tasks_are_those_that_the_data_has(data_dir: Path, tmp_path: Path, monke
     assert tasks_for(tmp_path, "train") == ["lume_task2", "lume_mmlu", "lume_score"]
 
 
-def test_mean_score_turns_forget_scores_around_and_leaves_out_missing_ones() -> None:
+def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missing_ones() -> None:
     task1 = {"forget_knowledge,none": 0.25, "retain_knowledge,none": 0.5, "forget_regurgitation,none": math.nan}
     results = {"results": {"lume_task1": task1, "lume_score": {"retain_knowledge,none": 0.5}}}
-    assert harness.mean_score(results) == (0.75 + 0.5) / 2
     assert harness.headline(results) == {"retain knowledge": 0.5, harness.MEAN: 0.625}
-    assert harness.mean_score({"results": {}}) is None
+    assert harness.headline({"results": {}}) == {}
