@@ -1,4 +1,4 @@
-"""What a checkpoint carries beside weights, optimiser and schedule, and the learning rate of a resumed run."""
+"""What a checkpoint carries beside weights, optimiser and schedule."""
 
 from typing import Any, cast
 
@@ -15,12 +15,7 @@ class Progress(TrainerCallback, ExportableState):
     """
 
     def __init__(self, values: dict[str, float], device: torch.device) -> None:
-        """Set up.
-
-        Args:
-            values: the method's state at the start (see `methods.spec.Adapt`).
-            device: where to sum the loss terms.
-        """
+        """``values``: the method's state at the start (see `methods.spec.Adapt`); ``device``: of the loss terms."""
         self.values, self.device = values, device
         self.sums: dict[str, Tensor] = {}
         """Each loss term, summed over the optimiser steps since the last log entry; this process's share."""
@@ -44,21 +39,3 @@ class Progress(TrainerCallback, ExportableState):
             kept = saved["attributes"]
             self.values, self.steps = dict(kept["values"]), kept["steps"]
             self.sums = {name: torch.tensor(value, device=self.device) for name, value in kept["sums"].items()}
-
-
-class LowerRate(TrainerCallback):
-    """Continues from a checkpoint at a lower learning rate than the checkpoint's."""
-
-    def __init__(self, ratio: float) -> None:
-        """``ratio``: new learning rate divided by the checkpoint's."""
-        self.ratio = ratio
-
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
-    ) -> None:
-        """Scale the rates in the optimiser and in the schedule, which Trainer has just loaded from the checkpoint."""
-        for group in optimizer.param_groups:
-            group["lr"] *= self.ratio
-        scheduler = getattr(lr_scheduler, "scheduler", lr_scheduler)
-        scheduler.base_lrs = [rate * self.ratio for rate in scheduler.base_lrs]
-        scheduler._last_lr = [rate * self.ratio for rate in scheduler._last_lr]  # for the next log entry

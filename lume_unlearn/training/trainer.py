@@ -25,7 +25,7 @@ from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
 from lume_unlearn.model.reference import Reference
-from lume_unlearn.training.checkpoints import InCheckpoint, publish_checkpoint
+from lume_unlearn.training.checkpoints import publish_checkpoint
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.phases import FreshOptimizer, phase_factor, warmed_up
 from lume_unlearn.training.state import Progress
@@ -50,22 +50,15 @@ class UnlearningTrainer(Trainer):
         train_dataset: Sides,
         **kwargs: Any,
     ) -> None:
-        """Set up training.
-
-        Args:
-            config: of the run.
-            model: to train.
-            args: the run's options as Trainer's arguments.
-            passes: forward passes of the model.
-            reference: the reference model, if it runs in every step.
-            callbacks: beside the method's own.
-            train_dataset: rows of each side.
-            **kwargs: passed on to Trainer.
-        """
+        """``reference`` is the reference model, if it runs in every step; ``**kwargs`` are passed on to Trainer."""
         self.config, self.method, self.sides = config, config.spec, train_dataset
         self.passes, self.reference = passes, reference
         self.params = {**config.params, "seed": config.seed}
-        self.phases = self._phases()
+        self.phases: list[list[list[Pair]]] = []
+        """Optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
+        if self.method.phases:
+            counts = len(train_dataset.forget), len(train_dataset.retain)
+            self.phases = self.method.phases(*counts, config.batch_size, int(config.epochs), self.params)
         self.retain_parts = retain_parts(config.retain_term, config.kl_weight) if config.needs_retain else {}
         self.progress = Progress({"weight": config.retain_weight} if self.method.adapt else {}, args.device)
         own: list[TrainerCallback] = [self.progress]
@@ -75,14 +68,6 @@ class UnlearningTrainer(Trainer):
         """Tokens of all micro-batches on this process, without padding."""
         self._partial: Path | None = None
         self._step_retain = torch.zeros((), device=args.device)
-
-    def _phases(self) -> list[list[list[Pair]]]:
-        """Return the method's phases of optimiser steps; none for methods that train on pairs, epoch by epoch."""
-        if self.method.phases is None:
-            return []
-        config = self.config
-        forget, retain = len(self.sides.forget), len(self.sides.retain)
-        return self.method.phases(forget, retain, config.batch_size, int(config.epochs), self.params)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this process's micro-batches of each step.
@@ -142,12 +127,16 @@ class UnlearningTrainer(Trainer):
         Raises:
             ConfigError: the loss or a gradient is not finite; the weights are still those from before the step.
         """
-        step, config = self.state.global_step + 1, self.config
-        require_finite(model, total, step, inputs["names"], config.learning_rate, Path(config.output))
+        step = self.state.global_step + 1
+        require_finite(model, total, step, inputs["names"], self.config.learning_rate)
         self.trained_tokens += inputs["input_ids"].numel()
         self.progress.steps += 1
         self.progress.add({"loss": total / self.accelerator.num_processes})
-        self._adapt()
+        if self.method.adapt:
+            loss = self.accelerator.reduce(self._step_retain, "sum").item()
+            self._step_retain = torch.zeros((), device=self.args.device)
+            epochs = step / self.steps_per_epoch  # completed after this step
+            self.progress.values = self.method.adapt(self.progress.values, loss, epochs, self.params)
         return total
 
     def _exchange(self, model: nn.Module, last: bool) -> Any:
@@ -231,15 +220,6 @@ class UnlearningTrainer(Trainer):
         reference = batch.reference[tokens] if side in self.method.reference_nll else batch.reference[:0]
         return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)
 
-    def _adapt(self) -> None:
-        """Let the method change its retain weight by the step's retain loss, the same on every process."""
-        if self.method.adapt is None:
-            return
-        loss = self.accelerator.reduce(self._step_retain, "sum").item()
-        self._step_retain = torch.zeros((), device=self.args.device)
-        epochs = (self.state.global_step + 1) / self.steps_per_epoch  # completed after this step
-        self.progress.values = self.method.adapt(self.progress.values, loss, epochs, self.params)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add each term's mean over the optimiser steps since the last entry, over all processes.
 
@@ -271,7 +251,7 @@ class UnlearningTrainer(Trainer):
                 self._partial = None
             written = output / PARTIAL / f"{PREFIX}{self.state.global_step}"
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, InCheckpoint):
+                if hasattr(callback, "write_into"):  # the record and the monitor
                     callback.write_into(written, self.state)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():
