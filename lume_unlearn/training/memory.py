@@ -13,20 +13,14 @@ PER_TOKEN = 4 * 2**20
 
 
 def default_max_tokens() -> int:
-    """Return the default of `--max_tokens` on this machine.
+    """Return the default of `--max_tokens` on this machine: halved until the tokens fit into its free memory.
 
     Several processes must agree on the number, so with them it depends on the device alone.
     """
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    if processes() > 1:
-        return MOST[device]
-    free = torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
-    return fitting_tokens(device, free)
-
-
-def fitting_tokens(device: str, free: int) -> int:
-    """Return the most tokens for ``cuda`` or ``cpu``, halved until they fit into so many free bytes."""
-    tokens = MOST[device]
-    while tokens > LEAST and tokens * PER_TOKEN > free:
-        tokens //= 2
+    gpu = torch.cuda.is_available()
+    tokens = MOST["cuda" if gpu else "cpu"]
+    if processes() == 1:
+        free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+        while tokens > LEAST and tokens * PER_TOKEN > free:
+            tokens //= 2
     return tokens

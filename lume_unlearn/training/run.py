@@ -14,7 +14,7 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
+from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, require_known, watched
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
@@ -86,9 +86,6 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     monitor, stop, throughput = Monitor(config, passes, *sample), Stop(), Throughput()
     callbacks = [throughput, record, monitor, stop, *evaluations]
     trainer = make_trainer(config, model, passes, tokenizer, sides, callbacks)
-    line = members_line(config, inputs.forget)
-    if line and trainer.is_world_process_zero():
-        print(line, flush=True)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_stopped(trainer.state)

@@ -35,13 +35,10 @@ def text(name: str, content: str) -> Damage:
     return lambda folder: (folder / name).write_text(content)
 
 
-def without(key: str, name: str = "model.safetensors") -> Damage:
-    def change(folder: Path) -> None:
-        weights = load_file(folder / name)
-        del weights[key]
-        save_file(weights, folder / name, metadata={"format": "pt"})
-
-    return change
+def half_of_a_module(folder: Path) -> None:
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
 def cut(name: str) -> Damage:
@@ -53,11 +50,8 @@ MODELS: dict[str, tuple[Damage, str]] = {
         setting(num_hidden_layers=5),
         "missing are: model.layers.2.input_.* and 24 more",
     ),
-    "no output layer": (without("lm_head.weight"), "missing are: lm_head.weight"),
     "another width": (setting(intermediate_size=128), "cannot be loaded: .*mismatched"),
     "unknown type": (setting(model_type="other"), "model type `other`"),
-    "config: no object": (text("config.json", "[]"), "model_type"),
-    "weights: empty": (text("model.safetensors", ""), "header too small"),
     "weights: cut": (cut("model.safetensors"), "not fully covered"),
 }
 
@@ -84,9 +78,8 @@ def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> No
         load.load_model(str(model), torch.float32)
 
 
-@pytest.mark.parametrize("content", ["{", "{}"])
-def test_a_broken_tokenizer_is_refused(content: str, model: Path) -> None:
-    (model / "tokenizer.json").write_text(content)
+def test_a_broken_tokenizer_is_refused(model: Path) -> None:
+    (model / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
         load.load_tokenizer(str(model))
 
@@ -115,11 +108,10 @@ def pickled(adapter: Path) -> None:
     torch.save(Evil(), adapter / "adapter_model.bin")
 
 
-KEY = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
 ADAPTERS: dict[str, tuple[Damage, str]] = {
     "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
     "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
-    "half of a module": (without(KEY, "adapter_model.safetensors"), "missing are"),
+    "half of a module": (half_of_a_module, "missing are"),
     "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
 }
 

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lume_unlearn.config import RunConfig
-from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import run
 from tests.unlearn import training
@@ -124,9 +122,3 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make: Make) -> None:
         assert 1e-6 < found[0] < 1e-3  # rounding of the copy
         assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
     assert {weight.dtype for weight in weights(small).values()} == {torch.float32}
-
-
-def test_an_int8_reference_without_torchao_is_refused(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ConfigError, match=r"^--reference_copy int8: needs torchao"):
-        run(make(method="kl", reference_copy="int8"))

@@ -78,17 +78,6 @@ def test_an_offloaded_copy_gives_the_same_logits(tuning: str, monkeypatch: pytes
         torch.testing.assert_close(found(part), expected[part], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_reference_hidden_states_of_a_layer(tuning: str) -> None:
-    model, plain = make(tuning), make_model(VOCABULARY)
-    frozen = Reference(model, Passes(model, 0))
-    train(model)
-    row = pack_rows({"forget": ROWS[1:2]})
-    states = plain(input_ids=row.input_ids[None], output_hidden_states=True).hidden_states[1][0]
-    found = frozen.at(model, model, row)(slice(None))
-    torch.testing.assert_close(found, states[row.keep + 1], rtol=1e-4, atol=1e-4)
-
-
 def nll_of(model: Any, row: Tokens) -> Tensor:
     logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
     labels = torch.tensor(row.labels[1:])
