@@ -46,7 +46,7 @@ def test_a_run_stops_at_the_step_that_diverges(method: str, value: float, inputs
 
 def test_a_learning_rate_that_is_too_high_diverges(inputs: Path, tmp_path: Path) -> None:
     config = make_config(inputs, tmp_path / "out", "ga", "full", learning_rate=1e30, save_steps=0, warmup=0.0)
-    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: diverged at step 2 .*: start again in another"):
+    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: diverged at step 2 .*; start again in another"):
         run(config)
 
 

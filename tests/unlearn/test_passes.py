@@ -121,6 +121,21 @@ def test_values_are_those_of_whole_logits(name: str, chunk_bytes: int, monkeypat
     check(model, chunks=True)
 
 
+def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
+    model, seen = make("llama"), []
+    passes = Passes(model)
+    own = passes.head.forward
+
+    def output(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        return own(states)  # type: ignore[no-any-return]
+
+    passes.head.forward = output
+    passes.values(model, BATCH, [Span(ALL, nll_value)])[0].sum().backward()
+    assert (max(seen), sum(seen)) == (4, 2 * len(BATCH.targets))  # computed again in the backward pass
+
+
 @pytest.mark.parametrize("name", SCALED)
 def test_a_model_that_scales_its_logits_computes_them_itself(name: str) -> None:
     model = make(name)

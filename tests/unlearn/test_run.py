@@ -10,10 +10,8 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
-from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
@@ -23,6 +21,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.memory import default_max_tokens
 from lume_unlearn.training.run import run, unlearn
+from tests.conftest import write_rows
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -62,22 +61,6 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert all(value.equal(theirs[name]) for name, value in ours.items())
 
 
-def load(config: RunConfig) -> Any:
-    """The result as the harness loads it."""
-    if config.tuning == "full":
-        return AutoModelForCausalLM.from_pretrained(config.output)
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), config.output)
-
-
-def write(path: Path, rows: list[Row]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        Dataset.from_list([vars(row) for row in rows]).to_parquet(path)
-    else:
-        path.write_text("".join(json.dumps(vars(row)) + "\n" for row in rows))
-    return path
-
-
 def test_a_full_model_keeps_its_configuration(config: RunConfig) -> None:
     output = run(replace(config, tuning="full", epochs=1))
     before, after = (json.loads((Path(path) / "config.json").read_text()) for path in (config.model, output))
@@ -87,8 +70,8 @@ def test_a_full_model_keeps_its_configuration(config: RunConfig) -> None:
 
 
 def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
-    for gpu, expected in ((False, [2048, 2048, 1024, 512]), (True, [8192, 4096, 2048, 512])):
-        for free, tokens in zip((80, 18, 8, 1), expected, strict=True):
+    for gpu, expected in ((False, [2048, 2048, 1024, 512]), (True, [8192, 4096, 1024, 512])):
+        for free, tokens in zip((80, 18, 6, 1), expected, strict=True):
             memory = mock.Mock(available=free * 2**30)
             with (
                 mock.patch.object(torch.cuda, "is_available", return_value=gpu),
@@ -128,19 +111,16 @@ def test_an_output_in_use_is_refused_before_anything_is_loaded(config: RunConfig
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["note"]
 
 
-@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
-def test_the_semeval_function(suffix: str, config: RunConfig, tmp_path: Path) -> None:
+def test_the_semeval_function(config: RunConfig, tmp_path: Path) -> None:
     for side in ("forget", "retain"):
         rows = read_rows(Path(str(config.data)) / f"{side}.jsonl")
-        write(tmp_path / side / f"{side}{suffix}", rows)
+        (tmp_path / side).mkdir()
+        Dataset.from_list([vars(row) for row in rows]).to_parquet(tmp_path / side / f"{side}.parquet")
     options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3}
-    (tmp_path / "theirs").mkdir()  # an empty folder is fine
     unlearn(config.model, str(tmp_path / "theirs"), str(tmp_path / "forget"), str(tmp_path / "retain"), **options)
     plain = {name: getattr(config, name) for name in ("model", "output", "data", *options)}
     ours = run(RunConfig(**plain, method="gd", tuning="full", micro_batch_size=8))
     assert_same_weights(ours, tmp_path / "theirs")
-    defaults = record(tmp_path / "theirs")["config"]
-    assert (defaults["method"], defaults["tuning"]) == ("gd", "full")
 
 
 def test_all_faults_of_the_rows_are_listed_at_once(config: RunConfig, tmp_path: Path) -> None:
@@ -155,25 +135,9 @@ def test_all_faults_of_the_rows_are_listed_at_once(config: RunConfig, tmp_path: 
 
 def test_a_row_longer_than_the_context_is_refused_or_cut(config: RunConfig, tmp_path: Path) -> None:
     rows = read_rows(Path(str(config.data)) / "forget.jsonl")
-    forget = str(write(tmp_path / "forget.jsonl", [*rows, Row("long-sc1", "What?", "word " * 400, "Task1")]))
+    write_rows(tmp_path / "forget.jsonl", [*rows, Row("long-sc1", "What?", "word " * 400, "Task1")])
+    forget = str(tmp_path / "forget.jsonl")
     config = replace(config, data=None, forget=forget, retain=str(Path(str(config.data)) / "retain.jsonl"))
     with pytest.raises(DataError, match=r"long-sc1: \d+ tokens, but the model takes 512"):
         run(config)
     assert (run(replace(config, max_length=100, epochs=1)) / "adapter_model.safetensors").exists()
-
-
-def test_a_model_that_cannot_pack_and_a_tokenizer_with_bos(
-    config: RunConfig, tmp_path: Path, bos_tokenizer: Any
-) -> None:
-    torch.manual_seed(0)
-    no_dropout = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-    sizes = {"vocab_size": 400, "n_embd": 32, "n_layer": 2, "n_head": 4, "bos_token_id": 2, "eos_token_id": 1}
-    model = GPT2LMHeadModel(GPT2Config(**sizes, **no_dropout))  # type: ignore[arg-type]
-    model.save_pretrained(tmp_path / "gpt2")
-    bos_tokenizer.save_pretrained(tmp_path / "gpt2")
-    config = replace(config, model=str(tmp_path / "gpt2"), retain_term="kl", tuning="full", epochs=1)
-    output = run(config)
-    first, *_, last = steps(output)
-    assert first["retain_loss"] == pytest.approx(0.0, abs=1e-6)
-    assert last["forget_loss"] < first["forget_loss"]
-    assert AutoModelForCausalLM.from_pretrained(output).config.model_type == "gpt2"

@@ -7,27 +7,16 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 from transformers import TrainingArguments
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.run import training_arguments
-from tests.unlearn.formulas import FORMULAS, logits
-from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, RETAIN, build, entries, make_rows, weights
+from tests.unlearn.formulas import FORMULAS
+from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-
-
-def reference_logits(reference: Reference, trainer: Any, rows: list[Tokens]) -> Tensor:
-    """Return the reference logits, through the model in training."""
-    batch = pack_rows({"retain": rows})
-    model = trainer.model
-    return reference.at(model, trainer.accelerator.unwrap_model(model), batch)(slice(None))
 
 
 def test_logged_terms_are_means_over_the_steps_since_the_last_entry(tmp_path: Path) -> None:
@@ -56,21 +45,12 @@ def test_warmup_starts_above_zero(lr_schedule: str, last: float, tmp_path: Path)
 
 
 @pytest.mark.parametrize(("tuning", "precision"), [("full", "bfloat16"), ("lora", "bfloat16"), ("last:1", "float32")])
-def test_the_kl_term_starts_at_0_and_its_reference_stays(tuning: str, precision: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision, lora_dropout=0.0)
-    with trainer.accelerator.autocast():
-        before = reference_logits(trainer.reference, trainer, RETAIN)
+def test_the_kl_term_starts_at_0(tuning: str, precision: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision)
     trainer.train()
     first, second, _ = (entry["retain_loss"] for entry in entries(trainer))
     assert first == pytest.approx(0.0, abs=1e-6)
     assert second > 1e-5
-    trainer.model.train()
-    with trainer.accelerator.autocast():
-        assert reference_logits(trainer.reference, trainer, RETAIN).equal(before)
-    assert trainer.model.training
-    if tuning == "lora":  # the adapter is on again
-        assert all(weight.requires_grad for name, weight in trainer.model.named_parameters() if "lora_" in name)
-        assert not torch.equal(logits(trainer.model.eval(), RETAIN[0]), before[: len(logits(trainer.model, RETAIN[0]))])
 
 
 def test_a_copy_shares_the_weights_that_are_not_trained(tmp_path: Path) -> None:
