@@ -42,11 +42,6 @@ def adapt(model_dir: Path, tmp_path: Path) -> Adapt:
     return make
 
 
-@pytest.fixture
-def pair(adapt: Adapt) -> list[str]:
-    return [str(adapt("one", 1)), str(adapt("two", 2))]
-
-
 def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
@@ -199,10 +194,11 @@ def test_gpt2_adapters_are_merged_and_saved_in_bfloat16(rank: int | None, tmp_pa
     torch.testing.assert_close(found.detach(), expected, rtol=0, atol=0.02 * expected.abs().max().item())
 
 
-def test_one_adapter_is_merged_into_its_model(pair: list[str], model_dir: Path, tmp_path: Path) -> None:
-    merge(pair[0], str(tmp_path / "merged"))
+def test_one_adapter_is_merged_into_its_model(adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
+    adapter = str(adapt("one", 1))
+    merge(adapter, str(tmp_path / "merged"))
     before, after = (load_file(folder / "model.safetensors") for folder in (model_dir, tmp_path / "merged"))
-    for name, change in added(model_dir, pair[0]).items():
+    for name, change in added(model_dir, adapter).items():
         torch.testing.assert_close(after[name], before[name] + change, rtol=0, atol=1e-6)
         assert change.any() == any(target in name for target in TARGETS)
 
@@ -232,17 +228,3 @@ def test_adapters_that_cannot_be_merged_are_refused(
     with pytest.raises(ConfigError, match=message):
         merge_ties(output=str(tmp_path / "merged"), **options)
     assert not list((tmp_path / "merged").glob("*"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "name one adapter by --adapter, or several by --ties A,B"),
-        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
-    ],
-)
-def test_contradicting_options_are_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["merge", "--output", "o", *options]) == 1
-    assert capsys.readouterr().err.startswith(f"lume-unlearn merge: {message}")
