@@ -21,17 +21,10 @@ OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the
 
 
 def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str], learning_rate: float) -> None:
-    """Refuse an optimiser step with an infinite loss or gradient norm.
+    """Refuse an optimiser step (counted from 1, of the rows named) with an infinite loss or gradient norm.
 
     Called before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
     DeepSpeed takes the step within the backward pass and leaves no gradients, so only the loss is checked there.
-
-    Args:
-        model: with the gradients of the whole step.
-        loss: of the step.
-        step: number of the step, from 1.
-        rows: names of the step's rows.
-        learning_rate: of the run, for the message.
 
     Raises:
         ConfigError: the loss or the norm of all gradients is infinite or not a number.

@@ -8,10 +8,7 @@ from lume_unlearn.model.load import require_torchao
 def optimizer_class(name: str, learning_rate: float, bfloat16_weights: bool) -> tuple[Any, dict[str, Any]] | None:
     """Return torchao's optimiser and its arguments, or None for Trainer's AdamW.
 
-    Args:
-        name: "adamw" or "adamw8bit".
-        learning_rate: of the first step after the warm-up.
-        bfloat16_weights: round the weights stochastically, as bfloat16 weights need it.
+    ``name`` is "adamw" or "adamw8bit"; bfloat16 weights are rounded stochastically.
 
     Raises:
         ConfigError: torchao is not installed.

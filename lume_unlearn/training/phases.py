@@ -23,8 +23,7 @@ class FreshOptimizer(TrainerCallback):
 def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:
     """Return a function from the optimiser step to a learning rate factor that falls from 1 to 0 in each phase.
 
-    Args:
-        lengths: optimiser steps of each phase.
+    ``lengths`` are the optimiser steps of each phase.
     """
     factors = [1 - step / length for length in lengths for step in range(length)]
     return lambda step: factors[step] if step < len(factors) else 0.0

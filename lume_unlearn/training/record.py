@@ -72,12 +72,9 @@ class Record(TrainerCallback):
         return faults
 
     def write(self, folder: Path, history: list[dict[str, Any]], **result: Any) -> None:
-        """Write the record atomically.
+        """Write the record atomically, with Trainer's log of the loss terms.
 
-        Args:
-            folder: of the run, or a checkpoint.
-            history: Trainer's log of the loss terms.
-            **result: of a finished run: ``finished`` and the monitor's measurements, ``watched``.
+        ``**result`` are ``finished`` and the monitor's measurements, ``watched``, of a finished run.
         """
         progress = {
             "finished": False,

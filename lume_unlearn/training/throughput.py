@@ -27,19 +27,14 @@ class Throughput(TrainerCallback):
         self.seconds += time.perf_counter() - self.started
 
     def summary(self, tokens: int) -> str:
-        """Return tokens a second and peak memory; every process has to call it.
-
-        Args:
-            tokens: real tokens, without padding, that this process has trained on.
-        """
+        """Return tokens a second and peak memory; every process calls it with its ``tokens``, without padding."""
         total = reduce(torch.tensor(tokens, device=PartialState().device), "sum").item()
         where = "GPU memory" if torch.cuda.is_available() else "memory"
         rate = total / max(self.seconds, 1e-9)
-        return f"{rate:,.0f} tokens a second without padding, peak {where} {peak_memory() / 2**30:.2f} GiB"
+        return f"{rate:,.0f} tokens a second without padding, peak {where} {_peak_memory() / 2**30:.2f} GiB"
 
 
-def peak_memory() -> int:
-    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
+def _peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
