@@ -15,7 +15,6 @@ from torch import Tensor
 from lume_unlearn.config import RunConfig
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import run
-from tests.unlearn import training
 
 Make = Callable[..., RunConfig]
 
@@ -93,14 +92,6 @@ def test_training_and_resuming_follow_float32(
     run(again)
     assert steps(again) == steps(other)
     assert all(weight.equal(weights(other)[name]) for name, weight in weights(again).items())
-
-
-@pytest.mark.usefixtures("torchao")
-def test_adamw8bit_keeps_its_state_in_8_bits(tmp_path: Path) -> None:
-    trainer = training.build(tmp_path, "gd", optimizer="adamw8bit", dtype=torch.float32, epochs=1)
-    trainer.train()
-    state = trainer.optimizer.optimizer.state[trainer.model.get_input_embeddings().weight]
-    assert type(state["exp_avg_sq"]).__name__ == "OptimState8bit"
 
 
 @pytest.mark.parametrize(

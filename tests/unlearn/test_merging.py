@@ -83,11 +83,9 @@ def test_negated_weights_by_hand() -> None:
     assert (half.dtype, half.item()) == (torch.bfloat16, 1.0 - 2**-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_path: Path) -> None:
-    if tied:
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
+def test_subtracted_training_of_tied_weights(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
     model.save_pretrained(tmp_path)
     before = weights_of(model)
     for weight in model.parameters():
@@ -95,21 +93,18 @@ def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_pa
     expected = {name: before[name] - 5 * (after - before[name]) for name, after in weights_of(model).items()}
     subtract_training(str(tmp_path), model, 5.0)
     torch.testing.assert_close(weights_of(model), expected)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("targets", [TARGETS, ["q_proj", "embed_tokens"]])
-def test_a_negated_adapter_by_hand(targets: list[str], adapt: Adapt, model_dir: Path) -> None:
-    adapter = str(adapt("one", 1, target_modules=targets))
+def test_a_negated_adapter_by_hand(adapt: Adapt, model_dir: Path) -> None:
+    adapter = str(adapt("one", 1, target_modules=["q_proj", "embed_tokens"]))
     by_hand = LlamaForCausalLM.from_pretrained(model_dir)
     for name, delta in added(model_dir, adapter).items():
         by_hand.get_parameter(name).data -= 3.0 * delta
     model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter)
     with torch.no_grad():
-        trained = model(INPUT).logits
         negate_adapter(model, 3.0)
         torch.testing.assert_close(model(INPUT).logits, by_hand(INPUT).logits, rtol=1e-4, atol=1e-4)
-        assert (model(INPUT).logits - trained).abs().max() > 0.1
 
 
 # TIES
