@@ -1,13 +1,17 @@
-"""The collapse monitor: NLL of a few forget and retain rows while training, and what it says about the run."""
+"""What a run measures of itself: NLL of a few forget and retain rows (the collapse monitor), and its speed."""
 
 import logging
 import math
+import resource
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -206,3 +210,33 @@ def trained_weights(model: nn.Module) -> list[Tensor]:
 
 def _weights_file(checkpoint: Path) -> Path:
     return checkpoint / f"last_good_{PartialState().process_index}.safetensors"
+
+
+class Throughput(TrainerCallback):
+    """Times the optimiser steps, without monitor, checkpoints and scoring; to be called before other callbacks."""
+
+    def __init__(self) -> None:
+        """Start at 0: a resumed run counts its own steps only."""
+        self.seconds = self.started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self.started
+
+    def summary(self, tokens: int) -> str:
+        """Return tokens a second and peak memory; every process calls it with its ``tokens``, without padding."""
+        total = reduce(torch.tensor(tokens, device=PartialState().device), "sum").item()
+        where = "GPU memory" if torch.cuda.is_available() else "memory"
+        rate = total / max(self.seconds, 1e-9)
+        return f"{rate:,.0f} tokens a second without padding, peak {where} {_peak_memory() / 2**30:.2f} GiB"
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
@@ -27,8 +28,40 @@ from lume_unlearn.model.output_layer import TokenValue, nll_value
 from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.checkpoints import publish_checkpoint
 from lume_unlearn.training.failures import require_finite
-from lume_unlearn.training.phases import FreshOptimizer, phase_factor, warmed_up
-from lume_unlearn.training.state import Progress
+from lume_unlearn.training.optimizer import FreshOptimizer, phase_factor, warmed_up
+
+
+class Progress(TrainerCallback, ExportableState):
+    """The method's own state, and the loss terms since the last log entry.
+
+    Trainer's state file keeps both, as decimal numbers that read back as the same bits.
+    """
+
+    def __init__(self, values: dict[str, float], device: torch.device) -> None:
+        """``values``: the method's state at the start (see `methods.spec.Adapt`); ``device``: of the loss terms."""
+        self.values, self.device = values, device
+        self.sums: dict[str, Tensor] = {}
+        """Each loss term, summed over the optimiser steps since the last log entry; this process's share."""
+        self.steps = 0
+        """Optimiser steps since the last log entry."""
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add loss terms to the sums."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, term.new_zeros(())) + term.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        sums = {name: value.item() for name, value in self.sums.items()}
+        return {"args": {}, "attributes": {"values": self.values, "sums": sums, "steps": self.steps}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the checkpoint kept."""
+        saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
+        if saved is not None and state.global_step:
+            kept = saved["attributes"]
+            self.values, self.steps = dict(kept["values"]), kept["steps"]
+            self.sums = {name: torch.tensor(value, device=self.device) for name, value in kept["sums"].items()}
 
 
 class UnlearningTrainer(Trainer):

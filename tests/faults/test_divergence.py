@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model import load, merge
+from lume_unlearn.model import load
+from lume_unlearn.training import merge
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.run import run
 from lume_unlearn.training.trainer import UnlearningTrainer

@@ -17,8 +17,7 @@ from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
-from lume_unlearn.model.merge import negate_adapter, subtract_training, ties_update
-from lume_unlearn.training.merge import merge, merge_ties
+from lume_unlearn.training.merge import merge, merge_ties, negate_adapter, subtract_training, ties_update
 
 INPUT = torch.arange(2, 40)[None]
 TARGETS = ["q_proj", "down_proj"]

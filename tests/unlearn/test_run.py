@@ -1,6 +1,7 @@
-"""Whole runs: what they write, that a seed repeats them, and what they refuse."""
+"""Whole runs: what they write, that a seed repeats them, what they refuse, and options that save memory."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import run as run_module
-from lume_unlearn.training.memory import default_max_tokens
-from lume_unlearn.training.run import run, unlearn
-from tests.conftest import write_rows
+from lume_unlearn.training.optimizer import optimizer_class
+from lume_unlearn.training.run import default_max_tokens, run, unlearn
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -133,11 +132,76 @@ def test_all_faults_of_the_rows_are_listed_at_once(config: RunConfig, tmp_path: 
             assert fault in str(caught.value)
 
 
-def test_a_row_longer_than_the_context_is_refused_or_cut(config: RunConfig, tmp_path: Path) -> None:
-    rows = read_rows(Path(str(config.data)) / "forget.jsonl")
-    write_rows(tmp_path / "forget.jsonl", [*rows, Row("long-sc1", "What?", "word " * 400, "Task1")])
-    forget = str(tmp_path / "forget.jsonl")
-    config = replace(config, data=None, forget=forget, retain=str(Path(str(config.data)) / "retain.jsonl"))
-    with pytest.raises(DataError, match=r"long-sc1: \d+ tokens, but the model takes 512"):
-        run(config)
-    assert (run(replace(config, max_length=100, epochs=1)) / "adapter_model.safetensors").exists()
+def full(config: RunConfig, name: str, **options: Any) -> RunConfig:
+    """Six optimiser steps of gradient difference on all weights, without dropout."""
+    files = {"model": config.model, "output": str(Path(config.output).parent / name), "data": config.data}
+    defaults = {"method": "gd", "tuning": "full", "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
+    return RunConfig(**(files | defaults | options))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao's optimisers without compilation, which takes half a minute on a CPU."""
+    pytest.importorskip("torchao.optim")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+
+
+@pytest.mark.usefixtures("torchao")
+def test_a_small_step_of_bfloat16_weights_survives_in_expectation() -> None:
+    torch.manual_seed(0)
+    start = (0.02 * torch.randn(2**17)).bfloat16()
+
+    def mean_step(optimizer: Any, options: dict[str, Any]) -> float:
+        weight = torch.nn.Parameter(start.clone())
+        weight.grad = torch.ones_like(start)
+        optimizer([weight], weight_decay=0.0, **options).step()  # Adam's first step is the learning rate
+        return (weight.detach().double() - start.double()).mean().item()
+
+    chosen = optimizer_class("adamw", 1e-5, bfloat16_weights=True)
+    assert chosen is not None
+    # A weight's rounding error is 3e-5, so that of the mean over all is 1e-7.
+    assert mean_step(*chosen) == pytest.approx(-1e-5, abs=6e-7)
+    assert abs(mean_step(torch.optim.AdamW, {"lr": 1e-5}) + 1e-5) > 3e-6
+
+
+@pytest.mark.usefixtures("torchao")
+@pytest.mark.parametrize(
+    ("options", "tolerance"),
+    [
+        ({"weights": "bfloat16"}, 0.03),
+        ({"optimizer": "adamw8bit"}, 0.15),
+        ({"weights": "bfloat16", "optimizer": "adamw8bit", "precision": "bfloat16"}, 0.15),
+    ],
+)
+def test_training_and_resuming_follow_float32(
+    options: dict[str, Any], tolerance: float, config: RunConfig, tmp_path: Path
+) -> None:
+    lowmem = full(config, "other", save_steps=3, **options)
+    plain, other = run(full(config, "plain")), run(lowmem)
+    assert abs(steps(plain)[-1]["loss"] - steps(plain)[0]["loss"]) > 0.3
+    for expected, found in zip(steps(plain), steps(other), strict=True):
+        assert found["loss"] == pytest.approx(expected["loss"], abs=tolerance)
+    assert {weight.dtype for weight in weights(other).values()} == {getattr(torch, lowmem.weights)}
+    shutil.copytree(other / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
+    again = run(replace(lowmem, output=str(tmp_path / "again"), resume=True))
+    assert steps(again) == steps(other)
+    assert_same_weights(again, other)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tuning"), [("cpu", "full"), ("bfloat16", "full"), ("int8", "full"), ("cpu", "last:1")]
+)
+def test_kinds_of_reference_copies(kind: str, tuning: str, config: RunConfig) -> None:
+    if kind == "int8":
+        pytest.importorskip("torchao")
+    plain = run(full(config, "plain", method="kl", tuning=tuning))
+    small = run(full(config, "small", method="kl", tuning=tuning, reference_copy=kind))
+    found, expected = ([entry["retain_loss"] for entry in steps(output)] for output in (small, plain))
+    assert expected[0] == pytest.approx(0.0, abs=1e-7)
+    if kind == "cpu":
+        assert found == expected
+        assert_same_weights(plain, small)
+    else:
+        assert 1e-6 < found[0] < 1e-3  # rounding of the copy
+        assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
+    assert {weight.dtype for weight in weights(small).values()} == {torch.float32}
