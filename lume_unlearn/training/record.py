@@ -12,7 +12,7 @@ from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import write_text, writing
+from lume_unlearn.files import write_text
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.training.distributed import processes
 
@@ -86,15 +86,10 @@ class Record(TrainerCallback):
         write_text(folder / RECORD, json.dumps(self.content | progress | result, indent=1) + "\n")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """Write the record into a checkpoint, to be compared when it is resumed."""
+        """Write the record into a checkpoint, to be compared when it is resumed, and into the folder of the run."""
         if state.is_world_process_zero:
-            self.write(checkpoint, state.log_history)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Update the record in the folder of the run."""
-        if state.is_world_process_zero:
-            with writing(self.output):
-                self.write(self.output, state.log_history)
+            for folder in (checkpoint, self.output):
+                self.write(folder, state.log_history)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

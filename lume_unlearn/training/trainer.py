@@ -151,7 +151,16 @@ class UnlearningTrainer(Trainer):
         for number, batch in enumerate(inputs["packs"]):
             last = number == len(inputs["packs"]) - 1
             with self._exchange(model, last):
-                total += self._micro_batch(model, batch.to(self.args.device), inputs["sizes"])
+                with self.compute_loss_context_manager():
+                    terms = self.terms(model, batch.to(self.args.device), inputs["sizes"])
+                    self.progress.add(terms)
+                    loss = self.config.forget_weight * terms["forget"]
+                    if "retain" in terms:
+                        self._step_retain += terms["retain"].detach()
+                        loss = loss + self.retain_weight * terms["retain"]
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over them, terms are shares
+                self.accelerator.backward(loss)
+            total += loss.detach()
         return self._finished(model, total, inputs)
 
     def _finished(self, model: nn.Module, total: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -179,20 +188,6 @@ class UnlearningTrainer(Trainer):
         """
         self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed takes the step when this is set
         return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-    def _micro_batch(self, model: nn.Module, batch: Pack, counts: TokenCounts) -> Tensor:
-        """Run forward and backward pass of one micro-batch; return its share of the loss, times the processes."""
-        with self.compute_loss_context_manager():
-            terms = self.terms(model, batch, counts)
-            self.progress.add(terms)
-            loss = self.config.forget_weight * terms["forget"]
-            if "retain" in terms:
-                self._step_retain += terms["retain"].detach()
-                loss = loss + self.retain_weight * terms["retain"]
-        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, but the terms are shares
-        self.accelerator.backward(loss)
-        share: Tensor = loss.detach()
-        return share
 
     @property
     def retain_weight(self) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import SIDES, pack_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.methods.pdu import pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
@@ -230,5 +231,5 @@ def test_an_attention_of_transformers_can_be_chosen(monkeypatch: pytest.MonkeyPa
     assert use_packing(model, "eager")
     assert model.config._attn_implementation == "eager"
     torch.testing.assert_close(labelled_logits(model, model.config, BATCH), expected, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ValueError, match="does not keep rows apart"):
+    with pytest.raises(ConfigError, match=r"^--attention sdpa: does not keep rows apart"):
         use_packing(make("lfm2")[1], "sdpa")
