@@ -18,42 +18,15 @@ from tests.conftest import make_model, make_tokenizer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
-Damage = Callable[[Path], Any]
 
-
-def setting(**values: Any) -> Damage:
-    """Change values in config.json."""
-
-    def change(model: Path) -> None:
-        config = json.loads((model / "config.json").read_text())
-        (model / "config.json").write_text(json.dumps(config | values))
-
-    return change
-
-
-def text(name: str, content: str) -> Damage:
-    return lambda folder: (folder / name).write_text(content)
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
 
 
 def half_of_a_module(folder: Path) -> None:
     weights = load_file(folder / "adapter_model.safetensors")
     del weights["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-
-
-def cut(name: str) -> Damage:
-    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes()[:-1])
-
-
-MODELS: dict[str, tuple[Damage, str]] = {
-    "more layers than weights": (
-        setting(num_hidden_layers=5),
-        "missing are: model.layers.2.input_.* and 24 more",
-    ),
-    "another width": (setting(intermediate_size=128), "cannot be loaded: .*mismatched"),
-    "unknown type": (setting(model_type="other"), "model type `other`"),
-    "weights: cut": (cut("model.safetensors"), "not fully covered"),
-}
 
 
 @pytest.fixture
@@ -70,10 +43,20 @@ def adapter(tmp_path: Path, model: Path) -> Path:
     return tmp_path / "adapter"
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_broken_model_is_refused_with_the_reason(name: str, model: Path) -> None:
-    damage, reason = MODELS[name]
-    damage(model)
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"num_hidden_layers": 5}, "missing are: model.layers.2.input_.* and 24 more"),
+        ({"intermediate_size": 128}, "cannot be loaded: .*mismatched"),
+        ({"model_type": "other"}, "model type `other`"),
+        ({}, "not fully covered"),
+    ],
+)
+def test_a_broken_model_is_refused_with_the_reason(changed: dict[str, Any], reason: str, model: Path) -> None:
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | changed))
+    if not changed:
+        cut(model / "model.safetensors")
     with pytest.raises(ConfigError, match=rf"(?s)^--model .*/model: its weights .*{reason}"):
         load.load_model(str(model), torch.float32)
 
@@ -108,11 +91,11 @@ def pickled(adapter: Path) -> None:
     torch.save(Evil(), adapter / "adapter_model.bin")
 
 
-ADAPTERS: dict[str, tuple[Damage, str]] = {
+ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
-    "cut": (cut("adapter_model.safetensors"), "does not fit the model"),
+    "cut": (lambda folder: cut(folder / "adapter_model.safetensors"), "does not fit the model"),
     "half of a module": (half_of_a_module, "missing are"),
-    "config: no JSON": (text("adapter_config.json", "{"), "its adapter_config.json cannot be read"),
+    "config: no JSON": (lambda folder: cut(folder / "adapter_config.json"), "its adapter_config.json cannot be read"),
 }
 
 

@@ -22,7 +22,6 @@ from tests.unlearn.tokens import half_labelled
 VOCABULARY = 400
 CPU = torch.device("cpu")
 
-
 ROWS = half_labelled(VOCABULARY, (3, 21, 2, 9, 30))
 BATCH = pack_rows({"forget": ROWS})
 

@@ -2,7 +2,6 @@
 
 import math
 import re
-import shutil
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -153,25 +152,15 @@ def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
     torch.compiler.reset()
 
 
-def same_training(tmp_path: Path, method: str, tuning: str) -> None:
-    plain, compiled = (build(tmp_path / str(on), method, tuning, compile=on, epochs=2) for on in (False, True))
+def test_compiled_layers_train_the_same(tmp_path: Path, counter: CompileCounter) -> None:
+    plain, compiled = (build(tmp_path / str(on), "kl", compile=on, epochs=2) for on in (False, True))
     plain.train()
     compiled.train()
     for found, expected in zip(entries(compiled), entries(plain), strict=True):
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
     for name, weight in weights(compiled.model).items():  # of the same names too
         torch.testing.assert_close(weight, weights(plain.model)[name], rtol=0, atol=1e-5)
-
-
-def test_compiled_layers_train_the_same(tmp_path: Path, counter: CompileCounter) -> None:
-    same_training(tmp_path, "kl", "full")
     assert counter.frame_count > 0
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch compiles with g++")
-def test_compiled_kernels_train_the_same(tmp_path: Path) -> None:
-    same_training(tmp_path, "gd", "full")
 
 
 def test_packs_of_other_sizes_are_not_compiled_again(counter: CompileCounter) -> None:
