@@ -175,23 +175,21 @@ def _merge_options(merge: ArgumentParser) -> None:
 
 
 def _merge(options: dict[str, Any]) -> None:
-    from lume_unlearn.training.merge import merge, merge_ties
+    from lume_unlearn.training.merge import merge
 
     adapter, ties, weights = (options.pop(name) for name in ("adapter", "ties", "weights"))
     if (adapter is None) == (ties is None):
         raise ConfigError("name one adapter by --adapter, or several by --ties A,B")
-    density, rank = options.pop("density"), options.pop("rank")
-    if adapter is not None:
-        if weights or rank:
-            raise ConfigError("--weights, --rank: only with --ties")
-        merge(adapter, **options)
-    else:
-        try:
-            factors = [float(part) for part in weights.split(",")] if weights else None
-        except ValueError as error:
-            raise ConfigError(f"--weights {weights}: give numbers separated by commas, as 1,0.5") from error
-        names = [name.strip() for name in ties.split(",")]
-        merge_ties(names, weights=factors, density=density, rank=rank, **options)
+    if adapter is not None and (weights or options["rank"]):
+        raise ConfigError("--weights, --rank: only with --ties")
+    try:
+        factors = [float(part) for part in weights.split(",")] if weights else None
+    except ValueError as error:
+        raise ConfigError(f"--weights {weights}: give numbers separated by commas, as 1,0.5") from error
+    names = [name.strip() for name in ties.split(",")] if ties else [adapter]
+    if ties and (len(names) < 2 or len(factors or names) != len(names)):
+        raise ConfigError(f"--ties {ties}: name two or more adapters, and by --weights none or a number for each")
+    merge(names, weights=factors, **options)
     print(f"Written to {options['output']}.")
 
 

@@ -16,23 +16,8 @@ from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
 
 
-def merge(adapter: str, output: str, model: str | None = None, dtype: str = "float32") -> None:
-    """Merge a LoRA adapter into its model, in float32, and save the model with its tokenizer.
-
-    ``model`` is by default the one that the adapter names; ``dtype``, of the saved weights, is "float32" (scores as the
-    adapter does) or "bfloat16" (half the size).
-
-    Raises:
-        ConfigError: adapter or model cannot be loaded or do not fit, or the output is in use or cannot be written.
-    """
-    require_unused(Path(output))
-    base = model or _base_model([adapter], "--adapter")
-    with only_run(Path(output)):
-        _save(load.merged_model(base, adapter).to(getattr(torch, dtype)), adapter, base, Path(output))
-
-
 @torch.no_grad()
-def merge_ties(
+def merge(
     adapters: Sequence[str],
     output: str,
     density: float = 0.8,
@@ -41,25 +26,27 @@ def merge_ties(
     model: str | None = None,
     dtype: str = "float32",
 ) -> None:
-    """Merge two or more LoRA adapters of one model with TIES (see `ties_merged`) and save the result.
+    """Merge one LoRA adapter into its model, or several with TIES (see `ties_merged`), and save the result.
+
+    ``model`` is by default the one that the adapters name; ``dtype``, of the saved weights, is "float32" (scores as the
+    adapter does) or "bfloat16" (half the size).
 
     Raises:
-        ConfigError: see `merge`; or the adapters do not fit each other.
+        ConfigError: adapters or model cannot be loaded or do not fit, or the output is in use or cannot be written.
     """
-    weights = weights or [1.0] * len(adapters)
-    if len(adapters) < 2 or len(weights) != len(adapters):
-        raise ConfigError(
-            f"--ties: {len(adapters)} adapters, {len(weights)} weights; name two or more, and a weight for each"
-        )
-    for adapter in adapters:
-        config = load.adapter_config(adapter, "--ties")
+    option = "--adapter" if len(adapters) == 1 else "--ties"
+    for adapter in adapters if len(adapters) > 1 else ():
+        config = load.adapter_config(adapter, option)
         for field in ("use_dora", "lora_bias", "modules_to_save"):
             if getattr(config, field, None):
                 raise ConfigError(f"--ties {adapter}: has {field}, which TIES cannot merge; train without it")
     require_unused(Path(output))
-    base = model or _base_model(adapters, "--ties")
+    base = model or _base_model(adapters, option)
     with only_run(Path(output)):
-        result = ties_merged(base, adapters, density, weights, rank)
+        if len(adapters) == 1:
+            result = load.merged_model(base, adapters[0])
+        else:
+            result = ties_merged(base, adapters, density, weights or [1.0] * len(adapters), rank)
         if rank is None or dtype == "bfloat16":
             result = result.to(getattr(torch, dtype))
         _save(result, adapters[0], base, Path(output))

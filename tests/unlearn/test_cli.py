@@ -135,6 +135,7 @@ def test_what_cannot_work_is_a_message_and_exit_code_1(
     [
         ([], "name one adapter by --adapter, or several by --ties A,B"),
         (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
+        (["--ties", "a,b", "--weights", "1"], "--ties a,b: name two or more adapters, and by --weights none or"),
     ],
 )
 def test_contradicting_options_of_merge(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
-from lume_unlearn.training.merge import merge, merge_ties, negate_adapter, subtract_training, ties_update
+from lume_unlearn.training.merge import merge, negate_adapter, subtract_training, ties_update
 
 INPUT = torch.arange(2, 40)[None]
 TARGETS = ["q_proj", "down_proj"]
@@ -150,7 +150,7 @@ def test_a_merged_model_equals_the_formula(
 @pytest.mark.parametrize("rank", [4, 32])
 def test_a_merged_adapter_is_the_nearest_of_its_rank(rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
     adapters = [str(adapt("one", 1, use_rslora=True)), str(adapt("two", 2, r=8))]
-    merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
+    merge(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
     found = added(model_dir, str(tmp_path / "merged"))
     for name, change in changes(model_dir, adapters).items():
         nearest = change
@@ -176,7 +176,7 @@ def test_gpt2_adapters_are_merged_and_saved_in_bfloat16(rank: int | None, tmp_pa
                 weight.data.normal_()
         wrapped.save_pretrained(tmp_path / name)
         updates.append(wrapped.base_model.model.transformer.h[0].attn.c_attn.get_delta_weight("default").detach())
-    merge_ties([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "merged"), rank=rank, dtype="bfloat16")
+    merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "merged"), rank=rank, dtype="bfloat16")
     (file,) = (tmp_path / "merged").glob("*.safetensors")
     assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
     merged = str(tmp_path / "merged")
@@ -190,7 +190,7 @@ def test_gpt2_adapters_are_merged_and_saved_in_bfloat16(rank: int | None, tmp_pa
 
 def test_one_adapter_is_merged_into_its_model(adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
     adapter = str(adapt("one", 1))
-    merge(adapter, str(tmp_path / "merged"))
+    merge([adapter], str(tmp_path / "merged"))
     before, after = (load_file(folder / "model.safetensors") for folder in (model_dir, tmp_path / "merged"))
     for name, change in added(model_dir, adapter).items():
         torch.testing.assert_close(after[name], before[name] + change, rtol=0, atol=1e-6)
@@ -200,7 +200,6 @@ def test_one_adapter_is_merged_into_its_model(adapt: Adapt, model_dir: Path, tmp
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"weights": [1.0]}, "--ties: 2 adapters, 1 weights; name two or more"),
         ({"adapters": ["one", "none"]}, r"--ties .*none: .*no adapter_config\.json"),
         ({"adapters": ["one", "fewer"]}, "only some of the adapters have .*down_proj"),
         ({"adapters": ["one", "other"]}, "name different models"),
@@ -220,5 +219,5 @@ def test_adapters_that_cannot_be_merged_are_refused(
     options = {"adapters": ["one", "two"]} | wrong
     options["adapters"] = [str(tmp_path / name) for name in options["adapters"]]
     with pytest.raises(ConfigError, match=message):
-        merge_ties(output=str(tmp_path / "merged"), **options)
+        merge(output=str(tmp_path / "merged"), **options)
     assert not list((tmp_path / "merged").glob("*"))
