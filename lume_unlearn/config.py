@@ -110,7 +110,7 @@ class RunConfig:
         save_steps: Optimiser steps between checkpoints; 0 for none.
         save_total_limit: Checkpoints to keep; 0 for all.
         resume: Continue from the last complete checkpoint in the output folder, or start if there is none yet
-            (Trainer's resume_from_checkpoint). --learning_rate may be lower than before.
+            (Trainer's resume_from_checkpoint).
         watch_steps: Optimiser steps between two measurements of the monitor, which computes the NLL of a few forget
             and retain rows; 0 for only the first and the last.
         collapse_bound: Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse.

@@ -8,10 +8,10 @@ class ConfigError(ValueError):
 
 
 class Interrupted(Exception):
-    """A signal stopped the run, which has saved a checkpoint."""
+    """A signal stopped the run, which has saved a checkpoint; ``code`` is the exit status that shells give it."""
 
     def __init__(self, message: str, number: int) -> None:
-        """Keep the exit status that shells give a process stopped by signal ``number``."""
+        """``number``: of the signal."""
         super().__init__(message)
         self.code = 128 + number
 

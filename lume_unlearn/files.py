@@ -36,17 +36,12 @@ def aside(path: Path) -> Iterator[Path]:
         yield partial
         os.replace(partial, path)
     except BaseException:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically.
-
-    Raises:
-        OSError: the file cannot be written; ``path`` is unchanged.
-    """
+    """Write a text file atomically (see `aside`)."""
     with aside(path) as partial:
         partial.write_text(text, encoding="utf-8")
 
@@ -95,7 +90,7 @@ def only_run(output: Path) -> Iterator[None]:
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Turn failed writes into a message with the folder and its free space.
+    """Turn failed writes into a message with the folder.
 
     Raises:
         ConfigError: instead of OSError and of what torch, safetensors and tokenizers raise.
@@ -106,16 +101,8 @@ def writing(output: Path) -> Iterator[None]:
         from_library = type(error) in (RuntimeError, Exception) and any(part in str(error) for part in WRITE_FAILURES)
         if not (from_library or isinstance(error, (OSError, SafetensorError))):
             raise
-        advice = "make room or name another folder"
-        if any(output.glob(f"{PREFIX}*")):
-            advice = "make room, then continue from the last complete checkpoint with --resume"
-        message = f"--output {output}: cannot be written ({error}{_free_space(output)}); {advice}"
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
-        raise ConfigError(message) from error
-
-
-def _free_space(output: Path) -> str:
-    try:
-        return f"; {shutil.disk_usage(output).free / 2**20:.1f} MB are free there"
-    except OSError:
-        return ""
+        raise ConfigError(
+            f"--output {output}: cannot be written ({error}); make room or name another folder (a run "
+            "continues from its last complete checkpoint with --resume)"
+        ) from error

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack, pack_rows
 from lume_unlearn.data.schedule import Limits, cut
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import token_nll
 from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack, pack_arguments, packs
@@ -194,7 +195,7 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
         Whether the model, in evaluation mode and without adapter, takes packed rows now.
 
     Raises:
-        ValueError: the attention named is not installed, or does not keep rows apart in this model.
+        ConfigError: the attention named is not installed, or does not keep rows apart in this model.
     """
     if attention == "auto" and not can_pack(model):
         return False
@@ -214,7 +215,7 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
         fault = "does not keep rows apart in this model"
     model.set_attn_implementation(own)
     if attention != "auto":
-        raise ValueError(fault)
+        raise ConfigError(f"--attention {attention}: {fault}")
     _log.warning("rows are padded, which is slower: packed attention %s", fault)
     return False
 

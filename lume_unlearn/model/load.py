@@ -70,11 +70,8 @@ def load_for_training(config: RunConfig, device: torch.device | None = None) -> 
     model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
     if device is not None:
         model.to(device)
-    try:
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-            use_packing(model, config.attention)
-    except ValueError as error:
-        raise ConfigError(f"--attention {config.attention}: {error}") from error
+    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
+        use_packing(model, config.attention)
     if config.tuning == "lora":
         return _add_adapter(model, config)
     freeze(model, config.tuning)

@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or do not count, and which one a run can continue from.
+"""Checkpoints that are complete or do not count.
 
 A checkpoint is complete if it holds `complete.json`, a list of its files and their sizes that is written last.
 """
@@ -8,29 +8,13 @@ import os
 import shutil
 from pathlib import Path
 
-from transformers import TrainerState
-
 from lume_unlearn.files import PREFIX
 
 MARK = "complete.json"
 
 
-class InCheckpoint:
-    """A callback that keeps a file in every checkpoint."""
-
-    def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """Write the file. Every process calls this before the checkpoint is marked complete."""
-        raise NotImplementedError
-
-
 def publish_checkpoint(partial: Path, output: Path, keep: int) -> None:
-    """Mark a written checkpoint complete, move it to its place, then remove old ones.
-
-    Args:
-        partial: folder that holds one folder ``checkpoint-<step>``.
-        output: folder of the run.
-        keep: see `prune`.
-    """
+    """Mark the checkpoint in ``partial`` complete, move it into the folder of the run, and `prune`."""
     (written,) = partial.glob(f"{PREFIX}*")
     (written / "training_args.bin").unlink(missing_ok=True)  # a pickle; unlearning.json has the options
     files = [path for path in sorted(written.rglob("*")) if path.is_file()]
@@ -46,7 +30,7 @@ def publish_checkpoint(partial: Path, output: Path, keep: int) -> None:
 def prune(output: Path, keep: int) -> None:
     """Remove incomplete checkpoints and all but the newest ``keep`` complete ones (0: keep all)."""
     kept = whole_checkpoints(output)[: keep or None]
-    for checkpoint in _checkpoints(output):
+    for checkpoint in output.glob(f"{PREFIX}[0-9]*"):
         if checkpoint not in kept:
             (checkpoint / MARK).unlink(missing_ok=True)  # first: an interrupted removal leaves no complete checkpoint
             shutil.rmtree(checkpoint, ignore_errors=True)
@@ -63,25 +47,5 @@ def is_whole(checkpoint: Path) -> bool:
 
 def whole_checkpoints(output: Path) -> list[Path]:
     """Return the complete checkpoints of a run, newest first."""
-    return [path for path in _checkpoints(output) if is_whole(path)]
-
-
-def _checkpoints(output: Path) -> list[Path]:
-    found = [path for path in output.glob(f"{PREFIX}*") if path.name[len(PREFIX) :].isdecimal()]
-    return sorted(found, key=step_of, reverse=True)
-
-
-def step_of(checkpoint: Path) -> int:
-    """Return the optimiser step of a checkpoint."""
-    return int(checkpoint.name[len(PREFIX) :])
-
-
-def resume_advice(output: Path, last_good: float) -> str:
-    """Say how to continue from the newest complete checkpoint up to step ``last_good``."""
-    found = whole_checkpoints(output)
-    good = [path.name for path in found if step_of(path) <= last_good]
-    bad = [path.name for path in found if step_of(path) > last_good]
-    if not good:
-        return "no checkpoint is from before that: start again in another --output with a lower --learning_rate"
-    how = f"the same command with --resume and a lower --learning_rate continues from {good[0]}"
-    return f"remove {', '.join(bad)}; then {how}" if bad else how
+    found = [path for path in output.glob(f"{PREFIX}[0-9]*") if is_whole(path)]
+    return sorted(found, key=lambda path: int(path.name[len(PREFIX) :]), reverse=True)

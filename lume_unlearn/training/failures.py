@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from accelerate.utils.memory import should_reduce_batch_size
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.training.checkpoints import resume_advice
 
 OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the least cost:
 --max_tokens: fewer tokens in one forward pass, same result (now {max_tokens})
@@ -22,21 +20,11 @@ OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the
 --weights bfloat16: half the weights and gradients, for other values of --tuning"""
 
 
-def require_finite(
-    model: nn.Module, loss: Tensor, step: int, rows: Sequence[str], learning_rate: float, output: Path
-) -> None:
-    """Refuse an optimiser step with an infinite loss or gradient norm.
+def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str], learning_rate: float) -> None:
+    """Refuse an optimiser step (counted from 1, of the rows named) with an infinite loss or gradient norm.
 
     Called before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
     DeepSpeed takes the step within the backward pass and leaves no gradients, so only the loss is checked there.
-
-    Args:
-        model: with the gradients of the whole step.
-        loss: of the step.
-        step: number of the step, from 1.
-        rows: names of the step's rows.
-        learning_rate: of the run, for the message.
-        output: folder of the run.
 
     Raises:
         ConfigError: the loss or the norm of all gradients is infinite or not a number.
@@ -47,10 +35,9 @@ def require_finite(
     if math.isfinite(value):
         return
     shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
-    # The weights after step - 1 gave this value, so that checkpoint is no good.
-    advice = resume_advice(output, last_good=step - 2)
     raise ConfigError(
-        f"--learning_rate {learning_rate:g}: diverged at step {step} ({what} is {value}; rows {shown}); {advice}"
+        f"--learning_rate {learning_rate:g}: diverged at step {step} ({what} is {value}; rows {shown}); start again in "
+        "another --output with a lower --learning_rate"
     )
 
 

@@ -1,24 +1,28 @@
-"""The collapse monitor: NLL of a few forget and retain rows while training, and what it says about the run."""
+"""What a run measures of itself: NLL of a few forget and retain rows (the collapse monitor), and its speed."""
 
 import logging
 import math
+import resource
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import Passes, evaluating, row_nlls
-from lume_unlearn.training.checkpoints import InCheckpoint, resume_advice
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -35,77 +39,62 @@ Entry = dict[str, float]
 """One measurement: ``step``, and ``forget_nll`` and ``retain_nll`` (token means in nats) where there are rows."""
 
 
-class Monitor(TrainerCallback, ExportableState, InCheckpoint):
+class Monitor(TrainerCallback, ExportableState):
     """Measures NLL every few optimiser steps and acts when the model collapses.
 
-    The model has collapsed when the retain NLL is more than ``bound`` nats a token above the reference NLL. The policy
-    is then to warn, to stop with an error, or to roll back to the weights of the last good measurement and end there.
+    The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL.
+    The policy is then to warn, to stop with an error, or to roll back to the weights of the last good measurement
+    and end there.
     """
 
-    def __init__(
-        self,
-        passes: Passes,
-        forget: Sequence[Tokens],
-        retain: Sequence[Tokens],
-        every: int,
-        bound: float,
-        policy: str,
-        max_tokens: int,
-        negated: bool = False,
-    ) -> None:
-        """Set up the monitor.
-
-        Args:
-            passes: forward passes of the model, for logits.
-            forget: forget rows to measure.
-            retain: retain rows to measure; without any, no collapse is found.
-            every: optimiser steps between two measurements; 0 measures only at the start and at the end.
-            bound: nats a token.
-            policy: what to do after a collapse: warn, stop or rollback.
-            max_tokens: most tokens in one forward pass.
-            negated: whether the result is a task vector: then only `check_result` looks for a collapse.
-        """
-        self.passes, self.forget, self.retain = passes, list(forget), list(retain)
-        self.every, self.bound, self.policy, self.max_tokens = every, bound, policy, max_tokens
-        self.negated = negated
+    def __init__(self, config: RunConfig, passes: Passes, forget: Sequence[Tokens], retain: Sequence[Tokens]) -> None:
+        """``passes`` are for logits; without retain rows, no collapse is found."""
+        self.config, self.passes = config, passes
+        self.rows = {"forget": list(forget), "retain": list(retain)}
+        self.policy = config.on_collapse
         self.measured: list[Entry] = []
-        self.collapsed = False
         self.good_weights: list[Tensor] = []
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a resumed run is compared with its own start."""
-        kept = {"measured": self.measured, "collapsed": self.collapsed, "policy": self.policy, "bound": self.bound}
-        return {"args": {}, "attributes": kept}
+        return {"args": {}, "attributes": {"measured": self.measured}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure the reference NLL, or restore what the checkpoint kept.
-
-        Raises:
-            ConfigError: the run is resumed with another policy or bound, and by that it has collapsed already.
-        """
+        """Measure the reference NLL, or restore what the checkpoint kept."""
         saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
-        if saved is None or not state.global_step:
-            self._measure(model, 0)
-            self._keep_weights(model)
-            if state.is_world_process_zero and (warning := unknown_rows(self.measured[0])):
-                _log.warning("%s", warning)
+        if saved is not None and state.global_step:
+            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
+            if self.policy == "rollback":
+                tensors = load_file(_weights_file(Path(args.output_dir) / f"{PREFIX}{state.global_step}"))
+                self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
             return
-        kept = saved["attributes"]
-        self.measured = [dict(entry) for entry in kept["measured"]]
-        if (kept["policy"], kept["bound"]) != (self.policy, self.bound):
-            self._check(model, state.global_step, control, Path(args.output_dir or ""))
-            return
-        self.collapsed = kept["collapsed"]
-        if self.policy == "rollback":
-            tensors = load_file(_weights_file(Path(args.output_dir or "") / f"{PREFIX}{state.global_step}"))
-            self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
+        self._measure(model, 0)
+        self._keep_weights(model)
+        warning = unknown_rows(self.measured[0])
+        if warning and state.is_world_process_zero:
+            _log.warning("%s", warning)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure when it is time, and act on a collapse."""
-        due = self.every and state.global_step % self.every == 0
-        if due or state.global_step == state.max_steps:
-            self._check(model, state.global_step, control, Path(args.output_dir or ""))
+        """Measure when it is time, then keep the weights or act on a collapse.
+
+        Raises:
+            ConfigError: the model has collapsed, and the policy is to stop.
+        """
+        every = self.config.watch_steps
+        due = every and state.global_step % every == 0
+        if not due and state.global_step != state.max_steps:
+            return
+        good_before = self._good()
+        self._measure(model, state.global_step)
+        if self._good():
+            self._keep_weights(model)
+        elif self.config.spec.negated:
+            pass  # only the negated weights can collapse: see `check_result`
+        elif self.policy == "rollback":
+            self._roll_back(model, control)
+        elif good_before or self.policy == "stop":
+            self._complain("start again in another --output with a lower --learning_rate")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to roll back to: they are older than the checkpoint's."""
@@ -113,47 +102,29 @@ class Monitor(TrainerCallback, ExportableState, InCheckpoint):
             tensors = {str(number): weight for number, weight in enumerate(self.good_weights)}
             save_file(tensors, _weights_file(checkpoint))
 
-    def check_result(self, model: nn.Module, step: int) -> None:
+    def check_result(self, model: Any, step: int) -> None:
         """Measure the final weights of a task vector, in place of those that were trained, and check them.
 
         Raises:
             ConfigError: they have collapsed, and the policy is to stop.
         """
-        self.measured = [entry for entry in self.measured if entry["step"] != step]
+        del self.measured[-1]
         self._measure(model, step)
-        if not self._rise() <= self.bound:
-            self._complain("lower --scale (with --resume: the checkpoints are kept)")
+        if not self._good():
+            self._complain("start again in another --output with a lower --scale")
 
     def _measure(self, model: nn.Module, step: int) -> None:
         entry: Entry = {"step": step}
         device = next(model.parameters()).device
         with evaluating(model):
-            for side, rows in (("forget", self.forget), ("retain", self.retain)):
+            for side, rows in self.rows.items():
                 if rows:
-                    nlls = row_nlls(model, self.passes, rows, self.max_tokens, device)
+                    nlls = row_nlls(model, self.passes, rows, self.config.max_tokens, device)
                     entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
         self.measured.append(entry)
 
-    def _check(self, model: nn.Module, step: int, control: TrainerControl, output: Path) -> None:
-        """Measure, then keep the weights or act on a collapse.
-
-        Raises:
-            ConfigError: the model has collapsed, and the policy is to stop, or there are no weights to roll back to.
-        """
-        if self.measured[-1]["step"] != step:
-            self._measure(model, step)
-        if self._rise() <= self.bound:  # false for NaN
-            self._keep_weights(model)
-        elif not self.collapsed and not self.negated:
-            self.collapsed = True
-            if self.good_weights:
-                self._roll_back(model, control)
-            else:
-                good = [entry["step"] for entry in self.measured if rise(entry, self.measured[0]) <= self.bound]
-                self._complain(resume_advice(output, good[-1]))
-
-    def _rise(self) -> float:
-        return rise(self.measured[-1], self.measured[0])
+    def _good(self) -> bool:
+        return rise(self.measured[-1], self.measured[0]) <= self.config.collapse_bound  # false for NaN
 
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
@@ -177,18 +148,19 @@ class Monitor(TrainerCallback, ExportableState, InCheckpoint):
         control.should_training_stop = True
 
     def _collapse(self) -> str:
+        last, count = self.measured[-1], len(self.rows["retain"])
         return (
-            f"the model has collapsed: at step {self.measured[-1]['step']} the NLL of {len(self.retain)} retain rows "
-            f"is {self._rise():.3f} nats a token above the reference (--collapse_bound {self.bound:g})"
+            f"the model has collapsed: at step {last['step']} the NLL of {count} retain rows is "
+            f"{rise(last, self.measured[0]):.3f} nats a token above the reference "
+            f"(--collapse_bound {self.config.collapse_bound:g})"
         )
 
     def summary(self) -> str:
         """Return the optimiser steps and the change of NLL in one line."""
         first, last = self.measured[0], self.measured[-1]
-        rows = {"forget": len(self.forget), "retain": len(self.retain)}
-        sides = [f"{side} NLL {first[f'{side}_nll']:.3f} -> {last[f'{side}_nll']:.3f}" for side in rows if rows[side]]
-        counts = " and ".join(str(count) for count in rows.values() if count)
-        nlls = f": {', '.join(sides)} nats a token (of {counts} rows)" if sides else ""
+        counts = {side: len(rows) for side, rows in self.rows.items() if rows}
+        sides = [f"{side} NLL {first[f'{side}_nll']:.3f} -> {last[f'{side}_nll']:.3f}" for side in counts]
+        nlls = f": {', '.join(sides)} nats a token (of {' and '.join(map(str, counts.values()))} rows)" if sides else ""
         return f"{last['step']:g} optimiser steps{nlls}"
 
 
@@ -210,12 +182,7 @@ def unknown_rows(reference: Entry) -> str | None:
 
 
 def verdict(measured: Sequence[Entry], negated: bool = False) -> str | None:
-    """Return a warning about a run that did little, or more harm than good.
-
-    Args:
-        measured: the measurements of the run.
-        negated: whether the result is a task vector.
-    """
+    """Return a warning about a run that did little, or more harm than good; ``negated``: it made a task vector."""
     first, last = measured[0], measured[-1]
     forget, retain = rise(last, first, "forget"), rise(last, first, "retain")
     if not (math.isfinite(forget) and math.isfinite(retain)):
@@ -243,3 +210,33 @@ def trained_weights(model: nn.Module) -> list[Tensor]:
 
 def _weights_file(checkpoint: Path) -> Path:
     return checkpoint / f"last_good_{PartialState().process_index}.safetensors"
+
+
+class Throughput(TrainerCallback):
+    """Times the optimiser steps, without monitor, checkpoints and scoring; to be called before other callbacks."""
+
+    def __init__(self) -> None:
+        """Start at 0: a resumed run counts its own steps only."""
+        self.seconds = self.started = 0.0
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self.started = time.perf_counter()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.seconds += time.perf_counter() - self.started
+
+    def summary(self, tokens: int) -> str:
+        """Return tokens a second and peak memory; every process calls it with its ``tokens``, without padding."""
+        total = reduce(torch.tensor(tokens, device=PartialState().device), "sum").item()
+        where = "GPU memory" if torch.cuda.is_available() else "memory"
+        rate = total / max(self.seconds, 1e-9)
+        return f"{rate:,.0f} tokens a second without padding, peak {where} {_peak_memory() / 2**30:.2f} GiB"
+
+
+def _peak_memory() -> int:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

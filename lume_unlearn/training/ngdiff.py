@@ -4,8 +4,6 @@ Source: Bu et al. 2024 (arXiv 2410.22086).
 """
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -108,15 +106,18 @@ class RateSearch(TrainerCallback):
         """Compute the retain loss on both sides of the start, and set the next learning rate."""
         if self.start is None:
             return
-        weights, zero = self.start
+        before, zero = self.start
         self.start = None
         optimizer, scheduler = self.trainer.optimizer, self.trainer.lr_scheduler
         assert optimizer is not None
         assert scheduler is not None
         rate = float(optimizer.param_groups[0]["lr"])
         plus = self.trainer.retain_loss(model)
-        with _opposite_step(model, weights):
-            minus = self.trainer.retain_loss(model)
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        after = [weight.detach().clone() for weight in weights]
+        _set(weights, [2 * start - end for start, end in zip(before, after, strict=True)])
+        minus = self.trainer.retain_loss(model)
+        _set(weights, after)
         found = quadratic_rate(rate, minus, zero, plus)
         if found is None:
             return
@@ -128,17 +129,7 @@ class RateSearch(TrainerCallback):
         scheduler.base_lrs = [found] * len(optimizer.param_groups)  # the schedule's factor multiplies these
 
 
-@contextmanager
-def _opposite_step(model: nn.Module, start: list[Tensor]) -> Iterator[None]:
-    """Within the block, set the trained weights to ``2 start - weights``: the same step in the other direction."""
-    weights = [weight for weight in model.parameters() if weight.requires_grad]
-    after = [weight.detach().clone() for weight in weights]
-    with torch.no_grad():
-        for weight, before in zip(weights, start, strict=True):
-            weight.copy_(2 * before - weight)
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for weight, value in zip(weights, after, strict=True):
-                weight.copy_(value)
+@torch.no_grad()
+def _set(weights: list[nn.Parameter], values: list[Tensor]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)

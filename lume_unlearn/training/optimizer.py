@@ -1,6 +1,10 @@
-"""The optimiser, where it is not Trainer's AdamW."""
+"""The optimiser and the learning rate, where they are not Trainer's; methods with phases start both afresh in each."""
 
+from collections.abc import Callable, Sequence
+from itertools import accumulate
 from typing import Any
+
+from transformers import TrainerCallback
 
 from lume_unlearn.model.load import require_torchao
 
@@ -8,10 +12,7 @@ from lume_unlearn.model.load import require_torchao
 def optimizer_class(name: str, learning_rate: float, bfloat16_weights: bool) -> tuple[Any, dict[str, Any]] | None:
     """Return torchao's optimiser and its arguments, or None for Trainer's AdamW.
 
-    Args:
-        name: "adamw" or "adamw8bit".
-        learning_rate: of the first step after the warm-up.
-        bfloat16_weights: round the weights stochastically, as bfloat16 weights need it.
+    ``name`` is "adamw" or "adamw8bit"; bfloat16 weights are rounded stochastically.
 
     Raises:
         ConfigError: torchao is not installed.
@@ -23,3 +24,33 @@ def optimizer_class(name: str, learning_rate: float, bfloat16_weights: bool) -> 
 
     optimizer = AdamW8bit if name == "adamw8bit" else _AdamW
     return optimizer, {"lr": learning_rate, "bf16_stochastic_round": bfloat16_weights}
+
+
+class FreshOptimizer(TrainerCallback):
+    """Clears the optimiser's state at the start of each phase."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        """``lengths``: optimiser steps of each phase."""
+        self.starts = {0, *accumulate(lengths)}
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
+        """Clear the state before the first step of a phase."""
+        if state.global_step in self.starts:
+            getattr(optimizer, "optimizer", optimizer).state.clear()
+
+
+def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:
+    """Return a function from the optimiser step to a learning rate factor that falls from 1 to 0 in each phase.
+
+    ``lengths`` are the optimiser steps of each phase.
+    """
+    factors = [1 - step / length for length in lengths for step in range(length)]
+    return lambda step: factors[step] if step < len(factors) else 0.0
+
+
+def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """Put a linear warm-up, (step + 1) / (warmup + 1), before a learning rate factor.
+
+    Steps count from 0. Trainer's own warm-up has factor 0 in the first step, which then changes no weight.
+    """
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)

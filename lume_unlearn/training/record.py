@@ -8,27 +8,24 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from accelerate import PartialState
 from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import write_text, writing
+from lume_unlearn.files import write_text
 from lume_unlearn.model.load import use_bfloat16
-from lume_unlearn.training.checkpoints import InCheckpoint
 from lume_unlearn.training.distributed import processes
 
 RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
-# A resumed run may change these: they do not change the result, except that the learning rate may be lowered, and rows
-# are compared by their checksums.
+# A resumed run may change these: they do not change the result, and rows are compared by their checksums.
 FREE = {"output", "resume", "save_steps", "save_total_limit", "logging_steps", "report_to", "micro_batch_size"}
 FREE |= {"evaluate_every", "evaluate_tasks", "evaluate_limit", "evaluate_batch_size", "best_metric"}
-FREE |= {"learning_rate", "watch_steps", "collapse_bound", "on_collapse"}
-FREE |= {"gradient_checkpointing", "max_tokens", "alternatives", "data", "split", "forget", "retain"}
+FREE |= {"watch_steps", "collapse_bound", "gradient_checkpointing", "max_tokens"}
+FREE |= {"alternatives", "data", "split", "forget", "retain"}
 
 
-class Record(TrainerCallback, InCheckpoint):
+class Record(TrainerCallback):
     """Writes the record of one run: configuration, versions, checksums, seconds, NLL and loss terms over time."""
 
     def __init__(self, config: RunConfig, checksums: dict[str, str]) -> None:
@@ -43,11 +40,8 @@ class Record(TrainerCallback, InCheckpoint):
             "seed": config.seed,
         }
 
-    def resume(self, checkpoint: Path) -> float:
+    def resume(self, checkpoint: Path) -> None:
         """Compare with the record in a checkpoint, and count on from its seconds.
-
-        Returns:
-            This run's learning rate divided by the checkpoint's.
 
         Raises:
             ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
@@ -55,13 +49,11 @@ class Record(TrainerCallback, InCheckpoint):
         before = read_record(checkpoint)
         try:
             faults = self._differences(before)
-            ratio = float(self.content["config"]["learning_rate"] / before["config"]["learning_rate"])
             self.started -= before["seconds"]
         except KeyError as error:
             raise ConfigError(f"--resume: {checkpoint / RECORD} cannot be read, or lacks {error}") from error
         if faults:
             raise ConfigError("\n".join(faults))
-        return ratio
 
     def _differences(self, before: dict[str, Any]) -> list[str]:
         """Return what this run would do differently from the run to resume."""
@@ -69,11 +61,8 @@ class Record(TrainerCallback, InCheckpoint):
         faults = [
             f"--{name} {ours[name]}: the run to resume has {theirs.get(name)}"
             for name in ours
-            if name not in FREE and _while_training(ours[name]) != _while_training(theirs.get(name))
+            if name not in FREE and ours[name] != theirs.get(name)
         ]
-        rate, old_rate = ours["learning_rate"], theirs["learning_rate"]
-        if rate > old_rate:
-            faults.append(f"--learning_rate {rate}: the run to resume has {old_rate}; it can only be lowered")
         # In order, forget rows first: the files may have been moved.
         if list(self.content["data_sha256"].values()) != list(before["data_sha256"].values()):
             faults.append("--data: the rows are not those of the run to resume")
@@ -83,16 +72,13 @@ class Record(TrainerCallback, InCheckpoint):
         return faults
 
     def write(self, folder: Path, history: list[dict[str, Any]], **result: Any) -> None:
-        """Write the record atomically.
+        """Write the record atomically, with Trainer's log of the loss terms.
 
-        Args:
-            folder: of the run, or a checkpoint.
-            history: Trainer's log of the loss terms.
-            **result: of a finished run: ``finished`` and the monitor's measurements, ``watched``.
+        ``**result`` are ``finished`` and the monitor's measurements, ``watched``, of a finished run.
         """
         progress = {
             "finished": False,
-            "processes": PartialState().num_processes,
+            "processes": processes(),
             "seconds": round(time.time() - self.started, 1),
             "watched": [],
             "history": [entry for entry in history if "train_runtime" not in entry],
@@ -100,20 +86,10 @@ class Record(TrainerCallback, InCheckpoint):
         write_text(folder / RECORD, json.dumps(self.content | progress | result, indent=1) + "\n")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """Write the record into a checkpoint, to be compared when it is resumed."""
+        """Write the record into a checkpoint, to be compared when it is resumed, and into the folder of the run."""
         if state.is_world_process_zero:
-            self.write(checkpoint, state.log_history)
-
-    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Update the record in the folder of the run."""
-        if state.is_world_process_zero:
-            with writing(self.output):
-                self.write(self.output, state.log_history)
-
-
-def _while_training(value: Any) -> Any:
-    """Return an option without the scale of a task vector, which is used only after training."""
-    return {name: number for name, number in value.items() if name != "scale"} if isinstance(value, dict) else value
+            for folder in (checkpoint, self.output):
+                self.write(folder, state.log_history)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -7,35 +7,46 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from accelerate import PartialState
 from transformers import TrainerCallback, TrainingArguments, set_seed
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
+from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, require_known, watched
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
-from lume_unlearn.model import load, merge
+from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
+from lume_unlearn.training import merge
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
-from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, is_first_process, require_launch, sharded
+from lume_unlearn.training.distributed import (
+    by_deepspeed,
+    in_bfloat16,
+    is_first_process,
+    processes,
+    require_launch,
+    sharded,
+)
 from lume_unlearn.training.failures import memory_advice
-from lume_unlearn.training.memory import default_max_tokens
-from lume_unlearn.training.monitor import SAMPLE, Monitor, trained_weights, verdict
+from lume_unlearn.training.monitor import SAMPLE, Monitor, Throughput, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.record import Record, read_record
 from lume_unlearn.training.signals import Stop
-from lume_unlearn.training.state import LowerRate
-from lume_unlearn.training.throughput import Throughput
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 _log = logging.getLogger("lume_unlearn")
+
+MOST_TOKENS = {"cuda": 8192, "cpu": 2048}
+"""Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""
+LEAST_TOKENS = 512
+BYTES_PER_TOKEN = 4 * 2**20
+"""Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
 
 
 def run(config: RunConfig) -> Path:
@@ -52,84 +63,56 @@ def run(config: RunConfig) -> Path:
         DataError: rows that are faulty or do not fit the model.
         Interrupted: a signal stopped the run, and a checkpoint is saved.
     """
-    output = Path(config.output)
-    _require_free(output, config.resume)  # an early answer; `_checkpoint` asks again under the lock
+    output, first = Path(config.output), is_first_process()
+    if config.resume and not output.is_dir():
+        raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
     require_launch(config)
-    config = _with_max_tokens(config)
-    inputs = load_inputs(config)
-    record = Record(config, inputs.checksums)
-    with only_run(output) if is_first_process() else nullcontext(), memory_advice(config.max_tokens):
-        checkpoint = _checkpoint(output, config.resume)
-        slower = record.resume(checkpoint) if checkpoint is not None else 1.0
-        if checkpoint is not None and is_first_process():
-            prune(output, config.save_total_limit)  # the run may have died before it did
-        _train(config, inputs, record, checkpoint, slower)
+    with only_run(output) if first else nullcontext():
+        if first and not config.resume:
+            require_unused(output, "name another folder, or use --resume")
+        checkpoint = _checkpoint(output) if config.resume else None
+        config = _with_max_tokens(config, checkpoint)
+        inputs = load_inputs(config)
+        record = Record(config, inputs.checksums)
+        if checkpoint is not None:
+            record.resume(checkpoint)
+            if first:
+                prune(output, config.save_total_limit)  # the run may have died before it did
+        with memory_advice(config.max_tokens):
+            _train(config, inputs, record, checkpoint)
     return output
 
 
-def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None, slower: float) -> None:
-    """Load the model, train and save.
-
-    Args:
-        config: of the run.
-        inputs: its rows.
-        record: to write at the end.
-        checkpoint: to continue from, or None.
-        slower: learning rate divided by the checkpoint's.
-    """
+def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None) -> None:
+    """Load the model, train, from ``checkpoint`` if there is one, and save."""
     set_seed(config.seed)
     # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
     torch.backends.cuda.enable_cudnn_sdp(False)
     tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
     evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
     model = load_configured(config)
-    sides = encode_sides(config, tokenizer, load.context_length(model), inputs)
-    monitor = _monitor(config, model, tokenizer, inputs)
-    rows = [*sides.forget, *sides.retain, *sides.alternative, *monitor.forget, *monitor.retain]
-    require_known(config, model, rows)
-    stop, throughput = Stop(), Throughput()
-    lower_rate = [LowerRate(slower)] if slower != 1 else []
-    callbacks = [throughput, record, monitor, stop, *lower_rate, *evaluations]
-    trainer = make_trainer(config, model, tokenizer, sides, callbacks)
-    if trainer.is_world_process_zero():
-        _say_members(config, inputs)
+    context = load.context_length(model)
+    sides = encode_sides(config, tokenizer, context, inputs)
+    sample = [watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain)]
+    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *sample[0], *sample[1]])
+    passes = Passes(model)
+    monitor, stop, throughput = Monitor(config, passes, *sample), Stop(), Throughput()
+    callbacks = [throughput, record, monitor, stop, *evaluations]
+    trainer = make_trainer(config, model, passes, tokenizer, sides, callbacks)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_stopped(trainer.state)
         if config.spec.negated:
-            _negate(config, trainer, monitor)
+            _negate(config, trainer)
+            monitor.check_result(trainer.model, trainer.state.global_step)
         speed = throughput.summary(trainer.trained_tokens)
         if trainer.is_world_process_zero():
             print(f"{monitor.summary()}; {speed}", flush=True)
-            if warning := verdict(monitor.measured, config.spec.negated):
+            warning = verdict(monitor.measured, config.spec.negated)
+            if warning:
                 _log.warning("%s", warning)
         _save(trainer, record, monitor, Path(config.output))
     stop.say_if_late()
-
-
-def _monitor(config: RunConfig, model: Any, tokenizer: Any, inputs: Inputs) -> Monitor:
-    """Return the collapse monitor over a sample of the rows, the same for every method."""
-    context = load.context_length(model)
-    forget, retain = (watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain))
-    return Monitor(
-        Passes(model),
-        forget,
-        retain,
-        every=config.watch_steps,
-        bound=config.collapse_bound,
-        policy=config.on_collapse,
-        max_tokens=config.max_tokens,
-        negated=config.spec.negated,
-    )
-
-
-def _say_members(config: RunConfig, inputs: Inputs) -> None:
-    """Print what the membership attack will show; training does not need the documents, so faults are a warning."""
-    try:
-        if line := members_line(config, inputs.forget):
-            print(line, flush=True)
-    except DataError as error:
-        _log.warning("%s", error)
 
 
 def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: Path) -> None:
@@ -144,24 +127,13 @@ def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: 
             record.write(output, trainer.state.log_history, watched=monitor.measured, finished=True)
 
 
-def _negate(config: RunConfig, trainer: UnlearningTrainer, monitor: Monitor) -> None:
-    """Subtract the task vector from the reference model, and check the resulting weights.
-
-    Raises:
-        ConfigError: the weights are not finite, or they have collapsed and the policy is to stop.
-    """
-    assert trainer.model is not None
-    model, scale = trainer.accelerator.unwrap_model(trainer.model), config.params["scale"]
+def _negate(config: RunConfig, trainer: UnlearningTrainer) -> None:
+    """Subtract the task vector from the reference model."""
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if config.tuning == "lora":
-        merge.negate_adapter(model, scale)
+        merge.negate_adapter(model, config.params["scale"])
     else:
-        merge.subtract_training(config.model, model, scale, config.trust_remote_code)
-    bad = sum((~weight.isfinite()).sum() for weight in trained_weights(model))
-    if trainer.accelerator.reduce(bad, "sum"):
-        raise ConfigError(
-            f"--scale {scale:g}: weights become infinite; lower it (with --resume: the checkpoints are kept)"
-        )
-    monitor.check_result(trainer.model, trainer.state.global_step)
+        merge.subtract_training(config.model, model, config.params["scale"], config.trust_remote_code)
 
 
 def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str, **options: Any) -> None:
@@ -179,44 +151,39 @@ def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str,
     run(RunConfig(**(defaults | options | paths)))
 
 
-def _require_free(output: Path, resume: bool) -> None:
-    """Refuse to overwrite a run.
-
-    Raises:
-        ConfigError: the output folder is in use, there is no run to resume, or it is finished.
-    """
-    if not resume and is_first_process():  # the first process may be writing there already
-        require_unused(output, "name another folder, or use --resume")
-    if resume and not output.is_dir():
-        raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
-    if resume and read_record(output).get("finished"):
-        raise ConfigError(f"--resume: the run in {output} is finished")
-
-
-def _with_max_tokens(config: RunConfig) -> RunConfig:
-    """Fill in ``max_tokens``: as in the run to resume, so that sums round alike, else the default of this machine."""
-    if config.max_tokens is not None:
-        return config
-    checkpoints = whole_checkpoints(Path(config.output)) if config.resume else []
-    recorded = read_record(checkpoints[0]).get("config", {}).get("max_tokens") if checkpoints else None
-    return replace(config, max_tokens=recorded or default_max_tokens())
-
-
-def _checkpoint(output: Path, resume: bool) -> Path | None:
+def _checkpoint(output: Path) -> Path | None:
     """Return the checkpoint to continue from, or None to start from the beginning.
 
     Raises:
-        ConfigError: see `_require_free`.
+        ConfigError: the run is finished.
     """
-    _require_free(output, resume)
-    if not resume:
-        return None
+    if read_record(output).get("finished"):
+        raise ConfigError(f"--resume: the run in {output} is finished")
     found = whole_checkpoints(output)
-    if not found:
-        _log.warning(
-            "--resume: no complete checkpoint in %s (--save_steps N makes them): starting from the beginning", output
-        )
-    return found[0] if found else None
+    if found:
+        return found[0]
+    _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
+    return None
+
+
+def _with_max_tokens(config: RunConfig, checkpoint: Path | None) -> RunConfig:
+    """Fill in ``max_tokens``: as in the run to resume, so that sums round alike, else the default of this machine."""
+    recorded = read_record(checkpoint).get("config", {}).get("max_tokens") if checkpoint else None
+    return replace(config, max_tokens=config.max_tokens or recorded or default_max_tokens())
+
+
+def default_max_tokens() -> int:
+    """Return the default of `--max_tokens` on this machine: halved until the tokens fit into its free memory.
+
+    Several processes must agree on the number, so with them it depends on the device alone.
+    """
+    gpu = torch.cuda.is_available()
+    tokens = MOST_TOKENS["cuda" if gpu else "cpu"]
+    if processes() == 1:
+        free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+        while tokens > LEAST_TOKENS and tokens * BYTES_PER_TOKEN > free:
+            tokens //= 2
+    return tokens
 
 
 def load_configured(config: RunConfig) -> Any:
@@ -226,24 +193,33 @@ def load_configured(config: RunConfig) -> Any:
 
 
 def make_trainer(
-    config: RunConfig, model: Any, tokenizer: Any, sides: Sides, callbacks: Sequence[TrainerCallback] = ()
+    config: RunConfig,
+    model: Any,
+    passes: Passes,
+    tokenizer: Any,
+    sides: Sides,
+    callbacks: Sequence[TrainerCallback] = (),
 ) -> UnlearningTrainer:
     """Return the trainer, with the reference NLL or the reference model that the method needs.
+
+    ``passes`` are for logits; a method of hidden states gets its own, which end after its layer.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
     """
     args = training_arguments(config)
     method = config.spec
-    passes = load.passes_to_layer(model, int(config.params["layer"])) if method.hidden_states else Passes(model)
+    if method.hidden_states:
+        passes = load.passes_to_layer(model, int(config.params["layer"]))
     if method.reference_nll:
         rows = [row for side in method.reference_nll for row in getattr(sides, side)]
         model.to(args.device)
         with torch.autocast(args.device.type, torch.bfloat16, enabled=load.use_bfloat16(config.precision)):
             sides.reference = token_nlls(model, passes, rows, config.max_tokens, args.device)
-    # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
-    share = not by_deepspeed()
-    reference = Reference(model, passes, config.reference_copy, share) if config.needs_reference_forward else None
+    reference = None
+    if config.needs_reference_forward:
+        # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
+        reference = Reference(model, passes, config.reference_copy, share=not by_deepspeed())
     _wrap(config, model, reference, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
     trainer_class = NormalisedTrainer if method.normalised else UnlearningTrainer

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
@@ -25,10 +26,42 @@ from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
 from lume_unlearn.model.reference import Reference
-from lume_unlearn.training.checkpoints import InCheckpoint, publish_checkpoint
+from lume_unlearn.training.checkpoints import publish_checkpoint
 from lume_unlearn.training.failures import require_finite
-from lume_unlearn.training.phases import FreshOptimizer, phase_factor, warmed_up
-from lume_unlearn.training.state import Progress
+from lume_unlearn.training.optimizer import FreshOptimizer, phase_factor, warmed_up
+
+
+class Progress(TrainerCallback, ExportableState):
+    """The method's own state, and the loss terms since the last log entry.
+
+    Trainer's state file keeps both, as decimal numbers that read back as the same bits.
+    """
+
+    def __init__(self, values: dict[str, float], device: torch.device) -> None:
+        """``values``: the method's state at the start (see `methods.spec.Adapt`); ``device``: of the loss terms."""
+        self.values, self.device = values, device
+        self.sums: dict[str, Tensor] = {}
+        """Each loss term, summed over the optimiser steps since the last log entry; this process's share."""
+        self.steps = 0
+        """Optimiser steps since the last log entry."""
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Add loss terms to the sums."""
+        for name, term in terms.items():
+            self.sums[name] = self.sums.get(name, term.new_zeros(())) + term.detach()
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        sums = {name: value.item() for name, value in self.sums.items()}
+        return {"args": {}, "attributes": {"values": self.values, "sums": sums, "steps": self.steps}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the checkpoint kept."""
+        saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
+        if saved is not None and state.global_step:
+            kept = saved["attributes"]
+            self.values, self.steps = dict(kept["values"]), kept["steps"]
+            self.sums = {name: torch.tensor(value, device=self.device) for name, value in kept["sums"].items()}
 
 
 class UnlearningTrainer(Trainer):
@@ -50,22 +83,15 @@ class UnlearningTrainer(Trainer):
         train_dataset: Sides,
         **kwargs: Any,
     ) -> None:
-        """Set up training.
-
-        Args:
-            config: of the run.
-            model: to train.
-            args: the run's options as Trainer's arguments.
-            passes: forward passes of the model.
-            reference: the reference model, if it runs in every step.
-            callbacks: beside the method's own.
-            train_dataset: rows of each side.
-            **kwargs: passed on to Trainer.
-        """
+        """``reference`` is the reference model, if it runs in every step; ``**kwargs`` are passed on to Trainer."""
         self.config, self.method, self.sides = config, config.spec, train_dataset
         self.passes, self.reference = passes, reference
         self.params = {**config.params, "seed": config.seed}
-        self.phases = self._phases()
+        self.phases: list[list[list[Pair]]] = []
+        """Optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
+        if self.method.phases:
+            counts = len(train_dataset.forget), len(train_dataset.retain)
+            self.phases = self.method.phases(*counts, config.batch_size, int(config.epochs), self.params)
         self.retain_parts = retain_parts(config.retain_term, config.kl_weight) if config.needs_retain else {}
         self.progress = Progress({"weight": config.retain_weight} if self.method.adapt else {}, args.device)
         own: list[TrainerCallback] = [self.progress]
@@ -75,14 +101,6 @@ class UnlearningTrainer(Trainer):
         """Tokens of all micro-batches on this process, without padding."""
         self._partial: Path | None = None
         self._step_retain = torch.zeros((), device=args.device)
-
-    def _phases(self) -> list[list[list[Pair]]]:
-        """Return the method's phases of optimiser steps; none for methods that train on pairs, epoch by epoch."""
-        if self.method.phases is None:
-            return []
-        config = self.config
-        forget, retain = len(self.sides.forget), len(self.sides.retain)
-        return self.method.phases(forget, retain, config.batch_size, int(config.epochs), self.params)
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this process's micro-batches of each step.
@@ -133,7 +151,16 @@ class UnlearningTrainer(Trainer):
         for number, batch in enumerate(inputs["packs"]):
             last = number == len(inputs["packs"]) - 1
             with self._exchange(model, last):
-                total += self._micro_batch(model, batch.to(self.args.device), inputs["sizes"])
+                with self.compute_loss_context_manager():
+                    terms = self.terms(model, batch.to(self.args.device), inputs["sizes"])
+                    self.progress.add(terms)
+                    loss = self.config.forget_weight * terms["forget"]
+                    if "retain" in terms:
+                        self._step_retain += terms["retain"].detach()
+                        loss = loss + self.retain_weight * terms["retain"]
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over them, terms are shares
+                self.accelerator.backward(loss)
+            total += loss.detach()
         return self._finished(model, total, inputs)
 
     def _finished(self, model: nn.Module, total: Tensor, inputs: dict[str, Any]) -> Tensor:
@@ -142,12 +169,16 @@ class UnlearningTrainer(Trainer):
         Raises:
             ConfigError: the loss or a gradient is not finite; the weights are still those from before the step.
         """
-        step, config = self.state.global_step + 1, self.config
-        require_finite(model, total, step, inputs["names"], config.learning_rate, Path(config.output))
+        step = self.state.global_step + 1
+        require_finite(model, total, step, inputs["names"], self.config.learning_rate)
         self.trained_tokens += inputs["input_ids"].numel()
         self.progress.steps += 1
         self.progress.add({"loss": total / self.accelerator.num_processes})
-        self._adapt()
+        if self.method.adapt:
+            loss = self.accelerator.reduce(self._step_retain, "sum").item()
+            self._step_retain = torch.zeros((), device=self.args.device)
+            epochs = step / self.steps_per_epoch  # completed after this step
+            self.progress.values = self.method.adapt(self.progress.values, loss, epochs, self.params)
         return total
 
     def _exchange(self, model: nn.Module, last: bool) -> Any:
@@ -157,20 +188,6 @@ class UnlearningTrainer(Trainer):
         """
         self.accelerator.gradient_state._set_sync_gradients(last)  # DeepSpeed takes the step when this is set
         return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
-
-    def _micro_batch(self, model: nn.Module, batch: Pack, counts: TokenCounts) -> Tensor:
-        """Run forward and backward pass of one micro-batch; return its share of the loss, times the processes."""
-        with self.compute_loss_context_manager():
-            terms = self.terms(model, batch, counts)
-            self.progress.add(terms)
-            loss = self.config.forget_weight * terms["forget"]
-            if "retain" in terms:
-                self._step_retain += terms["retain"].detach()
-                loss = loss + self.retain_weight * terms["retain"]
-        loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, but the terms are shares
-        self.accelerator.backward(loss)
-        share: Tensor = loss.detach()
-        return share
 
     @property
     def retain_weight(self) -> float:
@@ -231,15 +248,6 @@ class UnlearningTrainer(Trainer):
         reference = batch.reference[tokens] if side in self.method.reference_nll else batch.reference[:0]
         return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)
 
-    def _adapt(self) -> None:
-        """Let the method change its retain weight by the step's retain loss, the same on every process."""
-        if self.method.adapt is None:
-            return
-        loss = self.accelerator.reduce(self._step_retain, "sum").item()
-        self._step_retain = torch.zeros((), device=self.args.device)
-        epochs = (self.state.global_step + 1) / self.steps_per_epoch  # completed after this step
-        self.progress.values = self.method.adapt(self.progress.values, loss, epochs, self.params)
-
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add each term's mean over the optimiser steps since the last entry, over all processes.
 
@@ -271,7 +279,7 @@ class UnlearningTrainer(Trainer):
                 self._partial = None
             written = output / PARTIAL / f"{PREFIX}{self.state.global_step}"
             for callback in self.callback_handler.callbacks:
-                if isinstance(callback, InCheckpoint):
+                if hasattr(callback, "write_into"):  # the record and the monitor
                     callback.write_into(written, self.state)
             self.accelerator.wait_for_everyone()
             if self.is_world_process_zero():

@@ -17,8 +17,8 @@ from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
-from lume_unlearn.training.memory import default_max_tokens
-from lume_unlearn.training.run import load_configured, make_trainer
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.training.run import default_max_tokens, load_configured, make_trainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO
@@ -35,7 +35,7 @@ class Case:
         packed = model.config._attn_implementation
         self.attention = {"padded": "sdpa", "transformers": args.attention, "packed": packed}
         self.collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "transformers": DataCollatorWithFlattening()}
-        self.trainer = make_trainer(config, model, tokenizer, sides)
+        self.trainer = make_trainer(config, model, Passes(model), tokenizer, sides)
         self.trainer.create_optimizer()
         self.accelerator = self.trainer.accelerator
         self.model, self.optimizer = self.accelerator.prepare(self.trainer.model, self.trainer.optimizer)

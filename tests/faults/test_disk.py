@@ -2,9 +2,6 @@
 
 import os
 import resource
-import subprocess
-from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 from unittest import mock
 
@@ -21,46 +18,10 @@ from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_co
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 1 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
-    with suppress(OSError):
-        if subprocess.run(mount, capture_output=True).returncode == 0:
-            yield folder
-            subprocess.run(["umount", "-l", str(folder)], check=True)
-            return
-    pytest.skip("mounting a tmpfs needs root")
-
-
-def remount(folder: Path, options: str) -> None:
-    subprocess.run(["mount", "-o", f"remount,{options}", str(folder)], check=True)
-
-
-def test_a_full_disk_in_the_middle_of_a_checkpoint(
-    inputs: Path, tmp_path: Path, small_disk: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole", tuning="full"))
-    config = make_config(inputs, small_disk / "out", tuning="full")
-    assert ended(in_child(lambda: run(config))) == 1  # in a process of its own: it would hold files open
-    message = capfd.readouterr().err.strip().splitlines()[-1]
-    assert f"ConfigError: --output {small_disk}/out: cannot be written (" in message
-    assert "MB are free there); make room, then continue from the last complete checkpoint with --resume" in message
-    left = sorted(path.name for path in (small_disk / "out").iterdir())
-    assert left == ["checkpoint-1", "unlearning.json"]
-    remount(small_disk, "ro")
-    with pytest.raises(ConfigError, match=r"cannot be written \(.*Read-only file system"):
-        resumed(config)
-    remount(small_disk, "rw,size=20m")
-    assert_equal(whole, resumed(config))
-
-
 def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
     inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As a full disk, where mounting a small one is not allowed."""
+    """As on a full disk."""
     config = make_config(inputs, tmp_path / "out", tuning="full")
     broken_off(config, 3)
 
@@ -69,7 +30,9 @@ def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
         resumed(config)
 
     assert ended(in_child(limited)) == 1
-    assert "cannot be written (" in capfd.readouterr().err
+    message = capfd.readouterr().err.strip().splitlines()[-1]
+    assert f"ConfigError: --output {tmp_path}/out: cannot be written (" in message
+    assert "make room or name another folder (a run continues from its last complete checkpoint" in message
     assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
     assert not (tmp_path / "out" / ".partial").exists()
     assert_equal(run(make_config(inputs, tmp_path / "whole", tuning="full")), resumed(config))
@@ -88,8 +51,7 @@ def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
 def test_each_librarys_error_becomes_a_message(fault: Exception, inputs: Path, tmp_path: Path) -> None:
     with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(ConfigError) as caught:
         run(make_config(inputs, tmp_path / "out"))
-    assert f"cannot be written ({fault};" in str(caught.value)
-    assert str(caught.value).endswith("make room or name another folder")
+    assert f"cannot be written ({fault}); make room" in str(caught.value)
 
 
 def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path: Path) -> None:
@@ -114,9 +76,3 @@ def test_other_errors_while_saving_are_not_changed(inputs: Path, tmp_path: Path)
     fault = RuntimeError("a defect")
     with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(RuntimeError, match="a defect"):
         run(make_config(inputs, tmp_path / "out"))
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs a folder that not even root can write to")
-def test_a_folder_that_cannot_be_created_is_named(inputs: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--output /proc/lume/out: cannot be written"):
-        run(make_config(inputs, Path("/proc/lume/out")))

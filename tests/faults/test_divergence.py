@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.model import load, merge
+from lume_unlearn.model import load
+from lume_unlearn.training import merge
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.run import run
 from lume_unlearn.training.trainer import UnlearningTrainer
-from tests.faults.runs import broken_off, make_config, record
+from tests.faults.runs import make_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -33,24 +33,21 @@ def diverging(config: RunConfig, step: int, value: float = torch.inf) -> None:
         run(config)
 
 
-@pytest.mark.parametrize(
-    ("method", "value"), [*((method, torch.inf) for method in METHODS), ("gd", torch.nan), ("ngdiff", torch.nan)]
-)
-def test_every_method_stops_at_the_step_that_diverges(method: str, value: float, inputs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("method", "value"), [("gd", torch.inf), ("sugd", torch.inf), ("ngdiff", torch.nan)])
+def test_a_run_stops_at_the_step_that_diverges(method: str, value: float, inputs: Path, tmp_path: Path) -> None:
     config = make_config(inputs, tmp_path / "out", method)
     with pytest.raises(ConfigError) as caught:
         diverging(config, 3, value)
     message = str(caught.value)
     assert message.startswith("--learning_rate 0.002: diverged at step 3 (the ")
     assert "rows forget-" in message
-    advice = "the same command with --resume and a lower --learning_rate continues from checkpoint-1"
-    assert message.endswith(f"remove checkpoint-2; then {advice}")
+    assert message.endswith("start again in another --output with a lower --learning_rate")
     assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
 
 
 def test_a_learning_rate_that_is_too_high_diverges(inputs: Path, tmp_path: Path) -> None:
     config = make_config(inputs, tmp_path / "out", "ga", "full", learning_rate=1e30, save_steps=0, warmup=0.0)
-    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: diverged at step 2 .*: start again in another"):
+    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: diverged at step 2 .*; start again in another"):
         run(config)
 
 
@@ -61,17 +58,6 @@ def test_an_infinite_gradient_norm_stops_the_run_before_clipping(clip: float, in
     with pytest.raises(ConfigError, match=r"diverged at step 1 \(the gradient norm is inf; rows forget-"):
         run(config)
     assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_a_resumed_run_has_all_later_rates_lowered_once(inputs: Path, tmp_path: Path) -> None:
-    high = record(run(make_config(inputs, tmp_path / "high", epochs=4)))["history"]
-    broken_off(make_config(inputs, tmp_path / "out", epochs=4), 4)
-    lower = make_config(inputs, tmp_path / "out", learning_rate=1e-3, resume=True, epochs=4)
-    broken_off(lower, 6)
-    (tmp_path / "out" / "unlearning.json").unlink()  # as if the process had died just before it was written
-    rates = [entry["learning_rate"] for entry in record(run(lower))["history"]]
-    expected = [entry["learning_rate"] / (2 if entry["step"] > 3 else 1) for entry in high]
-    assert rates == pytest.approx(expected, rel=1e-12)
 
 
 def test_after_divergence_the_weights_are_those_from_before_the_step(inputs: Path, tmp_path: Path) -> None:
@@ -94,10 +80,6 @@ def cuda_says(*args: Any) -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-def cpu_says(*args: Any) -> None:
-    torch.empty(10**15)
-
-
 def python_says(*args: Any) -> None:
     bytearray(2**62)
 
@@ -106,7 +88,6 @@ def python_says(*args: Any) -> None:
     ("place", "name", "says"),
     [
         (UnlearningTrainer, "terms", cuda_says),
-        (UnlearningTrainer, "terms", cpu_says),
         (UnlearningTrainer, "terms", python_says),
         (load, "load_model", cuda_says),
         (merge, "subtract_training", cuda_says),
@@ -120,9 +101,3 @@ def test_memory_that_runs_out_names_options(place: Any, name: str, says: Any, in
     expected = ["max_tokens", "gradient_checkpointing", "reference_copy", "optimizer", "tuning", "weights"]
     assert options == [f"--{name}" for name in expected]
     assert "now 500" in str(caught.value)
-
-
-def test_other_errors_are_not_taken_for_memory(inputs: Path, tmp_path: Path) -> None:
-    fault = RuntimeError("mat1 and mat2 shapes cannot be multiplied")
-    with mock.patch.object(UnlearningTrainer, "terms", side_effect=fault), pytest.raises(RuntimeError, match="shapes"):
-        run(make_config(inputs, tmp_path / "out"))

@@ -80,16 +80,14 @@ def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
     assert list((tmp_path / "results").rglob("samples_lume_task2_*.jsonl"))
 
 
-def test_the_printed_command_asks_for_the_folder_of_named_files() -> None:
+def test_the_printed_command_asks_for_what_the_run_was_not_told(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = RunConfig("m", "o", "ga", forget="f.jsonl", tuning="full", trust_remote_code=True)
     words = shlex.split(cli.scoring_command(config))
     assert words[4:7] == ["pretrained=o,trust_remote_code=True", "--tasks", "lume"]
     assert "FOLDER OF forget.jsonl" in words[words.index("--metadata") + 1]
 
-
-def test_the_printed_command_names_no_data_that_the_environment_names(
-    data_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
     assert "--tasks lume --batch_size 64 --output_path" in cli.scoring_command(RunConfig("m", "o", "ga"))
 
@@ -101,6 +99,7 @@ def test_the_printed_command_names_no_data_that_the_environment_names(
         (["--method", "dpo", "--alternatives", "no.jsonl"], "no.jsonl"),
         (["--method", "rmu"], "--layer 7: the model has 2 decoder layers, counted from 0"),
         (["--tuning", "loar"], "--tuning 'loar': choose lora, full, last:K (K layers) or modules:REGEX"),
+        (["--tuning", "last:0"], "--tuning 'last:0': choose lora"),
         (["--tuning", "last:9"], "--tuning last:9: the model has 2 decoder layers"),
         (["--tuning", "modules:(mlp"], "--tuning modules:(mlp: not a regular expression"),
         (["--tuning", "modules:mpl"], "--tuning modules:mpl: found in no weight's name"),
@@ -109,7 +108,8 @@ def test_the_printed_command_names_no_data_that_the_environment_names(
         (["--model", "no/such/model"], "--model no/such/model (no such folder here, so the hub was asked)"),
         (["--resume"], "--resume: there is no run in"),
         (["--max_length", "3"], "within 3 tokens: raise --max_length"),
-        (["--lora_targets", "attention"], "--lora_targets attention: the model has no module attention"),
+        (["--lora_targets", "q_proj,v_porj"], "--lora_targets q_proj,v_porj: the model has no module v_porj"),
+        (["--report_to", "wnadb"], "--report_to wnadb: not known or not installed"),
     ],
 )
 def test_what_cannot_work_is_a_message_and_exit_code_1(
@@ -128,6 +128,19 @@ def test_what_cannot_work_is_a_message_and_exit_code_1(
     assert "lume-unlearn run: " in err
     assert named in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name one adapter by --adapter, or several by --ties A,B"),
+        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
+        (["--ties", "a,b", "--weights", "1"], "--ties a,b: name two or more adapters, and by --weights none or"),
+    ],
+)
+def test_contradicting_options_of_merge(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = main(capsys, "merge", "--output", "o", *options)
+    assert (code, err.startswith(f"lume-unlearn merge: {message}")) == (1, True)
 
 
 @pytest.mark.parametrize(
@@ -190,8 +203,7 @@ def test_help_names_every_option_with_its_meaning(capsys: pytest.CaptureFixture[
     assert not [name for method in METHODS.values() for name in method.params if f"--{name} " not in out]
 
 
-@pytest.mark.parametrize("given", [["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"], ["--resume=true"]])
+@pytest.mark.parametrize("given", [[], ["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"]])
 def test_a_switch_needs_no_value(given: list[str]) -> None:
     options = ["run", "--model", "m", "--output", "o", "--method", "gd", *given]
-    assert cli.parser().parse_args(options).run.resume is True
-    assert cli.parser().parse_args(options[: -len(given)]).run.resume is False
+    assert cli.parser().parse_args(options).run.resume is bool(given)

@@ -61,11 +61,6 @@ def test_dtypes_of_trained_and_frozen_weights(
     assert model.config._attn_implementation == IMPLEMENTATION
 
 
-def test_an_adapter_on_a_module_that_is_not_there_is_refused(loaded: Callable[..., Any]) -> None:
-    with pytest.raises(ConfigError, match=r"^--lora_targets q_proj,c_attn: the model has no module c_attn$"):
-        loaded(lora_targets="q_proj,c_attn")
-
-
 @pytest.mark.parametrize(("build", "before"), [(llama, "model.layers."), (gpt2, "transformer.h.")])
 def test_last_k_trains_all_weights_of_the_last_layers(build: Callable[[], Any], before: str) -> None:
     model = build()
@@ -74,58 +69,21 @@ def test_last_k_trains_all_weights_of_the_last_layers(build: Callable[[], Any], 
     assert trained(model) == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
-@pytest.mark.parametrize(
-    ("pattern", "expected"),
-    [
-        (r"layers\.[567]\.mlp\.down_proj", {f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7)}),
-        (r"^lm_head|^model\.norm", {"lm_head.weight", "model.norm.weight"}),
-    ],
-)
-def test_modules_trains_the_weights_whose_name_matches(pattern: str, expected: set[str]) -> None:
+def test_modules_trains_the_weights_whose_name_matches() -> None:
     model = llama()
-    freeze(model, f"modules:{pattern}")
-    assert trained(model) == expected
-    model(input_ids=torch.tensor([[3, 4, 5]])).logits.square().sum().backward()
-    assert {name for name, weight in model.named_parameters() if weight.grad is not None} == expected
+    freeze(model, r"modules:layers\.[567]\.mlp\.down_proj|^lm_head")
+    assert trained(model) == {"lm_head.weight", *(f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7))}
+    tied = llama(tie_word_embeddings=True)
+    freeze(tied, "modules:embed_tokens")
+    assert tied.lm_head.weight.requires_grad
 
 
-@pytest.mark.parametrize("tuning", ["", "last", "last:0", "last:-1", "last:x", "modules:"])
-def test_a_tuning_of_another_form_is_refused(tuning: str) -> None:
-    with pytest.raises(ConfigError, match=r"^--tuning "):
-        RunConfig("m", "o", "gd", tuning)
-
-
-def test_tied_embeddings_are_trained_by_the_name_of_the_input_embeddings() -> None:
-    model = llama(tie_word_embeddings=True)
-    freeze(model, "modules:embed_tokens")
-    assert model.lm_head.weight.requires_grad
-    freeze(model, "last:1")
-    assert not model.lm_head.weight.requires_grad
-
-
-def test_a_pattern_in_no_name_is_refused_with_an_example() -> None:
-    with pytest.raises(
-        ConfigError, match=r"^--tuning modules:mpl: found in no weight's name .*name: lm_head.weight\)$"
-    ):
-        freeze(llama(), "modules:mpl")
-
-
-def test_layers_that_the_model_does_not_have_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"^--tuning last:13: the model has 12 decoder layers$"):
-        freeze(gpt2(), "last:13")
-    with pytest.raises(ConfigError, match=r"^--layer 12: the model has 12 decoder layers, counted from 0$"):
-        load.passes_to_layer(gpt2(), 12)
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora", "last:2", "modules:mlp"])
+@pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_weights_above_the_steered_layer_are_frozen(tuning: str, loaded: Callable[..., Any]) -> None:
     model = loaded(tuning=tuning)
     before = trained(model)
     assert load.passes_to_layer(model, 0).layer == 0
     assert trained(model) == {name for name in before if "layers.0." in name or "embed_tokens" in name} != before
-
-
-def test_training_only_above_the_steered_layer_is_refused(loaded: Callable[..., Any]) -> None:
     with pytest.raises(ConfigError, match=r"^--tuning: trains no weight up to --layer 0"):
         load.passes_to_layer(loaded(tuning="last:1"), 0)
 

@@ -17,8 +17,7 @@ from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
-from lume_unlearn.model.merge import negate_adapter, subtract_training, ties_update
-from lume_unlearn.training.merge import merge, merge_ties
+from lume_unlearn.training.merge import merge, negate_adapter, subtract_training, ties_update
 
 INPUT = torch.arange(2, 40)[None]
 TARGETS = ["q_proj", "down_proj"]
@@ -40,11 +39,6 @@ def adapt(model_dir: Path, tmp_path: Path) -> Adapt:
         return tmp_path / name
 
     return make
-
-
-@pytest.fixture
-def pair(adapt: Adapt) -> list[str]:
-    return [str(adapt("one", 1)), str(adapt("two", 2))]
 
 
 def weights_of(model: Any) -> dict[str, Tensor]:
@@ -88,11 +82,9 @@ def test_negated_weights_by_hand() -> None:
     assert (half.dtype, half.item()) == (torch.bfloat16, 1.0 - 2**-4)
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_path: Path) -> None:
-    if tied:
-        model.config.tie_word_embeddings = True
-        model.tie_weights()
+def test_subtracted_training_of_tied_weights(model: LlamaForCausalLM, tmp_path: Path) -> None:
+    model.config.tie_word_embeddings = True
+    model.tie_weights()
     model.save_pretrained(tmp_path)
     before = weights_of(model)
     for weight in model.parameters():
@@ -100,21 +92,18 @@ def test_subtracted_training_by_hand(tied: bool, model: LlamaForCausalLM, tmp_pa
     expected = {name: before[name] - 5 * (after - before[name]) for name, after in weights_of(model).items()}
     subtract_training(str(tmp_path), model, 5.0)
     torch.testing.assert_close(weights_of(model), expected)
-    assert (model.lm_head.weight is model.model.embed_tokens.weight) is tied
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-@pytest.mark.parametrize("targets", [TARGETS, ["q_proj", "embed_tokens"]])
-def test_a_negated_adapter_by_hand(targets: list[str], adapt: Adapt, model_dir: Path) -> None:
-    adapter = str(adapt("one", 1, target_modules=targets))
+def test_a_negated_adapter_by_hand(adapt: Adapt, model_dir: Path) -> None:
+    adapter = str(adapt("one", 1, target_modules=["q_proj", "embed_tokens"]))
     by_hand = LlamaForCausalLM.from_pretrained(model_dir)
     for name, delta in added(model_dir, adapter).items():
         by_hand.get_parameter(name).data -= 3.0 * delta
     model = PeftModel.from_pretrained(LlamaForCausalLM.from_pretrained(model_dir), adapter)
     with torch.no_grad():
-        trained = model(INPUT).logits
         negate_adapter(model, 3.0)
         torch.testing.assert_close(model(INPUT).logits, by_hand(INPUT).logits, rtol=1e-4, atol=1e-4)
-        assert (model(INPUT).logits - trained).abs().max() > 0.1
 
 
 # TIES
@@ -161,7 +150,7 @@ def test_a_merged_model_equals_the_formula(
 @pytest.mark.parametrize("rank", [4, 32])
 def test_a_merged_adapter_is_the_nearest_of_its_rank(rank: int, adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
     adapters = [str(adapt("one", 1, use_rslora=True)), str(adapt("two", 2, r=8))]
-    merge_ties(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
+    merge(adapters, str(tmp_path / "merged"), 0.8, [1.0, 0.5], rank=rank)
     found = added(model_dir, str(tmp_path / "merged"))
     for name, change in changes(model_dir, adapters).items():
         nearest = change
@@ -187,7 +176,7 @@ def test_gpt2_adapters_are_merged_and_saved_in_bfloat16(rank: int | None, tmp_pa
                 weight.data.normal_()
         wrapped.save_pretrained(tmp_path / name)
         updates.append(wrapped.base_model.model.transformer.h[0].attn.c_attn.get_delta_weight("default").detach())
-    merge_ties([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "merged"), rank=rank, dtype="bfloat16")
+    merge([str(tmp_path / "one"), str(tmp_path / "two")], str(tmp_path / "merged"), rank=rank, dtype="bfloat16")
     (file,) = (tmp_path / "merged").glob("*.safetensors")
     assert {value.dtype for value in load_file(file).values()} == {torch.bfloat16}
     merged = str(tmp_path / "merged")
@@ -199,10 +188,11 @@ def test_gpt2_adapters_are_merged_and_saved_in_bfloat16(rank: int | None, tmp_pa
     torch.testing.assert_close(found.detach(), expected, rtol=0, atol=0.02 * expected.abs().max().item())
 
 
-def test_one_adapter_is_merged_into_its_model(pair: list[str], model_dir: Path, tmp_path: Path) -> None:
-    merge(pair[0], str(tmp_path / "merged"))
+def test_one_adapter_is_merged_into_its_model(adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
+    adapter = str(adapt("one", 1))
+    merge([adapter], str(tmp_path / "merged"))
     before, after = (load_file(folder / "model.safetensors") for folder in (model_dir, tmp_path / "merged"))
-    for name, change in added(model_dir, pair[0]).items():
+    for name, change in added(model_dir, adapter).items():
         torch.testing.assert_close(after[name], before[name] + change, rtol=0, atol=1e-6)
         assert change.any() == any(target in name for target in TARGETS)
 
@@ -210,7 +200,6 @@ def test_one_adapter_is_merged_into_its_model(pair: list[str], model_dir: Path, 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"weights": [1.0]}, "--ties: 2 adapters, 1 weights; name two or more"),
         ({"adapters": ["one", "none"]}, r"--ties .*none: .*no adapter_config\.json"),
         ({"adapters": ["one", "fewer"]}, "only some of the adapters have .*down_proj"),
         ({"adapters": ["one", "other"]}, "name different models"),
@@ -230,19 +219,5 @@ def test_adapters_that_cannot_be_merged_are_refused(
     options = {"adapters": ["one", "two"]} | wrong
     options["adapters"] = [str(tmp_path / name) for name in options["adapters"]]
     with pytest.raises(ConfigError, match=message):
-        merge_ties(output=str(tmp_path / "merged"), **options)
+        merge(output=str(tmp_path / "merged"), **options)
     assert not list((tmp_path / "merged").glob("*"))
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "name one adapter by --adapter, or several by --ties A,B"),
-        (["--ties", "a,b", "--weights", "1,x"], "--weights 1,x: give numbers separated by commas"),
-    ],
-)
-def test_contradicting_options_are_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["merge", "--output", "o", *options]) == 1
-    assert capsys.readouterr().err.startswith(f"lume-unlearn merge: {message}")

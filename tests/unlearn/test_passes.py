@@ -1,68 +1,80 @@
-"""Values computed in place of the output layer equal those from the model's own logits, and so do gradients."""
+"""Packed or padded, with the output layer in chunks or not, rows get the values and gradients that each gets alone."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+import transformers as hf
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers import (
-    CohereConfig,
-    CohereForCausalLM,
-    Gemma2Config,
-    Gemma2ForCausalLM,
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaConfig,
-    LlamaForCausalLM,
-    OlmoConfig,
-    OlmoForCausalLM,
-)
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.data.packs import SIDES, pack_rows
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.methods.pdu import pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
-from lume_unlearn.model import output_layer
+from lume_unlearn.methods.spec import Side
+from lume_unlearn.model import output_layer, packing
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
 from lume_unlearn.model.output_layer import nll_value
+from lume_unlearn.model.packing import IMPLEMENTATION, can_pack
 from tests.unlearn.tokens import half_labelled, sizes
 
 VOCABULARY = 120
 SIZES: dict[str, Any] = sizes(VOCABULARY, 3) | {"num_key_value_heads": 2}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "resid_pdrop": 0.1, "bos_token_id": None, "eos_token_id": 1}
 MODELS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES)),
-    "llama-tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "olmo": lambda: OlmoForCausalLM(OlmoConfig(**SIZES)),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **GPT2)),
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES)),
+    "olmo-tied": lambda: hf.OlmoForCausalLM(hf.OlmoConfig(**SIZES, tie_word_embeddings=True, clip_qkv=1.0)),
+    # Some of the rows below are longer than its window, some are not.
+    "mistral-window": lambda: hf.MistralForCausalLM(hf.MistralConfig(**SIZES, sliding_window=6)),
+    "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=VOCABULARY, initializer_range=0.2, **GPT2)),
+    # It has short convolutions between its attention layers, which only the trial finds.
+    "lfm2": lambda: hf.Lfm2ForCausalLM(hf.Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"])),
+    # These two scale or cap their logits.
+    "cohere": lambda: hf.CohereForCausalLM(hf.CohereConfig(**SIZES, logit_scale=0.25)),
+    "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
 }
-SCALED: dict[str, Callable[[], Any]] = {  # these scale or cap their logits
-    "cohere": lambda: CohereForCausalLM(CohereConfig(**SIZES, logit_scale=0.25)),
-    "gemma2": lambda: Gemma2ForCausalLM(Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
-}
-
-
-def make(name: str, **lora: Any) -> Any:
-    """A model in float64 with packed attention if possible, and with a random adapter if asked for."""
-    torch.manual_seed(0)
-    model = (MODELS | SCALED)[name]().double().eval()
-    use_packing(model)
-    if lora:
-        config = LoraConfig(r=3, init_lora_weights=False, task_type="CAUSAL_LM", **lora)
-        model = get_peft_model(model, config).double().eval()
-    return model
-
-
-def make_rows(lengths: list[int], seed: int = 1) -> list[Tokens]:
-    return half_labelled(VOCABULARY, lengths, seed)
-
-
-FORGET, RETAIN = make_rows([3, 21, 2, 9]), make_rows([7, 30, 4], seed=2)
+PADDED, SCALED = ("gpt2", "lfm2", "gemma2"), ("cohere", "gemma2")
+FORGET, RETAIN = half_labelled(VOCABULARY, [3, 41, 2, 9]), half_labelled(VOCABULARY, [7, 30, 4], seed=2)
 BATCH = pack_rows({"forget": FORGET, "retain": RETAIN})
 ALL = slice(0, len(BATCH.targets))
+
+
+def make(name: str, **lora: Any) -> tuple[Any, Any]:
+    """A model in float64 with packed attention if possible, and the same as transformers makes it.
+
+    Both get the same random adapter if options of one are given.
+    """
+    torch.manual_seed(0)
+    plain = MODELS[name]().double().eval()
+    packed = copy.deepcopy(plain)
+    use_packing(packed)
+    if not lora:
+        return packed, plain
+    models = []
+    for model in (packed, plain):
+        torch.manual_seed(1)
+        config = LoraConfig(r=3, init_lora_weights=False, task_type="CAUSAL_LM", **lora)
+        models.append(get_peft_model(model, config).double().eval())
+    return models[0], models[1]
+
+
+def alone(model: Any, rows: list[Tokens], layer: int | None = None) -> Tensor:
+    """(N, V) logits that predict the labelled tokens, or their (N, d) hidden states after a layer, row by row."""
+    parts = []
+    for row in rows:
+        out = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
+        labelled = [t for t, label in enumerate(row.labels) if t and label != IGNORED]
+        if layer is None:
+            parts.append(out.logits[0, [t - 1 for t in labelled]])
+        else:
+            parts.append(out.hidden_states[layer + 1][0, labelled])
+    return torch.cat(parts)
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -82,10 +94,11 @@ def gradients(model: Any, values: list[Tensor]) -> dict[str, Tensor]:
     return {name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None}
 
 
-def check(model: Any, chunks: bool) -> None:
-    """Compare values and gradients of overlapping spans through `Passes` with those of whole logits."""
+def check(model: Any, plain: Any, chunks: bool) -> None:
+    """Compare values and gradients of overlapping spans with those of logits row by row."""
     passes = Passes(model)
     assert passes.chunks == chunks
+    off = 1e-6 if chunks else 1e-5  # the models with scaled logits compute some values in float32
     torch.manual_seed(7)
     reference = torch.randn(BATCH.token_counts[2], VOCABULARY, dtype=torch.float64)
     forget, retain = BATCH.tokens_of("forget"), BATCH.tokens_of("retain")
@@ -95,7 +108,7 @@ def check(model: Any, chunks: bool) -> None:
         Span(forget, spread),
         Span(retain, nll_value),
     ]
-    logits = labelled_logits(model, model.config, BATCH)
+    logits = alone(plain, [*FORGET, *RETAIN])
     expected = [
         token_nll(logits[forget], BATCH.targets[forget]),
         kl_tokens(logits[retain], reference),
@@ -104,29 +117,25 @@ def check(model: Any, chunks: bool) -> None:
     ]
     found = passes.values(model, BATCH, spans)
     for ours, theirs in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-7, atol=1e-7)
-    our_gradients, their_gradients = gradients(model, found), gradients(model, expected)
+        torch.testing.assert_close(ours, theirs, rtol=off, atol=off)
+    our_gradients, their_gradients = gradients(model, found), gradients(plain, expected)
     assert our_gradients.keys() == their_gradients.keys() != set()
     for name, value in our_gradients.items():
-        torch.testing.assert_close(value, their_gradients[name], rtol=1e-7, atol=1e-7, msg=name)
+        torch.testing.assert_close(value, their_gradients[name], rtol=off, atol=off, msg=name)
     assert not [name for name, module in model.named_modules() if "forward" in vars(module)]  # all is put back
 
 
 @pytest.mark.parametrize("chunk_bytes", [4 * 4 * VOCABULARY, 2**28], ids=["chunks", "one"])
 @pytest.mark.parametrize("name", MODELS)
-def test_values_are_those_of_whole_logits(name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_those_of_each_row_alone(name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", chunk_bytes)
-    model = make(name)
-    assert Passes(model).packs == (name != "gpt2")
-    check(model, chunks=True)
-
-
-@pytest.mark.parametrize("name", SCALED)
-def test_a_model_that_scales_its_logits_computes_them_itself(name: str) -> None:
-    model = make(name)
-    check(model, chunks=False)
-    reference = Passes(model).reference_at(model, BATCH)
-    torch.testing.assert_close(reference(slice(2, 9)), labelled_logits(model, model.config, BATCH)[2:9])
+    model, plain = make(name)
+    assert can_pack(plain) == (name not in ("gpt2", "gemma2"))
+    attention = plain.config._attn_implementation if name in PADDED else IMPLEMENTATION
+    assert model.config._attn_implementation == attention
+    check(model, plain, chunks=name not in SCALED)
+    reference = Passes(model).reference_at(model, BATCH)(slice(2, 9))
+    torch.testing.assert_close(reference, alone(plain, [*FORGET, *RETAIN])[2:9], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -136,33 +145,35 @@ def test_values_with_an_adapter_also_on_the_output_layer(
 ) -> None:
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
     targets = ["c_attn"] if name == "gpt2" else ["q_proj", "down_proj"]
-    model = make(name, target_modules=[*targets, *(["lm_head"] if head else [])])
-    check(model, chunks=True)
-    names = gradients(model, Passes(model).values(model, BATCH, [Span(ALL, nll_value)]))
-    assert all("lora" in name for name in names)
-    assert any("lm_head" in name for name in names) == head
+    model, plain = make(name, target_modules=[*targets, *(["lm_head"] if head else [])])
+    check(model, plain, chunks=True)
+
+
+def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
+    (model, _), seen = make("llama"), []
+    passes = Passes(model)
+    own = passes.head.forward
+
+    def output(states: Tensor) -> Tensor:
+        seen.append(len(states))
+        return own(states)  # type: ignore[no-any-return]
+
+    passes.head.forward = output
+    passes.values(model, BATCH, [Span(ALL, nll_value)])[0].sum().backward()
+    assert (max(seen), sum(seen)) == (4, 2 * len(BATCH.targets))  # computed again in the backward pass
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
 def test_spans_and_passes_without_labelled_tokens(name: str) -> None:
     """Other processes need the zero gradients to exchange theirs."""
-    model = make(name)
+    model, _ = make(name)
     found = Passes(model).values(model, BATCH, [Span(ALL, nll_value), Span(slice(3, 3), nll_value)])
     assert [len(values) for values in found] == [len(BATCH.targets), 0]
     empty = pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
     zero = gradients(model, Passes(model).values(model, empty, [Span(slice(0, 0), nll_value)]))
     assert zero
     assert not any(value.any() for value in zero.values())
-
-
-def hidden_states(model: Any, rows: list[Tokens], layer: int) -> Tensor:
-    """(N, d) states after a layer at the labelled tokens, one row at a time, by transformers' own output."""
-    parts = []
-    for row in rows:
-        out = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
-        labelled = [t for t, label in enumerate(row.labels) if t and label != IGNORED]
-        parts.append(out.hidden_states[layer + 1][0, labelled])
-    return torch.cat(parts)
 
 
 def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -172,9 +183,9 @@ def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> T
 @pytest.mark.parametrize("layer", [0, 1])  # of three; transformers applies the final norm after the last one
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
 def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
-    model = make(name)
+    model, plain = make(name)
     passes = Passes(model, layer)
-    expected = hidden_states(model, [*FORGET, *RETAIN], layer)
+    expected = alone(plain, [*FORGET, *RETAIN], layer)
     ran: list[int] = []
     for number, block in enumerate(passes.layers):
         block.register_forward_hook(lambda module, inputs, output, number=number: ran.append(number))
@@ -184,3 +195,41 @@ def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
     torch.testing.assert_close(passes.reference_at(model, BATCH)(slice(None)), expected, rtol=1e-6, atol=1e-6)
     assert model.config.num_hidden_layers == 3
     assert any(value.any() for value in gradients(model, [found]).values())
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_one_side_of_a_pack_equals_the_pack_of_its_rows(side: Side) -> None:
+    rows: dict[Side, list[Tokens]] = {"forget": FORGET, "alternative": [], "retain": RETAIN}
+    whole = replace(pack_rows(rows), reference=torch.arange(50.0))
+    if not rows[side]:
+        assert whole.only(side).lengths == ()
+        return
+    ours, theirs = whole.only(side), pack_rows({side: rows[side]})
+    for field in vars(theirs):
+        value, expected = getattr(ours, field), getattr(theirs, field)
+        assert value.equal(expected) if isinstance(expected, Tensor) else value == expected, field
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral-window"])
+def test_padded_calls_and_generation_are_unchanged_by_packed_attention(name: str) -> None:
+    packed, plain = make(name)
+    torch.manual_seed(3)
+    ids = torch.randint(2, VOCABULARY, (3, 12))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[1, :9] = 0  # on the left, as for generation
+    for given in (mask, mask.flip(1)):
+        expected, found = (model(input_ids=ids, attention_mask=given).logits[given.bool()] for model in (plain, packed))
+        torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-7)
+    generated = [m.generate(ids, attention_mask=mask, max_new_tokens=8, do_sample=False) for m in (plain, packed)]
+    assert generated[0].equal(generated[1])
+
+
+def test_an_attention_of_transformers_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "TRANSFORMERS_ATTENTION", ("eager", "sdpa"))  # those that run everywhere
+    model = make("llama")[1].float()
+    expected = alone(model, [*FORGET, *RETAIN])
+    assert use_packing(model, "eager")
+    assert model.config._attn_implementation == "eager"
+    torch.testing.assert_close(labelled_logits(model, model.config, BATCH), expected, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match=r"^--attention sdpa: does not keep rows apart"):
+        use_packing(make("lfm2")[1], "sdpa")

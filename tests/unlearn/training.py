@@ -19,6 +19,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import load
+from lume_unlearn.model.forward import Passes
 from lume_unlearn.training.run import load_configured, make_trainer
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
@@ -89,7 +90,7 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
         rows["alternative"] if spec.alternative else [],
         use=spec.uses_forget_rows,
     )
-    return make_trainer(config, model, None, sides)
+    return make_trainer(config, model, Passes(model), None, sides)
 
 
 def entries(trainer: UnlearningTrainer) -> list[dict[str, float]]:
