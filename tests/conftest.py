@@ -1,13 +1,17 @@
 """Models, tokenizers and rows small enough to be made in the test run itself."""
 
+import gc
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -78,6 +82,35 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as JSONL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def saved_weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    """Load the model or adapter of a folder."""
+    (file,) = Path(folder).glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_weights(one: Path | str, other: Path | str) -> None:
+    ours, theirs = saved_weights(one), saved_weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def read_run(folder: Path | str) -> dict[str, Any]:
+    """Return the record of a run."""
+    return json.loads((Path(folder) / "unlearning.json").read_text())  # type: ignore[no-any-return]
+
+
+def logged_steps(folder: Path | str) -> list[dict[str, Any]]:
+    return [entry for entry in read_run(folder)["history"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def little_to_collect() -> Iterator[None]:
+    """Trainer collects garbage at each start: let it not look through all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")

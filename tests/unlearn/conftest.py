@@ -1,9 +1,8 @@
 """Results as the harness writes them, for the report and the card."""
 
-import gc
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -45,11 +44,3 @@ def write_results(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
-
-
-@pytest.fixture(scope="module")
-def little_to_collect() -> Iterator[None]:
-    """Trainer collects garbage at each start: let it not look through all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()

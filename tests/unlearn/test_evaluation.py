@@ -114,14 +114,6 @@ def own_data(data_dir: Path, folder: Path) -> Path:
     return folder
 
 
-def test_data_of_one_task_is_scored_with_that_task(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    config = options(model_dir, own_data(data_dir, tmp_path / "data"), tmp_path / "out")
-    run(replace(config, evaluate_tasks=None, best_metric="lume_score.task_aggregate", epochs=1))
-    (path,) = (tmp_path / "out" / "scores").glob("*/results_lume.json")
-    assert json.loads(path.read_text())["results"].keys() == {"lume_task1", "lume_score"}
-    assert (tmp_path / "out" / "best" / "config.json").is_file()
-
-
 @pytest.mark.parametrize(
     ("changed", "said"),
     [

@@ -69,25 +69,6 @@ def test_last_k_trains_all_weights_of_the_last_layers(build: Callable[[], Any], 
     assert trained(model) == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
-def test_modules_trains_the_weights_whose_name_matches() -> None:
-    model = llama()
-    freeze(model, r"modules:layers\.[567]\.mlp\.down_proj|^lm_head")
-    assert trained(model) == {"lm_head.weight", *(f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7))}
-    tied = llama(tie_word_embeddings=True)
-    freeze(tied, "modules:embed_tokens")
-    assert tied.lm_head.weight.requires_grad
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_weights_above_the_steered_layer_are_frozen(tuning: str, loaded: Callable[..., Any]) -> None:
-    model = loaded(tuning=tuning)
-    before = trained(model)
-    assert load.passes_to_layer(model, 0).layer == 0
-    assert trained(model) == {name for name in before if "layers.0." in name or "embed_tokens" in name} != before
-    with pytest.raises(ConfigError, match=r"^--tuning: trains no weight up to --layer 0"):
-        load.passes_to_layer(loaded(tuning="last:1"), 0)
-
-
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert optimizer_class("adamw", 1e-5, bfloat16_weights=False) is None  # Trainer's AdamW
     monkeypatch.setitem(sys.modules, "torchao", None)

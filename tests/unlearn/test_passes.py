@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,12 +11,11 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import SIDES, pack_rows
+from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.methods.pdu import pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
-from lume_unlearn.methods.spec import Side
 from lume_unlearn.model import output_layer, packing
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
 from lume_unlearn.model.output_layer import nll_value
@@ -195,19 +193,6 @@ def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
     torch.testing.assert_close(passes.reference_at(model, BATCH)(slice(None)), expected, rtol=1e-6, atol=1e-6)
     assert model.config.num_hidden_layers == 3
     assert any(value.any() for value in gradients(model, [found]).values())
-
-
-@pytest.mark.parametrize("side", SIDES)
-def test_one_side_of_a_pack_equals_the_pack_of_its_rows(side: Side) -> None:
-    rows: dict[Side, list[Tokens]] = {"forget": FORGET, "alternative": [], "retain": RETAIN}
-    whole = replace(pack_rows(rows), reference=torch.arange(50.0))
-    if not rows[side]:
-        assert whole.only(side).lengths == ()
-        return
-    ours, theirs = whole.only(side), pack_rows({side: rows[side]})
-    for field in vars(theirs):
-        value, expected = getattr(ours, field), getattr(theirs, field)
-        assert value.equal(expected) if isinstance(expected, Tensor) else value == expected, field
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral-window"])

@@ -5,23 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.unlearn.formulas import selective
-from tests.unlearn.training import RETAIN_WEIGHT, build, entries, steps_of
+from tests.unlearn.training import RETAIN_WEIGHT, build, entries
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-
-
-def test_sugd_goes_through_its_chunks_in_order(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "sugd", epochs=2, batch_size=2, params={"chunk": 3, "retain_ratio": 3})
-    first = [([0, 1], [0, 1, 2, 3, 0, 1]), ([2], [2, 3, 0])]  # three retain rows a forget row, round and round
-    second = [([3], [1, 2, 3])]
-    assert steps_of(trainer) == [first * 2, second * 2]
-
-
-def test_agad_alternates_between_forget_and_retain_rows(tmp_path: Path) -> None:
-    trainer = build(tmp_path, "agad", epochs=2, batch_size=2, params={"chunk": 3, "anneal_share": 0.5})
-    phases = [[(len(forget), len(retain)) for forget, retain in phase] for phase in steps_of(trainer)]
-    # Three forget rows, half of the four retain rows, the last forget row, half of the retain rows, all of them.
-    assert phases == [[(2, 0), (1, 0)] * 2, [(0, 2)] * 2, [(1, 0)] * 2, [(0, 2)] * 2, [(0, 2)] * 4]
 
 
 def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """The reference model: NLLs computed once, an adapter turned off, a frozen copy."""
 
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -97,12 +96,3 @@ def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_token
     for row, values in found.items():
         torch.testing.assert_close(values, expected[row].detach(), rtol=1e-4, atol=1e-5)
         assert (values.dtype, values.requires_grad, values.shape) == (torch.float32, False, (row.scored,))
-
-
-def test_rows_of_similar_length_share_a_forward_pass_within_the_limit() -> None:
-    model = make("full")
-    passes = Passes(model)
-    with mock.patch.object(passes, "values", wraps=passes.values) as values:
-        token_nlls(model, passes, half_labelled(VOCABULARY, (30, 5, 40, 6, 5, 7)), 20, CPU)
-    assert [call.args[1].lengths for call in values.call_args_list] == [(5, 5, 6), (7,), (30,), (40,)]
-    assert token_nlls(model, passes, [], 20, CPU) == {}

@@ -1,13 +1,12 @@
 """Which rows share a step, and how steps are cut into micro-batches and distributed over processes."""
 
-import random
 from collections import Counter
 from itertools import chain
 
 import pytest
 import torch
 
-from lume_unlearn.data.schedule import Limits, Step, Steps, cut, paired
+from lume_unlearn.data.schedule import Limits, cut, paired
 from lume_unlearn.methods.sequential import annealed, sequential
 from lume_unlearn.methods.spec import Pair
 
@@ -90,28 +89,3 @@ def test_annealed_by_hand() -> None:
 def test_cut_by_hand(limits: Limits, expected: list[list[int]]) -> None:
     lengths = [[10, 2], [5, 3], [8, 2], [2, 3], [5, 5]]
     assert cut(range(5), lambda item: lengths[item], limits) == expected
-
-
-def distribute(epoch: list[list[Pair]], lengths: list[int], limits: Limits, processes: int) -> list[list[Step]]:
-    """[optimiser step][process] as the data loaders of the processes get them."""
-    samplers = [
-        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], limits, process, processes)
-        for process in range(processes)
-    ]
-    assert [len(sampler) for sampler in samplers] == [len(epoch)] * processes
-    return [[batch[0] for batch in step] for step in zip(*samplers, strict=True)]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("limits", [Limits(2, 60), Limits(None, 80, padded=True)])
-@pytest.mark.parametrize(("count", "batch"), [(13, 5), (3, 8)])
-def test_the_processes_share_the_pairs_of_each_step(count: int, batch: int, limits: Limits, processes: int) -> None:
-    generator = random.Random(count)
-    lengths = [generator.randint(1, 70) for _ in range(count)]
-    epoch = paired(count, 0, batch, 0, 0)
-    for pairs, step in zip(epoch, distribute(epoch, lengths, limits, processes), strict=True):
-        assert all(own.pairs == pairs for own in step)  # each process knows the whole step
-        assert Counter(pair for own in step for pair in flat(own.micro_batches)) == Counter(pairs)
-        assert len({len(own.micro_batches) for own in step}) == 1
-        assert max(len(flat(own.micro_batches)) for own in step) == -(-len(pairs) // processes)
-        assert any(all(own.micro_batches) for own in step)  # no micro-batch is empty on all

@@ -1,7 +1,6 @@
 """What holds for training with every method: log, arithmetic, frozen weights, the reference, the order of rows."""
 
 import math
-import re
 from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
@@ -22,7 +21,7 @@ from lume_unlearn.training.run import training_arguments
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS
 from tests.unlearn.tokens import half_labelled
-from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, build, entries, make_rows, weights
+from tests.unlearn.training import RATE, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -52,34 +51,6 @@ def test_warmup_starts_above_zero(lr_schedule: str, last: float, tmp_path: Path)
     assert any(not value.equal(before[name]) for name, value in weights(one_step.model).items())
 
 
-@pytest.mark.parametrize(("tuning", "precision"), [("full", "bfloat16"), ("lora", "bfloat16"), ("last:1", "float32")])
-def test_the_kl_term_starts_at_0(tuning: str, precision: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision)
-    trainer.train()
-    first, second, _ = (entry["retain_loss"] for entry in entries(trainer))
-    assert first == pytest.approx(0.0, abs=1e-6)
-    assert second > 1e-5
-
-
-@pytest.mark.parametrize(
-    ("method", "tuning", "pattern"),
-    [
-        ("gd", "last:1", r"model\.layers\.1\."),
-        ("ngdiff", "last:2", r"model\.layers\."),
-        ("sugd", "modules:mlp|norm", "mlp|norm"),
-        ("selective", "lora", r"\.lora_"),
-    ],
-)
-def test_only_the_named_weights_are_trained(method: str, tuning: str, pattern: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, method, tuning, weight_decay=0.1)
-    before = weights(trainer.model)
-    named = {name for name in before if re.search(pattern, name)}
-    trainer.train()
-    assert {name for name, weight in weights(trainer.model).items() if not weight.equal(before[name])} == named
-    held = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
-    assert {id(weight) for weight in held} == {id(trainer.model.get_parameter(name)) for name in named}
-
-
 def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     logs = []
     for precision in ("float32", "bfloat16"):
@@ -92,16 +63,6 @@ def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     assert logs[1]["forget_loss"] == pytest.approx(2 / FORMULAS["npo"].params["beta"] * math.log(2), rel=1e-4)
 
 
-def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
-    """A row that is there twice, with one alternative each, is scored once and trained twice."""
-    rows = {"forget": [FORGET[0], FORGET[0]], "alternative": [ALTERNATIVE[0], ALTERNATIVE[1]]}
-    trainer = build(tmp_path, "dpo", rows=rows, epochs=1, batch_size=2)
-    assert len(trainer.sides.reference) == 3
-    item = next(iter(trainer.get_train_dataloader()))
-    assert item["packs"][0].row_counts == (2, 2, 2)
-    assert item["sizes"].forget == [5, 5]
-
-
 def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[list[schedule.Pair]] = []
     item = Sides.__getitem__
@@ -111,30 +72,6 @@ def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     epochs = [schedule.paired(6, 4, 3, 3, epoch) for epoch in range(3)]
     assert epochs[0] != epochs[1] != epochs[2]
     assert drawn[:5] == [*epochs[0], *epochs[1], epochs[2][0]]
-
-
-def test_an_empty_micro_batch_gives_no_loss_and_no_gradient(tmp_path: Path) -> None:
-    """A process with fewer micro-batches than another adds empty ones."""
-    for method in ("gd", "npo", "dpo", "idk", "kl", "token-npo", "rmu", "undial", "ceu", "pdu", "simnpo", "satimp"):
-        trainer = build(tmp_path, method)
-        sizes = next(iter(trainer.get_train_dataloader()))["sizes"]
-        terms = trainer.terms(trainer.model, trainer.sides.pack([]), sizes)
-        sum(terms.values(), torch.zeros(())).backward()
-        assert [term.item() for term in terms.values()] == [0.0] * len(terms), method
-        found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
-        assert found, method
-        assert not any(gradient.any() for gradient in found), method
-
-
-def test_terms_of_several_processes_add_up_to_those_of_one(tmp_path: Path) -> None:
-    for method in ("gd", "npo", "simnpo", "ceu", "rmu", "dpo", "sugd"):
-        trainer = build(tmp_path, method)
-        keys = [schedule.Pair((f,), (f,)) for f in range(4)]
-        whole, *shares = [trainer.sides[schedule.Step([part], keys)] for part in (keys, keys[:1], keys[1:])]
-        expected = trainer.terms(trainer.model, whole["packs"][0], whole["sizes"])
-        for name, value in expected.items():
-            parts = [trainer.terms(trainer.model, s["packs"][0], s["sizes"])[name].item() for s in shares]
-            assert sum(parts) == pytest.approx(value.item(), rel=1e-6), (method, name)
 
 
 def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
