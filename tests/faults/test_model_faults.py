@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from lume_unlearn import cli
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
-from tests.conftest import make_model, make_tokenizer
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -30,10 +30,8 @@ def half_of_a_module(folder: Path) -> None:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def model(model_dir: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_dir, tmp_path / "model")
 
 
 @pytest.fixture
@@ -123,8 +121,8 @@ def test_a_broken_adapter_is_refused_with_the_reason(
 
 @pytest.mark.parametrize("command", ["merge", "audit"])
 def test_an_output_that_cannot_be_written_is_named(
-    command: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    command: str, adapter: Path, model: Path, data_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model)]
+    given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model), "--data", str(data_dir)]
     assert cli.main([command, *given, "--output", "/dev/null/out"]) == 1
     assert f"lume-unlearn {command}: --output /dev/null/out: cannot be written" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit, chosen_audits
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
 from tests.conftest import write_rows
 
@@ -112,7 +112,7 @@ def test_each_audit_scores_the_rows_that_it_names(config: AuditConfig) -> None:
 def test_audits_leave_the_audited_model_unchanged(
     config: AuditConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl") for side in ("forget", "retain")}
+    rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl")[:4] for side in ("forget", "retain")}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("relearn_retain", "quantised"):
         AUDITS[name](Subject(replace(config, output=str(tmp_path)), model, tokenizer, rows))
@@ -128,9 +128,11 @@ def write_sides(folder: Path, count: int) -> str:
 
 def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Path) -> None:
     data = write_sides(tmp_path / "data", 4)
-    results = audit(replace(config, data=data, output=str(tmp_path / "out"), relearn_epochs=1))
-    assert {"plain", "4-bit (rounded)", "prefix", "held out, relearned on 2 forget rows"} <= set(results)
-    assert not [name for name in results if "rephrased" in name or "samples" in name or "answered" in name]
+    rows = {side: read_rows(Path(data) / f"{side}.jsonl") for side in ("forget", "retain")}
+    possible = ["plain", "quantised", "relearn_forget", "relearn_retain", "other_words"]
+    assert chosen_audits(config, rows) == possible
+    results = audit(replace(config, data=data, output=str(tmp_path / "out"), audits="other_words"))
+    assert list(results) == ["plain", "upper case", "prefix"]
     assert set(results["plain"]) == {"forget_regurgitation", "retain_regurgitation"}
 
 

@@ -20,10 +20,12 @@ from lume_unlearn.model import output_layer, packing
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
 from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack
-from tests.unlearn.tokens import half_labelled, sizes
+from tests.unlearn.training import half_labelled
 
 VOCABULARY = 120
-SIZES: dict[str, Any] = sizes(VOCABULARY, 3) | {"num_key_value_heads": 2}
+SIZES: dict[str, Any] = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3}
+SIZES |= {"num_attention_heads": 4, "num_key_value_heads": 2, "initializer_range": 0.2}
+SIZES |= {"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 1}
 GPT2 = {"n_embd": 32, "n_layer": 3, "n_head": 4, "resid_pdrop": 0.1, "bos_token_id": None, "eos_token_id": 1}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**SIZES)),
@@ -38,7 +40,8 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gemma2": lambda: hf.Gemma2ForCausalLM(hf.Gemma2Config(**SIZES, head_dim=8, final_logit_softcapping=2.0)),
 }
 PADDED, SCALED = ("gpt2", "lfm2", "gemma2"), ("cohere", "gemma2")
-FORGET, RETAIN = half_labelled(VOCABULARY, [3, 41, 2, 9]), half_labelled(VOCABULARY, [7, 30, 4], seed=2)
+FORGET = half_labelled([3, 41, 2, 9], vocabulary=VOCABULARY)
+RETAIN = half_labelled([7, 30, 4], seed=2, vocabulary=VOCABULARY)
 BATCH = pack_rows({"forget": FORGET, "retain": RETAIN})
 ALL = slice(0, len(BATCH.targets))
 

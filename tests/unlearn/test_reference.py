@@ -16,18 +16,17 @@ from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
-from tests.unlearn.tokens import half_labelled
+from tests.unlearn.training import half_labelled
 
-VOCABULARY = 400
 CPU = torch.device("cpu")
 
-ROWS = half_labelled(VOCABULARY, (3, 21, 2, 9, 30))
+ROWS = half_labelled((3, 21, 2, 9, 30))
 BATCH = pack_rows({"forget": ROWS})
 
 
 def make(tuning: str, **options: Any) -> Any:
     """A model at the start of a run."""
-    model = make_model(VOCABULARY, **options)
+    model = make_model(**options)
     use_packing(model)
     if tuning != "lora":
         freeze(model, tuning)
@@ -47,7 +46,7 @@ def train(model: Any) -> None:
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
 def test_reference_logits_are_those_before_training_without_dropout(tuning: str) -> None:
-    model, plain = make(tuning, dropout=0.4), make_model(VOCABULARY)
+    model, plain = make(tuning, dropout=0.4), make_model()
     expected = labelled_logits(plain, plain.config, BATCH)
     frozen = Reference(model, Passes(model))
     assert (frozen.copy is None) == (tuning == "lora")
