@@ -3,7 +3,7 @@
 import gc
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
+from lume_unlearn.config import RunConfig
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
 
@@ -166,6 +167,21 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         Dataset.from_list(rows).to_parquet(folder / "mmlu" / subject / "test-00000-of-00001.parquet")
     return folder
+
+
+RunMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
+    """(method, output, options) to a run of six optimiser steps over twelve pairs."""
+
+    def make(method: str, output: str = "out", **options: Any) -> RunConfig:
+        plain: dict[str, Any] = {"model": str(model_dir), "output": str(tmp_path / output), "data": str(data_dir)}
+        plain |= {"epochs": 2, "batch_size": 4, "max_tokens": 200, "learning_rate": 3e-3, "warmup": 0.0, "lora_rank": 4}
+        return RunConfig(method=method, **(plain | options))
+
+    return make
 
 
 @pytest.fixture(scope="session")
