@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.config import RunConfig
@@ -49,24 +49,14 @@ def make_tokenizer(bos: bool = False, vocab_size: int = 400) -> PreTrainedTokeni
     )
 
 
-def make_model(vocab_size: int = 400, seed: int = 0, dropout: float = 0.0) -> LlamaForCausalLM:
-    """A two-layer Llama of width 32 with random weights, float32."""
+def make_model(vocab_size: int = 400, seed: int = 0, family: str = "llama", **options: Any) -> Any:
+    """A two-layer model of width 32 with random weights, float32; the options change its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        attention_dropout=dropout,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"max_position_embeddings": 512, "initializer_range": 0.2}
+    special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(sizes | special | options))).eval()
 
 
 def make_rows(side: str, count: int = 6) -> list[Row]:

@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
 from lume_unlearn.cli import main
 from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
-from tests.conftest import write_rows
+from tests.conftest import make_model, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +23,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=1, pad_token_id=0)
-    ),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "mistral": {"sliding_window": 16},
+    "qwen2": {"tie_word_embeddings": True},
 }
 
 
@@ -103,7 +82,7 @@ def test_other_model_families(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     model = tmp_path / "my model"
-    FAMILIES[family]().save_pretrained(model)
+    make_model(family=family, **FAMILIES[family]).save_pretrained(model)
     tokenizer.save_pretrained(model)
     results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, capsys)
     assert {"lume_task1", "lume_mia", "lume_score"} <= results.keys()

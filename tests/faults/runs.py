@@ -31,7 +31,7 @@ class Broken(Exception):
 
 def write_inputs(folder: Path) -> Path:
     """A model with dropout, 7 forget rows, 5 retain rows and other answers to the forget rows."""
-    make_model(dropout=0.1).save_pretrained(folder / "model")
+    make_model(attention_dropout=0.1).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     forget = make_rows("forget", 7)
     write_rows(folder / "data" / "forget.jsonl", forget)

@@ -7,14 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
@@ -23,7 +16,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit, chosen_audits
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
-from tests.conftest import write_rows
+from tests.conftest import make_model, write_rows
 
 
 def test_round_to_nearest_by_hand() -> None:
@@ -37,7 +30,7 @@ def test_round_to_nearest_by_hand() -> None:
 
 def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
     """Its layers are Conv1D, which hold their weight as (inputs, outputs)."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=130, n_layer=1, n_head=2))
+    model = make_model(family="gpt2", hidden_size=132)
     quantised = rounded_copy(model, 4)
     before, after = (m.transformer.h[0].mlp.c_fc.weight for m in (model, quantised))
     assert torch.equal(after, round_to_nearest(before.T, 4).T)
@@ -47,9 +40,8 @@ def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
 
 def test_model_with_most_weights_outside_linear_layers_is_refused() -> None:
     """The experts of Mixtral are three-dimensional parameters, not linear layers."""
-    options = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1, "num_local_experts": 4}
-    model = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=8, intermediate_size=32, **options))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"--audits quantised: only \d% of the weights of MixtralForCausalLM"):
+    model = make_model(50, family="mixtral", num_local_experts=4)
+    with pytest.raises(ConfigError, match=r"--audits quantised: only 11% of the weights of MixtralForCausalLM"):
         weight_layers(model)
 
 

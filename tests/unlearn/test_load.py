@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
@@ -16,18 +15,7 @@ from lume_unlearn.model.load import freeze
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import load_configured
-
-SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2}
-SIZES |= {"hidden_size": 8, "intermediate_size": 12}
-
-
-def llama(**options: Any) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **options))
-
-
-def gpt2() -> Any:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=8, n_layer=12, n_head=2))
+from tests.conftest import make_model
 
 
 @pytest.fixture
@@ -38,10 +26,6 @@ def loaded(model_dir: Path) -> Callable[..., Any]:
         return load_configured(RunConfig(**({"model": str(model_dir), "output": "o", "method": "gd"} | options)))
 
     return load_with
-
-
-def trained(model: Any) -> set[str]:
-    return {name for name, weight in model.named_parameters() if weight.requires_grad}
 
 
 @pytest.mark.parametrize(
@@ -61,12 +45,13 @@ def test_dtypes_of_trained_and_frozen_weights(
     assert model.config._attn_implementation == IMPLEMENTATION
 
 
-@pytest.mark.parametrize(("build", "before"), [(llama, "model.layers."), (gpt2, "transformer.h.")])
-def test_last_k_trains_all_weights_of_the_last_layers(build: Callable[[], Any], before: str) -> None:
-    model = build()
+@pytest.mark.parametrize(("family", "before"), [("llama", "model.layers."), ("gpt2", "transformer.h.")])
+def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) -> None:
+    model = make_model(family=family, num_hidden_layers=12)
     freeze(model, "last:3")
     names = [name for name, _ in model.named_parameters() if name.startswith(before)]
-    assert trained(model) == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

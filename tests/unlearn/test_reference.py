@@ -46,7 +46,7 @@ def train(model: Any) -> None:
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
 def test_reference_logits_are_those_before_training_without_dropout(tuning: str) -> None:
-    model, plain = make(tuning, dropout=0.4), make_model()
+    model, plain = make(tuning, attention_dropout=0.4), make_model()
     expected = labelled_logits(plain, plain.config, BATCH)
     frozen = Reference(model, Passes(model))
     assert (frozen.copy is None) == (tuning == "lora")
@@ -86,7 +86,7 @@ def nll_of(model: Any, row: Tokens) -> Tensor:
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_tokens: int) -> None:
-    model = make(tuning, dropout=0.3).eval()
+    model = make(tuning, attention_dropout=0.3).eval()
     expected = {row: nll_of(model, row) for row in ROWS}
     model.train()
     found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
