@@ -42,15 +42,10 @@ def test_an_option_is_the_users_or_the_methods_or_the_packages() -> None:
 BAD = {
     "tuning": "loar",
     "split": "tset",
-    "retain_term": "l2",
-    "lr_schedule": "lienar",
     "epochs": 0,
     "batch_size": 1.5,
-    "micro_batch_size": 0,
     "learning_rate": inf,
-    "retain_weight": nan,
     "weight_decay": "much",
-    "save_steps": -5,
     "seed": -1,
     "warmup": 1.0,
 }

@@ -26,10 +26,6 @@ pytestmark = pytest.mark.usefixtures("little_to_collect")
 OWN: dict[str, Any] = {"lr_schedule": "constant", "max_grad_norm": 0.0, "weight_decay": 0.01}
 
 
-def params(every: int, times: float = 10.0) -> dict[str, float]:
-    return {"rate_every": every, "rate_range": times}
-
-
 class ByHand:
     """The algorithm on a copy of a trainer's model."""
 
@@ -91,7 +87,7 @@ class ByHand:
     [("full", 0, 10.0), ("full", 1, 10.0), ("lora", 1, 1.2), ("lora", 2, 10.0), ("last:1", 2, 10.0)],
 )
 def test_steps_equal_the_algorithm_by_hand(tuning: str, every: int, times: float, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "ngdiff", tuning, epochs=4, params=params(every, times), **OWN)
+    trainer = build(tmp_path, "ngdiff", tuning, epochs=4, params={"rate_every": every, "rate_range": times}, **OWN)
     start, hand = weights(trainer.model), ByHand(trainer)
     found = [
         hand.step(search=every > 0 and number % every == 0, low=RATE / times, high=RATE * times)
@@ -109,7 +105,7 @@ def test_steps_equal_the_algorithm_by_hand(tuning: str, every: int, times: float
 
 
 def test_the_search_has_no_dropout_and_training_has(tmp_path: Path) -> None:
-    plain = build(tmp_path, "ngdiff", "lora", lora_dropout=0.5, params=params(1), **OWN)
+    plain = build(tmp_path, "ngdiff", "lora", lora_dropout=0.5, params={"rate_every": 1}, **OWN)
     inputs = next(iter(plain.get_train_dataloader()))
     plain.training_step(plain.model, inputs)
     assert plain.retain_loss(plain.model) == plain.retain_loss(plain.model)
@@ -118,7 +114,7 @@ def test_the_search_has_no_dropout_and_training_has(tmp_path: Path) -> None:
 
 def test_the_found_rate_survives_the_scheduler(tmp_path: Path) -> None:
     """Under a falling schedule too: the factor applies to the rate found."""
-    trainer = build(tmp_path, "ngdiff", epochs=4, params=params(2), **(OWN | {"lr_schedule": "linear"}))
+    trainer = build(tmp_path, "ngdiff", epochs=4, params={"rate_every": 2}, **(OWN | {"lr_schedule": "linear"}))
     trainer.train()
     rates = [entry["learning_rate"] for entry in entries(trainer)]
     assert rates[:2] == pytest.approx([RATE, 0.75 * RATE])
@@ -128,7 +124,7 @@ def test_the_found_rate_survives_the_scheduler(tmp_path: Path) -> None:
 def test_a_side_without_gradient_leaves_the_other(tmp_path: Path) -> None:
     """0 / 0 would be NaN in every weight."""
     unlabelled = [Tokens(row.input_ids, (IGNORED,) * len(row.input_ids)) for row in FORGET]
-    trainer = build(tmp_path, "ngdiff", params=params(0), rows={"forget": unlabelled}, **OWN)
+    trainer = build(tmp_path, "ngdiff", params={"rate_every": 0}, rows={"forget": unlabelled}, **OWN)
     trainer.train()
     assert [entry["forget_loss"] for entry in entries(trainer)] == [0.0, 0.0, 0.0]
     losses = [entry["retain_loss"] for entry in entries(trainer)]

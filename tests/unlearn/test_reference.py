@@ -6,16 +6,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
-from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.model import reference
 from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
+from tests.unlearn.formulas import nll
 from tests.unlearn.training import half_labelled
 
 CPU = torch.device("cpu")
@@ -77,17 +75,10 @@ def test_an_offloaded_copy_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(found(part), expected[part], rtol=1e-5, atol=1e-5)
 
 
-def nll_of(model: Any, row: Tokens) -> Tensor:
-    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-    labels = torch.tensor(row.labels[1:])
-    return token_nll(logits[labels != IGNORED], labels[labels != IGNORED])
-
-
-@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 1), ("lora", 60), ("full", 10_000)])
 def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_tokens: int) -> None:
     model = make(tuning, attention_dropout=0.3).eval()
-    expected = {row: nll_of(model, row) for row in ROWS}
+    expected = {row: nll(model, row) for row in ROWS}
     model.train()
     found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
     assert model.training
