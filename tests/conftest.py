@@ -16,6 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
+from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
@@ -157,6 +158,25 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         Dataset.from_list(rows).to_parquet(folder / "mmlu" / subject / "test-00000-of-00001.parquet")
     return folder
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """(words) to the exit code, stdout and stderr of this lume-unlearn command, run in this process."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code: object = cli.main([str(word) for word in words])
+        except SystemExit as leaving:  # as jsonargparse exits
+            code = leaving.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return call
 
 
 RunMaker = Callable[..., RunConfig]

@@ -11,9 +11,8 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
-from lume_unlearn.cli import main
 from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
-from tests.conftest import make_model, write_rows
+from tests.conftest import Command, make_model, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -57,14 +56,12 @@ DATA: dict[str, Callable[[Path], None]] = {
 }
 
 
-def run_and_score(
-    model: Path, data: Path, output: Path, tuning: str, capsys: pytest.CaptureFixture[str]
-) -> dict[str, Any]:
+def run_and_score(model: Path, data: Path, output: Path, tuning: str, command: Command) -> dict[str, Any]:
     """Unlearn through the command line, and score the result with the tasks that the printed command names."""
     options = ["--method", "npo", "--tuning", tuning, "--epochs", "1", "--batch_size", "4"]
-    capsys.readouterr()
-    assert main(["run", "--model", str(model), "--data", str(data), "--output", str(output), *options]) == 0
-    assert "lm_eval" in capsys.readouterr().out
+    code, out, _ = command("run", "--model", model, "--data", data, "--output", output, *options)
+    assert code == 0
+    assert "lm_eval" in out
     arguments = {"pretrained": str(model), "peft": str(output)} if tuning == "lora" else {"pretrained": str(output)}
     tasks = tuple(tasks_for(data))
     metadata = data_metadata(data) | {"lume_partial": True}
@@ -79,23 +76,21 @@ def test_other_model_families(
     tokenizer: PreTrainedTokenizerFast,
     data_dir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: Command,
 ) -> None:
     model = tmp_path / "my model"
     make_model(family=family, **FAMILIES[family]).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, capsys)
+    results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, command)
     assert {"lume_task1", "lume_mia", "lume_score"} <= results.keys()
 
 
 @pytest.mark.parametrize("case", DATA)
-def test_data_with_parts_missing(
-    case: str, model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_with_parts_missing(case: str, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command) -> None:
     data = tmp_path / "my data"
     shutil.copytree(data_dir, data)
     DATA[case](data)
-    results = run_and_score(model_dir, data, tmp_path / "out", "lora", capsys)
+    results = run_and_score(model_dir, data, tmp_path / "out", "lora", command)
     assert ("lume_mia" in results) == (data / "mia_data").is_dir()
     assert ("lume_task1" in results) == (case != "one task only")
     assert "forget_regurgitation,none" in results["lume_score"]
@@ -103,15 +98,15 @@ def test_data_with_parts_missing(
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes would load it")
 def test_a_quantised_base_that_cannot_be_loaded_is_a_clear_error(
-    model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     model = tmp_path / "quantised"
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (model / "config.json").write_text(json.dumps(config))
-    command = ["run", "--method", "gd", "--tuning", "lora", "--model", str(model), "--data", str(data_dir)]
-    assert main([*command, "--output", str(tmp_path / "out")]) == 1
-    message = capsys.readouterr().err
+    options = ["--method", "gd", "--model", model, "--data", data_dir, "--output", tmp_path / "out"]
+    code, _, message = command("run", *options)
+    assert code == 1
     assert f"--model {model}" in message
     assert "bitsandbytes" in message

@@ -12,22 +12,11 @@ from lm_eval.__main__ import cli_evaluate
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods.registry import METHODS
-from tests.conftest import make_rows, write_rows
-
-
-def main(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of a command run in this process."""
-    capsys.readouterr()
-    try:
-        code: object = cli.main(argv)
-    except SystemExit as leaving:  # as jsonargparse exits
-        code = leaving.code
-    assert isinstance(code, int)
-    return code, *capsys.readouterr()
+from tests.conftest import Command, make_rows, write_rows
 
 
 def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
-    model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    model_dir: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of one task, in one split, in folders with spaces in their names."""
     monkeypatch.delenv("LUME_MMLU_PATH", raising=False)
@@ -35,7 +24,7 @@ def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
     for side in ("forget", "retain"):
         write_rows(data / "train" / f"{side}.jsonl", [row for row in make_rows(side) if row.task == "Task2"])
     where = ("--model", str(model_dir), "--data", str(data), "--split", "train", "--output", str(output))
-    code, out, _ = main(capsys, "run", *where, "--method", "gd", "--epochs", "1")
+    code, out, _ = command("run", *where, "--method", "gd", "--epochs", "1")
     assert code == 0
     words = shlex.split(out[out.index("lm_eval ") :])
     assert words[3:5] == ["--model_args", f"pretrained={model_dir},peft={output}"]
@@ -62,7 +51,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
 
 
 @pytest.mark.parametrize(
-    ("status", "command", "named"),
+    ("status", "words", "named"),
     [
         (1, f"{RUN} nop", "--method 'nop': choose one of ga, gd, kl, npo"),
         (1, f"{RUN} dpo --alternatives no.jsonl", "no.jsonl"),
@@ -101,35 +90,35 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
 )
 def test_what_cannot_work_is_a_message_and_an_exit_code(
     status: int,
-    command: str,
+    words: str,
     named: str,
     model_dir: Path,
     data_dir: Path,
     tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    command: Command,
 ) -> None:
     places = {"MODEL": model_dir, "DATA": data_dir, "OUT": tmp_path / "out", "RECIPE": tmp_path / "recipe.yaml"}
     places["RECIPE"].write_text("learnng_rate: 1\n")
-    code, out, err = main(capsys, *(str(places.get(word, word)) for word in command.split()))
+    code, out, err = command(*(str(places.get(word, word)) for word in words.split()))
     assert (code, out) == (status, "")
     assert named in (err if status == 1 else err.partition("error:")[2])
     assert "Traceback" not in err
-    assert status == 2 or f"lume-unlearn {command.split()[0]}: " in err
+    assert status == 2 or f"lume-unlearn {words.split()[0]}: " in err
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:
     """As `lume-unlearn methods | head -1` leaves it."""
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "lume_unlearn", "methods"]
-    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+    argv = [sys.executable, "-m", "lume_unlearn", "methods"]
+    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
 
 
-def test_help_names_every_option_with_its_meaning(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_every_option_with_its_meaning(command: Command) -> None:
     pytest.importorskip("docstring_parser")  # comes with jsonargparse[signatures]
-    code, out, _ = main(capsys, "run", "--help")
+    code, out, _ = command("run", "--help")
     assert code == 0
     assert out.count("  --") >= 65
     words = " ".join(out.split())

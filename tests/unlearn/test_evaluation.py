@@ -5,20 +5,20 @@ import math
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from transformers import AutoModelForCausalLM
 
 from lume_tasks.data.locate import MMLU_VARIABLE
 from lume_tasks.errors import DataError
-from lume_unlearn import cli
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.evaluation.harness import tasks_for
 from lume_unlearn.model import load
 from lume_unlearn.training.run import run
-from tests.conftest import RunMaker, assert_same_weights, make_rows, write_rows
+from tests.conftest import Command, RunMaker, assert_same_weights, make_rows, write_rows
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]
 
@@ -92,20 +92,14 @@ def scores(aggregate: float | None, *task1: float) -> dict[str, Any]:
     ],
 )
 def test_the_best_epoch_and_what_is_printed(
-    epochs: list[dict[str, Any]],
-    step: int,
-    model_dir: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    epochs: list[dict[str, Any]], step: int, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
-    left = iter(epochs)
-    monkeypatch.setattr(Evaluation, "_score", lambda *_: next(left))
-    command = ["run", "--model", str(model_dir), "--data", str(data_dir), "--output", str(tmp_path / "out")]
-    command += ["--method", "gd", "--evaluate_every", "epoch", "--epochs", "3", "--batch_size", "6"]
-    assert cli.main(command) == 0
-    printed = capsys.readouterr().out.splitlines()
+    where = ["--model", model_dir, "--data", data_dir, "--output", tmp_path / "out"]
+    options = ["--evaluate_every", "epoch", "--epochs", 3, "--batch_size", 6]
+    with mock.patch.object(Evaluation, "_score", side_effect=epochs):
+        code, out, _ = command("run", "--method", "gd", *where, *options)
+    assert code == 0
+    printed = out.splitlines()
     assert len([line for line in printed if line.startswith("step ") and "mean of the task scores" in line]) == 3
     kept = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
     assert kept["step"] == step

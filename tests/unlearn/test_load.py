@@ -1,31 +1,18 @@
 """Load the model of a run: dtypes, adapters, frozen weights, and what is refused."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import load_configured
-from tests.conftest import make_model
-
-
-@pytest.fixture
-def loaded(model_dir: Path) -> Callable[..., Any]:
-    """(options) to the tiny model as a run loads it."""
-
-    def load_with(**options: Any) -> Any:
-        return load_configured(RunConfig(**({"model": str(model_dir), "output": "o", "method": "gd"} | options)))
-
-    return load_with
+from tests.conftest import RunMaker, make_model
 
 
 @pytest.mark.parametrize(
@@ -38,9 +25,9 @@ def loaded(model_dir: Path) -> Callable[..., Any]:
     ],
 )
 def test_dtypes_of_trained_and_frozen_weights(
-    options: dict[str, Any], dtypes: dict[bool, torch.dtype], loaded: Callable[..., Any]
+    options: dict[str, Any], dtypes: dict[bool, torch.dtype], make_run: RunMaker
 ) -> None:
-    model = loaded(**options)
+    model = load_configured(make_run("gd", **options))
     assert {weight.requires_grad: weight.dtype for weight in model.parameters()} == dtypes
     assert model.config._attn_implementation == IMPLEMENTATION
 
@@ -63,8 +50,9 @@ def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest
         optimizer_class("adamw8bit", 1e-5, bfloat16_weights=False)
 
 
-def test_adapter_inputs_in_bfloat16_give_the_same_values(loaded: Callable[..., Any]) -> None:
-    model = loaded(tuning="lora", precision="bfloat16", lora_dropout=0.0).train()
+def test_adapter_inputs_in_bfloat16_give_the_same_values(make_run: RunMaker) -> None:
+    config = make_run("gd", tuning="lora", precision="bfloat16", lora_dropout=0.0)
+    model: Any = load_configured(config).train()
     seen: set[torch.dtype] = set()
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):
