@@ -71,12 +71,7 @@ def run_and_score(model: Path, data: Path, output: Path, tuning: str, command: C
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_model_families(
-    family: str,
-    tuning: str,
-    tokenizer: PreTrainedTokenizerFast,
-    data_dir: Path,
-    tmp_path: Path,
-    command: Command,
+    family: str, tuning: str, tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     model = tmp_path / "my model"
     make_model(family=family, **FAMILIES[family]).save_pretrained(model)

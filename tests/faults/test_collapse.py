@@ -48,14 +48,6 @@ def test_the_monitor_does_not_change_training(inputs: Path, tmp_path: Path) -> N
     assert_same_weights(often, never)
 
 
-def test_warn(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    output = run(make_config(inputs, tmp_path / "out", **COLLAPSING))
-    assert steps(output) == [0, 2, 4, 6, 8]
-    (warning,) = [entry.message for entry in caplog.records if "collapsed" in entry.message]
-    assert "the NLL of 5 retain rows is 1." in warning
-    assert "nats a token above the reference (--collapse_bound 1)" in warning
-
-
 def test_stop(inputs: Path, tmp_path: Path) -> None:
     vector = {"method": "task-vector", "params": {"scale": 1e4}}
     for name, options, advice in (("rate", {}, "lower --learning_rate"), ("scale", vector, "lower --scale")):
@@ -64,11 +56,15 @@ def test_stop(inputs: Path, tmp_path: Path) -> None:
         assert not (tmp_path / name / "model.safetensors").exists()
 
 
-def test_rollback_restores_the_last_good_weights(
+def test_warn_and_rollback_to_the_last_good_weights(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also if the run was resumed in between."""
     measured = run(make_config(inputs, tmp_path / "warn", save_total_limit=0, **COLLAPSING))
+    assert steps(measured) == [0, 2, 4, 6, 8]
+    (warning,) = [entry.message for entry in caplog.records if "collapsed" in entry.message]
+    assert "the NLL of 5 retain rows is 1." in warning
+    assert "nats a token above the reference (--collapse_bound 1)" in warning
     start, *entries = record(measured)["watched"]
     good = [entry["step"] for entry in entries if entry["retain_nll"] - start["retain_nll"] <= 1.0][-1]
     config = make_config(inputs, tmp_path / "out", on_collapse="rollback", **COLLAPSING)

@@ -119,12 +119,7 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 @pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
 def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
-    model: str,
-    published: str,
-    finished: Path,
-    write_results: Write,
-    monkeypatch: pytest.MonkeyPatch,
-    command: Command,
+    model: str, published: str, finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     """The other files are what a run or the harness may have left in the folder; some contain rows or paths."""
     calls: list[dict[str, Any]] = []

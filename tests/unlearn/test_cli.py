@@ -89,13 +89,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
     ],
 )
 def test_what_cannot_work_is_a_message_and_an_exit_code(
-    status: int,
-    words: str,
-    named: str,
-    model_dir: Path,
-    data_dir: Path,
-    tmp_path: Path,
-    command: Command,
+    status: int, words: str, named: str, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     places = {"MODEL": model_dir, "DATA": data_dir, "OUT": tmp_path / "out", "RECIPE": tmp_path / "recipe.yaml"}
     places["RECIPE"].write_text("learnng_rate: 1\n")

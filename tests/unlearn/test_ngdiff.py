@@ -11,16 +11,7 @@ from torch import Tensor
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
 from tests.unlearn.formulas import Step, forget_mean, retain_mean
-from tests.unlearn.training import (
-    FORGET,
-    FORGET_WEIGHT,
-    RATE,
-    RETAIN,
-    RETAIN_WEIGHT,
-    build,
-    entries,
-    weights,
-)
+from tests.unlearn.training import FORGET, FORGET_WEIGHT, RATE, RETAIN, RETAIN_WEIGHT, build, entries, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 OWN: dict[str, Any] = {"lr_schedule": "constant", "max_grad_norm": 0.0, "weight_decay": 0.01}

@@ -1,12 +1,13 @@
 """Which rows share a step, and how steps are cut into micro-batches and distributed over processes."""
 
+import random
 from collections import Counter
 from itertools import chain
 
 import pytest
 import torch
 
-from lume_unlearn.data.schedule import Limits, cut, paired
+from lume_unlearn.data.schedule import Limits, Steps, cut, paired
 from lume_unlearn.methods.sequential import annealed, sequential
 from lume_unlearn.methods.spec import Pair
 
@@ -89,3 +90,22 @@ def test_annealed_by_hand() -> None:
 def test_cut_by_hand(limits: Limits, expected: list[list[int]]) -> None:
     lengths = [[10, 2], [5, 3], [8, 2], [2, 3], [5, 5]]
     assert cut(range(5), lambda item: lengths[item], limits) == expected
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_the_processes_share_the_pairs_of_each_step_in_equally_many_micro_batches(processes: int) -> None:
+    generator = random.Random(13)
+    lengths = [generator.randint(1, 70) for _ in range(13)]
+    epoch = paired(13, 0, 5, 0, 0)
+    samplers = [
+        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], Limits(2, 60), process, processes)
+        for process in range(processes)
+    ]
+    assert [len(sampler) for sampler in samplers] == [len(epoch)] * processes
+    for pairs, *batches in zip(epoch, *samplers, strict=True):
+        steps = [step for (step,) in batches]
+        assert all(step.pairs == pairs for step in steps)  # each process knows the whole step
+        assert Counter(pair for step in steps for pair in flat(step.micro_batches)) == Counter(pairs)
+        assert len({len(step.micro_batches) for step in steps}) == 1
+        assert max(len(flat(step.micro_batches)) for step in steps) == -(-len(pairs) // processes)
+        assert any(all(step.micro_batches) for step in steps)  # no micro-batch is empty on all
