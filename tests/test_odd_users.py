@@ -35,10 +35,6 @@ def one_task_only(data: Path) -> None:
         write_rows(data / f"{side}.jsonl", [row for row in rows if row.task == "Task2"])
 
 
-def without(name: str) -> Callable[[Path], None]:
-    return lambda data: shutil.rmtree(data / name)
-
-
 def as_parquet(data: Path) -> None:
     from datasets import Dataset
 
@@ -50,8 +46,8 @@ def as_parquet(data: Path) -> None:
 
 DATA: dict[str, Callable[[Path], None]] = {
     "one task only": one_task_only,
-    "no mia_data": without("mia_data"),
-    "no mmlu": without("mmlu"),
+    "no mia_data": lambda data: shutil.rmtree(data / "mia_data"),
+    "no mmlu": lambda data: shutil.rmtree(data / "mmlu"),
     "parquet": as_parquet,
 }
 

@@ -9,7 +9,7 @@ from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import table
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.table import needs, parameters
+from lume_unlearn.methods.table import parameters
 from tests.conftest import Command
 
 SHIPPED = {path.stem: path for path in sorted(cli.RECIPES.glob("*.yaml"))}
@@ -102,18 +102,6 @@ def test_the_command_prints_each_method_with_its_recipes(command: Command) -> No
         recipes = block.rpartition("; recipes: ")[2].split(", ")
         assert recipes == ["none"] or all((cli.RECIPES / f"{recipe}.yaml").is_file() for recipe in recipes)
     assert sum(block.endswith(" recipes: sugd_last8, sugd_lora") for block in blocks) == 1
-
-
-def test_what_a_method_needs() -> None:
-    expected = {
-        "gd": "nothing",
-        "npo": "reference NLL of forget rows, once",
-        "kl": "reference model on retain rows, each step",
-        "undial": "reference model on forget rows, each step",
-        "idk": "refusals (built in)",
-        "dpo": "reference NLL of forget and alternative rows, once; alternatives",
-    }
-    assert {name: needs(METHODS[name]) for name in expected} == expected
 
 
 def test_a_parameter_is_one_option_for_all_methods_that_have_it() -> None:
