@@ -18,8 +18,10 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.paths import task_dir
+from tests.conftest import write_rows
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 OWN_TASKS = (*GENERATION_TASKS, "lume_mia")
@@ -47,28 +49,13 @@ def scores(results: Any, *tasks: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def is_bound(key: str) -> bool:
-    """Whether a metric is one end of an interval."""
-    return key.split(",")[0].endswith(("_low", "_high"))
-
-
 @pytest.fixture(scope="session")
 def prompts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory whose prompts are easily spoilt on the way to the model."""
     folder = tmp_path_factory.mktemp("prompts")
-    for side in ("forget", "retain"):
-        rows = [
-            {
-                "id": f"{side}{i}-{'sc1' if i % 2 else 'qa0'}",
-                "input": prompt,
-                "output": f"{side} the fox",
-                "task": "Task1",
-            }
-            for i, prompt in enumerate(PROMPTS)
-            if (i < 4) == (side == "forget")
-        ]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = [Row(f"{i}-{'sc1' if i % 2 else 'qa0'}", prompt, "the fox", "Task1") for i, prompt in enumerate(PROMPTS)]
+    write_rows(folder / "forget.jsonl", rows[:4])
+    write_rows(folder / "retain.jsonl", rows[4:])
     return folder
 
 
@@ -125,20 +112,12 @@ def test_generations_are_those_of_the_plain_model(
         assert {s["doc"]["input"]: s["resps"][0][0] for s in results["samples"]["lume_task1"]} == plain
 
 
-@pytest.mark.parametrize(
-    ("limit", "empty"),
-    [
-        (1, {"forget_knowledge", "retain_regurgitation", "retain_rouge1", "retain_knowledge"}),
-        (3, {"retain_knowledge"}),
-        (4, set()),
-    ],
-)
+@pytest.mark.parametrize(("limit", "empty"), [(3, {"retain_knowledge"}), (4, set())])
 def test_limit_leaves_something_of_both_sides_first(run: Any, fake_lm: Any, limit: int, empty: set[str]) -> None:
     results = scores(run(fake_lm(), *OWN_TASKS, limit=limit), *OWN_TASKS)
     for task in GENERATION_TASKS:
         assert {name for name, value in results[task].items() if math.isnan(value)} == empty
-    assert math.isnan(results["lume_mia"]["loss_auc"]) == (limit == 1)
-    json.dumps(results)
+    assert not math.isnan(results["lume_mia"]["loss_auc"])
 
 
 def test_request_cache_never_serves_the_prompts_of_other_data(
@@ -153,31 +132,17 @@ def test_request_cache_never_serves_the_prompts_of_other_data(
     assert {request.args[0] for request in lm.requests} == set(PROMPTS)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"apply_chat_template": True}, "--apply_chat_template"),
-        ({"system_instruction": "Be brief."}, "--system_instruction"),
-        ({"apply_chat_template": True, "system_instruction": "x"}, "--apply_chat_template and --system_instruction"),
-    ],
-)
 @pytest.mark.parametrize("task", ["lume_task3", "lume_mia"])
-def test_templates_are_refused(run: Any, fake_lm: Any, options: dict[str, Any], named: str, task: str) -> None:
+def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
+    named = "--apply_chat_template and --system_instruction"
     with pytest.raises(DataError, match=f"{task}: .*run it without {named} "):
-        run(fake_lm(), task, **options)
+        run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
 
 
-@pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("lume_splits", r'"lume_splits", .* Did you mean lume_split\?'),
-        ("data_dir", r'"data_dir", .* Did you mean lume_data_dir\?'),
-        ("lume-split", r'"lume-split", .* Did you mean lume_split\?'),
-        ("lume_unknown", '"lume_unknown"'),
-    ],
-)
-def test_unknown_metadata_is_refused(manager: Any, name: str, fault: str) -> None:
-    with pytest.raises(DataError, match=f"--metadata: LUME has no option {fault}.*Its options are: lume_data_dir, "):
+@pytest.mark.parametrize(("name", "meant"), [("lume-split", "lume_split"), ("data_dir", "lume_data_dir")])
+def test_unknown_metadata_is_refused(manager: Any, name: str, meant: str) -> None:
+    message = rf'--metadata: LUME has no option "{name}", .* Did you mean {meant}\? Its options are: lume_data_dir, '
+    with pytest.raises(DataError, match=message):
         manager({name: "validation"}).load(["lume_task1"])
 
 
