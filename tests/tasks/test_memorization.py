@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -33,8 +34,7 @@ def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
     return TokenScores(logprobs, None, None, np.array(greedy))
 
 
-def document(side: str = "forget", tokens: int = 4, **more: Any) -> dict[str, Any]:
-    return {"id": "a-qa0", "side": side, "scored_tokens": tokens, **more}
+DOCUMENT = {"id": "a-qa0", "side": "forget", "scored_tokens": 4}
 
 
 def numbers(results: Any, task: str) -> dict[str, float]:
@@ -52,12 +52,9 @@ def names(*of: str) -> set[str]:
     [
         ([NO, NO, NO, NO], 0.0),
         ([YES, YES, YES, YES], 1.0),
-        ([NO, NO, NO, YES], 0.25),
         ([YES, YES, YES, NO], 0.0),
         ([YES, NO, YES, YES], 0.5),
         ([NO, YES, YES, YES], 0.75),
-        ([YES], 1.0),
-        ([NO], 0.0),
     ],
 )
 def test_extraction_strength(greedy: list[bool], strength: float) -> None:
@@ -69,7 +66,7 @@ def test_extraction_strength(greedy: list[bool], strength: float) -> None:
 def test_scores_of_one_row_worked_out_by_hand() -> None:
     # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
     answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
-    result = memorization_result(document(), [(answer, False)])
+    result = memorization_result(DOCUMENT, [(answer, False)])
     assert {name: value for name, value in result.items() if name.startswith("forget")} == pytest.approx(
         {
             "forget_loss": math.log(8) / 4,
@@ -85,7 +82,7 @@ def test_scores_of_one_row_worked_out_by_hand() -> None:
 
 def test_other_tokens_than_expected_are_refused() -> None:
     with pytest.raises(DataError, match=r'scored 2 tokens of row "a-qa0", the tokenizer makes 4\. Name the model'):
-        memorization_result(document(), [(scores_of([0.5, 0.5], [YES, YES]), True)])
+        memorization_result(DOCUMENT, [(scores_of([0.5, 0.5], [YES, YES]), True)])
 
 
 TEXTS = [
@@ -110,20 +107,10 @@ def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.F
     assert scored == [answer_length(lm.tokenizer, text, answer) for text, answer in TEXTS]
 
 
-class Strange:
-    """A tokenizer of one token a character; an EOS behind every text, or a join of the letters a and space."""
-
-    def __init__(self, eos: bool) -> None:
-        self.eos = eos
-
-    def encode(self, text: str) -> list[int]:
-        return [*map(ord, text), 0] if self.eos else [*map(ord, text.replace("a ", "@"))]
-
-
-def test_rows_that_do_not_come_apart_are_counted_and_named(manager: Any) -> None:
-    metadata = {"tokenizer": Strange(eos=True)}
+def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manager: Any) -> None:
+    eos_after_each_text = SimpleNamespace(encode=lambda text: [*map(ord, text), 0])
     with pytest.raises(DataError) as error:
-        manager(metadata).load([TASKS[0]])
+        manager({"tokenizer": eos_after_each_text}).load([TASKS[0]])
     lines = str(error.value).splitlines()
     assert "cannot score 8 rows of Task1 exactly" in lines[0]
     assert lines[1].startswith('  row "forget-0-sc1": the tokens')
