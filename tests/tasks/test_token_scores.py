@@ -27,7 +27,7 @@ def plain(logits: torch.Tensor, targets: torch.Tensor) -> tuple[np.ndarray, np.n
 
 
 @pytest.mark.parametrize("chunk", [1, 100, 2**16])
-@pytest.mark.parametrize("scale", [0.0, 0.01, 1.0, 8.0])
+@pytest.mark.parametrize("scale", [0.01, 8.0])
 def test_statistics_are_those_of_the_definition(scale: float, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(token_scores, "_CHUNK", {"cpu": chunk})
     generator = torch.Generator().manual_seed(0)
@@ -40,8 +40,7 @@ def test_statistics_are_those_of_the_definition(scale: float, chunk: int, monkey
     assert [array.dtype for array in found] == [np.float32] * 3 + [np.bool_]
     for array, expected in zip(found[:3], wanted[:3], strict=True):
         assert array == pytest.approx(expected, abs=1e-5)
-    if scale:
-        assert np.array_equal(found[3], wanted[3])
+    assert np.array_equal(found[3], wanted[3])
     assert (found[2] >= 0).all()
 
 
@@ -54,18 +53,11 @@ def test_a_uniform_and_a_certain_distribution() -> None:
     assert greedy[1:].tolist() == [True, False]
 
 
-def scores(grad_norm: float | None = None) -> TokenScores:
-    logprobs, mean, variance = np.float32([-1.5, -0.25]), np.float32([-2, -1]), np.float32([0.5, 0.25])
-    return TokenScores(logprobs, mean, variance, np.array([True, False]), grad_norm)
-
-
-@pytest.mark.parametrize("through", [lambda v: pickle.loads(pickle.dumps(v)), copy.copy, copy.deepcopy])
-@pytest.mark.parametrize("grad_norm", [None, 3.0])
-def test_it_travels_whole(through: object, grad_norm: float | None) -> None:
-    value = scores(grad_norm)
-    same, greedy = through((value, True))  # type: ignore[operator]
-    assert (type(same), same, greedy, same.grad_norm) == (TokenScores, value, True, grad_norm)
-    for name in ("logprobs", "mean", "variance", "greedy"):
-        array = getattr(same, name)
-        assert np.array_equal(array, getattr(value, name))
-        assert array.dtype == getattr(value, name).dtype
+@pytest.mark.parametrize("through", [lambda v: pickle.loads(pickle.dumps(v)), copy.deepcopy])
+def test_it_travels_whole(through) -> None:
+    arrays = np.float32([-1.5, -0.25]), np.float32([-2, -1]), np.float32([0.5, 0.25]), np.array([True, False])
+    same = through(TokenScores(*arrays, 3.0))
+    assert (type(same), same, same.grad_norm) == (TokenScores, -1.75, 3.0)
+    for name, array in zip(("logprobs", "mean", "variance", "greedy"), arrays, strict=True):
+        assert np.array_equal(getattr(same, name), array)
+        assert getattr(same, name).dtype == array.dtype
