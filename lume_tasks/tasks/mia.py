@@ -257,8 +257,9 @@ def privleak(items: Sequence[PairItem]) -> float:
 
 
 def mia_gap(items: Sequence[PairItem]) -> float:
-    """Compute ``attacks.mia_gap`` of the loss AUCs of the model and of the reference, on the same documents."""
-    return attacks.mia_gap(*_both_aucs(items))
+    """Compute ``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 the model knows members better."""
+    own, reference = _both_aucs(items)
+    return own - reference
 
 
 def _columns(items: Sequence[Item]) -> tuple[list[float], list[bool]]:

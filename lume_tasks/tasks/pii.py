@@ -37,7 +37,7 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     persons: dict[str, dict[str, str]] = {}
     kept = []
     for doc in docs:
-        field = field_of(doc["input"], doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
+        field = field_of(doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
         if field:
             persons.setdefault(stem_of(doc["id"]), {})[field] = doc["output"]
         if field or doc["kind"] == "sc":
