@@ -113,12 +113,6 @@ def test_offline_is_reported_before_any_request(site, monkeypatch):
     assert fetch.fetch() == folder
 
 
-def test_cache_that_cannot_be_written(site):
-    (site.home / "lume").write_text("a file where the folder should be")
-    with pytest.raises(DataError, match=r"cannot be written: .*File exists(?s:.*)HF_HOME"):
-        fetch.fetch()
-
-
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_full_disk_or_interruption_leaves_nothing(site, monkeypatch, error):
     write, written = Path.write_bytes, []
@@ -133,7 +127,7 @@ def test_full_disk_or_interruption_leaves_nothing(site, monkeypatch, error):
     with pytest.raises((DataError, KeyboardInterrupt)) as caught:
         fetch.fetch()
     monkeypatch.setattr(Path, "write_bytes", write)
-    assert isinstance(error, KeyboardInterrupt) or "No space left on device" in str(caught.value)
+    assert isinstance(error, KeyboardInterrupt) or "No space left" in str(caught.value)
     assert left(site.home) == []
     assert check_dir(fetch.fetch()) == []
 

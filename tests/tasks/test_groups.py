@@ -2,7 +2,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any
 
 import lm_eval.tasks
 import pytest
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import make_table
 
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.aggregate import Mean
-from lume_tasks.paths import task_dir
 from lume_tasks.tasks.mmlu import SubjectTask
 from lume_tasks.tasks.score import lume_scores
 
@@ -213,24 +209,5 @@ def test_scores_of_the_official_script() -> None:
     assert scores == pytest.approx(wanted, abs=1e-12)
 
 
-@pytest.mark.usefixtures("whole_mmlu")
-@pytest.mark.parametrize("predict_only", [False, True])
-def test_command_line_prints_and_writes_the_scores(predict_only, data_dir, tmp_path, model_dir, monkeypatch, capsys):
-    monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
-    metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
-    command = ["lm_eval", "run", "--model", "dummy", "--tasks", "lume", "--include_path", str(task_dir())]
-    command += ["--metadata", json.dumps(metadata), "--output_path", str(tmp_path), "--log_samples"]
-    monkeypatch.setattr(sys, "argv", command + ["--predict_only"] * predict_only)
-    cli_evaluate()
-    written = json.loads(next(tmp_path.rglob("results_*.json")).read_text())
-    printed = capsys.readouterr().out
-    if predict_only:
-        assert "final_score" not in printed
-        assert lume_score(written) == {"missing": "; ".join(PARTS)}
-    else:
-        scores = lume_score(written)
-        assert scores["task_aggregate"] == 0.0  # the stand-in says "lol" to everything
-        assert scores["final_score"] == pytest.approx((scores["mia_score"] + scores["mmlu"]) / 3)
-        assert printed.count(f"{scores['final_score']:.4f}") >= 2  # among the tasks and among the groups
-    answers = next(tmp_path.rglob("samples_lume_task1_*.jsonl")).read_text().splitlines()
-    assert [json.loads(line)["resps"] for line in answers] == [[["lol"]]] * 8
+def test_predict_only_computes_no_score(run: Any, fake_lm: Any) -> None:
+    assert lume_score(run(fake_lm(), "lume", predict_only=True)) == {"missing": "; ".join(PARTS)}

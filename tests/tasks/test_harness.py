@@ -5,7 +5,6 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -68,23 +67,14 @@ def stopping_model(model_dir: Path) -> LlamaForCausalLM:
     return model
 
 
-@pytest.mark.parametrize(
-    ("forget", "retain", "auc"), [(str, str, 1.0), (lambda _: "zzz", lambda _: "zzz", 0.0), (lambda _: "", str, 0.5)]
-)
-def test_oracles_get_the_scores_that_they_earn(
-    run: Any, fake_lm: Any, forget: Callable[[str], str], retain: Callable[[str], str], auc: float
-) -> None:
-    results = run(fake_lm(forget, retain, auc), *OWN_TASKS)
-    right = {"forget": float(forget("a") == "a"), "retain": float(retain("a") == "a")}
-    wanted: dict[str, dict[str, float]] = {
-        task: {f"{side}_{kind}": right[side] for side in right for kind in KINDS} for task in GENERATION_TASKS
-    }
-    wanted["lume_mia"] = {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}
-    assert scores(results, *OWN_TASKS) == wanted
-    assert {task: results["results"][task]["sample_len"] for task in OWN_TASKS} == {
-        **dict.fromkeys(GENERATION_TASKS, 8),
-        "lume_mia": 16,
-    }
+@pytest.mark.parametrize(("forget", "auc"), [(str, 1.0), (lambda _: "zzz", 0.0), (lambda _: "", 0.5)])
+def test_oracles_get_the_scores_that_they_earn(run: Any, fake_lm: Any, forget: Any, auc: float) -> None:
+    results = run(fake_lm(forget, str, auc), *OWN_TASKS)
+    right = {"forget": float(forget("a") == "a"), "retain": 1.0}
+    numbers = {f"{side}_{kind}": right[side] for side in right for kind in KINDS}
+    wanted: dict[str, Any] = {task: numbers for task in GENERATION_TASKS}
+    assert scores(results, *OWN_TASKS) == wanted | {"lume_mia": {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}}
+    assert [results["results"][task]["sample_len"] for task in OWN_TASKS] == [8, 8, 8, 16]
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -120,9 +110,7 @@ def test_limit_leaves_something_of_both_sides_first(run: Any, fake_lm: Any, limi
     assert not math.isnan(results["lume_mia"]["loss_auc"])
 
 
-def test_request_cache_never_serves_the_prompts_of_other_data(
-    run: Any, fake_lm: Any, prompts_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_cache_never_serves_the_prompts_of_other_data(run, fake_lm, prompts_dir, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
     lm = fake_lm()
     lm.generate = lambda _: ""

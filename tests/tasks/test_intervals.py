@@ -126,9 +126,7 @@ def test_scores_across_tasks_are_those_of_naive_resampling(twelve: Any) -> None:
         (1.0, (1.0, 1.0), (0.0, 0.0)),
     ],
 )
-def test_interval_of_the_mia_score_is_that_of_the_auc_folded(
-    twelve: Any, auc: float, ends: tuple[float, float], wanted: tuple[float, float]
-) -> None:
+def test_interval_of_the_mia_score_is_that_of_the_auc_folded(twelve, auc, ends, wanted) -> None:
     """The estimate lies in both intervals, and that of the final score is what the parts leave of it."""
     named = dict(zip(("loss_auc_low,none", "loss_auc_high,none"), ends, strict=True))
     parts = {

@@ -173,17 +173,12 @@ def test_gradient_norm_is_that_of_the_plain_model(make, model, tokenizer, passes
     assert answers[0][0].grad_norm != answers[2][0].grad_norm
 
 
-def test_gradients_leave_nothing_behind(make: Make, model: LlamaForCausalLM) -> None:
-    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+def test_frozen_weights_take_part_in_the_gradient_and_stay_frozen(make, model) -> None:
     norm = score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None
-        assert torch.equal(parameter, before[name][0])
-        assert parameter.requires_grad == before[name][1]
-    assert not model.training
-    frozen.requires_grad_(True)  # frozen weights, as those below an adapter, take part all the same
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)  # as those below an adapter
     assert score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm == norm
+    assert not frozen.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:

@@ -157,9 +157,7 @@ def knowing_model(folder: Path, tokenizer: Any, data_dir: Path) -> LlamaForCausa
 
 
 @pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
-def test_numbers_are_those_of_the_plain_model(
-    run: Any, data_dir: Path, folder: str, request: pytest.FixtureRequest
-) -> None:
+def test_numbers_are_those_of_the_plain_model(run, data_dir, folder, request) -> None:
     path = request.getfixturevalue(folder)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = knowing_model(path, tokenizer, data_dir)
@@ -179,9 +177,7 @@ def test_numbers_are_those_of_the_plain_model(
     assert len(seen) > 2
 
 
-def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(
-    run: Any, make_lume_hf: Make, model_dir: Path
-) -> None:
+def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, make_lume_hf, model_dir) -> None:
     stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), "lume_memorization")
     own = run(make_lume_hf(), "lume_memorization")
     for task in TASKS:
