@@ -22,11 +22,7 @@ def place(shown: str, faults: Iterable[Fault]) -> list[str]:
 
 
 def find_file(folder: Path, stem: str, shown: str) -> Path:
-    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``; ``shown`` is the path without suffix in messages.
-
-    Raises:
-        DataError: neither or both files exist.
-    """
+    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``, named ``shown`` in the DataError if neither or both exist."""
     there = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").exists()]
     if not there:
         raise DataError(f"{shown}.jsonl: is missing ({stem}.parquet would do as well)")
@@ -36,11 +32,7 @@ def find_file(folder: Path, stem: str, shown: str) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read and validate one ``.jsonl`` or ``.parquet`` file of forget or retain rows.
-
-    Raises:
-        DataError: lists every fault of the file, one a line, with its line number.
-    """
+    """Read the forget or retain rows of a ``.jsonl`` or ``.parquet`` file; DataError lists all faults by line."""
     rows, faults = scan_rows(path)
     raise_problems(place(str(path), faults))
     return list(rows.values())

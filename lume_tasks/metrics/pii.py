@@ -87,14 +87,11 @@ def _number(digits: str | None) -> int | None:
 def _digits_match(value: str, text: str) -> float:
     wanted = "".join(re.findall(r"\d", value))
     numbers = ("".join(re.findall(r"\d", number)) for number in _NUMBER.findall(text))
-    return max((_longest_run(wanted, number) for number in numbers), default=0) / len(wanted)
-
-
-def _longest_run(wanted: str, number: str) -> int:
+    text = " ".join(numbers)
     for length in range(len(wanted), 0, -1):
-        if any(wanted[start : start + length] in number for start in range(len(wanted) - length + 1)):
-            return length
-    return 0
+        if any(wanted[start : start + length] in text for start in range(len(wanted) - length + 1)):
+            return length / len(wanted)
+    return 0.0
 
 
 def _email_match(value: str, text: str) -> float:
@@ -103,13 +100,9 @@ def _email_match(value: str, text: str) -> float:
 
 
 def _address_match(value: str, text: str) -> float:
-    parts = _address_parts(value)
-    return sum(_contains(text, part) for part in parts) / len(parts)
-
-
-def _address_parts(value: str) -> list[str]:
     parts = _NUMBER_OR_ZIP.sub(lambda match: f",{match.group()},", value).split(",")
-    return [part for part in parts if re.search(r"\w", part)]
+    parts = [part for part in parts if re.search(r"\w", part)]
+    return sum(_contains(text, part) for part in parts) / len(parts)
 
 
 def _contains(text: str, part: str) -> bool:

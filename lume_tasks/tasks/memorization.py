@@ -52,11 +52,7 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
 
 
 def answer_length(tokenizer: Any, text: str, answer: str) -> int:
-    """Count the tokens that the harness scores of ``" " + answer`` after ``text``.
-
-    Raises:
-        ValueError: no boundary between tokens separates text and answer.
-    """
+    """Count the tokens scored of ``" " + answer`` after ``text``; ValueError if no token boundary separates the two."""
     # The harness moves white space at the end of the context into the continuation.
     before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text} {answer}")
     if whole[: len(before)] != before or len(whole) == len(before):

@@ -7,7 +7,6 @@ The harness gives a task the model's arguments, but not the model, nor the file 
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from lm_eval.api.model import LM, CachingLM, TemplateLM
@@ -115,13 +114,8 @@ def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
         lm.dbdict[_ARGUMENTS_KEY] = now
     before = lm.dbdict.get(_ARGUMENTS_KEY, "unknown arguments")
     if before != now:
-        _warn_once(lm.cache_db, before, now)
-
-
-@cache
-def _warn_once(file: str, before: str, now: str) -> None:
-    _log.warning(
-        "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model too; "
-        "name another file for each model.",
-        *(file, before, now),
-    )
+        _log.warning(
+            "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model "
+            "too; name another file for each model.",
+            *(lm.cache_db, before, now),
+        )

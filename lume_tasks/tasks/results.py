@@ -12,11 +12,7 @@ _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json
 
 
 def find_results(path: str) -> Path:
-    """Return the results file that ``path`` names: itself, or the only one in this folder, at any depth.
-
-    Raises:
-        DataError: there is none, or several.
-    """
+    """Return the results file ``path``, or the only one in the folder ``path``; DataError if none or several."""
     named = Path(path).expanduser()
     if named.is_file():
         return named
@@ -31,11 +27,7 @@ def find_results(path: str) -> Path:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Load a results file of the harness.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON, or has no results by task.
-    """
+    """Load a results file of the harness; DataError if it is none."""
     try:
         content: dict[str, Any] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
@@ -64,11 +56,7 @@ def samples_file(results: Path, task: str) -> Path:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Load one sample file of the harness: an object with its ``doc`` on each line.
-
-    Raises:
-        DataError: a line is not what the harness writes.
-    """
+    """Load a sample file of the harness, an object with its ``doc`` a line; DataError names a faulty line."""
     samples = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: only line feeds end a line
         try:

@@ -72,7 +72,7 @@ def test_oracles_get_the_scores_that_they_earn(run: Any, fake_lm: Any, forget: A
     results = run(fake_lm(forget, str, auc), *OWN_TASKS)
     right = {"forget": float(forget("a") == "a"), "retain": 1.0}
     numbers = {f"{side}_{kind}": right[side] for side in right for kind in KINDS}
-    wanted: dict[str, Any] = {task: numbers for task in GENERATION_TASKS}
+    wanted: dict[str, Any] = dict.fromkeys(GENERATION_TASKS, numbers)
     assert scores(results, *OWN_TASKS) == wanted | {"lume_mia": {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}}
     assert [results["results"][task]["sample_len"] for task in OWN_TASKS] == [8, 8, 8, 16]
 
