@@ -28,9 +28,8 @@ def check_dir(directory: Path) -> list[str]:
             sides[side] = list(rows.values())
             if folder:
                 faults += _not_in_whole(rows, whole, side)
-                faults += [
-                    (line, f"id {quote(r.id)} is in {seen[r.id]} too") for line, r in rows.items() if r.id in seen
-                ]
+                repeated = {line: row.id for line, row in rows.items() if row.id in seen}
+                faults += [(line, f"id {quote(name)} is in {seen[name]} too") for line, name in repeated.items()]
             problems += place(f"{folder}{path.name}", faults)
         if len(sides) == len(SIDES):
             problems += check_sides(f"{folder}forget and retain", *sides.values())
