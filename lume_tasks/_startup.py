@@ -17,15 +17,8 @@ if TYPE_CHECKING:
 MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.models.vllm:LumeVLLM"}
 
 
-def switched_off() -> bool:
-    """Tell whether LUME_TASKS_AUTOLOAD is 0, false, off or no."""
-    return os.environ.get("LUME_TASKS_AUTOLOAD", "").strip().lower() in ("0", "false", "off", "no")
-
-
 def install() -> None:
     """Patch the harness's TaskManager and its models: now if they are loaded, else as soon as they are."""
-    if switched_off():
-        return
     # The finder is never removed: removing it could make an import in another thread skip a finder.
     sys.meta_path.insert(0, HarnessFinder())
     for name in PATCHES:
@@ -62,11 +55,15 @@ def _patch_after_execution(loader: "Any") -> None:
 
 
 def patch(module: "ModuleType") -> None:
-    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception."""
+    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception.
+
+    LUME_TASKS_AUTOLOAD=0 (or false, off, no) switches this off.
+    """
+    if os.environ.get("LUME_TASKS_AUTOLOAD", "").strip().lower() in ("0", "false", "off", "no"):
+        return
     add, advice = PATCHES[module.__name__]
     try:
-        if not switched_off():
-            add(module)
+        add(module)
     except Exception as error:
         import logging
 

@@ -145,11 +145,6 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         )
 
 
-def mean(values: Sequence[float | None]) -> aggregate.Mean:
-    """Compute the mean over the documents that have this metric; NaN if ``--limit`` left none."""
-    return aggregate.Mean(value for value in values if value is not None)
-
-
 def alternate(*groups: Iterable[Any]) -> list[Any]:
     """Return the first item of each group, then the second of each, ..., so that ``--limit`` keeps some of each."""
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]

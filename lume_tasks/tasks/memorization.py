@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, mean, side_rows
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores

@@ -20,7 +20,7 @@ from lume_tasks.data.rows import SPLITS, completion_texts
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer, mean
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
 from lume_tasks.tasks.reference import OPTION, reference_samples
 
 _log = logging.getLogger("lume_tasks")
@@ -273,7 +273,7 @@ def _both_aucs(items: Sequence[PairItem]) -> tuple[float, float]:
 
 
 def _metrics() -> Metrics:
-    table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (mean, None)}
+    table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (aggregate.mean, None)}
     for attack in ATTACKS:
         for summary, aggregation in SUMMARIES.items():
             table[f"{attack}_{summary}"] = aggregation, False

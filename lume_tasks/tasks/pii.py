@@ -13,9 +13,10 @@ from datasets import Dataset
 
 from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.errors import DataError
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
 from lume_tasks.metrics.text import exact_match
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, mean, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
 
 _log = logging.getLogger("lume_tasks")
 

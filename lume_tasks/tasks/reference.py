@@ -96,7 +96,7 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
 def distance(items: Sequence[Pair | None]) -> float:
     """Compute the absolute difference between both models' means over the same rows; NaN if there are none."""
     own, reference = _columns(items)
-    return abs(aggregate.Mean(own) - aggregate.Mean(reference))
+    return abs(aggregate.mean(own) - aggregate.mean(reference))
 
 
 def _columns(items: Sequence[Pair | None]) -> tuple[list[float], list[float]]:

@@ -15,7 +15,7 @@ from lm_eval.utils import make_table
 
 from lume_tasks.data.locate import MMLU_SUBJECTS
 from lume_tasks.errors import DataError
-from lume_tasks.metrics.aggregate import Mean
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.tasks.mmlu import SubjectTask
 from lume_tasks.tasks.score import lume_scores
 
@@ -180,10 +180,10 @@ def test_scores_of_the_official_script() -> None:
     }
     task_metrics: dict[str, dict[str, Any]] = {
         task: {
-            "forget_regurgitation,none": Mean([forget] * counts[0]),
-            "forget_knowledge,none": Mean([0.0] * counts[1]),
-            "retain_regurgitation,none": Mean([1.0] * counts[2]),
-            "retain_knowledge,none": Mean([1.0] * counts[3]),
+            "forget_regurgitation,none": mean([forget] * counts[0]),
+            "forget_knowledge,none": mean([0.0] * counts[1]),
+            "retain_regurgitation,none": mean([1.0] * counts[2]),
+            "retain_knowledge,none": mean([1.0] * counts[3]),
         }
         for task, (forget, *counts) in regurgitation.items()
     }

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lume_tasks.metrics import aggregate, attacks, bootstrap
-from lume_tasks.tasks.base import mean
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.score import GENERATION_TASKS, lume_scores
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 from lume_tasks.metrics import aggregate
-from lume_tasks.metrics.aggregate import Mean
+from lume_tasks.metrics.aggregate import Mean, mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 
 
@@ -73,16 +73,16 @@ def test_published_rows_are_consistent_with_the_final_score() -> None:
 
 
 def test_mean() -> None:
-    mean = Mean(x / 10 for x in (1, 2, 3))
-    assert mean == pytest.approx(0.2, abs=1e-15)
+    value = mean(x / 10 for x in (1, 2, 3))
+    assert value == pytest.approx(0.2, abs=1e-15)
     # Exactly rounded whatever the order: the ranks of a parallel run hand their values over one after the other.
     values = [0.1, 1e16, 0.3, -1e16, 0.7]
-    assert Mean(values) == Mean(sorted(values))
-    for copied in (copy.deepcopy(mean), pickle.loads(pickle.dumps(mean))):
-        assert (type(copied), copied, copied.count) == (Mean, mean, 3)
-    assert math.isnan(Mean([]))
+    assert mean(values) == mean(sorted(values))
+    for copied in (copy.deepcopy(value), pickle.loads(pickle.dumps(value))):
+        assert (type(copied), copied, copied.count) == (Mean, value, 3)
+    assert math.isnan(mean([]))
 
 
 def test_pooled_mean_weighs_by_rows() -> None:
-    pooled = aggregate.pooled_mean([Mean([1.0]), Mean([0.0] * 3), Mean([])])
+    pooled = aggregate.pooled_mean([mean([1.0]), mean([0.0] * 3), mean([])])
     assert (pooled, pooled.count) == (0.25, 4)
