@@ -17,15 +17,10 @@ from lume_tasks.errors import DataError
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.reference import distance, forget_quality
 from tests.conftest import write_rows
+from tests.tasks.conftest import numbers
 
 DISTANCES = {f"distance_{name}" for name in MAIN_METRICS}
 MEMORIZATION = "lume_memorization_task1"
-
-
-def numbers(results: Any, task: str) -> dict[str, float]:
-    """The metrics of a task."""
-    values = results["results"][task].items()
-    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
 
 
 def store(results: Any, folder: Path) -> str:

@@ -5,16 +5,12 @@ import math
 import os
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lm_eval.evaluator
 import pytest
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.data.rows import Row
@@ -132,24 +128,6 @@ def test_unknown_metadata_is_refused(manager: Any, name: str, meant: str) -> Non
     message = rf'--metadata: LUME has no option "{name}", .* Did you mean {meant}\? Its options are: lume_data_dir, '
     with pytest.raises(DataError, match=message):
         manager({name: "validation"}).load(["lume_task1"])
-
-
-@pytest.fixture
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    """``simple_evaluate`` makes a task manager itself: without the stock tasks, which take seconds to list."""
-    quick = partial(TaskManager, include_path=task_dir(), include_defaults=False)
-    monkeypatch.setattr(lm_eval.evaluator, "TaskManager", quick)
-    monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-
-
-@pytest.mark.usefixtures("own_tasks_only")
-def test_simple_evaluate_with_a_model_object(fake_lm: Any, model_dir: Path, tokenizer: Any) -> None:
-    simple_evaluate(fake_lm(), tasks=["lume_task1"])  # needs no tokenizer
-    with pytest.raises(DataError, match=r'metadata=\{"tokenizer": \.\.\.\}'):
-        simple_evaluate(fake_lm(), tasks=["lume_mia"])
-    for given in (tokenizer, str(model_dir)):
-        results = simple_evaluate(fake_lm(), tasks=["lume_mia"], metadata={"tokenizer": given})
-        assert scores(results, "lume_mia")["lume_mia"]["loss_auc"] == 1.0
 
 
 TWO_RANKS = """

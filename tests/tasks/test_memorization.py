@@ -19,6 +19,7 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
+from tests.tasks.conftest import numbers
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 SUMS = ("loss", "probability_geometric")
@@ -35,12 +36,6 @@ def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
 
 
 DOCUMENT = {"id": "a-qa0", "side": "forget", "scored_tokens": 4}
-
-
-def numbers(results: Any, task: str) -> dict[str, float]:
-    """The metrics of a task."""
-    values = results["results"][task].items()
-    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
 
 
 def names(*of: str) -> set[str]:

@@ -30,6 +30,7 @@ from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 from lume_tasks.tasks.mia import ATTACKS, SUMMARIES
 from tests.conftest import TEXTS, make_rows, write_rows
+from tests.tasks.conftest import numbers as task_numbers
 
 
 @pytest.fixture(scope="session")
@@ -80,10 +81,7 @@ def text_of(sample: dict[str, Any]) -> str:
     return str(sample["doc"]["context"] + sample["doc"]["continuation"])
 
 
-def numbers(results: Any) -> dict[str, float]:
-    """The metrics of lume_mia."""
-    kept = results["results"]["lume_mia"].items()
-    return {key.removesuffix(",none"): v for key, v in kept if key.endswith(",none") and "_stderr" not in key}
+numbers = partial(task_numbers, task="lume_mia")
 
 
 def names(*of: str) -> set[str]:

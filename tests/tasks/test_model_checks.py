@@ -73,17 +73,13 @@ def test_a_prefix_that_is_not_bos_is_refused(run: Any, bos_model_dir: Path) -> N
 
 @pytest.fixture
 def checkpoints(model_dir: Path, tmp_path: Path) -> list[Path]:
-    """Two models of one shape, and the first in bfloat16."""
+    """Two models of one shape."""
     model = AutoModelForCausalLM.from_pretrained(model_dir)
-    for name in ("one", "other", "bfloat16"):
-        if name == "other":
-            model.model.embed_tokens.weight.data.neg_()
-        if name == "bfloat16":
-            model.model.embed_tokens.weight.data.neg_()
-            model.bfloat16()
+    for name in ("one", "other"):
         model.save_pretrained(tmp_path / name)
         AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / name)
-    return [tmp_path / name for name in ("one", "other", "bfloat16")]
+        model.model.embed_tokens.weight.data.neg_()
+    return [tmp_path / name for name in ("one", "other")]
 
 
 def losses(run: Callable[..., Any], lm: HFLM, cache: Path | None = None) -> list[float]:
@@ -94,7 +90,7 @@ def losses(run: Callable[..., Any], lm: HFLM, cache: Path | None = None) -> list
 def test_lume_hf_never_serves_another_models_cached_answers(run, checkpoints, tmp_path, caplog) -> None:
     cache = tmp_path / "answers"
     wanted = [losses(run, make(LumeHF, folder)) for folder in checkpoints]
-    assert len({tuple(found) for found in wanted}) == 3
+    assert wanted[0] != wanted[1]
     assert [losses(run, make(LumeHF, folder), cache) for folder in checkpoints] == wanted
     again = make(LumeHF, checkpoints[0])
     again.model.register_forward_pre_hook(lambda *_: pytest.fail("the model was run again"))
