@@ -1,6 +1,7 @@
 """The command ``lume-tasks``."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -20,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         text, status = _run(args)
         print(visible(text), flush=True)
+    except BrokenPipeError:  # `lume-tasks check DIR | head` closes the pipe early
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (DataError, OSError) as error:
         print(visible(f"lume-tasks: {error}"), file=sys.stderr)
         return 1
