@@ -32,8 +32,8 @@ _NUMBER_OR_ZIP = re.compile(r"^\s*\d\w*|\b\d{5}(?:-\d{4})?[\s.]*$")  # at the tw
 def field_of(answer: str, digit: int) -> str | None:
     """Return the field that a question asks for, or None.
 
-    The digit of the row's id names it (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has the shape
-    of that field. Otherwise the answer's shape decides; too many answers have the shape of an address, so it does not count.
+    The digit of the row's id names it (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that
+    field's shape. Otherwise the shape decides, but never for an address, whose shape too many answers have.
     """
     shaped = [field for field in FIELDS if _has_shape(field, answer)]
     if digit < len(FIELDS) and FIELDS[digit] in shaped:
