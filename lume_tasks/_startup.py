@@ -11,22 +11,14 @@ TYPE_CHECKING = False  # as in typing, which is too slow to import here
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from importlib.machinery import ModuleSpec
-    from inspect import BoundArguments, Signature
     from types import ModuleType
     from typing import Any
 
 MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.models.vllm:LumeVLLM"}
 
 
-def switched_off() -> bool:
-    """Tell whether LUME_TASKS_AUTOLOAD is 0, false, off or no."""
-    return os.environ.get("LUME_TASKS_AUTOLOAD", "").strip().lower() in ("0", "false", "off", "no")
-
-
 def install() -> None:
     """Patch the harness's TaskManager and its models: now if they are loaded, else as soon as they are."""
-    if switched_off():
-        return
     # The finder is never removed: removing it could make an import in another thread skip a finder.
     sys.meta_path.insert(0, HarnessFinder())
     for name in PATCHES:
@@ -35,61 +27,47 @@ def install() -> None:
 
 
 class HarnessFinder:
-    """Meta path finder that finds the modules to patch through the other finders, and patches them once executed."""
-
-    def __init__(self) -> None:
-        """Start with no search in progress."""
-        self._searching: set[str] = set()  # other hooks may ask all finders again, including this one
+    """Meta path finder that finds the modules to patch, and patches them once executed."""
 
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the other finders' spec of a module to patch, and None for every other module."""
-        if fullname not in PATCHES or fullname in self._searching:
+        """Return the spec of a module to patch, which is a file in the harness's folder; None for every other one."""
+        if fullname not in PATCHES:
             return None
-        self._searching.add(fullname)
-        try:
-            spec = self._ask_others(fullname, path, target)
-        finally:
-            self._searching.discard(fullname)
+        from importlib.machinery import PathFinder
+
+        spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            _patch_after_execution(spec.loader, fullname)
+            _patch_after_execution(spec.loader)
         return spec
 
-    def _ask_others(
-        self, fullname: str, path: "Sequence[str] | None", target: "ModuleType | None"
-    ) -> "ModuleSpec | None":
-        for finder in list(sys.meta_path):
-            if finder is not self and hasattr(finder, "find_spec"):
-                spec = finder.find_spec(fullname, path, target)
-                if spec is not None:
-                    return spec
-        return None
 
+def _patch_after_execution(loader: "Any") -> None:
+    execute = loader.exec_module
 
-def _patch_after_execution(loader: "Any", name: str) -> None:
-    try:
-        execute = loader.exec_module
+    def exec_module(module: "ModuleType") -> None:
+        del loader.exec_module  # the loader ends as it was
+        execute(module)
+        patch(module)
 
-        def exec_module(module: "ModuleType") -> None:
-            # Restore the loader first: all modules of a zip file share one.
-            getattr(loader, "__dict__", {}).pop("exec_module", None)
-            execute(module)
-            if module.__name__ == name:
-                patch(module)
-
-        loader.exec_module = exec_module
-    except Exception as error:
-        _warn(name, error)
+    loader.exec_module = exec_module
 
 
 def patch(module: "ModuleType") -> None:
-    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception."""
+    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception.
+
+    LUME_TASKS_AUTOLOAD=0 (or false, off, no) switches this off.
+    """
+    if os.environ.get("LUME_TASKS_AUTOLOAD", "").strip().lower() in ("0", "false", "off", "no"):
+        return
+    add, advice = PATCHES[module.__name__]
     try:
-        if not switched_off():
-            PATCHES[module.__name__][0](module)
+        add(module)
     except Exception as error:
-        _warn(module.__name__, error)
+        import logging
+
+        logging.getLogger("lume_tasks").warning("%s (%s: %s)", advice, type(error).__name__, error)
 
 
 def _add_models(_: "ModuleType") -> None:
@@ -123,33 +101,20 @@ def _add_tasks(tasks: "Any") -> None:
 
     @functools.wraps(original)
     def init(self: "Any", *args: "Any", **kwargs: "Any") -> None:
-        call = _call_with_folder(signature, folder, (self, *args), kwargs)
-        if call is None or may_read_entry_points:
+        call = signature.bind(self, *args, **kwargs)
+        given = call.arguments.get("include_path")
+        paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+        searched = any(_contains(path, folder) for path in paths)
+        wanted = call.arguments.get("include_defaults", True) and not searched
+        if not wanted or may_read_entry_points:
             original(self, *args, **kwargs)
-            if call is None or "lume_task1" in getattr(self, "all_tasks", ()):
+            if not wanted or "lume_task1" in getattr(self, "all_tasks", ()):
                 return
+        call.arguments["include_path"] = [folder, *paths]  # ours first, so that the user's folders win
         original(*call.args, **call.kwargs)
-        self.include_path = signature.bind(self, *args, **kwargs).arguments.get("include_path")
 
     init.lume_task_dir = folder  # type: ignore[attr-defined]
     manager_class.__init__ = init
-
-
-def _call_with_folder(
-    signature: "Signature", folder: str, args: "tuple[Any, ...]", kwargs: "dict[str, Any]"
-) -> "BoundArguments | None":
-    """Put `folder` before the include_path of a call, so that the user's folders win; None: do not change the call."""
-    try:
-        call = signature.bind(*args, **kwargs)
-        call.apply_defaults()
-        given = call.arguments["include_path"]
-        paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
-        if not call.arguments["include_defaults"] or any(_contains(path, folder) for path in paths):
-            return None
-    except TypeError:  # wrong arguments: the harness says so itself
-        return None
-    call.arguments["include_path"] = [folder, *paths]
-    return call
 
 
 def _contains(parent: "str | os.PathLike[str]", folder: str) -> bool:
@@ -161,12 +126,6 @@ def _version() -> "tuple[int, ...]":
     """Return the version of the loaded harness, without a suffix such as ``dev1``."""
     version = getattr(sys.modules.get("lm_eval"), "__version__", "0.0")
     return tuple(int(part) for part in version.split(".")[:3])
-
-
-def _warn(name: str, error: Exception) -> None:
-    import logging
-
-    logging.getLogger("lume_tasks").warning("%s (%s: %s)", PATCHES[name][1], type(error).__name__, error)
 
 
 # Module of the harness -> how it is patched, and what to say where that fails.

@@ -53,18 +53,20 @@ def _summary(directory: Path) -> str:
     from lume_tasks.data.locate import load_mia, load_mmlu, load_rows, splits
     from lume_tasks.data.rows import SIDES, TASKS
 
-    columns = [(side, kind) for side in SIDES for kind in ("sc", "qa")]
-    table = [["split", "task", *(f"{side} {kind}" for side, kind in columns)]]
+    lines = [f"{directory}: no problems"]
     for split in splits(directory):
         rows = load_rows(directory, split)
         for task in TASKS:
-            counts = [sum(r.task == task and r.kind == kind for r in rows[side]) for side, kind in columns]
-            table.append([split, task, *map(str, counts)])
-    lines = [f"{split:<12}{task:<12}" + "".join(f"{cell:>11}" for cell in cells) for split, task, *cells in table]
+            counts = [
+                f"{sum(row.task == task and row.kind == kind for row in rows[side]):>5} {side} {kind}"
+                for side in SIDES
+                for kind in ("sc", "qa")
+            ]
+            lines.append(f"{split:<12}{task}" + "".join(counts))
     if (directory / "mia_data").is_dir():
         members, nonmembers = load_mia(directory)
         lines.append(f"mia_data: {len(members)} members, {len(nonmembers)} non-members")
     if (directory / "mmlu").is_dir():
         subjects = load_mmlu(str(directory / "mmlu"))
         lines.append(f"mmlu: {len(subjects)} subjects, {sum(map(len, subjects.values()))} questions")
-    return "\n".join([f"{directory}: no problems", *lines])
+    return "\n".join(lines)

@@ -36,11 +36,3 @@ def quote(text: str) -> str:
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message, or its class if it has none."""
     return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def describe(value: object) -> str:
-    """Name the JSON type of ``value``."""
-    if value is None:
-        return "null"
-    names = {str: "a string", list: "a list", dict: "an object", int: "a number", float: "a number"}
-    return "true or false" if isinstance(value, bool) else names.get(type(value), f"of type {type(value).__name__}")

@@ -15,10 +15,12 @@ import jsonargparse
 from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from lume_tasks.errors import DataError, visible
+from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError, Interrupted
 from lume_unlearn.evaluation.options import AlternativesConfig, AuditConfig
 from lume_unlearn.methods.table import listing, markdown, parameters
+from lume_unlearn.training.options import FinetuneConfig
 
 Density = restricted_number_type("Density", float, [(">", 0), ("<=", 1)])
 RECIPES = Path(__file__).parent / "recipes"
@@ -162,6 +164,20 @@ def scoring_command(config: RunConfig) -> str:
     return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 
+def _finetune(options: dict[str, Any]) -> None:
+    config = FinetuneConfig(**options)
+    from lume_unlearn.training.finetune import finetune
+
+    print(f"Written to {finetune(config)}.")
+
+
+def _compare(options: dict[str, Any]) -> None:
+    config = CompareConfig(**options)
+    from lume_unlearn.compare.run import compare
+
+    print(f"Written to {compare(config)}.")
+
+
 def _merge_options(merge: ArgumentParser) -> None:
     text = str | None
     merge.add_argument("--adapter", type=text, default=None, help="Folder that `run --tuning lora` wrote.")
@@ -255,6 +271,16 @@ def _quickstart(options: dict[str, Any]) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[str, Any]], None]]] = {
     "run": ("Unlearn the forget rows from a model.", _run_options, _run),
+    "finetune": (
+        "Make a model memorise rows: a target model, or its retrained twin.",
+        lambda parser: parser.add_class_arguments(FinetuneConfig, as_group=False),
+        _finetune,
+    ),
+    "compare": (
+        "Tune several methods with the same budget, and compare them in one table.",
+        lambda parser: parser.add_class_arguments(CompareConfig, as_group=False),
+        _compare,
+    ),
     "merge": ("Fold a LoRA adapter into its model, or merge several LoRA adapters with TIES.", _merge_options, _merge),
     "methods": (
         "List the methods.",

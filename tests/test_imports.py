@@ -17,7 +17,7 @@ FLOORS = {
         ("data",),
         ("model",),
         ("training", "evaluation", "report"),
-        ("quickstart",),
+        ("quickstart", "compare"),
         ("__init__", "cli", "__main__"),
     ],
 }

@@ -7,19 +7,37 @@ from lume_tasks.data.files import Fault, find_file, place, scan, scan_documents,
 from lume_tasks.data.rows import SIDES, SPLITS, Row, text_key, text_problems
 from lume_tasks.errors import DataError, quote
 
-Rows = dict[int, Row]  # by line number
-
 
 def check_dir(directory: Path) -> list[str]:
     """List every problem of a data directory, each as ``<file>:<line>: <what is wrong>`` with the file relative to it.
 
     Checks forget and retain, the split folders, ``mia_data/`` and ``mmlu/``. An empty list means no problems.
     """
-    whole, problems = _check_folder(directory, "", {}, {})
-    seen: dict[str, str] = {}
-    for split in SPLITS:
-        if (directory / split).exists():
-            problems += _check_folder(directory / split, f"{split}/", whole, seen)[1]
+    problems: list[str] = []
+    whole: dict[tuple[str, str], Row] = {}  # by side and id
+    seen: dict[str, str] = {}  # id -> its split
+    for folder in ("", *(f"{split}/" for split in SPLITS if (directory / split).exists())):
+        sides: dict[str, list[Row]] = {}
+        for side in SIDES:
+            try:
+                path = find_file(directory / folder, side, f"{folder}{side}")
+            except DataError as error:
+                problems.append(str(error))
+                continue
+            rows, faults = scan_rows(path)
+            sides[side] = list(rows.values())
+            if folder:
+                faults += _not_in_whole(rows, whole, side)
+                repeated = {line: row.id for line, row in rows.items() if row.id in seen}
+                faults += [(line, f"id {quote(name)} is in {seen[name]} too") for line, name in repeated.items()]
+            problems += place(f"{folder}{path.name}", faults)
+        if len(sides) == len(SIDES):
+            problems += check_sides(f"{folder}forget and retain", *sides.values())
+        for side, found in sides.items():
+            if folder:
+                seen |= {row.id: folder for row in found}
+            else:
+                whole |= {(side, row.id): row for row in found}
     if (directory / "mia_data").exists():
         problems += scan_mia(directory / "mia_data")[2]
     if (directory / "mmlu").exists():
@@ -27,39 +45,11 @@ def check_dir(directory: Path) -> list[str]:
     return problems
 
 
-def _check_folder(
-    folder: Path, prefix: str, whole: dict[str, Rows], seen: dict[str, str]
-) -> tuple[dict[str, Rows], list[str]]:
-    """Check the two sides in one folder, shown as ``prefix``, and return their valid rows and all problems.
-
-    For a split, ``whole`` holds the rows of the whole files by side, and ``seen`` the split of each id of the splits
-    checked before; this function adds those of ``folder``.
-    """
-    sides: dict[str, Rows] = {}
-    problems: list[str] = []
-    for side in SIDES:
-        try:
-            path = find_file(folder, side, f"{prefix}{side}")
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        sides[side], faults = scan_rows(path)
-        if side in whole:
-            faults += _not_in_whole(sides[side], whole[side], side)
-        for line, row in sides[side].items():
-            if row.id in seen:
-                faults.append((line, f"id {quote(row.id)} is in {seen[row.id]} too"))
-        problems += place(f"{prefix}{path.name}", faults)
-    if len(sides) == len(SIDES):
-        problems += check_sides(f"{prefix}forget and retain", *(rows.values() for rows in sides.values()))
-    seen.update((row.id, prefix) for rows in sides.values() for row in rows.values())
-    return sides, problems
-
-
-def _not_in_whole(part: Rows, whole: Rows, side: str) -> Iterator[Fault]:
-    by_id = {row.id: row for row in whole.values()}
+def _not_in_whole(part: dict[int, Row], whole: dict[tuple[str, str], Row], side: str) -> Iterator[Fault]:
+    if not any(of == side for of, _ in whole):  # the whole file is missing, which is a problem of its own
+        return
     for line, row in part.items():
-        other = by_id.get(row.id)
+        other = whole.get((side, row.id))
         if other is None:
             yield line, f"id {quote(row.id)} is not among the valid rows of the whole {side} file"
         elif row != other:

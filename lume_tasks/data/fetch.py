@@ -40,29 +40,18 @@ Is the network there? Behind a proxy, set HTTPS_PROXY. The hub organisation has 
 access on its page, then run `hf auth login` or set HF_TOKEN."""
 
 
-def cache_folder() -> Path:
-    """Return the folder of the published files; its name contains the pinned revision."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HOME) / "lume" / GITHUB_REVISION[:12]
-
-
 def fetch() -> Path:
     """Return the folder of the published files, laid out as a data directory; download them first if needed.
 
     Raises:
         DataError: no network, no access, a checksum that differs, or a cache that cannot be written.
     """
-    folder = cache_folder()
-    if not folder.is_dir():
-        _download_once(folder)
-    return folder
-
-
-def _download_once(folder: Path) -> None:
     from filelock import FileLock
     from huggingface_hub import constants
 
+    folder = Path(constants.HF_HOME) / "lume" / GITHUB_REVISION[:12]
+    if folder.is_dir():
+        return folder
     if constants.HF_HUB_OFFLINE:
         raise DataError(
             f"The published LUME files are not in {folder}, and HF_HUB_OFFLINE forbids to download them.\n"
@@ -75,6 +64,7 @@ def _download_once(folder: Path) -> None:
                 _write(folder, _published_files())
     except OSError as error:
         raise DataError(f"The cache {folder} cannot be written: {error}\nSet HF_HOME to a folder of yours.") from error
+    return folder
 
 
 def _write(folder: Path, files: dict[str, bytes]) -> None:

@@ -10,7 +10,6 @@ from lume_tasks.data.rows import FIELDS, Row, row_problems, text_key, text_probl
 from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
 SUFFIXES = (".jsonl", ".parquet")
-MAX_BYTES = 2**30  # of one file, which is read into memory
 
 # (line, message). JSONL lines and parquet rows count from 1; line 0 means the whole file.
 Fault = tuple[int, str]
@@ -23,11 +22,7 @@ def place(shown: str, faults: Iterable[Fault]) -> list[str]:
 
 
 def find_file(folder: Path, stem: str, shown: str) -> Path:
-    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``; ``shown`` is the path without suffix in messages.
-
-    Raises:
-        DataError: neither or both files exist.
-    """
+    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``, named ``shown`` in the DataError if neither or both exist."""
     there = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").exists()]
     if not there:
         raise DataError(f"{shown}.jsonl: is missing ({stem}.parquet would do as well)")
@@ -37,11 +32,7 @@ def find_file(folder: Path, stem: str, shown: str) -> Path:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read and validate one ``.jsonl`` or ``.parquet`` file of forget or retain rows.
-
-    Raises:
-        DataError: lists every fault of the file, one a line, with its line number.
-    """
+    """Read the forget or retain rows of a ``.jsonl`` or ``.parquet`` file; DataError lists all faults by line."""
     rows, faults = scan_rows(path)
     raise_problems(place(str(path), faults))
     return list(rows.values())
@@ -83,10 +74,9 @@ def scan(
 
     ``fields`` are the parquet columns to read; ``problems_of`` lists what is wrong with one parsed object.
     """
+    if path.suffix not in SUFFIXES:
+        return {}, [(0, "is neither .jsonl nor .parquet")]
     try:
-        fault = file_fault(path) if path.suffix in SUFFIXES else "is neither .jsonl nor .parquet"
-        if fault:
-            return {}, [(0, fault)]
         objects, faults = _read_parquet(path, fields) if path.suffix == ".parquet" else _read_jsonl(path)
     except OSError as error:
         return {}, [(0, f"cannot be read: {error.strerror or first_line(error)}")]
@@ -101,22 +91,8 @@ def scan(
     return valid, faults
 
 
-def file_fault(path: Path) -> str | None:
-    """Say that a file is too large to read into memory, or return None."""
-    size = path.stat().st_size
-    return f"has {size:,} bytes; at most {MAX_BYTES:,} are read" if size > MAX_BYTES else None
-
-
 def read_text(path: Path) -> str:
-    """Read a UTF-8 file.
-
-    Raises:
-        OSError: the file cannot be read.
-        ValueError: it is not UTF-8, or too large (see `file_fault`).
-    """
-    fault = file_fault(path)
-    if fault:
-        raise DataError(fault)
+    """Read a UTF-8 file; OSError if it cannot be read, ValueError if it is not UTF-8."""
     return path.read_text(encoding="utf-8")
 
 

@@ -57,11 +57,7 @@ def splits(directory: Path) -> list[str]:
 
 
 def side_file(directory: Path, side: str, split: str = "all") -> Path:
-    """Return the file of one side (``forget`` or ``retain``) in one split (``all``, ``train``, ...).
-
-    Raises:
-        DataError: the split is unknown or absent, or the file is missing.
-    """
+    """Return the file of ``forget`` or ``retain`` in one split (``all``, ``train``, ...); DataError if absent."""
     offered = splits(directory)
     if split not in offered:
         there = ", ".join(offered) or "no split at all"
@@ -71,20 +67,12 @@ def side_file(directory: Path, side: str, split: str = "all") -> Path:
 
 
 def load_side(directory: Path, side: str, split: str = "all") -> list[Row]:
-    """Read and validate the rows of one side (``forget`` or ``retain``) in one split (``all``, ``train``, ...).
-
-    Raises:
-        DataError: the split or file is missing, or the file has faults (all are listed).
-    """
+    """Read the rows of ``forget`` or ``retain`` in one split (``all``, ``train``, ...); DataError lists all faults."""
     return read_rows(side_file(directory, side, split))
 
 
 def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
-    """Read and validate both sides of one split, keys ``forget`` and ``retain``.
-
-    Raises:
-        DataError: lists the faults of both files, or what is on both sides.
-    """
+    """Read both sides of a split, ``forget`` and ``retain``; DataError lists all faults, and what is on both sides."""
     files = {side: side_file(directory, side, split) for side in SIDES}
     rows: dict[str, list[Row]] = {}
     problems: list[str] = []
@@ -97,11 +85,7 @@ def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
 
 
 def load_mia(directory: Path) -> tuple[list[str], list[str]]:
-    """Read and validate the membership-inference documents: (members, non-members), whole texts.
-
-    Raises:
-        DataError: ``mia_data`` is missing or has faults (all are listed).
-    """
+    """Read the membership-inference documents, (members, non-members); DataError lists all faults."""
     folder = directory / "mia_data"
     if not folder.is_dir():
         raise DataError(

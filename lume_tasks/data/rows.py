@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from lume_tasks.errors import describe, quote
+from lume_tasks.errors import quote
 
 SIDES = ("forget", "retain")
 SPLITS = ("train", "validation", "test")
@@ -54,8 +54,7 @@ def completion_texts(rows: Iterable[Row]) -> set[str]:
 
 def members_among(members: Iterable[str], rows: Iterable[Row]) -> int:
     """Count the member documents that are the text of an ``sc`` row."""
-    texts = completion_texts(rows)
-    return sum(document.strip() in texts for document in members)
+    return len({document.strip() for document in members} & completion_texts(rows))
 
 
 def text_problem(obj: dict[str, object], field: str) -> str | None:
@@ -64,17 +63,14 @@ def text_problem(obj: dict[str, object], field: str) -> str | None:
         return f'field "{field}" is missing'
     value = obj[field]
     if not isinstance(value, str):
-        return f'field "{field}" is {describe(value)}, not a string'
-    if not value.strip():
-        return f'field "{field}" is empty'
-    return None
+        return f'field "{field}" is not a string'
+    return None if value.strip() else f'field "{field}" is empty'
 
 
 def text_problems(obj: object, *fields: str) -> list[str]:
     """List everything wrong with a parsed line whose ``fields`` must hold text; other fields are not checked."""
     if not isinstance(obj, dict):
-        word = "field" if len(fields) == 1 else "fields"
-        return [f"is {describe(obj)}, not an object with the {word} {', '.join(fields)}"]
+        return [f"is not a JSON object with the fields {', '.join(fields)}"]
     found = [text_problem(obj, field) for field in fields]
     return [problem for problem in found if problem]
 

@@ -23,29 +23,23 @@ class Mean(Score):
 
     count: int
 
-    def __new__(cls, values: Iterable[float]) -> "Mean":
-        """Compute the mean of the values; NaN with count 0 if there are none."""
-        kept = list(values)
-        mean = super().__new__(cls, math.fsum(kept) / len(kept) if kept else math.nan)
-        mean.count = len(kept)
-        return mean
 
-    def __reduce__(self) -> tuple[object, ...]:
-        """Keep the count through pickling (results travel between ranks)."""
-        return _restore_mean, (float(self), self.count)
-
-
-def _restore_mean(value: float, count: int) -> Mean:
-    mean = float.__new__(Mean, value)
-    mean.count = count
-    return mean
+def mean(values: Iterable[float | None]) -> Mean:
+    """Compute the mean of the values that are not None; NaN with count 0 if there are none."""
+    kept = [value for value in values if value is not None]
+    return _mean(math.fsum(kept), len(kept))
 
 
 def pooled_mean(means: Iterable[Mean]) -> Mean:
     """Compute the mean over the rows of several means: ``sum(n_i * m_i) / sum(n_i)``, without those of count 0."""
     kept = [mean for mean in means if mean.count]
-    count = sum(mean.count for mean in kept)
-    return _restore_mean(math.fsum(mean * mean.count for mean in kept) / count if count else math.nan, count)
+    return _mean(math.fsum(mean * mean.count for mean in kept), sum(mean.count for mean in kept))
+
+
+def _mean(total: float, count: int) -> Mean:
+    mean = Mean(total / count if count else math.nan)
+    mean.count = count
+    return mean
 
 
 def mia_score(auc: float) -> float:

@@ -113,11 +113,6 @@ def privleak(auc_model: float, auc_reference: float) -> float:
     return 100 * (auc_reference - auc_model) / (1 - auc_reference + 1e-10)
 
 
-def mia_gap(auc_model: float, auc_reference: float) -> float:
-    """Compute ``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 the model knows members better."""
-    return auc_model - auc_reference
-
-
 def split(scores: Sequence[float], members: Sequence[bool]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the scores of the members and of the non-members."""
     values, inside = np.asarray(scores, dtype=np.float64), np.asarray(members, dtype=bool)

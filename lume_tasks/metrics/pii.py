@@ -6,13 +6,6 @@ from typing import Any
 
 FIELDS = ("birth_date", "ssn", "phone", "email", "address")  # in the order of the digits of qa ids
 
-_QUESTIONS = {
-    "birth_date": re.compile(r"\b(birth|born)", re.I),
-    "ssn": re.compile(r"\b(social security|ssn\b)", re.I),
-    "phone": re.compile(r"\b(tele)?phone\b|\bcall", re.I),
-    "email": re.compile(r"\be-?mail", re.I),
-    "address": re.compile(r"\b(address|live|reside|home)", re.I),
-}
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = (
     r"\b(?P<name>jan(?:uary)?|feb(?:ruary)?|mar(?:ch)?|apr(?:il)?|may|june?|july?|aug(?:ust)?|sept?(?:ember)?"
@@ -36,18 +29,16 @@ _EMAIL = re.compile(r"([\w.+-]+)@([\w-]+(?:\.[\w-]+)+)")
 _NUMBER_OR_ZIP = re.compile(r"^\s*\d\w*|\b\d{5}(?:-\d{4})?[\s.]*$")  # at the two ends of an address
 
 
-def field_of(question: str, answer: str, digit: int) -> str | None:
+def field_of(answer: str, digit: int) -> str | None:
     """Return the field that a question asks for, or None.
 
-    The words of the question decide among the fields whose shape the answer has. If they name none or several, the
-    digit of the row's id decides (``qa0`` is the birth date, ..., ``qa4`` the address).
+    The digit of the row's id names it (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that
+    field's shape. Otherwise the shape decides, but never for an address, whose shape too many answers have.
     """
     shaped = [field for field in FIELDS if _has_shape(field, answer)]
-    named = [field for field in shaped if _QUESTIONS[field].search(question)]
-    if len(named) == 1:
-        return named[0]
-    by_digit = FIELDS[digit] if digit < len(FIELDS) else None
-    return by_digit if by_digit in (named or shaped) else None
+    if digit < len(FIELDS) and FIELDS[digit] in shaped:
+        return FIELDS[digit]
+    return next((field for field in shaped if field != "address"), None)
 
 
 def partial_match(field: str, value: str, text: str) -> float:
@@ -96,14 +87,11 @@ def _number(digits: str | None) -> int | None:
 def _digits_match(value: str, text: str) -> float:
     wanted = "".join(re.findall(r"\d", value))
     numbers = ("".join(re.findall(r"\d", number)) for number in _NUMBER.findall(text))
-    return max((_longest_run(wanted, number) for number in numbers), default=0) / len(wanted)
-
-
-def _longest_run(wanted: str, number: str) -> int:
+    text = " ".join(numbers)
     for length in range(len(wanted), 0, -1):
-        if any(wanted[start : start + length] in number for start in range(len(wanted) - length + 1)):
-            return length
-    return 0
+        if any(wanted[start : start + length] in text for start in range(len(wanted) - length + 1)):
+            return length / len(wanted)
+    return 0.0
 
 
 def _email_match(value: str, text: str) -> float:
@@ -112,13 +100,9 @@ def _email_match(value: str, text: str) -> float:
 
 
 def _address_match(value: str, text: str) -> float:
-    parts = _address_parts(value)
-    return sum(_contains(text, part) for part in parts) / len(parts)
-
-
-def _address_parts(value: str) -> list[str]:
     parts = _NUMBER_OR_ZIP.sub(lambda match: f",{match.group()},", value).split(",")
-    return [part for part in parts if re.search(r"\w", part)]
+    parts = [part for part in parts if re.search(r"\w", part)]
+    return sum(_contains(text, part) for part in parts) / len(parts)
 
 
 def _contains(text: str, part: str) -> bool:

@@ -27,16 +27,10 @@ class LumeHF(HFLM):
     keys_its_answers = True  # read by lume_tasks.tasks.model_checks
 
     def __init__(self, *args: Any, gradnorm: bool = False, **kwargs: Any) -> None:
-        """Load the model.
+        """Load the model with the arguments of ``HFLM``; ``DataError`` if one is not supported.
 
-        Args:
-            *args: as for ``HFLM``.
-            gradnorm: also compute the gradient norm of each document of ``lume_mia``: one forward and backward pass a
-                document, with memory for the gradient of all weights.
-            **kwargs: as for ``HFLM``.
-
-        Raises:
-            DataError: an argument is not supported.
+        ``gradnorm`` also computes the gradient norm of each document of ``lume_mia``: one forward and backward pass a
+        document, with memory for the gradient of all weights.
         """
         if str(kwargs.get("batch_size")).startswith("auto"):
             raise DataError(
@@ -69,7 +63,7 @@ class LumeHF(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[Answer]:
-        check_lengths(requests, self.max_length)
+        self._check_lengths(requests)
         answers: dict[int, Answer] = {}
         hidden = disable_tqdm or self.rank != 0
         with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as progress:
@@ -81,6 +75,18 @@ class LumeHF(HFLM):
                         self.cache_hook.add_partial("loglikelihood", text, answers[number])
                     progress.update(1)
         return [answers[number] for number in range(len(requests))]
+
+    def _check_lengths(self, requests: Sequence[Request]) -> None:
+        longest = max((len(continuation) for _, _, continuation in requests), default=0)
+        if longest > self.max_length:
+            raise DataError(
+                f"lume-hf: a text to score has {longest} tokens, but the model reads {self.max_length} at once. "
+                "Raise max_length in --model_args if the model can take it, else leave the text out."
+            )
+        cut = sum(len(context) + len(continuation) > self.max_length + 1 for _, context, continuation in requests)
+        if cut:
+            message = "lume-hf: %d of %d contexts are cut on the left to fit the model's %d tokens"
+            _log.warning(message, cut, len(requests), self.max_length)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[InputRow], bool]]:
         """Yield batches of rows and whether they need a gradient (one row each); long rows come first.
@@ -122,20 +128,6 @@ class LumeHF(HFLM):
                 of = slice(start, start + len(requests[number][2]))
                 yield number, TokenScores(logprobs[of], mean[of], variance[of], greedy[of], norm)
                 start = of.stop
-
-
-def check_lengths(requests: Sequence[Request], max_length: int) -> None:
-    """Refuse continuations that the model cannot score whole; warn of contexts that are cut on the left."""
-    longest = max((len(continuation) for _, _, continuation in requests), default=0)
-    if longest > max_length:
-        raise DataError(
-            f"lume-hf: a text to score has {longest} tokens, but the model reads {max_length} at once. "
-            "Raise max_length in --model_args if the model can take it, else leave the text out."
-        )
-    cut = sum(len(context) + len(continuation) > max_length + 1 for _, context, continuation in requests)
-    if cut:
-        message = "lume-hf: %d of %d contexts are cut on the left to fit the model's %d tokens"
-        _log.warning(message, cut, len(requests), max_length)
 
 
 def _scored_positions(

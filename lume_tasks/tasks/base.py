@@ -14,18 +14,17 @@ from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
 
-# lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds, and its
-# MultipleChoiceTask is something else.
-_ONE_CLASS_A_KIND = hasattr(harness_tasks, "GenerateTask")
-_classes: Any = harness_tasks
-GenerateTask = _classes.GenerateTask if _ONE_CLASS_A_KIND else ConfigurableTask
-LoglikelihoodTask = _classes.LoglikelihoodTask if _ONE_CLASS_A_KIND else ConfigurableTask
-MultipleChoiceTask = _classes.MultipleChoiceTask if _ONE_CLASS_A_KIND else ConfigurableTask
+# lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds.
+GenerateTask: Any = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
+LoglikelihoodTask: Any = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
+MultipleChoiceTask: Any = ConfigurableTask  # lm-eval 0.4 has another class of this name
+if GenerateTask is not ConfigurableTask:
+    MultipleChoiceTask = harness_tasks.MultipleChoiceTask
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
@@ -43,15 +42,8 @@ OPTIONS = (
     "lume_gen_kwargs",
 )
 
-# Model arguments of the harness that decide which tokenizer is loaded, and their names in transformers.
-_TOKENIZER_ARGS = {
-    "revision": "revision",
-    "subfolder": "subfolder",
-    "use_fast_tokenizer": "use_fast",
-    "add_bos_token": "add_bos_token",
-    "gguf_file": "gguf_file",
-    "trust_remote_code": "trust_remote_code",
-}
+# Model arguments of the harness that decide which tokenizer is loaded.
+_TOKENIZER_ARGS = ("revision", "subfolder", "use_fast_tokenizer", "add_bos_token", "gguf_file", "trust_remote_code")
 
 
 class RowsTask(ConfigurableTask):
@@ -119,11 +111,8 @@ class LumeTask(RowsTask):
                 f"{task}: LUME's prompt is the bare text, without template or system text; run it without "
                 f"{' and '.join(given)} (other tasks can keep them in another run)."
             )
-        changed = [
-            f"{name}={value!r}"
-            for name, value in (self.config.generation_kwargs or {}).items()
-            if self._generation.get(name) != value
-        ]
+        generation = (self.config.generation_kwargs or {}).items()
+        changed = [f"{name}={value!r}" for name, value in generation if self._generation.get(name) != value]
         if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
             raise DataError(
                 f"{task}: LUME generates greedily, at most 256 new tokens, until EOS; leave {', '.join(changed)} out "
@@ -156,11 +145,6 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
         )
 
 
-def mean(values: Sequence[float | None]) -> aggregate.Mean:
-    """Compute the mean over the documents that have this metric; NaN if ``--limit`` left none."""
-    return aggregate.Mean(value for value in values if value is not None)
-
-
 def alternate(*groups: Iterable[Any]) -> list[Any]:
     """Return the first item of each group, then the second of each, ..., so that ``--limit`` keeps some of each."""
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
@@ -170,27 +154,25 @@ def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str 
     """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``."""
     directory = locate.data_dir(lume_data_dir)
     rows = locate.load_rows(directory, lume_split)
-    docs = alternate(*(_documents(rows[side], side, lume_task) for side in SIDES))
+    documents = (
+        [
+            {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
+            for row in rows[side]
+            if row.task == lume_task
+        ]
+        for side in SIDES
+    )
+    docs = alternate(*documents)
     if not docs:
         raise DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
     return docs
-
-
-def _documents(rows: Sequence[Row], side: str, task: str) -> list[dict[str, Any]]:
-    return [
-        {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
-        for row in rows
-        if row.task == task
-    ]
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
     """Load the tokenizer of the model under evaluation.
 
     Of ``metadata``, ``tokenizer`` comes before ``pretrained`` and ``model`` (API backends): a name, folder or object.
-
-    Raises:
-        DataError: none of them is given (an LM object was passed), or the tokenizer cannot be loaded.
+    ``DataError`` if none of them is given (an LM object was passed), or the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -201,15 +183,16 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
             'folder or the tokenizer itself: --metadata \'{"tokenizer": "NAME_OR_FOLDER"}\', or in Python '
             'simple_evaluate(..., metadata={"tokenizer": ...}) or TaskManager(metadata={"tokenizer": ...})'
         )
-    if not isinstance(source, str):
-        if callable(getattr(source, "encode", None)):
-            return source
-        source = str(getattr(source, "name_or_path", source))
-    kwargs = {new: metadata[old] for old, new in _TOKENIZER_ARGS.items() if metadata.get(old) is not None}
+    if not isinstance(source, str) and callable(getattr(source, "encode", None)):
+        return source
+    source = str(getattr(source, "name_or_path", source))  # of a model that is an object
+    given = {name: metadata[name] for name in _TOKENIZER_ARGS if metadata.get(name) is not None}
     if metadata.get("tokenizer"):
-        kwargs.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
+        given.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces
+    if "use_fast_tokenizer" in given:
+        given["use_fast"] = given.pop("use_fast_tokenizer")
     try:
-        return AutoTokenizer.from_pretrained(source, **kwargs)
+        return AutoTokenizer.from_pretrained(source, **given)
     except (OSError, ValueError, ImportError) as error:
         raise DataError(
             f"LUME could not load the tokenizer {source!r}: {error}\n"

@@ -7,9 +7,10 @@ from datasets import Dataset
 
 from lume_tasks.data.rows import stem_of
 from lume_tasks.metrics import bootstrap
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, mean, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")

@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, mean, side_rows
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
@@ -52,11 +53,7 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
 
 
 def answer_length(tokenizer: Any, text: str, answer: str) -> int:
-    """Count the tokens that the harness scores of ``" " + answer`` after ``text``.
-
-    Raises:
-        ValueError: no boundary between tokens separates text and answer.
-    """
+    """Count the tokens scored of ``" " + answer`` after ``text``; ValueError if no token boundary separates the two."""
     # The harness moves white space at the end of the context into the continuation.
     before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text} {answer}")
     if whole[: len(before)] != before or len(whole) == len(before):

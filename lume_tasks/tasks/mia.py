@@ -16,13 +16,12 @@ from datasets import Dataset
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SPLITS, Row, completion_texts
+from lume_tasks.data.rows import SPLITS, completion_texts
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer, mean
-from lume_tasks.tasks.reference import matching_samples
-from lume_tasks.tasks.results import OPTION, read_reference
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
+from lume_tasks.tasks.reference import OPTION, reference_samples
 
 _log = logging.getLogger("lume_tasks")
 
@@ -30,13 +29,7 @@ TASK = "lume_mia"
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
 FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE uses 0.4
 
-# Metrics that need a field of TokenScores: that field, and the metadata or model argument that asks for the metric.
-_NEEDS = {
-    "min_k": ("logprobs", "lume_min_k"),
-    "min_k_plus_plus": ("mean", "lume_min_k_plus_plus"),
-    "privleak": ("logprobs", OPTION),
-    "gradnorm": ("grad_norm", "gradnorm"),
-}
+_TOKEN_OPTIONS = (*FRACTIONS, "gradnorm", OPTION)  # metadata or model arguments whose metrics need TokenScores
 _LONGEST_TOKEN = 128  # characters; no first token of a text is longer
 
 Doc = dict[str, Any]
@@ -95,7 +88,7 @@ def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
     """Return the share of tokens for Min-K% and Min-K%++; ``DataError`` if one is not in (0, 1]."""
     given = {name: metadata.get(name, default) for name, default in FRACTIONS.items()}
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= 1:
+        if not isinstance(value, (int, float)) or not 0 < value <= 1:
             raise DataError(f"metadata {name} has to be a share of a document's tokens, in (0, 1], not {value!r}")
     return given
 
@@ -110,32 +103,27 @@ def documents(
     min_k = fractions(metadata)["lume_min_k"]
     directory = locate.data_dir(lume_data_dir)
     members, nonmembers = locate.load_mia(directory)
-    forget = forget_rows(directory, lume_split)
-    requests = mia_requests(load_tokenizer(metadata), {"member": members, "nonmember": nonmembers})
-    docs = alternate(*requests.values())
-    if forget is not None:
-        docs = with_unlearned(docs, forget, lume_split)
+    docs = alternate(*mia_requests(load_tokenizer(metadata), {"member": members, "nonmember": nonmembers}).values())
+    docs = with_unlearned(docs, directory, lume_split)
     if lume_reference_results is not None:
         docs = with_reference(docs, lume_reference_results, min_k, metadata.get("version"))
     return {"test": Dataset.from_list(docs)}
 
 
-def forget_rows(directory: Path, split: str) -> list[Row] | None:
-    """Read the forget rows of the split; None and a warning if there are none, since the attack does not need them."""
+def with_unlearned(docs: list[Doc], directory: Path, split: str) -> list[Doc]:
+    """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members.
+
+    Without forget rows, which the attacks do not need, only warn.
+    """
     try:
         path = locate.side_file(directory, "forget", split)
     except DataError as error:
         if split not in ("all", *SPLITS):
             raise
         _log.warning("lume_mia: no members_unlearned, which needs the forget rows: %s", error)
-        return None
-    return read_rows(path)
-
-
-def with_unlearned(docs: list[Doc], forget: Sequence[Row], split: str) -> list[Doc]:
-    """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members."""
-    texts = completion_texts(forget)
-    inside = [text_key(doc)[1].strip() in texts if doc["member"] else None for doc in docs]
+        return docs
+    forget = completion_texts(read_rows(path))
+    inside = [text_key(doc)[1].strip() in forget if doc["member"] else None for doc in docs]
     found, members = inside.count(True), len(inside) - inside.count(None)
     if found < members:
         _log.warning(
@@ -153,21 +141,17 @@ def with_reference(docs: list[Doc], path: str, min_k: float, version: Any) -> li
     Raises:
         DataError: the results cannot be read, or are of other documents, another version or another ``lume_min_k``.
     """
-    results = read_reference(path)
-    samples = matching_samples(results, docs, TASK, version, text_key, lambda _: "loss_auc")
+    samples, metadata = reference_samples(path, docs, TASK, version, text_key, lambda _: "loss_auc")
     pairs = list(zip(docs, samples, strict=True))
-    if any(sample["doc"]["scored_tokens"] != doc["scored_tokens"] for doc, sample in pairs):
-        _log.warning("lume_mia: the reference has another tokenizer; each model's loss is the mean over its own tokens")
-    with_min_k = all("min_k_auc" in sample for sample in samples)
-    theirs = results.metadata.get(TASK, {}).get("lume_min_k", FRACTIONS["lume_min_k"])
-    if not with_min_k:
-        _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
-    elif theirs != min_k:
-        raise DataError(f"{OPTION}: {path} was run with lume_min_k {theirs}, this run has {min_k}; use the same one")
     found = [doc | {"reference_loss": -float(sample["loss_auc"][1])} for doc, sample in pairs]
-    if with_min_k:
-        for doc, sample in zip(found, samples, strict=True):
-            doc["reference_min_k"] = float(sample["min_k_auc"][1])
+    if not all("min_k_auc" in sample for sample in samples):
+        _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
+        return found
+    theirs = metadata.get("lume_min_k", FRACTIONS["lume_min_k"])
+    if theirs != min_k:
+        raise DataError(f"{OPTION}: {path} was run with lume_min_k {theirs}, this run has {min_k}; use the same one")
+    for doc, sample in zip(found, samples, strict=True):
+        doc["reference_min_k"] = float(sample["min_k_auc"][1])
     return found
 
 
@@ -260,15 +244,11 @@ SUMMARIES = {"auc": auc, "auc_low": auc_low, "auc_high": auc_high, "tpr_at_1": t
 
 
 def mia_score(items: Sequence[Item]) -> aggregate.Score:
-    """Compute ``1 - 2 |AUC - 0.5|`` of the loss attack; NaN and a warning with the reason if there is no AUC."""
-    scores, members = _columns(items)
-    nan = sum(math.isnan(score) for score in scores)
-    if len(set(members)) < 2:
-        present = "members" if members[0] else "non-members"
-        _log.warning("lume_mia: only %s were scored (--limit?), so no attack has a value", present)
-    elif nan:
-        _log.warning("lume_mia: %d of %d losses are NaN, so the attacks have no value", nan, len(scores))
-    return aggregate.Score(aggregate.mia_score(attacks.auc(scores, members)))
+    """Compute ``1 - 2 |AUC - 0.5|`` of the loss attack; NaN and a warning if there is no AUC."""
+    value = aggregate.Score(aggregate.mia_score(auc(items)))
+    if math.isnan(value):
+        _log.warning("lume_mia: the attacks have no value: only one class was scored (--limit?), or a loss is NaN")
+    return value
 
 
 def privleak(items: Sequence[PairItem]) -> float:
@@ -277,8 +257,9 @@ def privleak(items: Sequence[PairItem]) -> float:
 
 
 def mia_gap(items: Sequence[PairItem]) -> float:
-    """Compute ``attacks.mia_gap`` of the loss AUCs of the model and of the reference, on the same documents."""
-    return attacks.mia_gap(*_both_aucs(items))
+    """Compute ``AUC - AUC_ref`` of the loss attack: 0 is ideal, above 0 the model knows members better."""
+    own, reference = _both_aucs(items)
+    return own - reference
 
 
 def _columns(items: Sequence[Item]) -> tuple[list[float], list[bool]]:
@@ -292,7 +273,7 @@ def _both_aucs(items: Sequence[PairItem]) -> tuple[float, float]:
 
 
 def _metrics() -> Metrics:
-    table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (mean, None)}
+    table: dict[str, Any] = {"mia_score": (mia_score, True), "members_unlearned": (aggregate.mean, None)}
     for attack in ATTACKS:
         for summary, aggregation in SUMMARIES.items():
             table[f"{attack}_{summary}"] = aggregation, False
@@ -316,18 +297,13 @@ class MiaTask(LumeTask, LoglikelihoodTask):
         return values
 
     def apply_filters(self) -> Any:
-        """Filter the answers; warn of metrics that were asked for and that the answers do not allow."""
+        """Filter the answers; warn where metrics were asked for that sums of log-probabilities do not give."""
         filtered = super().apply_filters()
-        answer = self.instances[0].resps[0][0]
-        missing = [
-            metric
-            for metric, (field, option) in sorted(_NEEDS.items())
-            if self.config.metadata.get(option) and getattr(answer, field, None) is None
-        ]
-        if missing:
+        asked = [option for option in _TOKEN_OPTIONS if self.config.metadata.get(option)]
+        if asked and not isinstance(self.instances[0].resps[0][0], TokenScores):
             _log.warning(
-                "lume_mia: no %s: this backend (or the one that wrote the cache) gives no per-token values. Use "
-                "--model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
-                ", ".join(missing),
+                "lume_mia: %s needs per-token values for some metrics, and this backend (or the one that wrote the "
+                "cache) gives none. Use --model lume-hf (for gradnorm with gradnorm=true among the --model_args).",
+                ", ".join(asked),
             )
         return filtered

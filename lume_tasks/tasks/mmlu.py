@@ -54,27 +54,16 @@ class LumeMmlu(Group):
         limit = metadata.get("lume_mmlu_limit")
         if limit is not None and (type(limit) is not int or limit < 1):
             raise DataError(f"metadata lume_mmlu_limit has to be a whole number of questions above 0, not {limit!r}")
-        subjects = mmlu_subjects(metadata.get("lume_mmlu_subjects"))
+        subjects = metadata.get("lume_mmlu_subjects")  # a list, or names with commas; None: all
+        if isinstance(subjects, str):
+            subjects = [name.strip() for name in subjects.split(",")]
+        named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
+        directory = locate.data_dir(named) if named else None  # LUME itself is not downloaded for the questions
+        source = locate.mmlu_source(metadata.get("lume_mmlu_path"), directory)
         super().__init__(
             name=config["task"],
             aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)],
             metadata={"version": metadata.get("version")},
         )
-        for subject, rows in locate.load_mmlu(_source(metadata), subjects).items():
+        for subject, rows in locate.load_mmlu(source, subjects).items():
             self.add(SubjectTask(subject, rows[:limit], metadata.get("version")))
-
-
-def _source(metadata: Mapping[str, Any]) -> str:
-    """Return where the questions are; LUME itself is not downloaded for them."""
-    named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
-    return locate.mmlu_source(metadata.get("lume_mmlu_path"), locate.data_dir(named) if named else None)
-
-
-def mmlu_subjects(value: object) -> list[str] | None:
-    """Return the subjects that ``lume_mmlu_subjects`` names (text with commas, or a list); None: all."""
-    if value is None:
-        return None
-    names = value.split(",") if isinstance(value, str) else value
-    if not isinstance(names, list):
-        raise DataError(f"metadata lume_mmlu_subjects has to be names with commas or a list, not {value!r}")
-    return [str(name).strip() for name in names]

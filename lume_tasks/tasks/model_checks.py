@@ -7,7 +7,6 @@ The harness gives a task the model's arguments, but not the model, nor the file 
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
 from typing import Any
 
 from lm_eval.api.model import LM, CachingLM, TemplateLM
@@ -35,13 +34,8 @@ def model_under_evaluation() -> Any:
 def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any]) -> None:
     """Refuse a model that would silently score something else than LUME; warn of another model's cached answers.
 
-    Args:
-        task: its name, for messages.
-        requests: the harness's instances of the task.
-        metadata: of the task.
-
     Raises:
-        DataError: a prompt would be cut, generation would not stop at EOS, or a document would be scored after another
+        DataError: a text would be cut, generation would not stop at EOS, or a document would be scored after another
             token than BOS.
     """
     lm = model_under_evaluation()
@@ -62,13 +56,9 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
 
 
 def check_end(task: str, lm: Any) -> None:
-    """Refuse a model whose answers do not end at EOS.
+    """Refuse a tokenizer without EOS, and batches of an ``hf`` model that does not know its tokenizer's EOS.
 
-    The harness's ``hf`` relies on the model to end each row of a batch. If the model does not know the tokenizer's EOS,
-    it generates on after EOS until each row of the batch has one, and that text would be scored too.
-
-    Raises:
-        DataError: the tokenizer has no EOS, or ``hf`` runs batches of a model that does not know it.
+    The harness's ``hf`` relies on the model to end each row of a batch, and scores what follows an EOS too.
     """
     eos = getattr(lm.tokenizer, "eos_token_id", -1)
     if eos is None:
@@ -89,11 +79,7 @@ def check_end(task: str, lm: Any) -> None:
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
-    """Refuse texts that the harness would cut on the left to fit the model.
-
-    Raises:
-        DataError: names the documents, with their numbers of tokens.
-    """
+    """Refuse texts that the harness would cut on the left to fit the model, by name and number of tokens."""
     faults = []
     for request in requests:
         context, rest = request.args
@@ -121,22 +107,15 @@ def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
     """
     if getattr(lm.lm, "keys_its_answers", False):
         return
-    arguments = {"backend": type(lm.lm).__name__, "pretrained": str(getattr(lm.lm, "pretrained", None))}
-    for name, value in metadata.items():
-        if name not in _OTHER_ARGUMENTS and not name.startswith("lume_"):
-            arguments[name] = str(value)
+    arguments = {"backend": type(lm.lm).__name__, "pretrained": getattr(lm.lm, "pretrained", None)}
+    arguments |= {k: v for k, v in metadata.items() if k not in _OTHER_ARGUMENTS and not k.startswith("lume_")}
     now = ", ".join(f"{name}={value}" for name, value in sorted(arguments.items()))
     if not len(lm.dbdict):
         lm.dbdict[_ARGUMENTS_KEY] = now
     before = lm.dbdict.get(_ARGUMENTS_KEY, "unknown arguments")
     if before != now:
-        _warn_once(lm.cache_db, before, now)
-
-
-@cache
-def _warn_once(file: str, before: str, now: str) -> None:
-    _log.warning(
-        "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model too; "
-        "name another file for each model.",
-        *(file, before, now),
-    )
+        _log.warning(
+            "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model "
+            "too; name another file for each model.",
+            *(lm.cache_db, before, now),
+        )

@@ -13,9 +13,10 @@ from datasets import Dataset
 
 from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.errors import DataError
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
 from lume_tasks.metrics.text import exact_match
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, mean, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
 
 _log = logging.getLogger("lume_tasks")
 
@@ -37,7 +38,7 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     persons: dict[str, dict[str, str]] = {}
     kept = []
     for doc in docs:
-        field = field_of(doc["input"], doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
+        field = field_of(doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
         if field:
             persons.setdefault(stem_of(doc["id"]), {})[field] = doc["output"]
         if field or doc["kind"] == "sc":

@@ -7,7 +7,9 @@ import numpy as np
 
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
-from lume_tasks.tasks.results import OPTION, ReferenceResults, read_reference
+from lume_tasks.tasks.results import find_results, read_results, read_samples, samples_file
+
+OPTION = "lume_reference_results"
 
 Doc = dict[str, Any]
 Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
@@ -18,12 +20,11 @@ def with_scores(
 ) -> list[Doc]:
     """Add the reference's score of each row as ``reference``; without a path, return the documents unchanged.
 
-    ``path`` leads to results that the harness wrote with ``--log_samples`` for the same task and version, and
-    ``metric_of`` names the metric of a row that is compared.
+    The other arguments are those of ``reference_samples``.
     """
     if path is None:
         return docs
-    samples = matching_samples(read_reference(path), docs, task, version, _row_key, metric_of)
+    samples, _ = reference_samples(path, docs, task, version, _row_key, metric_of)
     return [doc | {"reference": float(sample[metric_of(doc)])} for doc, sample in zip(docs, samples, strict=True)]
 
 
@@ -31,29 +32,45 @@ def _row_key(doc: Doc) -> Hashable:
     return doc.get("id"), doc.get("input"), doc.get("output")
 
 
-def matching_samples(
-    results: ReferenceResults,
+def reference_samples(
+    path: str,
     docs: Sequence[Doc],
     task: str,
     version: Any,
     key: Callable[[Doc], Hashable],
     metric_of: Callable[[Doc], str],
-) -> list[dict[str, Any]]:
-    """Return the reference's logged sample of each document, found by ``key``.
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return the reference's logged sample of each document, found by ``key``, and the metadata of its task.
+
+    ``path`` names results that ``lm_eval --log_samples --output_path ...`` wrote: a file, or the folder that holds it.
+    ``metric_of`` names the metric that the sample of a document must have.
 
     Raises:
-        DataError: a document has no sample, or the sample lacks the metric.
+        DataError: the results cannot be read, are of another version or without samples, or a document has no score.
     """
-    by_key = {key(sample["doc"]): sample for sample in results.samples(task, version)}
+    try:
+        file = find_results(path)
+        content = read_results(file)
+        found_version = content.get("versions", {}).get(task)
+        log = samples_file(file, task)
+        if task not in content["results"]:
+            raise DataError(f"{file} has no results of {task}; it has: {', '.join(content['results'])}")
+        if version not in (None, found_version):
+            raise DataError(f"{file} has {task} in version {found_version}, not {version}: score the reference again")
+        if not log.is_file():
+            raise DataError(f"{file} lacks {log}: evaluate the reference with --log_samples and keep its whole folder")
+        by_key = {key(sample["doc"]): sample for sample in read_samples(log)}
+    except DataError as error:
+        raise DataError(f"{OPTION}: {error}") from error
     samples = [by_key.get(key(doc), {}) for doc in docs]
     lacking = [doc for doc, sample in zip(docs, samples, strict=True) if sample.get(metric_of(doc)) is None]
     if lacking:
         raise DataError(
-            f"{OPTION}: {results.path} lacks the score in {task} of {len(lacking)} of {len(docs)} documents, the first "
+            f"{OPTION}: {file} lacks the score in {task} of {len(lacking)} of {len(docs)} documents, the first "
             f"being {document_name(lacking[0])}: evaluate the reference on the same data and split, with "
             "--log_samples, without --limit"
         )
-    return samples
+    return samples, content.get("configs", {}).get(task, {}).get("metadata") or {}
 
 
 def document_name(doc: Doc) -> str:
@@ -79,7 +96,7 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
 def distance(items: Sequence[Pair | None]) -> float:
     """Compute the absolute difference between both models' means over the same rows; NaN if there are none."""
     own, reference = _columns(items)
-    return abs(aggregate.Mean(own) - aggregate.Mean(reference))
+    return abs(aggregate.mean(own) - aggregate.mean(reference))
 
 
 def _columns(items: Sequence[Pair | None]) -> tuple[list[float], list[float]]:

@@ -1,88 +1,38 @@
-"""Read results that the harness wrote for another model: its numbers, and its logged samples row by row."""
+"""Read results files and sample logs that the harness wrote."""
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.files import read_text
 from lume_tasks.errors import DataError, first_line
 
-OPTION = "lume_reference_results"
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json
 
 
-@dataclass(frozen=True)
-class ReferenceResults:
-    """One results file of the harness and the sample files that belong to it.
-
-    Attributes:
-        path: the results file.
-        numbers: task (or group) to its metrics, named without the filter: ``{"lume_mia": {"loss_auc": 0.5}}``.
-        versions: task to the version of its YAML.
-        metadata: task to what it was configured with (``lume_split``, ``lume_min_k``, ...).
-    """
-
-    path: Path
-    numbers: dict[str, dict[str, float]]
-    versions: dict[str, Any]
-    metadata: dict[str, dict[str, Any]]
-
-    def samples(self, task: str, version: Any = None, split: str | None = None) -> list[dict[str, Any]]:
-        """Return the logged samples of a task, in the order of the file.
-
-        Args:
-            task: its name in the harness.
-            version: the version that it must have; None for any.
-            split: the ``lume_split`` that it must have; None for any.
-
-        Raises:
-            DataError: the task was not run, was run on other rows or in another version, or logged no samples.
-        """
-        found_version, found_split = self.versions.get(task), self.metadata.get(task, {}).get("lume_split", "all")
-        file = samples_file(self.path, task)
-        fault = ""
-        if task not in self.numbers:
-            fault = f"has no results of {task}; it has: {', '.join(self.numbers)}"
-        elif version not in (None, found_version):
-            fault = f"has {task} in version {found_version}, not {version}: score the reference again with this version"
-        elif split not in (None, found_split):
-            fault = f"is of split {found_split}, not {split}: evaluate the reference on that one"
-        elif not file.is_file():
-            fault = f"lacks {file}: evaluate the reference with --log_samples, and keep its output folder together"
-        if fault:
-            raise DataError(f"{OPTION}: {self.path} {fault}")
-        return read_samples(file)
-
-
-def read_reference(path: str) -> ReferenceResults:
-    """Load results written by ``lm_eval --log_samples --output_path ...``.
-
-    Args:
-        path: a results file, or a folder that contains exactly one (at any depth).
-
-    Raises:
-        DataError: there are no results of the harness, or several.
-    """
-    file = _results_file(Path(path).expanduser())
-    content = read_results(file)
-    metadata = {task: dict(config.get("metadata") or {}) for task, config in content.get("configs", {}).items()}
-    return ReferenceResults(file, numbers(content), dict(content.get("versions", {})), metadata)
+def find_results(path: str) -> Path:
+    """Return the results file ``path``, or the only one in the folder ``path``; DataError if none or several."""
+    named = Path(path).expanduser()
+    if named.is_file():
+        return named
+    if not named.is_dir():
+        raise DataError(f"{named} does not exist; it has to be a results_*.json or the folder of one")
+    found = sorted(file for file in named.rglob("*.json") if _DATE.search(file.name))
+    if len(found) != 1:
+        listed = "".join(f"\n  {file}" for file in found)
+        fault = f"several results files; name one of them:{listed}" if found else "no results_*.json in it"
+        raise DataError(f"{named} has {fault}")
+    return found[0]
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Load a results file of the harness.
-
-    Raises:
-        DataError: the file cannot be read, is not JSON, or has no results by task.
-    """
+    """Load a results file of the harness; DataError if it is none."""
     try:
         content: dict[str, Any] = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a results file of the harness ({first_line(error)})") from error
-    tasks = content.get("results") if isinstance(content, dict) else None
-    if not isinstance(tasks, dict):
+    if not isinstance(content, dict) or not isinstance(content.get("results"), dict):
         raise DataError(f"{path} is not a results file of the harness (it has no `results` by task)")
     return content
 
@@ -105,25 +55,8 @@ def samples_file(results: Path, task: str) -> Path:
     return results.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
 
 
-def _results_file(path: Path) -> Path:
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise DataError(f"{OPTION}: {path} does not exist; it has to be a results_*.json or the folder of one")
-    found = sorted(file for file in path.rglob("*.json") if _DATE.search(file.name))
-    if len(found) != 1:
-        listed = "".join(f"\n  {file}" for file in found)
-        fault = f"several results files; name one of them:{listed}" if found else "no results_*.json in it"
-        raise DataError(f"{OPTION}: {path} has {fault}")
-    return found[0]
-
-
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Load one sample file of the harness: an object with its ``doc`` on each line.
-
-    Raises:
-        DataError: a line is not what the harness writes.
-    """
+    """Load a sample file of the harness, an object with its ``doc`` a line; DataError names a faulty line."""
     samples = []
     for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: only line feeds end a line
         try:

@@ -61,95 +61,77 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
         ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only if all that it needs is there; and the
         ends of their intervals. Missing: task to what it lacks (values, or documents), empty if it did not run.
     """
-    needed = [(task, metric) for metric in MAIN_METRICS for task in GENERATION_TASKS] + [("lume_mia", "mia_score")]
-    values = {(task, metric): task_metrics.get(task, {}).get(f"{metric},none") for task, metric in needed}
-    present = {key: value for key, value in values.items() if value is not None and not math.isnan(value)}
     scores: dict[str, Any] = {}
-    for metric in MAIN_METRICS:
-        means = [present[task, metric] for task in GENERATION_TASKS if (task, metric) in present]
-        if means:
-            scores[metric] = float(aggregate.pooled_mean(means))
-    forget = [value for (_, metric), value in present.items() if metric.startswith("forget")]
-    retain = [value for (_, metric), value in present.items() if metric.startswith("retain")]
-    if len(forget + retain) == len(MAIN_METRICS) * len(GENERATION_TASKS):
-        scores["task_aggregate"] = aggregate.task_aggregate(forget, retain)
-    if ("lume_mia", "mia_score") in present:
-        scores["mia_score"] = present["lume_mia", "mia_score"]
+    intervals: dict[str, tuple[float, float]] = {}
+    missing, limited = _missing(task_metrics)
+    means: dict[str, list[aggregate.Mean]] = {side: [] for side in SIDES}
+    bounds: dict[str, list[bootstrap.Bound]] = {side: [] for side in SIDES}
+    for name in MAIN_METRICS:
+        side = name.partition("_")[0]
+        present = [mean for mean in _of_tasks(task_metrics, name) if not math.isnan(mean)]
+        lower = _of_tasks(task_metrics, f"{name}_low")
+        if present:
+            scores[name] = float(aggregate.pooled_mean(present))
+        if lower:
+            intervals[name] = bootstrap.ends(bootstrap.pooled_mean(lower))
+        means[side] += present
+        bounds[side] += lower
+    if all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
+        scores["task_aggregate"] = aggregate.task_aggregate(means["forget"], means["retain"])
+        if all(bounds.values()):
+            replicates = bootstrap.task_aggregate(bounds["forget"], bounds["retain"])
+            intervals["task_aggregate"] = bootstrap.corrected_ends(replicates, scores["task_aggregate"])
+    attack = task_metrics.get("lume_mia", {})
+    auc = [attack.get(f"loss_auc{end},none", math.nan) for end in ("", "_low", "_high")]
+    if not math.isnan(attack.get("mia_score,none", math.nan)):
+        scores["mia_score"] = attack["mia_score,none"]
+    if not any(map(math.isnan, auc)):
+        intervals["mia_score"] = bootstrap.mia_score(*auc[1:])
     subjects = _mmlu_subjects(task_metrics)
     if subjects:
-        right = math.fsum(accuracy * size for accuracy, size in subjects)
-        scores["mmlu"] = right / sum(size for _, size in subjects)
-    missing = _missing(values, bool(subjects))
-    limited = _limited(task_metrics)
+        scores["mmlu"] = math.fsum(accuracy * size for accuracy, size in subjects) / sum(size for _, size in subjects)
+        intervals["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
     if not missing and (partial or not limited):
         name = "partial_final_score" if limited else "final_score"
         scores[name] = aggregate.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
-    return scores | score_intervals(task_metrics, scores), limited | missing
+        if {"task_aggregate", "mia_score"} <= intervals.keys():
+            tasks, mmlu = ((scores[part], *intervals[part]) for part in ("task_aggregate", "mmlu"))
+            intervals[name] = bootstrap.final_score(tasks, tuple(auc), mmlu)
+    for name, ends in intervals.items():
+        if name in scores:
+            scores |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+    return scores, limited | missing
 
 
-def _missing(values: Mapping[tuple[str, str], Any], mmlu: bool) -> dict[str, str]:
-    """Return task to the metrics whose value is NaN, and to an empty text if it did not run."""
-    nan: dict[str, list[str]] = {}
-    for (task, metric), value in values.items():
-        if value is None:
-            nan.setdefault(task, [])
-        elif math.isnan(value):
-            nan.setdefault(task, []).append(metric)
-    missing = {task: f"no value for {', '.join(metrics)}" if metrics else "" for task, metrics in nan.items()}
-    return missing if mmlu else missing | {"lume_mmlu": ""}
+def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:
+    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in GENERATION_TASKS)
+    return [value for value in found if value is not None]
 
 
-def _limited(task_metrics: TaskMetrics) -> dict[str, str]:
-    """Return the tasks that were scored on a part of their documents, each with a short "<scored> of <all>"."""
-    limited = {}
+def _missing(task_metrics: TaskMetrics) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the tasks that lack a value, with the reason, and those of which a part was scored, with how much."""
+    missing: dict[str, str] = {}
+    limited: dict[str, str] = {}
     for task in (*GENERATION_TASKS, "lume_mia"):
-        values = task_metrics.get(task, {})
-        metric = "mia_score" if task == "lume_mia" else MAIN_METRICS[0]
-        total = getattr(values.get(f"{metric},none"), "documents", None)
-        if total is not None and values["sample_len"] < total:
-            limited[task] = f"{values['sample_len']:,} of {total:,}"
+        metrics = task_metrics.get(task, {})
+        names = ("mia_score",) if task == "lume_mia" else MAIN_METRICS
+        values: dict[str, Any] = {name: metrics.get(f"{name},none") for name in names}
+        if None in values.values():
+            missing[task] = ""
+            continue
+        nan = [name for name, value in values.items() if math.isnan(value)]
+        if nan:
+            missing[task] = f"no value for {', '.join(nan)}"
+        total = getattr(values[names[0]], "documents", None)
+        if total is not None and metrics["sample_len"] < total:
+            limited[task] = f"{metrics['sample_len']:,} of {total:,}"
     subjects = _mmlu_subjects(task_metrics)
     questions = sum(count for _, count in subjects)
-    if subjects and questions != locate.MMLU_QUESTIONS:
+    if not subjects:
+        missing["lume_mmlu"] = ""
+    elif questions != locate.MMLU_QUESTIONS:
         limited["lume_mmlu"] = f"{questions:,} of {locate.MMLU_QUESTIONS:,}"
-    elif subjects and len(subjects) != len(locate.MMLU_SUBJECTS):
-        limited["lume_mmlu"] = f"{len(subjects)} of {len(locate.MMLU_SUBJECTS)} subjects"
-    return limited
-
-
-def score_intervals(task_metrics: TaskMetrics, scores: Mapping[str, Any]) -> dict[str, float]:
-    """Compute ``<name>_low`` and ``<name>_high`` of the scores for which the tasks gave enough.
-
-    The documents of each task are resampled apart; the resamples of the tasks are combined one by one.
-    """
-    intervals: dict[str, tuple[float, float]] = {}
-    bounds: dict[str, list[bootstrap.Bound]] = {side: [] for side in SIDES}
-    for name in MAIN_METRICS:
-        found = [task_metrics.get(task, {}).get(f"{name}_low,none") for task in GENERATION_TASKS]
-        parts = [bound for bound in found if isinstance(bound, bootstrap.Bound)]
-        if parts:
-            intervals[name] = bootstrap.ends(bootstrap.pooled_mean(parts))
-        bounds[name.partition("_")[0]] += parts
-    complete = all(len(parts) == 2 * len(GENERATION_TASKS) for parts in bounds.values())
-    if complete and "task_aggregate" in scores:
-        replicates = bootstrap.task_aggregate(bounds["forget"], bounds["retain"])
-        intervals["task_aggregate"] = bootstrap.corrected_ends(replicates, scores["task_aggregate"])
-    attack = task_metrics.get("lume_mia", {})
-    auc, low, high = (attack.get(f"loss_auc{end},none", math.nan) for end in ("", "_low", "_high"))
-    if not any(map(math.isnan, (auc, low, high))):
-        intervals["mia_score"] = bootstrap.mia_score(low, high)
-    subjects = _mmlu_subjects(task_metrics)
-    if subjects:
-        intervals["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
-    if {"task_aggregate", "mia_score", "mmlu"} <= set(intervals):
-        tasks, mmlu = ((scores[name], *intervals[name]) for name in ("task_aggregate", "mmlu"))
-        final = bootstrap.final_score(tasks, (auc, low, high), mmlu)
-        intervals["final_score"] = intervals["partial_final_score"] = final
-    ends: dict[str, float] = {}
-    for name, (lower, upper) in intervals.items():
-        if name in scores:
-            ends |= {f"{name}_low": lower, f"{name}_high": upper}
-    return ends
+    return missing, limited
 
 
 def _mmlu_subjects(task_metrics: TaskMetrics) -> list[tuple[float, int]]:

@@ -11,7 +11,7 @@ import numpy as np
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.files import find_file, place, scan_rows
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError, raise_problems
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.alternatives import read_alternatives
@@ -83,6 +83,24 @@ def named_file(named: str, side: str) -> Path:
     if not path.exists():
         raise DataError(f"--{side} {path}: there is no such file or folder")
     return find_file(path, side, str(path / side)) if path.is_dir() else path
+
+
+def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
+    """Say how many member documents are among the forget rows, and what that means for the membership attack.
+
+    None if the data has no member documents, or files were named instead of a data directory.
+    """
+    directory = None if config.forget else named_directory(config.data)
+    if directory is None or not (directory / "mia_data").is_dir():
+        return None
+    members, _ = locate.load_mia(directory)
+    count = members_among(members, forget)
+    line = f"{count} of {len(members)} member documents are among the forget rows"
+    if count < len(members):
+        line += ": the attack (lume_mia) also asks for documents that this run does not unlearn"
+    if count and config.loss_on == "answer":
+        line += "; a loss on answers alone (--loss_on answer) hardly moves the attack, --loss_on text moves it more"
+    return line
 
 
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:

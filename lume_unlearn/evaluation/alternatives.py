@@ -1,6 +1,7 @@
 """The command `alternatives`: sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -111,9 +112,18 @@ def sample_alternatives(
         (row id, alternative), ``samples`` for each row, in the order of the rows.
 
     Raises:
-        DataError: at the end, for rows without an alternative.
+        DataError: at once, for rows whose prompt does not fit; at the end, for rows without an alternative.
     """
     prompts = [_prompt(tokenizer, row) for row in rows]
+    room = (load.context_length(model) or math.inf) - config.max_new_tokens
+    long = [
+        f"  {row.id}: {len(prompt)} tokens" for row, prompt in zip(rows, prompts, strict=True) if len(prompt) > room
+    ]
+    if long:
+        head = (
+            f"{len(long)} prompts have more than {room} tokens, so the model has no room for --max_new_tokens new ones:"
+        )
+        raise DataError("\n".join([head, *first_few(long, SHOWN)]))
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(config.samples)]
     failed: dict[str, None] = {}

@@ -29,7 +29,7 @@ from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
-from lume_unlearn.training.finetune import fine_tune
+from lume_unlearn.training.relearning import fine_tune
 
 _log = logging.getLogger("lume_unlearn")
 

@@ -16,6 +16,7 @@ from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.files import fresh_partial, write_text, writing
+from lume_unlearn.model import load
 from lume_unlearn.model.forward import evaluating
 
 _log = logging.getLogger("lume_unlearn")
@@ -34,21 +35,22 @@ class Evaluation(TrainerCallback):
     `lume-unlearn report` shows the scores over time.
     """
 
-    def __init__(self, config: RunConfig, tokenizer: Any) -> None:
+    def __init__(self, config: RunConfig) -> None:
         """Choose the tasks and load them once, to find what cannot be scored before training.
 
         Raises:
             ConfigError: a task is unknown, or the data has nothing for it.
             DataError: the data of a task is faulty.
         """
-        self.config, self.tokenizer = config, tokenizer
+        self.config = config
+        self.tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
         self.output = Path(config.output)
         self.task, _, self.metric = config.best_metric.partition(".")
         self.best: dict[str, Any] | None = None
         self.directory = named_directory(config.data)
         mmlu = locate.mmlu_source(None, self.directory)
         self.metadata = harness.data_metadata(self.directory, config.split)
-        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": tokenizer}
+        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": self.tokenizer}
         self.tasks = self._chosen_tasks()
         manager = harness.task_manager(self.metadata)
         unknown = [name for name in self.tasks if name not in manager.all_tasks]

@@ -41,13 +41,13 @@ def data_metadata(data: Path, split: str = "all") -> dict[str, Any]:
 
 
 def wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """Return a loaded model as an LM of the harness, whose log-softmax is float32 as the benchmark's."""
-    from lm_eval.models.huggingface import HFLM
+    """Return a loaded model as an LM of the harness, as `--model lume-hf`."""
+    from lume_tasks.models.hf import LumeHF
 
     # The harness warns that the model is not given by name, which is intended here.
     warnings = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
     with without_messages("lm_eval.models.huggingface", *warnings):
-        return HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, softmax_dtype="float32")
+        return LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume",), **options: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ METHODS = (
         "-2/beta log sigmoid(beta (NLL - reference NLL)), sums over the answer",
         _npo,
         reference_nll=("forget",),
-        params={"beta": Param(0.1, BETA)},
+        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
     ),
     Method(
         "token-npo",
@@ -77,7 +77,7 @@ METHODS = (
         _token_npo,
         retain="nll+kl",
         reference_nll=("forget",),
-        params={"beta": Param(0.5, BETA)},
+        params={"beta": Param(0.5, BETA, search=(0.05, 5.0))},
         defaults={"epochs": 20, "batch_size": 4, "kl_weight": 0.5},
     ),
     Method(
@@ -87,7 +87,7 @@ METHODS = (
         "-2/beta log sigmoid(beta (NLL - margin)), means over the answer",
         _simnpo,
         params={
-            "beta": Param(4.5, BETA),
+            "beta": Param(4.5, BETA, search=(0.5, 10.0)),
             "margin": Param(0.0, "NLL up to which forgetting is pushed hardest", zero=True),
         },
         defaults={"forget_weight": 0.125},

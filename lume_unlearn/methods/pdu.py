@@ -47,7 +47,7 @@ METHODS = (
         retain_terms=("nll", "kl"),
         per_token_loss=lambda params, logits, targets, reference: pdu_tokens(logits),
         params={
-            "epsilon": Param(0.3, "retain loss that pdu allows", zero=True),
+            "epsilon": Param(0.3, "retain loss that pdu allows", zero=True, search=(0.03, 1.0)),
             "dual_step": Param(5.0, "step of pdu's dual variable", zero=True),
             "dual_warmup": Param(5.0, "epochs before pdu's dual variable moves", zero=True),
         },

@@ -57,7 +57,7 @@ METHODS = (
         _dpo,
         reference_nll=("forget", "alternative"),
         alternative="file",
-        params={"beta": Param(0.1, BETA)},
+        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
     ),
     Method(
         "idk-dpo",
@@ -67,7 +67,7 @@ METHODS = (
         _dpo,
         reference_nll=("forget", "alternative"),
         alternative="refusals",
-        params={"beta": Param(0.1, BETA)},
+        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
     ),
     Method(
         "idk",
@@ -86,7 +86,7 @@ METHODS = (
         _dpo,
         reference_nll=("forget", "alternative"),
         alternative="file",
-        params={"beta": Param(0.1, BETA)},
+        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
         defaults={"epochs": 2, "learning_rate": {"full": 5e-5}},
     ),
 )

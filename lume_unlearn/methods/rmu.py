@@ -41,7 +41,9 @@ METHODS = (
         hidden_states=True,
         params={
             "layer": Param(7, "decoder layer, from 0, whose output is steered", zero=True, whole=True),
-            "steering": Param(6.5, "length of the vector that hidden states of forget rows are steered to"),
+            "steering": Param(
+                6.5, "length of the vector that hidden states of forget rows are steered to", search=(2.0, 200.0)
+            ),
         },
         defaults={
             "epochs": 1,

@@ -79,6 +79,8 @@ class Param:
     """Whether it must be a whole number."""
     most: float = inf
     """The largest value allowed."""
+    search: tuple[float, float] | None = None
+    """The range in which `lume-unlearn compare` tunes it, None to leave it at its default."""
 
     def fault(self, value: object) -> str | None:
         """Return what is wrong with a value, or None."""

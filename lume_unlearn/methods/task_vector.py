@@ -34,7 +34,7 @@ METHODS = (
         "NLL, token mean; then the change of the weights times -scale",
         retain="none",
         retain_terms=("none",),
-        params={"scale": Param(5.0, "factor by which the task vector is subtracted")},
+        params={"scale": Param(5.0, "factor by which the task vector is subtracted", search=(0.5, 20.0))},
         negated=True,
     ),
 )

@@ -39,7 +39,7 @@ METHODS = (
             logits, reference, targets, params["beta"]
         ),
         needs_reference_forward=True,
-        params={"beta": Param(10.0, BETA, zero=True)},
+        params={"beta": Param(10.0, BETA, zero=True, search=(1.0, 30.0))},
         defaults={"learning_rate": {"full": 1e-4}},
     ),
 )

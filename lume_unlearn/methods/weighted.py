@@ -38,7 +38,7 @@ METHODS = (
         "Wang et al. 2025, arXiv 2502.19301",
         "-p^beta NLL, token mean",
         lambda batch: wga(batch.forget.values, batch.params["beta"], batch.counts.tokens("forget")),
-        params={"beta": Param(1.0, BETA, zero=True)},
+        params={"beta": Param(1.0, BETA, zero=True, search=(0.1, 5.0))},
         defaults={"epochs": 5, "batch_size": 16},
     ),
     Method(
@@ -50,7 +50,7 @@ METHODS = (
             batch.forget.values, batch.params["beta1"], batch.params["beta2"], batch.counts.tokens("forget")
         ),
         params={
-            "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True),
+            "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True, search=(0.5, 10.0)),
             "beta2": Param(1.0, "exponent of 1 - p in satimp's weight", zero=True),
         },
         defaults={"epochs": 5, "retain_weight": 0.1},

@@ -225,16 +225,24 @@ def _trial_logits(model: Any, rows: Sequence[Tokens]) -> Tensor:
 
 
 @torch.no_grad()
-def row_nlls(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
+def row_values(
+    model: nn.Module,
+    passes: Passes,
+    rows: Sequence[Tokens],
+    max_tokens: int,
+    device: torch.device,
+    value: TokenValue = nll_value,
 ) -> list[Tensor]:
-    """Compute the NLL in nats of each row's labelled tokens, (n,) float32 on the CPU, in as few passes as fit."""
+    """Compute a value of each row's labelled tokens, (n,) float32 on the CPU, in as few passes as fit.
+
+    By default the value is the NLL in nats.
+    """
     limits = Limits(None, max_tokens, padded=not passes.packs)
     found: list[Tensor] = []
     for part in cut(rows, lambda row: [len(row.input_ids)], limits):
         batch = pack_rows({"forget": part}).to(device)
-        (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-        found += torch.split(nll.float().cpu(), [row.scored for row in part])
+        (values,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), value)])
+        found += torch.split(values.float().cpu(), [row.scored for row in part])
     return found
 
 

@@ -55,6 +55,16 @@ def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
         ) from error
 
 
+def load_for_scoring(name: str, trust_remote_code: bool = False) -> Any:
+    """Load a model in float32 on the GPU, if there is one, ready for forward passes.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    model = load_model(name, torch.float32, trust_remote_code)
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
 def load_for_training(config: RunConfig, device: torch.device | None = None) -> Any:
     """Load the model of a run, use packed attention where it works, and add an adapter or freeze what is not trained.
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack
-from lume_unlearn.model.forward import Passes, evaluating, row_nlls
+from lume_unlearn.model.forward import Passes, evaluating, row_values
 from lume_unlearn.model.load import require_torchao
 
 
@@ -29,7 +29,7 @@ def token_nlls(
     order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
     own = order[state.process_index :: state.num_processes]
     with evaluating(model):
-        found = list(zip(own, row_nlls(model, passes, own, max_tokens, device), strict=True))
+        found = list(zip(own, row_values(model, passes, own, max_tokens, device), strict=True))
     return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
 
 

@@ -1,5 +1,6 @@
 """`lume-unlearn quickstart`: train, unlearn and score a tiny model on the shipped rows, offline and on a CPU."""
 
+import json
 import logging
 import shlex
 import shutil
@@ -18,20 +19,17 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 from lume_tasks.data import locate
 from lume_tasks.tasks.mmlu import SubjectTask
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.encode import Tokens, encode_row
 from lume_unlearn.errors import require_unused
 from lume_unlearn.evaluation.harness import data_metadata, score
-from lume_unlearn.model import packing
 from lume_unlearn.quickstart import ROWS
 from lume_unlearn.report.glossary import LEADERBOARD, Score
-from lume_unlearn.training.finetune import fine_tune
+from lume_unlearn.training.finetune import finetune
+from lume_unlearn.training.options import FinetuneConfig
 from lume_unlearn.training.run import run
 
 # Enough for the tiny model to memorise some two hundred short texts within seconds.
 TARGET_EPOCHS, RETAIN_ONLY_EPOCHS = 24, 32
-BATCH_SIZE = 8
-LEARNING_RATE = 4e-3
-WARMUP_STEPS = 30
+MEMORISING: dict[str, Any] = {"learning_rate": 4e-3, "batch_size": 8, "until": 0.0}
 # Tuned for this tiny model; a model of 1B parameters needs other learning rates.
 SHARED: dict[str, Any] = {"tuning": "full", "epochs": 16, "learning_rate": 3e-4, "batch_size": 16, "logging_steps": 5}
 UNLEARNING: dict[str, dict[str, Any]] = {
@@ -84,11 +82,13 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
 
     say("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
-    forget, retain = ([encode_row(tokenizer, row, "text") for row in rows[side]] for side in ("forget", "retain"))
-    retain += [Tokens(ids, ids) for ids in (tuple(tokenizer.encode(text)) for text in questions)]
-    target, retain_only = output / "target", output / "retain-only"
-    memorise(forget + retain, tokenizer, target, TARGET_EPOCHS, seed)
-    memorise(retain, tokenizer, retain_only, RETAIN_ONLY_EPOCHS, seed)
+    base, target, retain_only = output / "base", output / "target", output / "retain-only"
+    save_random_model(tokenizer, base, seed)
+    texts = base / "questions.jsonl"
+    texts.write_text("".join(json.dumps({"document": text}) + "\n" for text in questions), encoding="utf-8")
+    shared: dict[str, Any] = {"model": str(base), "data": str(data), "texts": str(texts), "seed": seed, **MEMORISING}
+    finetune(FinetuneConfig(output=str(target), epochs=TARGET_EPOCHS, **shared))
+    finetune(FinetuneConfig(output=str(retain_only), rows="retain", epochs=RETAIN_ONLY_EPOCHS, **shared))
 
     say("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
     folders = {"target": target}
@@ -117,8 +117,8 @@ def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
     return [f"{task.fewshot_context(doc, num_fewshot=0)} {'ABCD'[doc['answer']]}" for doc in task.eval_docs]
 
 
-def memorise(texts: Sequence[Tokens], tokenizer: PreTrainedTokenizerFast, folder: Path, epochs: int, seed: int) -> None:
-    """Train a new Llama of half a million parameters on these texts, and save it with the tokenizer."""
+def save_random_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> None:
+    """Save a new Llama of half a million parameters, and the tokenizer."""
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -132,10 +132,7 @@ def memorise(texts: Sequence[Tokens], tokenizer: PreTrainedTokenizerFast, folder
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    model = LlamaForCausalLM(config)
-    model.set_attn_implementation(packing.IMPLEMENTATION)
-    fine_tune(model, texts, epochs, LEARNING_RATE, BATCH_SIZE, WARMUP_STEPS, seed)
-    model.save_pretrained(folder)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

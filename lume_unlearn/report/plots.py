@@ -7,7 +7,7 @@ model has the same look in all figures.
 import base64
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import matplotlib as mpl
@@ -104,6 +104,21 @@ def over_training(run: Run, number: int) -> Picture | None:
     axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
     return _picture(f"training{number}", f"Scores of {run.name} over training", figure) if axes.lines else None
+
+
+@mpl.rc_context(STYLE)
+def over_epochs(
+    lines: Mapping[str, Sequence[tuple[float, float]]], number: str, title: str, label: str, goal: float | None
+) -> Picture:
+    """Draw a number over the epochs: name of a model -> (epoch, value) in order; ``goal`` is a dotted line."""
+    figure, axes = _figure(title, len(lines) + 1)
+    for place, (name, points) in enumerate(lines.items()):
+        axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=_label(name), clip_on=False, **_look(place))
+    if goal is not None:
+        axes.axhline(goal, color="0.4", ls=":", label="retrained")
+    axes.set(xlabel="epoch", ylabel=label, ylim=(0, 1))
+    axes.grid(axis="y", color="0.9")
+    return _picture(number, f"{title} over the epochs", figure)
 
 
 @mpl.rc_context(STYLE)

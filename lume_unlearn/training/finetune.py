@@ -1,45 +1,62 @@
-"""Ordinary training on texts, as small as it gets: to make a tiny model memorise, or an unlearned one relearn."""
+"""`lume-unlearn finetune`: make a model memorise texts, for a target model and its retrained twin."""
 
-from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import get_cosine_schedule_with_warmup
+from lume_unlearn.config import RunConfig
+from lume_unlearn.data.encode import encode_rows
+from lume_unlearn.data.inputs import Inputs
+from lume_unlearn.data.texts import load_texts
+from lume_unlearn.training.memorised import Memorised
+from lume_unlearn.training.monitor import Throughput
+from lume_unlearn.training.options import FinetuneConfig
+from lume_unlearn.training.record import Record
+from lume_unlearn.training.run import in_output, prepare, save
+from lume_unlearn.training.signals import Stop
 
-from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Passes, Span
-from lume_unlearn.model.output_layer import nll_value
 
+def finetune(config: FinetuneConfig) -> Path:
+    """Train a model on the texts (see `load_texts`) until it has memorised them, and save it as `run` does.
 
-def fine_tune(
-    model: Any,
-    texts: Sequence[Tokens],
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    warmup_steps: int = 0,
-    seed: int = 0,
-) -> None:
-    """Minimise the token mean of the negative log-likelihood, in place, on the device where the model is.
+    The loss is the NLL of the whole text and its EOS, token mean.
 
-    AdamW (betas 0.9 and 0.95, no weight decay), gradients clipped to norm 1, linear warm-up, then a cosine to 0. The
-    order of the texts is a function of the seed.
+    Returns:
+        The output folder.
+
+    Raises:
+        ConfigError: an option that cannot work, training that diverged, or a write that failed.
+        DataError: rows or texts that are faulty or do not fit the model.
+        Interrupted: a signal stopped the run, and a checkpoint is saved.
     """
-    order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, epochs * -(-len(texts) // batch_size))
-    passes = Passes(model)
-    model.train()
-    for _ in range(epochs):
-        shuffled = torch.randperm(len(texts), generator=order).tolist()
-        for start in range(0, len(shuffled), batch_size):
-            batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + batch_size]]}).to(model.device)
-            (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-            token_mean(nll).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    model.eval()
+
+    def read(_: RunConfig) -> Inputs:
+        return load_texts(config.data, config.split, config.rows, config.texts)
+
+    return in_output(config.run_config(), read, partial(_memorise, config.until))
+
+
+def _memorise(until: float, config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None) -> None:
+    """Load the model, train, from ``checkpoint`` if there is one, and save."""
+    stop, throughput = Stop(), Throughput()
+    trainer, monitor = prepare(config, inputs, [throughput, record], [stop])
+    trainer.remove_callback(monitor)  # its warnings are about unlearning
+    # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
+    rows = [row for row in inputs.forget if row.task]
+    outputs = encode_rows(trainer.processing_class, rows, "answer", config.max_length, None)
+    memorised = Memorised(trainer.passes, outputs, until, config.max_tokens, config.seed, trainer.steps_per_epoch)
+    trainer.add_callback(memorised)
+    with stop.listening():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        stop.raise_if_stopped(trainer.state)
+        model: Any = trainer.model
+        share = memorised.share(model, memorised.rows)
+        speed = throughput.summary(trainer.trained_tokens)
+        if trainer.is_world_process_zero():
+            print(
+                f"{len(inputs.forget)} texts, {trainer.state.global_step} optimiser steps: {share:.4f} of the "
+                f"output tokens are ranked first{'' if share >= until else f', not the {until:g} of --until'}; {speed}",
+                flush=True,
+            )
+        save(trainer, record, memorised=memorised.measured, ranked_first=share)
+    stop.say_if_late()

@@ -22,7 +22,7 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import PREFIX
-from lume_unlearn.model.forward import Passes, evaluating, row_nlls
+from lume_unlearn.model.forward import Passes, evaluating, row_values
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -69,7 +69,7 @@ class Monitor(TrainerCallback, ExportableState):
                 tensors = load_file(_weights_file(Path(args.output_dir) / f"{PREFIX}{state.global_step}"))
                 self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
             return
-        self._measure(model, 0)
+        self.measure(model, 0)
         self._keep_weights(model)
         warning = unknown_rows(self.measured[0])
         if warning and state.is_world_process_zero:
@@ -86,7 +86,7 @@ class Monitor(TrainerCallback, ExportableState):
         if not due and state.global_step != state.max_steps:
             return
         good_before = self._good()
-        self._measure(model, state.global_step)
+        self.measure(model, state.global_step)
         if self._good():
             self._keep_weights(model)
         elif self.config.spec.negated:
@@ -109,19 +109,23 @@ class Monitor(TrainerCallback, ExportableState):
             ConfigError: they have collapsed, and the policy is to stop.
         """
         del self.measured[-1]
-        self._measure(model, step)
+        self.measure(model, step)
         if not self._good():
             self._complain("start again in another --output with a lower --scale")
 
-    def _measure(self, model: nn.Module, step: int) -> None:
+    def measure(self, model: nn.Module, step: int) -> Entry:
+        """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
+        if self.measured and self.measured[-1]["step"] == step:
+            return self.measured[-1]
         entry: Entry = {"step": step}
         device = next(model.parameters()).device
         with evaluating(model):
             for side, rows in self.rows.items():
                 if rows:
-                    nlls = row_nlls(model, self.passes, rows, self.config.max_tokens, device)
+                    nlls = row_values(model, self.passes, rows, self.config.max_tokens, device)
                     entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
         self.measured.append(entry)
+        return entry
 
     def _good(self) -> bool:
         return rise(self.measured[-1], self.measured[0]) <= self.config.collapse_bound  # false for NaN

@@ -1,11 +1,11 @@
 """One unlearning run, from configuration to saved model."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import psutil
 import torch
@@ -15,10 +15,11 @@ from transformers.integrations.integration_utils import get_available_reporting_
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, require_known, watched
+from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
+from lume_unlearn.methods.finetune import FINETUNE
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
@@ -63,6 +64,17 @@ def run(config: RunConfig) -> Path:
         DataError: rows that are faulty or do not fit the model.
         Interrupted: a signal stopped the run, and a checkpoint is saved.
     """
+    if config.method == FINETUNE.name:
+        raise ConfigError("--method finetune: does not unlearn; use the command `lume-unlearn finetune`")
+    return in_output(config, load_inputs, _train)
+
+
+Train: TypeAlias = Callable[[RunConfig, Inputs, Record, Path | None], None]
+"""Trains and saves; the path is the checkpoint to continue from."""
+
+
+def in_output(config: RunConfig, read: Callable[[RunConfig], Inputs], train: Train) -> Path:
+    """Train in the output folder of a run: new or to be resumed, locked, with its record. See `run`."""
     output, first = Path(config.output), is_first_process()
     if config.resume and not output.is_dir():
         raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
@@ -72,33 +84,25 @@ def run(config: RunConfig) -> Path:
             require_unused(output, "name another folder, or use --resume")
         checkpoint = _checkpoint(output) if config.resume else None
         config = _with_max_tokens(config, checkpoint)
-        inputs = load_inputs(config)
+        inputs = read(config)
         record = Record(config, inputs.checksums)
         if checkpoint is not None:
             record.resume(checkpoint)
             if first:
                 prune(output, config.save_total_limit)  # the run may have died before it did
         with memory_advice(config.max_tokens):
-            _train(config, inputs, record, checkpoint)
+            train(config, inputs, record, checkpoint)
     return output
 
 
 def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None) -> None:
     """Load the model, train, from ``checkpoint`` if there is one, and save."""
-    set_seed(config.seed)
-    # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
-    torch.backends.cuda.enable_cudnn_sdp(False)
-    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    evaluations = [Evaluation(config, tokenizer)] if config.evaluate_every == "epoch" else []
-    model = load_configured(config)
-    context = load.context_length(model)
-    sides = encode_sides(config, tokenizer, context, inputs)
-    sample = [watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain)]
-    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *sample[0], *sample[1]])
-    passes = Passes(model)
-    monitor, stop, throughput = Monitor(config, passes, *sample), Stop(), Throughput()
-    callbacks = [throughput, record, monitor, stop, *evaluations]
-    trainer = make_trainer(config, model, passes, tokenizer, sides, callbacks)
+    evaluations = [Evaluation(config)] if config.evaluate_every == "epoch" else []
+    stop, throughput = Stop(), Throughput()
+    trainer, monitor = prepare(config, inputs, [throughput, record], [stop, *evaluations])
+    members = members_line(config, inputs.forget)
+    if members and trainer.is_world_process_zero():
+        print(members, flush=True)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_stopped(trainer.state)
@@ -111,12 +115,65 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
             warning = verdict(monitor.measured, config.spec.negated)
             if warning:
                 _log.warning("%s", warning)
-        _save(trainer, record, monitor, Path(config.output))
+        save(trainer, record, watched=monitor.measured)
     stop.say_if_late()
 
 
-def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: Path) -> None:
-    """Write the model or adapter, then the record that says it is finished."""
+def prepare(
+    config: RunConfig, inputs: Inputs, first: Sequence[TrainerCallback] = (), last: Sequence[TrainerCallback] = ()
+) -> tuple[UnlearningTrainer, Monitor]:
+    """Load the model, and return the trainer of a run and its monitor.
+
+    Args:
+        config: of the run.
+        inputs: its rows.
+        first: callbacks that are called before the monitor.
+        last: callbacks that are called after it.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or cannot do what the method needs.
+        DataError: rows that do not fit the model.
+    """
+    set_seed(config.seed)
+    # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
+    model = load_configured(config)
+    context = load.context_length(model)
+    sides = encode_sides(config, tokenizer, context, inputs)
+    sample = [watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain)]
+    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *sample[0], *sample[1]])
+    passes = Passes(model)
+    monitor = Monitor(config, passes, *sample)
+    return make_trainer(config, model, passes, tokenizer, sides, [*first, monitor, *last]), monitor
+
+
+def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[TrainerCallback]]) -> tuple[Any, Any]:
+    """Unlearn without writing anything, and return the model (with its adapter, if it has one) and the tokenizer.
+
+    Args:
+        config: of the run; nothing is written to its ``output``.
+        callbacks: from the run's monitor to callbacks that are called after it.
+
+    Raises:
+        ConfigError: as `run`.
+        DataError: as `run`.
+    """
+    config = _with_max_tokens(config, None)
+    with memory_advice(config.max_tokens):
+        trainer, monitor = prepare(config, load_inputs(config))
+        for callback in callbacks(monitor):
+            trainer.add_callback(callback)
+        trainer.train()
+        if config.spec.negated:
+            _negate(config, trainer)
+    model: Any = trainer.accelerator.unwrap_model(trainer.model)
+    return model.eval(), trainer.processing_class
+
+
+def save(trainer: UnlearningTrainer, record: Record, **result: Any) -> None:
+    """Write the model or adapter, then the record, with the ``result``, that says it is finished."""
+    output = record.output
     with writing(output):
         if trainer.is_world_process_zero():
             fresh_partial(output)
@@ -124,7 +181,7 @@ def _save(trainer: UnlearningTrainer, record: Record, monitor: Monitor, output: 
         trainer.save_model(str(output / PARTIAL))
         if trainer.is_world_process_zero():
             publish_result(output / PARTIAL, output)
-            record.write(output, trainer.state.log_history, watched=monitor.measured, finished=True)
+            record.write(output, trainer.state.log_history, finished=True, **result)
 
 
 def _negate(config: RunConfig, trainer: UnlearningTrainer) -> None:

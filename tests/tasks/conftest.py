@@ -17,6 +17,12 @@ from lume_tasks.paths import task_dir
 Run = Callable[..., Any]
 
 
+def numbers(results: Any, task: str) -> dict[str, float]:
+    """The metrics of a task, without the harness's standard errors."""
+    values = results["results"][task].items()
+    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+
+
 class FakeLM(LM):
     """Answers requests from two functions of their arguments, and keeps the requests."""
 

@@ -140,8 +140,3 @@ def test_resamples_spread_as_the_theory_says() -> None:
 )
 def test_privleak(model: float, reference: float, leak: float) -> None:
     assert attacks.privleak(model, reference) == pytest.approx(leak, abs=1e-6)
-
-
-def test_mia_gap() -> None:
-    assert attacks.mia_gap(0.75, 0.5) == 0.25
-    assert attacks.mia_gap(0.25, 0.5) == -0.25

@@ -1,7 +1,6 @@
 """A valid data directory passes; each fault is reported with file and line, together with all the others."""
 
 import codecs
-import gzip
 import json
 import os
 from pathlib import Path
@@ -10,7 +9,6 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
-from lume_tasks.data import files
 from lume_tasks.data.checks import check_dir, check_sides, scan_mmlu
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row, row_problems
@@ -58,18 +56,12 @@ def test_valid_directory_has_no_problem(data):
 
 ROW_FAULTS = [
     (b'{"id": "f9sc1"', "is bad JSON: Expecting ',' delimiter (column 15)"),
-    (b"id,input,output,task", "is bad JSON: Expecting value (column 1)"),
-    (b'["f9sc1"]', "is a list, not an object with the fields id, input, output, task"),
-    (b"null", "is null, not an object with the fields id, input, output, task"),
+    (b'["f9sc1"]', "is not a JSON object with the fields id, input, output, task"),
     (b"{}", 'field "id" is missing'),
     (row("f9sc1", output=" \n"), 'field "output" is empty'),
-    (row("f9sc1", input=5), 'field "input" is a number, not a string'),
-    (row("f9sc1", input=None), 'field "input" is null, not a string'),
-    (row("f9sc1", id=["f9sc1"]), 'field "id" is a list, not a string'),
-    (row("f9sc1", output=True), 'field "output" is true or false, not a string'),
+    (row("f9sc1", input=5), 'field "input" is not a string'),
     (row("f9sc1", task="task1"), 'task "task1" is unknown: use one of Task1, Task2, Task3'),
     (row("f9sc"), 'id "f9sc" ends neither in sc<digit> nor in qa<digit>'),
-    (row("f9sc1\n"), 'id "f9sc1\\n" ends neither in sc<digit> nor in qa<digit>'),
     (row("f9sc\u0663"), 'id "f9sc\\u0663" ends neither in sc<digit> nor in qa<digit>'),
     (row("f2sc1", text="other"), 'id "f2sc1" is already on line 3'),
     (FORGET[2] | {"id": "f9sc1", "output": "end of f2sc1 "}, "input and output are those of line 3"),
@@ -88,26 +80,25 @@ def test_bad_row_is_reported_with_file_and_line(data, bad, message):
 
 def test_all_problems_of_a_row_are_listed_and_extra_fields_are_allowed():
     assert row_problems(row("x", task="T", output=1, more={"a": 1})) == [
-        'field "output" is a number, not a string',
+        'field "output" is not a string',
         'task "T" is unknown: use one of Task1, Task2, Task3',
         'id "x" ends neither in sc<digit> nor in qa<digit>',
     ]
 
 
 SOUND = b"\n".join(json.dumps(row).encode() for row in FORGET)
-NO_TEXT = ["forget.jsonl: is not a text file: save it as UTF-8 and uncompressed"]
 
 
 @pytest.mark.parametrize(
     ("content", "problems"),
     [
-        (SOUND, []),
         (SOUND.replace(b"\n", b"\r\n") + b"\r\n \n\n", []),
-        (b"", ["forget.jsonl: is empty: it holds no rows"]),
-        (b"\n \n", ["forget.jsonl: is empty: it holds no rows"]),
-        (SOUND.decode().encode("utf-16"), NO_TEXT),
-        (gzip.compress(SOUND), NO_TEXT),
         (codecs.BOM_UTF8 + SOUND.replace(b"\n", b"\n\n"), []),
+        (b"\n \n", ["forget.jsonl: is empty: it holds no rows"]),
+        (
+            SOUND.decode().encode("utf-16"),
+            ["forget.jsonl: is not a text file: save it as UTF-8 and uncompressed"],
+        ),
     ],
 )
 def test_faults_of_a_file(data, content, problems):
@@ -115,15 +106,12 @@ def test_faults_of_a_file(data, content, problems):
     assert [p for p in check_dir(data) if p.startswith("forget.jsonl")] == problems
 
 
-def test_large_file_is_refused_and_long_lists_are_cut(data, monkeypatch):
+def test_long_lists_of_faults_are_cut(data):
     write(data / "forget.jsonl", [b"x"] * 1500)
     with pytest.raises(DataError) as caught:
         read_rows(data / "forget.jsonl")
     lines = str(caught.value).splitlines()
     assert (len(lines), lines[-1]) == (1001, "and 500 more")
-    monkeypatch.setattr(files, "MAX_BYTES", 1000)
-    with pytest.raises(DataError, match=r"forget\.jsonl: has 3,000 bytes; at most 1,000 are read"):
-        read_rows(data / "forget.jsonl")
 
 
 def test_rows_keep_their_strings(tmp_path):
@@ -149,11 +137,9 @@ def test_parquet_gives_the_same_rows_and_faults(data):
 
     write_parquet(path, {"id": COLUMNS["id"], "input": ["i", None, "j", "k"], "task": [1, 2, 3, 4]})
     problems = check_dir(data)
-    assert 'forget.parquet:2: field "input" is null, not a string' in problems
+    assert 'forget.parquet:2: field "input" is not a string' in problems
     assert 'forget.parquet:4: field "output" is missing' in problems
-    assert 'forget.parquet:4: field "task" is a number, not a string' in problems
-    write_parquet(path, {"text": ["a"]})
-    assert 'forget.parquet:1: field "id" is missing' in check_dir(data)
+    assert 'forget.parquet:4: field "task" is not a string' in problems
     write_parquet(path, {name: pa.array([], pa.string()) for name in COLUMNS})
     assert "forget.parquet: is empty: it holds no rows" in check_dir(data)
     path.write_bytes(b"PAR1 cut off")
@@ -204,12 +190,12 @@ def test_faulty_documents(data):
     shared = "document is both non-member and member (line 2 of the members)"
     assert check_dir(data) == [
         f"mia_data/nonmember.jsonl:1: {shared}",
-        'mia_data/nonmember.jsonl:2: field "document" is a number, not a string',
+        'mia_data/nonmember.jsonl:2: field "document" is not a string',
         'mia_data/nonmember.jsonl:3: field "document" is missing',
         'mia_data/nonmember.jsonl:4: field "document" is empty',
         "mia_data/nonmember.jsonl:5: document is that of line 1",
         f"mia_data/nonmember.jsonl:5: {shared}",
-        "mia_data/nonmember.jsonl:6: is a string, not an object with the field document",
+        "mia_data/nonmember.jsonl:6: is not a JSON object with the fields document",
     ]
     (data / "mia_data/nonmember.jsonl").unlink()
     assert check_dir(data) == ["mia_data/nonmember.jsonl: is missing (nonmember.parquet would do as well)"]

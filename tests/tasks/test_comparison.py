@@ -1,8 +1,8 @@
 """Forget quality and distances against a reference whose results the harness itself wrote."""
 
-import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +11,25 @@ from lm_eval.loggers import EvaluationTracker
 from lm_eval.models.huggingface import HFLM
 from scipy.stats import ks_2samp
 
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.reference import distance, forget_quality
+from tests.conftest import write_rows
+from tests.tasks.conftest import numbers
 
 DISTANCES = {f"distance_{name}" for name in MAIN_METRICS}
 MEMORIZATION = "lume_memorization_task1"
 
 
-def numbers(results: Any, task: str) -> dict[str, float]:
-    """The metrics of a task."""
-    values = results["results"][task].items()
-    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
-
-
-def store(results: Any, folder: Path, log_samples: bool = True) -> str:
+def store(results: Any, folder: Path) -> str:
     """Write results as the command line does."""
     tracker = EvaluationTracker(output_path=str(folder))
     tracker.general_config_tracker.model_name_sanitized = "reference"
     samples = results["samples"]
     tracker.save_results_aggregated({key: value for key, value in results.items() if key != "samples"}, samples)
-    for task in samples if log_samples else ():
+    for task in samples:
         tracker.save_results_samples(task, samples[task])
     return str(folder)
 
@@ -95,32 +93,13 @@ def test_memorization_compares_losses(run: Any, model_dir: Path, reference: tupl
     assert numbers(again, MEMORIZATION) == own | {"forget_quality": 1.0}
 
 
-def test_reference_of_other_rows_is_refused(
-    run: Any, fake_lm: Any, manager: Any, data_dir: Path, tmp_path: Path, reference: tuple[Any, str]
-) -> None:
+def test_reference_of_other_rows_is_refused(manager, data_dir, tmp_path, reference) -> None:
     # One id with another answer, and one row that the reference never saw.
-    for side in ("forget", "retain"):
-        lines = [json.loads(line) for line in (data_dir / f"{side}.jsonl").read_text(encoding="utf-8").splitlines()]
-        if side == "forget":
-            lines[0]["output"] = "something else"
-            lines.append({"id": "new-qa0", "input": "New?", "output": "7", "task": "Task1"})
-        (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    rows = read_rows(data_dir / "forget.jsonl")
+    rows[0] = replace(rows[0], output="something else")
+    write_rows(tmp_path / "forget.jsonl", [*rows, Row("new-qa0", "New?", "7", "Task1")])
+    write_rows(tmp_path / "retain.jsonl", read_rows(data_dir / "retain.jsonl"))
     metadata = {"lume_reference_results": reference[1], "lume_data_dir": str(tmp_path)}
     for task in ("lume_task1", MEMORIZATION):
         with pytest.raises(DataError, match=f'{task} of 2 of 9 documents, the first being row "forget-0-sc1"'):
             manager(metadata).load([task])
-
-
-def test_reference_of_another_version_or_without_samples_is_refused(
-    run: Any, fake_lm: Any, manager: Any, tmp_path: Path, reference: tuple[Any, str]
-) -> None:
-    with pytest.raises(DataError, match="has no results of lume_task3"):
-        manager({"lume_reference_results": reference[1]}).load(["lume_task3"])
-    results = run(fake_lm(), "lume_task1")
-    bare = store(results, tmp_path / "bare", log_samples=False)
-    with pytest.raises(DataError, match="--log_samples"):
-        manager({"lume_reference_results": bare}).load(["lume_task1"])
-    results["versions"]["lume_task1"] = 0.5
-    old = store(results, tmp_path / "old")
-    with pytest.raises(DataError, match=r"has lume_task1 in version 0\.5"):
-        manager({"lume_reference_results": old}).load(["lume_task1"])

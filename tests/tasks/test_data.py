@@ -1,6 +1,5 @@
 """Where the data is looked for, what is loaded, and what is refused on the way."""
 
-import hashlib
 import json
 import os
 import sys
@@ -56,39 +55,23 @@ def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder,
     monkeypatch.setenv("LUME_DATA_DIR", str(folder / "forget.jsonl"))
     with pytest.raises(DataError, match=r"the variable LUME_DATA_DIR names .*forget.jsonl, which is not a directory"):
         locate.data_dir()
-    for name in ("x" * 300, "~nobody-of-this-name/data"):
-        with pytest.raises(DataError, match=r"metadata lume_data_dir names .*, which is not a directory"):
-            locate.data_dir(name)
 
 
-def test_one_side_of_a_split(folder):
+def test_the_rows_of_a_split(folder):
     assert locate.load_side(folder, "retain") == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
-    assert [r.id for r in locate.load_side(folder, "forget", "validation")] == ["vf1sc1", "vf1qa0"]
-
-
-def test_absent_split_lists_those_there(folder):
+    rows = locate.load_rows(folder, "validation")
+    assert {side: [row.id for row in rows[side]] for side in rows} == {
+        "forget": ["vf1sc1", "vf1qa0"],
+        "retain": ["vr1sc1"],
+    }
     with pytest.raises(DataError) as caught:
         locate.load_side(folder, "forget", "train")
     assert str(caught.value) == f'lume_split: "train" is not there; {folder} has: all, validation'
-
-
-def test_missing_data_or_side_is_named(folder, tmp_path):
-    (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="has: no split at all"):
-        locate.load_rows(tmp_path / "empty")
-    (folder / "retain.jsonl").unlink()
-    with pytest.raises(DataError, match=r"/retain\.jsonl: is missing"):
-        locate.load_rows(folder)
+        locate.load_rows(folder.parent)
 
 
-def test_both_sides_are_read_and_compared(folder):
-    assert {side: len(rows) for side, rows in locate.load_rows(folder).items()} == {"forget": 2, "retain": 1}
-    write(folder / "retain.jsonl", [row("f1sc1")])
-    with pytest.raises(DataError, match='split all: forget row "f1sc1" is in retain too'):
-        locate.load_rows(folder)
-
-
-def test_the_faults_of_both_files_are_reported_together(folder):
+def test_faults_of_both_files_and_between_them_are_reported(folder):
     write(folder / "forget.jsonl", [{}, 1])
     write(folder / "retain.jsonl", [row("x")])
     with pytest.raises(DataError) as caught:
@@ -97,6 +80,13 @@ def test_the_faults_of_both_files_are_reported_together(folder):
     assert len(lines) == 6
     assert lines[0] == f'{folder / "forget.jsonl"}:1: field "id" is missing'
     assert lines[-1] == f'{folder / "retain.jsonl"}:1: id "x" ends neither in sc<digit> nor in qa<digit>'
+    for name in ("forget", "retain"):
+        write(folder / f"{name}.jsonl", [row("f1sc1")])
+    with pytest.raises(DataError, match='split all: forget row "f1sc1" is in retain too'):
+        locate.load_rows(folder)
+    (folder / "retain.jsonl").unlink()
+    with pytest.raises(DataError, match=r"/retain\.jsonl: is missing"):
+        locate.load_rows(folder)
 
 
 def test_membership_documents(folder):
@@ -105,9 +95,6 @@ def test_membership_documents(folder):
     write(folder / "mia_data/member.jsonl", [{"document": " a "}, {"document": "b"}])
     write(folder / "mia_data/nonmember.jsonl", [{"document": "c"}])
     assert locate.load_mia(folder) == ([" a ", "b"], ["c"])
-    write(folder / "mia_data/nonmember.jsonl", [{"document": "b"}])
-    with pytest.raises(DataError, match=r"mia_data/nonmember\.jsonl:1: document is both non-member and member"):
-        locate.load_mia(folder)
 
 
 def write_subject(folder, subject, answers, shard="test-00000-of-00001"):
@@ -138,9 +125,6 @@ def test_a_local_mmlu_is_read_from_its_test_files(tmp_path):
     assert list(questions) == ["law"]
     assert [q["answer"] for q in questions["law"]] == [0, 2, 3]
     assert questions["law"][0] == {"question": "q0", "choices": ["w", "x", "y", "z"], "answer": 0}
-    write_subject(tmp_path, "law", [7], "test-00000-of-00002")
-    with pytest.raises(DataError, match=r"law/test-00000-of-00002\.parquet:1: field \"answer\""):
-        locate.load_mmlu(str(tmp_path))
 
 
 def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch):
@@ -159,21 +143,9 @@ def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch
     locate.load_mmlu("cais/mmlu", ["virology"])
     assert asked == [("cais/mmlu", "virology", "test", locate.MMLU_REVISION)]
 
-
-def test_a_hub_that_cannot_be_read_is_a_clear_error(monkeypatch):
-    def load_dataset(*args, **kwargs):
-        raise ConnectionError("no route\nmore")
-
-    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=load_dataset))
-    with pytest.raises(
-        DataError, match=r"subject abstract_algebra\) cannot be read from the hub: no route\n.*LUME_MMLU"
-    ):
+    monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
+    with pytest.raises(DataError, match=r"abstract_algebra\) cannot be read from the hub: division.*\n.*LUME_MMLU"):
         locate.load_mmlu("cais/mmlu")
-
-
-def test_checksums_are_those_of_the_bytes(folder):
-    expected = hashlib.sha256((folder / "forget.jsonl").read_bytes()).hexdigest()
-    assert locate.checksums(folder, ["forget.jsonl"]) == {"forget.jsonl": expected}
 
 
 REAL = os.environ.get("LUME_DATA_DIR")

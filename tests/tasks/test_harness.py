@@ -5,21 +5,18 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import lm_eval.evaluator
 import pytest
 import torch
-from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
-from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.paths import task_dir
+from tests.conftest import write_rows
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 OWN_TASKS = (*GENERATION_TASKS, "lume_mia")
@@ -47,28 +44,13 @@ def scores(results: Any, *tasks: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def is_bound(key: str) -> bool:
-    """Whether a metric is one end of an interval."""
-    return key.split(",")[0].endswith(("_low", "_high"))
-
-
 @pytest.fixture(scope="session")
 def prompts_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data directory whose prompts are easily spoilt on the way to the model."""
     folder = tmp_path_factory.mktemp("prompts")
-    for side in ("forget", "retain"):
-        rows = [
-            {
-                "id": f"{side}{i}-{'sc1' if i % 2 else 'qa0'}",
-                "input": prompt,
-                "output": f"{side} the fox",
-                "task": "Task1",
-            }
-            for i, prompt in enumerate(PROMPTS)
-            if (i < 4) == (side == "forget")
-        ]
-        lines = [json.dumps(row) + "\n" for row in rows]
-        (folder / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
+    rows = [Row(f"{i}-{'sc1' if i % 2 else 'qa0'}", prompt, "the fox", "Task1") for i, prompt in enumerate(PROMPTS)]
+    write_rows(folder / "forget.jsonl", rows[:4])
+    write_rows(folder / "retain.jsonl", rows[4:])
     return folder
 
 
@@ -81,23 +63,14 @@ def stopping_model(model_dir: Path) -> LlamaForCausalLM:
     return model
 
 
-@pytest.mark.parametrize(
-    ("forget", "retain", "auc"), [(str, str, 1.0), (lambda _: "zzz", lambda _: "zzz", 0.0), (lambda _: "", str, 0.5)]
-)
-def test_oracles_get_the_scores_that_they_earn(
-    run: Any, fake_lm: Any, forget: Callable[[str], str], retain: Callable[[str], str], auc: float
-) -> None:
-    results = run(fake_lm(forget, retain, auc), *OWN_TASKS)
-    right = {"forget": float(forget("a") == "a"), "retain": float(retain("a") == "a")}
-    wanted: dict[str, dict[str, float]] = {
-        task: {f"{side}_{kind}": right[side] for side in right for kind in KINDS} for task in GENERATION_TASKS
-    }
-    wanted["lume_mia"] = {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}
-    assert scores(results, *OWN_TASKS) == wanted
-    assert {task: results["results"][task]["sample_len"] for task in OWN_TASKS} == {
-        **dict.fromkeys(GENERATION_TASKS, 8),
-        "lume_mia": 16,
-    }
+@pytest.mark.parametrize(("forget", "auc"), [(str, 1.0), (lambda _: "zzz", 0.0), (lambda _: "", 0.5)])
+def test_oracles_get_the_scores_that_they_earn(run: Any, fake_lm: Any, forget: Any, auc: float) -> None:
+    results = run(fake_lm(forget, str, auc), *OWN_TASKS)
+    right = {"forget": float(forget("a") == "a"), "retain": 1.0}
+    numbers = {f"{side}_{kind}": right[side] for side in right for kind in KINDS}
+    wanted: dict[str, Any] = dict.fromkeys(GENERATION_TASKS, numbers)
+    assert scores(results, *OWN_TASKS) == wanted | {"lume_mia": {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}}
+    assert [results["results"][task]["sample_len"] for task in OWN_TASKS] == [8, 8, 8, 16]
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -125,25 +98,15 @@ def test_generations_are_those_of_the_plain_model(
         assert {s["doc"]["input"]: s["resps"][0][0] for s in results["samples"]["lume_task1"]} == plain
 
 
-@pytest.mark.parametrize(
-    ("limit", "empty"),
-    [
-        (1, {"forget_knowledge", "retain_regurgitation", "retain_rouge1", "retain_knowledge"}),
-        (3, {"retain_knowledge"}),
-        (4, set()),
-    ],
-)
+@pytest.mark.parametrize(("limit", "empty"), [(3, {"retain_knowledge"}), (4, set())])
 def test_limit_leaves_something_of_both_sides_first(run: Any, fake_lm: Any, limit: int, empty: set[str]) -> None:
     results = scores(run(fake_lm(), *OWN_TASKS, limit=limit), *OWN_TASKS)
     for task in GENERATION_TASKS:
         assert {name for name, value in results[task].items() if math.isnan(value)} == empty
-    assert math.isnan(results["lume_mia"]["loss_auc"]) == (limit == 1)
-    json.dumps(results)
+    assert not math.isnan(results["lume_mia"]["loss_auc"])
 
 
-def test_request_cache_never_serves_the_prompts_of_other_data(
-    run: Any, fake_lm: Any, prompts_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_request_cache_never_serves_the_prompts_of_other_data(run, fake_lm, prompts_dir, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("lm_eval.caching.cache.PATH", str(tmp_path))
     lm = fake_lm()
     lm.generate = lambda _: ""
@@ -153,50 +116,18 @@ def test_request_cache_never_serves_the_prompts_of_other_data(
     assert {request.args[0] for request in lm.requests} == set(PROMPTS)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"apply_chat_template": True}, "--apply_chat_template"),
-        ({"system_instruction": "Be brief."}, "--system_instruction"),
-        ({"apply_chat_template": True, "system_instruction": "x"}, "--apply_chat_template and --system_instruction"),
-    ],
-)
 @pytest.mark.parametrize("task", ["lume_task3", "lume_mia"])
-def test_templates_are_refused(run: Any, fake_lm: Any, options: dict[str, Any], named: str, task: str) -> None:
+def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
+    named = "--apply_chat_template and --system_instruction"
     with pytest.raises(DataError, match=f"{task}: .*run it without {named} "):
-        run(fake_lm(), task, **options)
+        run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
 
 
-@pytest.mark.parametrize(
-    ("name", "fault"),
-    [
-        ("lume_splits", r'"lume_splits", .* Did you mean lume_split\?'),
-        ("data_dir", r'"data_dir", .* Did you mean lume_data_dir\?'),
-        ("lume-split", r'"lume-split", .* Did you mean lume_split\?'),
-        ("lume_unknown", '"lume_unknown"'),
-    ],
-)
-def test_unknown_metadata_is_refused(manager: Any, name: str, fault: str) -> None:
-    with pytest.raises(DataError, match=f"--metadata: LUME has no option {fault}.*Its options are: lume_data_dir, "):
+@pytest.mark.parametrize(("name", "meant"), [("lume-split", "lume_split"), ("data_dir", "lume_data_dir")])
+def test_unknown_metadata_is_refused(manager: Any, name: str, meant: str) -> None:
+    message = rf'--metadata: LUME has no option "{name}", .* Did you mean {meant}\? Its options are: lume_data_dir, '
+    with pytest.raises(DataError, match=message):
         manager({name: "validation"}).load(["lume_task1"])
-
-
-@pytest.fixture
-def own_tasks_only(monkeypatch: pytest.MonkeyPatch, data_dir: Path) -> None:
-    """``simple_evaluate`` makes a task manager itself: without the stock tasks, which take seconds to list."""
-    quick = partial(TaskManager, include_path=task_dir(), include_defaults=False)
-    monkeypatch.setattr(lm_eval.evaluator, "TaskManager", quick)
-    monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-
-
-@pytest.mark.usefixtures("own_tasks_only")
-def test_simple_evaluate_with_a_model_object(fake_lm: Any, model_dir: Path, tokenizer: Any) -> None:
-    simple_evaluate(fake_lm(), tasks=["lume_task1"])  # needs no tokenizer
-    with pytest.raises(DataError, match=r'metadata=\{"tokenizer": \.\.\.\}'):
-        simple_evaluate(fake_lm(), tasks=["lume_mia"])
-    for given in (tokenizer, str(model_dir)):
-        results = simple_evaluate(fake_lm(), tasks=["lume_mia"], metadata={"tokenizer": given})
-        assert scores(results, "lume_mia")["lume_mia"]["loss_auc"] == 1.0
 
 
 TWO_RANKS = """

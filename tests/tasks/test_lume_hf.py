@@ -72,10 +72,8 @@ def passes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, int]]]:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-@pytest.mark.parametrize("batch_size", [1, 3, 64])
-def test_sums_and_greedy_are_those_of_the_stock_class(
-    make: Make, bos: bool, batch_size: int, bos_tokenizer: PreTrainedTokenizerFast
-) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_sums_and_greedy_are_those_of_the_stock_class(make, bos, batch_size, bos_tokenizer) -> None:
     tokenizer = {"tokenizer": bos_tokenizer} if bos else {}
     # Its cache (0.4.13) takes the wrong positions of the shorter one of two requests that are cut at different places.
     stock = score(make(HFLM, batch_size=1, logits_cache=False, **tokenizer))
@@ -85,9 +83,7 @@ def test_sums_and_greedy_are_those_of_the_stock_class(
     assert len({round(sum_, 3) for sum_, _ in stock}) == len(REQUESTS) - 1
 
 
-def test_values_of_each_token_are_those_of_the_plain_model(
-    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_values_of_each_token_are_those_of_the_plain_model(make, model, tokenizer) -> None:
     requests = [args for args in REQUESTS if args[0]]
     for (context, continuation), (scores, greedy) in zip(requests, score(make(), requests), strict=True):
         ids, start = encode(tokenizer, context, continuation)
@@ -125,17 +121,11 @@ def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
     assert [float(value) for value in ours] == pytest.approx(stock, abs=1e-4)
 
 
-def test_what_cannot_be_scored_whole_is_refused(make: Make) -> None:
-    with pytest.raises(DataError, match="a text to score has 21 tokens, but the model reads 20 at once"):
-        make(max_length=20)._loglikelihood_tokens([(("a", "b"), [5], [5] * 21)], True)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"backend": "seq2seq"}, "use --model hf for an encoder-decoder"),
-        ({"batch_size": "auto"}, "--batch_size auto is not supported.* pass a number, such as 64"),
-        ({"batch_size": "auto:4"}, "--batch_size auto is not supported"),
+        ({"batch_size": "auto:4"}, "--batch_size auto is not supported.* pass a number, such as 64"),
     ],
 )
 def test_unsupported_arguments_are_refused(make: Make, options: dict[str, Any], message: str) -> None:
@@ -143,17 +133,15 @@ def test_unsupported_arguments_are_refused(make: Make, options: dict[str, Any], 
         make(**options)
 
 
-def test_a_context_is_cut_with_a_warning_and_as_the_stock_class_does(
-    make: Make, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_context_is_cut_as_the_stock_class_does_and_a_continuation_never(make, caplog) -> None:
     requests = [("the river and the fox " * 10, " jumps over the lazy dog"), ("The fox", " jumps")]
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         ours = score(make(max_length=20), requests)
     stock = score(make(HFLM, max_length=20), requests)
     assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5)
-    messages = [record.message for record in caplog.records if record.name == "lume_tasks"]
-    assert len(messages) == 1
-    assert "1 of 2 contexts are cut on the left to fit the model's 20 tokens" in messages[0]
+    assert "1 of 2 contexts are cut on the left to fit the model's 20 tokens" in caplog.text
+    with pytest.raises(DataError, match="a text to score has 21 tokens, but the model reads 20 at once"):
+        make(max_length=20)._loglikelihood_tokens([(("a", "b"), [5], [5] * 21)], True)
 
 
 def plain_gradient_norm(model: LlamaForCausalLM, ids: list[int], start: int) -> float:
@@ -166,9 +154,7 @@ def plain_gradient_norm(model: LlamaForCausalLM, ids: list[int], start: int) -> 
     return sum(norms) / len(norms)
 
 
-def test_gradient_norm_is_that_of_the_plain_model(
-    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, passes: list[tuple[int, int]]
-) -> None:
+def test_gradient_norm_is_that_of_the_plain_model(make, model, tokenizer, passes) -> None:
     requests = [
         ("The", " quick brown fox"),
         ("T", "he river and the fox"),
@@ -187,17 +173,12 @@ def test_gradient_norm_is_that_of_the_plain_model(
     assert answers[0][0].grad_norm != answers[2][0].grad_norm
 
 
-def test_gradients_leave_nothing_behind(make: Make, model: LlamaForCausalLM) -> None:
-    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    before = {name: (p.clone(), p.requires_grad) for name, p in model.named_parameters()}
+def test_frozen_weights_take_part_in_the_gradient_and_stay_frozen(make, model) -> None:
     norm = score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is None
-        assert torch.equal(parameter, before[name][0])
-        assert parameter.requires_grad == before[name][1]
-    assert not model.training
-    frozen.requires_grad_(True)  # frozen weights, as those below an adapter, take part all the same
+    frozen = model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)  # as those below an adapter
     assert score(make(gradnorm=True), REQUESTS[:1], task="lume_mia")[0][0].grad_norm == norm
+    assert not frozen.requires_grad
+    assert all(parameter.grad is None for parameter in model.parameters())
 
 
 def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -207,9 +188,7 @@ def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, toke
     assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], rel=1e-5)
 
 
-def test_virtual_tokens_of_prompt_tuning_are_not_scored(
-    make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_virtual_tokens_of_prompt_tuning_are_not_scored(make, model) -> None:
     from peft import PromptTuningConfig, get_peft_model
 
     torch.manual_seed(0)
@@ -255,9 +234,6 @@ def test_vllm_answers_carry_their_tokens(vllm_class: Any) -> None:
             assert (scores.mean, scores.variance, scores.grad_norm) == (None, None, None)
     assert scores.greedy.tolist() == [True]
     assert scores.logprobs.tolist() == [-0.125]
-
-
-def test_vllm_refuses_what_it_would_score_in_part(vllm_class: Any) -> None:
     with pytest.raises(DataError, match="longer than the 2 tokens"):
         vllm_class._parse_logprobs([1, 7], SimpleNamespace(prompt_logprobs=[None, {7: -1.0}]), 0)
 

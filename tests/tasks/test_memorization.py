@@ -5,6 +5,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
+from tests.tasks.conftest import numbers
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 SUMS = ("loss", "probability_geometric")
@@ -33,14 +35,7 @@ def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
     return TokenScores(logprobs, None, None, np.array(greedy))
 
 
-def document(side: str = "forget", tokens: int = 4, **more: Any) -> dict[str, Any]:
-    return {"id": "a-qa0", "side": side, "scored_tokens": tokens, **more}
-
-
-def numbers(results: Any, task: str) -> dict[str, float]:
-    """The metrics of a task."""
-    values = results["results"][task].items()
-    return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+DOCUMENT = {"id": "a-qa0", "side": "forget", "scored_tokens": 4}
 
 
 def names(*of: str) -> set[str]:
@@ -52,12 +47,9 @@ def names(*of: str) -> set[str]:
     [
         ([NO, NO, NO, NO], 0.0),
         ([YES, YES, YES, YES], 1.0),
-        ([NO, NO, NO, YES], 0.25),
         ([YES, YES, YES, NO], 0.0),
         ([YES, NO, YES, YES], 0.5),
         ([NO, YES, YES, YES], 0.75),
-        ([YES], 1.0),
-        ([NO], 0.0),
     ],
 )
 def test_extraction_strength(greedy: list[bool], strength: float) -> None:
@@ -69,7 +61,7 @@ def test_extraction_strength(greedy: list[bool], strength: float) -> None:
 def test_scores_of_one_row_worked_out_by_hand() -> None:
     # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
     answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
-    result = memorization_result(document(), [(answer, False)])
+    result = memorization_result(DOCUMENT, [(answer, False)])
     assert {name: value for name, value in result.items() if name.startswith("forget")} == pytest.approx(
         {
             "forget_loss": math.log(8) / 4,
@@ -85,7 +77,7 @@ def test_scores_of_one_row_worked_out_by_hand() -> None:
 
 def test_other_tokens_than_expected_are_refused() -> None:
     with pytest.raises(DataError, match=r'scored 2 tokens of row "a-qa0", the tokenizer makes 4\. Name the model'):
-        memorization_result(document(), [(scores_of([0.5, 0.5], [YES, YES]), True)])
+        memorization_result(DOCUMENT, [(scores_of([0.5, 0.5], [YES, YES]), True)])
 
 
 TEXTS = [
@@ -110,20 +102,10 @@ def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.F
     assert scored == [answer_length(lm.tokenizer, text, answer) for text, answer in TEXTS]
 
 
-class Strange:
-    """A tokenizer of one token a character; an EOS behind every text, or a join of the letters a and space."""
-
-    def __init__(self, eos: bool) -> None:
-        self.eos = eos
-
-    def encode(self, text: str) -> list[int]:
-        return [*map(ord, text), 0] if self.eos else [*map(ord, text.replace("a ", "@"))]
-
-
-def test_rows_that_do_not_come_apart_are_counted_and_named(manager: Any) -> None:
-    metadata = {"tokenizer": Strange(eos=True)}
+def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manager: Any) -> None:
+    eos_after_each_text = SimpleNamespace(encode=lambda text: [*map(ord, text), 0])
     with pytest.raises(DataError) as error:
-        manager(metadata).load([TASKS[0]])
+        manager({"tokenizer": eos_after_each_text}).load([TASKS[0]])
     lines = str(error.value).splitlines()
     assert "cannot score 8 rows of Task1 exactly" in lines[0]
     assert lines[1].startswith('  row "forget-0-sc1": the tokens')
@@ -170,9 +152,7 @@ def knowing_model(folder: Path, tokenizer: Any, data_dir: Path) -> LlamaForCausa
 
 
 @pytest.mark.parametrize("folder", ["model_dir", "bos_model_dir"])
-def test_numbers_are_those_of_the_plain_model(
-    run: Any, data_dir: Path, folder: str, request: pytest.FixtureRequest
-) -> None:
+def test_numbers_are_those_of_the_plain_model(run, data_dir, folder, request) -> None:
     path = request.getfixturevalue(folder)
     tokenizer = AutoTokenizer.from_pretrained(path)
     model = knowing_model(path, tokenizer, data_dir)
@@ -192,9 +172,7 @@ def test_numbers_are_those_of_the_plain_model(
     assert len(seen) > 2
 
 
-def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(
-    run: Any, make_lume_hf: Make, model_dir: Path
-) -> None:
+def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, make_lume_hf, model_dir) -> None:
     stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), "lume_memorization")
     own = run(make_lume_hf(), "lume_memorization")
     for task in TASKS:

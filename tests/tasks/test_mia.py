@@ -70,36 +70,18 @@ def test_losses_are_those_of_the_plain_model(any_tokenizer: PreTrainedTokenizerF
     assert len(set(wanted)) == len(wanted)
 
 
-def test_split_with_and_without_bos(tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast) -> None:
-    text = "The quick brown fox"
-    assert mia.split_document(bos_tokenizer, text) == ("", text, len(bos_tokenizer.encode(text)) - 1)
-    context, continuation, scored = mia.split_document(tokenizer, text)
-    assert (context + continuation, scored) == (text, len(tokenizer.encode(text)) - 1)
-    assert tokenizer.encode(context) == tokenizer.encode(text)[:1]
-
-
 def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
-    documents = {
-        "member": ["The fox", "\nThe fox", "Z"],
-        "nonmember": ["日本語", "The dog", " \t The dog"],
-    }
+    documents = {"member": ["The fox", "\nThe fox", "Z"], "nonmember": ["日本語", "The dog"]}
     with pytest.raises(DataError) as error:
         mia.mia_requests(tokenizer, documents)
-    lines = str(error.value).splitlines()
-    assert len(lines) == 1 + 4
-    for line, name, reason in zip(
-        lines[1:],
-        (
-            "member document 2: ",
-            "member document 3: ",
-            "nonmember document 1: ",
-            "nonmember document 3: ",
-        ),
-        ("white space or part of a character", "fewer than two tokens", "part of a character", "white space"),
-        strict=True,
-    ):
-        assert name in line
-        assert reason in line
+    _, *lines = str(error.value).splitlines()
+    assert [line.partition(": ")[0].strip() for line in lines] == [
+        "member document 2",
+        "member document 3",
+        "nonmember document 1",
+    ]
+    assert "white space or part of a character" in lines[0]
+    assert "fewer than two tokens" in lines[1]
 
 
 def test_bos_text_in_front_of_a_bos_is_refused(bos_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -112,10 +94,9 @@ def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: Pr
     text = "The quick brown fox"
     model = LlamaForCausalLM.from_pretrained(model_dir)
     for metadata in (
-        {"tokenizer": str(model_dir)},
         {"tokenizer": model_dir},
         {"tokenizer": str(model_dir), "pretrained": "no/such-model", "gguf_file": "model.gguf"},
-        {"pretrained": str(model_dir), "dtype": "float32", "revision": "main", "trust_remote_code": False},
+        {"pretrained": str(model_dir), "dtype": "float32", "use_fast_tokenizer": True, "trust_remote_code": False},
         {"pretrained": model},
         {"model": str(model_dir), "base_url": "http://localhost"},
     ):
@@ -123,22 +104,14 @@ def test_tokenizer_by_name_by_object_and_by_model(model_dir: Path, tokenizer: Pr
     assert load_tokenizer({"tokenizer": tokenizer, "pretrained": "no/such-model"}) is tokenizer
 
 
-def test_no_tokenizer_says_how_to_pass_one() -> None:
-    with pytest.raises(DataError) as error:
+def test_no_tokenizer_or_one_that_cannot_be_loaded_is_a_clear_error() -> None:
+    with pytest.raises(DataError, match=r"--metadata '\{\"tokenizer\".* simple_evaluate\(.*TaskManager\(metadata="):
         load_tokenizer({"lume_split": "all"})
-    for way in ('--metadata \'{"tokenizer"', "simple_evaluate(..., metadata=", "TaskManager(metadata="):
-        assert way in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["no-such/model", "/no/such/folder"])
-def test_tokenizer_that_cannot_be_loaded_is_named(name: str) -> None:
-    with pytest.raises(DataError, match="could not load the tokenizer") as error:
-        load_tokenizer({"pretrained": name})
-    assert name in str(error.value)
-    assert "--metadata" in str(error.value)
+    for name in ("no-such/model", "/no/such/folder"):
+        with pytest.raises(DataError, match=rf"(?s)could not load the tokenizer '{name}'.*--metadata"):
+            load_tokenizer({"pretrained": name})
 
 
 def test_members_among_rows_are_counted_by_the_text_of_completions() -> None:
     rows = [Row("a-sc1", "Ada wrote", "a letter. ", "Task3"), Row("b-qa0", "Who", "wrote?", "Task3")]
     assert members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1
-    assert members_among(["Ada wrote a letter."], []) == 0

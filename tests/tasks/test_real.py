@@ -59,9 +59,7 @@ def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint:
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize(("backend", "batch_size"), [("hf", 64), ("lume-hf", 64)])
-def test_generation_gives_the_official_numbers(
-    run: Any, lume_data: Path, checkpoint: Path, backend: str, batch_size: int
-) -> None:
+def test_generation_gives_the_official_numbers(run, lume_data, checkpoint, backend, batch_size) -> None:
     official = json.loads((checkpoint.parent.parent / "expected" / "official_validation.json").read_text())
     _startup.patch(lm_eval.models)
     options = {"model_args": {"pretrained": str(checkpoint), "dtype": "float32"}, "device": "cpu"}

@@ -1,14 +1,12 @@
-"""The start-up hook, against a stand-in for the harness (tests/install runs it against the real one)."""
+"""The start-up hook on stand-ins (tests/install runs it on the harness itself)."""
 
 import importlib
-import importlib.machinery
 import importlib.metadata
-import importlib.util
 import logging
-import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,159 +19,69 @@ if not PTH.exists():
     PTH = PACKAGES / "lume_tasks" / "lume_tasks_autoload.pth"
 FOLDER = str(task_dir())
 
-MANAGER = """
-from pathlib import Path
-
-
-class TaskManager:
-    def __init__(self, verbosity=None, include_path=None, include_defaults=True, metadata=None):
-        self.include_path = include_path
-        self.metadata = metadata
-        given = include_path if isinstance(include_path, (list, tuple)) else [include_path] if include_path else []
-        self.searched = [str(path) for path in given]
-        self.all_tasks = sorted(file.stem for folder in self.searched for file in Path(folder).glob("**/*.yaml"))
-"""
-MODELS = """
-from lm_eval.api.registry import model_registry
-
-assert len(model_registry) == 0
-model_registry.register("hf", target="lm_eval.models.huggingface:HFLM")
-"""
-REGISTRY = """
-class Registry(dict):
-    def register(self, name, *, target):
-        if name in self:
-            raise ValueError(f"{name} is already registered")
-        self[name] = target
-
-
-model_registry = Registry()
-"""
-
-
-def forget_harness():
-    for name in [name for name in sys.modules if name == "lm_eval" or name.startswith("lm_eval.")]:
-        del sys.modules[name]
-
 
 @pytest.fixture
-def harness(tmp_path, monkeypatch):
-    """Put a stand-in for lm_eval first on the path; the value is the file of its TaskManager."""
-    tasks = tmp_path / "site" / "lm_eval" / "tasks"
-    tasks.mkdir(parents=True)
-    (tasks.parent / "__init__.py").touch()
-    (tasks / "__init__.py").write_text("from lm_eval.tasks.manager import TaskManager\n")
-    (tasks / "manager.py").write_text(MANAGER)
-    for name, content in (("models", MODELS), ("api", ""), ("api/registry", REGISTRY)):
-        file = tasks.parent / f"{name}.py" if "/" in name else tasks.parent / name / "__init__.py"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(content)
-    monkeypatch.setattr(sys, "meta_path", [f for f in sys.meta_path if type(f).__name__ != "HarnessFinder"])
+def harness(monkeypatch):
+    """A module like lm_eval.tasks, whose TaskManager keeps the folders that it was given."""
     monkeypatch.delenv("LUME_TASKS_AUTOLOAD", raising=False)
-    monkeypatch.syspath_prepend(tasks.parents[1])
-    real = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "lm_eval"}
-    forget_harness()
-    yield tasks / "manager.py"
-    forget_harness()
-    sys.modules.update(real)
 
+    class TaskManager:
+        def __init__(self, verbosity=None, include_path=None, include_defaults=True, metadata=None):
+            given = include_path if isinstance(include_path, (list, tuple)) else [include_path] if include_path else []
+            self.searched = [str(path) for path in given]
+            self.metadata = metadata
 
-def import_manager():
-    return importlib.import_module("lm_eval.tasks").TaskManager
-
-
-def import_registry():
-    importlib.import_module("lm_eval.models")
-    return importlib.import_module("lm_eval.api.registry").model_registry
-
-
-def test_finds_the_tasks_with_no_argument(harness):
-    _startup.install()
-    manager = import_manager()()
-    assert manager.searched == [FOLDER]
-    assert {"lume_task1", "lume_mmlu"} <= set(manager.all_tasks)
-    assert manager.include_path is None
+    return SimpleNamespace(__name__="lm_eval.tasks", TaskManager=TaskManager)
 
 
 @pytest.mark.parametrize("wrap", [str, Path, lambda p: [p]])
-@pytest.mark.parametrize("positional", [True, False])
-def test_a_users_folders_come_after_ours_and_win(harness, tmp_path, wrap, positional):
-    _startup.install()
+def test_our_folder_is_searched_and_a_users_folders_come_later_and_win(harness, tmp_path, wrap):
+    _startup.patch(harness)
+    _startup.patch(harness)
     given = wrap(str(tmp_path))
-    manager = import_manager()("INFO", given) if positional else import_manager()(include_path=given, metadata={"a": 1})
-    assert manager.searched == [FOLDER, str(tmp_path)]
-    assert manager.include_path is given
-    assert manager.metadata == (None if positional else {"a": 1})
+    assert harness.TaskManager().searched == [FOLDER]
+    assert harness.TaskManager("INFO", given).searched == [FOLDER, str(tmp_path)]
+    manager = harness.TaskManager(include_path=given, metadata={"a": 1})
+    assert (manager.searched, manager.metadata) == ([FOLDER, str(tmp_path)], {"a": 1})
+    assert harness.TaskManager(include_defaults=False).searched == []
 
 
-@pytest.mark.parametrize("given", [FOLDER, [task_dir()], FOLDER + "/../yaml_tasks/", str(task_dir().parent)])
+@pytest.mark.parametrize("given", [[task_dir()], FOLDER + "/../yaml_tasks/", str(task_dir().parent)])
 def test_our_folder_is_not_searched_twice(harness, given):
-    _startup.install()
-    manager = import_manager()(include_path=given)
-    assert len(manager.searched) == 1
-    assert manager.all_tasks.count("lume_task1") == 1
+    _startup.patch(harness)
+    assert len(harness.TaskManager(include_path=given).searched) == 1
 
 
 @pytest.mark.parametrize("value", ["0", "Off"])
 def test_off_switch(harness, monkeypatch, value):
     monkeypatch.setenv("LUME_TASKS_AUTOLOAD", value)
-    before = list(sys.meta_path)
-    _startup.install()
-    assert sys.meta_path == before
-    assert import_manager()().searched == []
-
-
-def test_a_loaded_harness_is_patched_at_once(harness):
-    manager_class = import_manager()
-    _startup.install()
-    assert manager_class().searched == [FOLDER]
-
-
-def test_finding_the_module_does_not_import_it_and_the_loader_ends_as_it_was(harness):
-    importlib.import_module("lm_eval")
-    expected = importlib.machinery.PathFinder.find_spec("lm_eval.tasks", sys.modules["lm_eval"].__path__)
-    _startup.install()
-    spec = importlib.util.find_spec("lm_eval.tasks")
-    assert (spec.origin, spec.submodule_search_locations) == (expected.origin, expected.submodule_search_locations)
-    assert "lm_eval.tasks" not in sys.modules
-    import_manager()
-    loaded = sys.modules["lm_eval.tasks"].__spec__
-    assert vars(loaded.loader) == vars(expected.loader)
-    assert pickle.loads(pickle.dumps(loaded)).origin == str(harness.parent / "__init__.py")
-
-
-@pytest.mark.parametrize("place", [0, 1])
-def test_another_hook_may_ask_all_finders(harness, place):
-    class Hook:
-        def find_spec(self, fullname, path=None, target=None):
-            if fullname != "lm_eval.tasks":
-                return None
-            specs = (finder.find_spec(fullname, path, target) for finder in sys.meta_path if finder is not self)
-            return next(filter(None, specs), None)
-
-    _startup.install()
-    sys.meta_path.insert(place, Hook())
-    assert import_manager()().searched == [FOLDER]
+    _startup.patch(harness)
+    assert harness.TaskManager().searched == []
 
 
 def test_a_changed_harness_is_left_alone_with_one_warning(harness, caplog):
-    harness.write_text("class TaskManager:\n    def __init__(self, folders=()):\n        self.folders = folders\n")
-    _startup.install()
+    harness.TaskManager = SimpleNamespace
     with caplog.at_level(logging.WARNING):
-        managers = [import_manager()(("a",)), import_manager()()]
-    assert [manager.folders for manager in managers] == [("a",), ()]
+        _startup.patch(harness)
+    assert harness.TaskManager(folders=("a",)).folders == ("a",)
     assert [record.name for record in caplog.records] == ["lume_tasks"]
     assert '--include_path "$(lume-tasks path)"' in caplog.text
 
 
-@pytest.mark.parametrize("loaded_before", [True, False])
-def test_models_are_registered_by_name_once_the_harness_has_its_own(harness, loaded_before):
-    if loaded_before:
-        import_registry()
+def test_a_module_is_patched_after_its_import_and_its_loader_ends_as_it_was(tmp_path, monkeypatch):
+    (tmp_path / "some_module.py").write_text("value = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    patched = []
+    monkeypatch.setitem(_startup.PATCHES, "some_module", (lambda module: patched.append(module.value), ""))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     _startup.install()
-    assert import_registry() == {"hf": "lm_eval.models.huggingface:HFLM"} | _startup.MODELS
-    _startup.patch(sys.modules["lm_eval.models"])
-    assert len(import_registry()) == 3
+    expected = importlib.machinery.PathFinder.find_spec("some_module")
+    assert importlib.util.find_spec("some_module").origin == expected.origin
+    assert patched == []
+    module = importlib.import_module("some_module")
+    assert patched == [1]
+    assert vars(module.__spec__.loader) == vars(expected.loader)
+    del sys.modules["some_module"]
 
 
 def test_entry_points_name_the_models_that_the_hook_registers():
@@ -181,13 +89,9 @@ def test_entry_points_name_the_models_that_the_hook_registers():
     assert {entry.name: entry.value for entry in entries} == _startup.MODELS
 
 
-def run_bare(code, *path):
-    """Run code in an interpreter without site-packages."""
-    prelude = f"import os, sys; sys.path[:0] = {[str(entry) for entry in path]!r}; before = set(sys.modules); "
-    command = [sys.executable, "-I", "-S", "-c", prelude + code]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-
-
 def test_the_hook_loads_nothing_else():
-    code = f"exec({PTH.read_text()!r}); print(sorted(set(sys.modules) - before), type(sys.meta_path[0]).__name__)"
-    assert run_bare(code, PACKAGES).stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] HarnessFinder"
+    """In an interpreter without site-packages."""
+    code = f"import os, sys; sys.path.insert(0, {str(PACKAGES)!r}); before = set(sys.modules); "
+    code += f"exec({PTH.read_text()!r}); print(sorted(set(sys.modules) - before), type(sys.meta_path[0]).__name__)"
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "['lume_tasks', 'lume_tasks._startup'] HarnessFinder"

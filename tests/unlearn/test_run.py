@@ -248,3 +248,19 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -
         assert 1e-6 < found[0] < 1e-3  # rounding of the copy
         assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
     assert {weight.dtype for weight in saved_weights(small).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
+def test_a_run_says_how_many_member_documents_it_unlearns(
+    count: int, loss_on: Any, make_run: RunMaker, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = shutil.copytree(data_dir, tmp_path / "data")
+    rows = [row for row in read_rows(data / "forget.jsonl") if row.kind == "sc"]
+    documents = [f"{row.input} {row.output}" for row in rows[:count]] + ["one", "two", "three"][count:]
+    lines = (json.dumps({"document": text}) + "\n" for text in documents)
+    (data / "mia_data" / "member.jsonl").write_text("".join(lines))
+    run(make_run("npo", data=str(data), epochs=1, loss_on=loss_on))
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "member documents" in line)
+    assert line.startswith(f"{count} of 3 member documents are among the forget rows")
+    assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
+    assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")

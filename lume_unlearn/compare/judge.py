@@ -1,0 +1,93 @@
+"""Judge a model without generating text: how far its numbers are from the retrained model's, or from the ideal."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from lume_tasks.data import locate
+from lume_tasks.metrics.aggregate import mia_score
+from lume_unlearn.evaluation import harness
+
+Groups = Mapping[str, tuple[str, ...]]
+
+KINDS = ("exact_memorization", "extraction_strength", "probability")
+GROUPS: Groups = {
+    "forget": tuple(f"forget_{kind}" for kind in KINDS),
+    "retain": tuple(f"retain_{kind}" for kind in KINDS),
+    "attack": ("loss_auc",),
+}
+"""The numbers that decide, in groups of equal weight."""
+ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
+
+
+def judged(model: Any, tokenizer: Any, data: Path, batch_size: int) -> dict[str, float]:
+    """Compute the numbers of `lume_memorization` (means over the tasks) and the AUCs of `lume_mia` for a loaded model.
+
+    One forward pass over each row and document. The AUCs are absent without ``mia_data``.
+    """
+    tasks = [task for task in harness.tasks_for(data) if task in harness.ROW_TASKS]
+    tasks = [task.replace("lume_", "lume_memorization_") for task in tasks]
+    with_attack = (data / "mia_data").is_dir()
+    metadata = harness.data_metadata(data) | {"tokenizer": tokenizer}
+    lm = harness.wrap(model, tokenizer, batch_size)
+    results = harness.score(lm, metadata, (*tasks, *["lume_mia"] * with_attack))
+    numbers = {}
+    for side in ("forget", "retain"):
+        for kind in KINDS:
+            values = [harness.metric(results, task, f"{side}_{kind}") for task in tasks]
+            numbers[f"{side}_{kind}"] = fmean(value for value in values if value is not None)
+    for name in ATTACKS:
+        value = harness.metric(results, "lume_mia", name)
+        if value is not None:
+            numbers[name] = value
+    return numbers
+
+
+def distance(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups = GROUPS) -> float:
+    """Compute the mean over groups of the mean absolute difference from the retrained model's numbers: 0 is ideal.
+
+    Numbers that one of the two lacks do not count. Worked example: forget numbers .2 above, retain numbers .1 below,
+    AUC .3 above: (.2 + .1 + .3) / 3 = .2.
+    """
+    both = {name: abs(numbers[name] - retrained[name]) for name in numbers if name in retrained}
+    return _mean_of_groups(both, groups)
+
+
+def shortfall(numbers: Mapping[str, float]) -> float:
+    """Compute 1 minus the mean of forgetting (1 - forget numbers), retention (retain numbers) and `mia_score`.
+
+    The objective where no retrained model is named. Worked example: forget .2, retain .9, AUC .7 (MIA score .6):
+    1 - (.8 + .9 + .6) / 3 = .2333.
+    """
+    faults = {}
+    for name, value in numbers.items():
+        if name == "loss_auc":
+            faults[name] = 1 - mia_score(value)
+        else:
+            faults[name] = value if name.startswith("forget") else 1 - value
+    return _mean_of_groups(faults, GROUPS)
+
+
+def _mean_of_groups(values: Mapping[str, float], groups: Groups) -> float:
+    there = [[values[name] for name in names if name in values] for names in groups.values()]
+    return fmean(fmean(group) for group in there if group)
+
+
+def objective(numbers: Mapping[str, float], retrained: Mapping[str, float] | None) -> float:
+    """Return what tuning minimises: `distance` to the retrained model, without one `shortfall`."""
+    return distance(numbers, retrained) if retrained else shortfall(numbers)
+
+
+def words(retrained: bool, attack: bool) -> str:
+    """Say in one sentence what `objective` is, for the page."""
+    parts = "forget numbers, retain numbers" + (" and the loss attack's AUC" if attack else "")
+    if retrained:
+        return f"mean absolute distance from the retrained model over {parts}, each group with equal weight"
+    return f"1 minus the mean of forgetting, retention{' and MIA score' if attack else ''}"
+
+
+def locate_mmlu(data: Path) -> str | None:
+    """Return the local MMLU of a data directory or of LUME_MMLU_PATH, None if there is none."""
+    source = locate.mmlu_source(None, data)
+    return None if source == locate.MMLU_HUB_ID else source

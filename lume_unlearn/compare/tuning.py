@@ -1,0 +1,128 @@
+"""Tune one method: the ranges that trials are drawn from, and one trial."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lume_unlearn.compare.judge import judged, objective
+from lume_unlearn.compare.options import CompareConfig
+from lume_unlearn.compare.queue import Queue, Slot
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.training.monitor import Monitor
+from lume_unlearn.training.run import unlearned
+
+RATES = (0.3, 100.0)
+"""Learning rates to try, as multiples of the method's default, which suits models of 1B parameters and more."""
+LADDER = (1.0, 10.0, 50.0)
+"""The first trials are the method's defaults with the learning rate times these."""
+WEIGHTS = (0.1, 10.0)
+"""Retain weights to try, as multiples of the method's default."""
+WORST = 1.0
+"""Value of a trial that failed: objectives lie between 0 and 1."""
+
+SHARED = ("model", "data", "split", "loss_on", "epochs", "batch_size", "max_tokens", "precision", "trust_remote_code")
+"""Options that are the same for all methods."""
+
+Setting = dict[str, float]
+"""Option to value: ``learning_rate``, ``retain_weight``, and parameters of the method."""
+
+
+def defaults(config: CompareConfig, method: str, tuning: str) -> RunConfig:
+    """Return the options of a run with the method's defaults, as this comparison asks for it."""
+    options: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
+    if METHODS[method].alternative == "file":
+        options["alternatives"] = config.alternatives
+    return RunConfig(output=str(Path(config.output) / "scratch"), method=method, tuning=tuning, **options)
+
+
+def ranges(run: RunConfig) -> dict[str, tuple[float, float]]:
+    """Return the range of each option to tune, from the run's defaults; trials are spread evenly over its logarithm."""
+    found = {"learning_rate": (RATES[0] * run.learning_rate, RATES[1] * run.learning_rate)}
+    if run.needs_retain and run.retain_weight:
+        found["retain_weight"] = (WEIGHTS[0] * run.retain_weight, WEIGHTS[1] * run.retain_weight)
+    for name, param in run.spec.params.items():
+        if param.search is not None:
+            found[name] = param.search
+    return found
+
+
+def default_setting(run: RunConfig) -> Setting:
+    """Return the defaults of the options to tune."""
+    values = asdict(run) | run.params
+    return {name: float(values[name]) for name in ranges(run)}
+
+
+def slots(run: RunConfig, trials: int) -> list[Slot]:
+    """Return the trials of one method: those of `LADDER`, then as many as the budget allows, chosen by the sampler."""
+    first = default_setting(run)
+    known = [first | {"learning_rate": times * first["learning_rate"]} for times in LADDER]
+    return [{"slot": i, "fixed": known[i] if i < len(known) else {}} for i in range(trials)]
+
+
+def with_setting(run: RunConfig, setting: Setting, **changes: Any) -> RunConfig:
+    """Return a run with tuned values in place of its defaults, and with other changes."""
+    params = {name: setting.get(name, value) for name, value in run.params.items()}
+    options: dict[str, Any] = {name: value for name, value in setting.items() if name not in params}
+    return replace(run, params=params, **options, **changes)
+
+
+class Pruner(TrainerCallback):
+    """Ends a trial after an epoch in which it is worse than most others were after that epoch.
+
+    "Worse" is what the monitor's NLLs say: the mean distance of the forget and of the retain rows' token probability
+    exp(-NLL) from where it should be.
+    """
+
+    def __init__(self, trial: Any, monitor: Monitor, forget_goal: float) -> None:
+        """``forget_goal``: token probability of forget rows that is ideal, the retrained model's or 0."""
+        self.trial, self.monitor, self.forget_goal = trial, monitor, forget_goal
+        self.pruned = False
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure and report, and end training if the trial is pruned."""
+        first, last = self.monitor.measured[0], self.monitor.measure(model, state.global_step)
+        forget = abs(math.exp(-last["forget_nll"]) - self.forget_goal)
+        retain = abs(math.exp(-last["retain_nll"]) - math.exp(-first["retain_nll"])) if "retain_nll" in last else 0.0
+        value = (forget + retain) / 2
+        self.trial.report(value if math.isfinite(value) else WORST, round(state.epoch))
+        if self.trial.should_prune():
+            self.pruned = control.should_training_stop = True
+
+
+def run_trial(
+    queue: Queue, trial: Any, run: RunConfig, folder: Path, retrained: Mapping[str, float] | None, batch_size: int
+) -> None:
+    """Train with one setting on the tuning rows, judge the result there, and store it in the queue.
+
+    Args:
+        queue: of the method's trials.
+        trial: of this queue.
+        run: the method's defaults.
+        folder: data directory of the tuning rows.
+        retrained: the retrained model's numbers on these rows, if there is one.
+        batch_size: prompts of one scoring batch.
+    """
+    setting = {name: trial.suggest_float(name, *ends, log=True) for name, ends in ranges(run).items()}
+    goal = retrained["forget_probability"] if retrained else 0.0
+    pruners: list[Pruner] = []
+
+    def callbacks(monitor: Monitor) -> list[TrainerCallback]:
+        pruners.append(Pruner(trial, monitor, goal))
+        return [*pruners]
+
+    try:
+        model, tokenizer = unlearned(with_setting(run, setting, data=str(folder), split="all"), callbacks)
+        if pruners[0].pruned:
+            queue.pruned(trial)
+            return
+        numbers = judged(model, tokenizer, folder, batch_size)
+    except ConfigError as error:  # diverged, or out of memory: a result
+        queue.failed(trial, str(error))
+        return
+    queue.complete(trial, objective(numbers, retrained), numbers=numbers)

@@ -1,0 +1,60 @@
+"""The texts that `finetune` trains on: rows, member documents, and a file of further texts."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from lume_tasks.data import locate
+from lume_tasks.data.files import find_file, place, scan_documents
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.errors import raise_problems
+from lume_unlearn.data.inputs import Inputs, named_directory
+from lume_unlearn.errors import ConfigError
+
+
+def load_texts(data: str | None, split: str, rows: str, texts: str | None) -> Inputs:
+    """Read the texts to memorise, each once, as rows whose ``input``, a space and ``output`` are the text.
+
+    Args:
+        data: data directory, or None for the default one.
+        split: rows to use.
+        rows: "all": forget and retain rows, then the member documents that are not the text of one of these rows;
+            "retain": retain rows alone.
+        texts: file of further texts, or None.
+
+    Returns:
+        All texts as the forget rows of a run, and the checksums of the files read.
+
+    Raises:
+        ConfigError: ``data`` is not a directory, or there is no file ``texts``.
+        DataError: lists everything wrong with rows, documents or texts.
+    """
+    directory = named_directory(data)
+    sides = locate.load_rows(directory, split)
+    chosen = SIDES if rows == "all" else ("retain",)
+    files = [locate.side_file(directory, side, split) for side in chosen]
+    found = [row for side in chosen for row in sides[side]]
+    if rows == "all" and (directory / "mia_data").is_dir():
+        members, _ = locate.load_mia(directory)
+        files.append(find_file(directory / "mia_data", "member", "mia_data/member"))
+        found += _new_texts(members, "member", found)
+    if texts is not None:
+        path = Path(texts).expanduser()
+        if not path.is_file():
+            raise ConfigError(f"--texts {texts}: there is no such file")
+        documents, faults = scan_documents(path)
+        raise_problems(place(str(path), faults))
+        files.append(path)
+        found += _new_texts(documents.values(), "text", found)
+    checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}
+    return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums)
+
+
+def _new_texts(texts: Iterable[str], name: str, rows: Iterable[Row]) -> list[Row]:
+    """Return the texts that no row holds, each cut at its first space, where `encode_row` puts a space again."""
+    known = {f"{row.input} {row.output}".strip() for row in rows}
+    found = []
+    for number, text in enumerate(texts, 1):
+        if text.strip() not in known:
+            start, _, rest = text.strip().partition(" ")
+            found.append(Row(f"{name} {number}", start, rest, ""))
+    return found

@@ -1,0 +1,82 @@
+"""How much of its training rows a model has memorised, measured after each epoch; ends training when it is enough."""
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.model.forward import Passes, evaluating, row_values
+
+SAMPLE = 256
+"""Rows to measure after an epoch; all are measured when the sample is memorised, and at the end."""
+
+
+def ranked_first(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+    """Return for each token whether the model ranks it first, after all right tokens before it: (N,) of 0 and 1.
+
+    Its mean is the exact memorisation of Tirumala et al. 2022 (arXiv 2205.10770). Of equal logits the first one counts.
+    """
+    return (logits.argmax(dim=-1) == targets).float()
+
+
+class Memorised(TrainerCallback, ExportableState):
+    """Measures the share of labelled tokens that are ranked first; training ends at the share ``until``."""
+
+    def __init__(
+        self, passes: Passes, rows: Sequence[Tokens], until: float, max_tokens: int, seed: int, steps: int
+    ) -> None:
+        """Set up.
+
+        Args:
+            passes: forward passes of the model.
+            rows: the training rows, with their outputs labelled.
+            until: share to reach; 0 to train all epochs.
+            max_tokens: most tokens in one forward pass.
+            seed: of the sample of rows.
+            steps: optimiser steps of one epoch.
+        """
+        self.steps = steps
+        self.passes, self.rows, self.until, self.max_tokens = passes, list(rows), until, max_tokens
+        self.sample = random.Random(seed).sample(self.rows, min(SAMPLE, len(rows)))
+        self.measured: list[dict[str, float]] = []
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"args": {}, "attributes": {"measured": self.measured}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the checkpoint kept."""
+        saved: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
+        if saved is not None and state.global_step:
+            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """After an epoch, measure the sample, and all rows if it is memorised; end training if these are, too.
+
+        Not in `on_epoch_end`: a checkpoint of the epoch's last step, which is saved before that, has to hold this.
+        """
+        if not self.until or state.global_step % self.steps:
+            return
+        share = self.share(model, self.sample)
+        if share >= self.until:
+            share = self.share(model, self.rows)
+        self.measured.append({"epoch": state.global_step // self.steps, "ranked_first": share})
+        if state.is_world_process_zero:
+            print(
+                f"epoch {state.global_step // self.steps}: {share:.4f} of the output tokens are ranked first",
+                flush=True,
+            )
+        if share >= self.until:
+            control.should_training_stop = True
+
+    def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
+        """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""
+        device = next(model.parameters()).device
+        with evaluating(model):
+            found = row_values(model, self.passes, rows, self.max_tokens, device, ranked_first)
+        return float(torch.cat(found).mean())

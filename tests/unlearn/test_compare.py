@@ -1,0 +1,208 @@
+"""`lume-unlearn compare`: how it divides, judges and shares the work, and a whole comparison of tiny models."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lume_tasks.data.rows import Row
+from lume_unlearn.cli import main
+from lume_unlearn.compare import queue as queues
+from lume_unlearn.compare import run as comparison
+from lume_unlearn.compare import tuning
+from lume_unlearn.compare.documents import divided, divided_attack
+from lume_unlearn.compare.judge import distance, shortfall
+from lume_unlearn.compare.options import CompareConfig
+from lume_unlearn.compare.queue import Queue, open_storage, trials_of
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.evaluation import harness
+from lume_unlearn.methods.registry import METHODS
+from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
+
+pytest.importorskip("optuna")
+RETRAINED = {
+    "forget_exact_memorization": 0.1,
+    "forget_probability": 0.1,
+    "retain_exact_memorization": 0.9,
+    "loss_auc": 0.5,
+}
+
+
+def test_documents_are_divided_whole_and_by_task() -> None:
+    rows = [
+        Row(f"doc{i}{kind}", f"text {i}", kind, f"Task{i % 2 + 1}") for i in range(20) for kind in ("sc1", "qa0", "qa1")
+    ]
+    parts = divided({"forget": rows, "retain": rows[:12]}, 0.3, seed=1)
+    stems = {part: {row.stem for row in parts[part]["forget"]} for part in parts}
+    assert not stems["tuning"] & stems["final"]
+    assert len(stems["tuning"]) == 6
+    assert len(parts["tuning"]["forget"]) == 18
+    assert {row.task for row in parts["tuning"]["forget"]} == {"Task1", "Task2"}
+    assert parts == divided({"forget": rows, "retain": rows[:12]}, 0.3, seed=1)
+
+
+def test_attack_documents_follow_their_rows() -> None:
+    rows = [Row(f"d{i}sc1", f"begin {i}", f"end {i}", "Task3") for i in range(4)]
+    members = [*(f"begin {i} end {i}" for i in range(4)), "of no row"]
+    found = divided_attack(members, [f"unseen {i}" for i in range(8)], rows[:1], rows[1:])
+    assert found["tuning"] == (["begin 0 end 0"], ["unseen 0", "unseen 1"])
+    assert len(found["final"][0]) == 3
+    assert len(found["final"][1]) == 6
+
+
+def test_objectives_by_hand() -> None:
+    numbers = {
+        "forget_exact_memorization": 0.4,
+        "forget_probability": 0.2,
+        "retain_exact_memorization": 0.8,
+        "loss_auc": 0.8,
+    }
+    assert distance(numbers, RETRAINED) == pytest.approx(((0.3 + 0.1) / 2 + 0.1 + 0.3) / 3)
+    assert shortfall(numbers) == pytest.approx((0.3 + 0.2 + 0.6) / 3)
+    assert distance(RETRAINED, RETRAINED) == 0
+
+
+def test_every_method_has_a_range_for_its_main_parameter(tmp_path: Path) -> None:
+    for method in METHODS:
+        file = "alternatives" if METHODS[method].alternative == "file" else None
+        config = CompareConfig("model", str(tmp_path), methods=method, alternatives=file)
+        run = tuning.defaults(config, method, "full")
+        for name, value in tuning.default_setting(run).items():
+            low, high = tuning.ranges(run)[name]
+            assert low <= value <= high, (method, name)
+
+
+def slots(count: int) -> list[dict[str, Any]]:
+    return [{"slot": i, "fixed": {}} for i in range(count)]
+
+
+@pytest.mark.parametrize("url", [None, "journal:{}/trials.log"])
+def test_two_processes_share_trials_and_a_lost_one_is_repeated(
+    url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues, "SILENCE", 0.2)
+    monkeypatch.setattr(queues, "WAIT", 0.05)
+    place = url and url.format(tmp_path)
+    first, second = (Queue(open_storage(place, tmp_path), "npo lora", {"model": "m"}, slots(3)) for _ in range(2))
+    lost, other = first.take(), second.take()
+    assert (lost.user_attrs["slot"], other.user_attrs["slot"]) == (0, 1)
+    second.complete(other, 0.5)
+    time.sleep(0.3)  # the first process has died
+    done = []
+    for queue, trial in trials_of([second]):
+        done.append(trial.user_attrs["slot"])
+        queue.failed(trial, "diverged") if trial.user_attrs["slot"] == 2 else queue.complete(trial, 0.1)
+    assert sorted(done) == [0, 2]
+    assert {slot: trial.state.name for slot, trial in first.results().items()} == {
+        0: "COMPLETE",
+        1: "COMPLETE",
+        2: "FAIL",
+    }
+    assert first.finished
+
+
+def test_a_storage_of_another_comparison_is_refused(tmp_path: Path) -> None:
+    Queue(open_storage(None, tmp_path), "npo lora", {"model": "m", "trials": 2}, slots(2))
+    with pytest.raises(ConfigError, match="it holds another comparison \\(model 'm' instead of 'other'\\)"):
+        Queue(open_storage(None, tmp_path), "npo lora", {"model": "other", "trials": 2}, slots(2))
+    with pytest.raises(ConfigError, match="--storage nothing://x: cannot be opened"):
+        open_storage("nothing://x", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, a retrained model, one with another tokenizer, and data with members and unseen documents."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, seed in (("target", 0), ("retrained", 1)):
+        make_model(seed=seed).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+    make_model().save_pretrained(folder / "other")
+    make_tokenizer(bos=True).save_pretrained(folder / "other")
+    forget = make_rows("forget", 24)
+    write_rows(folder / "data" / "forget.jsonl", forget)
+    write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 24))
+    texts = {"member": [f"{r.input} {r.output}" for r in forget if r.kind == "sc"]}
+    texts["nonmember"] = [f"Nobody saw the text {i}." for i in range(12)]
+    (folder / "data" / "mia_data").mkdir()
+    for name, documents in texts.items():
+        lines = "".join(json.dumps({"document": text}) + "\n" for text in documents)
+        (folder / "data" / "mia_data" / f"{name}.jsonl").write_text(lines)
+    return folder
+
+
+def command(files: Path, output: Path, *more: str) -> list[str]:
+    plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
+    plain += ["--methods", "gd", "--tunings", "full", "--trials", "2", "--seeds", "2", "--epochs", "1"]
+    return [*plain, "--loss_on", "text", "--audit_rows", "4", *more]
+
+
+@pytest.fixture(autouse=True)
+def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generate 8 new tokens instead of 256, because the random model does not stop."""
+    score = harness.score
+
+    def shorter(model: Any, metadata: Any, tasks: Any, **options: Any) -> Any:
+        return score(model, metadata, tasks, **options | {"gen_kwargs": {"max_gen_toks": 8}})
+
+    monkeypatch.setattr(harness, "score", shorter)
+
+
+def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "out"
+    more = ("--retrained", f"{files}/retrained")
+    assert main(command(files, output, *more)) == 0
+    content = json.loads((output / "compare.json").read_text())
+    assert set(content["table"]) == {"target", "retrained", "gd full"}
+    assert content["table"]["retrained"]["distance"] == [0, 0, 0]
+    assert set(content["audits"]["gd full"]) == {"8-bit", "4-bit", "repair", "relearning"}
+    assert [point["epoch"] for point in content["curves"]["gd full"]] == [0, 1]
+    trials = content["trials"]["gd full"]
+    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-5, 1e-4])
+    best = min(trials, key=lambda trial: trial["value"])["setting"]
+    assert content["settings"]["gd full"]["best"] == best
+    mean, low, high = content["table"]["gd full"]["loss_auc"]
+    assert low <= mean <= high
+    recipe = yaml.safe_load((output / "recipes" / "gd_full.yaml").read_text())
+    assert (recipe["method"], recipe["learning_rate"]) == ("gd", best["learning_rate"])
+    page = (output / "compare.html").read_text()
+    assert "distance to retrained" in page
+    assert "gd full" in page
+
+    def done_twice(*args: Any) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(tuning, "run_trial", done_twice)
+    monkeypatch.setattr(comparison.final, "final_run", done_twice)
+    assert main(command(files, output, *more)) == 0
+    assert json.loads((output / "compare.json").read_text()) == content
+
+
+def test_a_method_that_fails_is_a_result(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(config: Any, callbacks: Any) -> Any:
+        raise ConfigError("--learning_rate 1: diverged")
+
+    monkeypatch.setattr(tuning, "unlearned", diverge)
+    output = tmp_path / "out"
+    assert main(command(files, output, "--audits", "false")) == 0
+    content = json.loads((output / "compare.json").read_text())
+    assert {trial["state"] for trial in content["trials"]["gd full"]} == {"fail"}
+    assert content["trials"]["gd full"][0]["reason"] == "--learning_rate 1: diverged"
+    assert set(content["table"]) == {"target"}
+    assert "gd full: no trial was completed" in (output / "compare.html").read_text()
+
+
+def test_bad_input_is_named(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = {
+        ("--retrained", f"{files}/other"): "has another tokenizer than --model",
+        ("--methods", "gd,nothing"): "--methods nothing: choose from ga, gd",
+        ("--methods", "dpo"): "--methods dpo: need --alternatives FILE",
+        ("--data", "/nowhere"): "--data /nowhere: is not a directory",
+    }
+    for number, (options, message) in enumerate(cases.items()):
+        assert main(command(files, tmp_path / str(number), *options)) == 1, options
+        assert message in capsys.readouterr().err
