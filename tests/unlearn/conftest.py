@@ -2,12 +2,14 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from lume_unlearn.evaluation import harness
 
 
 @pytest.fixture
@@ -44,3 +46,17 @@ def write_results(tmp_path: Path) -> Callable[..., Path]:
         return path
 
     return make
+
+
+@pytest.fixture(scope="module")
+def short_answers() -> Iterator[None]:
+    """Generate 8 new tokens instead of 256, because the random model does not stop."""
+    score = harness.score
+
+    def shorter(model: Any, metadata: Any, tasks: Any, **options: Any) -> Any:
+        options["gen_kwargs"] = {"max_gen_toks": 8} | options.get("gen_kwargs", {})
+        return score(model, metadata, tasks, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(harness, "score", shorter)
+        yield

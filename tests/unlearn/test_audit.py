@@ -1,7 +1,6 @@
 """Audits: what they change, and which rows and model they score."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +16,8 @@ from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit, chosen_audits
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
 from tests.conftest import make_model, write_rows
+
+pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 def test_round_to_nearest_by_hand() -> None:
@@ -45,20 +46,6 @@ def test_model_with_most_weights_outside_linear_layers_is_refused() -> None:
         weight_layers(model)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def short_answers() -> Iterator[None]:
-    """Generate 8 new tokens instead of 256, because the random model does not stop."""
-    score = harness.score
-
-    def shorter(model, metadata, tasks, **options):  # type: ignore[no-untyped-def]
-        options["gen_kwargs"] = {"max_gen_toks": 8} | options.get("gen_kwargs", {})
-        return score(model, metadata, tasks, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "score", shorter)
-        yield
-
-
 @pytest.fixture(scope="module")
 def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditConfig:
     output = str(tmp_path_factory.mktemp("audit") / "out")
@@ -66,7 +53,7 @@ def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def results(config: AuditConfig) -> dict[str, dict[str, float]]:
+def results(config: AuditConfig, short_answers: None) -> dict[str, dict[str, float]]:
     return audit(config)
 
 

@@ -42,14 +42,6 @@ def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missi
     assert harness.headline({"results": {}}) == {}
 
 
-@pytest.fixture
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    score = harness.score
-    monkeypatch.setattr(
-        harness, "score", lambda *args, **kwargs: score(*args, gen_kwargs={"max_gen_toks": 8}, **kwargs)
-    )
-
-
 OPTIONS: dict[str, Any] = {"tuning": "full", "batch_size": 6, "learning_rate": 1e-2, "evaluate_every": "epoch"}
 OPTIONS |= {"evaluate_tasks": "lume_task1,lume_mia,lume_score", "best_metric": "lume_mia.loss_auc"}
 
