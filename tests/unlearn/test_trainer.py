@@ -18,7 +18,7 @@ from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
 from lume_unlearn.model.output_layer import nll_value
-from lume_unlearn.training.run import training_arguments
+from lume_unlearn.training.arguments import training_arguments
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS
 from tests.unlearn.tokens import half_labelled
