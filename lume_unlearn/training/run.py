@@ -10,6 +10,7 @@ from typing import Any, TypeAlias
 import psutil
 import torch
 from accelerate import PartialState
+from accelerate.utils import release_memory
 from transformers import TrainerCallback, set_seed
 
 from lume_unlearn.config import RunConfig
@@ -159,6 +160,7 @@ def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[Trainer
         ConfigError: as `run`.
         DataError: as `run`.
     """
+    release_memory()  # of the run before, whose trainer and model refer to each other
     config = _with_max_tokens(config, None)
     with memory_advice(config.max_tokens):
         trainer, monitor = prepare(config, load_inputs(config))
