@@ -84,6 +84,13 @@ def final_run(config: CompareConfig, run: RunConfig, folders: Mapping[str, Path]
     return result
 
 
+def judged_model(config: CompareConfig, name: str, data: Path) -> dict[str, float]:
+    """Load and judge a model."""
+    model = load.load_for_scoring(name, config.trust_remote_code)
+    tokenizer = load.load_tokenizer(name, config.trust_remote_code)
+    return judged(model, tokenizer, data, config.evaluate_batch_size)
+
+
 def named_model(config: CompareConfig, name: str, folders: Mapping[str, Path]) -> Result:
     """Return the scores and audits of the target or of the retrained model."""
     tokenizer = load.load_tokenizer(name, config.trust_remote_code)

@@ -20,8 +20,8 @@ HEADINGS = {
 }
 """Column of the table to its heading and which values are good."""
 CURVES = {
-    "Forgetting": ("forget_probability", "probability of the answer's tokens, forget rows"),
-    "Retention": ("retain_probability", "probability of the answer's tokens, retain rows"),
+    "Forgetting": ("forget_probability", "mean token probability, forget rows"),
+    "Retention": ("retain_probability", "mean token probability, retain rows"),
     "Membership attack": ("loss_auc", "AUC of the loss attack"),
     "Utility": ("mmlu", "MMLU accuracy"),
 }

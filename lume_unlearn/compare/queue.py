@@ -86,7 +86,7 @@ class Queue:
             if slot["slot"] not in there:
                 self.study.enqueue_trial(slot["fixed"], user_attrs=slot)
         self.study.set_user_attr("filled", True)
-        self.slots = len(slots)
+        self.slots = [slot["slot"] for slot in slots]
 
     def _wait_until_filled(self) -> None:
         """Wait until the process that made the study has put its trials into the queue, unless it died before."""
@@ -108,7 +108,8 @@ class Queue:
     @property
     def finished(self) -> bool:
         """Whether every slot has a result."""
-        return len(self.results()) >= self.slots
+        done = self.results()
+        return all(slot in done for slot in self.slots)
 
     def take(self) -> Any:
         """Take a trial from the queue for this process; None if none waits."""

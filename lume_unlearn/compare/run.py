@@ -16,16 +16,17 @@ from lume_tasks.data import locate
 from lume_unlearn.compare import final, tuning
 from lume_unlearn.compare.contents import Contestant, contents
 from lume_unlearn.compare.documents import write_parts
-from lume_unlearn.compare.judge import judged
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.page import MODELS, page
 from lume_unlearn.compare.queue import Queue, Slot, open_storage, trials_of
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.config import RunConfig
+from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.inputs import load_inputs, named_directory
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model import load
+from lume_unlearn.training.distributed import processes
 
 Say = Callable[[str], None]
 
@@ -49,6 +50,8 @@ def compare(config: CompareConfig) -> Path:
         ConfigError: an option that cannot work, or a storage of another comparison.
         DataError: faulty or too few rows.
     """
+    if processes() > 1:
+        raise ConfigError("compare: start it without accelerate; processes with the same --output share the trials")
     output = Path(config.output)
     say = partial(print, file=sys.stdout, flush=True)
     with writing(output):
@@ -70,13 +73,16 @@ def _compare(config: CompareConfig, output: Path, say: Say) -> dict[str, Any]:
         load_inputs(run)  # faulty rows or alternatives end the comparison before its first trial
     folders = _folders(config, output)
     comparison = _comparison(config, folders)
+    _require_same_tokenizer(config)
     storage = open_storage(config.storage, output)
-    retrained = _retrained_numbers(config, folders["tuning"])
     queues = {
         key: Queue(storage, " ".join(key), comparison, tuning.slots(run, config.trials)) for key, run in runs.items()
     }
     of_queue = {queue.name: _on_tuning_rows(config, runs[key], folders["tuning"]) for key, queue in queues.items()}
+    retrained: dict[str, float] | None = None
     for queue, trial in trials_of(list(queues.values())):
+        if config.retrained is not None and retrained is None:
+            retrained = final.judged_model(config, config.retrained, folders["tuning"])
         say(f"{queue.name}: trial {trial.user_attrs['slot'] + 1} of {config.trials}")
         tuning.run_trial(queue, trial, of_queue[queue.name], folders["tuning"], retrained, config.evaluate_batch_size)
     best = {key: final.best_setting(list(queue.results().values())) for key, queue in queues.items()}
@@ -88,20 +94,16 @@ def _compare(config: CompareConfig, output: Path, say: Say) -> dict[str, Any]:
     return contents(config, runs, queues, best, finals)
 
 
-def _retrained_numbers(config: CompareConfig, folder: Path) -> dict[str, float] | None:
-    """Judge the retrained model on the tuning rows, if there is one."""
+def _require_same_tokenizer(config: CompareConfig) -> None:
+    """Refuse a retrained model whose numbers would be of other tokens."""
     if config.retrained is None:
-        return None
-    tokenizer, other = (
-        load.load_tokenizer(name, config.trust_remote_code) for name in (config.model, config.retrained)
-    )
-    if other.get_vocab() != tokenizer.get_vocab():
+        return
+    own, other = (load.load_tokenizer(name, config.trust_remote_code) for name in (config.model, config.retrained))
+    if own.get_vocab() != other.get_vocab():
         raise ConfigError(
             f"--retrained {config.retrained}: has another tokenizer than --model, so their numbers cannot be compared; "
             "train it from the same base with `lume-unlearn finetune --rows retain`"
         )
-    model = load.load_for_scoring(config.retrained, config.trust_remote_code)
-    return judged(model, tokenizer, folder, config.evaluate_batch_size)
 
 
 def _folders(config: CompareConfig, output: Path) -> dict[str, Path]:
@@ -109,17 +111,18 @@ def _folders(config: CompareConfig, output: Path) -> dict[str, Path]:
     assert config.data is not None
     folders = write_parts(Path(config.data), config.split, output, config.tuning_share, config.seed)
     if config.alternatives is not None:
-        ids = {row.id for row in locate.load_side(folders["tuning"], "forget")}
-        lines = Path(config.alternatives).read_text(encoding="utf-8").splitlines()
-        own = [line for line in lines if line.strip() and json.loads(line)["id"] in ids]
+        forget = locate.load_side(Path(config.data), "forget", config.split)
+        found = read_alternatives(Path(config.alternatives), forget)
+        tuning_ids = [row.id for row in locate.load_side(folders["tuning"], "forget")]
+        lines = [json.dumps({"id": row_id, "alternative": text}) for row_id in tuning_ids for text in found[row_id]]
         with writing(output):
-            write_text(folders["tuning"] / ALTERNATIVES, "\n".join(own) + "\n")
+            write_text(folders["tuning"] / ALTERNATIVES, "\n".join(lines) + "\n")
     return folders
 
 
 def _comparison(config: CompareConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
     """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
-    names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "audits", "audit_rows", "audit_rate")
+    names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision", "audits")
     rows = {part: locate.checksums(folder, ["forget.jsonl", "retain.jsonl"]) for part, folder in folders.items()}
     return {name: getattr(config, name) for name in names} | {"rows": rows}
 

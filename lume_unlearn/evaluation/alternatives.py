@@ -1,7 +1,6 @@
 """The command `alternatives`: sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -115,15 +114,7 @@ def sample_alternatives(
         DataError: at once, for rows whose prompt does not fit; at the end, for rows without an alternative.
     """
     prompts = [_prompt(tokenizer, row) for row in rows]
-    room = (load.context_length(model) or math.inf) - config.max_new_tokens
-    long = [
-        f"  {row.id}: {len(prompt)} tokens" for row, prompt in zip(rows, prompts, strict=True) if len(prompt) > room
-    ]
-    if long:
-        head = (
-            f"{len(long)} prompts have more than {room} tokens, so the model has no room for --max_new_tokens new ones:"
-        )
-        raise DataError("\n".join([head, *first_few(long, SHOWN)]))
+    _require_room(rows, prompts, load.context_length(model), config.max_new_tokens)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(config.samples)]
     failed: dict[str, None] = {}
@@ -145,6 +136,17 @@ def sample_alternatives(
         head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
         advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
         raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
+
+
+def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | None, new_tokens: int) -> None:
+    """Raise a `DataError` if prompts leave no room for ``new_tokens`` in the context."""
+    if context is None:
+        return
+    lengths = {row.id: len(prompt) for row, prompt in zip(rows, prompts, strict=True)}
+    faults = [f"  {row_id}: {count} tokens" for row_id, count in lengths.items() if count + new_tokens > context]
+    if faults:
+        head = f"{len(faults)} prompts are too long: each must fit into {context} tokens with {new_tokens} new ones:"
+        raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
 
 
 def _generate(

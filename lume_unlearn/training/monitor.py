@@ -2,13 +2,13 @@
 
 import logging
 import math
-import resource
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
@@ -240,7 +240,13 @@ class Throughput(TrainerCallback):
 
 
 def _peak_memory() -> int:
+    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
+    on_windows: int | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
+    if on_windows is not None:
+        return on_windows
+    import resource  # not on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

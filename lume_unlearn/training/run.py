@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import psutil
 import torch
 from accelerate import PartialState
-from transformers import TrainerCallback, TrainingArguments, set_seed
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from accelerate.utils import release_memory
+from transformers import TrainerCallback, set_seed
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
@@ -24,6 +24,7 @@ from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.training import merge
+from lume_unlearn.training.arguments import training_arguments
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
 from lume_unlearn.training.distributed import (
     by_deepspeed,
@@ -159,6 +160,7 @@ def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[Trainer
         ConfigError: as `run`.
         DataError: as `run`.
     """
+    release_memory()  # of the run before, whose trainer and model refer to each other
     config = _with_max_tokens(config, None)
     with memory_advice(config.max_tokens):
         trainer, monitor = prepare(config, load_inputs(config))
@@ -305,43 +307,3 @@ def _wrap(config: RunConfig, model: Any, reference: Reference | None, device_typ
         load.keep_adapter_inputs_bfloat16(model)
         if sharded():
             in_bfloat16(model, device_type)
-
-
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Return the run's options as Trainer's arguments.
-
-    Raises:
-        ConfigError: ``--report_to`` names an integration that is not installed.
-    """
-    reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if config.report_to not in ("none", "all", *reporters):
-        known = ", ".join(["none", "all", *reporters])
-        raise ConfigError(f"--report_to {config.report_to}: not known or not installed; choose one of {known}")
-    checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
-    if not hasattr(TrainingArguments, checkpointing):
-        checkpointing = "gradient_checkpointing"
-    renamed: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
-    args = TrainingArguments(
-        output_dir=config.output,
-        num_train_epochs=1 if config.spec.phases else config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
-        warmup_steps=config.warmup,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        bf16=load.use_bfloat16(config.precision) and not sharded(),  # see `in_bfloat16`
-        **renamed,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        report_to=config.report_to,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    # One GPU a process: Trainer's DataParallel would cut micro-batches apart.
-    args._n_gpu = min(args.n_gpu, 1)
-    return args

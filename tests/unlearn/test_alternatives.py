@@ -182,3 +182,10 @@ def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
     ):
         tokenizer.chat_template = template
         assert sampled(model, tokenizer, rows=[row], samples=1) == [(row.id, text)]
+
+
+def test_prompts_without_room_are_refused_at_once(model: Any, tokenizer: Any) -> None:
+    row = Row("long-qa0", "word " * 400, "answer", "Task1")
+    config = AlternativesConfig("model", "out.jsonl", max_new_tokens=200)
+    with pytest.raises(DataError, match=r"1 prompts are too long(.|\n)*long-qa0: \d+ tokens"):
+        next(sample_alternatives(model, tokenizer, [row], config))

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
+from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.compare import queue as queues
@@ -17,6 +18,7 @@ from lume_unlearn.compare.documents import divided, divided_attack
 from lume_unlearn.compare.judge import distance, shortfall
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.queue import Queue, open_storage, trials_of
+from lume_unlearn.data.inputs import load_inputs
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
@@ -169,6 +171,25 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     monkeypatch.setattr(comparison.final, "final_run", done_twice)
     assert main(command(files, output, *more)) == 0
     assert json.loads((output / "compare.json").read_text()) == content
+
+
+def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files: Path, tmp_path: Path) -> None:
+    rows = read_rows(files / "data" / "forget.jsonl")
+    lines = [json.dumps({"id": row.id, "alternative": f"not {row.id}"}) for row in rows]
+    (tmp_path / "other.jsonl").write_text("\n".join(lines))
+    config = CompareConfig(
+        f"{files}/target",
+        str(tmp_path),
+        methods="dpo",
+        data=f"{files}/data",
+        alternatives=str(tmp_path / "other.jsonl"),
+        batch_size=8,
+    )
+    folders = comparison._folders(config, tmp_path)
+    run = comparison._on_tuning_rows(config, tuning.defaults(config, "dpo", "lora"), folders["tuning"])
+    inputs = load_inputs(run)
+    assert inputs.alternatives == [[f"not {row.id}"] for row in inputs.forget]
+    assert len(inputs.forget) / run.batch_size == pytest.approx(len(rows) / 8, rel=0.2)
 
 
 def test_a_method_that_fails_is_a_result(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ from transformers import TrainingArguments
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.training.run import training_arguments
+from lume_unlearn.training.arguments import training_arguments
 from tests.unlearn.formulas import FORMULAS, selective
 from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, make_rows, weights
 

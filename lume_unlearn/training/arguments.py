@@ -1,0 +1,52 @@
+"""The options of a run as transformers' TrainingArguments."""
+
+from typing import Any
+
+import torch
+from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
+
+from lume_unlearn.config import RunConfig
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.model import load
+from lume_unlearn.training.distributed import sharded
+
+
+def training_arguments(config: RunConfig) -> TrainingArguments:
+    """Return the run's options as Trainer's arguments.
+
+    Raises:
+        ConfigError: ``--report_to`` names an integration that is not installed.
+    """
+    reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
+    if config.report_to not in ("none", "all", *reporters):
+        known = ", ".join(["none", "all", *reporters])
+        raise ConfigError(f"--report_to {config.report_to}: not known or not installed; choose one of {known}")
+    checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
+    if not hasattr(TrainingArguments, checkpointing):
+        checkpointing = "gradient_checkpointing"
+    renamed: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
+    args = TrainingArguments(
+        output_dir=config.output,
+        num_train_epochs=1 if config.spec.phases else config.epochs,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        lr_scheduler_type="constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
+        warmup_steps=config.warmup,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        bf16=load.use_bfloat16(config.precision) and not sharded(),  # see `in_bfloat16`
+        **renamed,
+        save_strategy="steps" if config.save_steps else "no",
+        save_steps=config.save_steps or 1,
+        logging_steps=config.logging_steps,
+        logging_first_step=True,
+        logging_nan_inf_filter=False,
+        report_to=config.report_to,
+        remove_unused_columns=False,
+        use_cpu=not torch.cuda.is_available(),
+    )
+    # One GPU a process: Trainer's DataParallel would cut micro-batches apart.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args
