@@ -1,17 +1,23 @@
 """Models, tokenizers and rows small enough to be made in the test run itself."""
 
+import gc
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imported
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
+from lume_unlearn import cli
+from lume_unlearn.config import RunConfig
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
 
@@ -44,24 +50,14 @@ def make_tokenizer(bos: bool = False, vocab_size: int = 400) -> PreTrainedTokeni
     )
 
 
-def make_model(vocab_size: int = 400, seed: int = 0, dropout: float = 0.0) -> LlamaForCausalLM:
-    """A two-layer Llama of width 32 with random weights, float32."""
+def make_model(vocab_size: int = 400, seed: int = 0, family: str = "llama", **options: Any) -> Any:
+    """A two-layer model of width 32 with random weights, float32; the options change its configuration."""
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        attention_dropout=dropout,
-        initializer_range=0.2,
-        bos_token_id=None,
-        eos_token_id=1,
-        pad_token_id=0,
-    )
-    return LlamaForCausalLM(config).eval()
+    sizes: dict[str, Any] = {"vocab_size": vocab_size, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
+    sizes |= {"max_position_embeddings": 512, "initializer_range": 0.2}
+    special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(sizes | special | options))).eval()
 
 
 def make_rows(side: str, count: int = 6) -> list[Row]:
@@ -78,6 +74,35 @@ def write_rows(path: Path, rows: list[Row]) -> None:
     """Write rows as JSONL."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+
+
+def saved_weights(folder: Path | str) -> dict[str, torch.Tensor]:
+    """Load the model or adapter of a folder."""
+    (file,) = Path(folder).glob("*.safetensors")
+    return load_file(file)
+
+
+def assert_same_weights(one: Path | str, other: Path | str) -> None:
+    ours, theirs = saved_weights(one), saved_weights(other)
+    assert ours.keys() == theirs.keys()
+    assert all(value.equal(theirs[name]) for name, value in ours.items())
+
+
+def read_run(folder: Path | str) -> dict[str, Any]:
+    """Return the record of a run."""
+    return json.loads((Path(folder) / "unlearning.json").read_text())  # type: ignore[no-any-return]
+
+
+def logged_steps(folder: Path | str) -> list[dict[str, Any]]:
+    return [entry for entry in read_run(folder)["history"] if "loss" in entry]
+
+
+@pytest.fixture(scope="module")
+def little_to_collect() -> Iterator[None]:
+    """Trainer collects garbage at each start: let it not look through all that was imported."""
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -133,6 +158,40 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ]
         Dataset.from_list(rows).to_parquet(folder / "mmlu" / subject / "test-00000-of-00001.parquet")
     return folder
+
+
+Command = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Command:
+    """(words) to the exit code, stdout and stderr of this lume-unlearn command, run in this process."""
+
+    def call(*words: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        try:
+            code: object = cli.main([str(word) for word in words])
+        except SystemExit as leaving:  # as jsonargparse exits
+            code = leaving.code
+        assert isinstance(code, int)
+        return code, *capsys.readouterr()
+
+    return call
+
+
+RunMaker = Callable[..., RunConfig]
+
+
+@pytest.fixture
+def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
+    """(method, output, options) to a run of six optimiser steps over twelve pairs."""
+
+    def make(method: str, output: str = "out", **options: Any) -> RunConfig:
+        plain: dict[str, Any] = {"model": str(model_dir), "output": str(tmp_path / output), "data": str(data_dir)}
+        plain |= {"epochs": 2, "batch_size": 4, "max_tokens": 200, "learning_rate": 3e-3, "warmup": 0.0, "lora_rank": 4}
+        return RunConfig(method=method, **(plain | options))
+
+    return make
 
 
 @pytest.fixture(scope="session")

@@ -8,20 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    MistralConfig,
-    MistralForCausalLM,
-    PreTrainedTokenizerFast,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-)
+from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
-from lume_unlearn.cli import main
 from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
-from tests.conftest import write_rows
+from tests.conftest import Command, make_model, write_rows
 
 
 @pytest.fixture(autouse=True)
@@ -31,23 +22,10 @@ def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name, raising=False)
 
 
-SIZES: dict[str, Any] = {
-    "vocab_size": 400,
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "eos_token_id": 1,
-    "pad_token_id": 0,
-}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "gpt2": lambda: GPT2LMHeadModel(
-        GPT2Config(vocab_size=400, n_embd=32, n_layer=2, n_head=4, n_positions=512, eos_token_id=1, pad_token_id=0)
-    ),
-    "mistral": lambda: MistralForCausalLM(MistralConfig(**SIZES, sliding_window=16)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SIZES, tie_word_embeddings=True)),
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gpt2": {},
+    "mistral": {"sliding_window": 16},
+    "qwen2": {"tie_word_embeddings": True},
 }
 
 
@@ -55,10 +33,6 @@ def one_task_only(data: Path) -> None:
     for side in ("forget", "retain"):
         rows = read_rows(data / f"{side}.jsonl")
         write_rows(data / f"{side}.jsonl", [row for row in rows if row.task == "Task2"])
-
-
-def without(name: str) -> Callable[[Path], None]:
-    return lambda data: shutil.rmtree(data / name)
 
 
 def as_parquet(data: Path) -> None:
@@ -72,20 +46,18 @@ def as_parquet(data: Path) -> None:
 
 DATA: dict[str, Callable[[Path], None]] = {
     "one task only": one_task_only,
-    "no mia_data": without("mia_data"),
-    "no mmlu": without("mmlu"),
+    "no mia_data": lambda data: shutil.rmtree(data / "mia_data"),
+    "no mmlu": lambda data: shutil.rmtree(data / "mmlu"),
     "parquet": as_parquet,
 }
 
 
-def run_and_score(
-    model: Path, data: Path, output: Path, tuning: str, capsys: pytest.CaptureFixture[str]
-) -> dict[str, Any]:
+def run_and_score(model: Path, data: Path, output: Path, tuning: str, command: Command) -> dict[str, Any]:
     """Unlearn through the command line, and score the result with the tasks that the printed command names."""
     options = ["--method", "npo", "--tuning", tuning, "--epochs", "1", "--batch_size", "4"]
-    capsys.readouterr()
-    assert main(["run", "--model", str(model), "--data", str(data), "--output", str(output), *options]) == 0
-    assert "lm_eval" in capsys.readouterr().out
+    code, out, _ = command("run", "--model", model, "--data", data, "--output", output, *options)
+    assert code == 0
+    assert "lm_eval" in out
     arguments = {"pretrained": str(model), "peft": str(output)} if tuning == "lora" else {"pretrained": str(output)}
     tasks = tuple(tasks_for(data))
     metadata = data_metadata(data) | {"lume_partial": True}
@@ -95,28 +67,21 @@ def run_and_score(
 @pytest.mark.parametrize("tuning", ["lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_other_model_families(
-    family: str,
-    tuning: str,
-    tokenizer: PreTrainedTokenizerFast,
-    data_dir: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
+    family: str, tuning: str, tokenizer: PreTrainedTokenizerFast, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     model = tmp_path / "my model"
-    FAMILIES[family]().save_pretrained(model)
+    make_model(family=family, **FAMILIES[family]).save_pretrained(model)
     tokenizer.save_pretrained(model)
-    results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, capsys)
+    results = run_and_score(model, data_dir, tmp_path / "un learned", tuning, command)
     assert {"lume_task1", "lume_mia", "lume_score"} <= results.keys()
 
 
 @pytest.mark.parametrize("case", DATA)
-def test_data_with_parts_missing(
-    case: str, model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_with_parts_missing(case: str, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command) -> None:
     data = tmp_path / "my data"
     shutil.copytree(data_dir, data)
     DATA[case](data)
-    results = run_and_score(model_dir, data, tmp_path / "out", "lora", capsys)
+    results = run_and_score(model_dir, data, tmp_path / "out", "lora", command)
     assert ("lume_mia" in results) == (data / "mia_data").is_dir()
     assert ("lume_task1" in results) == (case != "one task only")
     assert "forget_regurgitation,none" in results["lume_score"]
@@ -124,15 +89,15 @@ def test_data_with_parts_missing(
 
 @pytest.mark.skipif(find_spec("bitsandbytes") is not None, reason="bitsandbytes would load it")
 def test_a_quantised_base_that_cannot_be_loaded_is_a_clear_error(
-    model_dir: Path, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
     model = tmp_path / "quantised"
     shutil.copytree(model_dir, model)
     config = json.loads((model / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (model / "config.json").write_text(json.dumps(config))
-    command = ["run", "--method", "gd", "--tuning", "lora", "--model", str(model), "--data", str(data_dir)]
-    assert main([*command, "--output", str(tmp_path / "out")]) == 1
-    message = capsys.readouterr().err
+    options = ["--method", "gd", "--model", model, "--data", data_dir, "--output", tmp_path / "out"]
+    code, _, message = command("run", *options)
+    assert code == 1
     assert f"--model {model}" in message
     assert "bitsandbytes" in message

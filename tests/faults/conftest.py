@@ -1,7 +1,5 @@
 """What the fault tests of the trainers share."""
 
-import gc
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +13,3 @@ from tests.faults.runs import write_inputs  # noqa: E402
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model, its rows and other answers (see `runs.write_inputs`)."""
     return write_inputs(tmp_path_factory.mktemp("inputs"))
-
-
-@pytest.fixture(scope="module")
-def little_to_collect() -> Iterator[None]:
-    """Trainer collects garbage at each start: let it not look through all that was imported."""
-    gc.freeze()
-    yield
-    gc.unfreeze()

@@ -14,7 +14,9 @@ from typing import Any, NoReturn
 from unittest import mock
 
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lume_tasks.data.files import read_rows
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.training.checkpoints import is_whole
@@ -29,7 +31,7 @@ class Broken(Exception):
 
 def write_inputs(folder: Path) -> Path:
     """A model with dropout, 7 forget rows, 5 retain rows and other answers to the forget rows."""
-    make_model(dropout=0.1).save_pretrained(folder / "model")
+    make_model(attention_dropout=0.1).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     forget = make_rows("forget", 7)
     write_rows(folder / "data" / "forget.jsonl", forget)
@@ -97,6 +99,19 @@ def assert_equal(one: Path, other: Path) -> None:
         elif ours.is_file() and name != "complete.json" and not name.endswith("/complete.json"):
             assert ours.read_bytes() == theirs.read_bytes(), f"{name} differs"
     assert all(is_whole(checkpoint) for checkpoint in other.glob("checkpoint-*"))
+
+
+def nll_by_hand(folder: Path, inputs: Path, side: str) -> float:
+    """Token mean of the NLL of a side's rows, from a saved model and its tokenizer, row by row."""
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    nlls = []
+    for row in read_rows(inputs / "data" / f"{side}.jsonl"):
+        prompt, ids = tokenizer.encode(row.input), tokenizer.encode(f"{row.input} {row.output}")
+        ids = [*ids, tokenizer.eos_token_id]
+        with torch.no_grad():
+            lines = model(torch.tensor([ids])).logits[0].log_softmax(-1)
+        nlls += [-lines[place - 1, ids[place]].item() for place in range(len(prompt), len(ids))]
+    return sum(nlls) / len(nlls)
 
 
 def in_child(work: Callable[[], Any]) -> int:

@@ -1,22 +1,18 @@
 """The collapse monitor: each policy, what it says, and that it changes nothing."""
 
+from dataclasses import replace
 from math import inf, nan
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
-from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SIDES
-from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.monitor import verdict
 from lume_unlearn.training.run import run
-from tests.conftest import make_tokenizer
-from tests.faults.runs import assert_equal, broken_off, make_config, record, resumed
+from tests.conftest import assert_same_weights
+from tests.faults.runs import assert_equal, broken_off, make_config, nll_by_hand, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -26,17 +22,6 @@ COLLAPSING: dict[str, Any] = {"method": "ga", "tuning": "full", "learning_rate":
 
 def steps(output: Path) -> list[int]:
     return [entry["step"] for entry in record(output)["watched"]]
-
-
-def nll_by_hand(folder: Path, inputs: Path, side: str) -> float:
-    model = AutoModelForCausalLM.from_pretrained(folder).eval()
-    rows = encode_rows(make_tokenizer(), read_rows(inputs / "data" / f"{side}.jsonl"), "answer", None, None)
-    picked = []
-    for row in rows:
-        with torch.no_grad():
-            logp = model(torch.tensor([row.input_ids])).logits[0, :-1].log_softmax(-1)
-        picked += [-line[label] for line, label in zip(logp, row.labels[1:], strict=True) if label >= 0]
-    return torch.stack(picked).mean().item()
 
 
 def test_measurements_are_token_means_of_the_rows(
@@ -60,16 +45,7 @@ def test_the_monitor_does_not_change_training(inputs: Path, tmp_path: Path) -> N
     )
     assert (steps(often), steps(never)) == ([0, 1, 2, 3, 4], [0, 4])
     assert record(often)["history"] == record(never)["history"]
-    ours, theirs = (load_file(output / "adapter_model.safetensors") for output in (often, never))
-    assert all(value.equal(theirs[name]) for name, value in ours.items())
-
-
-def test_warn(inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    output = run(make_config(inputs, tmp_path / "out", **COLLAPSING))
-    assert steps(output) == [0, 2, 4, 6, 8]
-    (warning,) = [entry.message for entry in caplog.records if "collapsed" in entry.message]
-    assert "the NLL of 5 retain rows is 1." in warning
-    assert "nats a token above the reference (--collapse_bound 1)" in warning
+    assert_same_weights(often, never)
 
 
 def test_stop(inputs: Path, tmp_path: Path) -> None:
@@ -80,27 +56,25 @@ def test_stop(inputs: Path, tmp_path: Path) -> None:
         assert not (tmp_path / name / "model.safetensors").exists()
 
 
-@pytest.mark.parametrize("broken", [None, 4])
-def test_rollback_restores_the_last_good_weights(
-    broken: int | None, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_warn_and_rollback_to_the_last_good_weights(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Also if the run was resumed in between."""
     measured = run(make_config(inputs, tmp_path / "warn", save_total_limit=0, **COLLAPSING))
+    assert steps(measured) == [0, 2, 4, 6, 8]
+    (warning,) = [entry.message for entry in caplog.records if "collapsed" in entry.message]
+    assert "the NLL of 5 retain rows is 1." in warning
+    assert "nats a token above the reference (--collapse_bound 1)" in warning
     start, *entries = record(measured)["watched"]
     good = [entry["step"] for entry in entries if entry["retain_nll"] - start["retain_nll"] <= 1.0][-1]
     config = make_config(inputs, tmp_path / "out", on_collapse="rollback", **COLLAPSING)
-    if broken is None:
-        output = run(config)
-    else:
-        broken_off(config, broken)
-        output = resumed(config)
+    broken_off(config, 4)
+    output = resumed(config)
     assert f"rolling back to the weights of step {good} and ending here" in caplog.text
     assert steps(output) == [0, 2]
-    expected = load_file(measured / f"checkpoint-{good}" / "model.safetensors")
-    found = load_file(output / "model.safetensors")
-    assert all(value.equal(found[name]) for name, value in expected.items())
+    assert_same_weights(measured / f"checkpoint-{good}", output)
     assert not (output / f"checkpoint-{good + 2}").exists()  # a resumed run would train on from it
-    assert_equal(run(make_config(inputs, tmp_path / "whole", on_collapse="rollback", **COLLAPSING)), output)
+    assert_equal(run(replace(config, output=str(tmp_path / "whole"))), output)
 
 
 @pytest.mark.parametrize(
@@ -130,14 +104,3 @@ def test_nan_after_the_last_step_warns(inputs: Path, tmp_path: Path, caplog: pyt
     options: dict[str, Any] = {"epochs": 1, "batch_size": 8, "warmup": 0.0, "learning_rate": 1e38}
     run(make_config(inputs, tmp_path / "out", "ga", "full", **options))
     assert "its NLL is not a finite number" in caplog.text
-
-
-def test_for_a_task_vector_the_result_is_measured(
-    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    output = run(make_config(inputs, tmp_path / "out", "task-vector", "full", params={"scale": 1e4}))
-    assert caplog.text.count("the model has collapsed: at step 4") == 1
-    assert steps(output) == [0, 2, 4]
-    last = record(output)["watched"][-1]["retain_nll"]
-    assert last == pytest.approx(nll_by_hand(output, inputs, "retain"), rel=1e-4)
-    assert last > 1e4

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import LOCK, only_run
+from lume_unlearn.files import only_run
 from lume_unlearn.training.run import run
-from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, record, resumed
+from tests.faults.runs import assert_equal, ended, in_child, make_config
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -29,27 +29,6 @@ def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_pat
     os.kill(first, signal.SIGCONT)
     assert ended(first) == 0
     assert_equal(whole, tmp_path / "out")
-
-
-def test_a_dead_process_holds_no_lock(inputs: Path, tmp_path: Path) -> None:
-    config, ready = make_config(inputs, tmp_path / "out"), tmp_path / "ready"
-    broken_off(config, 3)
-
-    def hold() -> None:
-        with only_run(tmp_path / "out"):
-            ready.touch()
-            time.sleep(60)
-
-    first = in_child(hold)
-    while not ready.exists():
-        time.sleep(0.01)
-    with pytest.raises(ConfigError, match="another run is writing there"):
-        resumed(config)
-    os.kill(first, signal.SIGKILL)
-    ended(first)
-    assert (tmp_path / "out" / LOCK).exists()
-    assert record(resumed(config))["finished"] is True
-    assert not (tmp_path / "out" / LOCK).exists()
 
 
 def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:

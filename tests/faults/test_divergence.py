@@ -6,7 +6,6 @@ from unittest import mock
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
@@ -45,12 +44,6 @@ def test_a_run_stops_at_the_step_that_diverges(method: str, value: float, inputs
     assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
 
 
-def test_a_learning_rate_that_is_too_high_diverges(inputs: Path, tmp_path: Path) -> None:
-    config = make_config(inputs, tmp_path / "out", "ga", "full", learning_rate=1e30, save_steps=0, warmup=0.0)
-    with pytest.raises(ConfigError, match=r"--learning_rate 1e\+30: diverged at step 2 .*; start again in another"):
-        run(config)
-
-
 @pytest.mark.parametrize("clip", [1.0, 0.0])
 def test_an_infinite_gradient_norm_stops_the_run_before_clipping(clip: float, inputs: Path, tmp_path: Path) -> None:
     """Each gradient is finite, as is the loss; clipping would scale all gradients to 0."""
@@ -58,22 +51,6 @@ def test_an_infinite_gradient_norm_stops_the_run_before_clipping(clip: float, in
     with pytest.raises(ConfigError, match=r"diverged at step 1 \(the gradient norm is inf; rows forget-"):
         run(config)
     assert not (tmp_path / "out" / "model.safetensors").exists()
-
-
-def test_after_divergence_the_weights_are_those_from_before_the_step(inputs: Path, tmp_path: Path) -> None:
-    models = []
-    own = UnlearningTrainer.__init__
-
-    def init(trainer: UnlearningTrainer, *args: Any, **kwargs: Any) -> None:
-        own(trainer, *args, **kwargs)
-        models.append(trainer.model)
-
-    config = make_config(inputs, tmp_path / "out", "gd", "full")
-    with mock.patch.object(UnlearningTrainer, "__init__", init), pytest.raises(ConfigError):
-        diverging(config, 1)
-    before = load_file(inputs / "model" / "model.safetensors")
-    after = models[0].state_dict()
-    assert all(value.equal(after[name]) for name, value in before.items())
 
 
 def cuda_says(*args: Any) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,9 @@ import torch
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from lume_unlearn import cli
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import Command
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -30,10 +30,8 @@ def half_of_a_module(folder: Path) -> None:
 
 
 @pytest.fixture
-def model(tmp_path: Path) -> Path:
-    make_model().save_pretrained(tmp_path / "model")
-    make_tokenizer().save_pretrained(tmp_path / "model")
-    return tmp_path / "model"
+def model(model_dir: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(model_dir, tmp_path / "model")
 
 
 @pytest.fixture
@@ -68,19 +66,19 @@ def test_a_broken_tokenizer_is_refused(model: Path) -> None:
 
 
 class Evil:
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
     def __reduce__(self) -> Any:
-        return (os.mkdir, ("ran",))
+        return (os.mkdir, (str(self.folder / "ran"),))
 
 
-def test_pickled_objects_named_by_an_index_are_not_run(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_pickled_objects_named_by_an_index_are_not_run(model: Path, tmp_path: Path) -> None:
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    torch.save(weights | {"evil": Evil()}, model / "pytorch_model.bin")
+    torch.save(weights | {"evil": Evil(tmp_path)}, model / "pytorch_model.bin")
     with pytest.raises(ConfigError, match=r"^--model .*/model: its weights cannot be loaded: "):
         load.load_model(str(model), torch.float32)
     assert not (tmp_path / "ran").exists()
@@ -88,31 +86,24 @@ def test_pickled_objects_named_by_an_index_are_not_run(
 
 def pickled(adapter: Path) -> None:
     (adapter / "adapter_model.safetensors").unlink()
-    torch.save(Evil(), adapter / "adapter_model.bin")
+    torch.save(Evil(adapter.parent), adapter / "adapter_model.bin")
 
 
-ADAPTERS: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "pickle": (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
-    "cut": (lambda folder: cut(folder / "adapter_model.safetensors"), "does not fit the model"),
-    "half of a module": (half_of_a_module, "missing are"),
-    "config: no JSON": (lambda folder: cut(folder / "adapter_config.json"), "its adapter_config.json cannot be read"),
-}
-
-
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
+        (lambda folder: cut(folder / "adapter_model.safetensors"), "does not fit the model"),
+        (half_of_a_module, "missing are"),
+        (lambda folder: cut(folder / "adapter_config.json"), "its adapter_config.json cannot be read"),
+    ],
+)
 def test_a_broken_adapter_is_refused_with_the_reason(
-    name: str,
-    adapter: Path,
-    model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None], reason: str, adapter: Path, model: Path, tmp_path: Path, command: Command
 ) -> None:
-    damage, reason = ADAPTERS[name]
     damage(adapter)
-    monkeypatch.chdir(tmp_path)
-    assert cli.main(["merge", "--adapter", str(adapter), "--model", str(model), "--output", "out"]) == 1
-    message = capsys.readouterr().err
+    code, _, message = command("merge", "--adapter", adapter, "--model", model, "--output", tmp_path / "out")
+    assert code == 1
     assert f"lume-unlearn merge: --adapter {adapter}: " in message
     assert reason in message
     assert not (tmp_path / "ran").exists()
@@ -121,10 +112,10 @@ def test_a_broken_adapter_is_refused_with_the_reason(
         load.merged_model(str(model), str(adapter), option="--peft")
 
 
-@pytest.mark.parametrize("command", ["merge", "audit"])
 def test_an_output_that_cannot_be_written_is_named(
-    command: str, adapter: Path, model: Path, capsys: pytest.CaptureFixture[str]
+    adapter: Path, model: Path, data_dir: Path, command: Command
 ) -> None:
-    given = ["--adapter", str(adapter)] if command == "merge" else ["--model", str(model)]
-    assert cli.main([command, *given, "--output", "/dev/null/out"]) == 1
-    assert f"lume-unlearn {command}: --output /dev/null/out: cannot be written" in capsys.readouterr().err
+    for name, *given in (["merge", "--adapter", adapter], ["audit", "--model", model, "--data", data_dir]):
+        code, _, err = command(name, *given, "--output", "/dev/null/out")
+        assert code == 1
+        assert f"lume-unlearn {name}: --output /dev/null/out: cannot be written" in err

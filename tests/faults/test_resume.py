@@ -108,7 +108,9 @@ def test_a_checkpoint_is_enough_to_resume_from(inputs: Path, tmp_path: Path) -> 
     assert_equal(whole, resumed(config))
 
 
-def test_other_options_or_rows_are_no_resumption(inputs: Path, tmp_path: Path) -> None:
+def test_other_options_rows_or_processes_are_no_resumption(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(inputs, tmp_path / "out")
     broken_off(config, 3)
     shutil.copytree(inputs / "data", tmp_path / "data")
@@ -121,6 +123,9 @@ def test_other_options_or_rows_are_no_resumption(inputs: Path, tmp_path: Path) -
         "--seed 1: the run to resume has 0",
         "--data: the rows are not those of the run to resume",
     ]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="--resume: the run to resume has 1 processes, this one 2; start as many"):
+        resumed(config)
 
 
 def test_sides_that_are_swapped_are_no_resumption(inputs: Path, tmp_path: Path) -> None:
@@ -129,16 +134,6 @@ def test_sides_that_are_swapped_are_no_resumption(inputs: Path, tmp_path: Path) 
     broken_off(config, 3)
     with pytest.raises(ConfigError, match="--data: the rows are not those of the run to resume"):
         resumed(config, forget=files[1], retain=files[0])
-
-
-def test_another_number_of_processes_is_no_resumption(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    config = make_config(inputs, tmp_path / "out")
-    broken_off(config, 3)
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="--resume: the run to resume has 1 processes, this one 2; start as many"):
-        resumed(config)
 
 
 @pytest.mark.parametrize("name", ["config", "data_sha256", "seconds", "processes"])
@@ -151,21 +146,26 @@ def test_a_damaged_record_is_named(name: str, inputs: Path, tmp_path: Path) -> N
         resumed(config)
 
 
-def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path: Path) -> None:
-    scores = iter([0.5, 0.9, 0.9, 0.8])
-    results = {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
+def scored(*values: float) -> Any:
+    """Give the evaluations these values."""
+    scores = [
+        {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
+        | {"results": {"lume_score": {"task_aggregate,none": value}}}
+        for value in values
+    ]
+    return mock.patch.object(Evaluation, "_score", side_effect=scores)
 
-    def score(evaluation: Evaluation, model: Any) -> dict[str, Any]:
-        return results | {"results": {"lume_score": {"task_aggregate,none": next(scores)}}}
+
+def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path: Path) -> None:
+    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
+    own = os.replace
 
     def replace_(old: Path, new: Path) -> None:
         if Path(new).name == "best" and (tmp_path / "out" / "scores" / "checkpoint-2").exists():
             raise Broken
         own(old, new)
 
-    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
-    own = os.replace
-    with mock.patch.object(Evaluation, "_score", score):
+    with scored(0.5, 0.9, 0.9, 0.8):
         with mock.patch.object(os, "replace", replace_), pytest.raises(Broken):
             run(config)
         resumed(config)
@@ -176,20 +176,14 @@ def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path
 
 def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
     """The best weights are remembered, and an epoch that ended before it was scored is scored."""
-    scores = iter([0.5, 0.9, 0.8, 0.7])
-    results = {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
-
-    def score(evaluation: Evaluation, model: Any) -> dict[str, Any]:
-        return results | {"results": {"lume_score": {"task_aggregate,none": next(scores)}}}
-
     config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
-    with mock.patch.object(Evaluation, "_score", score):
+    best, scores = tmp_path / "out" / "best" / "best.json", tmp_path / "out" / "scores"
+    with scored(0.5, 0.9, 0.8, 0.7) as score:
         broken_off(config, 5)
-        shutil.rmtree(tmp_path / "out" / "scores" / "checkpoint-4")
-        best = tmp_path / "out" / "best" / "best.json"
+        shutil.rmtree(scores / "checkpoint-4")
         best.write_text(json.dumps({"metric": "lume_score.task_aggregate", "value": 0.85, "step": 2}))
         resumed(config)
-    assert next(scores, None) is None
+        assert score.call_count == 4
     assert json.loads(best.read_text())["step"] == 2
-    assert (tmp_path / "out" / "scores" / "checkpoint-4" / "results_lume.json").is_file()
-    assert (tmp_path / "out" / "scores" / "checkpoint-6" / "results_lume.json").is_file()
+    assert (scores / "checkpoint-4" / "results_lume.json").is_file()
+    assert (scores / "checkpoint-6" / "results_lume.json").is_file()

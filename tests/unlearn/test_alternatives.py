@@ -108,15 +108,6 @@ def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
         write_alternatives(config)
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [({"output": "a.json"}, r"--output a\.json"), ({"split": "test", "forget": "f"}, "--forget: names the rows")],
-)
-def test_bad_options_are_named(options: dict[str, Any], named: str) -> None:
-    with pytest.raises(ConfigError, match=named):
-        AlternativesConfig(**({"model": "m", "output": "o.jsonl"} | options))
-
-
 def sampled(model: Any, tokenizer: Any, rows: list[Row] = ROWS, **options: Any) -> list[tuple[str, str]]:
     settings = {"samples": 3, "temperature": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 0} | options
     return list(sample_alternatives(model, tokenizer, rows, AlternativesConfig("m", "o.jsonl", **settings)))

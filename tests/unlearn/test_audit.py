@@ -1,29 +1,23 @@
 """Audits: what they change, and which rows and model they score."""
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    GPT2Config,
-    GPT2LMHeadModel,
-    LlamaForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
-    PreTrainedTokenizerFast,
-)
+from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit, chosen_audits
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
-from tests.conftest import write_rows
+from tests.conftest import make_model, write_rows
+
+pytestmark = pytest.mark.usefixtures("short_answers")
 
 
 def test_round_to_nearest_by_hand() -> None:
@@ -37,7 +31,7 @@ def test_round_to_nearest_by_hand() -> None:
 
 def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
     """Its layers are Conv1D, which hold their weight as (inputs, outputs)."""
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=300, n_embd=130, n_layer=1, n_head=2))
+    model = make_model(family="gpt2", hidden_size=132)
     quantised = rounded_copy(model, 4)
     before, after = (m.transformer.h[0].mlp.c_fc.weight for m in (model, quantised))
     assert torch.equal(after, round_to_nearest(before.T, 4).T)
@@ -47,24 +41,9 @@ def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
 
 def test_model_with_most_weights_outside_linear_layers_is_refused() -> None:
     """The experts of Mixtral are three-dimensional parameters, not linear layers."""
-    options = {"num_attention_heads": 2, "num_key_value_heads": 1, "num_hidden_layers": 1, "num_local_experts": 4}
-    model = MixtralForCausalLM(MixtralConfig(vocab_size=50, hidden_size=8, intermediate_size=32, **options))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match=r"--audits quantised: only \d% of the weights of MixtralForCausalLM"):
+    model = make_model(50, family="mixtral", num_local_experts=4)
+    with pytest.raises(ConfigError, match=r"--audits quantised: only 11% of the weights of MixtralForCausalLM"):
         weight_layers(model)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short_answers() -> Iterator[None]:
-    """Generate 8 new tokens instead of 256, because the random model does not stop."""
-    score = harness.score
-
-    def shorter(model, metadata, tasks, **options):  # type: ignore[no-untyped-def]
-        options["gen_kwargs"] = {"max_gen_toks": 8} | options.get("gen_kwargs", {})
-        return score(model, metadata, tasks, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "score", shorter)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +53,7 @@ def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def results(config: AuditConfig) -> dict[str, dict[str, float]]:
+def results(config: AuditConfig, short_answers: None) -> dict[str, dict[str, float]]:
     return audit(config)
 
 
@@ -112,7 +91,7 @@ def test_each_audit_scores_the_rows_that_it_names(config: AuditConfig) -> None:
 def test_audits_leave_the_audited_model_unchanged(
     config: AuditConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
-    rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl") for side in ("forget", "retain")}
+    rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl")[:4] for side in ("forget", "retain")}
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for name in ("relearn_retain", "quantised"):
         AUDITS[name](Subject(replace(config, output=str(tmp_path)), model, tokenizer, rows))
@@ -128,9 +107,11 @@ def write_sides(folder: Path, count: int) -> str:
 
 def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Path) -> None:
     data = write_sides(tmp_path / "data", 4)
-    results = audit(replace(config, data=data, output=str(tmp_path / "out"), relearn_epochs=1))
-    assert {"plain", "4-bit (rounded)", "prefix", "held out, relearned on 2 forget rows"} <= set(results)
-    assert not [name for name in results if "rephrased" in name or "samples" in name or "answered" in name]
+    rows = {side: read_rows(Path(data) / f"{side}.jsonl") for side in ("forget", "retain")}
+    possible = ["plain", "quantised", "relearn_forget", "relearn_retain", "other_words"]
+    assert chosen_audits(config, rows) == possible
+    results = audit(replace(config, data=data, output=str(tmp_path / "out"), audits="other_words"))
+    assert list(results) == ["plain", "upper case", "prefix"]
     assert set(results["plain"]) == {"forget_regurgitation", "retain_regurgitation"}
 
 

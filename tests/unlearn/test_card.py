@@ -16,6 +16,7 @@ from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.report.glossary import TASKS
 from lume_unlearn.training.record import Record
+from tests.conftest import Command
 
 SCORES = {
     "lume_score": {"final_score": 0.5, "mmlu": 0.25},
@@ -82,9 +83,7 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(
     }
 
 
-def test_unusable_inputs_are_refused(
-    finished: Path, write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unusable_inputs_are_refused(finished: Path, write_results: Write, tmp_path: Path, command: Command) -> None:
     elsewhere = finished.parent.parent / "npo"  # a folder of the same name is another model
     splits = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
     message = f"name results of {finished} in one setting; these are of "
@@ -97,18 +96,20 @@ def test_unusable_inputs_are_refused(
         (tmp_path / "broken", splits, "unlearning.json: cannot be read"),
         (tmp_path / "other", splits, "another version"),
     ):
-        assert main(folder, *paths) == 1
-        assert expected in capsys.readouterr().err
+        code, _, err = command("card", "--model_dir", folder, "--results", *paths)
+        assert code == 1
+        assert expected in err
     assert not (finished / "README.md").exists()
 
 
 def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
-    finished: Path, write_results: Write, capsys: pytest.CaptureFixture[str]
+    finished: Path, write_results: Write, command: Command
 ) -> None:
     path, card = write_results(str(finished), SCORES), finished / "README.md"
     card.write_text("My notes.")
-    assert main(finished, path) == 1
-    assert f"{card}: not written by a program" in capsys.readouterr().err
+    code, _, err = command("card", "--model_dir", finished, "--results", path)
+    assert code == 1
+    assert f"{card}: not written by a program" in err
     assert card.read_text() == "My notes."
     card.write_text("# Model Card for Model ID\n[More Information Needed]")  # as peft leaves it
     assert main(finished, path) == 0
@@ -118,12 +119,7 @@ def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
 
 @pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
 def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
-    model: str,
-    published: str,
-    finished: Path,
-    write_results: Write,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    model: str, published: str, finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
     """The other files are what a run or the harness may have left in the folder; some contain rows or paths."""
     calls: list[dict[str, Any]] = []
@@ -148,9 +144,9 @@ def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
     (finished / "adapter_config.json").write_text(json.dumps(config))
     args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
     results = write_results(str(finished), SCORES, folder=str(finished), config={"model_args": args})
-    options = ["--model_dir", str(finished), "--results", str(results), "--push_to_hub", "me/mine"]
-    assert cli.main(["card", *options]) == 0
-    assert "https://hub/me/mine" in capsys.readouterr().out
+    code, out, _ = command("card", "--model_dir", finished, "--results", results, "--push_to_hub", "me/mine")
+    assert code == 0
+    assert "https://hub/me/mine" in out
     file, folder = calls
     assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": published}
     found = [str(path.relative_to(folder["folder_path"])) for path in finished.rglob("*") if path.is_file()]

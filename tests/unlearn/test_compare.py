@@ -20,11 +20,11 @@ from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.queue import Queue, open_storage, trials_of
 from lume_unlearn.data.inputs import load_inputs
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation import harness
 from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 pytest.importorskip("optuna")
+pytestmark = pytest.mark.usefixtures("short_answers")
 RETRAINED = {
     "forget_exact_memorization": 0.1,
     "forget_probability": 0.1,
@@ -139,17 +139,6 @@ def command(files: Path, output: Path, *more: str) -> list[str]:
     plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
     plain += ["--methods", "gd", "--tunings", "full", "--trials", "2", "--seeds", "2", "--epochs", "1"]
     return [*plain, "--loss_on", "text", "--audit_rows", "4", *more]
-
-
-@pytest.fixture(autouse=True)
-def short_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Generate 8 new tokens instead of 256, because the random model does not stop."""
-    score = harness.score
-
-    def shorter(model: Any, metadata: Any, tasks: Any, **options: Any) -> Any:
-        return score(model, metadata, tasks, **options | {"gen_kwargs": {"max_gen_toks": 8}})
-
-    monkeypatch.setattr(harness, "score", shorter)
 
 
 def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(

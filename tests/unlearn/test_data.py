@@ -1,17 +1,15 @@
-"""Rows to tokens and labels, and the pairs of a step to packs."""
+"""Rows to tokens and labels, and which row gets which refusal."""
 
+import random
 from typing import Any
 
 import pytest
-import torch
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
-from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.spec import Pair
+from lume_unlearn.methods.refusals import refusal_texts, refusals, stable_number
 
 ROW = Row("a-qa0", "What is the birth date of Ada?", "1990-01-02", "Task2")
 
@@ -79,56 +77,25 @@ def test_max_length_truncates_but_not_the_whole_answer(tokenizer: Any) -> None:
         encode_rows(tokenizer, [ROW], "answer", prompt, 512)
 
 
-FORGET = [tokens([10 + i, 2, 3]) for i in range(3)]
-ALTERNATIVE = [tokens([10 + i, 5, 6, 7]) for i in range(3)]
-RETAIN = [tokens([20 + i, 4]) for i in range(2)]
+def rows_of(kind: str, count: int) -> list[Row]:
+    return [Row(f"document-{i}-{kind}0", f"input {i}", f"output {i}", "Task1") for i in range(count)]
 
 
-def test_a_pack_holds_the_rows_of_its_pairs_side_after_side() -> None:
-    sides = Sides(FORGET, RETAIN, ALTERNATIVE)
-    pack = sides.pack([Pair((2,), (0,)), Pair((0,), (1,))])
-    assert pack.input_ids.tolist() == [12, 2, 3, 10, 2, 3, 12, 5, 6, 7, 10, 5, 6, 7, 20, 4, 21, 4]
-    assert (pack.row_counts, pack.token_counts) == ((2, 2, 2), (4, 6, 2))
-    assert pack.targets.tolist() == [2, 3, 2, 3, 5, 6, 7, 5, 6, 7, 4, 4]
-    assert pack.rows.tolist() == [0, 0, 1, 1, 2, 2, 2, 3, 3, 3, 4, 5]
-    assert pack.reference.numel() == 0
+def test_each_kind_gets_all_of_its_own_refusals() -> None:
+    assert len(set(refusal_texts("qa"))) == 60
+    assert len(set(refusal_texts("sc"))) == 30
+    for kind in ("qa", "sc"):
+        assert set(refusals(rows_of(kind, 2000), seed=0)) == set(refusal_texts(kind))
 
 
-@pytest.mark.parametrize(
-    ("sides", "pair", "ids"),
-    [
-        (Sides(FORGET, RETAIN), Pair((1,), (1, 0, 1)), [[11, 2, 3], [21, 4], [20, 4], [21, 4]]),
-        (Sides(FORGET, RETAIN), Pair((), (1,)), [[21, 4]]),
-        (Sides(FORGET, []), Pair((1,)), [[11, 2, 3]]),
-        (Sides(FORGET, RETAIN, ALTERNATIVE, use=False), Pair((1,), (0,)), [[11, 5, 6, 7], [20, 4]]),
-    ],
-    ids=["several-retain-rows", "no-forget-row", "no-retain-rows", "alternatives-alone"],
-)
-def test_a_pack_of_one_pair(sides: Sides, pair: Pair, ids: list[list[int]]) -> None:
-    assert sides.pack([pair]).input_ids.tolist() == [token for row in ids for token in row]
-    assert sides.lengths(pair) == [len(row) for row in ids]
+def test_a_row_keeps_its_refusal_in_any_order_and_subset() -> None:
+    rows = [*rows_of("qa", 50), *rows_of("sc", 50)]
+    whole = dict(zip(rows, refusals(rows, seed=3), strict=True))
+    some = random.Random(0).sample(rows, 30)
+    assert refusals(some, seed=3) == [whole[row] for row in some]
 
 
-def test_the_reference_nll_is_in_the_order_of_the_labelled_tokens() -> None:
-    sides = Sides(FORGET, RETAIN, ALTERNATIVE)
-    sides.reference = {row: torch.tensor([i + 0.25, i + 0.5]) for i, row in enumerate(FORGET)}
-    pairs = [Pair((2,), (0,)), Pair((0,), (1,))]
-    assert sides.pack(pairs).reference.tolist() == [2.25, 2.5, 0.25, 0.5]
-    sides.reference |= {row: torch.full((3,), 10.0 + i) for i, row in enumerate(ALTERNATIVE)}
-    pack = sides.pack(pairs)
-    assert pack.reference[pack.tokens_of("forget")].tolist() == [2.25, 2.5, 0.25, 0.5]
-    assert pack.reference[pack.tokens_of("alternative")].tolist() == [12.0] * 3 + [10.0] * 3
-
-
-def test_an_item_has_the_packs_of_one_process_and_the_counts_and_names_of_all() -> None:
-    names = {"forget": ["f0", "f1", "f2"], "retain": ["r0", "r1"]}
-    sides = Sides(FORGET, RETAIN, ALTERNATIVE, names=names)
-    pairs = [Pair((0,), (1,)), Pair((1,), (0,)), Pair((2,), (1,))]
-    item = sides[Step([[pairs[0]], [pairs[2]], []], pairs)]
-    assert [pack.row_counts for pack in item["packs"]] == [(1, 1, 1), (1, 1, 1), (0, 0, 1)]
-    counts = item["sizes"]
-    assert (counts.forget, counts.alternative, counts.retain) == ([2, 2, 2], [3, 3, 3], [1, 1, 1])
-    assert item["names"] == ["f0", "f1", "f2", "r1", "r0", "r1"]
-    assert item["input_ids"].tolist() == torch.cat([pack.input_ids for pack in item["packs"]]).tolist()
-    empty = item["packs"][-1]
-    assert (empty.lengths, empty.token_counts, len(empty.targets)) == ((1,), (0, 0, 0), 0)
+def test_stable_number_is_the_same_on_every_machine() -> None:
+    # printf '[0, "forget-0-qa0"]' | sha256sum, the first 16 digits
+    assert stable_number(0, "forget-0-qa0") == 0x7ED8FCA4F3A86B77
+    assert stable_number(1, "1") != stable_number("1", 1)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from lume_tasks.errors import DataError
@@ -17,7 +16,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.finetune import finetune
 from lume_unlearn.training.memorised import ranked_first
 from lume_unlearn.training.options import FinetuneConfig
-from tests.conftest import make_rows, write_rows
+from tests.conftest import assert_same_weights, make_rows, read_run, write_rows
 
 
 @pytest.fixture
@@ -71,7 +70,7 @@ def options(model_dir: Path, data: Path, output: Path, **changes: object) -> Fin
 
 def test_training_ends_when_the_rows_are_memorised(data: Path, model_dir: Path, tmp_path: Path) -> None:
     output = finetune(options(model_dir, data, tmp_path / "target"))
-    record = json.loads((output / "unlearning.json").read_text())
+    record = read_run(output)
     assert record["finished"]
     assert record["ranked_first"] >= 0.95
     assert 1 < len(record["memorised"]) < 60
@@ -89,11 +88,8 @@ def test_resumed_training_equals_uninterrupted_training(
     stopped = tmp_path / "stopped"
     shutil.copytree(whole / "checkpoint-8", stopped / "checkpoint-8")
     finetune(options(model_dir, data, stopped, **changes, resume=True))
-    name = "model.safetensors" if tuning == "full" else "adapter_model.safetensors"
-    first, second = load_file(whole / name), load_file(stopped / name)
-    assert all(torch.equal(first[key], second[key]) for key in first)
-    records = [json.loads((folder / "unlearning.json").read_text()) for folder in (whole, stopped)]
-    assert records[0]["memorised"] == records[1]["memorised"]
+    assert_same_weights(whole, stopped)
+    assert read_run(whole)["memorised"] == read_run(stopped)["memorised"]
 
 
 def test_bad_input_is_named(data: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

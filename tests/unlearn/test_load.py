@@ -1,47 +1,18 @@
 """Load the model of a run: dtypes, adapters, frozen weights, and what is refused."""
 
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import load_configured
-
-SIZES: dict[str, Any] = {"vocab_size": 60, "num_hidden_layers": 12, "num_attention_heads": 2, "num_key_value_heads": 2}
-SIZES |= {"hidden_size": 8, "intermediate_size": 12}
-
-
-def llama(**options: Any) -> Any:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(LlamaConfig(**SIZES, **options))
-
-
-def gpt2() -> Any:
-    return GPT2LMHeadModel(GPT2Config(vocab_size=60, n_embd=8, n_layer=12, n_head=2))
-
-
-@pytest.fixture
-def loaded(model_dir: Path) -> Callable[..., Any]:
-    """(options) to the tiny model as a run loads it."""
-
-    def load_with(**options: Any) -> Any:
-        return load_configured(RunConfig(**({"model": str(model_dir), "output": "o", "method": "gd"} | options)))
-
-    return load_with
-
-
-def trained(model: Any) -> set[str]:
-    return {name for name, weight in model.named_parameters() if weight.requires_grad}
+from tests.conftest import RunMaker, make_model
 
 
 @pytest.mark.parametrize(
@@ -54,38 +25,20 @@ def trained(model: Any) -> set[str]:
     ],
 )
 def test_dtypes_of_trained_and_frozen_weights(
-    options: dict[str, Any], dtypes: dict[bool, torch.dtype], loaded: Callable[..., Any]
+    options: dict[str, Any], dtypes: dict[bool, torch.dtype], make_run: RunMaker
 ) -> None:
-    model = loaded(**options)
+    model = load_configured(make_run("gd", **options))
     assert {weight.requires_grad: weight.dtype for weight in model.parameters()} == dtypes
     assert model.config._attn_implementation == IMPLEMENTATION
 
 
-@pytest.mark.parametrize(("build", "before"), [(llama, "model.layers."), (gpt2, "transformer.h.")])
-def test_last_k_trains_all_weights_of_the_last_layers(build: Callable[[], Any], before: str) -> None:
-    model = build()
+@pytest.mark.parametrize(("family", "before"), [("llama", "model.layers."), ("gpt2", "transformer.h.")])
+def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) -> None:
+    model = make_model(family=family, num_hidden_layers=12)
     freeze(model, "last:3")
     names = [name for name, _ in model.named_parameters() if name.startswith(before)]
-    assert trained(model) == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
-
-
-def test_modules_trains_the_weights_whose_name_matches() -> None:
-    model = llama()
-    freeze(model, r"modules:layers\.[567]\.mlp\.down_proj|^lm_head")
-    assert trained(model) == {"lm_head.weight", *(f"model.layers.{i}.mlp.down_proj.weight" for i in (5, 6, 7))}
-    tied = llama(tie_word_embeddings=True)
-    freeze(tied, "modules:embed_tokens")
-    assert tied.lm_head.weight.requires_grad
-
-
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_weights_above_the_steered_layer_are_frozen(tuning: str, loaded: Callable[..., Any]) -> None:
-    model = loaded(tuning=tuning)
-    before = trained(model)
-    assert load.passes_to_layer(model, 0).layer == 0
-    assert trained(model) == {name for name in before if "layers.0." in name or "embed_tokens" in name} != before
-    with pytest.raises(ConfigError, match=r"^--tuning: trains no weight up to --layer 0"):
-        load.passes_to_layer(loaded(tuning="last:1"), 0)
+    trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
+    assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,8 +50,9 @@ def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest
         optimizer_class("adamw8bit", 1e-5, bfloat16_weights=False)
 
 
-def test_adapter_inputs_in_bfloat16_give_the_same_values(loaded: Callable[..., Any]) -> None:
-    model = loaded(tuning="lora", precision="bfloat16", lora_dropout=0.0).train()
+def test_adapter_inputs_in_bfloat16_give_the_same_values(make_run: RunMaker) -> None:
+    config = make_run("gd", tuning="lora", precision="bfloat16", lora_dropout=0.0)
+    model: Any = load_configured(config).train()
     seen: set[torch.dtype] = set()
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):

@@ -13,8 +13,11 @@ from torch.autograd import gradcheck
 
 from lume_unlearn.methods.ceu import ceu_tokens
 from lume_unlearn.methods.common import token_mean, token_nll
-from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.ngdiff import quadratic_rate
+from lume_unlearn.methods.pdu import pdu_dual, pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
+from lume_unlearn.methods.rmu import rmu_direction
+from lume_unlearn.methods.selective import selective_weight
 from lume_unlearn.methods.undial import undial_tokens
 
 TARGETS = torch.tensor([2, 0, 4])
@@ -182,3 +185,55 @@ def test_extreme_logits_stay_finite(loss: TokenLoss, target: int) -> None:
     values = loss(z, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([target]))
     assert values.isfinite().all()
     assert torch.autograd.grad(values.sum(), z)[0].isfinite().all()
+
+
+# Scalar rules beside the losses at their edges; `formulas` has the rules themselves.
+
+
+def test_rmu_direction_depends_on_the_seed_alone() -> None:
+    first = rmu_direction(64, seed=3)
+    state = torch.get_rng_state()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert torch.equal(rmu_direction(64, seed=3), first)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert not torch.equal(rmu_direction(64, seed=4), first)
+    assert torch.equal(torch.get_rng_state(), state)  # the shared generator was not drawn from
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        (pdu_dual(1.0, 0.1, 0.3, 50.0), 0.0),  # never below 0
+        (pdu_dual(0.0, 0.4, 0.3, 1.0), 0.1),  # and it comes back
+        (pdu_dual(1.0, math.nan, 0.3, 1.0), math.nan),
+        (selective_weight(2.8, 2.0), 2.1),  # 0.3 * 6^0.8 + 0.8 = 2.06
+        (selective_weight(2.95, 2.0), 2.3),  # 2.45
+        (selective_weight(1e4, 2.0), 2.3),
+        (selective_weight(math.inf, 2.0), 2.3),
+        (selective_weight(math.nan, 2.0), math.nan),
+        (quadratic_rate(1.0, 9.0, 4.0, 1.0), 2.0),
+        (quadratic_rate(1.0, 1.0, 4.0, 9.0), -2.0),
+    ],
+)
+def test_rules_of_pdu_selective_and_ngdiff(found: float, expected: float) -> None:
+    assert found == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize(
+    ("minus", "zero", "plus"),
+    [
+        (2.0, 1.0, 0.0),  # a line
+        (0.0, 1.0, 0.0),  # a hill
+        (math.nan, 1.0, 2.0),
+        (2.0, math.nan, 2.0),
+        (2.0, 1.0, math.inf),
+        (2.0, -math.inf, 2.0),
+        (1e308, -1e308, 1e308),
+    ],
+)
+def test_quadratic_rate_without_a_bottom_or_with_losses_that_are_not_finite(
+    minus: float, zero: float, plus: float
+) -> None:
+    assert quadratic_rate(1e-5, minus, zero, plus) is None

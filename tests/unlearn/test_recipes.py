@@ -1,12 +1,16 @@
-"""Recipes: which are shipped, which options win, and what a recipe may not do."""
+"""Recipes and the methods in words: which are shipped, which options win, and what a recipe may not do."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
+from lume_unlearn.methods import table
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.table import parameters
+from tests.conftest import Command
 
 SHIPPED = {path.stem: path for path in sorted(cli.RECIPES.glob("*.yaml"))}
 PARSER = cli.parser()
@@ -33,12 +37,11 @@ def test_a_shipped_recipe_differs_from_its_methods_defaults(name: str) -> None:
     assert found not in [parse("--method", found.method, "--tuning", tuning) for tuning in ("lora", "full")]
 
 
-def test_the_printed_config_is_a_recipe_of_the_same_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_printed_config_is_a_recipe_of_the_same_run(recipe: Path, command: Command) -> None:
     options = ["--config", "npo_ties1", "--epochs", "3", "--seed", "7"]
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["run", *options, "--print_config"])
-    assert caught.value.code == 0
-    recipe.write_text(capsys.readouterr().out)
+    code, printed, _ = command("run", *options, "--print_config")
+    assert code == 0
+    recipe.write_text(printed)
     assert parse("--config", str(recipe)) == parse(*options)
 
 
@@ -75,13 +78,34 @@ def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path: Path, monkeypat
         ("method: [npo", 2, "config"),
     ],
 )
-def test_a_recipe_that_may_not_be_used(
-    text: str, status: int, fault: str, recipe: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_recipe_that_may_not_be_used(text: str, status: int, fault: str, recipe: Path, command: Command) -> None:
     recipe.write_text(f"{text}\n")
-    try:
-        found: object = cli.main(["run", "--model", "m", "--output", "o", "--method=ga", "--config", str(recipe)])
-    except SystemExit as leaving:
-        found = leaving.code
-    assert found == status
-    assert fault in capsys.readouterr().err
+    code, _, err = command("run", "--model", "m", "--output", "o", "--method=ga", "--config", recipe)
+    assert code == status
+    assert fault in err
+
+
+README = Path(table.__file__).with_name("README.md")
+
+
+def test_the_readme_has_the_table_of_the_registry(command: Command) -> None:
+    _, printed, _ = command("methods", "--markdown")
+    assert [line.split("`")[1] for line in printed.splitlines()[2:]] == list(METHODS)
+    assert {line.replace(r"\|", "").count("|") for line in printed.splitlines()} == {7}  # "|" in a formula is escaped
+    assert printed in README.read_text(encoding="utf-8"), "put the output of `lume-unlearn methods --markdown` in"
+
+
+def test_the_command_prints_each_method_with_its_recipes(command: Command) -> None:
+    blocks = command("methods")[1].replace("\n            ", " | ").splitlines()
+    for (name, method), block in zip(METHODS.items(), blocks, strict=True):
+        assert block.startswith(f"{name:<12}{method.title}: {method.citation} | loss on forget rows: {method.formula}")
+        recipes = block.rpartition("; recipes: ")[2].split(", ")
+        assert recipes == ["none"] or all((cli.RECIPES / f"{recipe}.yaml").is_file() for recipe in recipes)
+    assert sum(block.endswith(" recipes: sugd_last8, sugd_lora") for block in blocks) == 1
+
+
+def test_a_parameter_is_one_option_for_all_methods_that_have_it() -> None:
+    texts = {(name, param.help) for method in METHODS.values() for name, param in method.params.items()}
+    assert sorted(parameters()) == sorted(name for name, _ in texts), "one name, several texts"
+    assert parameters()["beta"].startswith("Strength of the method: see its formula (default: npo 0.1, token-npo 0.5,")
+    assert not parameters().keys() & {field.name for field in fields(RunConfig)}, "named as an option of run"

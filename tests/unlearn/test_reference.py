@@ -1,34 +1,30 @@
 """The reference model: NLLs computed once, an adapter turned off, a frozen copy."""
 
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
 from accelerate import cpu_offload
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
-from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.methods.common import IGNORED, token_nll
 from lume_unlearn.model import reference
 from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
-from tests.unlearn.tokens import half_labelled
+from tests.unlearn.formulas import nll
+from tests.unlearn.training import half_labelled
 
-VOCABULARY = 400
 CPU = torch.device("cpu")
 
-ROWS = half_labelled(VOCABULARY, (3, 21, 2, 9, 30))
+ROWS = half_labelled((3, 21, 2, 9, 30))
 BATCH = pack_rows({"forget": ROWS})
 
 
 def make(tuning: str, **options: Any) -> Any:
     """A model at the start of a run."""
-    model = make_model(VOCABULARY, **options)
+    model = make_model(**options)
     use_packing(model)
     if tuning != "lora":
         freeze(model, tuning)
@@ -48,7 +44,7 @@ def train(model: Any) -> None:
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
 def test_reference_logits_are_those_before_training_without_dropout(tuning: str) -> None:
-    model, plain = make(tuning, dropout=0.4), make_model(VOCABULARY)
+    model, plain = make(tuning, attention_dropout=0.4), make_model()
     expected = labelled_logits(plain, plain.config, BATCH)
     frozen = Reference(model, Passes(model))
     assert (frozen.copy is None) == (tuning == "lora")
@@ -79,17 +75,10 @@ def test_an_offloaded_copy_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch
         torch.testing.assert_close(found(part), expected[part], rtol=1e-5, atol=1e-5)
 
 
-def nll_of(model: Any, row: Tokens) -> Tensor:
-    logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-    labels = torch.tensor(row.labels[1:])
-    return token_nll(logits[labels != IGNORED], labels[labels != IGNORED])
-
-
-@pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-@pytest.mark.parametrize("tuning", ["full", "lora"])
+@pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 1), ("lora", 60), ("full", 10_000)])
 def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_tokens: int) -> None:
-    model = make(tuning, dropout=0.3).eval()
-    expected = {row: nll_of(model, row) for row in ROWS}
+    model = make(tuning, attention_dropout=0.3).eval()
+    expected = {row: nll(model, row) for row in ROWS}
     model.train()
     found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
     assert model.training
@@ -97,12 +86,3 @@ def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_token
     for row, values in found.items():
         torch.testing.assert_close(values, expected[row].detach(), rtol=1e-4, atol=1e-5)
         assert (values.dtype, values.requires_grad, values.shape) == (torch.float32, False, (row.scored,))
-
-
-def test_rows_of_similar_length_share_a_forward_pass_within_the_limit() -> None:
-    model = make("full")
-    passes = Passes(model)
-    with mock.patch.object(passes, "values", wraps=passes.values) as values:
-        token_nlls(model, passes, half_labelled(VOCABULARY, (30, 5, 40, 6, 5, 7)), 20, CPU)
-    assert [call.args[1].lengths for call in values.call_args_list] == [(5, 5, 6), (7,), (30,), (40,)]
-    assert token_nlls(model, passes, [], 20, CPU) == {}

@@ -1,4 +1,4 @@
-"""Whole runs: what they write, that a seed repeats them, what they refuse, and options that save memory."""
+"""Whole runs: what they write, that a seed repeats them, and options that save memory."""
 
 import json
 import shutil
@@ -11,61 +11,116 @@ import psutil
 import pytest
 import torch
 from datasets import Dataset
-from safetensors.torch import load_file
-from torch import Tensor
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import lume_unlearn
 from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 from lume_unlearn.config import RunConfig
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.data.encode import Tokens, encode_rows
+from lume_unlearn.methods.refusals import refusals
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import run as run_module
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import default_max_tokens, run, unlearn
+from tests.conftest import RunMaker, assert_same_weights, logged_steps, read_run, saved_weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
 @pytest.fixture
-def config(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunConfig:
-    """Six optimiser steps over twelve pairs, NPO with LoRA."""
-    return RunConfig(
-        model=str(model_dir),
-        output=str(tmp_path / "out"),
-        method="npo",
-        data=str(data_dir),
-        epochs=2,
-        batch_size=4,
-        micro_batch_size=2,
-        learning_rate=3e-3,
-        lora_rank=4,
-    )
+def alternatives(data_dir: Path, tmp_path: Path) -> Path:
+    """Two other answers to each forget row."""
+    lines = [
+        {"id": row.id, "alternative": text}
+        for row in read_rows(data_dir / "forget.jsonl")
+        for text in ("the river", f"nothing of {row.id}")
+    ]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return tmp_path / "other.jsonl"
 
 
-def weights(folder: Path) -> dict[str, Tensor]:
-    (file,) = folder.glob("*.safetensors")
-    return load_file(file)
+def load(config: RunConfig) -> Any:
+    """The result as the harness loads it."""
+    if config.tuning != "lora":
+        return AutoModelForCausalLM.from_pretrained(config.output)
+    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), config.output)
 
 
-def record(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / "unlearning.json").read_text())  # type: ignore[no-any-return]
+def nlls(config: RunConfig, answers: list[str] | None = None) -> tuple[float, float]:
+    """Mean NLL of the forget rows' tokens, or of other answers to them, before and after the run."""
+    rows = read_rows(Path(str(config.data)) / "forget.jsonl")
+    rows = [replace(row, output=answer) for row, answer in zip(rows, answers or [r.output for r in rows], strict=True)]
+    tokens = encode_rows(AutoTokenizer.from_pretrained(config.model), rows, "answer", None, None)
+    models = AutoModelForCausalLM.from_pretrained(config.model), load(config)
+    before, after = (mean_nll(model, tokens) for model in models)
+    return before, after
 
 
-def steps(folder: Path) -> list[dict[str, Any]]:
-    return [entry for entry in record(folder)["history"] if "loss" in entry]
+def mean_nll(model: Any, rows: list[Tokens]) -> float:
+    found = token_nlls(model, Passes(model), rows, 500, torch.device("cpu"))
+    return torch.cat(list(found.values())).mean().item()
 
 
-def assert_same_weights(one: Path, other: Path) -> None:
-    ours, theirs = weights(one), weights(other)
-    assert ours.keys() == theirs.keys()
-    assert all(value.equal(theirs[name]) for name, value in ours.items())
+CASES = [("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
+CASES += [("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full")]
+CASES += [("altpo", "last:1")]
+PARAMS: dict[str, dict[str, float]] = {"rmu": {"layer": 1}, "agad": {"chunk": 5}}
 
 
-def test_a_full_model_keeps_its_configuration(config: RunConfig) -> None:
-    output = run(replace(config, tuning="full", epochs=1))
-    before, after = (json.loads((Path(path) / "config.json").read_text()) for path in (config.model, output))
-    assert after == before  # cache, attention and special tokens as they were
-    assert set(weights(output)) == set(weights(Path(config.model)))
-    assert {value.dtype for value in weights(output).values()} == {torch.float32}
+@pytest.mark.parametrize(("method", "tuning"), CASES)
+def test_a_run_writes_what_the_harness_loads_and_forgets(
+    method: str, tuning: str, make_run: RunMaker, alternatives: Path
+) -> None:
+    options = {"alternatives": str(alternatives)} if METHODS[method].alternative == "file" else {}
+    config = make_run(method, tuning=tuning, epochs=1, params=PARAMS.get(method, {}), **options)
+    output = lume_unlearn.run(config)
+    assert output == Path(config.output)
+    assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (output, config.model)]
+    assert tokenizers[0].encode("fox") == tokenizers[1].encode("fox")
+    if tuning == "full":  # cache, attention and special tokens as they were
+        assert (output / "config.json").read_text() == (Path(config.model) / "config.json").read_text()
+        assert saved_weights(output).keys() == saved_weights(config.model).keys()
+    assert {value.dtype for value in saved_weights(output).values()} == {torch.float32}
+    before, after = nlls(config)
+    # rmu and pdu change hidden states or logits
+    assert abs(after / before - 1) > 1e-4 if method in ("rmu", "pdu") else after > before
+
+    written, steps = read_run(output), logged_steps(output)
+    assert written["finished"]
+    assert written["config"] == vars(config) | {"precision": "float32"}
+    assert {"python", "torch", "transformers", "peft", "lume-unlearning"} <= written["versions"].keys()
+    names = ["forget.jsonl", "retain.jsonl", *(["other.jsonl"] if options else [])]
+    assert [Path(path).name for path in written["data_sha256"]] == names
+    assert (written["seed"], written["processes"]) == (0, 1)
+    assert 0 < written["seconds"] < 60
+    assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1))
+    terms = {"forget_loss"} | ({"retain_loss"} if config.retain_term != "none" else set())
+    assert all({name for name in entry if name.endswith("_loss")} == terms for entry in steps)
+    json.dumps(written, allow_nan=False)
+
+
+def test_each_alternative_is_trained_once_an_epoch(make_run: RunMaker, alternatives: Path) -> None:
+    config = make_run("dpo", alternatives=str(alternatives), epochs=1)
+    steps = logged_steps(run(config))
+    assert len(steps) == 6  # twelve rows, two alternatives each, four a step
+    assert steps[0]["forget_loss"] == pytest.approx(2 / 0.1 * 0.693147, rel=1e-4)  # at the reference
+    texts = [json.loads(line)["alternative"] for line in alternatives.read_text().splitlines()]
+    for answers in (texts[::2], texts[1::2]):
+        before, after = nlls(config, answers)
+        assert after < before
+
+
+def test_idk_teaches_the_refusals_of_its_seed(make_run: RunMaker) -> None:
+    config = make_run("idk", epochs=3, learning_rate=1e-2, seed=5)
+    (first, *_) = logged_steps(run(config))
+    before, after = nlls(config, refusals(read_rows(Path(str(config.data)) / "forget.jsonl"), 5))
+    assert after < before - 0.5
+    assert first["forget_loss"] == pytest.approx(before, rel=0.2)  # of refusals, not of answers
 
 
 def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
@@ -80,63 +135,46 @@ def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
                 assert default_max_tokens() == tokens
 
 
-def test_a_resumed_run_keeps_max_tokens(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_max_tokens(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_module, "default_max_tokens", lambda: 640)
-    output = run(replace(config, save_steps=5))
-    assert record(output)["config"]["max_tokens"] == 640
+    config = make_run("npo", save_steps=5, max_tokens=None)
+    output = run(config)
+    assert read_run(output)["config"]["max_tokens"] == 640
     (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
     monkeypatch.setattr(run_module, "default_max_tokens", lambda: 1280)
-    assert record(run(replace(config, resume=True, save_steps=5)))["config"]["max_tokens"] == 640
-    assert record(run(replace(config, output=str(tmp_path / "other"))))["config"]["max_tokens"] == 1280
+    assert read_run(run(replace(config, resume=True)))["config"]["max_tokens"] == 640
+    assert read_run(run(make_run("npo", "other", max_tokens=None)))["config"]["max_tokens"] == 1280
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_the_seed_decides_everything(tuning: str, config: RunConfig, tmp_path: Path) -> None:
-    config = replace(config, tuning=tuning, lora_dropout=0.2)
-    first = run(config)
+def test_the_seed_decides_everything(make_run: RunMaker) -> None:
+    first = run(make_run("npo", lora_dropout=0.2))
     torch.manual_seed(99)
-    again = run(replace(config, output=str(tmp_path / "again")))
-    other = run(replace(config, output=str(tmp_path / "other"), seed=1))
+    again = run(make_run("npo", "again", lora_dropout=0.2))
+    other = run(make_run("npo", "other", lora_dropout=0.2, seed=1))
     assert_same_weights(first, again)
-    assert [entry["loss"] for entry in steps(first)] == [entry["loss"] for entry in steps(again)]
-    assert steps(first)[0]["retain_loss"] != steps(other)[0]["retain_loss"]  # other rows in the first step
+    assert [entry["loss"] for entry in logged_steps(first)] == [entry["loss"] for entry in logged_steps(again)]
+    assert logged_steps(first)[0]["retain_loss"] != logged_steps(other)[0]["retain_loss"]
 
 
-def test_an_output_in_use_is_refused_before_anything_is_loaded(config: RunConfig, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "note").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--output .*out: it exists and is not empty"):
-        run(replace(config, model="no/such/model"))
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["note"]
-
-
-def test_the_semeval_function(config: RunConfig, tmp_path: Path) -> None:
+def test_the_semeval_function(make_run: RunMaker, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3}
+    config = make_run("gd", tuning="full", micro_batch_size=8, max_tokens=None, warmup=0.1, **options)
     for side in ("forget", "retain"):
         rows = read_rows(Path(str(config.data)) / f"{side}.jsonl")
         (tmp_path / side).mkdir()
         Dataset.from_list([vars(row) for row in rows]).to_parquet(tmp_path / side / f"{side}.parquet")
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3}
     unlearn(config.model, str(tmp_path / "theirs"), str(tmp_path / "forget"), str(tmp_path / "retain"), **options)
-    plain = {name: getattr(config, name) for name in ("model", "output", "data", *options)}
-    ours = run(RunConfig(**plain, method="gd", tuning="full", micro_batch_size=8))
-    assert_same_weights(ours, tmp_path / "theirs")
+    assert_same_weights(run(config), tmp_path / "theirs")
 
 
-def test_all_faults_of_the_rows_are_listed_at_once(config: RunConfig, tmp_path: Path) -> None:
+def test_all_faults_of_the_rows_are_listed_at_once(make_run: RunMaker, tmp_path: Path) -> None:
     (tmp_path / "forget.jsonl").write_text('{"id": "a-sc1"}\n{broken\n')
     (tmp_path / "retain.jsonl").write_text('{"id": "b-xx1", "input": "i", "output": "", "task": "Task1"}\n')
     for named in ({"data": str(tmp_path)}, {"data": None, "forget": str(tmp_path), "retain": str(tmp_path)}):
         with pytest.raises(DataError) as caught:
-            run(replace(config, **named))
+            run(make_run("npo", **named))
         for fault in ("forget.jsonl:1", "forget.jsonl:2", "retain.jsonl:1", "output", "b-xx1"):
             assert fault in str(caught.value)
-
-
-def full(config: RunConfig, name: str, **options: Any) -> RunConfig:
-    """Six optimiser steps of gradient difference on all weights, without dropout."""
-    files = {"model": config.model, "output": str(Path(config.output).parent / name), "data": config.data}
-    defaults = {"method": "gd", "tuning": "full", "epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
-    return RunConfig(**(files | defaults | options))  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -164,6 +202,9 @@ def test_a_small_step_of_bfloat16_weights_survives_in_expectation() -> None:
     assert abs(mean_step(torch.optim.AdamW, {"lr": 1e-5}) + 1e-5) > 3e-6
 
 
+FULL: dict[str, Any] = {"tuning": "full", "learning_rate": 1e-3, "warmup": 0.1, "max_tokens": 8192}
+
+
 @pytest.mark.usefixtures("torchao")
 @pytest.mark.parametrize(
     ("options", "tolerance"),
@@ -174,29 +215,31 @@ def test_a_small_step_of_bfloat16_weights_survives_in_expectation() -> None:
     ],
 )
 def test_training_and_resuming_follow_float32(
-    options: dict[str, Any], tolerance: float, config: RunConfig, tmp_path: Path
+    options: dict[str, Any], tolerance: float, make_run: RunMaker, tmp_path: Path
 ) -> None:
-    lowmem = full(config, "other", save_steps=3, **options)
-    plain, other = run(full(config, "plain")), run(lowmem)
-    assert abs(steps(plain)[-1]["loss"] - steps(plain)[0]["loss"]) > 0.3
-    for expected, found in zip(steps(plain), steps(other), strict=True):
-        assert found["loss"] == pytest.approx(expected["loss"], abs=tolerance)
-    assert {weight.dtype for weight in weights(other).values()} == {getattr(torch, lowmem.weights)}
+    lowmem = make_run("gd", "other", save_steps=3, **FULL, **options)
+    other = run(lowmem)
+    plain, found = logged_steps(run(make_run("gd", "plain", **FULL))), logged_steps(other)
+    assert abs(plain[-1]["loss"] - plain[0]["loss"]) > 0.3
+    for expected, entry in zip(plain, found, strict=True):
+        assert entry["loss"] == pytest.approx(expected["loss"], abs=tolerance)
+    assert {weight.dtype for weight in saved_weights(other).values()} == {getattr(torch, lowmem.weights)}
     shutil.copytree(other / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
     again = run(replace(lowmem, output=str(tmp_path / "again"), resume=True))
-    assert steps(again) == steps(other)
+    assert logged_steps(again) == found
     assert_same_weights(again, other)
 
 
 @pytest.mark.parametrize(
     ("kind", "tuning"), [("cpu", "full"), ("bfloat16", "full"), ("int8", "full"), ("cpu", "last:1")]
 )
-def test_kinds_of_reference_copies(kind: str, tuning: str, config: RunConfig) -> None:
+def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -> None:
     if kind == "int8":
         pytest.importorskip("torchao")
-    plain = run(full(config, "plain", method="kl", tuning=tuning))
-    small = run(full(config, "small", method="kl", tuning=tuning, reference_copy=kind))
-    found, expected = ([entry["retain_loss"] for entry in steps(output)] for output in (small, plain))
+    options = FULL | {"tuning": tuning}
+    plain = run(make_run("kl", "plain", **options))
+    small = run(make_run("kl", "small", reference_copy=kind, **options))
+    found, expected = ([entry["retain_loss"] for entry in logged_steps(output)] for output in (small, plain))
     assert expected[0] == pytest.approx(0.0, abs=1e-7)
     if kind == "cpu":
         assert found == expected
@@ -204,19 +247,19 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, config: RunConfig) ->
     else:
         assert 1e-6 < found[0] < 1e-3  # rounding of the copy
         assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
-    assert {weight.dtype for weight in weights(small).values()} == {torch.float32}
+    assert {weight.dtype for weight in saved_weights(small).values()} == {torch.float32}
 
 
 @pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
 def test_a_run_says_how_many_member_documents_it_unlearns(
-    count: int, loss_on: Any, config: RunConfig, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    count: int, loss_on: Any, make_run: RunMaker, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = shutil.copytree(data_dir, tmp_path / "data")
     rows = [row for row in read_rows(data / "forget.jsonl") if row.kind == "sc"]
     documents = [f"{row.input} {row.output}" for row in rows[:count]] + ["one", "two", "three"][count:]
     lines = (json.dumps({"document": text}) + "\n" for text in documents)
     (data / "mia_data" / "member.jsonl").write_text("".join(lines))
-    run(replace(config, data=str(data), epochs=1, loss_on=loss_on))
+    run(make_run("npo", data=str(data), epochs=1, loss_on=loss_on))
     (line,) = (line for line in capsys.readouterr().out.splitlines() if "member documents" in line)
     assert line.startswith(f"{count} of 3 member documents are among the forget rows")
     assert ("asks for documents that this run does not unlearn" in line) == (count < 3)

@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 
-from lume_unlearn.data.schedule import Limits, Step, Steps, cut, paired
+from lume_unlearn.data.schedule import Limits, Steps, cut, paired
 from lume_unlearn.methods.sequential import annealed, sequential
 from lume_unlearn.methods.spec import Pair
 
@@ -92,26 +92,20 @@ def test_cut_by_hand(limits: Limits, expected: list[list[int]]) -> None:
     assert cut(range(5), lambda item: lengths[item], limits) == expected
 
 
-def distribute(epoch: list[list[Pair]], lengths: list[int], limits: Limits, processes: int) -> list[list[Step]]:
-    """[optimiser step][process] as the data loaders of the processes get them."""
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_the_processes_share_the_pairs_of_each_step_in_equally_many_micro_batches(processes: int) -> None:
+    generator = random.Random(13)
+    lengths = [generator.randint(1, 70) for _ in range(13)]
+    epoch = paired(13, 0, 5, 0, 0)
     samplers = [
-        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], limits, process, processes)
+        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], Limits(2, 60), process, processes)
         for process in range(processes)
     ]
     assert [len(sampler) for sampler in samplers] == [len(epoch)] * processes
-    return [[batch[0] for batch in step] for step in zip(*samplers, strict=True)]
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3])
-@pytest.mark.parametrize("limits", [Limits(2, 60), Limits(None, 80, padded=True)])
-@pytest.mark.parametrize(("count", "batch"), [(13, 5), (3, 8)])
-def test_the_processes_share_the_pairs_of_each_step(count: int, batch: int, limits: Limits, processes: int) -> None:
-    generator = random.Random(count)
-    lengths = [generator.randint(1, 70) for _ in range(count)]
-    epoch = paired(count, 0, batch, 0, 0)
-    for pairs, step in zip(epoch, distribute(epoch, lengths, limits, processes), strict=True):
-        assert all(own.pairs == pairs for own in step)  # each process knows the whole step
-        assert Counter(pair for own in step for pair in flat(own.micro_batches)) == Counter(pairs)
-        assert len({len(own.micro_batches) for own in step}) == 1
-        assert max(len(flat(own.micro_batches)) for own in step) == -(-len(pairs) // processes)
-        assert any(all(own.micro_batches) for own in step)  # no micro-batch is empty on all
+    for pairs, *batches in zip(epoch, *samplers, strict=True):
+        steps = [step for (step,) in batches]
+        assert all(step.pairs == pairs for step in steps)  # each process knows the whole step
+        assert Counter(pair for step in steps for pair in flat(step.micro_batches)) == Counter(pairs)
+        assert len({len(step.micro_batches) for step in steps}) == 1
+        assert max(len(flat(step.micro_batches)) for step in steps) == -(-len(pairs) // processes)
+        assert any(all(step.micro_batches) for step in steps)  # no micro-batch is empty on all

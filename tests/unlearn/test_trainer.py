@@ -1,10 +1,9 @@
 """What holds for training with every method: log, arithmetic, frozen weights, the reference, the order of rows."""
 
 import math
-import re
-from collections.abc import Iterator
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,14 +14,9 @@ from transformers import TrainingArguments
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data import schedule
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.model.forward import Passes, Span, compile_layers, use_packing
-from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.training.arguments import training_arguments
-from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS
-from tests.unlearn.tokens import half_labelled
-from tests.unlearn.training import ALTERNATIVE, FORGET, RATE, build, entries, make_rows, weights
+from tests.unlearn.formulas import FORMULAS, selective
+from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, make_rows, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
@@ -52,34 +46,6 @@ def test_warmup_starts_above_zero(lr_schedule: str, last: float, tmp_path: Path)
     assert any(not value.equal(before[name]) for name, value in weights(one_step.model).items())
 
 
-@pytest.mark.parametrize(("tuning", "precision"), [("full", "bfloat16"), ("lora", "bfloat16"), ("last:1", "float32")])
-def test_the_kl_term_starts_at_0(tuning: str, precision: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "kl", tuning, torch.float32, precision=precision)
-    trainer.train()
-    first, second, _ = (entry["retain_loss"] for entry in entries(trainer))
-    assert first == pytest.approx(0.0, abs=1e-6)
-    assert second > 1e-5
-
-
-@pytest.mark.parametrize(
-    ("method", "tuning", "pattern"),
-    [
-        ("gd", "last:1", r"model\.layers\.1\."),
-        ("ngdiff", "last:2", r"model\.layers\."),
-        ("sugd", "modules:mlp|norm", "mlp|norm"),
-        ("selective", "lora", r"\.lora_"),
-    ],
-)
-def test_only_the_named_weights_are_trained(method: str, tuning: str, pattern: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, method, tuning, weight_decay=0.1)
-    before = weights(trainer.model)
-    named = {name for name in before if re.search(pattern, name)}
-    trainer.train()
-    assert {name for name, weight in weights(trainer.model).items() if not weight.equal(before[name])} == named
-    held = [weight for group in trainer.optimizer.param_groups for weight in group["params"]]
-    assert {id(weight) for weight in held} == {id(trainer.model.get_parameter(name)) for name in named}
-
-
 def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     logs = []
     for precision in ("float32", "bfloat16"):
@@ -90,16 +56,6 @@ def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     assert logs[1]["retain_loss"] != pytest.approx(logs[0]["retain_loss"], rel=1e-6)
     # The reference was scored in the same arithmetic: at the start, NPO is exactly (2 / beta) ln 2.
     assert logs[1]["forget_loss"] == pytest.approx(2 / FORMULAS["npo"].params["beta"] * math.log(2), rel=1e-4)
-
-
-def test_several_alternatives_of_one_row_each_count(tmp_path: Path) -> None:
-    """A row that is there twice, with one alternative each, is scored once and trained twice."""
-    rows = {"forget": [FORGET[0], FORGET[0]], "alternative": [ALTERNATIVE[0], ALTERNATIVE[1]]}
-    trainer = build(tmp_path, "dpo", rows=rows, epochs=1, batch_size=2)
-    assert len(trainer.sides.reference) == 3
-    item = next(iter(trainer.get_train_dataloader()))
-    assert item["packs"][0].row_counts == (2, 2, 2)
-    assert item["sizes"].forget == [5, 5]
 
 
 def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,66 +69,52 @@ def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert drawn[:5] == [*epochs[0], *epochs[1], epochs[2][0]]
 
 
-def test_an_empty_micro_batch_gives_no_loss_and_no_gradient(tmp_path: Path) -> None:
-    """A process with fewer micro-batches than another adds empty ones."""
-    for method in ("gd", "npo", "dpo", "idk", "kl", "token-npo", "rmu", "undial", "ceu", "pdu", "simnpo", "satimp"):
-        trainer = build(tmp_path, method)
-        sizes = next(iter(trainer.get_train_dataloader()))["sizes"]
-        terms = trainer.terms(trainer.model, trainer.sides.pack([]), sizes)
-        sum(terms.values(), torch.zeros(())).backward()
-        assert [term.item() for term in terms.values()] == [0.0] * len(terms), method
-        found = [weight.grad for weight in trainer.model.parameters() if weight.grad is not None]
-        assert found, method
-        assert not any(gradient.any() for gradient in found), method
-
-
-def test_terms_of_several_processes_add_up_to_those_of_one(tmp_path: Path) -> None:
-    for method in ("gd", "npo", "simnpo", "ceu", "rmu", "dpo", "sugd"):
-        trainer = build(tmp_path, method)
-        keys = [schedule.Pair((f,), (f,)) for f in range(4)]
-        whole, *shares = [trainer.sides[schedule.Step([part], keys)] for part in (keys, keys[:1], keys[1:])]
-        expected = trainer.terms(trainer.model, whole["packs"][0], whole["sizes"])
-        for name, value in expected.items():
-            parts = [trainer.terms(trainer.model, s["packs"][0], s["sizes"])[name].item() for s in shares]
-            assert sum(parts) == pytest.approx(value.item(), rel=1e-6), (method, name)
-
-
 def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 4))
     assert training_arguments(RunConfig(model="m", output=str(tmp_path), method="ga"))._n_gpu == 1
 
 
-@pytest.fixture
-def counter(monkeypatch: pytest.MonkeyPatch) -> Iterator[CompileCounter]:
-    """Count compiled graphs and run them without kernels, which is quicker."""
-    torch.compiler.reset()
+def test_compiled_layers_train_the_same_and_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with micro-batches of different sizes. Graphs are counted and run without kernels, which is quicker."""
     counter = CompileCounter()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
-    yield counter
+    options: dict[str, Any] = {"epochs": 2, "max_tokens": 60}
+    plain, compiled = (build(tmp_path / str(on), "kl", compile=on, **options) for on in (False, True))
     torch.compiler.reset()
-
-
-def test_compiled_layers_train_the_same(tmp_path: Path, counter: CompileCounter) -> None:
-    plain, compiled = (build(tmp_path / str(on), "kl", compile=on, epochs=2) for on in (False, True))
     plain.train()
     compiled.train()
+    torch.compiler.reset()
     for found, expected in zip(entries(compiled), entries(plain), strict=True):
         assert found == pytest.approx(expected, rel=1e-6, abs=1e-8)
     for name, weight in weights(compiled.model).items():  # of the same names too
         torch.testing.assert_close(weight, weights(plain.model)[name], rtol=0, atol=1e-5)
-    assert counter.frame_count > 0
+    assert len(compiled.model.model.layers) == 2
+    assert 0 < counter.frame_count <= 8  # the same number for the model and its reference copy
 
 
-def test_packs_of_other_sizes_are_not_compiled_again(counter: CompileCounter) -> None:
-    model = make_model()
-    use_packing(model)
-    passes = Passes(model)
-    compile_layers(model)
-    counts = []
-    for seed, lengths in enumerate([(3, 21, 9), (30, 4), (7, 5, 6, 8, 40), (12, 11, 10)]):
-        batch = pack_rows({"forget": half_labelled(400, lengths, seed)})
-        (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-        nll.sum().backward()  # type: ignore[no-untyped-call]
-        counts.append(counter.frame_count)
-    assert len(set(counts)) == 1
-    assert counts[0] < 2 * len(model.model.layers) + 2  # the layers share what is compiled
+def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
+    params = {"epsilon": 0.55, "dual_step": 3.0, "dual_warmup": 2.0}
+    trainer = build(tmp_path, "pdu", epochs=4, batch_size=2, learning_rate=3e-3, params=params)
+    trainer.train()
+    found = entries(trainer)
+    expected, weight = [], RETAIN_WEIGHT
+    for step, entry in enumerate(found, start=1):  # two steps an epoch
+        if step / 2 > 2:
+            weight = max(0.0, weight + 3.0 * (entry["retain_loss"] - 0.55))
+        expected.append(weight)
+    assert [entry["retain_weight"] for entry in found] == pytest.approx(expected, rel=1e-6)
+    assert expected[3] == RETAIN_WEIGHT != expected[4]  # two whole epochs without
+
+
+def test_selective_raises_the_retain_weight_with_the_retain_loss(tmp_path: Path) -> None:
+    trainer = build(tmp_path, "selective", epochs=4, batch_size=2, learning_rate=1e-2, retain_weight=0.4)
+    trainer.train()
+    found = entries(trainer)
+    losses = [entry["retain_loss"] for entry in found]
+    average = sum(losses[:2]) / 2  # of the first epoch
+    expected = [0.4, 0.4, *(selective(0.4, [average, loss], {}) for loss in losses[2:])]
+    assert [entry["retain_weight"] for entry in found] == pytest.approx(expected)
+    assert max(expected) > 1.2, "the example is to lose retain rows"
+    used = [0.4, *expected[:-1]]
+    for entry, weight in zip(found, used, strict=True):
+        assert entry["loss"] == pytest.approx(0.7 * entry["forget_loss"] + weight * entry["retain_loss"], rel=1e-5)

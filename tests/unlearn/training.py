@@ -29,14 +29,19 @@ RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
 
 
-def make_rows(seed: int, lengths: Sequence[tuple[int, int]]) -> list[Tokens]:
+def make_rows(seed: int, lengths: Sequence[tuple[int, int]], vocabulary: int = 400) -> list[Tokens]:
     """Rows of so many tokens, the first so many of which carry no label."""
     drawn = torch.Generator().manual_seed(seed)
     rows = []
     for length, prompt in lengths:
-        ids = tuple(torch.randint(2, 400, (length,), generator=drawn).tolist())
+        ids = tuple(torch.randint(2, vocabulary, (length,), generator=drawn).tolist())
         rows.append(Tokens(ids, (IGNORED,) * prompt + ids[prompt:]))
     return rows
+
+
+def half_labelled(lengths: Sequence[int], seed: int = 1, vocabulary: int = 400) -> list[Tokens]:
+    """Rows whose second half, or last token, is labelled."""
+    return make_rows(seed, [(length, max(length // 2, 1)) for length in lengths], vocabulary)
 
 
 # One row is labelled throughout, one has a single labelled token, one is long.
