@@ -66,7 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         message, status = str(error), error.code
     except KeyboardInterrupt:
-        message, status = "stopped by SIGINT without saving; --resume continues from the last checkpoint", 130
+        advice = "the same command continues" if argv[0] == "compare" else "--resume continues from the last checkpoint"
+        message, status = f"stopped by SIGINT without saving; {advice}", 130
     else:
         return 0
     print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
@@ -166,9 +167,13 @@ def scoring_command(config: RunConfig) -> str:
 
 def _finetune(options: dict[str, Any]) -> None:
     config = FinetuneConfig(**options)
+    from accelerate import PartialState
+
     from lume_unlearn.training.finetune import finetune
 
-    print(f"Written to {finetune(config)}.")
+    output = finetune(config)
+    if PartialState().is_main_process:
+        print(f"Written to {output}.")
 
 
 def _compare(options: dict[str, Any]) -> None:

@@ -26,6 +26,7 @@ else:
     NonNegativeFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0), ("<", inf)])
     Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
 
+TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 Split = Literal["all", "train", "validation", "test"]
 RANGES: dict[Any, str] = {
     PositiveInt: "a whole number above 0",
@@ -279,7 +280,7 @@ def source_faults(forget: str | None, data: str | None, split: str) -> list[str]
 def _contradictions(config: RunConfig) -> list[str]:
     """List options that contradict each other."""
     faults = source_faults(config.forget, config.data, config.split)
-    if not re.fullmatch("lora|full|last:[1-9][0-9]*|modules:.+", config.tuning):
+    if not re.fullmatch(TUNINGS, config.tuning):
         faults.append(f"--tuning {config.tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
     if config.retain is not None and config.forget is None:
         faults.append("--retain: give --forget with it, or name a directory with both by --data")

@@ -1,17 +1,20 @@
 """Divide a data directory by document: tuning documents, and final documents, on which tuning has no influence."""
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import SIDES, TASKS, Row, completion_texts
 from lume_tasks.errors import DataError
+from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.files import write_text, writing
 
 Sides = dict[str, list[Row]]
 PARTS = ("tuning", "final")
+ALTERNATIVES = "alternatives.jsonl"
 
 
 def divided(rows: Mapping[str, Sequence[Row]], share: float, seed: int) -> dict[str, Sides]:
@@ -53,28 +56,45 @@ def divided_attack(
     return {"tuning": (inside["tuning"], list(nonmembers[:cut])), "final": (inside["final"], list(nonmembers[cut:]))}
 
 
-def write_parts(data: Path, split: str, output: Path, share: float, seed: int) -> dict[str, Path]:
-    """Write both parts as data directories ``tuning`` and ``final`` below ``output``, and return their folders.
+def division(data: Path, split: str, alternatives: str | None, share: float, seed: int) -> dict[str, str]:
+    """Return the files of two data directories, ``tuning`` and ``final``: path to content.
+
+    Raises:
+        DataError: faulty or too few rows.
+    """
+    rows = locate.load_rows(data, split)
+    parts = divided(rows, share, seed)
+    files = {f"{part}/{side}.jsonl": _lines(map(vars, parts[part][side])) for part in PARTS for side in SIDES}
+    if (data / "mia_data").is_dir():
+        attack = divided_attack(*locate.load_mia(data), *(parts[part]["forget"] for part in PARTS))
+        for part, (members, nonmembers) in attack.items():
+            if members and nonmembers:
+                files[f"{part}/mia_data/member.jsonl"] = _lines({"document": text} for text in members)
+                files[f"{part}/mia_data/nonmember.jsonl"] = _lines({"document": text} for text in nonmembers)
+    if alternatives is not None:
+        found = read_alternatives(Path(alternatives), rows["forget"])
+        own = [(row.id, text) for row in parts["tuning"]["forget"] for text in found[row.id]]
+        files[f"tuning/{ALTERNATIVES}"] = _lines({"id": row_id, "alternative": text} for row_id, text in own)
+    return files
+
+
+def digest(files: Mapping[str, str]) -> str:
+    """SHA-256 (hexadecimal) of paths and contents."""
+    return hashlib.sha256(json.dumps(files, sort_keys=True).encode()).hexdigest()
+
+
+def write_division(files: Mapping[str, str], output: Path) -> dict[str, Path]:
+    """Write the files below ``output``, and return the two data directories.
 
     Raises:
         ConfigError: they cannot be written.
-        DataError: faulty or too few rows.
     """
-    parts = divided(locate.load_rows(data, split), share, seed)
-    attack = {}
-    if (data / "mia_data").is_dir():
-        attack = divided_attack(*locate.load_mia(data), *(parts[part]["forget"] for part in PARTS))
     with writing(output):
-        for part, sides in parts.items():
-            for side, rows in sides.items():
-                _write(output / part / f"{side}.jsonl", [vars(row) for row in rows])
-            members, nonmembers = attack.get(part, ([], []))
-            if members and nonmembers:
-                _write(output / part / "mia_data" / "member.jsonl", [{"document": text} for text in members])
-                _write(output / part / "mia_data" / "nonmember.jsonl", [{"document": text} for text in nonmembers])
+        for name, content in files.items():
+            (output / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(output / name, content)
     return {part: output / part for part in PARTS}
 
 
-def _write(path: Path, objects: Sequence[Mapping[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(obj, ensure_ascii=False) + "\n" for obj in objects))
+def _lines(objects: Iterable[Mapping[str, object]]) -> str:
+    return "".join(json.dumps(dict(obj), ensure_ascii=False) + "\n" for obj in objects)

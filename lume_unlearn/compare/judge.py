@@ -7,7 +7,9 @@ from typing import Any
 
 from lume_tasks.data import locate
 from lume_tasks.metrics.aggregate import mia_score
+from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.evaluation import harness
+from lume_unlearn.model import load
 
 Groups = Mapping[str, tuple[str, ...]]
 
@@ -17,7 +19,13 @@ GROUPS: Groups = {
     "retain": tuple(f"retain_{kind}" for kind in KINDS),
     "attack": ("loss_auc",),
 }
-"""The numbers that decide, in groups of equal weight."""
+"""The numbers that decide which trial is best, in groups of equal weight."""
+SCORES: Groups = {
+    "forget": tuple(f"{task} {name}" for task in harness.ROW_TASKS for name in harness.MEANS[:2]),
+    "retain": tuple(f"{task} {name}" for task in harness.ROW_TASKS for name in harness.MEANS[2:]),
+    "attack": ("lume_mia loss_auc",),
+}
+"""The benchmark's scores that make the final distance, in groups of equal weight."""
 ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 
 
@@ -36,12 +44,21 @@ def judged(model: Any, tokenizer: Any, data: Path, batch_size: int) -> dict[str,
     for side in ("forget", "retain"):
         for kind in KINDS:
             values = [harness.metric(results, task, f"{side}_{kind}") for task in tasks]
-            numbers[f"{side}_{kind}"] = fmean(value for value in values if value is not None)
+            there = [value for value in values if value is not None]
+            if there:
+                numbers[f"{side}_{kind}"] = fmean(there)
     for name in ATTACKS:
         value = harness.metric(results, "lume_mia", name)
         if value is not None:
             numbers[name] = value
     return numbers
+
+
+def judged_model(config: CompareConfig, name: str, data: Path) -> dict[str, float]:
+    """Load and judge a model."""
+    model = load.load_for_scoring(name, config.trust_remote_code)
+    tokenizer = load.load_tokenizer(name, config.trust_remote_code)
+    return judged(model, tokenizer, data, config.evaluate_batch_size)
 
 
 def distance(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups = GROUPS) -> float:
@@ -81,10 +98,12 @@ def objective(numbers: Mapping[str, float], retrained: Mapping[str, float] | Non
 
 def words(retrained: bool, attack: bool) -> str:
     """Say in one sentence what `objective` is, for the page."""
-    parts = "forget numbers, retain numbers" + (" and the loss attack's AUC" if attack else "")
+    numbers = "exact memorisation, extraction strength and token probability of the answers"
     if retrained:
-        return f"mean absolute distance from the retrained model over {parts}, each group with equal weight"
-    return f"1 minus the mean of forgetting, retention{' and MIA score' if attack else ''}"
+        groups = "forget rows, retain rows" + (" and the AUC of the loss attack" if attack else "")
+        return f"the mean absolute distance from the retrained model's {numbers}, with equal weight for {groups}"
+    groups = "forgetting, retention" + (" and MIA score" if attack else "")
+    return f"1 minus the mean of {groups}, where forgetting and retention are means over {numbers}"
 
 
 def locate_mmlu(data: Path) -> str | None:

@@ -1,9 +1,11 @@
 """The options of the command `compare`."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from lume_unlearn.config import (
+    TUNINGS,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -23,7 +25,7 @@ class CompareConfig:
         model: Target model, which memorised the rows: a folder or a hub name.
         output: Folder for the table, the page, the recipes and the storage; the same command continues there.
         methods: Methods to compare, separated by commas; `lume-unlearn methods` lists them.
-        tunings: What to train, separated by commas: lora, full, last:K.
+        tunings: What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma).
         retrained: Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then
             judged by their distance to it.
         data: Data directory; default LUME_DATA_DIR, else the published LUME.
@@ -35,17 +37,17 @@ class CompareConfig:
         tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
         epochs: Epochs of every run; default: each method's.
         batch_size: Forget rows of one optimiser step of the final runs; default: each method's. Tuning has fewer rows
-            and proportionally smaller batches, hence as many steps.
+            and proportionally smaller batches, hence as many steps (not with sugd, whose batches are single rows).
         loss_on: Labelled tokens: the answer (`output` and EOS), or the whole text, which the attack is about.
         audits: Test the results of seed 0 by quantisation, repair and relearning, too.
         audit_rows: Rows that repair and relearning train on.
         audit_rate: Learning rate of repair and relearning.
         max_tokens: Most tokens in one micro-batch; see `lume-unlearn run --help`.
-        precision: Arithmetic of training: float32, bfloat16, or auto; scores are always in float32.
+        precision: Arithmetic of training: float32, bfloat16, or auto. Results are scored in float32.
         evaluate_batch_size: Prompts of one scoring batch.
         storage: Where trials and results are kept: a URL of a database (postgresql://...), or journal:FILE for a file
             on a shared disk. Processes that name the same one share the work. Default: a SQLite file in the output.
-        seed: Seed of the division of the documents and of the trials.
+        seed: Seed of the division of the documents and of the rows of the audits.
         trust_remote_code: Run code that a hub model brings along.
     """
 
@@ -77,7 +79,11 @@ class CompareConfig:
         """Raise `ConfigError` for options that cannot work."""
         check_types(self)
         unknown = [name for name in names(self.methods) if name not in METHODS]
-        faults = [f"--methods {', '.join(unknown)}: choose from {', '.join(METHODS)}"] if unknown else []
+        faults = []
+        if unknown or not names(self.methods):
+            faults.append(f"--methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+        if not names(self.tunings) or not all(re.fullmatch(TUNINGS, name) for name in names(self.tunings)):
+            faults.append(f"--tunings {self.tunings}: choose from lora, full, last:K (K layers), modules:REGEX")
         if not self.tuning_share:
             faults.append("--tuning_share 0: tuning needs documents; give a share above 0, such as 0.25")
         needing = [name for name in names(self.methods) if name in METHODS and METHODS[name].alternative == "file"]

@@ -3,9 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lume_unlearn.compare.contents import MODELS
 from lume_unlearn.report import plots, template
 
-MODELS = ("target", "retrained")
 HEADINGS = {
     "distance": ("distance to retrained", "0"),
     "forget_regurgitation": ("forget: text repeated", "low"),
@@ -40,7 +40,7 @@ def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
     headings = dict(HEADINGS)
     if not content["options"]["retrained"]:
-        headings["distance"] = ("shortfall", "0")
+        headings["distance"] = ("objective", "0")
     table = content["table"]
     columns = [name for name in headings if any(name in row for row in table.values())]
     order = sorted(table, key=lambda name: (name not in MODELS, table[name]["distance"][0]))

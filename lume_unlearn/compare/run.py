@@ -1,8 +1,10 @@
 """`lume-unlearn compare`: tune every method with the same budget, run the best settings, write one table."""
 
+import hashlib
 import json
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -11,17 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock
 
 from lume_tasks.data import locate
 from lume_unlearn.compare import final, tuning
-from lume_unlearn.compare.contents import Contestant, contents
-from lume_unlearn.compare.documents import write_parts
+from lume_unlearn.compare.contents import MODELS, Contestant, contents
+from lume_unlearn.compare.documents import ALTERNATIVES, digest, division, write_division
+from lume_unlearn.compare.judge import judged_model
 from lume_unlearn.compare.options import CompareConfig
-from lume_unlearn.compare.page import MODELS, page
+from lume_unlearn.compare.page import page
 from lume_unlearn.compare.queue import Queue, Slot, open_storage, trials_of
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.inputs import load_inputs, named_directory
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
@@ -32,7 +35,6 @@ Say = Callable[[str], None]
 
 RESULTS = "compare.json"
 PAGE = "compare.html"
-ALTERNATIVES = "alternatives.jsonl"
 
 
 def compare(config: CompareConfig) -> Path:
@@ -68,73 +70,93 @@ def compare(config: CompareConfig) -> Path:
 
 def _compare(config: CompareConfig, output: Path, say: Say) -> dict[str, Any]:
     """Do what is left to do, with the other processes, and return what all of them found."""
+    _require_models(config)
     runs = {contestant: tuning.defaults(config, *contestant) for contestant in config.contestants}
     for run in runs.values():
         load_inputs(run)  # faulty rows or alternatives end the comparison before its first trial
-    folders = _folders(config, output)
-    comparison = _comparison(config, folders)
-    _require_same_tokenizer(config)
-    storage = open_storage(config.storage, output)
+    files = division(Path(str(config.data)), config.split, config.alternatives, config.tuning_share, config.seed)
+    comparison = _comparison(config, files)
+    lock = FileLock(output / ".storage.lock")
+    with lock:
+        storage = open_storage(config.storage, output)
     queues = {
-        key: Queue(storage, " ".join(key), comparison, tuning.slots(run, config.trials)) for key, run in runs.items()
+        key: Queue(storage, lock, " ".join(key), comparison, tuning.slots(run, config.trials))
+        for key, run in runs.items()
     }
-    of_queue = {queue.name: _on_tuning_rows(config, runs[key], folders["tuning"]) for key, queue in queues.items()}
-    retrained: dict[str, float] | None = None
-    for queue, trial in trials_of(list(queues.values())):
-        if config.retrained is not None and retrained is None:
-            retrained = final.judged_model(config, config.retrained, folders["tuning"])
-        say(f"{queue.name}: trial {trial.user_attrs['slot'] + 1} of {config.trials}")
-        tuning.run_trial(queue, trial, of_queue[queue.name], folders["tuning"], retrained, config.evaluate_batch_size)
-    best = {key: final.best_setting(list(queue.results().values())) for key, queue in queues.items()}
-    finals = Queue(storage, "final", comparison, _final_slots(config, best))
+    with lock:
+        folders = write_division(files, output)
+    _tune(config, runs, queues, folders["tuning"], say)
+    best = {key: best_setting(queue) for key, queue in queues.items()}
+    finals = Queue(storage, lock, "final", comparison, _final_slots(config, best))
     for queue, trial in trials_of([finals]):
         say(f"final: {trial.user_attrs['slot']}")
         _run_final(config, runs, folders, queue, trial)
     _write_recipes(output, runs, best)
-    return contents(config, runs, queues, best, finals)
+    attack = (folders["tuning"] / "mia_data").is_dir()
+    return contents(config, runs, queues, best, finals, attack)
 
 
-def _require_same_tokenizer(config: CompareConfig) -> None:
-    """Refuse a retrained model whose numbers would be of other tokens."""
+def _require_models(config: CompareConfig) -> None:
+    """Refuse models whose tokenizers cannot be loaded, or whose numbers would be of different tokens."""
+    own = load.load_tokenizer(config.model, config.trust_remote_code)
     if config.retrained is None:
         return
-    own, other = (load.load_tokenizer(name, config.trust_remote_code) for name in (config.model, config.retrained))
-    if own.get_vocab() != other.get_vocab():
+    if load.load_tokenizer(config.retrained, config.trust_remote_code).get_vocab() != own.get_vocab():
         raise ConfigError(
             f"--retrained {config.retrained}: has another tokenizer than --model, so their numbers cannot be compared; "
             "train it from the same base with `lume-unlearn finetune --rows retain`"
         )
 
 
-def _folders(config: CompareConfig, output: Path) -> dict[str, Path]:
-    """Write the tuning and the final rows, and the alternatives of the tuning rows."""
-    assert config.data is not None
-    folders = write_parts(Path(config.data), config.split, output, config.tuning_share, config.seed)
-    if config.alternatives is not None:
-        forget = locate.load_side(Path(config.data), "forget", config.split)
-        found = read_alternatives(Path(config.alternatives), forget)
-        tuning_ids = [row.id for row in locate.load_side(folders["tuning"], "forget")]
-        lines = [json.dumps({"id": row_id, "alternative": text}) for row_id in tuning_ids for text in found[row_id]]
-        with writing(output):
-            write_text(folders["tuning"] / ALTERNATIVES, "\n".join(lines) + "\n")
-    return folders
-
-
-def _comparison(config: CompareConfig, folders: Mapping[str, Path]) -> dict[str, Any]:
+def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, Any]:
     """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
-    names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision", "audits")
-    rows = {part: locate.checksums(folder, ["forget.jsonl", "retain.jsonl"]) for part, folder in folders.items()}
-    return {name: getattr(config, name) for name in names} | {"rows": rows}
+    names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
+    options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate")}
+    weights = [_fingerprint(name) for name in (config.model, config.retrained) if name]
+    return options | {"rows": digest(files), "weights": weights}
 
 
-def _on_tuning_rows(config: CompareConfig, run: RunConfig, folder: Path) -> RunConfig:
+def _fingerprint(model: str) -> str:
+    """SHA-256 (hexadecimal) of the beginnings of a folder's weights files, which any training changes."""
+    found = hashlib.sha256()
+    for path in sorted(Path(model).glob("*.safetensors")):
+        with path.open("rb") as file:
+            found.update(file.read(2**22))
+    return found.hexdigest()
+
+
+def _tune(
+    config: CompareConfig,
+    runs: Mapping[Contestant, RunConfig],
+    queues: Mapping[Contestant, Queue],
+    data: Path,
+    say: Say,
+) -> None:
+    """Run the trials of all methods that no other process runs."""
+    of_queue = {queue.name: _on_tuning_rows(config, runs[key], data) for key, queue in queues.items()}
+    retrained, goal = None, None
+    for queue, trial in trials_of(list(queues.values())):
+        say(f"{queue.name}: trial {trial.user_attrs['slot'] + 1} of {config.trials}")
+        if goal is None:
+            goal = tuning.forget_goal(config, data)
+            retrained = judged_model(config, config.retrained, data) if config.retrained else None
+        run = of_queue[queue.name]
+        tuning.run_trial(queue, trial, run, data, retrained, goal, config.evaluate_batch_size)
+
+
+def _on_tuning_rows(config: CompareConfig, run: RunConfig, data: Path) -> RunConfig:
     """Return a run on the tuning rows, with as many optimiser steps as the final run has on all rows."""
-    assert config.data is not None
-    count = len(locate.load_side(folder, "forget"))
-    whole = len(locate.load_side(Path(config.data), "forget", config.split))
-    alternatives = None if run.alternatives is None else str(folder / ALTERNATIVES)
+    count = len(locate.load_side(data, "forget"))
+    whole = len(locate.load_side(Path(str(config.data)), "forget", config.split))
+    alternatives = None if run.alternatives is None else str(data / ALTERNATIVES)
     size = max(1, round(run.batch_size * count / whole))
-    return replace(run, data=str(folder), split="all", alternatives=alternatives, batch_size=size)
+    return replace(run, data=str(data), split="all", alternatives=alternatives, batch_size=size)
+
+
+def best_setting(queue: Queue) -> Setting | None:
+    """Return the setting of the trial with the lowest value; None if no trial was judged."""
+    done = [t for t in queue.results().values() if t.state.name == "COMPLETE" and "reason" not in t.user_attrs]
+    return dict(min(done, key=lambda trial: trial.value).params) if done else None
 
 
 def _final_slots(config: CompareConfig, best: Mapping[Contestant, Setting | None]) -> list[Slot]:
@@ -152,16 +174,17 @@ def _run_final(
     config: CompareConfig, runs: Mapping[Contestant, RunConfig], folders: Mapping[str, Path], queue: Queue, trial: Any
 ) -> None:
     """Make one final run, or score one model, and store the result."""
-    slot = trial.user_attrs
+    task = trial.user_attrs["task"]
     try:
-        if slot["slot"] in MODELS:
-            name = config.model if slot["slot"] == "target" else config.retrained
+        if task["slot"] in MODELS:
+            name = config.model if task["slot"] == "target" else config.retrained
             result = final.named_model(config, str(name), folders)
         else:
-            run = tuning.with_setting(runs[tuple(slot["contestant"])], slot["setting"])
-            result = final.final_run(config, run, folders, slot["seed"])
-    except ConfigError as error:
-        queue.failed(trial, str(error))
+            run = tuning.with_setting(runs[tuple(task["contestant"])], task["setting"])
+            result = final.final_run(config, run, folders, task["seed"])
+    except Exception as error:  # diverged, or out of memory: a result
+        traceback.print_exc()
+        queue.failed(trial, str(error) if isinstance(error, ConfigError) else repr(error))
         return
     queue.complete(trial, 0.0, result=result)
 
@@ -175,7 +198,7 @@ def _write_recipes(
         for (method, tuned), setting in best.items():
             if setting is not None:
                 run = runs[method, tuned]
-                options = {"method": method, "tuning": tuned, "loss_on": run.loss_on, "epochs": run.epochs}
-                recipe = options | {"batch_size": run.batch_size} | setting
+                shared = ("split", "loss_on", "epochs", "batch_size", "precision")
+                recipe = {"method": method, "tuning": tuned} | {name: getattr(run, name) for name in shared} | setting
                 name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{method}_{tuned}")
                 write_text(output / "recipes" / f"{name}.yaml", yaml.safe_dump(recipe, sort_keys=False))

@@ -1,6 +1,7 @@
 """Tune one method: the ranges that trials are drawn from, and one trial."""
 
 import math
+import traceback
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,12 +11,12 @@ from transformers import TrainerCallback
 
 from lume_unlearn.compare.judge import judged, objective
 from lume_unlearn.compare.options import CompareConfig
-from lume_unlearn.compare.queue import Queue, Slot
+from lume_unlearn.compare.queue import WORST, Queue, Slot
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.training.monitor import Monitor
-from lume_unlearn.training.run import unlearned
+from lume_unlearn.training.run import prepare, unlearned, with_inputs
 
 RATES = (0.3, 100.0)
 """Learning rates to try, as multiples of the method's default, which suits models of 1B parameters and more."""
@@ -23,8 +24,6 @@ LADDER = (1.0, 10.0, 50.0)
 """The first trials are the method's defaults with the learning rate times these."""
 WEIGHTS = (0.1, 10.0)
 """Retain weights to try, as multiples of the method's default."""
-WORST = 1.0
-"""Value of a trial that failed: objectives lie between 0 and 1."""
 
 SHARED = ("model", "data", "split", "loss_on", "epochs", "batch_size", "max_tokens", "precision", "trust_remote_code")
 """Options that are the same for all methods."""
@@ -38,13 +37,13 @@ def defaults(config: CompareConfig, method: str, tuning: str) -> RunConfig:
     options: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
     if METHODS[method].alternative == "file":
         options["alternatives"] = config.alternatives
-    return RunConfig(output=str(Path(config.output) / "scratch"), method=method, tuning=tuning, **options)
+    return RunConfig(output=config.output, method=method, tuning=tuning, **options)
 
 
 def ranges(run: RunConfig) -> dict[str, tuple[float, float]]:
     """Return the range of each option to tune, from the run's defaults; trials are spread evenly over its logarithm."""
     found = {"learning_rate": (RATES[0] * run.learning_rate, RATES[1] * run.learning_rate)}
-    if run.needs_retain and run.retain_weight:
+    if run.needs_retain and run.retain_weight and not run.spec.adapt:
         found["retain_weight"] = (WEIGHTS[0] * run.retain_weight, WEIGHTS[1] * run.retain_weight)
     for name, param in run.spec.params.items():
         if param.search is not None:
@@ -75,17 +74,19 @@ def with_setting(run: RunConfig, setting: Setting, **changes: Any) -> RunConfig:
 class Pruner(TrainerCallback):
     """Ends a trial after an epoch in which it is worse than most others were after that epoch.
 
-    "Worse" is what the monitor's NLLs say: the mean distance of the forget and of the retain rows' token probability
-    exp(-NLL) from where it should be.
+    It compares the monitor's token probabilities exp(-NLL) with where they should be: on forget rows the retrained
+    model's (or 0), on retain rows the target's. The mean of both distances is reported.
     """
 
     def __init__(self, trial: Any, monitor: Monitor, forget_goal: float) -> None:
-        """``forget_goal``: token probability of forget rows that is ideal, the retrained model's or 0."""
+        """``forget_goal``: see `forget_goal`."""
         self.trial, self.monitor, self.forget_goal = trial, monitor, forget_goal
         self.pruned = False
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure and report, and end training if the trial is pruned."""
+        if state.global_step >= state.max_steps:
+            return
         first, last = self.monitor.measured[0], self.monitor.measure(model, state.global_step)
         forget = abs(math.exp(-last["forget_nll"]) - self.forget_goal)
         retain = abs(math.exp(-last["retain_nll"]) - math.exp(-first["retain_nll"])) if "retain_nll" in last else 0.0
@@ -95,8 +96,18 @@ class Pruner(TrainerCallback):
             self.pruned = control.should_training_stop = True
 
 
+def forget_goal(config: CompareConfig, data: Path) -> float:
+    """Return the retrained model's token probability exp(-NLL) on the rows that the monitor measures; 0 without one."""
+    if config.retrained is None:
+        return 0.0
+    plain = defaults(replace(config, model=config.retrained), "ga", "full")
+    trainer, monitor = prepare(*with_inputs(replace(plain, data=str(data), split="all")))
+    model: Any = trainer.model
+    return math.exp(-monitor.measure(model, 0)["forget_nll"])
+
+
 def run_trial(
-    queue: Queue, trial: Any, run: RunConfig, folder: Path, retrained: Mapping[str, float] | None, batch_size: int
+    queue: Queue, trial: Any, run: RunConfig, data: Path, retrained: Mapping[str, float] | None, goal: float, size: int
 ) -> None:
     """Train with one setting on the tuning rows, judge the result there, and store it in the queue.
 
@@ -104,25 +115,27 @@ def run_trial(
         queue: of the method's trials.
         trial: of this queue.
         run: the method's defaults.
-        folder: data directory of the tuning rows.
+        data: directory of the tuning rows.
         retrained: the retrained model's numbers on these rows, if there is one.
-        batch_size: prompts of one scoring batch.
+        goal: see `forget_goal`.
+        size: prompts of one scoring batch.
     """
     setting = {name: trial.suggest_float(name, *ends, log=True) for name, ends in ranges(run).items()}
-    goal = retrained["forget_probability"] if retrained else 0.0
     pruners: list[Pruner] = []
 
-    def callbacks(monitor: Monitor) -> list[TrainerCallback]:
-        pruners.append(Pruner(trial, monitor, goal))
-        return [*pruners]
+    def callbacks(monitor: Monitor) -> list[Pruner]:
+        if not run.spec.negated:  # its weights become those of the result after training
+            pruners.append(Pruner(trial, monitor, goal))
+        return pruners
 
     try:
-        model, tokenizer = unlearned(with_setting(run, setting, data=str(folder), split="all"), callbacks)
-        if pruners[0].pruned:
+        model, tokenizer = unlearned(with_setting(run, setting), callbacks)
+        if any(pruner.pruned for pruner in pruners):
             queue.pruned(trial)
             return
-        numbers = judged(model, tokenizer, folder, batch_size)
-    except ConfigError as error:  # diverged, or out of memory: a result
-        queue.failed(trial, str(error))
+        numbers = judged(model, tokenizer, data, size)
+    except Exception as error:  # diverged, or out of memory: a result
+        traceback.print_exc()
+        queue.failed(trial, str(error) if isinstance(error, ConfigError) else repr(error))
         return
     queue.complete(trial, objective(numbers, retrained), numbers=numbers)

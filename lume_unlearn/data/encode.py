@@ -36,7 +36,7 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
-    ids = list(tokenizer.encode(f"{row.input} {row.output}"))
+    ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))
     if not ids or ids[-1] != eos:
         ids.append(eos)
     prompt = 0

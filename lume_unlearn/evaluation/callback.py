@@ -113,9 +113,7 @@ class Evaluation(TrainerCallback):
 
     def _score(self, model: Any) -> dict[str, Any]:
         lm = harness.wrap(model, self.tokenizer, self.config.evaluate_batch_size)
-        # No seeds: scoring draws no random numbers, and must not change the random state of training.
-        seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
-        return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit, **seeds)
+        return harness.score(lm, self.metadata, self.tasks, limit=self.config.evaluate_limit)
 
     def _keep(self, results: dict[str, Any], found: dict[str, Any], model: Any) -> None:
         """Keep the weights if they are the best, then the scores, which mark the step as done."""

@@ -11,6 +11,8 @@ from lume_tasks.data import locate
 from lume_tasks.data.rows import TASKS
 from lume_tasks.paths import task_dir
 
+NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
+"""Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
 MEAN = "mean of the task scores"
 ROW_TASKS = tuple(f"lume_{task.lower()}" for task in TASKS)
 MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -74,7 +76,7 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
             tasks=list(tasks),
             task_manager=manager,
             bootstrap_iters=0,
-            **{"log_samples": False} | options,
+            **{"log_samples": False} | NO_SEEDS | options,
         )
     finally:
         evaluator.get_git_commit_hash = get_commit

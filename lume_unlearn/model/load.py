@@ -35,6 +35,8 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
     Raises:
         ConfigError: it cannot be loaded, or weights that its configuration names are missing.
     """
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     model, info = _load(AutoModelForCausalLM, "weights", name, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers fills them with random numbers

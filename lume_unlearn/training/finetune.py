@@ -10,7 +10,7 @@ from lume_unlearn.data.inputs import Inputs
 from lume_unlearn.data.texts import load_texts
 from lume_unlearn.training.memorised import Memorised
 from lume_unlearn.training.monitor import Throughput
-from lume_unlearn.training.options import FinetuneConfig
+from lume_unlearn.training.options import OWN, FinetuneConfig
 from lume_unlearn.training.record import Record
 from lume_unlearn.training.run import in_output, prepare, save
 from lume_unlearn.training.signals import Stop
@@ -33,30 +33,34 @@ def finetune(config: FinetuneConfig) -> Path:
     def read(_: RunConfig) -> Inputs:
         return load_texts(config.data, config.split, config.rows, config.texts)
 
-    return in_output(config.run_config(), read, partial(_memorise, config.until))
+    return in_output(config.run_config(), read, partial(_memorise, config))
 
 
-def _memorise(until: float, config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None) -> None:
+def _memorise(
+    options: FinetuneConfig, config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None
+) -> None:
     """Load the model, train, from ``checkpoint`` if there is one, and save."""
     stop, throughput = Stop(), Throughput()
-    trainer, monitor = prepare(config, inputs, [throughput, record], [stop])
+    memorised = Memorised(options.until, config.max_tokens, config.seed)
+    trainer, monitor = prepare(config, inputs, [throughput, record, memorised], [stop])
     trainer.remove_callback(monitor)  # its warnings are about unlearning
     # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
     rows = [row for row in inputs.forget if row.task]
     outputs = encode_rows(trainer.processing_class, rows, "answer", config.max_length, None)
-    memorised = Memorised(trainer.passes, outputs, until, config.max_tokens, config.seed, trainer.steps_per_epoch)
-    trainer.add_callback(memorised)
+    memorised.watch(trainer.passes, outputs, trainer.steps_per_epoch)
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         stop.raise_if_stopped(trainer.state)
         model: Any = trainer.model
-        share = memorised.share(model, memorised.rows)
+        share = memorised.share(model, outputs)
         speed = throughput.summary(trainer.trained_tokens)
         if trainer.is_world_process_zero():
+            missed = "" if share >= options.until else f", not the {options.until:g} of --until"
             print(
-                f"{len(inputs.forget)} texts, {trainer.state.global_step} optimiser steps: {share:.4f} of the "
-                f"output tokens are ranked first{'' if share >= until else f', not the {until:g} of --until'}; {speed}",
+                f"{len(inputs.forget)} texts, {trainer.state.global_step} optimiser steps: {share:.4f} of the output "
+                f"tokens are ranked first{missed}; {speed}",
                 flush=True,
             )
-        save(trainer, record, memorised=memorised.measured, ranked_first=share)
+        own = {name: getattr(options, name) for name in OWN}
+        save(trainer, record, memorised=memorised.measured, ranked_first=share, finetune=own)
     stop.say_if_late()

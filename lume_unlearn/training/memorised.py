@@ -27,23 +27,21 @@ def ranked_first(logits: Tensor, targets: Tensor, reference: Tensor | None) -> T
 class Memorised(TrainerCallback, ExportableState):
     """Measures the share of labelled tokens that are ranked first; training ends at the share ``until``."""
 
-    def __init__(
-        self, passes: Passes, rows: Sequence[Tokens], until: float, max_tokens: int, seed: int, steps: int
-    ) -> None:
-        """Set up.
+    def __init__(self, until: float, max_tokens: int, seed: int) -> None:
+        """Set up; `watch` has to be called before training.
 
         Args:
-            passes: forward passes of the model.
-            rows: the training rows, with their outputs labelled.
             until: share to reach; 0 to train all epochs.
             max_tokens: most tokens in one forward pass.
             seed: of the sample of rows.
-            steps: optimiser steps of one epoch.
         """
-        self.steps = steps
-        self.passes, self.rows, self.until, self.max_tokens = passes, list(rows), until, max_tokens
-        self.sample = random.Random(seed).sample(self.rows, min(SAMPLE, len(rows)))
+        self.until, self.max_tokens, self.seed = until, max_tokens, seed
         self.measured: list[dict[str, float]] = []
+
+    def watch(self, passes: Passes, rows: Sequence[Tokens], steps: int) -> None:
+        """Measure with the model's forward passes on rows with their outputs labelled, every ``steps`` of an epoch."""
+        self.passes, self.rows, self.steps = passes, list(rows), steps
+        self.sample = random.Random(self.seed).sample(self.rows, min(SAMPLE, len(rows)))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -73,6 +71,7 @@ class Memorised(TrainerCallback, ExportableState):
             )
         if share >= self.until:
             control.should_training_stop = True
+            control.should_save = False  # a run resumed from a checkpoint of this step would train on
 
     def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
         """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""

@@ -161,16 +161,30 @@ def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[Trainer
         DataError: as `run`.
     """
     release_memory()  # of the run before, whose trainer and model refer to each other
-    config = _with_max_tokens(config, None)
+    config, inputs = with_inputs(config)
     with memory_advice(config.max_tokens):
-        trainer, monitor = prepare(config, load_inputs(config))
+        trainer, monitor = prepare(config, inputs)
         for callback in callbacks(monitor):
             trainer.add_callback(callback)
         trainer.train()
         if config.spec.negated:
             _negate(config, trainer)
-    model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    return model.eval(), trainer.processing_class
+    # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
+    model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    tokenizer = trainer.processing_class
+    del trainer, monitor
+    release_memory()
+    return model.float().eval(), tokenizer
+
+
+def with_inputs(config: RunConfig) -> tuple[RunConfig, Inputs]:
+    """Return a run's options with ``max_tokens`` filled in, and its rows.
+
+    Raises:
+        ConfigError: ``--data`` is not a directory.
+        DataError: lists everything wrong with the rows.
+    """
+    return _with_max_tokens(config, None), load_inputs(config)
 
 
 def save(trainer: UnlearningTrainer, record: Record, **result: Any) -> None:

@@ -1,12 +1,14 @@
 """`lume-unlearn compare`: how it divides, judges and shares the work, and a whole comparison of tiny models."""
 
 import json
-import time
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from filelock import FileLock
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
@@ -14,7 +16,7 @@ from lume_unlearn.cli import main
 from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare import run as comparison
 from lume_unlearn.compare import tuning
-from lume_unlearn.compare.documents import divided, divided_attack
+from lume_unlearn.compare.documents import divided, divided_attack, division, write_division
 from lume_unlearn.compare.judge import distance, shortfall
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.queue import Queue, open_storage, trials_of
@@ -77,39 +79,52 @@ def test_every_method_has_a_range_for_its_main_parameter(tmp_path: Path) -> None
             assert low <= value <= high, (method, name)
 
 
-def slots(count: int) -> list[dict[str, Any]]:
-    return [{"slot": i, "fixed": {}} for i in range(count)]
+def make_queue(folder: Path, url: str | None = None, model: str = "m", count: int = 3) -> Queue:
+    slots = [{"slot": i, "fixed": {}} for i in range(count)]
+    lock = FileLock(folder / ".storage.lock")
+    with lock:
+        storage = open_storage(url, folder)
+    return Queue(storage, lock, "npo lora", {"model": model}, slots)
 
 
 @pytest.mark.parametrize("url", [None, "journal:{}/trials.log"])
-def test_two_processes_share_trials_and_a_lost_one_is_repeated(
+def test_a_trial_of_a_dead_process_is_repeated(
     url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queues, "SILENCE", 0.2)
     monkeypatch.setattr(queues, "WAIT", 0.05)
-    place = url and url.format(tmp_path)
-    first, second = (Queue(open_storage(place, tmp_path), "npo lora", {"model": "m"}, slots(3)) for _ in range(2))
+    first, second = (make_queue(tmp_path, url and url.format(tmp_path)) for _ in range(2))
     lost, other = first.take(), second.take()
     assert (lost.user_attrs["slot"], other.user_attrs["slot"]) == (0, 1)
     second.complete(other, 0.5)
-    time.sleep(0.3)  # the first process has died
     done = []
     for queue, trial in trials_of([second]):
         done.append(trial.user_attrs["slot"])
         queue.failed(trial, "diverged") if trial.user_attrs["slot"] == 2 else queue.complete(trial, 0.1)
     assert sorted(done) == [0, 2]
-    assert {slot: trial.state.name for slot, trial in first.results().items()} == {
-        0: "COMPLETE",
-        1: "COMPLETE",
-        2: "FAIL",
-    }
+    first.complete(lost, 0.9)  # it was only asleep: the other one's result counts
+    assert {slot: trial.value for slot, trial in first.results().items()} == {0: 0.1, 1: 0.5, 2: queues.WORST}
     assert first.finished
 
 
+def take_all(folder: Path) -> list[int]:
+    found = []
+    for queue, trial in trials_of([make_queue(folder, count=12)]):
+        found.append(trial.user_attrs["slot"])
+        queue.complete(trial, 0.5)
+    return found
+
+
+def test_two_processes_take_every_trial_once(tmp_path: Path) -> None:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+        found = [*pool.map(take_all, [tmp_path, tmp_path])]
+    assert sorted(found[0] + found[1]) == list(range(12))
+
+
 def test_a_storage_of_another_comparison_is_refused(tmp_path: Path) -> None:
-    Queue(open_storage(None, tmp_path), "npo lora", {"model": "m", "trials": 2}, slots(2))
+    make_queue(tmp_path)
     with pytest.raises(ConfigError, match="it holds another comparison \\(model 'm' instead of 'other'\\)"):
-        Queue(open_storage(None, tmp_path), "npo lora", {"model": "other", "trials": 2}, slots(2))
+        make_queue(tmp_path, model="other")
     with pytest.raises(ConfigError, match="--storage nothing://x: cannot be opened"):
         open_storage("nothing://x", tmp_path)
 
@@ -137,7 +152,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(files: Path, output: Path, *more: str) -> list[str]:
     plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
-    plain += ["--methods", "gd", "--tunings", "full", "--trials", "2", "--seeds", "2", "--epochs", "1"]
+    plain += ["--methods", "gd", "--tunings", "lora", "--trials", "2", "--seeds", "2", "--epochs", "1"]
     return [*plain, "--loss_on", "text", "--audit_rows", "4", *more]
 
 
@@ -148,21 +163,21 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     more = ("--retrained", f"{files}/retrained")
     assert main(command(files, output, *more)) == 0
     content = json.loads((output / "compare.json").read_text())
-    assert set(content["table"]) == {"target", "retrained", "gd full"}
+    assert set(content["table"]) == {"target", "retrained", "gd lora"}
     assert content["table"]["retrained"]["distance"] == [0, 0, 0]
-    assert set(content["audits"]["gd full"]) == {"8-bit", "4-bit", "repair", "relearning"}
-    assert [point["epoch"] for point in content["curves"]["gd full"]] == [0, 1]
-    trials = content["trials"]["gd full"]
-    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-5, 1e-4])
+    assert set(content["audits"]["gd lora"]) == {"8-bit", "4-bit", "repair", "relearning"}
+    assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
+    trials = content["trials"]["gd lora"]
+    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-4, 1e-3])
     best = min(trials, key=lambda trial: trial["value"])["setting"]
-    assert content["settings"]["gd full"]["best"] == best
-    mean, low, high = content["table"]["gd full"]["loss_auc"]
+    assert content["settings"]["gd lora"]["best"] == best
+    mean, low, high = content["table"]["gd lora"]["loss_auc"]
     assert low <= mean <= high
-    recipe = yaml.safe_load((output / "recipes" / "gd_full.yaml").read_text())
+    recipe = yaml.safe_load((output / "recipes" / "gd_lora.yaml").read_text())
     assert (recipe["method"], recipe["learning_rate"]) == ("gd", best["learning_rate"])
     page = (output / "compare.html").read_text()
     assert "distance to retrained" in page
-    assert "gd full" in page
+    assert "gd lora" in page
 
     def done_twice(*args: Any) -> None:
         raise AssertionError
@@ -185,8 +200,9 @@ def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files: Path,
         alternatives=str(tmp_path / "other.jsonl"),
         batch_size=8,
     )
-    folders = comparison._folders(config, tmp_path)
-    run = comparison._on_tuning_rows(config, tuning.defaults(config, "dpo", "lora"), folders["tuning"])
+    files_of_parts = division(files / "data", "all", config.alternatives, 0.25, 0)
+    data = write_division(files_of_parts, tmp_path)["tuning"]
+    run = comparison._on_tuning_rows(config, tuning.defaults(config, "dpo", "lora"), data)
     inputs = load_inputs(run)
     assert inputs.alternatives == [[f"not {row.id}"] for row in inputs.forget]
     assert len(inputs.forget) / run.batch_size == pytest.approx(len(rows) / 8, rel=0.2)
@@ -200,10 +216,10 @@ def test_a_method_that_fails_is_a_result(files: Path, tmp_path: Path, monkeypatc
     output = tmp_path / "out"
     assert main(command(files, output, "--audits", "false")) == 0
     content = json.loads((output / "compare.json").read_text())
-    assert {trial["state"] for trial in content["trials"]["gd full"]} == {"fail"}
-    assert content["trials"]["gd full"][0]["reason"] == "--learning_rate 1: diverged"
+    assert {trial["state"] for trial in content["trials"]["gd lora"]} == {"failed"}
+    assert content["trials"]["gd lora"][0]["reason"] == "--learning_rate 1: diverged"
     assert set(content["table"]) == {"target"}
-    assert "gd full: no trial was completed" in (output / "compare.html").read_text()
+    assert "gd lora: no trial was completed" in (output / "compare.html").read_text()
 
 
 def test_bad_input_is_named(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -211,6 +227,8 @@ def test_bad_input_is_named(files: Path, tmp_path: Path, capsys: pytest.CaptureF
         ("--retrained", f"{files}/other"): "has another tokenizer than --model",
         ("--methods", "gd,nothing"): "--methods nothing: choose from ga, gd",
         ("--methods", "dpo"): "--methods dpo: need --alternatives FILE",
+        ("--tunings", "lora,3"): "--tunings lora,3: choose from lora, full, last:K",
+        ("--model", "/nowhere"): "--model /nowhere (no such folder here, so the hub was asked): its tokenizer",
         ("--data", "/nowhere"): "--data /nowhere: is not a directory",
     }
     for number, (options, message) in enumerate(cases.items()):

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.cli import main
 from lume_unlearn.data.encode import encode_row
@@ -90,6 +91,20 @@ def test_resumed_training_equals_uninterrupted_training(
     finetune(options(model_dir, data, stopped, **changes, resume=True))
     assert_same_weights(whole, stopped)
     assert read_run(whole)["memorised"] == read_run(stopped)["memorised"]
+
+
+def test_a_run_that_is_done_leaves_no_checkpoint_to_train_on_from(data: Path, model_dir: Path, tmp_path: Path) -> None:
+    output = finetune(options(model_dir, data, tmp_path / "out", until=0.05, save_steps=1))
+    record = json.loads((output / "unlearning.json").read_text())
+    steps = len(record["memorised"]) * 4  # an epoch has 4 steps
+    assert not (output / f"checkpoint-{steps}").exists()
+    assert (output / f"checkpoint-{steps - 1}").is_dir()
+    assert record["finetune"] == {"rows": "all", "texts": None, "until": 0.05}
+
+
+def test_a_text_without_a_space_is_trained_on_as_it_is(model_dir: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    assert tokenizer.decode(encode_row(tokenizer, Row("text 1", "word", "", ""), "text").input_ids[:-1]) == "word"
 
 
 def test_bad_input_is_named(data: Path, model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
