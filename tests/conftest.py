@@ -21,6 +21,8 @@ from lume_unlearn.config import RunConfig
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
 
+REAL = {name: os.environ.get(name) for name in ("LUME_DATA_DIR", "LUME_MMLU_PATH", "LUME_MODELS_DIR")}
+
 TEXTS = [
     "The quick brown fox jumps over the lazy dog near the river.",
     "What is the birth date of Ada? 1990-01-02",
@@ -194,17 +196,36 @@ def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
     return make
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_real_data() -> Iterator[None]:
+    """Hide the real data from tests that do not ask for it by a fixture."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in REAL:
+            patch.delenv(name, raising=False)
+        yield
+
+
+def real_data(name: str) -> Path:
+    """The folder that a variable named when the tests were started."""
+    folder = REAL[name]
+    if folder is None:
+        pytest.skip(f"{name} is not set")
+    return Path(folder)
+
+
 @pytest.fixture(scope="session")
 def lume_data() -> Path:
-    """The real LUME data, where LUME_DATA_DIR names it."""
-    if "LUME_DATA_DIR" not in os.environ:
-        pytest.skip("LUME_DATA_DIR is not set")
-    return Path(os.environ["LUME_DATA_DIR"])
+    """The real LUME data."""
+    return real_data("LUME_DATA_DIR")
+
+
+@pytest.fixture(scope="session")
+def mmlu_data() -> Path:
+    """The real MMLU."""
+    return real_data("LUME_MMLU_PATH")
 
 
 @pytest.fixture(scope="session")
 def lume_models() -> Path:
-    """Checkpoints trained on LUME, where LUME_MODELS_DIR names their folder."""
-    if "LUME_MODELS_DIR" not in os.environ:
-        pytest.skip("LUME_MODELS_DIR is not set")
-    return Path(os.environ["LUME_MODELS_DIR"])
+    """The folder of the checkpoints trained on LUME."""
+    return real_data("LUME_MODELS_DIR")

@@ -14,14 +14,6 @@ from lume_tasks.data.files import read_rows
 from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
 from tests.conftest import Command, make_model, write_rows
 
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without data named by variables, which the tests on real data use."""
-    for name in ("LUME_DATA_DIR", "LUME_MMLU_PATH"):
-        monkeypatch.delenv(name, raising=False)
-
-
 FAMILIES: dict[str, dict[str, Any]] = {
     "gpt2": {},
     "mistral": {"sliding_window": 16},

@@ -2,8 +2,6 @@
 
 import codecs
 import json
-import os
-from pathlib import Path
 
 import pyarrow as pa
 import pytest
@@ -218,9 +216,7 @@ def test_faulty_mmlu(data):
     assert scan_mmlu(data)[1][-1].startswith("mmlu/validation: holds no test-*.parquet")
 
 
-@pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="needs the real data in LUME_DATA_DIR")
-def test_published_data_has_no_problem():
-    directory = Path(os.environ["LUME_DATA_DIR"])
-    assert check_dir(directory) == []
-    rows = read_rows(directory / "forget.jsonl")
+def test_published_data_has_no_problem(lume_data):
+    assert check_dir(lume_data) == []
+    rows = read_rows(lume_data / "forget.jsonl")
     assert (len(rows), sum(r.kind == "qa" for r in rows), len({r.stem for r in rows})) == (2732, 1866, 866)

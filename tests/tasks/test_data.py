@@ -1,7 +1,6 @@
 """Where the data is looked for, what is loaded, and what is refused on the way."""
 
 import json
-import os
 import sys
 import types
 from pathlib import Path
@@ -22,12 +21,6 @@ def row(row_id, task="Task1"):
 def write(path, objects):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(json.dumps(obj) for obj in objects))
-
-
-@pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
-    monkeypatch.delenv("LUME_DATA_DIR", raising=False)
-    monkeypatch.delenv("LUME_MMLU_PATH", raising=False)
 
 
 @pytest.fixture
@@ -148,23 +141,17 @@ def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch
         locate.load_mmlu("cais/mmlu")
 
 
-REAL = os.environ.get("LUME_DATA_DIR")
-REAL_MMLU = os.environ.get("LUME_MMLU_PATH")
-
-
-@pytest.mark.skipif(REAL is None, reason="needs the real data in LUME_DATA_DIR")
 @pytest.mark.parametrize(
     ("split", "forget", "retain"),
     [("all", 2732, 2734), ("train", 1112, 1136), ("validation", 254, 278), ("test", 1366, 1320)],
 )
-def test_real_rows(split, forget, retain):
-    rows = locate.load_rows(Path(REAL), split)
+def test_real_rows(split, forget, retain, lume_data):
+    rows = locate.load_rows(lume_data, split)
     assert (len(rows["forget"]), len(rows["retain"])) == (forget, retain)
-    assert [len(documents) for documents in locate.load_mia(Path(REAL))] == [150, 150]
+    assert [len(documents) for documents in locate.load_mia(lume_data)] == [150, 150]
 
 
-@pytest.mark.skipif(REAL_MMLU is None, reason="needs the real MMLU in LUME_MMLU_PATH")
-def test_real_mmlu():
-    questions = locate.load_mmlu(REAL_MMLU)
+def test_real_mmlu(mmlu_data):
+    questions = locate.load_mmlu(str(mmlu_data))
     assert sorted(questions) == list(locate.MMLU_SUBJECTS)
     assert sum(map(len, questions.values())) == 14042

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import io
 import json
-import os
 import time
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -152,15 +151,12 @@ def test_processes_at_once_download_once(site):
     assert len(site.asked) == 8
 
 
-@pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="needs the real data in LUME_DATA_DIR")
-def test_pins_are_those_of_the_published_files(tmp_path, monkeypatch):
-    real = Path(os.environ["LUME_DATA_DIR"])
-
+def test_pins_are_those_of_the_published_files(lume_data, tmp_path, monkeypatch):
     def download(name):
         if not name.endswith(".parquet"):
-            return (real / name).read_bytes()
+            return (lume_data / name).read_bytes()
         side, split = name.removeprefix("data/").split("-")[0].split("_")
-        return ids_parquet([r.id for r in read_rows(real / split / f"{side}.jsonl")])
+        return ids_parquet([r.id for r in read_rows(lume_data / split / f"{side}.jsonl")])
 
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
@@ -169,4 +165,4 @@ def test_pins_are_those_of_the_published_files(tmp_path, monkeypatch):
     for split in ("train", "validation", "test"):
         for side in ("forget", "retain"):
             name = f"{split}/{side}.jsonl"
-            assert set(read_rows(folder / name)) == set(read_rows(real / name))
+            assert set(read_rows(folder / name)) == set(read_rows(lume_data / name))

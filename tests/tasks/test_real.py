@@ -1,7 +1,6 @@
 """On the real data and on checkpoints trained on it, where the environment names them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +15,6 @@ from lume_tasks.data.locate import load_mia, load_mmlu, load_side
 from lume_tasks.data.rows import members_among
 from lume_tasks.tasks.mia import mia_requests
 from lume_tasks.tasks.mmlu import SubjectTask
-
-
-@pytest.fixture(scope="session")
-def mmlu_dir() -> Path:
-    if "LUME_MMLU_PATH" not in os.environ:
-        pytest.skip("LUME_MMLU_PATH is not set")
-    return Path(os.environ["LUME_MMLU_PATH"])
 
 
 @pytest.fixture(scope="session")
@@ -73,15 +65,15 @@ def test_generation_gives_the_official_numbers(run, lume_data, checkpoint, backe
             assert [results[task][f"{side}_{kind},none"] for task in tasks] == pytest.approx(wanted, abs=1e-12)
 
 
-def test_mmlu_is_the_stock_task(run: Any, mmlu_dir: Path, model_dir: Path) -> None:
+def test_mmlu_is_the_stock_task(run: Any, mmlu_data: Path, model_dir: Path) -> None:
     """Questions, prompts and choices of whole subjects, and the accuracy of one model on them."""
     import lm_eval.tasks
 
     stock_dir = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
     stock, names = [], ("college_biology", "moral_scenarios", "us_foreign_policy")
-    rows = load_mmlu(str(mmlu_dir))
+    rows = load_mmlu(str(mmlu_data))
     for name in names:
-        config = load_yaml(stock_dir / f"mmlu_{name}.yaml") | {"dataset_path": str(mmlu_dir), "num_fewshot": 0}
+        config = load_yaml(stock_dir / f"mmlu_{name}.yaml") | {"dataset_path": str(mmlu_data), "num_fewshot": 0}
         config.pop("tag")
         task, own = ConfigurableTask(config=config), SubjectTask(name, rows[name], 1.0)
         for each in (task, own):

@@ -19,7 +19,6 @@ def test_the_printed_command_scores_the_result_on_the_data_of_the_run(
     model_dir: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Rows of one task, in one split, in folders with spaces in their names."""
-    monkeypatch.delenv("LUME_MMLU_PATH", raising=False)
     data, output = tmp_path / "own data", tmp_path / "un learned"
     for side in ("forget", "retain"):
         write_rows(data / "train" / f"{side}.jsonl", [row for row in make_rows(side) if row.task == "Task2"])

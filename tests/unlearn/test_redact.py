@@ -1,7 +1,6 @@
 """Redacted texts: nothing that identifies a person, but enough to see what was asked and what leaked."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +74,8 @@ def test_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
     assert [leak.number for leak in worst_leaks(samples, 1, show_pii=False)] == [1, 0]
 
 
-@pytest.mark.skipif("LUME_DATA_DIR" not in os.environ, reason="real data")
-def test_nothing_of_a_real_person_is_shown() -> None:
-    folder = Path(os.environ["LUME_DATA_DIR"])
-    lines = [line for side in ("forget", "retain") for line in (folder / f"{side}.jsonl").read_text().splitlines()]
+def test_nothing_of_a_real_person_is_shown(lume_data: Path) -> None:
+    lines = [line for side in ("forget", "retain") for line in (lume_data / f"{side}.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
     shown = common_words((row["id"], f"{row['input']} {row['output']}") for row in rows)
     answers = [row["output"] for row in rows if row["task"] == "Task2" and row["id"][-3:-1] == "qa"]
