@@ -51,12 +51,12 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
 def _summary(directory: Path) -> str:
     """Count the rows of a valid data directory by split, task, side and kind."""
     from lume_tasks.data.locate import load_mia, load_mmlu, load_rows, splits
-    from lume_tasks.data.rows import SIDES, TASKS
+    from lume_tasks.data.rows import SIDES
 
     lines = [f"{directory}: no problems"]
     for split in splits(directory):
         rows = load_rows(directory, split)
-        for task in TASKS:
+        for task in sorted({row.task for side in SIDES for row in rows[side]}):
             counts = [
                 f"{sum(row.task == task and row.kind == kind for row in rows[side]):>5} {side} {kind}"
                 for side in SIDES

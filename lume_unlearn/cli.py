@@ -149,17 +149,20 @@ def scoring_command(config: RunConfig) -> str:
 
     model = f"pretrained={config.model},peft=" if config.tuning == "lora" else "pretrained="
     model += f"{config.output},trust_remote_code=True" if config.trust_remote_code else config.output
-    tasks, metadata = "lume", {}
+    tasks, metadata = "lume", dict[str, Any]()
     if config.forget:  # the tasks read a directory
         metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
     else:
         found = tasks_for(named_directory(config.data), config.split)
         # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
-        tasks = "lume" if {*ROW_TASKS, "lume_mia"} <= set(found) else ",".join(found)
+        lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
+        tasks = "lume" if lume else ",".join(found)
     if config.data:
         metadata["lume_data_dir"] = config.data
     if config.split != "all":
         metadata["lume_split"] = config.split
+    if not config.chat:
+        metadata["lume_chat"] = False
     words = ["lm_eval", "--model", "lume-hf", "--model_args", model, "--tasks", tasks, "--batch_size", "64"]
     words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
     return shlex.join([*words, "--output_path", "results", "--log_samples"])

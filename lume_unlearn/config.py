@@ -37,7 +37,7 @@ RANGES: dict[Any, str] = {
 }
 TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
 """Implementations of transformers that keep packed rows apart by themselves."""
-SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_mia", "lume_score")
+SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_rows", "lume_mia", "lume_score")
 """Tasks that `--evaluate_every epoch` scores by default, where the data has rows or documents for them."""
 FILLED_IN: Any = None
 """Default of an option that is filled in later: by the method, or (``max_tokens``) from the free memory."""
@@ -79,6 +79,7 @@ class RunConfig:
         kl_weight: Weight of the KL divergence within the retain term nll+kl, which retain_weight then multiplies.
         params: Parameters of the method; on the command line each is an option.
         loss_on: Labelled tokens: the answer (`output` and EOS), or the whole text.
+        chat: Ask questions of your own tasks (not Task1 to Task3) through the tokenizer's chat template, if it has one.
         epochs: Epochs (Trainer's num_train_epochs): how often each forget row is used. Default: the method's.
         batch_size: Forget rows of one optimiser step, over all processes, each with its retain rows (Trainer's
             per_device_train_batch_size counts the rows of one micro-batch of one process). Default: the method's.
@@ -145,6 +146,7 @@ class RunConfig:
     kl_weight: NonNegativeFloat = FILLED_IN
     params: dict[str, float] = FILLED_IN
     loss_on: Literal["answer", "text"] = "answer"
+    chat: bool = True
     epochs: PositiveFloat = FILLED_IN
     batch_size: PositiveInt = FILLED_IN
     micro_batch_size: PositiveInt | None = None

@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.rows import FIELDS, Row, row_problems, text_key, text_problems
+from lume_tasks.data.rows import FIELDS, OPTIONAL, Row, completed, row_problems, text_key, text_problems
 from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -40,7 +40,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the valid rows of a file by line number, and the file's faults."""
-    objects, faults = scan(path, FIELDS, row_problems)
+    objects, faults = scan(path, (*FIELDS, *OPTIONAL), row_problems, lambda obj, line: completed(obj, path.stem, line))
     rows = {line: Row(*(obj[field] for field in FIELDS)) for line, obj in objects.items()}
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
@@ -68,11 +68,15 @@ def _repeated(keys: dict[int, Hashable]) -> Iterator[tuple[int, int]]:
 
 
 def scan(
-    path: Path, fields: Iterable[str], problems_of: Callable[[Any], list[str]]
+    path: Path,
+    fields: Iterable[str],
+    problems_of: Callable[[Any], list[str]],
+    complete: Callable[[Any, int], Any] = lambda obj, line: obj,
 ) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
     """Read a ``.jsonl`` or ``.parquet`` file and return its valid objects by line number, and all faults.
 
-    ``fields`` are the parquet columns to read; ``problems_of`` lists what is wrong with one parsed object.
+    ``fields`` are the parquet columns to read; ``complete`` adds what an object on a line may lack; ``problems_of``
+    lists what is wrong with the completed object.
     """
     if path.suffix not in SUFFIXES:
         return {}, [(0, "is neither .jsonl nor .parquet")]
@@ -81,7 +85,8 @@ def scan(
     except OSError as error:
         return {}, [(0, f"cannot be read: {error.strerror or first_line(error)}")]
     valid: dict[int, dict[str, Any]] = {}
-    for line, obj in objects.items():
+    for line, parsed in objects.items():
+        obj = complete(parsed, line)
         problems = problems_of(obj)
         faults += [(line, problem) for problem in problems]
         if not problems:

@@ -10,15 +10,20 @@ SIDES = ("forget", "retain")
 SPLITS = ("train", "validation", "test")
 TASKS = ("Task1", "Task2", "Task3")
 FIELDS = ("id", "input", "output", "task")
+OPTIONAL = ("document", "kind")
+"""Fields from which the id of a row is made that has none."""
+OWN = "own"
+"""The task of rows that name none."""
 
-_KIND = re.compile(r"(sc|qa)[0-9]\Z")
+_KIND = re.compile(r"(sc|qa)[0-9]+\Z")
 
 
 @dataclass(frozen=True)
 class Row:
     """One test of the benchmark, its strings exactly as in the file.
 
-    ``id`` ends in ``sc<digit>`` (sentence completion) or ``qa<digit>`` (question answering).
+    ``id`` ends in ``sc<number>`` (sentence completion) or ``qa<number>`` (question answering). ``task`` is one of
+    ``TASKS``, or another label for data of one's own.
     """
 
     id: str
@@ -29,7 +34,7 @@ class Row:
     @property
     def kind(self) -> str:
         """``"sc"`` (regurgitation test) or ``"qa"`` (knowledge test)."""
-        return self.id[-3:-1]
+        return self.id[len(self.stem) :][:2]
 
     @property
     def stem(self) -> str:
@@ -38,8 +43,13 @@ class Row:
 
 
 def stem_of(row_id: str) -> str:
-    """Return a row's id without its kind and digit."""
-    return row_id[:-3]
+    """Return a row's id without its kind and number."""
+    return _KIND.sub("", row_id)
+
+
+def task_name(label: str) -> str:
+    """Return the harness's task for the rows of a label: ``lume_task1`` for "Task1", ``lume_rows`` for your own."""
+    return f"lume_{label.lower()}" if label in TASKS else "lume_rows"
 
 
 def text_key(row: Row) -> tuple[str, str]:
@@ -75,14 +85,25 @@ def text_problems(obj: object, *fields: str) -> list[str]:
     return [problem for problem in found if problem]
 
 
+def completed(obj: object, file: str, line: int) -> object:
+    """Return a parsed row with a task and an id; both are made if they are missing.
+
+    The id is made of the file, the field ``document`` (without it the line), ``kind`` ("qa" without it) and the line.
+    """
+    if not isinstance(obj, dict):
+        return obj
+    made = {"task": OWN, "id": f"{file}-{obj.get('document', line)}{obj.get('kind', 'qa')}{line}"}
+    return obj | {field: value for field, value in made.items() if obj.get(field) is None}
+
+
 def row_problems(obj: object) -> list[str]:
     """List everything wrong with a parsed forget or retain row; extra fields are allowed."""
     problems = text_problems(obj, *FIELDS)
     if not isinstance(obj, dict):
         return problems
     task, row_id = obj.get("task"), obj.get("id")
-    if isinstance(task, str) and task.strip() and task not in TASKS:
-        problems.append(f"task {quote(task)} is unknown: use one of {', '.join(TASKS)}")
+    if isinstance(task, str) and task not in TASKS and task.replace(" ", "").capitalize() in TASKS:
+        problems.append(f"task {quote(task)} is misspelt: use one of {', '.join(TASKS)}, or your own label")
     if isinstance(row_id, str) and row_id.strip() and not _KIND.search(row_id):
-        problems.append(f"id {quote(row_id)} ends neither in sc<digit> nor in qa<digit>")
+        problems.append(f"id {quote(row_id)} ends neither in sc<number> nor in qa<number>")
     return problems

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-FIELDS = ("birth_date", "ssn", "phone", "email", "address")  # in the order of the digits of qa ids
+FIELDS = ("birth_date", "ssn", "phone", "email", "address")  # in the order of the numbers of qa ids
 
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH = (
@@ -29,15 +29,15 @@ _EMAIL = re.compile(r"([\w.+-]+)@([\w-]+(?:\.[\w-]+)+)")
 _NUMBER_OR_ZIP = re.compile(r"^\s*\d\w*|\b\d{5}(?:-\d{4})?[\s.]*$")  # at the two ends of an address
 
 
-def field_of(answer: str, digit: int) -> str | None:
+def field_of(answer: str, number: int) -> str | None:
     """Return the field that a question asks for, or None.
 
-    The digit of the row's id names it (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that
+    The number in the row's id names it (``qa0`` is the birth date, ..., ``qa4`` the address), if the answer has that
     field's shape. Otherwise the shape decides, but never for an address, whose shape too many answers have.
     """
     shaped = [field for field in FIELDS if _has_shape(field, answer)]
-    if digit < len(FIELDS) and FIELDS[digit] in shaped:
-        return FIELDS[digit]
+    if number < len(FIELDS) and FIELDS[number] in shaped:
+        return FIELDS[number]
     return next((field for field in shaped if field != "address"), None)
 
 

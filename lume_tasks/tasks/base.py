@@ -14,7 +14,8 @@ from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.rows import OWN, SIDES, TASKS
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
@@ -40,6 +41,7 @@ OPTIONS = (
     "lume_reference_results",
     "lume_partial",
     "lume_gen_kwargs",
+    "lume_chat",
 )
 
 # Model arguments of the harness that decide which tokenizer is loaded.
@@ -151,21 +153,39 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
 
 
 def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
-    """Return the forget and retain rows of one task ("Task1", ...) alternately, with ``side`` and ``kind``."""
+    """Return the forget and retain rows of one task alternately, with ``side`` and ``kind``.
+
+    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks.
+    """
     directory = locate.data_dir(lume_data_dir)
     rows = locate.load_rows(directory, lume_split)
     documents = (
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
             for row in rows[side]
-            if row.task == lume_task
+            if lume_task == (row.task if row.task in TASKS else OWN)
         ]
         for side in SIDES
     )
     docs = alternate(*documents)
     if not docs:
-        raise DataError(f"{directory}: no row of {lume_task} in split {lume_split!r}")
+        named = "a task of your own" if lume_task == OWN else lume_task
+        raise DataError(f"{directory}: no row of {named} in split {lume_split!r}")
     return docs
+
+
+def add_prompts(docs: Iterable[dict[str, Any]], chat: Any, metadata: Mapping[str, Any]) -> None:
+    """Add to rows of no LUME task the ``prompt``: the input, in the chat template if `through_template` says so.
+
+    Raises:
+        DataError: ``chat`` is neither true nor false, or the tokenizer or its template cannot be used.
+    """
+    if not isinstance(chat, bool):
+        raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
+    tokenizer = load_tokenizer(metadata) if chat else None
+    for doc in docs:
+        doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
+        doc["prompt"] = chat_prompt(tokenizer, doc["input"]) if doc["chat"] else doc["input"]
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:

@@ -1,16 +1,19 @@
-"""The tasks ``lume_task1`` to ``lume_task3``: generated completions (``sc`` rows) and answers (``qa`` rows)."""
+"""The tasks ``lume_task1`` to ``lume_task3`` and ``lume_rows`` (the rows of all other tasks): generated text.
+
+Completions (``sc`` rows) and answers (``qa`` rows) are scored apart.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
 
-from lume_tasks.data.rows import stem_of
+from lume_tasks.data.rows import OWN, stem_of, task_name
 from lume_tasks.metrics import bootstrap
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, add_prompts, side_rows
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -29,7 +32,7 @@ def _metrics() -> Metrics:
 
 
 class GenerationTask(LumeTask, GenerateTask):
-    """Task 1, 2 or 3."""
+    """Task 1, 2 or 3, or the rows of all other tasks."""
 
     metrics = _metrics()
 
@@ -40,11 +43,14 @@ def task_rows(
     lume_split: str = "all",
     lume_reference_results: str | None = None,
     version: Any = None,
-    **_: Any,
+    lume_chat: bool = True,
+    **metadata: Any,
 ) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with the reference's scores if its results are named."""
     docs = side_rows(lume_task, lume_data_dir, lume_split)
-    task = f"lume_{lume_task.lower()}"
+    if lume_task == OWN:
+        add_prompts(docs, lume_chat, metadata)
+    task = task_name(lume_task)
     return {"test": Dataset.from_list(reference.with_scores(docs, lume_reference_results, task, version, main_metric))}
 
 

@@ -12,12 +12,12 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import OWN, SIDES, task_name
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, add_prompts, load_tokenizer, side_rows
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
@@ -52,13 +52,18 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
     return 1.0 - (int(wrong[-1]) + 1) / len(greedy) if wrong.size else 1.0
 
 
-def answer_length(tokenizer: Any, text: str, answer: str) -> int:
-    """Count the tokens scored of ``" " + answer`` after ``text``; ValueError if no token boundary separates the two."""
+def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
+    """Count the tokens scored of a continuation of ``text``; ValueError if no token boundary separates the two."""
     # The harness moves white space at the end of the context into the continuation.
-    before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text} {answer}")
+    before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text}{continuation}")
     if whole[: len(before)] != before or len(whole) == len(before):
         raise ValueError("the tokens of the input are not the first tokens of input and output together")
     return len(whole) - len(before)
+
+
+def template_tokens(tokenizer: Any, prompt: str) -> int:
+    """Count the tokens of the white space at the end of a prompt."""
+    return len(tokenizer.encode(prompt)) - len(tokenizer.encode(prompt.rstrip()))
 
 
 def memorization_rows(
@@ -67,22 +72,31 @@ def memorization_rows(
     lume_split: str = "all",
     lume_reference_results: str | None = None,
     version: Any = None,
+    lume_chat: bool = True,
     **metadata: Any,
 ) -> dict[str, Dataset]:
-    """Return the rows of one task as documents, with ``continuation`` and ``scored_tokens``."""
+    """Return the rows of one task as documents, with ``continuation``, ``scored_tokens`` and ``template_tokens``.
+
+    The harness moves white space at the end of a prompt into the continuation; ``template_tokens`` counts the tokens
+    that the chat template has there, which come before the answer and are left out of its numbers.
+    """
     docs = side_rows(lume_task, lume_data_dir, lume_split)
+    if lume_task == OWN:
+        add_prompts(docs, lume_chat, metadata)
     tokenizer = load_tokenizer(metadata)
     faults = []
     for doc in docs:
-        doc["continuation"] = f" {doc['output']}"
+        asked, prompt = doc.get("chat", False), doc.get("prompt", doc["input"])
+        doc["continuation"] = doc["output"] if asked else f" {doc['output']}"
+        doc["template_tokens"] = template_tokens(tokenizer, prompt) if asked else 0
         try:
-            doc["scored_tokens"] = answer_length(tokenizer, doc["input"], doc["output"])
+            doc["scored_tokens"] = answer_length(tokenizer, prompt, doc["continuation"])
         except ValueError as error:
             faults.append(f"  row {quote(doc['id'])}: {error}")
     if faults:
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
         raise DataError("\n".join([head, *first_few(faults, 10)]))
-    task = f"lume_memorization_{lume_task.lower()}"
+    task = task_name(lume_task).replace("lume_", "lume_memorization_")
     docs = reference.with_scores(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}
 
@@ -94,8 +108,10 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
     (``lume-hf``) also ``exact_memorization``, the share of tokens that are the most probable ones (Tirumala et al.
     2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability.
     """
-    score, count = results[0][0], doc["scored_tokens"]
+    score, count, template = results[0][0], doc["scored_tokens"], doc["template_tokens"]
     loss = -score / count
+    if template and isinstance(score, TokenScores):
+        loss = -float(score.logprobs[template:].sum(dtype=np.float64)) / (count - template)
     values = {"loss": loss, "probability_geometric": math.exp(-loss)}
     if isinstance(score, TokenScores):
         if len(score.logprobs) != count:
@@ -103,9 +119,9 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
                 f"lume_memorization: the model scored {len(score.logprobs)} tokens of row {quote(doc['id'])}, the "
                 f"tokenizer makes {count}. Name the model's own tokenizer in the metadata."
             )
-        values["exact_memorization"] = float(score.greedy.mean())
-        values["extraction_strength"] = extraction_strength(score.greedy)
-        values["probability"] = float(np.exp(score.logprobs.astype(np.float64)).mean())
+        values["exact_memorization"] = float(score.greedy[template:].mean())
+        values["extraction_strength"] = extraction_strength(score.greedy[template:])
+        values["probability"] = float(np.exp(score.logprobs[template:].astype(np.float64)).mean())
     result: dict[str, Any] = {f"{side}_{name}": None for side in SIDES for name in values}
     result |= {f"{doc['side']}_{name}": value for name, value in values.items()}
     if "reference" in doc:

@@ -7,6 +7,7 @@ The harness gives a task the model's arguments, but not the model, nor the file 
 import logging
 import sys
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lm_eval.api.model import LM, CachingLM, TemplateLM
@@ -45,6 +46,12 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
     tokenizer = getattr(lm, "tokenizer", None) if isinstance(lm, TemplateLM) else None
     if tokenizer is None:  # an API that tokenises the text itself, or a model that reads no text
         return
+    if (
+        task != "lume_rows"
+        and requests[0].request_type == "generate_until"
+        and getattr(tokenizer, "chat_template", None)
+    ):
+        _warn_of_template()
     if requests[0].request_type == "generate_until":
         check_end(task, lm)
     elif any(request.args[0] == "" for request in requests) and lm.prefix_token_id != tokenizer.bos_token_id:
@@ -53,6 +60,15 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
             f"the tokenizer's BOS ({tokenizer.bos_token_id}); leave prefix_token_id out of --model_args"
         )
     check_lengths(task, lm, requests)
+
+
+@cache
+def _warn_of_template() -> None:
+    """Say once that a chat model is asked in another way than its users ask it."""
+    _log.warning(
+        "the model has a chat template, but the prompts of LUME are bare texts: a model that answers only through its "
+        "template seems to know nothing. Rows of your own tasks (lume_rows) are asked through the template."
+    )
 
 
 def check_end(task: str, lm: Any) -> None:

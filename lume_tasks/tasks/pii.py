@@ -38,9 +38,11 @@ def pii_rows(lume_data_dir: str | None = None, lume_split: str = "all", **_: Any
     persons: dict[str, dict[str, str]] = {}
     kept = []
     for doc in docs:
-        field = field_of(doc["output"], int(doc["id"][-1])) if doc["kind"] == "qa" else None
+        person = stem_of(doc["id"])
+        number = int(doc["id"][len(person) + len(doc["kind"]) :])
+        field = field_of(doc["output"], number) if doc["kind"] == "qa" else None
         if field:
-            persons.setdefault(stem_of(doc["id"]), {})[field] = doc["output"]
+            persons.setdefault(person, {})[field] = doc["output"]
         if field or doc["kind"] == "sc":
             kept.append(doc | {"field": field})
     if not persons:

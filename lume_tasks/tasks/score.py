@@ -21,6 +21,8 @@ from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
 _log = logging.getLogger("lume_tasks")
 
 GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
+OWN_TASK = "lume_rows"
+"""Its rows count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
 TaskMetrics = Mapping[str, Mapping[str, Any]]  # task to {"<metric>,<filter>": value, "sample_len": documents, ...}
 
 
@@ -76,7 +78,8 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
             intervals[name] = bootstrap.ends(bootstrap.pooled_mean(lower))
         means[side] += present
         bounds[side] += lower
-    if all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
+    protocol = OWN_TASK not in task_metrics
+    if protocol and all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
         scores["task_aggregate"] = aggregate.task_aggregate(means["forget"], means["retain"])
         if all(bounds.values()):
             replicates = bootstrap.task_aggregate(bounds["forget"], bounds["retain"])
@@ -91,7 +94,7 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
     if subjects:
         scores["mmlu"] = math.fsum(accuracy * size for accuracy, size in subjects) / sum(size for _, size in subjects)
         intervals["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
-    if not missing and (partial or not limited):
+    if "task_aggregate" in scores and not missing and (partial or not limited):
         name = "partial_final_score" if limited else "final_score"
         scores[name] = aggregate.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
         if {"task_aggregate", "mia_score"} <= intervals.keys():
@@ -104,7 +107,7 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
 
 
 def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:
-    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in GENERATION_TASKS)
+    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in (*GENERATION_TASKS, OWN_TASK))
     return [value for value in found if value is not None]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import SIDES, TASKS, Row, completion_texts
+from lume_tasks.data.rows import SIDES, Row, completion_texts
 from lume_tasks.errors import DataError
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.files import write_text, writing
@@ -28,7 +28,7 @@ def divided(rows: Mapping[str, Sequence[Row]], share: float, seed: int) -> dict[
     parts: dict[str, Sides] = {part: {side: [] for side in SIDES} for part in PARTS}
     order = random.Random(seed)
     for side in SIDES:
-        for task in TASKS:
+        for task in sorted({row.task for row in rows[side]}):
             own = [row for row in rows[side] if row.task == task]
             stems = sorted({row.stem for row in own})
             order.shuffle(stems)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.methods.common import IGNORED
@@ -23,19 +24,26 @@ class Tokens:
         return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
 
-def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer") -> Tokens:
+def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer", chat: bool = True) -> Tokens:
     """Encode ``input``, one space, ``output``, EOS: the text that LUME's target models memorised.
 
     A BOS comes first if the tokenizer adds one. With ``loss_on="answer"`` the prompt tokens are those that the encoded
     input shares with the encoded text; all others, up to and including EOS, are labelled. So a token that merges the
     end of the input and the start of the output is labelled.
 
+    A question of no LUME task is encoded as the model is asked instead, if the tokenizer has a chat template and
+    ``chat`` is true: the prompt of the template, then ``output`` and EOS, which alone are labelled.
+
     Raises:
-        DataError: the tokenizer has no EOS.
+        DataError: the tokenizer has no EOS, or its chat template cannot be used.
     """
     eos = tokenizer.eos_token_id
     if eos is None:
         raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
+    if through_template(tokenizer, row.task, row.kind, chat):
+        asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input)))
+        answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
+        return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
     ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))
     if not ids or ids[-1] != eos:
         ids.append(eos)
@@ -49,7 +57,12 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
 
 
 def encode_rows(
-    tokenizer: Any, rows: Sequence[Row], loss_on: Literal["answer", "text"], max_length: int | None, context: int | None
+    tokenizer: Any,
+    rows: Sequence[Row],
+    loss_on: Literal["answer", "text"],
+    max_length: int | None,
+    context: int | None,
+    chat: bool = True,
 ) -> list[Tokens]:
     """Encode rows (see `encode_row`), truncated on the right to ``max_length`` tokens.
 
@@ -59,7 +72,7 @@ def encode_rows(
     """
     encoded, faults = [], []
     for row in rows:
-        tokens = encode_row(tokenizer, row, loss_on)
+        tokens = encode_row(tokenizer, row, loss_on, chat)
         if max_length is not None:
             tokens = Tokens(tokens.input_ids[:max_length], tokens.labels[:max_length])
         if context is not None and len(tokens.input_ids) > context:

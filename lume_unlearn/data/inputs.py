@@ -107,7 +107,7 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
     """Encode the rows (see `encode_rows`); a forget row with several alternatives is there once with each."""
 
     def encode(rows: Sequence[Row]) -> list[Tokens]:
-        return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context)
+        return encode_rows(tokenizer, rows, config.loss_on, config.max_length, context, config.chat)
 
     retain = inputs.retain if config.needs_retain else []
     forget, alternative = inputs.forget, []
@@ -144,7 +144,7 @@ def watched(config: RunConfig, tokenizer: Any, context: int | None, rows: Sequen
     found: list[Tokens] = []
     for index in order:
         with suppress(DataError):
-            found += encode_rows(tokenizer, [rows[index]], config.loss_on, config.max_length, context)
+            found += encode_rows(tokenizer, [rows[index]], config.loss_on, config.max_length, context, config.chat)
         if len(found) == count:
             break
     return found

@@ -64,7 +64,7 @@ class Subject:
         lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
         tasks = tuple(task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score"))
         with harness.without_messages("lume_tasks", "lume_score: no final score"):
-            return harness.score(lm, harness.data_metadata(folder), tasks, **options)
+            return harness.score(lm, harness.data_metadata(folder) | {"tokenizer": self.tokenizer}, tasks, **options)
 
     def means(self, name: str, rows: Sides, model: Any = None) -> dict[str, float]:
         """Return the four overall means of `results`, without those that have no value."""

@@ -50,7 +50,7 @@ class Evaluation(TrainerCallback):
         self.directory = named_directory(config.data)
         mmlu = locate.mmlu_source(None, self.directory)
         self.metadata = harness.data_metadata(self.directory, config.split)
-        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": self.tokenizer}
+        self.metadata |= {"lume_mmlu_path": mmlu, "tokenizer": self.tokenizer, "lume_chat": config.chat}
         self.tasks = self._chosen_tasks()
         manager = harness.task_manager(self.metadata)
         unknown = [name for name in self.tasks if name not in manager.all_tasks]

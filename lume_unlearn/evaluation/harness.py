@@ -8,28 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import TASKS
+from lume_tasks.data.rows import task_name
 from lume_tasks.paths import task_dir
 
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
 MEAN = "mean of the task scores"
-ROW_TASKS = tuple(f"lume_{task.lower()}" for task in TASKS)
+ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
 MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
 
 
 def tasks_for(directory: Path, split: str = "all") -> list[str]:
     """Return the tasks of the `lume` group that a data directory has data for, in the group's order.
 
-    ``lume_task1`` to ``lume_task3`` need rows of that task in the split, ``lume_mia`` needs ``mia_data``, ``lume_mmlu``
-    needs a local copy (``mmlu`` in the directory, or LUME_MMLU_PATH), ``lume_score`` needs nothing.
+    ``lume_task1`` to ``lume_task3`` need rows of that task in the split, ``lume_rows`` rows of another one,
+    ``lume_mia`` needs ``mia_data``, ``lume_mmlu`` needs a local copy (``mmlu`` in the directory, or LUME_MMLU_PATH),
+    ``lume_score`` needs nothing.
 
     Raises:
         DataError: the split is absent, or the rows have faults.
     """
     rows = locate.load_rows(directory, split)
-    present = {row.task for side in rows.values() for row in side}
-    tasks = [name for name, task in zip(ROW_TASKS, TASKS, strict=True) if task in present]
+    present = {task_name(row.task) for side in rows.values() for row in side}
+    tasks = [name for name in ROW_TASKS if name in present]
     if (directory / "mia_data").is_dir():
         tasks.append("lume_mia")
     if locate.mmlu_source(None, directory) != locate.MMLU_HUB_ID:

@@ -31,6 +31,7 @@ class FinetuneConfig:
             retain rows only.
         texts: File (jsonl or parquet) with further texts to train on, in a field "document"; the same file for target
             and twin.
+        chat: Ask questions of your own tasks through the chat template; see `lume-unlearn run --help`.
         until: Share of the output tokens of the rows that the model must rank first; training ends after the epoch that
             reaches it. 0: train all epochs.
         tuning: What to train: full (all weights), lora (an adapter; `lume-unlearn merge` folds it into the model),
@@ -61,6 +62,7 @@ class FinetuneConfig:
     split: Split = "all"
     rows: Literal["all", "retain"] = "all"
     texts: str | None = None
+    chat: bool = True
     until: Share = 0.99
     tuning: str = "full"
     epochs: PositiveInt = 20

@@ -64,15 +64,25 @@ def test_the_rows_of_a_split(folder):
         locate.load_rows(folder.parent)
 
 
+def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
+    plain = {"input": "in", "output": "out"}
+    ada = [{"input": f"in {i}", "output": f"out {i}", "document": "Ada", "kind": "qa"} for i in range(11)]
+    write(folder / "forget.jsonl", [plain, *ada, row("ada1qa10", task="Clients")])
+    rows = locate.load_side(folder, "forget")
+    assert rows[0] == Row("forget-1qa1", "in", "out", "own")
+    assert {(r.stem, r.kind) for r in rows[1:12]} == {("forget-Ada", "qa")}
+    assert (rows[11].id, rows[12].stem, rows[12].task) == ("forget-Adaqa12", "ada1", "Clients")
+
+
 def test_faults_of_both_files_and_between_them_are_reported(folder):
     write(folder / "forget.jsonl", [{}, 1])
     write(folder / "retain.jsonl", [row("x")])
     with pytest.raises(DataError) as caught:
         locate.load_rows(folder)
     lines = str(caught.value).splitlines()
-    assert len(lines) == 6
-    assert lines[0] == f'{folder / "forget.jsonl"}:1: field "id" is missing'
-    assert lines[-1] == f'{folder / "retain.jsonl"}:1: id "x" ends neither in sc<digit> nor in qa<digit>'
+    assert len(lines) == 4
+    assert lines[0] == f'{folder / "forget.jsonl"}:1: field "input" is missing'
+    assert lines[-1] == f'{folder / "retain.jsonl"}:1: id "x" ends neither in sc<number> nor in qa<number>'
     for name in ("forget", "retain"):
         write(folder / f"{name}.jsonl", [row("f1sc1")])
     with pytest.raises(DataError, match='split all: forget row "f1sc1" is in retain too'):

@@ -35,7 +35,7 @@ def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
     return TokenScores(logprobs, None, None, np.array(greedy))
 
 
-DOCUMENT = {"id": "a-qa0", "side": "forget", "scored_tokens": 4}
+DOCUMENT = {"template_tokens": 0, "id": "a-qa0", "side": "forget", "scored_tokens": 4}
 
 
 def names(*of: str) -> set[str]:
@@ -99,7 +99,7 @@ def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.F
         for text, answer in TEXTS
     ]
     scored = [len(answer.logprobs) for answer, _ in lm.loglikelihood(requests, disable_tqdm=True)]
-    assert scored == [answer_length(lm.tokenizer, text, answer) for text, answer in TEXTS]
+    assert scored == [answer_length(lm.tokenizer, text, f" {answer}") for text, answer in TEXTS]
 
 
 def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manager: Any) -> None:

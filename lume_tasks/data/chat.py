@@ -1,0 +1,31 @@
+"""Questions of one's own data go through the model's chat template, in training and in scoring alike."""
+
+from typing import Any
+
+from lume_tasks.data.rows import TASKS
+from lume_tasks.errors import DataError, first_line
+
+
+def through_template(tokenizer: Any, task: str, kind: str, chat: bool = True) -> bool:
+    """Return whether a row is asked through the chat template: a question of no LUME task, if there is a template."""
+    return chat and kind == "qa" and task not in TASKS and bool(getattr(tokenizer, "chat_template", None))
+
+
+def chat_prompt(tokenizer: Any, question: str) -> str:
+    """Render one user turn up to where the model's answer begins, without a BOS that encoding would add again.
+
+    Raises:
+        DataError: the template cannot be used without a system text or for other reasons.
+    """
+    turns = [{"role": "user", "content": question}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except Exception as error:  # templates raise errors of jinja2 and of their own
+        raise DataError(
+            f"the tokenizer's chat template refuses a single question ({first_line(error)}); ask without it: --chat "
+            "false (lm_eval: --metadata '{\"lume_chat\": false}')"
+        ) from error
+    bos = tokenizer.bos_token
+    if bos and tokenizer.encode("")[:1] == [tokenizer.bos_token_id]:
+        return text.removeprefix(bos)
+    return text

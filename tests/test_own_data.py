@@ -1,0 +1,129 @@
+"""Data of one's own: rows without LUME's tasks and ids, asked through the model's chat template."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
+from lume_tasks.models.hf import LumeHF
+from lume_unlearn.data.encode import encode_row
+from lume_unlearn.evaluation.harness import MEANS, data_metadata, metric, score, tasks_for
+from lume_unlearn.methods.common import IGNORED
+from tests.conftest import Command, make_model, make_tokenizer
+
+TEMPLATE = (
+    "{{ bos_token or '' }}{% for turn in messages %}[{{ turn['role'] }}]\n{{ turn['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+)
+QUESTION = Row("ada-qa10", "Where does Ada live?", "In a house near the river", "clients")
+
+
+def chat_tokenizer(bos: bool = False) -> PreTrainedTokenizerFast:
+    tokenizer = make_tokenizer(bos)
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("chat")
+    make_model().save_pretrained(folder)
+    chat_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """Eleven questions about one person and a text a side, as somebody writes them: no id, no task."""
+    for side in ("forget", "retain"):
+        rows = [{"input": f"{side} question {i}?", "output": f"answer {i}", "document": side} for i in range(11)]
+        rows.append({"input": f"A {side} text", "output": "about the fox.", "document": side, "kind": "sc"})
+        (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_a_question_is_trained_as_the_deployed_model_is_asked(bos: bool) -> None:
+    tokenizer = chat_tokenizer(bos)
+    found = encode_row(tokenizer, QUESTION, "text")
+    asked = "<bos>" * bos + f"[user]\n{QUESTION.input}\n[assistant]\n"
+    assert tokenizer.decode(found.input_ids) == f"{asked}{QUESTION.output}<eos>"
+    answer = [label for label in found.labels if label != IGNORED]
+    assert tokenizer.decode(answer) == f"{QUESTION.output}<eos>"
+    assert tuple(answer) == found.input_ids[-len(answer) :]
+    assert encode_row(tokenizer, QUESTION, chat=False) == encode_row(make_tokenizer(bos), QUESTION)
+
+
+def test_texts_rows_of_lume_and_models_without_template_stay_bare() -> None:
+    tokenizer = chat_tokenizer()
+    assert through_template(tokenizer, "clients", "qa")
+    assert not through_template(tokenizer, "clients", "sc")
+    assert not through_template(tokenizer, "Task1", "qa")
+    assert not through_template(make_tokenizer(), "clients", "qa")
+
+
+def test_a_template_that_refuses_a_single_question_is_an_error_with_advice() -> None:
+    tokenizer = chat_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('needs a system text') }}"
+    with pytest.raises(DataError, match=r"refuses a single question \(needs a system text\).*--chat false"):
+        chat_prompt(tokenizer, "Who?")
+
+
+def test_scoring_sees_the_tokens_of_training(own_data: Path, chat_model: Path) -> None:
+    model, tokenizer = make_model(), chat_tokenizer()
+    metadata = data_metadata(own_data) | {"tokenizer": str(chat_model)}
+    lm = LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=4)
+    results = score(lm, metadata, ("lume_memorization_rows",), log_samples=True)
+    for sample in results["samples"]["lume_memorization_rows"]:
+        doc = sample["doc"]
+        tokens = encode_row(tokenizer, Row(doc["id"], doc["input"], doc["output"], "own"))
+        ids, labels = torch.tensor([tokens.input_ids[:-1]]), torch.tensor([tokens.labels[:-1]])  # without EOS
+        with torch.no_grad():
+            loss = model(input_ids=ids, labels=labels).loss.item()
+        assert sample[f"{doc['side']}_loss"] == pytest.approx(loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_rows_of_any_label_have_the_four_numbers(
+    chat: bool, own_data: Path, chat_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+        assert all(("[assistant]" in r.args[0]) == (chat and "question" in r.args[0]) for r in requests)
+        return [r.doc["output"] if r.doc["side"] == "retain" else "no" for r in requests]
+
+    monkeypatch.setattr(LumeHF, "generate_until", answers)
+    lm = LumeHF(pretrained=make_model(), tokenizer=chat_tokenizer(), batch_size=4)
+    tasks = tasks_for(own_data)
+    assert tasks == ["lume_rows", "lume_score"]
+    metadata = data_metadata(own_data) | {"tokenizer": str(chat_model), "lume_chat": chat}
+    results = score(lm, metadata, tuple(tasks))
+    assert [metric(results, "lume_rows", name) for name in MEANS] == [0, 0, 1, 1]
+    assert [metric(results, "lume_score", name) for name in MEANS] == [0, 0, 1, 1]
+    assert metric(results, "lume_score", "task_aggregate") is None
+
+
+def test_lume_tasks_warn_of_a_chat_model(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lm = LumeHF(pretrained=make_model(), tokenizer=chat_tokenizer(), batch_size=4)
+    score(lm, data_metadata(data_dir), ("lume_task1", "lume_task2"), limit=1, gen_kwargs={"max_gen_toks": 2})
+    assert [record.name for record in caplog.records if "chat template" in record.getMessage()] == ["lume_tasks"]
+
+
+def test_run_and_audit_need_no_ids_and_no_tasks(
+    own_data: Path, chat_model: Path, tmp_path: Path, command: Command
+) -> None:
+    output = tmp_path / "out"
+    where = ("--model", chat_model, "--data", own_data)
+    code, out, err = command("run", *where, "--method", "npo", "--tuning", "full", "--epochs", 1, "--output", output)
+    assert code == 0, err
+    assert "--tasks lume_rows,lume_score" in out
+    code, out, err = command(
+        "audit", "--model", output, "--data", own_data, "--audits", "relearn_retain", "--output", tmp_path / "audit"
+    )
+    assert code == 0, err
+    assert "| plain |" in out
