@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if recipe and options["trust_remote_code"] and not any("--trust_remote_code" in word for word in argv):
                 raise ConfigError("--config: a recipe may not set trust_remote_code; give it on the command line")
             _, _, execute = COMMANDS[parsed.command]
-            execute(options)
+            status = execute(options) or 0
         finally:
             sys.stdout.flush()
     except BrokenPipeError:  # `lume-unlearn methods | head` closes the pipe early
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = "the same command continues" if argv[0] == "compare" else "--resume continues from the last checkpoint"
         message, status = f"stopped by SIGINT without saving; {advice}", 130
     else:
-        return 0
+        return status
     print(visible(f"lume-unlearn {argv[0]}: {message}"), file=sys.stderr)
     return status
 
@@ -228,12 +228,20 @@ def _alternatives(options: dict[str, Any]) -> None:
     print(f"Written to {write_alternatives(AlternativesConfig(**options))}.")
 
 
-def _audit(options: dict[str, Any]) -> None:
+def _audit(options: dict[str, Any]) -> int:
     config = AuditConfig(**options)
-    from lume_unlearn.evaluation.audit import audit, audit_table
+    status = 0
+    if config.before:
+        from lume_unlearn.evaluation.verdict import verdict
 
-    print(audit_table(audit(config)))
+        lines, status = verdict(config)
+        print(lines)
+    else:
+        from lume_unlearn.evaluation.audit import audit, audit_table
+
+        print(audit_table(audit(config)))
     print(f"Written to {config.output}.")
+    return status
 
 
 def _report_options(report: ArgumentParser) -> None:
@@ -277,7 +285,7 @@ def _quickstart(options: dict[str, Any]) -> None:
     quickstart(Path(options["output"]), options["seed"])
 
 
-COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[str, Any]], None]]] = {
+COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[str, Any]], int | None]]] = {
     "run": ("Unlearn the forget rows from a model.", _run_options, _run),
     "finetune": (
         "Make a model memorise rows: a target model, or its retrained twin.",

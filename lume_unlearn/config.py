@@ -57,6 +57,11 @@ DEFAULTS: Mapping[str, Any] = {
 _log = logging.getLogger("lume_unlearn")
 
 
+def names(text: str | None) -> list[str]:
+    """Return the names in a text that are separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Options of `lume-unlearn run`.

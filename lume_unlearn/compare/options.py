@@ -12,6 +12,7 @@ from lume_unlearn.config import (
     Share,
     Split,
     check_types,
+    names,
     raise_faults,
 )
 from lume_unlearn.methods.registry import METHODS
@@ -95,8 +96,3 @@ class CompareConfig:
     def contestants(self) -> list[tuple[str, str]]:
         """Every method with every tuning, as (method, tuning)."""
         return [(method, tuning) for method in names(self.methods) for tuning in names(self.tunings)]
-
-
-def names(text: str) -> list[str]:
-    """Return the names in a text that are separated by commas, each once."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))

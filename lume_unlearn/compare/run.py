@@ -1,6 +1,5 @@
 """`lume-unlearn compare`: tune every method with the same budget, run the best settings, write one table."""
 
-import hashlib
 import json
 import re
 import sys
@@ -27,7 +26,7 @@ from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.inputs import load_inputs, named_directory
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import write_text, writing
+from lume_unlearn.files import fingerprint, write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.training.distributed import processes
 
@@ -112,17 +111,8 @@ def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, An
     """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
     names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
     options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate")}
-    weights = [_fingerprint(name) for name in (config.model, config.retrained) if name]
+    weights = [fingerprint(name) for name in (config.model, config.retrained) if name]
     return options | {"rows": digest(files), "weights": weights}
-
-
-def _fingerprint(model: str) -> str:
-    """SHA-256 (hexadecimal) of the beginnings of a folder's weights files, which any training changes."""
-    found = hashlib.sha256()
-    for path in sorted(Path(model).glob("*.safetensors")):
-        with path.open("rb") as file:
-            found.update(file.read(2**22))
-    return found.hexdigest()
 
 
 def _tune(

@@ -8,24 +8,25 @@ import json
 import logging
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
+from lume_unlearn.config import names
 from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
+from lume_unlearn.evaluation.subject import Scored, Sides, Subject, load_subject
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import use_packing
@@ -40,44 +41,14 @@ REPHRASINGS = (
 )
 PREFIX = "The weather was mild that day, and the market had just opened. "
 
-Sides = dict[str, list[Row]]
-Scores = dict[str, dict[str, float]]
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model to audit, its tokenizer and its rows."""
-
-    config: AuditConfig
-    model: Any
-    tokenizer: Any
-    rows: Sides
-
-    def results(self, name: str, rows: Sides, model: Any = None, **options: Any) -> dict[str, Any]:
-        """Write the rows to ``<output>/<name>`` and return the harness's results of the model (or a changed one)."""
-        folder = Path(self.config.output) / name
-        with writing(Path(self.config.output)):
-            folder.mkdir(parents=True, exist_ok=True)
-            for side, side_rows in rows.items():
-                lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
-                write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
-        lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
-        tasks = tuple(task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score"))
-        with harness.without_messages("lume_tasks", "lume_score: no final score"):
-            return harness.score(lm, harness.data_metadata(folder) | {"tokenizer": self.tokenizer}, tasks, **options)
-
-    def means(self, name: str, rows: Sides, model: Any = None) -> dict[str, float]:
-        """Return the four overall means of `results`, without those that have no value."""
-        results = self.results(name, rows, model)
-        values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
-        return {mean: value for mean, value in values.items() if value is not None}
+Scores = dict[str, Scored]
 
 
 def audit(config: AuditConfig) -> Scores:
-    """Run the audits and write ``audit.json``.
+    """Run the audits and write ``audit.json``: audit to the four overall means (see `lume_score`).
 
     Returns:
-        audit to the four overall means (see `lume_score`). ``plain`` is always included.
+        audit to the scores. ``plain`` is always included.
 
     Raises:
         ConfigError: an option that cannot work, rows that an audit cannot be run on, a model that cannot be quantised,
@@ -87,30 +58,37 @@ def audit(config: AuditConfig) -> Scores:
     output = Path(config.output)
     require_unused(output)
     rows = locate.load_rows(named_directory(config.data), config.split)
-    if config.limit:
-        rows = {side: _sample(all_rows, config.limit, config.seed) for side, all_rows in rows.items()}
+    rows = sampled_rows(config, rows)
     chosen = chosen_audits(config, rows)
-    if config.peft:
-        model = load.merged_model(config.model, config.peft, config.trust_remote_code, option="--peft")
-    else:
-        model = load.load_model(config.model, torch.float32, config.trust_remote_code)
-    model.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
-    subject = Subject(config, model, load.load_tokenizer(config.model, config.trust_remote_code), rows)
+    return run_audits(load_subject(config, config.model, config.peft, rows), chosen)
+
+
+def sampled_rows(config: AuditConfig, rows: Sides) -> Sides:
+    """Return the rows of each side that ``--limit`` keeps."""
+    if not config.limit:
+        return rows
+    return {side: _sample(side_rows, config.limit, config.seed) for side, side_rows in rows.items()}
+
+
+def run_audits(subject: Subject, chosen: Sequence[str], **plain: Any) -> Scores:
+    """Run the chosen audits and write ``audit.json`` after each; ``plain`` are options of scoring the rows as given."""
     if "quantised" in chosen:
-        weight_layers(model)  # refuse a model that cannot be quantised before the first audit
-    results: Scores = {}
+        weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
+    results: Scores = {"plain": subject.score("plain", subject.rows, **plain)}
+    output = Path(subject.config.output)
     for name in chosen:
-        results |= AUDITS[name](subject)
+        results |= AUDITS[name](subject) if name != "plain" else {}
         with writing(output):  # after each audit, so that a later failure loses nothing
-            write_text(output / "audit.json", json.dumps(results, indent=1) + "\n")
+            means = {audit: scored.means for audit, scored in results.items()}
+            write_text(output / "audit.json", json.dumps(means, indent=1) + "\n")
     return results
 
 
 def audit_table(results: Scores) -> str:
     """Return the results as a Markdown table, one audit a row; a dash where a score has no value."""
     lines = ["| audit | " + " | ".join(harness.MEANS) + " |", "|---" * (len(harness.MEANS) + 1) + "|"]
-    for name, scores in results.items():
-        cells = (f"{scores[column]:.3f}" if column in scores else "-" for column in harness.MEANS)
+    for name, scored in results.items():
+        cells = (f"{scored.means[column]:.3f}" if column in scored.means else "-" for column in harness.MEANS)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -121,7 +99,7 @@ def chosen_audits(config: AuditConfig, rows: Sides) -> list[str]:
     Raises:
         ConfigError: an audit of ``--audits`` is unknown, or the rows do not suffice for it.
     """
-    named = [name.strip() for name in (config.audits or "").split(",") if name.strip()]
+    named = names(config.audits)
     found = {name: _fault(name, config, rows) for name in ("plain", *(named or AUDITS))}
     faults = [f"{name}: {fault}" for name, fault in found.items() if fault]
     if named and faults:
@@ -165,7 +143,7 @@ def _quantised(subject: Subject) -> Scores:
         else:
             model = rounded_copy(subject.model, bits)
         how = "bitsandbytes" if use_bitsandbytes else "rounded"
-        scores[f"{bits}-bit ({how})"] = subject.means(f"{bits}-bit", subject.rows, model)
+        scores[f"{bits}-bit ({how})"] = subject.score(f"{bits}-bit", subject.rows, model)
     return scores
 
 
@@ -174,10 +152,14 @@ def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 
 
 def _relearning_rows(config: AuditConfig, rows: Sides, side: str) -> tuple[list[Row], Sides]:
-    """Sample rows of one side to train on; return them, and the rows whose documents are not in the sample to score."""
+    """Sample rows of one side to train on; return them, and the rows whose documents are not in the sample to score.
+
+    If all forget rows are of one document, the rows that are not in the sample themselves are scored.
+    """
     sample = _sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2), config.seed)
-    stems = {row.stem for row in sample}
-    return sample, rows | {"forget": [row for row in rows["forget"] if row.stem not in stems]}
+    several = len({row.stem for row in rows["forget"]}) > 1
+    used = {row.stem if several else row.id for row in sample}
+    return sample, rows | {"forget": [row for row in rows["forget"] if (row.stem if several else row.id) not in used]}
 
 
 def _relearned(side: str, subject: Subject) -> Scores:
@@ -191,8 +173,8 @@ def _relearned(side: str, subject: Subject) -> Scores:
     model.set_attn_implementation("sdpa")
     name = f"relearned on {len(sample)} {side} rows"
     return {
-        f"held out, before it was {name}": subject.means(f"relearn-{side}-before", held_out),
-        f"held out, {name}": subject.means(f"relearn-{side}", held_out, model),
+        f"held out, before it was {name}": subject.score(f"relearn-{side}-before", held_out),
+        f"held out, {name}": subject.score(f"relearn-{side}", held_out, model),
     }
 
 
@@ -210,7 +192,7 @@ def _other_words(subject: Subject) -> Scores:
     if shots:
         front = "".join(f"{row.input} {row.output}\n\n" for row in shots)
         changed[f"{len(shots)} answered retain rows in front"] = _with_inputs(rows, lambda text: front + text)
-    return {name: subject.means(f"words-{i}", changed[name]) for i, name in enumerate(changed)}
+    return {name: subject.score(f"words-{i}", changed[name]) for i, name in enumerate(changed)}
 
 
 def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
@@ -221,26 +203,24 @@ def _samples(subject: Subject) -> Scores:
     """Sample several answers to each question at temperature 1; a question counts as known if one of them is right."""
     config = subject.config
     rows = _questions(subject.rows)
+    right: dict[str, set[str]] = {side: set() for side in rows}
     known: dict[str, set[str]] = {side: set() for side in rows}
     for number in range(config.samples):
-        results = subject.results(
+        scored = subject.score(
             "samples",
             rows,
             gen_kwargs={"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
             torch_random_seed=config.seed + number,
-            log_samples=True,
         )
-        for samples in results["samples"].values():
-            for sample in samples:
-                doc = sample["doc"]
-                if exact_match(doc["output"], sample["filtered_resps"][0]) == 1.0:
-                    known[doc["side"]].add(doc["id"])
-    shares = {f"{side}_knowledge": len(known[side]) / len(rows[side]) for side in rows}
-    return {f"any of {config.samples} samples": shares}
+        for side, side_rows in rows.items():
+            known[side] |= scored.known[side]
+            right[side] |= {row.id for row in side_rows if exact_match(row.output, scored.answers[row.id])}
+    shares = {f"{side}_knowledge": len(right[side]) / len(rows[side]) for side in rows}
+    return {f"any of {config.samples} samples": Scored(shares, known, scored.answers)}
 
 
 AUDITS: dict[str, Callable[[Subject], Scores]] = {
-    "plain": lambda subject: {"plain": subject.means("plain", subject.rows)},
+    "plain": lambda subject: {"plain": subject.score("plain", subject.rows)},
     "quantised": _quantised,
     "relearn_forget": partial(_relearned, "forget"),
     "relearn_retain": partial(_relearned, "retain"),

@@ -53,13 +53,16 @@ def wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
         return LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
-def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume",), **options: Any) -> dict[str, Any]:
+def score(
+    model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume",), all_tasks: bool = False, **options: Any
+) -> dict[str, Any]:
     """Return the results of the harness's `simple_evaluate` for one model.
 
     Args:
         model: model arguments of the harness's `hf` backend (``{"pretrained": ..., ...}``), or an LM object.
         metadata: for the data functions: ``lume_data_dir``, ``lume_split``, ...; ``tokenizer`` with an LM object.
         tasks: LUME tasks or groups.
+        all_tasks: look for tasks among all those of the harness, too, which takes a while.
         **options: of `simple_evaluate`: ``device``, ``batch_size``, ``limit``, ``gen_kwargs``, ...
     """
     from lm_eval import evaluator
@@ -67,7 +70,7 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     arguments = model if isinstance(model, dict) else {}
     if "gen_kwargs" in options:
         metadata = metadata | {"lume_gen_kwargs": True}  # else the tasks refuse what is not the protocol's generation
-    manager = task_manager(arguments | metadata)
+    manager = task_manager(arguments | metadata, all_tasks)
     get_commit = evaluator.get_git_commit_hash
     evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
     try:
@@ -85,11 +88,11 @@ def score(model: Any, metadata: dict[str, Any], tasks: tuple[str, ...] = ("lume"
     return dict(results)
 
 
-def task_manager(metadata: dict[str, Any]) -> Any:
-    """Return a task manager of the harness that knows the tasks of LUME alone: indexing all takes long."""
+def task_manager(metadata: dict[str, Any], all_tasks: bool = False) -> Any:
+    """Return a task manager of the harness that knows the tasks of LUME alone (indexing all takes long), or all."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata)
+    return TaskManager(include_path=str(task_dir()), include_defaults=all_tasks, metadata=metadata)
 
 
 def metric(results: dict[str, Any], task: str, name: str) -> float | None:

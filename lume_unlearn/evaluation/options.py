@@ -60,6 +60,13 @@ class AuditConfig:
         model: Model to audit: a folder or a hub name.
         output: Folder for the rows of each audit and audit.json.
         peft: Adapter on the model, if the unlearned model is one.
+        before: Model before unlearning. With it the audit ends in a verdict: gone, not gone, or cannot be told (exit
+            status 0, 1, 3), in verdict.json and verdict.html.
+        require: Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9";
+            verdict.json lists the numbers.
+        tasks: Further tasks of the harness, separated by commas, scored before and after.
+        forgotten: Data directories of earlier requests, separated by commas: their forget rows must be gone as well.
+        show_pii: Do not redact personal data on the page.
         data: Data directory; default LUME_DATA_DIR, else the published LUME.
         split: Rows to use: all, train, validation or test.
         audits: Audits to run, separated by commas; by default all.
@@ -77,6 +84,11 @@ class AuditConfig:
     model: str
     output: str
     peft: str | None = None
+    before: str | None = None
+    require: str | None = None
+    tasks: str | None = None
+    forgotten: str | None = None
+    show_pii: bool = False
     data: str | None = None
     split: Split = "all"
     audits: str | None = None
@@ -93,3 +105,6 @@ class AuditConfig:
     def __post_init__(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
         check_types(self)
+        given = [name for name in ("require", "tasks", "forgotten") if getattr(self, name) is not None]
+        if given and self.before is None:
+            raise_faults([f"--{', --'.join(given)}: only with --before, which asks for a verdict"])

@@ -35,7 +35,7 @@ class Record(TrainerCallback):
         precision = "bfloat16" if use_bfloat16(config.precision) else "float32"
         self.content: dict[str, Any] = {
             "config": asdict(config) | {"precision": precision},
-            "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            "versions": versions(),
             "data_sha256": checksums,
             "seed": config.seed,
         }
@@ -99,6 +99,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str:

@@ -13,7 +13,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Subject, audit, chosen_audits
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Scores, Subject, audit, chosen_audits
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
 from tests.conftest import make_model, write_rows
 
@@ -53,18 +53,20 @@ def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture(scope="module")
-def results(config: AuditConfig, short_answers: None) -> dict[str, dict[str, float]]:
+def results(config: AuditConfig, short_answers: None) -> Scores:
     return audit(config)
 
 
-def test_every_audit_is_scored_and_written(config: AuditConfig, results: dict[str, dict[str, float]]) -> None:
+def test_every_audit_is_scored_and_written(config: AuditConfig, results: Scores) -> None:
     rephrased = [f"rephrased {number}" for number in (1, 2, 3)]
     relearned = [f"relearned on 2 {side} rows" for side in ("forget", "retain")]
     held_out = [f"held out, {before}{name}" for name in relearned for before in ("before it was ", "")]
     others = ["upper case", "prefix", "3 answered retain rows in front", "any of 2 samples"]
     assert list(results) == ["plain", "8-bit (rounded)", "4-bit (rounded)", *held_out, *rephrased, *others]
-    assert set(results["plain"]) == set(harness.MEANS)
-    assert json.loads((Path(config.output) / "audit.json").read_text()) == results
+    assert set(results["plain"].means) == set(harness.MEANS)
+    assert json.loads((Path(config.output) / "audit.json").read_text()) == {
+        name: s.means for name, s in results.items()
+    }
 
 
 @pytest.mark.usefixtures("results")
@@ -112,7 +114,7 @@ def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Pat
     assert chosen_audits(config, rows) == possible
     results = audit(replace(config, data=data, output=str(tmp_path / "out"), audits="other_words"))
     assert list(results) == ["plain", "upper case", "prefix"]
-    assert set(results["plain"]) == {"forget_regurgitation", "retain_regurgitation"}
+    assert set(results["plain"].means) == {"forget_regurgitation", "retain_regurgitation"}
 
 
 def test_audit_that_cannot_run_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:

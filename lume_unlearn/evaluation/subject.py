@@ -1,0 +1,106 @@
+"""The model that is audited, and how it does on changed rows or with changed weights."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lume_tasks.data.rows import SIDES, TASKS, Row
+from lume_unlearn.evaluation import harness
+from lume_unlearn.evaluation.options import AuditConfig
+from lume_unlearn.evaluation.rules import is_known
+from lume_unlearn.files import write_text, writing
+from lume_unlearn.model import load
+
+Sides = dict[str, list[Row]]
+
+NEW_TOKENS = 256
+"""Most tokens that the protocol generates."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """How a model did on some rows."""
+
+    means: dict[str, float]
+    """The overall means of `lume_score`, without those that have no value."""
+    known: dict[str, set[str]]
+    """Side to the ids of the rows that the model knows (`rules.is_known`)."""
+    answers: dict[str, str]
+    """Id of each row to the generated text."""
+    results: dict[str, Any] = field(default_factory=dict)
+    """The harness's results."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model to audit, its tokenizer and its rows."""
+
+    config: AuditConfig
+    model: Any
+    tokenizer: Any
+    rows: Sides
+
+    def score(self, name: str, rows: Sides, model: Any = None, more: Sequence[str] = (), **options: Any) -> Scored:
+        """Write the rows to ``<output>/<name>``, and score the model (or a changed one) on them.
+
+        Args:
+            name: folder to write to.
+            rows: rows to score.
+            model: scored instead of the model itself.
+            more: further tasks on the rows.
+            **options: of `harness.score`.
+        """
+        folder = Path(self.config.output) / name
+        write_sides(folder, rows)
+        tasks = [task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score")]
+        options["gen_kwargs"] = self._shorter_answers() | options.get("gen_kwargs", {})
+        if not options["gen_kwargs"]:
+            del options["gen_kwargs"]
+        lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
+        metadata = harness.data_metadata(folder) | {"tokenizer": self.tokenizer}
+        with harness.without_messages("lume_tasks", "lume_score: no final score"):
+            results = harness.score(lm, metadata, (*tasks, *more), log_samples=True, **options)
+        values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
+        means = {mean: value for mean, value in values.items() if value is not None}
+        samples = [sample for task in harness.ROW_TASKS for sample in results["samples"].get(task, [])]
+        answers = {sample["doc"]["id"]: sample["filtered_resps"][0] for sample in samples}
+        return Scored(means, known_rows(rows, answers), answers, results)
+
+    def _shorter_answers(self) -> dict[str, Any]:
+        """Limit the new tokens on rows that are not LUME's: twice the longest answer, and 32."""
+        rows = [row for side_rows in self.rows.values() for row in side_rows]
+        if any(row.task in TASKS for row in rows):
+            return {}
+        longest = max(len(self.tokenizer.encode(row.output)) for row in rows)
+        return {"max_gen_toks": min(NEW_TOKENS, 2 * longest + 32)}
+
+
+def known_rows(rows: Mapping[str, Sequence[Row]], answers: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return the ids of the rows on each side whose answer the model knows."""
+    return {
+        side: {row.id for row in rows.get(side, []) if is_known(row.kind, row.output, answers[row.id])}
+        for side in SIDES
+    }
+
+
+def write_sides(folder: Path, rows: Sides) -> None:
+    """Write rows as a data directory; ConfigError if they cannot be written."""
+    with writing(folder.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+        for side, side_rows in rows.items():
+            lines = (json.dumps(vars(row), ensure_ascii=False) for row in side_rows)
+            write_text(folder / f"{side}.jsonl", "\n".join(lines) + "\n")
+
+
+def load_subject(config: AuditConfig, model: str, peft: str | None, rows: Sides) -> Subject:
+    """Load a model and its tokenizer; ConfigError if that is not possible."""
+    if peft:
+        loaded = load.merged_model(model, peft, config.trust_remote_code, option="--peft")
+    else:
+        loaded = load.load_model(model, torch.float32, config.trust_remote_code)
+    loaded.to(config.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+    return Subject(config, loaded, load.load_tokenizer(model, config.trust_remote_code), rows)
