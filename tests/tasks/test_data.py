@@ -72,7 +72,7 @@ def test_faults_of_both_files_and_between_them_are_reported(folder):
     lines = str(caught.value).splitlines()
     assert len(lines) == 6
     assert lines[0] == f'{folder / "forget.jsonl"}:1: field "id" is missing'
-    assert lines[-1] == f'{folder / "retain.jsonl"}:1: id "x" ends neither in sc<digit> nor in qa<digit>'
+    assert lines[-1] == f'{folder / "retain.jsonl"}:1: id "x" ends neither in sc<number> nor in qa<number>'
     for name in ("forget", "retain"):
         write(folder / f"{name}.jsonl", [row("f1sc1")])
     with pytest.raises(DataError, match='split all: forget row "f1sc1" is in retain too'):
