@@ -4,19 +4,21 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 from lume_tasks.errors import DataError, first_few, visible
 from lume_tasks.paths import task_dir
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``lume-tasks path``, ``fetch`` or ``check DIR``; return the exit status (0 fine, 1 problems)."""
+    """Run ``lume-tasks path``, ``fetch``, ``check`` or ``prepare``; return the exit status (0 fine, 1 problems)."""
     parser = argparse.ArgumentParser(prog="lume-tasks", description="LUME for lm-evaluation-harness: tasks and data.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("path", help="print the folder of the task YAMLs, for --include_path")
     commands.add_parser("fetch", help="download and check the published data, print the folder")
     check = commands.add_parser("check", help="validate a data directory")
     check.add_argument("dir", type=Path, metavar="DIR")
+    _add_prepare(commands)
     args = parser.parse_args(argv)
     try:
         text, status = _run(args)
@@ -30,6 +32,30 @@ def main(argv: list[str] | None = None) -> int:
     return status
 
 
+def _add_prepare(commands: Any) -> None:
+    about = "Make forget and retain rows from CSV, JSONL, JSON, parquet and text files, or folders of them."
+    text = (
+        f"{about} Fields are found by name: question and answer, input and output, prompt and completion or response, "
+        "messages (a chat), or text. Each question of a chat is asked alone, without system message and earlier turns. "
+        "A text is cut at a sentence end: the model must complete it. Each .txt and .md file is one text. "
+        "A fault shows its line (in .json and parquet files: the number of the row)."
+    )
+    parser = commands.add_parser("prepare", help="make forget and retain rows from your own files", description=text)
+    files = {"type": Path, "nargs": "+", "metavar": "FILE"}
+    parser.add_argument("--forget", required=True, **files, help="files or folders with what the model must forget")
+    parser.add_argument("--retain", default=[], **files, help="files or folders with what the model must keep")
+    parser.add_argument(
+        "--output", required=True, type=Path, metavar="DIR", help="folder to write, without rows so far"
+    )
+    parser.add_argument("--input_field", metavar="NAME", help="the question, or the text if there is no --output_field")
+    parser.add_argument("--output_field", metavar="NAME", help="the answer; needs --input_field")
+    parser.add_argument(
+        "--document_field", metavar="NAME", help="rows with the same value here are one document (document)"
+    )
+    parser.add_argument("--label", default="own", help="task label of rows without a field task (%(default)s)")
+    parser.add_argument("--list", action="store_true", help="print every row with its id and place")
+
+
 def _run(args: argparse.Namespace) -> tuple[str, int]:
     """Return the text to print and the exit status; import what the command needs only now."""
     if args.command == "path":
@@ -38,6 +64,13 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
         from lume_tasks.data.fetch import fetch
 
         return str(fetch()), 0
+    if args.command == "prepare":
+        from lume_tasks.data.prepare import Options, prepare
+
+        if args.output_field and not args.input_field:
+            raise DataError("--output_field: needs the field of the question; add --input_field")
+        options = Options(args.input_field, args.output_field, args.document_field, args.label)
+        return prepare(args.forget, args.retain, args.output, options, args.list), 0
     from lume_tasks.data.checks import check_dir
 
     if not args.dir.is_dir():

@@ -81,9 +81,9 @@ def scan(
     if path.suffix not in SUFFIXES:
         return {}, [(0, "is neither .jsonl nor .parquet")]
     try:
-        objects, faults = _read_parquet(path, fields) if path.suffix == ".parquet" else _read_jsonl(path)
+        objects, faults = read_parquet(path, fields) if path.suffix == ".parquet" else read_jsonl(path)
     except OSError as error:
-        return {}, [(0, f"cannot be read: {error.strerror or first_line(error)}")]
+        return {}, [unreadable(error)]
     valid: dict[int, dict[str, Any]] = {}
     for line, parsed in objects.items():
         obj = complete(parsed, line)
@@ -101,31 +101,56 @@ def read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def _read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
+def unreadable(error: OSError) -> Fault:
+    """Return the fault of a file that cannot be opened or read."""
+    return 0, f"cannot be read: {error.strerror or first_line(error)}"
+
+
+def read_lines(path: Path) -> tuple[dict[int, str], list[Fault]]:
+    """Return the lines of a UTF-8 file by number, without a byte-order mark, and a fault for each that is not UTF-8.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content[:8000]:
         return {}, [(0, "is not a text file: save it as UTF-8 and uncompressed")]
-    objects: dict[int, Any] = {}
+    lines: dict[int, str] = {}
     faults: list[Fault] = []
     for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            lines[number] = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            faults.append((number, f"is not valid UTF-8 (byte {error.start + 1} of the line): save the file as UTF-8"))
+    return lines, faults
+
+
+def read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
+    """Return the parsed lines of a JSONL file by number, and its faults; OSError if it cannot be read."""
+    lines, faults = read_lines(path)
+    objects: dict[int, Any] = {}
+    for number, line in lines.items():
         if not line.strip():
             continue
         try:
-            objects[number] = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            faults.append((number, f"is not valid UTF-8 (byte {error.start + 1} of the line)"))
+            objects[number] = json.loads(line)
         except json.JSONDecodeError as error:
             faults.append((number, f"is bad JSON: {error.msg} (column {error.pos + 1})"))
     return objects, faults
 
 
-def _read_parquet(path: Path, fields: Iterable[str]) -> tuple[dict[int, Any], list[Fault]]:
+def read_parquet(path: Path, fields: Iterable[str] | None = None) -> tuple[dict[int, Any], list[Fault]]:
+    """Return the rows of a parquet file by number, with the columns ``fields`` (None: all), and its faults.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
     from pyarrow import ArrowException, parquet
 
     try:
         with parquet.ParquetFile(path) as file:
-            columns = [field for field in fields if field in file.schema_arrow.names]
-            rows = file.read(columns=columns).to_pylist()
+            names = file.schema_arrow.names
+            rows = file.read(columns=names if fields is None else [f for f in fields if f in names]).to_pylist()
     except (ArrowException, ValueError) as error:
         return {}, [(0, f"cannot be read as parquet: {first_line(error)}")]
     return dict(enumerate(rows, 1)), []
