@@ -43,7 +43,19 @@ def _add_prepare(commands: Any) -> None:
     parser = commands.add_parser("prepare", help="make forget and retain rows from your own files", description=text)
     files = {"type": Path, "nargs": "+", "metavar": "FILE"}
     parser.add_argument("--forget", required=True, **files, help="files or folders with what the model must forget")
-    parser.add_argument("--retain", default=[], **files, help="files or folders with what the model must keep")
+    parser.add_argument(
+        "--retain",
+        default=[],
+        **files,
+        help="files or folders with what the model must keep; or `generate`: the model of --model generates it, and "
+        "what shares five words in a row with a forget row is left out",
+    )
+    parser.add_argument("--model", metavar="NAME", help="model that generates retain rows")
+    parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to generate (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the generated rows (%(default)s)")
+    parser.add_argument(
+        "--neighbours", type=Path, metavar="FILE", help="names similar to those to forget, one a line: a row about each"
+    )
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="folder to write, without rows so far"
     )
@@ -65,12 +77,7 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
 
         return str(fetch()), 0
     if args.command == "prepare":
-        from lume_tasks.data.prepare import Options, prepare
-
-        if args.output_field and not args.input_field:
-            raise DataError("--output_field: needs the field of the question; add --input_field")
-        options = Options(args.input_field, args.output_field, args.document_field, args.label)
-        return prepare(args.forget, args.retain, args.output, options, args.list), 0
+        return _prepare(args), 0
     from lume_tasks.data.checks import check_dir
 
     if not args.dir.is_dir():
@@ -79,6 +86,26 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
     if problems:
         return "\n".join([*first_few(problems), f"{len(problems)} problems"]), 1
     return _summary(args.dir), 0
+
+
+def _prepare(args: argparse.Namespace) -> str:
+    from lume_tasks.data.prepare import Options, prepare, read_texts
+
+    if args.output_field and not args.input_field:
+        raise DataError("--output_field: needs the field of the question; add --input_field")
+    options = Options(args.input_field, args.output_field, args.document_field, args.label)
+    retain = args.retain
+    if [str(path) for path in retain] == ["generate"]:
+        from lume_tasks.data.generate import write_generated
+
+        if args.model is None:
+            raise DataError("--retain generate: needs --model, which generates the rows")
+        names = [] if args.neighbours is None else args.neighbours.read_text(encoding="utf-8").split("\n")
+        names = [name.strip() for name in names if name.strip()]
+        retain = [args.output / "generated.jsonl"]
+        if not retain[0].exists():
+            write_generated(args.model, read_texts(args.forget, options), names, args.samples, args.seed, retain[0])
+    return prepare(args.forget, retain, args.output, options, args.list)
 
 
 def _summary(directory: Path) -> str:

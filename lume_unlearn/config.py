@@ -76,6 +76,8 @@ class RunConfig:
         split: Rows to use: all, train, validation or test.
         forget: File or folder with forget rows (jsonl or parquet), instead of --data.
         retain: File or folder with retain rows, instead of --data.
+        forgotten: Data directories of earlier requests, separated by commas: the monitor measures their forget rows
+            and says if they come back. `audit --forgotten` scores them.
         alternatives: File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes
             one.
         retain_term: Loss on retain rows: nll, kl, nll+kl, states or none. Default: the method's.
@@ -144,6 +146,7 @@ class RunConfig:
     split: Split = "all"
     forget: str | None = None
     retain: str | None = None
+    forgotten: str | None = None
     alternatives: str | None = None
     retain_term: RetainTerm = FILLED_IN
     forget_weight: NonNegativeFloat = FILLED_IN

@@ -127,3 +127,16 @@ def test_run_and_audit_need_no_ids_and_no_tasks(
     )
     assert code == 0, err
     assert "| plain |" in out
+
+
+def test_rows_of_earlier_requests_are_monitored(
+    own_data: Path, chat_model: Path, data_dir: Path, tmp_path: Path, command: Command
+) -> None:
+    words = ("--model", chat_model, "--data", own_data, "--method", "ga", "--epochs", 1)
+    code, out, err = command("run", *words, "--output", tmp_path / "out", "--forgotten", data_dir)
+    assert code == 0, err
+    assert "forgotten NLL" in out
+    watched = json.loads((tmp_path / "out" / "unlearning.json").read_text())["watched"]
+    assert all(entry["forgotten_nll"] > 0 for entry in watched)
+    code, _, err = command("run", *words, "--output", tmp_path / "other", "--forgotten", tmp_path / "no")
+    assert (code, f"--forgotten {tmp_path / 'no'}: is not a directory" in err) == (1, True)

@@ -100,6 +100,17 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     return "\n".join(_summary(output, sides, rows, read, duplicates, listed))
 
 
+def read_texts(paths: list[Path], options: Options) -> list[str]:
+    """Return the text of every row of the files; DataError lists everything wrong with them."""
+    texts, problems = [], []
+    for path in source_files(paths):
+        items, faults = _read_items(path, options, Counter())
+        texts += [item.text for item in items]
+        problems += place(str(path), faults)
+    raise_problems(problems)
+    return texts
+
+
 def _read_items(path: Path, options: Options, read: Counter[Any]) -> tuple[list[Item], list[Fault]]:
     objects, faults = read_source(path)
     named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)

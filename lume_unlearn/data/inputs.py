@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +10,10 @@ import numpy as np
 
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.files import find_file, place, scan_rows
+from lume_tasks.data.files import find_file, place, read_rows, scan_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError, raise_problems
-from lume_unlearn.config import RunConfig
+from lume_unlearn.config import RunConfig, names
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens, encode_rows
@@ -32,6 +32,8 @@ class Inputs:
     """Other answers to each forget row, if the method needs them."""
     checksums: dict[str, str]
     """SHA-256 of each file read."""
+    forgotten: list[Row] = field(default_factory=list)
+    """Forget rows of earlier requests, to monitor."""
 
 
 def load_inputs(config: RunConfig) -> Inputs:
@@ -56,8 +58,11 @@ def load_inputs(config: RunConfig) -> Inputs:
         files["alternatives"] = Path(config.alternatives)
         found = read_alternatives(files["alternatives"], forget)
         alternatives = [found[row.id] for row in forget]
+    earlier = [locate.side_file(named_directory(name, "--forgotten"), "forget") for name in names(config.forgotten)]
+    files |= {str(path): path for path in earlier}
     checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files.values()}
-    return Inputs(forget, retain, alternatives, checksums)
+    forgotten = [row for path in earlier for row in read_rows(path)]
+    return Inputs(forget, retain, alternatives, checksums, forgotten)
 
 
 def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:
@@ -70,10 +75,10 @@ def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:
     return rows
 
 
-def named_directory(data: str | None) -> Path:
-    """Return the data directory of ``--data``, or without it LUME_DATA_DIR or the published files."""
+def named_directory(data: str | None, option: str = "--data") -> Path:
+    """Return the data directory that an option names, or without it LUME_DATA_DIR or the published files."""
     if data is not None and not Path(data).expanduser().is_dir():
-        raise ConfigError(f"--data {data}: is not a directory")
+        raise ConfigError(f"{option} {data}: is not a directory")
     return locate.data_dir(data)
 
 

@@ -53,7 +53,9 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     for condition in names(config.require):
         rules.parse_condition(condition)
     chosen = chosen_audits(config, rows)
-    earlier = {name: locate.load_side(Path(name), "forget") for name in names(config.forgotten)}
+    earlier = {
+        name: locate.load_side(named_directory(name, "--forgotten"), "forget") for name in names(config.forgotten)
+    }
     assert config.before is not None, "audit calls verdict with --before alone"
     subject = load_subject(config, config.before, None, rows)
     before = measured(subject, subject.score("before", rows, more=_memorization(rows)), data)

@@ -4,7 +4,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,8 @@ SAMPLE = 16
 """Rows of each side to measure."""
 
 Entry = dict[str, float]
-"""One measurement: ``step``, and ``forget_nll`` and ``retain_nll`` (token means in nats) where there are rows."""
+"""One measurement: ``step``, and ``forget_nll``, ``retain_nll`` and ``forgotten_nll`` (token means in nats) where there
+are rows."""
 
 
 class Monitor(TrainerCallback, ExportableState):
@@ -47,10 +48,10 @@ class Monitor(TrainerCallback, ExportableState):
     and end there.
     """
 
-    def __init__(self, config: RunConfig, passes: Passes, forget: Sequence[Tokens], retain: Sequence[Tokens]) -> None:
-        """``passes`` are for logits; without retain rows, no collapse is found."""
+    def __init__(self, config: RunConfig, passes: Passes, rows: Mapping[str, Sequence[Tokens]]) -> None:
+        """Take passes for logits, and rows to measure: "forget", "retain" (else no collapse is found), "forgotten"."""
         self.config, self.passes = config, passes
-        self.rows = {"forget": list(forget), "retain": list(retain)}
+        self.rows = dict(rows)
         self.policy = config.on_collapse
         self.measured: list[Entry] = []
         self.good_weights: list[Tensor] = []
@@ -191,6 +192,12 @@ def verdict(measured: Sequence[Entry], negated: bool = False) -> str | None:
     forget, retain = rise(last, first, "forget"), rise(last, first, "retain")
     if not (math.isfinite(forget) and math.isfinite(retain)):
         return "the result is worse than doing nothing: its NLL is not a finite number; lower --learning_rate"
+    back = -rise(last, first, "forgotten")
+    if back > LITTLE:
+        return (
+            f"the rows of earlier requests come back: their NLL fell by {back:.3f} nats a token; add them to the "
+            "forget rows, or score them with `audit --forgotten`"
+        )
     if "forget_nll" in first and forget < LITTLE:
         return (
             f"the result has forgotten little or nothing: the forget NLL rose by {forget:.3f} nats a token, less than "

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -142,10 +143,11 @@ def prepare(
     model = load_configured(config)
     context = load.context_length(model)
     sides = encode_sides(config, tokenizer, context, inputs)
-    sample = [watched(config, tokenizer, context, rows, SAMPLE) for rows in (inputs.forget, inputs.retain)]
-    require_known(config, model, [*sides.forget, *sides.retain, *sides.alternative, *sample[0], *sample[1]])
+    rows = {"forget": inputs.forget, "retain": inputs.retain, "forgotten": inputs.forgotten}
+    sample = {side: watched(config, tokenizer, context, found, SAMPLE) for side, found in rows.items()}
+    require_known(config, model, chain(sides.forget, sides.retain, sides.alternative, *sample.values()))
     passes = Passes(model)
-    monitor = Monitor(config, passes, *sample)
+    monitor = Monitor(config, passes, sample)
     return make_trainer(config, model, passes, tokenizer, sides, [*first, monitor, *last]), monitor
 
 

@@ -1,0 +1,61 @@
+"""`lume-tasks prepare --retain generate`: retain rows that a model generates."""
+
+import json
+from itertools import repeat
+
+import pytest
+
+from lume_tasks.cli import main
+from lume_tasks.data.checks import check_dir
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.generate import ngrams, usable
+from tests.test_own_data import chat_tokenizer
+
+
+def test_rows_that_repeat_the_forget_rows_or_each_other_are_left_out():
+    known = ngrams("Ada lives in the house near the river")
+    rows = [
+        {"text": "They say she LIVES in the house: near"},  # five words in a row
+        {"text": "She lives in the town"},
+        {"text": "She lives in the town"},
+        {"question": "Who?", "answer": ""},
+        {"text": "word"},
+        {"question": "Who?", "answer": "Eve"},
+    ]
+    assert usable(iter(rows), known, 2) == [rows[1], rows[5]]
+    assert usable(repeat(rows[0]), known, 2) == []
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_a_model_generates_the_retain_rows(chat, model_dir, tmp_path, capsys):
+    model = model_dir
+    if chat:
+        from tests.conftest import make_model
+
+        model = tmp_path / "chat"
+        make_model().save_pretrained(model)
+        chat_tokenizer().save_pretrained(model)
+    (tmp_path / "person.csv").write_text("question,answer\nWhere does Ada live?,Near the river\n")
+    (tmp_path / "names.txt").write_text("Eve\n\nBob\n")
+    rows = []
+    for name in ("one", "two"):
+        words = ["prepare", "--forget", tmp_path / "person.csv", "--retain", "generate", "--model", model]
+        words += ["--samples", 4, "--neighbours", tmp_path / "names.txt", "--output", tmp_path / name]
+        assert main(list(map(str, words))) == 0, capsys.readouterr()
+        assert check_dir(tmp_path / name) == []
+        rows.append(read_rows(tmp_path / name / "retain.jsonl"))
+    assert rows[0] == rows[1]
+    assert len(rows[0]) == 4
+    assert {row.kind for row in rows[0]} == {"qa" if chat else "sc"}
+    generated = [json.loads(line) for line in (tmp_path / "one" / "generated.jsonl").read_text().splitlines()]
+    starts = [row.get("question") or row["text"] for row in generated]
+    assert all(name in start for name, start in zip(("Eve", "Bob"), starts, strict=False))
+
+
+def test_a_model_is_needed(tmp_path, capsys):
+    (tmp_path / "person.csv").write_text("question,answer\nWho?,Ada\n")
+    words = ["prepare", "--forget", f"{tmp_path}/person.csv", "--retain", "generate", "--output", f"{tmp_path}/out"]
+    assert main(words) == 1
+    assert "--retain generate: needs --model" in capsys.readouterr().err
+    assert main([*words, "--model", f"{tmp_path}/no"]) == 1
+    assert f"--model {tmp_path}/no: cannot be loaded" in capsys.readouterr().err
