@@ -1,6 +1,5 @@
 """The final runs: train with the best setting on all rows, then score, judge and audit the result."""
 
-import copy
 import random
 import time
 import traceback
@@ -17,12 +16,11 @@ from lume_tasks.data import locate
 from lume_unlearn.compare.judge import judged, locate_mmlu
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.quantisation import rounded_copy
 from lume_unlearn.model import load
-from lume_unlearn.model.forward import evaluating, use_packing
-from lume_unlearn.training.relearning import fine_tune
+from lume_unlearn.model.forward import evaluating
+from lume_unlearn.training.relearning import trained_copy
 from lume_unlearn.training.run import unlearned
 
 CURVE_QUESTIONS = 2
@@ -132,10 +130,5 @@ def audited(config: CompareConfig, model: Any, tokenizer: Any, folders: Mapping[
 
 
 def _trained_copy(config: CompareConfig, model: Any, tokenizer: Any, rows: Sequence[Any]) -> Any:
-    """Return a copy whose weights, all of them, were trained on a sample of some rows."""
     chosen = random.Random(config.seed).sample(rows, min(config.audit_rows, len(rows)))
-    trained = copy.deepcopy(model).requires_grad_(True)
-    use_packing(trained)
-    texts = encode_rows(tokenizer, chosen, "text", None, load.context_length(trained))
-    fine_tune(trained, texts, AUDIT_EPOCHS, config.audit_rate, batch_size=8, seed=config.seed)
-    return trained
+    return trained_copy(model, tokenizer, chosen, "text", AUDIT_EPOCHS, config.audit_rate, config.seed)

@@ -3,7 +3,6 @@
 Each audit writes its rows as a data directory and scores them with the tasks of the harness.
 """
 
-import copy
 import json
 import logging
 import random
@@ -20,7 +19,6 @@ from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.metrics.text import exact_match
 from lume_unlearn.config import names
-from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
@@ -28,9 +26,7 @@ from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import rounded_copy, weight_layers
 from lume_unlearn.evaluation.subject import Scored, Sides, Subject, load_subject
 from lume_unlearn.files import write_text, writing
-from lume_unlearn.model import load
-from lume_unlearn.model.forward import use_packing
-from lume_unlearn.training.relearning import fine_tune
+from lume_unlearn.training.relearning import trained_copy
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -166,11 +162,8 @@ def _relearned(side: str, subject: Subject) -> Scores:
     """Train a copy on a sample of one side, then score forget rows of other documents with both models."""
     config = subject.config
     sample, held_out = _relearning_rows(config, subject.rows, side)
-    model = copy.deepcopy(subject.model)
-    use_packing(model)
-    texts = encode_rows(subject.tokenizer, sample, "answer", None, load.context_length(model))
-    fine_tune(model, texts, config.relearn_epochs, config.relearn_rate, batch_size=8, seed=config.seed)
-    model.set_attn_implementation("sdpa")
+    setting = (config.relearn_epochs, config.relearn_rate, config.seed)
+    model = trained_copy(subject.model, subject.tokenizer, sample, "answer", *setting)
     name = f"relearned on {len(sample)} {side} rows"
     return {
         f"held out, before it was {name}": subject.score(f"relearn-{side}-before", held_out),

@@ -1,41 +1,60 @@
-"""Ordinary training on texts, as small as it gets: to make a tiny model memorise, or an unlearned one relearn."""
+"""Ordinary training on a few rows, as small as it gets: does an unlearned model relearn?"""
 
+import copy
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import get_cosine_schedule_with_warmup
 
-from lume_unlearn.data.encode import Tokens
+from lume_tasks.data.rows import Row
+from lume_unlearn.data.encode import Tokens, encode_rows
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Passes, Span
+from lume_unlearn.model.forward import Passes, Span, use_packing
+from lume_unlearn.model.load import context_length
 from lume_unlearn.model.output_layer import nll_value
 
+BATCH_SIZE = 8
 
-def fine_tune(
+
+def trained_copy(
     model: Any,
-    texts: Sequence[Tokens],
+    tokenizer: Any,
+    rows: Sequence[Row],
+    loss_on: Literal["answer", "text"],
     epochs: int,
     learning_rate: float,
-    batch_size: int,
-    warmup_steps: int = 0,
-    seed: int = 0,
-) -> None:
+    seed: int,
+) -> Any:
+    """Return a copy of a model (without adapter) whose weights, all of them, were trained on rows.
+
+    Raises:
+        DataError: rows that do not fit the model.
+    """
+    trained = copy.deepcopy(model).requires_grad_(True)
+    use_packing(trained)
+    texts = encode_rows(tokenizer, rows, loss_on, None, context_length(trained))
+    fine_tune(trained, texts, epochs, learning_rate, seed)
+    trained.set_attn_implementation("sdpa")
+    return trained
+
+
+def fine_tune(model: Any, texts: Sequence[Tokens], epochs: int, learning_rate: float, seed: int) -> None:
     """Minimise the token mean of the negative log-likelihood, in place, on the device where the model is.
 
-    AdamW (betas 0.9 and 0.95, no weight decay), gradients clipped to norm 1, linear warm-up, then a cosine to 0. The
-    order of the texts is a function of the seed.
+    AdamW (betas 0.9 and 0.95, no weight decay), gradients clipped to norm 1, a cosine to 0. The order of the texts is a
+    function of the seed.
     """
     order = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, warmup_steps, epochs * -(-len(texts) // batch_size))
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, epochs * -(-len(texts) // BATCH_SIZE))
     passes = Passes(model)
     model.train()
     for _ in range(epochs):
         shuffled = torch.randperm(len(texts), generator=order).tolist()
-        for start in range(0, len(shuffled), batch_size):
-            batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + batch_size]]}).to(model.device)
+        for start in range(0, len(shuffled), BATCH_SIZE):
+            batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + BATCH_SIZE]]}).to(model.device)
             (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
             token_mean(nll).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

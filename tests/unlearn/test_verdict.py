@@ -116,6 +116,15 @@ def test_the_command_ends_in_a_verdict(
     assert f"Verdict: {status}" in page
 
 
+def test_an_adapter_is_audited(person: Path, models: Callable[[str], Path], tmp_path: Path, command: Command) -> None:
+    target, output = models("target"), tmp_path / "adapter"
+    code, _, err = command("run", "--model", target, "--data", person, "--method", "ga", "--output", output)
+    assert code == 0, err
+    words = ("--before", target, "--model", target, "--peft", output, "--data", person)
+    code, out, err = command("audit", *words, "--audits", "relearn_forget", "--output", tmp_path / "out")
+    assert "Known before: 4 of 4" in out, err
+
+
 def test_requirement_and_earlier_request(
     person: Path, models: Callable[[str], Path], tmp_path: Path, command: Command
 ) -> None:
