@@ -62,7 +62,8 @@ class Subject:
             del options["gen_kwargs"]
         lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
         metadata = harness.data_metadata(folder) | {"tokenizer": self.tokenizer}
-        with harness.without_messages("lume_tasks", "lume_score: no final score"):
+        no_score = harness.without_messages("lume_tasks", "lume_score: no final score")
+        with no_score, harness.without_messages("lm_eval.evaluator", "generation_kwargs: "):
             results = harness.score(lm, metadata, (*tasks, *more), log_samples=True, **options)
         values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
         means = {mean: value for mean, value in values.items() if value is not None}

@@ -61,14 +61,14 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     before = measured(subject, subject.score("before", rows, more=_memorization(rows)), data)
     subject = load_subject(config, config.model, config.peft, rows)
     scores = run_audits(subject, chosen, more=_memorization(rows))
-    now = measured(subject, scores["plain"], data)
+    now, probes = measured(subject, scores["plain"], data), probes_of(scores)
     leaks = {
         name: (_known(subject, f"forgotten-{i}", earlier[name]), len(earlier[name])) for i, name in enumerate(earlier)
     }
-    decided = decide(before, now, scores, leaks)
+    decided = decide(before, now, probes, leaks)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     unmet = rules.unmet(config.require, numbers)
-    content = contents(config, data, rows, before, now, scores, decided) | {"unmet": unmet, "numbers": numbers}
+    content = contents(config, data, rows, before, now, probes, decided) | {"unmet": unmet, "numbers": numbers}
     with writing(output):
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
         page = template("verdict.html.j2", autoescape=True).render(content=content)
@@ -123,16 +123,21 @@ def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
     return Measured(plain, numbers)
 
 
-def decide(before: Measured, now: Measured, scores: Scores, earlier: Mapping[str, tuple[int, int]]) -> Verdict:
+def probes_of(scores: Scores) -> dict[str, Scored]:
+    """Return the scores of the probes by a short name, without the controls of relearning."""
+    kept = {name: scored for name, scored in scores.items() if name != "plain" and not name.startswith(CONTROLS)}
+    return {name.removeprefix("held out, "): scored for name, scored in kept.items()}
+
+
+def decide(before: Measured, now: Measured, probes: Scores, earlier: Mapping[str, tuple[int, int]]) -> Verdict:
     """Apply the rules to what was measured; ``earlier``: request to (rows that come out, rows)."""
     strengths = [one.numbers.get("forget_extraction_strength") for one in (before, now)]
-    probes = {
+    known = {
         name: (scored.known, {side: now.plain.known[side] & scored.answers.keys() for side in SIDES})
-        for name, scored in scores.items()
-        if name != "plain" and not name.startswith(CONTROLS)
+        for name, scored in probes.items()
     }
     both = (strengths[0], strengths[1]) if strengths[0] is not None and strengths[1] is not None else None
-    found = rules.decide(before.plain.known, now.plain.known, probes, both)
+    found = rules.decide(before.plain.known, now.plain.known, known, both)
     leaks = [f"Earlier request {name}: {n} of {total} rows come out." for name, (n, total) in earlier.items() if n]
     if not leaks:
         return found
@@ -141,13 +146,12 @@ def decide(before: Measured, now: Measured, scores: Scores, earlier: Mapping[str
 
 
 def contents(
-    config: AuditConfig, data: Path, rows: Sides, before: Measured, now: Measured, scores: Scores, decided: Verdict
+    config: AuditConfig, data: Path, rows: Sides, before: Measured, now: Measured, probes: Scores, decided: Verdict
 ) -> dict[str, Any]:
     """Return what ``verdict.json`` and the page hold; texts are redacted unless ``--show_pii``."""
     texts = [(row.id, f"{row.input} {row.output}") for side in SIDES for row in rows[side]]
     shown = None if config.show_pii else common_words(texts)
     files = [locate.side_file(data, side, config.split) for side in SIDES]
-    probes = {name: scored for name, scored in scores.items() if name != "plain" and not name.startswith(CONTROLS)}
     listed = [
         {
             "id": row.id,
