@@ -78,8 +78,7 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
             intervals[name] = bootstrap.ends(bootstrap.pooled_mean(lower))
         means[side] += present
         bounds[side] += lower
-    protocol = OWN_TASK not in task_metrics
-    if protocol and all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
+    if OWN_TASK not in task_metrics and all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
         scores["task_aggregate"] = aggregate.task_aggregate(means["forget"], means["retain"])
         if all(bounds.values()):
             replicates = bootstrap.task_aggregate(bounds["forget"], bounds["retain"])

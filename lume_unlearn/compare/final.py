@@ -31,7 +31,7 @@ Result = dict[str, Any]
 
 
 class Curve(TrainerCallback):
-    """Judges the model before training and after each epoch, in the arithmetic of training."""
+    """Judges the model at the start and after each epoch, in the arithmetic of training."""
 
     def __init__(self, config: CompareConfig, data: Path) -> None:
         """``data``: directory of the final rows."""
