@@ -84,9 +84,8 @@ def chats(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
     while True:
         batch, questions = questions[:BATCH], questions[BATCH:]
         batch = batch or [text.partition("\n")[0].strip() for text in sampled(model, tokenizer, [empty] * BATCH)]
-        asked = [question for question in batch if question]
-        answers = sampled(model, tokenizer, [chat_prompt(tokenizer, question) for question in asked]) if asked else []
-        yield from ({"question": q, "answer": a} for q, a in zip(asked, answers, strict=True))
+        answers = sampled(model, tokenizer, [chat_prompt(tokenizer, question) for question in batch])
+        yield from ({"question": q, "answer": a} for q, a in zip(batch, answers, strict=True))
 
 
 def texts(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str, str]]:
