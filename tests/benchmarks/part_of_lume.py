@@ -1,0 +1,59 @@
+"""Draw a part of LUME by document, for comparisons that a small machine can do.
+
+python tests/benchmarks/part_of_lume.py LUME OUT --documents 6 6 12 --nonmembers 36 --mmlu MMLU
+"""
+
+import argparse
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lume_tasks.data.locate import load_mia, load_side
+from lume_tasks.data.rows import SIDES, TASKS, completion_texts
+
+SUBJECTS, QUESTIONS = 20, 5
+
+
+def main() -> None:
+    """Write forget and retain rows of the train split, the members among them, non-members, and a part of MMLU."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("lume", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--documents", type=int, nargs=3, required=True, help="of Task 1, 2 and 3, for each side")
+    parser.add_argument("--nonmembers", type=int, required=True)
+    parser.add_argument("--mmlu", type=Path)
+    options = parser.parse_args()
+    draw = random.Random(0)
+    rows = {}
+    for side in SIDES:
+        found = load_side(options.lume, side, "train")
+        chosen: set[str] = set()
+        for task, count in zip(TASKS, options.documents, strict=True):
+            chosen |= set(draw.sample(sorted({row.stem for row in found if row.task == task}), count))
+        rows[side] = [row for row in found if row.stem in chosen]
+        write(options.out / f"{side}.jsonl", [vars(row) for row in rows[side]])
+    members, nonmembers = load_mia(options.lume)
+    texts = completion_texts(rows["forget"])
+    kept = [text for text in members if text.strip() in texts]
+    write(options.out / "mia_data/member.jsonl", [{"document": text} for text in kept])
+    write(options.out / "mia_data/nonmember.jsonl", [{"document": t} for t in nonmembers[: options.nonmembers]])
+    if options.mmlu:
+        subjects = sorted(path.parent for path in options.mmlu.glob("*/test*.parquet"))
+        for subject in draw.sample(subjects, SUBJECTS):
+            folder = options.out / "mmlu" / subject.name
+            folder.mkdir(parents=True, exist_ok=True)
+            questions = pd.read_parquet(next(subject.glob("test*")))
+            questions.head(QUESTIONS).to_parquet(folder / "test-00000-of-00001.parquet")
+
+
+def write(path: Path, objects: list[dict[str, Any]]) -> None:
+    """Write objects as JSONL."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(obj) + "\n" for obj in objects))
+
+
+if __name__ == "__main__":
+    main()
