@@ -40,21 +40,39 @@ TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attent
 SCORED = ("lume_task1", "lume_task2", "lume_task3", "lume_rows", "lume_mia", "lume_score")
 """Tasks that `--evaluate_every epoch` scores by default, where the data has rows or documents for them."""
 FILLED_IN: Any = None
-"""Default of an option that is filled in later: by the method, or (``max_tokens``) from the free memory."""
+"""Default of an option that is filled in later: by the method, or (``max_tokens``) from the free memory, or
+(``learning_rate``) by the size of the model."""
 DEFAULTS: Mapping[str, Any] = {
     "forget_weight": 1.0,
     "retain_weight": 1.0,
     "kl_weight": 1.0,
     "epochs": 10,
     "batch_size": 32,
-    "learning_rate": {"full": 1e-5, "lora": 1e-4},
     "lr_schedule": "linear",
     "warmup": 0.1,
     "max_grad_norm": 1.0,
 }
 """Defaults of a method that names none itself."""
+RATES = {"full": (1e-5, 5e-4), "lora": (1e-4, 1e-3)}
+"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
+PARAMETERS = 1e9
 
 _log = logging.getLogger("lume_unlearn")
+
+
+def kind_of(tuning: str) -> Literal["lora", "full"]:
+    """Return "lora", or "full" for all tunings of the weights themselves."""
+    return "lora" if tuning == "lora" else "full"
+
+
+def rate_for(parameters: int, tuning: str) -> float:
+    """Return the default learning rate of methods without one of their own, by the size of the model.
+
+    In inverse proportion to the number of parameters below `PARAMETERS`. Worked example: full tuning of 135 M
+    parameters, 1e-5 * 1e9 / 135e6 = 7.4e-5; of 13 M parameters the highest, 5e-4.
+    """
+    lowest, highest = RATES[kind_of(tuning)]
+    return min(max(lowest, lowest * PARAMETERS / parameters), highest)
 
 
 def names(text: str | None) -> list[str]:
@@ -94,7 +112,8 @@ class RunConfig:
         max_tokens: Most tokens in one micro-batch of one process; changes memory and speed, not the result. Default:
             8192 on a GPU and 2048 on a CPU, less if a single process has little free memory (4 MiB a token, at least
             512); unlearning.json records the number.
-        learning_rate: Peak learning rate. Default: the method's, mostly 1e-5, and 1e-4 with LoRA.
+        learning_rate: Peak learning rate. Default: the method's; of most methods 1e-5, and 1e-4 with LoRA, for models
+            of 1 B parameters and more, higher for smaller ones (RESULTS.md).
         lr_schedule: Learning rate after the warm-up (Trainer's lr_scheduler_type): linear (to 0), cosine or constant.
         weight_decay: Weight decay of AdamW.
         warmup: Share of the steps in which the learning rate rises (Trainer's warmup_ratio); unlike Trainer's, the
@@ -210,8 +229,7 @@ class RunConfig:
     def _fill_in_defaults(self) -> None:
         method = self.spec
         defaults = {**DEFAULTS, "retain_term": method.retain, **method.defaults}
-        rates = {**DEFAULTS["learning_rate"], **defaults["learning_rate"]}
-        defaults["learning_rate"] = rates["lora" if self.tuning == "lora" else "full"]
+        defaults["learning_rate"] = method.defaults.get("learning_rate", {}).get(kind_of(self.tuning))
         for name, value in defaults.items():
             if getattr(self, name) is None:
                 object.__setattr__(self, name, value)

@@ -33,7 +33,7 @@ class CompareConfig:
         split: Rows to use: all, train, validation or test.
         alternatives: File with other answers to the forget rows, for dpo and altpo.
         trials: Settings to try for each method and tuning: the first three are the method's defaults with its learning
-            rate times 1, 10 and 50; a sampler (TPE) chooses the others.
+            rate times 1, 0.2 and 5; a sampler (TPE) chooses the others.
         seeds: Runs of the best setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
         epochs: Epochs of every run; default: each method's.

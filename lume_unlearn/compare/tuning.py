@@ -16,11 +16,11 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.training.monitor import Monitor
-from lume_unlearn.training.run import prepare, unlearned, with_inputs
+from lume_unlearn.training.run import filled_in, prepare, unlearned, with_inputs
 
-RATES = (0.3, 100.0)
-"""Learning rates to try, as multiples of the method's default, which suits models of 1B parameters and more."""
-LADDER = (1.0, 10.0, 50.0)
+RATES = (0.05, 20.0)
+"""Learning rates to try, as multiples of the method's default for the model."""
+LADDER = (1.0, 0.2, 5.0)
 """The first trials are the method's defaults with the learning rate times these."""
 WEIGHTS = (0.1, 10.0)
 """Retain weights to try, as multiples of the method's default."""
@@ -37,7 +37,7 @@ def defaults(config: CompareConfig, method: str, tuning: str) -> RunConfig:
     options: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
     if METHODS[method].alternative == "file":
         options["alternatives"] = config.alternatives
-    return RunConfig(output=config.output, method=method, tuning=tuning, **options)
+    return filled_in(RunConfig(output=config.output, method=method, tuning=tuning, **options))
 
 
 def ranges(run: RunConfig) -> dict[str, tuple[float, float]]:

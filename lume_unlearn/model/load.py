@@ -9,7 +9,7 @@ import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import first_few
 from lume_unlearn.config import RunConfig
@@ -29,14 +29,32 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return _load(AutoTokenizer, "tokenizer", name, trust_remote_code=trust_remote_code)
 
 
+def _refuse_adapter(name: str) -> None:
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
+
+
+def parameter_count(name: str, trust_remote_code: bool = False) -> int:
+    """Return the number of parameters of a model, from its configuration alone.
+
+    Raises:
+        ConfigError: the configuration cannot be loaded.
+    """
+    _refuse_adapter(name)
+    config = _load(AutoConfig, "configuration", name, trust_remote_code=trust_remote_code)
+    models: Any = AutoModelForCausalLM
+    with torch.device("meta"):
+        model = models.from_config(config, trust_remote_code=trust_remote_code)
+    return sum(weight.numel() for weight in model.parameters())
+
+
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """Load a causal language model from safetensors files, with weights of this dtype.
 
     Raises:
         ConfigError: it cannot be loaded, or weights that its configuration names are missing.
     """
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
+    _refuse_adapter(name)
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     model, info = _load(AutoModelForCausalLM, "weights", name, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers fills them with random numbers

@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import release_memory
 from transformers import TrainerCallback, set_seed
 
-from lume_unlearn.config import RunConfig
+from lume_unlearn.config import RunConfig, rate_for
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
 from lume_unlearn.errors import ConfigError, require_unused
@@ -85,8 +85,8 @@ def in_output(config: RunConfig, read: Callable[[RunConfig], Inputs], train: Tra
         if first and not config.resume:
             require_unused(output, "name another folder, or use --resume")
         checkpoint = _checkpoint(output) if config.resume else None
-        config = _with_max_tokens(config, checkpoint)
         inputs = read(config)
+        config = filled_in(config, checkpoint)
         record = Record(config, inputs.checksums)
         if checkpoint is not None:
             record.resume(checkpoint)
@@ -180,13 +180,14 @@ def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[Trainer
 
 
 def with_inputs(config: RunConfig) -> tuple[RunConfig, Inputs]:
-    """Return a run's options with ``max_tokens`` filled in, and its rows.
+    """Return a run's options, all of them (see `filled_in`), and its rows.
 
     Raises:
         ConfigError: ``--data`` is not a directory.
         DataError: lists everything wrong with the rows.
     """
-    return _with_max_tokens(config, None), load_inputs(config)
+    inputs = load_inputs(config)
+    return filled_in(config), inputs
 
 
 def save(trainer: UnlearningTrainer, record: Record, **result: Any) -> None:
@@ -241,10 +242,18 @@ def _checkpoint(output: Path) -> Path | None:
     return None
 
 
-def _with_max_tokens(config: RunConfig, checkpoint: Path | None) -> RunConfig:
-    """Fill in ``max_tokens``: as in the run to resume, so that sums round alike, else the default of this machine."""
-    recorded = read_record(checkpoint).get("config", {}).get("max_tokens") if checkpoint else None
-    return replace(config, max_tokens=config.max_tokens or recorded or default_max_tokens())
+def filled_in(config: RunConfig, checkpoint: Path | None = None) -> RunConfig:
+    """Fill in ``max_tokens`` and ``learning_rate``: as in the run to resume, else the defaults of machine and model.
+
+    Raises:
+        ConfigError: the model's configuration cannot be loaded.
+    """
+    recorded = read_record(checkpoint).get("config", {}) if checkpoint else {}
+    tokens = config.max_tokens or recorded.get("max_tokens") or default_max_tokens()
+    rate = config.learning_rate or recorded.get("learning_rate")
+    if rate is None:
+        rate = rate_for(load.parameter_count(config.model, config.trust_remote_code), config.tuning)
+    return replace(config, max_tokens=tokens, learning_rate=rate)
 
 
 def default_max_tokens() -> int:

@@ -69,10 +69,10 @@ def test_objectives_by_hand() -> None:
     assert distance(RETRAINED, RETRAINED) == 0
 
 
-def test_every_method_has_a_range_for_its_main_parameter(tmp_path: Path) -> None:
+def test_every_method_has_a_range_for_its_main_parameter(model_dir: Path, tmp_path: Path) -> None:
     for method in METHODS:
         file = "alternatives" if METHODS[method].alternative == "file" else None
-        config = CompareConfig("model", str(tmp_path), methods=method, alternatives=file)
+        config = CompareConfig(str(model_dir), str(tmp_path), methods=method, alternatives=file)
         run = tuning.defaults(config, method, "full")
         for name, value in tuning.default_setting(run).items():
             low, high = tuning.ranges(run)[name]
@@ -168,7 +168,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert set(content["audits"]["gd lora"]) == {"8-bit", "4-bit", "repair", "relearning"}
     assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
     trials = content["trials"]["gd lora"]
-    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-4, 1e-3])
+    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-3, 2e-4])
     best = min(trials, key=lambda trial: trial["value"])["setting"]
     assert content["settings"]["gd lora"]["best"] == best
     mean, low, high = content["table"]["gd lora"]["loss_auc"]

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import pytest
 
 from lume_tasks.data.rows import SPLITS
-from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split
+from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split, rate_for
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.methods.registry import METHODS
@@ -27,13 +27,22 @@ def faults(**options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
+@pytest.mark.parametrize(
+    ("parameters", "full", "lora"),
+    [(7e9, 1e-5, 1e-4), (1e9, 1e-5, 1e-4), (135e6, 7.407e-5, 7.407e-4), (13e6, 5e-4, 1e-3)],
+)
+def test_small_models_have_a_higher_default_learning_rate(parameters: float, full: float, lora: float) -> None:
+    assert rate_for(int(parameters), "last:2") == pytest.approx(full, rel=1e-3)
+    assert rate_for(int(parameters), "lora") == pytest.approx(lora, rel=1e-3)
+
+
 def test_an_option_is_the_users_or_the_methods_or_the_packages() -> None:
     plain, own = config(), config(method="token-npo")
     assert (plain.epochs, plain.batch_size, plain.warmup, plain.retain_term) == (10, 32, 0.1, "nll")
     assert (own.epochs, own.batch_size, own.warmup, own.retain_term) == (20, 4, 0.1, "nll+kl")
     assert config(method="token-npo", epochs=3, kl_weight=0.0).kl_weight == 0
-    assert [config(tuning=tuning).learning_rate for tuning in ("lora", "full", "last:2")] == [1e-4, 1e-5, 1e-5]
-    assert [config(method="altpo", tuning=tuning).learning_rate for tuning in ("lora", "full")] == [1e-4, 5e-5]
+    assert [config(tuning=tuning).learning_rate for tuning in ("lora", "full", "last:2")] == [None] * 3
+    assert [config(method="altpo", tuning=tuning).learning_rate for tuning in ("lora", "full")] == [None, 5e-5]
     assert config(tuning="full", learning_rate=0.5).learning_rate == 0.5
     assert config(method="satimp", params={"beta2": 3}).params == {"beta1": 5.0, "beta2": 3}
     assert METHODS["satimp"].params["beta2"].default == 1.0
