@@ -29,7 +29,7 @@ def faults(**options: Any) -> list[str]:
 
 @pytest.mark.parametrize(
     ("parameters", "full", "lora"),
-    [(7e9, 1e-5, 1e-4), (1e9, 1e-5, 1e-4), (135e6, 7.407e-5, 7.407e-4), (13e6, 5e-4, 1e-3)],
+    [(7e9, 1e-5, 1e-4), (1e9, 1e-5, 1e-4), (135e6, 7.407e-5, 7.407e-4), (13e6, 2e-4, 1e-3)],
 )
 def test_small_models_have_a_higher_default_learning_rate(parameters: float, full: float, lora: float) -> None:
     assert rate_for(int(parameters), "last:2") == pytest.approx(full, rel=1e-3)
