@@ -53,9 +53,6 @@ DEFAULTS: Mapping[str, Any] = {
     "max_grad_norm": 1.0,
 }
 """Defaults of a method that names none itself."""
-RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
-"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
-PARAMETERS = 1e9
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -63,16 +60,6 @@ _log = logging.getLogger("lume_unlearn")
 def kind_of(tuning: str) -> Literal["lora", "full"]:
     """Return "lora", or "full" for all tunings of the weights themselves."""
     return "lora" if tuning == "lora" else "full"
-
-
-def rate_for(parameters: int, tuning: str) -> float:
-    """Return the default learning rate of methods without one of their own, by the size of the model.
-
-    In inverse proportion to the number of parameters below `PARAMETERS`. Worked example: full tuning of 135 M
-    parameters, 1e-5 * 1e9 / 135e6 = 7.4e-5; of 13 M parameters the highest, 2e-4.
-    """
-    lowest, highest = RATES[kind_of(tuning)]
-    return min(max(lowest, lowest * PARAMETERS / parameters), highest)
 
 
 def names(text: str | None) -> list[str]:

@@ -6,10 +6,24 @@ import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
 
-from lume_unlearn.config import RunConfig
+from lume_unlearn.config import RunConfig, kind_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.training.distributed import sharded
+
+RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
+"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
+PARAMETERS = 1e9
+
+
+def rate_for(parameters: int, tuning: str) -> float:
+    """Return the default learning rate of methods without one of their own, by the size of the model.
+
+    In inverse proportion to the number of parameters below `PARAMETERS`. Worked example: full tuning of 135 M
+    parameters, 1e-5 * 1e9 / 135e6 = 7.4e-5; of 13 M parameters the highest, 2e-4.
+    """
+    lowest, highest = RATES[kind_of(tuning)]
+    return min(max(lowest, lowest * PARAMETERS / parameters), highest)
 
 
 def training_arguments(config: RunConfig) -> TrainingArguments:

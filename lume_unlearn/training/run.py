@@ -14,7 +14,7 @@ from accelerate import PartialState
 from accelerate.utils import release_memory
 from transformers import TrainerCallback, set_seed
 
-from lume_unlearn.config import RunConfig, rate_for
+from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
 from lume_unlearn.errors import ConfigError, require_unused
@@ -25,7 +25,7 @@ from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.training import merge
-from lume_unlearn.training.arguments import training_arguments
+from lume_unlearn.training.arguments import rate_for, training_arguments
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
 from lume_unlearn.training.distributed import (
     by_deepspeed,

@@ -7,11 +7,12 @@ from typing import Any, get_args
 import pytest
 
 from lume_tasks.data.rows import SPLITS
-from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split, rate_for
+from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.spec import RetainTerm
+from lume_unlearn.training.arguments import rate_for
 
 
 def config(**options: Any) -> RunConfig:
