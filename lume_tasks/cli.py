@@ -103,8 +103,11 @@ def _prepare(args: argparse.Namespace) -> str:
         names = [] if args.neighbours is None else args.neighbours.read_text(encoding="utf-8").split("\n")
         names = [name.strip() for name in names if name.strip()]
         retain = [args.output / "generated.jsonl"]
-        if not retain[0].exists():
-            write_generated(args.model, read_texts(args.forget, options), names, args.samples, args.seed, retain[0])
+        if retain[0].exists():
+            raise DataError(f"{retain[0]}: exists already: name another --output folder, or it as a file of --retain")
+        write_generated(args.model, read_texts(args.forget, options), names, args.samples, args.seed, retain[0])
+    elif args.model or args.neighbours:
+        raise DataError("--model, --neighbours: only with --retain generate")
     return prepare(args.forget, retain, args.output, options, args.list)
 
 

@@ -48,11 +48,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def fingerprint(model: str) -> str:
-    """SHA-256 (hexadecimal) of the first 4 MiB of each weights file of a folder, which any training changes."""
+    """SHA-256 (hexadecimal) of the weights files of a folder; of nothing for a model on the hub."""
     found = hashlib.sha256()
     for path in sorted(Path(model).glob("*.safetensors")):
         with path.open("rb") as file:
-            found.update(file.read(2**22))
+            while block := file.read(2**24):
+                found.update(block)
     return found.hexdigest()
 
 

@@ -40,7 +40,7 @@ def read_rows(path: Path) -> list[Row]:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the valid rows of a file by line number, and the file's faults."""
-    objects, faults = scan(path, (*FIELDS, *OPTIONAL), row_problems, lambda obj, line: completed(obj, path.stem, line))
+    objects, faults = scan(path, (*FIELDS, *OPTIONAL), row_problems, completed)
     rows = {line: Row(*(obj[field] for field in FIELDS)) for line, obj in objects.items()}
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
@@ -71,11 +71,11 @@ def scan(
     path: Path,
     fields: Iterable[str],
     problems_of: Callable[[Any], list[str]],
-    complete: Callable[[Any, int], Any] = lambda obj, line: obj,
+    complete: Callable[[Any], Any] = lambda obj: obj,
 ) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
     """Read a ``.jsonl`` or ``.parquet`` file and return its valid objects by line number, and all faults.
 
-    ``fields`` are the parquet columns to read; ``complete`` adds what an object on a line may lack; ``problems_of``
+    ``fields`` are the parquet columns to read; ``complete`` adds what an object may lack; ``problems_of``
     lists what is wrong with the completed object.
     """
     if path.suffix not in SUFFIXES:
@@ -86,7 +86,7 @@ def scan(
         return {}, [unreadable(error)]
     valid: dict[int, dict[str, Any]] = {}
     for line, parsed in objects.items():
-        obj = complete(parsed, line)
+        obj = complete(parsed)
         problems = problems_of(obj)
         faults += [(line, problem) for problem in problems]
         if not problems:

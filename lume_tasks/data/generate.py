@@ -84,7 +84,8 @@ def chats(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
     while True:
         batch, questions = questions[:BATCH], questions[BATCH:]
         batch = batch or [text.partition("\n")[0].strip() for text in sampled(model, tokenizer, [empty] * BATCH)]
-        answers = sampled(model, tokenizer, [chat_prompt(tokenizer, question) for question in batch])
+        # Greedy, so that the model still gives these answers when it is scored.
+        answers = sampled(model, tokenizer, [chat_prompt(tokenizer, question) for question in batch], greedy=True)
         yield from ({"question": q, "answer": a} for q, a in zip(batch, answers, strict=True))
 
 
@@ -101,15 +102,12 @@ def texts(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
         )
 
 
-def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], strip: bool = True) -> list[str]:
-    """Sample one continuation of each prompt at temperature 1 from the most probable `TOP_P` of the mass."""
+def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], strip: bool = True, greedy: bool = False) -> list[str]:
+    """Generate one continuation of each prompt: greedily, or at temperature 1 from the most probable `TOP_P`."""
     inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False).to(model.device)
     output = model.generate(
         **inputs,
-        do_sample=True,
-        temperature=1.0,
-        top_k=0,
-        top_p=TOP_P,
+        **({"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": TOP_P}),
         max_new_tokens=NEW_TOKENS,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

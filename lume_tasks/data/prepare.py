@@ -145,7 +145,8 @@ def _contents(obj: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Content
     if problems:
         return [], problems
     if len(names) == 2:
-        return [Content("qa", obj[names[0]].strip(), obj[names[1]].strip())], []
+        kind = "sc" if obj.get("kind") == "sc" else "qa"
+        return [Content(kind, obj[names[0]].strip(), obj[names[1]].strip())], []
     content = cut(obj[names[0]])
     return ([content], []) if content else ([], ["the text is one word: a completion needs at least two"])
 
@@ -272,8 +273,8 @@ def _summary(
         advice = "forget and retain loss contradict each other there; remove rows about the person to forget"
         lines += [f"warning: {len(shared)} retain rows contain a name of the forget rows: {advice}", *_indented(shared)]
     if not rows["retain"]:
-        advice = "lume-unlearn run needs them for methods with a retain term; give them with --retain"
-        lines.append(f"no retain rows: {advice}")
+        advice = "give some with --retain, or let the model write them: --retain generate --model MODEL"
+        lines.append(f"no retain rows, which `lume-unlearn run` and `audit` need: {advice}")
     for side, items in sides.items() if listed else ():
         for row, item in zip(rows[side], items, strict=True):
             shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))

@@ -1,6 +1,7 @@
 """The rows of LUME: their fields, and everything that can be wrong with one row."""
 
 import re
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -85,14 +86,17 @@ def text_problems(obj: object, *fields: str) -> list[str]:
     return [problem for problem in found if problem]
 
 
-def completed(obj: object, file: str, line: int) -> object:
+def completed(obj: object) -> object:
     """Return a parsed row with a task and an id; both are made if they are missing.
 
-    The id is made of the file, the field ``document`` (without it the line), ``kind`` ("qa" without it) and the line.
+    The id is made of checksums of ``document`` (without it, of the text) and of the text, and of ``kind`` ("qa" without
+    it): so it holds no name, and is the same in the files of the splits.
     """
     if not isinstance(obj, dict):
         return obj
-    made = {"task": OWN, "id": f"{file}-{obj.get('document', line)}{obj.get('kind', 'qa')}{line}"}
+    text = f"{obj.get('input')}\n{obj.get('output')}"
+    document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, text))
+    made = {"task": OWN, "id": f"{document:08x}-{obj.get('kind') or 'qa'}{number}"}
     return obj | {field: value for field, value in made.items() if obj.get(field) is None}
 
 

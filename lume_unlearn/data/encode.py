@@ -42,6 +42,7 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
         raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
     if through_template(tokenizer, row.task, row.kind, chat):
         asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input)))
+        asked = asked[:-1] if asked[-1] == eos else asked  # some tokenizers append an EOS
         answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
         return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
     ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))

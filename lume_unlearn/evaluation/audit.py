@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import Row
+from lume_tasks.data.rows import Row, text_key
 from lume_tasks.metrics.text import exact_match
 from lume_unlearn.config import names
 from lume_unlearn.data.inputs import named_directory
@@ -150,19 +150,22 @@ def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
 def _relearning_rows(config: AuditConfig, rows: Sides, side: str) -> tuple[list[Row], Sides]:
     """Sample rows of one side to train on; return them, and the rows whose documents are not in the sample to score.
 
-    If all forget rows are of one document, the rows that are not in the sample themselves are scored.
+    If all forget rows are of one document, the rows that are not in the sample themselves are scored. Rows with the
+    answer of a row in the sample are not, because training teaches it.
     """
     sample = _sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2), config.seed)
     several = len({row.stem for row in rows["forget"]}) > 1
     used = {row.stem if several else row.id for row in sample}
-    return sample, rows | {"forget": [row for row in rows["forget"] if (row.stem if several else row.id) not in used]}
+    taught = {row.output.strip().lower() for row in sample}
+    left = [row for row in rows["forget"] if (row.stem if several else row.id) not in used]
+    return sample, rows | {"forget": [row for row in left if row.output.strip().lower() not in taught]}
 
 
 def _relearned(side: str, subject: Subject) -> Scores:
     """Train a copy on a sample of one side, then score forget rows of other documents with both models."""
     config = subject.config
     sample, held_out = _relearning_rows(config, subject.rows, side)
-    setting = (config.relearn_epochs, config.relearn_rate, config.seed)
+    setting = (config.relearn_epochs, config.relearn_rate, config.seed, config.chat)
     model = trained_copy(subject.model, subject.tokenizer, sample, "answer", *setting)
     name = f"relearned on {len(sample)} {side} rows"
     return {
@@ -189,7 +192,9 @@ def _other_words(subject: Subject) -> Scores:
 
 
 def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
-    return {side: [replace(row, input=change(row.input)) for row in side_rows] for side, side_rows in rows.items()}
+    """Return the rows with changed inputs, without those that the change makes equal."""
+    changed = {side: [replace(row, input=change(row.input)) for row in side_rows] for side, side_rows in rows.items()}
+    return {side: list({text_key(row): row for row in side_rows}.values()) for side, side_rows in changed.items()}
 
 
 def _samples(subject: Subject) -> Scores:

@@ -69,6 +69,7 @@ class AuditConfig:
         show_pii: Do not redact personal data on the page.
         data: Data directory; default LUME_DATA_DIR, else the published LUME.
         split: Rows to use: all, train, validation or test.
+        chat: Ask questions of your own tasks through the chat template; see `lume-unlearn run --help`.
         audits: Audits to run, separated by commas; by default all.
         limit: Rows of each side to use, chosen by the seed; 0 for all.
         relearn_rows: Rows that relearning trains on.
@@ -91,6 +92,7 @@ class AuditConfig:
     show_pii: bool = False
     data: str | None = None
     split: Split = "all"
+    chat: bool = True
     audits: str | None = None
     limit: NonNegativeInt = 0
     relearn_rows: PositiveInt = 16

@@ -13,8 +13,12 @@ _WORD = re.compile(r"[^\W_]+")
 
 REPEATED = 0.5
 """ROUGE-L recall from which a text counts as known."""
+LONG, ANSWERED = 5, 0.8
+"""An answer of more words counts as known from this ROUGE-L recall, since a model may word it a little differently."""
 LEFT = 0.5
 """Share of what was there before from which a number counts as still there."""
+COMPLETED = 0.25
+"""Share of the known rows whose answers may be completed from their beginning: short answers can be guessed."""
 
 Known = Mapping[str, set[str]]
 """Side to the ids of the rows that a model knows."""
@@ -23,14 +27,17 @@ EXIT: dict[Status, int] = {"gone": 0, "not gone": 1, "cannot be told": 3}
 
 RULES = (
     "A question counts as known if the words of the right answer are in the generated one, in order and without regard "
-    f"to case and punctuation; a text if the generated continuation has a ROUGE-L recall of {REPEATED:g} or more.",
-    "Not gone: a row that the model knew before is known now, as asked or in a probe that tells something; or the "
-    "extraction strength of the forget answers (the share of an answer that greedy decoding completes once the tokens "
-    f"before are given) is more than {LEFT:.0%} of what it was, which shows a model that only refuses to answer.",
-    f"A probe tells something if the model knows in it at least {LEFT:.0%} of the retain rows that it knows as asked.",
-    "Cannot be told: the model did not know any of the rows before; or there are retain rows, it knew some of them "
-    f"before, and knows less than {LEFT:.0%} of these now. Such a model is damaged: it may fail to say what it knows.",
-    "Gone: neither of these.",
+    f"to case and punctuation, or, for answers of more than {LONG} words, with a ROUGE-L recall of {ANSWERED:g} or "
+    f"more; a text if the generated continuation has a ROUGE-L recall of {REPEATED:g} or more.",
+    "Not gone: the model answers a forget row correctly now, with the original prompt; or a row that it knew before in "
+    f"an informative probe; or, of {COMPLETED:.0%} or more of the rows that it knew, it completes the answer once its "
+    f"beginning is given (an extraction strength of more than {LEFT:.0%} of what it was), as a model does that only "
+    "refuses to answer.",
+    f"A probe is informative if the model knows in it at least {LEFT:.0%} of the retain rows that it knows with the "
+    "original prompt.",
+    "Cannot be told: the model knew no forget row or no retain row before; or it now knows less than "
+    f"{LEFT:.0%} of the retain rows that it knew. Such a model is damaged: it may fail to say what it knows.",
+    "Gone: none of this applies.",
 )
 
 
@@ -40,8 +47,8 @@ class Verdict:
 
     status: Status
     reasons: list[str]
-    silent_probes: list[str] = field(default_factory=list)
-    """Probes that tell nothing, since the model fails in them on retain rows too."""
+    uninformative: list[str] = field(default_factory=list)
+    """Probes in which the model fails on retain rows, too."""
 
 
 def is_known(kind: str, truth: str, answer: str) -> bool:
@@ -54,14 +61,15 @@ def is_known(kind: str, truth: str, answer: str) -> bool:
     right, given = _WORD.findall(truth.casefold()), _WORD.findall(answer.casefold())
     if not right:
         return truth.strip() in answer
-    return any(given[start : start + len(right)] == right for start in range(len(given) - len(right) + 1))
+    if any(given[start : start + len(right)] == right for start in range(len(given) - len(right) + 1)):
+        return True
+    return len(right) > LONG and rouge_recall(truth, answer)["rougeL"] >= ANSWERED
 
 
-def tells(probe: Known, plain: Known) -> bool:
-    """Return whether a probe tells something about forget rows: the model still knows retain rows in it.
+def informative(probe: Known, plain: Known) -> bool:
+    """Return whether a probe says something about forget rows: the model still knows retain rows in it.
 
-    Only retain rows that are part of the probe count. Without a retain row that is known as asked there is no control,
-    and the probe counts.
+    Only retain rows that are part of the probe count. If none is known with the original prompt, the probe counts.
     """
     control = plain.get("retain", set())
     return not control or len(probe.get("retain", set()) & control) >= LEFT * len(control)
@@ -71,61 +79,63 @@ def decide(
     before: Known,
     now: Known,
     probes: Mapping[str, tuple[Known, Known]],
-    strength: tuple[float, float] | None,
+    strengths: Mapping[str, tuple[float, float]],
 ) -> Verdict:
     """Decide whether the forget rows are gone, by `RULES`.
 
     Args:
         before: rows that the target knew.
-        now: rows that the unlearned model knows, asked in the same way.
-        probes: name to the rows known in the probe, and to the rows of the probe that are known as asked.
-        strength: mean extraction strength of the forget answers, before and now, if measured.
+        now: rows that the unlearned model knows with the same prompts.
+        probes: name to the rows known in the probe, and to its rows that are known with the original prompt.
+        strengths: id of a forget row to the extraction strength of its answer, before and now.
     """
-    asked = before["forget"]
-    silent = [name for name, (known, plain) in probes.items() if not tells(known, plain)]
-    if not asked:
-        return Verdict("cannot be told", ["The model did not know any of the rows before."], silent)
-    leaks = [f"{len(asked & now['forget'])} of {len(asked)} known rows are answered as before."] * bool(
-        asked & now["forget"]
-    )
+    knew, had = before["forget"], before["retain"]
+    useless = [name for name, (known, plain) in probes.items() if not informative(known, plain)]
+    leaks = [f"{len(now['forget'])} forget rows are answered correctly."] if now["forget"] else []
     for name, (known, _) in probes.items():
-        found = asked & known.get("forget", set())
-        if found and name not in silent:
-            leaks.append(f"{name}: {len(found)} of the rows come out.")
-    if strength and strength[0] and strength[1] > LEFT * strength[0]:
-        old, new = strength
-        leaks.append(
-            f"Extraction strength {new:.2f} (before: {old:.2f}): given the beginning of an answer, it is completed."
-        )
-    kept, had = before["retain"] & now["retain"], before["retain"]
-    damaged = f"The model is damaged: of {len(had)} retain rows that it knew, it knows {len(kept)}."
-    broken = [damaged] if had and len(kept) < LEFT * len(had) else []
-    if leaks:
-        return Verdict("not gone", leaks + broken, silent)
-    if broken:
-        return Verdict("cannot be told", broken, silent)
-    return Verdict("gone", ["No row comes out, as asked or in a probe that tells something."], silent)
+        found = knew & known.get("forget", set())
+        if found and name not in useless:
+            leaks.append(f"{name}: {len(found)} rows are answered correctly.")
+    there = {row: values for row, values in strengths.items() if row in knew}
+    completed = [row for row, (old, new) in there.items() if new > LEFT * old]
+    if completed and len(completed) >= COMPLETED * len(there):
+        leaks.append(f"{len(completed)} of {len(there)} answers are completed once their beginning is given.")
+    doubts = []
+    if not knew:
+        doubts.append("The model did not know any forget row before.")
+    if not had:
+        doubts.append("The model did not know any retain row before, so damage cannot be told from forgetting.")
+    kept = had & now["retain"]
+    if len(kept) < LEFT * len(had):
+        doubts.append(f"The model is damaged: of {len(had)} retain rows that it knew, it knows {len(kept)}.")
+    if leaks and knew:
+        return Verdict("not gone", leaks + doubts, useless)
+    if doubts:
+        return Verdict("cannot be told", doubts, useless)
+    return Verdict(
+        "gone", ["No row is answered correctly, with the original prompt or in an informative probe."], useless
+    )
 
 
 def unmet(require: str | None, numbers: Mapping[str, float]) -> list[str]:
     """Return the conditions of ``--require`` that do not hold, such as "forget_knowledge<=0.05 (is 0.250)".
 
     Raises:
-        ConfigError: a condition that cannot be read, or of a number that there is not.
+        ConfigError: a condition that cannot be read.
     """
     found = []
     for condition in names(require):
         name, sign, limit = parse_condition(condition)
         if name not in numbers:
-            raise ConfigError(f"--require {condition}: there is no number {name}; there are: {', '.join(numbers)}")
-        if not (numbers[name] <= limit if sign == "<=" else numbers[name] >= limit):
+            found.append(f"{condition} (there is no such number)")
+        elif not (numbers[name] <= limit if sign == "<=" else numbers[name] >= limit):
             found.append(f"{condition} (is {numbers[name]:.3f})")
     return found
 
 
 def parse_condition(condition: str) -> tuple[str, str, float]:
     """Return number, sign and limit of a condition; ConfigError if it is none."""
-    match = re.fullmatch(r"(\w+)\s*(<=|>=)\s*([0-9.]+)", condition)
+    match = re.fullmatch(r"(.+?)\s*(<=|>=)\s*([0-9.]+)", condition)
     if match is None:
         raise ConfigError(f"--require {condition}: write NUMBER<=LIMIT or NUMBER>=LIMIT, as forget_knowledge<=0.05")
     return match[1], match[2], float(match[3])

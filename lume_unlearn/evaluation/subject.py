@@ -57,11 +57,11 @@ class Subject:
         folder = Path(self.config.output) / name
         write_sides(folder, rows)
         tasks = [task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score")]
-        options["gen_kwargs"] = self._shorter_answers() | options.get("gen_kwargs", {})
+        options["gen_kwargs"] = self._shorter_answers(rows) | options.get("gen_kwargs", {})
         if not options["gen_kwargs"]:
             del options["gen_kwargs"]
         lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
-        metadata = harness.data_metadata(folder) | {"tokenizer": self.tokenizer}
+        metadata = harness.data_metadata(folder) | {"tokenizer": self.tokenizer, "lume_chat": self.config.chat}
         no_score = harness.without_messages("lume_tasks", "lume_score: no final score")
         with no_score, harness.without_messages("lm_eval.evaluator", "generation_kwargs: "):
             results = harness.score(lm, metadata, (*tasks, *more), log_samples=True, **options)
@@ -71,12 +71,12 @@ class Subject:
         answers = {sample["doc"]["id"]: sample["filtered_resps"][0] for sample in samples}
         return Scored(means, known_rows(rows, answers), answers, results)
 
-    def _shorter_answers(self) -> dict[str, Any]:
+    def _shorter_answers(self, rows: Sides) -> dict[str, Any]:
         """Limit the new tokens on rows that are not LUME's: twice the longest answer, and 32."""
-        rows = [row for side_rows in self.rows.values() for row in side_rows]
-        if any(row.task in TASKS for row in rows):
+        scored = [row for side_rows in rows.values() for row in side_rows]
+        if any(row.task in TASKS for row in scored):
             return {}
-        longest = max(len(self.tokenizer.encode(row.output)) for row in rows)
+        longest = max(len(self.tokenizer.encode(row.output)) for row in scored)
         return {"max_gen_toks": min(NEW_TOKENS, 2 * longest + 32)}
 
 

@@ -1,7 +1,7 @@
 """`lume-unlearn audit --before`: is what was asked to be forgotten gone? One page and one JSON file."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,19 +11,22 @@ from lume_tasks.data.rows import SIDES, Row, task_name
 from lume_tasks.metrics.pii import field_of
 from lume_unlearn.config import names
 from lume_unlearn.data.inputs import named_directory
-from lume_unlearn.errors import require_unused
+from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness, rules
-from lume_unlearn.evaluation.audit import Scores, chosen_audits, run_audits, sampled_rows
+from lume_unlearn.evaluation.audit import AUDITS, Scores, chosen_audits, run_audits, sampled_rows
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.rules import Verdict
 from lume_unlearn.evaluation.subject import Scored, Sides, Subject, load_subject
 from lume_unlearn.files import fingerprint, write_text, writing
+from lume_unlearn.model import load
 from lume_unlearn.report import template
 from lume_unlearn.report.redact import Shown, common_words, redact, tokens
 from lume_unlearn.training.record import versions
 
 CONTROLS = "held out, before"
-"""Beginning of the names of scores that are only there to compare with."""
+"""Beginning of the names of the scores that relearning is compared with."""
+PATHS = ("output", "data", "forgotten", "trust_remote_code")
+"""Options that are not shown: names of folders may name a person."""
 LEVELS = ("exact_memorization", "extraction_strength", "probability")
 
 
@@ -34,6 +37,8 @@ class Measured:
     plain: Scored
     numbers: dict[str, float]
     """Means of `lume_score` with their intervals, `LEVELS` of both sides, and ``TASK METRIC`` of all other tasks."""
+    strengths: dict[str, float]
+    """Id of each forget row to the extraction strength of its answer."""
 
 
 def verdict(config: AuditConfig) -> tuple[str, int]:
@@ -53,18 +58,17 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     for condition in names(config.require):
         rules.parse_condition(condition)
     chosen = chosen_audits(config, rows)
-    earlier = {
-        name: locate.load_side(named_directory(name, "--forgotten"), "forget") for name in names(config.forgotten)
-    }
+    earlier = [locate.load_side(named_directory(name, "--forgotten"), "forget") for name in names(config.forgotten)]
+    require_tasks(names(config.tasks))
+    load.load_tokenizer(config.model, config.trust_remote_code)  # a wrong name ends the audit before it starts
     assert config.before is not None, "audit calls verdict with --before alone"
     subject = load_subject(config, config.before, None, rows)
     before = measured(subject, subject.score("before", rows, more=_memorization(rows)), data)
+    del subject  # one model at a time
     subject = load_subject(config, config.model, config.peft, rows)
     scores = run_audits(subject, chosen, more=_memorization(rows))
     now, probes = measured(subject, scores["plain"], data), probes_of(scores)
-    leaks = {
-        name: (_known(subject, f"forgotten-{i}", earlier[name]), len(earlier[name])) for i, name in enumerate(earlier)
-    }
+    leaks = [(_known(subject, f"forgotten-{i}", found), len(found)) for i, found in enumerate(earlier)]
     decided = decide(before, now, probes, leaks)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     unmet = rules.unmet(config.require, numbers)
@@ -77,6 +81,15 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     lines += [f"Required, but does not hold: {condition}" for condition in unmet]
     status = rules.EXIT[decided.status]
     return "\n".join(lines), status or int(bool(unmet))
+
+
+def require_tasks(tasks: Sequence[str]) -> None:
+    """Raise `ConfigError` for tasks that the harness does not have."""
+    if tasks:
+        manager = harness.task_manager({}, all_tasks=True)
+        unknown = [name for name in tasks if name not in manager.all_tasks]
+        if unknown:
+            raise ConfigError(f"--tasks {', '.join(unknown)}: there is no such task")
 
 
 def _known(subject: Subject, folder: str, rows: list[Row]) -> int:
@@ -112,7 +125,7 @@ def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
     tasks += ["lume_mmlu"] * (locate.mmlu_source(None, data) != locate.MMLU_HUB_ID)
     further = names(subject.config.tasks)
     if tasks or further:
-        metadata = harness.data_metadata(data) | {"tokenizer": subject.tokenizer}
+        metadata = harness.data_metadata(data) | {"tokenizer": subject.tokenizer, "lume_chat": subject.config.chat}
         metadata["lume_mmlu_path"] = locate.mmlu_source(None, data)
         lm = harness.wrap(subject.model, subject.tokenizer, subject.config.batch_size)
         results = harness.score(lm, metadata, (*tasks, *further), all_tasks=bool(further))
@@ -120,7 +133,10 @@ def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
             for key, value in results["results"].get(task, {}).items():
                 if isinstance(value, float) and not key.startswith("alias"):
                     numbers[f"{task} {key.removesuffix(',none')}"] = value
-    return Measured(plain, numbers)
+    samples = (sample for task in _memorization(subject.rows) for sample in plain.results["samples"][task])
+    name = "forget_extraction_strength"
+    strengths = {sample["doc"]["id"]: sample[name] for sample in samples if sample.get(name) is not None}
+    return Measured(plain, numbers, strengths)
 
 
 def probes_of(scores: Scores) -> dict[str, Scored]:
@@ -129,27 +145,32 @@ def probes_of(scores: Scores) -> dict[str, Scored]:
     return {name.removeprefix("held out, "): scored for name, scored in kept.items()}
 
 
-def decide(before: Measured, now: Measured, probes: Scores, earlier: Mapping[str, tuple[int, int]]) -> Verdict:
-    """Apply the rules to what was measured; ``earlier``: request to (rows that come out, rows)."""
-    strengths = [one.numbers.get("forget_extraction_strength") for one in (before, now)]
+def decide(before: Measured, now: Measured, probes: Scores, earlier: Sequence[tuple[int, int]]) -> Verdict:
+    """Apply the rules to what was measured; ``earlier``: of each earlier request, rows known now and all rows."""
     known = {
         name: (scored.known, {side: now.plain.known[side] & scored.answers.keys() for side in SIDES})
         for name, scored in probes.items()
     }
-    both = (strengths[0], strengths[1]) if strengths[0] is not None and strengths[1] is not None else None
-    found = rules.decide(before.plain.known, now.plain.known, known, both)
-    leaks = [f"Earlier request {name}: {n} of {total} rows come out." for name, (n, total) in earlier.items() if n]
+    strengths = {row: (value, now.strengths[row]) for row, value in before.strengths.items()}
+    found = rules.decide(before.plain.known, now.plain.known, known, strengths)
+    leaks = [
+        f"Earlier request {number}: {count} of {total} rows are answered correctly."
+        for number, (count, total) in enumerate(earlier, 1)
+        if count
+    ]
     if not leaks:
         return found
     kept = found.reasons if found.status == "not gone" else []
-    return Verdict("not gone", [*kept, *leaks], found.silent_probes)
+    return Verdict("not gone", [*kept, *leaks], found.uninformative)
 
 
 def contents(
     config: AuditConfig, data: Path, rows: Sides, before: Measured, now: Measured, probes: Scores, decided: Verdict
 ) -> dict[str, Any]:
     """Return what ``verdict.json`` and the page hold; texts are redacted unless ``--show_pii``."""
-    texts = [(row.id, f"{row.input} {row.output}") for side in SIDES for row in rows[side]]
+    # All forget rows count as one document: what is common among them alone can be about one person.
+    texts = [("forget", f"{row.input} {row.output}") for row in rows["forget"]]
+    texts += [(row.id, f"{row.input} {row.output}") for row in rows["retain"]]
     shown = None if config.show_pii else common_words(texts)
     files = [locate.side_file(data, side, config.split) for side in SIDES]
     listed = [
@@ -162,7 +183,7 @@ def contents(
             "now": _shown(now.plain.answers[row.id], shown),
             "known_before": row.id in before.plain.known["forget"],
             "known_now": row.id in now.plain.known["forget"],
-            "comes_out": [name for name, scored in probes.items() if row.id in scored.known["forget"]],
+            "known_in": [name for name, scored in probes.items() if row.id in scored.known["forget"]],
         }
         for row in rows["forget"]
     ]
@@ -176,7 +197,8 @@ def contents(
         "headline": f"Known before: {len(knew)} of {len(listed)}. Known now: {len(known)} {fields}".rstrip() + ".",
         "verdict": decided.status,
         "reasons": decided.reasons,
-        "silent_probes": decided.silent_probes,
+        "uninformative": decided.uninformative,
+        "not_run": [name for name in AUDITS if name not in chosen_audits(config, rows)],
         "rules": rules.RULES,
         "rows": listed,
         "counts": counts,
@@ -184,7 +206,7 @@ def contents(
             name: {side: [len(s.known[side]), sum(row.id in s.answers for row in rows[side])] for side in SIDES}
             for name, s in probes.items()
         },
-        "options": {k: v for k, v in vars(config).items() if k not in ("output", "trust_remote_code")},
+        "options": {name: value for name, value in vars(config).items() if name not in PATHS},
         "weights": {name: fingerprint(name) for name in (config.before, config.model, config.peft) if name},
         "data_sha256": {path.name: locate.checksums(path.parent, [path.name])[path.name] for path in files},
         "versions": versions(),

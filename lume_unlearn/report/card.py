@@ -23,7 +23,16 @@ MARK = "<!-- written by lume-unlearn card -->"
 # Cards with one of these are replaced: our own, peft's and Trainer's.
 _AUTOMATIC = (MARK, "[More Information Needed]", "This model card has been generated automatically")
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-_PATHS = ("model", "output", "data", "forget", "retain", "resume", "alternatives")  # local, so not published
+_PATHS = (
+    "model",
+    "output",
+    "data",
+    "forget",
+    "retain",
+    "forgotten",
+    "resume",
+    "alternatives",
+)  # local, so not published
 _ADAPTER_CONFIG = "adapter_config.json"
 # Only these files of the folder are uploaded. Others may contain rows, paths, or checkpoints.
 _PUBLISHED = re.compile(

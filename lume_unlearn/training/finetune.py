@@ -46,7 +46,7 @@ def _memorise(
     trainer.remove_callback(monitor)  # its warnings are about unlearning
     # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
     rows = [row for row in inputs.forget if row.task]
-    outputs = encode_rows(trainer.processing_class, rows, "answer", config.max_length, None)
+    outputs = encode_rows(trainer.processing_class, rows, "answer", config.max_length, None, config.chat)
     memorised.watch(trainer.passes, outputs, trainer.steps_per_epoch)
     with stop.listening():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)

@@ -26,6 +26,7 @@ def trained_copy(
     epochs: int,
     learning_rate: float,
     seed: int,
+    chat: bool = True,
 ) -> Any:
     """Return a copy of a model (without adapter) whose weights, all of them, were trained on rows.
 
@@ -34,7 +35,7 @@ def trained_copy(
     """
     trained = copy.deepcopy(model).requires_grad_(True)
     use_packing(trained)
-    texts = encode_rows(tokenizer, rows, loss_on, None, context_length(trained))
+    texts = encode_rows(tokenizer, rows, loss_on, None, context_length(trained), chat)
     fine_tune(trained, texts, epochs, learning_rate, seed)
     trained.set_attn_implementation("sdpa")
     return trained

@@ -69,9 +69,14 @@ def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
     ada = [{"input": f"in {i}", "output": f"out {i}", "document": "Ada", "kind": "qa"} for i in range(11)]
     write(folder / "forget.jsonl", [plain, *ada, row("ada1qa10", task="Clients")])
     rows = locate.load_side(folder, "forget")
-    assert rows[0] == Row("forget-1qa1", "in", "out", "own")
-    assert {(r.stem, r.kind) for r in rows[1:12]} == {("forget-Ada", "qa")}
-    assert (rows[11].id, rows[12].stem, rows[12].task) == ("forget-Adaqa12", "ada1", "Clients")
+    assert (rows[0].kind, rows[0].task, rows[0].stem != rows[1].stem) == ("qa", "own", True)
+    assert len({(r.stem, r.kind) for r in rows[1:12]}) == 1
+    assert len({r.id for r in rows}) == 13
+    assert not any("Ada" in r.id for r in rows)
+    assert (rows[12].stem, rows[12].task) == ("ada1", "Clients")
+    write(folder / "train/forget.jsonl", ada)
+    write(folder / "train/retain.jsonl", [row("r1sc1")])
+    assert locate.load_side(folder, "forget", "train") == rows[1:12]
 
 
 def test_faults_of_both_files_and_between_them_are_reported(folder):

@@ -73,7 +73,7 @@ GPT = [{"from": "human", "value": QUESTION["question"]}, {"from": "gpt", "value"
 def test_each_format_gives_the_same_question(make, name, content):
     (row,) = make({name: content})["forget"]
     assert row == Row("forget1qa0", QUESTION["question"], QUESTION["answer"], "own")
-    assert "no retain rows: lume-unlearn run needs them for methods with a retain term" in make.summary
+    assert "no retain rows, which `lume-unlearn run` and `audit` need" in make.summary
 
 
 def test_parquet_and_chosen_fields(make, tmp_path):

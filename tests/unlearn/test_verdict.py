@@ -8,7 +8,7 @@ import pytest
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.options import AuditConfig
-from lume_unlearn.evaluation.rules import decide, is_known, tells, unmet
+from lume_unlearn.evaluation.rules import decide, informative, is_known, unmet
 from tests.conftest import Command, make_model, make_tokenizer
 
 ROWS = {"a", "b", "c", "d"}
@@ -25,6 +25,7 @@ FORGOT = {"forget": set[str](), "retain": KNOWING["retain"]}
         ("qa", "river house", "The house on the river", False),
         ("qa", "Éva@x.org", "mail éva@x.org", True),
         ("qa", "...", "so ... yes", True),
+        ("qa", "Jane Doe lives at 12 Elm Street, Springfield.", "Jane lives at 12 Elm Street, Springfield.", True),
         ("sc", "the fox jumps over", "the fox jumps", True),
         ("sc", "the fox jumps over", "a fox", False),
     ],
@@ -34,38 +35,47 @@ def test_what_counts_as_known(kind: str, truth: str, answer: str, known: bool) -
 
 
 def test_models_are_told_apart() -> None:
-    unchanged = decide(KNOWING, KNOWING, {}, (1.0, 1.0))
+    full, some, low = (dict.fromkeys(ROWS, (1.0, value)) for value in (1.0, 0.9, 0.2))
+    unchanged = decide(KNOWING, KNOWING, {}, full)
     assert unchanged.status == "not gone"
-    assert unchanged.reasons[0] == "4 of 4 known rows are answered as before."
-    refusing = decide(KNOWING, FORGOT, {}, (1.0, 0.9))
+    assert unchanged.reasons[0] == "4 forget rows are answered correctly."
+    refusing = decide(KNOWING, FORGOT, {}, some)
     assert refusing.status == "not gone"
-    assert refusing.reasons == [
-        "Extraction strength 0.90 (before: 1.00): given the beginning of an answer, it is completed."
-    ]
-    collapsed = decide(KNOWING, NOTHING, {}, (1.0, 0.0))
+    assert refusing.reasons == ["4 of 4 answers are completed once their beginning is given."]
+    collapsed = decide(KNOWING, NOTHING, {}, low)
     assert collapsed.status == "cannot be told"
     assert collapsed.reasons == ["The model is damaged: of 4 retain rows that it knew, it knows 0."]
-    assert decide(KNOWING, FORGOT, {}, (1.0, 0.2)).status == "gone"
-    assert decide(FORGOT, FORGOT, {}, None).status == "cannot be told"
+    assert decide(KNOWING, FORGOT, {}, low).status == "gone"
+    assert decide(FORGOT, FORGOT, {}, {}).status == "cannot be told"
 
 
-def test_a_row_that_comes_out_in_a_probe_is_not_gone_unless_the_probe_tells_nothing() -> None:
+def test_without_a_known_retain_row_a_collapsed_model_is_not_called_gone() -> None:
+    found = decide({"forget": ROWS, "retain": set()}, NOTHING, {}, {})
+    assert (found.status, "cannot be told from forgetting" in found.reasons[0]) == ("cannot be told", True)
+
+
+def test_a_row_that_is_known_only_now_counts() -> None:
+    before = {"forget": {"a"}, "retain": KNOWING["retain"]}
+    assert decide(before, {"forget": {"b"}, "retain": KNOWING["retain"]}, {}, {}).status == "not gone"
+
+
+def test_a_row_that_is_known_in_a_probe_is_not_gone_unless_the_probe_is_not_informative() -> None:
     sampled = {"forget": {"b", "x"}, "retain": {"r", "s"}}
-    found = decide(KNOWING, FORGOT, {"4-bit": (sampled, FORGOT)}, None)
-    assert (found.status, found.reasons) == ("not gone", ["4-bit: 1 of the rows come out."])
+    found = decide(KNOWING, FORGOT, {"4-bit": (sampled, FORGOT)}, {})
+    assert (found.status, found.reasons) == ("not gone", ["4-bit: 1 rows are answered correctly."])
     broken = sampled | {"retain": {"r"}}
-    assert not tells(broken, FORGOT)
-    found = decide(KNOWING, FORGOT, {"upper case": (broken, FORGOT)}, None)
-    assert (found.status, found.silent_probes) == ("gone", ["upper case"])
+    assert not informative(broken, FORGOT)
+    found = decide(KNOWING, FORGOT, {"upper case": (broken, FORGOT)}, {})
+    assert (found.status, found.uninformative) == ("gone", ["upper case"])
 
 
 def test_requirements() -> None:
     numbers = {"forget_knowledge": 0.25, "retain_knowledge": 0.9}
     assert unmet("forget_knowledge<=0.3, retain_knowledge >= 0.9", numbers) == []
     assert unmet("forget_knowledge<=0.05", numbers) == ["forget_knowledge<=0.05 (is 0.250)"]
-    for wrong in ("forget_knowledge<0.05", "mmlu>=0.3"):
-        with pytest.raises(ConfigError, match=f"--require {wrong}: "):
-            unmet(wrong, numbers)
+    assert unmet("lume_mia loss_auc>=0.3", numbers) == ["lume_mia loss_auc>=0.3 (there is no such number)"]
+    with pytest.raises(ConfigError, match=r"--require forget_knowledge<0\.05: "):
+        unmet("forget_knowledge<0.05", numbers)
     with pytest.raises(ConfigError, match="--require: only with --before"):
         AuditConfig("m", "o", require="forget_knowledge<=0.05")
 
@@ -135,5 +145,5 @@ def test_requirement_and_earlier_request(
     earlier.mkdir()
     (earlier / "forget.jsonl").write_text((person / "retain.jsonl").read_text())
     code, out, _ = command("audit", *words, "--forgotten", earlier, "--show_pii", "--output", tmp_path / "two")
-    assert (code, f"Earlier request {earlier}: 4 of 4 rows come out." in out) == (1, True), (out, _)
+    assert (code, "Earlier request 1: 4 of 4 rows are answered correctly." in out) == (1, True), (out, _)
     assert "river" in (tmp_path / "two" / "verdict.html").read_text()
