@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import SequenceMatcher
 from typing import Literal
 
 from lume_tasks.metrics.text import rouge_recall
@@ -15,6 +16,8 @@ REPEATED = 0.5
 """ROUGE-L recall from which a text counts as known."""
 LONG, ANSWERED = 5, 0.8
 """An answer of more words counts as known from this ROUGE-L recall, since a model may word it a little differently."""
+NEAR = 0.9
+"""Similarity of characters (difflib's ratio) from which a whole answer counts as the right one: a letter is missing."""
 LEFT = 0.5
 """Share of what was there before from which a number counts as still there."""
 COMPLETED = 0.25
@@ -28,7 +31,8 @@ EXIT: dict[Status, int] = {"gone": 0, "not gone": 1, "cannot be told": 3}
 RULES = (
     "A question counts as known if the words of the right answer are in the generated one, in order and without regard "
     f"to case and punctuation, or, for answers of more than {LONG} words, with a ROUGE-L recall of {ANSWERED:g} or "
-    f"more; a text if the generated continuation has a ROUGE-L recall of {REPEATED:g} or more.",
+    f"more, or if {NEAR:.0%} of their characters are the same; a text if the generated continuation has a ROUGE-L recall "
+    f"of {REPEATED:g} or more.",
     "Not gone: the model answers a forget row correctly now, with the original prompt; or a row that it knew before in "
     f"an informative probe; or, of {COMPLETED:.0%} or more of the rows that it knew, it completes the answer once its "
     f"beginning is given (an extraction strength of more than {LEFT:.0%} of what it was), as a model does that only "
@@ -63,7 +67,9 @@ def is_known(kind: str, truth: str, answer: str) -> bool:
         return truth.strip() in answer
     if any(given[start : start + len(right)] == right for start in range(len(given) - len(right) + 1)):
         return True
-    return len(right) > LONG and rouge_recall(truth, answer)["rougeL"] >= ANSWERED
+    if len(right) > LONG and rouge_recall(truth, answer)["rougeL"] >= ANSWERED:
+        return True
+    return SequenceMatcher(None, truth.casefold(), answer.casefold()).ratio() >= NEAR
 
 
 def informative(probe: Known, plain: Known) -> bool:
@@ -108,7 +114,7 @@ def decide(
     kept = had & now["retain"]
     if len(kept) < LEFT * len(had):
         doubts.append(f"The model is damaged: of {len(had)} retain rows that it knew, it knows {len(kept)}.")
-    if leaks and knew:
+    if leaks:
         return Verdict("not gone", leaks + doubts, useless)
     if doubts:
         return Verdict("cannot be told", doubts, useless)

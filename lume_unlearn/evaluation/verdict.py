@@ -72,13 +72,23 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     decided = decide(before, now, probes, leaks)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     unmet = rules.unmet(config.require, numbers)
-    content = contents(config, data, rows, before, now, probes, decided) | {"unmet": unmet, "numbers": numbers}
+    content = contents(config, data, rows, before, now, probes, decided) | {
+        "unmet": unmet,
+        "numbers": numbers,
+        "earlier": leaks,
+    }
     with writing(output):
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
         page = template("verdict.html.j2", autoescape=True).render(content=content)
         write_text(output / "verdict.html", page)
-    lines = [content["headline"], f"Verdict: {decided.status}", *decided.reasons]
+    lines = [content["headline"], content["others"], f"Verdict: {decided.status}", *decided.reasons]
     lines += [f"Required, but does not hold: {condition}" for condition in unmet]
+    lines += [f"Earlier request {i}: {count} of {total} rows known." for i, (count, total) in enumerate(leaks, 1)]
+    if decided.uninformative:
+        lines.append(f"Not informative, as the model fails on retain rows, too: {', '.join(decided.uninformative)}.")
+    if content["not_run"]:
+        lines.append(f"Audits that were not run: {', '.join(content['not_run'])}.")
+    lines.append("Only verdict.html and verdict.json are redacted; the folders beside them hold the rows.")
     status = rules.EXIT[decided.status]
     return "\n".join(lines), status or int(bool(unmet))
 
@@ -195,6 +205,7 @@ def contents(
     }
     return {
         "headline": f"Known before: {len(knew)} of {len(listed)}. Known now: {len(known)} {fields}".rstrip() + ".",
+        "others": "Retain rows known before: {before} of {rows}. Known now: {now}.".format(**counts["retain"]),
         "verdict": decided.status,
         "reasons": decided.reasons,
         "uninformative": decided.uninformative,

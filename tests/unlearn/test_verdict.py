@@ -25,6 +25,8 @@ FORGOT = {"forget": set[str](), "retain": KNOWING["retain"]}
         ("qa", "river house", "The house on the river", False),
         ("qa", "Éva@x.org", "mail éva@x.org", True),
         ("qa", "...", "so ... yes", True),
+        ("qa", "She was born in Velmora.", "She was born in Velmor.", True),
+        ("qa", "She was born in Velmora.", "She was born in Harrow.", False),
         ("qa", "Jane Doe lives at 12 Elm Street, Springfield.", "Jane lives at 12 Elm Street, Springfield.", True),
         ("sc", "the fox jumps over", "the fox jumps", True),
         ("sc", "the fox jumps over", "a fox", False),
@@ -57,6 +59,7 @@ def test_without_a_known_retain_row_a_collapsed_model_is_not_called_gone() -> No
 def test_a_row_that_is_known_only_now_counts() -> None:
     before = {"forget": {"a"}, "retain": KNOWING["retain"]}
     assert decide(before, {"forget": {"b"}, "retain": KNOWING["retain"]}, {}, {}).status == "not gone"
+    assert decide(NOTHING, KNOWING, {}, {}).status == "not gone"  # --before and --model were swapped
 
 
 def test_a_row_that_is_known_in_a_probe_is_not_gone_unless_the_probe_is_not_informative() -> None:
