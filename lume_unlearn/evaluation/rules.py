@@ -31,8 +31,8 @@ EXIT: dict[Status, int] = {"gone": 0, "not gone": 1, "cannot be told": 3}
 RULES = (
     "A question counts as known if the words of the right answer are in the generated one, in order and without regard "
     f"to case and punctuation, or, for answers of more than {LONG} words, with a ROUGE-L recall of {ANSWERED:g} or "
-    f"more, or if {NEAR:.0%} of their characters are the same; a text if the generated continuation has a ROUGE-L recall "
-    f"of {REPEATED:g} or more.",
+    f"more, or if {NEAR:.0%} of their characters are the same; a text if the generated continuation has a ROUGE-L "
+    f"recall of {REPEATED:g} or more.",
     "Not gone: the model answers a forget row correctly now, with the original prompt; or a row that it knew before in "
     f"an informative probe; or, of {COMPLETED:.0%} or more of the rows that it knew, it completes the answer once its "
     f"beginning is given (an extraction strength of more than {LEFT:.0%} of what it was), as a model does that only "
