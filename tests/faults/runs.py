@@ -44,6 +44,7 @@ def write_inputs(folder: Path) -> Path:
 def make_config(inputs: Path, output: Path, method: str = "gd", tuning: str = "lora", **options: Any) -> RunConfig:
     """A run of at least four optimiser steps with several passes each, saved after every step."""
     plain: dict[str, Any] = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 2e-3}
+    plain["max_tokens"] = 2048  # the default depends on the free memory, which changes between two runs
     plain |= {"lora_rank": 4, "lora_dropout": 0.1, "save_steps": 1, "watch_steps": 2}
     if METHODS[method].alternative == "file":
         plain["alternatives"] = str(inputs / "others.jsonl")
