@@ -73,7 +73,8 @@ def run_audits(subject: Subject, chosen: Sequence[str], **plain: Any) -> Scores:
     results: Scores = {"plain": subject.score("plain", subject.rows, **plain)}
     output = Path(subject.config.output)
     for name in chosen:
-        results |= AUDITS[name](subject) if name != "plain" else {}
+        if name != "plain":
+            results |= AUDITS[name](subject)
         with writing(output):  # after each audit, so that a later failure loses nothing
             means = {audit: scored.means for audit, scored in results.items()}
             write_text(output / "audit.json", json.dumps(means, indent=1) + "\n")

@@ -72,11 +72,9 @@ def verdict(config: AuditConfig) -> tuple[str, int]:
     decided = decide(before, now, probes, leaks)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     unmet = rules.unmet(config.require, numbers)
-    content = contents(config, data, rows, before, now, probes, decided) | {
-        "unmet": unmet,
-        "numbers": numbers,
-        "earlier": leaks,
-    }
+    content = contents(config, data, rows, before, now, probes, decided)
+    content |= {"unmet": unmet, "numbers": numbers, "earlier": leaks}
+    content["not_run"] = [name for name in AUDITS if name not in chosen]
     with writing(output):
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
         page = template("verdict.html.j2", autoescape=True).render(content=content)
@@ -115,11 +113,7 @@ def _memorization(rows: Sides) -> list[str]:
 
 
 def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
-    """Gather the numbers of a model: of its scored rows, the attack and MMLU if there is data, and ``--tasks``.
-
-    Raises:
-        ConfigError: a task of ``--tasks`` is unknown.
-    """
+    """Gather the numbers of a model: of its scored rows, the attack and MMLU if there is data, and ``--tasks``."""
     numbers = {
         f"{mean}{end}": value
         for mean in harness.MEANS
@@ -132,16 +126,17 @@ def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
         if there:
             numbers[name] = sum(there) / len(there)
     tasks = ["lume_mia"] * (data / "mia_data").is_dir()
-    tasks += ["lume_mmlu"] * (locate.mmlu_source(None, data) != locate.MMLU_HUB_ID)
+    mmlu = locate.mmlu_source(None, data)
+    tasks += ["lume_mmlu"] * (mmlu != locate.MMLU_HUB_ID)
     further = names(subject.config.tasks)
     if tasks or further:
         metadata = harness.data_metadata(data) | {"tokenizer": subject.tokenizer, "lume_chat": subject.config.chat}
-        metadata["lume_mmlu_path"] = locate.mmlu_source(None, data)
+        metadata["lume_mmlu_path"] = mmlu
         lm = harness.wrap(subject.model, subject.tokenizer, subject.config.batch_size)
         results = harness.score(lm, metadata, (*tasks, *further), all_tasks=bool(further))
         for task in (*tasks, *further):
             for key, value in results["results"].get(task, {}).items():
-                if isinstance(value, float) and not key.startswith("alias"):
+                if isinstance(value, float):
                     numbers[f"{task} {key.removesuffix(',none')}"] = value
     samples = (sample for task in _memorization(subject.rows) for sample in plain.results["samples"][task])
     name = "forget_extraction_strength"
@@ -209,7 +204,6 @@ def contents(
         "verdict": decided.status,
         "reasons": decided.reasons,
         "uninformative": decided.uninformative,
-        "not_run": [name for name in AUDITS if name not in chosen_audits(config, rows)],
         "rules": rules.RULES,
         "rows": listed,
         "counts": counts,
