@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import jsonargparse
 from jsonargparse.typing import PositiveInt, restricted_number_type
@@ -117,8 +117,9 @@ def parser() -> ArgumentParser:
 def _run_options(run: ArgumentParser) -> None:
     run.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
     run.add_class_arguments(RunConfig, as_group=False, skip={"params"})
-    for name, text in parameters().items():
-        run.add_argument(f"--{name}", type=float | None, default=None, help=text)
+    for name, (text, choices) in parameters().items():
+        kind: Any = Literal[choices] if choices else float
+        run.add_argument(f"--{name}", type=kind | None, default=None, help=text)
 
 
 def run_config(options: dict[str, Any]) -> RunConfig:

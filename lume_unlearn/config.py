@@ -1,13 +1,13 @@
 """The options of a run, which the command line, recipes and callers in Python fill in, and their checks."""
 
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.faults import contradictions, method_faults, parameter_faults
 from lume_unlearn.methods.finetune import FINETUNE
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
@@ -26,7 +26,6 @@ else:
     NonNegativeFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0), ("<", inf)])
     Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
 
-TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 Split = Literal["all", "train", "validation", "test"]
 RANGES: dict[Any, str] = {
     PositiveInt: "a whole number above 0",
@@ -85,6 +84,10 @@ class RunConfig:
             and says if they come back. `audit --forgotten` scores them.
         alternatives: File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes
             one.
+        substitutes: File with texts to substitute in the contexts of the counterfactual teacher, {"text": ...,
+            "substitute": ...} a line; default: names, places, dates and numbers of the forget rows, by those of others.
+        unseen: File with texts that the model never saw, {"document": ...} a line: the level of `level`,
+            `--level_weight` and `--stop_when level` follows the model's NLL of them.
         retain_term: Loss on retain rows: nll, kl, nll+kl, states or none. Default: the method's.
         forget_weight: Weight of the loss on forget rows. Default: the method's.
         retain_weight: Weight of the loss on retain rows. Default: the method's.
@@ -133,6 +136,17 @@ class RunConfig:
         on_collapse: What to do then: warn; stop with an error; or rollback, restore the last good weights and end.
             The former name of rollback is best.
         logging_steps: Optimiser steps between two entries of the loss history.
+        robust: Make forgetting outlast further training: sam (the forget gradient where it is steepest near the
+            weights), path (where a few steps of relearning lead), or none.
+        sam_rho: Length of the step to there, for sam.
+        path_every: Optimiser steps between two simulated relearnings, for path.
+        path_steps: Steps of each relearning, on 8 forget rows each.
+        path_rate: Learning rate of the relearning (AdamW).
+        protect: project removes from the forget gradient what would raise the retain loss, or none.
+        stop_when: End the run early, measured every watch_steps: masc (when the share of forget tokens that violate
+            MASC's margin is at most stop_share), level (when the NLL of forget rows reaches that of --unseen texts), or
+            none. Member documents are not measured.
+        stop_share: See stop_when.
         evaluate_every: When to score with the harness while training (Trainer's eval_strategy): none or epoch.
         evaluate_tasks: Tasks to score then. Default: those of lume_task1, lume_task2, lume_task3, lume_mia and
             lume_score that the data has rows or documents for.
@@ -154,11 +168,13 @@ class RunConfig:
     retain: str | None = None
     forgotten: str | None = None
     alternatives: str | None = None
+    substitutes: str | None = None
+    unseen: str | None = None
     retain_term: RetainTerm = FILLED_IN
     forget_weight: NonNegativeFloat = FILLED_IN
     retain_weight: NonNegativeFloat = FILLED_IN
     kl_weight: NonNegativeFloat = FILLED_IN
-    params: dict[str, float] = FILLED_IN
+    params: dict[str, Any] = FILLED_IN
     loss_on: Literal["answer", "text"] = "answer"
     chat: bool = True
     epochs: PositiveFloat = FILLED_IN
@@ -190,6 +206,14 @@ class RunConfig:
     collapse_bound: PositiveFloat = 1.0
     on_collapse: Literal["warn", "stop", "rollback", "best"] = "warn"
     logging_steps: PositiveInt = 1
+    robust: Literal["none", "sam", "path"] = "none"
+    sam_rho: PositiveFloat = 0.01
+    path_every: PositiveInt = 5
+    path_steps: PositiveInt = 4
+    path_rate: PositiveFloat = 1e-4
+    protect: Literal["none", "project"] = "none"
+    stop_when: Literal["none", "masc", "level"] = "none"
+    stop_share: Share = 0.475
     evaluate_every: Literal["none", "epoch"] = "none"
     evaluate_tasks: str | None = None
     evaluate_limit: PositiveInt | None = None
@@ -211,7 +235,7 @@ class RunConfig:
         if self.on_collapse == "best":
             _log.warning("--on_collapse best: this word is now rollback; use that one")
             object.__setattr__(self, "on_collapse", "rollback")
-        raise_faults(_contradictions(self) + _method_faults(self) + _parameter_faults(self))
+        raise_faults(contradictions(self) + method_faults(self) + parameter_faults(self))
 
     def _fill_in_defaults(self) -> None:
         method = self.spec
@@ -283,67 +307,3 @@ def raise_faults(faults: Sequence[str]) -> None:
     """Raise one `ConfigError` that lists the faults, one a line; do nothing if there are none."""
     if faults:
         raise ConfigError("\n".join(faults))
-
-
-def source_faults(forget: str | None, data: str | None, split: str) -> list[str]:
-    """List contradictions between ``--forget`` and the options that select rows from a data directory."""
-    if forget is not None and (data is not None or split != "all"):
-        return ["--forget: names the rows already; drop --data and --split, or --forget"]
-    return []
-
-
-def _contradictions(config: RunConfig) -> list[str]:
-    """List options that contradict each other."""
-    faults = source_faults(config.forget, config.data, config.split)
-    if not re.fullmatch(TUNINGS, config.tuning):
-        faults.append(f"--tuning {config.tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
-    if config.retain is not None and config.forget is None:
-        faults.append("--retain: give --forget with it, or name a directory with both by --data")
-    if config.forget is not None and config.retain is None and config.needs_retain:
-        faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
-    if config.compile and config.gradient_checkpointing:
-        faults.append("--compile true: compiles nothing with --gradient_checkpointing true; choose one")
-    if config.tuning == "lora" and config.weights == "bfloat16":
-        faults.append("--weights bfloat16: an adapter is small and stays float32; drop --weights with --tuning lora")
-    if config.evaluate_every == "epoch":
-        if config.forget is not None:
-            faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")
-        task, _, metric = config.best_metric.partition(".")
-        if task not in config.scored_tasks or not metric:
-            faults.append(f"--best_metric {config.best_metric}: TASK.METRIC with a task of --evaluate_tasks")
-    return faults
-
-
-def _method_faults(config: RunConfig) -> list[str]:
-    """List options that the method does not support."""
-    method, name, faults = config.spec, config.method, []
-    if config.retain_term not in method.retain_terms:
-        faults.append(f"--retain_term {config.retain_term}: {name} can have {', '.join(method.retain_terms)}")
-    if method.alternative == "file" and config.alternatives is None:
-        faults.append(f"--method {name}: needs --alternatives FILE (`lume-unlearn alternatives` writes one)")
-    if method.alternative != "file" and config.alternatives is not None:
-        faults.append(f"--alternatives {config.alternatives}: {name} does not use them; drop --alternatives")
-    if config.compile and method.hidden_states:
-        faults.append(f"--compile true: not supported for {name}, which hooks decoder layers; drop --compile")
-    if method.negated and config.on_collapse == "rollback":
-        faults.append(f"--on_collapse rollback: {name} makes its weights after training; use warn or stop")
-    if (method.negated or method.phases) and config.evaluate_every == "epoch":
-        faults.append(f"--evaluate_every epoch: not supported for {name}; score its result, or its checkpoints")
-    if method.phases and config.epochs % 1:
-        faults.append(f"--epochs {config.epochs}: {name} needs a whole number")
-    if method.phases and (config.lr_schedule, config.warmup) != ("linear", 0):
-        faults.append(f"--lr_schedule, --warmup: {name} lets the learning rate fall to 0 in each phase; drop them")
-    return faults
-
-
-def _parameter_faults(config: RunConfig) -> list[str]:
-    """List parameters that the method does not have, or that are outside their range."""
-    known, faults = config.spec.params, []
-    for name, value in config.params.items():
-        if name in known:
-            fault = known[name].fault(value)
-        else:
-            fault = f"{config.method} has no such parameter (it has: {', '.join(known) or 'none'})"
-        if fault:
-            faults.append(f"--{name} {value}: {fault}")
-    return faults

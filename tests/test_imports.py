@@ -13,7 +13,7 @@ FLOORS = {
     "lume_unlearn": [
         ("errors", "files"),
         ("methods",),
-        ("config",),
+        ("config", "faults"),
         ("data",),
         ("model",),
         ("training", "evaluation", "report"),

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lume_unlearn.config import (
-    TUNINGS,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -15,6 +14,7 @@ from lume_unlearn.config import (
     names,
     raise_faults,
 )
+from lume_unlearn.faults import TUNINGS
 from lume_unlearn.methods.registry import METHODS
 
 

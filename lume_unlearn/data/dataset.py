@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import SIDES, Pack, pack_rows
+from lume_unlearn.data.packs import SIDES, Pack, Seen, joined, pack_rows
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.spec import Pair, Side, TokenCounts
@@ -30,6 +30,8 @@ class Sides(Dataset[dict[str, Any]]):
     """Ids of the forget and of the retain rows, for messages."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
     """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
+    seen: dict[Tokens, Seen] = field(default_factory=dict)
+    """What the counterfactual teacher saw of each forget row, if the method has one."""
 
     def __len__(self) -> int:
         """Forget rows."""
@@ -72,4 +74,5 @@ class Sides(Dataset[dict[str, Any]]):
             return pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
         sides = self.rows(pairs)
         values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
-        return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0))
+        seen = joined([self.seen[row] for row in sides["forget"]]) if self.seen and sides["forget"] else None
+        return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0), seen=seen)

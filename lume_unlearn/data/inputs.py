@@ -10,13 +10,15 @@ import numpy as np
 
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.files import find_file, place, read_rows, scan_rows
+from lume_tasks.data.files import find_file, place, read_rows, scan_documents, scan_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError, raise_problems
 from lume_unlearn.config import RunConfig, names
 from lume_unlearn.data.alternatives import read_alternatives
+from lume_unlearn.data.contexts import Context, aligned, windows
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.encode import Tokens, encode_rows
+from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
+from lume_unlearn.data.substitutes import Variant, read_substitutes, variants
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.refusals import refusals
 
@@ -34,15 +36,23 @@ class Inputs:
     """SHA-256 of each file read."""
     forgotten: list[Row] = field(default_factory=list)
     """Forget rows of earlier requests, to monitor."""
+    variants: list[list[Variant]] = field(default_factory=list)
+    """Each forget row with substitutes, if the method has a counterfactual teacher."""
+    unseen: list[Row] = field(default_factory=list)
+    """Texts that the model never saw, whose level is followed."""
 
 
 def load_inputs(config: RunConfig) -> Inputs:
     """Read and check every file of the run: those of the data directory, or the named ones.
 
     Raises:
-        ConfigError: ``--data`` is not a directory.
+        ConfigError: ``--data`` is not a directory, or ``--unseen`` or ``--substitutes`` no file.
         DataError: lists everything wrong with the rows.
     """
+    for option in ("substitutes", "unseen"):
+        path = getattr(config, option)
+        if path is not None and not Path(path).is_file():
+            raise ConfigError(f"--{option} {path}: there is no such file")
     if config.forget is None:
         directory = named_directory(config.data)
         files = {side: locate.side_file(directory, side, config.split) for side in SIDES}
@@ -58,11 +68,33 @@ def load_inputs(config: RunConfig) -> Inputs:
         files["alternatives"] = Path(config.alternatives)
         found = read_alternatives(files["alternatives"], forget)
         alternatives = [found[row.id] for row in forget]
+    named = {"substitutes": config.substitutes, "unseen": config.unseen}
+    files |= {name: Path(path) for name, path in named.items() if path is not None}
     earlier = [locate.side_file(named_directory(name, "--forgotten"), "forget") for name in names(config.forgotten)]
     files |= {str(path): path for path in earlier}
     checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files.values()}
     forgotten = [row for path in earlier for row in read_rows(path)]
-    return Inputs(forget, retain, alternatives, checksums, forgotten)
+    inputs = Inputs(forget, retain, alternatives, checksums, forgotten)
+    return replace(inputs, variants=variants_of(config, inputs), unseen=unseen_texts(config.unseen))
+
+
+def variants_of(config: RunConfig, inputs: Inputs) -> list[list[Variant]]:
+    """Return the forget rows with substitutes that the method's teacher reads; none without a teacher."""
+    if not config.spec.teacher:
+        return []
+    given = None if config.substitutes is None else read_substitutes(Path(config.substitutes))
+    count = int(config.params["contexts"])
+    return variants(inputs.forget, inputs.retain, count, config.seed, given)
+
+
+def unseen_texts(named: str | None) -> list[Row]:
+    """Read the texts of ``--unseen``, as rows without task."""
+    if named is None:
+        return []
+    documents, faults = scan_documents(Path(named))
+    raise_problems(place(named, faults))
+    parts = [text.partition(" ") for text in documents.values()]
+    return [Row(f"unseen {number}", start, rest, "") for number, (start, _, rest) in enumerate(parts, 1)]
 
 
 def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:
@@ -95,10 +127,9 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
 
     None if the data has no member documents, or files were named instead of a data directory.
     """
-    directory = None if config.forget else named_directory(config.data)
-    if directory is None or not (directory / "mia_data").is_dir():
+    members = member_documents(config)
+    if not members:
         return None
-    members, _ = locate.load_mia(directory)
     count = members_among(members, forget)
     line = f"{count} of {len(members)} member documents are among the forget rows"
     if count < len(members):
@@ -106,6 +137,14 @@ def members_line(config: RunConfig, forget: Sequence[Row]) -> str | None:
     if count and config.loss_on == "answer":
         line += "; a loss on answers alone (--loss_on answer) hardly moves the attack, --loss_on text moves it more"
     return line
+
+
+def member_documents(config: RunConfig) -> list[str]:
+    """Return the member documents of the data directory; none if it has none, or if files were named instead."""
+    directory = None if config.forget else named_directory(config.data)
+    if directory is None or not (directory / "mia_data").is_dir():
+        return []
+    return list(locate.load_mia(directory)[0])
 
 
 def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs) -> Sides:
@@ -127,6 +166,23 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
         use=config.spec.uses_forget_rows,
         names={"forget": [row.id for row in forget], "retain": [row.id for row in retain]},
     )
+
+
+def teacher_contexts(
+    config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs, rows: Sequence[Tokens]
+) -> tuple[dict[Tokens, list[Context]], dict[Tokens, list[Tokens]]]:
+    """Encode what the counterfactual teacher reads of each forget row: contexts with substitutes, and windows.
+
+    Rows with substitutes may be longer than the rows; they are cut where the model or ``--max_length`` cuts.
+    """
+    limit = min((length for length in (context, config.max_length) if length), default=None)
+    contexts, all_windows = {}, {}
+    size, bos = int(config.params["window"]), getattr(tokenizer, "bos_token_id", None)
+    for row, changed in zip(rows, inputs.variants, strict=True):
+        encoded = [encode_row(tokenizer, variant.row, config.loss_on, config.chat) for variant in changed]
+        contexts[row] = [aligned(row, Tokens(other.input_ids[:limit], other.labels[:limit])) for other in encoded]
+        all_windows[row] = windows(row, size, [] if bos is None else [bos]) if size else []
+    return contexts, all_windows
 
 
 def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:

@@ -16,6 +16,27 @@ SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
 
 
 @dataclass(frozen=True)
+class Seen:
+    """What the counterfactual teacher saw of n labelled tokens in C contexts; smaller than its distributions."""
+
+    states: Tensor
+    """(C, n, d) hidden states before the output layer."""
+    others: Tensor
+    """(C, n) token ids: see `contexts.Context`."""
+
+    def to(self, device: torch.device | str, **kwargs: Any) -> "Seen":
+        """Return the same on another device."""
+        return Seen(self.states.to(device, **kwargs), self.others.to(device, **kwargs))
+
+
+def joined(parts: Sequence[Seen]) -> Seen:
+    """Join what was seen of several rows; one context counts as often as the other rows have contexts."""
+    count = max(len(part.states) for part in parts)
+    states = [part.states.expand(count, -1, -1) for part in parts]
+    return Seen(torch.cat(states, dim=1), torch.cat([part.others.expand(count, -1) for part in parts], dim=1))
+
+
+@dataclass(frozen=True)
 class Pack:
     """Rows one after another (T tokens, B rows), side after side, and their N labelled tokens."""
 
@@ -39,10 +60,12 @@ class Pack:
     """Labelled tokens of each of `SIDES`."""
     reference: Tensor
     """Reference NLL of the labelled tokens of the first sides, if a method needs it; else empty."""
+    seen: Seen | None = None
+    """What the counterfactual teacher saw of the forget rows, if a method needs it."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """Return the pack on another device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Seen)}
         return replace(self, **{name: value.to(device, **kwargs) for name, value in tensors.items()})  # type: ignore[arg-type]
 
     def tokens_of(self, side: Side) -> slice:
@@ -53,9 +76,13 @@ class Pack:
         """Return where a side's rows are among the B."""
         return _span(self.row_counts, side)
 
-    def only(self, side: Side) -> "Pack":
-        """Return a pack of one side's rows, without reference NLL."""
-        tokens, rows = self.tokens_of(side), self.rows_of(side)
+    def only(self, *sides: Side) -> "Pack":
+        """Return a pack of the rows of one side, or of several that follow each other.
+
+        It has the reference NLL (and what the teacher saw) if it starts with the first side.
+        """
+        tokens = slice(self.tokens_of(sides[0]).start, self.tokens_of(sides[-1]).stop)
+        rows = slice(self.rows_of(sides[0]).start, self.rows_of(sides[-1]).stop)
         start = sum(self.lengths[: rows.start])
         stop = start + sum(self.lengths[rows])
         return Pack(
@@ -66,9 +93,10 @@ class Pack:
             targets=self.targets[tokens],
             rows=self.rows[tokens] - rows.start,
             lengths=self.lengths[rows],
-            row_counts=tuple(n if one == side else 0 for one, n in zip(SIDES, self.row_counts, strict=True)),
-            token_counts=tuple(n if one == side else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
-            reference=self.reference[:0],
+            row_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.row_counts, strict=True)),
+            token_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
+            reference=self.reference[:0] if tokens.start else self.reference[tokens],
+            seen=self.seen if sides[0] == "forget" else None,
         )
 
 

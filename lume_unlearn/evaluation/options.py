@@ -9,8 +9,8 @@ from lume_unlearn.config import (
     Split,
     check_types,
     raise_faults,
-    source_faults,
 )
+from lume_unlearn.faults import source_faults
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ FAMILIES = (
     "preference",
     "rmu",
     "undial",
+    "counterfactual",
     "weighted",
     "ceu",
     "pdu",

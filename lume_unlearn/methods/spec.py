@@ -48,7 +48,9 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL; empty unless the method asks for it."""
+    """(N,) reference NLL, or with ``teacher`` the teacher's; empty unless the method asks for it."""
+    nll: Tensor | None = None
+    """(N,) NLL beside ``values``, if the method asks for it."""
 
     def mean(self, count: int) -> Tensor:
         """Return `row_mean` of the values, divided by ``count`` rows."""
@@ -63,16 +65,18 @@ class Batch:
     alternative: Rows
     """The alternative of each forget row, in the same order; without rows unless the method asks for them."""
     counts: TokenCounts
-    params: Mapping[str, float]
+    params: Mapping[str, Any]
     """The method's parameters in force."""
 
 
 @dataclass(frozen=True)
 class Param:
-    """A number that only some methods have: an option of the command line, and a key of recipes."""
+    """A number or a word that only some methods have: an option of the command line, and a key of recipes."""
 
-    default: float
+    default: float | str
     help: str
+    choices: tuple[str, ...] = ()
+    """The words allowed; none for a number."""
     zero: bool = False
     """Whether 0 is allowed; negative numbers never are."""
     whole: bool = False
@@ -84,6 +88,8 @@ class Param:
 
     def fault(self, value: object) -> str | None:
         """Return what is wrong with a value, or None."""
+        if self.choices:
+            return None if value in self.choices else f"choose one of {', '.join(self.choices)}"
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < inf:
             return "must be a number, and not negative"
         if value == 0 and not self.zero:
@@ -97,7 +103,7 @@ Loss: TypeAlias = Callable[[Batch], Tensor]
 """This micro-batch's share of the step's loss: the shares of all micro-batches and processes add up to it."""
 RetainMean: TypeAlias = Callable[[Rows, TokenCounts], Tensor]
 """The same for the values of the retain tokens."""
-PerTokenLoss: TypeAlias = Callable[[Mapping[str, float], Tensor, Tensor, Any], Tensor]
+PerTokenLoss: TypeAlias = Callable[[Mapping[str, Any], Tensor, Tensor, Any], Tensor]
 """(params, logits or hidden states, targets, the reference's or None) to (N,) values, each from its own token alone."""
 Adapt: TypeAlias = Callable[[dict[str, float], float, float, Mapping[str, float]], dict[str, float]]
 """(state, retain loss of the step, epochs completed, params) to the next state; its "weight" is the retain weight."""
@@ -139,6 +145,11 @@ class Method:
     """Whether values come from the hidden states after decoder layer ``layer`` of ``params`` instead of logits."""
     reference_nll: tuple[Side, ...] = ()
     """Sides whose reference NLL is needed: computed once."""
+    teacher: bool = False
+    """Whether forget tokens need the counterfactual teacher (``per_token_loss``'s reference) and its NLL: see
+    `methods.counterfactual`. The parameters ``contexts`` and ``window`` say what it predicts from."""
+    nll: Callable[[Mapping[str, Any]], bool] = lambda params: False
+    """Whether the loss needs the NLL of forget tokens beside ``per_token_loss``."""
     alternative: Literal["refusals", "file"] | None = None
     """Where another answer to each forget row comes from."""
     uses_forget_rows: bool = True

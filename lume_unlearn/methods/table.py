@@ -7,15 +7,17 @@ from lume_unlearn.methods.retain import term_needs_reference
 from lume_unlearn.methods.spec import Method
 
 
-def parameters() -> dict[str, str]:
-    """Return every parameter of some method, and its help with its default in each of those methods."""
+def parameters() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Return every parameter of some method: its help with its default in each of those methods, and its choices."""
     defaults: dict[str, list[str]] = {}
-    texts: dict[str, str] = {}
+    texts: dict[str, tuple[str, tuple[str, ...]]] = {}
     for method in METHODS.values():
         for name, param in method.params.items():
-            defaults.setdefault(name, []).append(f"{method.name} {param.default:g}")
-            texts[name] = param.help[0].upper() + param.help[1:]
-    return {name: f"{text} (default: {', '.join(defaults[name])})." for name, text in texts.items()}
+            defaults.setdefault(name, []).append(f"{method.name} {_shown(param.default)}")
+            texts[name] = param.help[0].upper() + param.help[1:], param.choices
+    return {
+        name: (f"{text} (default: {', '.join(defaults[name])}).", choices) for name, (text, choices) in texts.items()
+    }
 
 
 def listing(recipes: list[str]) -> Iterator[str]:
@@ -45,6 +47,8 @@ def needs(method: Method) -> str:
         found.append(f"reference NLL of {' and '.join(method.reference_nll)} rows, once")
     if method.needs_reference_forward:
         found.append("reference model on forget rows, each step")
+    if method.teacher:
+        found.append("counterfactual teacher of forget rows, once")
     if term_needs_reference(method.retain):
         found.append("reference model on retain rows, each step")
     if method.alternative:
@@ -53,4 +57,8 @@ def needs(method: Method) -> str:
 
 
 def _defaults(method: Method) -> str:
-    return ", ".join(f"{name} {param.default:g}" for name, param in method.params.items())
+    return ", ".join(f"{name} {_shown(param.default)}" for name, param in method.params.items())
+
+
+def _shown(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:g}"

@@ -87,12 +87,19 @@ class Passes:
         if not self.chunks:
             logits = labelled_logits(model, self.config, batch)
             return lambda part: logits[part]
-        states = self._run(model, batch, lambda states: states)
+        states = self.states(model, batch)
         if self.layer is not None:
             return lambda part: states[part]
         head = getattr(self.head, "base_layer", self.head)  # without an adapter on the output layer
         output: Callable[[Tensor], Tensor] = torch.no_grad()(head.forward)
         return lambda part: output(states[part])
+
+    def states(self, model: nn.Module, batch: Pack) -> Tensor:
+        """Run one forward pass and return the (N, d) hidden states that predict the labelled tokens (or of ``layer``).
+
+        Only where values are computed in chunks.
+        """
+        return self._run(model, batch, lambda states: states)
 
     def _run(self, model: nn.Module, batch: Pack, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Run a forward pass and return ``function`` of the (N, d) hidden states at the labelled tokens.

@@ -59,6 +59,8 @@ def require_launch(config: RunConfig) -> None:
         raise ConfigError(
             f"{method}: ends its forward pass inside the model, which FSDP and DeepSpeed do not allow; use one process"
         )
+    if sharded() and (config.robust, config.protect) != ("none", "none"):
+        raise ConfigError("--robust, --protect: need unsharded weights; start without FSDP and DeepSpeed")
     if sharded() and config.compile:
         raise ConfigError("--compile true: not supported with FSDP and DeepSpeed; drop --compile")
     if by_deepspeed() and config.weights == "bfloat16":

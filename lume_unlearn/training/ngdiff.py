@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from lume_unlearn.methods.ngdiff import quadratic_rate
-from lume_unlearn.methods.spec import Side
 from lume_unlearn.model.forward import evaluating
 from lume_unlearn.training.failures import total_norm
-from lume_unlearn.training.trainer import UnlearningTrainer
+from lume_unlearn.training.split import SplitTrainer
 
 
-class NormalisedTrainer(UnlearningTrainer):
+class NormalisedTrainer(SplitTrainer):
     """Steps along ``g_R / |g_R| - g_F / |g_F|``, g_R and g_F the gradients of the NLL of retain and of forget rows.
 
     The norms are over all trained weights and the whole optimiser step. To first order, the direction raises the forget
@@ -29,7 +28,7 @@ class NormalisedTrainer(UnlearningTrainer):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """As `UnlearningTrainer`."""
+        """As `SplitTrainer`."""
         super().__init__(*args, **kwargs)
         self.step_inputs: dict[str, Any] = {}
         self.add_callback(RateSearch(self))
@@ -41,10 +40,10 @@ class NormalisedTrainer(UnlearningTrainer):
         model.train()
         self.step_inputs = inputs
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        retain = self._gradient(model, inputs, "retain")
+        retain = self.side_gradient(model, inputs, "retain")
         retain_gradients = [weight.grad for weight in weights]
         model.zero_grad()
-        forget = self._gradient(model, inputs, "forget")
+        forget = self.side_gradient(model, inputs, "forget")
         forget_weight = -self.config.forget_weight / _norm([weight.grad for weight in weights])
         retain_weight = self.retain_weight / _norm(retain_gradients)
         for weight, gradient in zip(weights, retain_gradients, strict=True):
@@ -52,26 +51,13 @@ class NormalisedTrainer(UnlearningTrainer):
                 weight.grad.mul_(forget_weight).add_(gradient, alpha=retain_weight)
         return self._finished(model, retain - forget, inputs)
 
-    def _gradient(self, model: nn.Module, inputs: dict[str, Any], side: Side) -> Tensor:
-        """Add the gradient of one side's NLL to the weights' gradients; return that NLL."""
-        total = torch.zeros((), device=self.args.device)
-        for number, batch in enumerate(inputs["packs"]):
-            last = number == len(inputs["packs"]) - 1
-            with self._exchange(model, last), self.compute_loss_context_manager():
-                term = self.terms(model, self._side(batch, side), inputs["sizes"])[side]
-                self.progress.add({side: term})
-                loss = term * self.accelerator.num_processes
-                self.accelerator.backward(loss)
-            total += loss.detach()
-        return total
-
     @torch.no_grad()
     def retain_loss(self, model: nn.Module) -> float:
         """Compute the NLL of the current step's retain rows, over all processes, without dropout."""
         total = torch.zeros((), device=self.args.device)
         with evaluating(model):
             for batch in self.step_inputs["packs"]:
-                total += self.terms(model, self._side(batch, "retain"), self.step_inputs["sizes"])["retain"]
+                total += self.terms(model, self.side_pack(batch, "retain"), self.step_inputs["sizes"])["retain"]
         return cast(Tensor, self.accelerator.reduce(total, "sum")).item()
 
 

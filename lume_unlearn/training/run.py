@@ -16,7 +16,15 @@ from transformers import TrainerCallback, set_seed
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.inputs import Inputs, encode_sides, load_inputs, members_line, require_known, watched
+from lume_unlearn.data.inputs import (
+    Inputs,
+    encode_sides,
+    load_inputs,
+    members_line,
+    require_known,
+    teacher_contexts,
+    watched,
+)
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
@@ -24,6 +32,7 @@ from lume_unlearn.methods.finetune import FINETUNE
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
+from lume_unlearn.model.teacher import Teacher
 from lume_unlearn.training import merge
 from lume_unlearn.training.arguments import rate_for, training_arguments
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
@@ -36,11 +45,14 @@ from lume_unlearn.training.distributed import (
     sharded,
 )
 from lume_unlearn.training.failures import memory_advice
+from lume_unlearn.training.level import StopWhen, follow_level
 from lume_unlearn.training.monitor import SAMPLE, Monitor, Throughput, verdict
 from lume_unlearn.training.ngdiff import NormalisedTrainer
 from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.record import Record, read_record
 from lume_unlearn.training.signals import Stop
+from lume_unlearn.training.split import WrappedTrainer
+from lume_unlearn.training.teaching import teach, write_substitutes
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 _log = logging.getLogger("lume_unlearn")
@@ -102,6 +114,8 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
     evaluations = [Evaluation(config)] if config.evaluate_every == "epoch" else []
     stop, throughput = Stop(), Throughput()
     trainer, monitor = prepare(config, inputs, [throughput, record], [stop, *evaluations])
+    if inputs.variants and trainer.is_world_process_zero():
+        write_substitutes(record.output, inputs)
     members = members_line(config, inputs.forget)
     if members and trainer.is_world_process_zero():
         print(members, flush=True)
@@ -117,7 +131,8 @@ def _train(config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path |
             warning = verdict(monitor.measured, config.spec.negated)
             if warning:
                 _log.warning("%s", warning)
-        save(trainer, record, watched=monitor.measured)
+        ended = [callback.reason for callback in trainer.callback_handler.callbacks if isinstance(callback, StopWhen)]
+        save(trainer, record, watched=monitor.measured, **({"stopped": ended[0]} if any(ended) else {}))
     stop.say_if_late()
 
 
@@ -148,7 +163,14 @@ def prepare(
     require_known(config, model, chain(sides.forget, sides.retain, sides.alternative, *sample.values()))
     passes = Passes(model)
     monitor = Monitor(config, passes, sample)
-    return make_trainer(config, model, passes, tokenizer, sides, [*first, monitor, *last]), monitor
+    teacher = None
+    if config.spec.teacher:
+        teacher = teach(
+            config, model, passes, sides, *teacher_contexts(config, tokenizer, context, inputs, sides.forget)
+        )
+    trainer = make_trainer(config, model, passes, tokenizer, sides, [*first, monitor, *last], teacher)
+    follow_level(trainer, tokenizer, context, inputs)
+    return trainer, monitor
 
 
 def unlearned(config: RunConfig, callbacks: Callable[[Monitor], Sequence[TrainerCallback]]) -> tuple[Any, Any]:
@@ -283,6 +305,7 @@ def make_trainer(
     tokenizer: Any,
     sides: Sides,
     callbacks: Sequence[TrainerCallback] = (),
+    teacher: Teacher | None = None,
 ) -> UnlearningTrainer:
     """Return the trainer, with the reference NLL or the reference model that the method needs.
 
@@ -306,7 +329,7 @@ def make_trainer(
         reference = Reference(model, passes, config.reference_copy, share=not by_deepspeed())
     _wrap(config, model, reference, args.device.type)
     use_cache = getattr(model.config, "use_cache", True)
-    trainer_class = NormalisedTrainer if method.normalised else UnlearningTrainer
+    trainer_class = trainer_of(config)
     trainer = trainer_class(
         config=config,
         model=model,
@@ -314,12 +337,20 @@ def make_trainer(
         passes=passes,
         reference=reference,
         train_dataset=sides,
+        teacher=teacher,
         processing_class=tokenizer,
         callbacks=callbacks,
         optimizer_cls_and_kwargs=optimizer_class(config.optimizer, config.learning_rate, config.weights == "bfloat16"),
     )
     model.config.use_cache = use_cache  # Trainer sets it to False, and the saved model would generate slowly
     return trainer
+
+
+def trainer_of(config: RunConfig) -> type[UnlearningTrainer]:
+    """Return the trainer that the method and its wrappers need."""
+    if config.spec.normalised:
+        return NormalisedTrainer
+    return WrappedTrainer if (config.robust, config.protect) != ("none", "none") else UnlearningTrainer
 
 
 def _wrap(config: RunConfig, model: Any, reference: Reference | None, device_type: str) -> None:

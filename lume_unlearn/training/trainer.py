@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -26,6 +27,7 @@ from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
 from lume_unlearn.model.output_layer import TokenValue, nll_value
 from lume_unlearn.model.reference import Reference
+from lume_unlearn.model.teacher import Teacher
 from lume_unlearn.training.checkpoints import publish_checkpoint
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.optimizer import FreshOptimizer, phase_factor, warmed_up
@@ -81,12 +83,13 @@ class UnlearningTrainer(Trainer):
         reference: Reference | None,
         callbacks: Sequence[TrainerCallback],
         train_dataset: Sides,
+        teacher: Teacher | None = None,
         **kwargs: Any,
     ) -> None:
         """``reference`` is the reference model, if it runs in every step; ``**kwargs`` are passed on to Trainer."""
         self.config, self.method, self.sides = config, config.spec, train_dataset
-        self.passes, self.reference = passes, reference
-        self.params = {**config.params, "seed": config.seed}
+        self.passes, self.reference, self.teacher = passes, reference, teacher
+        self.params: dict[str, Any] = {**config.params, "seed": config.seed}
         self.phases: list[list[list[Pair]]] = []
         """Optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
         if self.method.phases:
@@ -200,7 +203,10 @@ class UnlearningTrainer(Trainer):
         values = dict(zip(spans, self.passes.values(model, batch, list(spans.values())), strict=True))
         forget = self._rows(batch, "forget", values["forget"])
         alternative = self._rows(batch, "alternative", values.get("alternative"))
-        terms = {"forget": self.method.loss(Batch(forget, alternative, counts, self.params))}
+        if "forget_nll" in values:
+            forget = replace(forget, nll=values["forget_nll"])
+        params = self.params | self.progress.values
+        terms = {"forget": self.method.loss(Batch(forget, alternative, counts, params))}
         if self.retain_parts:
             parts = [
                 weight * self.method.retain_mean(self._rows(batch, "retain", values[part]), counts)
@@ -214,7 +220,12 @@ class UnlearningTrainer(Trainer):
         method, params = self.method, self.params
         value: TokenValue = partial(method.per_token_loss, params) if method.per_token_loss else nll_value
         reference = self._reference_outputs(model, batch)
-        spans = {"forget": Span(batch.tokens_of("forget"), value, reference.get("forget"))}
+        forget = batch.tokens_of("forget")
+        if self.teacher is not None and method.per_token_loss:
+            reference["forget"] = self.teacher.at(batch.seen, batch.targets[forget])
+        spans = {"forget": Span(forget, value, reference.get("forget"))}
+        if method.nll(params):
+            spans["forget_nll"] = Span(forget, nll_value)
         if method.alternative:
             spans["alternative"] = Span(batch.tokens_of("alternative"), nll_value)
         for part in self.retain_parts:
@@ -245,7 +256,8 @@ class UnlearningTrainer(Trainer):
         tokens, rows = batch.tokens_of(side), batch.rows_of(side)
         if values is None:
             values = batch.reference.new_zeros(0)
-        reference = batch.reference[tokens] if side in self.method.reference_nll else batch.reference[:0]
+        known = side in self.method.reference_nll or (self.method.teacher and side == "forget")
+        reference = batch.reference[tokens] if known else batch.reference[:0]
         return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:

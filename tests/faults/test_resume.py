@@ -48,6 +48,31 @@ def test_every_method_goes_on_as_if_nothing_had_happened(
     assert_equal(whole, resumed(config))
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{"robust": "sam"}, {"robust": "path", "path_every": 3}, {"protect": "project"}],
+    ids=lambda options: next(iter(options.values())),
+)
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_wrappers_go_on_as_if_nothing_had_happened(
+    tuning: str, options: dict[str, Any], inputs: Path, tmp_path: Path
+) -> None:
+    whole = run(make_config(inputs, tmp_path / "whole", "npo", tuning, **options))
+    config = make_config(inputs, tmp_path / "broken", "npo", tuning, **options)
+    broken_off(config, 3)
+    assert_equal(whole, resumed(config))
+
+
+def test_a_followed_level_goes_on(inputs: Path, tmp_path: Path) -> None:
+    unseen = tmp_path / "unseen.jsonl"
+    unseen.write_text('{"document": "nothing that anybody has ever read"}\n')
+    options: dict[str, Any] = {"unseen": str(unseen), "learning_rate": 1e-2}
+    whole = run(make_config(inputs, tmp_path / "whole", "level", **options))
+    config = make_config(inputs, tmp_path / "broken", "level", **options)
+    broken_off(config, 4)  # after the measurement of step 2
+    assert_equal(whole, resumed(config))
+
+
 def remembered(config: RunConfig, checkpoint: Path | None = None) -> Any:
     """What the method knows beside the weights: retain weight, learning rate, phases begun; at first or later."""
     found = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {}

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid, softmax
+from torch.nn.functional import log_softmax, logsigmoid, smooth_l1_loss, softmax
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
@@ -24,7 +24,7 @@ class Step:
     forget: Sequence[Tokens]
     alternative: Sequence[Tokens]
     retain: Sequence[Tokens]
-    params: dict[str, float]
+    params: dict[str, Any]
 
 
 Term = Callable[[Step], Tensor]
@@ -34,7 +34,7 @@ Term = Callable[[Step], Tensor]
 class Formula:
     forget: Term
     retain: Term | None
-    params: dict[str, float] = field(default_factory=dict)
+    params: dict[str, Any] = field(default_factory=dict)
     """Not the defaults, and values that matter on the rows of the tests (NLL of a forget token: 0.2 to 1.8 nats), so
     that a parameter that is passed over shows."""
     reference: tuple[str, ...] = ()
@@ -201,6 +201,41 @@ def undial(step: Step) -> Tensor:
     return mean(parts)
 
 
+def with_substitutes(row: Tokens) -> list[Tokens]:
+    """The row with two other tokens in its middle, twice; they have its labels."""
+    middle = len(row.input_ids) // 2
+    found = []
+    for ids in ((390, 391), (392, 393)):
+        changed = (*row.input_ids[: middle - 1], *ids, *row.input_ids[middle + 1 :])
+        labels = [new if label != IGNORED else label for new, label in zip(changed, row.labels, strict=True)]
+        found.append(Tokens(changed, tuple(labels)))
+    return found
+
+
+def teacher(step: Step, row: Tokens) -> Tensor:
+    """(labelled tokens, V) mean probabilities of the model before unlearning in the contexts."""
+    with torch.no_grad():
+        return torch.stack([softmax(logits(step.before, context), -1) for context in with_substitutes(row)]).mean(0)
+
+
+def level(step: Step) -> Tensor:
+    found = []
+    for row in step.forget:
+        targets = torch.tensor(row.input_ids)[places(row)]
+        wanted = -teacher(step, row)[range(len(targets)), targets].log().mean()
+        found.append(smooth_l1_loss(nll(step.model, row).mean(), wanted))
+    return torch.stack(found).mean()
+
+
+def counterfactual(step: Step) -> Tensor:
+    parts = []
+    for row in step.forget:
+        p, q = softmax(logits(step.model, row), -1), teacher(step, row)
+        m = (p + q) / 2
+        parts.append(((p * (p / m).log()).sum(-1) + (q * (q / m).log()).sum(-1)) / 2)
+    return mean(parts) + step.params["level_weight"] * level(step)
+
+
 def weighted(step: Step, of_p: float, of_rest: float = 0.0) -> Tensor:
     """Ascent on p^of_p (1 - p)^of_rest NLL."""
     p = [(-part).exp().detach() for part in forget_nll(step)]
@@ -263,6 +298,13 @@ FORMULAS: dict[str, Formula] = {
     "idk": Formula(alternative_mean, retain_mean, trained=("alternative", "retain"), lowers=alternative_mean),
     "rmu": Formula(steer, stay, {"layer": 0, "steering": 3.0}, live=("retain",), lowers=steer),
     "undial": Formula(undial, None, {"beta": 4.0}, live=("forget",), trained=("forget",)),
+    "counterfactual": Formula(
+        counterfactual,
+        retain_mean,
+        {"contexts": 2, "window": 0, "divergence": "js", "level_weight": 0.4},
+        lowers=counterfactual,
+    ),
+    "level": Formula(level, retain_mean, {"contexts": 2, "window": 0}, lowers=level),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
     "satimp": Formula(
         lambda step: weighted(step, step.params["beta1"], step.params["beta2"]), retain_mean, {"beta1": 2, "beta2": 0.5}

@@ -13,6 +13,7 @@ from torch.autograd import gradcheck
 
 from lume_unlearn.methods.ceu import ceu_tokens
 from lume_unlearn.methods.common import token_mean, token_nll
+from lume_unlearn.methods.counterfactual import divergence_tokens
 from lume_unlearn.methods.ngdiff import quadratic_rate
 from lume_unlearn.methods.pdu import pdu_dual, pdu_tokens
 from lume_unlearn.methods.retain import kl_tokens, state_distance
@@ -32,6 +33,9 @@ OF_LOGITS: dict[str, TokenLoss] = {
     "ceu": lambda z, _, y: ceu_tokens(z, y),
     "pdu": lambda z, _, y: pdu_tokens(z),
     "distance": lambda z, ref, _: state_distance(z, ref),
+    "kl of log-probabilities": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "kl"),
+    "reverse kl": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "reverse"),
+    "js": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "js"),
 }
 every_loss = pytest.mark.parametrize("loss", OF_LOGITS.values(), ids=OF_LOGITS.keys())
 
@@ -67,6 +71,10 @@ def without(p: list[float], target: int) -> list[float]:
     return [0.0 if v == target else value / (1.0 - p[target]) for v, value in enumerate(p)]
 
 
+def middle(p: list[float], q: list[float]) -> list[float]:
+    return [(a + b) / 2 for a, b in zip(p, q, strict=True)]
+
+
 def lowered(z: list[float], target: int) -> list[float]:
     return [value - 3.0 if v == target else value for v, value in enumerate(z)]
 
@@ -78,6 +86,9 @@ PLAIN: dict[str, Callable[[list[float], list[float], int], float]] = {
     "undial": lambda z, r, y: cross_entropy(softmax(lowered(r, y)), softmax(z)),
     "ceu": lambda z, r, y: entropy(without(softmax(z), y)) - math.log(1.0 - softmax(z)[y]),
     "pdu": lambda z, r, y: (max(z) - sum(z) / len(z)) ** 2,
+    "kl of log-probabilities": lambda z, r, y: cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)),
+    "reverse kl": lambda z, r, y: cross_entropy(softmax(z), softmax(r)) - entropy(softmax(z)),
+    "js": lambda z, r, y: entropy(middle(softmax(z), softmax(r))) - (entropy(softmax(z)) + entropy(softmax(r))) / 2,
     "distance": lambda z, r, y: sum((a - b) ** 2 for a, b in zip(z, r, strict=True)) / len(z),
 }
 

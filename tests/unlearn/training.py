@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lume_unlearn.config import RunConfig
+from lume_unlearn.data.contexts import aligned
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
@@ -21,9 +22,10 @@ from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.training.run import load_configured, make_trainer
+from lume_unlearn.training.teaching import teach
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll, with_substitutes
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
@@ -95,7 +97,11 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
         rows["alternative"] if spec.alternative else [],
         use=spec.uses_forget_rows,
     )
-    return make_trainer(config, model, Passes(model), None, sides)
+    passes, teacher = Passes(model), None
+    if spec.teacher:
+        contexts = {row: [aligned(row, other) for other in with_substitutes(row)] for row in sides.forget}
+        teacher = teach(config, model, passes, sides, contexts, {row: [] for row in sides.forget})
+    return make_trainer(config, model, passes, None, sides, teacher=teacher)
 
 
 def entries(trainer: UnlearningTrainer) -> list[dict[str, float]]:

@@ -1,0 +1,77 @@
+"""Contexts of the counterfactual teacher: what it reads instead of a forget row, and how its tokens correspond."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import SequenceMatcher
+
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
+
+
+@dataclass(frozen=True)
+class Context:
+    """The tokens that the teacher reads to predict the labelled tokens of a row."""
+
+    tokens: Tokens
+    """Labelled where the teacher predicts."""
+    index: tuple[int, ...]
+    """For each labelled token of the row, which of the context's labelled tokens corresponds to it."""
+    others: tuple[int, ...]
+    """The token that takes its place where a substituted word is repeated, else the token itself."""
+
+
+def aligned(row: Tokens, context: Tokens) -> Context:
+    """Align a row with the same row with substitutes, token by token.
+
+    Tokens between two equal stretches correspond in order; where the substitute is shorter, the last one of it
+    corresponds to the rest. A pair of tokens that occurred before in the row is a repeated name: there the teacher
+    predicts the substitute, in whose place the row's token stands.
+
+    Args:
+        row: the forget row.
+        context: the row with substitutes.
+    """
+    place = _correspondence(row.input_ids, context.input_ids)
+    labelled = labelled_places(row)
+    used = sorted({place[t] for t in labelled})
+    labels = [IGNORED] * len(context.input_ids)
+    for position in used:
+        labels[position] = context.input_ids[position]
+    seen: set[tuple[int, int]] = set()
+    repeated = []
+    for t, position in enumerate(place):
+        pair = row.input_ids[t], context.input_ids[position]
+        repeated.append(pair in seen)
+        seen.add(pair)
+    number = {position: i for i, position in enumerate(used)}
+    return Context(
+        Tokens(context.input_ids, tuple(labels)),
+        tuple(number[place[t]] for t in labelled),
+        tuple(context.input_ids[place[t]] if repeated[t] else row.input_ids[t] for t in labelled),
+    )
+
+
+def windows(row: Tokens, size: int, start: Sequence[int]) -> list[Tokens]:
+    """Return for each labelled token the ``size`` tokens before it and itself, which alone is labelled.
+
+    ``start`` is what each of them begins with (a BOS), if the row does.
+    """
+    first = len(start) if tuple(row.input_ids[: len(start)]) == tuple(start) else 0
+    found = []
+    for t in labelled_places(row):
+        ids = (*row.input_ids[:first], *row.input_ids[max(t - size, first) : t], row.input_ids[t])
+        found.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
+    return found
+
+
+def labelled_places(row: Tokens) -> list[int]:
+    """Return the positions of the labelled tokens, without the first token, which nothing predicts."""
+    return [t for t, label in enumerate(row.labels) if t and label != IGNORED]
+
+
+def _correspondence(ids: Sequence[int], others: Sequence[int]) -> list[int]:
+    """Return for each token its place in ``others``, 1 or more, since nothing predicts the first token."""
+    place: list[int] = []
+    for _, i1, i2, j1, j2 in SequenceMatcher(None, ids, others, autojunk=False).get_opcodes():
+        place += [max(min(j1 + offset, max(j2 - 1, j1), len(others) - 1), 1) for offset in range(i2 - i1)]
+    return place

@@ -1,0 +1,183 @@
+"""Substitute names, places, dates and numbers in forget rows: texts about somebody whom the model does not know so."""
+
+import random
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from lume_tasks.data.files import place, scan
+from lume_tasks.data.rows import Row, text_problems
+from lume_tasks.errors import raise_problems
+
+NAME = r"[^\W\d_][\w-]*\w"
+EMAIL = re.compile(r"[^\s@]+@[^\s@]+\.\w+")
+SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*")
+"""A number, or a sequence of words."""
+COMMON = 0.1
+"""Share of a task's rows from which on a capitalised word is part of the template, as "Social Security Number" is."""
+LEAST_COMMON = 10
+"""Rows that any name may be in."""
+TRIES = 20
+"""Spans drawn to find one of another document."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A row with substitutes."""
+
+    row: Row
+    words: dict[str, str]
+    """Each word, number or address of the row that was substituted, and its substitute."""
+
+
+def templated(rows: Sequence[Row], others: Sequence[Row]) -> set[str]:
+    """Return the ids of rows most of whose sequences of three words other documents of the task have as well.
+
+    Substituting the names of such a row removes what identifies it. In prose the other words still do.
+    """
+    documents: dict[tuple[str, ...], set[str]] = defaultdict(set)
+    for row in (*rows, *others):
+        for sequence in _sequences(row):
+            documents[row.task, *sequence].add(row.stem)
+    found = set()
+    for row in rows:
+        shared = [len(documents[row.task, *sequence]) > 1 for sequence in _sequences(row)]
+        if shared and sum(shared) > len(shared) / 2:
+            found.add(row.id)
+    return found
+
+
+def _sequences(row: Row) -> list[tuple[str, ...]]:
+    words = re.findall(r"\w+", f"{row.input} {row.output}".lower())
+    return list(zip(words, words[1:], words[2:], strict=False))
+
+
+def variants(
+    forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int, given: Mapping[str, Sequence[str]] | None
+) -> list[list[Variant]]:
+    """Return ``count`` variants of each forget row; within a variant, a word has the same substitute everywhere.
+
+    Without ``given``, what is substituted are numbers, e-mail addresses, and names: capitalised words that no row has
+    in lower case and at most a tenth of the task's rows have, and the capitalised words right after them. The
+    substitutes come from other documents of the same task, forget and retain rows: for a sequence of words one of as
+    many words, for a number one of the same digits and signs, or random digits if there is none.
+
+    Args:
+        forget: rows to vary.
+        retain: further rows to draw substitutes from.
+        count: variants of each row.
+        seed: of the choice.
+        given: instead, texts to substitute and their substitutes.
+    """
+    names = _Names([*forget, *retain])
+    found = []
+    for number, row in enumerate(forget):
+        chooser = random.Random(f"{seed} {number}")
+        if given is None:
+            found.append([_applied(row, names.substitutes(row, chooser)) for _ in range(count)])
+        else:
+            found.append([_applied(row, _given(row, given, chooser)) for _ in range(count)])
+    return found
+
+
+def read_substitutes(path: Path) -> dict[str, list[str]]:
+    """Read ``{"text": "Jane Roe", "substitute": "..."}`` a line; a text may occur several times.
+
+    Raises:
+        DataError: lists faulty lines.
+    """
+    fields = ("text", "substitute")
+    objects, faults = scan(path, fields, lambda obj: text_problems(obj, *fields))
+    raise_problems(place(str(path), faults))
+    found: dict[str, list[str]] = {}
+    for obj in objects.values():
+        found.setdefault(obj["text"], []).append(obj["substitute"])
+    return found
+
+
+def _given(row: Row, given: Mapping[str, Sequence[str]], chooser: random.Random) -> dict[str, str]:
+    text = f"{row.input} {row.output}"
+    return {word: chooser.choice(choices) for word, choices in given.items() if word in text}
+
+
+def _applied(row: Row, words: dict[str, str]) -> Variant:
+    """Replace whole words, the longest first, in one pass."""
+    if not words:
+        return Variant(row, {})
+    longest_first = sorted(words, key=len, reverse=True)
+    pattern = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first))
+
+    def changed(text: str) -> str:
+        return pattern.sub(lambda match: words[match[0]], text)
+
+    return Variant(replace(row, input=changed(row.input), output=changed(row.output)), words)
+
+
+class _Names:
+    """What the rows of each task name: the source of substitutes."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.lower: set[str] = set()
+        self.rows_with: dict[str, Counter[str]] = defaultdict(Counter)
+        self.rows = Counter(row.task for row in rows)
+        for row in rows:
+            words = set(re.findall(NAME, EMAIL.sub("|", f"{row.input} {row.output}")))
+            self.lower |= {word for word in words if word[0].islower()}
+            self.rows_with[row.task].update(words)
+        pool: dict[tuple[str, str | int], set[tuple[str, str]]] = defaultdict(set)
+        for row in rows:
+            for span in self.spans(row):
+                pool[row.task, _kind(span)].add((span, row.stem))
+        self.pool = {key: sorted(spans) for key, spans in pool.items()}
+        """(task, kind of span) to the spans of that kind, each with the document that it is in."""
+
+    def spans(self, row: Row) -> list[str]:
+        """Return what a row names: e-mail addresses, numbers, and sequences of names, each once, in order."""
+        text = f"{row.input} {row.output}"
+        found: dict[str, None] = dict.fromkeys(EMAIL.findall(text))
+        for match in SPAN.finditer(EMAIL.sub("|", text)):
+            if match[0][0].isdigit():
+                found[match[0]] = None
+                continue
+            sequence: list[str] = []
+            for word in [*match[0].split(" "), ""]:
+                # A family name may be an ordinary word: "Lanae Brown".
+                if self.is_name(word, row.task) or (sequence and word[:1].isupper()):
+                    sequence.append(word)
+                elif sequence:
+                    found[" ".join(sequence)] = None
+                    sequence = []
+        return list(found)
+
+    def is_name(self, word: str, task: str) -> bool:
+        """Return whether a word is a name: capitalised, nowhere in lower case, and not in many rows."""
+        if not word[:1].isupper() or word.lower() in self.lower:
+            return False
+        return self.rows_with[task][word] <= max(COMMON * self.rows[task], LEAST_COMMON)
+
+    def substitutes(self, row: Row, chooser: random.Random) -> dict[str, str]:
+        """Choose a substitute for each span of a row, and map names word by word, so that parts of names agree."""
+        words: dict[str, str] = {}
+        for span in self.spans(row):
+            kind = _kind(span)
+            tried = chooser.choices(self.pool[row.task, kind], k=TRIES)
+            other = next((text for text, stem in tried if stem != row.stem and text != span), None)
+            if not isinstance(kind, int):
+                words[span] = other or _random_digits(span, chooser)
+            elif other:
+                for word, substitute in zip(span.split(" "), other.split(" "), strict=True):
+                    words.setdefault(word, substitute)
+        return words
+
+
+def _kind(span: str) -> str | int:
+    """Return "email", the shape of a number ("000-00-0000"), or the number of words."""
+    if "@" in span:
+        return "email"
+    return re.sub(r"\d", "0", span) if span[0].isdigit() else len(span.split(" "))
+
+
+def _random_digits(text: str, chooser: random.Random) -> str:
+    return re.sub(r"\d", lambda _: str(chooser.randrange(10)), text)

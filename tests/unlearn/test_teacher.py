@@ -1,0 +1,113 @@
+"""The counterfactual teacher: substitutes, aligned contexts, windows, and its predictions by hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
+from lume_unlearn.data.contexts import aligned, windows
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.substitutes import read_substitutes, variants
+from lume_unlearn.methods.common import IGNORED
+from lume_unlearn.methods.counterfactual import level_loss, swapped
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.teacher import lesson
+from tests.conftest import make_model
+from tests.unlearn.formulas import logits
+from tests.unlearn.training import FORGET
+
+JANE = Row("a1qa0", "What is Jane Roe's phone number?", "Jane Roe has 555-01, jane\\_roe@me.com knows.", "Task2")
+OTHERS = [
+    Row("b2qa0", "What is Mary Poe's phone number?", "Mary Poe has 777-88, mary\\_poe@me.com knows.", "Task2"),
+    Row("c3qa0", "What is Ann Brown's phone number?", "Ann Brown has 12 brown cats.", "Task2"),
+]
+
+
+def test_names_numbers_and_addresses_are_substituted_consistently() -> None:
+    for variant in variants([JANE], OTHERS, 5, 0, None)[0]:
+        person = variant.row.input.removeprefix("What is ").removesuffix("'s phone number?")
+        assert person in ("Mary Poe", "Ann Brown")
+        answer = variant.row.output
+        assert answer.startswith(f"{person} has 777-88, ")  # the only other number of this shape
+        assert answer.endswith(", mary\\_poe@me.com knows.")
+        assert set(variant.words) == {"Jane", "Roe", "555-01", "jane\\_roe@me.com"}
+    assert variants([JANE], OTHERS, 2, 0, None) == variants([JANE], OTHERS, 2, 0, None)
+
+
+def test_numbers_without_a_like_get_random_digits() -> None:
+    row = Row("a1sc1", "Born in", "12345678", "Task2")
+    (variant,) = variants([row], OTHERS, 1, 3, None)[0]
+    assert variant.row.output != "12345678"
+    assert len(variant.row.output) == 8
+    assert variant.row.output.isdigit()
+
+
+def test_substitutes_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "substitutes.jsonl"
+    file.write_text('{"text": "Jane Roe", "substitute": "Tom"}\n')
+    (variant,) = variants([JANE], OTHERS, 1, 0, read_substitutes(file))[0]
+    assert variant.row.input == "What is Tom's phone number?"
+    assert variant.words == {"Jane Roe": "Tom"}
+    file.write_text('{"text": "Jane Roe"}\n')
+    with pytest.raises(DataError, match="substitute"):
+        read_substitutes(file)
+
+
+def row_of(ids: list[int], prompt: int) -> Tokens:
+    return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
+
+
+def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
+    # 10 11 is the name, in the context 20 21 22; the answer repeats it.
+    row = row_of([1, 10, 11, 2, 3, 10, 11, 4], 4)
+    context = aligned(row, row_of([1, 20, 21, 22, 2, 3, 20, 21, 22, 4], 5))
+    predicted = [t for t, label in enumerate(context.tokens.labels) if label != IGNORED]
+    assert [predicted[i] for i in context.index] == [5, 6, 7, 9]  # of the tokens 3, 10, 11, 4
+    assert context.others == (3, 20, 21, 4)  # the repeated name is mapped back
+    first = aligned(row_of([1, 2, 10, 4], 1), row_of([1, 2, 20, 4], 1))
+    assert first.others == (2, 10, 4)  # what is said for the first time is not
+    shorter = aligned(row_of([1, 10, 11, 12, 4], 1), row_of([1, 20, 4], 1))
+    assert [shorter.index[i] for i in range(4)] == [0, 0, 0, 1]
+
+
+def test_windows_hold_the_last_tokens_and_the_bos() -> None:
+    row = row_of([1, 5, 6, 7, 8], 3)
+    assert [window.input_ids for window in windows(row, 2, [1])] == [(1, 5, 6, 7), (1, 6, 7, 8)]
+    assert [window.input_ids for window in windows(row, 2, [])] == [(5, 6, 7), (6, 7, 8)]
+    assert all(window.scored == 1 for window in windows(row, 2, []))
+
+
+def test_swapped_and_level_by_hand() -> None:
+    logp = torch.tensor([[1 / 2, 1 / 3, 1 / 6]]).log()
+    pair = torch.tensor([0]), torch.tensor([2])
+    assert swapped(logp, *pair).exp()[0].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 2])
+    assert swapped(logp, pair[0], pair[0]).equal(logp)
+    nll, rows = torch.tensor([1.0, 3.0, 5.0], requires_grad=True), torch.tensor([0, 0, 1])
+    loss = level_loss(nll, rows, 2, torch.tensor([4.0, 4.0, 4.5]))
+    assert loss.item() == pytest.approx(0.8125)
+    assert torch.autograd.grad(loss, nll)[0].tolist() == pytest.approx([-0.25, -0.25, 0.25])  # from both sides
+    assert level_loss(nll, rows, 2, torch.zeros(3), shift=2.0, count=4).item() == pytest.approx((0.0 + 2.5) / 4)
+
+
+def test_the_teacher_by_hand_and_the_window_where_it_knows_less() -> None:
+    model, device = make_model().eval(), torch.device("cpu")
+    row = FORGET[0]
+    others = [Tokens((*row.input_ids[:2], new, *row.input_ids[3:]), row.labels) for new in (390, 391)]
+    contexts = {row: [aligned(row, other) for other in others]}
+    by_window = windows(row, 2, [])
+    with torch.no_grad():
+        targets = torch.tensor(row.input_ids[1:])
+        substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
+        cut = torch.stack([logits(model, window)[-1].softmax(-1) for window in by_window])
+    expected = [-p[range(len(targets)), targets].log() for p in (substituted, cut)]
+    found = [
+        lesson(model, Passes(model), {row: chosen}, {row: cuts}, 2048, device)
+        for chosen, cuts in ((contexts[row], []), ([], by_window), (contexts[row], by_window))
+    ]
+    for one, nll in zip(found, expected, strict=False):
+        torch.testing.assert_close(one.nll[row], nll, rtol=1e-4, atol=1e-5)
+    higher = max(expected, key=lambda nll: float(nll.mean()))
+    torch.testing.assert_close(found[2].nll[row], higher, rtol=1e-4, atol=1e-5)
+    assert found[2].by_window == (higher is expected[1])
