@@ -85,7 +85,7 @@ class RunConfig:
             and says if they come back. `audit --forgotten` scores them.
         alternatives: File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes
             one.
-        retain_term: Loss on retain rows: nll, kl, nll+kl, states or none. Default: the method's.
+        retain_term: Loss on retain rows: nll, kl, js, nll+kl, states or none. Default: the method's.
         forget_weight: Weight of the loss on forget rows. Default: the method's.
         retain_weight: Weight of the loss on retain rows. Default: the method's.
         kl_weight: Weight of the KL divergence within the retain term nll+kl, which retain_weight then multiplies.

@@ -214,7 +214,8 @@ class UnlearningTrainer(Trainer):
         method, params = self.method, self.params
         value: TokenValue = partial(method.per_token_loss, params) if method.per_token_loss else nll_value
         reference = self._reference_outputs(model, batch)
-        spans = {"forget": Span(batch.tokens_of("forget"), value, reference.get("forget"))}
+        forget = self._with_selection(batch, reference.get("forget"))
+        spans = {"forget": Span(batch.tokens_of("forget"), value, forget)}
         if method.alternative:
             spans["alternative"] = Span(batch.tokens_of("alternative"), nll_value)
         for part in self.retain_parts:
@@ -224,6 +225,14 @@ class UnlearningTrainer(Trainer):
             else:
                 spans[part] = Span(tokens, nll_value)
         return spans
+
+    def _with_selection(self, batch: Pack, logits: Callable[[slice], Tensor] | None) -> Callable[[slice], Any] | None:
+        """Pair the reference logits of forget tokens with the tokens that the method selects, if it does."""
+        if self.method.select is None or logits is None:
+            return logits
+        rows = self._rows(batch, "forget", None)
+        selected = self.method.select(self.params, rows.reference, rows.rows)
+        return lambda part: (logits(part), selected[part])
 
     def _reference_outputs(self, model: nn.Module, batch: Pack) -> dict[Side, Callable[[slice], Tensor]]:
         """Compute reference logits or hidden states for each side that needs them."""
