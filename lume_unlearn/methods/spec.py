@@ -100,7 +100,7 @@ RetainMean: TypeAlias = Callable[[Rows, TokenCounts], Tensor]
 PerTokenLoss: TypeAlias = Callable[[Mapping[str, float], Tensor, Tensor, Any], Tensor]
 """(params, logits or hidden states, targets, the reference's or None) to (N,) values, each from its own token alone.
 
-With `Select`, the third is a pair: the reference logits, and which tokens are selected, (N,) bool."""
+For a method with ``select`` the last argument is a pair: the reference logits, and the tokens selected, (N,) bool."""
 Select: TypeAlias = Callable[[Mapping[str, float], Tensor, Tensor], Tensor]
 """(params, reference NLL (N,), rows (N,)) of the forget tokens to the tokens selected, (N,) bool, row by row."""
 Adapt: TypeAlias = Callable[[dict[str, float], float, float, Mapping[str, float]], dict[str, float]]
