@@ -16,10 +16,10 @@ def js_to_token(nll: Tensor) -> Tensor:
 
     Worked example: p = 1/2 gives (1.5 ln(4/3) + 0.5 ln 2 - 0.5 ln 2) / 2 = 0.215762.
 
-    Source: Singh et al. 2025 (arXiv 2509.02820), on the tokens of a refusal. Deviations: the paper's refusal is always
-    "No idea"; here each row gets one of the built-in refusals, as for `idk`. The authors' code reads the forget row itself and
-    puts a mass of 1 on each token of the refusal, at every position of the text; here the model reads the refusal as
-    the answer, and each labelled token is the target of its own position.
+    Source: Singh et al. 2025 (arXiv 2509.02820), on the tokens of a refusal. Deviations: the authors' refusal is "No
+    idea"; here each row gets one of the built-in refusals, as for `idk`. The authors' code reads the forget row itself
+    and puts a mass of 1 on each token of the refusal, at every position of the text; here the model reads the refusal
+    as the answer, and each labelled token is the target of its own position.
 
     Args:
         nll: (N,) of the refusals' labelled tokens.

@@ -47,7 +47,8 @@ def shred_tokens(
 
     Source: Hu et al. 2026 (arXiv 2605.07482). Deviations: the figure on the authors' project page removes the token
     from q, which beta 100 does up to e^-100 of its odds; it also removes the other probable tokens in a variant that is
-    left out here. The authors sum over tokens, here a token mean follows.
+    left out here. The authors sum over tokens, here a token mean follows. The share of 0.5 is that of their figure;
+    beta and top_k are this package's.
 
     Args:
         logits: (N, V) of the model in training.
