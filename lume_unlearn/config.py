@@ -88,7 +88,7 @@ class RunConfig:
             "substitute": ...} a line; default: names, places, dates and numbers of the forget rows, by those of others.
         unseen: File with texts that the model never saw, {"document": ...} a line: the level of `level`,
             `--level_weight` and `--stop_when level` follows the model's NLL of them.
-        retain_term: Loss on retain rows: nll, kl, nll+kl, states or none. Default: the method's.
+        retain_term: Loss on retain rows: nll, kl, js, nll+kl, states or none. Default: the method's.
         forget_weight: Weight of the loss on forget rows. Default: the method's.
         retain_weight: Weight of the loss on retain rows. Default: the method's.
         kl_weight: Weight of the KL divergence within the retain term nll+kl, which retain_weight then multiplies.

@@ -10,12 +10,12 @@ from lume_unlearn.methods.common import IGNORED
 
 @dataclass(frozen=True)
 class Context:
-    """The tokens that the teacher reads to predict the labelled tokens of a row."""
+    """The texts that the teacher reads to predict the labelled tokens of a row."""
 
-    tokens: Tokens
-    """Labelled where the teacher predicts."""
+    texts: tuple[Tokens, ...]
+    """Labelled where the teacher predicts: the row with substitutes, or for each labelled token those before it."""
     index: tuple[int, ...]
-    """For each labelled token of the row, which of the context's labelled tokens corresponds to it."""
+    """For each labelled token of the row, which of the labelled tokens of all texts corresponds to it."""
     others: tuple[int, ...]
     """The token that takes its place where a substituted word is repeated, else the token itself."""
 
@@ -45,23 +45,23 @@ def aligned(row: Tokens, context: Tokens) -> Context:
         seen.add(pair)
     number = {position: i for i, position in enumerate(used)}
     return Context(
-        Tokens(context.input_ids, tuple(labels)),
+        (Tokens(context.input_ids, tuple(labels)),),
         tuple(number[place[t]] for t in labelled),
         tuple(context.input_ids[place[t]] if repeated[t] else row.input_ids[t] for t in labelled),
     )
 
 
-def windows(row: Tokens, size: int, start: Sequence[int]) -> list[Tokens]:
+def window(row: Tokens, size: int, start: Sequence[int]) -> Context:
     """Return for each labelled token the ``size`` tokens before it and itself, which alone is labelled.
 
     ``start`` is what each of them begins with (a BOS), if the row does.
     """
-    first = len(start) if tuple(row.input_ids[: len(start)]) == tuple(start) else 0
-    found = []
+    first = len(start) if row.input_ids[: len(start)] == tuple(start) else 0
+    texts = []
     for t in labelled_places(row):
         ids = (*row.input_ids[:first], *row.input_ids[max(t - size, first) : t], row.input_ids[t])
-        found.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
-    return found
+        texts.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
+    return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
 
 def labelled_places(row: Tokens) -> list[int]:

@@ -15,10 +15,10 @@ from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError, raise_problems
 from lume_unlearn.config import RunConfig, names
 from lume_unlearn.data.alternatives import read_alternatives
-from lume_unlearn.data.contexts import Context, aligned, windows
+from lume_unlearn.data.contexts import Context, aligned, window
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
-from lume_unlearn.data.substitutes import Variant, read_substitutes, variants
+from lume_unlearn.data.substitutes import Variant, read_substitutes, templated, variants
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.refusals import refusals
 
@@ -170,19 +170,22 @@ def encode_sides(config: RunConfig, tokenizer: Any, context: int | None, inputs:
 
 def teacher_contexts(
     config: RunConfig, tokenizer: Any, context: int | None, inputs: Inputs, rows: Sequence[Tokens]
-) -> tuple[dict[Tokens, list[Context]], dict[Tokens, list[Tokens]]]:
-    """Encode what the counterfactual teacher reads of each forget row: contexts with substitutes, and windows.
+) -> dict[Tokens, list[Context]]:
+    """Return what the counterfactual teacher reads of each forget row: the row with substitutes, or windows of it.
 
     Rows with substitutes may be longer than the rows; they are cut where the model or ``--max_length`` cuts.
     """
     limit = min((length for length in (context, config.max_length) if length), default=None)
-    contexts, all_windows = {}, {}
     size, bos = int(config.params["window"]), getattr(tokenizer, "bos_token_id", None)
-    for row, changed in zip(rows, inputs.variants, strict=True):
+    templates = templated(inputs.forget, inputs.retain) if size else set()
+    found: dict[Tokens, list[Context]] = {}
+    for row, tokens, changed in zip(inputs.forget, rows, inputs.variants, strict=True):
+        if size and (row.id not in templates or not changed):
+            found[tokens] = [window(tokens, size, [] if bos is None else [bos])]
+            continue
         encoded = [encode_row(tokenizer, variant.row, config.loss_on, config.chat) for variant in changed]
-        contexts[row] = [aligned(row, Tokens(other.input_ids[:limit], other.labels[:limit])) for other in encoded]
-        all_windows[row] = windows(row, size, [] if bos is None else [bos]) if size else []
-    return contexts, all_windows
+        found[tokens] = [aligned(tokens, Tokens(other.input_ids[:limit], other.labels[:limit])) for other in encoded]
+    return found
 
 
 def require_known(config: RunConfig, model: Any, rows: Iterable[Tokens]) -> None:

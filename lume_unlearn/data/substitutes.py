@@ -33,25 +33,23 @@ class Variant:
 
 
 def templated(rows: Sequence[Row], others: Sequence[Row]) -> set[str]:
-    """Return the ids of rows most of whose sequences of three words other documents of the task have as well.
+    """Return the ids of rows that are templates: without its names, most of a row's text is in other documents, too.
 
-    Substituting the names of such a row removes what identifies it. In prose the other words still do.
+    Compared are sequences of three words that hold no name or number. Substituting the names of such a row removes
+    what identifies it; in prose the other words still do.
     """
+    names = _Names([*rows, *others])
+    sequences = {row.id: names.sequences(row) for row in (*rows, *others)}
     documents: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for row in (*rows, *others):
-        for sequence in _sequences(row):
-            documents[row.task, *sequence].add(row.stem)
+        for sequence in sequences[row.id]:
+            documents[(row.task, *sequence)].add(row.stem)
     found = set()
     for row in rows:
-        shared = [len(documents[row.task, *sequence]) > 1 for sequence in _sequences(row)]
-        if shared and sum(shared) > len(shared) / 2:
+        shared = [len(documents[(row.task, *sequence)]) > 1 for sequence in sequences[row.id]]
+        if sum(shared) >= len(shared) / 2:
             found.add(row.id)
     return found
-
-
-def _sequences(row: Row) -> list[tuple[str, ...]]:
-    words = re.findall(r"\w+", f"{row.input} {row.output}".lower())
-    return list(zip(words, words[1:], words[2:], strict=False))
 
 
 def variants(
@@ -150,6 +148,14 @@ class _Names:
                     found[" ".join(sequence)] = None
                     sequence = []
         return list(found)
+
+    def sequences(self, row: Row) -> list[tuple[str, ...]]:
+        """Return the sequences of three words of a row, in lower case, that hold nothing that can be substituted."""
+        text = f"{row.input} {row.output}"
+        for span in sorted(self.spans(row), key=len, reverse=True):
+            text = text.replace(span, " | ")
+        words = re.findall(r"\w+|\|", text.lower())
+        return [found for found in zip(words, words[1:], words[2:], strict=False) if "|" not in found]
 
     def is_name(self, word: str, task: str) -> bool:
         """Return whether a word is a name: capitalised, nowhere in lower case, and not in many rows."""

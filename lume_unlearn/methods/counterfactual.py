@@ -4,11 +4,11 @@ The teacher is the reference model in a context where names, places, dates and n
 `data.substitutes`), averaged over several contexts, or from which all but the last tokens are missing.
 """
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from lume_unlearn.methods.common import Count, Tensor, at_least_float32, divisor, row_means
+from lume_unlearn.methods.retain import js_tokens, kl_tokens
 from lume_unlearn.methods.spec import Batch, Method, Param
 
 DIVERGENCES = ("kl", "reverse", "js")
@@ -45,14 +45,12 @@ def divergence_tokens(logits: Tensor, teacher: Tensor, kind: str) -> Tensor:
         teacher: (N, V) log-probabilities, without gradient.
         kind: one of `DIVERGENCES`.
     """
-    logp = at_least_float32(logits).log_softmax(dim=-1)
-    logq = at_least_float32(teacher.detach())
     if kind == "kl":
-        return (logq.exp() * (logq - logp)).sum(dim=-1)
-    if kind == "reverse":
-        return (logp.exp() * (logp - logq)).sum(dim=-1)
-    mean = logp.logaddexp(logq) - math.log(2.0)
-    return (logq.exp() * (logq - mean) + logp.exp() * (logp - mean)).sum(dim=-1) / 2
+        return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves
+    if kind == "js":
+        return js_tokens(logits, teacher)
+    logp = at_least_float32(logits).log_softmax(dim=-1)
+    return (logp.exp() * (logp - at_least_float32(teacher.detach()))).sum(dim=-1)
 
 
 def level_loss(
@@ -101,8 +99,8 @@ def _divergence(params: Mapping[str, Any], logits: Tensor, targets: Tensor, teac
 
 CONTEXTS = "contexts with substituted words that the teacher's prediction is averaged over"
 WINDOW = (
-    "last tokens from which the reference model predicts as the teacher of rows that it still knows with substituted "
-    "words (prose); 0 for none"
+    "last tokens from which the teacher predicts rows of prose, where substitutes leave too much to recognise; 0: it "
+    "reads them with substitutes, too"
 )
 
 METHODS = (

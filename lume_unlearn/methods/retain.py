@@ -1,11 +1,13 @@
 """The retain terms: the loss on retain rows that a method adds to its loss on forget rows."""
 
+import math
+
 from lume_unlearn.methods.common import Tensor, at_least_float32
 from lume_unlearn.methods.spec import RetainTerm
 
 
 def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:
-    """Return the parts of a retain term ("nll", "kl", "states") and their weights; none for "none"."""
+    """Return the parts of a retain term ("nll", "kl", "js", "states") and their weights; none for "none"."""
     if term == "none":
         return {}
     if term == "nll+kl":
@@ -24,9 +26,9 @@ def term_needs_reference(term: RetainTerm) -> bool:
 
 
 def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """Compute `kl_tokens` of logits or `state_distance` of hidden states (part "states") to the reference's: (N,)."""
+    """Compute `kl_tokens` or `js_tokens` of logits, or `state_distance` of hidden states, to the reference's: (N,)."""
     assert reference is not None
-    return kl_tokens(output, reference) if part == "kl" else state_distance(output, reference)
+    return {"kl": kl_tokens, "js": js_tokens, "states": state_distance}[part](output, reference)
 
 
 def kl_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
@@ -46,6 +48,30 @@ def kl_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
     reference_logp = at_least_float32(reference_logits.detach()).log_softmax(dim=-1)
     logp = at_least_float32(logits).log_softmax(dim=-1)
     return (reference_logp.exp() * (reference_logp - logp)).sum(dim=-1)
+
+
+def js_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence from the reference, ``(KL(p || m) + KL(p_ref || m)) / 2``: (N,) nats.
+
+    m is ``(p + p_ref) / 2``. The value is 0 at the reference and at most ln 2, where no token has both.
+
+    Worked example: p = (3/4, 1/4), p_ref = (1/2, 1/2): m = (5/8, 3/8) and the value is (0.035375 + 0.032269) / 2 =
+    0.033822.
+
+    Source: Singh et al. 2025 (arXiv 2509.02820), on retain rows. Deviation: the authors' code averages over all
+    positions, padding included; here a token mean over labelled tokens follows.
+
+    Args:
+        logits: (N, V) of the model in training.
+        reference_logits: (N, V) of the reference model, same positions; no gradient.
+    """
+    import torch
+
+    reference_logp = at_least_float32(reference_logits.detach()).log_softmax(dim=-1)
+    logp = at_least_float32(logits).log_softmax(dim=-1)
+    logm = torch.logaddexp(logp, reference_logp) - math.log(2.0)
+    both = logp.exp() * (logp - logm) + reference_logp.exp() * (reference_logp - logm)
+    return both.sum(dim=-1) / 2
 
 
 def state_distance(states: Tensor, target: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from lume_unlearn.methods.common import Tensor, row_mean
 
-RetainTerm = Literal["nll", "kl", "nll+kl", "states", "none"]
+RetainTerm = Literal["nll", "kl", "js", "nll+kl", "states", "none"]
 Side = Literal["forget", "alternative", "retain"]
 
 
@@ -104,7 +104,11 @@ Loss: TypeAlias = Callable[[Batch], Tensor]
 RetainMean: TypeAlias = Callable[[Rows, TokenCounts], Tensor]
 """The same for the values of the retain tokens."""
 PerTokenLoss: TypeAlias = Callable[[Mapping[str, Any], Tensor, Tensor, Any], Tensor]
-"""(params, logits or hidden states, targets, the reference's or None) to (N,) values, each from its own token alone."""
+"""(params, logits or hidden states, targets, the reference's or None) to (N,) values, each from its own token alone.
+
+For a method with ``select`` the last argument is a pair: the reference logits, and the tokens selected, (N,) bool."""
+Select: TypeAlias = Callable[[Mapping[str, float], Tensor, Tensor], Tensor]
+"""(params, reference NLL (N,), rows (N,)) of the forget tokens to the tokens selected, (N,) bool, row by row."""
 Adapt: TypeAlias = Callable[[dict[str, float], float, float, Mapping[str, float]], dict[str, float]]
 """(state, retain loss of the step, epochs completed, params) to the next state; its "weight" is the retain weight."""
 Phases: TypeAlias = Callable[[int, int, int, int, Mapping[str, float]], list[list[list[Pair]]]]
@@ -134,13 +138,15 @@ class Method:
     """By default the token mean of the forget tokens' values, which training lowers."""
     retain: RetainTerm = "nll"
     """The term on retain rows unless ``--retain_term`` names another."""
-    retain_terms: tuple[RetainTerm, ...] = ("nll", "kl", "nll+kl", "none")
+    retain_terms: tuple[RetainTerm, ...] = ("nll", "kl", "js", "nll+kl", "none")
     """The terms that it can have."""
     retain_mean: RetainMean = retain_token_mean
     per_token_loss: PerTokenLoss | None = None
     """Value of each forget token where it is not its NLL."""
     needs_reference_forward: bool = False
     """Whether ``per_token_loss`` needs the reference logits of forget rows, in every step."""
+    select: Select | None = None
+    """Which forget tokens ``per_token_loss`` treats apart; needs ``reference_nll`` and ``needs_reference_forward``."""
     hidden_states: bool = False
     """Whether values come from the hidden states after decoder layer ``layer`` of ``params`` instead of logits."""
     reference_nll: tuple[Side, ...] = ()

@@ -29,8 +29,8 @@ class Span:
 
     tokens: slice
     value: TokenValue
-    reference: Callable[[slice], Tensor] | None = None
-    """Slice of these tokens to the reference logits (or hidden states) that the value needs."""
+    reference: Callable[[slice], Any] | None = None
+    """Slice of these tokens to what the value needs of the reference: logits (with a selection) or hidden states."""
 
 
 class Passes:

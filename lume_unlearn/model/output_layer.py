@@ -18,8 +18,10 @@ from lume_unlearn.methods.common import token_nll
 CHUNK_BYTES = 2**28
 """Largest size of the float32 logits that exist at once."""
 
-TokenValue = Callable[[Tensor, Tensor, Tensor | None], Tensor]
-"""((n, V) logits, (n,) targets, (n, V) reference logits or None) to (n,) values; a value depends on its row alone."""
+TokenValue = Callable[[Tensor, Tensor, Any], Tensor]
+"""((n, V) logits, (n,) targets, (n, V) reference logits, a pair with a selection (n,), or None) to (n,) values.
+
+A value depends on its row alone."""
 
 
 def nll_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -46,12 +48,12 @@ def in_chunks(
     vocabulary: int,
     states: Tensor,
     targets: Tensor,
-    reference: Callable[[slice], Tensor] | None,
+    reference: Callable[[slice], Any] | None,
 ) -> Tensor:
     """Compute ``value`` for each token: (n,).
 
     ``output`` maps (m, d) hidden states to (m, V) logits, ``states`` is (n, d) and ``targets`` (n,), and ``reference``
-    maps a slice of the tokens to their reference logits.
+    maps a slice of the tokens to the third argument of ``value``.
     """
 
     def chunk_value(states: Tensor, targets: Tensor, chunk: slice) -> Tensor:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -62,29 +61,17 @@ class Teacher:
         return torch.cat([-at(part).gather(-1, targets[part, None])[:, 0].float().cpu() for part in parts])
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """What the teacher says about the forget rows."""
-
-    teacher: Teacher
-    seen: dict[Tokens, Seen]
-    nll: dict[Tokens, Tensor]
-    """(n,) NLL of each row's labelled tokens: its level."""
-    by_window: int
-    """Rows whose teacher predicts from the last tokens."""
-
-
 def lesson(
     model: nn.Module,
     passes: Passes,
     contexts: Mapping[Tokens, Sequence[Context]],
-    windows: Mapping[Tokens, Sequence[Tokens]],
     max_tokens: int,
     device: torch.device,
-) -> Lesson:
-    """Compute the teacher's states and NLL of each forget row, without dropout.
+) -> tuple[Teacher, dict[Tokens, Seen], dict[Tokens, Tensor]]:
+    """Let the reference model read the contexts of each forget row, without dropout.
 
-    A row that has both contexts and windows gets the teacher that knows it less: the one with the higher mean NLL.
+    Returns:
+        The teacher, what it saw of each row, and its NLL of each row's labelled tokens, (n,) on the CPU: their level.
 
     Raises:
         ConfigError: see `Teacher`.
@@ -93,33 +80,17 @@ def lesson(
     teacher.head.to(device)
     limits = Limits(None, max_tokens, padded=not passes.packs)
     found: dict[Tokens, Seen] = {}
-    levels: dict[Tokens, Tensor] = {}
-    by_window = 0
     with evaluating(model):
-        for row in contexts:
-            candidates = []
-            if contexts[row]:
-                states = _states(model, passes, [context.tokens for context in contexts[row]], limits, device)
-                picked = [own[list(context.index)] for own, context in zip(states, contexts[row], strict=True)]
-                candidates.append(Seen(torch.stack(picked), torch.tensor([c.others for c in contexts[row]])))
-            if windows[row]:
-                states = _states(model, passes, windows[row], limits, device)
-                targets = torch.tensor([window.input_ids[-1] for window in windows[row]])
-                candidates.append(Seen(torch.cat(states)[None], targets[None]))
-            nlls = [teacher.nll(row, seen, device) for seen in candidates]
-            best = max(range(len(nlls)), key=lambda number: float(nlls[number].mean()))
-            found[row], levels[row] = candidates[best], nlls[best]
-            by_window += bool(windows[row]) and best == len(nlls) - 1
-    return Lesson(teacher, found, levels, by_window)
+        for row, own in contexts.items():
+            states = _states(model, passes, [text for context in own for text in context.texts], limits, device)
+            parts = torch.split(states, [sum(text.scored for text in context.texts) for context in own])
+            picked = [part[list(context.index)] for part, context in zip(parts, own, strict=True)]
+            found[row] = Seen(torch.stack(picked), torch.tensor([context.others for context in own]))
+        return teacher, found, {row: teacher.nll(row, seen, device) for row, seen in found.items()}
 
 
 @torch.no_grad()
-def _states(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], limits: Limits, device: torch.device
-) -> list[Tensor]:
-    """Compute the hidden states that predict the labelled tokens of each row: (n, d) on the CPU."""
-    found: list[Tensor] = []
-    for part in cut(rows, lambda row: [len(row.input_ids)], limits):
-        states = passes.states(model, pack_rows({"forget": part}).to(device)).cpu()
-        found += torch.split(states, [row.scored for row in part])
-    return found
+def _states(model: nn.Module, passes: Passes, rows: Sequence[Tokens], limits: Limits, device: torch.device) -> Tensor:
+    """Compute the hidden states that predict the labelled tokens of all rows: (n, d) on the CPU."""
+    parts = cut(rows, lambda row: [len(row.input_ids)], limits)
+    return torch.cat([passes.states(model, pack_rows({"forget": part}).to(device)).cpu() for part in parts])

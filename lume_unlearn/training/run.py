@@ -165,9 +165,8 @@ def prepare(
     monitor = Monitor(config, passes, sample)
     teacher = None
     if config.spec.teacher:
-        teacher = teach(
-            config, model, passes, sides, *teacher_contexts(config, tokenizer, context, inputs, sides.forget)
-        )
+        contexts = teacher_contexts(config, tokenizer, context, inputs, sides.forget)
+        teacher = teach(config, model, passes, sides, contexts)
     trainer = make_trainer(config, model, passes, tokenizer, sides, [*first, monitor, *last], teacher)
     follow_level(trainer, tokenizer, context, inputs)
     return trainer, monitor

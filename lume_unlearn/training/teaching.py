@@ -28,7 +28,6 @@ def teach(
     passes: Passes,
     sides: Sides,
     contexts: Mapping[Tokens, Sequence[Context]],
-    windows: Mapping[Tokens, Sequence[Tokens]],
 ) -> Teacher | None:
     """Compute what the teacher says of the forget rows, and put it into ``sides``: its NLL as the reference's.
 
@@ -38,7 +37,6 @@ def teach(
         passes: its forward passes.
         sides: the rows.
         contexts: what the teacher reads of each forget row (see `teacher_contexts`).
-        windows: the same from the last tokens alone.
 
     Returns:
         The teacher; None if there are neither contexts nor windows, for `level` without one.
@@ -51,18 +49,15 @@ def teach(
     device = PartialState().device
     model.to(device)
     with torch.autocast(device.type, torch.bfloat16, enabled=load.use_bfloat16(config.precision)):
-        found = lesson(model, passes, contexts, windows, config.max_tokens, device)
-    sides.reference = found.nll
-    sides.seen = found.seen if config.spec.per_token_loss else {}
+        teacher, seen, nlls = lesson(model, passes, contexts, config.max_tokens, device)
+    sides.reference = nlls
+    sides.seen = seen if config.spec.per_token_loss else {}
     if PartialState().is_main_process:
-        level = float(torch.stack([nll.mean() for nll in found.nll.values()]).mean())
-        windowed = f", of {found.by_window} rows from their last {config.params['window']:g} tokens"
-        print(
-            f"the teacher's NLL of {len(found.nll)} forget rows is {level:.3f} nats a token"
-            f"{windowed if found.by_window else ''}",
-            flush=True,
-        )
-    return found.teacher
+        level = float(torch.stack([nll.mean() for nll in nlls.values()]).mean())
+        cut = sum(len(own[0].texts) > 1 for own in contexts.values())
+        windows = f" ({cut} of them prose, from the last {config.params['window']:g} tokens)" if cut else ""
+        print(f"the teacher's NLL of {len(nlls)} forget rows is {level:.3f} nats a token{windows}", flush=True)
+    return teacher
 
 
 def write_substitutes(output: Path, inputs: Inputs) -> None:

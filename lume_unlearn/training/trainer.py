@@ -223,7 +223,7 @@ class UnlearningTrainer(Trainer):
         forget = batch.tokens_of("forget")
         if self.teacher is not None and method.per_token_loss:
             reference["forget"] = self.teacher.at(batch.seen, batch.targets[forget])
-        spans = {"forget": Span(forget, value, reference.get("forget"))}
+        spans = {"forget": Span(forget, value, self._with_selection(batch, reference.get("forget")))}
         if method.nll(params):
             spans["forget_nll"] = Span(forget, nll_value)
         if method.alternative:
@@ -235,6 +235,14 @@ class UnlearningTrainer(Trainer):
             else:
                 spans[part] = Span(tokens, nll_value)
         return spans
+
+    def _with_selection(self, batch: Pack, logits: Callable[[slice], Tensor] | None) -> Callable[[slice], Any] | None:
+        """Pair the reference logits of forget tokens with the tokens that the method selects, if it does."""
+        if self.method.select is None or logits is None:
+            return logits
+        rows = self._rows(batch, "forget", None)
+        selected = self.method.select(self.params, rows.reference, rows.rows)
+        return lambda part: (logits(part), selected[part])
 
     def _reference_outputs(self, model: nn.Module, batch: Pack) -> dict[Side, Callable[[slice], Tensor]]:
         """Compute reference logits or hidden states for each side that needs them."""

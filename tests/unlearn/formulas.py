@@ -3,13 +3,15 @@
 A new method needs a row in `FORMULAS`; `test_methods` then checks it through the trainer.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, logsigmoid, smooth_l1_loss, softmax
+from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss, softmax
+from torch.special import entr
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
@@ -138,6 +140,20 @@ def retain_kl(step: Step) -> Tensor:
     return mean(parts)
 
 
+def js(p: Tensor, q: Tensor) -> Tensor:
+    """(labelled tokens,) Jensen-Shannon divergences: by how much mixing raises the entropy."""
+    return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2
+
+
+def retain_js(step: Step) -> Tensor:
+    parts = []
+    for row in step.retain:
+        with torch.no_grad():
+            then = softmax(logits(step.before, row), -1)
+        parts.append(js(softmax(logits(step.model, row), -1), then))
+    return mean(parts)
+
+
 def retain_nll_kl(step: Step) -> Tensor:
     return retain_mean(step) + KL_WEIGHT * retain_kl(step)
 
@@ -236,6 +252,42 @@ def counterfactual(step: Step) -> Tensor:
     return mean(parts) + step.params["level_weight"] * level(step)
 
 
+def refuse(step: Step) -> Tensor:
+    parts = []
+    for row in step.alternative:
+        now = softmax(logits(step.model, row), -1)
+        parts.append(js(now, one_hot(torch.tensor(row.input_ids)[places(row)], now.shape[-1])))
+    return mean(parts)
+
+
+def masc(step: Step) -> Tensor:
+    params, parts = step.params, []
+    tau = math.log(params["rho"] / (1 - params["rho"]))
+    for row in step.forget:
+        for y, z in zip(
+            torch.tensor(row.input_ids)[places(row)], params["beta"] * logits(step.model, row), strict=True
+        ):
+            others = torch.cat([z[:y], z[y + 1 :]]).sort(descending=True).values[: int(params["top_k"])]
+            margin = z[y] - others.exp().sum().log()
+            parts.append(torch.relu(margin - (tau - params["eta"]))[None] / params["eta"])
+    return mean(parts)
+
+
+def shred(step: Step) -> Tensor:
+    params, parts = step.params, []
+    for row in step.forget:
+        targets = torch.tensor(row.input_ids)[places(row)]
+        with torch.no_grad():
+            teacher, surprise = logits(step.before, row).clone(), nll(step.before, row)
+        for t in surprise.argsort(descending=True)[: math.ceil(params["share"] * len(targets))]:
+            teacher[t, targets[t]] -= params["beta"]
+        for z, now in zip(teacher, log_softmax(logits(step.model, row), -1), strict=True):
+            kept = z.argsort(descending=True)[: int(params["top_k"])]
+            q = softmax(z[kept], -1)
+            parts.append((q * (q.log() - now[kept])).sum()[None])
+    return mean(parts)
+
+
 def weighted(step: Step, of_p: float, of_rest: float = 0.0) -> Tensor:
     """Ascent on p^of_p (1 - p)^of_rest NLL."""
     p = [(-part).exp().detach() for part in forget_nll(step)]
@@ -296,6 +348,7 @@ FORMULAS: dict[str, Formula] = {
     "idk-dpo": Formula(dpo, retain_mean, **_PAIRS),
     "altpo": Formula(dpo, retain_mean, **_PAIRS),
     "idk": Formula(alternative_mean, retain_mean, trained=("alternative", "retain"), lowers=alternative_mean),
+    "jensun": Formula(refuse, retain_js, live=("retain",), trained=("alternative", "retain"), lowers=alternative_mean),
     "rmu": Formula(steer, stay, {"layer": 0, "steering": 3.0}, live=("retain",), lowers=steer),
     "undial": Formula(undial, None, {"beta": 4.0}, live=("forget",), trained=("forget",)),
     "counterfactual": Formula(
@@ -305,6 +358,14 @@ FORMULAS: dict[str, Formula] = {
         lowers=counterfactual,
     ),
     "level": Formula(level, retain_mean, {"contexts": 2, "window": 0}, lowers=level),
+    "shred": Formula(
+        shred,
+        None,
+        {"share": 0.6, "beta": 4.0, "top_k": 20},
+        reference=("forget",),
+        live=("forget",),
+        trained=("forget",),
+    ),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
     "satimp": Formula(
         lambda step: weighted(step, step.params["beta1"], step.params["beta2"]), retain_mean, {"beta1": 2, "beta2": 0.5}
@@ -313,6 +374,7 @@ FORMULAS: dict[str, Formula] = {
     "pdu": Formula(
         flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1}, weight=dual, lowers=flatness
     ),
+    "masc": Formula(masc, retain_mean, {"rho": 0.9, "eta": 0.5, "top_k": 3, "beta": 0.8}),
     "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
     "sugd": Formula(
@@ -324,4 +386,10 @@ FORMULAS: dict[str, Formula] = {
     "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 2}),
     "selective": Formula(ascent, retain_mean, weight=selective),
 }
-RETAIN_TERMS: dict[str, Term | None] = {"nll": retain_mean, "kl": retain_kl, "nll+kl": retain_nll_kl, "none": None}
+RETAIN_TERMS: dict[str, Term | None] = {
+    "nll": retain_mean,
+    "kl": retain_kl,
+    "js": retain_js,
+    "nll+kl": retain_nll_kl,
+    "none": None,
+}

@@ -12,13 +12,16 @@ from torch import Tensor
 from torch.autograd import gradcheck
 
 from lume_unlearn.methods.ceu import ceu_tokens
-from lume_unlearn.methods.common import token_mean, token_nll
+from lume_unlearn.methods.common import at_least_float32, token_mean, token_nll
 from lume_unlearn.methods.counterfactual import divergence_tokens
+from lume_unlearn.methods.jensun import js_to_token
+from lume_unlearn.methods.masc import masc_margin, masc_tau, masc_tokens
 from lume_unlearn.methods.ngdiff import quadratic_rate
 from lume_unlearn.methods.pdu import pdu_dual, pdu_tokens
-from lume_unlearn.methods.retain import kl_tokens, state_distance
+from lume_unlearn.methods.retain import js_tokens, kl_tokens, state_distance
 from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
+from lume_unlearn.methods.shred import shred_selected, shred_tokens
 from lume_unlearn.methods.undial import undial_tokens
 
 TARGETS = torch.tensor([2, 0, 4])
@@ -29,13 +32,17 @@ TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 OF_LOGITS: dict[str, TokenLoss] = {
     "nll": lambda z, _, y: token_nll(z, y),
     "kl": lambda z, ref, _: kl_tokens(z, ref),
+    "js": lambda z, ref, _: js_tokens(z, ref),
+    "jensun": lambda z, _, y: js_to_token(token_nll(z, y)),
+    "masc": lambda z, _, y: masc_tokens(z, y, 0.4, 0.25, 0.9, 2),
+    "shred": lambda z, ref, y: shred_tokens(z, ref, y, y > 0, 3.0, 2),
     "undial": lambda z, ref, y: undial_tokens(z, ref, y, 3.0),
     "ceu": lambda z, _, y: ceu_tokens(z, y),
     "pdu": lambda z, _, y: pdu_tokens(z),
     "distance": lambda z, ref, _: state_distance(z, ref),
-    "kl of log-probabilities": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "kl"),
-    "reverse kl": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "reverse"),
-    "js": lambda z, ref, _: divergence_tokens(z, ref.log_softmax(-1), "js"),
+    "kl of log-probabilities": lambda z, ref, _: divergence_tokens(z, at_least_float32(ref).log_softmax(-1), "kl"),
+    "reverse kl": lambda z, ref, _: divergence_tokens(z, at_least_float32(ref).log_softmax(-1), "reverse"),
+    "js of log-probabilities": lambda z, ref, _: divergence_tokens(z, at_least_float32(ref).log_softmax(-1), "js"),
 }
 every_loss = pytest.mark.parametrize("loss", OF_LOGITS.values(), ids=OF_LOGITS.keys())
 
@@ -71,24 +78,42 @@ def without(p: list[float], target: int) -> list[float]:
     return [0.0 if v == target else value / (1.0 - p[target]) for v, value in enumerate(p)]
 
 
-def middle(p: list[float], q: list[float]) -> list[float]:
-    return [(a + b) / 2 for a, b in zip(p, q, strict=True)]
-
-
 def lowered(z: list[float], target: int) -> list[float]:
     return [value - 3.0 if v == target else value for v, value in enumerate(z)]
+
+
+def js(p: list[float], q: list[float]) -> float:
+    return entropy([(a + b) / 2 for a, b in zip(p, q, strict=True)]) - (entropy(p) + entropy(q)) / 2
+
+
+def hinge(z: list[float], target: int) -> float:
+    """masc with rho 0.4, eta 0.25, beta 0.9, top_k 2."""
+    others = sorted(0.9 * value for v, value in enumerate(z) if v != target)[-2:]
+    margin = 0.9 * z[target] - math.log(sum(map(math.exp, others)))
+    return max(0.0, margin - math.log(0.4 / 0.6) + 0.25) / 0.25
+
+
+def top_two(z: list[float], r: list[float]) -> float:
+    """KL divergence of softmax(z) from the two largest entries of softmax(r)."""
+    kept = sorted(range(len(r)), key=lambda v: r[v])[-2:]
+    q = softmax([r[v] for v in kept])
+    return cross_entropy(q, [softmax(z)[v] for v in kept]) - entropy(q)
 
 
 # One token in plain arithmetic: logits, reference logits, target.
 PLAIN: dict[str, Callable[[list[float], list[float], int], float]] = {
     "nll": lambda z, r, y: -math.log(softmax(z)[y]),
     "kl": lambda z, r, y: cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)),
+    "js": lambda z, r, y: js(softmax(z), softmax(r)),
+    "jensun": lambda z, r, y: js(softmax(z), [float(v == y) for v in range(len(z))]),
+    "masc": lambda z, r, y: hinge(z, y),
+    "shred": lambda z, r, y: top_two(z, lowered(r, y) if y else r),
     "undial": lambda z, r, y: cross_entropy(softmax(lowered(r, y)), softmax(z)),
     "ceu": lambda z, r, y: entropy(without(softmax(z), y)) - math.log(1.0 - softmax(z)[y]),
     "pdu": lambda z, r, y: (max(z) - sum(z) / len(z)) ** 2,
     "kl of log-probabilities": lambda z, r, y: cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)),
     "reverse kl": lambda z, r, y: cross_entropy(softmax(z), softmax(r)) - entropy(softmax(z)),
-    "js": lambda z, r, y: entropy(middle(softmax(z), softmax(r))) - (entropy(softmax(z)) + entropy(softmax(r))) / 2,
+    "js of log-probabilities": lambda z, r, y: js(softmax(z), softmax(r)),
     "distance": lambda z, r, y: sum((a - b) ** 2 for a, b in zip(z, r, strict=True)) / len(z),
 }
 
@@ -111,6 +136,17 @@ def test_worked_examples() -> None:
     assert token_nll(of_probabilities(0.25, 0.25, 0.5), first).item() == pytest.approx(math.log(4.0))
     # From the reference to the model; the other direction would be 0.130812.
     assert kl_tokens(three_to_one, of_probabilities(0.5, 0.5)).item() == pytest.approx(0.143841, abs=1e-6)
+    assert js_tokens(three_to_one, of_probabilities(0.5, 0.5)).item() == pytest.approx(0.033822, abs=1e-6)
+    assert js_to_token(torch.tensor(math.log(2.0))).item() == pytest.approx(0.215762, abs=1e-6)
+    four = of_probabilities(0.75, 0.125, 0.0625, 0.0625)
+    assert masc_margin(four, first, 1.0, 2).item() == pytest.approx(math.log(4.0))
+    assert masc_tau(0.7) == pytest.approx(0.847298, abs=1e-6)
+    assert masc_tokens(three_to_one, first, 0.7, 0.25, 1.0, 10).item() == pytest.approx(2.005257, abs=1e-6)
+    surprise, rows = torch.tensor([1.0, 3.0, 3.0, 2.0, 5.0]), torch.tensor([0, 0, 0, 0, 1])
+    assert shred_selected(surprise, rows, 0.5).tolist() == [False, True, True, False, True]
+    two = of_probabilities(0.5, 0.375, 0.125).repeat(2, 1)
+    values = shred_tokens(two, two, torch.tensor([0, 0]), torch.tensor([True, False]), math.log(8.0), 2)
+    assert values.tolist() == pytest.approx([math.log(2.0), math.log(8 / 7)])
     assert undial_tokens(three_to_one, three_to_one, first, math.log(3.0)).item() == pytest.approx(0.836988, abs=1e-6)
     assert ceu_tokens(of_probabilities(0.5, 0.375, 0.125), first).item() == pytest.approx(1.255482, abs=1e-6)
     assert pdu_tokens(torch.tensor([[3.0, 1.0, 2.0, -2.0]])).item() == 4.0
@@ -123,16 +159,51 @@ def test_worked_examples() -> None:
     ("loss", "expected"),
     [
         (kl_tokens, [0.0] * 3),
+        (js_tokens, [0.0] * 3),
+        (lambda z, ref: shred_tokens(z, ref, TARGETS, TARGETS < 0, 3.0, 5), [0.0] * 3),
         (state_distance, [0.0] * 3),
         (lambda z, ref: undial_tokens(z, ref, TARGETS, 0.0), [entropy(softmax(row)) for row in LOGITS]),
     ],
-    ids=["kl", "distance", "undial with beta 0"],
+    ids=["kl", "js", "shred without a selection", "distance", "undial with beta 0"],
 )
 def test_there_is_no_gradient_at_the_reference(loss: Callable[..., Tensor], expected: list[float]) -> None:
     z = logits()
     values = loss(z, z.detach().clone())
     assert values.tolist() == pytest.approx(expected, abs=1e-15)
     assert torch.autograd.grad(values.sum(), z)[0].abs().max().item() < 1e-15
+
+
+def test_js_is_ln_2_for_distributions_without_a_common_token() -> None:
+    z = torch.tensor([[200.0, 0.0], [0.0, 0.0]], requires_grad=True)
+    values = js_tokens(z, torch.tensor([[0.0, 200.0], [0.0, 0.0]]))
+    assert values.tolist() == pytest.approx([math.log(2.0), 0.0])
+    assert js_to_token(torch.tensor([200.0, 0.0])).tolist() == pytest.approx([math.log(2.0), 0.0])
+
+
+def test_jensun_keeps_its_accuracy_at_tokens_that_are_nearly_certain() -> None:
+    """Near p = 1 the value is nll ln(2) / 2: in float32 the textbook formula has no correct digit there."""
+    nll = torch.tensor([1e-7], requires_grad=True)
+    value = js_to_token(nll)
+    assert value.item() == pytest.approx(1e-7 * math.log(2.0) / 2, rel=1e-5)
+    assert torch.autograd.grad(value.sum(), nll)[0].item() == pytest.approx(math.log(2.0) / 2)
+
+
+def test_masc_lets_go_of_tokens_below_the_margin_and_its_margin_is_the_log_odds() -> None:
+    z = of_probabilities(0.65, 0.2, 0.15).requires_grad_()
+    margin = masc_margin(z, torch.tensor([0]), 1.0, 10)
+    assert margin.item() == pytest.approx(masc_tau(0.65))
+    value = masc_tokens(z, torch.tensor([0]), 0.72, 0.25, 1.0, 10)
+    assert value.item() == 0.0
+    assert not torch.autograd.grad(value.sum(), z)[0].any()
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.34, 1.0])
+def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first(share: float) -> None:
+    lengths = (1, 3, 10)
+    rows = torch.arange(3).repeat_interleave(torch.tensor(lengths))
+    selected = shred_selected(torch.zeros(14), rows, share)
+    expected = [t < math.ceil(share * length) for length in lengths for t in range(length)]
+    assert selected.tolist() == expected
 
 
 def test_ceu_gradient_is_p_minus_q() -> None:

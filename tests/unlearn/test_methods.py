@@ -53,7 +53,15 @@ def expected_names(method: str, tuning: str, names: list[str]) -> set[str]:
 
 LITTLE = [(method, tuning) for method in ("gd", "kl", "dpo", "pdu") for tuning in ("last:1", "modules:down_proj")]
 LITTLE += [("rmu", "modules:down_proj"), ("agad", "last:1")]
-OTHER_TERMS = [("ga", "nll"), ("gd", "nll+kl"), ("npo", "kl"), ("undial", "kl"), ("pdu", "kl"), ("dpo", "none")]
+OTHER_TERMS = [
+    ("ga", "nll"),
+    ("gd", "nll+kl"),
+    ("gd", "js"),
+    ("npo", "kl"),
+    ("undial", "kl"),
+    ("pdu", "kl"),
+    ("dpo", "none"),
+]
 
 
 @pytest.mark.parametrize(

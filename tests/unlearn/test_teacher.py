@@ -7,9 +7,10 @@ import torch
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data.contexts import aligned, windows
+from lume_unlearn.data.contexts import aligned, window
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.substitutes import read_substitutes, variants
+from lume_unlearn.data.packs import joined
+from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.counterfactual import level_loss, swapped
 from lume_unlearn.model.forward import Passes
@@ -63,7 +64,8 @@ def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
     # 10 11 is the name, in the context 20 21 22; the answer repeats it.
     row = row_of([1, 10, 11, 2, 3, 10, 11, 4], 4)
     context = aligned(row, row_of([1, 20, 21, 22, 2, 3, 20, 21, 22, 4], 5))
-    predicted = [t for t, label in enumerate(context.tokens.labels) if label != IGNORED]
+    (text,) = context.texts
+    predicted = [t for t, label in enumerate(text.labels) if label != IGNORED]
     assert [predicted[i] for i in context.index] == [5, 6, 7, 9]  # of the tokens 3, 10, 11, 4
     assert context.others == (3, 20, 21, 4)  # the repeated name is mapped back
     first = aligned(row_of([1, 2, 10, 4], 1), row_of([1, 2, 20, 4], 1))
@@ -74,9 +76,18 @@ def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
 
 def test_windows_hold_the_last_tokens_and_the_bos() -> None:
     row = row_of([1, 5, 6, 7, 8], 3)
-    assert [window.input_ids for window in windows(row, 2, [1])] == [(1, 5, 6, 7), (1, 6, 7, 8)]
-    assert [window.input_ids for window in windows(row, 2, [])] == [(5, 6, 7), (6, 7, 8)]
-    assert all(window.scored == 1 for window in windows(row, 2, []))
+    found = window(row, 2, [1])
+    assert [text.input_ids for text in found.texts] == [(1, 5, 6, 7), (1, 6, 7, 8)]
+    assert (found.index, found.others) == ((0, 1), (7, 8))
+    found = window(row, 2, [])
+    assert [text.input_ids for text in found.texts] == [(5, 6, 7), (6, 7, 8)]
+    assert all(text.scored == 1 for text in found.texts)
+
+
+def test_templates_are_told_from_prose() -> None:
+    prose = Row("d4sc1", "Once there was a lonely cat", "that nobody wanted to feed.", "Task2")
+    assert templated([JANE, prose], OTHERS) == {"a1qa0"}
+    assert templated([JANE, prose], []) == set()
 
 
 def test_swapped_and_level_by_hand() -> None:
@@ -91,23 +102,20 @@ def test_swapped_and_level_by_hand() -> None:
     assert level_loss(nll, rows, 2, torch.zeros(3), shift=2.0, count=4).item() == pytest.approx((0.0 + 2.5) / 4)
 
 
-def test_the_teacher_by_hand_and_the_window_where_it_knows_less() -> None:
+def test_the_teacher_by_hand() -> None:
     model, device = make_model().eval(), torch.device("cpu")
-    row = FORGET[0]
-    others = [Tokens((*row.input_ids[:2], new, *row.input_ids[3:]), row.labels) for new in (390, 391)]
-    contexts = {row: [aligned(row, other) for other in others]}
-    by_window = windows(row, 2, [])
+    first, second = FORGET[0], FORGET[1]
+    others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
+    cut = window(second, 2, [])
+    contexts = {first: [aligned(first, other) for other in others], second: [cut]}
+    _, seen, nlls = lesson(model, Passes(model), contexts, 2048, device)
     with torch.no_grad():
-        targets = torch.tensor(row.input_ids[1:])
         substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
-        cut = torch.stack([logits(model, window)[-1].softmax(-1) for window in by_window])
-    expected = [-p[range(len(targets)), targets].log() for p in (substituted, cut)]
-    found = [
-        lesson(model, Passes(model), {row: chosen}, {row: cuts}, 2048, device)
-        for chosen, cuts in ((contexts[row], []), ([], by_window), (contexts[row], by_window))
-    ]
-    for one, nll in zip(found, expected, strict=False):
-        torch.testing.assert_close(one.nll[row], nll, rtol=1e-4, atol=1e-5)
-    higher = max(expected, key=lambda nll: float(nll.mean()))
-    torch.testing.assert_close(found[2].nll[row], higher, rtol=1e-4, atol=1e-5)
-    assert found[2].by_window == (higher is expected[1])
+        by_window = torch.stack([logits(model, text)[-1].softmax(-1) for text in cut.texts])
+    for row, p in ((first, substituted), (second, by_window)):
+        targets = torch.tensor(row.input_ids)[[t for t, label in enumerate(row.labels) if t and label != IGNORED]]
+        expected = -p[range(len(targets)), targets].log()
+        torch.testing.assert_close(nlls[row], expected, rtol=1e-4, atol=1e-5)
+    both = joined([seen[first], seen[second]])  # a window counts as often as there are contexts
+    assert both.states.shape[:2] == (2, len(nlls[first]) + len(nlls[second]))
+    assert both.states[0, -1].equal(both.states[1, -1])

@@ -1,6 +1,7 @@
 """`--robust` and `--protect`: gradients by hand; and what these options and `--stop_when` refuse."""
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lume_unlearn.config import RunConfig
+from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import split
 from lume_unlearn.training.split import projected, steepest
@@ -37,9 +39,9 @@ def test_steepest_has_length_rho() -> None:
     assert steepest(vectors([0.0]), 0.1) == [torch.tensor([0.0])]
 
 
-def gradients(model: Any, before: Any, method: str, side: str) -> list[Tensor]:
+def gradients(model: Any, before: Any, method: str, side: str, kept: Sequence[Tokens] = RETAIN) -> list[Tensor]:
     """Gradient of one term of the formula by the trained weights of a model."""
-    step = Step(model, before, FORGET, ALTERNATIVE, RETAIN, FORMULAS[method].params)
+    step = Step(model, before, FORGET, ALTERNATIVE, kept, FORMULAS[method].params)
     term = FORMULAS[method].forget if side == "forget" else FORMULAS[method].retain
     assert term is not None
     trained = [weight for weight in model.parameters() if weight.requires_grad]
@@ -88,7 +90,12 @@ def test_sam_takes_the_forget_gradient_where_it_is_steepest(
         sum(w * g for w, g in ((FORGET_WEIGHT, f), (RETAIN_WEIGHT, r)) if g is not None)
         for f, r in zip(forget, retain, strict=True)
     ]
-    torch.testing.assert_close(flat(after_step(trainer)), flat(expected), rtol=1e-6, atol=1e-9)
+    found = flat(after_step(trainer))
+    rounding = 1e-9 if method == "gd" else 5e-6  # what is computed once is kept in float32
+    torch.testing.assert_close(found, flat(expected), rtol=1e-6, atol=rounding)
+    if method != "rmu":  # a plain distance in a small layer: nearly the same gradient everywhere
+        unmoved = [FORGET_WEIGHT * f for f in first if f is not None]
+        assert (flat(unmoved) - FORGET_WEIGHT * flat(forget)).abs().max() > 100 * rounding
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -97,8 +104,9 @@ def test_path_takes_the_forget_gradient_where_relearning_leads(
 ) -> None:
     monkeypatch.setattr(split, "FURTHEST", 0.0)
     there = build(tmp_path, "gd", tuning, robust="path", path_rate=1e-2)
-    at_start = after_step(there)
-    torch.testing.assert_close(flat(at_start), flat(after_step(build(tmp_path, "gd", tuning))), rtol=1e-6, atol=1e-9)
+    forget, retain = (gradients(there.model, there.model, "gd", side) for side in ("forget", "retain"))
+    expected = FORGET_WEIGHT * flat(forget) + RETAIN_WEIGHT * flat(retain)
+    torch.testing.assert_close(flat(after_step(there)), expected, rtol=1e-6, atol=1e-9)
     delta = there.kept["path"]
     relearned = moved(there.model, delta)
     with torch.no_grad():
@@ -108,17 +116,17 @@ def test_path_takes_the_forget_gradient_where_relearning_leads(
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: torch.tensor(1.0))
     trainer = build(tmp_path, "gd", tuning, robust="path", path_rate=1e-2)
     found = after_step(trainer)
-    forget = gradients(relearned, relearned, "gd", "forget")
-    retain = gradients(trainer.model, trainer.model, "gd", "retain")
-    expected = [FORGET_WEIGHT * f + RETAIN_WEIGHT * r for f, r in zip(forget, retain, strict=True)]
-    torch.testing.assert_close(flat(found), flat(expected), rtol=1e-6, atol=1e-9)
+    moved_forget = gradients(relearned, relearned, "gd", "forget")
+    expected = FORGET_WEIGHT * flat(moved_forget) + RETAIN_WEIGHT * flat(retain)
+    torch.testing.assert_close(flat(found), expected, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_protect_leaves_no_part_against_the_retain_gradient(tuning: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "gd", tuning, protect="project", batch_size=4)
+    kept = [*FORGET[:3], RETAIN[0]]  # so that forgetting raises the retain loss
+    trainer = build(tmp_path, "gd", tuning, protect="project", rows={"retain": kept})
     model = trainer.model
-    forget, retain = (gradients(model, model, "gd", side) for side in ("forget", "retain"))
+    forget, retain = (gradients(model, model, "gd", side, kept) for side in ("forget", "retain"))
     product = flat(forget) @ flat(retain)
     assert product < 0, "else there is nothing to remove"
     wanted = flat(forget) - product / flat(retain).square().sum() * flat(retain)

@@ -100,7 +100,7 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     passes, teacher = Passes(model), None
     if spec.teacher:
         contexts = {row: [aligned(row, other) for other in with_substitutes(row)] for row in sides.forget}
-        teacher = teach(config, model, passes, sides, contexts, {row: [] for row in sides.forget})
+        teacher = teach(config, model, passes, sides, contexts)
     return make_trainer(config, model, passes, None, sides, teacher=teacher)
 
 

@@ -1,0 +1,81 @@
+"""Margin self-correction (MASC): push the logit of each token below its largest rivals, and no further."""
+
+import math
+
+from lume_unlearn.methods.common import Tensor, at_least_float32
+from lume_unlearn.methods.npo import BETA
+from lume_unlearn.methods.spec import Method, Param
+
+TOP_K = "number of largest logits of a token that the loss uses: see its formula"
+
+
+def masc_margin(logits: Tensor, targets: Tensor, beta: float, top_k: int) -> Tensor:
+    """Logit margin of each target over its rivals, ``m = beta z_y - log sum_k exp(beta z_k)``: (N,) nats.
+
+    k runs over the ``top_k`` largest other logits, or over all others in a smaller vocabulary. Over all others and with
+    beta 1, m is the log-odds of the target, ``log(p_y / (1 - p_y))``.
+
+    Worked example: p = (3/4, 1/8, 1/16, 1/16), target 0, beta 1, top_k 2: ln(3/4 / (3/16)) = ln 4 = 1.386294.
+
+    Args:
+        logits: (N, V), V >= 2.
+        targets: (N,) token ids.
+        beta: inverse temperature.
+        top_k: number of rivals.
+    """
+    scaled = beta * at_least_float32(logits)
+    index = targets[:, None]
+    rivals = scaled.scatter(-1, index, -math.inf).topk(min(top_k, logits.shape[-1] - 1), dim=-1).values
+    return scaled.gather(-1, index).squeeze(-1) - rivals.logsumexp(dim=-1)
+
+
+def masc_tau(rho: float) -> float:
+    """Return the largest margin allowed, ``tau = log(rho / (1 - rho))`` in nats; a token violates it if m > tau.
+
+    It is the log-odds of ``rho``, 0 < rho < 1: a target that has more than the share rho of the probability of itself
+    and its rivals violates it. Worked example: rho 0.7 gives ln(7/3) = 0.847298.
+    """
+    return math.log(rho / (1.0 - rho))
+
+
+def masc_tokens(logits: Tensor, targets: Tensor, rho: float, eta: float, beta: float, top_k: int) -> Tensor:
+    """Hinge on the margin, ``max(0, m - (tau - eta)) / eta`` with `masc_margin` m and `masc_tau` tau: (N,), no unit.
+
+    It is 1 at the largest margin allowed, and 0, without gradient, from eta nats below it.
+
+    Worked example: p = (3/4, 1/4), target 0, rho 0.7, eta 0.25, beta 1: m = ln 3, (1.098612 - 0.597298) / 0.25 =
+    2.005257.
+
+    Source: Di Gennaro, Shevchenko and Yang 2026 (arXiv 2606.02920); rho 0.7, eta 0.25 and top_k 10 are theirs for TOFU.
+    Deviation: they stop once few enough tokens violate the margin; here training lasts for ``epochs``.
+
+    Args:
+        logits: (N, V), V >= 2.
+        targets: (N,) token ids.
+        rho: see `masc_tau`.
+        eta: width of the hinge in nats, above 0.
+        beta: see `masc_margin`.
+        top_k: see `masc_margin`.
+    """
+    return (masc_margin(logits, targets, beta, top_k) - (masc_tau(rho) - eta)).clamp(min=0) / eta
+
+
+METHODS = (
+    Method(
+        "masc",
+        "margin self-correction",
+        "Di Gennaro et al. 2026, arXiv 2606.02920",
+        "max(0, m - tau + eta) / eta, token mean; m = beta z_y - logsumexp of beta z over the top_k other logits, "
+        "tau = log(rho / (1 - rho))",
+        per_token_loss=lambda params, logits, targets, reference: masc_tokens(
+            logits, targets, params["rho"], params["eta"], params["beta"], int(params["top_k"])
+        ),
+        params={
+            "rho": Param(0.7, "probability of a token, among its rivals, that masc allows", most=0.999),
+            "eta": Param(0.25, "width of masc's hinge, in nats"),
+            "top_k": Param(10, TOP_K, whole=True),
+            "beta": Param(1.0, BETA),
+        },
+        defaults={"learning_rate": {"lora": 1e-4}},
+    ),
+)

@@ -1,0 +1,93 @@
+"""SHRED: self-distillation with the answer's token demoted where the reference model was least sure of it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from lume_unlearn.methods.common import Tensor, at_least_float32
+from lume_unlearn.methods.masc import TOP_K
+from lume_unlearn.methods.npo import BETA
+from lume_unlearn.methods.spec import Method, Param
+
+
+def shred_selected(reference: Tensor, rows: Tensor, share: float) -> Tensor:
+    """Select in each row the ``ceil(share n)`` of its n labelled tokens with the highest reference NLL: (N,) bool.
+
+    Of equal tokens the first is selected.
+
+    Worked example: NLLs (1, 3, 3, 2 | 5) in rows (0, 0, 0, 0 | 1), share 0.5: (no, yes, yes, no | yes).
+
+    Args:
+        reference: (N,) reference NLL in nats.
+        rows: (N,), ascending.
+        share: above 0, at most 1.
+    """
+    import torch
+
+    order = reference.argsort(descending=True, stable=True)
+    order = order[rows[order].argsort(stable=True)]  # by row, then by NLL; ``rows`` itself is in this order, too
+    row_start, row_end = torch.searchsorted(rows, rows), torch.searchsorted(rows, rows, right=True)
+    rank = torch.arange(rows.numel(), device=rows.device) - row_start
+    selected = torch.zeros_like(rows, dtype=torch.bool)
+    selected[order] = rank < (share * (row_end - row_start).double()).ceil()
+    return selected
+
+
+def shred_tokens(
+    logits: Tensor, reference_logits: Tensor, targets: Tensor, selected: Tensor, beta: float, top_k: int
+) -> Tensor:
+    """KL divergence from a target distribution, ``sum_v q_v (log q_v - log p_v)``: (N,) nats.
+
+    At selected tokens q is softmax(z_ref - beta onehot(y)), at all others p_ref, each restricted to its ``top_k``
+    largest entries (or all of a smaller vocabulary) and renormalised. p is the model's whole distribution: demoted
+    tokens are outside the largest entries, and only the normaliser of p lowers them. So the value is 0 where p = q and,
+    for a q cut from p itself, -log of the probability of the entries kept.
+
+    Worked example: p = p_ref = (1/2, 3/8, 1/8), target 0, beta ln 8, top_k 2: a selected token has q = (0, 3/4, 1/4)
+    and the value ln 2 = 0.693147, any other q = (4/7, 3/7, 0) and ln(8/7) = 0.133531.
+
+    Source: Hu et al. 2026 (arXiv 2605.07482). Deviations: the figure on the authors' project page removes the token
+    from q, which beta 100 does up to e^-100 of its odds; it also removes the other probable tokens in a variant that is
+    left out here. The authors sum over tokens, here a token mean follows. The share of 0.5 is that of their figure;
+    beta and top_k are this package's.
+
+    Args:
+        logits: (N, V) of the model in training.
+        reference_logits: (N, V) of the reference model, same positions; no gradient.
+        targets: (N,) token ids.
+        selected: (N,) bool, see `shred_selected`.
+        beta: the amount by which the reference logit of the target is lowered.
+        top_k: number of entries of q.
+    """
+    teacher = at_least_float32(reference_logits.detach())
+    penalty = beta * selected[:, None].to(teacher.dtype)
+    lowered = teacher.scatter_add(-1, targets[:, None], -penalty)
+    kept, index = lowered.topk(min(top_k, lowered.shape[-1]), dim=-1)
+    logq = kept.log_softmax(dim=-1)
+    logp = at_least_float32(logits).log_softmax(dim=-1).gather(-1, index)
+    return (logq.exp() * (logq - logp)).sum(dim=-1)
+
+
+def _values(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Any) -> Tensor:
+    reference_logits, selected = reference
+    return shred_tokens(logits, reference_logits, targets, selected, params["beta"], int(params["top_k"]))
+
+
+METHODS = (
+    Method(
+        "shred",
+        "self-distillation with the least probable tokens demoted",
+        "Hu et al. 2026, arXiv 2605.07482",
+        "KL divergence from the top_k entries of the reference model's distribution, the answer's logits lowered by "
+        "beta at the share of each row's tokens with the highest reference NLL; token mean",
+        retain="none",
+        per_token_loss=_values,
+        needs_reference_forward=True,
+        reference_nll=("forget",),
+        select=lambda params, reference, rows: shred_selected(reference, rows, params["share"]),
+        params={
+            "share": Param(0.5, "share of each forget row's tokens that shred demotes", most=1.0, search=(0.1, 1.0)),
+            "beta": Param(100.0, BETA, zero=True),
+            "top_k": Param(100, TOP_K, whole=True),
+        },
+    ),
+)
