@@ -13,9 +13,9 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack, pack_rows
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.common import row_means, token_nll
-from lume_unlearn.model.forward import decoder_layers, evaluating, labelled_logits
-from lume_unlearn.model.packing import packs
+from lume_unlearn.methods.common import row_means
+from lume_unlearn.model.forward import Passes, Span, decoder_layers, evaluating
+from lume_unlearn.model.output_layer import nll_value
 
 THRESHOLD = 0.05
 """Nats a token: layers where the retrained model's hidden states cost less do not count (the authors' tau)."""
@@ -84,12 +84,15 @@ def depth(target: Any, retrained: Any, unlearned: Any, rows: Sequence[Tokens], m
     with ExitStack() as stack:
         for model in (target, *sources):
             stack.enter_context(evaluating(model))
+        passes = {model: Passes(model) for model in (target, *sources)}
         parts = []
-        for part in cut(rows, lambda row: [len(row.input_ids)], Limits(None, max_tokens, padded=True)):
+        by_length = sorted(rows, key=lambda row: len(row.input_ids))
+        for part in cut(by_length, lambda row: [len(row.input_ids)], Limits(None, max_tokens, padded=True)):
             batch = pack_rows({"forget": part}).to(target.device)
-            own = _row_nll(target, batch)
-            parts.append(torch.stack([_patched_nll(target, source, batch) - own for source in sources]))
-    deltas = torch.cat(parts, dim=2).double().cpu()  # (2, L, B)
+            own = _row_nll(target, passes[target], batch)
+            states = [_hidden_states(source, passes[source], batch) for source in sources]
+            parts.append(torch.stack([_patched_nll(target, passes[target], found, batch) - own for found in states]))
+    deltas = torch.cat(parts, dim=2).cpu().double()  # (2, L, B)
     there = (deltas[0] > THRESHOLD).any(0)
     score = row_scores(*deltas)[there].mean()
     return Depth(float(score), int(there.sum()), *deltas.mean(2).tolist())
@@ -107,35 +110,35 @@ def _require_same_shape(name: str, source: Any, target: Any) -> None:
         )
 
 
-def _patched_nll(target: Any, source: Any, batch: Pack) -> Tensor:
-    """Compute the (L, B) token mean NLL of each row with the source's hidden states after each layer."""
+def _patched_nll(target: Any, passes: Passes, states: Sequence[Tensor], batch: Pack) -> Tensor:
+    """Compute the (L, B) token mean NLL of each row with a source's hidden states after each layer."""
     found = []
-    for layer, states in zip(decoder_layers(target), _hidden_states(source, batch), strict=True):
-        with _hooked(layer, partial(_replace, _where(target, batch), states)):
-            found.append(_row_nll(target, batch))
+    for layer, new in zip(decoder_layers(target), states, strict=True):
+        with _hooked(layer, partial(_replace, _where(passes, batch), new)):
+            found.append(_row_nll(target, passes, batch))
     return torch.stack(found)
 
 
-def _hidden_states(model: Any, batch: Pack) -> list[Tensor]:
+def _hidden_states(model: Any, passes: Passes, batch: Pack) -> list[Tensor]:
     """Return the (N, d) hidden states after each decoder layer, at the positions that predict the labelled tokens."""
     found: list[Tensor] = []
-    where = _where(model, batch)
+    where = _where(passes, batch)
     with ExitStack() as stack:
         for layer in decoder_layers(model):
             stack.enter_context(_hooked(layer, lambda states: found.append(states[where])))
-        labelled_logits(model, model.config, batch)
+        passes.reference_at(model, batch)  # a forward pass without logits
     return found
 
 
-def _row_nll(model: Any, batch: Pack) -> Tensor:
+def _row_nll(model: Any, passes: Passes, batch: Pack) -> Tensor:
     """Compute each row's (B,) mean NLL of its labelled tokens, in nats."""
-    values = token_nll(labelled_logits(model, model.config, batch), batch.targets)
+    (values,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
     return row_means(values, batch.rows, len(batch.lengths))
 
 
-def _where(model: Any, batch: Pack) -> tuple[Any, Tensor]:
+def _where(passes: Passes, batch: Pack) -> tuple[Any, Tensor]:
     """Return the index of the positions that predict the labelled tokens, in packed or padded hidden states."""
-    return (0, batch.keep) if packs(model.config) else (batch.rows, batch.position_ids[batch.keep])
+    return (0, batch.keep) if passes.packs else (batch.rows, batch.position_ids[batch.keep])
 
 
 def _replace(where: tuple[Any, Tensor], new: Tensor, states: Tensor) -> Tensor:
