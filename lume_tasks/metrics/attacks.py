@@ -117,7 +117,7 @@ def s_mia(auc_model: float, auc_reference: float) -> float:
     """Compute ``clip(1 - |AUC - AUC_ref| / AUC_ref, 0, 1)`` of the loss attack: 1 at the reference's AUC, else lower.
 
     The normalised attack of Lee et al. 2026 (arXiv 2605.24614), where the reference is the retrained model. NaN if an
-    AUC is NaN. An ``AUC_ref`` below 1e-10 counts as 1e-10 (the paper leaves 0 open).
+    AUC is NaN. An ``AUC_ref`` below 1e-10 counts as 1e-10, since the formula has no value at 0.
 
     Worked example: AUC 0.7, reference 0.5: 1 - 0.2 / 0.5 = 0.6; AUC 0.3 gives 0.6 as well, AUC 1 gives 0.
     """
