@@ -113,6 +113,17 @@ def privleak(auc_model: float, auc_reference: float) -> float:
     return 100 * (auc_reference - auc_model) / (1 - auc_reference + 1e-10)
 
 
+def s_mia(auc_model: float, auc_reference: float) -> float:
+    """Compute ``clip(1 - |AUC - AUC_ref| / AUC_ref, 0, 1)`` of the loss attack: 1 at the reference's AUC, else lower.
+
+    The normalised attack of Lee et al. 2026 (arXiv 2605.24614), where the reference is the retrained model. NaN if an
+    AUC is NaN. An ``AUC_ref`` below 1e-10 counts as 1e-10, since the formula has no value at 0.
+
+    Worked example: AUC 0.7, reference 0.5: 1 - 0.2 / 0.5 = 0.6; AUC 0.3 gives 0.6 as well, AUC 1 gives 0.
+    """
+    return float(np.clip(1 - abs(auc_model - auc_reference) / max(auc_reference, 1e-10), 0, 1))
+
+
 def split(scores: Sequence[float], members: Sequence[bool]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the scores of the members and of the non-members."""
     values, inside = np.asarray(scores, dtype=np.float64), np.asarray(members, dtype=bool)

@@ -1,8 +1,8 @@
 """The task ``lume_mia``: all attacks that the backend's answers allow, from one request a document.
 
 In the sample log each metric of a document is ``[member, score]``; a higher score means more likely a member. The loss
-attack's score is minus the document's mean token loss. ``mia_gap`` and ``privleak`` add the reference's score.
-``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
+attack's score is minus the document's mean token loss. ``mia_gap``, ``s_mia`` and ``privleak`` add the
+reference's score. ``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
 """
 
 import logging
@@ -176,7 +176,7 @@ def result(
     if "unlearned" in doc:
         values["members_unlearned"] = None if doc["unlearned"] is None else float(doc["unlearned"])
     if "reference_loss" in doc:
-        values["mia_gap"] = member, scores["loss"], -doc["reference_loss"]
+        values["mia_gap"] = values["s_mia"] = member, scores["loss"], -doc["reference_loss"]
     if "reference_min_k" in doc and "min_k" in scores:
         values["privleak"] = member, scores["min_k"], doc["reference_min_k"]
     return values
@@ -262,6 +262,11 @@ def mia_gap(items: Sequence[PairItem]) -> float:
     return own - reference
 
 
+def s_mia(items: Sequence[PairItem]) -> float:
+    """Compute ``attacks.s_mia`` of the loss attack's AUCs of the model and of the reference, on the same documents."""
+    return attacks.s_mia(*_both_aucs(items))
+
+
 def _columns(items: Sequence[Item]) -> tuple[list[float], list[bool]]:
     return [score for _, score in items], [member for member, _ in items]
 
@@ -277,7 +282,7 @@ def _metrics() -> Metrics:
     for attack in ATTACKS:
         for summary, aggregation in SUMMARIES.items():
             table[f"{attack}_{summary}"] = aggregation, False
-    return table | {"mia_gap": (mia_gap, None), "privleak": (privleak, None)}
+    return table | {"mia_gap": (mia_gap, None), "s_mia": (s_mia, True), "privleak": (privleak, None)}
 
 
 class MiaTask(LumeTask, LoglikelihoodTask):

@@ -59,6 +59,7 @@ def contents(
         "failures": failures,
         "table": {name: row(found, retrained) for name, found in models.items()},
         "audits": {name: found[0]["audits"] for name, found in models.items() if "audits" in found[0]},
+        "depth": {name: found[0]["depth"] for name, found in models.items() if "depth" in found[0]},
         "judged": {name: found[0]["judged"] for name, found in models.items()},
         "curves": {name: found[0]["curve"] for name, found in models.items() if "curve" in found[0]},
     }
@@ -76,6 +77,7 @@ def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[f
         columns = {"distance": [judge.distance(result["scores"], goal, judge.SCORES) for result in results]}
     for column, where in COLUMNS.items():
         columns[column] = [result["scores"][where] for result in results if where in result["scores"]]
+    columns["depth"] = [result["depth"]["score"] for result in results if "depth" in result]
     columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
     return {name: [fmean(values), min(values), max(values)] for name, values in columns.items() if values}
 

@@ -4,7 +4,7 @@ import random
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -16,7 +16,9 @@ from lume_tasks.data import locate
 from lume_unlearn.compare.judge import judged, locate_mmlu
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.config import RunConfig
+from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.evaluation import harness
+from lume_unlearn.evaluation.depth import Depth, depth
 from lume_unlearn.evaluation.quantisation import rounded_copy
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import evaluating
@@ -26,6 +28,10 @@ from lume_unlearn.training.run import unlearned
 CURVE_QUESTIONS = 2
 """MMLU questions of each subject for the curves."""
 AUDIT_EPOCHS = 4
+DEPTH_ROWS = 32
+"""Most forget rows for the unlearning depth score."""
+DEPTH_TOKENS = 2048
+"""Most tokens, with padding, in its micro-batches."""
 
 Result = dict[str, Any]
 
@@ -85,7 +91,10 @@ def named_model(config: CompareConfig, name: str, folders: Mapping[str, Path]) -
 def results_of(
     config: CompareConfig, model: Any, tokenizer: Any, folders: Mapping[str, Path], with_audits: bool
 ) -> Result:
-    """Score a loaded model with the tasks of the `lume` group that the data has, judge it, and audit it."""
+    """Score a loaded model with the tasks of the `lume` group that the data has, judge it, and audit it.
+
+    With ``--retrained`` also compute its unlearning depth score.
+    """
     data, mmlu = folders["final"], locate_mmlu(Path(str(config.data)))
     metadata = harness.data_metadata(data) | {"tokenizer": tokenizer, "lume_partial": True}
     tasks = [task for task in harness.tasks_for(data) if task != "lume_mmlu"]
@@ -102,9 +111,26 @@ def results_of(
         if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
     }
     result = {"scores": scores, "judged": judged(model, tokenizer, data, config.evaluate_batch_size)}
+    found = depth_of(config, model, tokenizer, data) if config.retrained else None
+    if found is not None and isfinite(found.score):
+        result["depth"] = asdict(found)
     if with_audits and config.audits:
         result["audits"] = audited(config, model, tokenizer, folders)
     return result
+
+
+def depth_of(config: CompareConfig, model: Any, tokenizer: Any, data: Path) -> Depth | None:
+    """Compute the unlearning depth score on at most `DEPTH_ROWS` random forget rows; None if it cannot be computed."""
+    rows = locate.load_side(data, "forget")
+    chosen = random.Random(config.seed).sample(rows, min(DEPTH_ROWS, len(rows)))
+    try:
+        encoded = encode_rows(tokenizer, chosen, "answer", None, load.context_length(model))
+        names = (config.model, str(config.retrained))
+        target, retrained = (load.load_for_scoring(name, config.trust_remote_code) for name in names)
+        return depth(target, retrained, model, encoded, DEPTH_TOKENS)
+    except Exception:  # out of memory, or a retrained model of another shape: the scores still count
+        traceback.print_exc()
+        return None
 
 
 def audited(config: CompareConfig, model: Any, tokenizer: Any, folders: Mapping[str, Path]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ HEADINGS = {
     "task_aggregate": ("task aggregate", "high"),
     "loss_auc": ("loss AUC", "0.5"),
     "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5"),
+    "depth": ("unlearning depth", "1"),
     "mmlu": ("MMLU", "unchanged"),
     "seconds": ("training, seconds", "low"),
 }

@@ -82,5 +82,6 @@ PERSONAL_DATA = {
 REFERENCE = (
     Score("lume_mia", "privleak", "PrivLeak", "0"),
     Score("lume_mia", "mia_gap", "MIA gap", "0"),
+    Score("lume_mia", "s_mia", "s_MIA", "1"),
     *(Score(task, "forget_quality", f"{task_number(task)} forget quality", "high") for task in TASKS),
 )

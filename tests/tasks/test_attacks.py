@@ -140,3 +140,12 @@ def test_resamples_spread_as_the_theory_says() -> None:
 )
 def test_privleak(model: float, reference: float, leak: float) -> None:
     assert attacks.privleak(model, reference) == pytest.approx(leak, abs=1e-6)
+
+
+def test_s_mia_is_one_at_the_reference_auc_and_falls_on_both_sides() -> None:
+    found = [attacks.s_mia(auc, 0.5) for auc in (0.5, 0.7, 0.3, 1.0, 0.0)]
+    assert found == pytest.approx([1.0, 0.6, 0.6, 0.0, 0.0])
+    assert attacks.s_mia(0.9, 0.3) == 0.0  # 1 - 0.6 / 0.3 = -1
+    assert [attacks.s_mia(auc, 0.0) for auc in (0.0, 0.5)] == [1.0, 0.0]
+    assert math.isnan(attacks.s_mia(math.nan, 0.5))
+    assert math.isnan(attacks.s_mia(0.5, math.nan))

@@ -175,7 +175,7 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
     named = {"lume_reference_results": str(tmp_path / "reference")}
     results = command(model_dir, "--log_samples", args=",gradnorm=true", **named)
     found = numbers(json.loads(results.read_text()))
-    assert set(found) == names(*ATTACKS) | {"privleak", "mia_gap"}
+    assert set(found) == names(*ATTACKS) | {"privleak", "mia_gap", "s_mia"}
     log = next(results.parent.glob("samples_lume_mia_*.jsonl")).read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in log]
     members = [sample["doc"]["member"] for sample in samples]
@@ -190,6 +190,8 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
         return roc_auc_score(members, [of[attack] for of in scores])
 
     assert found["mia_gap"] == pytest.approx(auc(own, "loss") - auc(theirs, "loss"), abs=1e-12)
+    reference = auc(theirs, "loss")
+    assert found["s_mia"] == pytest.approx(max(0, 1 - abs(auc(own, "loss") - reference) / reference), abs=1e-12)
     left, there = 1 - auc(own, "min_k"), 1 - auc(theirs, "min_k")
     assert found["privleak"] == pytest.approx(100 * (left - there) / there, abs=1e-6)
     assert found["reference_auc"] == pytest.approx(roc_auc_score(members, gaps), abs=1e-12)
@@ -199,10 +201,10 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
 def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command, model_dir, caplog) -> None:
     reference = command(model_dir, "--log_samples", out="reference")
     found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
-    assert (found["mia_gap"], found["privleak"], found["reference_auc"]) == (0.0, 0.0, 0.5)
+    assert (found["mia_gap"], found["s_mia"], found["privleak"], found["reference_auc"]) == (0.0, 1.0, 0.0, 0.5)
     assert "privleak" not in caplog.text
     stock = command(model_dir, model="hf", out="stock", lume_reference_results=str(reference))
-    assert set(numbers(json.loads(stock.read_text()))) == names("loss", "zlib", "reference") | {"mia_gap"}
+    assert set(numbers(json.loads(stock.read_text()))) == names("loss", "zlib", "reference") | {"mia_gap", "s_mia"}
     assert "lume_reference_results needs per-token values" in caplog.text
 
 

@@ -165,6 +165,9 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     content = json.loads((output / "compare.json").read_text())
     assert set(content["table"]) == {"target", "retrained", "gd lora"}
     assert content["table"]["retrained"]["distance"] == [0, 0, 0]
+    assert content["table"]["retrained"]["depth"] == [1, 1, 1]
+    assert content["table"]["target"]["depth"] == pytest.approx([0, 0, 0], abs=1e-4)
+    assert content["depth"]["gd lora"]["rows"] > 0
     assert set(content["audits"]["gd lora"]) == {"8-bit", "4-bit", "repair", "relearning"}
     assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
     trials = content["trials"]["gd lora"]
@@ -177,6 +180,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert (recipe["method"], recipe["learning_rate"]) == ("gd", best["learning_rate"])
     page = (output / "compare.html").read_text()
     assert "distance to retrained" in page
+    assert "unlearning depth" in page
     assert "gd lora" in page
 
     def done_twice(*args: Any) -> None:
