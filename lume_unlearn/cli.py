@@ -325,7 +325,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[s
         _alternatives,
     ),
     "audit": (
-        "Test whether forgetting holds: quantisation, relearning, paraphrases, sampling.",
+        "Test whether forgetting holds: quantisation, relearning, repair, paraphrases, sampling.",
         lambda parser: parser.add_class_arguments(AuditConfig, as_group=False),
         _audit,
     ),
