@@ -82,9 +82,7 @@ class Subject:
         with no_score, harness.without_messages("lm_eval.evaluator", "generation_kwargs: "):
             results = harness.score(lm, metadata, (*tasks, *more), log_samples=True, **options)
         values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
-        values |= {
-            f"{task} {mean}": harness.metric(results, task, mean) for task in harness.ROW_TASKS for mean in values
-        }
+        values |= {f"{t} {mean}": harness.metric(results, t, mean) for t in harness.ROW_TASKS for mean in harness.MEANS}
         values |= self._attacked(model) if attack else {}
         means = {mean: value for mean, value in values.items() if value is not None}
         samples = [sample for task in harness.ROW_TASKS for sample in results["samples"].get(task, [])]

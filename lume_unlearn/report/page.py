@@ -128,8 +128,8 @@ def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits
     of the model on the audited rows before it.
 
     Raises:
-        DataError: the retrained model has none of these numbers; or audits are of none of the models, or of another
-            split than the retrained model's results.
+        DataError: the retrained model has none of these numbers; or audits are of none of the models, twice of the
+            same, or of another split than the retrained model's results.
     """
     goal = numbers_of(retrained)
     if not goal:
@@ -138,6 +138,8 @@ def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits
     unknown = by_path.keys() - {os.path.abspath(model.path) for model in models}
     if unknown:
         raise DataError(f"--audits: {', '.join(sorted(unknown))}: none of the results are of this model; give them too")
+    if len(by_path) < len(audits):
+        raise DataError("--audits: two files are of the same model; give one for each model")
     head = [("model", ""), ("distance to retrained", "good: 0")]
     head += [("after the hardest audit", "good: 0")] if audits else []
     rows = []
