@@ -250,11 +250,17 @@ def _report_options(report: ArgumentParser) -> None:
     report.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
     report.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
     report.add_argument("--show_pii", action="store_true", help="Do not redact personal data.")
+    own = "Results of the retrained model; the page then begins with the distance of each model to it."
+    report.add_argument("--retrained", type=str | None, default=None, help=own)
+    own = "With --retrained: audit.json of the models, for the distance after the hardest audit."
+    report.add_argument("--audits", type=str, nargs="+", default=[], help=own)
 
 
 def _report(options: dict[str, Any]) -> None:
     from lume_unlearn.report.page import write_report
 
+    if options["audits"] and not options["retrained"]:
+        raise ConfigError("--audits: only with --retrained, which names the results to compare with")
     options["output"] = Path(options["output"])
     page, *pictures = write_report(**options)
     print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")
@@ -320,7 +326,7 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[s
         _alternatives,
     ),
     "audit": (
-        "Test whether forgetting holds: quantisation, relearning, paraphrases, sampling.",
+        "Test whether forgetting holds: quantisation, relearning, repair, paraphrases, sampling.",
         lambda parser: parser.add_class_arguments(AuditConfig, as_group=False),
         _audit,
     ),

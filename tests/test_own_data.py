@@ -123,7 +123,7 @@ def test_run_and_audit_need_no_ids_and_no_tasks(
     assert code == 0, err
     assert "--tasks lume_rows,lume_score" in out
     code, out, err = command(
-        "audit", "--model", output, "--data", own_data, "--audits", "relearn_retain", "--output", tmp_path / "audit"
+        "audit", "--model", output, "--data", own_data, "--audits", "relearn_forget", "--output", tmp_path / "audit"
     )
     assert code == 0, err
     assert "| plain |" in out

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from lume_tasks.metrics.unlearning import distance
 from lume_unlearn.compare import judge, tuning
 from lume_unlearn.compare.final import Result
 from lume_unlearn.compare.options import CompareConfig
@@ -74,7 +75,7 @@ def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[f
         columns = {"distance": [judge.shortfall(result["judged"]) for result in results]}
     else:
         goal = retrained["scores"]
-        columns = {"distance": [judge.distance(result["scores"], goal, judge.SCORES) for result in results]}
+        columns = {"distance": [distance(result["scores"], goal) for result in results]}
     for column, where in COLUMNS.items():
         columns[column] = [result["scores"][where] for result in results if where in result["scores"]]
     columns["depth"] = [result["depth"]["score"] for result in results if "depth" in result]

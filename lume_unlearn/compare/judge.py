@@ -7,11 +7,10 @@ from typing import Any
 
 from lume_tasks.data import locate
 from lume_tasks.metrics.aggregate import mia_score
+from lume_tasks.metrics.unlearning import Groups, distance, mean_of_groups
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.evaluation import harness
 from lume_unlearn.model import load
-
-Groups = Mapping[str, tuple[str, ...]]
 
 KINDS = ("exact_memorization", "extraction_strength", "probability")
 GROUPS: Groups = {
@@ -20,13 +19,6 @@ GROUPS: Groups = {
     "attack": ("loss_auc",),
 }
 """The numbers that decide which trial is best, in groups of equal weight."""
-SCORES: Groups = {
-    "forget": tuple(f"{task} {name}" for task in harness.ROW_TASKS for name in harness.MEANS[:2]),
-    "retain": tuple(f"{task} {name}" for task in harness.ROW_TASKS for name in harness.MEANS[2:]),
-    "attack": ("lume_mia loss_auc",),
-}
-"""The benchmark's scores that make the final distance, in groups of equal weight."""
-ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 
 
 def judged(model: Any, tokenizer: Any, data: Path, batch_size: int) -> dict[str, float]:
@@ -47,7 +39,7 @@ def judged(model: Any, tokenizer: Any, data: Path, batch_size: int) -> dict[str,
             there = [value for value in values if value is not None]
             if there:
                 numbers[f"{side}_{kind}"] = fmean(there)
-    for name in ATTACKS:
+    for name in harness.ATTACKS:
         value = harness.metric(results, "lume_mia", name)
         if value is not None:
             numbers[name] = value
@@ -59,16 +51,6 @@ def judged_model(config: CompareConfig, name: str, data: Path) -> dict[str, floa
     model = load.load_for_scoring(name, config.trust_remote_code)
     tokenizer = load.load_tokenizer(name, config.trust_remote_code)
     return judged(model, tokenizer, data, config.evaluate_batch_size)
-
-
-def distance(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups = GROUPS) -> float:
-    """Compute the mean over groups of the mean absolute difference from the retrained model's numbers: 0 is ideal.
-
-    Numbers that one of the two lacks do not count. Worked example: forget numbers .2 above, retain numbers .1 below,
-    AUC .3 above: (.2 + .1 + .3) / 3 = .2.
-    """
-    both = {name: abs(numbers[name] - retrained[name]) for name in numbers if name in retrained}
-    return _mean_of_groups(both, groups)
 
 
 def shortfall(numbers: Mapping[str, float]) -> float:
@@ -83,17 +65,12 @@ def shortfall(numbers: Mapping[str, float]) -> float:
             faults[name] = 1 - mia_score(value)
         else:
             faults[name] = value if name.startswith("forget") else 1 - value
-    return _mean_of_groups(faults, GROUPS)
-
-
-def _mean_of_groups(values: Mapping[str, float], groups: Groups) -> float:
-    there = [[values[name] for name in names if name in values] for names in groups.values()]
-    return fmean(fmean(group) for group in there if group)
+    return mean_of_groups(faults, GROUPS)
 
 
 def objective(numbers: Mapping[str, float], retrained: Mapping[str, float] | None) -> float:
     """Return what tuning minimises: `distance` to the retrained model, without one `shortfall`."""
-    return distance(numbers, retrained) if retrained else shortfall(numbers)
+    return distance(numbers, retrained, GROUPS) if retrained else shortfall(numbers)
 
 
 def words(retrained: bool, attack: bool) -> str:

@@ -1,11 +1,12 @@
-"""The texts that `finetune` trains on: rows, member documents, and a file of further texts."""
+"""The texts that `finetune` trains on: rows, member documents, and a file of further texts; and those of audits."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from lume_tasks.data import locate
-from lume_tasks.data.files import find_file, place, scan_documents
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.files import SUFFIXES, find_file, place, read_lines, scan, scan_documents
+from lume_tasks.data.rows import SIDES, Row, text_problems
 from lume_tasks.errors import raise_problems
 from lume_unlearn.data.inputs import Inputs, named_directory
 from lume_unlearn.errors import ConfigError
@@ -47,6 +48,29 @@ def load_texts(data: str | None, split: str, rows: str, texts: str | None) -> In
         found += _new_texts(documents.values(), "text", found)
     checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}
     return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums)
+
+
+def unrelated_texts(named: str) -> list[Row]:
+    """Read the texts of ``audit --unrelated`` as rows whose ``input``, a space and ``output`` are the text.
+
+    The texts are in the field "text" of a .jsonl or .parquet file, or separated by blank lines in any other file.
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: lists everything wrong with it.
+    """
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"--unrelated {named}: there is no such file")
+    if path.suffix in SUFFIXES:
+        objects, faults = scan(path, ("text",), lambda obj: text_problems(obj, "text"))
+        texts = [obj["text"] for obj in objects.values()]
+    else:
+        lines, faults = read_lines(path)
+        texts = [text for text in re.split(r"\n\s*\n", "\n".join(lines.values())) if text.strip()]
+        faults = faults or ([] if texts else [(0, "is empty: it holds no texts")])
+    raise_problems(place(str(path), faults))
+    return _new_texts(texts, "text", [])
 
 
 def _new_texts(texts: Iterable[str], name: str, rows: Iterable[Row]) -> list[Row]:

@@ -6,20 +6,22 @@ Each audit writes its rows as a data directory and scores them with the tasks of
 import json
 import logging
 import random
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import Any, Literal
 
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row, text_key
-from lume_tasks.metrics.text import exact_match
+from lume_tasks.metrics.unlearning import leak_at_k
 from lume_unlearn.config import names
 from lume_unlearn.data.inputs import named_directory
+from lume_unlearn.data.texts import unrelated_texts
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
@@ -41,7 +43,7 @@ Scores = dict[str, Scored]
 
 
 def audit(config: AuditConfig) -> Scores:
-    """Run the audits and write ``audit.json``: audit to the four overall means (see `lume_score`).
+    """Run the audits and write ``audit.json`` (see `run_audits`).
 
     Returns:
         audit to the scores. ``plain`` is always included.
@@ -67,25 +69,36 @@ def sampled_rows(config: AuditConfig, rows: Sides) -> Sides:
 
 
 def run_audits(subject: Subject, chosen: Sequence[str], **plain: Any) -> Scores:
-    """Run the chosen audits and write ``audit.json`` after each; ``plain`` are options of scoring the rows as given."""
+    """Run the chosen audits; ``plain`` are options of scoring the rows as given.
+
+    After each, write ``audit.json``: the model (the adapter's folder, if there is one), the split, and each audit's
+    means (`Scored.means`).
+    """
     if "quantised" in chosen:
         weight_layers(subject.model)  # refuse a model that cannot be quantised before the first audit
-    results: Scores = {"plain": subject.score("plain", subject.rows, **plain)}
-    output = Path(subject.config.output)
+    results: Scores = {"plain": subject.score("plain", subject.rows, attack=True, **plain)}
+    config = subject.config
+    written = {"model": config.peft or config.model, "split": config.split}
     for name in chosen:
         if name != "plain":
             results |= AUDITS[name](subject)
-        with writing(output):  # after each audit, so that a later failure loses nothing
+        with writing(Path(config.output)):  # after each audit, so that a later failure loses nothing
             means = {audit: scored.means for audit, scored in results.items()}
-            write_text(output / "audit.json", json.dumps(means, indent=1) + "\n")
+            write_text(Path(config.output) / "audit.json", json.dumps(written | {"audits": means}, indent=1) + "\n")
     return results
 
 
 def audit_table(results: Scores) -> str:
-    """Return the results as a Markdown table, one audit a row; a dash where a score has no value."""
-    lines = ["| audit | " + " | ".join(harness.MEANS) + " |", "|---" * (len(harness.MEANS) + 1) + "|"]
-    for name, scored in results.items():
-        cells = (f"{scored.means[column]:.3f}" if column in scored.means else "-" for column in harness.MEANS)
+    """Return the results as a Markdown table, one audit a row; a dash where a score has no value.
+
+    The AUCs are columns if there is ``mia_data``. Of the leak@k, the first and the last are rows.
+    """
+    columns = [*harness.MEANS, *(name for name in harness.ATTACKS if name in results["plain"].means)]
+    lines = ["| audit | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    left_out = [name for name in results if "leak@" in name][1:-1]
+    for name in (name for name in results if name not in left_out):
+        means = results[name].means
+        cells = (f"{means[column]:.3f}" if column in means else "-" for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -110,13 +123,16 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     """Say why an audit cannot be run, or return None."""
     if name not in AUDITS:
         return f"choose from {', '.join(AUDITS)}"
-    if name == "samples" and not all(_questions(rows).values()):
-        return "needs questions (qa rows) among the forget rows and among the retain rows"
-    if name.startswith("relearn_"):
-        side = name.removeprefix("relearn_")
-        sample, held_out = _relearning_rows(config, rows, side)
+    if name == "repair" and not _repair_rows(config, rows):
+        return "needs a retain row whose answer is not that of a forget row"
+    if name == "unrelated":
+        if config.unrelated is None:
+            return "needs texts that have nothing to do with the rows; name a file of them by --unrelated"
+        unrelated_texts(config.unrelated)  # a faulty file ends the audit before it starts
+    if name == "relearn_forget":
+        sample, held_out = _relearning_rows(config, rows)
         if not sample:
-            return f"relearning needs at least two {side} rows"
+            return "relearning needs at least two forget rows"
         if not held_out["forget"]:
             return f"--relearn_rows {config.relearn_rows} leaves no forget row to score; lower it"
     return None
@@ -140,7 +156,7 @@ def _quantised(subject: Subject) -> Scores:
         else:
             model = rounded_copy(subject.model, bits)
         how = "bitsandbytes" if use_bitsandbytes else "rounded"
-        scores[f"{bits}-bit ({how})"] = subject.score(f"{bits}-bit", subject.rows, model)
+        scores[f"{bits}-bit ({how})"] = subject.score(f"{bits}-bit", subject.rows, model, attack=True)
     return scores
 
 
@@ -148,31 +164,60 @@ def _sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
     return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
-def _relearning_rows(config: AuditConfig, rows: Sides, side: str) -> tuple[list[Row], Sides]:
-    """Sample rows of one side to train on; return them, and the rows whose documents are not in the sample to score.
+def _relearning_rows(config: AuditConfig, rows: Sides) -> tuple[list[Row], Sides]:
+    """Sample forget rows to train on; return them, and the rows whose documents are not in the sample to score.
 
     If all forget rows are of one document, the rows that are not in the sample themselves are scored. Rows with the
     answer of a row in the sample are not, because training teaches it.
     """
-    sample = _sample(rows[side], min(config.relearn_rows, len(rows[side]) // 2), config.seed)
+    sample = _sample(rows["forget"], min(config.relearn_rows, len(rows["forget"]) // 2), config.seed)
     several = len({row.stem for row in rows["forget"]}) > 1
     used = {row.stem if several else row.id for row in sample}
-    taught = {row.output.strip().lower() for row in sample}
+    taught = _answers(sample)
     left = [row for row in rows["forget"] if (row.stem if several else row.id) not in used]
     return sample, rows | {"forget": [row for row in left if row.output.strip().lower() not in taught]}
 
 
-def _relearned(side: str, subject: Subject) -> Scores:
-    """Train a copy on a sample of one side, then score forget rows of other documents with both models."""
+def _repair_rows(config: AuditConfig, rows: Sides) -> list[Row]:
+    """Sample retain rows to train on, without those that teach the answer of a forget row."""
+    taught = _answers(rows["forget"])
+    kept = [row for row in rows["retain"] if row.output.strip().lower() not in taught]
+    return _sample(kept, config.relearn_rows, config.seed)
+
+
+def _answers(rows: Sequence[Row]) -> set[str]:
+    return {row.output.strip().lower() for row in rows}
+
+
+def _trained(subject: Subject, rows: Sequence[Row], loss_on: Literal["answer", "text"] = "answer") -> Any:
+    """Return a copy of the model that was trained on rows."""
     config = subject.config
-    sample, held_out = _relearning_rows(config, subject.rows, side)
     setting = (config.relearn_epochs, config.relearn_rate, config.seed, config.chat)
-    model = trained_copy(subject.model, subject.tokenizer, sample, "answer", *setting)
-    name = f"relearned on {len(sample)} {side} rows"
-    return {
-        f"held out, before it was {name}": subject.score(f"relearn-{side}-before", held_out),
-        f"held out, {name}": subject.score(f"relearn-{side}", held_out, model),
-    }
+    return trained_copy(subject.model, subject.tokenizer, rows, loss_on, *setting)
+
+
+def _relearned(subject: Subject) -> Scores:
+    """Train a copy on a sample of the forget rows, then score forget rows of other documents with both models."""
+    sample, held_out = _relearning_rows(subject.config, subject.rows)
+    name = f"relearned on {len(sample)} forget rows"
+    before = subject.score("relearn-forget-before", held_out)
+    after = subject.score("relearn-forget", held_out, _trained(subject, sample), attack=True)
+    return {f"held out, before it was {name}": before, f"held out, {name}": after}
+
+
+def _repaired(subject: Subject) -> Scores:
+    """Train a copy on retain rows alone, then score all rows."""
+    sample = _repair_rows(subject.config, subject.rows)
+    scored = subject.score("repair", subject.rows, _trained(subject, sample), attack=True)
+    return {f"repaired on {len(sample)} retain rows": scored}
+
+
+def _unrelated(subject: Subject) -> Scores:
+    """Train a copy on texts that have nothing to do with the rows, then score all rows."""
+    config = subject.config
+    sample = _sample(unrelated_texts(str(config.unrelated)), config.relearn_rows, config.seed)
+    scored = subject.score("unrelated", subject.rows, _trained(subject, sample, "text"), attack=True)
+    return {f"trained on {len(sample)} unrelated texts": scored}
 
 
 def _other_words(subject: Subject) -> Scores:
@@ -199,30 +244,40 @@ def _with_inputs(rows: Sides, change: Callable[[str], str]) -> Sides:
 
 
 def _samples(subject: Subject) -> Scores:
-    """Sample several answers to each question at temperature 1; a question counts as known if one of them is right."""
-    config = subject.config
-    rows = _questions(subject.rows)
-    right: dict[str, set[str]] = {side: set() for side in rows}
+    """Sample several answers to each row, and return the means of the rows' leak@k for k = 1, 2, 4, ... and all.
+
+    A row counts as known if one of all its answers is right.
+    """
+    config, rows = subject.config, subject.rows
+    count, total, limit = config.samples, sum(map(len, rows.values())), subject.new_tokens(rows)
+    cost = f"{total} rows, {count * total:,} generations of at most {limit} tokens"
+    print(f"samples: {count} answers to each of {cost}", file=sys.stderr, flush=True)
+    sampling = {"do_sample": True, "temperature": config.temperature, "top_k": 0, "top_p": config.top_p}
     known: dict[str, set[str]] = {side: set() for side in rows}
-    for number in range(config.samples):
-        scored = subject.score(
-            "samples",
-            rows,
-            gen_kwargs={"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0},
-            torch_random_seed=config.seed + number,
-        )
-        for side, side_rows in rows.items():
+    found: dict[str, dict[str, list[float]]] = {mean: {} for mean in harness.MEANS}
+    for number in range(count):
+        scored = subject.score("samples", rows, gen_kwargs=sampling, torch_random_seed=config.seed + number)
+        for side in rows:
             known[side] |= scored.known[side]
-            right[side] |= {row.id for row in side_rows if exact_match(row.output, scored.answers[row.id])}
-    shares = {f"{side}_knowledge": len(right[side]) / len(rows[side]) for side in rows}
-    return {f"any of {config.samples} samples": Scored(shares, known, scored.answers)}
+        for mean, scores in scored.scores.items():
+            for row, score in scores.items():
+                found[mean].setdefault(row, []).append(score)
+    curve = {
+        k: {mean: fmean(leak_at_k(scores, k) for scores in row.values()) for mean, row in found.items() if row}
+        for k in sorted({count, *(2**i for i in range(count.bit_length()))})
+    }
+    return {
+        f"best of {k} samples (leak@{k})": Scored(means, known, scored.answers) if k == count else Scored(means, {}, {})
+        for k, means in curve.items()
+    }
 
 
 AUDITS: dict[str, Callable[[Subject], Scores]] = {
-    "plain": lambda subject: {"plain": subject.score("plain", subject.rows)},
+    "plain": lambda subject: {"plain": subject.score("plain", subject.rows, attack=True)},
     "quantised": _quantised,
-    "relearn_forget": partial(_relearned, "forget"),
-    "relearn_retain": partial(_relearned, "retain"),
+    "relearn_forget": _relearned,
+    "repair": _repaired,
+    "unrelated": _unrelated,
     "other_words": _other_words,
     "samples": _samples,
 }

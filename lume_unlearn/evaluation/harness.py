@@ -15,6 +15,8 @@ NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
 MEAN = "mean of the task scores"
 ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
+ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
+"""Metrics of `lume_mia` by which a changed model is judged."""
 MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
 
 

@@ -1,5 +1,6 @@
 """The options of the commands `audit` and `alternatives`."""
 
+import logging
 from dataclasses import dataclass
 
 from lume_unlearn.config import (
@@ -8,9 +9,12 @@ from lume_unlearn.config import (
     PositiveInt,
     Split,
     check_types,
+    names,
     raise_faults,
 )
 from lume_unlearn.faults import source_faults
+
+_log = logging.getLogger("lume_unlearn")
 
 
 @dataclass(frozen=True)
@@ -72,13 +76,17 @@ class AuditConfig:
         chat: Ask questions of your own tasks through the chat template; see `lume-unlearn run --help`.
         audits: Audits to run, separated by commas; by default all.
         limit: Rows of each side to use, chosen by the seed; 0 for all.
-        relearn_rows: Rows that relearning trains on.
+        relearn_rows: Rows (or texts) that relearn_forget, repair and unrelated train on.
         relearn_epochs: Epochs over these rows.
-        relearn_rate: Learning rate of relearning.
-        samples: Answers to sample for each question at temperature 1.
+        relearn_rate: Learning rate of this training.
+        unrelated: File with texts that have nothing to do with the rows, which the audit unrelated trains on: jsonl or
+            parquet with a field "text", or plain text in which blank lines separate the texts.
+        samples: Answers to sample for each row. The audit samples gives the expected best of 1, 2, 4, ... of them.
+        temperature: Temperature of the sampling.
+        top_p: Share of the probability that is sampled from (nucleus sampling); 1 for all of it.
         batch_size: Prompts of one scoring batch.
-        device: Device to score and relearn on; by default a GPU if there is one.
-        seed: Seed of the chosen rows, the sampling and the relearning.
+        device: Device to score and train on; by default a GPU if there is one.
+        seed: Seed of the chosen rows, the sampling and the training.
         trust_remote_code: Run code that a hub model brings along.
     """
 
@@ -98,7 +106,10 @@ class AuditConfig:
     relearn_rows: PositiveInt = 16
     relearn_epochs: PositiveInt = 4
     relearn_rate: PositiveFloat = 1e-4
+    unrelated: str | None = None
     samples: PositiveInt = 8
+    temperature: PositiveFloat = 1.0
+    top_p: PositiveFloat = 1.0
     batch_size: PositiveInt = 64
     device: str | None = None
     seed: NonNegativeInt = 0
@@ -110,3 +121,10 @@ class AuditConfig:
         given = [name for name in ("require", "tasks", "forgotten") if getattr(self, name) is not None]
         if given and self.before is None:
             raise_faults([f"--{', --'.join(given)}: only with --before, which asks for a verdict"])
+        if self.top_p > 1:
+            raise_faults([f"--top_p {self.top_p}: must be a share of the probability, above 0 and at most 1"])
+        chosen = names(self.audits)
+        if "relearn_retain" in chosen:
+            _log.warning("--audits relearn_retain: this audit is now repair; use that name")
+            renamed = ["repair" if name == "relearn_retain" else name for name in chosen]
+            object.__setattr__(self, "audits", ",".join(renamed))

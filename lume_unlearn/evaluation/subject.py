@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from lume_tasks.data.rows import SIDES, TASKS, Row
+from lume_unlearn.data.inputs import named_directory
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.rules import is_known
@@ -26,11 +27,15 @@ class Scored:
     """How a model did on some rows."""
 
     means: dict[str, float]
-    """The overall means of `lume_score`, without those that have no value."""
+    """The overall means of `lume_score`, ``TASK MEAN`` of each task, and the AUCs of the attack if it was run.
+
+    Means that have no value are left out."""
     known: dict[str, set[str]]
     """Side to the ids of the rows that the model knows (`rules.is_known`)."""
     answers: dict[str, str]
     """Id of each row to the generated text."""
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Mean to the scores of the rows that it is the mean of, by the row's id."""
     results: dict[str, Any] = field(default_factory=dict)
     """The harness's results."""
 
@@ -44,7 +49,15 @@ class Subject:
     tokenizer: Any
     rows: Sides
 
-    def score(self, name: str, rows: Sides, model: Any = None, more: Sequence[str] = (), **options: Any) -> Scored:
+    def score(
+        self,
+        name: str,
+        rows: Sides,
+        model: Any = None,
+        more: Sequence[str] = (),
+        attack: bool = False,
+        **options: Any,
+    ) -> Scored:
         """Write the rows to ``<output>/<name>``, and score the model (or a changed one) on them.
 
         Args:
@@ -52,12 +65,15 @@ class Subject:
             rows: rows to score.
             model: scored instead of the model itself.
             more: further tasks on the rows.
+            attack: run the membership attack as well, if the data has ``mia_data``.
             **options: of `harness.score`.
         """
         folder = Path(self.config.output) / name
         write_sides(folder, rows)
         tasks = [task for task in harness.tasks_for(folder) if task in (*harness.ROW_TASKS, "lume_score")]
-        options["gen_kwargs"] = self._shorter_answers(rows) | options.get("gen_kwargs", {})
+        limit = self.new_tokens(rows)
+        shorter = {"max_gen_toks": limit} if limit < NEW_TOKENS else {}
+        options["gen_kwargs"] = shorter | options.get("gen_kwargs", {})
         if not options["gen_kwargs"]:
             del options["gen_kwargs"]
         lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
@@ -66,18 +82,36 @@ class Subject:
         with no_score, harness.without_messages("lm_eval.evaluator", "generation_kwargs: "):
             results = harness.score(lm, metadata, (*tasks, *more), log_samples=True, **options)
         values = {mean: harness.metric(results, "lume_score", mean) for mean in harness.MEANS}
+        values |= {f"{t} {mean}": harness.metric(results, t, mean) for t in harness.ROW_TASKS for mean in harness.MEANS}
+        values |= self._attacked(model) if attack else {}
         means = {mean: value for mean, value in values.items() if value is not None}
         samples = [sample for task in harness.ROW_TASKS for sample in results["samples"].get(task, [])]
         answers = {sample["doc"]["id"]: sample["filtered_resps"][0] for sample in samples}
-        return Scored(means, known_rows(rows, answers), answers, results)
+        scores = {
+            mean: {sample["doc"]["id"]: sample[mean] for sample in samples if sample[mean] is not None}
+            for mean in harness.MEANS
+        }
+        return Scored(means, known_rows(rows, answers), answers, scores, results)
 
-    def _shorter_answers(self, rows: Sides) -> dict[str, Any]:
-        """Limit the new tokens on rows that are not LUME's: twice the longest answer, and 32."""
+    def _attacked(self, model: Any) -> dict[str, float | None]:
+        """Return the AUCs of the membership attack on the model (or a changed one); empty without ``mia_data``."""
+        data = named_directory(self.config.data)
+        if not (data / "mia_data").is_dir():
+            return {}
+        metadata = harness.data_metadata(data, self.config.split) | {"tokenizer": self.tokenizer}
+        lm = harness.wrap(model or self.model, self.tokenizer, self.config.batch_size)
+        repeated = () if model is None else ("lume_mia: ",)  # what the task warns of was said of the model itself
+        with harness.without_messages("lume_tasks", *repeated):
+            results = harness.score(lm, metadata, ("lume_mia",))
+        return {name: harness.metric(results, "lume_mia", name) for name in harness.ATTACKS}
+
+    def new_tokens(self, rows: Sides) -> int:
+        """Return the most tokens of an answer: on rows that are not LUME's, twice the longest right one, and 32."""
         scored = [row for side_rows in rows.values() for row in side_rows]
         if any(row.task in TASKS for row in scored):
-            return {}
+            return NEW_TOKENS
         longest = max(len(self.tokenizer.encode(row.output)) for row in scored)
-        return {"max_gen_toks": min(NEW_TOKENS, 2 * longest + 32)}
+        return min(NEW_TOKENS, 2 * longest + 32)
 
 
 def known_rows(rows: Mapping[str, Sequence[Row]], answers: Mapping[str, str]) -> dict[str, set[str]]:

@@ -145,8 +145,12 @@ def measured(subject: Subject, plain: Scored, data: Path) -> Measured:
 
 
 def probes_of(scores: Scores) -> dict[str, Scored]:
-    """Return the scores of the probes by a short name, without the controls of relearning."""
-    kept = {name: scored for name, scored in scores.items() if name != "plain" and not name.startswith(CONTROLS)}
+    """Return the scores of the probes by a short name, without the controls of relearning.
+
+    Of the samples, only the best of all of them have answers.
+    """
+    probes = {name: scored for name, scored in scores.items() if name != "plain" and scored.answers}
+    kept = {name: scored for name, scored in probes.items() if not name.startswith(CONTROLS)}
     return {name.removeprefix("held out, "): scored for name, scored in kept.items()}
 
 

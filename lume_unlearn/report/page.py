@@ -1,15 +1,26 @@
 """`lume-unlearn report`: write results files of the harness as one self-contained page, and its figures as files."""
 
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lume_tasks.errors import DataError, visible
+from lume_tasks.metrics.unlearning import SCORES, distance
 from lume_unlearn.files import write_text
 from lume_unlearn.report import glossary, plots, template
 from lume_unlearn.report.glossary import LEADERBOARD, TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
-from lume_unlearn.report.results import Model, comparability, find_runs, names_by_value, read_models
+from lume_unlearn.report.results import (
+    Audits,
+    Model,
+    comparability,
+    find_runs,
+    names_by_value,
+    read_audits,
+    read_models,
+)
 
 LEAKS = 5  # rows shown of each kind and model
 
@@ -23,7 +34,14 @@ class Table(NamedTuple):
     rows: list[tuple[str, list[Cell]]]
 
 
-def write_report(results: Sequence[str], output: Path, title: str, show_pii: bool) -> list[Path]:
+def write_report(
+    results: Sequence[str],
+    output: Path,
+    title: str,
+    show_pii: bool,
+    retrained: str | None = None,
+    audits: Sequence[str] = (),
+) -> list[Path]:
     """Write the page, and its figures once more as files in ``<stem>_files/`` beside it.
 
     Args:
@@ -31,6 +49,8 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
         output: the page to write.
         title: heading of the page.
         show_pii: show texts as they are; otherwise personal data is redacted (see `redact`).
+        retrained: results of the retrained model, for the distances at the top of the page.
+        audits: files ``audit.json`` of the models in ``results``.
 
     Returns:
         All files written, the page first.
@@ -38,7 +58,8 @@ def write_report(results: Sequence[str], output: Path, title: str, show_pii: boo
     Raises:
         DataError: results that cannot be read, or a page that cannot be written there.
     """
-    data = page_data(read_models(results), show_pii)
+    goal = read_retrained(retrained) if retrained else None
+    data = page_data(read_models(results), show_pii, goal, [read_audits(path) for path in audits])
     page = render(data, title)
     pictures = data["trade_off"] + data["training"] + ([data["roc"]] if data["roc"] else [])
     try:
@@ -63,14 +84,25 @@ def _visible(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not is_markup else value
 
 
-def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
+def read_retrained(path: str) -> Model:
+    """Read the results of ``--retrained``; DataError if they are of several models."""
+    models = read_models([path])
+    if len(models) > 1:
+        raise DataError(f"--retrained {path}: holds results of {len(models)} models or settings; name those of one")
+    return replace(models[0], name="the retrained model")
+
+
+def page_data(
+    models: Sequence[Model], show_pii: bool, retrained: Model | None = None, audits: Sequence[Audits] = ()
+) -> dict[str, Any]:
     """Return what the template shows."""
     trade_off = [plots.trade_off(models, task) for task in TASKS]
     training = [plots.over_training(run, number) for number, run in enumerate(find_runs(models), start=1)]
     return {
         "models": models,
         "show_pii": show_pii,
-        "problems": comparability(models),
+        "problems": comparability([*models, *([retrained] if retrained else [])]),
+        "distances": distances(models, retrained, audits) if retrained else None,
         "unfinished": without_final_score(models),
         "overall": score_table(models, LEADERBOARD),
         "twelve": tables(models, glossary.TWELVE),
@@ -86,6 +118,63 @@ def page_data(models: Sequence[Model], show_pii: bool) -> dict[str, Any]:
         "leaks": leaks(models, show_pii),
         "everything": everything(models),
     }
+
+
+def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits]) -> Table:
+    """Return each model's distance to the retrained model, before and after its hardest audit.
+
+    The hardest audit is the one after which the model is furthest from the retrained model. Only audits count that
+    measured every number that the distance is made of. The note of the cell names the audit, and gives the distance
+    of the model on the audited rows before it.
+
+    Raises:
+        DataError: the retrained model has none of these numbers; or audits are of none of the models, twice of the
+            same, or of another split than the retrained model's results.
+    """
+    goal = numbers_of(retrained)
+    if not goal:
+        raise DataError("--retrained: the results have none of the twelve scores and no loss AUC; run --tasks lume")
+    by_path = {os.path.abspath(one.model): one for one in audits}
+    unknown = by_path.keys() - {os.path.abspath(model.path) for model in models}
+    if unknown:
+        raise DataError(f"--audits: {', '.join(sorted(unknown))}: none of the results are of this model; give them too")
+    if len(by_path) < len(audits):
+        raise DataError("--audits: two files are of the same model; give one for each model")
+    head = [("model", ""), ("distance to retrained", "good: 0")]
+    head += [("after the hardest audit", "good: 0")] if audits else []
+    rows = []
+    for model in models:
+        found = by_path.get(os.path.abspath(model.path))
+        cells = [distance_cell(numbers_of(model), goal)]
+        if audits:
+            cells.append(hardest_audit(found, goal, retrained) if found else ("-", "no audit"))
+        rows.append((model.name, cells))
+    return Table(head, rows)
+
+
+def numbers_of(model: Model) -> dict[str, float]:
+    """Return the scores of a model that make the distance."""
+    values = {name: model.score(*name.split()) for names in SCORES.values() for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def distance_cell(numbers: Mapping[str, float], goal: Mapping[str, float]) -> Cell:
+    """Return the distance; a dash if a number that the retrained model has is missing."""
+    missing = goal.keys() - numbers.keys()
+    return ("-", f"no {min(missing)}") if missing else (f"{distance(numbers, goal):.3f}", "")
+
+
+def hardest_audit(audits: Audits, goal: Mapping[str, float], retrained: Model) -> Cell:
+    """Return the largest distance after an audit."""
+    split = retrained.evaluations[0].split
+    if audits.split != split:
+        raise DataError(f"--audits: {audits.model} was audited on split {audits.split}, --retrained is of {split}")
+    far = {name: distance(numbers, goal) for name, numbers in audits.numbers.items() if goal.keys() <= numbers.keys()}
+    plain = far.pop("plain", None)
+    if not far:
+        return "-", "no audit measured all numbers"
+    name = max(far, key=far.__getitem__)
+    return f"{far[name]:.3f}", name if plain is None else f"{name}; before: {plain:.3f}"
 
 
 def score_table(models: Sequence[Model], columns: Sequence[Score]) -> Table | None:

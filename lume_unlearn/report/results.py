@@ -1,5 +1,6 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
+import json
 import math
 import re
 from collections.abc import Iterable, Sequence
@@ -7,14 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, first_line
 from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
 
 Sample = dict[str, Any]
 
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
+ATTACK = {"loss_auc": "lume_mia loss_auc"}
+"""Name of the attack's AUC in ``audit.json`` to its task and metric in results."""
 _LOCATIONS = ("pretrained", "peft", "path", "model")
 
 
@@ -89,6 +93,15 @@ class Model:
         return read_samples(path) if path and path.is_file() else []
 
 
+@dataclass(frozen=True)
+class Audits:
+    """The content of an ``audit.json``: the model, the split of its rows, and the numbers of each audit."""
+
+    model: str
+    split: str
+    numbers: dict[str, dict[str, float]]
+
+
 class Run(NamedTuple):
     """The checkpoints of one training run in order, as (optimiser step, model)."""
 
@@ -117,6 +130,16 @@ def read_models(paths: Iterable[str]) -> list[Model]:
             name = f"{model} ({settings})"
         models.append(Model(name, tuple(sorted(group, key=lambda one: -one.date))))
     return models
+
+
+def read_audits(path: str) -> Audits:
+    """Read an ``audit.json`` of `lume-unlearn audit`; DataError if it is none."""
+    try:
+        content = json.loads(read_text(Path(path)))
+        audits = {name: {ATTACK.get(key, key): one[key] for key in one} for name, one in content["audits"].items()}
+        return Audits(content["model"], content["split"], audits)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"--audits {path}: not an audit.json of this version ({first_line(error)})") from error
 
 
 def _read_evaluation(path: Path) -> Evaluation:

@@ -30,12 +30,15 @@ def trained_copy(
 ) -> Any:
     """Return a copy of a model (without adapter) whose weights, all of them, were trained on rows.
 
+    With the loss on whole texts, rows are cut at the longest sequence that the model takes.
+
     Raises:
         DataError: rows that do not fit the model.
     """
     trained = copy.deepcopy(model).requires_grad_(True)
     use_packing(trained)
-    texts = encode_rows(tokenizer, rows, loss_on, None, context_length(trained), chat)
+    context = context_length(trained)
+    texts = encode_rows(tokenizer, rows, loss_on, context if loss_on == "text" else None, context, chat)
     fine_tune(trained, texts, epochs, learning_rate, seed)
     trained.set_attn_implementation("sdpa")
     return trained

@@ -10,11 +10,15 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_unlearn.cli import main
+from lume_unlearn.data.texts import unrelated_texts
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, AuditConfig, Scores, Subject, audit, chosen_audits
+from lume_unlearn.evaluation.audit import AUDITS, PREFIX, Scores, audit, audit_table, chosen_audits
+from lume_unlearn.evaluation.options import AuditConfig
 from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
+from lume_unlearn.evaluation.subject import Subject
 from tests.conftest import make_model, write_rows
 
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -48,8 +52,10 @@ def test_model_with_most_weights_outside_linear_layers_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditConfig:
-    output = str(tmp_path_factory.mktemp("audit") / "out")
-    return AuditConfig(str(model_dir), output, data=str(data_dir), relearn_rows=2, samples=2, batch_size=16)
+    folder = tmp_path_factory.mktemp("audit")
+    (folder / "unrelated.txt").write_text("The first text\nhas two lines.\n\n \nThe second one has one.\n")
+    options = {"data": str(data_dir), "relearn_rows": 2, "samples": 3, "batch_size": 16}
+    return AuditConfig(str(model_dir), str(folder / "out"), unrelated=str(folder / "unrelated.txt"), **options)
 
 
 @pytest.fixture(scope="module")
@@ -59,14 +65,28 @@ def results(config: AuditConfig, short_answers: None) -> Scores:
 
 def test_every_audit_is_scored_and_written(config: AuditConfig, results: Scores) -> None:
     rephrased = [f"rephrased {number}" for number in (1, 2, 3)]
-    relearned = [f"relearned on 2 {side} rows" for side in ("forget", "retain")]
-    held_out = [f"held out, {before}{name}" for name in relearned for before in ("before it was ", "")]
-    others = ["upper case", "prefix", "3 answered retain rows in front", "any of 2 samples"]
-    assert list(results) == ["plain", "8-bit (rounded)", "4-bit (rounded)", *held_out, *rephrased, *others]
-    assert set(results["plain"].means) == set(harness.MEANS)
-    assert json.loads((Path(config.output) / "audit.json").read_text()) == {
-        name: s.means for name, s in results.items()
-    }
+    held_out = [f"held out, {before}relearned on 2 forget rows" for before in ("before it was ", "")]
+    trained = [*held_out, "repaired on 2 retain rows", "trained on 2 unrelated texts"]
+    others = ["upper case", "prefix", "3 answered retain rows in front"]
+    leaks = [f"best of {k} samples (leak@{k})" for k in (1, 2, 3)]
+    changed = ["plain", "8-bit (rounded)", "4-bit (rounded)", *trained[1:]]
+    assert set(results) == {*changed, *trained, *rephrased, *others, *leaks}
+    tasks = {f"{task} {mean}" for task in harness.ROW_TASKS[:3] for mean in harness.MEANS}
+    assert set(results["plain"].means) == {*harness.MEANS, *harness.ATTACKS, *tasks}
+    assert {name for name, scored in results.items() if "loss_auc" in scored.means} == set(changed)
+    written = {"model": config.model, "split": "all", "audits": {name: s.means for name, s in results.items()}}
+    assert json.loads((Path(config.output) / "audit.json").read_text()) == written
+
+
+def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(results: Scores) -> None:
+    one, two, three = (results[f"best of {k} samples (leak@{k})"].means for k in (1, 2, 3))
+    assert set(one) == set(harness.MEANS)
+    assert one["forget_regurgitation"] <= two["forget_regurgitation"] <= three["forget_regurgitation"]
+    table = audit_table(results)
+    assert "leak@1" in table
+    assert "leak@2" not in table
+    assert "leak@3" in table
+    assert table.splitlines()[0].endswith("| loss_auc | min_k_plus_plus_auc |")
 
 
 @pytest.mark.usefixtures("results")
@@ -95,7 +115,7 @@ def test_audits_leave_the_audited_model_unchanged(
 ) -> None:
     rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl")[:4] for side in ("forget", "retain")}
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in ("relearn_retain", "quantised"):
+    for name in ("repair", "quantised"):
         AUDITS[name](Subject(replace(config, output=str(tmp_path)), model, tokenizer, rows))
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
@@ -107,23 +127,52 @@ def write_sides(folder: Path, count: int) -> str:
     return str(folder)
 
 
-def test_rows_of_one_task_and_kind_are_enough(config: AuditConfig, tmp_path: Path) -> None:
+def test_rows_of_one_task_and_kind_are_enough(
+    config: AuditConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = write_sides(tmp_path / "data", 4)
     rows = {side: read_rows(Path(data) / f"{side}.jsonl") for side in ("forget", "retain")}
-    possible = ["plain", "quantised", "relearn_forget", "relearn_retain", "other_words"]
-    assert chosen_audits(config, rows) == possible
+    possible = ["plain", "quantised", "relearn_forget", "repair", "other_words", "samples"]
+    assert chosen_audits(replace(config, unrelated=None), rows) == possible
+    assert "audit left out: unrelated: needs texts" in caplog.text
     results = audit(replace(config, data=data, output=str(tmp_path / "out"), audits="other_words"))
     assert list(results) == ["plain", "upper case", "prefix"]
-    assert set(results["plain"].means) == {"forget_regurgitation", "retain_regurgitation"}
+    assert {name for name in results["plain"].means if " " not in name} == {
+        "forget_regurgitation",
+        "retain_regurgitation",
+    }
+
+
+def test_repair_does_not_train_on_the_answer_of_a_forget_row(config: AuditConfig) -> None:
+    rows = {"forget": [Row("f-qa0", "Capital?", "Paris", "own")], "retain": [Row("r-qa0", "City?", "paris ", "own")]}
+    with pytest.raises(ConfigError, match="--audits repair: needs a retain row whose answer is not"):
+        chosen_audits(replace(config, audits="repair"), rows)
+
+
+def test_former_name_of_repair_is_understood_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    assert AuditConfig("m", "o", audits="plain,relearn_retain").audits == "plain,repair"
+    assert "--audits relearn_retain: this audit is now repair" in caplog.text
+
+
+def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "texts.jsonl"
+    file.write_text('{"text": "One text."}\n{"document": "no"}\n')
+    with pytest.raises(DataError, match=r'texts.jsonl:2: field "text" is missing'):
+        unrelated_texts(str(file))
+    file.with_suffix(".txt").write_text("One text.\n\n\nTwo longer\nlines.\n")
+    texts = unrelated_texts(str(file.with_suffix(".txt")))
+    assert [f"{row.input} {row.output}" for row in texts] == ["One text.", "Two longer\nlines."]
+    with pytest.raises(ConfigError, match="--unrelated nowhere: there is no such file"):
+        unrelated_texts("nowhere")
 
 
 def test_audit_that_cannot_run_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:
     own = replace(config, data=write_sides(tmp_path / "data", 1), output=str(tmp_path / "out"), model="no/such/model")
     with pytest.raises(ConfigError) as refused:
-        audit(replace(own, audits="relearn_forget,samples,nonsense"))
+        audit(replace(own, unrelated=None, audits="relearn_forget,unrelated,nonsense"))
     assert str(refused.value).splitlines() == [
         "--audits relearn_forget: relearning needs at least two forget rows",
-        "--audits samples: needs questions (qa rows) among the forget rows and among the retain rows",
+        "--audits unrelated: needs texts that have nothing to do with the rows; name a file of them by --unrelated",
         f"--audits nonsense: choose from {', '.join(AUDITS)}",
     ]
     with pytest.raises(ConfigError, match="not empty"):
@@ -141,8 +190,11 @@ def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
     options = ["--model", config.model, "--data", str(config.data), "--output", "out", "--audits", "plain"]
     assert main(["audit", *options, "--limit", "2"]) == 0
     printed = capfd.readouterr()
-    assert printed.out.splitlines()[0] == "| audit | " + " | ".join(harness.MEANS) + " |"
+    assert printed.out.splitlines()[0] == "| audit | " + " | ".join((*harness.MEANS, *harness.ATTACKS)) + " |"
     assert printed.out.splitlines()[2].startswith("| plain | ")
     assert "not a git repository" not in printed.err
-    names = {record.name for record in caplog.records if record.levelname == "WARNING"}
-    assert names <= {"lm_eval.evaluator"}  # about the 8 new tokens above
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    about_members = [record for record in warnings if record.getMessage().startswith("lume_mia: only 0 of the 8")]
+    assert len(about_members) == 1
+    # The others are about the 8 new tokens above.
+    assert {record.name for record in warnings if record not in about_members} <= {"lm_eval.evaluator"}

@@ -12,12 +12,13 @@ from filelock import FileLock
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
+from lume_tasks.metrics.unlearning import distance
 from lume_unlearn.cli import main
 from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare import run as comparison
 from lume_unlearn.compare import tuning
 from lume_unlearn.compare.documents import divided, divided_attack, division, write_division
-from lume_unlearn.compare.judge import distance, shortfall
+from lume_unlearn.compare.judge import GROUPS, shortfall
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.queue import Queue, open_storage, trials_of
 from lume_unlearn.data.inputs import load_inputs
@@ -64,9 +65,9 @@ def test_objectives_by_hand() -> None:
         "retain_exact_memorization": 0.8,
         "loss_auc": 0.8,
     }
-    assert distance(numbers, RETRAINED) == pytest.approx(((0.3 + 0.1) / 2 + 0.1 + 0.3) / 3)
+    assert distance(numbers, RETRAINED, GROUPS) == pytest.approx(((0.3 + 0.1) / 2 + 0.1 + 0.3) / 3)
     assert shortfall(numbers) == pytest.approx((0.3 + 0.2 + 0.6) / 3)
-    assert distance(RETRAINED, RETRAINED) == 0
+    assert distance(RETRAINED, RETRAINED, GROUPS) == 0
 
 
 def test_every_method_has_a_range_for_its_main_parameter(model_dir: Path, tmp_path: Path) -> None:

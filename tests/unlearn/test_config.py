@@ -70,6 +70,8 @@ def test_all_values_that_make_no_sense_are_named_together() -> None:
         RunConfig("m", "o", "nop")
     with pytest.raises(ConfigError, match=r"^--relearn_rows 0: must be a whole number above 0$"):
         AuditConfig("m", "o", relearn_rows=0)
+    with pytest.raises(ConfigError, match=r"^--top_p 1\.5: must be a share of the probability"):
+        AuditConfig("m", "o", top_p=1.5)
 
 
 def test_choices_are_those_of_the_modules_that_use_them() -> None:

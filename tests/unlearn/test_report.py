@@ -1,5 +1,6 @@
 """The page: what it shows, what it hides, its figures, and what hostile text cannot make it do."""
 
+import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -13,6 +14,7 @@ from lume_unlearn import cli
 from lume_unlearn.report import plots
 from lume_unlearn.report.page import page_data, render
 from lume_unlearn.report.results import find_runs, read_models
+from tests.conftest import Command
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -137,6 +139,48 @@ def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_e
     output = tmp_path / "file" / "x.html"
     assert cli.main(["report", str(paths[2]), "--output", str(output)]) == 1
     assert f"--output {output}: cannot be written" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_page_begins_with_the_distance_to_the_retrained_model(
+    write_results: Write, tmp_path: Path, command: Command
+) -> None:
+    def scores(forget: float, retain: float, auc: float) -> dict[str, dict[str, Any]]:
+        rows = {"forget_knowledge": forget, "retain_knowledge": retain}
+        return {"lume_task1": rows, "lume_mia": {"loss_auc": auc}}
+
+    def numbers(forget: float, retain: float, auc: float) -> dict[str, float]:
+        return {"lume_task1 forget_knowledge": forget, "lume_task1 retain_knowledge": retain, "loss_auc": auc}
+
+    retrained = write_results("/m/retrained", scores(0.0, 0.9, 0.5))
+    one, other = (
+        write_results("/m/one", scores(0.1, 0.8, 0.6)),
+        write_results("/m/other", {"lume_mia": {"loss_auc": 1.0}}),
+    )
+    audits = {
+        "plain": numbers(0.2, 0.9, 0.5),
+        "8-bit (rounded)": numbers(0.1, 0.9, 0.5),
+        "repaired on 2 retain rows": numbers(0.3, 0.9, 0.8),
+        "prefix": {"lume_task1 forget_knowledge": 1.0},  # no AUC: not comparable
+    }
+    file = tmp_path / "audit.json"
+    file.write_text(json.dumps({"model": "/m/one", "split": "all", "audits": audits}))
+    words = ("report", one, other, "--output", tmp_path / "page.html", "--audits", file)
+    assert command(*words, "--retrained", retrained)[0] == 0
+    text = Outline((tmp_path / "page.html").read_text()).text
+    assert text.index("Distance to the retrained model") < text.index("Scores")
+    assert "one0.1000.200repaired on 2 retain rows; before: 0.067" in text
+    assert "other-no lume_task1 forget_knowledge-no audit" in text
+    code, _, err = command(*words)
+    assert (code, "--audits: only with --retrained" in err) == (1, True)
+    for fault, content in {
+        "/m/two: none of the results are of this model": {"model": "/m/two", "split": "all", "audits": {}},
+        "was audited on split train, --retrained is of all": {"model": "/m/one", "split": "train", "audits": {}},
+        "not an audit.json of this version": {"plain": {}},
+    }.items():
+        file.write_text(json.dumps(content))
+        code, _, err = command(*words, "--retrained", retrained)
+        assert (code, fault in err) == (1, True), err
 
 
 @pytest.mark.usefixtures("undrawn")

@@ -118,7 +118,7 @@ def test_the_command_ends_in_a_verdict(
 ) -> None:
     output = tmp_path / "out"
     words = ("--before", models("target"), "--model", models(name), "--data", person, "--samples", 2)
-    found, out, err = command("audit", *words, "--audits", "samples,other_words,relearn_retain", "--output", output)
+    found, out, err = command("audit", *words, "--audits", "samples,other_words,repair", "--output", output)
     assert (found, f"Verdict: {status}" in out) == (code, True), (out, err)
     assert out.startswith(f"Known before: 4 of 4. Known now: {4 if name == 'target' else 0}")
     content = json.loads((output / "verdict.json").read_text())
