@@ -8,8 +8,7 @@ from math import inf
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
 
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.finetune import FINETUNE
-from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.registry import COMMANDS, METHODS
 from lume_unlearn.methods.retain import term_needs_reference
 from lume_unlearn.methods.spec import Method, RetainTerm
 
@@ -204,7 +203,7 @@ class RunConfig:
         Raises:
             ConfigError: names every option that is wrong.
         """
-        if self.method not in (*METHODS, FINETUNE.name):
+        if self.method not in (*METHODS, *COMMANDS):
             raise ConfigError(f"--method {self.method!r}: choose one of {', '.join(METHODS)}")
         self._fill_in_defaults()
         check_types(self)
@@ -226,7 +225,7 @@ class RunConfig:
     @property
     def spec(self) -> Method:
         """The method."""
-        return FINETUNE if self.method == FINETUNE.name else METHODS[self.method]
+        return (METHODS | COMMANDS)[self.method]
 
     @property
     def needs_retain(self) -> bool:

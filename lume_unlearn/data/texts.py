@@ -1,4 +1,4 @@
-"""The texts that `finetune` trains on: rows, member documents, and a file of further texts."""
+"""The texts that `finetune` and `distill` train on: rows, member documents, and files of further texts."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -38,15 +38,28 @@ def load_texts(data: str | None, split: str, rows: str, texts: str | None) -> In
         files.append(find_file(directory / "mia_data", "member", "mia_data/member"))
         found += _new_texts(members, "member", found)
     if texts is not None:
-        path = Path(texts).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"--texts {texts}: there is no such file")
-        documents, faults = scan_documents(path)
-        raise_problems(place(str(path), faults))
-        files.append(path)
-        found += _new_texts(documents.values(), "text", found)
-    checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}
-    return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums)
+        files.append(Path(texts).expanduser())
+        found += further_texts(files[-1], found)
+    return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums(files))
+
+
+def checksums(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its path."""
+    return {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}
+
+
+def further_texts(path: Path, rows: Iterable[Row], name: str = "text") -> list[Row]:
+    """Read the documents of a file of ``--texts`` that no row holds, as rows with the ids "<name> <number>".
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: lists everything wrong with the documents.
+    """
+    if not path.is_file():
+        raise ConfigError(f"--texts {path}: there is no such file")
+    documents, faults = scan_documents(path)
+    raise_problems(place(str(path), faults))
+    return _new_texts(documents.values(), name, rows)
 
 
 def _new_texts(texts: Iterable[str], name: str, rows: Iterable[Row]) -> list[Row]:
