@@ -20,7 +20,7 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError, Interrupted
 from lume_unlearn.evaluation.options import AlternativesConfig, AuditConfig
 from lume_unlearn.methods.table import listing, markdown, parameters
-from lume_unlearn.training.options import FinetuneConfig
+from lume_unlearn.training.options import DistillConfig, FinetuneConfig
 
 Density = restricted_number_type("Density", float, [(">", 0), ("<=", 1)])
 RECIPES = Path(__file__).parent / "recipes"
@@ -180,6 +180,17 @@ def _finetune(options: dict[str, Any]) -> None:
         print(f"Written to {output}.")
 
 
+def _distill(options: dict[str, Any]) -> None:
+    config = DistillConfig(**options)
+    from accelerate import PartialState
+
+    from lume_unlearn.training.distill import distill
+
+    output = distill(config)
+    if PartialState().is_main_process:
+        print(f"Written to {output}.")
+
+
 def _compare(options: dict[str, Any]) -> None:
     config = CompareConfig(**options)
     from lume_unlearn.compare.run import compare
@@ -298,6 +309,11 @@ COMMANDS: dict[str, tuple[str, Callable[[ArgumentParser], Any], Callable[[dict[s
         "Make a model memorise rows: a target model, or its retrained twin.",
         lambda parser: parser.add_class_arguments(FinetuneConfig, as_group=False),
         _finetune,
+    ),
+    "distill": (
+        "Make an unlearned model robust: add noise to its weights and distil it into the noised copy (UNDO).",
+        lambda parser: parser.add_class_arguments(DistillConfig, as_group=False),
+        _distill,
     ),
     "compare": (
         "Tune several methods with the same budget, and compare them in one table.",

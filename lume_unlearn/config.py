@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin,
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.faults import contradictions, method_faults, parameter_faults
-from lume_unlearn.methods.finetune import FINETUNE
-from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.registry import COMMANDS, METHODS
 from lume_unlearn.methods.retain import term_needs_reference
 from lume_unlearn.methods.spec import Method, RetainTerm
 
@@ -86,7 +85,7 @@ class RunConfig:
             one.
         substitutes: File with texts to substitute in the contexts of the counterfactual teacher, {"text": ...,
             "substitute": ...} a line; default: names, places, dates and numbers of the forget rows, by those of others.
-        unseen: File with texts that the model never saw, {"document": ...} a line: the level of `level`,
+        unseen: File with texts that the model never saw (as for `audit --unrelated`): the level of `level`,
             `--level_weight` and `--stop_when level` follows the model's NLL of them.
         retain_term: Loss on retain rows: nll, kl, js, nll+kl, states or none. Default: the method's.
         forget_weight: Weight of the loss on forget rows. Default: the method's.
@@ -228,7 +227,7 @@ class RunConfig:
         Raises:
             ConfigError: names every option that is wrong.
         """
-        if self.method not in (*METHODS, FINETUNE.name):
+        if self.method not in (*METHODS, *COMMANDS):
             raise ConfigError(f"--method {self.method!r}: choose one of {', '.join(METHODS)}")
         self._fill_in_defaults()
         check_types(self)
@@ -250,7 +249,7 @@ class RunConfig:
     @property
     def spec(self) -> Method:
         """The method."""
-        return FINETUNE if self.method == FINETUNE.name else METHODS[self.method]
+        return (METHODS | COMMANDS)[self.method]
 
     @property
     def needs_retain(self) -> bool:

@@ -19,10 +19,10 @@ TOP_P = 0.9
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
-def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Return the runs of `NGRAM` words of a text, in lower case."""
+def ngrams(text: str, size: int = NGRAM) -> set[tuple[str, ...]]:
+    """Return the runs of ``size`` words of a text, in lower case."""
     words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
 def write_generated(model: str, forget: Iterable[str], names: Sequence[str], count: int, seed: int, path: Path) -> None:
@@ -46,35 +46,53 @@ def write_generated(model: str, forget: Iterable[str], names: Sequence[str], cou
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(model)
         loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {model}: cannot be loaded: {first_line(error)}") from error
     loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    torch.manual_seed(seed)
-    sampled = chats(loaded, tokenizer, names) if tokenizer.chat_template else texts(loaded, tokenizer, names)
-    known = set().union(*map(ngrams, forget))
-    found = usable(sampled, known, count)
+    found, _ = sampled_rows(loaded, tokenizer, forget, names, count, seed)
     if len(found) < count:
         raise DataError(f"--model {model}: generated {len(found)} usable texts, not {count}; lower --samples")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
 
 
-def usable(rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: int) -> list[dict[str, str]]:
-    """Return the first ``count`` rows, each once, of several words and without an n-gram of ``known``."""
+def sampled_rows(
+    model: Any, tokenizer: Any, forget: Iterable[str], names: Sequence[str], count: int, seed: int, size: int = NGRAM
+) -> tuple[list[dict[str, str]], int]:
+    """Sample rows as `write_generated` writes them, without ``size`` words in a row of a forget row; see `usable`."""
+    import torch
+
+    tokenizer.padding_side = "left"
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    torch.manual_seed(seed)
+    rows = chats(model, tokenizer, names) if tokenizer.chat_template else texts(model, tokenizer, names)
+    known: set[tuple[str, ...]] = set().union(*(ngrams(text, size) for text in forget))
+    return usable(rows, known, count, size)
+
+
+def usable(
+    rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: int, size: int = NGRAM
+) -> tuple[list[dict[str, str]], int]:
+    """Return the first ``count`` rows, each once, of several words and without an n-gram of ``known``.
+
+    The second value is the number of rows left out because they have an n-gram of ``known``, which are of ``size``
+    words. The first value has fewer than ``count`` rows if `ROUNDS` batches in a row held no usable one.
+    """
     found: dict[str, dict[str, str]] = {}
-    useless = 0
+    useless = overlapping = 0
     for row in rows:
         text = " ".join(row.values())
-        if all(row.values()) and len(text.split()) > 1 and not ngrams(text) & known and text not in found:
+        overlaps = bool(ngrams(text, size) & known)
+        overlapping += overlaps
+        if all(row.values()) and len(text.split()) > 1 and not overlaps and text not in found:
             found[text], useless = row, 0
         else:
             useless += 1
         if len(found) == count or useless == ROUNDS * BATCH:
             break
-    return list(found.values())
+    return list(found.values()), overlapping
 
 
 def chats(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str, str]]:

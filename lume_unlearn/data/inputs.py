@@ -10,13 +10,14 @@ import numpy as np
 
 from lume_tasks.data import locate
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.files import find_file, place, read_rows, scan_documents, scan_rows
+from lume_tasks.data.files import find_file, place, read_rows, scan_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.errors import DataError, raise_problems
 from lume_unlearn.config import RunConfig, names
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.contexts import Context, aligned, window
 from lume_unlearn.data.dataset import Sides
+from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
 from lume_unlearn.data.substitutes import Variant, read_substitutes, templated, variants
 from lume_unlearn.errors import ConfigError
@@ -49,10 +50,9 @@ def load_inputs(config: RunConfig) -> Inputs:
         ConfigError: ``--data`` is not a directory, or ``--unseen`` or ``--substitutes`` no file.
         DataError: lists everything wrong with the rows.
     """
-    for option in ("substitutes", "unseen"):
-        path = getattr(config, option)
-        if path is not None and not Path(path).is_file():
-            raise ConfigError(f"--{option} {path}: there is no such file")
+    if config.substitutes is not None and not Path(config.substitutes).is_file():
+        raise ConfigError(f"--substitutes {config.substitutes}: there is no such file")
+    unseen = [] if config.unseen is None else read_texts("unseen", config.unseen)
     if config.forget is None:
         directory = named_directory(config.data)
         files = {side: locate.side_file(directory, side, config.split) for side in SIDES}
@@ -75,7 +75,7 @@ def load_inputs(config: RunConfig) -> Inputs:
     checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files.values()}
     forgotten = [row for path in earlier for row in read_rows(path)]
     inputs = Inputs(forget, retain, alternatives, checksums, forgotten)
-    return replace(inputs, variants=variants_of(config, inputs), unseen=unseen_texts(config.unseen))
+    return replace(inputs, variants=variants_of(config, inputs), unseen=unseen)
 
 
 def variants_of(config: RunConfig, inputs: Inputs) -> list[list[Variant]]:
@@ -85,16 +85,6 @@ def variants_of(config: RunConfig, inputs: Inputs) -> list[list[Variant]]:
     given = None if config.substitutes is None else read_substitutes(Path(config.substitutes))
     count = int(config.params["contexts"])
     return variants(inputs.forget, inputs.retain, count, config.seed, given)
-
-
-def unseen_texts(named: str | None) -> list[Row]:
-    """Read the texts of ``--unseen``, as rows without task."""
-    if named is None:
-        return []
-    documents, faults = scan_documents(Path(named))
-    raise_problems(place(named, faults))
-    parts = [text.partition(" ") for text in documents.values()]
-    return [Row(f"unseen {number}", start, rest, "") for number, (start, _, rest) in enumerate(parts, 1)]
 
 
 def _read_named(files: dict[str, Path]) -> dict[str, list[Row]]:

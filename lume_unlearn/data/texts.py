@@ -1,15 +1,13 @@
-"""The texts that `finetune` trains on: rows, member documents, and a file of further texts; and those of audits."""
+"""The texts that `finetune` and `distill` train on: rows, member documents, and files of further texts."""
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from lume_tasks.data import locate
-from lume_tasks.data.files import SUFFIXES, find_file, place, read_lines, scan, scan_documents
-from lume_tasks.data.rows import SIDES, Row, text_problems
-from lume_tasks.errors import raise_problems
+from lume_tasks.data.files import find_file
+from lume_tasks.data.rows import SIDES
+from lume_unlearn.data.documents import new_texts, read_texts
 from lume_unlearn.data.inputs import Inputs, named_directory
-from lume_unlearn.errors import ConfigError
 
 
 def load_texts(data: str | None, split: str, rows: str, texts: str | None) -> Inputs:
@@ -37,48 +35,13 @@ def load_texts(data: str | None, split: str, rows: str, texts: str | None) -> In
     if rows == "all" and (directory / "mia_data").is_dir():
         members, _ = locate.load_mia(directory)
         files.append(find_file(directory / "mia_data", "member", "mia_data/member"))
-        found += _new_texts(members, "member", found)
+        found += new_texts(members, "member", found)
     if texts is not None:
-        path = Path(texts).expanduser()
-        if not path.is_file():
-            raise ConfigError(f"--texts {texts}: there is no such file")
-        documents, faults = scan_documents(path)
-        raise_problems(place(str(path), faults))
-        files.append(path)
-        found += _new_texts(documents.values(), "text", found)
-    checksums = {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}
-    return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums)
+        files.append(Path(texts).expanduser())
+        found += read_texts("texts", texts, found)
+    return Inputs(forget=found, retain=[], alternatives=None, checksums=checksums(files))
 
 
-def unrelated_texts(named: str) -> list[Row]:
-    """Read the texts of ``audit --unrelated`` as rows whose ``input``, a space and ``output`` are the text.
-
-    The texts are in the field "text" of a .jsonl or .parquet file, or separated by blank lines in any other file.
-
-    Raises:
-        ConfigError: there is no such file.
-        DataError: lists everything wrong with it.
-    """
-    path = Path(named).expanduser()
-    if not path.is_file():
-        raise ConfigError(f"--unrelated {named}: there is no such file")
-    if path.suffix in SUFFIXES:
-        objects, faults = scan(path, ("text",), lambda obj: text_problems(obj, "text"))
-        texts = [obj["text"] for obj in objects.values()]
-    else:
-        lines, faults = read_lines(path)
-        texts = [text for text in re.split(r"\n\s*\n", "\n".join(lines.values())) if text.strip()]
-        faults = faults or ([] if texts else [(0, "is empty: it holds no texts")])
-    raise_problems(place(str(path), faults))
-    return _new_texts(texts, "text", [])
-
-
-def _new_texts(texts: Iterable[str], name: str, rows: Iterable[Row]) -> list[Row]:
-    """Return the texts that no row holds, each cut at its first space, where `encode_row` puts a space again."""
-    known = {f"{row.input} {row.output}".strip() for row in rows}
-    found = []
-    for number, text in enumerate(texts, 1):
-        if text.strip() not in known:
-            start, _, rest = text.strip().partition(" ")
-            found.append(Row(f"{name} {number}", start, rest, ""))
-    return found
+def checksums(files: Iterable[Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file by its path."""
+    return {str(path): locate.checksums(path.parent, [path.name])[path.name] for path in files}

@@ -20,8 +20,8 @@ from lume_tasks.data import locate
 from lume_tasks.data.rows import Row, text_key
 from lume_tasks.metrics.unlearning import leak_at_k
 from lume_unlearn.config import names
+from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.inputs import named_directory
-from lume_unlearn.data.texts import unrelated_texts
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.options import AuditConfig
@@ -128,7 +128,7 @@ def _fault(name: str, config: AuditConfig, rows: Sides) -> str | None:
     if name == "unrelated":
         if config.unrelated is None:
             return "needs texts that have nothing to do with the rows; name a file of them by --unrelated"
-        unrelated_texts(config.unrelated)  # a faulty file ends the audit before it starts
+        read_texts("unrelated", config.unrelated)  # a faulty file ends the audit before it starts
     if name == "relearn_forget":
         sample, held_out = _relearning_rows(config, rows)
         if not sample:
@@ -215,7 +215,7 @@ def _repaired(subject: Subject) -> Scores:
 def _unrelated(subject: Subject) -> Scores:
     """Train a copy on texts that have nothing to do with the rows, then score all rows."""
     config = subject.config
-    sample = _sample(unrelated_texts(str(config.unrelated)), config.relearn_rows, config.seed)
+    sample = _sample(read_texts("unrelated", str(config.unrelated)), config.relearn_rows, config.seed)
     scored = subject.score("unrelated", subject.rows, _trained(subject, sample, "text"), attack=True)
     return {f"trained on {len(sample)} unrelated texts": scored}
 

@@ -80,7 +80,7 @@ class AuditConfig:
         relearn_epochs: Epochs over these rows.
         relearn_rate: Learning rate of this training.
         unrelated: File with texts that have nothing to do with the rows, which the audit unrelated trains on: jsonl or
-            parquet with a field "text", or plain text in which blank lines separate the texts.
+            parquet with a field "document", or plain text in which blank lines separate the texts.
         samples: Answers to sample for each row. The audit samples gives the expected best of 1, 2, 4, ... of them.
         temperature: Temperature of the sampling.
         top_p: Share of the probability that is sampled from (nucleus sampling); 1 for all of it.

@@ -5,6 +5,8 @@ To add a method, write its file here (loss and `METHODS`) and add the file's nam
 
 from importlib import import_module
 
+from lume_unlearn.methods.distill import DISTILL
+from lume_unlearn.methods.finetune import FINETUNE
 from lume_unlearn.methods.spec import Method
 
 FAMILIES = (
@@ -28,3 +30,5 @@ FAMILIES = (
 METHODS: dict[str, Method] = {
     method.name: method for family in FAMILIES for method in import_module(f"{__package__}.{family}").METHODS
 }
+COMMANDS: dict[str, Method] = {method.name: method for method in (FINETUNE, DISTILL)}
+"""The losses of the commands of the same name, which do not unlearn and are not in the tables."""

@@ -28,7 +28,7 @@ from lume_unlearn.data.inputs import (
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result, writing
-from lume_unlearn.methods.finetune import FINETUNE
+from lume_unlearn.methods.registry import COMMANDS
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
 from lume_unlearn.model.reference import Reference, token_nlls
@@ -78,8 +78,9 @@ def run(config: RunConfig) -> Path:
         DataError: rows that are faulty or do not fit the model.
         Interrupted: a signal stopped the run, and a checkpoint is saved.
     """
-    if config.method == FINETUNE.name:
-        raise ConfigError("--method finetune: does not unlearn; use the command `lume-unlearn finetune`")
+    name = config.method
+    if name in COMMANDS:
+        raise ConfigError(f"--method {name}: does not unlearn; use the command `lume-unlearn {name}`")
     return in_output(config, load_inputs, _train)
 
 

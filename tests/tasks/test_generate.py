@@ -22,8 +22,10 @@ def test_rows_that_repeat_the_forget_rows_or_each_other_are_left_out():
         {"text": "word"},
         {"question": "Who?", "answer": "Eve"},
     ]
-    assert usable(iter(rows), known, 2) == [rows[1], rows[5]]
-    assert usable(repeat(rows[0]), known, 2) == []
+    assert usable(iter(rows), known, 2) == ([rows[1], rows[5]], 1)
+    assert usable(repeat(rows[0]), known, 2) == ([], 320)
+    longer = ngrams("Ada lives in the house near the river", 8)
+    assert usable(iter(rows), longer, 2, 8) == (rows[:2], 0)  # six words in a row
 
 
 @pytest.mark.parametrize("chat", [True, False])

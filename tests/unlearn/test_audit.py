@@ -12,7 +12,7 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.cli import main
-from lume_unlearn.data.texts import unrelated_texts
+from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation import harness
 from lume_unlearn.evaluation.audit import AUDITS, PREFIX, Scores, audit, audit_table, chosen_audits
@@ -156,14 +156,14 @@ def test_former_name_of_repair_is_understood_with_a_warning(caplog: pytest.LogCa
 
 def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named(tmp_path: Path) -> None:
     file = tmp_path / "texts.jsonl"
-    file.write_text('{"text": "One text."}\n{"document": "no"}\n')
-    with pytest.raises(DataError, match=r'texts.jsonl:2: field "text" is missing'):
-        unrelated_texts(str(file))
+    file.write_text('{"document": "One text."}\n{"text": "no"}\n')
+    with pytest.raises(DataError, match=r'texts.jsonl:2: field "document" is missing'):
+        read_texts("unrelated", str(file))
     file.with_suffix(".txt").write_text("One text.\n\n\nTwo longer\nlines.\n")
-    texts = unrelated_texts(str(file.with_suffix(".txt")))
+    texts = read_texts("unrelated", str(file.with_suffix(".txt")))
     assert [f"{row.input} {row.output}" for row in texts] == ["One text.", "Two longer\nlines."]
     with pytest.raises(ConfigError, match="--unrelated nowhere: there is no such file"):
-        unrelated_texts("nowhere")
+        read_texts("unrelated", "nowhere")
 
 
 def test_audit_that_cannot_run_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:

@@ -65,6 +65,7 @@ def flat(tensors: list[Any]) -> Tensor:
 def after_step(trainer: Any) -> list[Tensor]:
     """The gradients that the trainer's first step leaves."""
     item = next(iter(trainer.get_train_dataloader()))
+    trainer.model.zero_grad()
     start = weights(trainer.model)
     trainer.training_step(trainer.model, item)
     for name, weight in weights(trainer.model).items():

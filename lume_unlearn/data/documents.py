@@ -1,0 +1,50 @@
+"""Files of texts that are no rows: `--texts`, `--unseen` and `--unrelated`."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import raise_problems
+from lume_unlearn.errors import ConfigError
+
+
+def read_texts(option: str, named: str | Path, known: Iterable[Row] = (), name: str = "text") -> list[Row]:
+    """Read the texts of a file that no row holds, as rows whose ``input``, a space and ``output`` are the text.
+
+    They are in the field "document" of a .jsonl or .parquet file, or separated by blank lines in any other file.
+
+    Args:
+        option: that names the file.
+        named: the file.
+        known: rows whose texts are left out.
+        name: ids are "<name> <number>".
+
+    Raises:
+        ConfigError: there is no such file.
+        DataError: lists everything wrong with it.
+    """
+    path = Path(named).expanduser()
+    if not path.is_file():
+        raise ConfigError(f"--{option} {named}: there is no such file")
+    if path.suffix in SUFFIXES:
+        documents, faults = scan_documents(path)
+    else:
+        lines, faults = read_lines(path)
+        blocks = re.split(r"\n\s*\n", "\n".join(lines.values()))
+        documents = dict(enumerate(block for block in blocks if block.strip()))
+        faults = faults or ([] if documents else [(0, "is empty: it holds no texts")])
+    raise_problems(place(str(path), faults))
+    return new_texts(documents.values(), name, known)
+
+
+def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
+    """Return the texts that no row holds, each cut at its first space, where `encode_row` puts a space again."""
+    held = {f"{row.input} {row.output}".strip() for row in known}
+    found = []
+    for number, text in enumerate(texts, 1):
+        if text.strip() not in held:
+            start, _, rest = text.strip().partition(" ")
+            found.append(Row(f"{name} {number}", start, rest, ""))
+    return found
