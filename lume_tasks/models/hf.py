@@ -117,8 +117,8 @@ class LumeHF(HFLM):
         with _all_parameters(self.model) if gradient else torch.no_grad():
             precision = self.mixed_precision_dtype
             with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-                logits = logits_at(self.model, inputs.to(self.device), wanted)
-            positions, targets = positions.to(logits.device), targets.to(logits.device)
+                logits, found = logits_at(self.model, inputs.to(self.device), wanted)
+            positions, targets = found[positions].to(logits.device), targets.to(logits.device)
             logprobs, mean, variance, greedy = token_statistics(logits.detach(), positions, targets)
             norm = gradient_norm(self.model, logits[positions], targets) if gradient else None
         start = 0
@@ -151,12 +151,12 @@ def _scored_positions(
     return wanted, positions, torch.tensor(targets)
 
 
-def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Run one forward pass and return the logits at some positions: (m, vocabulary).
+def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one forward pass and return logits (k, vocabulary) and the wanted positions' rows in them (m,).
 
-    The output layer reads the hidden states at these positions only, as one row of m tokens. The model then scales or
-    caps its logits as usual. All logits are computed, and then those wanted are taken, if the model has no output layer
-    or calls it on other shapes than (rows, tokens, hidden size).
+    The output layer reads the hidden states at the wanted positions only, as one row of m tokens: k = m. The model then
+    scales or caps its logits as usual. All logits are computed (k = rows * width) if the model has no output layer, or
+    calls it on other shapes than (rows, tokens, hidden size).
 
     Args:
         model: a causal language model of transformers, with or without a PEFT adapter.
@@ -166,9 +166,8 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> torch.T
     rows, width = inputs.shape
     picked = False
 
-    def pick(values: torch.Tensor) -> torch.Tensor:
-        own = values[:, -width:]  # prompt tuning adds virtual tokens at the start of a row
-        return own.flatten(0, 1)[None, wanted.to(values.device)]
+    def flat(values: torch.Tensor) -> torch.Tensor:
+        return values[:, -width:].flatten(0, 1)  # prompt tuning adds virtual tokens at the start of a row
 
     def before_output(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         nonlocal picked
@@ -176,17 +175,16 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> torch.T
         if states.dim() != 3 or len(states) != rows or states.shape[1] < width:
             return None
         picked = True
-        return pick(states), *args[1:]
+        return flat(states)[None, wanted.to(states.device)], *args[1:]
 
     layer = getattr(model, "get_output_embeddings", lambda: None)()
     hook = layer.register_forward_pre_hook(before_output) if layer is not None else None
     try:
-        logits = model(inputs).logits
+        logits: torch.Tensor = model(inputs).logits
     finally:
         if hook is not None:
             hook.remove()
-    found: torch.Tensor = logits if picked else pick(logits)
-    return found[0]
+    return (logits[0], torch.arange(len(wanted))) if picked else (flat(logits), wanted)
 
 
 def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> float:
