@@ -51,8 +51,8 @@ def token_statistics(
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
     """Score the target token of each position, in float32 for any type of logits, a bounded number at a time.
 
-    ``logits`` is (positions of the batch, vocabulary); ``positions`` (n,) are the rows of it whose ``targets`` (n,) are
-    scored.
+    ``logits`` is (m, vocabulary); ``positions`` (n,) are the rows of it whose ``targets`` (n,) are scored. A row can be
+    scored several times, for several targets.
 
     Returns:
         Four arrays of shape (n,): log-probability of the target; mean and variance of the log-probability under the

@@ -113,13 +113,12 @@ class LumeHF(HFLM):
         inputs = torch.zeros(len(batch), width, dtype=torch.long)  # padded on the right, which a causal model ignores
         for row, (tokens, _) in enumerate(batch):
             inputs[row, : len(tokens)] = torch.tensor(tokens)
+        wanted, positions, targets = _scored_positions(batch, requests, width)
         with _all_parameters(self.model) if gradient else torch.no_grad():
             precision = self.mixed_precision_dtype
             with torch.autocast(self.device.type, dtype=precision, enabled=precision is not None):
-                logits = self.model(inputs.to(self.device)).logits
-            positions, targets = _scored_positions(batch, requests, logits.shape[1], width)
-            positions, targets = positions.to(logits.device), targets.to(logits.device)
-            logits = logits.flatten(0, 1)
+                logits, found = logits_at(self.model, inputs.to(self.device), wanted)
+            positions, targets = found[positions].to(logits.device), targets.to(logits.device)
             logprobs, mean, variance, greedy = token_statistics(logits.detach(), positions, targets)
             norm = gradient_norm(self.model, logits[positions], targets) if gradient else None
         start = 0
@@ -131,21 +130,61 @@ class LumeHF(HFLM):
 
 
 def _scored_positions(
-    batch: list[InputRow], requests: Sequence[Request], length: int, width: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scored positions in the flattened logits and their target tokens, request after request, both (n,).
+    batch: list[InputRow], requests: Sequence[Request], width: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return the positions whose logits are needed, and which of them each target token takes.
 
-    A row has ``length`` logits for ``width`` tokens: prompt tuning adds virtual tokens at the start.
+    Returns:
+        ``wanted`` (m,): sorted and distinct positions in the flattened inputs, rows of ``width`` tokens;
+        ``positions`` (n,): the index in ``wanted`` of each scored token, request after request (the choices of a
+        question share one); ``targets`` (n,): the scored tokens.
     """
-    positions: list[int] = []
+    places: list[int] = []
     targets: list[int] = []
     for row, (tokens, numbers) in enumerate(batch):
-        end = (row + 1) * length - width + len(tokens)
+        end = row * width + len(tokens)
         for number in numbers:
             continuation = requests[number][2]
-            positions += range(end - len(continuation), end)
+            places += range(end - len(continuation), end)
             targets += continuation
-    return torch.tensor(positions), torch.tensor(targets)
+    wanted, positions = torch.unique(torch.tensor(places), return_inverse=True)
+    return wanted, positions, torch.tensor(targets)
+
+
+def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Run one forward pass and return logits (k, vocabulary) and the wanted positions' rows in them (m,).
+
+    The output layer reads the hidden states at the wanted positions only, as one row of m tokens: k = m. The model then
+    scales or caps its logits as usual. All logits are computed (k = rows * width) if the model has no output layer, or
+    calls it on other shapes than (rows, tokens, hidden size).
+
+    Args:
+        model: a causal language model of transformers, with or without a PEFT adapter.
+        inputs: (rows, width) tokens, padded on the right.
+        wanted: (m,) positions in the flattened inputs: ``row * width + column``.
+    """
+    rows, width = inputs.shape
+    picked = False
+
+    def flat(values: torch.Tensor) -> torch.Tensor:
+        return values[:, -width:].flatten(0, 1)  # prompt tuning adds virtual tokens at the start of a row
+
+    def before_output(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        nonlocal picked
+        states = args[0]
+        if states.dim() != 3 or len(states) != rows or states.shape[1] < width:
+            return None
+        picked = True
+        return flat(states)[None, wanted.to(states.device)], *args[1:]
+
+    layer = getattr(model, "get_output_embeddings", lambda: None)()
+    hook = layer.register_forward_pre_hook(before_output) if layer is not None else None
+    try:
+        logits: torch.Tensor = model(inputs).logits
+    finally:
+        if hook is not None:
+            hook.remove()
+    return (logits[0], torch.arange(len(wanted))) if picked else (flat(logits), wanted)
 
 
 def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> float:

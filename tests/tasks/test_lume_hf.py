@@ -21,6 +21,7 @@ from lume_tasks import _startup
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
+from tests.conftest import make_model
 
 Make = Callable[..., LumeHF]
 
@@ -111,6 +112,60 @@ def test_requests_that_read_the_same_tokens_share_a_row(make: Make, passes: list
     score(make(batch_size=5))
     assert sum(rows for rows, _ in passes) == len(widths)
     assert [rows for rows, _ in passes[:-1]] == [5] * (len(passes) - 1)
+
+
+@pytest.fixture
+def outputs(model: LlamaForCausalLM) -> Iterator[list[tuple[int, ...]]]:
+    """Shapes of what the output layer computes."""
+    shapes: list[tuple[int, ...]] = []
+    hook = model.lm_head.register_forward_hook(lambda layer, inputs, logits: shapes.append(tuple(logits.shape)))
+    yield shapes
+    hook.remove()
+
+
+def test_output_layer_computes_each_scored_position_once(make: Make, outputs: list[Any]) -> None:
+    score(make(), [request for request in REQUESTS if request[0].startswith("Question")])
+    assert outputs == [(1, 6, 400)]  # three questions, whose letters are two tokens
+
+
+def test_all_logits_are_computed_where_no_output_layer_is_known(make, model, outputs, monkeypatch) -> None:
+    picked = score(make())
+    outputs.clear()
+    monkeypatch.setattr(model, "get_output_embeddings", lambda: None)
+    full = score(make())
+    assert {shape[0] for shape in outputs[:-1]} == {4}
+    for (scores, greedy), (expected, expected_greedy) in zip(full, picked, strict=True):
+        assert scores.logprobs == pytest.approx(expected.logprobs, abs=1e-5)
+        assert scores.variance == pytest.approx(expected.variance, abs=1e-5)
+        assert greedy == expected_greedy
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("gemma2", {"final_logit_softcapping": 2.0, "head_dim": 8}),
+        ("cohere", {"logit_scale": 0.25}),
+        ("granite", {"logits_scaling": 4.0}),
+    ],
+)
+def test_capped_and_scaled_logits_are_those_of_the_stock_class(make, family, options) -> None:
+    changed = make_model(family=family, **options)
+    stock = score(make(HFLM, pretrained=changed, batch_size=1, logits_cache=False))
+    ours = score(make(pretrained=changed))
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5, rel=1e-5)
+
+
+def test_adapter_on_the_output_layer_takes_part(make: Make, model: LlamaForCausalLM, outputs: list[Any]) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    plain = score(make())
+    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False))
+    outputs.clear()
+    ours = score(make(pretrained=adapted))
+    assert {shape[0] for shape in outputs} == {1}
+    stock = score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False))
+    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5, rel=1e-5)
+    assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-2)
 
 
 def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
