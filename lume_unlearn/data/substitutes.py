@@ -43,10 +43,10 @@ def templated(rows: Sequence[Row], others: Sequence[Row]) -> set[str]:
     documents: dict[tuple[str, ...], set[str]] = defaultdict(set)
     for row in (*rows, *others):
         for sequence in sequences[row.id]:
-            documents[(row.task, *sequence)].add(row.stem)
+            documents[sequence].add(row.stem)
     found = set()
     for row in rows:
-        shared = [len(documents[(row.task, *sequence)]) > 1 for sequence in sequences[row.id]]
+        shared = [len(documents[sequence]) > 1 for sequence in sequences[row.id]]
         if sum(shared) >= len(shared) / 2:
             found.add(row.id)
     return found
@@ -150,12 +150,13 @@ class _Names:
         return list(found)
 
     def sequences(self, row: Row) -> list[tuple[str, ...]]:
-        """Return the sequences of three words of a row, in lower case, that hold nothing that can be substituted."""
+        """Return the row's task with each sequence of three words, in lower case, that holds nothing to substitute."""
         text = f"{row.input} {row.output}"
         for span in sorted(self.spans(row), key=len, reverse=True):
             text = text.replace(span, " | ")
         words = re.findall(r"\w+|\|", text.lower())
-        return [found for found in zip(words, words[1:], words[2:], strict=False) if "|" not in found]
+        triples = zip(words, words[1:], words[2:], strict=False)
+        return [(row.task, *triple) for triple in triples if "|" not in triple]
 
     def is_name(self, word: str, task: str) -> bool:
         """Return whether a word is a name: capitalised, nowhere in lower case, and not in many rows."""

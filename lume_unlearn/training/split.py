@@ -110,7 +110,8 @@ class WrappedTrainer(SplitTrainer):
         """Compute both gradients of one optimiser step and add them; return the step's loss."""
         model.train()
         weights = [weight for weight in model.parameters() if weight.requires_grad]
-        retain, loss = [None] * len(weights), torch.zeros((), device=self.args.device)
+        retain: Gradients = [None] * len(weights)
+        loss = torch.zeros((), device=self.args.device)
         if self.retain_parts:
             loss = self.retain_weight * self.side_gradient(model, inputs, "retain")
             retain = taken(weights)
