@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from lume_unlearn.config import (
@@ -18,6 +19,11 @@ from lume_unlearn.faults import TUNINGS
 from lume_unlearn.methods.registry import METHODS
 
 
+def is_recipe(name: str) -> bool:
+    """Return whether a name of ``--methods`` is a recipe's file."""
+    return name.endswith(".yaml") and Path(name).is_file()
+
+
 @dataclass(frozen=True)
 class CompareConfig:
     """Options of `lume-unlearn compare`.
@@ -25,7 +31,8 @@ class CompareConfig:
     Attributes:
         model: Target model, which memorised the rows: a folder or a hub name.
         output: Folder for the table, the page, the recipes and the storage; the same command continues there.
-        methods: Methods to compare, separated by commas; `lume-unlearn methods` lists them.
+        methods: Methods to compare, separated by commas (`lume-unlearn methods` lists them), or recipes: files with
+            options of `run`, which end in .yaml.
         tunings: What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma).
         retrained: Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then
             judged by their distance to it.
@@ -79,10 +86,10 @@ class CompareConfig:
     def __post_init__(self) -> None:
         """Raise `ConfigError` for options that cannot work."""
         check_types(self)
-        unknown = [name for name in names(self.methods) if name not in METHODS]
+        unknown = [name for name in names(self.methods) if name not in METHODS and not is_recipe(name)]
         faults = []
         if unknown or not names(self.methods):
-            faults.append(f"--methods {', '.join(unknown)}: choose from {', '.join(METHODS)}")
+            faults.append(f"--methods {', '.join(unknown)}: choose from {', '.join(METHODS)}, or name recipes (.yaml)")
         if not names(self.tunings) or not all(re.fullmatch(TUNINGS, name) for name in names(self.tunings)):
             faults.append(f"--tunings {self.tunings}: choose from lora, full, last:K (K layers), modules:REGEX")
         if not self.tuning_share:

@@ -19,11 +19,12 @@ from lume_unlearn.compare import final, tuning
 from lume_unlearn.compare.contents import MODELS, Contestant, contents
 from lume_unlearn.compare.documents import ALTERNATIVES, digest, division, write_division
 from lume_unlearn.compare.judge import judged_model
-from lume_unlearn.compare.options import CompareConfig
+from lume_unlearn.compare.options import CompareConfig, is_recipe
 from lume_unlearn.compare.page import page
 from lume_unlearn.compare.queue import Queue, Slot, open_storage, trials_of
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.config import RunConfig
+from lume_unlearn.config import names as method_names
 from lume_unlearn.data.inputs import load_inputs, named_directory
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import fingerprint, write_text, writing
@@ -112,7 +113,8 @@ def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, An
     names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
     options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate")}
     weights = [fingerprint(name) for name in (config.model, config.retrained) if name]
-    return options | {"rows": digest(files), "weights": weights}
+    recipes = {name: tuning.recipe_options(name) for name in method_names(config.methods) if is_recipe(name)}
+    return options | {"rows": digest(files), "weights": weights} | ({"recipes": recipes} if recipes else {})
 
 
 def _tune(
@@ -189,6 +191,8 @@ def _write_recipes(
             if setting is not None:
                 run = runs[method, tuned]
                 shared = ("split", "loss_on", "epochs", "batch_size", "precision")
-                recipe = {"method": method, "tuning": tuned} | {name: getattr(run, name) for name in shared} | setting
-                name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{method}_{tuned}")
+                given = tuning.recipe_options(method) if is_recipe(method) else {"params": {}}
+                recipe = {"method": run.method, "tuning": tuned} | given.pop("params") | given
+                recipe |= {name: getattr(run, name) for name in shared} | setting
+                name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{Path(method).stem}_{tuned}")
                 write_text(output / "recipes" / f"{name}.yaml", yaml.safe_dump(recipe, sort_keys=False))

@@ -3,14 +3,15 @@
 import math
 import traceback
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import yaml
 from transformers import TrainerCallback
 
 from lume_unlearn.compare.judge import judged, objective
-from lume_unlearn.compare.options import CompareConfig
+from lume_unlearn.compare.options import CompareConfig, is_recipe
 from lume_unlearn.compare.queue import WORST, Queue, Slot
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
@@ -33,11 +34,29 @@ Setting = dict[str, float]
 
 
 def defaults(config: CompareConfig, method: str, tuning: str) -> RunConfig:
-    """Return the options of a run with the method's defaults, as this comparison asks for it."""
+    """Return the options of a run with the method's defaults, or a recipe's options, as this comparison asks for it.
+
+    Raises:
+        ConfigError: a recipe names no method, or an option that `run` does not have.
+    """
     options: dict[str, Any] = {name: getattr(config, name) for name in SHARED}
-    if METHODS[method].alternative == "file":
+    recipe = recipe_options(method) if is_recipe(method) else {"method": method}
+    if METHODS[recipe["method"]].alternative == "file":
         options["alternatives"] = config.alternatives
-    return filled_in(RunConfig(output=config.output, method=method, tuning=tuning, **options))
+    return filled_in(RunConfig(output=config.output, tuning=tuning, **(recipe | options)))
+
+
+def recipe_options(path: str) -> dict[str, Any]:
+    """Read a recipe as options of `RunConfig`; ConfigError if it names no method, or no option of `run`."""
+    recipe: Any = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(recipe, dict) or recipe.get("method") not in METHODS:
+        raise ConfigError(f"--methods {path}: must name a method, as `method: npo`")
+    params = {name: recipe.pop(name) for name in METHODS[recipe["method"]].params if name in recipe}
+    unknown = recipe.keys() - {field.name for field in fields(RunConfig)}
+    if unknown:
+        raise ConfigError(f"--methods {path}: `run` has no option {', '.join(sorted(unknown))}")
+    recipe.pop("tuning", None)  # --tunings says what is trained
+    return recipe | {"params": params}
 
 
 def ranges(run: RunConfig) -> dict[str, tuple[float, float]]:

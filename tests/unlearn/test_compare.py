@@ -213,6 +213,21 @@ def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files: Path,
     assert len(inputs.forget) / run.batch_size == pytest.approx(len(rows) / 8, rel=0.2)
 
 
+def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "gentle.yaml"
+    recipe.write_text("method: npo\nbeta: 0.3\nretain_weight: 2.0\nprotect: project\ntuning: full\n")
+    output = tmp_path / "out"
+    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--audits", "false")
+    assert main(command(files, output, *options)) == 0
+    content = json.loads((output / "compare.json").read_text())
+    assert set(content["table"]) == {"target", f"{recipe} lora"}
+    written = yaml.safe_load((output / "recipes" / "gentle_lora.yaml").read_text())
+    assert {"method": "npo", "protect": "project", "beta": 0.3, "retain_weight": 2.0}.items() <= written.items()
+    recipe.write_text("method: npo\nnonsense: 1\n")
+    with pytest.raises(ConfigError, match="`run` has no option nonsense"):
+        tuning.recipe_options(str(recipe))
+
+
 def test_a_method_that_fails_is_a_result(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(config: Any, callbacks: Any) -> Any:
         raise ConfigError("--learning_rate 1: diverged")
