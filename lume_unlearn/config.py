@@ -107,9 +107,9 @@ class RunConfig:
             first step has a rate above 0.
         max_grad_norm: Gradient norm above which gradients are scaled down; 0 turns it off.
         seed: Seed of the pairs, their order, the adapter's initial weights and dropout.
-        precision: Arithmetic of the forward pass: float32, bfloat16 (Trainer's bf16), or auto (bfloat16 if the GPU has
-            it).
-        weights: Data type of the trained weights: float32, or bfloat16 with stochastic rounding (needs torchao).
+        precision: Arithmetic of the forward pass: float32, bfloat16 (Trainer's bf16), or auto (bfloat16 on new GPUs).
+        weights: Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or
+            masters: bfloat16 in forward and backward passes, float32 in the optimiser and in the result.
         optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao); Trainer's optim.
         reference_copy: Copy of the reference model, if one is needed: same (as the model), bfloat16, int8 (needs
             torchao), or cpu.
@@ -172,7 +172,7 @@ class RunConfig:
     max_grad_norm: NonNegativeFloat = FILLED_IN
     seed: NonNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    weights: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["float32", "bfloat16", "masters"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = "same"
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"
@@ -303,8 +303,8 @@ def _contradictions(config: RunConfig) -> list[str]:
         faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
     if config.compile and config.gradient_checkpointing:
         faults.append("--compile true: compiles nothing with --gradient_checkpointing true; choose one")
-    if config.tuning == "lora" and config.weights == "bfloat16":
-        faults.append("--weights bfloat16: an adapter is small and stays float32; drop --weights with --tuning lora")
+    if config.tuning == "lora" and config.weights != "float32":
+        faults.append(f"--weights {config.weights}: an adapter is small and stays float32; drop it with --tuning lora")
     if config.evaluate_every == "epoch":
         if config.forget is not None:
             faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")

@@ -54,7 +54,7 @@ class Case:
             loss = self.gradients(way, self.trainer.sides.rows(step.pairs))
         self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         return loss.item()
 
     def gradients(self, way: str, sides: dict[str, list[Tokens]]) -> torch.Tensor:

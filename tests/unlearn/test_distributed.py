@@ -141,6 +141,7 @@ def test_two_processes_equal_one(kind: str, model_dir: Path, data_dir: Path, tmp
     assert AutoModelForCausalLM.from_pretrained(first).config.vocab_size == 400
 
 
+MASTERS = {"tuning": "full", "weights": "masters", "precision": "bfloat16"}
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
 
 
@@ -155,6 +156,8 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
         (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs unsharded weights at the end"),
         (FSDP, {"method": "rmu"}, "--method rmu: ends its forward pass inside the model"),
         (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed keeps float32 weights"),
+        (FSDP, MASTERS, "--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16"),
+        ({"WORLD_SIZE": "2"}, MASTERS, "--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16"),
         (DEEPSPEED, {"on_collapse": "rollback"}, "--on_collapse rollback: DeepSpeed cannot restore weights"),
         (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs unsharded weights"),
     ],
