@@ -29,7 +29,8 @@ def test_masters_are_as_near_to_float32_arithmetic_as_autocast(method: str, tuni
     updates: dict[str, Tensor] = {}
     for way, options in WAYS.items():
         trainer = build(tmp_path, method, tuning, torch.float32, learning_rate=1e-4, epochs=4, **options)
-        start = {name: getattr(weight, "master", weight).clone() for name, weight in trainer.model.named_parameters()}
+        named = trainer.model.named_parameters()
+        start = {name: getattr(weight, "master", weight).to(weight.device, copy=True) for name, weight in named}
         trainer.train()
         losses[way] = [entry["forget_loss"] for entry in entries(trainer)]
         updates[way] = torch.cat([(weight - start[name]).flatten() for name, weight in weights(trainer.model).items()])
