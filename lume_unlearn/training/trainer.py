@@ -264,9 +264,9 @@ class UnlearningTrainer(Trainer):
         """
         if "loss" in logs:
             progress = self.progress
-            for name, value in progress.sums.items():
-                mean = self.accelerator.reduce(value, "sum").item() / progress.steps
-                logs[name if name == "loss" else f"{name}_loss"] = mean
+            sums = self.accelerator.reduce(torch.stack(list(progress.sums.values())), "sum").tolist()
+            for name, value in zip(progress.sums, sums, strict=True):
+                logs[name if name == "loss" else f"{name}_loss"] = value / progress.steps
             if "weight" in progress.values:
                 logs["retain_weight"] = progress.values["weight"]
             progress.sums, progress.steps = {}, 0

@@ -4,7 +4,10 @@ LUME_GPU_TESTS_ON_CPU=1 runs them on the CPU as far as that goes, to find faults
 """
 
 import os
+from collections.abc import Iterator
 from typing import Any
+
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch first uses the GPU
 
 import pytest
 import torch
@@ -17,9 +20,13 @@ ON_GPU = torch.cuda.is_available()
 
 
 @pytest.fixture(autouse=True)
-def gpu_or_asked_for() -> None:
+def gpu_or_asked_for() -> Iterator[None]:
+    """Skip without a GPU; let its kernels add up in the same order each time where they can."""
     if not (ON_GPU or os.environ.get("LUME_GPU_TESTS_ON_CPU") == "1"):
         pytest.skip("no GPU")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture

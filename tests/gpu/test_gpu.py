@@ -15,7 +15,6 @@ from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.models.hf import LumeHF
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.audit import AuditConfig, audit
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import forward, packing
@@ -25,7 +24,7 @@ from tests.conftest import logged_steps, make_model
 from tests.faults.runs import assert_equal, broken_off, make_config, resumed
 from tests.gpu.conftest import ON_GPU
 from tests.tasks.test_lume_hf import score
-from tests.unlearn.test_distributed import assert_same, configs, start
+from tests.unlearn.test_distributed import configs, start
 
 # These tests run on whatever device there is.
 from tests.unlearn.test_masters import (  # noqa: F401
@@ -42,6 +41,7 @@ from tests.unlearn.test_run import (  # noqa: F401
 from tests.unlearn.training import FORGET, RETAIN, build, entries
 
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("little_to_collect")]
+pytestmark += [pytest.mark.filterwarnings("ignore:.*deterministic")]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 ROUNDING = 2**-6
 """Relative, of losses and gradient norms: twice the distance of two bfloat16 numbers."""
@@ -71,26 +71,27 @@ def test_packed_attention_keeps_rows_apart(attention: str, family: str) -> None:
     package = ATTENTION.get(attention)
     if package is not None and not find_spec(package):
         pytest.skip(f"no {package}")
+    if ON_GPU and attention == "auto" and packing.varlen_attn is None:
+        pytest.skip("this torch has no attention of variable length")
     model = make_model(family=family, hidden_size=64, head_dim=16, **FAMILIES[family]).to(DEVICE)
     batch = pack_rows({"forget": FORGET, "retain": RETAIN}).to(DEVICE)
     kernel = mock.patch.object(packing, "varlen_attn", wraps=packing.varlen_attn)
     with torch.autocast(DEVICE.type, torch.bfloat16), kernel as varlen:
         own = _logits_and_gradient(model, batch)
-        try:
-            assert use_packing(model, attention)
-        except ConfigError as error:
-            if ON_GPU:
-                raise
-            pytest.skip(str(error))
-        found = _logits_and_gradient(model, batch)
-    assert bool(varlen.call_count) == (ON_GPU and attention == "auto" and packing.varlen_attn is not None)
-    for ours, theirs in zip(found, own, strict=True):
+        assert use_packing(model, attention)
+        # torch's flex attention has no backward pass on CPUs.
+        found = _logits_and_gradient(model, batch, backward=ON_GPU or attention != "flex_attention")
+    assert bool(varlen.call_count) == (ON_GPU and attention == "auto")
+    for ours, theirs in zip(found, own, strict=False):
         assert (ours - theirs).norm() < 2 * ROUNDING * theirs.norm()
 
 
-def _logits_and_gradient(model: Any, batch: Any) -> list[torch.Tensor]:
+def _logits_and_gradient(model: Any, batch: Any, backward: bool = True) -> list[torch.Tensor]:
     model.zero_grad()
-    logits = labelled_logits(model, model.config, batch).float()
+    with torch.set_grad_enabled(backward):
+        logits = labelled_logits(model, model.config, batch).float()
+    if not backward:
+        return [logits]
     logits.logsumexp(-1).sum().backward()  # type: ignore[no-untyped-call]
     return [logits.detach(), model.model.layers[0].self_attn.q_proj.weight.grad.clone()]
 
@@ -117,7 +118,7 @@ def test_resumed_run_equals_uninterrupted_run(
     inputs: Path,
     tmp_path: Path,
 ) -> None:
-    """On a GPU up to rounding: the backward pass of its attention adds up in any order."""
+    """On a GPU up to rounding: some of its kernels add up in any order."""
     whole = run(make_config(inputs, tmp_path / "whole", "npo", tuning, **options))
     config = make_config(inputs, tmp_path / "broken", "npo", tuning, **options)
     broken_off(config, 3)
@@ -138,12 +139,19 @@ def test_a_sharded_process_equals_an_unsharded_one(model_dir: Path, data_dir: Pa
     for config in runs:
         one = replace(config, output=config.output.replace("/two/", "/one/"))
         run(one)
-        assert_same(one, config)
+        for expected, found in zip(logged_steps(one.output), logged_steps(config.output), strict=True):
+            assert found == pytest.approx(expected, rel=2e-3, abs=4e-4), config.output
 
 
 def test_both_model_classes_give_the_same_scores(tokenizer: PreTrainedTokenizerFast) -> None:
     models = [
-        kind(pretrained=make_model(), tokenizer=tokenizer, device=DEVICE.type, batch_size=4, logits_cache=False)
+        kind(
+            pretrained=make_model().to(DEVICE),
+            tokenizer=tokenizer,
+            device=DEVICE.type,
+            batch_size=4,
+            logits_cache=False,
+        )
         for kind in (HFLM, LumeHF)
     ]
     stock, ours = (score(lm) for lm in models)
