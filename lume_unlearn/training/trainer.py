@@ -298,16 +298,16 @@ class UnlearningTrainer(Trainer):
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train; the model's weights are then those that the optimiser changed."""
         result = super().train(*args, **kwargs)
-        drop_rounded(self.accelerator.unwrap_model(self.model))
+        drop_rounded(self.model)
         return result
 
     def save_model(self, *args: Any, **kwargs: Any) -> None:
         """Save the weights that the optimiser changes."""
-        with float32_weights(self.accelerator.unwrap_model(self.model)):
+        with float32_weights(self.model):
             super().save_model(*args, **kwargs)
 
     def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
-        with float32_weights(self.accelerator.unwrap_model(model or self.model)):
+        with float32_weights(model or self.model):
             super()._load_from_checkpoint(checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
