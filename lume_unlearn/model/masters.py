@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from lume_unlearn.errors import ConfigError
@@ -31,18 +31,17 @@ def require_grad_dtype() -> None:
         )
 
 
-def keep_masters(model: nn.Module) -> None:
+def keep_masters(model: Any) -> None:
     """Round the model's float32 weights to bfloat16, in place, and keep the float32 ones as their ``master``.
 
     Masters of frozen weights, which only saving needs, are kept in main memory. Copies of the model have no masters.
     """
     for weight in model.parameters():
         if weight.dtype == torch.float32:
-            owner: Any = weight
-            owner.master = weight.data if weight.requires_grad else weight.data.cpu()
+            weight.master = weight.data if weight.requires_grad else weight.data.cpu()
             weight.data = weight.data.bfloat16()
             if weight.requires_grad:
-                owner.grad_dtype = torch.float32
+                weight.grad_dtype = torch.float32
 
 
 def step_masters(optimizer: Optimizer) -> None:
@@ -70,12 +69,12 @@ def step_masters(optimizer: Optimizer) -> None:
 
 
 @contextmanager
-def float32_weights(model: nn.Module) -> Iterator[None]:
+def float32_weights(model: Any) -> Iterator[None]:
     """Give the model its float32 masters within the block, to be saved or changed; without masters do nothing.
 
     The bfloat16 weights are rounded again from the masters after the block. No forward pass may run within it.
     """
-    weights: list[Any] = [weight for weight in model.parameters() if hasattr(weight, "master")]
+    weights = [weight for weight in model.parameters() if hasattr(weight, "master")]
     rounded = [weight.data for weight in weights]
     for weight in weights:
         weight.data = weight.master
@@ -86,10 +85,9 @@ def float32_weights(model: nn.Module) -> Iterator[None]:
             weight.data = data.copy_(weight.master)
 
 
-def drop_rounded(model: nn.Module) -> None:
+def drop_rounded(model: Any) -> None:
     """Make the masters the model's weights, after training; without masters do nothing."""
     for weight in model.parameters():
-        owner: Any = weight
         if hasattr(weight, "master"):
-            weight.data = owner.master.to(weight.device)
-            del owner.master
+            weight.data = weight.master.to(weight.device)
+            del weight.master

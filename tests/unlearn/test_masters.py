@@ -31,7 +31,10 @@ def test_masters_are_as_near_to_float32_arithmetic_as_autocast(method: str, tuni
         trainer = build(tmp_path, method, tuning, torch.float32, learning_rate=1e-4, epochs=4, **options)
         named = trainer.model.named_parameters()
         start = {name: getattr(weight, "master", weight).to(weight.device, copy=True) for name, weight in named}
+        seen: set[torch.dtype] = set()
+        trainer.model.model.layers[1].register_forward_pre_hook(lambda layer, args, seen=seen: seen.add(args[0].dtype))
         trainer.train()
+        assert seen == {torch.bfloat16 if way == "masters" else torch.float32}  # hidden states between the layers
         losses[way] = [entry["forget_loss"] for entry in entries(trainer)]
         updates[way] = torch.cat([(weight - start[name]).flatten() for name, weight in weights(trainer.model).items()])
     # Each loss has a rounding error of bfloat16, whose eps is 2**-7.
@@ -102,4 +105,7 @@ def test_masters_are_refused_where_they_do_not_work(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     plain: dict[str, Any] = {"method": "gd", "tuning": "full", "model": "no/such/model"} | WAYS["masters"]
     with pytest.raises(ConfigError, match=f"--weights masters: {fault}"):
+        run(make_run(**(plain | options)))
+    monkeypatch.setattr(masters, "AVAILABLE", False)
+    with pytest.raises(ConfigError, match=r"--weights masters: torch .* has no Tensor.grad_dtype"):
         run(make_run(**(plain | options)))
