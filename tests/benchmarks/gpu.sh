@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fill the GPU tables of RESULTS.md on one H100 in at most 25 minutes:  tests/benchmarks/gpu.sh OUT
+# Measure what RESULTS.md lacks, on one H100; planned for 25 minutes, not yet run on one:  tests/benchmarks/gpu.sh OUT
 # Each step leaves OUT/STEP.json and OUT/STEP.log. A step with a result is skipped, so the same command continues.
 # SHAPE=tiny runs every step on a CPU, with figures that mean nothing.
 # shellcheck disable=SC2086 # options are split at spaces
