@@ -109,9 +109,9 @@ class RunConfig:
             first step has a rate above 0.
         max_grad_norm: Gradient norm above which gradients are scaled down; 0 turns it off.
         seed: Seed of the pairs, their order, the adapter's initial weights and dropout.
-        precision: Arithmetic of the forward pass: float32, bfloat16 (Trainer's bf16), or auto (bfloat16 if the GPU has
-            it).
-        weights: Data type of the trained weights: float32, or bfloat16 with stochastic rounding (needs torchao).
+        precision: Arithmetic of the forward pass: float32, bfloat16 (Trainer's bf16), or auto (bfloat16 on new GPUs).
+        weights: Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or
+            masters: bfloat16 in forward and backward passes, float32 in the optimiser and in the result.
         optimizer: adamw, or adamw8bit with its state in 8 bits (needs torchao); Trainer's optim.
         reference_copy: Copy of the reference model, if one is needed: same (as the model), bfloat16, int8 (needs
             torchao), or cpu.
@@ -187,7 +187,7 @@ class RunConfig:
     max_grad_norm: NonNegativeFloat = FILLED_IN
     seed: NonNegativeInt = 0
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    weights: Literal["float32", "bfloat16"] = "float32"
+    weights: Literal["float32", "bfloat16", "masters"] = "float32"
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = "same"
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = "auto"

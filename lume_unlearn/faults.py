@@ -27,8 +27,8 @@ def contradictions(config: "RunConfig") -> list[str]:
         faults.append("--forget: give --retain with it, since the retain term needs rows (--retain_term none does not)")
     if config.compile and config.gradient_checkpointing:
         faults.append("--compile true: compiles nothing with --gradient_checkpointing true; choose one")
-    if config.tuning == "lora" and config.weights == "bfloat16":
-        faults.append("--weights bfloat16: an adapter is small and stays float32; drop --weights with --tuning lora")
+    if config.tuning == "lora" and config.weights != "float32":
+        faults.append(f"--weights {config.weights}: an adapter is small and stays float32; drop it with --tuning lora")
     if config.protect != "none" and not config.needs_retain:
         faults.append(f"--protect {config.protect}: needs a retain term; drop --protect, or choose a --retain_term")
     if config.stop_when == "level" and config.unseen is None:
@@ -61,6 +61,8 @@ def method_faults(config: "RunConfig") -> list[str]:
     if wrapped and (method.normalised or method.negated):
         why = "normalises its gradients" if method.normalised else "trains on the forget rows"
         faults.append(f"{', '.join(wrapped)}: not supported for {name}, which {why}")
+    if wrapped and config.weights != "float32":
+        faults.append(f"--weights {config.weights}: not supported with {', '.join(wrapped)}, which move float32 weights")
     if config.robust == "path" and method.hidden_states:
         faults.append(f"--robust path: not supported for {name}, whose forward pass ends at a layer; use sam")
     if config.stop_when != "none" and (method.negated or method.phases):

@@ -18,6 +18,7 @@ from lume_unlearn.evaluation import harness
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import evaluating
+from lume_unlearn.model.masters import float32_weights
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -130,7 +131,8 @@ class Evaluation(TrainerCallback):
     def _keep_weights(self, model: Any, found: dict[str, Any]) -> None:
         """Replace ``best/``; a process that dies meanwhile leaves the old one, the new one, or none."""
         partial = fresh_partial(self.output)
-        model.save_pretrained(partial / BEST)
+        with float32_weights(model):
+            model.save_pretrained(partial / BEST)
         self.tokenizer.save_pretrained(partial / BEST)
         write_text(partial / BEST / "best.json", json.dumps(found, indent=1) + "\n")
         if (self.output / BEST).exists():

@@ -89,8 +89,8 @@ def load_for_training(config: RunConfig, device: torch.device | None = None) -> 
     """Load the model of a run, use packed attention where it works, and add an adapter or freeze what is not trained.
 
     Trained weights are float32: bfloat16 would round a step of 1e-5 away, unless it rounds stochastically
-    (``--weights bfloat16``). The frozen model below an adapter has the dtype of the forward passes. Without ``device``
-    the model stays on the CPU, for FSDP or DeepSpeed to shard.
+    (``--weights bfloat16``); `masters.keep_masters` rounds them later. The frozen model below an adapter has the dtype
+    of the forward passes. Without ``device`` the model stays on the CPU, for FSDP or DeepSpeed to shard.
 
     Raises:
         ConfigError: the model cannot be loaded, or does not have what an option names.

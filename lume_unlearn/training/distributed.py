@@ -9,6 +9,8 @@ from accelerate.utils import convert_to_fp32, get_int_from_env
 
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.model.load import use_bfloat16
+from lume_unlearn.model.masters import require_grad_dtype
 
 
 def by_deepspeed() -> bool:
@@ -65,6 +67,8 @@ def require_launch(config: RunConfig) -> None:
         raise ConfigError("--compile true: not supported with FSDP and DeepSpeed; drop --compile")
     if by_deepspeed() and config.weights == "bfloat16":
         raise ConfigError("--weights bfloat16: DeepSpeed keeps float32 weights as well; drop --weights")
+    if config.weights == "masters":
+        _require_masters(config)
     if by_deepspeed() and config.on_collapse == "rollback":
         raise ConfigError("--on_collapse rollback: DeepSpeed cannot restore weights; use warn or stop, or FSDP")
     if sharded() and config.evaluate_every != "none":
@@ -72,6 +76,20 @@ def require_launch(config: RunConfig) -> None:
             f"--evaluate_every {config.evaluate_every}: needs unsharded weights; score the result instead, or start "
             "without FSDP and DeepSpeed"
         )
+
+
+def _require_masters(config: RunConfig) -> None:
+    """Refuse what ``--weights masters`` does not support."""
+    require_grad_dtype()
+    fault = None
+    if not use_bfloat16(config.precision):
+        fault = "needs bfloat16 arithmetic, which is off here; give --precision bfloat16, or drop --weights"
+    if processes() > 1 or sharded():
+        fault = "DDP, FSDP and DeepSpeed exchange gradients in bfloat16 then; use one process, or drop --weights"
+    if config.spec.normalised:
+        fault = f"{config.method} tries learning rates by steps that bfloat16 weights round away; drop --weights"
+    if fault:
+        raise ConfigError(f"--weights masters: {fault}")
 
 
 def in_bfloat16(model: Any, device_type: str) -> None:

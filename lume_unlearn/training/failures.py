@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -25,26 +26,28 @@ def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str
 
     Called before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
     DeepSpeed takes the step within the backward pass and leaves no gradients, so only the loss is checked there.
+    This is the only time in a step that the host waits for the GPU, until the step is logged.
 
     Raises:
         ConfigError: the loss or the norm of all gradients is infinite or not a number.
     """
-    value, what = loss.item(), "the loss"
-    if math.isfinite(value):
-        value, what = total_norm([weight.grad for weight in model.parameters()]), "the gradient norm"
-    if math.isfinite(value):
+    norm = total_norm([weight.grad for weight in model.parameters()])
+    loss_value, norm_value = torch.stack([loss.double(), norm.to(loss.device, torch.double)]).tolist()
+    if math.isfinite(loss_value) and math.isfinite(norm_value):
         return
+    what = f"the gradient norm is {norm_value}" if math.isfinite(loss_value) else f"the loss is {loss_value}"
     shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
     raise ConfigError(
-        f"--learning_rate {learning_rate:g}: diverged at step {step} ({what} is {value}; rows {shown}); start again in "
+        f"--learning_rate {learning_rate:g}: diverged at step {step} ({what}; rows {shown}); start again in "
         "another --output with a lower --learning_rate"
     )
 
 
-def total_norm(gradients: Sequence[Tensor | None]) -> float:
+def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
     """Compute the L2 norm over all gradients that are there, sharded or not."""
     norm: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
-    return float(norm.full_tensor() if hasattr(norm, "full_tensor") else norm)
+    found: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return found
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import Passes, evaluating, row_values
+from lume_unlearn.model.masters import float32_weights
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -133,7 +134,8 @@ class Monitor(TrainerCallback, ExportableState):
 
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
-            self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
+            with float32_weights(model):
+                self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def _complain(self, advice: str) -> None:
         """Warn of a collapse, or stop the run with an error that ends in ``advice``."""
@@ -143,7 +145,7 @@ class Monitor(TrainerCallback, ExportableState):
             raise ConfigError(f"--on_collapse {self.policy}: {self._collapse()}; {advice}")
 
     def _roll_back(self, model: nn.Module, control: TrainerControl) -> None:
-        with torch.no_grad():
+        with torch.no_grad(), float32_weights(model):
             for weight, good in zip(trained_weights(model), self.good_weights, strict=True):
                 weight.copy_(good)
         message = self._collapse()

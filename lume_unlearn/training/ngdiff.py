@@ -63,7 +63,7 @@ class NormalisedTrainer(SplitTrainer):
 
 def _norm(gradients: list[Tensor | None]) -> float:
     """Compute the L2 norm over all tensors; 1 if it is 0 or not finite (0 stays 0, and the step is refused later)."""
-    norm = total_norm(gradients)
+    norm = float(total_norm(gradients))
     return norm if norm > 0 and math.isfinite(norm) else 1.0
 
 

@@ -31,6 +31,7 @@ from lume_unlearn.files import PARTIAL, fresh_partial, only_run, publish_result,
 from lume_unlearn.methods.registry import COMMANDS
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers
+from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.model.teacher import Teacher
 from lume_unlearn.training import merge
@@ -318,6 +319,8 @@ def make_trainer(
     method = config.spec
     if method.hidden_states:
         passes = load.passes_to_layer(model, int(config.params["layer"]))
+    if config.weights == "masters":
+        keep_masters(model)
     if method.reference_nll:
         rows = [row for side in method.reference_nll for row in getattr(sides, side)]
         model.to(args.device)

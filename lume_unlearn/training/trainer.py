@@ -25,6 +25,7 @@ from lume_unlearn.methods.retain import part_needs_reference, retain_parts, reta
 from lume_unlearn.methods.spec import Batch, Pair, Rows, Side, TokenCounts
 from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.load import use_bfloat16
+from lume_unlearn.model.masters import drop_rounded, float32_weights, step_masters
 from lume_unlearn.model.output_layer import TokenValue, nll_value
 from lume_unlearn.model.reference import Reference
 from lume_unlearn.model.teacher import Teacher
@@ -129,6 +130,14 @@ class UnlearningTrainer(Trainer):
         if self.phases:
             return sum(len(phase) for phase in self.phases)
         return -(-len(self.sides.forget) // self.config.batch_size)
+
+    def create_optimizer(self, model: Any = None) -> Any:
+        """Return Trainer's optimiser, of the float32 masters with ``--weights masters``."""
+        new = self.optimizer is None
+        optimizer = super().create_optimizer(model)
+        if new and self.config.weights == "masters":
+            step_masters(optimizer)
+        return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
         """Return Trainer's schedule with a warm-up that starts above 0, or one that falls to 0 in each phase."""
@@ -275,9 +284,9 @@ class UnlearningTrainer(Trainer):
         """
         if "loss" in logs:
             progress = self.progress
-            for name, value in progress.sums.items():
-                mean = self.accelerator.reduce(value, "sum").item() / progress.steps
-                logs[name if name == "loss" else f"{name}_loss"] = mean
+            sums = self.accelerator.reduce(torch.stack(list(progress.sums.values())), "sum").tolist()
+            for name, value in zip(progress.sums, sums, strict=True):
+                logs[name if name == "loss" else f"{name}_loss"] = value / progress.steps
             if "weight" in progress.values:
                 logs["retain_weight"] = progress.values["weight"]
             progress.sums, progress.steps = {}, 0
@@ -305,6 +314,21 @@ class UnlearningTrainer(Trainer):
             if self.is_world_process_zero():
                 publish_checkpoint(output / PARTIAL, output, self.config.save_total_limit)
         self.accelerator.wait_for_everyone()
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train; the model's weights are then those that the optimiser changed."""
+        result = super().train(*args, **kwargs)
+        drop_rounded(self.model)
+        return result
+
+    def save_model(self, *args: Any, **kwargs: Any) -> None:
+        """Save the weights that the optimiser changes."""
+        with float32_weights(self.model):
+            super().save_model(*args, **kwargs)
+
+    def _load_from_checkpoint(self, checkpoint: str, model: Any = None) -> None:
+        with float32_weights(model or self.model):
+            super()._load_from_checkpoint(checkpoint, model)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._partial or super()._get_output_dir(trial))

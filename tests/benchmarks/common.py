@@ -114,6 +114,7 @@ def matmul_peak(precision: str, clock: str) -> float:
 class Taken(NamedTuple):
     seconds: float
     peak_bytes: int
+    held_bytes: int
     value: Any = None
 
 
@@ -133,7 +134,7 @@ def timed(call: Callable[..., Any], *inputs: Any, clock: str = "wall") -> Taken:
     held, start = peak_memory(), CLOCKS[clock]()
     value = call(*inputs)
     wait()
-    return Taken(CLOCKS[clock]() - start, peak_memory() - held, value)
+    return Taken(CLOCKS[clock]() - start, peak_memory() - held, held, value)
 
 
 def alternate(ways: dict[str, Callable[[Any], Any]], rounds: Sequence[Any], clock: str) -> dict[str, list[Taken]]:
@@ -151,6 +152,7 @@ def figures(case: str, found: dict[str, list[Taken]], tokens: Sequence[int], sha
         ratio = median(first.seconds / second for first, second in zip(baseline, seconds, strict=True))
         gigabytes = max(taken.peak_bytes for taken in rounds) / 1e9
         row = {"case": case, "way": way, "ratio": ratio, "tokens_per_second": rate, "peak_gb": gigabytes}
+        row["total_gb"] = max(taken.peak_bytes + taken.held_bytes for taken in rounds) / 1e9
         rows.append(row | {"share_of_matmul_peak": share * rate, "seconds": seconds})
         line = f"{case:10} {way:14} {median(seconds):8.2f} s {rate:9,.0f} tokens/s {share * rate:5.0%} of peak"
         print(f"{line} {gigabytes:6.2f} GB   ratio {ratio:.2f}", flush=True)

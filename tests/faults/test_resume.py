@@ -14,8 +14,10 @@ from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model import masters
 from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
 from lume_unlearn.training.run import run
+from tests.conftest import saved_weights
 from tests.faults.runs import Broken, assert_equal, broken_off, make_config, record, resumed
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
@@ -71,6 +73,21 @@ def test_a_followed_level_goes_on(inputs: Path, tmp_path: Path) -> None:
     config = make_config(inputs, tmp_path / "broken", "level", **options)
     broken_off(config, 4)  # after the measurement of step 2
     assert_equal(whole, resumed(config))
+
+
+@pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
+@pytest.mark.parametrize(("method", "tuning"), [("kl", "full"), ("sugd", "last:1"), ("rmu", "full")])
+def test_bfloat16_weights_go_on_from_their_float32_masters(
+    method: str, tuning: str, inputs: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"weights": "masters", "precision": "bfloat16"} | REMEMBERING.get(method, {})
+    whole = run(make_config(inputs, tmp_path / "whole", method, tuning, **options))
+    config = make_config(inputs, tmp_path / "broken", method, tuning, **options)
+    broken_off(config, 3)
+    assert_equal(whole, resumed(config))
+    rounded = {name: weight.bfloat16().float() for name, weight in saved_weights(whole).items()}
+    assert any(not weight.equal(rounded[name]) for name, weight in saved_weights(whole).items())
+    assert json.loads((whole / "config.json").read_text())["dtype"] == "float32"
 
 
 def remembered(config: RunConfig, checkpoint: Path | None = None) -> Any:

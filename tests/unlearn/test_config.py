@@ -89,6 +89,7 @@ def test_choices_are_those_of_the_modules_that_use_them() -> None:
         ({"evaluate_every": "epoch", "forget": "f", "retain": "r"}, "--evaluate_every epoch: the tasks read a data"),
         ({"evaluate_every": "epoch", "best_metric": "lume_mmlu.acc"}, "--best_metric lume_mmlu.acc: TASK.METRIC"),
         ({"tuning": "lora", "weights": "bfloat16"}, "--weights bfloat16: an adapter is small"),
+        ({"tuning": "lora", "weights": "masters"}, "--weights masters: an adapter is small"),
         ({"compile": True, "gradient_checkpointing": True}, "--compile true: compiles nothing"),
         ({"compile": True, "method": "rmu"}, "--compile true: not supported for rmu, which hooks decoder layers; drop"),
         ({"method": "task-vector", "on_collapse": "rollback"}, "--on_collapse rollback: task-vector makes its weights"),

@@ -75,12 +75,12 @@ def worker(task: Path) -> None:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
     torch.set_num_threads(1)
-    start, terms = PartialState.__init__, UnlearningTrainer.terms
+    initialise, terms = PartialState.__init__, UnlearningTrainer.terms
     seen = set()
 
     def as_if_on_gpus(state: PartialState, *args: Any, **kwargs: Any) -> None:
         """accelerate shards for GPUs alone, though gloo and FSDP2 know CPUs as well."""
-        start(state, *args, **kwargs)
+        initialise(state, *args, **kwargs)
         if "ACCELERATE_USE_FSDP" in os.environ and state.distributed_type == DistributedType.MULTI_CPU:
             PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
 
@@ -97,18 +97,18 @@ def worker(task: Path) -> None:
     task.with_suffix(f".{os.environ['RANK']}").write_text(json.dumps(list(seen)))
 
 
-def start_two(kind: str, runs: list[RunConfig], folder: Path) -> None:
+def start(kind: str, runs: list[RunConfig], folder: Path, processes: int = 2) -> None:
     task = folder / "task.json"
     task.write_text(json.dumps([vars(config) for config in runs]))
     root = str(Path(lume_unlearn.__file__).parent.parent)
     environment = launch_environment(kind) | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "PYTHONPATH": root}
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*torchrun, __file__, str(task)], env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
-    for rank in range(2):
-        assert json.loads(task.with_suffix(f".{rank}").read_text()) == [[2, kind != "ddp"]]
+    for rank in range(processes):
+        assert json.loads(task.with_suffix(f".{rank}").read_text()) == [[processes, kind != "ddp"]]
 
 
 def assert_same(one: RunConfig, two: RunConfig) -> None:
@@ -131,7 +131,7 @@ def assert_same(one: RunConfig, two: RunConfig) -> None:
 )
 def test_two_processes_equal_one(kind: str, model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
     two = configs(kind, model_dir, data_dir, tmp_path / "two")
-    start_two(kind, two, tmp_path)
+    start(kind, two, tmp_path)
     for config in two:
         one = replace(config, output=config.output.replace("/two/", "/one/"))
         run(one)
@@ -141,6 +141,7 @@ def test_two_processes_equal_one(kind: str, model_dir: Path, data_dir: Path, tmp
     assert AutoModelForCausalLM.from_pretrained(first).config.vocab_size == 400
 
 
+MASTERS = {"tuning": "full", "weights": "masters", "precision": "bfloat16"}
 FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": "true"}
 
 
@@ -155,6 +156,8 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
         (FSDP, {"method": "task-vector", "tuning": "full"}, "--method task-vector: needs unsharded weights at the end"),
         (FSDP, {"method": "rmu"}, "--method rmu: ends its forward pass inside the model"),
         (DEEPSPEED, {"tuning": "full", "weights": "bfloat16"}, "--weights bfloat16: DeepSpeed keeps float32 weights"),
+        (FSDP, MASTERS, "--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16"),
+        ({"WORLD_SIZE": "2"}, MASTERS, "--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16"),
         (DEEPSPEED, {"on_collapse": "rollback"}, "--on_collapse rollback: DeepSpeed cannot restore weights"),
         (FSDP, {"evaluate_every": "epoch"}, "--evaluate_every epoch: needs unsharded weights"),
     ],

@@ -1,0 +1,91 @@
+"""Parts of `gpu.sh`: what it needs, one whole run with its scores, and the table of all results."""
+
+import argparse
+import json
+import shutil
+import tempfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from common import DEVICE, ON_GPU, matmul_peak, parser, prepared, timed, write
+from lm_eval.models.huggingface import HFLM
+
+from lume_unlearn.config import RunConfig
+from lume_unlearn.evaluation.harness import data_metadata, score
+from lume_unlearn.model.masters import AVAILABLE
+from lume_unlearn.training.run import run
+
+GIGABYTES = {"olmo-7b": 16, "olmo-1b": 3, "tiny": 1}
+COLUMNS = {"tokens_per_second": ",.0f", "share_of_matmul_peak": ".1%", "ratio": ".2f", "total_gb": ".2f"}
+TASKS = ("lume_task1", "lume_task2", "lume_task3")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Stop if something is missing; else measure the matrix-product peaks."""
+    faults, tiny = [], args.shape == "tiny"
+    if not (ON_GPU or tiny):
+        faults.append("no GPU: torch.cuda.is_available() is false (SHAPE=tiny runs on a CPU)")
+    if not (find_spec("torchao") or tiny):
+        faults.append("no torchao, which full tuning of 7 B needs: pip install 'lume-unlearning[lowmem]'")
+    if not AVAILABLE:
+        faults.append(f"torch {torch.__version__} has no Tensor.grad_dtype, which --weights masters needs")
+    need = GIGABYTES["tiny" if tiny else "olmo-7b"]
+    if shutil.disk_usage(tempfile.gettempdir()).free < need * 1e9:
+        faults.append(f"less than {need} GB free in {tempfile.gettempdir()}: name another folder by TMPDIR")
+    if psutil.virtual_memory().available < 2 * need * 1e9:
+        faults.append(f"less than {2 * need} GB of free main memory")
+    if faults:
+        raise SystemExit("\n".join(faults))
+    peaks = {precision: matmul_peak(precision, args.clock) for precision in ("float32", "bfloat16")}
+    rows = [{"case": "matrix products", "way": precision, "TFLOP/s": peak / 1e12} for precision, peak in peaks.items()]
+    if ON_GPU:
+        rows.append({"case": "GPU memory", "way": "free", "total_gb": torch.cuda.mem_get_info()[0] / 1e9})
+    write(args, peaks[args.precision], rows)
+
+
+def whole(args: argparse.Namespace) -> None:
+    """Time `lume-unlearn run` from files to files, and the scores of its result."""
+    with prepared(args) as (model, data, peak, _):
+        options: dict[str, Any] = {"epochs": 2, "precision": args.precision, "seed": args.seed}
+        config = RunConfig(model, f"{args.work}/output", "npo", data=str(data), **options)
+        taken = timed(run, config)
+        rows = [{"case": "whole run", "way": "npo LoRA, 2 epochs", "total_s": taken.seconds}]
+        lm = HFLM(model, peft=config.output, dtype=args.precision, device=DEVICE.type, batch_size=args.batch_size)
+        scored = timed(lambda: score(lm, data_metadata(data), TASKS, limit=args.limit))
+        prompts = sum(count["effective"] for count in scored.value["n-samples"].values())
+        rate = prompts / scored.seconds
+        rows.append({"case": "scoring", "way": f"{prompts} prompts", "total_s": scored.seconds, "prompts/s": rate})
+    write(args, peak, rows)
+
+
+def table(folder: Path) -> None:
+    """Print all results as a table in Markdown."""
+    print("| step | case | way | tokens/s | share of peak | ratio | memory, GB | other |\n" + "|---" * 8 + "|")
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        for row in found.get("results", [{"case": "does not fit into memory", "way": ""}]):
+            cells = [path.stem, row["case"], row["way"]]
+            cells += [f"{row[name]:{style}}" if name in row else "" for name, style in COLUMNS.items()]
+            other = [f"{row[name]:.3g} {name}" for name in ("TFLOP/s", "total_s", "prompts/s") if name in row]
+            other += [f"{kernel['share']:.0%} {kernel['name'][:50]}" for kernel in row.get("kernels", [])]
+            print("|", " | ".join([*cells, "; ".join(other)]), "|")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("what", choices=["check", "whole", "table"])
+    options.add_argument("--batch_size", type=int, default=128, help="prompts of one scoring batch")
+    options.add_argument("--limit", type=int, default=128, help="prompts of each task and side to score")
+    options.add_argument("--folder", type=Path, help="of the results, for the table")
+    args = options.parse_args()
+    if args.what == "table":
+        table(args.folder)
+    else:
+        {"check": check, "whole": whole}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()
