@@ -16,8 +16,9 @@ from lume_unlearn.compare.queue import WORST, Queue, Slot
 from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.training.arguments import filled_in
 from lume_unlearn.training.monitor import Monitor
-from lume_unlearn.training.run import filled_in, prepare, unlearned, with_inputs
+from lume_unlearn.training.run import prepare, unlearned, with_inputs
 
 RATES = (0.05, 20.0)
 """Learning rates to try, as multiples of the method's default for the model."""

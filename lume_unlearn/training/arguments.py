@@ -1,7 +1,10 @@
-"""The options of a run as transformers' TrainingArguments."""
+"""The options of a run that depend on machine and model, and all of them as transformers' TrainingArguments."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from transformers import TrainingArguments
 from transformers.integrations.integration_utils import get_available_reporting_integrations
@@ -9,8 +12,14 @@ from transformers.integrations.integration_utils import get_available_reporting_
 from lume_unlearn.config import RunConfig, kind_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
-from lume_unlearn.training.distributed import sharded
+from lume_unlearn.training.distributed import processes, sharded
+from lume_unlearn.training.record import read_record
 
+MOST_TOKENS = {"cuda": 8192, "cpu": 2048}
+"""Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""
+LEAST_TOKENS = 512
+BYTES_PER_TOKEN = 4 * 2**20
+"""Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
 RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
 """Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
 PARAMETERS = 1e9
@@ -64,3 +73,31 @@ def training_arguments(config: RunConfig) -> TrainingArguments:
     # One GPU a process: Trainer's DataParallel would cut micro-batches apart.
     args._n_gpu = min(args.n_gpu, 1)
     return args
+
+
+def filled_in(config: RunConfig, checkpoint: Path | None = None) -> RunConfig:
+    """Fill in ``max_tokens`` and ``learning_rate``: as in the run to resume, else the defaults of machine and model.
+
+    Raises:
+        ConfigError: the model's configuration cannot be loaded.
+    """
+    recorded = read_record(checkpoint).get("config", {}) if checkpoint else {}
+    tokens = config.max_tokens or recorded.get("max_tokens") or default_max_tokens()
+    rate = config.learning_rate or recorded.get("learning_rate")
+    if rate is None:
+        rate = rate_for(load.parameter_count(config.model, config.trust_remote_code), config.tuning)
+    return replace(config, max_tokens=tokens, learning_rate=rate)
+
+
+def default_max_tokens() -> int:
+    """Return the default of `--max_tokens` on this machine: halved until the tokens fit into its free memory.
+
+    Several processes must agree on the number, so with them it depends on the device alone.
+    """
+    gpu = torch.cuda.is_available()
+    tokens = MOST_TOKENS["cuda" if gpu else "cpu"]
+    if processes() == 1:
+        free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
+        while tokens > LEAST_TOKENS and tokens * BYTES_PER_TOKEN > free:
+            tokens //= 2
+    return tokens

@@ -3,12 +3,10 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeAlias
 
-import psutil
 import torch
 from accelerate import PartialState
 from accelerate.utils import release_memory
@@ -35,13 +33,12 @@ from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.model.teacher import Teacher
 from lume_unlearn.training import merge
-from lume_unlearn.training.arguments import rate_for, training_arguments
+from lume_unlearn.training.arguments import filled_in, training_arguments
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
 from lume_unlearn.training.distributed import (
     by_deepspeed,
     in_bfloat16,
     is_first_process,
-    processes,
     require_launch,
     sharded,
 )
@@ -57,12 +54,6 @@ from lume_unlearn.training.teaching import teach, write_substitutes
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 _log = logging.getLogger("lume_unlearn")
-
-MOST_TOKENS = {"cuda": 8192, "cpu": 2048}
-"""Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""
-LEAST_TOKENS = 512
-BYTES_PER_TOKEN = 4 * 2**20
-"""Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
 
 
 def run(config: RunConfig) -> Path:
@@ -263,34 +254,6 @@ def _checkpoint(output: Path) -> Path | None:
         return found[0]
     _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
     return None
-
-
-def filled_in(config: RunConfig, checkpoint: Path | None = None) -> RunConfig:
-    """Fill in ``max_tokens`` and ``learning_rate``: as in the run to resume, else the defaults of machine and model.
-
-    Raises:
-        ConfigError: the model's configuration cannot be loaded.
-    """
-    recorded = read_record(checkpoint).get("config", {}) if checkpoint else {}
-    tokens = config.max_tokens or recorded.get("max_tokens") or default_max_tokens()
-    rate = config.learning_rate or recorded.get("learning_rate")
-    if rate is None:
-        rate = rate_for(load.parameter_count(config.model, config.trust_remote_code), config.tuning)
-    return replace(config, max_tokens=tokens, learning_rate=rate)
-
-
-def default_max_tokens() -> int:
-    """Return the default of `--max_tokens` on this machine: halved until the tokens fit into its free memory.
-
-    Several processes must agree on the number, so with them it depends on the device alone.
-    """
-    gpu = torch.cuda.is_available()
-    tokens = MOST_TOKENS["cuda" if gpu else "cpu"]
-    if processes() == 1:
-        free = torch.cuda.mem_get_info()[0] if gpu else psutil.virtual_memory().available
-        while tokens > LEAST_TOKENS and tokens * BYTES_PER_TOKEN > free:
-            tokens //= 2
-    return tokens
 
 
 def load_configured(config: RunConfig) -> Any:

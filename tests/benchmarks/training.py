@@ -20,7 +20,8 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.schedule import Limits, cut
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes
-from lume_unlearn.training.run import default_max_tokens, load_configured, make_trainer
+from lume_unlearn.training.arguments import default_max_tokens
+from lume_unlearn.training.run import load_configured, make_trainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO

@@ -252,7 +252,8 @@ def test_every_parameter_changes_the_result(method: str, name: str, tmp_path: Pa
     """Or it would be passed over somewhere. A value of the formula's row has to be one that matters on these rows."""
     params, param = FORMULAS[method].params, METHODS[method].params[name]
     value = params.get(name, param.default)
-    other = next(v for v in (value / 2, value + 1, value - 1, 0.0) if v != value and param.fault(v) is None)
+    others = param.choices or (value / 2, value + 1, value - 1, 0.0)
+    other = next(v for v in others if v != value and param.fault(v) is None)
     results = []
     for number, chosen in enumerate((value, other)):
         trainer = build(tmp_path / str(number), method, params={**params, name: chosen})

@@ -9,6 +9,7 @@ from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
 from lume_unlearn.methods import table
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.spec import Param
 from lume_unlearn.methods.table import parameters
 from tests.conftest import Command
 
@@ -45,10 +46,16 @@ def test_the_printed_config_is_a_recipe_of_the_same_run(recipe: Path, command: C
     assert parse("--config", str(recipe)) == parse(*options)
 
 
+def other_value(param: Param) -> float | str:
+    if isinstance(param.default, str):
+        return param.choices[-1]
+    return float(param.default + 1 if param.default >= 1 or param.whole else 0.5)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_each_parameter_of_a_method_is_an_option(method: str) -> None:
     params = METHODS[method].params
-    values = {name: float(param.default + 1 if param.default >= 1 else 0.5) for name, param in params.items()}
+    values = {name: other_value(param) for name, param in params.items()}
     needed = ["--alternatives=f.jsonl"] if METHODS[method].alternative == "file" else []
     assert parse("--method", method, *needed, *(f"--{name}={value}" for name, value in values.items())).params == values
 
@@ -107,5 +114,5 @@ def test_the_command_prints_each_method_with_its_recipes(command: Command) -> No
 def test_a_parameter_is_one_option_for_all_methods_that_have_it() -> None:
     texts = {(name, param.help) for method in METHODS.values() for name, param in method.params.items()}
     assert sorted(parameters()) == sorted(name for name, _ in texts), "one name, several texts"
-    assert parameters()["beta"].startswith("Strength of the method: see its formula (default: npo 0.1, token-npo 0.5,")
+    assert parameters()["beta"][0].startswith("Strength of the method: see its formula (default: npo 0.1, token-npo 0.5,")
     assert not parameters().keys() & {field.name for field in fields(RunConfig)}, "named as an option of run"

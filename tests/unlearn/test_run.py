@@ -23,9 +23,10 @@ from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.reference import token_nlls
-from lume_unlearn.training import run as run_module
+from lume_unlearn.training import arguments
 from lume_unlearn.training.optimizer import optimizer_class
-from lume_unlearn.training.run import default_max_tokens, run, unlearn
+from lume_unlearn.training.arguments import default_max_tokens
+from lume_unlearn.training.run import run, unlearn
 from tests.conftest import RunMaker, assert_same_weights, logged_steps, read_run, saved_weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
@@ -136,12 +137,12 @@ def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
 
 
 def test_a_resumed_run_keeps_max_tokens(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_module, "default_max_tokens", lambda: 640)
+    monkeypatch.setattr(arguments, "default_max_tokens", lambda: 640)
     config = make_run("npo", save_steps=5, max_tokens=None)
     output = run(config)
     assert read_run(output)["config"]["max_tokens"] == 640
     (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
-    monkeypatch.setattr(run_module, "default_max_tokens", lambda: 1280)
+    monkeypatch.setattr(arguments, "default_max_tokens", lambda: 1280)
     assert read_run(run(replace(config, resume=True)))["config"]["max_tokens"] == 640
     assert read_run(run(make_run("npo", "other", max_tokens=None)))["config"]["max_tokens"] == 1280
 

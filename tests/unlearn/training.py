@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from lume_unlearn.config import RunConfig
-from lume_unlearn.data.contexts import aligned
+from lume_unlearn.data.contexts import aligned, window
 from lume_unlearn.data.dataset import Sides
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
@@ -99,7 +99,11 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     )
     passes, teacher = Passes(model), None
     if spec.teacher:
-        contexts = {row: [aligned(row, other) for other in with_substitutes(row)] for row in sides.forget}
+        count, size = int(config.params["contexts"]), int(config.params["window"])
+        contexts = {
+            row: [window(row, size, [])] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
+            for row in sides.forget
+        }
         teacher = teach(config, model, passes, sides, contexts)
     return make_trainer(config, model, passes, None, sides, teacher=teacher)
 
