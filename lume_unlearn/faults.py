@@ -62,9 +62,7 @@ def method_faults(config: "RunConfig") -> list[str]:
         why = "normalises its gradients" if method.normalised else "trains on the forget rows"
         faults.append(f"{', '.join(wrapped)}: not supported for {name}, which {why}")
     if wrapped and config.weights != "float32":
-        faults.append(
-            f"--weights {config.weights}: not supported with {', '.join(wrapped)}, which need float32"
-        )
+        faults.append(f"--weights {config.weights}: not supported with {', '.join(wrapped)}, which need float32")
     if config.robust == "path" and method.hidden_states:
         faults.append(f"--robust path: not supported for {name}, whose forward pass ends at a layer; use sam")
     if config.stop_when != "none" and (method.negated or method.phases):

@@ -60,6 +60,7 @@ def contents(
         "failures": failures,
         "table": {name: row(found, retrained) for name, found in models.items()},
         "audits": {name: found[0]["audits"] for name, found in models.items() if "audits" in found[0]},
+        "requests": {name: found[0]["requests"] for name, found in models.items() if "requests" in found[0]},
         "depth": {name: found[0]["depth"] for name, found in models.items() if "depth" in found[0]},
         "judged": {name: found[0]["judged"] for name, found in models.items()},
         "curves": {name: found[0]["curve"] for name, found in models.items() if "curve" in found[0]},

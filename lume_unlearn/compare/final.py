@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 from lume_tasks.data import locate
 from lume_unlearn.compare.judge import judged, locate_mmlu
 from lume_unlearn.compare.options import CompareConfig
+from lume_unlearn.compare.requests import in_turn
 from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import encode_rows
 from lume_unlearn.evaluation import harness
@@ -78,6 +79,8 @@ def final_run(config: CompareConfig, run: RunConfig, folders: Mapping[str, Path]
     if run.spec.negated:
         curve.judge(model, run.epochs)
     result = results_of(config, model, tokenizer, folders, with_audits=seed == 0)
+    if config.requests and seed == 0:
+        result["requests"] = in_turn(run, folders["final"], config.requests, config.evaluate_batch_size)
     return result | {"seconds": seconds, "curve": curve.points}
 
 

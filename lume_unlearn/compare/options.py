@@ -48,6 +48,8 @@ class CompareConfig:
             and proportionally smaller batches, hence as many steps (not with sugd, whose batches are single rows).
         loss_on: Labelled tokens: the answer (`output` and EOS), or the whole text, which the attack is about.
         audits: Test the results of seed 0 by quantisation, repair and relearning, too.
+        requests: Also unlearn the final forget rows in so many parts, one after the other, with the best settings, and
+            measure what comes back of the earlier parts; 0 for not.
         audit_rows: Rows that repair and relearning train on.
         audit_rate: Learning rate of repair and relearning.
         max_tokens: Most tokens in one micro-batch; see `lume-unlearn run --help`.
@@ -74,6 +76,7 @@ class CompareConfig:
     batch_size: PositiveInt | None = None
     loss_on: Literal["answer", "text"] = "answer"
     audits: bool = True
+    requests: NonNegativeInt = 0
     audit_rows: PositiveInt = 32
     audit_rate: PositiveFloat = 1e-4
     max_tokens: PositiveInt | None = None

@@ -111,7 +111,7 @@ def _require_models(config: CompareConfig) -> None:
 def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, Any]:
     """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
     names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
-    options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate")}
+    options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate", "requests")}
     weights = [fingerprint(name) for name in (config.model, config.retrained) if name]
     recipes = {name: tuning.recipe_options(name) for name in method_names(config.methods) if is_recipe(name)}
     return options | {"rows": digest(files), "weights": weights} | ({"recipes": recipes} if recipes else {})

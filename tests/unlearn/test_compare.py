@@ -21,6 +21,7 @@ from lume_unlearn.compare.documents import divided, divided_attack, division, wr
 from lume_unlearn.compare.judge import GROUPS, shortfall
 from lume_unlearn.compare.options import CompareConfig
 from lume_unlearn.compare.queue import Queue, open_storage, trials_of
+from lume_unlearn.compare.requests import parts_of
 from lume_unlearn.data.inputs import load_inputs
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
@@ -213,15 +214,26 @@ def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files: Path,
     assert len(inputs.forget) / run.batch_size == pytest.approx(len(rows) / 8, rel=0.2)
 
 
+def test_requests_share_no_document() -> None:
+    rows = make_rows("forget", 12)
+    first, second = parts_of(rows, 2)
+    assert sorted(row.id for row in (*first, *second)) == sorted(row.id for row in rows)
+    assert not {row.stem for row in first} & {row.stem for row in second}
+
+
 def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "gentle.yaml"
     recipe.write_text("method: npo\nbeta: 0.3\nretain_weight: 2.0\nprotect: project\ntuning: full\n")
     output = tmp_path / "out"
-    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--audits", "false")
+    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--audits", "false", "--requests", "2")
     assert main(command(files, output, *options)) == 0
     content = json.loads((output / "compare.json").read_text())
     assert set(content["table"]) == {"target", f"{recipe} lora"}
     written = yaml.safe_load((output / "recipes" / "gentle_lora.yaml").read_text())
+    first, second = content["requests"][f"{recipe} lora"]
+    assert len(first) == 1
+    assert len(second) == 2  # of the rows of both requests
+    assert "after request 2" in (output / "compare.html").read_text()
     assert {"method": "npo", "protect": "project", "beta": 0.3, "retain_weight": 2.0}.items() <= written.items()
     recipe.write_text("method: npo\nnonsense: 1\n")
     with pytest.raises(ConfigError, match="`run` has no option nonsense"):

@@ -114,5 +114,7 @@ def test_the_command_prints_each_method_with_its_recipes(command: Command) -> No
 def test_a_parameter_is_one_option_for_all_methods_that_have_it() -> None:
     texts = {(name, param.help) for method in METHODS.values() for name, param in method.params.items()}
     assert sorted(parameters()) == sorted(name for name, _ in texts), "one name, several texts"
-    assert parameters()["beta"][0].startswith("Strength of the method: see its formula (default: npo 0.1, token-npo 0.5,")
+    assert parameters()["beta"][0].startswith(
+        "Strength of the method: see its formula (default: npo 0.1, token-npo 0.5,"
+    )
     assert not parameters().keys() & {field.name for field in fields(RunConfig)}, "named as an option of run"

@@ -24,8 +24,8 @@ from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
-from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.arguments import default_max_tokens
+from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import run, unlearn
 from tests.conftest import RunMaker, assert_same_weights, logged_steps, read_run, saved_weights
 
