@@ -1,10 +1,8 @@
 """The command `lume-unlearn`; torch and transformers are imported only when a command needs them."""
 
 import argparse
-import json
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from difflib import get_close_matches
@@ -132,6 +130,7 @@ def _run(options: dict[str, Any]) -> None:
     from accelerate import PartialState
 
     from lume_unlearn.evaluation.callback import best_line
+    from lume_unlearn.evaluation.harness import scoring_command
     from lume_unlearn.training.run import run
 
     config = run_config(options)
@@ -141,32 +140,6 @@ def _run(options: dict[str, Any]) -> None:
         best = best_line(output)
         if best:
             print(best)
-
-
-def scoring_command(config: RunConfig) -> str:
-    """Return the command that scores the result of a run on its rows, with the tasks that the data has rows for."""
-    from lume_unlearn.data.inputs import named_directory
-    from lume_unlearn.evaluation.harness import ROW_TASKS, tasks_for
-
-    model = f"pretrained={config.model},peft=" if config.tuning == "lora" else "pretrained="
-    model += f"{config.output},trust_remote_code=True" if config.trust_remote_code else config.output
-    tasks, metadata = "lume", dict[str, Any]()
-    if config.forget:  # the tasks read a directory
-        metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
-    else:
-        found = tasks_for(named_directory(config.data), config.split)
-        # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
-        lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
-        tasks = "lume" if lume else ",".join(found)
-    if config.data:
-        metadata["lume_data_dir"] = config.data
-    if config.split != "all":
-        metadata["lume_split"] = config.split
-    if not config.chat:
-        metadata["lume_chat"] = False
-    words = ["lm_eval", "--model", "lume-hf", "--model_args", model, "--tasks", tasks, "--batch_size", "64"]
-    words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
-    return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 
 def _finetune(options: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """Score models from Python, with the same tasks as `lm_eval`."""
 
+import json
 import logging
 import math
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +12,8 @@ from typing import Any
 from lume_tasks.data import locate
 from lume_tasks.data.rows import task_name
 from lume_tasks.paths import task_dir
+from lume_unlearn.config import RunConfig
+from lume_unlearn.data.inputs import named_directory
 
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
@@ -38,6 +42,29 @@ def tasks_for(directory: Path, split: str = "all") -> list[str]:
     if locate.mmlu_source(None, directory) != locate.MMLU_HUB_ID:
         tasks.append("lume_mmlu")
     return [*tasks, "lume_score"]
+
+
+def scoring_command(config: RunConfig) -> str:
+    """Return the command that scores the result of a run on its rows, with the tasks that the data has rows for."""
+    model = f"pretrained={config.model},peft=" if config.tuning == "lora" else "pretrained="
+    model += f"{config.output},trust_remote_code=True" if config.trust_remote_code else config.output
+    tasks, metadata = "lume", dict[str, Any]()
+    if config.forget:  # the tasks read a directory
+        metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
+    else:
+        found = tasks_for(named_directory(config.data), config.split)
+        # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
+        lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
+        tasks = "lume" if lume else ",".join(found)
+    if config.data:
+        metadata["lume_data_dir"] = config.data
+    if config.split != "all":
+        metadata["lume_split"] = config.split
+    if not config.chat:
+        metadata["lume_chat"] = False
+    words = ["lm_eval", "--model", "lume-hf", "--model_args", model, "--tasks", tasks, "--batch_size", "64"]
+    words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
+    return shlex.join([*words, "--output_path", "results", "--log_samples"])
 
 
 def data_metadata(data: Path, split: str = "all") -> dict[str, Any]:

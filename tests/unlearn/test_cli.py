@@ -11,6 +11,7 @@ from lm_eval.__main__ import cli_evaluate
 
 from lume_unlearn import cli
 from lume_unlearn.config import RunConfig
+from lume_unlearn.evaluation.harness import scoring_command
 from lume_unlearn.methods.registry import METHODS
 from tests.conftest import Command, make_rows, write_rows
 
@@ -38,12 +39,12 @@ def test_the_printed_command_asks_for_what_the_run_was_not_told(
     data_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = RunConfig("m", "o", "ga", forget="f.jsonl", tuning="full", trust_remote_code=True)
-    words = shlex.split(cli.scoring_command(config))
+    words = shlex.split(scoring_command(config))
     assert words[4:7] == ["pretrained=o,trust_remote_code=True", "--tasks", "lume"]
     assert "FOLDER OF forget.jsonl" in words[words.index("--metadata") + 1]
 
     monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-    assert "--tasks lume --batch_size 64 --output_path" in cli.scoring_command(RunConfig("m", "o", "ga"))
+    assert "--tasks lume --batch_size 64 --output_path" in scoring_command(RunConfig("m", "o", "ga"))
 
 
 RUN = "run --model MODEL --data DATA --output OUT --method"
