@@ -118,9 +118,7 @@ METHODS = (
             "contexts": Param(4, CONTEXTS, whole=True, zero=True),
             "window": Param(0, WINDOW, whole=True, zero=True),
             "divergence": Param("kl", "divergence from the teacher", choices=DIVERGENCES),
-            "level_weight": Param(
-                0.0, "weight of the loss of level beside the divergence", zero=True, search=(0.1, 10)
-            ),
+            "level_weight": Param(0.0, "weight of the loss of level beside the divergence", zero=True),
         },
     ),
     Method(
