@@ -33,6 +33,8 @@ def contradictions(config: "RunConfig") -> list[str]:
         faults.append(f"--protect {config.protect}: needs a retain term; drop --protect, or choose a --retain_term")
     if config.stop_when == "level" and config.unseen is None:
         faults.append("--stop_when level: needs --unseen FILE, texts whose NLL is the level to reach")
+    if config.stop_when != "none" and not config.watch_steps:
+        faults.append("--watch_steps 0: --stop_when measures every watch_steps; give a number above 0")
     if config.evaluate_every == "epoch":
         if config.forget is not None:
             faults.append("--evaluate_every epoch: the tasks read a data directory; name it with --data, not --forget")

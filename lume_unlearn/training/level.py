@@ -6,12 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.inputs import Inputs, member_documents, watched
 from lume_unlearn.methods.masc import masc_margin, masc_tau
+from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes, evaluating, row_values
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -81,8 +82,9 @@ class Level(TrainerCallback):
 class StopWhen(TrainerCallback):
     """`--stop_when`: ends a run in the first measurement in which enough is forgotten, and keeps its weights.
 
-    "masc" is the rule of MASC (arXiv 2606.02920): at most ``stop_share`` of the forget tokens have a margin above tau
-    (its rho, beta and K by default). "level" compares the NLL of forget rows with that of unseen texts.
+    "masc" is the rule of MASC (arXiv 2606.02920): at most ``stop_share`` of the forget tokens have a margin above tau,
+    with the run's parameters if its method is `masc`, else with the defaults of `masc`. "level" compares the NLL of
+    forget rows with that of unseen texts.
     """
 
     def __init__(self, trainer: UnlearningTrainer, forget: Sequence[Tokens], unseen: Sequence[Tokens]) -> None:
@@ -111,15 +113,14 @@ class StopWhen(TrainerCallback):
             unseen = mean_level(model, passes, self.unseen, config.max_tokens, device)
             text = f"the NLL of forget rows, {forget:.3f} nats a token, has reached that of unseen texts, {unseen:.3f}"
             return f"--stop_when level: step {step}: {text}" if forget >= unseen else None
+        defaults = {name: param.default for name, param in METHODS["masc"].params.items()}
+        params: Any = config.params if config.method == "masc" else defaults
+
+        def margin(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
+            return masc_margin(logits, targets, params["beta"], int(params["top_k"]))
+
         with evaluating(model):
-            margins = row_values(model, passes, self.forget, config.max_tokens, device, _margin)
-        share = float((torch.cat(margins) > masc_tau(RHO)).float().mean())
+            margins = row_values(model, passes, self.forget, config.max_tokens, device, margin)
+        share = float((torch.cat(margins) > masc_tau(params["rho"])).float().mean())
         text = f"{share:.3f} of the forget tokens violate the margin, at most {config.stop_share:g} may"
         return f"--stop_when masc: step {step}: {text}" if share <= config.stop_share else None
-
-
-RHO, BETA, TOP_K = 0.7, 1.0, 10
-
-
-def _margin(logits: torch.Tensor, targets: torch.Tensor, reference: torch.Tensor | None) -> torch.Tensor:
-    return masc_margin(logits, targets, BETA, TOP_K)
