@@ -57,10 +57,11 @@ def variants(
 ) -> list[list[Variant]]:
     """Return ``count`` variants of each forget row; within a variant, a word has the same substitute everywhere.
 
-    Without ``given``, what is substituted are numbers, e-mail addresses, and names: capitalised words that no row has
-    in lower case and at most a tenth of the task's rows have, and the capitalised words right after them. The
-    substitutes come from other documents of the same task, forget and retain rows: for a sequence of words one of as
-    many words, for a number one of the same digits and signs, or random digits if there is none.
+    Without ``given``, what is substituted are numbers, e-mail addresses, and names: capitalised words that are no
+    English stop words, that no row has in lower case and at most a tenth of the task's rows have, and the capitalised
+    words right after them. The substitutes come from other documents of the same task, forget and retain rows: for a
+    sequence of words one of as many words, for a number one of the same digits and signs, or random digits if there is
+    none.
 
     Args:
         forget: rows to vary.
@@ -117,7 +118,9 @@ class _Names:
     """What the rows of each task name: the source of substitutes."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        self.lower: set[str] = set()
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # takes a second to import
+
+        self.lower = set(ENGLISH_STOP_WORDS)  # few rows need not have "What" in lower case anywhere
         self.rows_with: dict[str, Counter[str]] = defaultdict(Counter)
         self.rows = Counter(row.task for row in rows)
         for row in rows:

@@ -1,5 +1,6 @@
 """The counterfactual teacher: substitutes, aligned contexts, windows, and its predictions by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,13 @@ def test_names_numbers_and_addresses_are_substituted_consistently() -> None:
         assert answer.endswith(", mary\\_poe@me.com knows.")
         assert set(variant.words) == {"Jane", "Roe", "555-01", "jane\\_roe@me.com"}
     assert variants([JANE], OTHERS, 2, 0, None) == variants([JANE], OTHERS, 2, 0, None)
+
+
+def test_first_words_of_sentences_are_no_names() -> None:
+    row = Row("a1qa0", "Where does Mira Lund live?", "In Oslo.", "own")
+    other = Row("b2qa0", "Who is Ola Ness?", "A painter from Bergen.", "own")
+    (variant,) = variants([row], [other], 1, 0, None)[0]
+    assert variant.row == replace(row, input="Where does Ola Ness live?", output="In Bergen.")
 
 
 def test_numbers_without_a_like_get_random_digits() -> None:
