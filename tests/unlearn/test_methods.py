@@ -14,7 +14,8 @@ from torch import Tensor
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import output_layer
 from lume_unlearn.model.packing import IMPLEMENTATION
-from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean, places
+from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean
+from tests.unlearn.rows import places
 from tests.unlearn.training import (
     ALTERNATIVE,
     FORGET,

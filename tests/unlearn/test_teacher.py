@@ -17,7 +17,7 @@ from lume_unlearn.methods.counterfactual import level_loss, swapped
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.teacher import lesson
 from tests.conftest import make_model
-from tests.unlearn.formulas import logits
+from tests.unlearn.rows import logits
 from tests.unlearn.training import FORGET
 
 JANE = Row("a1qa0", "What is Jane Roe's phone number?", "Jane Roe has 555-01, jane\\_roe@me.com knows.", "Task2")

@@ -14,7 +14,8 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import split
 from lume_unlearn.training.split import projected, steepest
-from tests.unlearn.formulas import FORMULAS, Step, nll
+from tests.unlearn.formulas import FORMULAS, Step
+from tests.unlearn.rows import nll
 from tests.unlearn.training import ALTERNATIVE, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, entries, weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")

@@ -25,7 +25,8 @@ from lume_unlearn.training.run import load_configured, make_trainer
 from lume_unlearn.training.teaching import teach
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, nll, with_substitutes
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
+from tests.unlearn.rows import nll, with_substitutes
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3

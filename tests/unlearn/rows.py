@@ -1,0 +1,50 @@
+"""What a model says of one row, in plain PyTorch without padding."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import log_softmax
+
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.common import IGNORED
+
+
+def places(row: Tokens) -> Tensor:
+    """Where the labelled tokens stand; the first token has nothing before it."""
+    return torch.tensor([t for t, label in enumerate(row.labels) if t and label != IGNORED])
+
+
+def logits(model: Any, row: Tokens) -> Tensor:
+    """(labelled tokens, V) logits that predict them."""
+    found: Tensor = model(input_ids=torch.tensor([row.input_ids])).logits[0, places(row) - 1]
+    return found
+
+
+def nll(model: Any, row: Tokens) -> Tensor:
+    """(labelled tokens,)."""
+    targets = torch.tensor(row.input_ids)[places(row)]
+    return -log_softmax(logits(model, row), -1)[range(len(targets)), targets]
+
+
+def states(model: Any, row: Tokens, layer: int) -> Tensor:
+    """(labelled tokens, d) hidden states of the tokens themselves behind one decoder layer."""
+    kept: list[Any] = []
+    block = next(module for name, module in model.named_modules() if name.endswith(f".layers.{layer}"))
+    handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))
+    model(input_ids=torch.tensor([row.input_ids]))
+    handle.remove()
+    output = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
+    found: Tensor = output[0, places(row)]
+    return found
+
+
+def with_substitutes(row: Tokens) -> list[Tokens]:
+    """The row with two other tokens in its middle, twice; they have its labels."""
+    middle = len(row.input_ids) // 2
+    found = []
+    for ids in ((390, 391), (392, 393)):
+        changed = (*row.input_ids[: middle - 1], *ids, *row.input_ids[middle + 1 :])
+        labels = [new if label != IGNORED else label for new, label in zip(changed, row.labels, strict=True)]
+        found.append(Tokens(changed, tuple(labels)))
+    return found
