@@ -11,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss, softmax
-from torch.special import entr
 
 from lume_unlearn.data.encode import Tokens
-from tests.unlearn.rows import logits, nll, places, states, with_substitutes
+from tests.unlearn.rows import js, logits, nll, places, states, with_substitutes
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,6 @@ def retain_kl(step: Step) -> Tensor:
             then = log_softmax(logits(step.before, row), -1)
         parts.append((then.exp() * (then - now)).sum(-1))
     return mean(parts)
-
-
-def js(p: Tensor, q: Tensor) -> Tensor:
-    """(labelled tokens,) Jensen-Shannon divergences: by how much mixing raises the entropy."""
-    return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2
 
 
 def retain_js(step: Step) -> Tensor:

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
+from torch.special import entr
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
@@ -48,3 +49,8 @@ def with_substitutes(row: Tokens) -> list[Tokens]:
         labels = [new if label != IGNORED else label for new, label in zip(changed, row.labels, strict=True)]
         found.append(Tokens(changed, tuple(labels)))
     return found
+
+
+def js(p: Tensor, q: Tensor) -> Tensor:
+    """(labelled tokens,) Jensen-Shannon divergences: by how much mixing raises the entropy."""
+    return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2
