@@ -24,7 +24,6 @@ from lume_unlearn.compare.page import page
 from lume_unlearn.compare.queue import Queue, Slot, open_storage, trials_of
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.config import RunConfig
-from lume_unlearn.config import names as method_names
 from lume_unlearn.data.inputs import load_inputs, named_directory
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import fingerprint, write_text, writing
@@ -80,7 +79,7 @@ def _compare(config: CompareConfig, output: Path, say: Say) -> dict[str, Any]:
     with lock:
         storage = open_storage(config.storage, output)
     queues = {
-        key: Queue(storage, lock, " ".join(key), comparison, tuning.slots(run, config.trials))
+        key: Queue(storage, lock, " ".join(key), comparison | _recipe(key[0]), tuning.slots(run, config.trials))
         for key, run in runs.items()
     }
     with lock:
@@ -108,13 +107,17 @@ def _require_models(config: CompareConfig) -> None:
         )
 
 
+def _recipe(method: str) -> dict[str, Any]:
+    """Return what the trials of a recipe depend on beside the comparison; a changed recipe is refused."""
+    return {"recipe": tuning.recipe_options(method)} if is_recipe(method) else {}
+
+
 def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, Any]:
     """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
     names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
     options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate", "requests")}
     weights = [fingerprint(name) for name in (config.model, config.retrained) if name]
-    recipes = {name: tuning.recipe_options(name) for name in method_names(config.methods) if is_recipe(name)}
-    return options | {"rows": digest(files), "weights": weights} | ({"recipes": recipes} if recipes else {})
+    return options | {"rows": digest(files), "weights": weights}
 
 
 def _tune(

@@ -221,7 +221,7 @@ def test_requests_share_no_document() -> None:
     assert not {row.stem for row in first} & {row.stem for row in second}
 
 
-def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path) -> None:
+def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "gentle.yaml"
     recipe.write_text("method: npo\nbeta: 0.3\nretain_weight: 2.0\nprotect: project\ntuning: full\n")
     output = tmp_path / "out"
@@ -235,6 +235,12 @@ def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path) -> None:
     assert len(second) == 2  # of the rows of both requests
     assert "after request 2" in (output / "compare.html").read_text()
     assert {"method": "npo", "protect": "project", "beta": 0.3, "retain_weight": 2.0}.items() <= written.items()
+    assert main(command(files, output, *options[:1], f"gd,{recipe}", *options[2:])) == 0  # one more joins
+    content = json.loads((output / "compare.json").read_text())
+    assert set(content["table"]) == {"target", "gd lora", f"{recipe} lora"}
+    recipe.write_text("method: npo\nbeta: 0.4\n")
+    assert main(command(files, output, *options)) == 1
+    assert "it holds another comparison (recipe" in capsys.readouterr().err
     recipe.write_text("method: npo\nnonsense: 1\n")
     with pytest.raises(ConfigError, match="`run` has no option nonsense"):
         tuning.recipe_options(str(recipe))
