@@ -71,6 +71,8 @@ def method_faults(config: "RunConfig") -> list[str]:
         faults.append(f"--stop_when: not supported for {name}, which needs all its steps")
     if config.substitutes is not None and not method.teacher:
         faults.append(f"--substitutes: {name} has no counterfactual teacher; drop --substitutes")
+    if config.unseen is not None and not method.teacher and config.stop_when != "level":
+        faults.append(f"--unseen: neither {name} nor --stop_when level follows these texts; drop --unseen")
     if method.teacher:
         faults += _teacher_faults(config)
     if method.phases and config.epochs % 1:

@@ -96,8 +96,10 @@ def audit_table(results: Scores) -> str:
     columns = [*harness.MEANS, *(name for name in harness.ATTACKS if name in results["plain"].means)]
     lines = ["| audit | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
     left_out = [name for name in results if "leak@" in name][1:-1]
-    for name in (name for name in results if name not in left_out):
-        means = results[name].means
+    for name, scored in results.items():
+        if name in left_out:
+            continue
+        means = scored.means
         cells = (f"{means[column]:.3f}" if column in means else "-" for column in columns)
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -22,7 +22,7 @@ PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "d
 FREE = {"output", "resume", "save_steps", "save_total_limit", "logging_steps", "report_to", "micro_batch_size"}
 FREE |= {"evaluate_every", "evaluate_tasks", "evaluate_limit", "evaluate_batch_size", "best_metric"}
 FREE |= {"watch_steps", "collapse_bound", "gradient_checkpointing", "max_tokens"}
-FREE |= {"alternatives", "data", "split", "forget", "retain", "forgotten"}
+FREE |= {"alternatives", "data", "split", "forget", "retain", "forgotten", "substitutes", "unseen"}
 
 
 class Record(TrainerCallback):

@@ -18,13 +18,12 @@ from lume_unlearn.methods.spec import Side
 from lume_unlearn.model.forward import Span
 from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.training.failures import total_norm
+from lume_unlearn.training.relearning import BATCH_SIZE
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 Gradients: TypeAlias = list[Tensor | None]
 """One for each trained weight; None where the loss does not depend on it."""
 
-RELEARNED_ROWS = 8
-"""Forget rows of one step of a simulated relearning, as in the audits."""
 FURTHEST = 1.3
 """Forget gradients are taken up to so many times as far as the simulated relearning went."""
 RETAIN_SHARE = 0.8
@@ -147,14 +146,14 @@ class WrappedTrainer(SplitTrainer):
         return [None] * len(weights), True
 
     def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
-        """Return the change of the weights in a few steps of relearning on random forget rows; change nothing."""
+        """Return the change of the weights in a few steps as those of `fine_tune` (`relearning`); change nothing."""
         config = self.config
         start = [weight.detach().clone() for weight in weights]
         generator = torch.Generator().manual_seed(config.seed * 1_000_003 + self.state.global_step)
         optimizer = torch.optim.AdamW(weights, lr=config.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
         limits = Limits(None, config.max_tokens, padded=not self.passes.packs)
         for _ in range(config.path_steps):
-            chosen = torch.randperm(len(self.sides.forget), generator=generator)[:RELEARNED_ROWS].tolist()
+            chosen = torch.randperm(len(self.sides.forget), generator=generator)[:BATCH_SIZE].tolist()
             rows = [self.sides.forget[index] for index in chosen]
             batch = pack_rows({"forget": cut(rows, lambda row: [len(row.input_ids)], limits)[0]}).to(self.args.device)
             with self.compute_loss_context_manager():

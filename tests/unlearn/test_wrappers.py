@@ -157,6 +157,7 @@ def test_wrapped_methods_still_forget(options: dict[str, Any], tmp_path: Path) -
         ({"method": "gd", "stop_when": "level"}, "--stop_when level: needs --unseen FILE"),
         ({"method": "agad", "stop_when": "masc"}, "--stop_when: not supported for agad"),
         ({"method": "gd", "substitutes": "x.jsonl"}, "--substitutes: gd has no counterfactual teacher"),
+        ({"method": "gd", "unseen": "x.jsonl"}, "--unseen: neither gd nor --stop_when level follows these texts"),
         ({"method": "counterfactual", "params": {"contexts": 0}}, "--contexts 0: the teacher predicts from nothing"),
         ({"method": "level", "params": {"contexts": 0}}, "--contexts 0: give --unseen FILE"),
         (
