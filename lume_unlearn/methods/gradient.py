@@ -1,7 +1,7 @@
 """Gradient ascent, gradient difference, KL minimisation: the same loss on forget rows, three retain terms."""
 
+from lume_unlearn.methods.base import Batch, Method
 from lume_unlearn.methods.common import Count, Tensor, token_mean
-from lume_unlearn.methods.spec import Batch, Method
 
 
 def gradient_ascent(nll: Tensor, count: Count = None) -> Tensor:
@@ -13,17 +13,34 @@ def gradient_ascent(nll: Tensor, count: Count = None) -> Tensor:
     return -token_mean(nll, count)
 
 
-def forget_ascent(batch: Batch) -> Tensor:
-    """`gradient_ascent` on the forget rows."""
-    return gradient_ascent(batch.forget.values, batch.counts.tokens("forget"))
+class Ascent(Method):
+    """What the methods with `gradient_ascent` on forget rows share."""
+
+    formula = "-NLL, token mean"
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`gradient_ascent` of the forget rows."""
+        return gradient_ascent(batch.forget.values, batch.counts.tokens("forget"))
 
 
-METHODS = (
-    Method(
-        "ga", "gradient ascent", "Jang et al. 2022, arXiv 2210.01504", "-NLL, token mean", forget_ascent, retain="none"
-    ),
-    Method("gd", "gradient difference", "Liu et al. 2022, arXiv 2203.12817", "-NLL, token mean", forget_ascent),
-    Method(
-        "kl", "KL minimisation", "Maini et al. 2024, arXiv 2401.06121", "-NLL, token mean", forget_ascent, retain="kl"
-    ),
-)
+class GA(Ascent):
+    """Gradient ascent."""
+
+    title = "gradient ascent"
+    source = "Jang et al. 2022, arXiv 2210.01504"
+    retain_term = "none"
+
+
+class GD(Ascent):
+    """Gradient difference: gradient ascent, and the NLL on retain rows."""
+
+    title = "gradient difference"
+    source = "Liu et al. 2022, arXiv 2203.12817"
+
+
+class KL(Ascent):
+    """KL minimisation: gradient ascent, and the KL divergence from the reference model on retain rows."""
+
+    title = "KL minimisation"
+    source = "Maini et al. 2024, arXiv 2401.06121"
+    retain_term = "kl"

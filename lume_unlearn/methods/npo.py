@@ -1,7 +1,9 @@
 """Negative preference optimisation, on whole answers, on single tokens, and without a reference model."""
 
+from dataclasses import dataclass
+
+from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, param
 from lume_unlearn.methods.common import Count, Tensor, preference, row_means, row_sums
-from lume_unlearn.methods.spec import Batch, Method, Param
 
 
 def npo(nll: Tensor, rows: Tensor, reference: Tensor, n_rows: int, beta: float, count: Count = None) -> Tensor:
@@ -41,55 +43,59 @@ def simnpo(nll: Tensor, rows: Tensor, n_rows: int, beta: float, margin: float, c
     return preference(row_means(nll, rows, n_rows) - margin, beta, count)
 
 
-def _npo(batch: Batch) -> Tensor:
-    rows = batch.forget
-    beta, count = batch.params["beta"], batch.counts.rows("forget")
-    return npo(rows.values, rows.rows, rows.reference, rows.count, beta, count)
+BETA = "NPO temperature; smaller is closer to gradient ascent"
 
 
-def _token_npo(batch: Batch) -> Tensor:
-    rows = batch.forget
-    return token_npo(rows.values, rows.reference, batch.params["beta"], batch.counts.tokens("forget"))
+@dataclass
+class NPO(Method):
+    """Negative preference optimisation: see `npo`."""
+
+    title = "negative preference optimisation"
+    source = "Zhang et al. 2024, arXiv 2404.05868"
+    formula = "-2/beta log sigmoid(beta (NLL - reference NLL)), sums over the answer"
+    needs = Needs(reference_nll=("forget",))
+
+    beta: float = param(0.1, BETA, search=(0.01, 1.0))
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`npo` of the forget rows."""
+        rows = batch.forget
+        return npo(rows.values, rows.rows, rows.reference, rows.count, self.beta, batch.counts.rows("forget"))
 
 
-def _simnpo(batch: Batch) -> Tensor:
-    rows, params, count = batch.forget, batch.params, batch.counts.rows("forget")
-    return simnpo(rows.values, rows.rows, rows.count, params["beta"], params["margin"], count)
+@dataclass
+class TokenNPO(Method):
+    """NPO on single tokens: see `token_npo`."""
+
+    name = "token-npo"
+    title = "NPO on single tokens"
+    source = "Bronec and Helcl 2025, arXiv 2503.13690"
+    formula = "-2/beta log sigmoid(beta (NLL - reference NLL)) of each token, token mean"
+    needs = Needs(reference_nll=("forget",))
+    retain_term = "nll+kl"
+    defaults = Defaults(num_train_epochs=20, per_device_train_batch_size=4, kl_weight=0.5)
+
+    beta: float = param(0.5, BETA, search=(0.05, 5.0))
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`token_npo` of the forget rows."""
+        rows = batch.forget
+        return token_npo(rows.values, rows.reference, self.beta, batch.counts.tokens("forget"))
 
 
-BETA = "strength of the method: see its formula"
+@dataclass
+class SimNPO(Method):
+    """NPO without a reference model: see `simnpo`."""
 
-METHODS = (
-    Method(
-        "npo",
-        "negative preference optimisation",
-        "Zhang et al. 2024, arXiv 2404.05868",
-        "-2/beta log sigmoid(beta (NLL - reference NLL)), sums over the answer",
-        _npo,
-        reference_nll=("forget",),
-        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
-    ),
-    Method(
-        "token-npo",
-        "NPO on single tokens",
-        "Bronec and Helcl 2025, arXiv 2503.13690",
-        "-2/beta log sigmoid(beta (NLL - reference NLL)) of each token, token mean",
-        _token_npo,
-        retain="nll+kl",
-        reference_nll=("forget",),
-        params={"beta": Param(0.5, BETA, search=(0.05, 5.0))},
-        defaults={"epochs": 20, "batch_size": 4, "kl_weight": 0.5},
-    ),
-    Method(
-        "simnpo",
-        "simple NPO, without a reference",
-        "Fan et al. 2024, arXiv 2410.07163",
-        "-2/beta log sigmoid(beta (NLL - margin)), means over the answer",
-        _simnpo,
-        params={
-            "beta": Param(4.5, BETA, search=(0.5, 10.0)),
-            "margin": Param(0.0, "NLL up to which forgetting is pushed hardest", zero=True),
-        },
-        defaults={"forget_weight": 0.125},
-    ),
-)
+    title = "simple NPO, without a reference"
+    source = "Fan et al. 2024, arXiv 2410.07163"
+    formula = "-2/beta log sigmoid(beta (NLL - margin)), means over the answer"
+    defaults = Defaults(forget_weight=0.125)
+
+    beta: float = param(4.5, BETA, search=(0.5, 10.0))
+    margin: float = param(0.0, "NLL up to which forgetting is pushed hardest", zero=True)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`simnpo` of the forget rows."""
+        rows = batch.forget
+        return simnpo(rows.values, rows.rows, rows.count, self.beta, self.margin, batch.counts.rows("forget"))

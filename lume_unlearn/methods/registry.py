@@ -1,34 +1,39 @@
-"""The registry of unlearning methods: every family by name, in the order of the tables.
+"""The registry of unlearning methods: every class by name, in the order of the tables.
 
-To add a method, write its file here (loss and `METHODS`) and add the file's name to `FAMILIES`; see README.md.
+To add a method, write its class in a file here and put it into `METHODS`; see README.md.
 """
 
-from importlib import import_module
+from dataclasses import replace
+from typing import Any
 
-from lume_unlearn.methods.distill import DISTILL
-from lume_unlearn.methods.finetune import FINETUNE
-from lume_unlearn.methods.spec import Method
+from lume_unlearn.checks import raise_faults
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.gradient import GA, GD, KL
+from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
 
-FAMILIES = (
-    "gradient",
-    "npo",
-    "preference",
-    "jensun",
-    "rmu",
-    "undial",
-    "counterfactual",
-    "shred",
-    "weighted",
-    "ceu",
-    "pdu",
-    "masc",
-    "ngdiff",
-    "task_vector",
-    "sequential",
-    "selective",
-)
-METHODS: dict[str, Method] = {
-    method.name: method for family in FAMILIES for method in import_module(f"{__package__}.{family}").METHODS
-}
-COMMANDS: dict[str, Method] = {method.name: method for method in (FINETUNE, DISTILL)}
-"""The losses of the commands of the same name, which do not unlearn and are not in the tables."""
+METHODS: dict[str, type[Method]] = {method.name: method for method in (GA, GD, KL, NPO, TokenNPO, SimNPO)}
+
+
+def method_of(method: Method | type[Method] | str, **params: Any) -> Method:
+    """Return a method with its hyperparameters: of an instance, a class, or the name of one in `METHODS`.
+
+    Args:
+        method: what to start from.
+        params: hyperparameters by name; all others keep the value of the instance, or their default.
+
+    Raises:
+        ConfigError: there is no method of this name, it has no such hyperparameter, or a value cannot work.
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise ConfigError(f"--method {method!r}: choose one of {', '.join(METHODS)}")
+    chosen = METHODS[method] if isinstance(method, str) else method
+    known = chosen.params()
+    raise_faults(
+        [
+            f"--{name} {value}: {chosen.name} has no such parameter (it has: {', '.join(known) or 'none'})"
+            for name, value in params.items()
+            if name not in known
+        ]
+    )
+    return replace(chosen, **params) if isinstance(chosen, Method) else chosen(**params)

@@ -2,8 +2,8 @@
 
 import math
 
+from lume_unlearn.methods.base import RetainTerm
 from lume_unlearn.methods.common import Tensor, at_least_float32
-from lume_unlearn.methods.spec import RetainTerm
 
 
 def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:

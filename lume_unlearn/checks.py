@@ -1,0 +1,77 @@
+"""Checks of options, and small helpers that every layer shares."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from math import inf
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+
+from lume_unlearn.errors import ConfigError
+
+if TYPE_CHECKING:
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    NonNegativeFloat: TypeAlias = float
+    Share: TypeAlias = float
+else:
+    from jsonargparse.typing import NonNegativeInt, PositiveInt, restricted_number_type
+
+    PositiveFloat = restricted_number_type("PositiveFiniteFloat", float, [(">", 0), ("<", inf)])
+    NonNegativeFloat = restricted_number_type("NonNegativeFiniteFloat", float, [(">=", 0), ("<", inf)])
+    Share = restricted_number_type("Share", float, [(">=", 0), ("<", 1)])
+
+RANGES: dict[Any, str] = {
+    PositiveInt: "a whole number above 0",
+    NonNegativeInt: "a whole number, 0 or more",
+    PositiveFloat: "a number above 0",
+    NonNegativeFloat: "a number, 0 or more",
+    Share: "a number from 0 to below 1",
+}
+
+
+def check_types(options: Any) -> None:
+    """Check the fields of a dataclass against their annotations, for callers in Python; the command line has done so.
+
+    It checks Literals, bools and the numbers in `RANGES`; other annotations, and None, pass. Numbers become plain int
+    or float: pickles of jsonargparse's types load only where jsonargparse is installed.
+
+    Raises:
+        ConfigError: names every option outside its choices or range.
+    """
+    hints = get_type_hints(type(options))
+    faults = []
+    for field in fields(options):
+        name, value, hint = field.name, getattr(options, field.name), hints[field.name]
+        if value is None:
+            continue
+        kinds = {hint, *get_args(hint)} if get_origin(hint) is not Literal else {hint}
+        if get_origin(hint) is Literal and value not in get_args(hint):
+            faults.append(f"--{name} {value!r}: choose one of {', '.join(get_args(hint))}")
+        if (hint is bool or set(get_args(hint)) == {bool, NoneType}) and not isinstance(value, bool):
+            faults.append(f"--{name} {value!r}: must be true or false (True or False in Python)")
+        for kind in kinds & RANGES.keys():
+            try:
+                number = kind(value)
+                object.__setattr__(options, name, int(number) if isinstance(number, int) else float(number))
+            except (TypeError, ValueError):
+                faults.append(f"--{name} {value}: must be {RANGES[kind]}")
+    raise_faults(faults)
+
+
+def raise_faults(faults: Sequence[str]) -> None:
+    """Raise one `ConfigError` that lists the faults, one a line; do nothing if there are none."""
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
+def names(text: str | None) -> list[str]:
+    """Return the names in a text that are separated by commas, each once."""
+    return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
+
+
+def stable_number(*parts: int | str) -> int:
+    """Return an evenly spread 64-bit number that is the same in every process and on every machine."""
+    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")
