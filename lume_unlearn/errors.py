@@ -7,6 +7,10 @@ class ConfigError(ValueError):
     """An option that cannot work; the message names it and says what to do."""
 
 
+class Diverged(ConfigError):
+    """Training whose loss or gradient is not finite, or that collapsed where that ends it: a result of its setting."""
+
+
 class Interrupted(Exception):
     """A signal stopped the run, which has saved a checkpoint; ``code`` is the exit status that shells give it."""
 

@@ -1,10 +1,12 @@
 """Contexts of the counterfactual teacher: what it reads instead of a forget row, and how its tokens correspond."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
+from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.substitutes import Variant, templated
 from lume_unlearn.methods.common import IGNORED
 
 
@@ -16,7 +18,7 @@ class Context:
     """Labelled where the teacher predicts: the row with substitutes, or for each labelled token those before it."""
     index: tuple[int, ...]
     """For each labelled token of the row, which of the labelled tokens of all texts corresponds to it."""
-    others: tuple[int, ...]
+    substitute_ids: tuple[int, ...]
     """The token that takes its place where a substituted word is repeated, else the token itself."""
 
 
@@ -62,6 +64,39 @@ def window(row: Tokens, size: int, start: Sequence[int]) -> Context:
         ids = (*row.input_ids[:first], *row.input_ids[max(t - size, first) : t], row.input_ids[t])
         texts.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
+
+
+def teacher_contexts(
+    rows: Sequence[Row],
+    tokens: Sequence[Tokens],
+    retain: Sequence[Row],
+    variants: Sequence[Sequence[Variant]],
+    encode: Callable[[Row], Tokens],
+    window_size: int = 0,
+    start: Sequence[int] = (),
+    limit: int | None = None,
+) -> dict[Tokens, list[Context]]:
+    """Return what the counterfactual teacher reads of each forget row: the row with substitutes, or windows of it.
+
+    Args:
+        rows: the forget rows.
+        tokens: the same rows, encoded.
+        retain: the retain rows, from which (and from the others) a row's template is told from its own words.
+        variants: of each forget row, the row with substitutes.
+        encode: encodes a variant as its row was encoded.
+        window_size: tokens of a window, for rows that are no templates; 0 to read all rows with substitutes.
+        start: what each window begins with (a BOS).
+        limit: tokens at which variants, which may be longer than their row, are cut.
+    """
+    templates = templated(rows, retain) if window_size else set()
+    found: dict[Tokens, list[Context]] = {}
+    for row, own, changed in zip(rows, tokens, variants, strict=True):
+        if window_size and (row.id not in templates or not changed):
+            found[own] = [window(own, window_size, start)]
+            continue
+        encoded = [encode(variant.row) for variant in changed]
+        found[own] = [aligned(own, Tokens(other.input_ids[:limit], other.labels[:limit])) for other in encoded]
+    return found
 
 
 def labelled_places(row: Tokens) -> list[int]:

@@ -39,6 +39,11 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = (), name: 
     return new_texts(documents.values(), name, known)
 
 
+def text_rows(texts: Iterable[str | Row], name: str = "text") -> list[Row]:
+    """Return texts as rows (see `new_texts`); rows pass as they are."""
+    return [row for text in texts for row in ([text] if isinstance(text, Row) else new_texts([text], name, ()))]
+
+
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
     """Return the texts that no row holds, each cut at its first space, where `encode_row` puts a space again."""
     held = {f"{row.input} {row.output}".strip() for row in known}

@@ -1,8 +1,11 @@
 """Encode rows as tokens and labels."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
+
+import numpy as np
 
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import Row
@@ -57,33 +60,56 @@ def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "a
     return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
 
 
-def encode_rows(
-    tokenizer: Any,
-    rows: Sequence[Row],
-    loss_on: Literal["answer", "text"],
-    max_length: int | None,
-    context: int | None,
-    chat: bool = True,
-) -> list[Tokens]:
-    """Encode rows (see `encode_row`), truncated on the right to ``max_length`` tokens.
+@dataclass(frozen=True)
+class Encoder:
+    """Encodes rows as a training needs them (see `encode_row`).
 
-    Raises:
-        DataError: rows longer than ``context``, the longest sequence that the model takes, or without a labelled token
-            after truncation.
+    Attributes:
+        tokenizer: of the model.
+        loss_on: labelled tokens: the answer and EOS, or the whole text.
+        chat: encode questions of the user's own tasks through the chat template.
+        max_length: tokens at which rows are truncated on the right.
+        context: the longest sequence that the model takes, if it names one.
     """
-    encoded, faults = [], []
-    for row in rows:
-        tokens = encode_row(tokenizer, row, loss_on, chat)
-        if max_length is not None:
-            tokens = Tokens(tokens.input_ids[:max_length], tokens.labels[:max_length])
-        if context is not None and len(tokens.input_ids) > context:
-            faults.append(
-                f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {context}: "
-                f"shorten it, or cut all rows with --max_length {context}"
-            )
-        elif not tokens.scored:
-            faults.append(f"  {row.id}: no token of the answer is left within {max_length} tokens: raise --max_length")
-        encoded.append(tokens)
-    if faults:
-        raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows do not fit:", *first_few(faults, 10)]))
-    return encoded
+
+    tokenizer: Any
+    loss_on: Literal["answer", "text"] = "answer"
+    chat: bool = True
+    max_length: int | None = None
+    context: int | None = None
+
+    def one(self, row: Row) -> Tokens:
+        """Encode one row, without truncation."""
+        return encode_row(self.tokenizer, row, self.loss_on, self.chat)
+
+    def __call__(self, rows: Sequence[Row]) -> list[Tokens]:
+        """Encode rows, truncated to ``max_length``.
+
+        Raises:
+            DataError: rows longer than ``context``, or without a labelled token after truncation.
+        """
+        encoded, faults = [], []
+        for row in rows:
+            whole = self.one(row)
+            tokens = Tokens(whole.input_ids[: self.max_length], whole.labels[: self.max_length])
+            if self.context is not None and len(tokens.input_ids) > self.context:
+                faults.append(
+                    f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {self.context}: "
+                    f"shorten it, or cut all rows with --max_length {self.context}"
+                )
+            elif not tokens.scored:
+                faults.append(f"  {row.id}: no token of the answer is left within {self.max_length} tokens: raise --max_length")
+            encoded.append(tokens)
+        if faults:
+            raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows do not fit:", *first_few(faults, 10)]))
+        return encoded
+
+    def some(self, rows: Sequence[Row], count: int, seed: int) -> list[Tokens]:
+        """Encode at most ``count`` rows, chosen by the seed; rows that do not fit are left out instead of refused."""
+        found: list[Tokens] = []
+        for index in np.random.default_rng(seed).permutation(len(rows)).tolist():
+            with suppress(DataError):
+                found += self([rows[index]])
+            if len(found) == count:
+                break
+        return found

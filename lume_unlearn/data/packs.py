@@ -8,32 +8,33 @@ import torch
 from torch import Tensor
 
 from lume_unlearn.data.encode import Tokens
+from lume_unlearn.methods.base import Side
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.spec import Side
 
 SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
 """In the order of their rows in a pack."""
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What the counterfactual teacher saw of n labelled tokens in C contexts; smaller than its distributions."""
+class TeacherCache:
+    """Hidden states of the counterfactual teacher at n labelled tokens in C contexts; smaller than distributions."""
 
     states: Tensor
     """(C, n, d) hidden states before the output layer."""
-    others: Tensor
+    substitute_ids: Tensor
     """(C, n) token ids: see `contexts.Context`."""
 
-    def to(self, device: torch.device | str, **kwargs: Any) -> "Seen":
+    def to(self, device: torch.device | str, **kwargs: Any) -> "TeacherCache":
         """Return the same on another device."""
-        return Seen(self.states.to(device, **kwargs), self.others.to(device, **kwargs))
+        return TeacherCache(self.states.to(device, **kwargs), self.substitute_ids.to(device, **kwargs))
 
 
-def joined(parts: Sequence[Seen]) -> Seen:
-    """Join what was seen of several rows; one context counts as often as the other rows have contexts."""
+def joined(parts: Sequence[TeacherCache]) -> TeacherCache:
+    """Join the caches of several rows; one context counts as often as the other rows have contexts."""
     count = max(len(part.states) for part in parts)
     states = [part.states.expand(count, -1, -1) for part in parts]
-    return Seen(torch.cat(states, dim=1), torch.cat([part.others.expand(count, -1) for part in parts], dim=1))
+    ids = [part.substitute_ids.expand(count, -1) for part in parts]
+    return TeacherCache(torch.cat(states, dim=1), torch.cat(ids, dim=1))
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,12 @@ class Pack:
     """Labelled tokens of each of `SIDES`."""
     reference: Tensor
     """Reference NLL of the labelled tokens of the first sides, if a method needs it; else empty."""
-    seen: Seen | None = None
-    """What the counterfactual teacher saw of the forget rows, if a method needs it."""
+    teacher: TeacherCache | None = None
+    """What the counterfactual teacher computed of the forget rows, if a method needs it."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """Return the pack on another device."""
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | Seen)}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor | TeacherCache)}
         return replace(self, **{name: value.to(device, **kwargs) for name, value in tensors.items()})  # type: ignore[arg-type]
 
     def tokens_of(self, side: Side) -> slice:
@@ -79,7 +80,7 @@ class Pack:
     def only(self, *sides: Side) -> "Pack":
         """Return a pack of the rows of one side, or of several that follow each other.
 
-        It has the reference NLL (and what the teacher saw) if it starts with the first side.
+        It has the reference NLL (and the teacher's cache) if it starts with the first side.
         """
         tokens = slice(self.tokens_of(sides[0]).start, self.tokens_of(sides[-1]).stop)
         rows = slice(self.rows_of(sides[0]).start, self.rows_of(sides[-1]).stop)
@@ -96,7 +97,7 @@ class Pack:
             row_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.row_counts, strict=True)),
             token_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
             reference=self.reference[:0] if tokens.start else self.reference[tokens],
-            seen=self.seen if sides[0] == "forget" else None,
+            teacher=self.teacher if sides[0] == "forget" else None,
         )
 
 
@@ -131,3 +132,8 @@ def pack_rows(sides: Mapping[Side, Sequence[Tokens]]) -> Pack:
         token_counts=tuple(sum(row.scored for row in sides.get(side, ())) for side in SIDES),
         reference=torch.zeros(0),
     )
+
+
+def empty_pack() -> Pack:
+    """Return one token without label: no loss, but a forward pass, which several processes must make together."""
+    return pack_rows({"retain": [Tokens((0,), (IGNORED,))]})

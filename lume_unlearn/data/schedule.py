@@ -7,8 +7,7 @@ from typing import TypeVar
 import numpy as np
 from torch.utils.data import Sampler
 
-from lume_unlearn.methods.sequential import in_batches
-from lume_unlearn.methods.spec import Pair
+from lume_unlearn.methods.base import Pair, in_batches
 
 Item = TypeVar("Item")
 
@@ -37,31 +36,23 @@ def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> 
     return in_batches([Pair((f,), (r,)) for f, r in zip(forget_order, retain_order, strict=False)], batch_size)
 
 
-@dataclass(frozen=True)
-class Limits:
-    """The largest micro-batch."""
+def cut(
+    items: Sequence[Item], lengths: Callable[[Item], list[int]], max_tokens: int, padded: bool = False
+) -> list[list[Item]]:
+    """Cut pairs (or rows) into as few micro-batches of at most ``max_tokens`` tokens as this order allows.
 
-    pairs: int | None
-    tokens: int
-    """Tokens of all rows, with ``padded`` including padding."""
-    padded: bool = False
-
-    def allow(self, lengths: Sequence[int], pairs: int) -> bool:
-        """Return whether rows of these lengths, from so many pairs, fit into one micro-batch."""
-        tokens = max(lengths) * len(lengths) if self.padded else sum(lengths)
-        return tokens <= self.tokens and (self.pairs is None or pairs <= self.pairs)
-
-
-def cut(items: Sequence[Item], lengths: Callable[[Item], list[int]], limits: Limits) -> list[list[Item]]:
-    """Cut pairs (or rows) into as few micro-batches as the limits allow in this order.
-
-    ``lengths`` returns the tokens of each row of an item. An item above the limits gets a micro-batch for itself.
+    Args:
+        items: pairs or rows.
+        lengths: returns the tokens of each row of an item.
+        max_tokens: of all rows of a micro-batch. An item above the limit gets a micro-batch for itself.
+        padded: count padding, too.
     """
     micro_batches: list[list[Item]] = []
     held: list[int] = []
     for item in items:
         both = [*held, *lengths(item)]
-        if micro_batches and limits.allow(both, len(micro_batches[-1]) + 1):
+        tokens = max(both) * len(both) if padded else sum(both)
+        if micro_batches and tokens <= max_tokens:
             micro_batches[-1].append(item)
             held = both
         else:
@@ -84,7 +75,9 @@ class Steps(Sampler[list[Step]]):
     """Number of these steps."""
     lengths: Callable[[Pair], list[int]]
     """Tokens of each row of a pair."""
-    limits: Limits
+    max_tokens: int
+    """Most tokens of one micro-batch, with ``padded`` including padding."""
+    padded: bool = False
     process: int = 0
     processes: int = 1
 
@@ -95,7 +88,10 @@ class Steps(Sampler[list[Step]]):
     def __iter__(self) -> Iterator[list[Step]]:
         """Yield each step, as a batch of one."""
         for pairs in self.steps():
-            shares = [cut(pairs[i :: self.processes], self.lengths, self.limits) for i in range(self.processes)]
+            shares = [
+                cut(pairs[i :: self.processes], self.lengths, self.max_tokens, self.padded)
+                for i in range(self.processes)
+            ]
             most = max(len(share) for share in shares)
             own = shares[self.process]
             empty: list[list[Pair]] = [[] for _ in range(most - len(own))]

@@ -12,7 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack, pack_rows
-from lume_unlearn.data.schedule import Limits, cut
+from lume_unlearn.data.schedule import cut
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import token_nll
 from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
@@ -244,9 +244,8 @@ def row_values(
 
     By default the value is the NLL in nats.
     """
-    limits = Limits(None, max_tokens, padded=not passes.packs)
     found: list[Tensor] = []
-    for part in cut(rows, lambda row: [len(row.input_ids)], limits):
+    for part in cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs):
         batch = pack_rows({"forget": part}).to(device)
         (values,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), value)])
         found += torch.split(values.float().cpu(), [row.scored for row in part])

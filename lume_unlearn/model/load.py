@@ -1,9 +1,8 @@
 """Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
@@ -12,16 +11,15 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import first_few
-from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.forward import Passes, decoder_layers, use_packing
+from lume_unlearn.model.forward import Passes, decoder_layers
+
+TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 
 
-def use_bfloat16(precision: str) -> bool:
-    """Return whether forward passes run in bfloat16; "auto" means: where the GPU supports it."""
-    if precision == "auto":
-        return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
-    return precision == "bfloat16"
+def bfloat16_here() -> bool:
+    """Return whether there is a GPU that computes in bfloat16, which is then the default of forward passes."""
+    return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
@@ -32,20 +30,6 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
 def _refuse_adapter(name: str) -> None:
     if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
         raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
-
-
-def parameter_count(name: str, trust_remote_code: bool = False) -> int:
-    """Return the number of parameters of a model, from its configuration alone.
-
-    Raises:
-        ConfigError: the configuration cannot be loaded.
-    """
-    _refuse_adapter(name)
-    config = _load(AutoConfig, "configuration", name, trust_remote_code=trust_remote_code)
-    models: Any = AutoModelForCausalLM
-    with torch.device("meta"):
-        model = models.from_config(config, trust_remote_code=trust_remote_code)
-    return sum(weight.numel() for weight in model.parameters())
 
 
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
@@ -85,45 +69,59 @@ def load_for_scoring(name: str, trust_remote_code: bool = False) -> Any:
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def load_for_training(config: RunConfig, device: torch.device | None = None) -> Any:
-    """Load the model of a run, use packed attention where it works, and add an adapter or freeze what is not trained.
+def load_for_training(
+    name: str,
+    tuning: str = "full",
+    lora: LoraConfig | None = None,
+    *,
+    half: bool = False,
+    device: torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> Any:
+    """Load a model and choose what is trained (see `trainable`).
 
-    Trained weights are float32: bfloat16 would round a step of 1e-5 away, unless it rounds stochastically
-    (``--weights bfloat16``); `masters.keep_masters` rounds them later. The frozen model below an adapter has the dtype
-    of the forward passes. Without ``device`` the model stays on the CPU, for FSDP or DeepSpeed to shard.
+    Args:
+        name: folder or hub name.
+        tuning: see `trainable`.
+        lora: configuration of the adapter.
+        half: load the weights in bfloat16: those below an adapter whose forward passes are in bfloat16, or those that
+            are rounded stochastically. Otherwise float32, since bfloat16 would round a step of 1e-5 away.
+        device: where to load it to; None for main memory, for FSDP or DeepSpeed to shard it.
+        trust_remote_code: run code that a hub model brings along.
 
     Raises:
         ConfigError: the model cannot be loaded, or does not have what an option names.
     """
-    bfloat16 = use_bfloat16(config.precision)
-    half = config.weights == "bfloat16" or (config.tuning == "lora" and bfloat16)
-    model = load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
-    if device is not None:
-        model.to(device)
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=bfloat16):
-        use_packing(model, config.attention)
-    if config.tuning == "lora":
-        return _add_adapter(model, config)
-    freeze(model, config.tuning)
-    return model
+    model = load_model(name, torch.bfloat16 if half else torch.float32, trust_remote_code)
+    return trainable(model if device is None else model.to(device), tuning, lora)
 
 
-def _add_adapter(model: Any, config: RunConfig) -> PeftModel:
-    targets = [name.strip() for name in config.lora_targets.split(",")]
+def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) -> Any:
+    """Return the model with an adapter on it ("lora"), or with all weights frozen that are not trained.
+
+    Args:
+        model: causal language model; changed in place.
+        tuning: "lora", "full" (all weights), "last:K" (the last K decoder layers), or "modules:REGEX" (the weights
+            whose names match).
+        lora: configuration of the adapter; by default rank 8, alpha 32 and dropout 0.05 on all linear layers.
+
+    Raises:
+        ConfigError: the tuning is unknown, or the model does not have what it names.
+    """
+    if not re.fullmatch(TUNINGS, tuning):
+        raise ConfigError(f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
+    if tuning != "lora":
+        freeze(model, tuning)
+        return model
+    lora = lora or LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
     modules = [f".{name}" for name, _ in model.named_modules()]
+    targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
     # PEFT ignores a name that is not there as long as another one is.
     missing = [name for name in targets if not any(module.endswith(f".{name}") for module in modules)]
     if missing and targets != ["all-linear"]:
-        raise ConfigError(f"--lora_targets {config.lora_targets}: the model has no module {', '.join(missing)}")
-    lora = LoraConfig(
-        r=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        target_modules=targets[0] if targets == ["all-linear"] else targets,
-        task_type="CAUSAL_LM",
-    )
+        raise ConfigError(f"--lora_targets: the model has no module {', '.join(sorted(missing))}")
     try:
-        return cast(PeftModel, get_peft_model(model, lora))
+        return get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora_targets: {error}") from error
 
@@ -216,35 +214,28 @@ def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
     return config
 
 
-def adapter_names(count: int) -> list[str]:
-    """Return the names that `adapted_model` gives its adapters."""
-    return [f"adapter{i}" for i in range(count)]
-
-
 def adapted_model(
-    model: str, adapters: Sequence[str], dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
+    model: str, adapter: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
 ) -> PeftModel:
-    """Load a model with LoRA adapters on it, named by `adapter_names`; the first one is active.
+    """Load a model with a LoRA adapter on it.
 
     Raises:
-        ConfigError: a folder holds no adapter in safetensors, or it does not fit the model; names ``option``.
+        ConfigError: the folder holds no adapter in safetensors, or it does not fit the model; names ``option``.
     """
-    loaded: Any = load_model(model, dtype, trust_remote_code)
-    for name, adapter in zip(adapter_names(len(adapters)), adapters, strict=True):
-        config = adapter_config(adapter, option)
-        if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-            raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
-        try:
-            if not isinstance(loaded, PeftModel):
-                loaded = PeftModel(loaded, config, name)
-            missing = loaded.load_adapter(adapter, name).missing_keys
-        except Exception as error:  # broken files raise anything from KeyError to SafetensorError
-            raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error!r}") from error
-        if missing:  # PEFT leaves them random
-            raise ConfigError(f"{option} {adapter}: does not fit the model {model}: missing are {missing}")
-    return cast(PeftModel, loaded)
+    config = adapter_config(adapter, option)
+    if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
+        raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
+    loaded = load_model(model, dtype, trust_remote_code)
+    try:
+        adapted = PeftModel(loaded, config)
+        missing = adapted.load_adapter(adapter, "default").missing_keys
+    except Exception as error:  # broken files raise anything from KeyError to SafetensorError
+        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error!r}") from error
+    if missing:  # PEFT leaves them random
+        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: missing are {missing}")
+    return adapted
 
 
 def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
     """Load a model in float32 and merge an adapter into it (see `adapted_model`)."""
-    return adapted_model(model, [adapter], torch.float32, trust_remote_code, option).merge_and_unload()
+    return adapted_model(model, adapter, torch.float32, trust_remote_code, option).merge_and_unload()

@@ -19,7 +19,6 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from lume_unlearn.config import TRANSFORMERS_ATTENTION
 from lume_unlearn.data.packs import Pack
 
 varlen_attn: Any = None
@@ -30,6 +29,8 @@ with suppress(ImportError):  # from torch 2.10, for CUDA; its first version took
         varlen_attn = varlen.varlen_attn
 
 IMPLEMENTATION = "lume_packed"
+TRANSFORMERS_ATTENTION = ("flash_attention_2", "flash_attention_3", "flex_attention")
+"""Implementations of transformers that keep packed rows apart by themselves."""
 
 
 def packs(config: Any) -> bool:

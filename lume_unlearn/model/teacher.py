@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lume_unlearn.data.contexts import Context
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import Seen, pack_rows
-from lume_unlearn.data.schedule import Limits, cut
+from lume_unlearn.data.packs import TeacherCache, pack_rows
+from lume_unlearn.data.schedule import cut
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import at_least_float32
 from lume_unlearn.methods.counterfactual import swapped
@@ -32,65 +32,67 @@ class Teacher:
         self.head: nn.Module = copy.deepcopy(head).requires_grad_(False)
 
     @torch.no_grad()
-    def log_probs(self, states: Tensor, others: Tensor, targets: Tensor) -> Tensor:
+    def log_probs(self, states: Tensor, substitute_ids: Tensor, targets: Tensor) -> Tensor:
         """Compute the log of the mean of the probabilities in C contexts: (n, V).
 
         Args:
             states: (C, n, d).
-            others: (C, n) token ids: see `contexts.Context`.
+            substitute_ids: (C, n) token ids: see `contexts.Context`.
             targets: (n,) ids of the row's own tokens.
         """
         total = targets.new_full((), -torch.inf, dtype=torch.float32)
-        for own_states, own_others in zip(states, others, strict=True):
+        for own_states, own_ids in zip(states, substitute_ids, strict=True):
             logp = at_least_float32(self.head(own_states)).log_softmax(dim=-1)
-            total = torch.logaddexp(total, swapped(logp, targets, own_others))
+            total = torch.logaddexp(total, swapped(logp, targets, own_ids))
         return total - torch.tensor(len(states)).log()
 
-    def at(self, seen: Seen | None, targets: Tensor) -> Callable[[slice], Tensor]:
-        """Return a function from a slice of the tokens to `log_probs`; ``targets`` (n,), none if ``seen`` is None."""
-        if seen is None:
+    def at(self, cache: TeacherCache | None, targets: Tensor) -> Callable[[slice], Tensor]:
+        """Return a function from a slice of the tokens to `log_probs`; ``targets`` (n,), none if ``cache`` is None."""
+        if cache is None:
             weight: Any = self.head.weight
             return lambda part: weight.new_zeros(0, len(weight))
-        return lambda part: self.log_probs(seen.states[:, part], seen.others[:, part], targets[part])
+        return lambda part: self.log_probs(cache.states[:, part], cache.substitute_ids[:, part], targets[part])
 
-    def nll(self, row: Tokens, seen: Seen, device: torch.device, chunk: int = 256) -> Tensor:
+    def nll(self, row: Tokens, cache: TeacherCache, device: torch.device, chunk: int = 256) -> Tensor:
         """Compute the teacher's NLL of a row's labelled tokens: (n,) float32 on the CPU, in nats."""
         targets = torch.tensor([label for label in row.labels[1:] if label >= 0], device=device)
-        at = self.at(seen.to(device), targets)
+        at = self.at(cache.to(device), targets)
         parts = [slice(start, start + chunk) for start in range(0, len(targets), chunk)]
         return torch.cat([-at(part).gather(-1, targets[part, None])[:, 0].float().cpu() for part in parts])
 
 
-def lesson(
+def run_teacher(
     model: nn.Module,
     passes: Passes,
     contexts: Mapping[Tokens, Sequence[Context]],
     max_tokens: int,
     device: torch.device,
-) -> tuple[Teacher, dict[Tokens, Seen], dict[Tokens, Tensor]]:
-    """Let the reference model read the contexts of each forget row, without dropout.
+) -> tuple[Teacher, dict[Tokens, TeacherCache], dict[Tokens, Tensor]]:
+    """Run the reference model on the contexts of each forget row, without dropout.
 
     Returns:
-        The teacher, what it saw of each row, and its NLL of each row's labelled tokens, (n,) on the CPU: their level.
+        The teacher, its hidden states for each row, and its NLL of each row's labelled tokens, (n,) on the CPU: their level.
 
     Raises:
         ConfigError: see `Teacher`.
     """
     teacher = Teacher(passes)
     teacher.head.to(device)
-    limits = Limits(None, max_tokens, padded=not passes.packs)
-    found: dict[Tokens, Seen] = {}
+    found: dict[Tokens, TeacherCache] = {}
     with evaluating(model):
         for row, own in contexts.items():
-            states = _states(model, passes, [text for context in own for text in context.texts], limits, device)
+            states = _states(model, passes, [text for context in own for text in context.texts], max_tokens, device)
             parts = torch.split(states, [sum(text.scored for text in context.texts) for context in own])
             picked = [part[list(context.index)] for part, context in zip(parts, own, strict=True)]
-            found[row] = Seen(torch.stack(picked), torch.tensor([context.others for context in own]))
-        return teacher, found, {row: teacher.nll(row, seen, device) for row, seen in found.items()}
+            ids = torch.tensor([context.substitute_ids for context in own])
+            found[row] = TeacherCache(torch.stack(picked), ids)
+        return teacher, found, {row: teacher.nll(row, cache, device) for row, cache in found.items()}
 
 
 @torch.no_grad()
-def _states(model: nn.Module, passes: Passes, rows: Sequence[Tokens], limits: Limits, device: torch.device) -> Tensor:
+def _states(
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
+) -> Tensor:
     """Compute the hidden states that predict the labelled tokens of all rows: (n, d) on the CPU."""
-    parts = cut(rows, lambda row: [len(row.input_ids)], limits)
+    parts = cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs)
     return torch.cat([passes.states(model, pack_rows({"forget": part}).to(device)).cpu() for part in parts])

@@ -1,96 +1,234 @@
-"""The options of a run that depend on machine and model, and all of them as transformers' TrainingArguments."""
+"""The arguments of a training: transformers' TrainingArguments, and those that unlearning adds."""
 
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+import copy
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Literal
 
 import psutil
 import torch
 from transformers import TrainingArguments
-from transformers.integrations.integration_utils import get_available_reporting_integrations
+from transformers.training_args import OptimizerNames
 
-from lume_unlearn.config import RunConfig, kind_of
+from lume_unlearn.checks import (
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    check_types,
+    raise_faults,
+)
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model import load
+from lume_unlearn.methods.base import Method, RetainTerm
+from lume_unlearn.model.load import bfloat16_here
 from lume_unlearn.training.distributed import processes, sharded
-from lume_unlearn.training.record import read_record
 
+DEFAULTS: Mapping[str, Any] = {
+    "forget_weight": 1.0,
+    "retain_weight": 1.0,
+    "kl_weight": 1.0,
+    "num_train_epochs": 10.0,
+    "per_device_train_batch_size": 32,
+    "lr_scheduler_type": "linear",
+    "warmup_steps": 0.1,
+    "max_grad_norm": 1.0,
+}
+"""Defaults of a method that names none itself."""
+RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
+"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
+PARAMETERS = 1e9
 MOST_TOKENS = {"cuda": 8192, "cpu": 2048}
 """Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""
 LEAST_TOKENS = 512
 BYTES_PER_TOKEN = 4 * 2**20
 """Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
-RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
-"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
-PARAMETERS = 1e9
+UNSUPPORTED: Mapping[str, str] = {
+    "auto_find_batch_size": "micro-batches are cut by tokens; lower --max_tokens instead",
+    "dataloader_drop_last": "every forget row is used in every epoch",
+    "dataloader_num_workers": "packs are made in the training process, which takes no time worth sharing",
+    "fp16": "losses on forget rows grow without bound and overflow; use --bf16",
+    "label_smoothing_factor": "the loss is the method's",
+    "load_best_model_at_end": "--eval_strategy keeps the best weights in best/",
+    "neftune_noise_alpha": "its noise depends on the length of a row, which a pack does not have",
+    "torch_compile_backend": "--torch_compile compiles each decoder layer with torch's own backend",
+    "torch_compile_mode": "--torch_compile compiles each decoder layer in torch's default mode",
+    "torch_empty_cache_steps": "lower --max_tokens instead",
+    "train_sampling_strategy": "each forget row is paired with a retain row, in random order",
+    "use_liger_kernel": "losses are computed from the model's own hidden states, in chunks",
+}
+"""Options of Trainer that cannot work with packed rows and paired steps, and why."""
 
 
-def rate_for(parameters: int, tuning: str) -> float:
+def _own(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class UnlearningArguments(TrainingArguments):
+    """transformers' TrainingArguments, and the options that unlearning adds (the fields of this class).
+
+    Every option of Trainer has Trainer's name and meaning; those in `UNSUPPORTED` are refused. Forget rows of one
+    optimiser step: ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes, each with its retain
+    rows. How a step is cut into micro-batches is decided by ``max_tokens`` alone and does not change the result.
+
+    Defaults that are not Trainer's: ``num_train_epochs``, ``per_device_train_batch_size``, ``learning_rate``,
+    ``warmup_steps``, ``lr_scheduler_type`` and ``max_grad_norm`` are by default the method's, else 10, 32, by the size
+    of the model (`default_rate`), a tenth of the steps, linear and 1; ``bf16`` is on where a GPU has it;
+    ``logging_steps`` is 1; checkpoints are saved only if ``save_steps`` or ``save_strategy`` is given, and
+    ``save_total_limit`` is 2; ``report_to`` is "none".
+
+    Raises:
+        ConfigError: names every option that is outside its range or not supported.
+    """
+
+    num_train_epochs: PositiveFloat | None = _own(None, "Epochs: how often each forget row is used. Default: the method's.")  # type: ignore[assignment]
+    per_device_train_batch_size: PositiveInt | None = _own(  # type: ignore[assignment]
+        None, "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
+    )
+    learning_rate: PositiveFloat | None = _own(  # type: ignore[assignment]
+        None, "Peak learning rate. Default: the method's, or by the size of the model."
+    )
+    warmup_steps: float | None = _own(  # type: ignore[assignment]
+        None, "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
+    )
+    lr_scheduler_type: str | None = _own(None, "Learning rate after the warm-up. Default: the method's.")  # type: ignore[assignment]
+    max_grad_norm: NonNegativeFloat | None = _own(None, "Gradient norm above which gradients are scaled down; 0: never.")  # type: ignore[assignment]
+    bf16: bool | None = _own(None, "Forward passes in bfloat16. Default: where the GPU has it.")  # type: ignore[assignment]
+    save_strategy: str | None = _own(None, "When to save checkpoints: no, steps or epoch.")  # type: ignore[assignment]
+    save_steps: float | None = _own(None, "Optimiser steps between checkpoints. Default: none are saved.")  # type: ignore[assignment]
+    save_total_limit: int | None = _own(2, "Checkpoints to keep.")
+    logging_steps: float = _own(1, "Optimiser steps between two entries of the loss history.")
+    logging_first_step: bool = True
+    logging_nan_inf_filter: bool = False
+    remove_unused_columns: bool | None = False
+    report_to: Any = _own("none", "Where to report to: none, tensorboard, wandb, ...")
+
+    retain_term: RetainTerm | None = _own(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
+    forget_weight: NonNegativeFloat | None = _own(None, "Weight of the loss on forget rows. Default: the method's.")
+    retain_weight: NonNegativeFloat | None = _own(None, "Weight of the loss on retain rows. Default: the method's.")
+    kl_weight: NonNegativeFloat | None = _own(None, "Weight of the KL divergence within the retain term nll+kl.")
+    loss_on: Literal["answer", "text"] = _own("answer", "Labelled tokens: the answer and EOS, or the whole text.")
+    chat: bool = _own(True, "Train questions of your own tasks through the tokenizer's chat template, if it has one.")
+    max_length: PositiveInt | None = _own(None, "Truncate rows to this many tokens. Default: a row that does not fit is refused.")
+    max_tokens: PositiveInt | None = _own(
+        None, "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by the free memory."
+    )
+    weights: Literal["float32", "bfloat16", "masters"] = _own(
+        "float32",
+        "Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or masters: "
+        "bfloat16 in forward and backward passes, float32 in the optimiser and in the result.",
+    )
+    reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = _own(
+        "same", "Copy of the reference model, where a method needs one: same, bfloat16, int8 (needs torchao) or cpu."
+    )
+    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = _own(
+        "auto", "Attention of packed rows: auto, or one of transformers' own that is installed."
+    )
+    monitor_steps: NonNegativeInt = _own(
+        10, "Optimiser steps between two measurements of the NLL of a few rows; 0: the first and the last only."
+    )
+    collapse_bound: PositiveFloat = _own(
+        1.0, "Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse."
+    )
+    on_collapse: Literal["warn", "stop", "rollback"] = _own(
+        "warn", "What to do then: warn; stop with an error; rollback to the last good weights and end."
+    )
+    robust: Literal["none", "sam", "path"] = _own(
+        "none",
+        "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
+        "weights; path: take the forget gradient at weights after a simulated relearning.",
+    )
+    sam_rho: PositiveFloat = _own(0.01, "SAM radius.")
+    path_every: PositiveInt = _own(5, "Optimiser steps between two simulated relearnings.")
+    path_steps: PositiveInt = _own(4, "Steps of each relearning, on 8 forget rows each.")
+    path_rate: PositiveFloat = _own(1e-4, "Learning rate of the relearning (AdamW).")
+    evaluate_tasks: str | None = _own(
+        None, "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
+    )
+    evaluate_limit: PositiveInt | None = _own(None, "With --eval_strategy: documents of each task to score. Default: all.")
+
+    def __post_init__(self) -> None:
+        """Check the options; those that are filled in later (`filled_in`) stay None."""
+        later = {name: getattr(self, name) for name in ("bf16", *_FILLED_IN) if getattr(self, name) is None}
+        for name in later:
+            setattr(self, name, _DEFAULTS[name])
+        if self.save_strategy is None:
+            self.save_strategy = "no" if self.save_steps is None else "steps"
+        self.save_steps = _DEFAULTS["save_steps"] if self.save_steps is None else self.save_steps
+        self.use_cpu = self.use_cpu or not torch.cuda.is_available()
+        compile_layers, self.torch_compile = self.torch_compile, False  # Trainer would compile the whole model
+        if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
+            self.activation_checkpointing = self.gradient_checkpointing  # its new name: the old one warns
+            self.gradient_checkpointing = None
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        self.torch_compile = compile_layers
+        check_types(self)
+        changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
+        raise_faults([f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed])
+        for name in later:
+            setattr(self, name, None)
+
+    @property
+    def rows_per_step(self) -> int:
+        """Forget rows of one optimiser step, over all processes."""
+        assert self.per_device_train_batch_size is not None
+        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+
+
+_FILLED_IN = tuple(name for name in DEFAULTS if name in TrainingArguments.__dataclass_fields__) + ("learning_rate",)
+_DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(TrainingArguments) if f.default is not MISSING}
+
+
+def filled_in(args: UnlearningArguments, method: Method, model: Any) -> UnlearningArguments:
+    """Return a copy of the arguments in which nothing is left open: by the method, the model and the machine.
+
+    Args:
+        args: as the user gave them.
+        method: whose defaults hold where the user gave none.
+        model: its number of parameters decides the learning rate of methods without one of their own.
+    """
+    filled = copy.copy(args)
+    for name, value in (DEFAULTS | {"retain_term": method.retain_term} | dict(method.defaults)).items():
+        if name != "learning_rate" and getattr(args, name) is None:
+            setattr(filled, name, value)
+    if args.learning_rate is None:
+        kind: Literal["lora", "full"] = "lora" if is_adapted(model) else "full"
+        rate = method.defaults.get("learning_rate", {}).get(kind)
+        parameters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
+        filled.learning_rate = default_rate(parameters, kind) if rate is None else rate
+    if args.max_tokens is None:
+        filled.max_tokens = default_max_tokens()
+    if args.bf16 is None:
+        filled.bf16 = bfloat16_here() and not args.use_cpu
+    # Sharded models run their own forward in bfloat16: see `distributed.in_bfloat16`.
+    filled.mixed_precision = "bf16" if filled.bf16 and not sharded() else "no"
+    filled.lr_scheduler_type = str(getattr(filled.lr_scheduler_type, "value", filled.lr_scheduler_type))
+    if filled.lr_scheduler_type == "constant":
+        filled.lr_scheduler_type = "constant_with_warmup"
+    filled.optim = OptimizerNames(filled.optim)
+    return filled
+
+
+def is_adapted(model: Any) -> bool:
+    """Return whether a model is trained by an adapter."""
+    return hasattr(model, "peft_config")
+
+
+def default_rate(parameters: int, kind: Literal["lora", "full"]) -> float:
     """Return the default learning rate of methods without one of their own, by the size of the model.
 
     In inverse proportion to the number of parameters below `PARAMETERS`. Worked example: full tuning of 135 M
     parameters, 1e-5 * 1e9 / 135e6 = 7.4e-5; of 13 M parameters the highest, 2e-4.
     """
-    lowest, highest = RATES[kind_of(tuning)]
+    lowest, highest = RATES[kind]
     return min(max(lowest, lowest * PARAMETERS / parameters), highest)
 
 
-def training_arguments(config: RunConfig) -> TrainingArguments:
-    """Return the run's options as Trainer's arguments.
-
-    Raises:
-        ConfigError: ``--report_to`` names an integration that is not installed.
-    """
-    reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-    if config.report_to not in ("none", "all", *reporters):
-        known = ", ".join(["none", "all", *reporters])
-        raise ConfigError(f"--report_to {config.report_to}: not known or not installed; choose one of {known}")
-    checkpointing = "activation_checkpointing"  # its name since transformers 5.2x
-    if not hasattr(TrainingArguments, checkpointing):
-        checkpointing = "gradient_checkpointing"
-    renamed: dict[str, Any] = {checkpointing: config.gradient_checkpointing}
-    args = TrainingArguments(
-        output_dir=config.output,
-        num_train_epochs=1 if config.spec.phases else config.epochs,
-        per_device_train_batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        weight_decay=config.weight_decay,
-        lr_scheduler_type="constant_with_warmup" if config.lr_schedule == "constant" else config.lr_schedule,
-        warmup_steps=config.warmup,
-        max_grad_norm=config.max_grad_norm,
-        seed=config.seed,
-        bf16=load.use_bfloat16(config.precision) and not sharded(),  # see `in_bfloat16`
-        **renamed,
-        save_strategy="steps" if config.save_steps else "no",
-        save_steps=config.save_steps or 1,
-        logging_steps=config.logging_steps,
-        logging_first_step=True,
-        logging_nan_inf_filter=False,
-        report_to=config.report_to,
-        remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-    )
-    # One GPU a process: Trainer's DataParallel would cut micro-batches apart.
-    args._n_gpu = min(args.n_gpu, 1)
-    return args
-
-
-def filled_in(config: RunConfig, checkpoint: Path | None = None) -> RunConfig:
-    """Fill in ``max_tokens`` and ``learning_rate``: as in the run to resume, else the defaults of machine and model.
-
-    Raises:
-        ConfigError: the model's configuration cannot be loaded.
-    """
-    recorded = read_record(checkpoint).get("config", {}) if checkpoint else {}
-    tokens = config.max_tokens or recorded.get("max_tokens") or default_max_tokens()
-    rate = config.learning_rate or recorded.get("learning_rate")
-    if rate is None:
-        rate = rate_for(load.parameter_count(config.model, config.trust_remote_code), config.tuning)
-    return replace(config, max_tokens=tokens, learning_rate=rate)
-
-
 def default_max_tokens() -> int:
-    """Return the default of `--max_tokens` on this machine: halved until the tokens fit into its free memory.
+    """Return the default of ``max_tokens`` on this machine: halved until the tokens fit into its free memory.
 
     Several processes must agree on the number, so with them it depends on the device alone.
     """

@@ -8,12 +8,13 @@ import os
 import shutil
 from pathlib import Path
 
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import PREFIX
 
 MARK = "complete.json"
 
 
-def publish_checkpoint(partial: Path, output: Path, keep: int) -> None:
+def publish_checkpoint(partial: Path, output: Path, keep: int | None) -> None:
     """Mark the checkpoint in ``partial`` complete, move it into the folder of the run, and `prune`."""
     (written,) = partial.glob(f"{PREFIX}*")
     (written / "training_args.bin").unlink(missing_ok=True)  # a pickle; unlearning.json has the options
@@ -27,8 +28,8 @@ def publish_checkpoint(partial: Path, output: Path, keep: int) -> None:
     prune(output, keep)
 
 
-def prune(output: Path, keep: int) -> None:
-    """Remove incomplete checkpoints and all but the newest ``keep`` complete ones (0: keep all)."""
+def prune(output: Path, keep: int | None) -> None:
+    """Remove incomplete checkpoints and all but the newest ``keep`` complete ones (None or 0: keep all)."""
     kept = whole_checkpoints(output)[: keep or None]
     for checkpoint in output.glob(f"{PREFIX}[0-9]*"):
         if checkpoint not in kept:
@@ -43,6 +44,24 @@ def is_whole(checkpoint: Path) -> bool:
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())
     except (OSError, ValueError):
         return False
+
+
+def chosen_checkpoint(named: str | bool | None, output: Path) -> Path | None:
+    """Return the checkpoint to continue from: the one named, or with True the newest complete one in ``output``.
+
+    Raises:
+        ConfigError: it is not complete, or there is none.
+    """
+    if named is None or named is False:
+        return None
+    if named is not True:
+        if not is_whole(Path(named)):
+            raise ConfigError(f"--resume_from_checkpoint {named}: no complete checkpoint; name another one")
+        return Path(named)
+    found = whole_checkpoints(output)
+    if not found:
+        raise ConfigError(f"--resume_from_checkpoint: no complete checkpoint in {output}; train without it")
+    return found[0]
 
 
 def whole_checkpoints(output: Path) -> list[Path]:

@@ -10,13 +10,13 @@ from accelerate.utils.memory import should_reduce_batch_size
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import ConfigError, Diverged
 
 OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the least cost:
 --max_tokens: fewer tokens in one forward pass, same result (now {max_tokens})
---gradient_checkpointing true: only one layer's activations at a time, a third more time
+--gradient_checkpointing: only one layer's activations at a time, a third more time
 --reference_copy bfloat16, int8 or cpu: for methods that need the reference model in every step, unless --tuning is lora
---optimizer adamw8bit: a quarter of the optimiser's state
+--optim adamw_torch_8bit: a quarter of the optimiser's state
 --tuning lora: gradients and optimiser state for an adapter only, and a model in bfloat16 where the GPU has it
 --weights bfloat16: half the weights and gradients, for other values of --tuning"""
 
@@ -29,7 +29,7 @@ def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str
     This is the only time in a step that the host waits for the GPU, until the step is logged.
 
     Raises:
-        ConfigError: the loss or the norm of all gradients is infinite or not a number.
+        Diverged: the loss or the norm of all gradients is infinite or not a number.
     """
     norm = total_norm([weight.grad for weight in model.parameters()])
     loss_value, norm_value = torch.stack([loss.double(), norm.to(loss.device, torch.double)]).tolist()
@@ -37,9 +37,9 @@ def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str
         return
     what = f"the gradient norm is {norm_value}" if math.isfinite(loss_value) else f"the loss is {loss_value}"
     shown = ", ".join(rows[:8]) + (", ..." if len(rows) > 8 else "")
-    raise ConfigError(
+    raise Diverged(
         f"--learning_rate {learning_rate:g}: diverged at step {step} ({what}; rows {shown}); start again in "
-        "another --output with a lower --learning_rate"
+        "another output folder with a lower --learning_rate"
     )
 
 
@@ -51,7 +51,7 @@ def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
 
 
 @contextmanager
-def memory_advice(max_tokens: int) -> Iterator[None]:
+def memory_advice(max_tokens: int | None) -> Iterator[None]:
     """Name the options that need less memory when it runs out.
 
     Raises:

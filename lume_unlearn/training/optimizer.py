@@ -5,25 +5,35 @@ from itertools import accumulate
 from typing import Any
 
 from transformers import TrainerCallback
+from transformers.training_args import OptimizerNames
 
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.load import require_torchao
+from lume_unlearn.training.arguments import UnlearningArguments
 
 
-def optimizer_class(name: str, learning_rate: float, bfloat16_weights: bool) -> tuple[Any, dict[str, Any]] | None:
-    """Return torchao's optimiser and its arguments, or None for Trainer's AdamW.
-
-    ``name`` is "adamw" or "adamw8bit"; bfloat16 weights are rounded stochastically.
+def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | None:
+    """Return the optimiser of bfloat16 weights, torchao's with stochastic rounding, or None for Trainer's own.
 
     Raises:
-        ConfigError: torchao is not installed.
+        ConfigError: torchao is not installed, or has no such optimiser.
     """
-    if name == "adamw" and not bfloat16_weights:
+    if args.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+        require_torchao(f"--optim {args.optim.value}")
+    if args.weights != "bfloat16":
         return None
-    require_torchao("--weights bfloat16" if bfloat16_weights else "--optimizer adamw8bit")
+    require_torchao("--weights bfloat16")
     from torchao.optim import AdamW8bit, _AdamW
 
-    optimizer = AdamW8bit if name == "adamw8bit" else _AdamW
-    return optimizer, {"lr": learning_rate, "bf16_stochastic_round": bfloat16_weights}
+    known = {
+        OptimizerNames.ADAMW_TORCH: _AdamW,
+        OptimizerNames.ADAMW_TORCH_FUSED: _AdamW,
+        OptimizerNames.ADAMW_TORCH_8BIT: AdamW8bit,
+    }
+    optim = OptimizerNames(args.optim)
+    if optim not in known:
+        raise ConfigError(f"--optim {optim.value}: --weights bfloat16 needs one of {', '.join(n.value for n in known)}")
+    return known[optim], {"lr": args.learning_rate, "bf16_stochastic_round": True}
 
 
 class FreshOptimizer(TrainerCallback):

@@ -1,38 +1,40 @@
-"""What a run measures of itself: NLL of a few forget and retain rows (the collapse monitor), and its speed."""
+"""The monitor: NLL of a few forget and retain rows while training, and what to do when the model collapses."""
 
 import logging
 import math
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import torch
 from accelerate import PartialState
-from accelerate.utils import reduce
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import Passes, evaluating, row_values
 from lume_unlearn.model.masters import float32_weights
+from lume_unlearn.training.callbacks.progress import saved_attributes
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
 
 _log = logging.getLogger("lume_unlearn")
 
-LITTLE = math.log(2)
+MIN_FORGET_NLL_RISE = math.log(2)
 """Nats a token. After a smaller rise, the tokens of a memorised answer (NLL near 0) keep a probability above one half
 (geometric mean), so greedy decoding still finds them."""
 UNKNOWN = 1.0
 """Nats a token. A model with a higher reference NLL hardly knows the forget rows: the stand-in target model, which was
 trained on LUME's, has 0.003; one that never saw them has 7."""
+FACTOR, LEAST_RISE = 10.0, 0.2
+"""The model has also collapsed when the retain NLL is this many times the reference NLL and this many nats above it:
+retain rows that it knew by heart have lost a fifth of their tokens' probability."""
 SAMPLE = 16
 """Rows of each side to measure."""
 
@@ -41,22 +43,33 @@ Entry = dict[str, float]
 are rows."""
 
 
+def mean_nll(
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
+) -> float:
+    """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
+    with evaluating(model):
+        return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
+
+
 class Monitor(TrainerCallback, ExportableState):
     """Measures NLL every few optimiser steps and acts when the model collapses.
 
-    The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL.
-    The policy is then to warn, to stop with an error, or to roll back to the weights of the last good measurement
-    and end there.
+    The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL, or
+    many times as high (`FACTOR`, `LEAST_RISE`). The policy ``on_collapse`` is then to warn, to stop with an error, or to
+    roll back to the weights of the last good measurement and end there.
     """
 
-    def __init__(self, config: RunConfig, passes: Passes, rows: Mapping[str, Sequence[Tokens]]) -> None:
-        """Take passes for logits, and rows to measure: "forget", "retain" (else no collapse is found), "forgotten"."""
-        self.config, self.passes = config, passes
-        self.rows = dict(rows)
-        self.policy = config.on_collapse
+    def __init__(self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Tokens]]) -> None:
+        """Take rows to measure: "forget", "retain" (else no collapse is found) and "forgotten"."""
+        self.trainer, self.rows = trainer, dict(rows)
         self.measured: list[Entry] = []
         self.good_weights: list[Tensor] = []
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
+
+    @property
+    def policy(self) -> str:
+        """What to do when the model has collapsed."""
+        return self.trainer.args.on_collapse
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a resumed run is compared with its own start."""
@@ -64,13 +77,14 @@ class Monitor(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure the reference NLL, or restore what the checkpoint kept."""
-        saved = cast(dict[str, Any], state.stateful_callbacks or {}).get(type(self).__name__)
-        if saved is not None and state.global_step:
-            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
+        kept = saved_attributes(self, state)
+        if kept is not None:
+            self.measured = [dict(entry) for entry in kept["measured"]]
             if self.policy == "rollback":
                 tensors = load_file(_weights_file(Path(args.output_dir) / f"{PREFIX}{state.global_step}"))
                 self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
             return
+        self.measured = []
         self.measure(model, 0)
         self._keep_weights(model)
         warning = unknown_rows(self.measured[0])
@@ -81,22 +95,21 @@ class Monitor(TrainerCallback, ExportableState):
         """Measure when it is time, then keep the weights or act on a collapse.
 
         Raises:
-            ConfigError: the model has collapsed, and the policy is to stop.
+            Diverged: the model has collapsed, and the policy is to stop.
         """
-        every = self.config.watch_steps
-        due = every and state.global_step % every == 0
+        due = args.monitor_steps and state.global_step % args.monitor_steps == 0
         if not due and state.global_step != state.max_steps:
             return
         good_before = self._good()
         self.measure(model, state.global_step)
         if self._good():
             self._keep_weights(model)
-        elif self.config.spec.negated:
+        elif self.trainer.method.negated:
             pass  # only the negated weights can collapse: see `check_result`
         elif self.policy == "rollback":
             self._roll_back(model, control)
         elif good_before or self.policy == "stop":
-            self._complain("start again in another --output with a lower --learning_rate")
+            self._complain("start again in another output folder with a lower --learning_rate or a higher --retain_weight")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to roll back to: they are older than the checkpoint's."""
@@ -108,29 +121,28 @@ class Monitor(TrainerCallback, ExportableState):
         """Measure the final weights of a task vector, in place of those that were trained, and check them.
 
         Raises:
-            ConfigError: they have collapsed, and the policy is to stop.
+            Diverged: they have collapsed, and the policy is to stop.
         """
         del self.measured[-1]
         self.measure(model, step)
         if not self._good():
-            self._complain("start again in another --output with a lower --scale")
+            self._complain("start again in another output folder with a lower --scale")
 
     def measure(self, model: nn.Module, step: int) -> Entry:
         """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
         if self.measured and self.measured[-1]["step"] == step:
             return self.measured[-1]
-        entry: Entry = {"step": step}
-        device = next(model.parameters()).device
-        with evaluating(model):
-            for side, rows in self.rows.items():
-                if rows:
-                    nlls = row_values(model, self.passes, rows, self.config.max_tokens, device)
-                    entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
-        self.measured.append(entry)
-        return entry
+        args, device = self.trainer.args, next(model.parameters()).device
+        nlls = {
+            f"{side}_nll": mean_nll(model, self.trainer.logit_passes, rows, args.max_tokens, device)
+            for side, rows in self.rows.items()
+            if rows
+        }
+        self.measured.append({"step": step, **nlls})
+        return self.measured[-1]
 
     def _good(self) -> bool:
-        return rise(self.measured[-1], self.measured[0]) <= self.config.collapse_bound  # false for NaN
+        return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound)
 
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
@@ -138,11 +150,10 @@ class Monitor(TrainerCallback, ExportableState):
                 self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def _complain(self, advice: str) -> None:
-        """Warn of a collapse, or stop the run with an error that ends in ``advice``."""
-        if self.policy == "warn":
-            _log.warning("%s", self._collapse())
-        else:
-            raise ConfigError(f"--on_collapse {self.policy}: {self._collapse()}; {advice}")
+        """Warn of a collapse, or stop the run with an error; both end in ``advice``."""
+        if self.policy == "stop":
+            raise Diverged(f"--on_collapse stop: {self._collapse()}; {advice}")
+        _log.warning("%s; %s", self._collapse(), advice)
 
     def _roll_back(self, model: nn.Module, control: TrainerControl) -> None:
         with torch.no_grad(), float32_weights(model):
@@ -155,11 +166,11 @@ class Monitor(TrainerCallback, ExportableState):
         control.should_training_stop = True
 
     def _collapse(self) -> str:
-        last, count = self.measured[-1], len(self.rows["retain"])
+        first, last, count = self.measured[0], self.measured[-1], len(self.rows["retain"])
         return (
             f"the model has collapsed: at step {last['step']} the NLL of {count} retain rows is "
-            f"{rise(last, self.measured[0]):.3f} nats a token above the reference "
-            f"(--collapse_bound {self.config.collapse_bound:g})"
+            f"{last['retain_nll']:.3f} nats a token, {nll_increase(last, first):.3f} above the reference "
+            f"(--collapse_bound {self.trainer.args.collapse_bound:g}, or {FACTOR:g} times the reference)"
         )
 
     def summary(self) -> str:
@@ -171,10 +182,21 @@ class Monitor(TrainerCallback, ExportableState):
         return f"{last['step']:g} optimiser steps{nlls}"
 
 
-def rise(entry: Entry, reference: Entry, side: str = "retain") -> float:
+def nll_increase(entry: Entry, reference: Entry, side: str = "retain") -> float:
     """Return how far a side's NLL is above the reference NLL, in nats a token; 0 without rows."""
     name = f"{side}_nll"
     return entry[name] - reference[name] if name in reference else 0.0
+
+
+def is_good(entry: Entry, reference: Entry, bound: float) -> bool:
+    """Return whether the retain NLL shows no collapse (see `Monitor`); false for NaN.
+
+    Worked example: a reference of 0.012 allows 0.2 (a rise below `LEAST_RISE`), not 0.33; one of 0.5 allows 1.4 at a
+    bound of 1.
+    """
+    rise = nll_increase(entry, reference)
+    many_times = rise > LEAST_RISE and entry["retain_nll"] > FACTOR * reference["retain_nll"]
+    return rise <= bound and not many_times
 
 
 def unknown_rows(reference: Entry) -> str | None:
@@ -188,31 +210,38 @@ def unknown_rows(reference: Entry) -> str | None:
     )
 
 
-def verdict(measured: Sequence[Entry], negated: bool = False) -> str | None:
-    """Return a warning about a run that did little, or more harm than good; ``negated``: it made a task vector."""
+def advice(measured: Sequence[Entry], negated: bool = False) -> str | None:
+    """Return a warning about a run that did little or lost too much, with the option to try; ``negated``: by `scale`."""
     first, last = measured[0], measured[-1]
-    forget, retain = rise(last, first, "forget"), rise(last, first, "retain")
+    forget, retain = nll_increase(last, first, "forget"), nll_increase(last, first, "retain")
     if not (math.isfinite(forget) and math.isfinite(retain)):
-        return "the result is worse than doing nothing: its NLL is not a finite number; lower --learning_rate"
-    back = -rise(last, first, "forgotten")
-    if back > LITTLE:
+        return "Training produced NaN: the NLL of the result is not a finite number; lower --learning_rate"
+    back = -nll_increase(last, first, "forgotten")
+    if back > MIN_FORGET_NLL_RISE:
         return (
             f"the rows of earlier requests come back: their NLL fell by {back:.3f} nats a token; add them to the "
             "forget rows, or score them with `audit --forgotten`"
         )
-    if "forget_nll" in first and forget < LITTLE:
+    if "forget_nll" in first and forget < MIN_FORGET_NLL_RISE:
         return (
             f"the result has forgotten little or nothing: the forget NLL rose by {forget:.3f} nats a token, less than "
-            f"{LITTLE:.2f} (ln 2), so memorised answers mostly keep a probability above one half; raise "
-            f"--learning_rate or --epochs, or lower --batch_size (there were {last['step']:g} optimiser steps)"
+            f"{MIN_FORGET_NLL_RISE:.2f} (ln 2), so memorised answers mostly keep a probability above one half; raise "
+            f"--learning_rate or --num_train_epochs (there were {last['step']:g} optimiser steps)"
         )
-    if "retain_nll" not in first or forget > retain:
+    if "retain_nll" not in first:
         return None
-    advice = "lower --scale" if negated else "raise --retain_weight or lower --learning_rate"
-    return (
-        f"the result is no better than doing nothing: the forget NLL rose by {forget:.3f} nats a token, the retain NLL "
-        f"by {retain:.3f}; {advice}"
-    )
+    lower = "lower --scale" if negated else "raise --retain_weight or lower --learning_rate"
+    if forget <= retain:
+        return (
+            f"the result is no better than doing nothing: the forget NLL rose by {forget:.3f} nats a token, the retain "
+            f"NLL by {retain:.3f}; {lower}"
+        )
+    if not is_good(last, first, math.inf):
+        return (
+            f"retain rows were lost: their NLL rose from {first['retain_nll']:.3f} to {last['retain_nll']:.3f} nats a "
+            f"token; {lower}"
+        )
+    return None
 
 
 def trained_weights(model: nn.Module) -> list[Tensor]:
@@ -223,39 +252,3 @@ def trained_weights(model: nn.Module) -> list[Tensor]:
 
 def _weights_file(checkpoint: Path) -> Path:
     return checkpoint / f"last_good_{PartialState().process_index}.safetensors"
-
-
-class Throughput(TrainerCallback):
-    """Times the optimiser steps, without monitor, checkpoints and scoring; to be called before other callbacks."""
-
-    def __init__(self) -> None:
-        """Start at 0: a resumed run counts its own steps only."""
-        self.seconds = self.started = 0.0
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Start the clock."""
-        self.started = time.perf_counter()
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Stop the clock."""
-        self.seconds += time.perf_counter() - self.started
-
-    def summary(self, tokens: int) -> str:
-        """Return tokens a second and peak memory; every process calls it with its ``tokens``, without padding."""
-        total = reduce(torch.tensor(tokens, device=PartialState().device), "sum").item()
-        where = "GPU memory" if torch.cuda.is_available() else "memory"
-        rate = total / max(self.seconds, 1e-9)
-        return f"{rate:,.0f} tokens a second without padding, peak {where} {_peak_memory() / 2**30:.2f} GiB"
-
-
-def _peak_memory() -> int:
-    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    on_windows: int | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
-    if on_windows is not None:
-        return on_windows
-    import resource  # not on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes elsewhere

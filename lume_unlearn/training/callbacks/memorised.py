@@ -11,6 +11,7 @@ from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.model.forward import Passes, evaluating, row_values
+from lume_unlearn.training.callbacks.progress import saved_attributes
 
 SAMPLE = 256
 """Rows to measure after an epoch; all are measured when the sample is memorised, and at the end."""
@@ -49,9 +50,9 @@ class Memorised(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the checkpoint kept."""
-        saved: Any = (state.stateful_callbacks or {}).get(type(self).__name__)
-        if saved is not None and state.global_step:
-            self.measured = [dict(entry) for entry in saved["attributes"]["measured"]]
+        kept = saved_attributes(self, state)
+        if kept is not None:
+            self.measured = [dict(entry) for entry in kept["measured"]]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """After an epoch, measure the sample, and all rows if it is memorised; end training if these are, too.

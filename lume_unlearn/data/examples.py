@@ -1,0 +1,117 @@
+"""The encoded rows of a training, and the packs of one optimiser step."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
+from lume_unlearn.data.schedule import Step
+from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
+from lume_unlearn.methods.refusals import refusals
+
+
+@dataclass(eq=False)
+class Examples(Dataset[dict[str, Any]]):
+    """The encoded forget, alternative and retain rows; an item is everything that one optimiser step needs."""
+
+    forget: Sequence[Tokens]
+    """A row with several alternatives is there once for each."""
+    retain: Sequence[Tokens]
+    alternative: Sequence[Tokens] = ()
+    """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    reads_forget: bool = True
+    """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
+    ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Ids of the forget and of the retain rows, for messages."""
+    reference: dict[Tokens, Tensor] = field(default_factory=dict)
+    """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
+    teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
+    """What the counterfactual teacher computed of each forget row, if the method has one."""
+
+    def __len__(self) -> int:
+        """Forget rows."""
+        return len(self.forget)
+
+    def __getitem__(self, step: Step) -> dict[str, Any]:
+        """Return the packs of this process, the counts and ids of the step's rows, and tokens for Trainer's count."""
+        packs = [self.pack(pairs) for pairs in step.micro_batches]
+        counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
+        tokens = torch.cat([pack.input_ids for pack in packs])
+        return {"packs": packs, "counts": TokenCounts(**counts), "ids": self.ids_of(step.pairs), "input_ids": tokens}
+
+    def ids_of(self, pairs: Sequence[Pair]) -> list[str]:
+        """Return the ids of the rows of some pairs."""
+        if not self.ids:
+            return []
+        forget = [self.ids["forget"][index] for pair in pairs for index in pair.forget]
+        return forget + [self.ids["retain"][index] for pair in pairs for index in pair.retain]
+
+    def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
+        """Return the rows of some pairs, by side."""
+        forget = [index for pair in pairs for index in pair.forget]
+        retain = [index for pair in pairs for index in pair.retain]
+        return {
+            "forget": [self.forget[index] for index in forget] if self.reads_forget else [],
+            "alternative": [self.alternative[index] for index in forget] if self.alternative else [],
+            "retain": [self.retain[index] for index in retain] if self.retain else [],
+        }
+
+    def lengths(self, pair: Pair) -> list[int]:
+        """Return the tokens of each row of a pair."""
+        return [len(row.input_ids) for rows in self.rows([pair]).values() for row in rows]
+
+    def pack(self, pairs: Sequence[Pair]) -> Pack:
+        """Return the rows of some pairs as one pack; `empty_pack` without pairs."""
+        if not pairs:
+            return empty_pack()
+        sides = self.rows(pairs)
+        values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
+        teacher = joined([self.teacher[row] for row in sides["forget"]]) if self.teacher and sides["forget"] else None
+        return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0), teacher=teacher)
+
+
+def encoded_examples(
+    method: Method,
+    encode: Encoder,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    alternatives: Mapping[str, Sequence[str]] | None,
+    seed: int,
+) -> Examples:
+    """Encode the rows that a method trains on; a forget row with several alternatives is there once with each.
+
+    Args:
+        method: decides which sides are read.
+        encode: encodes rows.
+        forget: forget rows.
+        retain: retain rows; empty if the loss has no retain term.
+        alternatives: other answers by the id of a forget row; refusals are built in, chosen by the seed.
+        seed: of the refusals.
+
+    Raises:
+        DataError: rows that do not fit the model, or a forget row without an alternative.
+    """
+    if method.needs.alternatives == "refusals":
+        alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, seed), strict=True)}
+    pairs: list[tuple[Row, Row | None]] = [(row, None) for row in forget]
+    if method.needs.alternatives:
+        missing = [row.id for row in forget if not (alternatives or {}).get(row.id)]
+        if missing:
+            listed = ", ".join(first_few(missing, 3))
+            raise DataError(f"alternatives: {len(missing)} forget rows have none: {listed}; add one for each")
+        pairs = [(row, replace(row, output=text)) for row in forget for text in (alternatives or {})[row.id]]
+    rows = [row for row, _ in pairs]
+    return Examples(
+        forget=encode(rows),
+        retain=encode(retain),
+        alternative=encode([other for _, other in pairs if other is not None]),
+        reads_forget=method.needs.forget_rows,
+        ids={"forget": [row.id for row in rows], "retain": [row.id for row in retain]},
+    )

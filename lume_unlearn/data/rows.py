@@ -1,0 +1,87 @@
+"""Rows in memory: what a researcher passes as forget and retain rows becomes a list of `Row`."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeAlias
+
+from lume_tasks.data.checks import check_sides
+from lume_tasks.data.prepare import chat_questions, cut
+from lume_tasks.data.rows import OWN, Row, completed, row_problems
+from lume_tasks.errors import raise_problems
+
+RowsLike: TypeAlias = Any
+"""A list of `Row` or of dictionaries, a datasets.Dataset, or a pandas.DataFrame."""
+
+
+def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
+    """Return rows of any kind as a list of `Row`, in their order.
+
+    A row is a `Row` or a mapping with the fields
+
+    - ``input`` and ``output``, and optionally ``id``, ``task``, ``document`` and ``kind`` ("qa", the default, for a
+      question and its answer; "sc" for a text to complete), as in a data directory;
+    - or ``text``: a text, cut in two at the sentence end nearest to its middle;
+    - or ``messages``: a chat, of which each user turn that an assistant turn follows is a question.
+
+    Args:
+        rows: a list of `Row` or of dictionaries, a `datasets.Dataset`, or a `pandas.DataFrame`.
+        name: of the argument, for messages.
+
+    Raises:
+        DataError: lists everything wrong with the rows.
+    """
+    if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
+        rows = rows.to_dict("records")
+    found: list[Row] = []
+    problems: list[str] = []
+    for number, row in enumerate(rows, 1):
+        made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
+        found += made
+        problems += [f"{name}, row {number}: {fault}" for fault in faults]
+    raise_problems(problems)
+    return found
+
+
+def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], list[Row]]:
+    """Return forget and retain rows (see `as_rows`); no retain rows for None.
+
+    Raises:
+        DataError: faulty rows, or a row that is on both sides.
+    """
+    sides = as_rows(forget, "forget"), as_rows([] if retain is None else retain, "retain")
+    raise_problems(([] if sides[0] else ["forget: there are no rows"]) + check_sides("forget and retain", *sides))
+    return sides
+
+
+def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
+    """Return the rows of one mapping, and what is wrong with it."""
+    if not isinstance(given, Mapping):
+        return [], ["is neither a Row nor a mapping"]
+    row = {field: value for field, value in given.items() if not _missing(value)}
+    if "messages" in row:
+        contents, faults = chat_questions(row["messages"])
+    elif "text" in row and "input" not in row:
+        content = cut(row["text"]) if isinstance(row["text"], str) else None
+        contents, faults = [content] if content else [], [] if content else ["text: needs at least two words"]
+    else:
+        return _checked([row])
+    task = row.get("task", OWN)
+    made = [{"input": c.input, "output": c.output, "kind": c.kind, "task": task} for c in contents]
+    rows, problems = _checked([one | {"document": str(row.get("document", contents[0].input))} for one in made])
+    return rows, faults + problems
+
+
+def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
+    rows: list[Row] = []
+    problems: list[str] = []
+    for one in made:
+        whole: Any = completed(dict(one))
+        faults = row_problems(whole)
+        problems += faults
+        if not faults:
+            rows.append(Row(whole["id"], whole["input"], whole["output"], whole["task"]))
+    return rows, problems
+
+
+def _missing(value: Any) -> bool:
+    """Return whether a value stands for none: None, or NaN, as pandas has it."""
+    return value is None or (isinstance(value, float) and value != value)

@@ -1,0 +1,1 @@
+"""What happens beside the optimiser steps: measuring, recording, scoring, stopping."""

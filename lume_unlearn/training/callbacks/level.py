@@ -1,0 +1,49 @@
+"""Follow the NLL of texts never trained on, which is the target of the method `level`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.model.forward import evaluating, row_values
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
+
+LEVEL_TEXTS = 32
+"""Texts that are measured."""
+
+
+class Level(TrainerCallback):
+    """Measures how far the NLL of unseen texts has moved: ``shift``, which `methods.counterfactual.level_loss` adds.
+
+    Without a teacher the level of every row is that NLL itself.
+    """
+
+    def __init__(self, trainer: "UnlearningTrainer", unseen: Sequence[Tokens]) -> None:
+        """``trainer``: whose method's state gets the shift; ``unseen``: the texts, encoded."""
+        self.trainer, self.unseen = trainer, unseen
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure before the first step; a resumed run has the shift of its checkpoint."""
+        values = self.trainer.progress.values
+        if not state.global_step:
+            values["unseen_nll"] = self.measured(model)
+            values["shift"] = 0.0 if self.trainer.terms.teacher else values["unseen_nll"]
+
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure again every ``monitor_steps``."""
+        values = self.trainer.progress.values
+        if args.monitor_steps and state.global_step % args.monitor_steps == 0:
+            now = self.measured(model)
+            values["shift"] = now - values["unseen_nll"] if self.trainer.terms.teacher else now
+
+    def measured(self, model: nn.Module) -> float:
+        """Compute the mean over texts of their mean NLL, in nats a token, without dropout."""
+        args = self.trainer.args
+        with evaluating(model):
+            values = row_values(model, self.trainer.logit_passes, self.unseen, args.max_tokens, args.device)
+        return float(torch.stack([value.mean() for value in values]).mean())

@@ -1,0 +1,147 @@
+"""`unlearning.json`: method, arguments, versions and history of a training, written with every checkpoint and result."""
+
+import hashlib
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerState
+
+from lume_tasks.data.rows import Row
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.files import write_text
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.distributed import processes
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
+
+RECORD = "unlearning.json"
+PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
+PRIVATE = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "hub_token", "local_rank", "project"}
+"""Arguments that are not recorded: names of folders may name a person."""
+RESUME_MAY_CHANGE = {"save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm"}
+RESUME_MAY_CHANGE |= {"eval_strategy", "eval_steps", "evaluate_tasks", "evaluate_limit", "per_device_eval_batch_size"}
+RESUME_MAY_CHANGE |= {"metric_for_best_model", "greater_is_better", "do_eval", "monitor_steps", "collapse_bound"}
+RESUME_MAY_CHANGE |= {"gradient_checkpointing", "activation_checkpointing", "max_tokens", "use_cpu"}
+"""Arguments that do not change the result."""
+
+
+class Record(TrainerCallback):
+    """Writes the record of a training."""
+
+    def __init__(self, trainer: "UnlearningTrainer", args: UnlearningArguments) -> None:
+        """``args``: filled in. The record keeps those that are not at their default."""
+        self.trainer, self.started = trainer, time.time()
+        self.extra: dict[str, Any] = {}
+        """Further entries, such as the fingerprint of the model."""
+        defaults = UnlearningArguments(output_dir="unused").to_dict()
+        given = {name: value for name, value in args.to_dict().items() if name not in PRIVATE}
+        peft_config = getattr(trainer.model_to_train, "peft_config", None)
+        self.content: dict[str, Any] = {
+            "method": trainer.method.name,
+            "method_options": asdict(trainer.method),
+            "arguments": {name: value for name, value in given.items() if value != defaults.get(name)},
+            "lora": _lora(peft_config["default"]) if peft_config else None,
+            "trained_parameters": sum(w.numel() for w in trainer.model_to_train.parameters() if w.requires_grad),
+            "versions": versions(),
+            "data_sha256": {side: rows_sha256(getattr(trainer, side)) for side in ("forget", "retain")},
+            "seed": args.seed,
+        }
+
+    def resume(self, checkpoint: Path) -> None:
+        """Compare with the record in a checkpoint, and count on from its seconds; take its ``max_tokens`` if open.
+
+        Raises:
+            ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
+        """
+        before = read_record(checkpoint)
+        try:
+            faults = self._differences(before)
+            self.started -= before["seconds"]
+        except KeyError as error:
+            raise ConfigError(
+                f"--resume_from_checkpoint: {checkpoint / RECORD} cannot be read, or lacks {error}; train without it"
+            ) from error
+        if faults:
+            raise ConfigError("\n".join(faults))
+
+    def _differences(self, before: dict[str, Any]) -> list[str]:
+        """Return what this training would do differently from the one to resume."""
+        flat = [{**content, **content["method_options"], **content["arguments"]} for content in (self.content, before)]
+        ours, theirs = flat
+        left_out = {*RESUME_MAY_CHANGE, "method_options", "arguments", "versions", "data_sha256", *_PROGRESS, *self.extra}
+        faults = [
+            f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}"
+            for name in dict.fromkeys((*ours, *theirs))
+            if name not in left_out and ours.get(name) != theirs.get(name)
+        ]
+        if self.content["data_sha256"] != before["data_sha256"]:
+            faults.append("--data: the rows are not those of the run to resume")
+        count = before["processes"]
+        if count != processes():  # each process has its own random state, and under FSDP its own shards
+            faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")
+        return faults
+
+    def write(self, folder: Path, finished: bool = False) -> None:
+        """Write the record atomically, with the history of the loss terms and the monitor's measurements."""
+        trainer = self.trainer
+        progress = {
+            "finished": finished,
+            "processes": processes(),
+            "seconds": round(time.time() - self.started, 1),
+            "monitored": trainer.monitor.measured if finished else [],
+            "history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
+        }
+        write_text(folder / RECORD, json.dumps(self.content | self.extra | progress, indent=1, default=str) + "\n")
+
+    def write_into(self, checkpoint: Path, state: TrainerState) -> None:
+        """Write the record into a checkpoint, to be compared when it is resumed, and into the folder of the run."""
+        if state.is_world_process_zero:
+            for folder in (checkpoint, Path(str(self.trainer.args.output_dir))):
+                self.write(folder)
+
+
+_PROGRESS = ("finished", "processes", "seconds", "monitored", "history")
+
+
+def rows_sha256(rows: Sequence[Row]) -> str:
+    """SHA-256 (hexadecimal) of rows: of the JSON list of their ids, inputs, outputs and tasks, in order."""
+    fields = [[row.id, row.input, row.output, row.task] for row in rows]
+    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+
+def _lora(config: Any) -> dict[str, Any]:
+    targets = config.target_modules
+    return {
+        "lora_rank": config.r,
+        "lora_alpha": config.lora_alpha,
+        "lora_dropout": config.lora_dropout,
+        "lora_targets": targets if isinstance(targets, str) else sorted(targets or []),
+    }
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return the record in the folder of a run or in a checkpoint; empty if there is none or it cannot be read."""
+    try:
+        found = json.loads((folder / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that results depend on."""
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"

@@ -1,0 +1,148 @@
+"""``robust``: take the forget gradient at other weights, so that forgetting outlasts further training."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerState
+
+from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.data.schedule import cut
+from lume_unlearn.files import PREFIX
+from lume_unlearn.methods.common import token_mean
+from lume_unlearn.model.forward import Span
+from lume_unlearn.model.output_layer import nll_value
+from lume_unlearn.training.failures import total_norm
+from lume_unlearn.training.relearning import BATCH_SIZE
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
+
+Gradients: TypeAlias = list[Tensor | None]
+"""One for each trained weight; None where the loss does not depend on it."""
+
+FURTHEST = 1.3
+"""Forget gradients are taken up to so many times as far as the simulated relearning went."""
+FILE = "wrapper.safetensors"
+
+
+def steepest(gradient: Gradients, rho: float) -> Gradients:
+    """Return the step of length ``rho`` along a gradient, ``rho g / |g|`` over all weights; 0 for a gradient of 0.
+
+    Worked example: g = (3, 4), rho 0.1 give (0.06, 0.08).
+    """
+    norm = total_norm(gradient) or 1.0
+    return [None if g is None else g * (rho / norm) for g in gradient]
+
+
+class Robust(TrainerCallback):
+    """Computes the gradient of a step: that of the forget loss at moved weights, that of the retain term where they are.
+
+    sam takes the forget gradient at ``theta + rho g / |g|``, g the forget gradient at theta: Fan et al. 2025 (arXiv
+    2502.05374), smoothness against relearning. path takes it at ``theta + u delta``: delta is how far a few AdamW steps
+    on random forget rows lead, computed anew every few steps, and u is uniform in (0, 1.3). It is the first-order form
+    of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the forget loss logged is that at the moved weights.
+    """
+
+    def __init__(self, trainer: "UnlearningTrainer") -> None:
+        """``trainer``: whose gradients these are. Checkpoints keep ``delta``."""
+        self.trainer = trainer
+        self.delta: Gradients | None = None
+
+    def add_gradients(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
+        """Add the gradients of one optimiser step to the weights' gradients; return the step's loss."""
+        trainer = self.trainer
+        weights = [weight for weight in model.parameters() if weight.requires_grad]
+        sam = trainer.args.robust == "sam"
+        if sam:
+            trainer.add_gradients(model, inputs, ("forget",))
+            offset = steepest(_taken(weights), trainer.args.sam_rho)
+        else:
+            offset = self._path(model, weights)
+        total = torch.zeros((), device=trainer.args.device)
+        if trainer.terms.retain_parts:
+            total += trainer.add_gradients(model, inputs, ("retain",))
+        with _moved(weights, offset):
+            # sam has logged the forget loss at theta
+            return total + trainer.add_gradients(model, inputs, ("forget",), log=not sam)
+
+    def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
+        """Return a random share of the way that relearning leads."""
+        args, step = self.trainer.args, self.trainer.state.global_step
+        if self.delta is None or step % args.path_every == 0:
+            self.delta = self._relearned(model, weights)
+        share = FURTHEST * float(torch.rand((), generator=self._generator()))
+        return [None if d is None else share * d for d in self.delta]
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.trainer.args.seed * 1_000_003 + self.trainer.state.global_step)
+
+    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
+        """Return the change of the weights in a few steps as those of `fine_tune` (`relearning`); change nothing."""
+        trainer, args = self.trainer, self.trainer.args
+        assert args.max_tokens is not None
+        start = [weight.detach().clone() for weight in weights]
+        generator = self._generator()
+        optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        for _ in range(args.path_steps):
+            chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()
+            rows = [trainer.examples.forget[index] for index in chosen]
+            count = sum(row.scored for row in rows)
+            for part in cut(rows, lambda row: [len(row.input_ids)], args.max_tokens, not trainer.passes.packs):
+                batch = pack_rows({"forget": part}).to(args.device)
+                with trainer.compute_loss_context_manager():
+                    (nll,) = trainer.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
+                    loss = token_mean(nll, count)
+                trainer.accelerator.backward(loss)
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad()
+        delta: Gradients = [weight.detach() - before for weight, before in zip(weights, start, strict=True)]
+        _set(weights, start)
+        return delta
+
+    def write_into(self, checkpoint: Path, state: TrainerState) -> None:
+        """Write ``delta``, the same in every process."""
+        tensors = {str(i): d.contiguous() for i, d in enumerate(self.delta or []) if d is not None}
+        if tensors and state.is_world_process_zero:
+            save_file(tensors, checkpoint / FILE)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Read what the checkpoint kept."""
+        file = Path(args.output_dir) / f"{PREFIX}{state.global_step}" / FILE
+        if state.global_step and file.is_file():
+            tensors = load_file(file, device=str(args.device))
+            count = sum(weight.requires_grad for weight in model.parameters())
+            self.delta = [tensors.get(str(i)) for i in range(count)]
+
+
+def _taken(weights: Sequence[nn.Parameter]) -> Gradients:
+    """Return the weights' gradients and leave none."""
+    gradients: Gradients = [weight.grad for weight in weights]
+    for weight in weights:
+        weight.grad = None
+    return gradients
+
+
+@torch.no_grad()
+def _set(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for weight, value in zip(weights, values, strict=True):
+        weight.copy_(value)
+
+
+@contextmanager
+def _moved(weights: Sequence[nn.Parameter], offset: Gradients) -> Iterator[None]:
+    """Add an offset to the weights within the block; afterwards they have the same bits as before."""
+    pairs = [(weight, change) for weight, change in zip(weights, offset, strict=True) if change is not None]
+    before = [weight.detach().clone() for weight, _ in pairs]
+    with torch.no_grad():
+        for weight, change in pairs:
+            weight.add_(change)
+    try:
+        yield
+    finally:
+        _set([weight for weight, _ in pairs], before)

@@ -1,0 +1,72 @@
+"""Trainer that writes checkpoints and results whole or not at all, and never as pickles."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from lume_unlearn.files import PARTIAL, PREFIX, fresh_partial, publish_result, writing
+from lume_unlearn.model.masters import float32_weights
+from lume_unlearn.training.callbacks.record import Record
+from lume_unlearn.training.checkpoints import publish_checkpoint
+
+
+class SavingTrainer(Trainer):
+    """Writes into ``.partial`` first and moves what is complete to its place."""
+
+    record: Record
+    _partial: Path | None = None
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Write model or adapter (float32 where float32 was trained), tokenizer and ``unlearning.json``.
+
+        Args:
+            output_dir: by default the training's.
+            _internal_call: Trainer's, for checkpoints.
+
+        Raises:
+            ConfigError: the folder cannot be written.
+        """
+        if _internal_call:
+            with float32_weights(self.model):
+                return super().save_model(output_dir, _internal_call=True)
+        output = Path(str(output_dir or self.args.output_dir))
+        with writing(output):
+            if self.is_world_process_zero():
+                fresh_partial(output)
+            self.accelerator.wait_for_everyone()
+            with float32_weights(self.model):
+                super().save_model(str(output / PARTIAL), _internal_call=True)
+            if self.is_world_process_zero():
+                publish_result(output / PARTIAL, output)
+                self.record.write(output, finished=True)
+        return None
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write Trainer's checkpoint into ``.partial`` and move it to its place when it is complete."""
+        output = Path(str(self.args.output_dir))
+        with writing(output):
+            if self.is_world_process_zero():
+                fresh_partial(output)
+            self.accelerator.wait_for_everyone()
+            self._partial = output / PARTIAL
+            try:
+                super()._save_checkpoint(model, trial)
+            finally:
+                self._partial = None
+            written = output / PARTIAL / f"{PREFIX}{self.state.global_step}"
+            for callback in self.callback_handler.callbacks:
+                if hasattr(callback, "write_into"):  # the record, the monitor and `robust`
+                    callback.write_into(written, self.state)
+            self.accelerator.wait_for_everyone()
+            if self.is_world_process_zero():
+                publish_checkpoint(output / PARTIAL, output, self.args.save_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with float32_weights(model or self.model):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._partial or super()._get_output_dir(trial))
