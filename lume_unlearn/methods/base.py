@@ -63,8 +63,7 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL, or with ``needs.teacher`` the teacher's NLL; empty unless the method needs it. Zeros for a
-    method with ``needs.teacher`` in a run without a teacher (`level` with ``contexts=0``)."""
+    """(N,) reference NLL, or with ``needs.teacher`` the teacher's NLL; empty if there is none."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 
@@ -116,7 +115,7 @@ def _fault(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str | None:
         return "must be a finite number"
     if kind is int and float(value) % 1:
         return "must be a whole number"
-    if not metadata:
+    if "zero" not in metadata:
         return None
     if value < 0 or (value == 0 and not metadata["zero"]):
         return "must be 0 or more" if metadata["zero"] else "must be above 0"

@@ -1,9 +1,10 @@
 """Cross-entropy unlearning (CE-U): the model's own distribution without the true token as target."""
 
 import math
+from dataclasses import dataclass
 
+from lume_unlearn.methods.base import Batch, Method, param
 from lume_unlearn.methods.common import Tensor, at_least_float32, token_mean
-from lume_unlearn.methods.spec import Batch, Method, Param
 
 
 def ceu_tokens(logits: Tensor, targets: Tensor) -> Tensor:
@@ -39,22 +40,22 @@ def after_first(rows: Tensor, skip: int) -> Tensor:
     return torch.arange(rows.numel(), device=rows.device) - row_start >= skip
 
 
-def _forget(batch: Batch) -> Tensor:
-    skip = int(batch.params["skip"])
-    count = max(sum(max(tokens - skip, 0) for tokens in batch.counts.forget), 1)
-    rows = batch.forget
-    return token_mean(rows.values * after_first(rows.rows, skip), count)
+@dataclass
+class CEU(Method):
+    """Cross-entropy unlearning: see `ceu_tokens`."""
 
+    title = "cross-entropy unlearning"
+    source = "Yang 2025, arXiv 2503.01224"
+    formula = "cross entropy with the model's own distribution without the answer's token, token mean"
+    retain_term = "none"
 
-METHODS = (
-    Method(
-        "ceu",
-        "cross-entropy unlearning",
-        "Yang 2025, arXiv 2503.01224",
-        "cross entropy with the model's own distribution without the answer's token, token mean",
-        _forget,
-        retain="none",
-        per_token_loss=lambda params, logits, targets, reference: ceu_tokens(logits, targets),
-        params={"skip": Param(1, "first tokens of each answer that ceu leaves out", zero=True, whole=True)},
-    ),
-)
+    skip: int = param(1, "first tokens of each answer that ceu leaves out", zero=True)
+
+    def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
+        """`ceu_tokens`."""
+        return ceu_tokens(logits, targets)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Average over the tokens `after_first`."""
+        count = max(sum(max(tokens - self.skip, 0) for tokens in batch.counts.forget), 1)
+        return token_mean(batch.forget.values * after_first(batch.forget.rows, self.skip), count)

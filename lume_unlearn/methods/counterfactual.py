@@ -4,32 +4,32 @@ The teacher is the reference model in a context where names, places, dates and n
 `data.substitutes`), averaged over several contexts, or from which all but the last tokens are missing.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from lume_unlearn.methods.common import Count, Tensor, at_least_float32, divisor, row_means
+from lume_unlearn.methods.base import Batch, Method, Needs, param
+from lume_unlearn.methods.common import Count, Tensor, at_least_float32, divisor, row_means, token_mean
 from lume_unlearn.methods.retain import js_tokens, kl_tokens
-from lume_unlearn.methods.spec import Batch, Method, Param
 
-DIVERGENCES = ("kl", "reverse", "js")
+Divergence = Literal["kl", "reverse", "js"]
 
 
-def swapped(logp: Tensor, targets: Tensor, others: Tensor) -> Tensor:
+def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
     """Exchange the log-probabilities of each target and of the token that took its place in the context: (n, V).
 
     So a repeated name keeps the probability with which its substitute was repeated. Worked example: p = (1/2, 1/3,
-    1/6), target 0, other 2 give (1/6, 1/3, 1/2); other 0, the target itself, changes nothing.
+    1/6), target 0, substitute 2 give (1/6, 1/3, 1/2); substitute 0, the target itself, changes nothing.
 
     Args:
         logp: (n, V).
         targets: (n,) token ids.
-        others: (n,) token ids.
+        substitute_ids: (n,) token ids.
     """
-    own, other = targets[:, None], others[:, None]
+    own, other = targets[:, None], substitute_ids[:, None]
     return logp.scatter(-1, own, logp.gather(-1, other)).scatter(-1, other, logp.gather(-1, own))
 
 
-def divergence_tokens(logits: Tensor, teacher: Tensor, kind: str) -> Tensor:
+def divergence_tokens(logits: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
     """Divergence between teacher q and model p, each token: (N,) nats; 0 where they are equal.
 
     "kl" is ``sum_v q (log q - log p)``, "reverse" is ``sum_v p (log p - log q)``, and "js" the Jensen-Shannon
@@ -43,7 +43,7 @@ def divergence_tokens(logits: Tensor, teacher: Tensor, kind: str) -> Tensor:
     Args:
         logits: (N, V) of the model in training.
         teacher: (N, V) log-probabilities, without gradient.
-        kind: one of `DIVERGENCES`.
+        kind: which of the three.
     """
     if kind == "kl":
         return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves
@@ -81,57 +81,57 @@ def level_loss(
     return smooth_l1_loss(means, levels.detach(), reduction="sum") / divisor(count, n_rows)
 
 
-def _level(batch: Batch, nll: Tensor) -> Tensor:
-    rows, count = batch.forget, batch.counts.rows("forget")
-    return level_loss(nll, rows.rows, rows.count, rows.reference, batch.params.get("shift", 0.0), count)
+@dataclass
+class Level(Method):
+    """Match the NLL of each forget row to the level of unseen text: see `level_loss`.
 
+    Without a teacher (``contexts`` and ``window`` 0) the level of every row is the NLL of the unseen texts.
+    """
 
-def _counterfactual(batch: Batch) -> Tensor:
-    loss = batch.forget.values.sum() / batch.counts.tokens("forget")
-    if batch.forget.nll is not None:
-        loss = loss + batch.params["level_weight"] * _level(batch, batch.forget.nll)
-    return loss
-
-
-def _divergence(params: Mapping[str, Any], logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
-    return divergence_tokens(logits, teacher, params["divergence"])
-
-
-CONTEXTS = "contexts with substituted words that the teacher's prediction is averaged over"
-WINDOW = (
-    "last tokens from which the teacher predicts rows of prose, where substitutes leave too much to recognise; 0: it "
-    "reads them with substitutes, too"
-)
-
-METHODS = (
-    Method(
-        "counterfactual",
-        "distillation from a counterfactual teacher",
-        "Liu et al. 2024, arXiv 2407.16997",
-        "divergence from the reference model's prediction with substituted words, token mean; level_weight times the "
-        "loss of `level`",
-        _counterfactual,
-        per_token_loss=_divergence,
-        teacher=True,
-        nll=lambda params: bool(params["level_weight"]),
-        params={
-            "contexts": Param(4, CONTEXTS, whole=True, zero=True),
-            "window": Param(0, WINDOW, whole=True, zero=True),
-            "divergence": Param("kl", "divergence from the teacher", choices=DIVERGENCES),
-            "level_weight": Param(0.0, "weight of the loss of level beside the divergence", zero=True),
-        },
-    ),
-    Method(
-        "level",
-        "level matching",
-        "after Wang et al. 2023, arXiv 2305.06535",
+    title = "level matching"
+    source = "after Wang et al. 2023, arXiv 2305.06535"
+    formula = (
         "smooth L1 of (mean NLL of the row - its level), mean over rows; the level is the teacher's NLL, or that of "
-        "--unseen texts",
-        lambda batch: _level(batch, batch.forget.values),
-        teacher=True,
-        params={
-            "contexts": Param(4, CONTEXTS, whole=True, zero=True),
-            "window": Param(0, WINDOW, whole=True, zero=True),
-        },
-    ),
-)
+        "--unseen texts"
+    )
+    needs = Needs(teacher=True)
+
+    contexts: int = param(4, "contexts with substituted words that the teacher predicts from, averaged", zero=True)
+    window: int = param(0, "context length for free text, in tokens; 0 uses name substitution", zero=True)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`level_loss` of the forget rows, with the ``shift`` that the trainer measures."""
+        rows = batch.forget
+        assert rows.nll is not None
+        teacher = rows.reference if rows.reference.numel() else rows.nll.new_zeros(rows.nll.shape)
+        shift, count = batch.state.get("shift", 0.0), batch.counts.rows("forget")
+        return level_loss(rows.nll, rows.rows, rows.count, teacher, shift, count)
+
+
+@dataclass
+class Counterfactual(Level):
+    """Distil from a teacher that does not know the forget rows: see `divergence_tokens`."""
+
+    title = "distillation from a counterfactual teacher"
+    source = "Liu et al. 2024, arXiv 2407.16997"
+    formula = (
+        "divergence from the reference model's prediction with substituted words, token mean; level_weight times the "
+        "loss of `level`"
+    )
+
+    divergence: Literal["kl", "reverse", "js"] = param("kl", "divergence from the teacher")
+    level_weight: float = param(0.0, "weight of the loss of level beside the divergence", zero=True)
+
+    def __post_init__(self) -> None:
+        """Check the hyperparameters; ask for the NLL of forget tokens if the loss of `level` has a weight."""
+        super().__post_init__()
+        object.__setattr__(self, "needs", Needs(teacher=True, nll=self.level_weight > 0))
+
+    def token_loss(self, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
+        """`divergence_tokens`."""
+        return divergence_tokens(logits, teacher, self.divergence)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Add the token mean of the divergence and ``level_weight`` times the loss of `level`."""
+        loss = token_mean(batch.forget.values, batch.counts.tokens("forget"))
+        return loss + self.level_weight * super().forget_loss(batch) if self.level_weight else loss

@@ -1,6 +1,6 @@
-"""Gradient ascent, gradient difference, KL minimisation: the same loss on forget rows, three retain terms."""
+"""Gradient ascent, gradient difference, KL minimisation: the same loss on forget rows, three retain terms. And ordinary training."""
 
-from lume_unlearn.methods.base import Batch, Method
+from lume_unlearn.methods.base import Batch, Defaults, Method
 from lume_unlearn.methods.common import Count, Tensor, token_mean
 
 
@@ -44,3 +44,13 @@ class KL(Ascent):
     title = "KL minimisation"
     source = "Maini et al. 2024, arXiv 2401.06121"
     retain_term = "kl"
+
+
+class Finetune(Method):
+    """Ordinary training on the forget rows, for `lume-unlearn finetune`; it unlearns nothing."""
+
+    title = "fine-tuning"
+    formula = "NLL, token mean"
+    retain_term = "none"
+    retain_terms = ("none",)
+    defaults = Defaults(learning_rate={"full": 1e-4, "lora": 1e-3})

@@ -2,8 +2,8 @@
 
 import math
 
+from lume_unlearn.methods.base import Batch, Method, Needs
 from lume_unlearn.methods.common import Tensor, token_mean
-from lume_unlearn.methods.spec import Method
 
 
 def js_to_token(nll: Tensor) -> Tensor:
@@ -19,7 +19,8 @@ def js_to_token(nll: Tensor) -> Tensor:
     Source: Singh et al. 2025 (arXiv 2509.02820), on the tokens of a refusal. Deviations: the authors' refusal is "No
     idea"; here each row gets one of the built-in refusals, as for `idk`. The authors' code reads the forget row itself
     and puts a mass of 1 on each token of the refusal, at every position of the text; here the model reads the refusal
-    as the answer, and each labelled token is the target of its own position.
+    as the answer, and each labelled token is the target of its own position. The authors' learning
+    rate is 8e-6; here it is the package's default, which follows the size of the model (1e-5 from 1 B parameters on).
 
     Args:
         nll: (N,) of the refusals' labelled tokens.
@@ -28,16 +29,15 @@ def js_to_token(nll: Tensor) -> Tensor:
     return (-(2.0 - rest) * (-rest / 2).log1p() + rest * math.log(2.0) - (-nll).exp() * nll) / 2
 
 
-METHODS = (
-    Method(
-        "jensun",
-        "Jensen-Shannon divergence from refusals",
-        "Singh et al. 2025, arXiv 2509.02820",
-        "Jensen-Shannon divergence from the one-hot distribution of a refusal's next token, token mean",
-        lambda batch: token_mean(js_to_token(batch.alternative.values), batch.counts.tokens("alternative")),
-        retain="js",
-        alternative="refusals",
-        uses_forget_rows=False,
-        defaults={"learning_rate": {"full": 8e-6}},
-    ),
-)
+class JensUn(Method):
+    """Train on refusals with a bounded divergence: see `js_to_token`."""
+
+    title = "Jensen-Shannon divergence from refusals"
+    source = "Singh et al. 2025, arXiv 2509.02820"
+    formula = "Jensen-Shannon divergence from the one-hot distribution of a refusal's next token, token mean"
+    needs = Needs(alternatives="refusals", forget_rows=False)
+    retain_term = "js"
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Average `js_to_token` over the refusals' tokens."""
+        return token_mean(js_to_token(batch.alternative.values), batch.counts.tokens("alternative"))

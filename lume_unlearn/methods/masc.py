@@ -1,12 +1,10 @@
 """Margin self-correction (MASC): push the logit of each token below its largest rivals, and no further."""
 
 import math
+from dataclasses import dataclass
 
+from lume_unlearn.methods.base import Defaults, Method, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
-from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Method, Param
-
-TOP_K = "number of largest logits of a token that the loss uses: see its formula"
 
 
 def masc_margin(logits: Tensor, targets: Tensor, beta: float, top_k: int) -> Tensor:
@@ -47,7 +45,7 @@ def masc_tokens(logits: Tensor, targets: Tensor, rho: float, eta: float, beta: f
     2.005257.
 
     Source: Di Gennaro, Shevchenko and Yang 2026 (arXiv 2606.02920); rho 0.7, eta 0.25 and top_k 10 are theirs for TOFU.
-    Deviation: they stop once few enough tokens violate the margin; here training lasts for ``epochs``.
+    Deviation: they stop once few enough tokens violate the margin; here training lasts for ``num_train_epochs``.
 
     Args:
         logits: (N, V), V >= 2.
@@ -60,22 +58,23 @@ def masc_tokens(logits: Tensor, targets: Tensor, rho: float, eta: float, beta: f
     return (masc_margin(logits, targets, beta, top_k) - (masc_tau(rho) - eta)).clamp(min=0) / eta
 
 
-METHODS = (
-    Method(
-        "masc",
-        "margin self-correction",
-        "Di Gennaro et al. 2026, arXiv 2606.02920",
+@dataclass
+class MASC(Method):
+    """Margin self-correction: see `masc_tokens`."""
+
+    title = "margin self-correction"
+    source = "Di Gennaro et al. 2026, arXiv 2606.02920"
+    formula = (
         "max(0, m - tau + eta) / eta, token mean; m = beta z_y - logsumexp of beta z over the top_k other logits, "
-        "tau = log(rho / (1 - rho))",
-        per_token_loss=lambda params, logits, targets, reference: masc_tokens(
-            logits, targets, params["rho"], params["eta"], params["beta"], int(params["top_k"])
-        ),
-        params={
-            "rho": Param(0.7, "probability of a token, among its rivals, that masc allows", most=0.999),
-            "eta": Param(0.25, "width of masc's hinge, in nats"),
-            "top_k": Param(10, TOP_K, whole=True),
-            "beta": Param(1.0, BETA),
-        },
-        defaults={"learning_rate": {"lora": 1e-4}},
-    ),
-)
+        "tau = log(rho / (1 - rho))"
+    )
+    defaults = Defaults(learning_rate={"lora": 1e-4})
+
+    rho: float = param(0.7, "largest share of a token in the probability of itself and its competitors", most=0.999)
+    eta: float = param(0.25, "width of masc's hinge, in nats")
+    top_k: int = param(10, "competing tokens to compare with")
+    beta: float = param(1.0, "inverse temperature of the logits")
+
+    def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
+        """`masc_tokens`."""
+        return masc_tokens(logits, targets, self.rho, self.eta, self.beta, self.top_k)

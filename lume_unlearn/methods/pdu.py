@@ -1,9 +1,9 @@
 """Primal-dual unlearning (PDU): flat logits on forget rows, a bound on the retain loss."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
+from lume_unlearn.methods.base import Defaults, Method, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
-from lume_unlearn.methods.spec import Method, Param
 
 
 def pdu_tokens(logits: Tensor) -> Tensor:
@@ -32,26 +32,26 @@ def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> fl
     return max(dual + step * (retain_loss - epsilon), 0.0)  # this order: max(0.0, nan) would be 0.0
 
 
-def _adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
-    if epoch <= params["dual_warmup"]:
-        return state
-    return {"weight": pdu_dual(state["weight"], loss, params["epsilon"], params["dual_step"])}
+@dataclass
+class PDU(Method):
+    """Primal-dual unlearning: see `pdu_tokens` and `pdu_dual`."""
 
+    title = "primal-dual unlearning"
+    source = "Entesari et al. 2025, arXiv 2506.05314"
+    formula = "(largest - mean logit)^2, token mean; retain weight follows retain loss - epsilon"
+    retain_terms = ("nll", "kl")
+    defaults = Defaults(retain_weight=100.0)
 
-METHODS = (
-    Method(
-        "pdu",
-        "primal-dual unlearning",
-        "Entesari et al. 2025, arXiv 2506.05314",
-        "(largest - mean logit)^2, token mean; retain weight follows retain loss - epsilon",
-        retain_terms=("nll", "kl"),
-        per_token_loss=lambda params, logits, targets, reference: pdu_tokens(logits),
-        params={
-            "epsilon": Param(0.3, "retain loss that pdu allows", zero=True, search=(0.03, 1.0)),
-            "dual_step": Param(5.0, "step of pdu's dual variable", zero=True),
-            "dual_warmup": Param(5.0, "epochs before pdu's dual variable moves", zero=True),
-        },
-        defaults={"retain_weight": 100.0},
-        adapt=_adapt,
-    ),
-)
+    epsilon: float = param(0.3, "retain loss that pdu allows", zero=True, search=(0.03, 1.0))
+    dual_step: float = param(5.0, "step of pdu's dual variable", zero=True)
+    dual_warmup: float = param(5.0, "epochs before pdu's dual variable moves", zero=True)
+
+    def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
+        """`pdu_tokens`."""
+        return pdu_tokens(logits)
+
+    def adapt(self, state: dict[str, float], retain_loss: float, epochs: float) -> dict[str, float]:
+        """Move the retain weight by `pdu_dual`."""
+        if epochs <= self.dual_warmup:
+            return state
+        return {"weight": pdu_dual(state["weight"], retain_loss, self.epsilon, self.dual_step)}

@@ -1,8 +1,9 @@
 """Methods that prefer another answer: DPO with alternatives or refusals, and training on refusals."""
 
+from dataclasses import dataclass
+
+from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, param
 from lume_unlearn.methods.common import Count, Tensor, preference, row_sums, token_mean
-from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Batch, Method, Param
 
 
 def dpo(
@@ -42,51 +43,51 @@ def dpo(
     return preference(lose - win, beta, count)
 
 
-def _dpo(batch: Batch) -> Tensor:
-    lose, win = batch.forget, batch.alternative
-    beta, count = batch.params["beta"], batch.counts.rows("forget")
-    return dpo(lose.values, lose.rows, lose.reference, win.values, win.rows, win.reference, lose.count, beta, count)
+@dataclass
+class DPO(Method):
+    """Prefer the alternatives of a file: see `dpo`."""
+
+    title = "direct preference optimisation"
+    source = "Rafailov et al. 2023, arXiv 2305.18290"
+    formula = "-2/beta log sigmoid(beta (gain of the alternative - gain of the answer)), sums; alternatives from a file"
+    needs = Needs(reference_nll=("forget", "alternative"), alternatives="file")
+
+    beta: float = param(0.1, "DPO temperature; smaller lets the model move further away", search=(0.01, 1.0))
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`dpo` of the forget rows and their alternatives."""
+        lose, win = batch.forget, batch.alternative
+        answers = (lose.values, lose.rows, lose.reference, win.values, win.rows, win.reference)
+        return dpo(*answers, lose.count, self.beta, batch.counts.rows("forget"))
 
 
-METHODS = (
-    Method(
-        "dpo",
-        "direct preference optimisation",
-        "Rafailov et al. 2023, arXiv 2305.18290",
-        "-2/beta log sigmoid(beta (gain of the alternative - gain of the answer)), sums; alternatives from a file",
-        _dpo,
-        reference_nll=("forget", "alternative"),
-        alternative="file",
-        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
-    ),
-    Method(
-        "idk-dpo",
-        "DPO towards refusals",
-        "Maini et al. 2024, arXiv 2401.06121",
-        "as dpo, with a refusal as the alternative",
-        _dpo,
-        reference_nll=("forget", "alternative"),
-        alternative="refusals",
-        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
-    ),
-    Method(
-        "idk",
-        "training on refusals",
-        "Maini et al. 2024, arXiv 2401.06121",
-        "NLL of a refusal, token mean",
-        lambda batch: token_mean(batch.alternative.values, batch.counts.tokens("alternative")),
-        alternative="refusals",
-        uses_forget_rows=False,
-    ),
-    Method(
-        "altpo",
-        "DPO towards generated alternatives",
-        "Mekala et al. 2024, arXiv 2409.13474",
-        "as dpo, with alternatives that the model generates (`lume-unlearn alternatives`)",
-        _dpo,
-        reference_nll=("forget", "alternative"),
-        alternative="file",
-        params={"beta": Param(0.1, BETA, search=(0.01, 1.0))},
-        defaults={"epochs": 2, "learning_rate": {"full": 5e-5}},
-    ),
-)
+class IdkDPO(DPO):
+    """Prefer a refusal: see `dpo`."""
+
+    name = "idk-dpo"
+    title = "DPO towards refusals"
+    source = "Maini et al. 2024, arXiv 2401.06121"
+    formula = "as dpo, with a refusal as the alternative"
+    needs = Needs(reference_nll=("forget", "alternative"), alternatives="refusals")
+
+
+class AltPO(DPO):
+    """Prefer other plausible answers: see `dpo`."""
+
+    title = "DPO towards generated alternatives"
+    source = "Mekala et al. 2024, arXiv 2409.13474"
+    formula = "as dpo, with alternatives that the model generates (`lume-unlearn alternatives`)"
+    defaults = Defaults(num_train_epochs=2, learning_rate={"full": 5e-5})
+
+
+class Idk(Method):
+    """Train on refusals."""
+
+    title = "training on refusals"
+    source = "Maini et al. 2024, arXiv 2401.06121"
+    formula = "NLL of a refusal, token mean"
+    needs = Needs(alternatives="refusals", forget_rows=False)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Average the NLL over the refusals' tokens."""
+        return token_mean(batch.alternative.values, batch.counts.tokens("alternative"))

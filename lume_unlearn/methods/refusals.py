@@ -3,13 +3,12 @@
 `refusals_qa.txt` refuses a question, `refusals_sc.txt` refuses to continue a text; one refusal a line.
 """
 
-import hashlib
-import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from lume_tasks.data.rows import Row
+from lume_unlearn.checks import stable_number
 
 
 @cache
@@ -27,8 +26,3 @@ def refusals(rows: Sequence[Row], seed: int) -> list[str]:
     """
     texts = [refusal_texts(row.kind) for row in rows]
     return [own[stable_number(seed, row.id) % len(own)] for row, own in zip(rows, texts, strict=True)]
-
-
-def stable_number(*parts: int | str) -> int:
-    """Return an evenly spread 64-bit number that is the same in every process and on every machine."""
-    return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")

@@ -9,10 +9,28 @@ from typing import Any
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.ceu import CEU
+from lume_unlearn.methods.counterfactual import Counterfactual, Level
 from lume_unlearn.methods.gradient import GA, GD, KL
+from lume_unlearn.methods.jensun import JensUn
+from lume_unlearn.methods.masc import MASC
 from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
+from lume_unlearn.methods.pdu import PDU
+from lume_unlearn.methods.preference import DPO, AltPO, Idk, IdkDPO
+from lume_unlearn.methods.rmu import RMU
+from lume_unlearn.methods.selective import Selective
+from lume_unlearn.methods.sequential import AGAD, SUGD
+from lume_unlearn.methods.shred import SHRED
+from lume_unlearn.methods.task_vector import TaskVector
+from lume_unlearn.methods.undial import Undial
+from lume_unlearn.methods.weighted import WGA, SatImp
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (GA, GD, KL, NPO, TokenNPO, SimNPO)}
+_CLASSES: tuple[type[Method], ...] = (
+    *(GA, GD, KL, NPO, TokenNPO, SimNPO, DPO, IdkDPO, Idk, AltPO, JensUn, RMU, Undial, Counterfactual, Level, SHRED),
+    *(WGA, SatImp, CEU, PDU, MASC, TaskVector, SUGD, AGAD, Selective),
+)
+METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
+"""Every shipped method by its name, in the order of the tables."""
 
 
 def method_of(method: Method | type[Method] | str, **params: Any) -> Method:

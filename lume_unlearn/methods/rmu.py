@@ -1,10 +1,10 @@
 """Representation misdirection (RMU): hidden states of forget rows are steered to a random direction."""
 
-from collections.abc import Mapping
+from dataclasses import dataclass
 
+from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, TokenCounts, param
 from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.retain import state_distance
-from lume_unlearn.methods.spec import Method, Param
 
 
 def rmu_direction(size: int, seed: int) -> Tensor:
@@ -22,36 +22,39 @@ def rmu_direction(size: int, seed: int) -> Tensor:
     return direction.div_(direction.norm())
 
 
-def _steer(params: Mapping[str, float], states: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    direction = rmu_direction(states.shape[-1], int(params["seed"]))
-    return state_distance(states, params["steering"] * direction.to(states.device))
+@dataclass
+class RMU(Method):
+    """Steer hidden states to a random direction: see `rmu_direction` and `state_distance`."""
 
+    title = "representation misdirection"
+    source = "Li et al. 2024, arXiv 2403.03218"
+    formula = "distance of the hidden states from a random direction, mean over rows"
+    needs = Needs(hidden_states=True)
+    retain_term = "states"
+    retain_terms = ("states", "none")
+    defaults = Defaults(
+        num_train_epochs=1,
+        per_device_train_batch_size=4,
+        retain_weight=1200.0,
+        learning_rate={"full": 5e-5},
+        lr_scheduler_type="constant",
+        warmup_steps=0.0,
+    )
 
-METHODS = (
-    Method(
-        "rmu",
-        "representation misdirection",
-        "Li et al. 2024, arXiv 2403.03218",
-        "distance of the hidden states from a random direction, mean over rows",
-        lambda batch: batch.forget.mean(batch.counts.rows("forget")),
-        retain="states",
-        retain_terms=("states", "none"),
-        retain_mean=lambda rows, counts: rows.mean(counts.rows("retain")),
-        per_token_loss=_steer,
-        hidden_states=True,
-        params={
-            "layer": Param(7, "decoder layer, from 0, whose output is steered", zero=True, whole=True),
-            "steering": Param(
-                6.5, "length of the vector that hidden states of forget rows are steered to", search=(2.0, 200.0)
-            ),
-        },
-        defaults={
-            "epochs": 1,
-            "batch_size": 4,
-            "retain_weight": 1200.0,
-            "learning_rate": {"full": 5e-5},
-            "lr_schedule": "constant",
-            "warmup": 0.0,
-        },
-    ),
-)
+    layer: int = param(7, "decoder layer, from 0, whose output is steered", zero=True)
+    steering: float = param(
+        6.5, "length of the vector that hidden states of forget rows are steered to", search=(2.0, 200.0)
+    )
+
+    def token_loss(self, hidden_states: Tensor, targets: Tensor, reference: None) -> Tensor:
+        """Distance of (n, d) hidden states from ``steering`` times `rmu_direction`: (n,)."""
+        direction = rmu_direction(hidden_states.shape[-1], self.seed).to(hidden_states.device)
+        return state_distance(hidden_states, self.steering * direction)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Average over the tokens of each row, then over rows."""
+        return batch.forget.mean(batch.counts.rows("forget"))
+
+    def retain_loss(self, rows: Rows, counts: TokenCounts) -> Tensor:
+        """Average over the tokens of each row, then over rows."""
+        return rows.mean(counts.rows("retain"))

@@ -1,10 +1,9 @@
 """The system SHA256 of SemEval-2025 task 4: gradient difference with an adaptive retain weight."""
 
 import math
-from collections.abc import Mapping
 
-from lume_unlearn.methods.gradient import forget_ascent
-from lume_unlearn.methods.spec import Method
+from lume_unlearn.methods.base import Defaults
+from lume_unlearn.methods.gradient import Ascent
 
 
 def selective_weight(retain_loss: float, average: float) -> float:
@@ -27,28 +26,24 @@ def selective_weight(retain_loss: float, average: float) -> float:
     return min(max(round(0.3 * math.pow(6.0, excess) + 0.8, 1), 1.2), 2.3)
 
 
-def _adapt(state: dict[str, float], loss: float, epoch: float, params: Mapping[str, float]) -> dict[str, float]:
-    if epoch <= 1:  # the first epoch only measures
-        total, steps = state.get("total", 0.0) + loss, state.get("steps", 0.0) + 1
-        return {"weight": state["weight"], "total": total, "steps": steps}
-    return state | {"weight": selective_weight(loss, state["total"] / state["steps"])}
+class Selective(Ascent):
+    """Gradient difference with an adaptive retain weight: see `selective_weight`."""
 
+    title = "selective layers, adaptive retain weight"
+    source = "Agrawal and Huang 2025, arXiv 2504.12996"
+    formula = "-NLL, token mean; retain weight 1.2 to 2.3 as the retain loss rises"
+    retain_terms = ("nll",)
+    defaults = Defaults(
+        num_train_epochs=8,
+        per_device_train_batch_size=60,
+        warmup_steps=0.0,
+        learning_rate={"full": 1.5e-5},
+        retain_weight=1.2,
+    )
 
-METHODS = (
-    Method(
-        "selective",
-        "selective layers, adaptive retain weight",
-        "Agrawal and Huang 2025, arXiv 2504.12996",
-        "-NLL, token mean; retain weight 1.2 to 2.3 as the retain loss rises",
-        forget_ascent,
-        retain_terms=("nll",),
-        defaults={
-            "epochs": 8,
-            "batch_size": 60,
-            "warmup": 0.0,
-            "learning_rate": {"full": 1.5e-5},
-            "retain_weight": 1.2,
-        },
-        adapt=_adapt,
-    ),
-)
+    def adapt(self, state: dict[str, float], retain_loss: float, epochs: float) -> dict[str, float]:
+        """Average the retain loss over the first epoch, then set the retain weight by `selective_weight`."""
+        if epochs <= 1:
+            total, steps = state.get("total", 0.0) + retain_loss, state.get("steps", 0.0) + 1
+            return {"weight": state["weight"], "total": total, "steps": steps}
+        return state | {"weight": selective_weight(retain_loss, state["total"] / state["steps"])}

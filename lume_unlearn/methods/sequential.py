@@ -1,12 +1,12 @@
 """Methods that go through the forget rows chunk by chunk, in phases: SUGD and AGAD."""
 
 from collections.abc import Sequence
-from typing import TypeVar
+from dataclasses import dataclass
 
-from lume_unlearn.methods.gradient import forget_ascent
-from lume_unlearn.methods.spec import Method, Pair, Param
+from lume_unlearn.methods.base import Batch, Defaults, Method, Pair, Rows, TokenCounts, in_batches, param
+from lume_unlearn.methods.common import Tensor
+from lume_unlearn.methods.gradient import Ascent
 
-Item = TypeVar("Item")
 Steps = list[list[Pair]]
 
 
@@ -46,45 +46,53 @@ def annealed(
     return [*phases, phase(retain_pairs)]
 
 
-def in_batches(items: Sequence[Item], size: int) -> list[list[Item]]:
-    """Cut items into lists of ``size`` in their order; the last may be shorter."""
-    return [list(items[start : start + size]) for start in range(0, len(items), size)]
-
-
 CHUNK = "forget rows of one chunk"
 
-METHODS = (
-    Method(
-        "sugd",
-        "sequential unlearning by gradient difference",
-        "Premptis et al. 2025, arXiv 2503.02443",
-        "-NLL, mean over rows, chunk after chunk of the forget rows",
-        lambda batch: -batch.forget.mean(len(batch.counts.forget) + len(batch.counts.retain)),
-        retain_terms=("nll",),
-        retain_mean=lambda rows, counts: rows.mean(len(counts.forget) + len(counts.retain)),
-        params={
-            "chunk": Param(32, CHUNK, whole=True),
-            "retain_ratio": Param(7, "retain rows for each forget row", whole=True),
-        },
-        defaults={"epochs": 7, "batch_size": 1, "retain_weight": 0.5, "warmup": 0.0},
-        phases=lambda forget, retain, batch_size, epochs, params: sequential(
-            forget, retain, batch_size, int(params["chunk"]), int(params["retain_ratio"]), epochs
-        ),
-    ),
-    Method(
-        "agad",
-        "alternating gradient ascent and descent",
-        "Premptis et al. 2025, arXiv 2503.02443",
-        "-NLL, token mean, on a chunk of the forget rows; then NLL on retain rows, alternating",
-        forget_ascent,
-        retain_terms=("nll",),
-        params={
-            "chunk": Param(64, CHUNK, whole=True),
-            "anneal_share": Param(0.25, "share of the retain rows trained on after each chunk", most=1.0),
-        },
-        defaults={"epochs": 3, "batch_size": 16, "learning_rate": {"full": 5e-5, "lora": 5e-5}, "warmup": 0.0},
-        phases=lambda forget, retain, batch_size, epochs, params: annealed(
-            forget, retain, batch_size, int(params["chunk"]), params["anneal_share"], epochs, int(params["seed"])
-        ),
-    ),
-)
+
+@dataclass
+class SUGD(Method):
+    """Sequential unlearning by gradient difference: see `sequential`."""
+
+    title = "sequential unlearning by gradient difference"
+    source = "Premptis et al. 2025, arXiv 2503.02443"
+    formula = "-NLL, mean over rows, chunk after chunk of the forget rows"
+    retain_terms = ("nll",)
+    defaults = Defaults(num_train_epochs=7, per_device_train_batch_size=1, retain_weight=0.5, warmup_steps=0.0)
+
+    chunk: int = param(32, CHUNK)
+    retain_ratio: int = param(7, "retain rows for each forget row")
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """Average -NLL over the tokens of each row, then over the forget and retain rows of the step."""
+        return -batch.forget.mean(len(batch.counts.forget) + len(batch.counts.retain))
+
+    def retain_loss(self, rows: Rows, counts: TokenCounts) -> Tensor:
+        """Average over the tokens of each row, then over the forget and retain rows of the step."""
+        return rows.mean(len(counts.forget) + len(counts.retain))
+
+    def phases(self, forget: int, retain: int, batch_size: int, epochs: int, seed: int) -> list[Steps]:
+        """Return one phase for each chunk: see `sequential`."""
+        return sequential(forget, retain, batch_size, self.chunk, self.retain_ratio, epochs)
+
+
+@dataclass
+class AGAD(Ascent):
+    """Alternating gradient ascent and descent: see `annealed`."""
+
+    title = "alternating gradient ascent and descent"
+    source = "Premptis et al. 2025, arXiv 2503.02443"
+    formula = "-NLL, token mean, on a chunk of the forget rows; then NLL on retain rows, alternating"
+    retain_terms = ("nll",)
+    defaults = Defaults(
+        num_train_epochs=3,
+        per_device_train_batch_size=16,
+        learning_rate={"full": 5e-5, "lora": 5e-5},
+        warmup_steps=0.0,
+    )
+
+    chunk: int = param(64, CHUNK)
+    anneal_share: float = param(0.25, "share of the retain rows trained on after each chunk", most=1.0)
+
+    def phases(self, forget: int, retain: int, batch_size: int, epochs: int, seed: int) -> list[Steps]:
+        """Return two phases for each chunk and one on all retain rows: see `annealed`."""
+        return annealed(forget, retain, batch_size, self.chunk, self.anneal_share, epochs, seed)

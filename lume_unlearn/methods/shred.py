@@ -1,12 +1,9 @@
 """SHRED: self-distillation with the answer's token demoted where the reference model was least sure of it."""
 
-from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
 
+from lume_unlearn.methods.base import Method, Needs, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
-from lume_unlearn.methods.masc import TOP_K
-from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Method, Param
 
 
 def shred_selected(reference: Tensor, rows: Tensor, share: float) -> Tensor:
@@ -67,27 +64,28 @@ def shred_tokens(
     return (logq.exp() * (logq - logp)).sum(dim=-1)
 
 
-def _values(params: Mapping[str, float], logits: Tensor, targets: Tensor, reference: Any) -> Tensor:
-    reference_logits, selected = reference
-    return shred_tokens(logits, reference_logits, targets, selected, params["beta"], int(params["top_k"]))
+@dataclass
+class SHRED(Method):
+    """Self-distillation with the least probable tokens demoted: see `shred_selected` and `shred_tokens`."""
 
-
-METHODS = (
-    Method(
-        "shred",
-        "self-distillation with the least probable tokens demoted",
-        "Hu et al. 2026, arXiv 2605.07482",
+    title = "self-distillation with the least probable tokens demoted"
+    source = "Hu et al. 2026, arXiv 2605.07482"
+    formula = (
         "KL divergence from the top_k entries of the reference model's distribution, the answer's logits lowered by "
-        "beta at the share of each row's tokens with the highest reference NLL; token mean",
-        retain="none",
-        per_token_loss=_values,
-        needs_reference_forward=True,
-        reference_nll=("forget",),
-        select=lambda params, reference, rows: shred_selected(reference, rows, params["share"]),
-        params={
-            "share": Param(0.5, "share of each forget row's tokens that shred demotes", most=1.0, search=(0.1, 1.0)),
-            "beta": Param(100.0, BETA, zero=True),
-            "top_k": Param(100, TOP_K, whole=True),
-        },
-    ),
-)
+        "beta at the share of each row's tokens with the highest reference NLL; token mean"
+    )
+    needs = Needs(reference_nll=("forget",), reference_logits=True)
+    retain_term = "none"
+
+    share: float = param(0.5, "share of each forget row's tokens that shred demotes", most=1.0, search=(0.1, 1.0))
+    beta: float = param(100.0, "amount by which the reference logit of an answer's token is lowered", zero=True)
+    top_k: int = param(100, "largest reference logits that make up the target distribution")
+
+    def select(self, reference_nll: Tensor, rows: Tensor) -> Tensor:
+        """`shred_selected`."""
+        return shred_selected(reference_nll, rows, self.share)
+
+    def token_loss(self, logits: Tensor, targets: Tensor, reference: tuple[Tensor, Tensor]) -> Tensor:
+        """`shred_tokens`."""
+        reference_logits, selected = reference
+        return shred_tokens(logits, reference_logits, targets, selected, self.beta, self.top_k)

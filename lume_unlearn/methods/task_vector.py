@@ -1,7 +1,9 @@
 """Negated task vectors: train on the forget rows, then subtract the change of the weights."""
 
+from dataclasses import dataclass
+
+from lume_unlearn.methods.base import Method, param
 from lume_unlearn.methods.common import Tensor
-from lume_unlearn.methods.spec import Method, Param
 
 
 def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
@@ -26,15 +28,16 @@ def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -
     return result
 
 
-METHODS = (
-    Method(
-        "task-vector",
-        "negated task vector",
-        "Ilharco et al. 2022, arXiv 2212.04089",
-        "NLL, token mean; then the change of the weights times -scale",
-        retain="none",
-        retain_terms=("none",),
-        params={"scale": Param(5.0, "factor by which the task vector is subtracted", search=(0.5, 20.0))},
-        negated=True,
-    ),
-)
+@dataclass
+class TaskVector(Method):
+    """Negated task vector: train on the forget rows, then subtract the change of the weights (`negated`)."""
+
+    name = "task-vector"
+    title = "negated task vector"
+    source = "Ilharco et al. 2022, arXiv 2212.04089"
+    formula = "NLL, token mean; then the change of the weights times -scale"
+    retain_term = "none"
+    retain_terms = ("none",)
+    negated = True
+
+    scale: float = param(5.0, "factor by which the task vector is subtracted", search=(0.5, 20.0))

@@ -1,8 +1,9 @@
 """UNDIAL: self-distillation from the reference logits with the answer's tokens lowered."""
 
+from dataclasses import dataclass
+
+from lume_unlearn.methods.base import Defaults, Method, Needs, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
-from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Method, Param
 
 
 def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
@@ -28,18 +29,21 @@ def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, bet
     return cross_entropy(at_least_float32(logits), (teacher - penalty).softmax(dim=-1), reduction="none")
 
 
-METHODS = (
-    Method(
-        "undial",
-        "self-distillation with adjusted logits",
-        "Dong et al. 2024, arXiv 2402.10052",
-        "cross entropy with the reference model's distribution, the answer's logits lowered by beta; token mean",
-        retain="none",
-        per_token_loss=lambda params, logits, targets, reference: undial_tokens(
-            logits, reference, targets, params["beta"]
-        ),
-        needs_reference_forward=True,
-        params={"beta": Param(10.0, BETA, zero=True, search=(1.0, 30.0))},
-        defaults={"learning_rate": {"full": 1e-4}},
-    ),
-)
+@dataclass
+class Undial(Method):
+    """Self-distillation with adjusted logits: see `undial_tokens`."""
+
+    title = "self-distillation with adjusted logits"
+    source = "Dong et al. 2024, arXiv 2402.10052"
+    formula = "cross entropy with the reference model's distribution, the answer's logits lowered by beta; token mean"
+    needs = Needs(reference_logits=True)
+    retain_term = "none"
+    defaults = Defaults(learning_rate={"full": 1e-4})
+
+    beta: float = param(
+        10.0, "amount by which the reference logit of an answer's token is lowered", zero=True, search=(1.0, 30.0)
+    )
+
+    def token_loss(self, logits: Tensor, targets: Tensor, reference_logits: Tensor) -> Tensor:
+        """`undial_tokens`."""
+        return undial_tokens(logits, reference_logits, targets, self.beta)

@@ -1,8 +1,9 @@
 """Gradient ascent with a weight on each token: WGA and SatImp."""
 
+from dataclasses import dataclass
+
+from lume_unlearn.methods.base import Batch, Defaults, Method, param
 from lume_unlearn.methods.common import Count, Tensor, token_mean
-from lume_unlearn.methods.npo import BETA
-from lume_unlearn.methods.spec import Method, Param
 
 
 def wga(nll: Tensor, beta: float, count: Count = None) -> Tensor:
@@ -31,28 +32,34 @@ def satimp(nll: Tensor, beta1: float, beta2: float, count: Count = None) -> Tens
     return -token_mean(weight * nll, count)
 
 
-METHODS = (
-    Method(
-        "wga",
-        "weighted gradient ascent",
-        "Wang et al. 2025, arXiv 2502.19301",
-        "-p^beta NLL, token mean",
-        lambda batch: wga(batch.forget.values, batch.params["beta"], batch.counts.tokens("forget")),
-        params={"beta": Param(1.0, BETA, zero=True, search=(0.1, 5.0))},
-        defaults={"epochs": 5, "batch_size": 16},
-    ),
-    Method(
-        "satimp",
-        "saturation and importance",
-        "Yang et al. 2025, arXiv 2505.11953",
-        "-p^beta1 (1 - p)^beta2 NLL, token mean",
-        lambda batch: satimp(
-            batch.forget.values, batch.params["beta1"], batch.params["beta2"], batch.counts.tokens("forget")
-        ),
-        params={
-            "beta1": Param(5.0, "exponent of p in satimp's weight", zero=True, search=(0.5, 10.0)),
-            "beta2": Param(1.0, "exponent of 1 - p in satimp's weight", zero=True),
-        },
-        defaults={"epochs": 5, "retain_weight": 0.1},
-    ),
-)
+@dataclass
+class WGA(Method):
+    """Weighted gradient ascent: see `wga`."""
+
+    title = "weighted gradient ascent"
+    source = "Wang et al. 2025, arXiv 2502.19301"
+    formula = "-p^beta NLL, token mean"
+    defaults = Defaults(num_train_epochs=5, per_device_train_batch_size=16)
+
+    beta: float = param(1.0, "exponent of p in wga's weight; 0 is gradient ascent", zero=True, search=(0.1, 5.0))
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`wga` of the forget rows."""
+        return wga(batch.forget.values, self.beta, batch.counts.tokens("forget"))
+
+
+@dataclass
+class SatImp(Method):
+    """Saturation and importance: see `satimp`."""
+
+    title = "saturation and importance"
+    source = "Yang et al. 2025, arXiv 2505.11953"
+    formula = "-p^beta1 (1 - p)^beta2 NLL, token mean"
+    defaults = Defaults(num_train_epochs=5, retain_weight=0.1)
+
+    beta1: float = param(5.0, "exponent of p in satimp's weight", zero=True, search=(0.5, 10.0))
+    beta2: float = param(1.0, "exponent of 1 - p in satimp's weight", zero=True)
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        """`satimp` of the forget rows."""
+        return satimp(batch.forget.values, self.beta1, self.beta2, batch.counts.tokens("forget"))
