@@ -2,6 +2,6 @@
 
 import sys
 
-from lume_unlearn.cli import main
+from lume_unlearn.cli.main import main
 
 sys.exit(main())

@@ -1,0 +1,93 @@
+"""The command `lume-unlearn`: find the command's module, read its options, run it, and report errors in a line."""
+
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module, metadata
+
+from lume_tasks.errors import DataError, visible
+from lume_unlearn.errors import ConfigError, Interrupted
+
+COMMANDS = (
+    "quickstart",
+    "run",
+    "finetune",
+    "compare",
+    "merge",
+    "methods",
+    "alternatives",
+    "audit",
+    "report",
+    "card",
+    "path",
+)
+"""Modules of this package, each with ``TITLE``, ``add_options(parser)`` and ``execute(options)``.
+
+Only ``add_options`` and ``execute`` import what takes long to import (torch, transformers).
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        Exit status: 0; what the command returns (`audit`: 1 for a model that is not unlearned); after a message on
+        stderr 2 for options or files that cannot work, and 128 + N for signal N.
+    """
+    command, *words = list(sys.argv[1:] if argv is None else argv) or [""]
+    try:
+        try:
+            return dispatch(command, words)
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # `lume-unlearn methods | head` closes the pipe early
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except (ConfigError, DataError) as error:
+        message, status = str(error), 2
+    except Interrupted as error:
+        message, status = str(error), error.code
+    except KeyboardInterrupt:
+        advice = "the same command continues" if command == "compare" else "--resume continues from the last checkpoint"
+        message, status = f"stopped by SIGINT without saving; {advice}", 130
+    print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
+    return status
+
+
+def dispatch(command: str, words: Sequence[str]) -> int:
+    """Print help or version, or run a command with its options; return the exit status.
+
+    Raises:
+        ConfigError: there is no such command, or the options cannot work.
+    """
+    if command in ("", "-h", "--help"):
+        print(overview())
+        return 0 if command else 2
+    if command == "--version":
+        print(f"lume-unlearn {metadata.version('lume-unlearning')}")
+        return 0
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, 1)
+        raise ConfigError(f"no such command; {f'did you mean {near[0]}?' if near else 'see lume-unlearn --help'}")
+    from lume_unlearn.cli.parsing import parse
+
+    # PEFT reads this attribute of every model, and transformers calls it deprecated; users can do nothing about it.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    module = import_module(f"{__package__}.{command}")
+    return module.execute(parse(command, module, words)) or 0
+
+
+def overview() -> str:
+    """Return the help of `lume-unlearn`: each command with its title."""
+    titles = [f"  {name:<14}{import_module(f'{__package__}.{name}').TITLE}" for name in COMMANDS]
+    return "\n".join(
+        [
+            "Machine unlearning of language models, scored by lm-eval.",
+            "",
+            "lume-unlearn COMMAND [options]     (lume-unlearn COMMAND --help lists them; --version prints the version)",
+            "",
+            *titles,
+        ]
+    )

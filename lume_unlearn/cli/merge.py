@@ -1,0 +1,22 @@
+"""`lume-unlearn merge`."""
+
+from typing import Any, Literal
+
+TITLE = "Fold a LoRA adapter into its model."
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `merge`."""
+    parser.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
+    parser.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
+    parser.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
+    dtype = Literal["float32", "bfloat16"]
+    parser.add_argument("--dtype", type=dtype, default="float32", help="Of the saved weights.")
+
+
+def execute(options: dict[str, Any]) -> None:
+    """Merge and save."""
+    from lume_unlearn.training.merge import merge
+
+    merge(**options)
+    print(f"Written to {options['output']}.")

@@ -1,0 +1,150 @@
+"""The parser of a command: errors in one line, suggestions, recipes, and options from the fields of a dataclass."""
+
+import argparse
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import MISSING, fields
+from difflib import get_close_matches
+from enum import Enum
+from inspect import isclass
+from types import NoneType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import jsonargparse
+
+from lume_unlearn.checks import RANGES
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.recipes import find_recipe
+
+UNSET = argparse.SUPPRESS
+"""Default of an option that is passed on only if it is given, so that the library's own default applies."""
+RENAMED = {
+    "epochs": "num_train_epochs",
+    "batch_size": "per_device_train_batch_size",
+    "micro_batch_size": "gradient_accumulation_steps",
+    "lr": "learning_rate",
+    "lr_schedule": "lr_scheduler_type",
+    "warmup": "warmup_steps",
+    "warmup_ratio": "warmup_steps",
+    "precision": "bf16",
+    "optimizer": "optim",
+    "compile": "torch_compile",
+    "evaluate_every": "eval_strategy",
+    "evaluate_batch_size": "per_device_eval_batch_size",
+    "best_metric": "metric_for_best_model",
+    "output_dir": "output",
+    "resume_from_checkpoint": "resume",
+}
+"""What other programs, or earlier versions, call an option, to suggest its name here."""
+WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
+
+
+class Parser(jsonargparse.ArgumentParser):
+    """A parser whose printed configuration is a recipe."""
+
+    def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
+        """Return the given options as YAML, without what a recipe may not set."""
+        cfg = cfg.clone()
+        cfg.pop("trust_remote_code", None)
+        return super().dump(cfg, *args, **kwargs)
+
+
+def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
+    """Read the options of a command, from the command line and from recipes (``--config``), over which options win.
+
+    Raises:
+        ConfigError: unknown options, values of the wrong type, or a recipe that cannot be used.
+        SystemExit: help or configuration was printed.
+    """
+    parser = Parser(
+        prog=f"lume-unlearn {command}",
+        usage="%(prog)s [options]",
+        description=module.TITLE,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    module.add_options(parser)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
+            action.nargs, action.const = "?", True
+    try:
+        options: dict[str, Any] = parser.parse_args(_recipes_first(argv)).as_dict()
+    except jsonargparse.ArgumentError as error:
+        raise ConfigError(_in_a_line(str(error), parser)) from error
+    recipe, given = options.pop("config", None), any("--trust_remote_code" in word for word in argv)
+    if recipe and options.get("trust_remote_code") and not given:
+        raise ConfigError("--config: a recipe may not set trust_remote_code; give it on the command line")
+    return options
+
+
+def _recipes_first(argv: Sequence[str]) -> list[str]:
+    """Move each ``--config RECIPE`` to the front, so that options win, and replace a shipped recipe's name by its file."""
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config", action="append", default=[])
+    found, others = finder.parse_known_args(argv)
+    return [*(f"--config={find_recipe(name)}" for name in found.config), *others]
+
+
+def _in_a_line(message: str, parser: Parser) -> str:
+    """Return what is wrong with the options, from the message of jsonargparse."""
+    known = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
+    if unknown := re.match(r"(?:unrecognized arguments: |Option ')(.*)", message, re.DOTALL):
+        words = [word.split("=")[0] for word in unknown[1].strip("'").split("' is not accepted")[0].split()]
+        names = [word for word in words if word.startswith("-")] or words[:1]
+        return "; ".join(_unknown(name.lstrip("-"), known) for name in names)
+    message = " ".join(message.split())
+    wrong = re.match(r'Parser key "([^"]+)": (.*)', message)
+    if not wrong:
+        return message
+    name, reason = wrong[1], wrong[2]
+    wanted = _in_words(getattr(known.get(name), "_typehint", None))
+    value = re.search(r".*Got value: (.*)", reason)
+    return f"--{name} {value[1]}: must be {wanted}" if wanted and value else f"--{name}: {reason}"
+
+
+def _unknown(name: str, known: Iterable[str]) -> str:
+    name = name.replace("-", "_")
+    near = [RENAMED[name]] if RENAMED.get(name) in known else get_close_matches(name, known, 1)
+    return f"--{name}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
+
+
+def _in_words(hint: Any) -> str | None:
+    """Return what a value of this type is, or None for a type without words."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    words = [WORDS.get(kind) for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    return words[0] if len(words) == 1 else None
+
+
+def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str] | None = None) -> None:
+    """Add an option for fields of a dataclass, to be passed on only if given; ``shown`` are in ``--help`` (all)."""
+    hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
+    for name in names:
+        field = known[name]
+        text = field.metadata.get("help", "")
+        default = "" if field.default in (MISSING, None) else f" (default: {field.default})"
+        hidden = shown is not None and name not in shown
+        action = parser.add_argument(
+            f"--{name}", type=_plain(hints[name]), default=UNSET, help=UNSET if hidden else text + default
+        )
+        action.other_help = text + default if hidden else UNSET
+
+
+def _plain(hint: Any) -> Any:
+    """Return a type for the command line: without None (an option that is not given), and words for an Enum."""
+    kinds = [kind for kind in get_args(hint) if kind is not NoneType]
+    enums = [kind for kind in kinds if isclass(kind) and issubclass(kind, Enum)]
+    if enums:
+        return Literal[tuple(member.value for member in enums[0])]
+    return Union[tuple(kinds)] if NoneType in get_args(hint) else hint  # noqa: UP007 (a tuple of types)
+
+
+class OtherHelp(argparse.Action):
+    """Print the options that ``--help`` leaves out."""
+
+    def __call__(self, parser: Any, *args: Any) -> None:
+        """Print and exit."""
+        for action in parser._actions:
+            action.help = getattr(action, "other_help", UNSET)
+        parser.print_help()
+        parser.exit()

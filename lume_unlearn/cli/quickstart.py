@@ -1,0 +1,19 @@
+"""`lume-unlearn quickstart`."""
+
+from pathlib import Path
+from typing import Any
+
+TITLE = "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute."
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `quickstart`."""
+    parser.add_argument("--output", type=str, default="lume-quickstart", help="Folder for all results.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the data, the models and the runs.")
+
+
+def execute(options: dict[str, Any]) -> None:
+    """Run the quickstart."""
+    from lume_unlearn.quickstart.run import quickstart
+
+    quickstart(Path(options["output"]), options["seed"])

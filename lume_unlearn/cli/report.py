@@ -1,0 +1,27 @@
+"""`lume-unlearn report`."""
+
+from pathlib import Path
+from typing import Any
+
+TITLE = "Turn results of lm_eval into a page with pictures."
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `report`."""
+    parser.add_argument("results", type=str, nargs="+", help="results_*.json, or folders that hold them.")
+    parser.add_argument("--output", type=str, default="report.html", help="Page to write; pictures go beside it.")
+    parser.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
+    parser.add_argument("--show_pii", type=bool, default=False, help="Do not redact personal data.")
+    own = "Results of the retrained model; the page then begins with the distance of each model to it."
+    parser.add_argument("--retrained", type=str | None, default=None, help=own)
+    own = "With --retrained: audit.json of the models, for the distance after the hardest audit."
+    parser.add_argument("--audits", type=str, nargs="+", default=[], help=own)
+
+
+def execute(options: dict[str, Any]) -> None:
+    """Write the page."""
+    from lume_unlearn.report.page import write_report
+
+    options["output"] = Path(options["output"])
+    page, *pictures = write_report(**options)
+    print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")

@@ -1,0 +1,60 @@
+"""`lume-unlearn run`."""
+
+from typing import Any, get_type_hints
+
+from lume_unlearn.cli.parsing import UNSET
+from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments, take
+
+TITLE = "Unlearn the forget rows from a model."
+ROWS = {
+    "forget": "File or folder with forget rows (jsonl or parquet), instead of --data.",
+    "retain": "File or folder with retain rows, instead of --data.",
+    "forgotten": "Data directories of earlier requests, separated by commas: the monitor says if their rows come back.",
+    "alternatives": "File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes "
+    "one.",
+    "substitutes": "File with texts to substitute in the contexts of the counterfactual teacher, "
+    '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
+    "unseen": "File with texts that the model never saw: their NLL is the target of `level` and --level_weight.",
+}
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `run`."""
+    parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
+    text = "Unlearning method; `lume-unlearn methods` lists them."
+    parser.add_argument("--method", type=str, required=True, help=text)
+    add_loading_options(parser)
+    for name, text in ROWS.items():
+        parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
+    add_tuning_options(parser, "lora", 8, 32, 0.05)
+    group = parser.add_argument_group("Parameters of methods")
+    for name, (kind, text) in parameters().items():
+        group.add_argument(f"--{name}", type=kind, default=UNSET, help=text)
+    add_trainer_options(parser)
+
+
+def parameters() -> dict[str, tuple[Any, str]]:
+    """Return every hyperparameter of some method: its type, and its help with its default in each of those methods."""
+    from lume_unlearn.methods.registry import METHODS
+
+    found: dict[str, tuple[Any, str]] = {}
+    defaults: dict[str, list[str]] = {}
+    for name, method in METHODS.items():
+        for field in method.params().values():
+            defaults.setdefault(field.name, []).append(f"{name} {field.default}")
+            text = f"{field.metadata.get('help', '')} (default: {', '.join(defaults[field.name])})."
+            found[field.name] = get_type_hints(method)[field.name], text
+    return found
+
+
+def execute(options: dict[str, Any]) -> None:
+    """Unlearn and save, and print the command that scores the result."""
+    from accelerate import PartialState
+
+    from lume_unlearn.methods.registry import method_of
+    from lume_unlearn.training.run import run
+
+    method = method_of(options.pop("method"), **take(options, parameters()))
+    result = run(options.pop("model"), arguments(options), method, **options)
+    if PartialState().is_main_process:
+        print(f"Written to {result.output}. Score it with:\n  {result.scoring_command}")

@@ -1,0 +1,23 @@
+"""Recipes: YAML files with options of `lume-unlearn run`; those that are shipped lie in this folder."""
+
+from pathlib import Path
+
+from lume_unlearn.errors import ConfigError
+
+FOLDER = Path(__file__).parent
+
+
+def find_recipe(name: str, option: str = "--config") -> Path:
+    """Return the file of a recipe: a path, or the name of a shipped one, such as "sugd_last8".
+
+    Raises:
+        ConfigError: there is no such recipe; names ``option``.
+    """
+    shipped = FOLDER / f"{name}.yaml"
+    path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
+    if not path.is_file():
+        raise ConfigError(
+            f"{option} {name}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
+            "the defaults of a method need none: --method M --tuning T"
+        )
+    return path
