@@ -53,4 +53,10 @@ class Finetune(Method):
     formula = "NLL, token mean"
     retain_term = "none"
     retain_terms = ("none",)
-    defaults = Defaults(learning_rate={"full": 1e-4, "lora": 1e-3})
+    defaults = Defaults(
+        num_train_epochs=20.0,
+        per_device_train_batch_size=16,
+        learning_rate={"full": 1e-4, "lora": 1e-3},
+        lr_scheduler_type="cosine",
+        warmup_steps=0.05,
+    )

@@ -1,66 +1,91 @@
-"""`lume-unlearn finetune`: make a model memorise texts, for a target model and its retrained twin."""
+"""Make a model memorise texts: a target model, or a retrained model (trained without the forget rows)."""
 
-from functools import partial
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data.encode import encode_rows
-from lume_unlearn.data.inputs import Inputs
-from lume_unlearn.data.texts import load_texts
-from lume_unlearn.training.memorised import Memorised
-from lume_unlearn.training.monitor import Throughput
-from lume_unlearn.training.options import OWN, FinetuneConfig
-from lume_unlearn.training.record import Record
-from lume_unlearn.training.run import in_output, prepare, save
-from lume_unlearn.training.signals import Stop
+from transformers import TrainerCallback
+
+from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.rows import RowsLike, as_rows
+from lume_unlearn.methods.gradient import Finetune
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.callbacks.memorised import Memorised
+from lume_unlearn.training.trainer import UnlearningTrainer
 
 
-def finetune(config: FinetuneConfig) -> Path:
-    """Train a model on the texts (see `load_texts`) until it has memorised them, and save it as `run` does.
+def finetune(
+    model: Any,
+    processing_class: Any,
+    rows: RowsLike,
+    args: UnlearningArguments,
+    *,
+    until: float = 0.99,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> Any:
+    """Train a model on rows until it has memorised them, and return it; nothing is saved.
 
-    The loss is the NLL of the whole text and its EOS, token mean.
+    The loss is the NLL of the whole text and its EOS (or of an answer in the chat template), token mean.
 
-    Returns:
-        The output folder.
+    Args:
+        model: causal language model, or a PEFT model; trained in place.
+        processing_class: the tokenizer.
+        rows: see `as_rows`.
+        args: arguments; by default 20 epochs of 16 rows a step, learning rate 1e-4 (1e-3 with an adapter), a warm-up of
+            5 % of the steps and a cosine.
+        until: training ends after the epoch in which the model ranks this share of the rows' output tokens first; 0 to
+            train all epochs.
+        callbacks: called after those of the trainer.
 
     Raises:
-        ConfigError: an option that cannot work, training that diverged, or a write that failed.
-        DataError: rows or texts that are faulty or do not fit the model.
-        Interrupted: a signal stopped the run, and a checkpoint is saved.
+        ConfigError: an option that cannot work, or training that diverged.
+        DataError: rows that are faulty or do not fit the model.
     """
+    trainer = FinetuneTrainer(model, processing_class, rows, args, until, callbacks)
+    trainer.train()
+    unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    return unwrapped.eval()
 
-    def read(_: RunConfig) -> Inputs:
-        return load_texts(config.data, config.split, config.rows, config.texts)
 
-    return in_output(config.run_config(), read, partial(_memorise, config))
+class FinetuneTrainer(UnlearningTrainer):
+    """Trains on texts; its loss history has them as the forget side."""
 
+    def __init__(
+        self,
+        model: Any,
+        processing_class: Any,
+        rows: RowsLike,
+        args: UnlearningArguments,
+        until: float = 0.99,
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        """As `finetune`."""
+        texts = as_rows(rows, "rows")
+        args = replace(args, loss_on="text")
+        super().__init__(model, Finetune(), args, texts, processing_class=processing_class, callbacks=callbacks)
+        self.remove_callback(self.monitor)  # its warnings are about unlearning
+        # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
+        encode: Encoder = replace(self.encode, loss_on="answer")
+        outputs = encode([row for row in texts if row.task])
+        assert self.args.max_tokens is not None
+        self.memorised = Memorised(until, self.args.max_tokens, self.args.seed)
+        self.memorised.watch(self.passes, outputs, self.steps_per_epoch)
+        self.add_callback(self.memorised)
 
-def _memorise(
-    options: FinetuneConfig, config: RunConfig, inputs: Inputs, record: Record, checkpoint: Path | None
-) -> None:
-    """Load the model, train, from ``checkpoint`` if there is one, and save."""
-    stop, throughput = Stop(), Throughput()
-    memorised = Memorised(options.until, config.max_tokens, config.seed)
-    trainer, monitor = prepare(config, inputs, [throughput, record, memorised], [stop])
-    trainer.remove_callback(monitor)  # its warnings are about unlearning
-    # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
-    rows = [row for row in inputs.forget if row.task]
-    outputs = encode_rows(trainer.processing_class, rows, "answer", config.max_length, None, config.chat)
-    memorised.watch(trainer.passes, outputs, trainer.steps_per_epoch)
-    with stop.listening():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stop.raise_if_stopped(trainer.state)
-        model: Any = trainer.model
-        share = memorised.share(model, outputs)
-        speed = throughput.summary(trainer.trained_tokens)
-        if trainer.is_world_process_zero():
-            missed = "" if share >= options.until else f", not the {options.until:g} of --until"
-            print(
-                f"{len(inputs.forget)} texts, {trainer.state.global_step} optimiser steps: {share:.4f} of the output "
-                f"tokens are ranked first{missed}; {speed}",
-                flush=True,
-            )
-        own = {name: getattr(options, name) for name in OWN}
-        save(trainer, record, memorised=memorised.measured, ranked_first=share, finetune=own)
-    stop.say_if_late()
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train, and record the share of output tokens that are ranked first."""
+        result = super().train(*args, **kwargs)
+        share = self.memorised.share(self.model, self.memorised.rows) if self.memorised.rows else None
+        self.record.extra |= {
+            "memorised": self.memorised.measured,
+            "ranked_first": share,
+            "finetune": {"until": self.memorised.until},
+        }
+        return result
+
+    def summary(self) -> str:
+        """Return what was reached in one line."""
+        share, until = self.record.extra["ranked_first"], self.memorised.until
+        first = "" if share is None else f": {share:.4f} of the output tokens are ranked first"
+        missed = "" if share is None or share >= until else f", not the {until:g} of --until"
+        return f"{len(self.forget)} texts, {self.state.global_step} optimiser steps{first}{missed}"

@@ -101,6 +101,7 @@ class UnlearningTrainer(SavingTrainer):
         """
         self.method = method_of(method)
         self.method.seed = args.seed
+        self._max_tokens_open = args.max_tokens is None
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
         weighs = args.retain_weight or self.method.adapt or self.method.phases  # a weight that adapts may start at 0
@@ -122,10 +123,13 @@ class UnlearningTrainer(SavingTrainer):
         self._prepared = False
         self._start: dict[str, Tensor] = {}
         self._step_retain = torch.zeros((), device=args.device)
+        self.record = Record(self, args, model)
         self.phases = self._phases(args)
         self.rows_per_step = args.rows_per_step
         args.gradient_accumulation_steps = 1  # Trainer sees a whole step as one batch
+        best_metric, args.metric_for_best_model = args.metric_for_best_model, None  # Trainer's needs a value each time
         own = self._callbacks(args, unseen)
+        self.scores: BestScores | None = None
         super().__init__(
             model=model,
             args=args,
@@ -135,6 +139,9 @@ class UnlearningTrainer(SavingTrainer):
             callbacks=[*own, *callbacks],
             optimizer_cls_and_kwargs=optimizer_class(args),
         )
+        if args.eval_strategy != "no":
+            self.scores = BestScores(self, self.eval_dataset, best_metric)
+            self.add_callback(self.scores)
 
     def _phases(self, args: UnlearningArguments) -> list[list[list[Pair]]]:
         """Return the optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
@@ -148,7 +155,7 @@ class UnlearningTrainer(SavingTrainer):
 
     def _callbacks(self, args: UnlearningArguments, unseen: Sequence[str] | None) -> list[TrainerCallback]:
         self.progress = Progress({"weight": args.retain_weight} if self.method.adapt else {}, args.device)
-        self.throughput, self.record = Throughput(), Record(self)
+        self.throughput = Throughput()
         own: list[TrainerCallback] = [self.progress, self.throughput, self.record, self.monitor]
         if self.phases:
             own.append(FreshOptimizer([len(phase) for phase in self.phases]))
@@ -157,8 +164,6 @@ class UnlearningTrainer(SavingTrainer):
         if unseen is not None:
             texts = replace(self.encode, loss_on="text").some(text_rows(unseen), LEVEL_TEXTS, args.seed)
             own.append(Level(self, texts))
-        if args.eval_strategy != "no":
-            own.append(BestScores(self))
         return own
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
@@ -175,19 +180,25 @@ class UnlearningTrainer(SavingTrainer):
         """
         checkpoint = chosen_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
         if checkpoint is not None:
-            self.record.resume(checkpoint)
+            recorded = self.record.resume(checkpoint)
+            if self._max_tokens_open:  # the free memory may be another: micro-batches stay as they were
+                self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)
         if not self._prepared:
             self._run_reference()
         with memory_advice(self.args.max_tokens):
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
         if self.method.negated:
-            negate(self.accelerator.unwrap_model(self.model), self._start, self.method)
+            negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
             self.monitor.check_result(self.model, self.state.global_step)
-        warning = advice(self.monitor.measured, self.method.negated)
+        warning = advice(self.monitor.measured, self.method.negated) if self.monitor.measured else None
         if warning and self.is_world_process_zero():
             _log.warning("%s", warning)
         return result
+
+    def summary(self) -> str:
+        """Return the optimiser steps and the change of NLL of forget and retain rows in one line."""
+        return self.monitor.summary()
 
     def _run_reference(self) -> None:
         """Compute what the method needs of the model as it is before the first step."""
@@ -343,3 +354,20 @@ class UnlearningTrainer(SavingTrainer):
                 logs["retain_weight"] = progress.values["weight"]
             progress.sums, progress.steps = {}, 0
         super().log(logs, *args, **kwargs)
+
+    def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
+        """Score the model with the tasks of the harness, as ``eval_strategy`` does, and return the main scores.
+
+        Args:
+            eval_dataset: what to score instead of the training's ``eval_data`` (see `score`).
+            ignore_keys: Trainer's; not used.
+            metric_key_prefix: put before the name of each score.
+        """
+        scores = self.scores
+        if scores is None or eval_dataset is not None:
+            scores = BestScores(self, eval_dataset or self.eval_dataset, None)
+        found = scores.evaluate(self.model, self.state.global_step)
+        metrics = {f"{metric_key_prefix}_{name.replace(' ', '_')}": value for name, value in found.items()}
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback, TrainerState
 
 from lume_tasks.data.rows import Row
+from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -35,27 +36,27 @@ RESUME_MAY_CHANGE |= {"gradient_checkpointing", "activation_checkpointing", "max
 class Record(TrainerCallback):
     """Writes the record of a training."""
 
-    def __init__(self, trainer: "UnlearningTrainer", args: UnlearningArguments) -> None:
-        """``args``: filled in. The record keeps those that are not at their default."""
+    def __init__(self, trainer: "UnlearningTrainer", args: UnlearningArguments, model: Any) -> None:
+        """``args``: filled in; the record keeps those that are not at their default. ``model``: ready for training."""
         self.trainer, self.started = trainer, time.time()
         self.extra: dict[str, Any] = {}
         """Further entries, such as the fingerprint of the model."""
         defaults = UnlearningArguments(output_dir="unused").to_dict()
         given = {name: value for name, value in args.to_dict().items() if name not in PRIVATE}
-        peft_config = getattr(trainer.model_to_train, "peft_config", None)
+        peft_config = getattr(model, "peft_config", None)
         self.content: dict[str, Any] = {
             "method": trainer.method.name,
             "method_options": asdict(trainer.method),
             "arguments": {name: value for name, value in given.items() if value != defaults.get(name)},
             "lora": _lora(peft_config["default"]) if peft_config else None,
-            "trained_parameters": sum(w.numel() for w in trainer.model_to_train.parameters() if w.requires_grad),
+            "trained_parameters": sum(w.numel() for w in model.parameters() if w.requires_grad),
             "versions": versions(),
             "data_sha256": {side: rows_sha256(getattr(trainer, side)) for side in ("forget", "retain")},
             "seed": args.seed,
         }
 
-    def resume(self, checkpoint: Path) -> None:
-        """Compare with the record in a checkpoint, and count on from its seconds; take its ``max_tokens`` if open.
+    def resume(self, checkpoint: Path) -> dict[str, Any]:
+        """Compare with the record in a checkpoint, count on from its seconds, and return its arguments.
 
         Raises:
             ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
@@ -68,8 +69,9 @@ class Record(TrainerCallback):
             raise ConfigError(
                 f"--resume_from_checkpoint: {checkpoint / RECORD} cannot be read, or lacks {error}; train without it"
             ) from error
-        if faults:
-            raise ConfigError("\n".join(faults))
+        raise_faults(faults)
+        recorded: dict[str, Any] = before["arguments"]
+        return recorded
 
     def _differences(self, before: dict[str, Any]) -> list[str]:
         """Return what this training would do differently from the one to resume."""

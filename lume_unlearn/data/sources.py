@@ -1,0 +1,152 @@
+"""Read the rows and texts that the options of a command name."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from lume_tasks.data import locate
+from lume_tasks.data.checks import check_sides
+from lume_tasks.data.files import find_file, place, read_rows, scan_rows
+from lume_tasks.data.rows import SIDES, Row, members_among
+from lume_tasks.data.source import Data, load_data
+from lume_tasks.errors import DataError, raise_problems
+from lume_unlearn.checks import names
+from lume_unlearn.data.alternatives import read_alternatives
+from lume_unlearn.data.documents import new_texts, read_texts
+from lume_unlearn.data.substitutes import read_substitutes
+from lume_unlearn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the rows of a command are: in a data directory, or in files.
+
+    Attributes:
+        data: data directory; None for LUME_DATA_DIR, else the published LUME.
+        split: rows of the directory: all, train, validation or test.
+        forget: file or folder with forget rows, instead of a directory.
+        retain: file or folder with retain rows.
+    """
+
+    data: str | None = None
+    split: str = "all"
+    forget: str | None = None
+    retain: str | None = None
+
+    def __post_init__(self) -> None:
+        """Raise `ConfigError` for options that contradict each other."""
+        if self.forget is not None and (self.data is not None or self.split != "all"):
+            raise ConfigError("--forget: use either --forget or --data and --split")
+        if self.retain is not None and self.forget is None:
+            raise ConfigError("--retain: give --forget with it, or name a directory with both by --data")
+
+    @property
+    def directory(self) -> Path | None:
+        """The data directory; None if files were named."""
+        return None if self.forget is not None else named_directory(self.data)
+
+    def rows(self) -> dict[str, list[Row]]:
+        """Read forget and retain rows; no retain rows if only a forget file was named.
+
+        Raises:
+            ConfigError: ``data`` is not a directory.
+            DataError: lists everything wrong with the rows.
+        """
+        if self.directory is not None:
+            return locate.load_rows(self.directory, self.split)
+        files = {"forget": named_file(str(self.forget), "forget")}
+        if self.retain is not None:
+            files["retain"] = named_file(self.retain, "retain")
+        rows: dict[str, list[Row]] = {side: [] for side in SIDES}
+        problems: list[str] = []
+        for side, path in files.items():
+            found, faults = scan_rows(path)
+            rows[side] = list(found.values())
+            problems += place(str(path), faults)
+        raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows["retain"]))
+        return rows
+
+    def loaded(self) -> Data | None:
+        """Read everything that the data directory has to score; None if files were named."""
+        return None if self.directory is None else load_data(self.directory, self.split)
+
+    def members(self) -> list[str]:
+        """Return the member documents of the data directory; none if it has none, or if files were named."""
+        if self.directory is None or not (self.directory / "mia_data").is_dir():
+            return []
+        return list(locate.load_mia(self.directory)[0])
+
+
+def members_line(members: Sequence[str], forget: Sequence[Row], loss_on: str) -> str | None:
+    """Say how many member documents are among the forget rows, and what that means for the membership attack.
+
+    None if there are no member documents.
+    """
+    if not members:
+        return None
+    count = members_among(members, forget)
+    line = f"{count} of {len(members)} member documents are among the forget rows"
+    if count < len(members):
+        line += ": the attack (lume_mia) also asks for documents that this run does not unlearn"
+    if count and loss_on == "answer":
+        line += "; a loss on answers alone (--loss_on answer) hardly moves the attack, --loss_on text moves it more"
+    return line
+
+
+def named_directory(data: str | None, option: str = "--data") -> Path:
+    """Return the data directory that an option names, or without it LUME_DATA_DIR or the published files."""
+    if data is not None and not Path(data).expanduser().is_dir():
+        raise ConfigError(f"{option} {data}: is not a directory")
+    return locate.data_dir(data)
+
+
+def named_file(named: str, side: str) -> Path:
+    """Return the file of ``--forget`` or ``--retain``, which may name a folder that holds it."""
+    path = Path(named).expanduser()
+    if not path.exists():
+        raise DataError(f"--{side} {path}: there is no such file or folder")
+    return find_file(path, side, str(path / side)) if path.is_dir() else path
+
+
+def earlier_rows(forgotten: str | None) -> list[Row]:
+    """Read the forget rows of the data directories of earlier requests, whose names are separated by commas."""
+    folders = [named_directory(name, "--forgotten") for name in names(forgotten)]
+    return [row for folder in folders for row in read_rows(locate.side_file(folder, "forget"))]
+
+
+def alternatives_of(named: str | None, forget: Sequence[Row]) -> dict[str, list[str]] | None:
+    """Read the file of ``--alternatives``; None without it."""
+    return None if named is None else read_alternatives(Path(named), forget)
+
+
+def substitutes_of(named: str | None) -> dict[str, list[str]] | None:
+    """Read the file of ``--substitutes``; None without it."""
+    if named is None:
+        return None
+    if not Path(named).is_file():
+        raise ConfigError(f"--substitutes {named}: there is no such file")
+    return read_substitutes(Path(named))
+
+
+def finetune_rows(data: str | None, split: str, rows: str, texts: str | None) -> list[Row]:
+    """Read what `finetune` trains on, each text once.
+
+    Args:
+        data: data directory, or None for the default one.
+        split: rows to use.
+        rows: "all": forget and retain rows, then the member documents that are not the text of one of these rows;
+            "retain": retain rows alone.
+        texts: file of further texts, or None.
+
+    Raises:
+        ConfigError: ``data`` is not a directory, or there is no file ``texts``.
+        DataError: lists everything wrong with rows, documents or texts.
+    """
+    source = Source(data, split)
+    sides = source.rows()
+    found = [row for side in (SIDES if rows == "all" else ("retain",)) for row in sides[side]]
+    if rows == "all":
+        found += new_texts(source.members(), "member", found)
+    if texts is not None:
+        found += read_texts("texts", texts, found)
+    return found
