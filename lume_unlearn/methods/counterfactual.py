@@ -96,7 +96,7 @@ class Level(Method):
     )
     needs = Needs(teacher=True)
 
-    contexts: int = param(4, "contexts with substituted words that the teacher predicts from, averaged", zero=True)
+    contexts: int = param(4, "contexts with substituted words; the teacher averages its predictions", zero=True)
     window: int = param(0, "context length for free text, in tokens; 0 uses name substitution", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gradient ascent, gradient difference, KL minimisation: the same loss on forget rows, three retain terms. And ordinary training."""
+"""Methods that raise the NLL of forget rows, GA, GD and KL, which differ in the retain term; and ordinary training."""
 
 from lume_unlearn.methods.base import Batch, Defaults, Method
 from lume_unlearn.methods.common import Count, Tensor, token_mean

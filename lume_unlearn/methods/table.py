@@ -1,22 +1,29 @@
 """Describe the methods: for `lume-unlearn methods`, the options' help, and the README's table."""
 
 from collections.abc import Iterator
+from typing import Any, get_type_hints
 
+from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
-from lume_unlearn.methods.spec import Method
 
 
-def parameters() -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Return every parameter of some method: its help with its default in each of those methods, and its choices."""
-    defaults: dict[str, list[str]] = {}
-    texts: dict[str, tuple[str, tuple[str, ...]]] = {}
+def parameters() -> dict[str, tuple[str, Any]]:
+    """Return every hyperparameter of some method by name: the help of its option, and its type.
+
+    The help says what it is in each method, with the defaults: "NPO temperature; ... (npo 0.1, token-npo 0.5)."
+    """
+    helps: dict[str, dict[str, list[str]]] = {}
+    types: dict[str, Any] = {}
     for method in METHODS.values():
-        for name, param in method.params.items():
-            defaults.setdefault(name, []).append(f"{method.name} {_shown(param.default)}")
-            texts[name] = param.help[0].upper() + param.help[1:], param.choices
+        hints = get_type_hints(method)
+        for name, field in method.params().items():
+            types[name] = hints[name]
+            default = f"{method.name} {_shown(field.default)}"
+            helps.setdefault(name, {}).setdefault(field.metadata["help"], []).append(default)
     return {
-        name: (f"{text} (default: {', '.join(defaults[name])}).", choices) for name, (text, choices) in texts.items()
+        name: (" ".join(f"{text[0].upper()}{text[1:]} ({', '.join(own)})." for text, own in texts.items()), types[name])
+        for name, texts in helps.items()
     }
 
 
@@ -24,10 +31,10 @@ def listing(recipes: list[str]) -> Iterator[str]:
     """Yield lines about each method; ``recipes`` are the names of the shipped ones."""
     for method in METHODS.values():
         own = ", ".join(sorted(name for name in recipes if name.rpartition("_")[0] == method.name))
-        yield f"{method.name:<12}{method.title}: {method.citation}"
-        yield f"{'':12}loss on forget rows: {method.formula}"
-        yield f"{'':12}retain term: {method.retain}; needs: {needs(method)}"
-        yield f"{'':12}parameters: {_defaults(method) or 'none'}; recipes: {own or 'none'}"
+        yield f"{method.name}: {method.title}. {method.source}"
+        yield f"    loss on forget rows: {method.formula}"
+        yield f"    retain term: {method.retain_term}; needs: {needs(method)}"
+        yield f"    parameters: {_defaults(method) or 'none'}; recipes: {own or 'none'}"
 
 
 def markdown() -> Iterator[str]:
@@ -35,30 +42,30 @@ def markdown() -> Iterator[str]:
     yield "| method | loss on forget rows | retain term | parameters | needs | source |"
     yield "|---|---|---|---|---|---|"
     for method in METHODS.values():
-        name, retain = f"`{method.name}`", f"`{method.retain}`"
-        cells = (name, method.formula, retain, _defaults(method) or "-", needs(method), method.citation)
+        name, retain = f"`{method.name}`", f"`{method.retain_term}`"
+        cells = (name, method.formula, retain, _defaults(method) or "-", needs(method), method.source)
         yield "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
-def needs(method: Method) -> str:
+def needs(method: type[Method]) -> str:
     """Return what a method needs beside the model in training."""
-    found = []
-    if method.reference_nll:
-        found.append(f"reference NLL of {' and '.join(method.reference_nll)} rows, once")
-    if method.needs_reference_forward:
+    own, found = method.needs, []
+    if own.reference_nll:
+        found.append(f"reference NLL of {' and '.join(own.reference_nll)} rows, once")
+    if own.reference_logits:
         found.append("reference model on forget rows, each step")
-    if method.teacher:
+    if own.teacher:
         found.append("counterfactual teacher of forget rows, once")
-    if term_needs_reference(method.retain):
+    if term_needs_reference(method.retain_term):
         found.append("reference model on retain rows, each step")
-    if method.alternative:
-        found.append({"file": "alternatives", "refusals": "refusals (built in)"}[method.alternative])
+    if own.alternatives:
+        found.append({"file": "alternatives", "refusals": "refusals (built in)"}[own.alternatives])
     return "; ".join(found) or "nothing"
 
 
-def _defaults(method: Method) -> str:
-    return ", ".join(f"{name} {_shown(param.default)}" for name, param in method.params.items())
+def _defaults(method: type[Method]) -> str:
+    return ", ".join(f"{name} {_shown(field.default)}" for name, field in method.params().items())
 
 
-def _shown(value: float | str) -> str:
+def _shown(value: Any) -> str:
     return value if isinstance(value, str) else f"{value:g}"
