@@ -16,6 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 from lume_tasks.data import locate, published
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks
@@ -71,7 +72,7 @@ class RowsTask(ConfigurableTask):
         metadata = self.config.metadata or {}
         check_metadata(metadata)
         self.dataset = self.config.custom_dataset(**metadata, **(dataset_kwargs or {}))
-        # The results hold a deep copy of the configuration: keep models and tokenizers (given as objects) out of it.
+        # The results hold a deep copy of the configuration: keep rows, models and tokenizers (objects) out of it.
         plain = (str, int, float, list, dict)
         self.config.metadata = {key: value for key, value in metadata.items() if isinstance(value, plain)}
 
@@ -136,8 +137,14 @@ def _noting(documents: int, function: Aggregation) -> Aggregation:
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
     """Refuse misspelt options; metadata also holds the model arguments, which pass."""
+    data = metadata.get("lume_data")
+    if data is not None and not isinstance(data, Data):
+        raise DataError(
+            f"--metadata: lume_data takes an object of lume_tasks.data.source.Data, from Python, not {data!r}; on the "
+            "command line name a data directory by lume_data_dir"
+        )
     for name in metadata:
-        if name in OPTIONS or not (name.startswith("lume") or f"lume_{name}" in OPTIONS):
+        if name in (*OPTIONS, "lume_data") or not (name.startswith("lume") or f"lume_{name}" in OPTIONS):
             continue
         near = get_close_matches(f"lume_{name.removeprefix('lume_')}", OPTIONS, 1)
         hint = f"Did you mean {near[0]}? " if near else ""
@@ -152,13 +159,19 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
 
 
-def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all") -> list[dict[str, Any]]:
+def side_rows(
+    lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all", lume_data: Data | None = None
+) -> list[dict[str, Any]]:
     """Return the forget and retain rows of one task alternately, with ``side`` and ``kind``.
 
-    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks.
+    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks. ``lume_data`` comes before
+    the directory and the split.
     """
-    directory = locate.data_dir(lume_data_dir)
-    rows = locate.load_rows(directory, lume_split)
+    if lume_data is None:
+        directory = locate.data_dir(lume_data_dir)
+        rows, place = locate.load_rows(directory, lume_split), f"{directory}: no row"
+    else:
+        rows, place = lume_data.rows, "no row in memory"
     documents = (
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
@@ -170,7 +183,7 @@ def side_rows(lume_task: str, lume_data_dir: str | None = None, lume_split: str 
     docs = alternate(*documents)
     if not docs:
         named = "a task of your own" if lume_task == OWN else lume_task
-        raise DataError(f"{directory}: no row of {named} in split {lume_split!r}")
+        raise DataError(f"{place} of {named} in split {lume_split!r}")
     return docs
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from datasets import Dataset
 
 from lume_tasks.data.rows import OWN, stem_of, task_name
+from lume_tasks.data.source import Data
 from lume_tasks.metrics import bootstrap
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
@@ -44,10 +45,11 @@ def task_rows(
     lume_reference_results: str | None = None,
     version: Any = None,
     lume_chat: bool = True,
+    lume_data: Data | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with the reference's scores if its results are named."""
-    docs = side_rows(lume_task, lume_data_dir, lume_split)
+    docs = side_rows(lume_task, lume_data_dir, lume_split, lume_data)
     if lume_task == OWN:
         add_prompts(docs, lume_chat, metadata)
     task = task_name(lume_task)

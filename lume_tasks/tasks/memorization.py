@@ -13,6 +13,7 @@ from datasets import Dataset
 from numpy.typing import NDArray
 
 from lume_tasks.data.rows import OWN, SIDES, task_name
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
@@ -73,6 +74,7 @@ def memorization_rows(
     lume_reference_results: str | None = None,
     version: Any = None,
     lume_chat: bool = True,
+    lume_data: Data | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with ``continuation``, ``scored_tokens`` and ``template_tokens``.
@@ -80,7 +82,7 @@ def memorization_rows(
     The harness moves white space at the end of a prompt into the continuation; ``template_tokens`` counts the tokens
     that the chat template has there, which come before the answer and are left out of its numbers.
     """
-    docs = side_rows(lume_task, lume_data_dir, lume_split)
+    docs = side_rows(lume_task, lume_data_dir, lume_split, lume_data)
     if lume_task == OWN:
         add_prompts(docs, lume_chat, metadata)
     tokenizer = load_tokenizer(metadata)

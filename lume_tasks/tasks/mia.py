@@ -16,7 +16,8 @@ from datasets import Dataset
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SPLITS, completion_texts
+from lume_tasks.data.rows import SPLITS, Row, completion_texts
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, attacks, bootstrap
 from lume_tasks.metrics.token_scores import TokenScores
@@ -97,32 +98,42 @@ def documents(
     lume_data_dir: str | None = None,
     lume_split: str = "all",
     lume_reference_results: str | None = None,
+    lume_data: Data | None = None,
     **metadata: Any,
 ) -> dict[str, Dataset]:
     """Return one request a document, members and non-members alternately, with the reference's scores if named."""
     min_k = fractions(metadata)["lume_min_k"]
-    directory = locate.data_dir(lume_data_dir)
-    members, nonmembers = locate.load_mia(directory)
+    if lume_data is None:
+        directory = locate.data_dir(lume_data_dir)
+        members, nonmembers = locate.load_mia(directory)
+        forget = forget_rows(directory, lume_split)
+    else:
+        members, nonmembers, forget = lume_data.members, lume_data.nonmembers, lume_data.forget
+        if not (members and nonmembers):
+            raise DataError("lume_mia: the data in memory has no members or no nonmembers; give lists of texts")
     docs = alternate(*mia_requests(load_tokenizer(metadata), {"member": members, "nonmember": nonmembers}).values())
-    docs = with_unlearned(docs, directory, lume_split)
+    if forget is not None:
+        docs = with_unlearned(docs, forget, lume_split)
     if lume_reference_results is not None:
         docs = with_reference(docs, lume_reference_results, min_k, metadata.get("version"))
     return {"test": Dataset.from_list(docs)}
 
 
-def with_unlearned(docs: list[Doc], directory: Path, split: str) -> list[Doc]:
-    """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members.
-
-    Without forget rows, which the attacks do not need, only warn.
-    """
+def forget_rows(directory: Path, split: str) -> list[Row] | None:
+    """Read the forget rows of a data directory; warn and return None without them: the attacks do not need them."""
     try:
         path = locate.side_file(directory, "forget", split)
     except DataError as error:
         if split not in ("all", *SPLITS):
             raise
         _log.warning("lume_mia: no members_unlearned, which needs the forget rows: %s", error)
-        return docs
-    forget = completion_texts(read_rows(path))
+        return None
+    return read_rows(path)
+
+
+def with_unlearned(docs: list[Doc], rows: Sequence[Row], split: str) -> list[Doc]:
+    """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members."""
+    forget = completion_texts(rows)
     inside = [text_key(doc)[1].strip() in forget if doc["member"] else None for doc in docs]
     found, members = inside.count(True), len(inside) - inside.count(None)
     if found < members:

@@ -57,9 +57,7 @@ class LumeMmlu(Group):
         subjects = metadata.get("lume_mmlu_subjects")  # a list, or names with commas; None: all
         if isinstance(subjects, str):
             subjects = [name.strip() for name in subjects.split(",")]
-        named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
-        directory = locate.data_dir(named) if named else None  # LUME itself is not downloaded for the questions
-        source = locate.mmlu_source(metadata.get("lume_mmlu_path"), directory)
+        source = mmlu_of(metadata)
         super().__init__(
             name=config["task"],
             aggregate_metric_list=[AggMetricConfig(metric="acc", weight_by_size=True)],
@@ -67,3 +65,15 @@ class LumeMmlu(Group):
         )
         for subject, rows in locate.load_mmlu(source, subjects).items():
             self.add(SubjectTask(subject, rows[:limit], metadata.get("version")))
+
+
+def mmlu_of(metadata: Mapping[str, Any]) -> str:
+    """Return the folder of MMLU, or its name on the hub; ``DataError`` if data in memory has none."""
+    path, data = metadata.get("lume_mmlu_path"), metadata.get("lume_data")
+    if data is not None:
+        if not (path or data.mmlu):
+            raise DataError("lume_mmlu: the data in memory names no MMLU; set mmlu to a folder, or to 'cais/mmlu'")
+        return locate.mmlu_source(path or data.mmlu)
+    named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
+    directory = locate.data_dir(named) if named else None  # LUME itself is not downloaded for the questions
+    return locate.mmlu_source(path, directory)

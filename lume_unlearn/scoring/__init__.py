@@ -1,0 +1,1 @@
+"""Score models with the tasks of the harness."""
