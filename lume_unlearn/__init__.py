@@ -1,24 +1,51 @@
-"""Unlearning trainers for causal language models: LoRA or full, scored afterwards by lm-eval's LUME tasks.
+"""Unlearning for causal language models: trainers, scores and audits, from Python and by `lume-unlearn`.
 
-`run(RunConfig(...))` is what the command `lume-unlearn run` calls; `unlearn(model_path, output_path, forget_dir,
-retain_dir)` is the signature of SemEval-2025 Task 4 submissions. Each name is imported on first use, so that importing
-the package does not import torch.
+    from lume_unlearn import NPO, UnlearningArguments, UnlearningTrainer, score, verdict
+
+Every public name is imported on first use, so that importing the package imports neither torch nor transformers. The
+method classes are public names, too.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lume_unlearn.config import RunConfig
-    from lume_unlearn.errors import ConfigError
-    from lume_unlearn.training.run import run, unlearn
+    from lume_unlearn.errors import ConfigError, Diverged
+    from lume_unlearn.methods.base import Method, Needs, param
+    from lume_unlearn.scoring.score import score
+    from lume_unlearn.training.arguments import UnlearningArguments
+    from lume_unlearn.training.finetune import finetune
+    from lume_unlearn.training.merge import merge
+    from lume_unlearn.training.run import unlearn
+    from lume_unlearn.training.trainer import UnlearningTrainer
 
-__all__ = ["ConfigError", "RunConfig", "run", "unlearn"]
-_MODULES = {"ConfigError": "errors", "RunConfig": "config", "run": "training.run", "unlearn": "training.run"}
+_MODULES = {
+    "ConfigError": "errors",
+    "Diverged": "errors",
+    "Method": "methods.base",
+    "Needs": "methods.base",
+    "UnlearningArguments": "training.arguments",
+    "UnlearningTrainer": "training.trainer",
+    "audit": "audit.audit",
+    "compare": "compare.run",
+    "finetune": "training.finetune",
+    "merge": "training.merge",
+    "param": "methods.base",
+    "score": "scoring.score",
+    "unlearn": "training.run",
+    "verdict": "audit.verdict",
+}
+__all__ = ["ConfigError", "Diverged", "Method", "Needs", "UnlearningArguments", "UnlearningTrainer", "finetune"]
+__all__ += ["merge", "param", "score", "unlearn"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import a public name on first use."""
-    if name not in _MODULES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    """Import a public name, or the class of a method, on first use."""
+    if name in _MODULES:
+        return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    from lume_unlearn.methods.registry import METHODS
+
+    for method in METHODS.values():
+        if method.__name__ == name:
+            return method
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.encode import Tokens, encode_rows
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import token_mean
 from lume_unlearn.model.forward import Passes, Span, use_packing
@@ -38,8 +38,8 @@ def trained_copy(
     trained = copy.deepcopy(model).requires_grad_(True)
     use_packing(trained)
     context = context_length(trained)
-    texts = encode_rows(tokenizer, rows, loss_on, context if loss_on == "text" else None, context, chat)
-    fine_tune(trained, texts, epochs, learning_rate, seed)
+    encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
+    fine_tune(trained, encode(rows), epochs, learning_rate, seed)
     trained.set_attn_implementation("sdpa")
     return trained
 

@@ -1,0 +1,2 @@
+"""stub"""
+def fingerprint(model, name): return {}
