@@ -135,7 +135,7 @@ def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it() -> None:
     found = parameters()
     for method in METHODS.values():
         for name, field in method.params().items():
-            text, kind = found[name]
+            kind, text = found[name]
             assert kind == field.type
             assert f"{method.name} {field.default}".removesuffix(".0") in text
 
