@@ -63,7 +63,8 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL, or with ``needs.teacher`` the teacher's NLL; empty if there is none."""
+    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts and window.
+    Empty if the method needs neither."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 

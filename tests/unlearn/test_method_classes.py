@@ -1,6 +1,6 @@
 """Method classes: what a class of one's own gets from `Method`, how hyperparameters are checked, and the registry."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import inf, nan
 from typing import Any, Literal
 
@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.base import Batch, Method, Rows, TokenCounts, param
+from lume_unlearn.methods.base import Batch, Defaults, Method, Rows, TokenCounts, param
 from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.losses import functional
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.methods.table import listing, markdown, parameters
+from lume_unlearn.training.arguments import UnlearningArguments
 
 
 @dataclass
@@ -138,6 +139,8 @@ def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it() -> None:
             kind, text = found[name]
             assert kind == field.type
             assert f"{method.name} {field.default}".removesuffix(".0") in text
+    assert not found.keys() & {field.name for field in fields(UnlearningArguments)}
+    assert Defaults.__annotations__.keys() <= {field.name for field in fields(UnlearningArguments)}
 
 
 def test_each_method_has_a_row_in_the_tables() -> None:
