@@ -63,7 +63,8 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL, or with ``needs.teacher`` the teacher's NLL; empty if there is none."""
+    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts and window.
+    Empty if the method needs neither."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 
@@ -217,11 +218,14 @@ class Method:
 
         Raises:
             ConfigError: names every hyperparameter whose value cannot work.
-            TypeError: the class has fields of its own, but is no dataclass.
+            TypeError: the class has fields that are not read, since it is no dataclass or they have no type.
         """
         cls = type(self)
-        if "__dataclass_fields__" not in vars(cls) and get_annotations(cls):
-            raise TypeError(f"class {cls.__name__}: write @dataclass above it, else its fields are not read")
+        unread = [] if "__dataclass_fields__" in vars(cls) else list(get_annotations(cls))
+        unread += [name for name, own in self.params().items() if getattr(cls, name, own.default) is not own.default]
+        if unread:
+            text = "not read; write @dataclass above the class, and a type for each, as in `beta: float = 1.0`"
+            raise TypeError(f"class {cls.__name__}: {', '.join(unread)}: {text}")
         hints, faults = get_type_hints(cls), []
         for name, declared in self.params().items():
             value, kind = getattr(self, name), hints[name]

@@ -103,9 +103,8 @@ class Level(Method):
         """`level_loss` of the forget rows, with the ``shift`` that the trainer measures."""
         rows = batch.forget
         assert rows.nll is not None
-        teacher = rows.reference if rows.reference.numel() else rows.nll.new_zeros(rows.nll.shape)
         shift, count = batch.state.get("shift", 0.0), batch.counts.rows("forget")
-        return level_loss(rows.nll, rows.rows, rows.count, teacher, shift, count)
+        return level_loss(rows.nll, rows.rows, rows.count, rows.reference, shift, count)
 
 
 @dataclass

@@ -34,7 +34,7 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def method_of(method: Method | type[Method] | str, **params: Any) -> Method:
-    """Return a method with its hyperparameters: of an instance, a class, or the name of one in `METHODS`.
+    """Return a new method with its hyperparameters: of an instance, a class, or the name of one in `METHODS`.
 
     Args:
         method: what to start from.

@@ -8,8 +8,8 @@ from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import term_needs_reference
 
 
-def parameters() -> dict[str, tuple[str, Any]]:
-    """Return every hyperparameter of some method by name: the help of its option, and its type.
+def parameters() -> dict[str, tuple[Any, str]]:
+    """Return every hyperparameter of some method by name: its type, and the help of its option.
 
     The help says what it is in each method, with the defaults: "NPO temperature; ... (npo 0.1, token-npo 0.5)."
     """
@@ -22,7 +22,7 @@ def parameters() -> dict[str, tuple[str, Any]]:
             default = f"{method.name} {_shown(field.default)}"
             helps.setdefault(name, {}).setdefault(field.metadata["help"], []).append(default)
     return {
-        name: (" ".join(f"{text[0].upper()}{text[1:]} ({', '.join(own)})." for text, own in texts.items()), types[name])
+        name: (types[name], " ".join(f"{text[0].upper()}{text[1:]} ({', '.join(own)})." for text, own in texts.items()))
         for name, texts in helps.items()
     }
 

@@ -1,6 +1,6 @@
 """What each method minimises, a second time: plain PyTorch, row by row without padding, none of the package's losses.
 
-A new method needs a row in `FORMULAS`; `test_methods` then checks it through the trainer.
+A new method needs a row in `FORMULAS`: `test_losses` then checks its loss of logits, and `test_methods` the trainer.
 """
 
 import math
@@ -18,7 +18,7 @@ from tests.unlearn.rows import js, logits, nll, places, states, with_substitutes
 
 @dataclass(frozen=True)
 class Step:
-    """One optimiser step: the model, the one before unlearning, the rows, the method's parameters."""
+    """One optimiser step: the model, the reference model, the rows, the method's hyperparameters by name."""
 
     model: Any
     before: Any
@@ -37,19 +37,19 @@ class Formula:
     retain: Term | None
     params: dict[str, Any] = field(default_factory=dict)
     """Not the defaults, and values that matter on the rows of the tests (NLL of a forget token: 0.2 to 1.8 nats), so
-    that a parameter that is passed over shows."""
+    that a hyperparameter that is not used shows."""
     reference: tuple[str, ...] = ()
-    """Sides that the model before unlearning scores once."""
+    """Sides whose reference NLL is computed once."""
     live: tuple[str, ...] = ()
-    """Sides that it is asked about in every step."""
+    """Sides of which the reference model makes a forward pass in every step."""
     trained: tuple[str, ...] = ("forget", "retain")
-    """Sides that go through the model in training."""
+    """Sides that the model in training reads."""
     weight: Callable[[float, list[float], dict[str, float]], float] = lambda start, losses, params: start
-    """(retain weight at first, retain losses of the steps so far, params) to the next; one step an epoch."""
+    """(first retain weight, retain losses of the steps so far, params) to the next; one step an epoch."""
     lowers: Term | None = None
-    """What a few steps without retain term lower; the NLL of the forget rows rises if nothing is said."""
+    """What a few steps without retain term lower; None: they raise the NLL of the forget rows."""
     options: dict[str, Any] = field(default_factory=dict)
-    """What the checks of all methods have to set for this one."""
+    """Options of `UnlearningArguments` that the tests of all methods set for this one."""
 
 
 # All rows of a side.
@@ -66,7 +66,7 @@ def rows_mean(parts: list[Tensor]) -> Tensor:
 
 
 def gains(step: Step, side: Sequence[Tokens]) -> list[Tensor]:
-    """By how much each token's NLL has risen since before."""
+    """NLL of each token above its reference NLL."""
     with torch.no_grad():
         old = [nll(step.before, row) for row in side]
     return [nll(step.model, row) - then for row, then in zip(side, old, strict=True)]
@@ -180,7 +180,7 @@ def undial(step: Step) -> Tensor:
 
 
 def teacher(step: Step, row: Tokens) -> Tensor:
-    """(labelled tokens, V) mean probabilities of the model before unlearning in the contexts."""
+    """(labelled tokens, V) mean probabilities of the reference model in the contexts."""
     with torch.no_grad():
         return torch.stack([softmax(logits(step.before, context), -1) for context in with_substitutes(row)]).mean(0)
 
@@ -326,15 +326,19 @@ FORMULAS: dict[str, Formula] = {
         flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1}, weight=dual, lowers=flatness
     ),
     "masc": Formula(masc, retain_mean, {"rho": 0.9, "eta": 0.5, "top_k": 3, "beta": 0.8}),
-    "ngdiff": Formula(forget_mean, retain_mean, {"rate_every": 0, "rate_range": 10}),
     "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
     "sugd": Formula(
         lambda step: -sugd(step, step.forget),
         lambda step: sugd(step, step.retain),
         {"chunk": 2, "retain_ratio": 2},
-        options={"batch_size": 1, "epochs": 2},
+        options={"per_device_train_batch_size": 1, "num_train_epochs": 2},
     ),
-    "agad": Formula(ascent, retain_mean, {"chunk": 3, "anneal_share": 0.5}, options={"batch_size": 2, "epochs": 2}),
+    "agad": Formula(
+        ascent,
+        retain_mean,
+        {"chunk": 3, "anneal_share": 0.5},
+        options={"per_device_train_batch_size": 2, "num_train_epochs": 2},
+    ),
     "selective": Formula(ascent, retain_mean, weight=selective),
 }
 RETAIN_TERMS: dict[str, Term | None] = {

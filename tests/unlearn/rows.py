@@ -1,5 +1,6 @@
-"""What a model says of one row, in plain PyTorch without padding."""
+"""Outputs of a model for one row, in plain PyTorch without padding."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,8 +12,23 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.common import IGNORED
 
 
+def make_rows(seed: int, lengths: Sequence[tuple[int, int]], vocabulary: int = 400) -> list[Tokens]:
+    """Rows of (tokens, prompt tokens); all but the prompt tokens are labelled."""
+    drawn = torch.Generator().manual_seed(seed)
+    rows = []
+    for length, prompt in lengths:
+        ids = tuple(torch.randint(2, vocabulary, (length,), generator=drawn).tolist())
+        rows.append(Tokens(ids, (IGNORED,) * prompt + ids[prompt:]))
+    return rows
+
+
+def half_labelled(lengths: Sequence[int], seed: int = 1, vocabulary: int = 400) -> list[Tokens]:
+    """Rows whose second half, or last token, is labelled."""
+    return make_rows(seed, [(length, max(length // 2, 1)) for length in lengths], vocabulary)
+
+
 def places(row: Tokens) -> Tensor:
-    """Where the labelled tokens stand; the first token has nothing before it."""
+    """Positions of the labelled tokens; no token predicts the first one."""
     return torch.tensor([t for t, label in enumerate(row.labels) if t and label != IGNORED])
 
 
@@ -29,7 +45,7 @@ def nll(model: Any, row: Tokens) -> Tensor:
 
 
 def states(model: Any, row: Tokens, layer: int) -> Tensor:
-    """(labelled tokens, d) hidden states of the tokens themselves behind one decoder layer."""
+    """(labelled tokens, d) hidden states of the tokens themselves after one decoder layer."""
     kept: list[Any] = []
     block = next(module for name, module in model.named_modules() if name.endswith(f".layers.{layer}"))
     handle = block.register_forward_hook(lambda module, inputs, output: kept.append(output))

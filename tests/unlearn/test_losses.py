@@ -1,28 +1,39 @@
-"""Values of each token against plain formulas, their gradients, and what must not matter to them.
+"""Every loss of logits and labels against its formula; then the value of each token: gradients, and invariances.
 
 The reductions are in test_loss_reductions.py.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
+from torch.nn.utils.rnn import pad_sequence
 
+from lume_unlearn.data.encode import Tokens
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods import losses
 from lume_unlearn.methods.ceu import ceu_tokens
-from lume_unlearn.methods.common import at_least_float32, token_mean, token_nll
+from lume_unlearn.methods.common import IGNORED, at_least_float32, token_mean, token_nll
 from lume_unlearn.methods.counterfactual import divergence_tokens
 from lume_unlearn.methods.jensun import js_to_token
+from lume_unlearn.methods.losses import functional
 from lume_unlearn.methods.masc import masc_margin, masc_tau, masc_tokens
-from lume_unlearn.methods.ngdiff import quadratic_rate
 from lume_unlearn.methods.pdu import pdu_dual, pdu_tokens
+from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import js_tokens, kl_tokens, state_distance
 from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
 from lume_unlearn.methods.shred import shred_selected, shred_tokens
 from lume_unlearn.methods.undial import undial_tokens
+from tests.conftest import make_model
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
+from tests.unlearn.rows import half_labelled, logits, places, states
 
 TARGETS = torch.tensor([2, 0, 4])
 LOGITS = [[0.3, -1.2, 0.8, 0.1, -0.4], [2.0, 0.5, -0.7, 1.1, 0.0], [-0.2, 0.9, 0.4, -1.5, 0.6]]
@@ -47,7 +58,7 @@ OF_LOGITS: dict[str, TokenLoss] = {
 every_loss = pytest.mark.parametrize("loss", OF_LOGITS.values(), ids=OF_LOGITS.keys())
 
 
-def logits(dtype: torch.dtype = torch.float64) -> Tensor:
+def logits_(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.tensor(LOGITS, dtype=dtype, requires_grad=True)
 
 
@@ -69,74 +80,94 @@ def entropy(p: list[float]) -> float:
     return -sum(value * math.log(value) for value in p if value)
 
 
-def cross_entropy(q: list[float], p: list[float]) -> float:
-    return -sum(a * math.log(b) for a, b in zip(q, p, strict=True))
-
-
 def without(p: list[float], target: int) -> list[float]:
     """The distribution p given that it is not the target."""
     return [0.0 if v == target else value / (1.0 - p[target]) for v, value in enumerate(p)]
 
 
-def lowered(z: list[float], target: int) -> list[float]:
-    return [value - 3.0 if v == target else value for v, value in enumerate(z)]
+FORGET, ALTERNATIVE, RETAIN = (
+    half_labelled(lengths, seed) for seed, lengths in enumerate([(6, 9, 14), (5, 3, 7), (8, 4)])
+)
 
 
-def js(p: list[float], q: list[float]) -> float:
-    return entropy([(a + b) / 2 for a, b in zip(p, q, strict=True)]) - (entropy(p) + entropy(q)) / 2
+def padded(rows: Sequence[Tokens], output: Callable[[Tokens], Tensor], shift: int = 1) -> Tensor:
+    """(B, T, V) outputs of the labelled tokens of each row, at the position before each; noise elsewhere."""
+    found = [output(row) for row in rows]
+    whole = torch.randn(len(rows), max(len(row.labels) for row in rows), found[0].shape[-1], dtype=found[0].dtype)
+    for number, (row, values) in enumerate(zip(rows, found, strict=True)):
+        whole[number, places(row) - shift] = values
+    return whole
 
 
-def hinge(z: list[float], target: int) -> float:
-    """masc with rho 0.4, eta 0.25, beta 0.9, top_k 2."""
-    others = sorted(0.9 * value for v, value in enumerate(z) if v != target)[-2:]
-    margin = 0.9 * z[target] - math.log(sum(map(math.exp, others)))
-    return max(0.0, margin - math.log(0.4 / 0.6) + 0.25) / 0.25
+def labels_of(rows: Sequence[Tokens]) -> Tensor:
+    return pad_sequence([torch.tensor(row.labels) for row in rows], batch_first=True, padding_value=IGNORED)
 
 
-def top_two(z: list[float], r: list[float]) -> float:
-    """KL divergence of softmax(z) from the two largest entries of softmax(r)."""
-    kept = sorted(range(len(r)), key=lambda v: r[v])[-2:]
-    q = softmax([r[v] for v in kept])
-    return cross_entropy(q, [softmax(z)[v] for v in kept]) - entropy(q)
+@pytest.mark.parametrize("name", METHODS)
+def test_the_loss_of_logits_and_labels_equals_the_formula(name: str) -> None:
+    model, before = (make_model(seed=seed).double() for seed in (0, 1))
+    method, formula = METHODS[name], FORMULAS[name]
+    step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params)
+    if name == "rmu":  # the seed of the formula's direction
+        method = type("RMU", (method,), {"seed": SEED})
+    loss = functional(method)
+    available = {
+        "logits": lambda: padded(FORGET, lambda row: logits(model, row)),
+        "labels": lambda: labels_of(FORGET),
+        "hidden_states": lambda: padded(FORGET, lambda row: states(model, row, formula.params["layer"]), 0),
+        "reference_logits": lambda: padded(FORGET, lambda row: logits(before, row)),
+        "teacher_logits": lambda: padded(FORGET, lambda row: teacher(step, row).log() + 0.7),
+        "alternative_logits": lambda: padded(ALTERNATIVE, lambda row: logits(model, row)),
+        "alternative_labels": lambda: labels_of(ALTERNATIVE),
+        "alternative_reference_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, row)),
+    }
+    tensors = [available[key]() for key in signature(loss).parameters if key in available]
+    found, expected = loss(*tensors, **formula.params), formula.forget(step)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-7)
+    weight = model.model.embed_tokens.weight
+    torch.testing.assert_close(*(torch.autograd.grad(value, weight)[0] for value in (found, expected)))
 
 
-# One token in plain arithmetic: logits, reference logits, target.
-PLAIN: dict[str, Callable[[list[float], list[float], int], float]] = {
-    "nll": lambda z, r, y: -math.log(softmax(z)[y]),
-    "kl": lambda z, r, y: cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)),
-    "js": lambda z, r, y: js(softmax(z), softmax(r)),
-    "jensun": lambda z, r, y: js(softmax(z), [float(v == y) for v in range(len(z))]),
-    "masc": lambda z, r, y: hinge(z, y),
-    "shred": lambda z, r, y: top_two(z, lowered(r, y) if y else r),
-    "undial": lambda z, r, y: cross_entropy(softmax(lowered(r, y)), softmax(z)),
-    "ceu": lambda z, r, y: entropy(without(softmax(z), y)) - math.log(1.0 - softmax(z)[y]),
-    "pdu": lambda z, r, y: (max(z) - sum(z) / len(z)) ** 2,
-    "kl of log-probabilities": lambda z, r, y: cross_entropy(softmax(r), softmax(z)) - entropy(softmax(r)),
-    "reverse kl": lambda z, r, y: cross_entropy(softmax(z), softmax(r)) - entropy(softmax(z)),
-    "js of log-probabilities": lambda z, r, y: js(softmax(z), softmax(r)),
-    "distance": lambda z, r, y: sum((a - b) ** 2 for a, b in zip(z, r, strict=True)) / len(z),
-}
+@pytest.mark.parametrize("term", ["nll", "kl", "js", "nll+kl"])
+def test_the_retain_term_of_logits_and_labels_equals_the_formula(term: Any) -> None:
+    model, before = (make_model(seed=seed).double() for seed in (0, 1))
+    own, known = (padded(RETAIN, partial(logits, of)) for of in (model, before))
+    expected: Any = RETAIN_TERMS[term]
+    found = losses.retain(own, labels_of(RETAIN), known, term, kl_weight=KL_WEIGHT)
+    assert found.item() == pytest.approx(expected(Step(model, before, [], [], RETAIN, {})).item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", OF_LOGITS)
-def test_values_equal_the_plain_formula(name: str) -> None:
-    z, teacher = logits(), reference().requires_grad_()
-    values = OF_LOGITS[name](z, teacher, TARGETS)
-    plain = [PLAIN[name](*token) for token in zip(LOGITS, REFERENCE, TARGETS.tolist(), strict=True)]
-    assert values.tolist() == pytest.approx(plain)
+def test_a_loss_has_the_signature_of_its_method() -> None:
+    assert str(signature(losses.npo)) == "(logits, labels, reference_logits, beta: float = 0.1) -> 'Tensor'"
+    assert list(signature(losses.dpo).parameters)[3:] == [
+        "alternative_logits",
+        "alternative_labels",
+        "alternative_reference_logits",
+        "beta",
+    ]
+    assert list(signature(losses.idk).parameters) == ["alternative_logits", "alternative_labels"]
+    with pytest.raises(ConfigError, match="--beta -1: must be above 0"):
+        losses.npo(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 2, 3), -1)
+
+
+@every_loss
+def test_a_loss_changes_neither_its_inputs_nor_the_reference(loss: TokenLoss) -> None:
+    z, ref = logits_(), reference().requires_grad_()
+    values = loss(z, ref, TARGETS)
     assert values.dtype == torch.float64
     values.sum().backward()
-    assert teacher.grad is None
-    assert torch.equal(z, logits())  # inputs stay as they are
-    assert torch.equal(teacher, reference())
+    assert ref.grad is None
+    assert torch.equal(z, logits_())
+    assert torch.equal(ref, reference())
 
 
 def test_worked_examples() -> None:
     first, three_to_one = torch.tensor([0]), of_probabilities(0.75, 0.25)
     assert token_nll(of_probabilities(0.25, 0.25, 0.5), first).item() == pytest.approx(math.log(4.0))
-    # From the reference to the model; the other direction would be 0.130812.
     assert kl_tokens(three_to_one, of_probabilities(0.5, 0.5)).item() == pytest.approx(0.143841, abs=1e-6)
-    assert js_tokens(three_to_one, of_probabilities(0.5, 0.5)).item() == pytest.approx(0.033822, abs=1e-6)
+    halves = of_probabilities(0.5, 0.5).log_softmax(-1)
+    for kind, value in (("kl", 0.143841), ("reverse", 0.130812), ("js", 0.033822)):
+        assert divergence_tokens(three_to_one, halves, kind).item() == pytest.approx(value, abs=1e-6)
     assert js_to_token(torch.tensor(math.log(2.0))).item() == pytest.approx(0.215762, abs=1e-6)
     four = of_probabilities(0.75, 0.125, 0.0625, 0.0625)
     assert masc_margin(four, first, 1.0, 2).item() == pytest.approx(math.log(4.0))
@@ -167,7 +198,7 @@ def test_worked_examples() -> None:
     ids=["kl", "js", "shred without a selection", "distance", "undial with beta 0"],
 )
 def test_there_is_no_gradient_at_the_reference(loss: Callable[..., Tensor], expected: list[float]) -> None:
-    z = logits()
+    z = logits_()
     values = loss(z, z.detach().clone())
     assert values.tolist() == pytest.approx(expected, abs=1e-15)
     assert torch.autograd.grad(values.sum(), z)[0].abs().max().item() < 1e-15
@@ -207,7 +238,7 @@ def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first
 
 
 def test_ceu_gradient_is_p_minus_q() -> None:
-    z = logits()
+    z = logits_()
     gradients = torch.autograd.grad(ceu_tokens(z, TARGETS).sum(), z)[0].tolist()
     for row, y, gradient in zip(LOGITS, TARGETS.tolist(), gradients, strict=True):
         p = softmax(row)
@@ -230,12 +261,12 @@ def test_pdu_is_zero_without_gradient_where_all_logits_are_equal() -> None:
 
 @pytest.mark.parametrize("name", [name for name in OF_LOGITS if name != "ceu"])  # q moves with z: see its own test
 def test_gradients_against_finite_differences(name: str) -> None:
-    assert gradcheck(lambda z: OF_LOGITS[name](z, reference(), TARGETS), (logits(),))
+    assert gradcheck(lambda z: OF_LOGITS[name](z, reference(), TARGETS), (logits_(),))
 
 
 @every_loss
 def test_tokens_do_not_mix(loss: TokenLoss) -> None:
-    z, ref = logits(), reference()
+    z, ref = logits_(), reference()
     chunks = [loss(z[i : i + 1], ref[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
     whole = loss(z, ref, TARGETS)
     assert torch.allclose(whole, torch.cat(chunks), rtol=1e-14)
@@ -246,7 +277,7 @@ def test_tokens_do_not_mix(loss: TokenLoss) -> None:
 @every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_is_widened_before_anything_else(loss: TokenLoss, dtype: torch.dtype) -> None:
-    z, ref = logits(dtype), reference(dtype)
+    z, ref = logits_(dtype), reference(dtype)
     values = loss(z, ref, TARGETS)
     assert values.dtype == torch.float32
     assert torch.equal(values, loss(z.float(), ref.float(), TARGETS))
@@ -295,27 +326,7 @@ def test_rmu_direction_depends_on_the_seed_alone() -> None:
         (selective_weight(1e4, 2.0), 2.3),
         (selective_weight(math.inf, 2.0), 2.3),
         (selective_weight(math.nan, 2.0), math.nan),
-        (quadratic_rate(1.0, 9.0, 4.0, 1.0), 2.0),
-        (quadratic_rate(1.0, 1.0, 4.0, 9.0), -2.0),
     ],
 )
-def test_rules_of_pdu_selective_and_ngdiff(found: float, expected: float) -> None:
+def test_rules_of_pdu_and_selective(found: float, expected: float) -> None:
     assert found == pytest.approx(expected, nan_ok=True)
-
-
-@pytest.mark.parametrize(
-    ("minus", "zero", "plus"),
-    [
-        (2.0, 1.0, 0.0),  # a line
-        (0.0, 1.0, 0.0),  # a hill
-        (math.nan, 1.0, 2.0),
-        (2.0, math.nan, 2.0),
-        (2.0, 1.0, math.inf),
-        (2.0, -math.inf, 2.0),
-        (1e308, -1e308, 1e308),
-    ],
-)
-def test_quadratic_rate_without_a_bottom_or_with_losses_that_are_not_finite(
-    minus: float, zero: float, plus: float
-) -> None:
-    assert quadratic_rate(1e-5, minus, zero, plus) is None

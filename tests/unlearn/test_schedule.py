@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from lume_unlearn.data.schedule import Limits, Steps, cut, paired
+from lume_unlearn.methods.base import Pair
 from lume_unlearn.methods.sequential import annealed, sequential
-from lume_unlearn.methods.spec import Pair
 
 
 def flat(steps: list[list[Pair]]) -> list[Pair]:
