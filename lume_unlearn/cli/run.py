@@ -21,30 +21,34 @@ ROWS = {
 def add_options(parser: Any) -> None:
     """Add the options of `run`."""
     parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
+    parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
     text = "Unlearning method; `lume-unlearn methods` lists them."
-    parser.add_argument("--method", type=str, required=True, help=text)
+    parser.add_argument("--method", type=str, required=True, default=UNSET, help=text)
     add_loading_options(parser)
     for name, text in ROWS.items():
         parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
     add_tuning_options(parser, "lora", 8, 32, 0.05)
-    group = parser.add_argument_group("Parameters of methods")
+    group = parser.add_argument_group("Parameters of methods (default)")
     for name, (kind, text) in parameters().items():
         group.add_argument(f"--{name}", type=kind, default=UNSET, help=text)
     add_trainer_options(parser)
 
 
 def parameters() -> dict[str, tuple[Any, str]]:
-    """Return every hyperparameter of some method: its type, and its help with its default in each of those methods."""
+    """Return every hyperparameter of some method: its type, and what it is in each method, with its default there."""
     from lume_unlearn.methods.registry import METHODS
 
-    found: dict[str, tuple[Any, str]] = {}
-    defaults: dict[str, list[str]] = {}
-    for name, method in METHODS.items():
-        for field in method.params().values():
-            defaults.setdefault(field.name, []).append(f"{name} {field.default}")
-            text = f"{field.metadata.get('help', '')} (default: {', '.join(defaults[field.name])})."
-            found[field.name] = get_type_hints(method)[field.name], text
-    return found
+    kinds: dict[str, Any] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method in METHODS.values():
+        for name, field in method.params().items():
+            kinds[name] = get_type_hints(method)[name]
+            text = field.metadata.get("help", name)
+            texts.setdefault(name, {}).setdefault(text, []).append(f"{method.name} {field.default}")
+    return {
+        name: (kind, "; ".join(f"{text} ({', '.join(defaults)})" for text, defaults in texts[name].items()))
+        for name, kind in kinds.items()
+    }
 
 
 def execute(options: dict[str, Any]) -> None:
