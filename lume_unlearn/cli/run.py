@@ -55,10 +55,21 @@ def execute(options: dict[str, Any]) -> None:
     """Unlearn and save, and print the command that scores the result."""
     from accelerate import PartialState
 
+    from lume_unlearn.data.sources import Source
     from lume_unlearn.methods.registry import method_of
+    from lume_unlearn.scoring.command import scoring_command
+    from lume_unlearn.training.callbacks.scores import best_line
     from lume_unlearn.training.run import run
 
     method = method_of(options.pop("method"), **take(options, parameters()))
-    result = run(options.pop("model"), arguments(options), method, **options)
-    if PartialState().is_main_process:
-        print(f"Written to {result.output}. Score it with:\n  {result.scoring_command}")
+    model, args = options.pop("model"), arguments(options)
+    output = run(model, args, method, **options)
+    if not PartialState().is_main_process:
+        return
+    where = take(options, ("data", "split", "trust_remote_code"))
+    directory = Source(where.get("data"), where.get("split", "all"), options.get("forget")).directory
+    adapter = options.get("tuning", "lora") == "lora"
+    command = scoring_command(model, str(output), adapter=adapter, directory=directory, chat=args.chat, **where)
+    print(f"Written to {output}. Score it with:\n  {command}")
+    if best := best_line(output):
+        print(best)

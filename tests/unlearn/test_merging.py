@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.task_vector import TaskVector, negated
+from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.training.merge import merge, negate
 from tests.conftest import Command, make_model, saved_weights
 
@@ -70,7 +70,7 @@ def test_negated_training_of_tied_weights(model: LlamaForCausalLM) -> None:
     for weight in model.parameters():
         weight.data += 0.01 * torch.randn_like(weight)
     expected = {name: before[name] - 5 * (after - before[name]) for name, after in weights_of(model).items()}
-    negate(model, start, TaskVector(scale=5.0))
+    negate(model, start, 5.0)
     torch.testing.assert_close(weights_of(model), expected)
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
@@ -82,7 +82,7 @@ def test_negated_adapter_by_hand(adapt: Adapt, model_dir: Path) -> None:
         start = before.get_parameter(name).data
         weight.data = start - 3.0 * (weight.data - start)
     model = PeftModel.from_pretrained(before, adapter)
-    negate(model, {}, TaskVector(scale=3.0))
+    negate(model, {}, 3.0)
     with torch.no_grad():
         torch.testing.assert_close(model(INPUT).logits, by_hand(INPUT).logits, rtol=1e-4, atol=1e-4)
 
