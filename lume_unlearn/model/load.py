@@ -48,6 +48,8 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
 
 
 def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
+    if not isinstance(options["trust_remote_code"], bool):  # the word "false" is true in Python
+        raise ConfigError(f"--trust_remote_code {options['trust_remote_code']!r}: must be True or False")
     try:
         return kind.from_pretrained(name, **options)
     except (MemoryError, torch.OutOfMemoryError):

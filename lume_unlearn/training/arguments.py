@@ -8,6 +8,7 @@ from typing import Any, Literal
 import psutil
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from lume_unlearn.checks import (
@@ -167,7 +168,15 @@ class UnlearningArguments(TrainingArguments):
         self.torch_compile = compile_layers
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
-        raise_faults([f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed])
+        reporters = get_available_reporting_integrations()
+        raise_faults(
+            [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
+            + [
+                f"--report_to {name}: not known or not installed; choose from none, all, {', '.join(reporters)}"
+                for name in self.report_to
+                if name not in reporters
+            ]
+        )
         for name in later:
             setattr(self, name, None)
 
