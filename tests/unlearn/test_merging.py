@@ -116,7 +116,11 @@ def test_model_and_adapter_in_memory_merge_as_folders_do(adapt: Adapt, model_dir
     torch.testing.assert_close(weights_of(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
     assert not isinstance(merged, PeftModel)
     merge(PeftModel(make_model(), LoraConfig(task_type="CAUSAL_LM")), output=str(tmp_path / "from memory"))
-    assert sorted(path.suffix for path in (tmp_path / "from memory").glob("[!.]*")) == [".json", ".json", ".safetensors"]
+    assert sorted(path.suffix for path in (tmp_path / "from memory").glob("[!.]*")) == [
+        ".json",
+        ".json",
+        ".safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
