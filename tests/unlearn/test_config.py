@@ -71,7 +71,8 @@ def test_all_values_that_make_no_sense_are_named_together() -> None:
 def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name: str) -> None:
     values = {bool: True, int: 2, float: 0.1, str: "fast", str | None: "fast", int | None: 3, float | None: 0.1}
     kind = UnlearningArguments.__dataclass_fields__[name].type
-    value = {"train_sampling_strategy": "group_by_length"}.get(name, values[kind])  # type: ignore[call-overload]
+    own = {"train_sampling_strategy": "group_by_length", "dataloader_in_order": False, "parallelism_config": object()}
+    value = own[name] if name in own else values[kind]  # type: ignore[index]
     assert any(line.startswith(f"--{name}: not supported") for line in faults(**{name: value}))
 
 
@@ -97,6 +98,8 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name: 
         ({"method": "level", "contexts": 0}, "--contexts 0: give --unseen FILE"),
         ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),
         ({"method": "sugd", "lr_scheduler_type": "cosine"}, "--lr_scheduler_type, --warmup_steps: sugd lets"),
+        ({"optim": "galore_adamw_layerwise"}, "--optim galore_adamw_layerwise: not supported"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau: not supported"),
         ({"save_strategy": "best"}, "--save_strategy best"),
         ({"beta": -0.1}, "--beta -0.1: must be above 0"),
         ({"beta": nan}, "--beta nan: must be a finite number"),
