@@ -32,8 +32,9 @@ def execute(options: dict[str, Any]) -> None:
     """Train and save."""
     from accelerate import PartialState
 
-    from lume_unlearn.training.finetune import finetune
+    from lume_unlearn.training.run import finetune_files
 
-    output = finetune(options.pop("model"), arguments(options), **options)
+    model, args = options.pop("model"), arguments(options)
+    output = finetune_files(model, args, **options)
     if PartialState().is_main_process:
         print(f"Written to {output}.")

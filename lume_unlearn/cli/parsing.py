@@ -39,6 +39,18 @@ RENAMED = {
 WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
 
 
+class Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Help with the default of each option that has one, and without those that `OtherHelp` prints."""
+
+    def add_argument(self, action: argparse.Action) -> None:
+        """Add an option to the help."""
+        if not getattr(action, "other", False):
+            super().add_argument(action)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
+
 class Parser(jsonargparse.ArgumentParser):
     """A parser whose printed configuration is a recipe."""
 
@@ -58,12 +70,17 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
     """
     parser = Parser(
         prog=f"lume-unlearn {command}",
-        usage="%(prog)s [options]",
         description=module.TITLE,
+        formatter_class=Formatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
     module.add_options(parser)
+    needed = [
+        f" {name} {name.lstrip('-').upper()}"
+        for name in (a.option_strings[0] for a in parser._actions if a.required and a.option_strings)
+    ]
+    parser.usage = f"%(prog)s{''.join(needed)} [options]"
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
             action.nargs, action.const = "?", True
@@ -78,7 +95,7 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _recipes_first(argv: Sequence[str]) -> list[str]:
-    """Move each ``--config RECIPE`` to the front, so that options win, and replace a shipped recipe's name by its file."""
+    """Move each ``--config RECIPE`` to the front, so that options win, and replace a shipped name by its path."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config", action="append", default=[])
     found, others = finder.parse_known_args(argv)
@@ -88,24 +105,24 @@ def _recipes_first(argv: Sequence[str]) -> list[str]:
 def _in_a_line(message: str, parser: Parser) -> str:
     """Return what is wrong with the options, from the message of jsonargparse."""
     known = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
-    if unknown := re.match(r"(?:unrecognized arguments: |Option ')(.*)", message, re.DOTALL):
-        words = [word.split("=")[0] for word in unknown[1].strip("'").split("' is not accepted")[0].split()]
-        names = [word for word in words if word.startswith("-")] or words[:1]
-        return "; ".join(_unknown(name.lstrip("-"), known) for name in names)
     message = " ".join(message.split())
+    if unknown := re.match(r"unrecognized arguments: (.*)|Option '(.*)' is not accepted", message):
+        words = (unknown[1] or f"--{unknown[2]}").split()
+        given = [word.split("=")[0] for word in words if word.startswith("-")]
+        return "; ".join(_unknown(name, known) for name in given) or f"{words[0]}: not an option; see --help"
     wrong = re.match(r'Parser key "([^"]+)": (.*)', message)
     if not wrong:
-        return message
+        return message.replace("the following arguments are required:", "give the options")
     name, reason = wrong[1], wrong[2]
     wanted = _in_words(getattr(known.get(name), "_typehint", None))
-    value = re.search(r".*Got value: (.*)", reason)
-    return f"--{name} {value[1]}: must be {wanted}" if wanted and value else f"--{name}: {reason}"
+    value = re.search(r".*Got value: (.*)|.*: (.*) does not conform", reason)
+    return f"--{name} {value[1] or value[2]}: must be {wanted}" if wanted and value else f"--{name}: {reason}"
 
 
-def _unknown(name: str, known: Iterable[str]) -> str:
-    name = name.replace("-", "_")
+def _unknown(option: str, known: Iterable[str]) -> str:
+    name = option.lstrip("-").replace("-", "_")
     near = [RENAMED[name]] if RENAMED.get(name) in known else get_close_matches(name, known, 1)
-    return f"--{name}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
+    return f"{option}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
 
 
 def _in_words(hint: Any) -> str | None:
@@ -120,22 +137,19 @@ def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str
     """Add an option for fields of a dataclass, to be passed on only if given; ``shown`` are in ``--help`` (all)."""
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
     for name in names:
-        field = known[name]
-        text = field.metadata.get("help", "")
-        default = "" if field.default in (MISSING, None) else f" (default: {field.default})"
-        hidden = shown is not None and name not in shown
-        action = parser.add_argument(
-            f"--{name}", type=_plain(hints[name]), default=UNSET, help=UNSET if hidden else text + default
-        )
-        action.other_help = text + default if hidden else UNSET
+        default = known[name].default
+        text = known[name].metadata.get("help", "")
+        text += "" if default in (MISSING, None) else f" (default: {default})"
+        action = parser.add_argument(f"--{name}", type=_plain(hints[name]), default=UNSET, help=text)
+        action.other = shown is not None and name not in shown
 
 
 def _plain(hint: Any) -> Any:
-    """Return a type for the command line: without None (an option that is not given), and words for an Enum."""
+    """Return a type for the command line: without None (an option that is not given), and words or str for an Enum."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     enums = [kind for kind in kinds if isclass(kind) and issubclass(kind, Enum)]
-    if enums:
-        return Literal[tuple(member.value for member in enums[0])]
+    if enums:  # Trainer itself checks those of many members (optimizers, schedules)
+        return Literal[tuple(member.value for member in enums[0])] if len(enums[0]) < 5 else str
     return Union[tuple(kinds)] if NoneType in get_args(hint) else hint  # noqa: UP007 (a tuple of types)
 
 
@@ -145,6 +159,6 @@ class OtherHelp(argparse.Action):
     def __call__(self, parser: Any, *args: Any) -> None:
         """Print and exit."""
         for action in parser._actions:
-            action.help = getattr(action, "other_help", UNSET)
+            action.other = not getattr(action, "other", False)
         parser.print_help()
         parser.exit()

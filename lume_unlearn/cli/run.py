@@ -21,40 +21,55 @@ ROWS = {
 def add_options(parser: Any) -> None:
     """Add the options of `run`."""
     parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
+    parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
     text = "Unlearning method; `lume-unlearn methods` lists them."
-    parser.add_argument("--method", type=str, required=True, help=text)
+    parser.add_argument("--method", type=str, required=True, default=UNSET, help=text)
     add_loading_options(parser)
     for name, text in ROWS.items():
         parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
     add_tuning_options(parser, "lora", 8, 32, 0.05)
-    group = parser.add_argument_group("Parameters of methods")
+    group = parser.add_argument_group("Parameters of methods (default)")
     for name, (kind, text) in parameters().items():
         group.add_argument(f"--{name}", type=kind, default=UNSET, help=text)
     add_trainer_options(parser)
 
 
 def parameters() -> dict[str, tuple[Any, str]]:
-    """Return every hyperparameter of some method: its type, and its help with its default in each of those methods."""
+    """Return every hyperparameter of some method: its type, and what it is in each method, with its default there."""
     from lume_unlearn.methods.registry import METHODS
 
-    found: dict[str, tuple[Any, str]] = {}
-    defaults: dict[str, list[str]] = {}
-    for name, method in METHODS.items():
-        for field in method.params().values():
-            defaults.setdefault(field.name, []).append(f"{name} {field.default}")
-            text = f"{field.metadata.get('help', '')} (default: {', '.join(defaults[field.name])})."
-            found[field.name] = get_type_hints(method)[field.name], text
-    return found
+    kinds: dict[str, Any] = {}
+    texts: dict[str, dict[str, list[str]]] = {}
+    for method in METHODS.values():
+        for name, field in method.params().items():
+            kinds[name] = get_type_hints(method)[name]
+            text = field.metadata.get("help", name)
+            texts.setdefault(name, {}).setdefault(text, []).append(f"{method.name} {field.default}")
+    return {
+        name: (kind, "; ".join(f"{text} ({', '.join(defaults)})" for text, defaults in texts[name].items()))
+        for name, kind in kinds.items()
+    }
 
 
 def execute(options: dict[str, Any]) -> None:
     """Unlearn and save, and print the command that scores the result."""
     from accelerate import PartialState
 
+    from lume_unlearn.data.sources import Source
     from lume_unlearn.methods.registry import method_of
+    from lume_unlearn.scoring.command import scoring_command
+    from lume_unlearn.training.callbacks.scores import best_line
     from lume_unlearn.training.run import run
 
     method = method_of(options.pop("method"), **take(options, parameters()))
-    result = run(options.pop("model"), arguments(options), method, **options)
-    if PartialState().is_main_process:
-        print(f"Written to {result.output}. Score it with:\n  {result.scoring_command}")
+    model, args = options.pop("model"), arguments(options)
+    output = run(model, args, method, **options)
+    if not PartialState().is_main_process:
+        return
+    where = take(options, ("data", "split", "trust_remote_code"))
+    directory = Source(where.get("data"), where.get("split", "all"), options.get("forget")).directory
+    adapter = options.get("tuning", "lora") == "lora"
+    command = scoring_command(model, str(output), adapter=adapter, directory=directory, chat=args.chat, **where)
+    print(f"Written to {output}. Score it with:\n  {command}")
+    if best := best_line(output):
+        print(best)

@@ -38,8 +38,12 @@ ELSEWHERE = (
 
 def add_loading_options(parser: Any) -> None:
     """Add the options that name model, output and data directory."""
-    parser.add_argument("--model", type=str, required=True, help="Model to train: a folder or a hub name.")
-    parser.add_argument("--output", type=str, required=True, help="Folder for the result (Trainer's output_dir).")
+    parser.add_argument(
+        "--model", type=str, required=True, default=UNSET, help="Model to train: a folder or a hub name."
+    )
+    parser.add_argument(
+        "--output", type=str, required=True, default=UNSET, help="Folder for the result (Trainer's output_dir)."
+    )
     parser.add_argument(
         "--data", type=str, default=UNSET, help="Data directory; default LUME_DATA_DIR, else the published LUME."
     )
@@ -77,7 +81,8 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
     ours = [name for name in UnlearningArguments.__dataclass_fields__ if name not in (*theirs, *ELSEWHERE)]
     add_fields(parser.add_argument_group("Unlearning"), UnlearningArguments, ours if own is None else own)
     group = parser.add_argument_group("Trainer")
-    group.add_argument("--help_trainer", action=OtherHelp, nargs=0, help="Print the other options of Trainer and exit.")
+    text = "Print the other options of Trainer, and exit."
+    group.add_argument("--help_trainer", action=OtherHelp, nargs=0, default=UNSET, help=text)
     names = [*COMMON, *(name for name in theirs if name not in COMMON)]
     add_fields(group, UnlearningArguments, names, shown=COMMON)
 
@@ -93,11 +98,7 @@ def arguments(options: dict[str, Any], **fixed: Any) -> Any:
     Raises:
         ConfigError: names what is wrong.
     """
-    from lume_unlearn.errors import ConfigError
     from lume_unlearn.training.arguments import UnlearningArguments
 
     given = take(options, UnlearningArguments.__dataclass_fields__)
-    try:
-        return UnlearningArguments(output_dir=options.pop("output"), **(fixed | given))
-    except ValueError as error:  # Trainer's own checks
-        raise ConfigError(str(error)) from error
+    return UnlearningArguments(output_dir=options.pop("output"), **(fixed | given))

@@ -48,6 +48,8 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -
 
 
 def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
+    if not isinstance(options["trust_remote_code"], bool):  # the word "false" is true in Python
+        raise ConfigError(f"--trust_remote_code {options['trust_remote_code']!r}: must be True or False")
     try:
         return kind.from_pretrained(name, **options)
     except (MemoryError, torch.OutOfMemoryError):
@@ -215,9 +217,9 @@ def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
 
 
 def adapted_model(
-    model: str, adapter: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
+    model: Any, adapter: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
 ) -> PeftModel:
-    """Load a model with a LoRA adapter on it.
+    """Load a model, or take one that is in memory, with a LoRA adapter on it.
 
     Raises:
         ConfigError: the folder holds no adapter in safetensors, or it does not fit the model; names ``option``.
@@ -225,17 +227,21 @@ def adapted_model(
     config = adapter_config(adapter, option)
     if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
         raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
-    loaded = load_model(model, dtype, trust_remote_code)
+    loaded = load_model(model, dtype, trust_remote_code) if isinstance(model, str) else model.to(dtype)
     try:
         adapted = PeftModel(loaded, config)
         missing = adapted.load_adapter(adapter, "default").missing_keys
     except Exception as error:  # broken files raise anything from KeyError to SafetensorError
-        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: {error!r}") from error
+        raise ConfigError(f"{option} {adapter}: does not fit the model {_name(model)}: {error!r}") from error
     if missing:  # PEFT leaves them random
-        raise ConfigError(f"{option} {adapter}: does not fit the model {model}: missing are {missing}")
+        raise ConfigError(f"{option} {adapter}: does not fit the model {_name(model)}: missing are {missing}")
     return adapted
 
 
-def merged_model(model: str, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
+def _name(model: Any) -> str:
+    return model if isinstance(model, str) else model.config._name_or_path or type(model).__name__
+
+
+def merged_model(model: Any, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
     """Load a model in float32 and merge an adapter into it (see `adapted_model`)."""
     return adapted_model(model, adapter, torch.float32, trust_remote_code, option).merge_and_unload()

@@ -15,7 +15,7 @@ def find_recipe(name: str, option: str = "--config") -> Path:
     """
     shipped = FOLDER / f"{name}.yaml"
     path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise ConfigError(
             f"{option} {name}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
             "the defaults of a method need none: --method M --tuning T"

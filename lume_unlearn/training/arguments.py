@@ -1,6 +1,7 @@
 """The arguments of a training: transformers' TrainingArguments, and those that unlearning adds."""
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, Literal
@@ -8,6 +9,7 @@ from typing import Any, Literal
 import psutil
 import torch
 from transformers import TrainingArguments
+from transformers.integrations.integration_utils import get_available_reporting_integrations
 from transformers.training_args import OptimizerNames
 
 from lume_unlearn.checks import (
@@ -44,12 +46,20 @@ BYTES_PER_TOKEN = 4 * 2**20
 """Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
 UNSUPPORTED: Mapping[str, str] = {
     "auto_find_batch_size": "micro-batches are cut by tokens; lower --max_tokens instead",
+    "data_seed": "the order of the rows follows --seed",
     "dataloader_drop_last": "every forget row is used in every epoch",
+    "dataloader_in_order": "packs are made in the training process",
+    "dataloader_multiprocessing_context": "packs are made in the training process",
     "dataloader_num_workers": "packs are made in the training process, which takes no time worth sharing",
+    "dataloader_persistent_workers": "packs are made in the training process",
+    "enable_jit_checkpoint": "a signal ends a run with a checkpoint anyway",
     "fp16": "losses on forget rows grow without bound and overflow; use --bf16",
     "label_smoothing_factor": "the loss is the method's",
     "load_best_model_at_end": "--eval_strategy keeps the best weights in best/",
     "neftune_noise_alpha": "its noise depends on the length of a row, which a pack does not have",
+    "parallelism_config": "packed rows are not split over devices",
+    "push_to_hub": "`lume-unlearn card --push_to_hub` uploads the finished folder",
+    "save_on_each_node": "one process writes each checkpoint, whole or not at all",
     "torch_compile_backend": "--torch_compile compiles each decoder layer with torch's own backend",
     "torch_compile_mode": "--torch_compile compiles each decoder layer in torch's default mode",
     "torch_empty_cache_steps": "lower --max_tokens instead",
@@ -57,6 +67,11 @@ UNSUPPORTED: Mapping[str, str] = {
     "use_liger_kernel": "losses are computed from the model's own hidden states, in chunks",
 }
 """Options of Trainer that cannot work with packed rows and paired steps, and why."""
+UNSUPPORTED_VALUES: Mapping[str, tuple[str, str]] = {
+    "optim": ("layerwise|lomo|schedule_free", "it changes weights in the backward pass, or has modes of its own"),
+    "lr_scheduler_type": ("plateau|greedy", "it follows a loss on evaluation rows, which is not computed"),
+}
+"""Option to a pattern of values that cannot work, and why."""
 
 
 def _own(default: Any, text: str) -> Any:
@@ -167,7 +182,20 @@ class UnlearningArguments(TrainingArguments):
         self.torch_compile = compile_layers
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
-        raise_faults([f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed])
+        reporters = get_available_reporting_integrations()
+        raise_faults(
+            [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
+            + [
+                f"--{name} {getattr(self, name).value}: not supported, {why}"
+                for name, (pattern, why) in UNSUPPORTED_VALUES.items()
+                if re.search(pattern, str(getattr(self, name).value))
+            ]
+            + [
+                f"--report_to {name}: not known or not installed; choose from none, all, {', '.join(reporters)}"
+                for name in self.report_to
+                if name not in reporters
+            ]
+        )
         for name in later:
             setattr(self, name, None)
 

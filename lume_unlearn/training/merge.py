@@ -1,5 +1,7 @@
-"""Weight arithmetic: fold a LoRA adapter into its model, and negate training for task vectors."""
+"""Weight arithmetic: fold a LoRA adapter into its model (the command `merge`), and negate training."""
 
+from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +16,76 @@ from lume_unlearn.model import load
 
 
 @torch.no_grad()
-def negate(model: Any, start: dict[str, Tensor], scale: float) -> None:
+def merge(
+    model: Any = None, adapter: str | None = None, output: str | None = None, dtype: str | torch.dtype = "float32"
+) -> Any:
+    """Fold a LoRA adapter into its model, and save the result if ``output`` is given.
+
+    Args:
+        model: a model in memory, which is changed in place; a folder or a hub name; by default the one that the
+            adapter names. A PEFT model in memory brings its adapter along.
+        adapter: folder of the adapter; None with a PEFT model.
+        output: new folder for the merged model, and for the tokenizer of adapter or model where that is in a folder or
+            on the hub.
+        dtype: data type of the result: "float32" (scores as the adapter does) or "bfloat16" (half the size).
+
+    Returns:
+        The merged model, without PEFT's modules; on the CPU unless the model was in memory.
+
+    Raises:
+        ConfigError: adapter or model cannot be loaded or do not fit, or the output is in use or cannot be written.
+    """
+    if adapter is None and not isinstance(model, PeftModel):
+        raise ConfigError("--adapter: name the adapter's folder, or pass a PEFT model")
+    if output is not None:
+        require_unused(Path(output))
+    with only_run(Path(output)) if output is not None else nullcontext():
+        base = _base_model(str(adapter)) if model is None else model
+        adapted = base.float() if adapter is None else load.adapted_model(base, adapter, torch.float32)
+        merged = adapted.merge_and_unload().to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        if output is not None:
+            _save(merged, _tokenizer(base, adapter), Path(output))
+    return merged
+
+
+def _base_model(adapter: str) -> str:
+    """Return the model that an adapter names."""
+    base = load.adapter_config(adapter).base_model_name_or_path
+    if not base:
+        raise ConfigError(f"--adapter {adapter}: names no model; name it with --model")
+    return str(base)
+
+
+def _tokenizer(base: Any, adapter: str | None) -> Any:
+    """Return the tokenizer of the adapter's folder, or else of the model; None for a model that was in no folder."""
+    name = base if isinstance(base, str) else base.config._name_or_path
+    found = [folder for folder in (adapter, name) if folder and (Path(folder) / "tokenizer_config.json").exists()]
+    if not found and not isinstance(base, str):
+        return None
+    return load.load_tokenizer(found[0] if found else name)
+
+
+def _save(model: Any, tokenizer: Any, output: Path) -> None:
+    with writing(output):
+        partial = fresh_partial(output)
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        publish_result(partial, output)
+
+
+@torch.no_grad()
+def negate(model: Any, start: Mapping[str, Tensor], scale: float) -> None:
     """Change trained weights to ``start - scale * (trained - start)``, in place.
 
     Args:
-        model: after training. Of a PEFT model, the update B A of each weight becomes -scale * B A.
+        model: after training. If it has an adapter, the adapter's update B A of each weight becomes -scale * B A.
         start: state dictionary of a fully trained model before training.
         scale: see `methods.task_vector`.
     """
     if not isinstance(model, PeftModel):
-        model.load_state_dict(negated(start, model.state_dict(), scale))
+        model.load_state_dict(negated(dict(start), model.state_dict(), scale))
         return
     for name, weight in model.named_parameters():
         if ".lora_B." in name or ".lora_embedding_B." in name:
             weight.mul_(-scale)
-
-
-@torch.no_grad()
-def merge(
-    model: Any, adapter: str | None = None, output: str | None = None, dtype: torch.dtype = torch.float32
-) -> Any:
-    """Fold a LoRA adapter into its model and return the model.
-
-    Args:
-        model: a PEFT model in memory, or the name of the adapter's model (None: the one that the adapter names).
-        adapter: folder of the adapter, unless ``model`` is a PEFT model.
-        output: folder to save model and tokenizer to; nothing is saved by default.
-        dtype: of the weights: float32 (scores as the adapter does) or bfloat16 (half the size).
-
-    Raises:
-        ConfigError: the adapter cannot be loaded or does not fit the model, or the output is in use or cannot be
-            written.
-    """
-    if output is not None:
-        require_unused(Path(output))
-    if isinstance(model, PeftModel):
-        return model.merge_and_unload().to(dtype)
-    if adapter is None:
-        raise ConfigError("--adapter: name the folder of an adapter, or give a PEFT model")
-    named = model or load.adapter_config(adapter).base_model_name_or_path
-    if not named:
-        raise ConfigError(f"--adapter {adapter}: names no model; name it with --model")
-    merged = load.merged_model(str(named), adapter).to(dtype)
-    if output is not None:
-        has_tokenizer = (Path(adapter) / "tokenizer_config.json").exists()
-        tokenizer = load.load_tokenizer(adapter if has_tokenizer else str(named))
-        with only_run(Path(output)), writing(Path(output)):
-            partial = fresh_partial(Path(output))
-            merged.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            publish_result(partial, Path(output))
-    return merged

@@ -76,7 +76,7 @@ def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> 
     if method.negated and args.on_collapse == "rollback":
         faults.append(f"--on_collapse rollback: {name} makes its weights after training; use warn or stop")
     if (method.negated or method.phases) and args.eval_strategy != "no":
-        faults.append(f"--eval_strategy {args.eval_strategy}: not supported for {name}; score its result")
+        faults.append(f"--eval_strategy: not supported for {name}; score its result")
     if args.save_strategy == "best":
         faults.append("--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch")
     if args.robust != "none":
@@ -119,7 +119,7 @@ def _require_launch(method: Method, args: UnlearningArguments, adapted: bool) ->
         if args.torch_compile:
             faults.append("--torch_compile: not supported with FSDP and DeepSpeed; drop --torch_compile")
         if args.eval_strategy != "no":
-            faults.append(f"--eval_strategy {args.eval_strategy}: needs unsharded weights; score the result instead")
+            faults.append("--eval_strategy: needs unsharded weights; score the result instead")
     raise_faults(faults)
 
 

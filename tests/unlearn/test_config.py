@@ -1,31 +1,41 @@
 """Options: defaults, errors that name every wrong option, and what each method allows."""
 
-from dataclasses import fields
 from math import inf, nan
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 
-from lume_tasks.data.rows import SPLITS
-from lume_unlearn.config import TRANSFORMERS_ATTENTION, RunConfig, Split
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation.options import AuditConfig
-from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.spec import RetainTerm
-from lume_unlearn.training.arguments import rate_for
+from lume_unlearn.methods.base import Method, RetainTerm
+from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.model.load import load_tokenizer, trainable
+from lume_unlearn.training.arguments import UNSUPPORTED, UnlearningArguments, default_rate, filled_in
+from lume_unlearn.training.supported import require_supported
+from tests.conftest import make_model
 
 
-def config(**options: Any) -> RunConfig:
-    method = options.setdefault("method", "npo")
-    needed = {"alternatives": "f.jsonl"} if METHODS[method].alternative == "file" else {}
-    return RunConfig(**({"model": "m", "output": "o"} | needed | options))
+def arguments(method: Method, tuning: str = "full", **options: Any) -> UnlearningArguments:
+    """The arguments that a training of this method would have."""
+    return filled_in(UnlearningArguments(output_dir="o", **options), method, trainable(make_model(), tuning))
 
 
 def faults(**options: Any) -> list[str]:
     """What is wrong with these options."""
     with pytest.raises(ConfigError) as caught:
-        config(**options)
+        supported(**options)
     return str(caught.value).splitlines()
+
+
+def supported(method: str = "npo", tuning: str = "full", **options: Any) -> None:
+    """Raise what `UnlearningTrainer` raises before it computes anything."""
+    params = {name: options.pop(name) for name in METHODS[method].params() if name in options}
+    alternatives = {"row": ["answer"]} if METHODS[method].needs.alternatives == "file" else None
+    given = {"retain": ["row"], "alternatives": alternatives, "substitutes": None, "unseen": None}
+    given = {name: options.pop(name, value) for name, value in given.items()}
+    chosen = method_of(method, **params)
+    args = arguments(chosen, tuning, **options)
+    require_supported(chosen, args, tuning == "lora", args.retain_term != "none", given)
 
 
 @pytest.mark.parametrize(
@@ -33,77 +43,71 @@ def faults(**options: Any) -> list[str]:
     [(7e9, 1e-5, 1e-4), (1e9, 1e-5, 1e-4), (135e6, 7.407e-5, 7.407e-4), (13e6, 2e-4, 1e-3)],
 )
 def test_small_models_have_a_higher_default_learning_rate(parameters: float, full: float, lora: float) -> None:
-    assert rate_for(int(parameters), "last:2") == pytest.approx(full, rel=1e-3)
-    assert rate_for(int(parameters), "lora") == pytest.approx(lora, rel=1e-3)
+    assert default_rate(int(parameters), "full") == pytest.approx(full, rel=1e-3)
+    assert default_rate(int(parameters), "lora") == pytest.approx(lora, rel=1e-3)
 
 
 def test_an_option_is_the_users_or_the_methods_or_the_packages() -> None:
-    plain, own = config(), config(method="token-npo")
-    assert (plain.epochs, plain.batch_size, plain.warmup, plain.retain_term) == (10, 32, 0.1, "nll")
-    assert (own.epochs, own.batch_size, own.warmup, own.retain_term) == (20, 4, 0.1, "nll+kl")
-    assert config(method="token-npo", epochs=3, kl_weight=0.0).kl_weight == 0
-    assert [config(tuning=tuning).learning_rate for tuning in ("lora", "full", "last:2")] == [None] * 3
-    assert [config(method="altpo", tuning=tuning).learning_rate for tuning in ("lora", "full")] == [None, 5e-5]
-    assert config(tuning="full", learning_rate=0.5).learning_rate == 0.5
-    assert config(method="satimp", params={"beta2": 3}).params == {"beta1": 5.0, "beta2": 3}
-    assert METHODS["satimp"].params["beta2"].default == 1.0
-
-
-BAD = {
-    "tuning": "loar",
-    "split": "tset",
-    "epochs": 0,
-    "batch_size": 1.5,
-    "learning_rate": inf,
-    "weight_decay": "much",
-    "seed": -1,
-    "warmup": 1.0,
-}
+    names = ("num_train_epochs", "per_device_train_batch_size", "warmup_steps", "retain_term", "kl_weight")
+    found = {name: [getattr(arguments(method_of(name)), option) for option in names] for name in ("npo", "token-npo")}
+    assert found == {"npo": [10, 32, 0.1, "nll", 1.0], "token-npo": [20, 4, 0.1, "nll+kl", 0.5]}
+    assert arguments(method_of("token-npo"), num_train_epochs=3, kl_weight=0.0).kl_weight == 0
+    rates = [arguments(method_of("altpo"), tuning).learning_rate for tuning in ("full", "last:1", "lora")]
+    assert rates == [5e-5, 5e-5, 1e-3]
+    assert arguments(method_of("npo"), learning_rate=0.5).learning_rate == 0.5
+    assert method_of("satimp", beta2=3) == METHODS["satimp"](beta1=5.0, beta2=3.0)
 
 
 def test_all_values_that_make_no_sense_are_named_together() -> None:
-    lines = faults(**BAD)
-    assert {line.split()[0] for line in lines} == {f"--{name}" for name in BAD if name != "tuning"}
-    assert "--split 'tset': choose one of all, train, validation, test" in lines
-    assert "--epochs 0: must be a number above 0" in lines
+    bad = {"num_train_epochs": 0, "per_device_train_batch_size": 1.5, "learning_rate": inf, "max_tokens": 0}
+    bad |= {"retain_weight": -0.1, "max_grad_norm": nan, "loss_on": "words", "chat": "false"}
+    lines = faults(**bad)
+    assert sorted(line.split()[0] for line in lines) == sorted(f"--{name}" for name in bad)
     with pytest.raises(ConfigError, match=f"^--method 'nop': choose one of {', '.join(METHODS)}$"):
-        RunConfig("m", "o", "nop")
-    with pytest.raises(ConfigError, match=r"^--relearn_rows 0: must be a whole number above 0$"):
-        AuditConfig("m", "o", relearn_rows=0)
-    with pytest.raises(ConfigError, match=r"^--top_p 1\.5: must be a share of the probability"):
-        AuditConfig("m", "o", top_p=1.5)
+        method_of("nop")
 
 
-def test_choices_are_those_of_the_modules_that_use_them() -> None:
-    assert get_args(Split) == ("all", *SPLITS)
-    hint = next(field.type for field in fields(RunConfig) if field.name == "attention")
-    assert get_args(hint) == ("auto", *TRANSFORMERS_ATTENTION)
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name: str) -> None:
+    values = {bool: True, int: 2, float: 0.1, str: "fast", str | None: "fast", int | None: 3, float | None: 0.1}
+    kind = UnlearningArguments.__dataclass_fields__[name].type
+    own = {"train_sampling_strategy": "group_by_length", "dataloader_in_order": False, "parallelism_config": object()}
+    value = own[name] if name in own else values[kind]  # type: ignore[index]
+    assert any(line.startswith(f"--{name}: not supported") for line in faults(**{name: value}))
 
 
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
-        ({"forget": "f"}, "--forget: give --retain"),
-        ({"retain": "r", "method": "ga"}, "--retain: give --forget"),
-        ({"forget": "f", "retain": "r", "data": "d"}, "--forget: names the rows already"),
-        ({"evaluate_every": "epoch", "forget": "f", "retain": "r"}, "--evaluate_every epoch: the tasks read a data"),
-        ({"evaluate_every": "epoch", "best_metric": "lume_mmlu.acc"}, "--best_metric lume_mmlu.acc: TASK.METRIC"),
+        ({"retain": []}, "--retain: the retain term needs retain rows"),
         ({"tuning": "lora", "weights": "bfloat16"}, "--weights bfloat16: an adapter is small"),
-        ({"tuning": "lora", "weights": "masters"}, "--weights masters: an adapter is small"),
-        ({"compile": True, "gradient_checkpointing": True}, "--compile true: compiles nothing"),
-        ({"compile": True, "method": "rmu"}, "--compile true: not supported for rmu, which hooks decoder layers; drop"),
+        ({"torch_compile": True, "gradient_checkpointing": True}, "--torch_compile: compiles nothing"),
+        (
+            {"torch_compile": True, "method": "rmu"},
+            "--torch_compile: not supported for rmu, which hooks decoder layers",
+        ),
         ({"method": "task-vector", "on_collapse": "rollback"}, "--on_collapse rollback: task-vector makes its weights"),
-        ({"method": "task-vector", "evaluate_every": "epoch"}, "--evaluate_every epoch: not supported for task-vector"),
+        ({"method": "task-vector", "eval_strategy": "epoch"}, "--eval_strategy: not supported for task-vector"),
+        ({"method": "task-vector", "robust": "sam"}, "--robust: not supported for task-vector"),
+        ({"method": "rmu", "robust": "path"}, "--robust path: not supported for rmu"),
         ({"method": "dpo", "alternatives": None}, "--method dpo: needs --alternatives FILE"),
-        ({"alternatives": "f.jsonl"}, "--alternatives f.jsonl: npo does not use them"),
-        ({"method": "agad", "epochs": 1.5}, "--epochs 1.5: agad needs a whole number"),
-        ({"method": "sugd", "lr_schedule": "cosine"}, "--lr_schedule, --warmup: sugd lets the learning rate fall"),
-        ({"method": "ga", "params": {"beta": 0.1}}, "--beta 0.1: ga has no such parameter (it has: none)"),
-        ({"params": {"beta": -0.1}}, "--beta -0.1: must be a number, and not negative"),
-        ({"params": {"beta": nan}}, "--beta nan: must be a number, and not negative"),
-        ({"params": {"beta": 0}}, "--beta 0: must be above 0"),
-        ({"method": "rmu", "params": {"layer": 1.5}}, "--layer 1.5: must be a whole number"),
-        ({"method": "agad", "params": {"anneal_share": 1.5}}, "--anneal_share 1.5: must be at most 1"),
+        ({"alternatives": {"row": ["answer"]}}, "--alternatives: npo does not use them"),
+        ({"substitutes": {}}, "--substitutes: npo has no counterfactual teacher"),
+        ({"unseen": ["text"]}, "--unseen: npo does not follow these texts"),
+        ({"method": "counterfactual", "contexts": 0}, "--contexts 0: the teacher predicts from nothing"),
+        ({"method": "level", "contexts": 0}, "--contexts 0: give --unseen FILE"),
+        ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),
+        ({"method": "sugd", "lr_scheduler_type": "cosine"}, "--lr_scheduler_type, --warmup_steps: sugd lets"),
+        ({"optim": "galore_adamw_layerwise"}, "--optim galore_adamw_layerwise: not supported"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau: not supported"),
+        ({"save_strategy": "best"}, "--save_strategy best"),
+        ({"beta": -0.1}, "--beta -0.1: must be above 0"),
+        ({"beta": nan}, "--beta nan: must be a finite number"),
+        ({"beta": 0}, "--beta 0: must be above 0"),
+        ({"method": "rmu", "layer": 1.5}, "--layer 1.5: must be a whole number"),
+        ({"method": "agad", "anneal_share": 1.5}, "--anneal_share 1.5: must be at most 1"),
+        ({"report_to": "wnadb"}, "--report_to wnadb: not known or not installed"),
+        ({"lr_scheduler_type": "cosin"}, "cosin is not a valid SchedulerType"),
     ],
 )
 def test_options_that_cannot_work(options: dict[str, Any], fault: str) -> None:
@@ -116,22 +120,12 @@ def test_a_method_allows_its_retain_terms_alone(method: str) -> None:
     allowed = METHODS[method].retain_terms
     for term in get_args(RetainTerm):
         if term in allowed:
-            assert config(method=method, retain_term=term).needs_retain == (term != "none")
+            supported(method, retain_term=term)
         else:
             fault = f"--retain_term {term}: {method} can have {', '.join(allowed)}"
             assert faults(method=method, retain_term=term) == [fault]
 
 
-def test_retain_rows_of_weight_0_take_no_part_unless_the_method_needs_them() -> None:
-    assert config(method="kl").retain_needs_reference
-    weightless = config(method="kl", retain_weight=0.0)
-    assert (weightless.needs_retain, weightless.retain_needs_reference) == (False, False)
-    needing = [config(method=method).needs_reference_forward for method in ("gd", "npo", "kl", "undial")]
-    assert needing == [False, False, True, True]
-    for method in ("pdu", "selective", "sugd", "agad", "ngdiff"):
-        assert config(method=method, retain_weight=0.0).needs_retain
-
-
-def test_the_former_name_of_rollback_warns(caplog: pytest.LogCaptureFixture) -> None:
-    assert config(on_collapse="best").on_collapse == config(on_collapse="rollback").on_collapse == "rollback"
-    assert caplog.messages == ["--on_collapse best: this word is now rollback; use that one"]
+def test_trust_in_a_models_code_must_be_a_bool(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match="--trust_remote_code 'false': must be True or False"):
+        load_tokenizer(str(model_dir), trust_remote_code="false")  # type: ignore[arg-type]

@@ -1,0 +1,53 @@
+"""The command that scores the result of a run by hand."""
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+from lume_tasks.data.source import load_data
+from lume_unlearn.scoring.score import ROW_TASKS, tasks_for
+
+
+def scoring_command(
+    model: str,
+    output: str,
+    *,
+    adapter: bool,
+    directory: Path | None,
+    data: str | None = None,
+    split: str = "all",
+    chat: bool = True,
+    trust_remote_code: bool = False,
+) -> str:
+    """Return the `lm_eval` command that scores the result of a run on its rows, with the tasks that it has rows for.
+
+    Args:
+        model: that was unlearned.
+        output: folder of the result.
+        adapter: the result is an adapter on the model.
+        directory: data directory; None if the rows came from files or from memory, which lm_eval does not read.
+        data: how the user named the directory (``--data``); None if it was found without.
+        split: rows of the directory.
+        chat: questions went through the chat template.
+        trust_remote_code: run code that a hub model brings along.
+    """
+    arguments = f"pretrained={model},peft=" if adapter else "pretrained="
+    arguments += f"{output},trust_remote_code=True" if trust_remote_code else output
+    tasks, metadata = "lume", dict[str, Any]()
+    if directory is None:
+        metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
+    else:
+        found = tasks_for(load_data(directory, split))
+        # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
+        lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
+        tasks = "lume" if lume else ",".join(found)
+    if data:
+        metadata["lume_data_dir"] = data
+    if split != "all":
+        metadata["lume_split"] = split
+    if not chat:
+        metadata["lume_chat"] = False
+    words = ["lm_eval", "--model", "lume-hf", "--model_args", arguments, "--tasks", tasks, "--batch_size", "64"]
+    words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
+    return shlex.join([*words, "--output_path", "results", "--log_samples"])
