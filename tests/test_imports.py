@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = {
     "lume_tasks": [("errors", "paths"), ("data", "metrics"), ("tasks", "models"), ("_startup", "cli")],
     "lume_unlearn": [
-        ("errors", "files", "checks"),
+        ("errors", "files", "checks", "recipes"),
         ("report",),
         ("methods",),
         ("data",),

@@ -21,10 +21,8 @@ from lume_unlearn.report.results import Evaluation, Model, read_models
 MARK = "<!-- written by lume-unlearn card -->"
 # Cards with one of these are replaced: our own, peft's and Trainer's.
 _AUTOMATIC = (MARK, "[More Information Needed]", "This model card has been generated automatically")
-_CHOICES = frozenset(
-    "divergence retain_term loss_on weights reference_copy attention on_collapse robust optim lr_scheduler_type "
-    "eval_strategy save_strategy target_modules".split()
-)
+_CHOICES = {"divergence", "retain_term", "loss_on", "weights", "reference_copy", "attention", "on_collapse", "robust"}
+_CHOICES |= {"optim", "lr_scheduler_type", "eval_strategy", "save_strategy", "lora_targets"}
 """Options whose text is published. Text of any other option may be a local path, whose folders can name a person."""
 _DATA_FILE = re.compile(r"(forget|retain)(\.jsonl|\.parquet)?")
 RECORD, _ADAPTER_CONFIG = "unlearning.json", "adapter_config.json"
@@ -61,7 +59,7 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     metadata = ModelCardData(
         model_name=visible(model_dir.resolve().name),
         base_model=record["model"]["name"],
-        library_name="peft" if record["tuning"] == "lora" else "transformers",
+        library_name="peft" if record["lora"] else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "lume", record["method"]],
         eval_results=[result for _, result in scores],

@@ -37,8 +37,8 @@ class Table(NamedTuple):
 def write_report(
     results: Sequence[str],
     output: Path,
-    title: str,
-    show_pii: bool,
+    title: str = "Unlearning report",
+    show_pii: bool = False,
     retrained: str | None = None,
     audits: Sequence[str] = (),
 ) -> list[Path]:

@@ -27,7 +27,7 @@ RECORD: dict[str, Any] = {
     "method_options": {"beta": 0.2, "divergence": "kl", "names": SECRET},
     "arguments": {"learning_rate": 3e-4, "optim": "adamw_torch", "output_dir": SECRET, "hub_token": "byron"},
     "tuning": "lora",
-    "lora": {"r": 8, "target_modules": ["q_proj"], "base_model_name_or_path": SECRET},
+    "lora": {"lora_rank": 8, "lora_targets": ["q_proj"], "base_model_name_or_path": SECRET},
     "versions": {"transformers": "5.0"},
     "data_sha256": {f"{SECRET}/forget.jsonl": "abc123", f"{SECRET}/retain/ada-byron.txt": "def456"},
     "processes": 1,
@@ -66,7 +66,7 @@ def test_card_says_how_the_model_was_made_and_publishes_no_path(finished: Path, 
     text = write_card(finished, [path]).read_text()
     rows = dict(re.findall(r"^\| `?(.+?)`? \| `?(.+?)`? \|$", text, re.MULTILINE))
     assert rows == rows | {"tuning": "lora", "seed": "-", "beta": "0.2", "divergence": "kl", "learning_rate": "0.0003"}
-    assert rows == rows | {"r": "8", "target_modules": "['q_proj']", "optim": "adamw_torch", "transformers": "5.0"}
+    assert rows == rows | {"lora_rank": "8", "lora_targets": "['q_proj']", "optim": "adamw_torch", "transformers": "5.0"}
     assert rows == rows | {"model": "0a1b2c", "forget.jsonl": "abc123", "another file": "def456"}
     assert not re.search("byron|secret", text)
     (finished / "unlearning.json").write_text(json.dumps(RECORD | {"model": HUB}))

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lume_unlearn import cli
-from lume_unlearn.report import plots
-from lume_unlearn.report.page import page_data, render
+from lume_tasks.errors import DataError
+from lume_tasks.tasks.mia import ATTACKS
+from lume_unlearn.report import glossary, plots
+from lume_unlearn.report.page import page_data, render, write_report
 from lume_unlearn.report.results import find_runs, read_models
-from tests.conftest import Command
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -109,20 +109,18 @@ def test_hostile_text_stays_text(write_results: Write) -> None:
     page.encode("utf-8")
 
 
-def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_elsewhere(
-    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results: Write, tmp_path: Path) -> None:
     samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
     run = "/m/cost $x$ ^ _{"  # no name breaks a figure
     paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
     paths.append(write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
     output = tmp_path / "new" / "my.html"
-    assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
+    _, *pictures = write_report(list(map(str, paths)), output, "Mine")
     page = output.read_text(encoding="utf-8")
     assert "<title>Mine</title>" in page
     names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1"]
-    assert sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir()) == [f"{name}.png" for name in names]
-    assert f"{len(names)} pictures" in capsys.readouterr().out
+    assert sorted((tmp_path / "new" / "my_files").iterdir()) == sorted(pictures)
+    assert sorted(path.stem for path in pictures) == names
     outline = Outline(page)
     assert "0.1250.125\u20130.125" in outline.text  # a score and its interval below
     assert "0.7500.700\u20130.800" in outline.text
@@ -137,13 +135,13 @@ def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_e
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "x.html"
-    assert cli.main(["report", str(paths[2]), "--output", str(output)]) == 1
-    assert f"--output {output}: cannot be written" in capsys.readouterr().err
+    with pytest.raises(DataError, match=re.escape(f"--output {output}: cannot be written")):
+        write_report([str(paths[2])], output)
 
 
 @pytest.mark.usefixtures("undrawn")
 def test_page_begins_with_the_distance_to_the_retrained_model(
-    write_results: Write, tmp_path: Path, command: Command
+    write_results: Write, tmp_path: Path, command: Any
 ) -> None:
     def scores(forget: float, retain: float, auc: float) -> dict[str, dict[str, Any]]:
         rows = {"forget_knowledge": forget, "retain_knowledge": retain}
@@ -264,3 +262,7 @@ def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(write_results:
     assert lines(figure)[0] == [[0.25, 0.0], [0.25, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
     assert figure.axes[0].get_legend_handles_labels()[1] == ["a", "chance"]
     assert plots.roc(read_models([str(paths[3])])) is None
+
+
+def test_every_attack_has_a_name() -> None:
+    assert set(glossary.ATTACKS) == set(ATTACKS)
