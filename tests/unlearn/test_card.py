@@ -66,7 +66,12 @@ def test_card_says_how_the_model_was_made_and_publishes_no_path(finished: Path, 
     text = write_card(finished, [path]).read_text()
     rows = dict(re.findall(r"^\| `?(.+?)`? \| `?(.+?)`? \|$", text, re.MULTILINE))
     assert rows == rows | {"tuning": "lora", "seed": "-", "beta": "0.2", "divergence": "kl", "learning_rate": "0.0003"}
-    assert rows == rows | {"lora_rank": "8", "lora_targets": "['q_proj']", "optim": "adamw_torch", "transformers": "5.0"}
+    assert rows == rows | {
+        "lora_rank": "8",
+        "lora_targets": "['q_proj']",
+        "optim": "adamw_torch",
+        "transformers": "5.0",
+    }
     assert rows == rows | {"model": "0a1b2c", "forget.jsonl": "abc123", "another file": "def456"}
     assert not re.search("byron|secret", text)
     (finished / "unlearning.json").write_text(json.dumps(RECORD | {"model": HUB}))
