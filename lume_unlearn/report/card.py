@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from lume_tasks.data.files import read_text
 from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
-from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.report import template
 from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
 from lume_unlearn.report.results import Evaluation, Model, read_models
@@ -22,18 +21,13 @@ from lume_unlearn.report.results import Evaluation, Model, read_models
 MARK = "<!-- written by lume-unlearn card -->"
 # Cards with one of these are replaced: our own, peft's and Trainer's.
 _AUTOMATIC = (MARK, "[More Information Needed]", "This model card has been generated automatically")
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+\Z")
-_PATHS = (
-    "model",
-    "output",
-    "data",
-    "forget",
-    "retain",
-    "forgotten",
-    "resume",
-    "alternatives",
-)  # local, so not published
-_ADAPTER_CONFIG = "adapter_config.json"
+_CHOICES = {"divergence", "retain_term", "loss_on", "weights", "reference_copy", "attention", "on_collapse", "robust"}
+_CHOICES |= {"optim", "lr_scheduler_type", "eval_strategy", "save_strategy", "lora_targets"}
+"""Options whose text is published. Text of any other option may be a local path, whose folders can name a person."""
+_DATA_FILE = re.compile(r"(forget|retain)(\.jsonl|\.parquet)?")
+RECORD, _ADAPTER_CONFIG = "unlearning.json", "adapter_config.json"
+_RECORDED = dict.fromkeys(("title", "source", "tuning", "seed", "processes", "seconds"))
+_GROUPS = ("method_options", "arguments", "lora", "data_sha256", "versions")
 # Only these files of the folder are uploaded. Others may contain rows, paths, or checkpoints.
 _PUBLISHED = re.compile(
     r"README\.md|(generation_)?config\.json|adapter_model\.safetensors"
@@ -61,27 +55,24 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
         raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
     record = read_record(model_dir)
     model = own_results(model_dir, read_models(results))
-    config = record["config"]
     scores = card_scores(model)
     metadata = ModelCardData(
         model_name=visible(model_dir.resolve().name),
-        base_model=config["model"] if _on_the_hub(config["model"]) else None,
-        library_name="peft" if config["tuning"] == "lora" else "transformers",
+        base_model=record["model"]["name"],
+        library_name="peft" if record["lora"] else "transformers",
         pipeline_tag="text-generation",
-        tags=["unlearning", "lume", config["method"]],
+        tags=["unlearning", "lume", record["method"]],
         eval_results=[result for _, result in scores],
     )
     text = template("card.md.j2", keep_trailing_newline=True).render(
         code=_code,
         mark=MARK,
         name=model_dir.resolve().name,
-        base=_without_folder(config["model"]),
-        method=METHODS[config["method"]],
         model=model,
         scores=scores,
         record=record,
-        options={name: value for name, value in config.items() if name not in _PATHS and value is not None},
-        files=[(Path(file).name, digest) for file, digest in record["data_sha256"].items()],
+        options=published_options(record),
+        files=[(_data_file(Path(file).name), digest) for file, digest in record["data_sha256"].items()],
     )
     card = ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{text}")
     try:
@@ -105,7 +96,7 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
         adapter = model_dir / _ADAPTER_CONFIG
         if adapter.exists():
             content = json.loads(read_text(adapter))
-            content["base_model_name_or_path"] = _without_folder(content["base_model_name_or_path"])
+            content["base_model_name_or_path"] = read_record(model_dir)["model"]["name"]  # not a path
             data = json.dumps(content, indent=2).encode()
             api.upload_file(path_or_fileobj=data, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
         api.upload_folder(repo_id=repository, folder_path=model_dir, allow_patterns=names)
@@ -116,19 +107,28 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
 
 
 def read_record(model_dir: Path) -> dict[str, Any]:
-    """Load what `lume-unlearn run` wrote about the run.
+    """Load ``unlearning.json``, with None or an empty dictionary for each part that this run did not record.
 
     Raises:
-        DataError: the file is missing, or another version wrote it.
+        DataError: the file is missing, or names no method.
     """
-    path = model_dir / "unlearning.json"
+    path = model_dir / RECORD
     try:
-        record: dict[str, Any] = json.loads(read_text(path))
+        found: Any = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); `lume-unlearn run` writes it") from error
-    if record.get("config", {}).get("method") not in METHODS:
-        raise DataError(f"{path}: written by another version of lume-unlearn; use that version")
-    return record
+    if not isinstance(found, dict) or not isinstance(found.get("method"), str):
+        raise DataError(f"{path}: names no method; write the card with the version of lume-unlearn that wrote the file")
+    given = {name: value for name, value in found.items() if value is not None}
+    base = dict.fromkeys(("name", "revision", "sha256")) | given.pop("model", {})
+    return {**_RECORDED, **{name: {} for name in _GROUPS}, **given, "model": base}
+
+
+def published_options(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a run that can be published: numbers, and text that is one of a few choices."""
+    options = record["method_options"] | record["arguments"] | record["lora"]
+    shown = {name: value for name, value in options.items() if isinstance(value, (int, float)) or name in _CHOICES}
+    return {"tuning": record["tuning"], "seed": record["seed"]} | shown
 
 
 def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
@@ -189,15 +189,13 @@ def lume_data(one: Evaluation, task: str) -> dict[str, Any]:
 
 
 def _code(value: object) -> str:
-    """Return any value as inline code on one line, in which no markup has an effect."""
+    """Return any value as inline code on one line, in which no markup has an effect; None as a dash."""
+    if value is None:
+        return "-"
     text = visible(str(value)).replace("\n", " ").replace("`", "'").replace("|", "\\|")
     return f"`{text}`"
 
 
-def _on_the_hub(model: str) -> bool:
-    return _HUB_NAME.match(model) is not None and not Path(model).exists()
-
-
-def _without_folder(model: str) -> str:
-    """Return a model's name on the hub, or the name of its folder without the path."""
-    return model if _on_the_hub(model) else Path(model).name
+def _data_file(name: str) -> str:
+    """Return the name of a data file; any other name than the usual ones may be a person's."""
+    return name if _DATA_FILE.fullmatch(name) else "another file"

@@ -85,3 +85,8 @@ REFERENCE = (
     Score("lume_mia", "s_mia", "s_MIA", "1"),
     *(Score(task, "forget_quality", f"{task_number(task)} forget quality", "high") for task in TASKS),
 )
+PART_NAMES = {"forget": "forget rows", "retain": "retain rows", "attack": "losses of the attack", "mmlu": "MMLU"}
+"""The parts of the distance to the retrained model."""
+MEANS = {side: tuple(f"{task} {side}_{kind}" for task in (*TASKS, "lume_rows") for kind in KINDS) for side in GOOD}
+MEANS |= {"attack": ("lume_mia loss_auc",)}
+"""What a distance of means compares where no samples were logged, in groups of equal weight."""

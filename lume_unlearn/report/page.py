@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lume_tasks.errors import DataError, visible
-from lume_tasks.metrics.unlearning import SCORES, distance
+from lume_tasks.metrics import unlearning
+from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval, distance_of_means
 from lume_unlearn.files import write_text
 from lume_unlearn.report import glossary, plots, template
-from lume_unlearn.report.glossary import LEADERBOARD, TASKS, Score
+from lume_unlearn.report.glossary import LEADERBOARD, MEANS, PART_NAMES, TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
 from lume_unlearn.report.results import (
     Audits,
@@ -37,8 +38,8 @@ class Table(NamedTuple):
 def write_report(
     results: Sequence[str],
     output: Path,
-    title: str,
-    show_pii: bool,
+    title: str = "Unlearning report",
+    show_pii: bool = False,
     retrained: str | None = None,
     audits: Sequence[str] = (),
 ) -> list[Path]:
@@ -58,6 +59,8 @@ def write_report(
     Raises:
         DataError: results that cannot be read, or a page that cannot be written there.
     """
+    if audits and not retrained:
+        raise DataError("--audits: only with --retrained, which names the results to compare with")
     goal = read_retrained(retrained) if retrained else None
     data = page_data(read_models(results), show_pii, goal, [read_audits(path) for path in audits])
     page = render(data, title)
@@ -120,56 +123,91 @@ def page_data(
     }
 
 
-def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits]) -> Table:
+def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits]) -> dict[str, Any]:
     """Return each model's distance to the retrained model, before and after its hardest audit.
 
-    The hardest audit is the one after which the model is furthest from the retrained model. Only audits count that
-    measured every number that the distance is made of. The note of the cell names the audit, and gives the distance
-    of the model on the audited rows before it.
+    Models are compared row by row (see `lume_tasks.metrics.unlearning.distances`), and by their means if the samples of
+    one of the two are missing. The hardest audit is the one after which the model's means are furthest from the
+    retrained model's.
+
+    Returns:
+        ``table``; ``of_means``: why only means were compared -> names of models; ``nearest``: the nearest model; and
+        ``tied``: models whose distance cannot be told apart from its.
 
     Raises:
-        DataError: the retrained model has none of these numbers; or audits are of none of the models, twice of the
-            same, or of another split than the retrained model's results.
+        DataError: the retrained model has no scores; or audits are of none of the models, twice of the same, or of
+            another split than the retrained model's results.
     """
-    goal = numbers_of(retrained)
-    if not goal:
+    goal, goal_means = retrained.row_scores(), numbers_of(retrained)
+    if not goal_means:
         raise DataError("--retrained: the results have none of the twelve scores and no loss AUC; run --tasks lume")
+    by_path = audits_by_path(models, audits)
+    head = [("model", ""), ("distance to retrained", "good: 0"), *((name, "part") for name in PART_NAMES.values())]
+    head += [("after the hardest audit", "of means, good: 0")] if audits else []
+    rows, compared, of_means = [], {}, {}
+    for model in models:
+        found = model.row_scores()
+        try:
+            cells = row_distance_cells(found, goal)
+            compared[model.name] = found
+        except ValueError as error:
+            of_means[model.name] = str(error)
+            cells = [distance_of_means_cell(numbers_of(model), goal_means), *[("-", "")] * len(PART_NAMES)]
+        if audits:
+            audited = by_path.get(os.path.abspath(model.path))
+            cells.append(hardest_audit(audited, goal_means, retrained) if audited else ("-", "no audit"))
+        rows.append((model.name, cells))
+    table = {"table": Table(head, rows), "of_means": names_by_value(of_means)}
+    return table | nearest_models(compared, goal)
+
+
+def row_distance_cells(found: RowScores, goal: RowScores) -> list[Cell]:
+    """Return the distance with its interval over the documents, and its parts; ValueError if rows are missing."""
+    if not found.rows:
+        raise ValueError("no samples of rows were logged; score it with --log_samples")
+    distance, *ends = distance_interval([found], goal)
+    parts = unlearning.distances(found, goal)
+    return [number(distance, ends_text(*ends)), *(number(parts.get(part)) for part in PART_NAMES)]
+
+
+def nearest_models(compared: Mapping[str, RowScores], goal: RowScores) -> dict[str, Any]:
+    """Return the model nearest to the retrained model, and those whose distance cannot be told apart from its."""
+    nearest = min(compared, key=lambda name: unlearning.distances(compared[name], goal)["distance"], default="")
+    others = {name: found for name, found in compared.items() if name != nearest}
+    tied = [name for name, found in others.items() if difference_interval([found], [compared[nearest]], goal)[1] <= 0]
+    return {"nearest": nearest, "tied": tied}
+
+
+def audits_by_path(models: Sequence[Model], audits: Sequence[Audits]) -> dict[str, Audits]:
+    """Return the audits by the absolute path of their model; DataError if they are of none of the models, or twice."""
     by_path = {os.path.abspath(one.model): one for one in audits}
     unknown = by_path.keys() - {os.path.abspath(model.path) for model in models}
     if unknown:
         raise DataError(f"--audits: {', '.join(sorted(unknown))}: none of the results are of this model; give them too")
     if len(by_path) < len(audits):
         raise DataError("--audits: two files are of the same model; give one for each model")
-    head = [("model", ""), ("distance to retrained", "good: 0")]
-    head += [("after the hardest audit", "good: 0")] if audits else []
-    rows = []
-    for model in models:
-        found = by_path.get(os.path.abspath(model.path))
-        cells = [distance_cell(numbers_of(model), goal)]
-        if audits:
-            cells.append(hardest_audit(found, goal, retrained) if found else ("-", "no audit"))
-        rows.append((model.name, cells))
-    return Table(head, rows)
+    return by_path
 
 
 def numbers_of(model: Model) -> dict[str, float]:
-    """Return the scores of a model that make the distance."""
-    values = {name: model.score(*name.split()) for names in SCORES.values() for name in names}
+    """Return the means that a distance of means compares."""
+    values = {name: model.score(*name.split()) for names in MEANS.values() for name in names}
     return {name: value for name, value in values.items() if value is not None}
 
 
-def distance_cell(numbers: Mapping[str, float], goal: Mapping[str, float]) -> Cell:
+def distance_of_means_cell(numbers: Mapping[str, float], goal: Mapping[str, float]) -> Cell:
     """Return the distance; a dash if a number that the retrained model has is missing."""
     missing = goal.keys() - numbers.keys()
-    return ("-", f"no {min(missing)}") if missing else (f"{distance(numbers, goal):.3f}", "")
+    return ("-", f"no {min(missing)}") if missing else (f"{distance_of_means(numbers, goal, MEANS):.3f}", "of means")
 
 
 def hardest_audit(audits: Audits, goal: Mapping[str, float], retrained: Model) -> Cell:
-    """Return the largest distance after an audit."""
+    """Return the largest distance of means after an audit; its note has the one of the audited rows before it."""
     split = retrained.evaluations[0].split
     if audits.split != split:
         raise DataError(f"--audits: {audits.model} was audited on split {audits.split}, --retrained is of {split}")
-    far = {name: distance(numbers, goal) for name, numbers in audits.numbers.items() if goal.keys() <= numbers.keys()}
+    measured = {name: numbers for name, numbers in audits.numbers.items() if goal.keys() <= numbers.keys()}
+    far = {name: distance_of_means(numbers, goal, MEANS) for name, numbers in measured.items()}
     plain = far.pop("plain", None)
     if not far:
         return "-", "no audit measured all numbers"
@@ -200,9 +238,18 @@ def everything(models: Sequence[Model]) -> Table:
 
 def cell(model: Model, task: str, metric: str) -> Cell:
     """Return a score and its interval; a dash if it has no value."""
-    value, interval = model.score(task, metric), model.interval(task, metric)
-    ends = f"{interval[0]:.3f}\u2013{interval[1]:.3f}" if interval else ""
-    return ("-", "") if value is None else (f"{value:.3f}", ends)
+    interval = model.interval(task, metric)
+    return number(model.score(task, metric), ends_text(*interval) if interval else "")
+
+
+def number(value: float | None, note: str = "") -> Cell:
+    """Return a number as a cell; None as a dash."""
+    return ("-", "") if value is None else (f"{value:.3f}", note)
+
+
+def ends_text(low: float, high: float) -> str:
+    """Return an interval as text."""
+    return f"{low:.3f}\u2013{high:.3f}"
 
 
 def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:

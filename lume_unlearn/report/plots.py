@@ -92,33 +92,44 @@ def _score(model: Model, task: str, metric: str) -> float:
     return math.nan if value is None else value  # matplotlib leaves out NaN
 
 
-@mpl.rc_context(STYLE)
 def over_training(run: Run, number: int) -> Picture | None:
     """Draw the overall scores of a run over its optimiser steps; None if it has none of them."""
-    figure, axes = _figure(f"{_label(run.name)} over training", len(OVER_TRAINING))
-    steps = [step for step, _ in run.points]
-    for place, score in enumerate(OVER_TRAINING):
-        values = [_score(model, score.task, score.metric) for _, model in run.points]
-        if not all(map(math.isnan, values)):
-            axes.plot(steps, values, ms=5, lw=1.4, label=score.name, clip_on=False, **_look(place))
-    axes.set(xlabel="optimiser step", ylabel="score", ylim=(0, 1))
-    axes.grid(axis="y", color="0.9")
-    return _picture(f"training{number}", f"Scores of {run.name} over training", figure) if axes.lines else None
+    lines = {}
+    for score in OVER_TRAINING:
+        points = [(step, _score(model, score.task, score.metric)) for step, model in run.points]
+        if not all(math.isnan(value) for _, value in points):
+            lines[score.name] = points
+    title = f"{_label(run.name)} over training"
+    return over_epochs(lines, f"training{number}", title, "score", along="optimiser step") if lines else None
 
 
 @mpl.rc_context(STYLE)
 def over_epochs(
-    lines: Mapping[str, Sequence[tuple[float, float]]], number: str, title: str, label: str, goal: float | None
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    file: str,
+    title: str,
+    label: str,
+    goal: float | None = None,
+    along: str = "epoch",
 ) -> Picture:
-    """Draw a number over the epochs: name of a model -> (epoch, value) in order; ``goal`` is a dotted line."""
+    """Draw numbers over the epochs of training.
+
+    Args:
+        lines: name of each line -> its (epoch, value) in order; NaN leaves a gap.
+        file: name of the figure's file, without its ending.
+        title: of the figure.
+        label: of the vertical axis, which goes from 0 to 1.
+        goal: the retrained model's number, a dotted line.
+        along: label of the horizontal axis.
+    """
     figure, axes = _figure(title, len(lines) + 1)
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=_label(name), clip_on=False, **_look(place))
     if goal is not None:
         axes.axhline(goal, color="0.4", ls=":", label="retrained")
-    axes.set(xlabel="epoch", ylabel=label, ylim=(0, 1))
+    axes.set(xlabel=along, ylabel=label, ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
-    return _picture(number, f"{title} over the epochs", figure)
+    return _picture(file, f"{title}, by {along}", figure)
 
 
 @mpl.rc_context(STYLE)

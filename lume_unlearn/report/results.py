@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError, first_line
-from lume_tasks.tasks.results import numbers, read_results, read_samples, samples_file
+from lume_tasks.metrics.unlearning import RowScores
+from lume_tasks.tasks.results import numbers, read_results, read_samples, row_scores, samples_file
 
 Sample = dict[str, Any]
 
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
+ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
 ATTACK = {"loss_auc": "lume_mia loss_auc"}
 """Name of the attack's AUC in ``audit.json`` to its task and metric in results."""
 _LOCATIONS = ("pretrained", "peft", "path", "model")
@@ -91,6 +93,14 @@ class Model:
         one = self.evaluation(task)
         path = samples_file(one.path, task) if one else None
         return read_samples(path) if path and path.is_file() else []
+
+    def row_scores(self) -> RowScores:
+        """The scores of each row, for the distance to the retrained model; empty if no samples of rows were logged."""
+        samples = {task: self.samples(task) for task in ROW_TASKS}
+        if not any(samples.values()):
+            return RowScores()
+        samples["lume_mia"] = self.samples("lume_mia")
+        return row_scores({"results": {"lume_mmlu": {"acc,none": self.score("lume_mmlu", "acc")}}, "samples": samples})
 
 
 @dataclass(frozen=True)

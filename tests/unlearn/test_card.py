@@ -12,17 +12,28 @@ from huggingface_hub.utils import filter_repo_objects
 
 from lume_tasks.data import published
 from lume_tasks.data.locate import MMLU_QUESTIONS
-from lume_unlearn import cli
-from lume_unlearn.config import RunConfig
+from lume_tasks.errors import DataError
+from lume_unlearn.report.card import push_to_hub, write_card
 from lume_unlearn.report.glossary import TASKS
-from lume_unlearn.training.record import Record
-from tests.conftest import Command
 
 SCORES = {
     "lume_score": {"final_score": 0.5, "mmlu": 0.25},
     "lume_task2": {"forget_knowledge": 0.125, "forget_knowledge_low": 0.0625, "forget_knowledge_high": 0.25},
     "lume_mia": {"loss_auc": 0.75, "zlib_auc": float("nan")},
 }
+SECRET = "/home/ada-byron"
+RECORD: dict[str, Any] = {
+    "method": "npo",
+    "method_options": {"beta": 0.2, "divergence": "kl", "names": SECRET},
+    "arguments": {"learning_rate": 3e-4, "optim": "adamw_torch", "output_dir": SECRET, "hub_token": "byron"},
+    "tuning": "lora",
+    "lora": {"lora_rank": 8, "lora_targets": ["q_proj"], "base_model_name_or_path": SECRET},
+    "versions": {"transformers": "5.0"},
+    "data_sha256": {f"{SECRET}/forget.jsonl": "abc123", f"{SECRET}/retain/ada-byron.txt": "def456"},
+    "processes": 1,
+    "model": {"sha256": "0a1b2c"},
+}
+HUB = {"name": "someone/olmo-1b", "revision": "9f8e7d", "sha256": "0a1b2c"}
 Write = Callable[..., Path]
 
 
@@ -31,19 +42,13 @@ def finished(tmp_path: Path) -> Path:
     """A folder with the record that a run leaves."""
     folder = tmp_path / "secret-place" / "npo"
     folder.mkdir(parents=True)
-    config = RunConfig(model=str(tmp_path / "secret-place" / "base"), output=str(folder), method="npo", tuning="lora")
-    Record(config, {str(tmp_path / "secret-place" / "forget.jsonl"): "abc123"}).write(Path(config.output), [])
+    (folder / "unlearning.json").write_text(json.dumps(RECORD))
     return folder
-
-
-def main(folder: Path, *results: Path) -> int:
-    return cli.main(["card", "--model_dir", str(folder), "--results", *map(str, results)])
 
 
 def test_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: Write) -> None:
     path = write_results(str(finished), SCORES, metadata={"lume_split": "validation"})
-    assert main(finished, path) == 0
-    card = ModelCard.load(finished / "README.md")
+    card = ModelCard.load(write_card(finished, [str(path)]))
     results = card.data.eval_results
     assert {(r.dataset_name, r.dataset_type, r.dataset_split, r.metric_type, r.metric_value) for r in results} == {
         ("own data, all tasks", "other", "validation", "final_score", 0.5),
@@ -52,9 +57,29 @@ def test_card_holds_the_scores_in_the_hubs_form(finished: Path, write_results: W
     }
     assert (card.data.model_name, card.data.library_name, card.data.base_model) == ("npo", "peft", None)
     assert card.data.tags == ["unlearning", "lume", "npo"]
-    task2 = "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low | own data, Task 2: personal data |"
-    for text in (task2, "| `transformers` | ", "| `forget.jsonl` | `abc123` |", "split validation"):
-        assert text in card.text
+    assert "| Task 2, forget: facts known | 0.125 | 0.062 to 0.250 | low |" in card.text
+
+
+def test_card_says_how_the_model_was_made_and_publishes_no_path(finished: Path, write_results: Write) -> None:
+    """Each text option but a few may hold a path, and a folder may be named after a person."""
+    path = str(write_results(str(finished), SCORES))
+    text = write_card(finished, [path]).read_text()
+    rows = dict(re.findall(r"^\| `?(.+?)`? \| `?(.+?)`? \|$", text, re.MULTILINE))
+    assert rows == rows | {"tuning": "lora", "seed": "-", "beta": "0.2", "divergence": "kl", "learning_rate": "0.0003"}
+    assert rows == rows | {
+        "lora_rank": "8",
+        "lora_targets": "['q_proj']",
+        "optim": "adamw_torch",
+        "transformers": "5.0",
+    }
+    assert rows == rows | {"model": "0a1b2c", "forget.jsonl": "abc123", "another file": "def456"}
+    assert not re.search("byron|secret", text)
+    (finished / "unlearning.json").write_text(json.dumps(RECORD | {"model": HUB}))
+    card = ModelCard.load(write_card(finished, [path]))
+    assert card.data.base_model == "someone/olmo-1b"
+    assert "| `someone/olmo-1b`, revision `9f8e7d` | `0a1b2c` |" in card.text
+    (finished / "unlearning.json").write_text('{"method": "mine"}')
+    assert "In - s, by - processes" in write_card(finished, [path]).read_text()
 
 
 def published_results(path: Path) -> None:
@@ -73,8 +98,7 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(
 ) -> None:
     path = write_results(str(finished), SCORES, config=config)
     published_results(path)
-    assert main(finished, path) == 0
-    results = ModelCard.load(finished / "README.md").data.eval_results
+    results = ModelCard.load(write_card(finished, [str(path)])).data.eval_results
     assert {(r.dataset_name, r.dataset_type, r.dataset_split) for r in results} == {
         (f"{name}, all tasks", "lume", "train"),
         ("MMLU", "cais/mmlu", "test"),
@@ -83,43 +107,38 @@ def test_lume_and_mmlu_are_named_where_the_results_prove_them(
     }
 
 
-def test_unusable_inputs_are_refused(finished: Path, write_results: Write, tmp_path: Path, command: Command) -> None:
+def test_unusable_inputs_are_refused(finished: Path, write_results: Write, tmp_path: Path) -> None:
     elsewhere = finished.parent.parent / "npo"  # a folder of the same name is another model
     splits = [write_results(str(finished), SCORES, metadata={"lume_split": s}, folder=s) for s in ("all", "test")]
-    message = f"name results of {finished} in one setting; these are of "
     for name, content in (("broken", "{"), ("other", '{"config": {}}')):
         (tmp_path / name).mkdir()
         (tmp_path / name / "unlearning.json").write_text(content)
     for folder, paths, expected in (
-        (finished, [write_results(str(elsewhere), SCORES)], f"{message}{elsewhere} (split all)"),
-        (finished, splits, f"{message}{finished} (split all); {finished} (split test)"),
+        (finished, [write_results(str(elsewhere), SCORES)], f"these are of {elsewhere} (split all)"),
+        (finished, splits, f"these are of {finished} (split all); {finished} (split test)"),
         (tmp_path / "broken", splits, "unlearning.json: cannot be read"),
-        (tmp_path / "other", splits, "another version"),
+        (tmp_path / "other", splits, "unlearning.json: names no method"),
     ):
-        code, _, err = command("card", "--model_dir", folder, "--results", *paths)
-        assert code == 1
-        assert expected in err
+        with pytest.raises(DataError, match=re.escape(expected)):
+            write_card(folder, list(map(str, paths)))
     assert not (finished / "README.md").exists()
 
 
-def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(
-    finished: Path, write_results: Write, command: Command
-) -> None:
-    path, card = write_results(str(finished), SCORES), finished / "README.md"
+def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(finished: Path, write_results: Write) -> None:
+    path, card = str(write_results(str(finished), SCORES)), finished / "README.md"
     card.write_text("My notes.")
-    code, _, err = command("card", "--model_dir", finished, "--results", path)
-    assert code == 1
-    assert f"{card}: not written by a program" in err
+    with pytest.raises(DataError, match=re.escape(f"{card}: not written by a program")):
+        write_card(finished, [path])
     assert card.read_text() == "My notes."
     card.write_text("# Model Card for Model ID\n[More Information Needed]")  # as peft leaves it
-    assert main(finished, path) == 0
-    assert main(finished, path) == 0  # its own
+    write_card(finished, [path])
+    write_card(finished, [path])  # its own
     assert card.read_text().count("# `npo`") == 1
 
 
-@pytest.mark.parametrize(("model", "published"), [("{folder}/base", "base"), ("someone/olmo-1b", "someone/olmo-1b")])
+@pytest.mark.parametrize(("model", "name"), [(RECORD["model"], None), (HUB, "someone/olmo-1b")])
 def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
-    model: str, published: str, finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch, command: Command
+    model: dict[str, str], name: str | None, finished: Path, write_results: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The other files are what a run or the harness may have left in the folder; some contain rows or paths."""
     calls: list[dict[str, Any]] = []
@@ -133,35 +152,31 @@ def test_only_model_tokenizer_and_card_without_local_paths_are_uploaded(
     others = ["samples_lume_task1_2024-01-01T00-00-00.000000.jsonl", "unlearning.json.partial", ".lock", "notes.txt"]
     others += ["training_args.bin", "forget.jsonl", "pytorch_model.bin", "model-x/model.safetensors", "audit.json"]
     others += [f"{folder}/config.json" for folder in ("checkpoint-1", "best", ".partial", "scores/x", "runs")]
-    for name in [*ours, *others]:
-        (finished / name).parent.mkdir(parents=True, exist_ok=True)
-        (finished / name).touch()
-    model = model.format(folder=finished.parent)
-    record = json.loads((finished / "unlearning.json").read_text())
-    record["config"] |= {"model": model, "alternatives": f"{finished.parent}/alternatives.jsonl"}
-    (finished / "unlearning.json").write_text(json.dumps(record))
-    config = {"r": 8, "base_model_name_or_path": model}
+    for file in [*ours, *others]:
+        (finished / file).parent.mkdir(parents=True, exist_ok=True)
+        (finished / file).touch()
+    (finished / "unlearning.json").write_text(json.dumps(RECORD | {"model": model}))
+    config = {"r": 8, "base_model_name_or_path": f"{SECRET}/base"}
     (finished / "adapter_config.json").write_text(json.dumps(config))
     args = {"pretrained": "base", "peft": str(finished), "tokenizer": "/secret-place/tokenizer"}
     results = write_results(str(finished), SCORES, folder=str(finished), config={"model_args": args})
-    code, out, _ = command("card", "--model_dir", finished, "--results", results, "--push_to_hub", "me/mine")
-    assert code == 0
-    assert "https://hub/me/mine" in out
-    file, folder = calls
-    assert json.loads(file["path_or_fileobj"]) == config | {"base_model_name_or_path": published}
+    write_card(finished, [str(results)])
+    assert push_to_hub(finished, "me/mine") == "https://hub/me/mine"
+    sent, folder = calls
+    assert json.loads(sent["path_or_fileobj"]) == config | {"base_model_name_or_path": name}
     found = [str(path.relative_to(folder["folder_path"])) for path in finished.rglob("*") if path.is_file()]
-    assert any(name.startswith("results_") for name in found)
-    sent = filter_repo_objects(found, allow_patterns=folder["allow_patterns"], ignore_patterns=None)
-    assert sorted(sent) == sorted([*ours, "README.md"])
+    assert any(file.startswith("results_") for file in found)
+    uploaded = filter_repo_objects(found, allow_patterns=folder["allow_patterns"], ignore_patterns=None)
+    assert sorted(uploaded) == sorted([*ours, "README.md"])
     assert "secret-place" not in (finished / "README.md").read_text()
-    assert ModelCard.load(finished / "README.md").data.base_model == (published if "/" in published else None)
 
 
 def test_hostile_names_stay_text(finished: Path, write_results: Write) -> None:
     hostile = "a`b|c<img src=x onerror=alert(1)>[x](javascript:1)\x1b[31m\n# d"
     folder = finished.rename(finished.with_name(hostile.replace("/", "")))
-    assert main(folder, write_results(str(folder), SCORES)) == 0
-    text = (folder / "README.md").read_text().split("-->", 1)[1]
+    (folder / "unlearning.json").write_text(json.dumps(RECORD | {"method": hostile, "title": hostile}))
+    path = write_card(folder, [str(write_results(str(folder), SCORES))])
+    text = path.read_text().split("-->", 1)[1]
     outside_code = re.sub(r"`[^`\n]*`", "", text)
     assert "<" not in outside_code
     assert "javascript" not in outside_code

@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 from matplotlib.figure import Figure
 
-from lume_unlearn import cli
-from lume_unlearn.report import plots
-from lume_unlearn.report.page import page_data, render
+from lume_tasks.errors import DataError
+from lume_tasks.tasks.mia import ATTACKS
+from lume_unlearn.report import glossary, plots
+from lume_unlearn.report.page import page_data, render, write_report
 from lume_unlearn.report.results import find_runs, read_models
-from tests.conftest import Command
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
 )
+ROW = r'<tr><th scope="row">(.*?)</th>(.*?)</tr>'
 SIDES = ("forget", "retain")
 Write = Callable[..., Path]
 
@@ -38,7 +39,7 @@ def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
 
 def scored_sample(number: int, kind: str, score: float, answer: str) -> dict[str, Any]:
     metric = {"sc": "forget_regurgitation", "qa": "forget_knowledge"}[kind]
-    doc = {"id": f"p{number}{kind}0", "input": "Who is Ada Byron?", "output": "Ada, 900-51-4344"}
+    doc = {"id": f"p{number}{kind}0", "side": "forget", "input": "Who is Ada Byron?", "output": "Ada, 900-51-4344"}
     return {"doc_id": number, "doc": doc, "filtered_resps": [answer], metric: score}
 
 
@@ -60,7 +61,10 @@ def full(level: float) -> dict[str, dict[str, Any]]:
 
 def mia_samples(members: list[float], others: list[float]) -> list[dict[str, Any]]:
     pairs = [(True, -loss) for loss in members] + [(False, -loss) for loss in others]
-    return [{"doc_id": i, "doc": {"member": m}, "loss_auc": [m, score]} for i, (m, score) in enumerate(pairs)]
+    return [
+        {"doc_id": i, "doc": {"member": member, "number": i}, "loss_auc": [member, score]}
+        for i, (member, score) in enumerate(pairs)
+    ]
 
 
 class Outline(HTMLParser):
@@ -109,20 +113,18 @@ def test_hostile_text_stays_text(write_results: Write) -> None:
     page.encode("utf-8")
 
 
-def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_elsewhere(
-    write_results: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results: Write, tmp_path: Path) -> None:
     samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
     run = "/m/cost $x$ ^ _{"  # no name breaks a figure
     paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
     paths.append(write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
     output = tmp_path / "new" / "my.html"
-    assert cli.main(["report", *map(str, paths), "--output", str(output), "--title", "Mine"]) == 0
+    _, *pictures = write_report(list(map(str, paths)), output, "Mine")
     page = output.read_text(encoding="utf-8")
     assert "<title>Mine</title>" in page
     names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1"]
-    assert sorted(path.name for path in (tmp_path / "new" / "my_files").iterdir()) == [f"{name}.png" for name in names]
-    assert f"{len(names)} pictures" in capsys.readouterr().out
+    assert sorted((tmp_path / "new" / "my_files").iterdir()) == sorted(pictures)
+    assert sorted(path.stem for path in pictures) == names
     outline = Outline(page)
     assert "0.1250.125\u20130.125" in outline.text  # a score and its interval below
     assert "0.7500.700\u20130.800" in outline.text
@@ -137,50 +139,74 @@ def test_command_writes_a_page_with_scores_and_figures_that_loads_nothing_from_e
     assert ("content", "default-src 'none'; style-src 'unsafe-inline'; img-src data:") in attributes
     (tmp_path / "file").touch()
     output = tmp_path / "file" / "x.html"
-    assert cli.main(["report", str(paths[2]), "--output", str(output)]) == 1
-    assert f"--output {output}: cannot be written" in capsys.readouterr().err
+    with pytest.raises(DataError, match=re.escape(f"--output {output}: cannot be written")):
+        write_report([str(paths[2])], output)
+
+
+def known(forget: list[float], loss: float, write_results: Write, name: str, logged: bool = True) -> Path:
+    """Results of a model with these row scores, and the mean of them as its score."""
+    rows = [scored_sample(number, "qa", score, "") for number, score in enumerate(forget)]
+    samples = {"lume_task1": rows, "lume_mia": mia_samples([loss, loss + 1], [3.0, 4.0])}
+    scores = {"lume_task1": {"forget_knowledge": sum(forget) / len(forget)}, "lume_mia": {"loss_auc": 0.5}}
+    return write_results(f"/m/{name}", scores, samples if logged else {})
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_page_begins_with_the_distance_to_the_retrained_model(
-    write_results: Write, tmp_path: Path, command: Command
+def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
+    write_results: Write, tmp_path: Path
 ) -> None:
-    def scores(forget: float, retain: float, auc: float) -> dict[str, dict[str, Any]]:
-        rows = {"forget_knowledge": forget, "retain_knowledge": retain}
-        return {"lume_task1": rows, "lume_mia": {"loss_auc": auc}}
-
-    def numbers(forget: float, retain: float, auc: float) -> dict[str, float]:
-        return {"lume_task1 forget_knowledge": forget, "lume_task1 retain_knowledge": retain, "loss_auc": auc}
-
-    retrained = write_results("/m/retrained", scores(0.0, 0.9, 0.5))
-    one, other = (
-        write_results("/m/one", scores(0.1, 0.8, 0.6)),
-        write_results("/m/other", {"lume_mia": {"loss_auc": 1.0}}),
+    """The mixture has the retrained model's mean, not its rows."""
+    shown = {"same": ([0.25] * 4, 1.0), "mixture": ([1.0, 0.0, 0.0, 0.0], 1.0), "loss": ([0.25] * 4, 9.0)}
+    models = [known(*numbers, write_results, name) for name, numbers in shown.items()]
+    models.append(known([0.5] * 4, 1.0, write_results, "unlogged", logged=False))
+    goal = known([0.25] * 4, 1.0, write_results, "retrained")
+    write_report(list(map(str, models)), tmp_path / "page.html", retrained=str(goal))
+    page = (tmp_path / "page.html").read_text().partition("<h2>Scores</h2>")[0]
+    cells = {name: re.findall(r"<td>(.*?)(?:<small>|</td>)", row) for name, row in re.findall(ROW, page)}
+    assert cells["same"] == ["0.000", "0.000", "-", "0.000", "-"]
+    assert cells["mixture"] == ["0.188", "0.375", "-", "0.000", "-"]
+    assert cells["loss"] == ["0.250", "0.000", "-", "0.500", "-"]
+    assert cells["unlogged"] == ["0.125", "-", "-", "-", "-"]
+    assert "unlogged: only means are compared, because no samples of rows were logged" in page
+    assert "cannot be told apart" not in page
+    alike = [
+        known(scores, 1.0, write_results, name)
+        for name, scores in (("a", [0.5, 0.25, 0.25, 0.25]), ("b", [0.25, 0.25, 0.25, 0.5]))
+    ]
+    write_report(list(map(str, alike)), tmp_path / "page.html", retrained=str(goal))
+    assert (
+        "b: the distance cannot be told apart from that of a, the nearest model" in (tmp_path / "page.html").read_text()
     )
-    audits = {
-        "plain": numbers(0.2, 0.9, 0.5),
-        "8-bit (rounded)": numbers(0.1, 0.9, 0.5),
-        "repaired on 2 retain rows": numbers(0.3, 0.9, 0.8),
-        "prefix": {"lume_task1 forget_knowledge": 1.0},  # no AUC: not comparable
-    }
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_path: Path) -> None:
+    def numbers(forget: float, auc: float) -> dict[str, float]:
+        return {"lume_task1 forget_knowledge": forget, "loss_auc": auc}
+
+    goal, one, two = (
+        known([score] * 4, 1.0, write_results, name)
+        for name, score in (("retrained", 0.0), ("one", 0.25), ("two", 0.5))
+    )
+    audits = {"plain": numbers(0.5, 0.5), "8-bit": numbers(0.25, 0.5), "repair": numbers(0.5, 0.75)}
+    audits["prefix"] = {"lume_task1 forget_knowledge": 1.0}  # no AUC: not comparable
     file = tmp_path / "audit.json"
-    file.write_text(json.dumps({"model": "/m/one", "split": "all", "audits": audits}))
-    words = ("report", one, other, "--output", tmp_path / "page.html", "--audits", file)
-    assert command(*words, "--retrained", retrained)[0] == 0
-    text = Outline((tmp_path / "page.html").read_text()).text
-    assert text.index("Distance to the retrained model") < text.index("Scores")
-    assert "one0.1000.200repaired on 2 retain rows; before: 0.067" in text
-    assert "other-no lume_task1 forget_knowledge-no audit" in text
-    code, _, err = command(*words)
-    assert (code, "--audits: only with --retrained" in err) == (1, True)
-    for fault, content in {
-        "/m/two: none of the results are of this model": {"model": "/m/two", "split": "all", "audits": {}},
-        "was audited on split train, --retrained is of all": {"model": "/m/one", "split": "train", "audits": {}},
-        "not an audit.json of this version": {"plain": {}},
-    }.items():
+    options: dict[str, Any] = {"output": tmp_path / "page.html", "audits": [str(file)]}
+    good = {"model": "/m/one", "split": "all", "audits": audits}
+    file.write_text(json.dumps(good))
+    write_report([str(one), str(two)], retrained=str(goal), **options)
+    text = Outline(options["output"].read_text()).text
+    assert "0.375repair; before: 0.250" in text
+    assert "-no audit" in text
+    for fault, content, retrained in (
+        ("only with --retrained", good, None),
+        ("/m/three: none of the results are of this model", good | {"model": "/m/three"}, goal),
+        ("was audited on split train, --retrained is of all", good | {"split": "train"}, goal),
+        ("not an audit.json of this version", {"plain": {}}, goal),
+    ):
         file.write_text(json.dumps(content))
-        code, _, err = command(*words, "--retrained", retrained)
-        assert (code, fault in err) == (1, True), err
+        with pytest.raises(DataError, match=fault):
+            write_report([str(one)], retrained=retrained and str(retrained), **options)
 
 
 @pytest.mark.usefixtures("undrawn")
@@ -264,3 +290,7 @@ def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(write_results:
     assert lines(figure)[0] == [[0.25, 0.0], [0.25, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
     assert figure.axes[0].get_legend_handles_labels()[1] == ["a", "chance"]
     assert plots.roc(read_models([str(paths[3])])) is None
+
+
+def test_every_attack_has_a_name() -> None:
+    assert set(glossary.ATTACKS) == set(ATTACKS)
