@@ -16,8 +16,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import Row
-from lume_unlearn import cli
-from lume_unlearn.config import RunConfig
+from lume_unlearn.cli import main as cli
+from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.run import run
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
 
@@ -181,17 +183,27 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return call
 
 
-RunMaker = Callable[..., RunConfig]
+RunMaker = Callable[..., Callable[[], Path]]
 
 
 @pytest.fixture
 def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
-    """(method, output, options) to a run of six optimiser steps over twelve pairs."""
+    """(method, output, options) to a function that does this run of six optimiser steps over twelve pairs.
 
-    def make(method: str, output: str = "out", **options: Any) -> RunConfig:
+    Options are those of `run`, hyperparameters of the method, and fields of `UnlearningArguments`.
+    """
+
+    def make(method: str, output: str = "out", **options: Any) -> Callable[[], Path]:
         plain: dict[str, Any] = {"model": str(model_dir), "output": str(tmp_path / output), "data": str(data_dir)}
-        plain |= {"epochs": 2, "batch_size": 4, "max_tokens": 200, "learning_rate": 3e-3, "warmup": 0.0, "lora_rank": 4}
-        return RunConfig(method=method, **(plain | options))
+        plain |= {"num_train_epochs": 2, "per_device_train_batch_size": 4, "max_tokens": 200, "learning_rate": 3e-3}
+        plain |= {"warmup_steps": 0.0, "lora_rank": 4, "seed": 0, "disable_tqdm": True} | options
+        if "forget" in plain:
+            del plain["data"]
+        params = {name: plain.pop(name) for name in METHODS[method].params() if name in plain}
+        own = {name: plain.pop(name) for name in UnlearningArguments.__dataclass_fields__ if name in plain}
+        model = plain.pop("model")
+        args = UnlearningArguments(output_dir=plain.pop("output"), **own)
+        return lambda: run(model, args, method_of(method, **params), **plain)
 
     return make
 

@@ -98,7 +98,9 @@ class Encoder:
                     f"shorten it, or cut all rows with --max_length {self.context}"
                 )
             elif not tokens.scored:
-                faults.append(f"  {row.id}: no token of the answer is left within {self.max_length} tokens: raise --max_length")
+                faults.append(
+                    f"  {row.id}: no token of the answer is left within {self.max_length} tokens: raise --max_length"
+                )
             encoded.append(tokens)
         if faults:
             raise DataError("\n".join([f"{len(faults)} of {len(rows)} rows do not fit:", *first_few(faults, 10)]))

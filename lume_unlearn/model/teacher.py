@@ -90,9 +90,7 @@ def run_teacher(
 
 
 @torch.no_grad()
-def _states(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
-) -> Tensor:
+def _states(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> Tensor:
     """Compute the hidden states that predict the labelled tokens of all rows: (n, d) on the CPU."""
     parts = cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs)
     return torch.cat([passes.states(model, pack_rows({"forget": part}).to(device)).cpu() for part in parts])

@@ -74,7 +74,8 @@ UNSUPPORTED_VALUES: Mapping[str, tuple[str, str]] = {
 """Option to a pattern of values that cannot work, and why."""
 
 
-def _own(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """Declare a field with a help text."""
     return field(default=default, metadata={"help": text})
 
 
@@ -96,71 +97,79 @@ class UnlearningArguments(TrainingArguments):
         ConfigError: names every option that is outside its range or not supported.
     """
 
-    num_train_epochs: PositiveFloat | None = _own(None, "Epochs: how often each forget row is used. Default: the method's.")  # type: ignore[assignment]
-    per_device_train_batch_size: PositiveInt | None = _own(  # type: ignore[assignment]
+    num_train_epochs: PositiveFloat | None = option(
+        None, "Epochs: how often each forget row is used. Default: the method's."
+    )  # type: ignore[assignment]
+    per_device_train_batch_size: PositiveInt | None = option(  # type: ignore[assignment]
         None, "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
     )
-    learning_rate: PositiveFloat | None = _own(  # type: ignore[assignment]
+    learning_rate: PositiveFloat | None = option(  # type: ignore[assignment]
         None, "Peak learning rate. Default: the method's, or by the size of the model."
     )
-    warmup_steps: float | None = _own(  # type: ignore[assignment]
+    warmup_steps: float | None = option(  # type: ignore[assignment]
         None, "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
     )
-    lr_scheduler_type: str | None = _own(None, "Learning rate after the warm-up. Default: the method's.")  # type: ignore[assignment]
-    max_grad_norm: NonNegativeFloat | None = _own(None, "Gradient norm above which gradients are scaled down; 0: never.")  # type: ignore[assignment]
-    bf16: bool | None = _own(None, "Forward passes in bfloat16. Default: where the GPU has it.")  # type: ignore[assignment]
-    save_strategy: str | None = _own(None, "When to save checkpoints: no, steps or epoch.")  # type: ignore[assignment]
-    save_steps: float | None = _own(None, "Optimiser steps between checkpoints. Default: none are saved.")  # type: ignore[assignment]
-    save_total_limit: int | None = _own(2, "Checkpoints to keep.")
-    logging_steps: float = _own(1, "Optimiser steps between two entries of the loss history.")
+    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")  # type: ignore[assignment]
+    max_grad_norm: NonNegativeFloat | None = option(
+        None, "Gradient norm above which gradients are scaled down; 0: never."
+    )  # type: ignore[assignment]
+    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")  # type: ignore[assignment]
+    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")  # type: ignore[assignment]
+    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")  # type: ignore[assignment]
+    save_total_limit: int | None = option(2, "Checkpoints to keep.")
+    logging_steps: float = option(1, "Optimiser steps between two entries of the loss history.")
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool | None = False
-    report_to: Any = _own("none", "Where to report to: none, tensorboard, wandb, ...")
+    report_to: Any = option("none", "Where to report to: none, tensorboard, wandb, ...")
 
-    retain_term: RetainTerm | None = _own(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
-    forget_weight: NonNegativeFloat | None = _own(None, "Weight of the loss on forget rows. Default: the method's.")
-    retain_weight: NonNegativeFloat | None = _own(None, "Weight of the loss on retain rows. Default: the method's.")
-    kl_weight: NonNegativeFloat | None = _own(None, "Weight of the KL divergence within the retain term nll+kl.")
-    loss_on: Literal["answer", "text"] = _own("answer", "Labelled tokens: the answer and EOS, or the whole text.")
-    chat: bool = _own(True, "Train questions of your own tasks through the tokenizer's chat template, if it has one.")
-    max_length: PositiveInt | None = _own(None, "Truncate rows to this many tokens. Default: a row that does not fit is refused.")
-    max_tokens: PositiveInt | None = _own(
+    retain_term: RetainTerm | None = option(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
+    forget_weight: NonNegativeFloat | None = option(None, "Weight of the loss on forget rows. Default: the method's.")
+    retain_weight: NonNegativeFloat | None = option(None, "Weight of the loss on retain rows. Default: the method's.")
+    kl_weight: NonNegativeFloat | None = option(None, "Weight of the KL divergence within the retain term nll+kl.")
+    loss_on: Literal["answer", "text"] = option("answer", "Labelled tokens: the answer and EOS, or the whole text.")
+    chat: bool = option(True, "Train questions of your own tasks through the tokenizer's chat template, if it has one.")
+    max_length: PositiveInt | None = option(
+        None, "Truncate rows to this many tokens. Default: a row that does not fit is refused."
+    )
+    max_tokens: PositiveInt | None = option(
         None, "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by the free memory."
     )
-    weights: Literal["float32", "bfloat16", "masters"] = _own(
+    weights: Literal["float32", "bfloat16", "masters"] = option(
         "float32",
         "Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or masters: "
         "bfloat16 in forward and backward passes, float32 in the optimiser and in the result.",
     )
-    reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = _own(
+    reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = option(
         "same", "Copy of the reference model, where a method needs one: same, bfloat16, int8 (needs torchao) or cpu."
     )
-    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = _own(
+    attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = option(
         "auto", "Attention of packed rows: auto, or one of transformers' own that is installed."
     )
-    monitor_steps: NonNegativeInt = _own(
+    monitor_steps: NonNegativeInt = option(
         10, "Optimiser steps between two measurements of the NLL of a few rows; 0: the first and the last only."
     )
-    collapse_bound: PositiveFloat = _own(
+    collapse_bound: PositiveFloat = option(
         1.0, "Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse."
     )
-    on_collapse: Literal["warn", "stop", "rollback"] = _own(
+    on_collapse: Literal["warn", "stop", "rollback"] = option(
         "warn", "What to do then: warn; stop with an error; rollback to the last good weights and end."
     )
-    robust: Literal["none", "sam", "path"] = _own(
+    robust: Literal["none", "sam", "path"] = option(
         "none",
         "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
         "weights; path: take the forget gradient at weights after a simulated relearning.",
     )
-    sam_rho: PositiveFloat = _own(0.01, "SAM radius.")
-    path_every: PositiveInt = _own(5, "Optimiser steps between two simulated relearnings.")
-    path_steps: PositiveInt = _own(4, "Steps of each relearning, on 8 forget rows each.")
-    path_rate: PositiveFloat = _own(1e-4, "Learning rate of the relearning (AdamW).")
-    evaluate_tasks: str | None = _own(
+    sam_rho: PositiveFloat = option(0.01, "SAM radius.")
+    path_every: PositiveInt = option(5, "Optimiser steps between two simulated relearnings.")
+    path_steps: PositiveInt = option(4, "Steps of each relearning, on 8 forget rows each.")
+    path_rate: PositiveFloat = option(1e-4, "Learning rate of the relearning (AdamW).")
+    evaluate_tasks: str | None = option(
         None, "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
     )
-    evaluate_limit: PositiveInt | None = _own(None, "With --eval_strategy: documents of each task to score. Default: all.")
+    evaluate_limit: PositiveInt | None = option(
+        None, "With --eval_strategy: documents of each task to score. Default: all."
+    )
 
     def __post_init__(self) -> None:
         """Check the options; those that are filled in later (`filled_in`) stay None."""

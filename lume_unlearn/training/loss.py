@@ -90,7 +90,9 @@ class LossTerms:
                 reference = self._reference(model, unwrapped, batch, "retain")
             for part in self.retain_parts:
                 compared = part_needs_reference(part)
-                spans[part] = Span(tokens, partial(retain_value, part), reference) if compared else Span(tokens, nll_value)
+                spans[part] = (
+                    Span(tokens, partial(retain_value, part), reference) if compared else Span(tokens, nll_value)
+                )
         return spans
 
     def _compared(self, model: nn.Module, unwrapped: Any, batch: Pack) -> Callable[[slice], Any] | None:
@@ -121,7 +123,9 @@ class LossTerms:
         reference = batch.reference[:0]
         if side in self.method.needs.reference_nll or (self.method.needs.teacher and side == "forget"):
             # without a teacher, the level of every token is 0 before the shift
-            reference = batch.reference[tokens] if len(batch.reference) else torch.zeros_like(batch.rows[tokens]).float()
+            reference = (
+                batch.reference[tokens] if len(batch.reference) else torch.zeros_like(batch.rows[tokens]).float()
+            )
         return Rows(
             values=batch.reference[:0] if values is None else values,
             rows=batch.rows[tokens] - rows.start,

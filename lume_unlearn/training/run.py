@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import release_memory
 from peft import LoraConfig
 from transformers import set_seed
 
@@ -169,9 +168,7 @@ def load_trained(
     half = args.weights == "bfloat16" or (tuning == "lora" and bf16)
     device = PartialState().device if torch.cuda.is_available() and not sharded() else None
     tokenizer = load.load_tokenizer(model, trust_remote_code)
-    loaded = load.load_for_training(
-        model, tuning, lora, half=half, device=device, trust_remote_code=trust_remote_code
-    )
+    loaded = load.load_for_training(model, tuning, lora, half=half, device=device, trust_remote_code=trust_remote_code)
     return loaded, tokenizer
 
 

@@ -29,9 +29,7 @@ def require_supported(
     _require_launch(method, args, adapted)
 
 
-def _method_faults(
-    method: Method, args: UnlearningArguments, needs_retain: bool, given: dict[str, Any]
-) -> list[str]:
+def _method_faults(method: Method, args: UnlearningArguments, needs_retain: bool, given: dict[str, Any]) -> list[str]:
     needs, name, faults = method.needs, method.name, []
     if args.retain_term not in method.retain_terms:
         faults.append(f"--retain_term {args.retain_term}: {name} can have {', '.join(method.retain_terms)}")
@@ -78,7 +76,9 @@ def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> 
     if (method.negated or method.phases) and args.eval_strategy != "no":
         faults.append(f"--eval_strategy: not supported for {name}; score its result")
     if args.save_strategy == "best":
-        faults.append("--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch")
+        faults.append(
+            "--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch"
+        )
     if args.robust != "none":
         if method.negated:
             faults.append(f"--robust: not supported for {name}, which trains on the forget rows")
@@ -113,7 +113,9 @@ def _require_launch(method: Method, args: UnlearningArguments, adapted: bool) ->
         if method.negated and (by_deepspeed() or not adapted):
             faults.append(f"{name}: needs unsharded weights at the end; use FSDP with --tuning lora, or one process")
         if method.needs.hidden_states:
-            faults.append(f"{name}: ends its forward pass inside the model, which sharding does not allow; use one process")
+            faults.append(
+                f"{name}: ends its forward pass inside the model, which sharding does not allow; use one process"
+            )
         if args.robust != "none":
             faults.append("--robust: needs unsharded weights; start without FSDP and DeepSpeed")
         if args.torch_compile:

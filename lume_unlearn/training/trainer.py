@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainerCallback
 
 from lume_unlearn.data import schedule
+from lume_unlearn.data.contexts import Context
 from lume_unlearn.data.documents import text_rows
-from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
 from lume_unlearn.data.schedule import Steps
@@ -184,14 +185,14 @@ class UnlearningTrainer(SavingTrainer):
             if self._max_tokens_open:  # the free memory may be another: micro-batches stay as they were
                 self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)
         if not self._prepared:
-            self._run_reference()
+            self.run_reference()
         with memory_advice(self.args.max_tokens):
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
         if self.method.negated:
             negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
             self.monitor.check_result(self.model, self.state.global_step)
-        warning = advice(self.monitor.measured, self.method.negated) if self.monitor.measured else None
+        warning = advice(self.monitor.measured, self.method.negated)
         if warning and self.is_world_process_zero():
             _log.warning("%s", warning)
         return result
@@ -200,14 +201,9 @@ class UnlearningTrainer(SavingTrainer):
         """Return the optimiser steps and the change of NLL of forget and retain rows in one line."""
         return self.monitor.summary()
 
-    def _run_reference(self) -> None:
-        """Compute what the method needs of the model as it is before the first step."""
-        contexts = {}
-        if has_teacher(self.method):
-            rows, tokens = (self.forget, self.retain), self.examples.forget
-            variants, contexts = teacher_inputs(self.method, self.encode, *rows, tokens, self.substitutes, self.args.seed)
-            if self.is_world_process_zero():
-                write_substitutes(Path(str(self.args.output_dir)), self.forget, variants)
+    def run_reference(self) -> None:
+        """Compute what the method needs of the model as it is before the first step; `train` does it unless done."""
+        contexts = self._contexts() if has_teacher(self.method) else {}
         compared = any(map(part_needs_reference, self.terms.retain_parts)) or self.method.needs.reference_logits
         with memory_advice(self.args.max_tokens):
             run_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
@@ -216,6 +212,14 @@ class UnlearningTrainer(SavingTrainer):
         if self.method.negated and not is_adapted(self.model):
             self._start = {name: weight.detach().cpu().clone() for name, weight in self.model.state_dict().items()}
         self._prepared = True
+
+    def _contexts(self) -> dict[Tokens, list[Context]]:
+        """Return what the counterfactual teacher reads of each forget row; write it to ``substitutes.jsonl``."""
+        rows, tokens, seed = (self.forget, self.retain), self.examples.forget, self.args.seed
+        variants, contexts = teacher_inputs(self.method, self.encode, *rows, tokens, self.substitutes, seed)
+        if self.is_world_process_zero():
+            write_substitutes(Path(str(self.args.output_dir)), self.forget, variants)
+        return contexts
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this process's micro-batches of each step.

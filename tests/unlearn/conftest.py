@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from lume_unlearn.evaluation import harness
+from lume_unlearn.scoring import score
 
 
 @pytest.fixture
@@ -51,12 +51,16 @@ def write_results(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="module")
 def short_answers() -> Iterator[None]:
     """Generate 8 new tokens instead of 256, because the random model does not stop."""
-    score = harness.score
+    manager, evaluate = score.task_manager, score.evaluate
 
-    def shorter(model: Any, metadata: Any, tasks: Any, **options: Any) -> Any:
+    def any_generation(tokenizer: Any, data: Any, tasks: Any, chat: Any = True, metadata: Any = None) -> Any:
+        return manager(tokenizer, data, tasks, chat, {"lume_gen_kwargs": True} | dict(metadata or {}))
+
+    def shorter(lm: Any, tasks: Any, manager: Any, **options: Any) -> Any:
         options["gen_kwargs"] = {"max_gen_toks": 8} | options.get("gen_kwargs", {})
-        return score(model, metadata, tasks, **options)
+        return evaluate(lm, tasks, manager, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(harness, "score", shorter)
+        patch.setattr(score, "task_manager", any_generation)
+        patch.setattr(score, "evaluate", shorter)
         yield

@@ -3,15 +3,17 @@
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import torch
 from torch import Tensor
 
-from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.model import output_layer
 from lume_unlearn.model.packing import IMPLEMENTATION
 from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean
@@ -31,7 +33,6 @@ from tests.unlearn.training import (
 )
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
-STEPWISE = [name for name in METHODS if not METHODS[name].normalised]  # test_ngdiff has the other one
 
 
 def test_every_method_has_a_formula_here() -> None:
@@ -67,7 +68,7 @@ OTHER_TERMS = [
 
 @pytest.mark.parametrize(
     ("method", "tuning", "options"),
-    [(method, tuning, {}) for method in STEPWISE for tuning in ("full", "lora")]
+    [(method, tuning, {}) for method in METHODS for tuning in ("full", "lora")]
     + [(method, tuning, {}) for method, tuning in LITTLE]
     + [("rmu", "last:1", {"params": {"layer": 1, "steering": 3.0}})]
     + [(method, "full", {"retain_term": term}) for method, term in [*OTHER_TERMS, ("rmu", "none")]],
@@ -98,9 +99,9 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
         trainer = build(tmp_path, method, tuning)
     assert not counted(before, training=True)
     assert counted(before, training=False) == Counter(row.input_ids for side in formula.reference for row in ROWS[side])
-    assert (trainer.reference is not None) == bool(formula.live)
-    if trainer.reference is not None:
-        assert (trainer.reference.copy is None) == (tuning == "lora")  # the adapter off instead of a copy
+    assert (trainer.terms.reference is not None) == bool(formula.live)
+    if trainer.terms.reference is not None:
+        assert (trainer.terms.reference.copy is None) == (tuning == "lora")  # the adapter off instead of a copy
     with passes_seen() as during:
         trainer.train()
     steps = [step for phase in steps_of(trainer) for step in phase]
@@ -111,8 +112,8 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
         own = {row.input_ids: side for side in ROWS for row in ROWS[side]}
         seen = Counter(own[row] for row in counted(during, training).elements())
         assert seen == Counter({side: expected[side] for side in sides})
-    assert sum(with_graph for with_graph, _ in during) == len(steps) * (2 if METHODS[method].normalised else 1)
-    assert len(during) == len(steps) * (2 if METHODS[method].normalised else 1 + len(formula.live))
+    assert sum(with_graph for with_graph, _ in during) == len(steps)
+    assert len(during) == len(steps) * (1 + len(formula.live))
 
 
 def shaken(trainer: Any) -> Any:
@@ -132,7 +133,7 @@ def step_of(trainer: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
     trainer.model.zero_grad()
     found: Counter[str] = Counter()
     for batch in item["packs"]:
-        terms = trainer.terms(trainer.model, batch, item["sizes"])
+        terms = trainer.terms(trainer.model, trainer.model, batch, item["counts"], trainer.progress.values)
         sum(terms.values(), torch.zeros(())).backward()
         found.update({name: term.item() for name, term in terms.items()})
     return dict(found), {n: w.grad.clone() for n, w in trainer.model.named_parameters() if w.grad is not None}
@@ -140,7 +141,7 @@ def step_of(trainer: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
 
 def switch(trainer: Any, packs: bool, chunks: bool) -> None:
     """How the model and the one before unlearning are passed."""
-    for passes in [trainer.passes, *([trainer.reference.passes] if trainer.reference else [])]:
+    for passes in [trainer.passes, *([trainer.terms.reference.passes] if trainer.terms.reference else [])]:
         passes.packs, passes.chunks = packs, chunks
         passes.config._attn_implementation = IMPLEMENTATION if packs else "sdpa"
 
@@ -157,7 +158,7 @@ def test_packs_padding_and_chunks_give_the_same(
     terms, gradients = step_of(trainer)
     assert set(gradients) == expected_names(method, tuning, list(weights(trainer.model)))
     for packs, chunks, tokens in ((True, False, 1), (False, False, 1), (True, True, 3), (False, True, 1)):
-        if METHODS[method].hidden_states and not chunks:
+        if METHODS[method].needs.hidden_states and not chunks:
             continue  # there are no logits to have whole
         switch(trainer, packs, chunks)
         monkeypatch.setattr(output_layer, "CHUNK_BYTES", tokens * 4 * 400)
@@ -168,10 +169,10 @@ def test_packs_padding_and_chunks_give_the_same(
             torch.testing.assert_close(own[name], gradient, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{"micro_batch_size": 1}, {"max_tokens": 45, "gradient_checkpointing": True}])
+@pytest.mark.parametrize("options", [{"max_tokens": 20}, {"max_tokens": 45, "gradient_checkpointing": True}])
 @pytest.mark.parametrize("method", METHODS)
 def test_smaller_passes_and_recomputation_change_nothing(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    step = {"batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
+    step = {"per_device_train_batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
     trainers = [build(tmp_path, method, **step, **chosen) for chosen in ({}, options)]
     counts = []
     for trainer in trainers:
@@ -189,7 +190,7 @@ def test_smaller_passes_and_recomputation_change_nothing(method: str, options: d
 def noise(trainer: Any, labelled: bool) -> Iterator[None]:
     """Noise on the states that the losses are made from, at the labelled places or at all others."""
     rows = {row.input_ids: row for side in ROWS.values() for row in side}
-    states, marks = trainer.method.hidden_states, []
+    states, marks = trainer.method.needs.hidden_states, []
 
     def look(model: Any, args: Any, kwargs: Any) -> None:
         parts = [tuple(part.tolist()) for part in kwargs["input_ids"][0].split(list(kwargs["pack_lengths"].lengths))]
@@ -204,7 +205,9 @@ def noise(trainer: Any, labelled: bool) -> Iterator[None]:
         )
 
     handles = []
-    for size, model in enumerate([trainer.model, *([trainer.reference.copy] if trainer.reference else [])], start=1):
+    for size, model in enumerate(
+        [trainer.model, *([trainer.terms.reference.copy] if trainer.terms.reference else [])], start=1
+    ):
         handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
         block = model.model.layers[0] if states else model.model.norm
         handles.append(block.register_forward_hook(disturb(size)))
@@ -233,9 +236,9 @@ def test_only_labelled_tokens_count(method: str, tmp_path: Path) -> None:
 def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
     formula, spec = FORMULAS[method], METHODS[method]
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
-    trainer = build(tmp_path, method, dtype=torch.float32, epochs=4, **alone)
+    trainer = build(tmp_path, method, dtype=torch.float32, num_train_epochs=4, **alone)
     model = copy.deepcopy(trainer.model)
-    sides = (FORGET, ALTERNATIVE, RETAIN, formula.params)
+    sides = (FORGET, ALTERNATIVE, RETAIN, asdict(trainer.method))
     trainer.train()
     lowers = formula.lowers or (lambda step: -forget_mean(step))
     with torch.no_grad():
@@ -243,20 +246,27 @@ def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
     assert after < before - 0.02 * abs(before)
 
 
-# What is no part of training (test_merging), or acts only at the edge of its range (test_ngdiff).
-ELSEWHERE = {("task-vector", "scale"), ("ngdiff", "rate_range")}
-PARAMS = [(method, name) for method in METHODS for name in METHODS[method].params if (method, name) not in ELSEWHERE]
+ELSEWHERE = {("task-vector", "scale")}  # no part of training: see test_merging
+PARAMS = [(method, name) for method in METHODS for name in METHODS[method].params() if (method, name) not in ELSEWHERE]
+
+
+def another(method: str, name: str, value: Any) -> Any:
+    """Another value that the hyperparameter may have."""
+    words = get_args(get_type_hints(METHODS[method])[name])
+    for other in words or (value / 2, value + 1, value - 1, 0.0):
+        with suppress(ConfigError):
+            if other != value and getattr(method_of(method, **{name: other}), name) == other:
+                return other
+    raise AssertionError(f"{method}: no other value of {name}")
 
 
 @pytest.mark.parametrize(("method", "name"), PARAMS)
 def test_every_parameter_changes_the_result(method: str, name: str, tmp_path: Path) -> None:
-    """Or it would be passed over somewhere. A value of the formula's row has to be one that matters on these rows."""
-    params, param = FORMULAS[method].params, METHODS[method].params[name]
-    value = params.get(name, param.default)
-    others = param.choices or (value / 2, value + 1, value - 1, 0.0)
-    other = next(v for v in others if v != value and param.fault(v) is None)
+    """Or the method would not use it. A value of the formula's row has to be one that matters on these rows."""
+    params = FORMULAS[method].params
+    value = params.get(name, METHODS[method].params()[name].default)
     results = []
-    for number, chosen in enumerate((value, other)):
+    for number, chosen in enumerate((value, another(method, name, value))):
         trainer = build(tmp_path / str(number), method, params={**params, name: chosen})
         trainer.train()
         results.append(weights(trainer.model))

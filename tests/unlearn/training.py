@@ -4,6 +4,7 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,38 +14,22 @@ import torch
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data.contexts import aligned, window
-from lume_unlearn.data.dataset import Sides
-from lume_unlearn.data.encode import Tokens
+from lume_tasks.data.rows import Row
+from lume_unlearn.data import examples
+from lume_unlearn.data.contexts import Context, aligned, window
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
-from lume_unlearn.model.forward import Passes
-from lume_unlearn.training.run import load_configured, make_trainer
-from lume_unlearn.training.teaching import teach
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.run import lora_config
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
-from tests.unlearn.rows import nll, with_substitutes
+from tests.unlearn.rows import make_rows, nll, with_substitutes
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
-
-
-def make_rows(seed: int, lengths: Sequence[tuple[int, int]], vocabulary: int = 400) -> list[Tokens]:
-    """Rows of so many tokens, the first so many of which carry no label."""
-    drawn = torch.Generator().manual_seed(seed)
-    rows = []
-    for length, prompt in lengths:
-        ids = tuple(torch.randint(2, vocabulary, (length,), generator=drawn).tolist())
-        rows.append(Tokens(ids, (IGNORED,) * prompt + ids[prompt:]))
-    return rows
-
-
-def half_labelled(lengths: Sequence[int], seed: int = 1, vocabulary: int = 400) -> list[Tokens]:
-    """Rows whose second half, or last token, is labelled."""
-    return make_rows(seed, [(length, max(length // 2, 1)) for length in lengths], vocabulary)
 
 
 # One row is labelled throughout, one has a single labelled token, one is long.
@@ -72,41 +57,61 @@ def known_model() -> LlamaForCausalLM:
     return model
 
 
+def row_of(side: str, index: int, answer: str = "answer") -> Row:
+    """The row that stands for encoded row ``index`` of a side."""
+    return Row(f"{side}-{index}-qa0", f"{side} question {index}", f"{answer} {index}", "Task1")
+
+
+class TokenTrainer(UnlearningTrainer):
+    """A trainer of rows that are encoded already, without a monitor; ``encoded`` has them by side."""
+
+    def __init__(
+        self, model: Any, method: Any, args: Any, encoded: dict[str, Sequence[Tokens]], **options: Any
+    ) -> None:
+        """Rows of ``encoded`` take the place of what a tokenizer would make of `row_of` them."""
+        known = {}
+        for side, answer in (("forget", "answer"), ("retain", "answer"), ("alternative", "other")):
+            for index, tokens in enumerate(encoded[side]):
+                row = row_of("forget" if side == "alternative" else side, index, answer)
+                known[row.input, row.output] = tokens
+        forget, retain = ([row_of(side, index) for index in range(len(encoded[side]))] for side in ("forget", "retain"))
+        if method.needs.alternatives == "file":
+            options["alternatives"] = {row.id: [f"other {i}"] for i, row in enumerate(forget)}
+        refused = mock.patch.object(examples, "refusals", lambda rows, seed: [f"other {i}" for i in range(len(rows))])
+        encode = mock.patch.object(Encoder, "one", lambda self, row: known[row.input, row.output])
+        with refused, encode:
+            super().__init__(model, method, args, forget, retain, processing_class=None, **options)
+        self.remove_callback(self.monitor)
+
+    def _contexts(self) -> dict[Tokens, list[Context]]:
+        method: Any = self.method
+        count, size = method.contexts, method.window
+        return {
+            row: [window(row, size, [])] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
+            for row in self.examples.forget
+        }
+
+
 def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.float64, **options: Any) -> Any:
     """A trainer, by default of three optimiser steps, each over all rows, the linear rate falling from `RATE`.
 
-    Parameters of the method are those of its formula unless given.
+    Hyperparameters of the method (``params``) are those of its formula unless given. Its reference has been run.
     """
-    formula, spec = FORMULAS[method], METHODS[method]
-    plain: dict[str, Any] = {"epochs": 3, "batch_size": 4, "learning_rate": RATE, "lr_schedule": "linear"}
-    plain |= {"warmup": 0.0, "weight_decay": 0.0, "max_grad_norm": 1.0, "max_tokens": 8192}
-    plain |= {"lora_dropout": 0.0, "lora_rank": 4}
+    formula = FORMULAS[method]
+    plain: dict[str, Any] = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "learning_rate": RATE}
+    plain |= {"lr_scheduler_type": "linear", "warmup_steps": 0.0, "max_grad_norm": 1.0, "max_tokens": 8192}
     plain |= {"forget_weight": FORGET_WEIGHT, "retain_weight": RETAIN_WEIGHT, "kl_weight": KL_WEIGHT, "seed": SEED}
-    plain |= {"precision": "float32", "params": formula.params} | formula.options
-    if spec.alternative == "file":
-        plain["alternatives"] = "not read here"
+    plain |= {"bf16": False, "disable_tqdm": True} | formula.options
     rows = {**ROWS, **options.pop("rows", {})}
-    config = RunConfig("not read here", str(folder), method, tuning, **(plain | options))
-    plain_model = copy.deepcopy(known_model())
+    chosen = method_of(method, **options.pop("params", formula.params))
+    rank = options.pop("lora_rank", 4)
     torch.manual_seed(0)
-    with mock.patch.object(load, "load_model", return_value=plain_model):
-        model = load_configured(config)
-    model.to(dtype)
-    sides = Sides(
-        rows["forget"],
-        rows["retain"] if config.needs_retain else [],
-        rows["alternative"] if spec.alternative else [],
-        use=spec.uses_forget_rows,
-    )
-    passes, teacher = Passes(model), None
-    if spec.teacher:
-        count, size = int(config.params["contexts"]), int(config.params["window"])
-        contexts = {
-            row: [window(row, size, [])] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
-            for row in sides.forget
-        }
-        teacher = teach(config, model, passes, sides, contexts)
-    return make_trainer(config, model, passes, None, sides, teacher=teacher)
+    model = load.trainable(copy.deepcopy(known_model()), tuning, lora_config(rank, 32, 0.0, "all-linear")).to(dtype)
+    given = {name: options.pop(name) for name in ("unseen", "callbacks") if name in options}
+    args = UnlearningArguments(output_dir=str(folder), **(plain | options))
+    trainer = TokenTrainer(model, chosen, args, rows, **given)
+    trainer.run_reference()
+    return trainer
 
 
 def entries(trainer: UnlearningTrainer) -> list[dict[str, float]]:
@@ -123,7 +128,7 @@ def steps_of(trainer: UnlearningTrainer) -> list[list[tuple[list[int], list[int]
     """(forget rows, retain rows) of each step of each phase."""
     if not trainer.phases:
         every = list(range(len(FORGET)))
-        return [[(every, every if trainer.config.needs_retain else [])] * int(trainer.config.epochs)]
+        return [[(every, every if trainer.terms.retain_parts else [])] * int(trainer.args.num_train_epochs or 0)]
     return [
         [([f for key in keys for f in key.forget], [r for key in keys for r in key.retain]) for keys in phase]
         for phase in trainer.phases
@@ -132,7 +137,7 @@ def steps_of(trainer: UnlearningTrainer) -> list[list[tuple[list[int], list[int]
 
 def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[list[dict[str, float]], Any]:
     """What `trainer` is about to do, by hand: the log entries, and the model afterwards."""
-    config, formula = trainer.config, FORMULAS[trainer.config.method]
+    formula, params = FORMULAS[trainer.method.name], asdict(trainer.method)
     model, before = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     found: list[dict[str, float]] = []
@@ -140,12 +145,12 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         for number, (forget, kept) in enumerate(phase):
             sides = ([FORGET[i] for i in forget], [ALTERNATIVE[i] for i in forget], [RETAIN[i] for i in kept])
-            step = Step(model, before, *sides, config.params)
+            step = Step(model, before, *sides, params)
             losses = [entry["retain_loss"] for entry in found if "retain_loss" in entry]
             terms = {"forget": formula.forget(step)} | ({"retain": retain(step)} if retain else {})
             loss = FORGET_WEIGHT * terms["forget"]
             if retain:
-                loss = loss + formula.weight(RETAIN_WEIGHT, losses, config.params) * terms["retain"]
+                loss = loss + formula.weight(RETAIN_WEIGHT, losses, params) * terms["retain"]
             optimizer.zero_grad()
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
@@ -153,7 +158,7 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
             optimizer.step()
             entry = {f"{name}_loss": term.item() for name, term in terms.items()}
             found.append(entry | {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
-    assert config.max_grad_norm == 1.0
+    assert trainer.args.max_grad_norm == 1.0
     return found, model
 
 

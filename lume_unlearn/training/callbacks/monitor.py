@@ -43,9 +43,7 @@ Entry = dict[str, float]
 are rows."""
 
 
-def mean_nll(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
-) -> float:
+def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> float:
     """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
     with evaluating(model):
         return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
@@ -109,7 +107,9 @@ class Monitor(TrainerCallback, ExportableState):
         elif self.policy == "rollback":
             self._roll_back(model, control)
         elif good_before or self.policy == "stop":
-            self._complain("start again in another output folder with a lower --learning_rate or a higher --retain_weight")
+            self._complain(
+                "start again in another output folder with a lower --learning_rate or a higher --retain_weight"
+            )
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to roll back to: they are older than the checkpoint's."""
@@ -123,10 +123,11 @@ class Monitor(TrainerCallback, ExportableState):
         Raises:
             Diverged: they have collapsed, and the policy is to stop.
         """
-        del self.measured[-1]
-        self.measure(model, step)
-        if not self._good():
-            self._complain("start again in another output folder with a lower --scale")
+        if self.measured:
+            del self.measured[-1]
+            self.measure(model, step)
+            if not self._good():
+                self._complain("start again in another output folder with a lower --scale")
 
     def measure(self, model: nn.Module, step: int) -> Entry:
         """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
@@ -212,6 +213,8 @@ def unknown_rows(reference: Entry) -> str | None:
 
 def advice(measured: Sequence[Entry], negated: bool = False) -> str | None:
     """Return a warning about a run that did little or lost too much, with the option to try; ``negated``: by `scale`."""
+    if not measured:
+        return None
     first, last = measured[0], measured[-1]
     forget, retain = nll_increase(last, first, "forget"), nll_increase(last, first, "retain")
     if not (math.isfinite(forget) and math.isfinite(retain)):

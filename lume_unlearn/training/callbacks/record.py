@@ -77,7 +77,15 @@ class Record(TrainerCallback):
         """Return what this training would do differently from the one to resume."""
         flat = [{**content, **content["method_options"], **content["arguments"]} for content in (self.content, before)]
         ours, theirs = flat
-        left_out = {*RESUME_MAY_CHANGE, "method_options", "arguments", "versions", "data_sha256", *_PROGRESS, *self.extra}
+        left_out = {
+            *RESUME_MAY_CHANGE,
+            "method_options",
+            "arguments",
+            "versions",
+            "data_sha256",
+            *_PROGRESS,
+            *self.extra,
+        }
         faults = [
             f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}"
             for name in dict.fromkeys((*ours, *theirs))
