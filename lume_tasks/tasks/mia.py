@@ -19,7 +19,7 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
-from lume_tasks.metrics import aggregate, attacks, bootstrap
+from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
 from lume_tasks.tasks.reference import OPTION, reference_samples
@@ -222,10 +222,10 @@ def scores_of(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> 
 @lru_cache(maxsize=1)  # the harness asks for both ends one after the other
 def interval(items: tuple[Item, ...]) -> tuple[float, float]:
     """Compute the 95 % interval of an attack's AUC, from resampled documents."""
-    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))
+    return intervals.percentiles(attacks.resampled_aucs(*_columns(items)))
 
 
-# Functions rather than lambdas: lm-eval 0.5 pickles them for its bootstrap.
+# Functions rather than lambdas: lm-eval 0.5 pickles them for its intervals.
 def auc(items: Sequence[Item]) -> float:
     """Compute the AUC of an attack; NaN if one class is absent."""
     return attacks.auc(*_columns(items))
