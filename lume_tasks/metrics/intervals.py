@@ -10,7 +10,7 @@ how many documents could still differ. Coverage is 95 % or more (`tests/tasks/te
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -92,11 +92,18 @@ def weighted_sums(items: Sequence[Item | None]) -> WeightedSums:
     for stem, score in sorted((stem, score) for stem, score in kept if score is not None):
         table[place[stem]] += score, 1
     total = np.zeros((DRAWS, 2))
+    start = 0
+    for part in weights(stems, DRAWS):
+        total += part @ table[start : start + part.shape[1]]
+        start += part.shape[1]
+    return WeightedSums(total[:, 0], total[:, 1], int((table[:, 1] > 0).sum()), int(table[:, 1].sum()))
+
+
+def weights(stems: Sequence[str], draws: int) -> Iterator[Floats]:
+    """Yield random weights of the documents, of a few at a time: shape (draws, number of documents)."""
     generator = _generator("\n".join(stems))
     for start in range(0, len(stems), _CHUNK):
-        chunk = table[start : start + _CHUNK]
-        total += generator.exponential(size=(len(chunk), DRAWS)).T @ chunk
-    return WeightedSums(total[:, 0], total[:, 1], int((table[:, 1] > 0).sum()), int(table[:, 1].sum()))
+        yield generator.exponential(size=(len(stems[start : start + _CHUNK]), draws)).T
 
 
 def pooled(parts: Sequence[WeightedSums]) -> WeightedSums:
