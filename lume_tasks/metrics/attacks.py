@@ -11,8 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from lume_tasks.metrics.bootstrap import RESAMPLES
-
+RESAMPLES = 1000
 _SEED = 20250218
 _LEAST_VARIANCE = 1e-6  # the log-probabilities of a nearly certain model have no spread to divide by
 

@@ -1,18 +1,42 @@
-"""Scores of unlearning that are not LUME's, as pure functions: leak@k, and the distance to the retrained model."""
+"""Scores of unlearning that are not LUME's, as pure functions: leak@k, and the distance to the retrained model.
 
-from collections.abc import Mapping, Sequence
+The distance compares a model with the retrained model (trained without the forget rows) row by row. Means would hide
+rows that cancel each other: a model that repeats some texts and writes gibberish for the others has the retrained
+model's means, but not its rows.
+"""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import comb
-from statistics import fmean
+from statistics import fmean, stdev
 
-from lume_tasks.data.rows import SIDES
+import numpy as np
+from numpy.typing import NDArray
 
+from lume_tasks.data.rows import SIDES, stem_of
+from lume_tasks.metrics import intervals
+
+Floats = NDArray[np.float64]
 Groups = Mapping[str, tuple[str, ...]]
 
-TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
-SCORES: Groups = {
-    side: tuple(f"{task} {side}_{kind}" for task in TASKS for kind in ("regurgitation", "knowledge")) for side in SIDES
-} | {"attack": ("lume_mia loss_auc",)}
-"""The benchmark's scores that make the distance to the retrained model, in groups of equal weight."""
+DRAWS = 1000
+"""Resamples of the documents for an interval of the distance."""
+PARTS = (*SIDES, "attack", "mmlu")
+"""What the distance is the mean of, with equal weight; without parts that the retrained model has no data for."""
+
+
+@dataclass(frozen=True)
+class RowScores:
+    """The scores of one model, row by row. All fields are plain data: ``RowScores(**asdict(scores))`` is equal."""
+
+    rows: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """Group to row id to score in [0, 1]. A group is one metric of one task and side; its name starts with
+    ``"forget "`` or ``"retain "``."""
+    losses: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """``"member"`` and ``"nonmember"`` to document to mean token loss in nats."""
+    mmlu: float | None = None
+    """Accuracy."""
 
 
 def leak_at_k(scores: Sequence[float], k: int) -> float:
@@ -35,11 +59,96 @@ def leak_at_k(scores: Sequence[float], k: int) -> float:
     return float(best)
 
 
-def distance(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups = SCORES) -> float:
-    """Compute the mean over groups of the mean absolute difference from the retrained model's numbers: 0 is ideal.
+def row_distance(scores: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+    """Compute the mean absolute difference of the row scores from the retrained model's, by row id.
 
-    Numbers that one of the two lacks do not count. Worked example: forget numbers .2 above, retain numbers .1 below,
-    AUC .3 above: (.2 + .1 + .3) / 3 = .2.
+    Worked example: scores 1, 0, 0 where the retrained model has 1/3 for each: (2/3 + 1/3 + 1/3) / 3 = 4/9, although
+    both means are 1/3.
+
+    Raises:
+        ValueError: the rows are not the same.
+    """
+    return fmean(abs(scores[row] - retrained[row]) for row in _same(scores, retrained))
+
+
+def loss_distance(losses: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+    """Compute the Kolmogorov-Smirnov distance of two distributions of losses: the largest difference of their CDFs.
+
+    ``scipy.stats.ks_2samp(...).statistic``, in [0, 1]. Worked example: losses 1, 2 against 2, 3: between 1 and 2, and
+    between 2 and 3, the CDFs differ by 1/2.
+
+    Raises:
+        ValueError: the documents are not the same.
+    """
+    from scipy.stats import ks_2samp
+
+    names = _same(losses, retrained)
+    return float(ks_2samp([losses[name] for name in names], [retrained[name] for name in names]).statistic)
+
+
+def distances(model: RowScores, retrained: RowScores) -> dict[str, float]:
+    """Compute the distance to the retrained model, and the parts of which it is the mean.
+
+    - ``forget``, ``retain``: mean over the groups of that side of `row_distance`.
+    - ``attack``: mean of `loss_distance` over members and non-members.
+    - ``mmlu``: absolute difference of the accuracies.
+    - ``distance``: mean of these parts. 0 only if every row is as for the retrained model; a second retrained model
+      with another seed shows what is small.
+
+    Raises:
+        ValueError: the model lacks a group or rows that the retrained model has, or the retrained model has none.
+    """
+    found: dict[str, list[float]] = {part: [] for part in PARTS}
+    for name, rows in retrained.rows.items():
+        found[name.partition(" ")[0]].append(row_distance(model.rows.get(name, {}), rows))
+    for name, losses in retrained.losses.items():
+        found["attack"].append(loss_distance(model.losses.get(name, {}), losses))
+    if retrained.mmlu is not None:
+        if model.mmlu is None:
+            raise ValueError("the model has no MMLU accuracy, the retrained model has one: score both with lume_mmlu")
+        found["mmlu"].append(abs(model.mmlu - retrained.mmlu))
+    parts = {part: fmean(values) for part, values in found.items() if values}
+    if not parts:
+        raise ValueError("the retrained model has no scores: score it with --log_samples")
+    return {"distance": fmean(parts.values())} | parts
+
+
+def distance_interval(seeds: Sequence[RowScores], retrained: RowScores) -> tuple[float, float, float]:
+    """Compute the mean distance over the seeds of a method, and the lower and the upper end of its 95 % interval.
+
+    Documents are resampled by random weights, the same for all seeds and for the retrained model; the spread of the
+    seeds is that of Student's t. Both half-widths are independent: their squares add up. With one seed, the interval
+    is over documents alone. MMLU counts as known.
+
+    Raises:
+        ValueError: as in `distances`.
+    """
+    estimates = _estimates(seeds, retrained)
+    draws = np.mean([_resampled(scores, retrained, band=True) for scores in seeds], axis=0)
+    estimate, low, high = _interval(fmean(estimates), draws, [estimates])
+    return estimate, max(0.0, low), high
+
+
+def difference_interval(
+    one: Sequence[RowScores], other: Sequence[RowScores], retrained: RowScores
+) -> tuple[float, float, float]:
+    """Compute how much farther ``one`` method is from the retrained model than the ``other``, with its 95 % interval.
+
+    Documents are resampled together for both methods. If the interval holds 0, the two cannot be told apart.
+
+    Raises:
+        ValueError: as in `distances`.
+    """
+    estimates = [_estimates(seeds, retrained) for seeds in (one, other)]
+    draws = [np.mean([_resampled(scores, retrained) for scores in seeds], axis=0) for seeds in (one, other)]
+    return _interval(fmean(estimates[0]) - fmean(estimates[1]), draws[0] - draws[1], estimates)
+
+
+def distance_of_means(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups) -> float:
+    """Compute the mean over groups of the mean absolute difference of numbers that are means over rows.
+
+    For results without row scores only: rows that cancel each other do not count. Numbers that one of the two lacks do
+    not count. Worked example: forget numbers .2 above, retain numbers .1 below, AUC .3 above: (.2 + .1 + .3) / 3 = .2.
     """
     both = {name: abs(numbers[name] - retrained[name]) for name in numbers if name in retrained}
     return mean_of_groups(both, groups)
@@ -49,3 +158,84 @@ def mean_of_groups(values: Mapping[str, float], groups: Groups) -> float:
     """Compute the mean of the means of the groups, without values that are missing and groups without a value."""
     there = [[values[name] for name in names if name in values] for names in groups.values()]
     return fmean(fmean(group) for group in there if group)
+
+
+def _same(model: Mapping[str, float], retrained: Mapping[str, float]) -> list[str]:
+    """Return the names of the rows or documents; ValueError if the two models have others."""
+    if not retrained or model.keys() != retrained.keys():
+        raise ValueError(
+            f"the model was scored on other rows than the retrained model ({len(model)} and {len(retrained)} rows, "
+            f"{len(model.keys() & retrained.keys())} in common): score both on the same data and split, without --limit"
+        )
+    return sorted(retrained)
+
+
+def _estimates(seeds: Iterable[RowScores], retrained: RowScores) -> list[float]:
+    return [distances(scores, retrained)["distance"] for scores in seeds]
+
+
+def _resampled(model: RowScores, retrained: RowScores, band: bool = False) -> Floats:
+    """Compute the distance under random weights of the documents, shape (DRAWS,); for ``band`` see `_weighted_ks`."""
+    found: dict[str, list[Floats]] = {part: [] for part in PARTS}
+    stems = sorted({stem_of(row) for rows in retrained.rows.values() for row in rows})
+    place = {stem: number for number, stem in enumerate(stems)}
+    weights = _weights(stems)
+    for name, rows in retrained.rows.items():
+        table = np.zeros((len(stems), 2))  # sum of the differences and number of rows of each document
+        for row, score in rows.items():
+            table[place[stem_of(row)]] += abs(model.rows[name][row] - score), 1
+        differences, counts = (weights @ table).T
+        found[name.partition(" ")[0]].append(differences / counts)
+    for name, losses in retrained.losses.items():
+        pairs = np.array([[model.losses[name][document], losses[document]] for document in sorted(losses)])
+        weights = _weights([f"{name} {document}" for document in sorted(losses)])
+        found["attack"].append(_weighted_ks(pairs, weights, band))
+    if retrained.mmlu is not None and model.mmlu is not None:
+        found["mmlu"].append(np.full(DRAWS, abs(model.mmlu - retrained.mmlu)))
+    return np.asarray(np.mean([np.mean(values, axis=0) for values in found.values() if values], axis=0))
+
+
+def _weights(documents: Sequence[str]) -> Floats:
+    return np.hstack([np.empty((DRAWS, 0)), *intervals.weights(documents, DRAWS)])
+
+
+def _weighted_ks(pairs: Floats, weights: Floats, band: bool) -> Floats:
+    """Compute the Kolmogorov-Smirnov distance of two columns of losses (n, 2) for each row of weights (draws, n).
+
+    With ``band``: the unweighted distance plus or minus, in every other draw, the largest change of the difference of
+    both CDFs by the weights. The true distance differs from the measured one by no more than such a change, also where
+    the true distance is 0 and every draw of the plain statistic is above it.
+    """
+    values = pairs.T.ravel()  # the model's, then the retrained model's
+    order = np.argsort(values, kind="stable")
+    last_of_ties = np.append(np.diff(values[order]) > 0, True)
+    weights = np.vstack([np.ones(len(pairs)), weights])  # first the unweighted
+    weights /= weights.sum(axis=1, keepdims=True)
+    gaps = np.cumsum(np.hstack([weights, -weights])[:, order], axis=1)[:, last_of_ties]
+    if not band:
+        return np.asarray(np.abs(gaps[1:]).max(axis=1))
+    changes = np.abs(gaps[1:] - gaps[0]).max(axis=1)
+    return np.asarray(np.abs(gaps[0]).max() + np.where(np.arange(len(changes)) % 2, changes, -changes))
+
+
+def _interval(estimate: float, draws: Floats, seeds: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return the estimate and the ends of the basic bootstrap interval, widened by the spread of the seeds.
+
+    The draws differ from the estimate as the estimate differs from the truth: so what makes the draws too large on
+    average shifts the interval down. Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
+
+    Args:
+        estimate: a sum or difference of means over seeds.
+        draws: (DRAWS,), the estimate under random weights.
+        seeds: the values of each method's seeds.
+    """
+    from scipy.stats import t
+
+    width = 0.0
+    if all(len(values) > 1 for values in seeds):
+        variance = sum(stdev(values) ** 2 / len(values) for values in seeds)
+        freedom = min(len(values) for values in seeds) - 1
+        width = float(t.ppf((1 + intervals.LEVEL) / 2, freedom)) * math.sqrt(variance)
+    lowest, highest = intervals.percentiles(draws)
+    below, above = max(0.0, highest - estimate), max(0.0, estimate - lowest)
+    return estimate, estimate - math.hypot(below, width), estimate + math.hypot(above, width)

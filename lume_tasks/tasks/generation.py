@@ -10,7 +10,7 @@ from datasets import Dataset
 
 from lume_tasks.data.rows import OWN, stem_of, task_name
 from lume_tasks.data.source import Data
-from lume_tasks.metrics import bootstrap
+from lume_tasks.metrics import intervals
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
@@ -19,14 +19,14 @@ from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, add_prompts, 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
 ROUGE1_METRICS = ("forget_rouge1", "retain_rouge1")
-INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in bootstrap.ENDS)
+INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in intervals.ENDS)
 
 
 def _metrics() -> Metrics:
     table: dict[str, Any] = {name: (mean, name.startswith("retain")) for name in MAIN_METRICS + ROUGE1_METRICS}
     for name in MAIN_METRICS:
-        table[f"{name}_low"] = bootstrap.low, name.startswith("retain")
-        table[f"{name}_high"] = bootstrap.high, name.startswith("retain")
+        table[f"{name}_low"] = intervals.low, name.startswith("retain")
+        table[f"{name}_high"] = intervals.high, name.startswith("retain")
     # Only with metadata lume_reference_results:
     table["forget_quality"] = reference.forget_quality, True
     return table | {f"distance_{name}": (reference.distance, False) for name in MAIN_METRICS}

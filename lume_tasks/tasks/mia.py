@@ -1,7 +1,7 @@
 """The task ``lume_mia``: all attacks that the backend's answers allow, from one request a document.
 
 In the sample log each metric of a document is ``[member, score]``; a higher score means more likely a member. The loss
-attack's score is minus the document's mean token loss. ``mia_gap``, ``s_mia`` and ``privleak`` add the
+attack's score is minus the document's mean token loss. ``mia_gap``, ``s_mia``, ``privleak`` and ``distance_*`` add the
 reference's score. ``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
 """
 
@@ -19,7 +19,7 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
-from lume_tasks.metrics import aggregate, attacks, bootstrap
+from lume_tasks.metrics import aggregate, attacks, intervals, unlearning
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
 from lume_tasks.tasks.reference import OPTION, reference_samples
@@ -187,7 +187,12 @@ def result(
     if "unlearned" in doc:
         values["members_unlearned"] = None if doc["unlearned"] is None else float(doc["unlearned"])
     if "reference_loss" in doc:
-        values["mia_gap"] = values["s_mia"] = member, scores["loss"], -doc["reference_loss"]
+        pair = member, scores["loss"], -doc["reference_loss"]
+        values["mia_gap"] = values["s_mia"] = pair
+        values |= {
+            "distance_member_loss": pair if member else None,
+            "distance_nonmember_loss": None if member else pair,
+        }
     if "reference_min_k" in doc and "min_k" in scores:
         values["privleak"] = member, scores["min_k"], doc["reference_min_k"]
     return values
@@ -222,10 +227,10 @@ def scores_of(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> 
 @lru_cache(maxsize=1)  # the harness asks for both ends one after the other
 def interval(items: tuple[Item, ...]) -> tuple[float, float]:
     """Compute the 95 % interval of an attack's AUC, from resampled documents."""
-    return bootstrap.ends(attacks.resampled_aucs(*_columns(items)))
+    return intervals.percentiles(attacks.resampled_aucs(*_columns(items)))
 
 
-# Functions rather than lambdas: lm-eval 0.5 pickles them for its bootstrap.
+# Functions rather than lambdas: lm-eval 0.5 pickles them for its intervals.
 def auc(items: Sequence[Item]) -> float:
     """Compute the AUC of an attack; NaN if one class is absent."""
     return attacks.auc(*_columns(items))
@@ -278,6 +283,13 @@ def s_mia(items: Sequence[PairItem]) -> float:
     return attacks.s_mia(*_both_aucs(items))
 
 
+def loss_distance(items: Sequence[PairItem | None]) -> float:
+    """Compute the Kolmogorov-Smirnov distance of both models' losses of the same documents; NaN if there are none."""
+    pairs = {str(number): item[1:] for number, item in enumerate(items) if item is not None}
+    own, reference = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
+    return unlearning.loss_distance(own, reference) if pairs else math.nan
+
+
 def _columns(items: Sequence[Item]) -> tuple[list[float], list[bool]]:
     return [score for _, score in items], [member for member, _ in items]
 
@@ -293,6 +305,7 @@ def _metrics() -> Metrics:
     for attack in ATTACKS:
         for summary, aggregation in SUMMARIES.items():
             table[f"{attack}_{summary}"] = aggregation, False
+    table |= {f"distance_{kind}_loss": (loss_distance, False) for kind in ("member", "nonmember")}
     return table | {"mia_gap": (mia_gap, None), "s_mia": (s_mia, True), "privleak": (privleak, None)}
 
 

@@ -94,9 +94,8 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
 
 
 def distance(items: Sequence[Pair | None]) -> float:
-    """Compute the absolute difference between both models' means over the same rows; NaN if there are none."""
-    own, reference = _columns(items)
-    return abs(aggregate.mean(own) - aggregate.mean(reference))
+    """Compute the mean absolute difference between both models' scores of the same row; NaN if there are no rows."""
+    return aggregate.mean(abs(own - reference) for own, reference in filter(None, items))
 
 
 def _columns(items: Sequence[Pair | None]) -> tuple[list[float], list[float]]:

@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.files import read_text
 from lume_tasks.errors import DataError, first_line
+from lume_tasks.metrics.unlearning import RowScores
 
 _DATE = re.compile(r"_(\d{4}-\d\d-\d\dT[\d.-]+)\.json\Z")  # results_<date>.json, or <name>_<date>.json
 
@@ -67,3 +69,36 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}:{number}: not a sample of lm-eval (no object with a `doc`)")
         samples.append(sample)
     return samples
+
+
+def row_scores(results: Mapping[str, Any], kinds: Sequence[str] = ("regurgitation", "knowledge")) -> RowScores:
+    """Return the scores of each row, for the distance to a retrained model, from results with logged samples.
+
+    Args:
+        results: what `simple_evaluate(..., log_samples=True)` returned: ``results`` and ``samples`` by task.
+        kinds: metrics of the rows without their side; for `lume_memorization` ``("exact_memorization", ...)``.
+    """
+    rows: dict[str, dict[str, float]] = {}
+    losses: dict[str, dict[str, float]] = {}
+    for task, samples in results.get("samples", {}).items():
+        for sample in samples:
+            doc = sample["doc"]
+            if task == "lume_mia":
+                member, score = sample["loss_auc"]
+                losses.setdefault("member" if member else "nonmember", {})[str(doc["number"])] = -float(score)
+            for name in (f"{doc['side']}_{kind}" for kind in kinds) if "side" in doc else ():
+                if sample.get(name) is not None:
+                    rows.setdefault(f"{doc['side']} {task} {name}", {})[doc["id"]] = float(sample[name])
+    return RowScores(rows, losses, results["results"].get("lume_mmlu", {}).get("acc,none"))
+
+
+def read_row_scores(path: Path) -> RowScores:
+    """Return `row_scores` of a results file and the sample files beside it; without samples, no row has a score.
+
+    Raises:
+        DataError: a file cannot be read.
+    """
+    content = read_results(path)
+    logs = {task: samples_file(path, task) for task in content["results"]}
+    samples = {task: read_samples(log) for task, log in logs.items() if log.is_file()}
+    return row_scores({"results": content["results"], "samples": samples})

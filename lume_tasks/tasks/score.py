@@ -13,7 +13,7 @@ from lm_eval.api.group import Group
 from lume_tasks.data import locate
 from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError
-from lume_tasks.metrics import aggregate, bootstrap
+from lume_tasks.metrics import aggregate, intervals
 from lume_tasks.tasks.base import check_metadata
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
@@ -63,46 +63,58 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
         ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only if all that it needs is there; and the
         ends of their intervals. Missing: task to what it lacks (values, or documents), empty if it did not run.
     """
-    scores: dict[str, Any] = {}
-    intervals: dict[str, tuple[float, float]] = {}
+    parts: dict[str, intervals.Part] = {}  # score, lower and upper end; NaN for ends that are unknown
     missing, limited = _missing(task_metrics)
-    means: dict[str, list[aggregate.Mean]] = {side: [] for side in SIDES}
-    bounds: dict[str, list[bootstrap.Bound]] = {side: [] for side in SIDES}
     for name in MAIN_METRICS:
-        side = name.partition("_")[0]
         present = [mean for mean in _of_tasks(task_metrics, name) if not math.isnan(mean)]
         lower = _of_tasks(task_metrics, f"{name}_low")
+        ends = intervals.pooled([bound.sums for bound in lower]).ends() if lower else (math.nan, math.nan)
         if present:
-            scores[name] = float(aggregate.pooled_mean(present))
-        if lower:
-            intervals[name] = bootstrap.ends(bootstrap.pooled_mean(lower))
-        means[side] += present
-        bounds[side] += lower
-    if OWN_TASK not in task_metrics and all(len(of_side) == 2 * len(GENERATION_TASKS) for of_side in means.values()):
-        scores["task_aggregate"] = aggregate.task_aggregate(means["forget"], means["retain"])
-        if all(bounds.values()):
-            replicates = bootstrap.task_aggregate(bounds["forget"], bounds["retain"])
-            intervals["task_aggregate"] = bootstrap.corrected_ends(replicates, scores["task_aggregate"])
+            parts[name] = float(aggregate.pooled_mean(present)), *ends
+    tasks = _task_aggregate(task_metrics)
+    if tasks:
+        parts["task_aggregate"] = tasks
     attack = task_metrics.get("lume_mia", {})
-    auc = [attack.get(f"loss_auc{end},none", math.nan) for end in ("", "_low", "_high")]
+    auc = _part(attack, "loss_auc")
     if not math.isnan(attack.get("mia_score,none", math.nan)):
-        scores["mia_score"] = attack["mia_score,none"]
-    if not any(map(math.isnan, auc)):
-        intervals["mia_score"] = bootstrap.mia_score(*auc[1:])
+        parts["mia_score"] = attack["mia_score,none"], *intervals.mia_score(*auc[1:])
     subjects = _mmlu_subjects(task_metrics)
     if subjects:
-        scores["mmlu"] = math.fsum(accuracy * size for accuracy, size in subjects) / sum(size for _, size in subjects)
-        intervals["mmlu"] = bootstrap.ends(bootstrap.accuracy(subjects))
-    if "task_aggregate" in scores and not missing and (partial or not limited):
+        questions = sum(size for _, size in subjects)
+        right = math.fsum(accuracy * size for accuracy, size in subjects)
+        parts["mmlu"] = right / questions, *intervals.accuracy(right, questions)
+    if tasks and not missing and (partial or not limited):
+        score = aggregate.final_score(tasks[0], parts["mia_score"][0], parts["mmlu"][0])
         name = "partial_final_score" if limited else "final_score"
-        scores[name] = aggregate.final_score(scores["task_aggregate"], scores["mia_score"], scores["mmlu"])
-        if {"task_aggregate", "mia_score"} <= intervals.keys():
-            tasks, mmlu = ((scores[part], *intervals[part]) for part in ("task_aggregate", "mmlu"))
-            intervals[name] = bootstrap.final_score(tasks, tuple(auc), mmlu)
-    for name, ends in intervals.items():
-        if name in scores:
-            scores |= {f"{name}_low": ends[0], f"{name}_high": ends[1]}
+        parts[name] = score, *intervals.final_score(tasks, auc, parts["mmlu"])
+    scores = {
+        f"{name}{end}": value
+        for name, part in parts.items()
+        for end, value in zip(("", "_low", "_high"), part, strict=True)
+        if not (end and math.isnan(value))
+    }
     return scores, limited | missing
+
+
+def _task_aggregate(task_metrics: TaskMetrics) -> intervals.Part | None:
+    """Return the task aggregate and its ends; None if one of the twelve numbers is missing, or with `OWN_TASK`."""
+    numbers = {
+        side: [
+            [_part(task_metrics.get(task, {}), name) for name in MAIN_METRICS if name.startswith(side)]
+            for task in GENERATION_TASKS
+        ]
+        for side in SIDES
+    }
+    forget, retain = ([part[0] for task in of_side for part in task] for of_side in numbers.values())
+    if OWN_TASK in task_metrics or any(map(math.isnan, forget + retain)):
+        return None
+    return aggregate.task_aggregate(forget, retain), *intervals.task_aggregate(*numbers.values())
+
+
+def _part(metrics: Mapping[str, Any], name: str) -> intervals.Part:
+    """Return a metric of a task and both ends of its interval, NaN for what is missing."""
+    score, low, high = (metrics.get(f"{name}{end},none", math.nan) for end in ("", "_low", "_high"))
+    return score, low, high
 
 
 def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -34,6 +35,11 @@ def store(results: Any, folder: Path) -> str:
     return str(folder)
 
 
+def logged(results: Any, task: str, metric: str) -> list[float]:
+    """The scores of the rows in the sample log."""
+    return [sample[metric] for sample in results["samples"][task] if sample[metric] is not None]
+
+
 def forgetful(every: int) -> Callable[[str], str]:
     """Gives the first two words of every so manieth answer, and nothing of the others."""
     return lambda output: output.rsplit(" ", 1)[0] if int(output.split()[-1]) // 7 % every == 0 else "zzz"
@@ -50,7 +56,8 @@ def test_p_value_by_hand() -> None:
 
 def test_distance_by_hand() -> None:
     assert distance([(1.0, 0.0), None, (0.5, 0.25)]) == 0.625
-    assert distance([(0.0, 1.0), (1.0, 0.0)]) == 0.0
+    assert distance([(0.0, 1.0), (1.0, 0.0)]) == 1.0  # rows do not cancel each other
+    assert math.isnan(distance([None]))
 
 
 @pytest.fixture(scope="module")
@@ -68,25 +75,21 @@ def test_numbers_against_the_reference(run: Any, fake_lm: Any, reference: tuple[
         own, other = numbers(results, task), numbers(theirs, task)
         assert set(own) - set(numbers(alone, task)) == DISTANCES | {"forget_quality"}
         assert {name: own[name] for name in numbers(alone, task)} == numbers(alone, task)
-        for name in MAIN_METRICS:
-            assert own[f"distance_{name}"] == abs(own[name] - other[name])
+        rows = {name: zip(*(logged(of, task, name) for of in (results, theirs)), strict=True) for name in MAIN_METRICS}
+        for name, pairs in rows.items():
+            assert own[f"distance_{name}"] == pytest.approx(fmean(abs(a - b) for a, b in pairs))
+            assert own[f"distance_{name}"] >= abs(own[name] - other[name]) - 1e-12
         assert own["distance_retain_knowledge"] == 0.0
         assert own["distance_forget_knowledge"] == 1.0
-        rows = [
-            [s["forget_regurgitation"] for s in of["samples"][task] if s["forget_regurgitation"] is not None]
-            for of in (results, theirs)
-        ]
-        assert own["forget_quality"] == ks_2samp(*rows).pvalue
+        forget = [logged(of, task, "forget_regurgitation") for of in (results, theirs)]
+        assert own["forget_quality"] == ks_2samp(*forget).pvalue
 
 
 def test_memorization_compares_losses(run: Any, model_dir: Path, reference: tuple[Any, str], tmp_path: Path) -> None:
     theirs, path = reference
     lm = HFLM(pretrained=str(model_dir), device="cpu", batch_size=4)
     results = run(lm, MEMORIZATION, metadata={"lume_reference_results": path})
-    losses = [
-        [s["forget_loss"] for s in of["samples"][MEMORIZATION] if s["forget_loss"] is not None]
-        for of in (results, theirs)
-    ]
+    losses = [logged(of, MEMORIZATION, "forget_loss") for of in (results, theirs)]
     own = numbers(results, MEMORIZATION)
     assert own["forget_quality"] == ks_2samp(*losses).pvalue < 0.05
     again = run(lm, MEMORIZATION, metadata={"lume_reference_results": store(results, tmp_path)})

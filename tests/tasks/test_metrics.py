@@ -11,7 +11,7 @@ import pytest
 from lume_tasks.metrics import aggregate
 from lume_tasks.metrics.aggregate import Mean, mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
-from lume_tasks.metrics.unlearning import distance, leak_at_k
+from lume_tasks.metrics.unlearning import leak_at_k
 
 
 @pytest.mark.parametrize(
@@ -99,10 +99,3 @@ def test_leak_at_k_is_the_mean_over_all_subsets_of_k_samples() -> None:
     assert leak_at_k([1.0] * 3 + [0.0] * 197, 100) == pytest.approx(1 - math.comb(197, 100) / math.comb(200, 100))
     with pytest.raises(ValueError, match="leak@6 needs at least 6 samples"):
         leak_at_k(scores, 6)
-
-
-def test_distance_to_the_retrained_model_gives_groups_equal_weight() -> None:
-    retrained = {"lume_task1 forget_knowledge": 0.0, "lume_task2 retain_knowledge": 0.9, "lume_mia loss_auc": 0.5}
-    numbers = {"lume_task1 forget_knowledge": 0.2, "lume_task2 retain_knowledge": 0.8, "lume_mia loss_auc": 0.2}
-    numbers["lume_task3 forget_knowledge"] = 1.0  # does not count: the retrained model lacks it
-    assert distance(numbers, retrained) == pytest.approx((0.2 + 0.1 + 0.3) / 3)

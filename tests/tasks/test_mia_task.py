@@ -19,6 +19,7 @@ import torch
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
@@ -31,6 +32,8 @@ from lume_tasks.paths import task_dir
 from lume_tasks.tasks.mia import ATTACKS, SUMMARIES
 from tests.conftest import TEXTS, make_rows, write_rows
 from tests.tasks.conftest import numbers as task_numbers
+
+WITH_REFERENCE = {"mia_gap", "s_mia", "distance_member_loss", "distance_nonmember_loss"}
 
 
 @pytest.fixture(scope="session")
@@ -175,7 +178,7 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
     named = {"lume_reference_results": str(tmp_path / "reference")}
     results = command(model_dir, "--log_samples", args=",gradnorm=true", **named)
     found = numbers(json.loads(results.read_text()))
-    assert set(found) == names(*ATTACKS) | {"privleak", "mia_gap", "s_mia"}
+    assert set(found) == names(*ATTACKS) | WITH_REFERENCE | {"privleak"}
     log = next(results.parent.glob("samples_lume_mia_*.jsonl")).read_text(encoding="utf-8").splitlines()
     samples = [json.loads(line) for line in log]
     members = [sample["doc"]["member"] for sample in samples]
@@ -192,6 +195,11 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
     assert found["mia_gap"] == pytest.approx(auc(own, "loss") - auc(theirs, "loss"), abs=1e-12)
     reference = auc(theirs, "loss")
     assert found["s_mia"] == pytest.approx(max(0, 1 - abs(auc(own, "loss") - reference) / reference), abs=1e-12)
+    for kind in (True, False):
+        losses = [
+            [of["loss"] for of, member in zip(one, members, strict=True) if member == kind] for one in (own, theirs)
+        ]
+        assert found[f"distance_{'member' if kind else 'nonmember'}_loss"] == ks_2samp(*losses).statistic
     left, there = 1 - auc(own, "min_k"), 1 - auc(theirs, "min_k")
     assert found["privleak"] == pytest.approx(100 * (left - there) / there, abs=1e-6)
     assert found["reference_auc"] == pytest.approx(roc_auc_score(members, gaps), abs=1e-12)
@@ -202,9 +210,10 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command, model_dir
     reference = command(model_dir, "--log_samples", out="reference")
     found = numbers(json.loads(command(model_dir, lume_reference_results=str(reference)).read_text()))
     assert (found["mia_gap"], found["s_mia"], found["privleak"], found["reference_auc"]) == (0.0, 1.0, 0.0, 0.5)
+    assert (found["distance_member_loss"], found["distance_nonmember_loss"]) == (0.0, 0.0)
     assert "privleak" not in caplog.text
     stock = command(model_dir, model="hf", out="stock", lume_reference_results=str(reference))
-    assert set(numbers(json.loads(stock.read_text()))) == names("loss", "zlib", "reference") | {"mia_gap", "s_mia"}
+    assert set(numbers(json.loads(stock.read_text()))) == names("loss", "zlib", "reference") | WITH_REFERENCE
     assert "lume_reference_results needs per-token values" in caplog.text
 
 
