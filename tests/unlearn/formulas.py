@@ -326,7 +326,7 @@ FORMULAS: dict[str, Formula] = {
         flatness, retain_mean, {"epsilon": 0.2, "dual_step": 2.0, "dual_warmup": 1}, weight=dual, lowers=flatness
     ),
     "masc": Formula(masc, retain_mean, {"rho": 0.9, "eta": 0.5, "top_k": 3, "beta": 0.8}),
-    "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",), lowers=forget_mean),
+    "task-vector": Formula(forget_mean, None, {"scale": 2.0}, trained=("forget",)),
     "sugd": Formula(
         lambda step: -sugd(step, step.forget),
         lambda step: sugd(step, step.retain),

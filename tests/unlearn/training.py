@@ -21,7 +21,7 @@ from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.run import lora_config
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
@@ -159,6 +159,12 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
             entry = {f"{name}_loss": term.item() for name, term in terms.items()}
             found.append(entry | {"loss": loss.item(), "grad_norm": norm.item(), "learning_rate": rate})
     assert trainer.args.max_grad_norm == 1.0
+    if trainer.method.negated:
+        with torch.no_grad():
+            for weight, start in zip(model.parameters(), before.parameters(), strict=True):
+                # an adapter starts at A and B = 0, and B alone is negated
+                if not is_adapted(model) or not start.any():
+                    weight.copy_(start - params["scale"] * (weight - start))
     return found, model
 
 
