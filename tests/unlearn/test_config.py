@@ -99,7 +99,7 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name: 
         ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),
         ({"method": "sugd", "lr_scheduler_type": "cosine"}, "--lr_scheduler_type, --warmup_steps: sugd lets"),
         ({"optim": "galore_adamw_layerwise"}, "--optim galore_adamw_layerwise: not supported"),
-        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau: not supported"),
+        ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch"}, "--lr_scheduler_type greedy: not supported"),
         ({"save_strategy": "best"}, "--save_strategy best"),
         ({"beta": -0.1}, "--beta -0.1: must be above 0"),
         ({"beta": nan}, "--beta nan: must be a finite number"),
