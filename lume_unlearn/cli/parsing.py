@@ -58,7 +58,8 @@ class Parser(jsonargparse.ArgumentParser):
         """Return the given options as YAML, without what a recipe may not set."""
         cfg = cfg.clone()
         cfg.pop("trust_remote_code", None)
-        return super().dump(cfg, *args, **kwargs)
+        printed: str = super().dump(cfg, *args, **kwargs)
+        return printed
 
 
 def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _in_a_line(message: str, parser: Parser) -> str:
 
 def _unknown(option: str, known: Iterable[str]) -> str:
     name = option.lstrip("-").replace("-", "_")
-    near = [RENAMED[name]] if RENAMED.get(name) in known else get_close_matches(name, known, 1)
+    near = [RENAMED[name]] if RENAMED.get(name, "") in known else get_close_matches(name, known, 1)
     return f"{option}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
 
 
