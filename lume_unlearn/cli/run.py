@@ -1,6 +1,6 @@
 """`lume-unlearn run`."""
 
-from typing import Any, get_type_hints
+from typing import Any
 
 from lume_unlearn.cli.parsing import UNSET
 from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments, take
@@ -20,6 +20,8 @@ ROWS = {
 
 def add_options(parser: Any) -> None:
     """Add the options of `run`."""
+    from lume_unlearn.methods.table import parameters
+
     parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
     parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
     text = "Unlearning method; `lume-unlearn methods` lists them."
@@ -34,29 +36,13 @@ def add_options(parser: Any) -> None:
     add_trainer_options(parser)
 
 
-def parameters() -> dict[str, tuple[Any, str]]:
-    """Return every hyperparameter of some method: its type, and what it is in each method, with its default there."""
-    from lume_unlearn.methods.registry import METHODS
-
-    kinds: dict[str, Any] = {}
-    texts: dict[str, dict[str, list[str]]] = {}
-    for method in METHODS.values():
-        for name, field in method.params().items():
-            kinds[name] = get_type_hints(method)[name]
-            text = field.metadata.get("help", name)
-            texts.setdefault(name, {}).setdefault(text, []).append(f"{method.name} {field.default}")
-    return {
-        name: (kind, "; ".join(f"{text} ({', '.join(defaults)})" for text, defaults in texts[name].items()))
-        for name, kind in kinds.items()
-    }
-
-
 def execute(options: dict[str, Any]) -> None:
     """Unlearn and save, and print the command that scores the result."""
     from accelerate import PartialState
 
     from lume_unlearn.data.sources import Source
     from lume_unlearn.methods.registry import method_of
+    from lume_unlearn.methods.table import parameters
     from lume_unlearn.scoring.command import scoring_command
     from lume_unlearn.training.callbacks.scores import best_line
     from lume_unlearn.training.run import run

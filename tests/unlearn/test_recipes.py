@@ -12,6 +12,7 @@ from lume_unlearn.cli.parsing import parse
 from lume_unlearn.cli.training import arguments, take
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.methods.table import parameters
 from lume_unlearn.recipes import FOLDER
 from lume_unlearn.training import run as training
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -35,7 +36,7 @@ def test_a_shipped_recipe_is_a_method_with_other_options_than_its_defaults(name:
     assert SHIPPED[name].read_text().startswith(f"# lume-unlearn run --config {name} --model MODEL --output OUTPUT")
     found = options("--config", name)
     assert name.rpartition("_")[0] == found["method"]  # `lume-unlearn methods` lists it with its method
-    method = method_of(found["method"], **take(found, run.parameters()))
+    method = method_of(found["method"], **take(found, parameters()))
     given = yaml.safe_load(SHIPPED[name].read_text())
     assert (
         method != method_of(method.name)
@@ -58,7 +59,7 @@ def test_each_parameter_of_a_method_is_an_option() -> None:
     for name, method in METHODS.items():
         given = {key: getattr(method(), key) for key in method.params()}
         found = options("--method", name, *(f"--{key}={value}" for key, value in given.items()))
-        assert method_of(found["method"], **take(found, run.parameters())) == method()
+        assert method_of(found["method"], **take(found, parameters())) == method()
         assert not found.keys() - {"model", "output", "method"}
 
 
