@@ -5,6 +5,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -198,17 +199,36 @@ def task_manager(
 def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dict[str, Any]:
     """Call the harness's `simple_evaluate`, with samples and without bootstrap of its own."""
     from lm_eval import evaluator
+    from torch.utils import collect_env
 
-    get_commit = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
-    try:
+    with (
+        replaced(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
+        replaced(collect_env, "get_pretty_env_info", environment),
+    ):
         results = evaluator.simple_evaluate(
             model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, log_samples=True, **options
         )
-    finally:
-        evaluator.get_git_commit_hash = get_commit
     assert results is not None, "one process only"
     return dict(results)
+
+
+@cache
+def environment() -> str:
+    """Describe the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
+    from torch.utils import collect_env
+
+    return str(collect_env.pretty_str(collect_env.get_env_info()))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def replaced(module: Any, name: str, function: Any) -> Iterator[None]:
+    """Replace a function of a module within the block."""
+    original = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def save_results(scores: Scores, output: Path, name: str) -> None:
