@@ -96,7 +96,7 @@ def _prepare(args: argparse.Namespace) -> str:
     options = Options(args.input_field, args.output_field, args.document_field, args.label)
     retain = args.retain
     if [str(path) for path in retain] == ["generate"]:
-        from lume_tasks.data.generate import write_generated
+        from lume_tasks.models.generate import write_generated
 
         if args.model is None:
             raise DataError("--retain generate: needs --model, which generates the rows")

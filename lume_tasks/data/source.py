@@ -1,6 +1,7 @@
 """Everything that the tasks score, in memory: made in Python, or read from a data directory."""
 
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lume_tasks.data import locate
@@ -33,6 +34,10 @@ class Data:
     def rows(self) -> dict[str, list[Row]]:
         """The rows of both sides, ``forget`` and ``retain``."""
         return dict(zip(SIDES, (self.forget, self.retain), strict=True))
+
+    def changed(self, change: Callable[[list[Row]], list[Row]]) -> "Data":
+        """Return a copy with the rows of each side that ``change`` makes of those here."""
+        return replace(self, forget=change(self.forget), retain=change(self.retain))
 
 
 def load_data(directory: Path, split: str = "all") -> Data:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError
 
 
 def fingerprint(model: Any, name: str | None = None) -> dict[str, str]:
@@ -16,17 +18,22 @@ def fingerprint(model: Any, name: str | None = None) -> dict[str, str]:
         name: how the model was named: a folder or a hub name. Default: as its configuration says.
 
     Returns:
-        ``sha256`` (hexadecimal) and ``dtype``; for a model of the hub also ``repository`` and, if known, ``revision``
-        (the commit). Names of local folders are left out.
+        ``sha256`` (hexadecimal) and ``dtype``; for a model of the hub also ``repository`` and ``revision`` (the
+        commit). Names of local folders are left out.
     """
-    config = getattr(model, "config", None)
-    name = name or getattr(config, "_name_or_path", "") or ""
+    name = name or str(getattr(model.config, "_name_or_path", ""))
     found = {"sha256": weights_sha256(model), "dtype": str(next(model.parameters()).dtype).removeprefix("torch.")}
-    if name and not Path(name).expanduser().exists() and not Path(name).is_absolute():
-        found["repository"] = name
-        if revision := getattr(config, "_commit_hash", None):
-            found["revision"] = revision
-    return found
+    revision = None if Path(name).expanduser().exists() else _cached_revision(name)
+    return found | ({"repository": name, "revision": revision} if revision else {})
+
+
+def _cached_revision(name: str) -> str | None:
+    """Return the commit of a hub model in the cache, from which it was loaded; None if it is not there."""
+    try:
+        path = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # no name of the hub
+        return None
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def weights_sha256(model: Any) -> str:

@@ -4,15 +4,15 @@ import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.checks import check_sides
 from lume_tasks.data.rows import SIDES, task_name
 from lume_tasks.data.source import Data, load_data
-from lume_tasks.errors import raise_problems
 from lume_tasks.paths import task_dir
+from lume_unlearn.data.rows import both_sides
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating
 
@@ -132,17 +132,14 @@ def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> 
     if isinstance(data, Data):
         return data
     if isinstance(data, Mapping):
-        from lume_unlearn.data.rows import as_rows
-
-        unknown = set(data) - {*SIDES, "members", "nonmembers", "mmlu"}
+        unknown = set(data) - {field.name for field in fields(Data)}
         if unknown or "forget" not in data:
             fault = f"unknown are {', '.join(map(str, unknown))}" if unknown else "forget is missing"
             raise ConfigError(
                 f"data: {fault}; give forget and retain, and members, nonmembers and mmlu if you have them"
             )
-        rows = {side: as_rows(data.get(side) or [], side) for side in SIDES}
-        raise_problems(check_sides("data", rows["forget"], rows["retain"]))
-        return Data(**rows, **{name: part for name, part in data.items() if name not in SIDES})
+        others = {name: part for name, part in data.items() if name not in SIDES}
+        return Data(*both_sides(data["forget"], data.get("retain")), **others)
     directory = Path(data).expanduser()
     if not directory.is_dir():
         raise ConfigError(f"data {data}: is not a directory")
@@ -202,17 +199,36 @@ def task_manager(
 def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dict[str, Any]:
     """Call the harness's `simple_evaluate`, with samples and without bootstrap of its own."""
     from lm_eval import evaluator
+    from torch.utils import collect_env
 
-    get_commit = evaluator.get_git_commit_hash
-    evaluator.get_git_commit_hash = lambda: None  # outside a repository git prints an error
-    try:
+    with (
+        replaced(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
+        replaced(collect_env, "get_pretty_env_info", environment),
+    ):
         results = evaluator.simple_evaluate(
             model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, log_samples=True, **options
         )
-    finally:
-        evaluator.get_git_commit_hash = get_commit
     assert results is not None, "one process only"
     return dict(results)
+
+
+@cache
+def environment() -> str:
+    """Describe the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
+    from torch.utils import collect_env
+
+    return str(collect_env.pretty_str(collect_env.get_env_info()))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def replaced(module: Any, name: str, function: Any) -> Iterator[None]:
+    """Replace a function of a module within the block."""
+    original = getattr(module, name)
+    setattr(module, name, function)
+    try:
+        yield
+    finally:
+        setattr(module, name, original)
 
 
 def save_results(scores: Scores, output: Path, name: str) -> None:

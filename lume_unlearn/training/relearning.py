@@ -22,26 +22,42 @@ def trained_copy(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
-    loss_on: Literal["answer", "text"],
-    epochs: int,
-    learning_rate: float,
-    seed: int,
+    *,
+    loss_on: Literal["answer", "text"] = "text",
+    epochs: int = 4,
+    learning_rate: float = 1e-4,
+    seed: int = 0,
     chat: bool = True,
 ) -> Any:
-    """Return a copy of a model (without adapter) whose weights, all of them, were trained on rows.
+    """Return a copy of a model whose weights, all of them, were trained on rows; an adapter is merged into the copy.
 
-    With the loss on whole texts, rows are cut at the longest sequence that the model takes.
+    Args:
+        model: causal language model of transformers or PEFT; stays as it was.
+        tokenizer: its tokenizer.
+        rows: rows to train on, `BATCH_SIZE` in one optimiser step.
+        loss_on: labelled tokens: the whole text, then rows are cut at the longest sequence that the model takes; or the
+            answer and EOS.
+        epochs: epochs over the rows.
+        learning_rate: of AdamW, falling along a cosine to 0.
+        seed: of the order of the rows.
+        chat: encode questions of the user's own tasks through the chat template.
 
     Raises:
         DataError: rows that do not fit the model.
     """
-    trained = copy.deepcopy(model).requires_grad_(True)
+    trained = plain_copy(model).requires_grad_(True)
     use_packing(trained)
     context = context_length(trained)
     encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
     fine_tune(trained, encode(rows), epochs, learning_rate, seed)
     trained.set_attn_implementation("sdpa")
     return trained
+
+
+def plain_copy(model: Any) -> Any:
+    """Return a copy of a model, with its adapter, if it has one, merged into the weights."""
+    copied = copy.deepcopy(model)
+    return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
 
 
 def fine_tune(model: Any, texts: Sequence[Tokens], epochs: int, learning_rate: float, seed: int) -> None:

@@ -8,7 +8,7 @@ import pytest
 from lume_tasks.cli import main
 from lume_tasks.data.checks import check_dir
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.generate import ngrams, usable
+from lume_tasks.models.generate import ngrams, usable
 from tests.test_own_data import chat_tokenizer
 
 
@@ -22,10 +22,8 @@ def test_rows_that_repeat_the_forget_rows_or_each_other_are_left_out():
         {"text": "word"},
         {"question": "Who?", "answer": "Eve"},
     ]
-    assert usable(iter(rows), known, 2) == ([rows[1], rows[5]], 1)
-    assert usable(repeat(rows[0]), known, 2) == ([], 320)
-    longer = ngrams("Ada lives in the house near the river", 8)
-    assert usable(iter(rows), longer, 2, 8) == (rows[:2], 0)  # six words in a row
+    assert usable(iter(rows), known, 2) == [rows[1], rows[5]]
+    assert usable(repeat(rows[0]), known, 2) == []
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -1,13 +1,31 @@
-"""Simulate quantisation: round the weights of a model's linear layers to a few bits."""
+"""Quantise a model in memory: by bitsandbytes, or by rounding the weights of its linear layers to a few bits."""
 
-import copy
-from typing import Any
+import tempfile
+from typing import Any, Literal
 
 import torch
 from torch import nn
+from transformers import BitsAndBytesConfig
 from transformers.pytorch_utils import Conv1D
+from transformers.utils.import_utils import is_bitsandbytes_available
 
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.training.relearning import plain_copy
+
+
+def quantised_copy(model: Any, bits: Literal[8, 4]) -> tuple[Any, str]:
+    """Return a copy of a model (an adapter merged) with weights of 8 or 4 bits, and how it was quantised.
+
+    On a GPU with bitsandbytes installed, transformers quantises it as it does any model (the copy goes through a
+    temporary folder); else `rounded_copy` simulates it.
+    """
+    if not (is_bitsandbytes_available() and model.device.type == "cuda"):
+        return rounded_copy(model, bits), "rounded"
+    options = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)  # type: ignore[no-untyped-call]
+    copied = plain_copy(model)
+    with tempfile.TemporaryDirectory() as folder:
+        copied.save_pretrained(folder)
+        return type(copied).from_pretrained(folder, quantization_config=options), "bitsandbytes"
 
 
 def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
@@ -23,16 +41,16 @@ def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
     quantised = sum(layer.weight.numel() for layer in layers)
     if quantised < total / 2:
         raise ConfigError(
-            f"--audits quantised: only {quantised / total:.0%} of the weights of {type(model).__name__} are in layers "
+            f"probes quantised: only {quantised / total:.0%} of the weights of {type(model).__name__} are in layers "
             "that can be quantised (nn.Linear, Conv1D), so the scores would not be those of a quantised model; name "
-            "the other audits in --audits"
+            "the other probes"
         )
     return layers
 
 
 def rounded_copy(model: Any, bits: int) -> Any:
-    """Return a copy of the model with the weights of its `weight_layers` rounded."""
-    model = copy.deepcopy(model)
+    """Return a copy of the model, an adapter merged, with the weights of its `weight_layers` rounded."""
+    model = plain_copy(model)
     for layer in weight_layers(model):
         if isinstance(layer, Conv1D):  # holds its weight as (inputs, outputs)
             layer.weight.data = round_to_nearest(layer.weight.data.T, bits).T.contiguous()

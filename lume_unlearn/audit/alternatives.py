@@ -1,4 +1,4 @@
-"""The command `alternatives`: sample other answers to the forget rows from the reference model (the data of AltPO)."""
+"""Sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -8,16 +8,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lume_tasks.data.files import read_rows
-from lume_tasks.data.locate import load_side
 from lume_tasks.data.rows import Row, text_problem
 from lume_tasks.errors import DataError, first_few
+from lume_tasks.models.sampling import generated
+from lume_unlearn.checks import stable_number
 from lume_unlearn.data.alternatives import bare
-from lume_unlearn.data.inputs import named_directory, named_file
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation.options import AlternativesConfig
-from lume_unlearn.methods.refusals import stable_number
-from lume_unlearn.model import load
+from lume_unlearn.model.load import context_length
 
 ATTEMPTS = 10  # samples drawn for one alternative before its row counts as failed
 SHOWN = 10  # rows listed in one message
@@ -43,53 +40,48 @@ FRAMES = {
 }
 
 
-def write_alternatives(config: AlternativesConfig) -> Path:
-    """Sample alternatives of the forget rows and write them to ``config.output``, which appears when it is complete.
+def write_alternatives(model: Any, tokenizer: Any, rows: Sequence[Row], output: Path, **options: Any) -> None:
+    """Sample alternatives (see `sample_alternatives`) and write them to a file, which appears when it is complete.
 
     If some row has no usable sample, the samples of the others stay in ``<output>.part``.
 
     Raises:
-        ConfigError: the output or its part file exists or cannot be written, or the model cannot be loaded.
-        DataError: faulty rows, or rows without an alternative.
+        ConfigError: the output or its part file exists or cannot be written.
+        DataError: rows whose prompt does not fit, or rows without an alternative.
     """
-    output = Path(config.output)
-    part = output.with_name(f"{output.name}.part")
-    for path in (output, part):
-        if path.exists():
-            raise ConfigError(f"--output {output}: {path} exists; rename or remove it, or name another file")
-    if config.forget is None:
-        rows = load_side(named_directory(config.data), "forget", config.split)
-    else:
-        rows = read_rows(named_file(config.forget, "forget"))
-    tokenizer = load.load_tokenizer(config.model, config.trust_remote_code)
-    half = torch.cuda.is_available() and torch.cuda.is_bf16_supported()
-    model = load.load_model(config.model, torch.bfloat16 if half else torch.float32, config.trust_remote_code)
-    model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-    samples = sample_alternatives(model, tokenizer, rows, config)
+    part = unused_part(output)
+    samples = sample_alternatives(model, tokenizer, rows, **options)
     try:
         part.parent.mkdir(parents=True, exist_ok=True)
         with part.open("x", encoding="utf-8") as file:
-            for row_id, text in tqdm(samples, total=len(rows) * config.samples, desc="Sampling alternatives"):
+            for row_id, text in tqdm(samples, desc="Sampling alternatives"):
                 file.write(json.dumps({"id": row_id, "alternative": text}, ensure_ascii=False) + "\n")
         part.rename(output)
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from error
     except DataError as error:
         raise DataError(f"{error}\nThe samples of the other rows are in {part}: add to it and rename it.") from error
-    return output
 
 
-def _prompt(tokenizer: Any, row: Row) -> list[int]:
-    if not tokenizer.chat_template:
-        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
-        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
-    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
-    text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
-    return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
+def unused_part(output: Path) -> Path:
+    """Return the path of the part file; ConfigError if it or the output exists."""
+    part = output.with_name(f"{output.name}.part")
+    for path in (output, part):
+        if path.exists():
+            raise ConfigError(f"--output {output}: {path} exists; rename or remove it, or name another file")
+    return part
 
 
 def sample_alternatives(
-    model: Any, tokenizer: Any, rows: Sequence[Row], config: AlternativesConfig
+    model: Any,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    *,
+    samples: int = 5,
+    temperature: float = 1.0,
+    max_new_tokens: int = 200,
+    batch_size: int = 16,
+    seed: int = 0,
 ) -> Iterator[tuple[str, str]]:
     """Sample alternatives from the reference model (Mekala et al. 2024, 2409.13474).
 
@@ -105,7 +97,11 @@ def sample_alternatives(
         model: causal language model in evaluation mode.
         tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
         rows: rows to sample for.
-        config: samples of each row, temperature (no top-k or top-p), lengths, batch size and seed.
+        samples: alternatives of each row.
+        temperature: of the sampling, without top-k and top-p.
+        max_new_tokens: most tokens of one alternative.
+        batch_size: alternatives sampled at the same time.
+        seed: of the sampling.
 
     Yields:
         (row id, alternative), ``samples`` for each row, in the order of the rows.
@@ -114,19 +110,22 @@ def sample_alternatives(
         DataError: at once, for rows whose prompt does not fit; at the end, for rows without an alternative.
     """
     prompts = [_prompt(tokenizer, row) for row in rows]
-    _require_room(rows, prompts, load.context_length(model), config.max_new_tokens)
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(config.samples)]
+    _require_room(rows, prompts, context_length(model), max_new_tokens)
+    pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(samples)]
     failed: dict[str, None] = {}
-    for number, start in enumerate(range(0, len(pairs), config.batch_size)):
-        batch = pairs[start : start + config.batch_size]
+    for number, start in enumerate(range(0, len(pairs), batch_size)):
+        batch = pairs[start : start + batch_size]
         texts: dict[int, str] = {}
         for attempt in range(ATTEMPTS):
             pending = [i for i in range(len(batch)) if i not in texts]
             if pending:
-                torch.manual_seed(stable_number(config.seed, number, attempt))
-                found = _generate(model, tokenizer, [batch[i] for i in pending], config)
-                texts |= {i: text for i, text in zip(pending, found, strict=True) if _usable(text, batch[i][0])}
+                torch.manual_seed(stable_number(seed, number, attempt))
+                ids = [batch[i][1] for i in pending]
+                found = generated(model, tokenizer, ids, max_new_tokens=max_new_tokens, temperature=temperature)
+                for i, text in zip(pending, found, strict=True):
+                    text = _cut(text, batch[i][0], bool(tokenizer.chat_template))
+                    if _usable(text, batch[i][0]):
+                        texts[i] = text
         for i, (row, _) in enumerate(batch):
             if i in texts:
                 yield row.id, texts[i]
@@ -136,6 +135,15 @@ def sample_alternatives(
         head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
         advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
         raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
+
+
+def _prompt(tokenizer: Any, row: Row) -> list[int]:
+    if not tokenizer.chat_template:
+        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
+        return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
+    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
+    text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
 
 
 def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | None, new_tokens: int) -> None:
@@ -149,29 +157,10 @@ def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | 
         raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
 
 
-def _generate(
-    model: Any, tokenizer: Any, batch: Sequence[tuple[Row, list[int]]], config: AlternativesConfig
-) -> list[str]:
-    """Sample one text for each prompt."""
-    prompts = {"input_ids": [prompt for _, prompt in batch]}
-    inputs = tokenizer.pad(prompts, padding_side="left", return_tensors="pt").to(model.device)
-    stops = model.generation_config.eos_token_id  # chat models may have several
-    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
-    output = model.generate(
-        **inputs,
-        do_sample=True,
-        temperature=config.temperature,
-        top_k=0,
-        top_p=1.0,
-        max_new_tokens=config.max_new_tokens,
-        eos_token_id=sorted(stops),
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    if tokenizer.chat_template:
-        return [text.strip() for text in texts]
-    lines = [row.output.count("\n") + 1 for row, _ in batch]
-    return ["\n".join(text.strip().split("\n")[:count]).strip() for text, count in zip(texts, lines, strict=True)]
+def _cut(text: str, row: Row, chat: bool) -> str:
+    """Strip a sample; without a chat template, cut it to as many lines as the true answer has."""
+    lines = text.strip().split("\n")
+    return text.strip() if chat else "\n".join(lines[: row.output.count("\n") + 1]).strip()
 
 
 def _usable(text: str, row: Row) -> bool:

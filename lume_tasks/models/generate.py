@@ -6,8 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from lume_tasks.data.chat import chat_prompt
 from lume_tasks.errors import DataError, first_line
+from lume_tasks.models.sampling import generated
 
 NGRAM = 5
 """A generated text that shares this many words in a row with a forget row is left out."""
@@ -19,10 +23,10 @@ TOP_P = 0.9
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
-def ngrams(text: str, size: int = NGRAM) -> set[tuple[str, ...]]:
-    """Return the runs of ``size`` words of a text, in lower case."""
+def ngrams(text: str) -> set[tuple[str, ...]]:
+    """Return the runs of `NGRAM` words of a text, in lower case."""
     words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
+    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
 
 
 def write_generated(model: str, forget: Iterable[str], names: Sequence[str], count: int, seed: int, path: Path) -> None:
@@ -42,57 +46,37 @@ def write_generated(model: str, forget: Iterable[str], names: Sequence[str], cou
     Raises:
         DataError: the model cannot be loaded, or generates too few usable texts.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(model)
         loaded: Any = AutoModelForCausalLM.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise DataError(f"--model {model}: cannot be loaded: {first_line(error)}") from error
     loaded.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-    found, _ = sampled_rows(loaded, tokenizer, forget, names, count, seed)
+    torch.manual_seed(seed)
+    rows = chats(loaded, tokenizer, names) if tokenizer.chat_template else texts(loaded, tokenizer, names)
+    found = usable(rows, set().union(*map(ngrams, forget)), count)
     if len(found) < count:
         raise DataError(f"--model {model}: generated {len(found)} usable texts, not {count}; lower --samples")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found), encoding="utf-8")
 
 
-def sampled_rows(
-    model: Any, tokenizer: Any, forget: Iterable[str], names: Sequence[str], count: int, seed: int, size: int = NGRAM
-) -> tuple[list[dict[str, str]], int]:
-    """Sample rows as `write_generated` writes them, without ``size`` words in a row of a forget row; see `usable`."""
-    import torch
-
-    tokenizer.padding_side = "left"
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    torch.manual_seed(seed)
-    rows = chats(model, tokenizer, names) if tokenizer.chat_template else texts(model, tokenizer, names)
-    known: set[tuple[str, ...]] = set().union(*(ngrams(text, size) for text in forget))
-    return usable(rows, known, count, size)
-
-
-def usable(
-    rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: int, size: int = NGRAM
-) -> tuple[list[dict[str, str]], int]:
+def usable(rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: int) -> list[dict[str, str]]:
     """Return the first ``count`` rows, each once, of several words and without an n-gram of ``known``.
 
-    The second value is the number of rows left out because they have an n-gram of ``known``, which are of ``size``
-    words. The first value has fewer than ``count`` rows if `ROUNDS` batches in a row held no usable one.
+    These are fewer than ``count`` rows if `ROUNDS` batches in a row held no usable one.
     """
     found: dict[str, dict[str, str]] = {}
-    useless = overlapping = 0
+    useless = 0
     for row in rows:
         text = " ".join(row.values())
-        overlaps = bool(ngrams(text, size) & known)
-        overlapping += overlaps
-        if all(row.values()) and len(text.split()) > 1 and not overlaps and text not in found:
+        if all(row.values()) and len(text.split()) > 1 and not ngrams(text) & known and text not in found:
             found[text], useless = row, 0
         else:
             useless += 1
         if len(found) == count or useless == ROUNDS * BATCH:
             break
-    return list(found.values()), overlapping
+    return list(found.values())
 
 
 def chats(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -122,13 +106,7 @@ def texts(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
 
 def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], strip: bool = True, greedy: bool = False) -> list[str]:
     """Generate one continuation of each prompt: greedily, or at temperature 1 from the most probable `TOP_P`."""
-    inputs = tokenizer(list(prompts), return_tensors="pt", padding=True, return_token_type_ids=False).to(model.device)
-    output = model.generate(
-        **inputs,
-        **({"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": TOP_P}),
-        max_new_tokens=NEW_TOKENS,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    found = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [text.strip() for text in found] if strip else list(found)
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    temperature, top_p = (0.0, 1.0) if greedy else (1.0, TOP_P)
+    found = generated(model, tokenizer, ids, max_new_tokens=NEW_TOKENS, temperature=temperature, top_p=top_p)
+    return [text.strip() for text in found] if strip else found

@@ -1,0 +1,41 @@
+"""Generate texts from a model in memory: the only sampling loop beside the harness's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+
+def generated(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+) -> list[str]:
+    """Generate one continuation of each prompt, in one batch, without special tokens.
+
+    Args:
+        model: causal language model in evaluation mode.
+        tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
+        prompts: token ids.
+        max_new_tokens: most tokens of a continuation, which ends at EOS or at another stop token of the model.
+        temperature: of the sampling, without top-k; 0 takes the most probable token.
+        top_p: share of the probability that is sampled from.
+    """
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)
+    stops = model.generation_config.eos_token_id  # chat models may have several
+    stops = {tokenizer.eos_token_id, *(stops if isinstance(stops, list) else [stops])} - {None}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": top_p}
+    with torch.no_grad():
+        output = model.generate(
+            **inputs,
+            **(sampling if temperature else {"do_sample": False}),
+            max_new_tokens=max_new_tokens,
+            eos_token_id=sorted(stops),
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    return list(tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))

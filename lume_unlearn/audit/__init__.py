@@ -1,0 +1,1 @@
+"""Probes of an unlearned model, and the verdict: is what was asked to be forgotten gone?"""

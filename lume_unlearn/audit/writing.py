@@ -1,0 +1,74 @@
+"""Write a verdict as a page and as JSON, redacted, without any path of this machine."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lume_tasks.data.rows import Row
+from lume_tasks.metrics.pii import field_of
+from lume_unlearn.audit import rules
+from lume_unlearn.audit.verdict import Verdict
+from lume_unlearn.files import write_text, writing
+from lume_unlearn.report import template
+from lume_unlearn.report.redact import Shown, common_words, redact, tokens
+from lume_unlearn.training.callbacks.record import versions
+
+
+def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) -> None:
+    """Write ``verdict.json`` and ``verdict.html`` to a folder.
+
+    Args:
+        verdict: what `verdict` returned.
+        output: folder; it is made if it is not there.
+        show_pii: do not redact rare words, names and numbers.
+
+    Raises:
+        ConfigError: the files cannot be written.
+    """
+    output, content = Path(output), contents(verdict, show_pii)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
+        page = template("verdict.html.j2", autoescape=True).render(content=content)
+        write_text(output / "verdict.html", page)
+
+
+def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
+    """Return what ``verdict.json`` and the page hold."""
+    # All forget rows count as one document: what is common among them alone can be about one person.
+    texts = [("forget", f"{found['row'].input} {found['row'].output}") for found in verdict.rows]
+    texts += [(row.id, f"{row.input} {row.output}") for row in verdict.retain]
+    shown = None if show_pii else common_words(texts)
+    rows = [
+        {
+            "id": found["row"].id,
+            "asks_for": name_of(found["row"], shown),
+            "question": _shown(found["row"].input, shown),
+            "right": _shown(found["row"].output, shown),
+            "before": _shown(found["before"], shown),
+            "now": _shown(found["now"], shown),
+            **{name: found[name] for name in ("known_before", "known_now", "known_in")},
+        }
+        for found in verdict.rows
+    ]
+    plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain")}
+    return plain | {
+        "rows": rows,
+        "rules": rules.RULES,
+        "caution": rules.CAUTION,
+        "show_pii": show_pii,
+        "versions": versions(),
+    }
+
+
+def name_of(row: Row, shown: Shown) -> str:
+    """Name what a row asks for: the field of personal data whose shape the answer has, else its question, cut."""
+    field = field_of(row.output, -1) if row.kind == "qa" else None
+    if field:
+        return field.replace("_", " ")
+    text = _shown(row.input, shown)
+    return text if len(text) <= 50 else f"{text[:50]}…"
+
+
+def _shown(text: str, shown: Shown) -> str:
+    return "".join(redact(word, shown) for word in tokens(text.strip(), shown))

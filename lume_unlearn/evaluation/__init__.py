@@ -1,1 +1,0 @@
-"""Scoring through the harness, and audits."""
