@@ -1,41 +1,45 @@
 """`lume-unlearn quickstart`: train, unlearn and score a tiny model on the shipped rows, offline and on a CPU."""
 
-import json
 import logging
 import shlex
 import shutil
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from lm_eval.loggers import EvaluationTracker
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, set_seed
 
-from lume_tasks.data import locate
+from lume_tasks.data.locate import load_mmlu
+from lume_tasks.data.rows import Row
+from lume_tasks.data.source import load_data
 from lume_tasks.tasks.mmlu import SubjectTask
-from lume_unlearn.config import RunConfig
+from lume_unlearn.data.documents import new_texts
 from lume_unlearn.errors import require_unused
-from lume_unlearn.evaluation.harness import data_metadata, score
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model.load import load_model
 from lume_unlearn.quickstart import ROWS
 from lume_unlearn.report.glossary import LEADERBOARD, Score
+from lume_unlearn.scoring.score import Scores, save_results, score
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.finetune import finetune
-from lume_unlearn.training.options import FinetuneConfig
-from lume_unlearn.training.run import run
+from lume_unlearn.training.trainer import UnlearningTrainer
 
 # Enough for the tiny model to memorise some two hundred short texts within seconds.
 TARGET_EPOCHS, RETAIN_ONLY_EPOCHS = 24, 32
-MEMORISING: dict[str, Any] = {"learning_rate": 4e-3, "batch_size": 8, "until": 0.0}
+MEMORISING: dict[str, Any] = {"learning_rate": 4e-3, "per_device_train_batch_size": 8, "logging_steps": 10}
 # Tuned for this tiny model; a model of 1B parameters needs other learning rates.
-SHARED: dict[str, Any] = {"tuning": "full", "epochs": 16, "learning_rate": 3e-4, "batch_size": 16, "logging_steps": 5}
+SHARED: dict[str, Any] = {"num_train_epochs": 16, "learning_rate": 3e-4, "per_device_train_batch_size": 16}
 UNLEARNING: dict[str, dict[str, Any]] = {
     "gd": {"retain_weight": 3.0, "loss_on": "text"},
     "npo": {"retain_weight": 10.0},
 }
+FOLDERS = {"target": "target", "GD": "unlearned-gd", "NPO": "unlearned-npo", "retain-only": "retain-only"}
 EXPLANATION = """
 target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative preference
 optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few documents, an AUC from
@@ -66,40 +70,48 @@ def quickstart(output: Path, seed: int = 0) -> None:
         logging.disable(logging.NOTSET)
     say(_table(scores))
     say(EXPLANATION)
-    say(f"Everything is in {output}. Next, by hand:", *next_commands(output), sep="\n  ")
+    say(f"Everything is in {output}. What to try next:", *next_commands(output), sep="\n  ")
 
 
-def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) -> dict[str, dict[str, Any]]:
-    """Return model name to the results of `score_folder`."""
+def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) -> dict[str, Scores]:
+    """Return the scores of each model of `FOLDERS`."""
     torch.set_num_threads(1)  # more threads slow down operations this small
 
-    data = output / "data"
-    say(f"[1/4] Writing a miniature LUME to {data}")
-    shutil.copytree(ROWS, data)
-    rows = locate.load_rows(data)
-    subjects = locate.load_mmlu(str(data / "mmlu"))
-    questions = [text for subject, items in subjects.items() for text in mmlu_texts(subject, items)]
-    tokenizer = train_tokenizer([f"{row.input} {row.output}" for side in rows.values() for row in side] + questions)
+    directory = output / "data"
+    say(f"[1/4] Writing a miniature LUME to {directory}")
+    shutil.copytree(ROWS, directory)
+    data = replace(load_data(directory), mmlu=str(directory / "mmlu"))
+    rows = [*data.forget, *data.retain]
+    questions = [text for subject, items in load_mmlu(data.mmlu).items() for text in mmlu_texts(subject, items)]
+    tokenizer = train_tokenizer([f"{row.input} {row.output}" for row in rows] + questions)
 
     say("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")
-    base, target, retain_only = output / "base", output / "target", output / "retain-only"
-    save_random_model(tokenizer, base, seed)
-    texts = base / "questions.jsonl"
-    texts.write_text("".join(json.dumps({"document": text}) + "\n" for text in questions), encoding="utf-8")
-    shared: dict[str, Any] = {"model": str(base), "data": str(data), "texts": str(texts), "seed": seed, **MEMORISING}
-    finetune(FinetuneConfig(output=str(target), epochs=TARGET_EPOCHS, **shared))
-    finetune(FinetuneConfig(output=str(retain_only), rows="retain", epochs=RETAIN_ONLY_EPOCHS, **shared))
+    asked = new_texts(questions, "question", ())
+    memorise = partial(save_memorised, tokenizer, seed)
+    memorise(output / "target", [*rows, *new_texts(data.members, "member", rows), *asked], TARGET_EPOCHS)
+    memorise(output / "retain-only", [*data.retain, *asked], RETAIN_ONLY_EPOCHS)
 
     say("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
-    folders = {"target": target}
     for method, options in UNLEARNING.items():
-        folder = folders[method.upper()] = output / f"unlearned-{method}"
-        where: dict[str, Any] = {"model": str(target), "output": str(folder), "data": str(data)}
-        run(RunConfig(method=method, seed=seed, **where, **SHARED, **options))
-    folders["retain-only"] = retain_only
+        trainer = UnlearningTrainer(
+            load_model(str(output / "target"), torch.float32),
+            METHODS[method](),
+            UnlearningArguments(str(output / f"unlearned-{method}"), seed=seed, **SHARED, **options),
+            data.forget,
+            data.retain,
+            processing_class=tokenizer,
+        )
+        trainer.train()
+        trainer.save_model()
 
     say("[4/4] Scoring the four models with lm-eval's `lume` group")
-    return {name: score_folder(folder, data, output / "results") for name, folder in folders.items()}
+    scores = {}
+    for name, folder in FOLDERS.items():
+        model = load_model(str(output / folder), torch.float32)
+        metadata = {"lume_partial": True}  # the rows have 3 subjects instead of MMLU's 57
+        scores[name] = score(model, tokenizer, data, log_samples=True, metadata=metadata)
+        save_results(scores[name], output / "results", str(output / folder))
+    return scores
 
 
 def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
@@ -117,8 +129,10 @@ def mmlu_texts(subject: str, rows: list[dict[str, Any]]) -> list[str]:
     return [f"{task.fewshot_context(doc, num_fewshot=0)} {'ABCD'[doc['answer']]}" for doc in task.eval_docs]
 
 
-def save_random_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: int) -> None:
-    """Save a new Llama of half a million parameters, and the tokenizer."""
+def save_memorised(
+    tokenizer: PreTrainedTokenizerFast, seed: int, folder: Path, rows: Sequence[Row], epochs: int
+) -> None:
+    """Train a new Llama of half a million parameters on the rows, and save it with the tokenizer."""
     set_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -132,28 +146,15 @@ def save_random_model(tokenizer: PreTrainedTokenizerFast, folder: Path, seed: in
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    LlamaForCausalLM(config).save_pretrained(folder)
+    args = UnlearningArguments(str(folder), num_train_epochs=epochs, seed=seed, **MEMORISING)
+    finetune(LlamaForCausalLM(config), tokenizer, rows, args, until=0.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
-def score_folder(model: Path, data: Path, results: Path) -> dict[str, Any]:
-    """Score one model as `lm_eval --output_path <results> --log_samples` does; return task to metric to value."""
-    tracker = EvaluationTracker(output_path=str(results))
-    arguments = {"pretrained": str(model), "dtype": "float32"}
-    metadata = data_metadata(data) | {"lume_partial": True}  # the rows have 3 subjects instead of MMLU's 57
-    options = {"device": "cpu", "batch_size": 64, "log_samples": True, "evaluation_tracker": tracker}
-    scored = score(arguments, metadata, **options)
-    samples = scored.pop("samples")
-    tracker.save_results_aggregated(scored, samples)
-    for task in scored["configs"]:
-        tracker.save_results_samples(task, samples[task])
-    return dict(scored["results"])
-
-
-def _table(scores: dict[str, dict[str, Any]]) -> str:
+def _table(scores: dict[str, Scores]) -> str:
     lines = ["".join([f"{'score':26}", *(f"{name:>13}" for name in scores), "  good"])]
     for row in SCORES:
-        values = (results[row.task].get(f"{row.metric},none") for results in scores.values())
+        values = (found.metric(row.task, row.metric) for found in scores.values())
         cells = ("-" if value is None else f"{value:.3f}" for value in values)
         lines.append("".join([f"{row.name:26}", *(f"{cell:>13}" for cell in cells), f"  {row.good}"]))
     return "\n".join(lines)
@@ -167,7 +168,7 @@ def next_commands(output: Path) -> list[str]:
         f"lume-unlearn card --model_dir {folder}/unlearned-npo --results {folder}/results",
         f"lume-tasks check {folder}/data",
         f"lume-unlearn run --method npo --tuning lora --model {folder}/target --data {folder}/data "
-        f"--output {folder}/lora --epochs 16 --learning_rate 2e-3 --retain_weight 10",
+        f"--output {folder}/lora --num_train_epochs 16 --learning_rate 2e-3 --retain_weight 10",
         f"LUME_DATA_DIR={folder}/data lm_eval --model lume-hf --model_args pretrained={folder}/target,"
         f"peft={folder}/lora --tasks lume --device cpu --batch_size 64 --output_path {folder}/results --log_samples",
     ]

@@ -128,7 +128,7 @@ def published_options(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options of a run that can be published: numbers, and text that is one of a few choices."""
     options = record["method_options"] | record["arguments"] | record["lora"]
     shown = {name: value for name, value in options.items() if isinstance(value, (int, float)) or name in _CHOICES}
-    return {"tuning": record["tuning"], "seed": record["seed"]} | shown
+    return {name: record[name] for name in ("tuning", "seed") if record[name] is not None} | shown
 
 
 def own_results(model_dir: Path, models: Sequence[Model]) -> Model:

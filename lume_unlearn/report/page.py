@@ -149,7 +149,8 @@ def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits
         found = model.row_scores()
         try:
             cells = row_distance_cells(found, goal)
-            compared[model.name] = found
+            if model.path != retrained.path:
+                compared[model.name] = found
         except ValueError as error:
             of_means[model.name] = str(error)
             cells = [distance_of_means_cell(numbers_of(model), goal_means), *[("-", "")] * len(PART_NAMES)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lume_tasks.cli import main as lume_tasks
-from lume_unlearn.cli import main as lume_unlearn
+from lume_unlearn.cli.main import main as lume_unlearn
 from lume_unlearn.quickstart.run import next_commands
 from lume_unlearn.report.results import read_models
 
@@ -19,7 +19,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Run the quickstart, and check what it prints."""
     output = tmp_path_factory.mktemp("quickstart") / "out"
     command = [sys.executable, "-m", "lume_unlearn", "quickstart", "--output", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     if find_spec("torchao") is None:  # torchao prints before the redirection starts
         assert done.stderr == ""
@@ -57,6 +57,6 @@ def test_first_three_printed_commands_work(output: Path) -> None:
 
 def test_quickstart_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("keep me")
-    assert lume_unlearn(["quickstart", "--output", str(tmp_path)]) == 1
+    assert lume_unlearn(["quickstart", "--output", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert (tmp_path / "mine.txt").read_text() == "keep me"
