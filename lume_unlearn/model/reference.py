@@ -52,8 +52,11 @@ class Reference:
         """
         if kind == "int8":
             require_torchao("--reference_copy int8")
-        self.passes, self.copy = passes, None
+        self.passes = passes
+        self.copy: Any = None
         self.placed = kind == "cpu"
+        self.compiles = not isinstance(model, PeftModel) and kind in ("same", "bfloat16")
+        """Whether there is a copy that torch can compile."""
         if isinstance(model, PeftModel):
             return
         share = share and kind not in ("bfloat16", "int8")

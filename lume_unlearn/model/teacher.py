@@ -71,7 +71,7 @@ def run_teacher(
     """Run the reference model on the contexts of each forget row, without dropout.
 
     Returns:
-        The teacher, its hidden states for each row, and its NLL of each row's labelled tokens, (n,) on the CPU: their level.
+        The teacher, its hidden states for each row, and its NLL of each row's labelled tokens: (n,) on the CPU.
 
     Raises:
         ConfigError: see `Teacher`.

@@ -120,7 +120,7 @@ class UnlearningArguments(TrainingArguments):
     logging_steps: float = option(1, "Optimiser steps between two entries of the loss history.")
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool | None = False
+    remove_unused_columns: bool | None = False  # type: ignore[assignment]
     report_to: Any = option("none", "Where to report to: none, tensorboard, wandb, ...")
 
     retain_term: RetainTerm | None = option(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
@@ -185,13 +185,13 @@ class UnlearningArguments(TrainingArguments):
             self.activation_checkpointing = self.gradient_checkpointing  # its new name: the old one warns
             self.gradient_checkpointing = None
         try:
-            super().__post_init__()
+            super().__post_init__()  # type: ignore[no-untyped-call]
         except ValueError as error:
             raise ConfigError(str(error)) from error
         self.torch_compile = compile_layers
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
-        reporters = get_available_reporting_integrations()
+        reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
         raise_faults(
             [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
             + [
@@ -212,10 +212,10 @@ class UnlearningArguments(TrainingArguments):
     def rows_per_step(self) -> int:
         """Forget rows of one optimiser step, over all processes."""
         assert self.per_device_train_batch_size is not None
-        return self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size
+        return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size)
 
 
-_FILLED_IN = tuple(name for name in DEFAULTS if name in TrainingArguments.__dataclass_fields__) + ("learning_rate",)
+_FILLED_IN = (*(name for name in DEFAULTS if name in TrainingArguments.__dataclass_fields__), "learning_rate")
 _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(TrainingArguments) if f.default is not MISSING}
 
 
@@ -228,7 +228,7 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
         model: its number of parameters decides the learning rate of methods without one of their own.
     """
     filled = copy.copy(args)
-    for name, value in (DEFAULTS | {"retain_term": method.retain_term} | dict(method.defaults)).items():
+    for name, value in {**DEFAULTS, "retain_term": method.retain_term, **method.defaults}.items():
         if name != "learning_rate" and getattr(args, name) is None:
             setattr(filled, name, value)
     if args.learning_rate is None:

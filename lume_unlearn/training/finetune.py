@@ -67,15 +67,15 @@ class FinetuneTrainer(UnlearningTrainer):
         # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")
         outputs = encode([row for row in texts if row.task])
-        assert self.args.max_tokens is not None
-        self.memorised = Memorised(until, self.args.max_tokens, self.args.seed)
+        self.memorised = Memorised(until, self.max_tokens, self.args.seed)
         self.memorised.watch(self.passes, outputs, self.steps_per_epoch)
         self.add_callback(self.memorised)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train, and record the share of output tokens that are ranked first."""
         result = super().train(*args, **kwargs)
-        share = self.memorised.share(self.model, self.memorised.rows) if self.memorised.rows else None
+        model: Any = self.model
+        share = self.memorised.share(model, self.memorised.rows) if self.memorised.rows else None
         self.record.extra |= {
             "memorised": self.memorised.measured,
             "ranked_first": share,

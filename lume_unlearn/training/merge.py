@@ -41,7 +41,7 @@ def merge(
         require_unused(Path(output))
     with only_run(Path(output)) if output is not None else nullcontext():
         base: Any = _base_model(str(adapter)) if model is None else model
-        adapted = base.float() if adapter is None else load.adapted_model(base, adapter, torch.float32)
+        adapted: Any = base.float() if adapter is None else load.adapted_model(base, adapter, torch.float32)
         merged = adapted.merge_and_unload().to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if output is not None:
             _save(merged, _tokenizer(base, adapter), Path(output))

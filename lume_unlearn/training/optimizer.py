@@ -19,7 +19,7 @@ def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | N
         ConfigError: torchao is not installed, or has no such optimiser.
     """
     if args.optim == OptimizerNames.ADAMW_TORCH_8BIT:
-        require_torchao(f"--optim {args.optim.value}")
+        require_torchao(f"--optim {OptimizerNames.ADAMW_TORCH_8BIT.value}")
     if args.weights != "bfloat16":
         return None
     require_torchao("--weights bfloat16")

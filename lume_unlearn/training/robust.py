@@ -40,7 +40,7 @@ def steepest(gradient: Gradients, rho: float) -> Gradients:
 
 
 class Robust(TrainerCallback):
-    """Computes the gradient of a step: that of the forget loss at moved weights, that of the retain term where they are.
+    """Computes the gradient of a step: of the forget loss at moved weights, of the retain term where they are.
 
     sam takes the forget gradient at ``theta + rho g / |g|``, g the forget gradient at theta: Fan et al. 2025 (arXiv
     2502.05374), smoothness against relearning. path takes it at ``theta + u delta``: delta is how far a few AdamW steps
@@ -84,7 +84,6 @@ class Robust(TrainerCallback):
     def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
         """Return the change of the weights in a few steps as those of `fine_tune` (`relearning`); change nothing."""
         trainer, args = self.trainer, self.trainer.args
-        assert args.max_tokens is not None
         start = [weight.detach().clone() for weight in weights]
         generator = self._generator()
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -92,7 +91,7 @@ class Robust(TrainerCallback):
             chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()
             rows = [trainer.examples.forget[index] for index in chosen]
             count = sum(row.scored for row in rows)
-            for part in cut(rows, lambda row: [len(row.input_ids)], args.max_tokens, not trainer.passes.packs):
+            for part in cut(rows, lambda row: [len(row.input_ids)], trainer.max_tokens, not trainer.passes.packs):
                 batch = pack_rows({"forget": part}).to(args.device)
                 with trainer.compute_loss_context_manager():
                     (nll,) = trainer.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])

@@ -50,41 +50,25 @@ def run(
     alternatives: str | None = None,
     substitutes: str | None = None,
     unseen: str | None = None,
-    tuning: str = "lora",
-    lora_rank: int = 8,
-    lora_alpha: int = 32,
-    lora_dropout: float = 0.05,
-    lora_targets: str = "all-linear",
-    trust_remote_code: bool = False,
     resume: bool = False,
+    **loading: Any,
 ) -> Path:
-    """Unlearn the forget rows from a model and write the result to ``args.output_dir``.
-
-    The folder then loads directly: a model as ``pretrained=O``, a LoRA adapter as ``pretrained=M,peft=O``. Beside the
-    weights are the tokenizer and `unlearning.json` (see `record`).
+    """Unlearn the forget rows from a model; return the folder with model or adapter, tokenizer and `Record`.
 
     Args:
         model: folder or hub name.
         args: arguments of the training.
         method: see `UnlearningTrainer`.
-        data: see `Source`; also ``split``, ``forget`` and ``retain``.
-        split: of ``data``.
-        forget: file of forget rows.
+        data: data directory (see `Source`).
+        split: of the data directory.
+        forget: file of forget rows, instead of a directory.
         retain: file of retain rows.
         forgotten: data directories of earlier requests, separated by commas.
         alternatives: file of other answers to the forget rows.
         substitutes: file of texts and their substitutes.
         unseen: file of texts never trained on.
-        tuning: what to train (see `load.trainable`).
-        lora_rank: of the adapter.
-        lora_alpha: of the adapter: its output is multiplied by alpha / rank.
-        lora_dropout: before the adapter.
-        lora_targets: modules that get an adapter: all-linear, or names separated by commas.
-        trust_remote_code: run code that a hub model brings along.
         resume: continue from the last complete checkpoint in the output folder, or start if there is none yet.
-
-    Returns:
-        The output folder.
+        **loading: what is trained (see `load_trained`); by default a LoRA adapter.
 
     Raises:
         ConfigError: an option that cannot work, training that diverged, or a write that failed.
@@ -94,27 +78,25 @@ def run(
     output, source = Path(str(args.output_dir)), Source(data, split, forget, retain)
     with in_output(output, args, resume) as checkpoint:
         rows = source.rows()
-        adapter = lora_config(lora_rank, lora_alpha, lora_dropout, lora_targets)
-        loaded, tokenizer = load_trained(model, args, tuning, adapter, trust_remote_code)
-        trainer = UnlearningTrainer(
-            loaded,
-            method,
-            args,
-            rows["forget"],
-            rows["retain"],
-            processing_class=tokenizer,
-            alternatives=alternatives_of(alternatives, rows["forget"]),
-            substitutes=substitutes_of(substitutes),
-            unseen=None if unseen is None else read_texts("unseen", unseen),
-            forgotten=earlier_rows(forgotten),
-            eval_data=None if args.eval_strategy == "no" else source.loaded(),
-        )
+        given: dict[str, Any] = {"alternatives": alternatives_of(alternatives, rows["forget"])}
+        given |= {"substitutes": substitutes_of(substitutes), "unseen": unseen and read_texts("unseen", unseen)}
+        given |= {"forgotten": earlier_rows(forgotten), "eval_data": source.loaded() if args.do_eval else None}
+        loaded, given["processing_class"] = load_trained(model, args, **loading)
+        trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
         trainer.record.extra["model"] = fingerprint(loaded, model)
-        members = members_line(source.members(), rows["forget"], args.loss_on)
-        if members and trainer.is_world_process_zero():
-            print(members, flush=True)
+        _say_members(source, trainer)
         train_and_save(trainer, checkpoint)
     return output
+
+
+def _say_members(source: Source, trainer: UnlearningTrainer) -> None:
+    members = members_line(source.members(), trainer.forget, trainer.args.loss_on)
+    if members and trainer.is_world_process_zero():
+        print(members, flush=True)
+
+
+FINETUNING: dict[str, Any] = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0}
+"""What `finetune_files` trains by default."""
 
 
 def finetune_files(
@@ -126,26 +108,18 @@ def finetune_files(
     rows: str = "all",
     texts: str | None = None,
     until: float = 0.99,
-    tuning: str = "full",
-    lora_rank: int = 32,
-    lora_alpha: int = 64,
-    lora_dropout: float = 0.0,
-    lora_targets: str = "all-linear",
-    trust_remote_code: bool = False,
     resume: bool = False,
+    **loading: Any,
 ) -> Path:
-    """Make a model memorise rows (see `finetune`) and write it to ``args.output_dir``.
+    """Make a model memorise rows (see `finetune`), write it to ``args.output_dir``, and return this folder.
 
-    Args and errors are those of `run`; ``rows`` and ``texts`` are those of `finetune_rows`, ``until`` of `finetune`.
-
-    Returns:
-        The output folder.
+    Args and errors are those of `run`; ``rows`` and ``texts`` are those of `finetune_rows`, ``until`` of `finetune`. By
+    default all weights are trained.
     """
     output = Path(str(args.output_dir))
     with in_output(output, args, resume) as checkpoint:
         found = finetune_rows(data, split, rows, texts)
-        adapter = lora_config(lora_rank, lora_alpha, lora_dropout, lora_targets)
-        loaded, tokenizer = load_trained(model, args, tuning, adapter, trust_remote_code)
+        loaded, tokenizer = load_trained(model, args, **(FINETUNING | loading))
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
         trainer.record.extra["model"] = fingerprint(loaded, model)
         train_and_save(trainer, checkpoint)
@@ -160,9 +134,32 @@ def lora_config(rank: int, alpha: int, dropout: float, targets: str) -> LoraConf
 
 
 def load_trained(
-    model: str, args: UnlearningArguments, tuning: str, lora: LoraConfig, trust_remote_code: bool = False
+    model: str,
+    args: UnlearningArguments,
+    *,
+    tuning: str = "lora",
+    lora_rank: int = 8,
+    lora_alpha: int = 32,
+    lora_dropout: float = 0.05,
+    lora_targets: str = "all-linear",
+    trust_remote_code: bool = False,
 ) -> tuple[Any, Any]:
-    """Load a model to be trained, on the device of this process unless it is sharded, and its tokenizer."""
+    """Load a model to be trained, on the device of this process unless it is sharded, and its tokenizer.
+
+    Args:
+        model: folder or hub name.
+        args: arguments of the training.
+        tuning: what to train (see `load.trainable`).
+        lora_rank: of the adapter.
+        lora_alpha: of the adapter: its output is multiplied by alpha / rank.
+        lora_dropout: before the adapter.
+        lora_targets: modules that get an adapter: all-linear, or names separated by commas.
+        trust_remote_code: run code that a hub model brings along.
+
+    Raises:
+        ConfigError: the model cannot be loaded, or does not have what an option names.
+    """
+    lora = lora_config(lora_rank, lora_alpha, lora_dropout, lora_targets)
     set_seed(args.seed)  # of the adapter's initial weights
     bf16 = load.bfloat16_here() if args.bf16 is None else args.bf16
     half = args.weights == "bfloat16" or (tuning == "lora" and bf16)

@@ -100,11 +100,7 @@ def run_reference(
         terms.reference = Reference(model, terms.passes, args.reference_copy, share=not by_deepspeed())
     if args.torch_compile:
         compile_layers(model)
-        if (
-            terms.reference is not None
-            and terms.reference.copy is not None
-            and args.reference_copy in ("same", "bfloat16")
-        ):
+        if terms.reference is not None and terms.reference.compiles:
             compile_layers(terms.reference.copy)
     if args.bf16:
         load.keep_adapter_inputs_bfloat16(model)

@@ -43,7 +43,7 @@ class Level(TrainerCallback):
 
     def measured(self, model: nn.Module) -> float:
         """Compute the mean over texts of their mean NLL, in nats a token, without dropout."""
-        args = self.trainer.args
+        trainer = self.trainer
         with evaluating(model):
-            values = row_values(model, self.trainer.logit_passes, self.unseen, args.max_tokens, args.device)
+            values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens, trainer.args.device)
         return float(torch.stack([value.mean() for value in values]).mean())

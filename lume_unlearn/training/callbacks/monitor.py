@@ -53,8 +53,8 @@ class Monitor(TrainerCallback, ExportableState):
     """Measures NLL every few optimiser steps and acts when the model collapses.
 
     The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL, or
-    many times as high (`FACTOR`, `LEAST_RISE`). The policy ``on_collapse`` is then to warn, to stop with an error, or to
-    roll back to the weights of the last good measurement and end there.
+    many times as high (`FACTOR`, `LEAST_RISE`). The policy ``on_collapse`` is then to warn, to stop with an error, or
+    to roll back to the weights of the last good measurement and end there.
     """
 
     def __init__(self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Tokens]]) -> None:
@@ -133,9 +133,9 @@ class Monitor(TrainerCallback, ExportableState):
         """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
         if self.measured and self.measured[-1]["step"] == step:
             return self.measured[-1]
-        args, device = self.trainer.args, next(model.parameters()).device
+        device = next(model.parameters()).device
         nlls = {
-            f"{side}_nll": mean_nll(model, self.trainer.logit_passes, rows, args.max_tokens, device)
+            f"{side}_nll": mean_nll(model, self.trainer.logit_passes, rows, self.trainer.max_tokens, device)
             for side, rows in self.rows.items()
             if rows
         }
@@ -211,8 +211,11 @@ def unknown_rows(reference: Entry) -> str | None:
     )
 
 
-def advice(measured: Sequence[Entry], negated: bool = False) -> str | None:
-    """Return a warning about a run that did little or lost too much, with the option to try; ``negated``: by `scale`."""
+def advice(measured: Sequence[Entry], negated: bool = False, bound: float = math.inf) -> str | None:
+    """Return a warning about a run that did little or lost too much, with the option to try; None if all is well.
+
+    ``negated``: the method's `scale` decides; ``bound``: of a collapse (see `is_good`).
+    """
     if not measured:
         return None
     first, last = measured[0], measured[-1]
@@ -239,7 +242,7 @@ def advice(measured: Sequence[Entry], negated: bool = False) -> str | None:
             f"the result is no better than doing nothing: the forget NLL rose by {forget:.3f} nats a token, the retain "
             f"NLL by {retain:.3f}; {lower}"
         )
-    if not is_good(last, first, math.inf):
+    if not is_good(last, first, bound):
         return (
             f"retain rows were lost: their NLL rose from {first['retain_nll']:.3f} to {last['retain_nll']:.3f} nats a "
             f"token; {lower}"

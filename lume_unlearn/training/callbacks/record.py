@@ -1,4 +1,4 @@
-"""`unlearning.json`: method, arguments, versions and history of a training, written with every checkpoint and result."""
+"""`unlearning.json`: method, arguments, versions and history of a training, beside every checkpoint and result."""
 
 import hashlib
 import json
@@ -41,8 +41,9 @@ class Record(TrainerCallback):
         self.trainer, self.started = trainer, time.time()
         self.extra: dict[str, Any] = {}
         """Further entries, such as the fingerprint of the model."""
-        defaults = UnlearningArguments(output_dir="unused").to_dict()
-        given = {name: value for name, value in args.to_dict().items() if name not in PRIVATE}
+        defaults = UnlearningArguments(output_dir="unused").to_dict()  # type: ignore[no-untyped-call]
+        filled: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
+        given = {name: value for name, value in filled.items() if name not in PRIVATE}
         peft_config = getattr(model, "peft_config", None)
         self.content: dict[str, Any] = {
             "method": trainer.method.name,
