@@ -77,12 +77,12 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
     """Return the scores of each model of `FOLDERS`."""
     torch.set_num_threads(1)  # more threads slow down operations this small
 
-    directory = output / "data"
+    directory, mmlu = output / "data", str(output / "data" / "mmlu")
     say(f"[1/4] Writing a miniature LUME to {directory}")
     shutil.copytree(ROWS, directory)
-    data = replace(load_data(directory), mmlu=str(directory / "mmlu"))
+    data = replace(load_data(directory), mmlu=mmlu)
     rows = [*data.forget, *data.retain]
-    questions = [text for subject, items in load_mmlu(data.mmlu).items() for text in mmlu_texts(subject, items)]
+    questions = [text for subject, items in load_mmlu(mmlu).items() for text in mmlu_texts(subject, items)]
     tokenizer = train_tokenizer([f"{row.input} {row.output}" for row in rows] + questions)
 
     say("[2/4] Training a target that memorises all of it, and a model that never sees the forget rows")

@@ -58,7 +58,7 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     scores = card_scores(model)
     metadata = ModelCardData(
         model_name=visible(model_dir.resolve().name),
-        base_model=record["model"]["name"],
+        base_model=record["model"]["repository"],
         library_name="peft" if record["lora"] else "transformers",
         pipeline_tag="text-generation",
         tags=["unlearning", "lume", record["method"]],
@@ -96,7 +96,7 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
         adapter = model_dir / _ADAPTER_CONFIG
         if adapter.exists():
             content = json.loads(read_text(adapter))
-            content["base_model_name_or_path"] = read_record(model_dir)["model"]["name"]  # not a path
+            content["base_model_name_or_path"] = read_record(model_dir)["model"]["repository"]  # not a path
             data = json.dumps(content, indent=2).encode()
             api.upload_file(path_or_fileobj=data, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
         api.upload_folder(repo_id=repository, folder_path=model_dir, allow_patterns=names)
@@ -120,7 +120,7 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("method"), str):
         raise DataError(f"{path}: names no method; write the card with the version of lume-unlearn that wrote the file")
     given = {name: value for name, value in found.items() if value is not None}
-    base = dict.fromkeys(("name", "revision", "sha256")) | given.pop("model", {})
+    base = dict.fromkeys(("repository", "revision", "sha256", "dtype")) | given.pop("model", {})
     return {**_RECORDED, **{name: {} for name in _GROUPS}, **given, "model": base}
 
 

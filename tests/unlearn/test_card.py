@@ -33,7 +33,7 @@ RECORD: dict[str, Any] = {
     "processes": 1,
     "model": {"sha256": "0a1b2c"},
 }
-HUB = {"name": "someone/olmo-1b", "revision": "9f8e7d", "sha256": "0a1b2c"}
+HUB = {"repository": "someone/olmo-1b", "revision": "9f8e7d", "sha256": "0a1b2c", "dtype": "float32"}
 Write = Callable[..., Path]
 
 
@@ -77,7 +77,7 @@ def test_card_says_how_the_model_was_made_and_publishes_no_path(finished: Path, 
     (finished / "unlearning.json").write_text(json.dumps(RECORD | {"model": HUB}))
     card = ModelCard.load(write_card(finished, [path]))
     assert card.data.base_model == "someone/olmo-1b"
-    assert "| `someone/olmo-1b`, revision `9f8e7d` | `0a1b2c` |" in card.text
+    assert "| `someone/olmo-1b`, revision `9f8e7d`, weights as `float32` | `0a1b2c` |" in card.text
     (finished / "unlearning.json").write_text('{"method": "mine"}')
     assert "In - s, by - processes" in write_card(finished, [path]).read_text()
 
