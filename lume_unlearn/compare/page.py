@@ -1,11 +1,26 @@
-"""The page of a comparison: the table, the curves over epochs, the audits, and what was tried."""
+"""What a comparison found, as one JSON object and as a page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
-from lume_unlearn.compare.contents import MODELS
+from lume_unlearn.compare import judge
+from lume_unlearn.compare.final import Result
+from lume_unlearn.compare.study import MODELS, Study, row_of
 from lume_unlearn.report import plots, template
+from lume_unlearn.scoring.score import MEANS
 
+COLUMNS = {
+    **{name: f"lume_score {name}" for name in MEANS},
+    "task_aggregate": "lume_score task_aggregate",
+    "loss_auc": "lume_mia loss_auc",
+    "loss_tpr_at_1": "lume_mia loss_tpr_at_1",
+    "min_k_plus_plus_auc": "lume_mia min_k_plus_plus_auc",
+    "mmlu": "lume_mmlu acc",
+}
+"""Column of the table to the score that it shows."""
 HEADINGS = {
     "distance": ("distance to retrained", "0"),
     "forget_regurgitation": ("forget: text repeated", "low"),
@@ -14,8 +29,8 @@ HEADINGS = {
     "retain_knowledge": ("retain: facts known", "high"),
     "task_aggregate": ("task aggregate", "high"),
     "loss_auc": ("loss AUC", "0.5"),
+    "loss_tpr_at_1": ("loss: TPR at 1 % FPR", "0.01"),
     "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5"),
-    "depth": ("unlearning depth", "1"),
     "mmlu": ("MMLU", "unchanged"),
     "seconds": ("training, seconds", "low"),
 }
@@ -27,14 +42,89 @@ CURVES = {
     "Utility": ("mmlu", "MMLU accuracy"),
 }
 """Figure to the judged number that it shows, and the label of its axis."""
-AUDITED = {
-    "forget_exact_memorization": "forget: tokens ranked first",
-    "forget_extraction_strength": "forget: extraction strength",
-    "retain_exact_memorization": "retain: tokens ranked first",
-    "loss_auc": "loss AUC",
-    "min_k_plus_plus_auc": "Min-K%++ AUC",
-}
-"""Judged number to its heading in the table of audits."""
+AUDITED = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge", "loss_auc")
+"""Columns of the table of audits, with the headings of `HEADINGS`."""
+SHOWN = (
+    *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "warmup_steps"),
+    *("lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
+)
+"""Arguments that the page prints for each contestant, beside what was tuned and the method's hyperparameters."""
+
+
+def contents(study: Study, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather everything that the page shows; ``options``: what the comparison was called with."""
+    models, chats = _results(study)
+    goals = {name: models[row_of("retrained", chat)][0] for name, chat in chats.items()} if options["retrained"] else {}
+    table = {name: row(found, goals.get(name)) for name, found in models.items()}
+    entered = {name: found for name, found in models.items() if name in study.contestants}
+    curves = {name: found[0]["curve"] for name, found in entered.items()}
+    return {
+        "options": {**options, "trials": study.trials, "seeds": study.seeds},
+        "objective": judge.words("retrained" in study.comparison.models, bool(study.comparison.tuning.members)),
+        "settings": {name: _setting(study, name) for name in study.contestants},
+        "trials": {name: [_trial(*found) for found in q.results().items()] for name, q in study.queues.items()},
+        "failures": study.failures(),
+        "table": table,
+        "alike": alike({name: table[name]["distance"] for name in entered}) if options["retrained"] else [],
+        "audits": {name: found[0]["audits"] for name, found in models.items() if found[0]["audits"]},
+        "judged": {name: found[0]["judged"] for name, found in models.items()},
+        "curves": curves,
+    }
+
+
+def _results(study: Study) -> tuple[dict[str, list[Result]], dict[str, bool]]:
+    """Return row of the table to its results, seed 0 first, and to whether it was scored with the chat template."""
+    models: dict[str, list[Result]] = {}
+    chats: dict[str, bool] = {}
+    for name, queue in study.finals.items():
+        for slot, trial in sorted(queue.results().items()):
+            if "result" in trial.user_attrs:  # else it diverged
+                row_name = slot if name == MODELS else name
+                models.setdefault(row_name, []).append(trial.user_attrs["result"])
+                task = trial.user_attrs["task"]
+                chats[row_name] = task["chat"] if name == MODELS else study.contestants[name].chat
+    return models, chats
+
+
+def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
+    """Return each column's mean, lowest and highest value over the seeds; without columns that have no value.
+
+    The first column is the distance to the retrained model with its 95 % interval over documents and seeds, without
+    such a model the shortfall.
+    """
+    columns = {name: [r["scores"][where] for r in results if where in r["scores"]] for name, where in COLUMNS.items()}
+    columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
+    if retrained is None:
+        columns["distance"] = [judge.shortfall(result["judged"]) for result in results]
+    found = {name: [fmean(values), min(values), max(values)] for name, values in columns.items() if values}
+    if retrained is not None:
+        found["distance"] = judge.distance_with_interval(results, retrained)
+    return found
+
+
+def alike(distances: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Return the pairs of rows whose intervals (value, low, high) overlap: these cannot be told apart."""
+    return [
+        [one, other]
+        for one, other in combinations(sorted(distances, key=lambda name: distances[name][0]), 2)
+        if distances[one][2] >= distances[other][1] and distances[other][2] >= distances[one][1]
+    ]
+
+
+def _setting(study: Study, name: str) -> dict[str, Any]:
+    """Return what a contestant ran with: its options, its defaults of what was tuned, and the best of the trials."""
+    args, contestant, default = study.args[name], study.contestants[name], study.defaults[name]
+    ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN} | asdict(contestant.method)
+    ran = {option: value for option, value in ran.items() if value is not None and option not in default}
+    return {"ran": ran, "default": default, "best": study.best(name)}
+
+
+def _trial(slot: int, trial: Any) -> dict[str, Any]:
+    """Return one trial: its setting, its state, and its value if it was judged."""
+    reason = trial.user_attrs.get("reason")
+    state = "diverged" if reason else trial.state.name.lower()
+    value = trial.value if state == "complete" else None
+    return {"trial": slot + 1, "setting": trial.params, "value": value, "state": state, "reason": reason}
 
 
 def page(content: Mapping[str, Any]) -> str:
@@ -44,13 +134,13 @@ def page(content: Mapping[str, Any]) -> str:
         headings["distance"] = ("objective", "0")
     table = content["table"]
     columns = [name for name in headings if any(name in row for row in table.values())]
-    order = sorted(table, key=lambda name: (name not in MODELS, table[name]["distance"][0]))
+    order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
     return template("compare.html.j2", autoescape=True).render(
         content=content,
         columns=[headings[name] for name in columns],
         rows=[(name, [cell(table[name].get(column), column) for column in columns]) for name in order],
         curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=AUDITED,
+        audited=[HEADINGS[name][0] for name in AUDITED],
         audits=audit_rows(content, order),
     )
 
@@ -68,9 +158,9 @@ def audit_rows(content: Mapping[str, Any], order: Sequence[str]) -> list[tuple[s
     """Return (model, audit, numbers), for each model the unchanged weights first."""
     rows = []
     for name in order:
-        for audit, numbers in {"unchanged": content["judged"][name], **content["audits"].get(name, {})}.items():
-            cells = [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]
-            rows.append((name, audit, cells))
+        plain = {column: values[0] for column, values in content["table"][name].items()}
+        for audit, numbers in {"unchanged": plain, **content["audits"].get(name, {})}.items():
+            rows.append((name, audit, [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]))
     return rows if content["audits"] else []
 
 

@@ -1,0 +1,122 @@
+"""Train with one setting, in memory: what tuning and the final runs share."""
+
+import copy
+import hashlib
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate.utils import release_memory
+from transformers import TrainerCallback
+
+from lume_tasks.data.source import Data
+from lume_unlearn.compare.contestants import Contestant
+from lume_unlearn.compare.tuning import Setting
+from lume_unlearn.methods.registry import method_of
+from lume_unlearn.model.load import load_model, trainable
+from lume_unlearn.training.arguments import DEFAULTS, PARAMETERS, RATES, UnlearningArguments, default_rate, filled_in
+from lume_unlearn.training.trainer import UnlearningTrainer
+
+
+class Load(Protocol):
+    """Returns a model that the caller may change, with weights of this dtype."""
+
+    def __call__(self, dtype: torch.dtype = torch.float32) -> Any:
+        """Load or copy."""
+
+
+def loader(model: Any, trust_remote_code: bool) -> Load:
+    """Return a function that loads a model from its folder or the hub, or copies an object; adapters are merged."""
+
+    def load(dtype: torch.dtype = torch.float32) -> Any:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if isinstance(model, str | PathLike):
+            return load_model(str(model), dtype, trust_remote_code).to(device).eval()
+        copied = copy.deepcopy(model)
+        merged = copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
+        return merged.to(device, dtype).requires_grad_(True).eval()
+
+    return load
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 (hexadecimal) of the names and values of a model's weights."""
+    found = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        found.update(name.encode())
+        found.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", **changes: Any) -> UnlearningArguments:
+    """Return the arguments of a run of a contestant with tuned values in place of its defaults, and other changes."""
+    tuned = {name: value for name, value in setting.items() if name not in contestant.method.params()}
+    return UnlearningArguments(output_dir=folder, **{**contestant.options, **tuned, **changes})
+
+
+def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
+    """Return the arguments of a contestant with all defaults filled in.
+
+    A method's own default of the learning rate is its paper's, for models of `PARAMETERS` or more: for a smaller model
+    it rises as that of the other methods does (`default_rate`), and as far.
+    """
+    kind = "lora" if contestant.tuning == "lora" else "full"
+    rate = default_rate(sum(weight.numel() for weight in model.parameters()), kind)
+    own = contestant.method.defaults.get("learning_rate", {}).get(kind)
+    lowest, highest = RATES[kind]
+    if own is not None:
+        rate = max(own, min(own * rate / lowest, highest))
+    given = contestant.options.get("learning_rate") or rate
+    return filled_in(arguments(contestant, {"learning_rate": given}), contestant.method, model)
+
+
+def unlearned(
+    load: Load,
+    tokenizer: Any,
+    contestant: Contestant,
+    setting: Setting,
+    data: Data,
+    *,
+    alternatives: Mapping[str, Sequence[str]] | None = None,
+    callbacks: Callable[[Any], Sequence[TrainerCallback]] = lambda trainer: (),
+    **changes: Any,
+) -> Any:
+    """Unlearn the forget rows of ``data`` from the target without writing anything; return the model in float32.
+
+    Args:
+        load: of the target.
+        tokenizer: its tokenizer.
+        contestant: what to run.
+        setting: tuned values in place of its defaults.
+        data: rows.
+        alternatives: other answers to (at least) these forget rows, by the row's id.
+        callbacks: from the trainer to callbacks that are called after its own.
+        changes: arguments in place of the contestant's, such as the seed.
+
+    Raises:
+        Diverged: the setting is too much for the model.
+        ConfigError: an option that cannot work.
+        DataError: rows that do not fit the model.
+    """
+    release_memory()  # of the run before, whose trainer and model refer to each other
+    params = {name: setting[name] for name in contestant.method.params() if name in setting}
+    method = method_of(contestant.method, **params)
+    other = None if alternatives is None else {row.id: alternatives[row.id] for row in data.forget}
+    texts = {name: read(Path(contestant.recipe[name])) for name, read in TEXTS.items() if name in contestant.recipe}
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(contestant, setting, folder, **changes)
+        bfloat16 = args.weights == "bfloat16" or (contestant.tuning == "lora" and use_bfloat16(args))
+        model = trainable(load(torch.bfloat16 if bfloat16 else torch.float32), contestant.tuning, contestant.lora)
+        rows = {"forget": data.forget, "retain": data.retain, "alternatives": other}
+        trainer = UnlearningTrainer(model, method, args, **rows, **texts, processing_class=tokenizer)
+        for callback in callbacks(trainer):
+            trainer.add_callback(callback)
+        trainer.train()
+    # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    del trainer
+    release_memory()
+    return model.float().eval()
