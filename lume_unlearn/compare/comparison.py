@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lume_tasks.data.source import Data
+
+from lume_tasks.metrics.unlearning import RowScores, distances
 from lume_unlearn.compare import final, judge
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.queue import Queue
@@ -39,8 +41,8 @@ class Comparison:
     seed: int
     goals: dict[Any, float] = field(default_factory=dict)
     """Monitored forget rows to the retrained model's token probability."""
-    retrained_scores: dict[bool, Scores] = field(default_factory=dict)
-    """With or without the chat template, to how the retrained model does on the tuning documents."""
+    retrained_rows: dict[bool, RowScores] = field(default_factory=dict)
+    """With or without the chat template, to the retrained model's scores of the tuning documents."""
 
     @property
     def retrained(self) -> Load | None:
@@ -60,9 +62,9 @@ class Comparison:
         if self.retrained is None:
             value = judge.shortfall(judge.numbers(scores))
         else:
-            if chat not in self.retrained_scores:
-                self.retrained_scores[chat] = self.judge(self.retrained(), self.tuning, chat)
-            value = judge.distance_of(scores, self.retrained_scores[chat])
+            if chat not in self.retrained_rows:
+                self.retrained_rows[chat] = judge.rows_of(self.judge(self.retrained(), self.tuning, chat))
+            value = distances(judge.rows_of(scores), self.retrained_rows[chat])["distance"]
         if not math.isfinite(value):
             raise Diverged("the scores of the result are not finite numbers")
         return value
@@ -105,9 +107,7 @@ class Comparison:
         scores = self.judge(model, self.tuning, contestant.chat)
         queue.complete(trial, self.objective(scores, contestant.chat), numbers=judge.numbers(scores))
 
-    def final_run(
-        self, contestant: Contestant, args: UnlearningArguments, setting: Setting, seed: int
-    ) -> final.Result:
+    def final_run(self, contestant: Contestant, args: UnlearningArguments, setting: Setting, seed: int) -> final.Result:
         """Train with one seed on all rows; return scores, curve, seconds and, for seed 0, the results of the probes."""
 
         def numbers(model: Any) -> dict[str, float]:

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from os import PathLike
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import yaml
@@ -15,6 +14,7 @@ from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
@@ -24,7 +24,7 @@ In a dictionary ``method`` may also be a method or its class, and ``name`` is wh
 LORA = {"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_targets": "target_modules"}
 """Option of a recipe to PEFT's name for it."""
 TEXTS = ("substitutes", "unseen")
-"""Options of a recipe that name files with texts for the teacher and the level."""
+"""Options of a recipe that name files with texts."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),
@@ -114,7 +114,7 @@ def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
         content, label = dict(given), str(given.get("name", given.get("method")))
         content.pop("name", None)
     else:
-        content, label = _yaml(Path(given)), str(given)
+        content, label = _yaml(str(given)), str(given)
     recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
     kind = recipe.pop("method", None)
     if kind is None or (isinstance(kind, str) and kind not in METHODS):
@@ -123,12 +123,14 @@ def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
     return label, method_of(method, **{name: recipe[name] for name in method.params() if name in recipe}), recipe
 
 
-def _yaml(path: Path) -> dict[str, Any]:
-    if path.suffix != ".yaml" or not path.is_file():
-        raise ConfigError(f"--methods {path}: choose from {', '.join(METHODS)}, or name recipes (files ending in .yaml)")
+def _yaml(name: str) -> dict[str, Any]:
+    try:
+        path = find_recipe(name, "--methods")
+    except ConfigError as error:
+        raise ConfigError(f"{error}; methods are {', '.join(METHODS)}") from error
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if not isinstance(content, dict):
-        raise ConfigError(f"--methods {path}: must hold options, as `method: npo`")
+        raise ConfigError(f"--methods {name}: must hold options, as `method: npo`")
     return content
 
 

@@ -2,14 +2,17 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
+from lume_tasks.data.source import Data
 from transformers import TrainerCallback
 
-from lume_tasks.data.source import Data
-from lume_unlearn.compare.judge import judged, numbers
-from lume_unlearn.scoring.score import MEANS, Scores, memorization_tasks, score, tasks_for
+from lume_tasks.tasks.results import row_scores
+from lume_unlearn.audit.probes import run_probes
+from lume_unlearn.compare.judge import numbers
+from lume_unlearn.scoring.score import memorization_tasks, score, tasks_for
 
 CURVE_QUESTIONS = 2
 """MMLU questions of each subject for the curves."""
@@ -56,31 +59,22 @@ def results_of(
         seed: of the probes.
 
     Returns:
-        ``scores`` ("TASK METRIC" to value), ``rows`` (metric to the score of each row or document, for the distance),
-        ``judged`` (see `judge.numbers`), and ``audits`` (probe to `Scores.means`) if there are probes.
+        ``scores`` ("TASK METRIC" to value), ``rows`` (`RowScores` as a dictionary), ``judged`` (see `judge.numbers`),
+        and ``audits`` (probe to `Scores.means`) if there are probes.
     """
-    scores = score(
-        model, tokenizer, data, tasks=[*memorization_tasks(data), *tasks_for(data)], chat=chat, batch_size=batch_size
-    )
+    options: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
+    tasks = [*memorization_tasks(data), *tasks_for(data)]
+    scores = score(model, tokenizer, data, tasks=tasks, log_samples=True, **options)
     flat = {
         f"{task} {key.removesuffix(',none')}": float(value)
         for task, found in scores.results["results"].items()
         for key, value in found.items()
         if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
     }
-    result: Result = {"scores": flat, "rows": row_scores(scores), "judged": numbers(scores)}
+    result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
     if probes:
         if hasattr(model, "merge_and_unload"):
             model = model.merge_and_unload()
-        found = run_probes(model, tokenizer, data, probes, chat=chat, batch_size=batch_size, seed=seed)
+        found = run_probes(model, tokenizer, data, probes, seed=seed, **options)
         result["audits"] = {name: scores.means for name, scores in found.items()}
     return result
-
-
-def row_scores(scores: Scores) -> dict[str, dict[str, float]]:
-    """Return the scores that the distance to the retrained model compares, with six digits, for the storage."""
-    return {
-        name: {row: round(value, 6) for row, value in scores.rows[name].items()}
-        for name in (*MEANS, "loss_auc")
-        if name in scores.rows
-    }

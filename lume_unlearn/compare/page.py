@@ -6,6 +6,7 @@ from itertools import combinations
 from statistics import fmean
 from typing import Any
 
+from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval
 from lume_unlearn.compare import judge
 from lume_unlearn.compare.final import Result
 from lume_unlearn.compare.study import MODELS, Study, row_of
@@ -55,20 +56,19 @@ def contents(study: Study, options: Mapping[str, Any]) -> dict[str, Any]:
     """Gather everything that the page shows; ``options``: what the comparison was called with."""
     models, chats = _results(study)
     goals = {name: models[row_of("retrained", chat)][0] for name, chat in chats.items()} if options["retrained"] else {}
-    table = {name: row(found, goals.get(name)) for name, found in models.items()}
-    entered = {name: found for name, found in models.items() if name in study.contestants}
-    curves = {name: found[0]["curve"] for name, found in entered.items()}
+    entered = [name for name in models if name in study.contestants]
     return {
         "options": {**options, "trials": study.trials, "seeds": study.seeds},
-        "objective": judge.words("retrained" in study.comparison.models, bool(study.comparison.tuning.members)),
+        "objective": judge.words(bool(options["retrained"]), bool(study.comparison.tuning.members)),
         "settings": {name: _setting(study, name) for name in study.contestants},
         "trials": {name: [_trial(*found) for found in q.results().items()] for name, q in study.queues.items()},
         "failures": study.failures(),
-        "table": table,
-        "alike": alike({name: table[name]["distance"] for name in entered}) if options["retrained"] else [],
-        "audits": {name: found[0]["audits"] for name, found in models.items() if found[0]["audits"]},
+        "diverged": study.diverged(),
+        "table": {name: row(found, goals.get(name)) for name, found in models.items()},
+        "alike": alike({name: models[name] for name in entered}, goals) if options["retrained"] else [],
+        "audits": {name: found[0]["audits"] for name, found in models.items() if "audits" in found[0]},
         "judged": {name: found[0]["judged"] for name, found in models.items()},
-        "curves": curves,
+        "curves": {name: models[name][0]["curve"] for name in entered},
     }
 
 
@@ -89,8 +89,8 @@ def _results(study: Study) -> tuple[dict[str, list[Result]], dict[str, bool]]:
 def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
     """Return each column's mean, lowest and highest value over the seeds; without columns that have no value.
 
-    The first column is the distance to the retrained model with its 95 % interval over documents and seeds, without
-    such a model the shortfall.
+    The first column is the distance to the retrained model with its 95 % interval over documents and seeds
+    (`distance_interval`), without such a model the shortfall.
     """
     columns = {name: [r["scores"][where] for r in results if where in r["scores"]] for name, where in COLUMNS.items()}
     columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
@@ -98,23 +98,29 @@ def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[f
         columns["distance"] = [judge.shortfall(result["judged"]) for result in results]
     found = {name: [fmean(values), min(values), max(values)] for name, values in columns.items() if values}
     if retrained is not None:
-        found["distance"] = judge.distance_with_interval(results, retrained)
+        found["distance"] = list(distance_interval(_rows(results), *_rows([retrained])))
     return found
 
 
-def alike(distances: Mapping[str, Sequence[float]]) -> list[list[str]]:
-    """Return the pairs of rows whose intervals (value, low, high) overlap: these cannot be told apart."""
-    return [
-        [one, other]
-        for one, other in combinations(sorted(distances, key=lambda name: distances[name][0]), 2)
-        if distances[one][2] >= distances[other][1] and distances[other][2] >= distances[one][1]
-    ]
+def alike(entered: Mapping[str, Sequence[Result]], retrained: Mapping[str, Result]) -> list[list[str]]:
+    """Return the pairs of contestants whose distances cannot be told apart (`difference_interval`)."""
+    found = []
+    for one, other in combinations(entered, 2):
+        if retrained[one] is retrained[other]:  # both with the chat template, or both without
+            _, low, high = difference_interval(_rows(entered[one]), _rows(entered[other]), *_rows([retrained[one]]))
+            found += [[one, other]] * (low <= 0 <= high)
+    return found
+
+
+def _rows(results: Sequence[Result]) -> list[RowScores]:
+    return [RowScores(**result["rows"]) for result in results]
 
 
 def _setting(study: Study, name: str) -> dict[str, Any]:
     """Return what a contestant ran with: its options, its defaults of what was tuned, and the best of the trials."""
     args, contestant, default = study.args[name], study.contestants[name], study.defaults[name]
-    ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN} | asdict(contestant.method)
+    ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN}
+    ran |= asdict(contestant.method)
     ran = {option: value for option, value in ran.items() if value is not None and option not in default}
     return {"ran": ran, "default": default, "best": study.best(name)}
 

@@ -5,7 +5,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import asdict
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -140,7 +139,8 @@ def _require_options(
     seeds: int,
     tuning_share: float,
 ) -> None:
-    faults = [f"--{name} {value}: must be above 0" for name, value in (("trials", trials), ("seeds", seeds)) if value < 1]
+    counts = {"trials": trials, "seeds": seeds}
+    faults = [f"--{name} {value}: must be above 0" for name, value in counts.items() if value < 1]
     if not 0 < tuning_share < 1:
         faults.append(f"--tuning_share {tuning_share}: must be between 0 and 1, such as 0.25: tuning needs documents")
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
@@ -175,7 +175,8 @@ def _write_recipes(folder: Path, content: Mapping[str, Any], entered: Mapping[st
     for name, contestant in entered.items():
         setting = content["settings"][name]
         if setting["best"] is not None:
-            recipe = {"method": contestant.method.name, "tuning": contestant.tuning, **asdict(contestant.method)}
-            recipe |= contestant.options | contestant.recipe | setting["best"]
+            recipe = {"method": contestant.method.name, "tuning": contestant.tuning}
+            for options in (*contestant.identity().values(), setting["best"]):
+                recipe |= options
             file = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name.replace(".yaml ", "_").replace(" ", "_"))
             write_text(folder / f"{file}.yaml", yaml.safe_dump(recipe, sort_keys=False))

@@ -56,10 +56,10 @@ class Study:
                 self.args = {key: default_arguments(found, model) for key, found in contestants.items()}
         self.same = {"models": digests, "rows": digest(comparison.data, comparison.tuning, comparison.alternatives)}
         self.defaults = {name: default_setting(contestants[name], args) for name, args in self.args.items()}
-        self.queues = {
-            name: make_queue(name, self.same | found.identity() | {"trials": trials}, tasks(self.defaults[name], trials))
-            for name, found in contestants.items()
-        }
+        self.queues = {}
+        for name, found in contestants.items():
+            same = self.same | found.identity() | {"trials": trials}
+            self.queues[name] = make_queue(name, same, tasks(self.defaults[name], trials))
         self.finals: dict[str, Queue] = {}
         """`MODELS` and each contestant to its final runs."""
 
@@ -127,12 +127,20 @@ class Study:
             self.say(f"{name} failed ({attempt} of {TRIES} attempts): {reason}")
 
     def failures(self) -> dict[str, str]:
-        """Return trial or final run to its error, or why it diverged, for those that have no result to show."""
-        found = {f"{q.name}, trial {slot + 1}": error for q in self.queues.values() for slot, error in q.errors().items()}
+        """Return trial or final run to the error with which it failed too often."""
+        found = {}
+        for queue in self.queues.values():
+            found |= {f"{queue.name}, trial {slot + 1}": error for slot, error in queue.errors().items()}
+        for name, queue in self.finals.items():
+            found |= {f"{name}, seed {slot}": error for slot, error in queue.errors().items()}
+        return found
+
+    def diverged(self) -> dict[str, str]:
+        """Return final run to why it diverged."""
+        found = {}
         for name, queue in self.finals.items():
             reasons = {slot: trial.user_attrs.get("reason") for slot, trial in queue.results().items()}
-            wrong = queue.errors() | {slot: reason for slot, reason in reasons.items() if reason}
-            found |= {f"{name}, seed {slot}": reason for slot, reason in wrong.items()}
+            found |= {f"{name}, seed {slot}": reason for slot, reason in reasons.items() if reason}
         return found
 
 

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from accelerate.utils import release_memory
@@ -15,10 +15,18 @@ from transformers import TrainerCallback
 from lume_tasks.data.source import Data
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.tuning import Setting
+from lume_unlearn.data.documents import read_texts
+from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.model.load import load_model, trainable
-from lume_unlearn.training.arguments import DEFAULTS, PARAMETERS, RATES, UnlearningArguments, default_rate, filled_in
+from lume_unlearn.model.load import bfloat16_here, load_model, trainable
+from lume_unlearn.training.arguments import RATES, UnlearningArguments, default_rate, filled_in
 from lume_unlearn.training.trainer import UnlearningTrainer
+
+READ: dict[str, Callable[[str], Any]] = {
+    "substitutes": lambda path: read_substitutes(Path(path)),
+    "unseen": lambda path: read_texts("unseen", path),
+}
+"""Option of a recipe that names a file with texts, to what reads it."""
 
 
 class Load(Protocol):
@@ -60,10 +68,10 @@ def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
     """Return the arguments of a contestant with all defaults filled in.
 
-    A method's own default of the learning rate is its paper's, for models of `PARAMETERS` or more: for a smaller model
-    it rises as that of the other methods does (`default_rate`), and as far.
+    A method's own default of the learning rate is its paper's, for models of 1 B parameters and more: for a smaller
+    model it rises as the other methods' does (`default_rate`), and as far.
     """
-    kind = "lora" if contestant.tuning == "lora" else "full"
+    kind: Literal["lora", "full"] = "lora" if contestant.tuning == "lora" else "full"
     rate = default_rate(sum(weight.numel() for weight in model.parameters()), kind)
     own = contestant.method.defaults.get("learning_rate", {}).get(kind)
     lowest, highest = RATES[kind]
@@ -105,13 +113,14 @@ def unlearned(
     params = {name: setting[name] for name in contestant.method.params() if name in setting}
     method = method_of(contestant.method, **params)
     other = None if alternatives is None else {row.id: alternatives[row.id] for row in data.forget}
-    texts = {name: read(Path(contestant.recipe[name])) for name, read in TEXTS.items() if name in contestant.recipe}
+    texts = {name: read(contestant.recipe[name]) for name, read in READ.items() if name in contestant.recipe}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder, **changes)
-        bfloat16 = args.weights == "bfloat16" or (contestant.tuning == "lora" and use_bfloat16(args))
-        model = trainable(load(torch.bfloat16 if bfloat16 else torch.float32), contestant.tuning, contestant.lora)
-        rows = {"forget": data.forget, "retain": data.retain, "alternatives": other}
-        trainer = UnlearningTrainer(model, method, args, **rows, **texts, processing_class=tokenizer)
+        below_adapter = contestant.tuning == "lora" and (bfloat16_here() if args.bf16 is None else args.bf16)
+        half = args.weights == "bfloat16" or below_adapter
+        model = trainable(load(torch.bfloat16 if half else torch.float32), contestant.tuning, contestant.lora)
+        inputs: dict[str, Any] = {"alternatives": other, "processing_class": tokenizer, **texts}
+        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
         for callback in callbacks(trainer):
             trainer.add_callback(callback)
         trainer.train()

@@ -33,8 +33,8 @@ def default_setting(contestant: Contestant, args: UnlearningArguments) -> Settin
         args: its arguments, filled in.
     """
     found = {"learning_rate": float(args.learning_rate or 0)}
-    if args.needs_retain and not contestant.method.adapt:
-        found["retain_weight"] = float(args.retain_weight or 0)
+    if args.retain_weight and args.retain_term != "none" and not contestant.method.adapt:
+        found["retain_weight"] = float(args.retain_weight)
     values = {name: getattr(contestant.method, name) for name in _searched(contestant)}
     return found | {name: float(value) for name, value in values.items() if value > 0}
 
