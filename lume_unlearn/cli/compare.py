@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from lume_unlearn.checks import NonNegativeInt, PositiveInt, Share, names
+from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, Share, names
 from lume_unlearn.cli.parsing import UNSET, add_fields
 
 TITLE = "Tune several methods with the same budget, and compare them in one table."
@@ -17,8 +17,8 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "tunings": (str, "What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma) (lora)."),
     "retrained": (
         str,
-        "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then judged by their "
-        "distance to it.",
+        "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then judged by "
+        "their distance to it.",
     ),
     "alternatives": (str, "File with other answers to the forget rows, for dpo and altpo."),
     "trials": (
@@ -31,11 +31,13 @@ OPTIONS: dict[str, tuple[Any, str]] = {
         Share,
         "Share of the documents on which settings are tuned; the final scores are of the others (default: 0.25).",
     ),
-    "audits": (
+    "probes": (
         str,
         "Probes of `audit` for the results of seed 0, separated by commas, or none (default: "
         "quantised,relearn_forget,repair).",
     ),
+    "relearn_rows": (PositiveInt, "Rows that relearn_forget and repair train on (default: 32)."),
+    "relearn_rate": (PositiveFloat, "Learning rate of this training (default: 1e-4)."),
     "per_device_eval_batch_size": (PositiveInt, "Prompts of one scoring batch (default: 64)."),
     "storage": (
         str,
@@ -68,9 +70,9 @@ def execute(options: dict[str, Any]) -> int:
     from lume_tasks.data.locate import data_dir
     from lume_unlearn.compare.run import PAGE, compare
 
-    given = {name: names(options.pop(name)) for name in ("methods", "tunings") if name in options}
-    if "audits" in options:
-        given["probes"] = [name for name in names(options.pop("audits")) if name != "none"]
+    given = {name: names(options.pop(name)) for name in ("methods", "tunings", "probes") if name in options}
+    if given.get("probes") == ["none"]:
+        given["probes"] = []
     output = options.pop("output")
     data = options.pop("data") if "data" in options else data_dir()
     content = compare(options.pop("model"), data=data, output=output, **given, **options)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lume_tasks.data.source import Data
-
 from lume_tasks.metrics.unlearning import RowScores, distances
 from lume_unlearn.compare import final, judge
 from lume_unlearn.compare.contestants import Contestant
@@ -38,7 +37,9 @@ class Comparison:
     batch_size: int
     """Prompts of one scoring batch."""
     probes: Sequence[str]
-    seed: int
+    """Probes of seed 0, and of the models."""
+    probe_options: Mapping[str, Any]
+    """Further options of `run_probes`."""
     goals: dict[Any, float] = field(default_factory=dict)
     """Monitored forget rows to the retrained model's token probability."""
     retrained_rows: dict[bool, RowScores] = field(default_factory=dict)
@@ -132,5 +133,5 @@ class Comparison:
 
     def result_of(self, model: Any, chat: bool, probes: Sequence[str]) -> final.Result:
         """Score a model on the final documents; see `final.results_of`."""
-        options: dict[str, Any] = {"chat": chat, "batch_size": self.batch_size, "probes": probes, "seed": self.seed}
-        return final.results_of(model, self.tokenizer, self.final, **options)
+        options = {"chat": chat, "batch_size": self.batch_size, "probes": probes, "train": self.tuning}
+        return final.results_of(model, self.tokenizer, self.final, **options, **self.probe_options)

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from lume_tasks.data.source import Data
 from transformers import TrainerCallback
 
+from lume_tasks.data.source import Data
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
-from lume_unlearn.compare.judge import numbers
+from lume_unlearn.compare.judge import numbers, tasks_of
 from lume_unlearn.scoring.score import memorization_tasks, score, tasks_for
 
 CURVE_QUESTIONS = 2
@@ -45,7 +45,7 @@ class Curve(TrainerCallback):
 
 
 def results_of(
-    model: Any, tokenizer: Any, data: Data, *, chat: bool, batch_size: int, probes: Sequence[str] = (), seed: int = 0
+    model: Any, tokenizer: Any, data: Data, *, chat: bool, batch_size: int, probes: Sequence[str] = (), **more: Any
 ) -> Result:
     """Score a model with the tasks that there is data for, judge it, and probe it.
 
@@ -55,12 +55,12 @@ def results_of(
         data: the final documents.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one batch.
-        probes: names of `audit.probes`; a probe is the same here as in `lume-unlearn audit`.
-        seed: of the probes.
+        probes: names of `run_probes`; here they are judged without generating text (`judge.tasks_of`).
+        more: further options of `run_probes`.
 
     Returns:
         ``scores`` ("TASK METRIC" to value), ``rows`` (`RowScores` as a dictionary), ``judged`` (see `judge.numbers`),
-        and ``audits`` (probe to `Scores.means`) if there are probes.
+        and ``audits`` (probe to numbers) if there are probes.
     """
     options: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     tasks = [*memorization_tasks(data), *tasks_for(data)]
@@ -73,8 +73,6 @@ def results_of(
     }
     result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
     if probes:
-        if hasattr(model, "merge_and_unload"):
-            model = model.merge_and_unload()
-        found = run_probes(model, tokenizer, data, probes, seed=seed, **options)
-        result["audits"] = {name: scores.means for name, scores in found.items()}
+        found = run_probes(model, tokenizer, data, probes, tasks=tasks_of(data), **options, **more)
+        result["audits"] = {name: numbers(probed) for name, probed in found.items()}
     return result

@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import Any
 
 from lume_tasks.data.source import Data
-
 from lume_tasks.metrics.aggregate import mia_score
 from lume_tasks.metrics.unlearning import RowScores
 from lume_tasks.tasks.results import row_scores
@@ -15,8 +14,13 @@ KINDS = ("exact_memorization", "extraction_strength", "probability")
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS)
 
 
+def tasks_of(data: Data) -> list[str]:
+    """Return the tasks that judge a model: `lume_memorization` and, with members and non-members, `lume_mia`."""
+    return [*memorization_tasks(data), *["lume_mia"] * bool(data.members and data.nonmembers)]
+
+
 def judged(model: Any, tokenizer: Any, data: Data, *, chat: bool, batch_size: int, mmlu: int | None = None) -> Scores:
-    """Score a model with `lume_memorization` and `lume_mia`: one forward pass over each row and document.
+    """Score a model with `tasks_of` the data: one forward pass over each row and document.
 
     Args:
         model: causal language model, on the device to score on.
@@ -26,15 +30,14 @@ def judged(model: Any, tokenizer: Any, data: Data, *, chat: bool, batch_size: in
         batch_size: prompts of one batch.
         mmlu: also score so many questions of each subject of MMLU.
     """
-    tasks = [*memorization_tasks(data), *["lume_mia"] * bool(data.members and data.nonmembers)]
-    tasks += ["lume_mmlu"] * bool(mmlu and data.mmlu)
+    tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
     metadata = {"lume_mmlu_limit": mmlu} if mmlu else {}
     options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": metadata, "log_samples": True}
     return score(model, tokenizer, data, tasks=tasks, **options)
 
 
 def numbers(scores: Scores) -> dict[str, float]:
-    """Return the means over the rows of `NUMBERS`, the AUCs of the attack and, if it was scored, the accuracy of MMLU."""
+    """Return the means over the rows of `NUMBERS`, the AUCs of the attack, and the accuracy of MMLU if it is there."""
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
     others = {name: scores.metric("lume_mia", name) for name in ATTACKS} | {"mmlu": scores.metric("lume_mmlu", "acc")}
     return found | {name: value for name, value in others.items() if value is not None}

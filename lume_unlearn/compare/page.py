@@ -43,8 +43,14 @@ CURVES = {
     "Utility": ("mmlu", "MMLU accuracy"),
 }
 """Figure to the judged number that it shows, and the label of its axis."""
-AUDITED = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge", "loss_auc")
-"""Columns of the table of audits, with the headings of `HEADINGS`."""
+AUDITED = {
+    "forget_exact_memorization": "forget: tokens ranked first",
+    "forget_extraction_strength": "forget: extraction strength",
+    "retain_exact_memorization": "retain: tokens ranked first",
+    "loss_auc": "loss AUC",
+    "min_k_plus_plus_auc": "Min-K%++ AUC",
+}
+"""Judged number to its heading in the table of audits."""
 SHOWN = (
     *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "warmup_steps"),
     *("lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
@@ -146,7 +152,7 @@ def page(content: Mapping[str, Any]) -> str:
         columns=[headings[name] for name in columns],
         rows=[(name, [cell(table[name].get(column), column) for column in columns]) for name in order],
         curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=[HEADINGS[name][0] for name in AUDITED],
+        audited=AUDITED.values(),
         audits=audit_rows(content, order),
     )
 
@@ -164,8 +170,7 @@ def audit_rows(content: Mapping[str, Any], order: Sequence[str]) -> list[tuple[s
     """Return (model, audit, numbers), for each model the unchanged weights first."""
     rows = []
     for name in order:
-        plain = {column: values[0] for column, values in content["table"][name].items()}
-        for audit, numbers in {"unchanged": plain, **content["audits"].get(name, {})}.items():
+        for audit, numbers in {"unchanged": content["judged"][name], **content["audits"].get(name, {})}.items():
             rows.append((name, audit, [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]))
     return rows if content["audits"] else []
 

@@ -48,6 +48,8 @@ def compare(
     seeds: int = 3,
     tuning_share: float = 0.25,
     probes: Sequence[str] = PROBES,
+    relearn_rows: int = 32,
+    relearn_rate: float = 1e-4,
     per_device_eval_batch_size: int = 64,
     storage: str | None = None,
     seed: int = 0,
@@ -77,7 +79,10 @@ def compare(
         trials: settings to try for each method and tuning: those of `tuning.DESIGN`, then a sampler's (TPE).
         seeds: runs of the best setting of each, with seeds from 0.
         tuning_share: share of the documents on which settings are tuned; the final scores are of the others.
-        probes: probes of `audit` for the results of seed 0; none for ().
+        probes: names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
+            tuning documents and judged on the others.
+        relearn_rows: see `run_probes`.
+        relearn_rate: see `run_probes`.
         per_device_eval_batch_size: prompts of one scoring batch.
         storage: URL of a database, or journal:FILE for a file on a shared disk. Default: a SQLite file in the output.
         seed: of the division of the documents and of the probes.
@@ -110,7 +115,7 @@ def compare(
         alternatives=others,
         batch_size=per_device_eval_batch_size,
         probes=list(probes),
-        seed=seed,
+        probe_options={"relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed},
     )
     output, say = Path(output), partial(print, file=sys.stdout, flush=True)
     with writing(output):

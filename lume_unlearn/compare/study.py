@@ -10,9 +10,10 @@ from lume_unlearn.compare.comparison import Comparison
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import digest
 from lume_unlearn.compare.queue import TRIES, Queue, Task, trials_of
-from lume_unlearn.compare.training import default_arguments, weights_digest
+from lume_unlearn.compare.training import default_arguments
 from lume_unlearn.compare.tuning import Setting, default_setting, tasks
 from lume_unlearn.errors import ConfigError, Diverged
+from lume_unlearn.model.fingerprint import weights_sha256
 from lume_unlearn.training.arguments import UnlearningArguments
 
 MODELS = "models"
@@ -51,7 +52,7 @@ class Study:
         digests = {}
         for name, load in comparison.models.items():
             model = load()
-            digests[name] = weights_digest(model)
+            digests[name] = weights_sha256(model)
             if name == "target":
                 self.args = {key: default_arguments(found, model) for key, found in contestants.items()}
         self.same = {"models": digests, "rows": digest(comparison.data, comparison.tuning, comparison.alternatives)}
@@ -89,7 +90,7 @@ class Study:
             for name in self.comparison.models
             for chat in chats
         ]
-        probed = {**self.same, "probes": list(self.comparison.probes)}
+        probed = {**self.same, "probes": list(self.comparison.probes), **self.comparison.probe_options}
         self.finals = {MODELS: self.make_queue(MODELS, probed, work)}
         for name, contestant in self.contestants.items():
             setting = self.best(name)

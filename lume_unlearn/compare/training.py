@@ -1,7 +1,5 @@
 """Train with one setting, in memory: what tuning and the final runs share."""
 
-import copy
-import hashlib
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
@@ -20,6 +18,7 @@ from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import bfloat16_here, load_model, trainable
 from lume_unlearn.training.arguments import RATES, UnlearningArguments, default_rate, filled_in
+from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
 READ: dict[str, Callable[[str], Any]] = {
@@ -43,20 +42,9 @@ def loader(model: Any, trust_remote_code: bool) -> Load:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if isinstance(model, str | PathLike):
             return load_model(str(model), dtype, trust_remote_code).to(device).eval()
-        copied = copy.deepcopy(model)
-        merged = copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
-        return merged.to(device, dtype).requires_grad_(True).eval()
+        return plain_copy(model).to(device, dtype).requires_grad_(True).eval()
 
     return load
-
-
-def weights_digest(model: Any) -> str:
-    """SHA-256 (hexadecimal) of the names and values of a model's weights."""
-    found = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        found.update(name.encode())
-        found.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", **changes: Any) -> UnlearningArguments:

@@ -7,14 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from filelock import FileLock
-from lume_tasks.data.source import Data
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
 from lume_unlearn.cli.main import main
 from lume_unlearn.compare import comparison, page, training, tuning
 from lume_unlearn.compare import queue as queues
@@ -86,7 +87,8 @@ def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> N
 
 def test_first_three_trials_vary_rate_and_retain_weight() -> None:
     found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
-    assert [(t["learning_rate"], t["retain_weight"]) for t in found[:3]] == [(1e-5, 2.0), (2e-6, 2.0), (1e-5, 6.0)]
+    pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
+    assert pairs == pytest.approx(np.array([(1, 2), (0.2, 2), (1, 6)]))
     assert {t["beta"] for t in found[:5]} == {0.1}
     assert found[5] == {}  # the sampler's
     rates = [task["fixed"].get("learning_rate") for task in tuning.tasks({"learning_rate": 1.0}, 4)]
@@ -95,12 +97,9 @@ def test_first_three_trials_vary_rate_and_retain_weight() -> None:
 
 def test_a_papers_learning_rate_follows_the_size_of_the_model() -> None:
     (jensun,) = contestants(["jensun"], ["full"], {}).values()
-    rates = {}
-    for width in (2**15, 2**22):  # 1 B weights need no memory on the meta device
-        model = torch.nn.Linear(width, 2**10 if width == 2**15 else 2**8, bias=False, device="meta")
-        rates[width] = training.default_arguments(jensun, model).learning_rate
-    assert rates[2**22] == 8e-6
-    assert rates[2**15] == pytest.approx(8e-6 * 20)  # where the other methods have 2e-4 in place of 1e-5
+    for weights, rate in ((2**32, 8e-6), (2**24, 8e-6 * 20)):  # the others have 1e-5, and 2e-4
+        model = torch.nn.Linear(2**12, weights // 2**12, bias=False, device="meta")
+        assert training.default_arguments(jensun, model).learning_rate == pytest.approx(rate)
 
 
 def make_queue(folder: Path, url: str | None = None, model: str = "m", count: int = 3, fixed: float = 1.0) -> Queue:
@@ -201,7 +200,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(files: Path, output: Path, *more: str) -> list[str]:
     plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
     plain += ["--methods", "gd", "--tunings", "lora", "--trials", "2", "--seeds", "2", "--num_train_epochs", "1"]
-    return [*plain, "--loss_on", "text", "--audits", "repair", *more]
+    return [*plain, "--loss_on", "text", "--probes", "repair", *more]
 
 
 def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
@@ -279,7 +278,7 @@ def test_options_of_a_recipe_win(files: Path, tmp_path: Path, capsys: pytest.Cap
     own = "method: npo\nbeta: 0.3\nretain_weight: 2.0\nrobust: sam\ntuning: full\nchat: false\n"
     recipe.write_text(own + "loss_on: answer\nnum_train_epochs: 2\nlearning_rate: 1e-4\nmodel: elsewhere\nseed: null\n")
     output = tmp_path / "out"
-    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--audits", "none")
+    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--probes", "none")
     assert main(command(files, output, *options)) == 0
     content = json.loads((output / "compare.json").read_text())
     name = f"{recipe} full"
@@ -317,7 +316,7 @@ def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     monkeypatch.setattr(queues, "WAIT", 0.01)
     monkeypatch.setattr(comparison, "unlearned", fail)
     diverged = isinstance(error, Diverged)
-    assert main(command(files, tmp_path, "--audits", "none")) == (0 if diverged else 2)
+    assert main(command(files, tmp_path, "--probes", "none")) == (0 if diverged else 2)
     content = json.loads((tmp_path / "compare.json").read_text())
     assert len(calls) == (2 if diverged else 2 * TRIES)
     assert [trial["state"] for trial in content["trials"]["gd lora"]] == ["diverged"] * (2 if diverged else 0)
