@@ -33,8 +33,8 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     ),
     "probes": (
         str,
-        "Probes of `audit` for the results of seed 0, separated by commas, or none (default: "
-        "quantised,relearn_forget,repair).",
+        "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, repair "
+        "(default: all three).",
     ),
     "relearn_rows": (PositiveInt, "Rows that relearn_forget and repair train on (default: 32)."),
     "relearn_rate": (PositiveFloat, "Learning rate of this training (default: 1e-4)."),

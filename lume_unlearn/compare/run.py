@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from filelock import FileLock
 
+from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.compare.comparison import Comparison
 from lume_unlearn.compare.contestants import Contestant, MethodLike, contestants
@@ -29,6 +30,7 @@ from lume_unlearn.scoring.score import as_data
 from lume_unlearn.training.distributed import processes
 
 PROBES = ("quantised", "relearn_forget", "repair")
+"""Probes that change the weights, so that the results can be judged without generating text."""
 RESULTS = "compare.json"
 PAGE = "compare.html"
 
@@ -104,8 +106,12 @@ def compare(
     if others is not None and not isinstance(others, Mapping):
         others = read_alternatives(Path(others), whole.forget)
     _require_options(entered.values(), others, trials, seeds, tuning_share)
-    named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
+    unknown = [name for name in probes if name not in PROBES]
+    raise_faults([f"--probes {name}: choose from {', '.join(PROBES)}" for name in unknown])
     tuning, final = divided(whole, tuning_share, seed)
+    if probes:
+        chosen_probes(probes, final, train=tuning, relearn_rows=relearn_rows)
+    named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
     comparison = Comparison(
         models={name: loader(given, trust_remote_code) for name, given in named.items()},
         tokenizer=_shared_tokenizer(named, tokenizer, trust_remote_code),
