@@ -10,6 +10,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.metrics.unlearning import RowScores, distances
 from lume_unlearn.compare import final, judge
 from lume_unlearn.compare.contestants import Contestant
+from lume_unlearn.compare.documents import Parts
 from lume_unlearn.compare.queue import Queue
 from lume_unlearn.compare.training import Load, unlearned
 from lume_unlearn.compare.tuning import Pruner, Setting, default_setting, ranges
@@ -27,12 +28,7 @@ class Comparison:
     models: Mapping[str, Load]
     """ "target", and "retrained" if there is a retrained model."""
     tokenizer: Any
-    data: Data
-    """All rows, which the final runs unlearn."""
-    tuning: Data
-    """The tuning documents, which trials unlearn and are judged on."""
-    final: Data
-    """The other documents, which final runs are scored on."""
+    parts: Parts
     alternatives: Mapping[str, Sequence[str]] | None
     batch_size: int
     """Prompts of one scoring batch."""
@@ -64,7 +60,7 @@ class Comparison:
             value = judge.shortfall(judge.numbers(scores))
         else:
             if chat not in self.retrained_rows:
-                self.retrained_rows[chat] = judge.rows_of(self.judge(self.retrained(), self.tuning, chat))
+                self.retrained_rows[chat] = judge.rows_of(self.judge(self.retrained(), self.parts.tuning, chat))
             value = distances(judge.rows_of(scores), self.retrained_rows[chat])["distance"]
         if not math.isfinite(value):
             raise Diverged("the scores of the result are not finite numbers")
@@ -92,7 +88,7 @@ class Comparison:
         """
         ends = ranges(contestant, default_setting(contestant, args))
         setting = {name: trial.suggest_float(name, *ends[name], log=True) for name in ends}
-        size = max(1, round(args.rows_per_step * len(self.tuning.forget) / len(self.data.forget)))
+        size = max(1, round(args.rows_per_step * len(self.parts.tuning.forget) / len(self.parts.whole.forget)))
         pruners: list[Pruner] = []
 
         def callbacks(trainer: Any) -> list[Pruner]:
@@ -101,23 +97,25 @@ class Comparison:
             return pruners
 
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-        model = self.unlearned(contestant, setting, self.tuning, callbacks, **steps)
+        model = self.unlearned(contestant, setting, self.parts.tuning, callbacks, **steps)
         if any(pruner.pruned for pruner in pruners):
             queue.pruned(trial)
             return
-        scores = self.judge(model, self.tuning, contestant.chat)
+        scores = self.judge(model, self.parts.tuning, contestant.chat)
         queue.complete(trial, self.objective(scores, contestant.chat), numbers=judge.numbers(scores))
 
     def final_run(self, contestant: Contestant, args: UnlearningArguments, setting: Setting, seed: int) -> final.Result:
         """Train with one seed on all rows; return scores, curve, seconds and, for seed 0, the results of the probes."""
 
         def numbers(model: Any) -> dict[str, float]:
-            return judge.numbers(self.judge(model, self.final, contestant.chat, final.CURVE_QUESTIONS))
+            return judge.numbers(self.judge(model, self.parts.final, contestant.chat, final.CURVE_QUESTIONS))
 
         curve, negated = final.Curve(numbers), contestant.method.negated
         started = time.perf_counter()
         # A task vector is made after training: until then the model learns the forget rows.
-        model = self.unlearned(contestant, setting, self.data, lambda trainer: [] if negated else [curve], seed=seed)
+        model = self.unlearned(
+            contestant, setting, self.parts.whole, lambda trainer: [] if negated else [curve], seed=seed
+        )
         seconds = time.perf_counter() - started - curve.seconds
         if negated:
             curve.add(model, float(args.num_train_epochs or 0))
@@ -133,5 +131,5 @@ class Comparison:
 
     def result_of(self, model: Any, chat: bool, probes: Sequence[str]) -> final.Result:
         """Score a model on the final documents; see `final.results_of`."""
-        options = {"chat": chat, "batch_size": self.batch_size, "probes": probes, "train": self.tuning}
-        return final.results_of(model, self.tokenizer, self.final, **options, **self.probe_options)
+        options = {"chat": chat, "batch_size": self.batch_size, "probes": probes, "train": self.parts.tuning}
+        return final.results_of(model, self.tokenizer, self.parts.final, **options, **self.probe_options)

@@ -4,14 +4,27 @@ import hashlib
 import json
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 
 from lume_tasks.data.rows import SIDES, Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
+from lume_unlearn.errors import ConfigError
 
 
-def divided(data: Data, share: float, seed: int) -> tuple[Data, Data]:
+@dataclass(frozen=True)
+class Parts:
+    """The data of a comparison."""
+
+    whole: Data
+    """What the final runs unlearn."""
+    tuning: Data
+    """The tuning documents, which trials unlearn and are judged on."""
+    final: Data
+    """The other documents, which final runs are scored on."""
+
+
+def divided(data: Data, share: float, seed: int) -> Parts:
     """Divide data into tuning data and final data, all rows of a document into the same part.
 
     Of each side and task, ``share`` of the documents are for tuning, at least one; one at least is final. A member
@@ -19,8 +32,11 @@ def divided(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     unlearns them. Non-members are divided in the same proportion, in their order. Tuning has no MMLU.
 
     Raises:
+        ConfigError: the share is not between 0 and 1.
         DataError: a side has no task with two documents.
     """
+    if not 0 < share < 1:
+        raise ConfigError(f"--tuning_share {share}: must be between 0 and 1, such as 0.25: tuning needs documents")
     order = random.Random(seed)
     sides = {side: _tuning_rows(side, data.rows[side], share, order) for side in SIDES}
     tuning, final = (
@@ -30,10 +46,8 @@ def divided(data: Data, share: float, seed: int) -> tuple[Data, Data]:
     members = [_members(data.members, part.forget) for part in (tuning, final)]
     total = sum(map(len, members))
     cut = round(len(data.nonmembers) * len(members[0]) / total) if total else 0
-    return (
-        replace(tuning, members=members[0], nonmembers=data.nonmembers[:cut], mmlu=None),
-        replace(final, members=members[1], nonmembers=data.nonmembers[cut:]),
-    )
+    tuning = replace(tuning, members=members[0], nonmembers=data.nonmembers[:cut], mmlu=None)
+    return Parts(data, tuning, replace(final, members=members[1], nonmembers=data.nonmembers[cut:]))
 
 
 def _tuning_rows(side: str, rows: Sequence[Row], share: float, order: random.Random) -> set[Row]:
@@ -53,8 +67,8 @@ def _members(members: Sequence[str], forget: Sequence[Row]) -> list[str]:
     return [text for text in members if text.strip() in texts]
 
 
-def digest(data: Data, tuning: Data, alternatives: Mapping[str, Sequence[str]] | None) -> str:
+def digest(parts: Parts, alternatives: Mapping[str, Sequence[str]] | None) -> str:
     """SHA-256 (hexadecimal) of rows, documents, their division and the alternatives; MMLU may move."""
-    parts = [asdict(replace(part, mmlu=None)) for part in (data, tuning)]
-    content = json.dumps([*parts, alternatives and dict(alternatives)], sort_keys=True)
+    found = [asdict(replace(part, mmlu=None)) for part in (parts.whole, parts.tuning)]
+    content = json.dumps([*found, alternatives and dict(alternatives)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

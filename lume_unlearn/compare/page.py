@@ -65,7 +65,7 @@ def contents(study: Study, options: Mapping[str, Any]) -> dict[str, Any]:
     entered = [name for name in models if name in study.contestants]
     return {
         "options": {**options, "trials": study.trials, "seeds": study.seeds},
-        "objective": judge.words(bool(options["retrained"]), bool(study.comparison.tuning.members)),
+        "objective": judge.words(bool(options["retrained"]), bool(study.comparison.parts.tuning.members)),
         "settings": {name: _setting(study, name) for name in study.contestants},
         "trials": {name: [_trial(*found) for found in q.results().items()] for name, q in study.queues.items()},
         "failures": study.failures(),

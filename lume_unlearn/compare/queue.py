@@ -6,8 +6,9 @@ few seconds. A trial whose process died is put into the queue again, and so is a
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ Task = dict[str, Any]
 Only numbers, text, lists and dictionaries, since it is stored as JSON."""
 
 
-def open_storage(url: str | None, output: Path) -> Any:
+def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
     """Open the storage that ``--storage`` names, or the SQLite file in the output folder.
+
+    Returns:
+        From name, comparison and tasks to a `Queue` in this storage.
 
     Raises:
         ConfigError: Optuna is not installed, or the storage cannot be opened.
@@ -47,13 +51,17 @@ def open_storage(url: str | None, output: Path) -> Any:
     except ImportError as error:
         raise ConfigError("compare: needs Optuna; install it with pip install 'lume-unlearning[compare]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    lock = FileLock(output / ".storage.lock")
+    options = {"connect_args": {"timeout": 60}} if url is None else {}
     try:
-        if url is not None and url.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-        options = {"connect_args": {"timeout": 60}} if url is None else {}
-        return optuna.storages.RDBStorage(url or f"sqlite:///{output / 'trials.db'}", engine_kwargs=options)
+        with lock:
+            if url is not None and url.startswith("journal:"):
+                storage: Any = JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
+            else:
+                storage = optuna.storages.RDBStorage(url or f"sqlite:///{output / 'trials.db'}", engine_kwargs=options)
     except Exception as error:  # each database driver has its own error classes
         raise ConfigError(f"--storage {url or output}: cannot be opened: {type(error).__name__}: {error}") from error
+    return partial(Queue, storage, lock)
 
 
 class Queue:
@@ -65,7 +73,7 @@ class Queue:
         """Make the study, or join it if another process made it; add the tasks that have neither result nor process.
 
         Args:
-            storage: of `open_storage`.
+            storage: of Optuna.
             lock: of the processes of one machine, since SQLite lets two of them take the same trial.
             name: of the study.
             comparison: what all trials depend on, to refuse a storage of another comparison.

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
 from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.checks import raise_faults
@@ -19,7 +18,7 @@ from lume_unlearn.compare.comparison import Comparison
 from lume_unlearn.compare.contestants import Contestant, MethodLike, contestants
 from lume_unlearn.compare.documents import divided
 from lume_unlearn.compare.page import contents, page
-from lume_unlearn.compare.queue import Queue, open_storage
+from lume_unlearn.compare.queue import shared_queues
 from lume_unlearn.compare.study import Study
 from lume_unlearn.compare.training import loader
 from lume_unlearn.data.alternatives import read_alternatives
@@ -102,39 +101,30 @@ def compare(
     if processes() > 1:
         raise ConfigError("compare: start it without accelerate; processes with the same --output share the trials")
     entered = contestants(methods, tunings, options)
-    whole, others = as_data(data, split), alternatives
-    if others is not None and not isinstance(others, Mapping):
-        others = read_alternatives(Path(others), whole.forget)
-    _require_options(entered.values(), others, trials, seeds, tuning_share)
-    unknown = [name for name in probes if name not in PROBES]
-    raise_faults([f"--probes {name}: choose from {', '.join(PROBES)}" for name in unknown])
-    tuning, final = divided(whole, tuning_share, seed)
-    if probes:
-        chosen_probes(probes, final, train=tuning, relearn_rows=relearn_rows)
+    whole = as_data(data, split)
+    if isinstance(alternatives, str | PathLike):
+        alternatives = read_alternatives(Path(alternatives), whole.forget)
     named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
     comparison = Comparison(
         models={name: loader(given, trust_remote_code) for name, given in named.items()},
         tokenizer=_shared_tokenizer(named, tokenizer, trust_remote_code),
-        data=whole,
-        tuning=tuning,
-        final=final,
-        alternatives=others,
+        parts=divided(whole, tuning_share, seed),
+        alternatives=alternatives,
         batch_size=per_device_eval_batch_size,
         probes=list(probes),
         probe_options={"relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed},
     )
+    _require_possible(comparison, entered.values(), {"trials": trials, "seeds": seeds})
+    shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
     output, say = Path(output), partial(print, file=sys.stdout, flush=True)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         log = (output / "compare.log").open("a", encoding="utf-8")
     with log, redirect_stdout(log), redirect_stderr(log):
-        lock = FileLock(output / ".storage.lock")
-        with lock:
-            opened = open_storage(storage, output)
-        study = Study(comparison, entered, trials, seeds, partial(Queue, opened, lock), say)
+        queue = shared_queues(storage, output)
+        study = Study(comparison, entered, trials, seeds, queue, say)
         study.tune()
         study.run_finals()
-        shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
         content = contents(study, {"retrained": None, **shown, "tuning_share": tuning_share})
         with writing(output):
             write_text(output / RESULTS, json.dumps(content, indent=1) + "\n")
@@ -143,23 +133,20 @@ def compare(
     return content
 
 
-def _require_options(
-    entered: Iterable[Contestant],
-    alternatives: Mapping[str, Sequence[str]] | None,
-    trials: int,
-    seeds: int,
-    tuning_share: float,
-) -> None:
-    counts = {"trials": trials, "seeds": seeds}
+def _require_possible(comparison: Comparison, entered: Iterable[Contestant], counts: Mapping[str, int]) -> None:
+    """Refuse, before the first trial, what cannot work."""
     faults = [f"--{name} {value}: must be above 0" for name, value in counts.items() if value < 1]
-    if not 0 < tuning_share < 1:
-        faults.append(f"--tuning_share {tuning_share}: must be between 0 and 1, such as 0.25: tuning needs documents")
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
-    if needing and alternatives is None:
+    if needing and comparison.alternatives is None:
         faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")
     wrong = {c.tuning for c in entered if not re.fullmatch(TUNINGS, c.tuning)}
     faults += [f"--tunings {name}: choose from lora, full, last:K (K layers), modules:REGEX" for name in sorted(wrong)]
+    unknown = [name for name in comparison.probes if name not in PROBES]
+    faults += [f"--probes {name}: choose from {', '.join(PROBES)}" for name in unknown]
     raise_faults(faults)
+    if comparison.probes:
+        rows = comparison.probe_options["relearn_rows"]
+        chosen_probes(comparison.probes, comparison.parts.final, train=comparison.parts.tuning, relearn_rows=rows)
 
 
 def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_code: bool) -> Any:

@@ -55,7 +55,7 @@ class Study:
             digests[name] = weights_sha256(model)
             if name == "target":
                 self.args = {key: default_arguments(found, model) for key, found in contestants.items()}
-        self.same = {"models": digests, "rows": digest(comparison.data, comparison.tuning, comparison.alternatives)}
+        self.same = {"models": digests, "rows": digest(comparison.parts, comparison.alternatives)}
         self.defaults = {name: default_setting(contestants[name], args) for name, args in self.args.items()}
         self.queues = {}
         for name, found in contestants.items():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from filelock import FileLock
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
@@ -22,7 +21,7 @@ from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.documents import divided
 from lume_unlearn.compare.judge import shortfall
-from lume_unlearn.compare.queue import TRIES, Queue, open_storage, trials_of
+from lume_unlearn.compare.queue import TRIES, Queue, shared_queues, trials_of
 from lume_unlearn.compare.run import compare
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.methods.base import Method, param
@@ -50,10 +49,10 @@ def test_documents_are_divided_whole_and_by_task() -> None:
     ]
     data = Data(rows, rows[:12])
     parts = divided(data, 0.3, seed=1)
-    tuned, final = ({row.stem for row in part.forget} for part in parts)
+    tuned, final = ({row.stem for row in part.forget} for part in (parts.tuning, parts.final))
     assert not tuned & final
-    assert (len(tuned), len(parts[0].forget), len(parts[1].forget)) == (6, 18, 42)
-    assert {row.task for row in parts[0].forget} == {"Task1", "Task2"}
+    assert (len(tuned), len(parts.tuning.forget), len(parts.final.forget)) == (6, 18, 42)
+    assert {row.task for row in parts.tuning.forget} == {"Task1", "Task2"}
     assert parts == divided(data, 0.3, seed=1)
 
 
@@ -61,7 +60,8 @@ def test_attack_documents_follow_their_rows_and_mmlu_is_final() -> None:
     rows = [Row(f"d{i}sc1", f"begin {i}", f"end {i}", "Task3") for i in range(4)]
     members = [*(f"begin {i} end {i}" for i in range(4)), "of no row"]
     data = Data(rows, rows, members, [f"unseen {i}" for i in range(8)], "mmlu")
-    tuned, final = divided(data, 0.25, seed=0)
+    parts = divided(data, 0.25, seed=0)
+    tuned, final = parts.tuning, parts.final
     assert tuned.members == [f"{row.input} {row.output}" for row in tuned.forget]
     assert tuned.nonmembers == ["unseen 0", "unseen 1"]
     assert (len(final.members), len(final.nonmembers)) == (3, 6)
@@ -104,10 +104,7 @@ def test_a_papers_learning_rate_follows_the_size_of_the_model() -> None:
 
 def make_queue(folder: Path, url: str | None = None, model: str = "m", count: int = 3, fixed: float = 1.0) -> Queue:
     tasks = [{"slot": i, "fixed": {"x": fixed}} for i in range(count)]
-    lock = FileLock(folder / ".storage.lock")
-    with lock:
-        storage = open_storage(url, folder)
-    return Queue(storage, lock, "npo lora", {"model": model}, tasks)
+    return shared_queues(url, folder)("npo lora", {"model": model}, tasks)
 
 
 @pytest.mark.parametrize("url", [None, "journal:{}/trials.log"])
@@ -173,7 +170,7 @@ def test_a_storage_of_another_comparison_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="model 'm' instead of 'other'"):
         make_queue(tmp_path, model="other")
     with pytest.raises(ConfigError, match="--storage nothing://x"):
-        open_storage("nothing://x", tmp_path)
+        shared_queues("nothing://x", tmp_path)
 
 
 @pytest.fixture(scope="module")
