@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -16,13 +16,14 @@ from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.run import lora_config
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {"lora_rank": "r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_targets": "target_modules"}
-"""Option of a recipe to PEFT's name for it."""
+LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
+"""Options of a recipe for the adapter, with the defaults of `run`."""
 TEXTS = ("substitutes", "unseen")
 """Options of a recipe that name files with texts."""
 NOT_OURS = (
@@ -36,8 +37,6 @@ NOT_OURS = (
 class Contestant:
     """A method with a tuning."""
 
-    name: str
-    """Method or recipe, and tuning: "npo lora"."""
     method: Method
     tuning: str
     """What is trained: lora, full, last:K or modules:REGEX."""
@@ -47,13 +46,10 @@ class Contestant:
     """The recipe's options without its method; empty for a method."""
 
     @property
-    def lora(self) -> LoraConfig | None:
-        """Configuration of the adapter, if the recipe names a part of it."""
-        given = {name: self.recipe[option] for option, name in LORA.items() if option in self.recipe}
-        if isinstance(given.get("target_modules"), str) and given["target_modules"] != "all-linear":
-            given["target_modules"] = [name.strip() for name in given["target_modules"].split(",")]
-        plain = {"r": 8, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": "all-linear"}
-        return LoraConfig(**(plain | given), task_type="CAUSAL_LM") if given else None
+    def lora(self) -> LoraConfig:
+        """Configuration of the adapter."""
+        rank, alpha, dropout, targets = (self.recipe.get(name, default) for name, default in LORA.items())
+        return lora_config(rank, alpha, dropout, targets)
 
     def identity(self) -> dict[str, Any]:
         """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""
@@ -81,57 +77,39 @@ def contestants(
         ConfigError: names every method that is unknown or twice there, and every option that `run` does not have.
     """
     found: dict[str, Contestant] = {}
-    faults = [] if methods else ["--methods: name at least one method"]
-    known = {field.name for field in fields(UnlearningArguments)} - set(NOT_OURS)
-    faults += [f"compare: unknown option {name}" for name in sorted(options.keys() - known)]
+    known = UnlearningArguments.__dataclass_fields__.keys() - {*NOT_OURS}
+    faults = [f"compare: there is no option {name}" for name in sorted(options.keys() - known)]
     for given in methods:
-        try:
-            label, method, recipe = _read(given)
-        except ConfigError as error:
-            faults.append(str(error))
-            continue
+        label, method, recipe = _read(given)
         own = {name: value for name, value in recipe.items() if name in known}
         unknown = recipe.keys() - own.keys() - {*LORA, *TEXTS, *method.params(), "tuning"}
-        faults += [f"--methods {label}: `run` has no option {', '.join(sorted(unknown))}"] * bool(unknown)
+        faults += [f"--methods {label}: `run` has no option {name}" for name in sorted(unknown)]
         for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
             name = f"{label} {tuning}"
             faults += [f"--methods {label}: is there twice; name it once"] * (name in found)
-            found[name] = Contestant(name, method, tuning, {**options, **own}, recipe)
-    raise_faults(faults)
+            found[name] = Contestant(method, tuning, {**options, **own}, recipe)
+    raise_faults(faults if found else ["--methods, --tunings: name at least one of each"])
     return found
 
 
 def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
     """Return a label, the method and the options of a recipe."""
-    if isinstance(given, Method) or (isinstance(given, type) and issubclass(given, Method)):
+    if isinstance(given, (Method, type)) or given in METHODS:
         method = method_of(given)
-        params = {name: getattr(method, name) for name in method.params()}
-        changed = [f"{name}={params[name]}" for name, field in method.params().items() if params[name] != field.default]
+        params = method.params().items()
+        changed = [f"{name}={getattr(method, name)}" for name, p in params if getattr(method, name) != p.default]
         return f"{method.name}({', '.join(changed)})" if changed else method.name, method, {}
-    if isinstance(given, str) and given in METHODS:
-        return given, method_of(given), {}
+    label = str(given)
     if isinstance(given, Mapping):
         content, label = dict(given), str(given.get("name", given.get("method")))
         content.pop("name", None)
     else:
-        content, label = _yaml(str(given)), str(given)
-    recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
-    kind = recipe.pop("method", None)
-    if kind is None or (isinstance(kind, str) and kind not in METHODS):
+        content = yaml.safe_load(find_recipe(label, "--methods").read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("method") is None:
         raise ConfigError(f"--methods {label}: must name a method, as `method: npo`")
-    method = method_of(kind)
+    recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
+    method = method_of(recipe.pop("method"))
     return label, method_of(method, **{name: recipe[name] for name in method.params() if name in recipe}), recipe
-
-
-def _yaml(name: str) -> dict[str, Any]:
-    try:
-        path = find_recipe(name, "--methods")
-    except ConfigError as error:
-        raise ConfigError(f"{error}; methods are {', '.join(METHODS)}") from error
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(content, dict):
-        raise ConfigError(f"--methods {name}: must hold options, as `method: npo`")
-    return content
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
-"""Judge a model without generating text: how far its rows are from the retrained model's, or from the ideal."""
+"""Judge a model without generating text, and score a final result."""
 
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -8,32 +10,66 @@ from lume_tasks.data.source import Data
 from lume_tasks.metrics.aggregate import mia_score
 from lume_tasks.metrics.unlearning import RowScores
 from lume_tasks.tasks.results import row_scores
-from lume_unlearn.scoring.score import ATTACKS, Scores, memorization_tasks, score
+from lume_unlearn.audit.probes import run_probes
+from lume_unlearn.compare.documents import Parts
+from lume_unlearn.scoring.score import ATTACKS, Scores, memorization_tasks, score, tasks_for
 
 KINDS = ("exact_memorization", "extraction_strength", "probability")
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS)
+
+Result = dict[str, Any]
+"""How a model or the result of a final run did on the final documents.
+
+``scores`` ("TASK METRIC" to value), ``rows`` (`RowScores` as a dictionary), ``judged`` (see `numbers`); of models and
+of seed 0 ``audits`` (probe to numbers); of final runs ``seconds`` and ``curve``."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Scores models of one tokenizer."""
+
+    tokenizer: Any
+    batch_size: int
+    """Prompts of one scoring batch."""
+
+    def judged(self, model: Any, data: Data, chat: bool, mmlu: int = 0) -> Scores:
+        """Score a model with `tasks_of` the data: one forward pass over each row and document.
+
+        ``chat``: see `score`; ``mmlu``: questions of each subject of MMLU to score as well.
+        """
+        tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
+        more: dict[str, Any] = {"metadata": {"lume_mmlu_limit": mmlu} if mmlu else {}}
+        return self._score(model, data, chat, tasks=tasks, log_samples=True, **more)
+
+    def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
+        """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
+
+        ``probes``: options of `run_probes`, or nothing for no probes. Copies are trained on rows of the tuning
+        documents, and judged on the final documents.
+        """
+        data = parts.final
+        tasks = [*memorization_tasks(data), *tasks_for(data)]
+        scores = self._score(model, data, chat, tasks=tasks, log_samples=True)
+        flat = {
+            f"{task} {key.removesuffix(',none')}": float(value)
+            for task, found in scores.results["results"].items()
+            for key, value in found.items()
+            if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
+        }
+        result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
+        if probes:
+            options: dict[str, Any] = {"train": parts.tuning, "tasks": tasks_of(data), "chat": chat, **probes}
+            found = run_probes(model, self.tokenizer, data, batch_size=self.batch_size, **options)
+            result["audits"] = {name: numbers(probed) for name, probed in found.items()}
+        return result
+
+    def _score(self, model: Any, data: Data, chat: bool, **options: Any) -> Scores:
+        return score(model, self.tokenizer, data, chat=chat, batch_size=self.batch_size, **options)
 
 
 def tasks_of(data: Data) -> list[str]:
     """Return the tasks that judge a model: `lume_memorization` and, with members and non-members, `lume_mia`."""
     return [*memorization_tasks(data), *["lume_mia"] * bool(data.members and data.nonmembers)]
-
-
-def judged(model: Any, tokenizer: Any, data: Data, *, chat: bool, batch_size: int, mmlu: int | None = None) -> Scores:
-    """Score a model with `tasks_of` the data: one forward pass over each row and document.
-
-    Args:
-        model: causal language model, on the device to score on.
-        tokenizer: its tokenizer.
-        data: rows and documents.
-        chat: ask questions of your own tasks through the chat template.
-        batch_size: prompts of one batch.
-        mmlu: also score so many questions of each subject of MMLU.
-    """
-    tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
-    metadata = {"lume_mmlu_limit": mmlu} if mmlu else {}
-    options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": metadata, "log_samples": True}
-    return score(model, tokenizer, data, tasks=tasks, **options)
 
 
 def numbers(scores: Scores) -> dict[str, float]:
@@ -55,10 +91,8 @@ def shortfall(found: Mapping[str, float]) -> float:
     1 - (.8 + .9 + .6) / 3 = .2333.
     """
     forget, retain = ([found[name] for name in NUMBERS if name.startswith(side)] for side in ("forget", "retain"))
-    goods = [1 - fmean(forget), fmean(retain)]
-    if "loss_auc" in found:
-        goods.append(mia_score(found["loss_auc"]))
-    return 1 - fmean(goods)
+    attack = [mia_score(found["loss_auc"])] if "loss_auc" in found else []
+    return 1 - fmean([1 - fmean(forget), fmean(retain), *attack])
 
 
 def words(retrained: bool, attack: bool) -> str:

@@ -90,30 +90,22 @@ class Queue:
         self.heard: dict[int, tuple[Any, float]] = {}
         """Running trial to the last sign of life of its process, and when this process saw it."""
         with lock:
-            try:
-                self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
-                self.study.set_user_attr("comparison", comparison)
-            except optuna.exceptions.DuplicatedStudyError:
-                self.study = optuna.load_study(storage=storage, study_name=name)
-                self._wait_until_filled()
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, direction="minimize", load_if_exists=True
+            )
             self._require_same(comparison)
             self._fill(anew=True)
-            self.study.set_user_attr("filled", True)
         self.study.pruner = optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=1)
 
     def _require_same(self, comparison: dict[str, Any]) -> None:
-        other = self.study.user_attrs.get("comparison", comparison)
-        differing = [key for key in comparison if other.get(key) != comparison[key]]
-        if differing:
+        """Note what all trials depend on, or compare it with what the process noted that made the study."""
+        other = self.study.user_attrs.get("comparison")
+        if other is None:
+            self.study.set_user_attr("comparison", comparison)
+        elif other != comparison:
+            differing = [key for key in comparison if other.get(key) != comparison[key]]
             found = ", ".join(f"{key} {other.get(key)!r} instead of {comparison[key]!r}" for key in differing)
             raise ConfigError(f"--storage: it holds another comparison ({found}); name another --output or --storage")
-
-    def _wait_until_filled(self) -> None:
-        """Wait until the process that made the study has put its trials into the queue, unless it died before."""
-        for _ in range(int(SILENCE * 2)):
-            if "filled" in self.study.user_attrs:
-                return
-            time.sleep(0.5)
 
     def _fill(self, anew: bool = False) -> None:
         """Put each task into the queue that has no result and is neither waiting nor running.
@@ -140,12 +132,12 @@ class Queue:
         return {trial.user_attrs["slot"]: trial for trial in self._trials()}
 
     def results(self) -> dict[Any, Any]:
-        """Return slot to the trial that has a result: complete, diverged or pruned."""
+        """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
         done: dict[Any, Any] = {}
         for trial in self._trials():
             if trial.state.is_finished() and trial.state != self.states.FAIL:
                 done.setdefault(trial.user_attrs["slot"], trial)
-        return done
+        return {slot: done[slot] for slot in self.tasks if slot in done}
 
     def errors(self) -> dict[Any, str]:
         """Return slot to the error of each task that has no result after `TRIES` attempts."""
@@ -169,13 +161,14 @@ class Queue:
             if not any(trial.state == self.states.WAITING for trial in self.study.trials):
                 return None
             trial = self.study.ask()
-        if trial.user_attrs.get("task") != self.tasks.get(trial.user_attrs.get("slot"), 0):
-            # Another machine was faster, and Optuna made a trial beyond the budget, or the task has changed since.
+        slot = trial.user_attrs.get("slot")
+        if slot in self.results() or trial.user_attrs.get("task") != self.tasks.get(slot, 0):
+            # Another machine was faster, so that Optuna made a trial beyond the budget, or the task has changed since.
             self._tell(trial, state=self.states.FAIL)
             return None
         trial.set_user_attr("alive", 0)
         # Seeded by the slot, so that a trial's parameters depend on the results so far, not on who runs it.
-        seed = stable_number(self.name, trial.user_attrs["slot"]) % 2**32
+        seed = stable_number(self.name, slot) % 2**32
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
         return trial
 

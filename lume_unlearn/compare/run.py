@@ -3,7 +3,7 @@
 import json
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from os import PathLike
@@ -17,9 +17,9 @@ from lume_unlearn.checks import raise_faults
 from lume_unlearn.compare.comparison import Comparison
 from lume_unlearn.compare.contestants import Contestant, MethodLike, contestants
 from lume_unlearn.compare.documents import divided
+from lume_unlearn.compare.judge import Judge
 from lume_unlearn.compare.page import contents, page
 from lume_unlearn.compare.queue import shared_queues
-from lume_unlearn.compare.study import Study
 from lume_unlearn.compare.training import loader
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.errors import ConfigError
@@ -105,27 +105,29 @@ def compare(
     if isinstance(alternatives, str | PathLike):
         alternatives = read_alternatives(Path(alternatives), whole.forget)
     named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
-    comparison = Comparison(
-        models={name: loader(given, trust_remote_code) for name, given in named.items()},
-        tokenizer=_shared_tokenizer(named, tokenizer, trust_remote_code),
-        parts=divided(whole, tuning_share, seed),
-        alternatives=alternatives,
-        batch_size=per_device_eval_batch_size,
-        probes=list(probes),
-        probe_options={"relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed},
-    )
-    _require_possible(comparison, entered.values(), {"trials": trials, "seeds": seeds})
-    shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    output, say = Path(output), partial(print, file=sys.stdout, flush=True)
+    tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
+    settings = {"probes": list(probes), "relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed}
+    output = Path(output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         log = (output / "compare.log").open("a", encoding="utf-8")
+    comparison = Comparison(
+        models={name: loader(given, trust_remote_code) for name, given in named.items()},
+        contestants=entered,
+        parts=divided(whole, tuning_share, seed),
+        judge=Judge(tokenizer, per_device_eval_batch_size),
+        alternatives=alternatives,
+        trials=trials,
+        seeds=seeds,
+        probes=settings if probes else {},
+        make_queue=shared_queues(storage, output),
+        say=partial(print, file=sys.stdout, flush=True),
+    )
+    _require_possible(comparison)
+    shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
     with log, redirect_stdout(log), redirect_stderr(log):
-        queue = shared_queues(storage, output)
-        study = Study(comparison, entered, trials, seeds, queue, say)
-        study.tune()
-        study.run_finals()
-        content = contents(study, {"retrained": None, **shown, "tuning_share": tuning_share})
+        comparison.run()
+        content = contents(comparison, {"retrained": None, **shown, "tuning_share": tuning_share})
         with writing(output):
             write_text(output / RESULTS, json.dumps(content, indent=1) + "\n")
             write_text(output / PAGE, page(content))
@@ -133,35 +135,32 @@ def compare(
     return content
 
 
-def _require_possible(comparison: Comparison, entered: Iterable[Contestant], counts: Mapping[str, int]) -> None:
+def _require_possible(comparison: Comparison) -> None:
     """Refuse, before the first trial, what cannot work."""
+    counts = {"trials": comparison.trials, "seeds": comparison.seeds}
     faults = [f"--{name} {value}: must be above 0" for name, value in counts.items() if value < 1]
+    entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
     if needing and comparison.alternatives is None:
         faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")
     wrong = {c.tuning for c in entered if not re.fullmatch(TUNINGS, c.tuning)}
     faults += [f"--tunings {name}: choose from lora, full, last:K (K layers), modules:REGEX" for name in sorted(wrong)]
-    unknown = [name for name in comparison.probes if name not in PROBES]
+    unknown = [name for name in probes.get("probes", ()) if name not in PROBES]
     faults += [f"--probes {name}: choose from {', '.join(PROBES)}" for name in unknown]
     raise_faults(faults)
-    if comparison.probes:
-        rows = comparison.probe_options["relearn_rows"]
-        chosen_probes(comparison.probes, comparison.parts.final, train=comparison.parts.tuning, relearn_rows=rows)
+    if probes:
+        chosen_probes(probes["probes"], parts.final, train=parts.tuning, relearn_rows=probes["relearn_rows"])
 
 
 def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_code: bool) -> Any:
     """Return the target's tokenizer; refuse a retrained model whose numbers would be of different tokens."""
-    found = {
-        name: load_tokenizer(str(given), trust_remote_code)
-        for name, given in models.items()
-        if isinstance(given, str | PathLike)
-    }
-    own = tokenizer or found.get("target")
-    if own is None:
+    named = {name: str(given) for name, given in models.items() if isinstance(given, str | PathLike)}
+    if tokenizer is None and "target" not in named:
         raise ConfigError("tokenizer: is needed with a model in memory; give the model's own")
-    if found.get("retrained", own).get_vocab() != own.get_vocab():
+    own = tokenizer or load_tokenizer(named["target"], trust_remote_code)
+    if "retrained" in named and load_tokenizer(named["retrained"], trust_remote_code).get_vocab() != own.get_vocab():
         raise ConfigError(
-            f"--retrained {models['retrained']}: has another tokenizer than --model, so their numbers cannot be "
+            f"--retrained {named['retrained']}: has another tokenizer than --model, so their numbers cannot be "
             "compared; train it from the same base with `lume-unlearn finetune --rows retain`"
         )
     return own

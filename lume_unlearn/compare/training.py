@@ -2,47 +2,40 @@
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from os import PathLike
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, TypeAlias
 
 import torch
 from accelerate.utils import release_memory
-from transformers import TrainerCallback
+from transformers import set_seed
 
 from lume_tasks.data.source import Data
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.data.documents import read_texts
-from lume_unlearn.data.substitutes import read_substitutes
+from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import bfloat16_here, load_model, trainable
 from lume_unlearn.training.arguments import RATES, UnlearningArguments, default_rate, filled_in
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
-READ: dict[str, Callable[[str], Any]] = {
-    "substitutes": lambda path: read_substitutes(Path(path)),
-    "unseen": lambda path: read_texts("unseen", path),
-}
+READ: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
 """Option of a recipe that names a file with texts, to what reads it."""
 
 
-class Load(Protocol):
-    """Returns a model that the caller may change, with weights of this dtype."""
-
-    def __call__(self, dtype: torch.dtype = torch.float32) -> Any:
-        """Load or copy."""
+Load: TypeAlias = Callable[[torch.dtype], Any]
+"""Returns a model that the caller may change, with weights of this dtype."""
 
 
 def loader(model: Any, trust_remote_code: bool) -> Load:
     """Return a function that loads a model from its folder or the hub, or copies an object; adapters are merged."""
 
-    def load(dtype: torch.dtype = torch.float32) -> Any:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        if isinstance(model, str | PathLike):
-            return load_model(str(model), dtype, trust_remote_code).to(device).eval()
-        return plain_copy(model).to(device, dtype).requires_grad_(True).eval()
+    def load(dtype: torch.dtype) -> Any:
+        named = isinstance(model, str | PathLike)
+        found = load_model(str(model), dtype, trust_remote_code) if named else plain_copy(model).requires_grad_(True)
+        return found.to("cuda" if torch.cuda.is_available() else "cpu", dtype).eval()
 
     return load
 
@@ -72,12 +65,11 @@ def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments
 def unlearned(
     load: Load,
     tokenizer: Any,
+    alternatives: Mapping[str, Sequence[str]] | None,
     contestant: Contestant,
     setting: Setting,
     data: Data,
-    *,
-    alternatives: Mapping[str, Sequence[str]] | None = None,
-    callbacks: Callable[[Any], Sequence[TrainerCallback]] = lambda trainer: (),
+    callback: Any,
     **changes: Any,
 ) -> Any:
     """Unlearn the forget rows of ``data`` from the target without writing anything; return the model in float32.
@@ -85,11 +77,12 @@ def unlearned(
     Args:
         load: of the target.
         tokenizer: its tokenizer.
+        alternatives: other answers to (at least) these forget rows, by the row's id.
         contestant: what to run.
         setting: tuned values in place of its defaults.
         data: rows.
-        alternatives: other answers to (at least) these forget rows, by the row's id.
-        callbacks: from the trainer to callbacks that are called after its own.
+        callback: a `TrainerCallback`, which is given the trainer as ``trainer``. A task vector is made after training,
+            until which the model learns the forget rows: such a method trains without the callback.
         changes: arguments in place of the contestant's, such as the seed.
 
     Raises:
@@ -99,21 +92,22 @@ def unlearned(
     """
     release_memory()  # of the run before, whose trainer and model refer to each other
     params = {name: setting[name] for name in contestant.method.params() if name in setting}
-    method = method_of(contestant.method, **params)
     other = None if alternatives is None else {row.id: alternatives[row.id] for row in data.forget}
-    texts = {name: read(contestant.recipe[name]) for name, read in READ.items() if name in contestant.recipe}
+    inputs = {name: read(contestant.recipe[name]) for name, read in READ.items() if name in contestant.recipe}
+    inputs |= {"alternatives": other, "processing_class": tokenizer}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder, **changes)
+        set_seed(args.seed)  # of the adapter's initial weights
         below_adapter = contestant.tuning == "lora" and (bfloat16_here() if args.bf16 is None else args.bf16)
-        half = args.weights == "bfloat16" or below_adapter
-        model = trainable(load(torch.bfloat16 if half else torch.float32), contestant.tuning, contestant.lora)
-        inputs: dict[str, Any] = {"alternatives": other, "processing_class": tokenizer, **texts}
-        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
-        for callback in callbacks(trainer):
+        dtype = torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
+        model = trainable(load(dtype), contestant.tuning, contestant.lora)
+        method = method_of(contestant.method, **params)
+        callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
+        if not method.negated:
             trainer.add_callback(callback)
         trainer.train()
     # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    del trainer
+    del trainer, callback.trainer
     release_memory()
     return model.float().eval()

@@ -16,11 +16,12 @@ from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.cli.main import main
-from lume_unlearn.compare import comparison, page, training, tuning
+from lume_unlearn.compare import comparison, judge, training, tuning
 from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.documents import divided
 from lume_unlearn.compare.judge import shortfall
+from lume_unlearn.compare.page import alike
 from lume_unlearn.compare.queue import TRIES, Queue, shared_queues, trials_of
 from lume_unlearn.compare.run import compare
 from lume_unlearn.errors import ConfigError, Diverged
@@ -78,8 +79,8 @@ def test_shortfall_by_hand() -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> None:
     (contestant,) = contestants([name], ["full"], {}).values()
-    default = tuning.default_setting(contestant, training.default_arguments(contestant, make_model()))
-    ends = tuning.ranges(contestant, default)
+    default = tuning.default_setting(contestant.method, training.default_arguments(contestant, make_model()))
+    ends = tuning.ranges(contestant.method, default)
     assert default.keys() == ends.keys()
     for task in tuning.tasks(default, 5):
         assert all(ends[key][0] <= value <= ends[key][1] for key, value in task["fixed"].items())
@@ -227,7 +228,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
         raise AssertionError
 
     monkeypatch.setattr(comparison, "unlearned", done_twice)
-    monkeypatch.setattr(comparison.final, "results_of", done_twice)
+    monkeypatch.setattr(judge.Judge, "result", done_twice)
     assert main(command(files, output, *more)) == 0
     assert json.loads((output / "compare.json").read_text()) == content
 
@@ -339,9 +340,15 @@ def test_an_error_of_one_attempt_leaves_no_trace(files: Path, tmp_path: Path, mo
     assert [trial["state"] for trial in content["trials"]["gd lora"]] == ["complete"]
 
 
-def test_overlapping_intervals_are_named() -> None:
-    found = page.alike({"a": [0.2, 0.1, 0.3], "b": [0.35, 0.3, 0.4], "c": [0.5, 0.45, 0.55]})
-    assert found == [["a", "b"]]
+def test_settings_that_cannot_be_told_apart_are_named() -> None:
+    def result(*scores: float) -> list[dict[str, Any]]:
+        return [{"rows": {"rows": {"forget t f": {f"d{i}qa0": score for i, score in enumerate(scores)}}}}]
+
+    some, same = [0.2, 0.4, 0.1, 0.3] * 3, [0.4, 0.2, 0.3, 0.1] * 3
+    (goal,) = result(*[0.0] * 12)
+    entered = {"a": result(*some), "b": result(*same), "c": result(*[0.9, 0.8] * 6)}
+    assert alike(entered, dict.fromkeys(entered, goal)) == [["a", "b"]]
+    assert alike(entered, {}) == []
 
 
 @pytest.mark.parametrize(
@@ -367,5 +374,5 @@ def test_usage_errors_are_named_and_exit_with_2(
 def test_unknown_options_of_recipes_and_of_compare_are_named() -> None:
     with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
         contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
-    assert "unknown option learning_rat" in str(caught.value)
+    assert "no option learning_rat" in str(caught.value)
     assert "is there twice" in str(caught.value)
