@@ -17,7 +17,7 @@ from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import bfloat16_here, load_model, trainable
-from lume_unlearn.training.arguments import RATES, UnlearningArguments, default_rate, filled_in
+from lume_unlearn.training.arguments import UnlearningArguments, default_rate, filled_in
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -47,19 +47,11 @@ def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", 
 
 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
-    """Return the arguments of a contestant with all defaults filled in.
-
-    A method's own default of the learning rate is its paper's, for models of 1 B parameters and more: for a smaller
-    model it rises as the other methods' does (`default_rate`), and as far.
-    """
+    """Return the arguments of a contestant with all defaults filled in; ``model``: the target, without adapter."""
     kind: Literal["lora", "full"] = "lora" if contestant.tuning == "lora" else "full"
-    rate = default_rate(sum(weight.numel() for weight in model.parameters()), kind)
-    own = contestant.method.defaults.get("learning_rate", {}).get(kind)
-    lowest, highest = RATES[kind]
-    if own is not None:
-        rate = max(own, min(own * rate / lowest, highest))
-    given = contestant.options.get("learning_rate") or rate
-    return filled_in(arguments(contestant, {"learning_rate": given}), contestant.method, model)
+    rate = contestant.options.get("learning_rate") or contestant.method.defaults.get("learning_rate", {}).get(kind)
+    rate = rate or default_rate(sum(weight.numel() for weight in model.parameters()), kind)
+    return filled_in(arguments(contestant, {"learning_rate": rate}), contestant.method, model)
 
 
 def unlearned(

@@ -96,9 +96,10 @@ def test_first_three_trials_vary_rate_and_retain_weight() -> None:
     assert rates == [1.0, 0.2, 5.0, None]
 
 
-def test_a_papers_learning_rate_follows_the_size_of_the_model() -> None:
-    (jensun,) = contestants(["jensun"], ["full"], {}).values()
-    for weights, rate in ((2**32, 8e-6), (2**24, 8e-6 * 20)):  # the others have 1e-5, and 2e-4
+@pytest.mark.parametrize(("kind", "rates"), [("full", (1e-5, 2e-4)), ("lora", (1e-4, 1e-3))])
+def test_the_range_of_jensun_follows_the_size_of_the_model(kind: str, rates: tuple[float, float]) -> None:
+    (jensun,) = contestants(["jensun"], [kind], {}).values()
+    for weights, rate in zip((2**32, 2**24), rates, strict=True):
         model = torch.nn.Linear(2**12, weights // 2**12, bias=False, device="meta")
         assert training.default_arguments(jensun, model).learning_rate == pytest.approx(rate)
 
