@@ -42,7 +42,7 @@ OPTIONS: dict[str, tuple[Any, str]] = {
     "storage": (
         str,
         "Where trials and results are kept: a URL of a database (postgresql://...), or journal:FILE for a file on a "
-        "shared disk. Processes that name the same one share the work. Default: a SQLite file in the output.",
+        "shared disk. Processes that name the same one share the work. Default: such a file in the output.",
     ),
     "seed": (NonNegativeInt, "Seed of the division of the documents and of the audits (default: 0)."),
     "trust_remote_code": (bool, "Run code that a hub model brings along."),

@@ -94,7 +94,7 @@ def contestants(
 
 def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
     """Return a label, the method and the options of a recipe."""
-    if isinstance(given, (Method, type)) or given in METHODS:
+    if isinstance(given, (Method, type)) or (isinstance(given, str) and given in METHODS):
         method = method_of(given)
         params = method.params().items()
         changed = [f"{name}={getattr(method, name)}" for name, p in params if getattr(method, name) != p.default]

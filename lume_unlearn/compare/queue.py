@@ -37,7 +37,7 @@ Only numbers, text, lists and dictionaries, since it is stored as JSON."""
 
 
 def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
-    """Open the storage that ``--storage`` names, or the SQLite file in the output folder.
+    """Open the storage that ``--storage`` names, or a journal in the output folder.
 
     Returns:
         From name, comparison and tasks to a `Queue` in this storage.
@@ -47,21 +47,19 @@ def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
     """
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
     except ImportError as error:
         raise ConfigError("compare: needs Optuna; install it with pip install 'lume-unlearning[compare]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    lock = FileLock(output / ".storage.lock")
-    options = {"connect_args": {"timeout": 60}} if url is None else {}
+    kind, _, path = (url or f"journal:{output / 'trials.log'}").partition(":")
     try:
-        with lock:
-            if url is not None and url.startswith("journal:"):
-                storage: Any = JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-            else:
-                storage = optuna.storages.RDBStorage(url or f"sqlite:///{output / 'trials.db'}", engine_kwargs=options)
+        if kind == "journal":
+            storage: Any = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+        else:
+            storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # each database driver has its own error classes
         raise ConfigError(f"--storage {url or output}: cannot be opened: {type(error).__name__}: {error}") from error
-    return partial(Queue, storage, lock)
+    return partial(Queue, storage, FileLock(output / ".storage.lock"))
 
 
 class Queue:
@@ -74,7 +72,7 @@ class Queue:
 
         Args:
             storage: of Optuna.
-            lock: of the processes of one machine, since SQLite lets two of them take the same trial.
+            lock: of the processes of one machine, since some databases let two of them take the same trial.
             name: of the study.
             comparison: what all trials depend on, to refuse a storage of another comparison.
             tasks: the trials.

@@ -85,7 +85,7 @@ def compare(
         relearn_rows: see `run_probes`.
         relearn_rate: see `run_probes`.
         per_device_eval_batch_size: prompts of one scoring batch.
-        storage: URL of a database, or journal:FILE for a file on a shared disk. Default: a SQLite file in the output.
+        storage: URL of a database, or journal:FILE for a file on a shared disk. Default: such a file in the output.
         seed: of the division of the documents and of the probes.
         trust_remote_code: run code that a hub model brings along.
         options: of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options that a

@@ -109,7 +109,7 @@ def make_queue(folder: Path, url: str | None = None, model: str = "m", count: in
     return shared_queues(url, folder)("npo lora", {"model": model}, tasks)
 
 
-@pytest.mark.parametrize("url", [None, "journal:{}/trials.log"])
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/trials.db"])
 def test_a_trial_of_a_dead_process_is_repeated(
     url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
