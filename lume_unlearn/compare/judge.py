@@ -1,89 +1,105 @@
-"""Judge a model without generating text: how far its numbers are from the retrained model's, or from the ideal."""
+"""Judge a model without generating text, and score a final result."""
 
 from collections.abc import Mapping
-from pathlib import Path
+from dataclasses import asdict, dataclass
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from lume_tasks.data import locate
+from lume_tasks.data.source import Data
 from lume_tasks.metrics.aggregate import mia_score
-from lume_tasks.metrics.unlearning import Groups, distance, mean_of_groups
-from lume_unlearn.compare.options import CompareConfig
-from lume_unlearn.evaluation import harness
-from lume_unlearn.model import load
+from lume_tasks.metrics.unlearning import RowScores
+from lume_tasks.tasks.results import row_scores
+from lume_unlearn.audit.probes import run_probes
+from lume_unlearn.compare.documents import Parts
+from lume_unlearn.scoring.score import ATTACKS, Scores, memorization_tasks, score, tasks_for
 
 KINDS = ("exact_memorization", "extraction_strength", "probability")
-GROUPS: Groups = {
-    "forget": tuple(f"forget_{kind}" for kind in KINDS),
-    "retain": tuple(f"retain_{kind}" for kind in KINDS),
-    "attack": ("loss_auc",),
-}
-"""The numbers that decide which trial is best, in groups of equal weight."""
+NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS)
+
+Result = dict[str, Any]
+"""How a model or the result of a final run did on the final documents.
+
+``scores`` ("TASK METRIC" to value), ``rows`` (`RowScores` as a dictionary), ``judged`` (see `numbers`); of models and
+of seed 0 ``audits`` (probe to numbers); of final runs ``seconds`` and ``curve``."""
 
 
-def judged(model: Any, tokenizer: Any, data: Path, batch_size: int) -> dict[str, float]:
-    """Compute the numbers of `lume_memorization` (means over the tasks) and the AUCs of `lume_mia` for a loaded model.
+@dataclass(frozen=True)
+class Judge:
+    """Scores models of one tokenizer."""
 
-    One forward pass over each row and document. The AUCs are absent without ``mia_data``.
-    """
-    tasks = [task for task in harness.tasks_for(data) if task in harness.ROW_TASKS]
-    tasks = [task.replace("lume_", "lume_memorization_") for task in tasks]
-    with_attack = (data / "mia_data").is_dir()
-    metadata = harness.data_metadata(data) | {"tokenizer": tokenizer}
-    lm = harness.wrap(model, tokenizer, batch_size)
-    results = harness.score(lm, metadata, (*tasks, *["lume_mia"] * with_attack))
-    numbers = {}
-    for side in ("forget", "retain"):
-        for kind in KINDS:
-            values = [harness.metric(results, task, f"{side}_{kind}") for task in tasks]
-            there = [value for value in values if value is not None]
-            if there:
-                numbers[f"{side}_{kind}"] = fmean(there)
-    for name in harness.ATTACKS:
-        value = harness.metric(results, "lume_mia", name)
-        if value is not None:
-            numbers[name] = value
-    return numbers
+    tokenizer: Any
+    batch_size: int
+    """Prompts of one scoring batch."""
+
+    def judged(self, model: Any, data: Data, chat: bool, mmlu: int = 0) -> Scores:
+        """Score a model with `tasks_of` the data: one forward pass over each row and document.
+
+        ``chat``: see `score`; ``mmlu``: questions of each subject of MMLU to score as well.
+        """
+        tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
+        more: dict[str, Any] = {"metadata": {"lume_mmlu_limit": mmlu} if mmlu else {}}
+        return self._score(model, data, chat, tasks=tasks, log_samples=True, **more)
+
+    def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
+        """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
+
+        ``probes``: options of `run_probes`, or nothing for no probes. Copies are trained on rows of the tuning
+        documents, and judged on the final documents.
+        """
+        data = parts.final
+        tasks = [*memorization_tasks(data), *tasks_for(data)]
+        scores = self._score(model, data, chat, tasks=tasks, log_samples=True)
+        flat = {
+            f"{task} {key.removesuffix(',none')}": float(value)
+            for task, found in scores.results["results"].items()
+            for key, value in found.items()
+            if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
+        }
+        result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
+        if probes:
+            options: dict[str, Any] = {"train": parts.tuning, "tasks": tasks_of(data), "chat": chat, **probes}
+            found = run_probes(model, self.tokenizer, data, batch_size=self.batch_size, **options)
+            result["audits"] = {name: numbers(probed) for name, probed in found.items()}
+        return result
+
+    def _score(self, model: Any, data: Data, chat: bool, **options: Any) -> Scores:
+        return score(model, self.tokenizer, data, chat=chat, batch_size=self.batch_size, **options)
 
 
-def judged_model(config: CompareConfig, name: str, data: Path) -> dict[str, float]:
-    """Load and judge a model."""
-    model = load.load_for_scoring(name, config.trust_remote_code)
-    tokenizer = load.load_tokenizer(name, config.trust_remote_code)
-    return judged(model, tokenizer, data, config.evaluate_batch_size)
+def tasks_of(data: Data) -> list[str]:
+    """Return the tasks that judge a model: `lume_memorization` and, with members and non-members, `lume_mia`."""
+    return [*memorization_tasks(data), *["lume_mia"] * bool(data.members and data.nonmembers)]
 
 
-def shortfall(numbers: Mapping[str, float]) -> float:
+def numbers(scores: Scores) -> dict[str, float]:
+    """Return the means over the rows of `NUMBERS`, the AUCs of the attack, and the accuracy of MMLU if it is there."""
+    found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
+    others = {name: scores.metric("lume_mia", name) for name in ATTACKS} | {"mmlu": scores.metric("lume_mmlu", "acc")}
+    return found | {name: value for name, value in others.items() if value is not None}
+
+
+def rows_of(scores: Scores) -> RowScores:
+    """Return the scores of each row and document, for the distance to the retrained model."""
+    return row_scores(scores.results, KINDS)
+
+
+def shortfall(found: Mapping[str, float]) -> float:
     """Compute 1 minus the mean of forgetting (1 - forget numbers), retention (retain numbers) and `mia_score`.
 
     The objective where no retrained model is named. Worked example: forget .2, retain .9, AUC .7 (MIA score .6):
     1 - (.8 + .9 + .6) / 3 = .2333.
     """
-    faults = {}
-    for name, value in numbers.items():
-        if name == "loss_auc":
-            faults[name] = 1 - mia_score(value)
-        else:
-            faults[name] = value if name.startswith("forget") else 1 - value
-    return mean_of_groups(faults, GROUPS)
-
-
-def objective(numbers: Mapping[str, float], retrained: Mapping[str, float] | None) -> float:
-    """Return what tuning minimises: `distance` to the retrained model, without one `shortfall`."""
-    return distance(numbers, retrained, GROUPS) if retrained else shortfall(numbers)
+    forget, retain = ([found[name] for name in NUMBERS if name.startswith(side)] for side in ("forget", "retain"))
+    attack = [mia_score(found["loss_auc"])] if "loss_auc" in found else []
+    return 1 - fmean([1 - fmean(forget), fmean(retain), *attack])
 
 
 def words(retrained: bool, attack: bool) -> str:
-    """Say in one sentence what `objective` is, for the page."""
-    numbers = "exact memorisation, extraction strength and token probability of the answers"
+    """Say in one sentence what tuning minimises, for the page."""
+    found = "exact memorisation, extraction strength and token probability of the answers"
     if retrained:
-        groups = "forget rows, retain rows" + (" and the AUC of the loss attack" if attack else "")
-        return f"the mean absolute distance from the retrained model's {numbers}, with equal weight for {groups}"
+        losses = ", and the Kolmogorov-Smirnov distances of the losses of members and non-members" if attack else ""
+        return f"the distance from the retrained model, row by row: the mean absolute differences of {found}{losses}"
     groups = "forgetting, retention" + (" and MIA score" if attack else "")
-    return f"1 minus the mean of {groups}, where forgetting and retention are means over {numbers}"
-
-
-def locate_mmlu(data: Path) -> str | None:
-    """Return the local MMLU of a data directory or of LUME_MMLU_PATH, None if there is none."""
-    source = locate.mmlu_source(None, data)
-    return None if source == locate.MMLU_HUB_ID else source
+    return f"1 minus the mean of {groups}, where forgetting and retention are means over {found}"

@@ -1,25 +1,32 @@
-"""The page of a comparison: the table, the curves over epochs, the audits, and what was tried."""
+"""What a comparison found, as one JSON object and as a page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from itertools import combinations
+from statistics import fmean
 from typing import Any
 
-from lume_unlearn.compare.contents import MODELS
+from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval
+from lume_unlearn.compare import judge
+from lume_unlearn.compare.comparison import MODELS, Comparison, row_of
+from lume_unlearn.compare.judge import Result
+from lume_unlearn.compare.tuning import default_setting
 from lume_unlearn.report import plots, template
 
-HEADINGS = {
-    "distance": ("distance to retrained", "0"),
-    "forget_regurgitation": ("forget: text repeated", "low"),
-    "forget_knowledge": ("forget: facts known", "low"),
-    "retain_regurgitation": ("retain: text repeated", "high"),
-    "retain_knowledge": ("retain: facts known", "high"),
-    "task_aggregate": ("task aggregate", "high"),
-    "loss_auc": ("loss AUC", "0.5"),
-    "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5"),
-    "depth": ("unlearning depth", "1"),
-    "mmlu": ("MMLU", "unchanged"),
-    "seconds": ("training, seconds", "low"),
+COLUMNS = {
+    "distance": ("distance to retrained", "0", ""),
+    "forget_regurgitation": ("forget: text repeated", "low", "lume_score"),
+    "forget_knowledge": ("forget: facts known", "low", "lume_score"),
+    "retain_regurgitation": ("retain: text repeated", "high", "lume_score"),
+    "retain_knowledge": ("retain: facts known", "high", "lume_score"),
+    "task_aggregate": ("task aggregate", "high", "lume_score"),
+    "loss_auc": ("loss AUC", "0.5", "lume_mia"),
+    "loss_tpr_at_1": ("loss: TPR at 1 % FPR", "0.01", "lume_mia"),
+    "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5", "lume_mia"),
+    "acc": ("MMLU", "unchanged", "lume_mmlu"),
+    "seconds": ("training, seconds", "low", ""),
 }
-"""Column of the table to its heading and which values are good."""
+"""Column of the table to its heading, which values are good, and the task whose metric it is."""
 CURVES = {
     "Forgetting": ("forget_probability", "mean token probability, forget rows"),
     "Retention": ("retain_probability", "mean token probability, retain rows"),
@@ -35,22 +42,112 @@ AUDITED = {
     "min_k_plus_plus_auc": "Min-K%++ AUC",
 }
 """Judged number to its heading in the table of audits."""
+SHOWN = (
+    *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "warmup_steps"),
+    *("lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
+)
+"""Arguments that the page prints for each contestant, beside what was tuned and the method's hyperparameters."""
+
+
+def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Gather everything that the page shows; ``options``: what the comparison was called with."""
+    models, chats = _results(comparison)
+    with_retrained = "retrained" in comparison.models
+    goals = {name: models[row_of("retrained", chat)][0] for name, chat in chats.items()} if with_retrained else {}
+    entered = {name: models[name] for name in comparison.contestants if name in models}
+    queues = [*comparison.queues.values(), *comparison.finals.values()]
+    results = [(f"{q.name}, {slot}", trial) for q in comparison.finals.values() for slot, trial in q.results().items()]
+    return {
+        "options": {**options, "trials": comparison.trials, "seeds": comparison.seeds},
+        "objective": judge.words(with_retrained, bool(comparison.parts.tuning.members)),
+        "settings": {name: _setting(comparison, name) for name in comparison.contestants},
+        "trials": {name: [_trial(*found) for found in q.results().items()] for name, q in comparison.queues.items()},
+        "failures": {f"{queue.name}, {slot}": error for queue in queues for slot, error in queue.errors().items()},
+        "diverged": {name: trial.user_attrs["reason"] for name, trial in results if "reason" in trial.user_attrs},
+        "table": {name: row(found, goals.get(name)) for name, found in models.items()},
+        "alike": alike(entered, goals),
+        "audits": {name: found[0]["audits"] for name, found in models.items() if "audits" in found[0]},
+        "judged": {name: found[0]["judged"] for name, found in models.items()},
+        "curves": {name: found[0]["curve"] for name, found in entered.items()},
+    }
+
+
+def _results(comparison: Comparison) -> tuple[dict[str, list[Result]], dict[str, bool]]:
+    """Return row of the table to its results, seed 0 first, and to whether it was scored with the chat template."""
+    models: dict[str, list[Result]] = {}
+    chats: dict[str, bool] = {}
+    for name, queue in comparison.finals.items():
+        for slot, trial in queue.results().items():
+            if "result" in trial.user_attrs:  # else it diverged
+                shown = slot if name == MODELS else name
+                models.setdefault(shown, []).append(trial.user_attrs["result"])
+                chats[shown] = queue.tasks[slot]["chat"] if name == MODELS else comparison.contestants[name].chat
+    return models, chats
+
+
+def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
+    """Return each column's mean, lowest and highest value over the seeds; without columns that have no value.
+
+    The first column is the distance to the retrained model with its 95 % interval over documents and seeds
+    (`distance_interval`), without such a model the shortfall.
+    """
+    metrics = {column: f"{task} {column}" for column, (_, _, task) in COLUMNS.items() if task}
+    columns = {name: [r["scores"][key] for r in results if key in r["scores"]] for name, key in metrics.items()}
+    columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
+    if retrained is None:
+        columns["distance"] = [judge.shortfall(result["judged"]) for result in results]
+    found = {name: [fmean(values), min(values), max(values)] for name, values in columns.items() if values}
+    if retrained is not None:
+        found["distance"] = list(distance_interval(_rows(results), *_rows([retrained])))
+    return found
+
+
+def alike(entered: Mapping[str, Sequence[Result]], retrained: Mapping[str, Result]) -> list[list[str]]:
+    """Return the pairs of contestants whose distances cannot be told apart (`difference_interval`)."""
+    found = []
+    for one, other in combinations(entered, 2):
+        if retrained and retrained[one] is retrained[other]:  # both with the chat template, or both without
+            _, low, high = difference_interval(_rows(entered[one]), _rows(entered[other]), *_rows([retrained[one]]))
+            found += [[one, other]] * (low <= 0 <= high)
+    return found
+
+
+def _rows(results: Sequence[Result]) -> list[RowScores]:
+    return [RowScores(**result["rows"]) for result in results]
+
+
+def _setting(comparison: Comparison, name: str) -> dict[str, Any]:
+    """Return what a contestant ran with: its options, its defaults of what was tuned, and the best of the trials."""
+    args, contestant = comparison.args[name], comparison.contestants[name]
+    default = default_setting(contestant.method, args)
+    ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN}
+    ran |= asdict(contestant.method)
+    ran = {option: value for option, value in ran.items() if value is not None and option not in default}
+    return {"ran": ran, "default": default, "best": comparison.best(name)}
+
+
+def _trial(slot: str, trial: Any) -> dict[str, Any]:
+    """Return one trial: its setting, its state, and its value if it was judged."""
+    reason = trial.user_attrs.get("reason")
+    state = "diverged" if reason else trial.state.name.lower()
+    value = trial.value if state == "complete" else None
+    return {"trial": slot, "setting": trial.params, "value": value, "state": state, "reason": reason}
 
 
 def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
-    headings = dict(HEADINGS)
+    table = content["table"]
+    columns = [name for name in COLUMNS if any(name in row for row in table.values())]
+    headings = {name: COLUMNS[name][:2] for name in columns}
     if not content["options"]["retrained"]:
         headings["distance"] = ("objective", "0")
-    table = content["table"]
-    columns = [name for name in headings if any(name in row for row in table.values())]
-    order = sorted(table, key=lambda name: (name not in MODELS, table[name]["distance"][0]))
+    order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
     return template("compare.html.j2", autoescape=True).render(
         content=content,
-        columns=[headings[name] for name in columns],
+        columns=headings.values(),
         rows=[(name, [cell(table[name].get(column), column) for column in columns]) for name in order],
         curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=AUDITED,
+        audited=AUDITED.values(),
         audits=audit_rows(content, order),
     )
 
@@ -69,8 +166,7 @@ def audit_rows(content: Mapping[str, Any], order: Sequence[str]) -> list[tuple[s
     rows = []
     for name in order:
         for audit, numbers in {"unchanged": content["judged"][name], **content["audits"].get(name, {})}.items():
-            cells = [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]
-            rows.append((name, audit, cells))
+            rows.append((name, audit, [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]))
     return rows if content["audits"] else []
 
 

@@ -1,20 +1,21 @@
 """A queue of trials in an Optuna storage, which several processes share and which outlives them.
 
-Every trial of a study is put into the queue when the study is made, with a ``slot`` number. A process takes one, and
-says every few seconds that it is alive. A trial whose process fell silent is put into the queue again.
+Every trial of a study is put into the queue when the study is made. A process takes one and writes a sign of life every
+few seconds. A trial whose process died is put into the queue again, and so is a trial that ended with an error.
 """
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
+from lume_unlearn.checks import stable_number
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.refusals import stable_number
 
 BEAT = 5.0
 """Seconds between two signs of life."""
@@ -22,51 +23,59 @@ SILENCE = 30.0
 """Seconds without one after which a process counts as dead; clocks of several machines may differ by less."""
 WAIT = 2.0
 """Seconds between two looks at trials that other processes run."""
+TRIES = 3
+"""How often a trial that ends with an error is run before the comparison goes on without it."""
 FIRST_TRIALS = 3
 """Trials before the sampler (TPE) and the pruner use the results."""
-
 WORST = 1.0
-"""Value of a trial that failed: objectives lie between 0 and 1."""
+"""Value of a setting that diverged: objectives lie between 0 and 1."""
 
-Slot = dict[str, Any]
-"""What a trial is: its number or name as ``slot``, ``fixed`` parameters, and what else the trial needs to know."""
+Task = dict[str, Any]
+"""What a trial is: its number or name as ``slot``, ``fixed`` parameters, and what else the trial needs to know.
+
+Only numbers, text, lists and dictionaries, since it is stored as JSON."""
 
 
-def open_storage(url: str | None, output: Path) -> Any:
-    """Open the storage that ``--storage`` names, or the SQLite file in the output folder.
+def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
+    """Open the storage that ``--storage`` names, or a journal in the output folder.
+
+    Returns:
+        From name, comparison and tasks to a `Queue` in this storage.
 
     Raises:
         ConfigError: Optuna is not installed, or the storage cannot be opened.
     """
     try:
         import optuna
-        from optuna.storages.journal import JournalFileBackend, JournalStorage
+        from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock, JournalStorage
     except ImportError as error:
-        raise ConfigError("compare: needs Optuna (pip install 'lume-unlearning[compare]')") from error
+        raise ConfigError("compare: needs Optuna; install it with pip install 'lume-unlearning[compare]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    kind, _, path = (url or f"journal:{output / 'trials.log'}").partition(":")
     try:
-        if url is not None and url.startswith("journal:"):
-            return JournalStorage(JournalFileBackend(url.removeprefix("journal:")))
-        options = {"connect_args": {"timeout": 60}} if url is None else {}
-        return optuna.storages.RDBStorage(url or f"sqlite:///{output / 'trials.db'}", engine_kwargs=options)
-    except Exception as error:  # drivers of databases raise errors of their own
+        if kind == "journal":
+            storage: Any = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
+        else:
+            storage = optuna.storages.RDBStorage(url)
+    except Exception as error:  # each database driver has its own error classes
         raise ConfigError(f"--storage {url or output}: cannot be opened: {type(error).__name__}: {error}") from error
+    return partial(Queue, storage, FileLock(output / ".storage.lock"))
 
 
 class Queue:
     """The trials of one study."""
 
     def __init__(
-        self, storage: Any, lock: FileLock, name: str, comparison: dict[str, Any], slots: Sequence[Slot]
+        self, storage: Any, lock: FileLock, name: str, comparison: dict[str, Any], tasks: Sequence[Task]
     ) -> None:
-        """Make the study, or join it if another process made it; add the slots that it lacks.
+        """Make the study, or join it if another process made it; add the tasks that have neither result nor process.
 
         Args:
-            storage: of `open_storage`.
-            lock: of the processes of one machine, since SQLite lets two of them take the same trial.
+            storage: of Optuna.
+            lock: of the processes of one machine, since some databases let two of them take the same trial.
             name: of the study.
             comparison: what all trials depend on, to refuse a storage of another comparison.
-            slots: the trials.
+            tasks: the trials.
 
         Raises:
             ConfigError: the study belongs to another comparison.
@@ -74,92 +83,108 @@ class Queue:
         import optuna
 
         self.name, self.optuna, self.lock = name, optuna, lock
-        self.slots = [slot["slot"] for slot in slots]
+        self.states = optuna.trial.TrialState
+        self.tasks = {task["slot"]: task for task in tasks}
         self.heard: dict[int, tuple[Any, float]] = {}
-        """Running trial to the last sign of life of its process, and when it came by this process's clock."""
+        """Running trial to the last sign of life of its process, and when this process saw it."""
         with lock:
-            try:
-                self.study = optuna.create_study(storage=storage, study_name=name, direction="minimize")
-                self.study.set_user_attr("comparison", comparison)
-            except optuna.exceptions.DuplicatedStudyError:
-                self.study = optuna.load_study(storage=storage, study_name=name)
-                self._wait_until_filled()
+            self.study = optuna.create_study(
+                storage=storage, study_name=name, direction="minimize", load_if_exists=True
+            )
             self._require_same(comparison)
-            there = {trial.user_attrs.get("slot") for trial in self.study.trials if not self._lost(trial)}
-            for slot in slots:
-                if slot["slot"] not in there:
-                    self._enqueue(slot)
-            self.study.set_user_attr("filled", True)
+            self._fill(anew=True)
         self.study.pruner = optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=1)
 
     def _require_same(self, comparison: dict[str, Any]) -> None:
-        other = self.study.user_attrs.get("comparison", comparison)
-        differing = [key for key in comparison if other.get(key) != comparison[key]]
-        if differing:
+        """Note what all trials depend on, or compare it with what the process noted that made the study."""
+        other = self.study.user_attrs.get("comparison")
+        if other is None:
+            self.study.set_user_attr("comparison", comparison)
+        elif other != comparison:
+            differing = [key for key in comparison if other.get(key) != comparison[key]]
             found = ", ".join(f"{key} {other.get(key)!r} instead of {comparison[key]!r}" for key in differing)
             raise ConfigError(f"--storage: it holds another comparison ({found}); name another --output or --storage")
 
-    def _wait_until_filled(self) -> None:
-        """Wait until the process that made the study has put its trials into the queue, unless it died before."""
-        for _ in range(int(SILENCE * 2)):
-            if "filled" in self.study.user_attrs:
-                return
-            time.sleep(0.5)
+    def _fill(self, anew: bool = False) -> None:
+        """Put each task into the queue that has no result and is neither waiting nor running.
 
-    def _enqueue(self, slot: Slot) -> None:
-        self.study.enqueue_trial(slot["fixed"], user_attrs={"slot": slot["slot"], "task": slot})
+        A task that failed `TRIES` times is left out, unless ``anew``.
+        """
+        done, last = self.results(), self._last()
+        for slot, task in self.tasks.items():
+            trial = last.get(slot)
+            if slot in done or not (trial is None or trial.state == self.states.FAIL):
+                continue
+            attempt = 1 if trial is None or anew else trial.user_attrs["attempt"] + ("error" in trial.user_attrs)
+            if attempt <= TRIES:
+                attributes = {"slot": slot, "task": task, "attempt": attempt}
+                self.study.enqueue_trial(task["fixed"], user_attrs=attributes)
 
-    def _lost(self, trial: Any) -> bool:
-        """Return whether a trial ended without a result."""
-        return trial.state == self.optuna.trial.TrialState.FAIL and "reason" not in trial.user_attrs
+    def _trials(self) -> list[Any]:
+        """Return Optuna's trials of the tasks, the oldest first; a task that has changed since has none."""
+        found = [trial for trial in self.study.trials if "task" in trial.user_attrs]
+        return [trial for trial in found if trial.user_attrs["task"] == self.tasks.get(trial.user_attrs["slot"])]
+
+    def _last(self) -> dict[Any, Any]:
+        """Return slot to the latest trial."""
+        return {trial.user_attrs["slot"]: trial for trial in self._trials()}
 
     def results(self) -> dict[Any, Any]:
-        """Return the finished trials, slot to Optuna's trial: the complete, the pruned, and those that failed."""
+        """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
         done: dict[Any, Any] = {}
-        for trial in self.study.trials:
-            if trial.state.is_finished() and not self._lost(trial) and "slot" in trial.user_attrs:
+        for trial in self._trials():
+            if trial.state.is_finished() and trial.state != self.states.FAIL:
                 done.setdefault(trial.user_attrs["slot"], trial)
-        return done
+        return {slot: done[slot] for slot in self.tasks if slot in done}
+
+    def errors(self) -> dict[Any, str]:
+        """Return slot to the error of each task that has no result after `TRIES` attempts."""
+        done, found = self.results(), {}
+        for slot, trial in self._last().items():
+            given_up = "error" in trial.user_attrs and trial.user_attrs["attempt"] >= TRIES
+            if slot not in done and given_up and trial.state == self.states.FAIL:
+                found[slot] = str(trial.user_attrs["error"])
+        return found
 
     @property
     def finished(self) -> bool:
-        """Whether every slot has a result."""
-        done = self.results()
-        return all(slot in done for slot in self.slots)
+        """Whether every task has a result, or has failed too often."""
+        return self.tasks.keys() == self.results().keys() | self.errors().keys()
 
     def take(self) -> Any:
         """Take a trial from the queue for this process; None if none waits."""
-        states = self.optuna.trial.TrialState
         with self.lock:
-            self._requeue_lost()
-            if not any(trial.state == states.WAITING for trial in self.study.trials):
+            self._end_lost()
+            self._fill()
+            if not any(trial.state == self.states.WAITING for trial in self.study.trials):
                 return None
             trial = self.study.ask()
-        if "slot" not in trial.user_attrs:  # another machine was faster, and Optuna made a trial beyond the budget
-            self._tell(trial, state=states.FAIL)
+        slot = trial.user_attrs.get("slot")
+        if slot in self.results() or trial.user_attrs.get("task") != self.tasks.get(slot, 0):
+            # Another machine was faster, so that Optuna made a trial beyond the budget, or the task has changed since.
+            self._tell(trial, state=self.states.FAIL)
             return None
         trial.set_user_attr("alive", 0)
         # Seeded by the slot, so that a trial's parameters depend on the results so far, not on who runs it.
-        seed = stable_number(self.name, trial.user_attrs["slot"]) % 2**32
+        seed = stable_number(self.name, slot) % 2**32
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
         return trial
 
-    def _requeue_lost(self) -> None:
-        """Put the trials of dead processes into the queue again."""
-        states = self.optuna.trial.TrialState
-        for trial in self.study.trials:
-            if trial.state != states.RUNNING:
+    def _end_lost(self) -> None:
+        """End the trials of dead processes."""
+        for trial in self._trials():
+            if trial.state != self.states.RUNNING:
                 continue
             alive, now = trial.user_attrs.get("alive"), time.monotonic()
             last, since = self.heard.setdefault(trial.number, (alive, now))
             if last != alive:
                 self.heard[trial.number] = alive, now
-            elif now - since > SILENCE and self._tell(trial.number, state=states.FAIL) and "task" in trial.user_attrs:
-                self._enqueue(trial.user_attrs["task"])
+            elif now - since > SILENCE:
+                self._tell(trial.number, state=self.states.FAIL)
 
     @contextmanager
     def running(self, trial: Any) -> Iterator[None]:
-        """Say regularly that this process is alive while the block runs the trial."""
+        """Write a sign of life regularly while the block runs the trial."""
         stop = threading.Event()
 
         def beat() -> None:
@@ -179,26 +204,31 @@ class Queue:
 
     def complete(self, trial: Any, value: float, **attributes: Any) -> None:
         """Store the result of a trial."""
-        with suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # another process did it meanwhile
-            for key, result in attributes.items():
-                trial.set_user_attr(key, result)
+        self._store(trial, **attributes)
         self._tell(trial, value)
 
-    def failed(self, trial: Any, reason: str) -> None:
-        """Store that a trial failed, and why; the sampler learns that its setting is bad."""
+    def diverged(self, trial: Any, reason: str) -> None:
+        """Store that training diverged, which is a result: the sampler learns that the setting is bad."""
         self.complete(trial, WORST, reason=reason)
+
+    def failed(self, trial: Any, error: str) -> None:
+        """Store an error, which is no result: the trial is run again, `TRIES` times at most."""
+        self._store(trial, error=error)
+        self._tell(trial, state=self.states.FAIL)
 
     def pruned(self, trial: Any) -> None:
         """Store that a trial was ended early, because others were better at the same point."""
-        self._tell(trial, state=self.optuna.trial.TrialState.PRUNED)
+        self._tell(trial, state=self.states.PRUNED)
 
-    def _tell(self, trial: Any, *args: Any, **kwargs: Any) -> bool:
-        """End a trial; False if another process has ended it already."""
-        try:
+    def _store(self, trial: Any, **attributes: Any) -> None:
+        with suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # another process has ended it
+            for key, value in attributes.items():
+                trial.set_user_attr(key, value)
+
+    def _tell(self, trial: Any, *args: Any, **kwargs: Any) -> None:
+        """End a trial, unless another process has ended it."""
+        with suppress(ValueError, RuntimeError):  # Optuna's UpdateFinishedTrialError is a RuntimeError
             self.study.tell(trial, *args, **kwargs)
-        except (ValueError, RuntimeError):  # Optuna's UpdateFinishedTrialError is a RuntimeError
-            return False
-        return True
 
 
 def trials_of(queues: Sequence[Queue]) -> Iterator[tuple[Queue, Any]]:

@@ -1,201 +1,179 @@
-"""`lume-unlearn compare`: tune every method with the same budget, run the best settings, write one table."""
+"""`compare`: tune every method with the same budget, run the best settings with several seeds, and write one table."""
 
 import json
 import re
 import sys
-import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from functools import partial
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 
-from lume_tasks.data import locate
-from lume_unlearn.compare import final, tuning
-from lume_unlearn.compare.contents import MODELS, Contestant, contents
-from lume_unlearn.compare.documents import ALTERNATIVES, digest, division, write_division
-from lume_unlearn.compare.judge import judged_model
-from lume_unlearn.compare.options import CompareConfig, is_recipe
-from lume_unlearn.compare.page import page
-from lume_unlearn.compare.queue import Queue, Slot, open_storage, trials_of
-from lume_unlearn.compare.tuning import Setting
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data.inputs import load_inputs, named_directory
+from lume_unlearn.audit.probes import chosen_probes
+from lume_unlearn.checks import raise_faults
+from lume_unlearn.compare.comparison import Comparison
+from lume_unlearn.compare.contestants import Contestant, MethodLike, contestants
+from lume_unlearn.compare.documents import divided
+from lume_unlearn.compare.judge import Judge
+from lume_unlearn.compare.page import contents, page
+from lume_unlearn.compare.queue import shared_queues
+from lume_unlearn.compare.training import loader
+from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import fingerprint, write_text, writing
-from lume_unlearn.model import load
+from lume_unlearn.files import write_text, writing
+from lume_unlearn.model.load import TUNINGS, load_tokenizer
+from lume_unlearn.scoring.score import as_data
 from lume_unlearn.training.distributed import processes
 
-Say = Callable[[str], None]
-
+PROBES = ("quantised", "relearn_forget", "repair")
+"""Probes that change the weights, so that the results can be judged without generating text."""
 RESULTS = "compare.json"
 PAGE = "compare.html"
 
 
-def compare(config: CompareConfig) -> Path:
-    """Tune, run, score and audit all methods; write ``compare.json``, ``compare.html`` and ``recipes/``.
+def compare(
+    model: Any,
+    methods: Sequence[MethodLike],
+    data: Any,
+    output: str | PathLike[str],
+    *,
+    tokenizer: Any = None,
+    retrained: Any = None,
+    split: str = "all",
+    tunings: Sequence[str] = ("lora",),
+    alternatives: str | PathLike[str] | Mapping[str, Sequence[str]] | None = None,
+    trials: int = 8,
+    seeds: int = 3,
+    tuning_share: float = 0.25,
+    probes: Sequence[str] = PROBES,
+    relearn_rows: int = 32,
+    relearn_rate: float = 1e-4,
+    per_device_eval_batch_size: int = 64,
+    storage: str | None = None,
+    seed: int = 0,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> dict[str, Any]:
+    """Tune, run, score and probe methods; write ``compare.json``, ``compare.html`` and ``recipes/`` to a folder.
 
-    What the libraries print goes to ``compare.log``.
+    Finished trials and runs are found again in the storage, so the same call continues where it was stopped, and
+    several processes that make it share the work. What the libraries print goes to ``compare.log``.
 
-    Finished trials and runs are found again in the storage, so the same command continues where it was stopped, and
-    several processes share the work.
+    Only a setting that diverges is a result. Any other error, such as memory that runs out, is tried again, three times
+    in all; then the comparison goes on without that trial or run, and says so. The same call tries it again.
+
+    Args:
+        model: target model, which memorised the rows: a folder, a hub name, or an object, of which each run trains a
+            copy.
+        methods: what to compare (see `MethodLike`): names, recipes, methods, or classes of methods, also your own.
+        data: as `score` takes it: a data directory, a `Data`, or ``{"forget": rows, "retain": rows, ...}``.
+        output: folder for the results.
+        tokenizer: of the model; needed if the model is an object.
+        retrained: model trained without the forget rows; a folder, a hub name or an object. Methods are then judged by
+            their distance to it.
+        split: rows to use of a data directory: all, train, validation or test.
+        tunings: what to train: "lora", "full", "last:K", "modules:REGEX".
+        alternatives: other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
+        trials: settings to try for each method and tuning: those of `tuning.DESIGN`, then a sampler's (TPE).
+        seeds: runs of the best setting of each, with seeds from 0.
+        tuning_share: share of the documents on which settings are tuned; the final scores are of the others.
+        probes: names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
+            tuning documents and judged on the others.
+        relearn_rows: see `run_probes`.
+        relearn_rate: see `run_probes`.
+        per_device_eval_batch_size: prompts of one scoring batch.
+        storage: URL of a database, or journal:FILE for a file on a shared disk. Default: such a file in the output.
+        seed: of the division of the documents and of the probes.
+        trust_remote_code: run code that a hub model brings along.
+        options: of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options that a
+            recipe names win over them.
 
     Returns:
-        The page.
+        What ``compare.json`` holds; ``failures`` names the trials and runs that have no result.
 
     Raises:
-        ConfigError: an option that cannot work, or a storage of another comparison.
+        ConfigError: an option that cannot work, a model that cannot be scored, or a storage of another comparison.
         DataError: faulty or too few rows.
     """
     if processes() > 1:
         raise ConfigError("compare: start it without accelerate; processes with the same --output share the trials")
-    output = Path(config.output)
-    say = partial(print, file=sys.stdout, flush=True)
+    entered = contestants(methods, tunings, options)
+    whole = as_data(data, split)
+    if isinstance(alternatives, str | PathLike):
+        alternatives = read_alternatives(Path(alternatives), whole.forget)
+    named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
+    tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
+    settings = {"probes": list(probes), "relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed}
+    output = Path(output)
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         log = (output / "compare.log").open("a", encoding="utf-8")
+    comparison = Comparison(
+        models={name: loader(given, trust_remote_code) for name, given in named.items()},
+        contestants=entered,
+        parts=divided(whole, tuning_share, seed),
+        judge=Judge(tokenizer, per_device_eval_batch_size),
+        alternatives=alternatives,
+        trials=trials,
+        seeds=seeds,
+        probes=settings if probes else {},
+        make_queue=shared_queues(storage, output),
+        say=partial(print, file=sys.stdout, flush=True),
+    )
+    _require_possible(comparison)
+    shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
     with log, redirect_stdout(log), redirect_stderr(log):
-        config = replace(config, data=str(named_directory(config.data)))
-        content = _compare(config, output, say)
+        comparison.run()
+        content = contents(comparison, {"retrained": None, **shown, "tuning_share": tuning_share})
         with writing(output):
             write_text(output / RESULTS, json.dumps(content, indent=1) + "\n")
             write_text(output / PAGE, page(content))
-    return output / PAGE
+            _write_recipes(output / "recipes", content, entered)
+    return content
 
 
-def _compare(config: CompareConfig, output: Path, say: Say) -> dict[str, Any]:
-    """Do what is left to do, with the other processes, and return what all of them found."""
-    _require_models(config)
-    runs = {contestant: tuning.defaults(config, *contestant) for contestant in config.contestants}
-    for run in runs.values():
-        load_inputs(run)  # faulty rows or alternatives end the comparison before its first trial
-    files = division(Path(str(config.data)), config.split, config.alternatives, config.tuning_share, config.seed)
-    comparison = _comparison(config, files)
-    lock = FileLock(output / ".storage.lock")
-    with lock:
-        storage = open_storage(config.storage, output)
-    queues = {
-        key: Queue(storage, lock, " ".join(key), comparison | _recipe(key[0]), tuning.slots(run, config.trials))
-        for key, run in runs.items()
-    }
-    with lock:
-        folders = write_division(files, output)
-    _tune(config, runs, queues, folders["tuning"], say)
-    best = {key: best_setting(queue) for key, queue in queues.items()}
-    finals = Queue(storage, lock, "final", comparison, _final_slots(config, best))
-    for queue, trial in trials_of([finals]):
-        say(f"final: {trial.user_attrs['slot']}")
-        _run_final(config, runs, folders, queue, trial)
-    _write_recipes(output, runs, best)
-    attack = (folders["tuning"] / "mia_data").is_dir()
-    return contents(config, runs, queues, best, finals, attack)
+def _require_possible(comparison: Comparison) -> None:
+    """Refuse, before the first trial, what cannot work."""
+    counts = {"trials": comparison.trials, "seeds": comparison.seeds}
+    faults = [f"--{name} {value}: must be above 0" for name, value in counts.items() if value < 1]
+    entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
+    needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
+    if needing and comparison.alternatives is None:
+        faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")
+    wrong = {c.tuning for c in entered if not re.fullmatch(TUNINGS, c.tuning)}
+    faults += [f"--tunings {name}: choose from lora, full, last:K (K layers), modules:REGEX" for name in sorted(wrong)]
+    unknown = [name for name in probes.get("probes", ()) if name not in PROBES]
+    faults += [f"--probes {name}: choose from {', '.join(PROBES)}" for name in unknown]
+    raise_faults(faults)
+    if probes:
+        chosen_probes(probes["probes"], parts.final, train=parts.tuning, relearn_rows=probes["relearn_rows"])
 
 
-def _require_models(config: CompareConfig) -> None:
-    """Refuse models whose tokenizers cannot be loaded, or whose numbers would be of different tokens."""
-    own = load.load_tokenizer(config.model, config.trust_remote_code)
-    if config.retrained is None:
-        return
-    if load.load_tokenizer(config.retrained, config.trust_remote_code).get_vocab() != own.get_vocab():
+def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_code: bool) -> Any:
+    """Return the target's tokenizer; refuse a retrained model whose numbers would be of different tokens."""
+    named = {name: str(given) for name, given in models.items() if isinstance(given, str | PathLike)}
+    if tokenizer is None and "target" not in named:
+        raise ConfigError("tokenizer: is needed with a model in memory; give the model's own")
+    own = tokenizer or load_tokenizer(named["target"], trust_remote_code)
+    if "retrained" in named and load_tokenizer(named["retrained"], trust_remote_code).get_vocab() != own.get_vocab():
         raise ConfigError(
-            f"--retrained {config.retrained}: has another tokenizer than --model, so their numbers cannot be compared; "
-            "train it from the same base with `lume-unlearn finetune --rows retain`"
+            f"--retrained {named['retrained']}: has another tokenizer than --model, so their numbers cannot be "
+            "compared; train it from the same base with `lume-unlearn finetune --rows retain`"
         )
+    return own
 
 
-def _recipe(method: str) -> dict[str, Any]:
-    """Return what the trials of a recipe depend on beside the comparison; a changed recipe is refused."""
-    return {"recipe": tuning.recipe_options(method)} if is_recipe(method) else {}
-
-
-def _comparison(config: CompareConfig, files: Mapping[str, str]) -> dict[str, Any]:
-    """Return what the value of a trial depends on, beside its method: for processes that share a storage."""
-    names = ("model", "retrained", "trials", "epochs", "batch_size", "loss_on", "precision")
-    options = {name: getattr(config, name) for name in (*names, "audits", "audit_rows", "audit_rate", "requests")}
-    weights = [fingerprint(name) for name in (config.model, config.retrained) if name]
-    return options | {"rows": digest(files), "weights": weights}
-
-
-def _tune(
-    config: CompareConfig,
-    runs: Mapping[Contestant, RunConfig],
-    queues: Mapping[Contestant, Queue],
-    data: Path,
-    say: Say,
-) -> None:
-    """Run the trials of all methods that no other process runs."""
-    of_queue = {queue.name: _on_tuning_rows(config, runs[key], data) for key, queue in queues.items()}
-    retrained, goal = None, None
-    for queue, trial in trials_of(list(queues.values())):
-        say(f"{queue.name}: trial {trial.user_attrs['slot'] + 1} of {config.trials}")
-        if goal is None:
-            goal = tuning.forget_goal(config, data)
-            retrained = judged_model(config, config.retrained, data) if config.retrained else None
-        run = of_queue[queue.name]
-        tuning.run_trial(queue, trial, run, data, retrained, goal, config.evaluate_batch_size)
-
-
-def _on_tuning_rows(config: CompareConfig, run: RunConfig, data: Path) -> RunConfig:
-    """Return a run on the tuning rows, with as many optimiser steps as the final run has on all rows."""
-    count = len(locate.load_side(data, "forget"))
-    whole = len(locate.load_side(Path(str(config.data)), "forget", config.split))
-    alternatives = None if run.alternatives is None else str(data / ALTERNATIVES)
-    size = max(1, round(run.batch_size * count / whole))
-    return replace(run, data=str(data), split="all", alternatives=alternatives, batch_size=size)
-
-
-def best_setting(queue: Queue) -> Setting | None:
-    """Return the setting of the trial with the lowest value; None if no trial was judged."""
-    done = [t for t in queue.results().values() if t.state.name == "COMPLETE" and "reason" not in t.user_attrs]
-    return dict(min(done, key=lambda trial: trial.value).params) if done else None
-
-
-def _final_slots(config: CompareConfig, best: Mapping[Contestant, Setting | None]) -> list[Slot]:
-    """Return the final runs: the models to compare with, then each best setting with each seed."""
-    there = [name for name in MODELS if name == "target" or config.retrained]
-    found: list[Slot] = [{"slot": name, "fixed": {}} for name in there]
-    for (method, tuned), setting in best.items():
-        for seed in range(config.seeds if setting else 0):
-            name = f"{method} {tuned}, seed {seed}"
-            found.append({"slot": name, "fixed": {}, "contestant": [method, tuned], "seed": seed, "setting": setting})
-    return found
-
-
-def _run_final(
-    config: CompareConfig, runs: Mapping[Contestant, RunConfig], folders: Mapping[str, Path], queue: Queue, trial: Any
-) -> None:
-    """Make one final run, or score one model, and store the result."""
-    task = trial.user_attrs["task"]
-    try:
-        if task["slot"] in MODELS:
-            name = config.model if task["slot"] == "target" else config.retrained
-            result = final.named_model(config, str(name), folders)
-        else:
-            run = tuning.with_setting(runs[tuple(task["contestant"])], task["setting"])
-            result = final.final_run(config, run, folders, task["seed"])
-    except Exception as error:  # diverged, or out of memory: a result
-        traceback.print_exc()
-        queue.failed(trial, str(error) if isinstance(error, ConfigError) else repr(error))
-        return
-    queue.complete(trial, 0.0, result=result)
-
-
-def _write_recipes(
-    output: Path, runs: Mapping[Contestant, RunConfig], best: Mapping[Contestant, Setting | None]
-) -> None:
+def _write_recipes(folder: Path, content: Mapping[str, Any], entered: Mapping[str, Contestant]) -> None:
     """Write each best setting as a recipe for `lume-unlearn run --config`."""
-    with writing(output):
-        (output / "recipes").mkdir(exist_ok=True)
-        for (method, tuned), setting in best.items():
-            if setting is not None:
-                run = runs[method, tuned]
-                shared = ("split", "loss_on", "epochs", "batch_size", "precision")
-                given = tuning.recipe_options(method) if is_recipe(method) else {"params": {}}
-                recipe = {"method": run.method, "tuning": tuned} | given.pop("params") | given
-                recipe |= {name: getattr(run, name) for name in shared} | setting
-                name = re.sub(r"[^A-Za-z0-9_-]+", "-", f"{Path(method).stem}_{tuned}")
-                write_text(output / "recipes" / f"{name}.yaml", yaml.safe_dump(recipe, sort_keys=False))
+    folder.mkdir(exist_ok=True)
+    for name, contestant in entered.items():
+        setting = content["settings"][name]
+        if setting["best"] is not None:
+            recipe = {"method": contestant.method.name, "tuning": contestant.tuning}
+            for options in (*contestant.identity().values(), setting["best"]):
+                recipe |= options
+            file = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name.replace(".yaml ", "_").replace(" ", "_"))
+            write_text(folder / f"{file}.yaml", yaml.safe_dump(recipe, sort_keys=False))

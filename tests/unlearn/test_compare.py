@@ -1,95 +1,115 @@
-"""`lume-unlearn compare`: how it divides, judges and shares the work, and a whole comparison of tiny models."""
+"""`compare`: how it divides, judges and shares the work, and whole comparisons of tiny models."""
 
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
-from filelock import FileLock
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
-from lume_tasks.metrics.unlearning import distance
-from lume_unlearn.cli import main
+from lume_tasks.data.source import Data
+from lume_unlearn.cli.main import main
+from lume_unlearn.compare import comparison, judge, training, tuning
 from lume_unlearn.compare import queue as queues
-from lume_unlearn.compare import run as comparison
-from lume_unlearn.compare import tuning
-from lume_unlearn.compare.documents import divided, divided_attack, division, write_division
-from lume_unlearn.compare.judge import GROUPS, shortfall
-from lume_unlearn.compare.options import CompareConfig
-from lume_unlearn.compare.queue import Queue, open_storage, trials_of
-from lume_unlearn.compare.requests import parts_of
-from lume_unlearn.data.inputs import load_inputs
-from lume_unlearn.errors import ConfigError
+from lume_unlearn.compare.contestants import contestants
+from lume_unlearn.compare.documents import divided
+from lume_unlearn.compare.judge import shortfall
+from lume_unlearn.compare.page import alike
+from lume_unlearn.compare.queue import TRIES, Queue, shared_queues, trials_of
+from lume_unlearn.compare.run import compare
+from lume_unlearn.errors import ConfigError, Diverged
+from lume_unlearn.methods.base import Method, param
 from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.usefixtures("short_answers")
-RETRAINED = {
-    "forget_exact_memorization": 0.1,
-    "forget_probability": 0.1,
-    "retain_exact_memorization": 0.9,
-    "loss_auc": 0.5,
-}
+QUICK: dict[str, Any] = {"trials": 1, "seeds": 1, "probes": (), "num_train_epochs": 1}
+
+
+@dataclass
+class Push(Method):
+    """A method as somebody would write it in a notebook."""
+
+    margin: float = param(3.0, "NLL up to which a token is pushed", search=(1.0, 9.0))
+
+    def forget_loss(self, batch: Any) -> Any:
+        return (self.margin - batch.forget.values).clamp(min=0).sum() / batch.counts.tokens("forget")
 
 
 def test_documents_are_divided_whole_and_by_task() -> None:
     rows = [
         Row(f"doc{i}{kind}", f"text {i}", kind, f"Task{i % 2 + 1}") for i in range(20) for kind in ("sc1", "qa0", "qa1")
     ]
-    parts = divided({"forget": rows, "retain": rows[:12]}, 0.3, seed=1)
-    stems = {part: {row.stem for row in parts[part]["forget"]} for part in parts}
-    assert not stems["tuning"] & stems["final"]
-    assert len(stems["tuning"]) == 6
-    assert len(parts["tuning"]["forget"]) == 18
-    assert {row.task for row in parts["tuning"]["forget"]} == {"Task1", "Task2"}
-    assert parts == divided({"forget": rows, "retain": rows[:12]}, 0.3, seed=1)
+    data = Data(rows, rows[:12])
+    parts = divided(data, 0.3, seed=1)
+    tuned, final = ({row.stem for row in part.forget} for part in (parts.tuning, parts.final))
+    assert not tuned & final
+    assert (len(tuned), len(parts.tuning.forget), len(parts.final.forget)) == (6, 18, 42)
+    assert {row.task for row in parts.tuning.forget} == {"Task1", "Task2"}
+    assert parts == divided(data, 0.3, seed=1)
 
 
-def test_attack_documents_follow_their_rows() -> None:
+def test_attack_documents_follow_their_rows_and_mmlu_is_final() -> None:
     rows = [Row(f"d{i}sc1", f"begin {i}", f"end {i}", "Task3") for i in range(4)]
     members = [*(f"begin {i} end {i}" for i in range(4)), "of no row"]
-    found = divided_attack(members, [f"unseen {i}" for i in range(8)], rows[:1], rows[1:])
-    assert found["tuning"] == (["begin 0 end 0"], ["unseen 0", "unseen 1"])
-    assert len(found["final"][0]) == 3
-    assert len(found["final"][1]) == 6
+    data = Data(rows, rows, members, [f"unseen {i}" for i in range(8)], "mmlu")
+    parts = divided(data, 0.25, seed=0)
+    tuned, final = parts.tuning, parts.final
+    assert tuned.members == [f"{row.input} {row.output}" for row in tuned.forget]
+    assert tuned.nonmembers == ["unseen 0", "unseen 1"]
+    assert (len(final.members), len(final.nonmembers)) == (3, 6)
+    assert (tuned.mmlu, final.mmlu) == (None, "mmlu")
 
 
-def test_objectives_by_hand() -> None:
-    numbers = {
-        "forget_exact_memorization": 0.4,
-        "forget_probability": 0.2,
-        "retain_exact_memorization": 0.8,
-        "loss_auc": 0.8,
-    }
-    assert distance(numbers, RETRAINED, GROUPS) == pytest.approx(((0.3 + 0.1) / 2 + 0.1 + 0.3) / 3)
-    assert shortfall(numbers) == pytest.approx((0.3 + 0.2 + 0.6) / 3)
-    assert distance(RETRAINED, RETRAINED, GROUPS) == 0
+def test_shortfall_by_hand() -> None:
+    numbers = {f"{side}_{kind}": value for kind in ("exact_memorization", "extraction_strength", "probability")
+               for side, value in (("forget", 0.2), ("retain", 0.9))}  # fmt: skip
+    assert shortfall(numbers) == pytest.approx(1 - (0.8 + 0.9) / 2)
+    assert shortfall(numbers | {"loss_auc": 0.7}) == pytest.approx(0.23333333)
 
 
-def test_every_method_has_a_range_for_its_main_parameter(model_dir: Path, tmp_path: Path) -> None:
-    for method in METHODS:
-        file = "alternatives" if METHODS[method].alternative == "file" else None
-        config = CompareConfig(str(model_dir), str(tmp_path), methods=method, alternatives=file)
-        run = tuning.defaults(config, method, "full")
-        for name, value in tuning.default_setting(run).items():
-            low, high = tuning.ranges(run)[name]
-            assert low <= value <= high, (method, name)
+@pytest.mark.parametrize("name", METHODS)
+def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> None:
+    (contestant,) = contestants([name], ["full"], {}).values()
+    default = tuning.default_setting(contestant.method, training.default_arguments(contestant, make_model()))
+    ends = tuning.ranges(contestant.method, default)
+    assert default.keys() == ends.keys()
+    for task in tuning.tasks(default, 5):
+        assert all(ends[key][0] <= value <= ends[key][1] for key, value in task["fixed"].items())
 
 
-def make_queue(folder: Path, url: str | None = None, model: str = "m", count: int = 3) -> Queue:
-    slots = [{"slot": i, "fixed": {}} for i in range(count)]
-    lock = FileLock(folder / ".storage.lock")
-    with lock:
-        storage = open_storage(url, folder)
-    return Queue(storage, lock, "npo lora", {"model": model}, slots)
+def test_first_three_trials_vary_rate_and_retain_weight() -> None:
+    found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
+    pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
+    assert pairs == pytest.approx(np.array([(1, 2), (0.2, 2), (1, 6)]))
+    assert {t["beta"] for t in found[:5]} == {0.1}
+    assert found[5] == {}  # the sampler's
+    rates = [task["fixed"].get("learning_rate") for task in tuning.tasks({"learning_rate": 1.0}, 4)]
+    assert rates == [1.0, 0.2, 5.0, None]
 
 
-@pytest.mark.parametrize("url", [None, "journal:{}/trials.log"])
+@pytest.mark.parametrize(("kind", "rates"), [("full", (1e-5, 2e-4)), ("lora", (1e-4, 1e-3))])
+def test_the_range_of_jensun_follows_the_size_of_the_model(kind: str, rates: tuple[float, float]) -> None:
+    (jensun,) = contestants(["jensun"], [kind], {}).values()
+    for weights, rate in zip((2**32, 2**24), rates, strict=True):
+        model = torch.nn.Linear(2**12, weights // 2**12, bias=False, device="meta")
+        assert training.default_arguments(jensun, model).learning_rate == pytest.approx(rate)
+
+
+def make_queue(folder: Path, url: str | None = None, model: str = "m", count: int = 3, fixed: float = 1.0) -> Queue:
+    tasks = [{"slot": i, "fixed": {"x": fixed}} for i in range(count)]
+    return shared_queues(url, folder)("npo lora", {"model": model}, tasks)
+
+
+@pytest.mark.parametrize("url", [None, "sqlite:///{}/trials.db"])
 def test_a_trial_of_a_dead_process_is_repeated(
     url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,11 +122,35 @@ def test_a_trial_of_a_dead_process_is_repeated(
     done = []
     for queue, trial in trials_of([second]):
         done.append(trial.user_attrs["slot"])
-        queue.failed(trial, "diverged") if trial.user_attrs["slot"] == 2 else queue.complete(trial, 0.1)
+        queue.diverged(trial, "NaN") if trial.user_attrs["slot"] == 2 else queue.complete(trial, 0.1)
     assert sorted(done) == [0, 2]
     first.complete(lost, 0.9)  # it was only asleep: the other one's result counts
     assert {slot: trial.value for slot, trial in first.results().items()} == {0: 0.1, 1: 0.5, 2: queues.WORST}
     assert first.finished
+
+
+def test_an_error_is_no_result_and_is_tried_again(tmp_path: Path) -> None:
+    queue = make_queue(tmp_path, count=1)
+    for attempt in range(1, TRIES + 1):
+        trial = queue.take()
+        assert trial.user_attrs["attempt"] == attempt
+        assert not queue.finished
+        queue.failed(trial, "out of memory")
+    assert queue.take() is None
+    assert queue.finished
+    assert (queue.results(), queue.errors()) == ({}, {0: "out of memory"})
+    again = make_queue(tmp_path, count=1)  # the same command later, perhaps with more memory
+    again.complete(again.take(), 0.3)
+    assert again.results()[0].value == 0.3
+    assert again.errors() == {}
+
+
+def test_a_changed_task_is_done_anew(tmp_path: Path) -> None:
+    queue = make_queue(tmp_path, count=1)
+    queue.complete(queue.take(), 0.3)
+    changed = make_queue(tmp_path, count=1, fixed=2.0)
+    assert not changed.results()
+    assert changed.take().user_attrs["task"]["fixed"] == {"x": 2.0}
 
 
 def take_all(folder: Path) -> list[int]:
@@ -125,10 +169,10 @@ def test_two_processes_take_every_trial_once(tmp_path: Path) -> None:
 
 def test_a_storage_of_another_comparison_is_refused(tmp_path: Path) -> None:
     make_queue(tmp_path)
-    with pytest.raises(ConfigError, match="it holds another comparison \\(model 'm' instead of 'other'\\)"):
+    with pytest.raises(ConfigError, match="model 'm' instead of 'other'"):
         make_queue(tmp_path, model="other")
-    with pytest.raises(ConfigError, match="--storage nothing://x: cannot be opened"):
-        open_storage("nothing://x", tmp_path)
+    with pytest.raises(ConfigError, match="--storage nothing://x"):
+        shared_queues("nothing://x", tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +198,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def command(files: Path, output: Path, *more: str) -> list[str]:
     plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
-    plain += ["--methods", "gd", "--tunings", "lora", "--trials", "2", "--seeds", "2", "--epochs", "1"]
-    return [*plain, "--loss_on", "text", "--audit_rows", "4", *more]
+    plain += ["--methods", "gd", "--tunings", "lora", "--trials", "2", "--seeds", "2", "--num_train_epochs", "1"]
+    return [*plain, "--loss_on", "text", "--probes", "repair", *more]
 
 
 def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
@@ -166,109 +210,170 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert main(command(files, output, *more)) == 0
     content = json.loads((output / "compare.json").read_text())
     assert set(content["table"]) == {"target", "retrained", "gd lora"}
-    assert content["table"]["retrained"]["distance"] == [0, 0, 0]
-    assert content["table"]["retrained"]["depth"] == [1, 1, 1]
-    assert content["table"]["target"]["depth"] == pytest.approx([0, 0, 0], abs=1e-4)
-    assert content["depth"]["gd lora"]["rows"] > 0
-    assert set(content["audits"]["gd lora"]) == {"8-bit", "4-bit", "repair", "relearning"}
+    assert content["table"]["retrained"]["distance"][0] == 0
+    assert set(content["audits"]) == {"target", "retrained", "gd lora"}
     assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
     trials = content["trials"]["gd lora"]
     assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-3, 2e-4])
     best = min(trials, key=lambda trial: trial["value"])["setting"]
     assert content["settings"]["gd lora"]["best"] == best
-    mean, low, high = content["table"]["gd lora"]["loss_auc"]
-    assert low <= mean <= high
+    assert (content["settings"]["gd lora"]["ran"]["loss_on"], content["failures"]) == ("text", {})
+    for column in ("distance", "loss_auc", "loss_tpr_at_1"):
+        mean, low, high = content["table"]["gd lora"][column]
+        assert low <= mean <= high
     recipe = yaml.safe_load((output / "recipes" / "gd_lora.yaml").read_text())
     assert (recipe["method"], recipe["learning_rate"]) == ("gd", best["learning_rate"])
-    page = (output / "compare.html").read_text()
-    assert "distance to retrained" in page
-    assert "unlearning depth" in page
-    assert "gd lora" in page
+    assert "gd lora" in (output / "compare.html").read_text()
 
-    def done_twice(*args: Any) -> None:
+    def done_twice(*args: Any, **options: Any) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(tuning, "run_trial", done_twice)
-    monkeypatch.setattr(comparison.final, "final_run", done_twice)
+    monkeypatch.setattr(comparison, "unlearned", done_twice)
+    monkeypatch.setattr(judge.Judge, "result", done_twice)
     assert main(command(files, output, *more)) == 0
     assert json.loads((output / "compare.json").read_text()) == content
 
 
-def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files: Path, tmp_path: Path) -> None:
-    rows = read_rows(files / "data" / "forget.jsonl")
-    lines = [json.dumps({"id": row.id, "alternative": f"not {row.id}"}) for row in rows]
-    (tmp_path / "other.jsonl").write_text("\n".join(lines))
-    config = CompareConfig(
-        f"{files}/target",
-        str(tmp_path),
-        methods="dpo",
-        data=f"{files}/data",
-        alternatives=str(tmp_path / "other.jsonl"),
-        batch_size=8,
+def test_objects_and_a_method_of_ones_own(tmp_path: Path) -> None:
+    target = make_model()
+    before = {name: weight.clone() for name, weight in target.state_dict().items()}
+    data = {"forget": make_rows("forget", 12), "retain": [vars(row) for row in make_rows("retain", 12)]}
+    methods = [Push, Push(margin=5.0), {"method": Push, "name": "pushed", "loss_on": "text"}]
+    content = compare(
+        target, methods, data, tmp_path, tokenizer=make_tokenizer(), retrained=make_model(seed=1), **QUICK
     )
-    files_of_parts = division(files / "data", "all", config.alternatives, 0.25, 0)
-    data = write_division(files_of_parts, tmp_path)["tuning"]
-    run = comparison._on_tuning_rows(config, tuning.defaults(config, "dpo", "lora"), data)
-    inputs = load_inputs(run)
-    assert inputs.alternatives == [[f"not {row.id}"] for row in inputs.forget]
-    assert len(inputs.forget) / run.batch_size == pytest.approx(len(rows) / 8, rel=0.2)
+    names = {"push lora", "push(margin=5.0) lora", "pushed lora"}
+    assert set(content["table"]) == {"target", "retrained", *names}
+    assert content["settings"]["push(margin=5.0) lora"]["default"]["margin"] == 5
+    assert content["settings"]["pushed lora"]["ran"]["loss_on"] == "text"
+    assert target.state_dict().keys() == before.keys()
+    assert all(weight.equal(before[name]) for name, weight in target.state_dict().items())
+    with pytest.raises(ConfigError, match="tokenizer"):
+        compare(target, [Push], data, tmp_path, **QUICK)
 
 
-def test_requests_share_no_document() -> None:
-    rows = make_rows("forget", 12)
-    first, second = parts_of(rows, 2)
-    assert sorted(row.id for row in (*first, *second)) == sorted(row.id for row in rows)
-    assert not {row.stem for row in first} & {row.stem for row in second}
+def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(
+    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, seen = read_rows(files / "data" / "forget.jsonl"), []
+
+    class Trainer(training.UnlearningTrainer):
+        def __init__(self, model: Any, method: Any, args: Any, forget: Any, retain: Any, **more: Any) -> None:
+            seen.append((len(forget) / args.per_device_train_batch_size, forget, more["alternatives"]))
+            super().__init__(model, method, args, forget, retain, **more)
+
+    monkeypatch.setattr(training, "UnlearningTrainer", Trainer)
+    others = {row.id: [f"not {row.id}"] for row in rows}
+    options = QUICK | {"per_device_train_batch_size": 8, "alternatives": others}
+    compare(f"{files}/target", ["dpo"], files / "data", tmp_path, **options)
+    (steps, tuned, texts), (final_steps, every, _) = seen
+    assert texts == {row.id: others[row.id] for row in tuned}
+    assert (len(every), final_steps) == (24, 3)
+    assert steps == pytest.approx(final_steps, rel=0.35)
 
 
-def test_recipes_are_compared_like_methods(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_recipe_win(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "gentle.yaml"
-    recipe.write_text("method: npo\nbeta: 0.3\nretain_weight: 2.0\nprotect: project\ntuning: full\n")
+    own = "method: npo\nbeta: 0.3\nretain_weight: 2.0\nrobust: sam\ntuning: full\nchat: false\n"
+    recipe.write_text(own + "loss_on: answer\nnum_train_epochs: 2\nlearning_rate: 1e-4\nmodel: elsewhere\nseed: null\n")
     output = tmp_path / "out"
-    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--audits", "false", "--requests", "2")
+    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--probes", "none")
     assert main(command(files, output, *options)) == 0
     content = json.loads((output / "compare.json").read_text())
-    assert set(content["table"]) == {"target", f"{recipe} lora"}
-    written = yaml.safe_load((output / "recipes" / "gentle_lora.yaml").read_text())
-    first, second = content["requests"][f"{recipe} lora"]
-    assert len(first) == 1
-    assert len(second) == 2  # of the rows of both requests
-    assert "after request 2" in (output / "compare.html").read_text()
-    assert {"method": "npo", "protect": "project", "beta": 0.3, "retain_weight": 2.0}.items() <= written.items()
+    name = f"{recipe} full"
+    assert set(content["table"]) == {"target, without chat template", name}
+    ran = content["settings"][name]["ran"]
+    assert (ran["num_train_epochs"], ran["loss_on"], ran["chat"], ran["robust"]) == (2, "answer", False, "sam")
+    assert [point["epoch"] for point in content["curves"][name]] == [0, 1, 2]
+    assert content["settings"][name]["default"] == {"learning_rate": 1e-4, "retain_weight": 2.0, "beta": 0.3}
+    written = yaml.safe_load((output / "recipes" / "gentle_full.yaml").read_text())
+    assert {
+        "method": "npo",
+        "robust": "sam",
+        "beta": 0.3,
+        "retain_weight": 2.0,
+        "chat": False,
+    }.items() <= written.items()
     assert main(command(files, output, *options[:1], f"gd,{recipe}", *options[2:])) == 0  # one more joins
     content = json.loads((output / "compare.json").read_text())
-    assert set(content["table"]) == {"target", "gd lora", f"{recipe} lora"}
-    recipe.write_text("method: npo\nbeta: 0.4\n")
-    assert main(command(files, output, *options)) == 1
-    assert "it holds another comparison (recipe" in capsys.readouterr().err
-    recipe.write_text("method: npo\nnonsense: 1\n")
-    with pytest.raises(ConfigError, match="`run` has no option nonsense"):
-        tuning.recipe_options(str(recipe))
+    assert set(content["table"]) == {"target", "target, without chat template", "gd lora", name}
+    recipe.write_text("method: npo\nbeta: 0.4\ntuning: full\n")
+    assert main(command(files, output, *options)) == 2
+    assert "it holds another comparison" in capsys.readouterr().err
 
 
-def test_a_method_that_fails_is_a_result(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(config: Any, callbacks: Any) -> Any:
-        raise ConfigError("--learning_rate 1: diverged")
+@pytest.mark.parametrize("error", [Diverged("the loss is NaN"), torch.OutOfMemoryError("8 GiB")])
+def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
+    error: Exception, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    calls = []
 
-    monkeypatch.setattr(tuning, "unlearned", diverge)
-    output = tmp_path / "out"
-    assert main(command(files, output, "--audits", "false")) == 0
-    content = json.loads((output / "compare.json").read_text())
-    assert {trial["state"] for trial in content["trials"]["gd lora"]} == {"failed"}
-    assert content["trials"]["gd lora"][0]["reason"] == "--learning_rate 1: diverged"
+    def fail(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        raise error
+
+    monkeypatch.setattr(queues, "WAIT", 0.01)
+    monkeypatch.setattr(comparison, "unlearned", fail)
+    diverged = isinstance(error, Diverged)
+    assert main(command(files, tmp_path, "--probes", "none")) == (0 if diverged else 2)
+    content = json.loads((tmp_path / "compare.json").read_text())
+    assert len(calls) == (2 if diverged else 2 * TRIES)
+    assert [trial["state"] for trial in content["trials"]["gd lora"]] == ["diverged"] * (2 if diverged else 0)
+    assert len(content["failures"]) == (0 if diverged else 2)
+    assert ("OutOfMemoryError: 8 GiB" in capsys.readouterr().out) != diverged
     assert set(content["table"]) == {"target"}
-    assert "gd lora: no trial was completed" in (output / "compare.html").read_text()
+    assert "gd lora: no trial was completed" in (tmp_path / "compare.html").read_text()
 
 
-def test_bad_input_is_named(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    cases = {
-        ("--retrained", f"{files}/other"): "has another tokenizer than --model",
-        ("--methods", "gd,nothing"): "--methods nothing: choose from ga, gd",
-        ("--methods", "dpo"): "--methods dpo: need --alternatives FILE",
-        ("--tunings", "lora,3"): "--tunings lora,3: choose from lora, full, last:K",
-        ("--model", "/nowhere"): "--model /nowhere (no such folder here, so the hub was asked): its tokenizer",
-        ("--data", "/nowhere"): "--data /nowhere: is not a directory",
-    }
-    for number, (options, message) in enumerate(cases.items()):
-        assert main(command(files, tmp_path / str(number), *options)) == 1, options
-        assert message in capsys.readouterr().err
+def test_an_error_of_one_attempt_leaves_no_trace(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, calls = comparison.unlearned, []
+
+    def fail_once(*args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("8 GiB")
+        return own(*args, **options)
+
+    monkeypatch.setattr(queues, "WAIT", 0.01)
+    monkeypatch.setattr(comparison, "unlearned", fail_once)
+    content = compare(f"{files}/target", ["gd"], files / "data", tmp_path, **QUICK)
+    assert (len(calls), content["failures"]) == (3, {})
+    assert [trial["state"] for trial in content["trials"]["gd lora"]] == ["complete"]
+
+
+def test_settings_that_cannot_be_told_apart_are_named() -> None:
+    def result(*scores: float) -> list[dict[str, Any]]:
+        return [{"rows": {"rows": {"forget t f": {f"d{i}qa0": score for i, score in enumerate(scores)}}}}]
+
+    some, same = [0.2, 0.4, 0.1, 0.3] * 3, [0.4, 0.2, 0.3, 0.1] * 3
+    (goal,) = result(*[0.0] * 12)
+    entered = {"a": result(*some), "b": result(*same), "c": result(*[0.9, 0.8] * 6)}
+    assert alike(entered, dict.fromkeys(entered, goal)) == [["a", "b"]]
+    assert alike(entered, {}) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--retrained", "{}/other"), "another tokenizer"),
+        (("--methods", "gd,nothing"), "--methods nothing"),
+        (("--methods", "dpo"), "--alternatives"),
+        (("--tunings", "lora,3"), "--tunings 3"),
+        (("--model", "/nowhere"), "--model /nowhere"),
+        (("--data", "/nowhere"), "/nowhere: is not a directory"),
+        (("--trials", "0"), "--trials 0"),
+        (("--tuning_share", "0"), "--tuning_share"),
+    ],
+)
+def test_usage_errors_are_named_and_exit_with_2(
+    options: tuple[str, str], message: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(files, tmp_path, *(option.format(files) for option in options))) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unknown_options_of_recipes_and_of_compare_are_named() -> None:
+    with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
+        contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
+    assert "no option learning_rat" in str(caught.value)
+    assert "is there twice" in str(caught.value)

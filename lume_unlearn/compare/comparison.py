@@ -1,0 +1,195 @@
+"""One comparison: queues of trials and of final runs, and the work that is in them."""
+
+import math
+import time
+import traceback
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from lume_tasks.data.source import Data
+from lume_tasks.errors import DataError
+from lume_tasks.metrics.unlearning import RowScores, distances
+from lume_unlearn.compare.callbacks import Curve, Pruner
+from lume_unlearn.compare.contestants import Contestant
+from lume_unlearn.compare.documents import Parts, digest
+from lume_unlearn.compare.judge import Judge, numbers, rows_of, shortfall
+from lume_unlearn.compare.queue import TRIES, Queue, Task, trials_of
+from lume_unlearn.compare.training import Load, default_arguments, unlearned
+from lume_unlearn.compare.tuning import Setting, default_setting, ranges, tasks
+from lume_unlearn.errors import ConfigError, Diverged
+from lume_unlearn.model.fingerprint import weights_sha256
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.scoring.score import Scores
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.callbacks.monitor import mean_nll
+
+CURVE_QUESTIONS = 2
+"""MMLU questions of each subject for the curves."""
+MODELS = "models"
+"""Name of the queue in which target and retrained model are scored."""
+
+
+@dataclass
+class Comparison:
+    """What a comparison compares, and what is done of it, by whatever process."""
+
+    models: Mapping[str, Load]
+    """ "target", and "retrained" if there is a retrained model."""
+    contestants: Mapping[str, Contestant]
+    parts: Parts
+    judge: Judge
+    alternatives: Mapping[str, Sequence[str]] | None
+    trials: int
+    """Trials of each contestant."""
+    seeds: int
+    """Final runs of each contestant."""
+    probes: Mapping[str, Any]
+    """Options of `run_probes` (``probes``, ``relearn_rows``, ...); empty for no probes."""
+    make_queue: Callable[[str, dict[str, Any], Sequence[Task]], Queue]
+    """From name, what all its trials depend on, and tasks to a queue."""
+    say: Callable[[str], None]
+    """Prints a line."""
+    args: dict[str, UnlearningArguments] = field(default_factory=dict)
+    """Contestant to its arguments without tuning, filled in."""
+    queues: dict[str, Queue] = field(default_factory=dict)
+    """Contestant to its trials."""
+    finals: dict[str, Queue] = field(default_factory=dict)
+    """`MODELS`, and each contestant to its final runs."""
+    goals: dict[Any, float] = field(default_factory=dict)
+    """Monitored forget rows to the retrained model's token probability."""
+    retrained_rows: dict[bool, RowScores] = field(default_factory=dict)
+    """With or without the chat template, to the retrained model's scores of the tuning documents."""
+
+    def run(self) -> None:
+        """Run the trials and the final runs that no other process runs, and wait for those.
+
+        Raises:
+            ConfigError: a model cannot be loaded or scored, or the storage holds another comparison.
+        """
+        same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
+        for name, contestant in self.contestants.items():
+            work = tasks(default_setting(contestant.method, self.args[name]), self.trials)
+            depends = same | contestant.identity() | {"trials": self.trials}
+            self.queues[name] = self.make_queue(name, depends, [{"contestant": name, **task} for task in work])
+        self._work(self.queues.values(), self._run_trial)
+        same |= {"probes": self.probes}
+        self.finals[MODELS] = self.make_queue(MODELS, same, self._models())
+        for name, contestant in self.contestants.items():
+            task = {"contestant": name, "fixed": {}, "setting": self.best(name)}
+            work = [
+                {"slot": f"seed {seed}", "seed": seed, **task} for seed in range(self.seeds if task["setting"] else 0)
+            ]
+            self.finals[name] = self.make_queue(f"final {name}", same | contestant.identity(), work)
+        self._work(self.finals.values(), self._run_final)
+        for row, error in self.finals[MODELS].errors().items():
+            raise ConfigError(f"the {row} model could not be scored: {error}")
+
+    def _load_models(self) -> dict[str, str]:
+        """Fill in the contestants' arguments, which depend on the target; return the digest of each model's weights."""
+        digests = {}
+        for name, load in self.models.items():
+            model = load(torch.float32)
+            digests[name] = weights_sha256(model)
+            if name == "target":
+                self.args = {key: default_arguments(found, model) for key, found in self.contestants.items()}
+        return digests
+
+    def _models(self) -> list[Task]:
+        """Return the tasks that score the models, with and without chat template as the contestants need it."""
+        chats = {contestant.chat for contestant in self.contestants.values()}
+        pairs = [(name, chat) for name in self.models for chat in sorted(chats, reverse=True)]
+        return [{"slot": row_of(name, chat), "fixed": {}, "model": name, "chat": chat} for name, chat in pairs]
+
+    def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], None]) -> None:
+        """Run what waits in the queues: divergence is a result; another error is stored, and the trial tried again."""
+        for queue, trial in trials_of(list(queues)):
+            label, task = f"{queue.name}, {trial.user_attrs['slot']}", trial.user_attrs["task"]
+            self.say(label)
+            try:
+                run(queue, trial, task)
+            except Diverged as error:
+                queue.diverged(trial, str(error))
+            except Exception as error:  # out of memory, a full disk, an option that cannot work
+                traceback.print_exc()
+                known = isinstance(error, (ConfigError, DataError))
+                reason = str(error) if known else f"{type(error).__name__}: {error}"
+                queue.failed(trial, reason)
+                self.say(f"{label}: failed ({trial.user_attrs['attempt']} of {TRIES} attempts): {reason}")
+
+    def best(self, name: str) -> Setting | None:
+        """Return the setting of a contestant's trial with the lowest value; None if no trial was judged."""
+        found = [trial for trial in self.queues[name].results().values() if trial.state.name == "COMPLETE"]
+        judged = [trial for trial in found if "reason" not in trial.user_attrs]
+        return dict(min(judged, key=lambda trial: trial.value).params) if judged else None
+
+    def _run_trial(self, queue: Queue, trial: Any, task: Task) -> None:
+        """Train with one setting on the tuning rows, judge the result there, and store it in the queue.
+
+        Tuning has fewer rows than the final runs and proportionally smaller batches, hence as many optimiser steps.
+        """
+        contestant, args = self.contestants[task["contestant"]], self.args[task["contestant"]]
+        ends = ranges(contestant.method, default_setting(contestant.method, args))
+        setting = {name: trial.suggest_float(name, *ends[name], log=True) for name in ends}
+        data, pruner = self.parts.tuning, Pruner(trial, self._goal)
+        size = max(1, round(args.rows_per_step * len(data.forget) / len(self.parts.whole.forget)))
+        steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
+        model = self._unlearned(contestant, setting, data, pruner, **steps)
+        if pruner.pruned:
+            queue.pruned(trial)
+            return
+        scores = self.judge.judged(model, data, contestant.chat)
+        queue.complete(trial, self._objective(scores, contestant.chat), numbers=numbers(scores))
+
+    def _run_final(self, queue: Queue, trial: Any, task: Task) -> None:
+        """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
+        if "model" in task:
+            model = self.models[task["model"]](torch.float32)
+            queue.complete(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], self.probes))
+            return
+        contestant, seed = self.contestants[task["contestant"]], task["seed"]
+        chat, final = contestant.chat, self.parts.final
+        curve = Curve(lambda model: numbers(self.judge.judged(model, final, chat, CURVE_QUESTIONS)))
+        started = time.perf_counter()
+        model = self._unlearned(contestant, task["setting"], self.parts.whole, curve, seed=seed)
+        seconds = time.perf_counter() - started - curve.seconds
+        if contestant.method.negated:
+            curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
+        result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
+        queue.complete(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
+
+    def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any, **changes: Any) -> Any:
+        target = (self.models["target"], self.judge.tokenizer, self.alternatives)
+        return unlearned(*target, contestant, setting, data, callback, **changes)
+
+    def _objective(self, scores: Scores, chat: bool) -> float:
+        """Return what tuning minimises: the distance to the retrained model, without one `shortfall`.
+
+        Raises:
+            Diverged: it is not a finite number.
+        """
+        if "retrained" not in self.models:
+            value = shortfall(numbers(scores))
+        else:
+            if chat not in self.retrained_rows:
+                model = self.models["retrained"](torch.float32)
+                self.retrained_rows[chat] = rows_of(self.judge.judged(model, self.parts.tuning, chat))
+            value = distances(rows_of(scores), self.retrained_rows[chat])["distance"]
+        if not math.isfinite(value):
+            raise Diverged("the scores of the result are not finite numbers")
+        return value
+
+    def _goal(self, rows: Sequence[Any], max_tokens: int) -> float:
+        """Return the retrained model's token probability exp(-NLL) of these rows; 0 without a retrained model."""
+        key = tuple(rows)
+        if "retrained" in self.models and key not in self.goals:
+            model = self.models["retrained"](torch.float32)
+            self.goals[key] = math.exp(-mean_nll(model, Passes(model), rows, max_tokens, model.device))
+        return self.goals.get(key, 0.0)
+
+
+def row_of(model: str, chat: bool) -> str:
+    """Return how a row of the table is called that shows the target or the retrained model."""
+    return model if chat else f"{model}, without chat template"

@@ -1,0 +1,120 @@
+"""What is compared: each method, or each recipe, with each tuning, and the options of its runs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from os import PathLike
+from typing import Any, TypeAlias
+
+import yaml
+from peft import LoraConfig
+
+from lume_unlearn.checks import raise_faults
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.recipes import find_recipe
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.run import lora_config
+
+MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
+"""A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
+
+In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
+LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
+"""Options of a recipe for the adapter, with the defaults of `run`."""
+TEXTS = ("substitutes", "unseen")
+"""Options of a recipe that name files with texts."""
+NOT_OURS = (
+    *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
+    *("resume_from_checkpoint", "trust_remote_code", "config"),
+)
+"""Options of `run` in a recipe that the comparison decides itself."""
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A method with a tuning."""
+
+    method: Method
+    tuning: str
+    """What is trained: lora, full, last:K or modules:REGEX."""
+    options: Mapping[str, Any]
+    """Arguments of `UnlearningArguments`: the recipe's own, and the comparison's where the recipe has none."""
+    recipe: Mapping[str, Any]
+    """The recipe's options without its method; empty for a method."""
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Configuration of the adapter."""
+        rank, alpha, dropout, targets = (self.recipe.get(name, default) for name, default in LORA.items())
+        return lora_config(rank, alpha, dropout, targets)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""
+        plain = {"method": asdict(self.method), "options": self.options, "recipe": self.recipe}
+        found: dict[str, Any] = json.loads(json.dumps(plain, default=str))
+        return found
+
+    @property
+    def chat(self) -> bool:
+        """Whether questions go through the chat template, in training and in scoring."""
+        return bool(self.options.get("chat", True))
+
+
+def contestants(
+    methods: Sequence[MethodLike], tunings: Sequence[str], options: Mapping[str, Any]
+) -> dict[str, Contestant]:
+    """Return name to contestant: every method with every tuning; a recipe that names its tuning, only with that.
+
+    Args:
+        methods: see `MethodLike`.
+        tunings: what to train.
+        options: of `UnlearningArguments`, for all methods; a recipe's own win over them.
+
+    Raises:
+        ConfigError: names every method that is unknown or twice there, and every option that `run` does not have.
+    """
+    found: dict[str, Contestant] = {}
+    known = UnlearningArguments.__dataclass_fields__.keys() - {*NOT_OURS}
+    faults = [f"compare: there is no option {name}" for name in sorted(options.keys() - known)]
+    for given in methods:
+        label, method, recipe = _read(given)
+        own = {name: value for name, value in recipe.items() if name in known}
+        unknown = recipe.keys() - own.keys() - {*LORA, *TEXTS, *method.params(), "tuning"}
+        faults += [f"--methods {label}: `run` has no option {name}" for name in sorted(unknown)]
+        for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
+            name = f"{label} {tuning}"
+            faults += [f"--methods {label}: is there twice; name it once"] * (name in found)
+            found[name] = Contestant(method, tuning, {**options, **own}, recipe)
+    raise_faults(faults if found else ["--methods, --tunings: name at least one of each"])
+    return found
+
+
+def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
+    """Return a label, the method and the options of a recipe."""
+    if isinstance(given, (Method, type)) or (isinstance(given, str) and given in METHODS):
+        method = method_of(given)
+        params = method.params().items()
+        changed = [f"{name}={getattr(method, name)}" for name, p in params if getattr(method, name) != p.default]
+        return f"{method.name}({', '.join(changed)})" if changed else method.name, method, {}
+    label = str(given)
+    if isinstance(given, Mapping):
+        content, label = dict(given), str(given.get("name", given.get("method")))
+        content.pop("name", None)
+    else:
+        content = yaml.safe_load(find_recipe(label, "--methods").read_text(encoding="utf-8"))
+    if not isinstance(content, dict) or content.get("method") is None:
+        raise ConfigError(f"--methods {label}: must name a method, as `method: npo`")
+    recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
+    method = method_of(recipe.pop("method"))
+    return label, method_of(method, **{name: recipe[name] for name in method.params() if name in recipe}), recipe
+
+
+def _plain(value: Any) -> Any:
+    """Return a number for text such as 1e-3, which YAML takes for text."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value

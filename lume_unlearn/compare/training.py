@@ -1,0 +1,105 @@
+"""Train with one setting, in memory: what tuning and the final runs share."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from os import PathLike
+from typing import Any, Literal, TypeAlias
+
+import torch
+from accelerate.utils import release_memory
+from transformers import set_seed
+
+from lume_tasks.data.source import Data
+from lume_unlearn.compare.contestants import Contestant
+from lume_unlearn.compare.tuning import Setting
+from lume_unlearn.data.documents import read_texts
+from lume_unlearn.data.sources import substitutes_of
+from lume_unlearn.methods.registry import method_of
+from lume_unlearn.model.load import bfloat16_here, load_model, trainable
+from lume_unlearn.training.arguments import UnlearningArguments, default_rate, filled_in
+from lume_unlearn.training.relearning import plain_copy
+from lume_unlearn.training.trainer import UnlearningTrainer
+
+READ: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
+"""Option of a recipe that names a file with texts, to what reads it."""
+
+
+Load: TypeAlias = Callable[[torch.dtype], Any]
+"""Returns a model that the caller may change, with weights of this dtype."""
+
+
+def loader(model: Any, trust_remote_code: bool) -> Load:
+    """Return a function that loads a model from its folder or the hub, or copies an object; adapters are merged."""
+
+    def load(dtype: torch.dtype) -> Any:
+        named = isinstance(model, str | PathLike)
+        found = load_model(str(model), dtype, trust_remote_code) if named else plain_copy(model).requires_grad_(True)
+        return found.to("cuda" if torch.cuda.is_available() else "cpu", dtype).eval()
+
+    return load
+
+
+def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", **changes: Any) -> UnlearningArguments:
+    """Return the arguments of a run of a contestant with tuned values in place of its defaults, and other changes."""
+    tuned = {name: value for name, value in setting.items() if name not in contestant.method.params()}
+    return UnlearningArguments(output_dir=folder, **{**contestant.options, **tuned, **changes})
+
+
+def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
+    """Return the arguments of a contestant with all defaults filled in; ``model``: the target, without adapter."""
+    kind: Literal["lora", "full"] = "lora" if contestant.tuning == "lora" else "full"
+    rate = contestant.options.get("learning_rate") or contestant.method.defaults.get("learning_rate", {}).get(kind)
+    rate = rate or default_rate(sum(weight.numel() for weight in model.parameters()), kind)
+    return filled_in(arguments(contestant, {"learning_rate": rate}), contestant.method, model)
+
+
+def unlearned(
+    load: Load,
+    tokenizer: Any,
+    alternatives: Mapping[str, Sequence[str]] | None,
+    contestant: Contestant,
+    setting: Setting,
+    data: Data,
+    callback: Any,
+    **changes: Any,
+) -> Any:
+    """Unlearn the forget rows of ``data`` from the target without writing anything; return the model in float32.
+
+    Args:
+        load: of the target.
+        tokenizer: its tokenizer.
+        alternatives: other answers to (at least) these forget rows, by the row's id.
+        contestant: what to run.
+        setting: tuned values in place of its defaults.
+        data: rows.
+        callback: a `TrainerCallback`, which is given the trainer as ``trainer``. A task vector is made after training,
+            until which the model learns the forget rows: such a method trains without the callback.
+        changes: arguments in place of the contestant's, such as the seed.
+
+    Raises:
+        Diverged: the setting is too much for the model.
+        ConfigError: an option that cannot work.
+        DataError: rows that do not fit the model.
+    """
+    release_memory()  # of the run before, whose trainer and model refer to each other
+    params = {name: setting[name] for name in contestant.method.params() if name in setting}
+    other = None if alternatives is None else {row.id: alternatives[row.id] for row in data.forget}
+    inputs = {name: read(contestant.recipe[name]) for name, read in READ.items() if name in contestant.recipe}
+    inputs |= {"alternatives": other, "processing_class": tokenizer}
+    with tempfile.TemporaryDirectory() as folder:
+        args = arguments(contestant, setting, folder, **changes)
+        set_seed(args.seed)  # of the adapter's initial weights
+        below_adapter = contestant.tuning == "lora" and (bfloat16_here() if args.bf16 is None else args.bf16)
+        dtype = torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
+        model = trainable(load(dtype), contestant.tuning, contestant.lora)
+        method = method_of(contestant.method, **params)
+        callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
+        if not method.negated:
+            trainer.add_callback(callback)
+        trainer.train()
+    # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
+    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    del trainer, callback.trainer
+    release_memory()
+    return model.float().eval()
