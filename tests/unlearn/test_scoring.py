@@ -1,0 +1,239 @@
+"""`score`: rows in memory and from a directory; and scores while training, which keep the best weights."""
+
+import copy
+import json
+import math
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from lume_tasks.data.locate import MMLU_VARIABLE
+from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data, load_data
+from lume_tasks.errors import DataError
+from lume_tasks.models.hf import LumeHF
+from lume_tasks.paths import task_dir
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.model.fingerprint import fingerprint
+from lume_unlearn.scoring.score import MEAN, Scores, check_tasks, memorization_tasks, save_results, score, tasks_for
+from lume_unlearn.training.callbacks.scores import BestScores
+from tests.conftest import Command, RunMaker, assert_same_weights, make_rows
+
+ROWS = ["lume_task1", "lume_task2", "lume_task3"]
+SHORT = {"max_gen_toks": 8}
+
+
+@pytest.fixture(scope="module")
+def person() -> Data:
+    """Rows of Task 2 as `lume_pii` needs them."""
+    values = ("1990-01-02", "900-12-3456", "555-123-4567", "ada@x.org", "14 Birch Lane, Riga, LV 10001")
+    sides = [[Row(f"{side}-qa{i}", f"{side}, {i}?", value, "Task2") for i, value in enumerate(values)] for side in "fr"]
+    return Data(*sides)
+
+
+def test_tasks_are_those_that_the_data_has(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(MMLU_VARIABLE, raising=False)
+    data = load_data(data_dir)
+    assert tasks_for(data) == [*ROWS, "lume_mia", "lume_mmlu", "lume_score"]
+    assert tasks_for(Data(make_rows("f", 2), [Row("r-qa0", "a", "b", "x")])) == [
+        "lume_task1",
+        "lume_rows",
+        "lume_score",
+    ]
+    assert memorization_tasks(data) == [f"lume_memorization_task{i}" for i in (1, 2, 3)]
+
+
+def test_rows_in_memory_are_scored_as_those_of_a_directory(
+    data_dir: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    """Numbers, samples and digests are equal, and the results hold neither rows nor paths of the data."""
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
+
+    data = load_data(data_dir)
+    tasks = [*tasks_for(data), *memorization_tasks(data)]
+    found = score(model, tokenizer, data, tasks=tasks, gen_kwargs=SHORT, log_samples=True).results
+    metadata = {"lume_data_dir": str(data_dir), "tokenizer": tokenizer, "lume_gen_kwargs": True}
+    expected: Any = evaluator.simple_evaluate(
+        LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=64),
+        tasks=tasks,
+        task_manager=TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata),
+        bootstrap_iters=0,
+        gen_kwargs=SHORT,
+    )
+    for part in ("results", "samples", "versions", "n-samples"):
+        assert json.dumps(found[part], default=str) == json.dumps(expected[part], default=str), part
+    for task in (*ROWS, "lume_mia"):
+        digests = [content["configs"][task]["metadata"]["documents_sha256"] for content in (found, expected)]
+        assert digests[0] == digests[1]
+        assert "lume_data" not in found["configs"][task]["metadata"]
+    assert str(data_dir) not in json.dumps(found, default=str)
+
+
+def test_dictionaries_of_rows_and_single_sides_are_scored(
+    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    pii = score(model, tokenizer, person, tasks=["lume_pii"], gen_kwargs=SHORT)
+    assert set(pii.rows["forget_ssn_partial"]) == {"f-qa1"}
+    rows = {"forget": [{"input": "Who?", "output": "Ada"}], "members": ["a text"], "nonmembers": ["another text"]}
+    model.train()
+    scores = score(model, tokenizer, rows, gen_kwargs=SHORT)
+    assert model.training
+    assert scores.means.keys() == {"forget_knowledge", "lume_rows forget_knowledge", "loss_auc", "min_k_plus_plus_auc"}
+    assert scores.rows["forget_knowledge"].keys() == scores.answers.keys()
+    assert scores.rows["loss_auc"].keys() == {"member document 1", "nonmember document 1"}
+    assert "samples" not in scores.results
+
+
+def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(
+    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    sampling = SHORT | {"do_sample": True, "temperature": 1.0, "top_k": 0}
+    one, again, other = (score(model, tokenizer, person, gen_kwargs=sampling, seed=seed).answers for seed in (0, 0, 1))
+    assert one == again != other
+    state = torch.get_rng_state()
+    score(model, tokenizer, person, limit=1, gen_kwargs=SHORT)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize(
+    ("data", "options", "said"),
+    [
+        ({"forget": [], "kept": []}, {}, "data: unknown are kept"),
+        ({"retain": []}, {}, "data: forget is missing"),
+        ("nowhere", {}, "data nowhere: is not a directory"),
+        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
+        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
+        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_task1"]}, "no row in memory of Task1"),
+    ],
+)
+def test_data_that_cannot_be_scored_is_refused(
+    data: Any, options: Any, said: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    with pytest.raises((ConfigError, DataError), match=said):
+        score(model, tokenizer, data, **options)
+
+
+def test_unknown_task_is_refused(person: Data, tokenizer: PreTrainedTokenizerFast) -> None:
+    with pytest.raises(ConfigError, match="tasks lume_x: there is no such task"):
+        check_tasks(tokenizer, person, ["lume_x", "lume_task2"])
+
+
+def test_results_are_saved_as_the_harness_saves_them(
+    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    from lume_unlearn.report.results import read_models
+
+    scores = score(model, tokenizer, person, gen_kwargs=SHORT, log_samples=True)
+    save_results(scores, tmp_path, "some/model")
+    (found,) = read_models([str(tmp_path)])
+    assert found.path == "some/model"
+    assert found.score("lume_score", "forget_knowledge") == scores.means["forget_knowledge"]
+    assert len(list(tmp_path.rglob("samples_lume_task2_*.jsonl"))) == 1
+
+
+def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missing_ones() -> None:
+    task1 = {"forget_knowledge,none": 0.25, "retain_knowledge,none": 0.5, "forget_regurgitation,none": math.nan}
+    results = {"results": {"lume_task1": task1, "lume_score": {"retain_knowledge,none": 0.5}}}
+    assert Scores(results).headline() == {"retain knowledge": 0.5, MEAN: 0.625}
+    assert Scores({"results": {}}).headline() == {}
+
+
+def test_fingerprint_is_of_the_loaded_weights_and_names_no_folder(
+    model: LlamaForCausalLM, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = fingerprint(model, str(model_dir))
+    assert found == fingerprint(copy.deepcopy(model), "somebody's folder that is gone")
+    assert found.keys() == {"sha256", "dtype"}
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert fingerprint(model)["sha256"] != found["sha256"]
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--owner--name"
+    for path, content in ((repository / "refs/main", commit), (repository / f"snapshots/{commit}/config.json", "{}")):
+        path.parent.mkdir(parents=True)
+        path.write_text(content)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub = fingerprint(model, "owner/name")
+    assert (hub["repository"], hub["revision"]) == ("owner/name", commit)
+
+
+OPTIONS: dict[str, Any] = {"tuning": "full", "per_device_train_batch_size": 6, "learning_rate": 1e-2}
+OPTIONS |= {"eval_strategy": "epoch", "evaluate_tasks": "lume_task1,lume_mia,lume_score"}
+OPTIONS |= {"metric_for_best_model": "lume_mia.loss_auc"}
+
+
+@pytest.mark.usefixtures("short_answers")
+def test_scores_of_each_epoch_and_the_best_weights_without_a_change_of_the_training(
+    make_run: RunMaker, tmp_path: Path
+) -> None:
+    output = make_run("gd", **OPTIONS)()
+    aucs = {}
+    for step in (2, 4):
+        path = output / "scores" / f"checkpoint-{step}" / "results_lume.json"
+        aucs[step] = json.loads(path.read_text())["results"]["lume_mia"]["loss_auc,none"]
+    best = json.loads((output / "best" / "best.json").read_text())
+    # A lower AUC is better here, says the task.
+    step = min(aucs, key=lambda s: aucs[s])
+    assert (best["metric"], best["value"], best["step"]) == ("lume_mia.loss_auc", aucs[step], step)
+    assert best["scores"]["lume_mia.loss_auc"] == aucs[step]
+    AutoModelForCausalLM.from_pretrained(output / "best")
+    assert_same_weights(output, make_run("gd", "plain", **OPTIONS | {"eval_strategy": "no"})())
+
+
+def scores(aggregate: float | None, *task1: float) -> Scores:
+    """Results with this aggregate and these four scores of Task 1."""
+    names = [f"{side}_{kind},none" for side in ("forget", "retain") for kind in ("regurgitation", "knowledge")]
+    found = {} if aggregate is None else {"task_aggregate,none": aggregate}
+    results = {"lume_score": found, "lume_task1": dict(zip(names, task1, strict=True))}
+    return Scores({"higher_is_better": {}, "results": results})
+
+
+@pytest.mark.parametrize(
+    ("epochs", "step"),
+    [
+        ([scores(0.0, 1, 1, 1, 1), scores(0.0, 0.2, 1, 1, 1), scores(0.0, 0.4, 1, 1, 1)], 4),  # by the mean
+        ([scores(0.3, 1, 1, 1, 0), scores(0.0, 0, 0, 1, 1), scores(0.3, 1, 1, 1, 0)], 6),  # by the aggregate; later one
+        ([scores(None, 1, 1, 1, 1), scores(None, 0, 1, 1, 1), scores(None, 1, 1, 1, 1)], 4),  # a task is missing
+    ],
+)
+def test_the_best_epoch_and_what_is_printed(
+    epochs: list[Scores], step: int, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
+) -> None:
+    where = ["--model", model_dir, "--data", data_dir, "--output", tmp_path / "out"]
+    options = ["--eval_strategy", "epoch", "--num_train_epochs", 3, "--per_device_train_batch_size", 6]
+    with mock.patch.object(BestScores, "_score", side_effect=epochs):
+        code, out, _ = command("run", "--method", "gd", *where, *options)
+    assert code == 0
+    printed = out.splitlines()
+    assert len([line for line in printed if line.startswith("step ") and "mean of the task scores" in line]) == 3
+    kept = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
+    assert kept["step"] == step
+    assert printed[-1].startswith(f"Best scores: step {step}, kept in {tmp_path / 'out' / 'best'} (")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"evaluate_tasks": "lume_score"}, "--metric_for_best_model lume_mia.loss_auc: TASK.METRIC with a task that"),
+        ({"evaluate_tasks": "lume_x", "metric_for_best_model": "lume_x.y"}, "tasks lume_x: there is no such task"),
+    ],
+)
+def test_tasks_that_cannot_be_scored_are_refused_before_training(
+    changed: dict[str, Any], said: str, make_run: RunMaker
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make_run("gd", **OPTIONS | changed)()
+
+
+def test_a_failing_evaluation_is_a_warning_and_the_model_is_saved(
+    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(BestScores, "_score", mock.Mock(side_effect=RuntimeError("out of patience")))
+    output = make_run("gd", **OPTIONS)()
+    assert caplog.text.count("scoring failed (RuntimeError: out of patience); training continues") == 2
+    AutoModelForCausalLM.from_pretrained(output)
