@@ -123,9 +123,11 @@ def _contains(parent: "str | os.PathLike[str]", folder: str) -> bool:
 
 
 def _version() -> "tuple[int, ...]":
-    """Return the version of the loaded harness, without a suffix such as ``dev1``."""
+    """Return the numbers of the loaded harness's version, without a suffix such as ``rc1`` or ``.dev1``."""
+    import re
+
     version = getattr(sys.modules.get("lm_eval"), "__version__", "0.0")
-    return tuple(int(part) for part in version.split(".")[:3])
+    return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version)[:3])
 
 
 # Module of the harness -> how it is patched, and what to say where that fails.

@@ -11,7 +11,10 @@ from lume_tasks.paths import task_dir
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``lume-tasks path``, ``fetch``, ``check`` or ``prepare``; return the exit status (0 fine, 1 problems)."""
+    """Run ``lume-tasks path``, ``fetch``, ``check`` or ``prepare``; return the exit status.
+
+    0: fine. 1: `check` found problems. 2: options or files that cannot work, with a message on stderr.
+    """
     parser = argparse.ArgumentParser(prog="lume-tasks", description="LUME for lm-evaluation-harness: tasks and data.")
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("path", help="print the folder of the task YAMLs, for --include_path")
@@ -28,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (DataError, OSError) as error:
         print(visible(f"lume-tasks: {error}"), file=sys.stderr)
-        return 1
+        return 2
     return status
 
 

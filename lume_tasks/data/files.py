@@ -136,7 +136,20 @@ def read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
             objects[number] = json.loads(line)
         except json.JSONDecodeError as error:
             faults.append((number, f"is bad JSON: {error.msg} (column {error.pos + 1})"))
-    return objects, faults
+    return without_surrogates(objects, faults)
+
+
+def without_surrogates(objects: dict[int, Any], faults: list[Fault]) -> tuple[dict[int, Any], list[Fault]]:
+    r"""Move objects with an unpaired surrogate to the faults: JSON may escape one (``\ud83d``), UTF-8 cannot hold it."""
+    whole = {}
+    for number, obj in objects.items():
+        try:
+            json.dumps(obj, ensure_ascii=False).encode()
+            whole[number] = obj
+        except UnicodeEncodeError as error:
+            code = ascii(error.object[error.start])[1:-1]
+            faults.append((number, f"holds {code}, half of a character (an unpaired surrogate): write all of it"))
+    return whole, faults
 
 
 def read_parquet(path: Path, fields: Iterable[str] | None = None) -> tuple[dict[int, Any], list[Fault]]:

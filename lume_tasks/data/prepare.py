@@ -145,7 +145,7 @@ def _contents(obj: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Content
     if problems:
         return [], problems
     if len(names) == 2:
-        kind = "sc" if obj.get("kind") == "sc" else "qa"
+        kind = "sc" if str(obj.get("kind")).strip().lower() == "sc" else "qa"
         return [Content(kind, obj[names[0]].strip(), obj[names[1]].strip())], []
     content = cut(obj[names[0]])
     return ([content], []) if content else ([], ["the text is one word: a completion needs at least two"])

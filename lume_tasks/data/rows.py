@@ -16,7 +16,9 @@ OPTIONAL = ("document", "kind")
 OWN = "own"
 """The task of rows that name none."""
 
-_KIND = re.compile(r"(sc|qa)[0-9]+\Z")
+KINDS = ("sc", "qa")
+
+_KIND = re.compile(rf"({'|'.join(KINDS)})[0-9]+\Z")
 
 
 @dataclass(frozen=True)
@@ -90,22 +92,27 @@ def completed(obj: object) -> object:
     """Return a parsed row with a task and an id; both are made if they are missing.
 
     The id is made of checksums of ``document`` (without it, of the text) and of the text, and of ``kind`` ("qa" without
-    it): so it holds no name, and is the same in the files of the splits.
+    it): so it holds no name, and is the same in the files of the splits. A row of an unknown kind gets no id.
     """
     if not isinstance(obj, dict):
         return obj
     text = f"{obj.get('input')}\n{obj.get('output')}"
     document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, text))
-    made = {"task": OWN, "id": f"{document:08x}-{obj.get('kind') or 'qa'}{number}"}
+    kind = obj.get("kind") or "qa"
+    made = {"task": OWN} | ({"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {})
     return obj | {field: value for field, value in made.items() if obj.get(field) is None}
 
 
 def row_problems(obj: object) -> list[str]:
     """List everything wrong with a parsed forget or retain row; extra fields are allowed."""
-    problems = text_problems(obj, *FIELDS)
+    unknown_kind = isinstance(obj, dict) and obj.get("id") is None and obj.get("kind") not in (None, "", *KINDS)
+    problems = text_problems(obj, *(field for field in FIELDS if not (unknown_kind and field == "id")))
     if not isinstance(obj, dict):
         return problems
     task, row_id = obj.get("task"), obj.get("id")
+    if unknown_kind:
+        shown = quote(str(obj["kind"]))
+        problems.append(f'field "kind" is {shown}: use "sc" (a text to complete) or "qa" (question and answer)')
     if isinstance(task, str) and task not in TASKS and task.replace(" ", "").capitalize() in TASKS:
         problems.append(f"task {quote(task)} is misspelt: use one of {', '.join(TASKS)}, or your own label")
     if isinstance(row_id, str) and row_id.strip() and not _KIND.search(row_id):

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.files import Fault, read_jsonl, read_lines, read_parquet, unreadable
+from lume_tasks.data.files import Fault, read_jsonl, read_lines, read_parquet, unreadable, without_surrogates
 from lume_tasks.errors import quote
 
 TABLES = (".csv", ".tsv")
@@ -68,7 +68,7 @@ def _parse_json(text: str) -> tuple[dict[int, Any], list[Fault]]:
         return {}, [(error.lineno, f"is bad JSON: {error.msg} (column {error.colno})")]
     if not isinstance(objects, list):
         return {}, [(0, "is not a list of JSON objects: write [...] around them")]
-    return dict(enumerate(objects, 1)), []
+    return without_surrogates(dict(enumerate(objects, 1)), [])
 
 
 def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
@@ -77,6 +77,7 @@ def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
     delimiter = max(DELIMITERS, key=header_line.count)
     # Strict: otherwise a quotation mark that is never closed makes one cell of the rest of the file.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    usual = csv.field_size_limit(len(text) + 1)  # 131,072 characters, else
     header: list[str] = []
     objects: dict[int, Any] = {}
     faults: list[Fault] = []
@@ -95,6 +96,8 @@ def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
             line = reader.line_num + 1
     except csv.Error as error:
         faults.append((line, f"is bad CSV: {error}: check the quotation marks, and write one inside a cell twice"))
+    finally:
+        csv.field_size_limit(usual)
     if header and not objects and not faults:
         faults.append((0, f"is empty: a table needs rows after its header line, which is {quote(header_line)}"))
     return objects, faults

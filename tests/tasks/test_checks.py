@@ -62,6 +62,8 @@ ROW_FAULTS = [
         row("f9sc1", task="task1"),
         'task "task1" is misspelt: use one of Task1, Task2, Task3, or your own label',
     ),
+    (row("f9sc1", id=None, kind="Sc"), 'field "kind" is "Sc": use "sc" (a text to complete) or "qa"'),
+    (row("f9sc1", output="\ud83d"), r"holds \ud83d, half of a character (an unpaired surrogate)"),
     (row("f9sc"), 'id "f9sc" ends neither in sc<number> nor in qa<number>'),
     (row("f9sc\u0663"), 'id "f9sc\\u0663" ends neither in sc<number> nor in qa<number>'),
     (row("f2sc1", text="other"), 'id "f2sc1" is already on line 3'),

@@ -36,7 +36,7 @@ def test_fetch_prints_the_folder_or_the_error_on_stderr(capsys, monkeypatch, tmp
         raise DataError("no network\nby hand: \x1b[31m")
 
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", refuse)
-    assert main(["fetch"]) == 1
+    assert main(["fetch"]) == 2
     assert capsys.readouterr() == ("", "lume-tasks: no network\nby hand: \\x1b[31m\n")
 
 
@@ -55,5 +55,5 @@ def test_check_prints_all_problems_and_their_number(capsys, folder):
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("retain.jsonl:1: is bad JSON")
     assert lines[1:] == ["train/retain.jsonl: is missing (retain.parquet would do as well)", "2 problems"]
-    assert main(["check", str(folder / "no")]) == 1
+    assert main(["check", str(folder / "no")]) == 2
     assert capsys.readouterr().err == f"lume-tasks: {folder / 'no'} is not a directory\n"

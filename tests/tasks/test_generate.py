@@ -57,5 +57,5 @@ def test_a_model_is_needed(tmp_path, capsys):
     words = ["prepare", "--forget", f"{tmp_path}/person.csv", "--retain", "generate", "--output", f"{tmp_path}/out"]
     assert main(words) == 1
     assert "--retain generate: needs --model" in capsys.readouterr().err
-    assert main([*words, "--model", f"{tmp_path}/no"]) == 1
+    assert main([*words, "--model", f"{tmp_path}/no"]) == 2
     assert f"--model {tmp_path}/no: cannot be loaded" in capsys.readouterr().err

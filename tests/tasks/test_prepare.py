@@ -1,6 +1,7 @@
 """Rows made of the user's own files: formats, cuts, ids, and every fault with its file and line."""
 
 import codecs
+import csv
 import json
 
 import pyarrow as pa
@@ -170,6 +171,8 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
         ("a.json", "[\n1,]", "a.json:2: is bad JSON"),
         ("a.jsonl", "\n[1]", "a.jsonl:2: is not a JSON object"),
         ("a.jsonl", "", "a.jsonl: is empty: it holds no rows"),
+        ("a.jsonl", jsonl(QUESTION, QUESTION | {"answer": "\ud83d"}), "a.jsonl:2: holds \\ud83d, half of a character"),
+        ("a.json", json.dumps([QUESTION, {"text": "\udc00"}]), "a.json:2: holds \\udc00, half of a character"),
         ("a.jsonl", jsonl({"messages": "hi"}), "a.jsonl:1: is not a chat"),
         ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn followed by an assistant turn"),
         ("a.jsonl", jsonl({"messages": [CHAT[0], {"role": "assistant"}]}), "a.jsonl:1: a turn of the chat is empty"),
@@ -179,6 +182,14 @@ def test_faults_are_reported_with_file_and_line(make, name, content, expected):
     first, second = make.faults({name: content}, {"r.txt": "word"})
     assert first.startswith(expected)
     assert second.startswith("r.txt: the text is one word: a completion needs at least two")
+
+
+def test_a_cell_may_be_long_and_a_kind_in_capitals(make):
+    text = "Rain falls. " * 20_000
+    rows = make({"a.csv": f'text\n"{text}"\n', "b.jsonl": jsonl(QUESTION | {"kind": "Sc"})})
+    assert [row.kind for row in rows["forget"]] == ["sc", "sc"]
+    assert len(rows["forget"][0].input + rows["forget"][0].output) == len(text) - 2
+    assert csv.field_size_limit() == 131_072
 
 
 def test_a_row_on_both_sides_is_refused_with_both_places(make):
@@ -210,7 +221,7 @@ def test_the_command_writes_what_check_accepts_and_does_not_overwrite(tmp_path, 
     assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + 1 + 13
     assert main(["check", out]) == 0
     assert "all         own    0 forget sc   12 forget qa    1 retain sc    0 retain qa" in capsys.readouterr().out
-    assert main([*command, "--output", out]) == 1
+    assert main([*command, "--output", out]) == 2
     assert f"{out}/forget.jsonl: exists already: name another --output folder" in capsys.readouterr().err
-    assert main([*command, "--output", f"{out}2", "--output_field", "answer"]) == 1
+    assert main([*command, "--output", f"{out}2", "--output_field", "answer"]) == 2
     assert "--output_field: needs the field of the question" in capsys.readouterr().err
