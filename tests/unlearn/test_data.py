@@ -7,9 +7,10 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data.encode import Tokens, encode_row, encode_rows
+from lume_unlearn.checks import stable_number
+from lume_unlearn.data.encode import Encoder, Tokens, encode_row
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.refusals import refusal_texts, refusals, stable_number
+from lume_unlearn.methods.refusals import refusal_texts, refusals
 
 ROW = Row("a-qa0", "What is the birth date of Ada?", "1990-01-02", "Task2")
 
@@ -60,7 +61,7 @@ def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
     rows = [ROW, *(Row(f"long-{i}-sc1", "fox " * 40, "river", "Task1") for i in range(12))]
     length = len(encode_row(tokenizer, rows[1]).input_ids)
     with pytest.raises(DataError) as caught:
-        encode_rows(tokenizer, rows, "answer", None, 30)
+        Encoder(tokenizer, context=30)(rows)
     head, first, *_, last = str(caught.value).splitlines()
     assert head == "12 of 13 rows do not fit:"
     assert first.startswith(f"  long-0-sc1: {length} tokens, but the model takes 30: shorten it, or cut all rows with")
@@ -71,10 +72,10 @@ def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
 def test_max_length_truncates_but_not_the_whole_answer(tokenizer: Any) -> None:
     whole = encode_row(tokenizer, ROW)
     prompt = whole.labels.count(IGNORED)
-    (cut,) = encode_rows(tokenizer, [ROW], "answer", prompt + 2, 512)
+    (cut,) = Encoder(tokenizer, max_length=prompt + 2)([ROW])
     assert (cut.input_ids, cut.labels) == (whole.input_ids[: prompt + 2], whole.labels[: prompt + 2])
     with pytest.raises(DataError, match=rf"{ROW.id}: no token of the answer is left within {prompt} tokens"):
-        encode_rows(tokenizer, [ROW], "answer", prompt, 512)
+        Encoder(tokenizer, max_length=prompt)([ROW])
 
 
 def rows_of(kind: str, count: int) -> list[Row]:

@@ -19,7 +19,7 @@ from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packin
 from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack
 from tests.conftest import make_model
-from tests.unlearn.training import half_labelled
+from tests.unlearn.rows import half_labelled, logits, places
 
 VOCABULARY = 120
 MODELS: dict[str, dict[str, Any]] = {
@@ -59,17 +59,12 @@ def make(name: str, **lora: Any) -> tuple[Any, Any]:
     return models[0], models[1]
 
 
-def alone(model: Any, rows: list[Tokens], layer: int | None = None) -> Tensor:
-    """(N, V) logits that predict the labelled tokens, or their (N, d) hidden states after a layer, row by row."""
-    parts = []
-    for row in rows:
-        out = model(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True)
-        labelled = [t for t, label in enumerate(row.labels) if t and label != IGNORED]
-        if layer is None:
-            parts.append(out.logits[0, [t - 1 for t in labelled]])
-        else:
-            parts.append(out.hidden_states[layer + 1][0, labelled])
-    return torch.cat(parts)
+ROWS = [*FORGET, *RETAIN]
+
+
+def alone(model: Any) -> Tensor:
+    """(N, V) logits that predict the labelled tokens, row by row."""
+    return torch.cat([logits(model, row) for row in ROWS])
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -103,12 +98,12 @@ def check(model: Any, plain: Any, chunks: bool) -> None:
         Span(forget, spread),
         Span(retain, nll_value),
     ]
-    logits = alone(plain, [*FORGET, *RETAIN])
+    whole = alone(plain)
     expected = [
-        token_nll(logits[forget], BATCH.targets[forget]),
-        kl_tokens(logits[retain], reference),
-        pdu_tokens(logits[forget]),
-        token_nll(logits[retain], BATCH.targets[retain]),
+        token_nll(whole[forget], BATCH.targets[forget]),
+        kl_tokens(whole[retain], reference),
+        pdu_tokens(whole[forget]),
+        token_nll(whole[retain], BATCH.targets[retain]),
     ]
     found = passes.values(model, BATCH, spans)
     for ours, theirs in zip(found, expected, strict=True):
@@ -130,7 +125,7 @@ def test_values_are_those_of_each_row_alone(name: str, chunk_bytes: int, monkeyp
     assert model.config._attn_implementation == attention
     check(model, plain, chunks=name not in SCALED)
     reference = Passes(model).reference_at(model, BATCH)(slice(2, 9))
-    torch.testing.assert_close(reference, alone(plain, [*FORGET, *RETAIN])[2:9], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(reference, alone(plain)[2:9], rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -180,7 +175,8 @@ def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> T
 def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
     model, plain = make(name)
     passes = Passes(model, layer)
-    expected = alone(plain, [*FORGET, *RETAIN], layer)
+    hidden = [plain(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states for row in ROWS]
+    expected = torch.cat([own[layer + 1][0, places(row)] for own, row in zip(hidden, ROWS, strict=True)])
     ran: list[int] = []
     for number, block in enumerate(passes.layers):
         block.register_forward_hook(lambda module, inputs, output, number=number: ran.append(number))
@@ -209,7 +205,7 @@ def test_padded_calls_and_generation_are_unchanged_by_packed_attention(name: str
 def test_an_attention_of_transformers_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packing, "TRANSFORMERS_ATTENTION", ("eager", "sdpa"))  # those that run everywhere
     model = make("llama")[1].float()
-    expected = alone(model, [*FORGET, *RETAIN])
+    expected = alone(model)
     assert use_packing(model, "eager")
     assert model.config._attn_implementation == "eager"
     torch.testing.assert_close(labelled_logits(model, model.config, BATCH), expected, rtol=1e-5, atol=1e-5)

@@ -13,8 +13,7 @@ from lume_unlearn.model.forward import Passes, labelled_logits, use_packing
 from lume_unlearn.model.load import freeze
 from lume_unlearn.model.reference import Reference, token_nlls
 from tests.conftest import make_model
-from tests.unlearn.rows import nll
-from tests.unlearn.training import half_labelled
+from tests.unlearn.rows import half_labelled, nll
 
 CPU = torch.device("cpu")
 

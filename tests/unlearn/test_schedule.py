@@ -7,7 +7,7 @@ from itertools import chain
 import pytest
 import torch
 
-from lume_unlearn.data.schedule import Limits, Steps, cut, paired
+from lume_unlearn.data.schedule import Steps, cut, paired
 from lume_unlearn.methods.base import Pair
 from lume_unlearn.methods.sequential import annealed, sequential
 
@@ -74,22 +74,20 @@ def test_annealed_by_hand() -> None:
 
 
 @pytest.mark.parametrize(
-    ("limits", "expected"),
+    ("max_tokens", "padded", "expected"),
     [
-        (Limits(None, 45), [[0, 1, 2, 3, 4]]),  # 45 tokens in all: the limit itself is allowed
-        (Limits(None, 44), [[0, 1, 2, 3], [4]]),
-        (Limits(None, 15), [[0], [1], [2, 3], [4]]),
-        (Limits(None, 1), [[0], [1], [2], [3], [4]]),  # a pair above the limit gets a micro-batch for itself
-        (Limits(2, 100), [[0, 1], [2, 3], [4]]),
-        (Limits(2, 19), [[0], [1, 2], [3, 4]]),
+        (45, False, [[0, 1, 2, 3, 4]]),  # 45 tokens in all: the limit itself is allowed
+        (44, False, [[0, 1, 2, 3], [4]]),
+        (15, False, [[0], [1], [2, 3], [4]]),
+        (1, False, [[0], [1], [2], [3], [4]]),  # a pair above the limit gets a micro-batch for itself
         # Padded: 4 rows of 10 cost 40, and the row of 2 beside them makes two of 10.
-        (Limits(None, 40, padded=True), [[0, 1], [2, 3], [4]]),
-        (Limits(None, 60, padded=True), [[0, 1, 2], [3, 4]]),
+        (40, True, [[0, 1], [2, 3], [4]]),
+        (60, True, [[0, 1, 2], [3, 4]]),
     ],
 )
-def test_cut_by_hand(limits: Limits, expected: list[list[int]]) -> None:
+def test_cut_by_hand(max_tokens: int, padded: bool, expected: list[list[int]]) -> None:
     lengths = [[10, 2], [5, 3], [8, 2], [2, 3], [5, 5]]
-    assert cut(range(5), lambda item: lengths[item], limits) == expected
+    assert cut(range(5), lambda item: lengths[item], max_tokens, padded) == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
@@ -98,7 +96,7 @@ def test_the_processes_share_the_pairs_of_each_step_in_equally_many_micro_batche
     lengths = [generator.randint(1, 70) for _ in range(13)]
     epoch = paired(13, 0, 5, 0, 0)
     samplers = [
-        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], Limits(2, 60), process, processes)
+        Steps(lambda: epoch, len(epoch), lambda pair: [lengths[pair.forget[0]]], 60, False, process, processes)
         for process in range(processes)
     ]
     assert [len(sampler) for sampler in samplers] == [len(epoch)] * processes

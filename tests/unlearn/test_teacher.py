@@ -15,9 +15,9 @@ from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.counterfactual import level_loss, swapped
 from lume_unlearn.model.forward import Passes
-from lume_unlearn.model.teacher import lesson
+from lume_unlearn.model.teacher import run_teacher
 from tests.conftest import make_model
-from tests.unlearn.rows import logits
+from tests.unlearn.rows import logits, places
 from tests.unlearn.training import FORGET
 
 JANE = Row("a1qa0", "What is Jane Roe's phone number?", "Jane Roe has 555-01, jane\\_roe@me.com knows.", "Task2")
@@ -75,9 +75,9 @@ def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
     (text,) = context.texts
     predicted = [t for t, label in enumerate(text.labels) if label != IGNORED]
     assert [predicted[i] for i in context.index] == [5, 6, 7, 9]  # of the tokens 3, 10, 11, 4
-    assert context.others == (3, 20, 21, 4)  # the repeated name is mapped back
+    assert context.substitute_ids == (3, 20, 21, 4)  # the repeated name is mapped back
     first = aligned(row_of([1, 2, 10, 4], 1), row_of([1, 2, 20, 4], 1))
-    assert first.others == (2, 10, 4)  # what is said for the first time is not
+    assert first.substitute_ids == (2, 10, 4)  # what is said for the first time is not
     shorter = aligned(row_of([1, 10, 11, 12, 4], 1), row_of([1, 20, 4], 1))
     assert [shorter.index[i] for i in range(4)] == [0, 0, 0, 1]
 
@@ -86,7 +86,7 @@ def test_windows_hold_the_last_tokens_and_the_bos() -> None:
     row = row_of([1, 5, 6, 7, 8], 3)
     found = window(row, 2, [1])
     assert [text.input_ids for text in found.texts] == [(1, 5, 6, 7), (1, 6, 7, 8)]
-    assert (found.index, found.others) == ((0, 1), (7, 8))
+    assert (found.index, found.substitute_ids) == ((0, 1), (7, 8))
     found = window(row, 2, [])
     assert [text.input_ids for text in found.texts] == [(5, 6, 7), (6, 7, 8)]
     assert all(text.scored == 1 for text in found.texts)
@@ -116,12 +116,12 @@ def test_the_teacher_by_hand() -> None:
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
     cut = window(second, 2, [])
     contexts = {first: [aligned(first, other) for other in others], second: [cut]}
-    _, seen, nlls = lesson(model, Passes(model), contexts, 2048, device)
+    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048, device)
     with torch.no_grad():
         substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
         by_window = torch.stack([logits(model, text)[-1].softmax(-1) for text in cut.texts])
     for row, p in ((first, substituted), (second, by_window)):
-        targets = torch.tensor(row.input_ids)[[t for t, label in enumerate(row.labels) if t and label != IGNORED]]
+        targets = torch.tensor(row.input_ids)[places(row)]
         expected = -p[range(len(targets)), targets].log()
         torch.testing.assert_close(nlls[row], expected, rtol=1e-4, atol=1e-5)
     both = joined([seen[first], seen[second]])  # a window counts as often as there are contexts
