@@ -10,6 +10,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lume_unlearn.audit.probes import audit
+    from lume_unlearn.audit.verdict import verdict
+    from lume_unlearn.compare.run import compare
     from lume_unlearn.errors import ConfigError, Diverged
     from lume_unlearn.methods.base import Method, Needs, param
     from lume_unlearn.scoring.score import score
@@ -26,7 +29,7 @@ _MODULES = {
     "Needs": "methods.base",
     "UnlearningArguments": "training.arguments",
     "UnlearningTrainer": "training.trainer",
-    "audit": "audit.audit",
+    "audit": "audit.probes",
     "compare": "compare.run",
     "finetune": "training.finetune",
     "merge": "training.merge",
@@ -35,8 +38,8 @@ _MODULES = {
     "unlearn": "training.run",
     "verdict": "audit.verdict",
 }
-__all__ = ["ConfigError", "Diverged", "Method", "Needs", "UnlearningArguments", "UnlearningTrainer", "finetune"]
-__all__ += ["merge", "param", "score", "unlearn"]
+__all__ = ["ConfigError", "Diverged", "Method", "Needs", "UnlearningArguments", "UnlearningTrainer", "audit", "compare"]
+__all__ += ["finetune", "merge", "param", "score", "unlearn", "verdict"]
 
 
 def __getattr__(name: str) -> Any:

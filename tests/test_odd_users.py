@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
-from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
 from tests.conftest import Command, make_model, write_rows
 
 FAMILIES: dict[str, dict[str, Any]] = {

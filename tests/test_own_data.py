@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from lume_unlearn.evaluation.harness import MEANS, data_metadata, metric, score, tasks_for
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.chat import chat_prompt, through_template
@@ -13,7 +14,6 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
 from lume_unlearn.data.encode import encode_row
-from lume_unlearn.evaluation.harness import MEANS, data_metadata, metric, score, tasks_for
 from lume_unlearn.methods.common import IGNORED
 from tests.conftest import Command, make_model, make_tokenizer
 

@@ -1,0 +1,74 @@
+"""The public names and their signatures: to change one is a decision, and changes this list."""
+
+import inspect
+
+import pytest
+from transformers import TrainingArguments
+
+import lume_unlearn
+
+SIGNATURES = {
+    "UnlearningTrainer": "model, method, args, forget, retain=None, *, processing_class, alternatives=None, "
+    "substitutes=None, unseen=None, forgotten=None, eval_data=None, callbacks=()",
+    "audit": "model, tokenizer, data, *, probes=None, split='all', limit=0, seed=0, output=None, name=None, **options",
+    "compare": "model, methods, data, output, *, tokenizer=None, retrained=None, split='all', tunings=('lora',), "
+    "alternatives=None, trials=8, seeds=3, tuning_share=0.25, probes=('quantised', 'relearn_forget', "
+    "'repair'), relearn_rows=32, relearn_rate=0.0001, per_device_eval_batch_size=64, storage=None, "
+    "seed=0, trust_remote_code=False, **options",
+    "finetune": "model, processing_class, rows, args, *, until=0.99, callbacks=()",
+    "merge": "model=None, adapter=None, output=None, dtype='float32'",
+    "score": "model, tokenizer, data, *, tasks=None, split='all', chat=True, batch_size=64, limit=None, "
+    "gen_kwargs=None, seed=None, log_samples=False, metadata=None",
+    "unlearn": "model_path, output_path, forget_dir, retain_dir, **options",
+    "verdict": "model, tokenizer, *, forget, retain, before, members=(), nonmembers=(), mmlu=None, split='all', "
+    "probes=None, tasks=(), require=(), forgotten=(), limit=0, chat=True, batch_size=64, seed=0, "
+    "after_each=None, **options",
+}
+ARGUMENTS = (
+    "attention chat collapse_bound evaluate_limit evaluate_tasks forget_weight kl_weight loss_on "
+    "max_length max_tokens monitor_steps on_collapse path_every path_rate path_steps reference_copy "
+    "retain_term retain_weight robust sam_rho weights"
+)
+METHODS = (
+    "GA(); GD(); KL(); NPO(beta); TokenNPO(beta); SimNPO(beta, margin); DPO(beta); IdkDPO(beta); Idk(); "
+    "AltPO(beta); JensUn(); RMU(layer, steering); Undial(beta); Counterfactual(contexts, window, "
+    "divergence, level_weight); Level(contexts, window); SHRED(share, beta, top_k); WGA(beta); "
+    "SatImp(beta1, beta2); CEU(skip); PDU(epsilon, dual_step, dual_warmup); MASC(rho, eta, top_k, beta); "
+    "TaskVector(scale); SUGD(chunk, retain_ratio); AGAD(chunk, anneal_share); Selective()"
+)
+
+
+def signature(name: str) -> str:
+    """The parameters of a public name, without annotations."""
+    parameters = inspect.signature(getattr(lume_unlearn, name)).parameters.values()
+    words, starred = [], False
+    for parameter in parameters:
+        if parameter.kind == parameter.KEYWORD_ONLY and not starred:
+            words.append("*")
+            starred = True
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        prefix = {parameter.VAR_POSITIONAL: "*", parameter.VAR_KEYWORD: "**"}.get(parameter.kind, "")
+        words.append(f"{prefix}{parameter.name}{default}")
+    return ", ".join(words)
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_signature(name: str) -> None:
+    assert signature(name) == SIGNATURES[name]
+
+
+@pytest.mark.parametrize("name", [*lume_unlearn.__all__])
+def test_public_names_are_documented(name: str) -> None:
+    assert len(inspect.getdoc(getattr(lume_unlearn, name)) or "") > 40
+
+
+def test_own_arguments() -> None:
+    own = lume_unlearn.UnlearningArguments.__dataclass_fields__.keys() - TrainingArguments.__dataclass_fields__
+    assert " ".join(sorted(own)) == ARGUMENTS
+
+
+def test_methods_and_their_hyperparameters() -> None:
+    from lume_unlearn.methods.registry import METHODS as shipped
+
+    assert [f"{cls.__name__}({', '.join(cls.params())})" for cls in shipped.values()] == METHODS.split("; ")
+    assert all(getattr(lume_unlearn, cls.__name__) is cls for cls in shipped.values())
