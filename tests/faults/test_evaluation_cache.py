@@ -7,8 +7,11 @@ from typing import Any
 import pytest
 from lm_eval.models.huggingface import HFLM
 
+from lume_tasks.data.source import load_data
 from lume_tasks.models.hf import LumeHF
-from lume_unlearn.evaluation.harness import data_metadata, score
+from lume_unlearn.model.load import load_tokenizer
+from lume_unlearn.scoring.score import evaluate as simple_evaluate
+from lume_unlearn.scoring.score import task_manager
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(240)]
 
@@ -41,9 +44,10 @@ def evaluate(
         return forward(*args, **kwargs)
 
     lm.model.forward = counted
-    metadata = data_metadata(data_dir) | {"tokenizer": str(model_dir)}
-    options = {"use_cache": str(cache) if cache else None, "gen_kwargs": "max_gen_toks=6", "log_samples": True}
-    results = score(lm, metadata, tasks, **options)
+    tokenizer, data = load_tokenizer(str(model_dir)), load_data(data_dir)
+    manager = task_manager(tokenizer, data, tasks, metadata={"lume_gen_kwargs": True})
+    options = {"use_cache": str(cache) if cache else None, "gen_kwargs": "max_gen_toks=6"}
+    results = simple_evaluate(lm, tasks, manager, **options)
     return json.dumps([results["results"], results["samples"]], default=str, sort_keys=True), calls
 
 

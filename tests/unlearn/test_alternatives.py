@@ -3,7 +3,6 @@
 import copy
 import json
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +14,11 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
+from lume_unlearn.audit import alternatives
+from lume_unlearn.audit.alternatives import ATTEMPTS, sample_alternatives, write_alternatives
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation import alternatives
-from lume_unlearn.evaluation.alternatives import ATTEMPTS, sample_alternatives, write_alternatives
-from lume_unlearn.evaluation.options import AlternativesConfig
+from tests.conftest import Command
 
 ROWS = [
     Row("a-qa0", "Which colour is {it}?", "Pale green", "Task1"),
@@ -63,54 +62,58 @@ def test_rows_without_an_alternative_are_named(tmp_path: Path) -> None:
     assert second.endswith(":2: alternative of a-qa0 is the row's own output")
 
 
-@pytest.fixture
-def config(model_dir: Path, data_dir: Path, tmp_path: Path) -> AlternativesConfig:
-    where = {"model": str(model_dir), "data": str(data_dir), "output": str(tmp_path / "new" / "alternatives.jsonl")}
-    return AlternativesConfig(**where, samples=2, max_new_tokens=6, batch_size=5)
+def test_what_the_command_writes_can_be_read_and_repeated(
+    model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
+) -> None:
+    def written(name: str, *options: object) -> str:
+        shared = ("--model", model_dir, "--samples", 2, "--max_new_tokens", 6, "--batch_size", 5)
+        code, _, err = command("alternatives", *shared, "--output", tmp_path / "new" / name, *options)
+        assert code == 0, err
+        return (tmp_path / "new" / name).read_text()
 
-
-def test_what_is_written_can_be_read_and_repeated(config: AlternativesConfig, data_dir: Path, tmp_path: Path) -> None:
-    path = write_alternatives(config)
+    text = written("alternatives.jsonl", "--data", data_dir)
     rows = read_rows(data_dir / "forget.jsonl")
-    found = read_alternatives(path, rows)
+    found = read_alternatives(tmp_path / "new" / "alternatives.jsonl", rows)
     assert list(found) == [row.id for row in rows]
     assert {len(texts) for texts in found.values()} == {2}
-    assert [file.name for file in path.parent.iterdir()] == ["alternatives.jsonl"]
-    by_file = replace(config, data=None, forget=str(data_dir / "forget.jsonl"), output=str(tmp_path / "again.jsonl"))
-    assert write_alternatives(by_file).read_text() == path.read_text()
-    other = replace(config, seed=1, output=str(tmp_path / "other.jsonl"))
-    assert write_alternatives(other).read_text() != path.read_text()
-    with pytest.raises(ConfigError, match="exists"):
-        write_alternatives(config)
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["alternatives.jsonl"]
+    assert written("again.jsonl", "--forget", data_dir / "forget.jsonl") == text
+    assert written("other.jsonl", "--data", data_dir, "--seed", 1) != text
+    where = ("--model", "no/such/model", "--data", data_dir, "--output", tmp_path / "new" / "other.jsonl")
+    code, _, err = command("alternatives", *where)
+    assert (code, "exists; rename or remove it" in err) == (2, True)
 
 
 def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
-    config: AlternativesConfig, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+    data_dir: Path, tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: Any
 ) -> None:
     rows = read_rows(data_dir / "forget.jsonl")
+    row_of = {tuple(alternatives._prompt(tokenizer, row)): row for row in rows}
     asked: Counter[str] = Counter()
 
-    def generate(model: Any, tokenizer: Any, batch: list[tuple[Row, list[int]]], options: Any) -> list[str]:
-        asked.update(row.id for row, _ in batch)
+    def generated(model: Any, tokenizer: Any, prompts: list[list[int]], **options: Any) -> list[str]:
+        ids = [row_of[tuple(prompt)].id for prompt in prompts]
+        asked.update(ids)
         answers = {rows[0].id: "..." if asked[rows[0].id] == 1 else "Blue", rows[1].id: f" {rows[1].output.upper()} "}
-        return [answers.get(row.id, "other") for row, _ in batch]
+        return [answers.get(row_id, "other") for row_id in ids]
 
-    monkeypatch.setattr(alternatives, "_generate", generate)
+    monkeypatch.setattr(alternatives, "generated", generated)
+    output = tmp_path / "alternatives.jsonl"
     with pytest.raises(DataError, match=r"alternatives\.jsonl\.part: add to it") as raised:
-        write_alternatives(replace(config, samples=1))
+        write_alternatives(model, tokenizer, rows, output, samples=1)
     assert f"\n  {rows[1].id}\n" in str(raised.value)
     assert (asked[rows[0].id], asked[rows[1].id], asked[rows[2].id]) == (2, ATTEMPTS, 1)
-    kept = [json.loads(line) for line in Path(f"{config.output}.part").read_text().splitlines()]
+    kept = [json.loads(line) for line in Path(f"{output}.part").read_text().splitlines()]
     assert [row["id"] for row in kept] == [row.id for row in rows if row != rows[1]]
     assert kept[0]["alternative"] == "Blue"
-    assert not Path(config.output).exists()
+    assert not output.exists()
     with pytest.raises(ConfigError, match=r"alternatives\.jsonl\.part exists"):
-        write_alternatives(config)
+        write_alternatives(model, tokenizer, rows, output)
 
 
 def sampled(model: Any, tokenizer: Any, rows: list[Row] = ROWS, **options: Any) -> list[tuple[str, str]]:
-    settings = {"samples": 3, "temperature": 1.0, "max_new_tokens": 8, "batch_size": 4, "seed": 0} | options
-    return list(sample_alternatives(model, tokenizer, rows, AlternativesConfig("m", "o.jsonl", **settings)))
+    settings = {"samples": 3, "max_new_tokens": 8, "batch_size": 4} | options
+    return list(sample_alternatives(model, tokenizer, rows, **settings))
 
 
 def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -186,6 +189,5 @@ def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
 
 def test_prompts_without_room_are_refused_at_once(model: Any, tokenizer: Any) -> None:
     row = Row("long-qa0", "word " * 400, "answer", "Task1")
-    config = AlternativesConfig("model", "out.jsonl", max_new_tokens=200)
     with pytest.raises(DataError, match=r"1 prompts are too long(.|\n)*long-qa0: \d+ tokens"):
-        next(sample_alternatives(model, tokenizer, [row], config))
+        next(sample_alternatives(model, tokenizer, [row]))

@@ -1,27 +1,32 @@
-"""Audits: what they change, and which rows and model they score."""
+"""The probes: what they change, which rows they train on and score, and what is written."""
 
+import copy
 import json
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import Row
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
-from lume_unlearn.cli import main
+from lume_unlearn.audit import suite
+from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_probes
+from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
+from lume_unlearn.audit.suite import PREFIX, PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation import harness
-from lume_unlearn.evaluation.audit import AUDITS, PREFIX, Scores, audit, audit_table, chosen_audits
-from lume_unlearn.evaluation.options import AuditConfig
-from lume_unlearn.evaluation.quantisation import round_to_nearest, rounded_copy, weight_layers
-from lume_unlearn.evaluation.subject import Subject
-from tests.conftest import make_model, write_rows
+from lume_unlearn.scoring.score import ATTACKS, MEANS, ROW_TASKS, Scores
+from lume_unlearn.training.relearning import plain_copy, trained_copy
+from tests.conftest import Command, make_model
 
 pytestmark = pytest.mark.usefixtures("short_answers")
+
+TEXTS = ["The first text has one line.", "The second one, too."]
 
 
 def test_round_to_nearest_by_hand() -> None:
@@ -46,112 +51,154 @@ def test_gpt2_is_rounded_by_output_and_its_output_layer_stays() -> None:
 def test_model_with_most_weights_outside_linear_layers_is_refused() -> None:
     """The experts of Mixtral are three-dimensional parameters, not linear layers."""
     model = make_model(50, family="mixtral", num_local_experts=4)
-    with pytest.raises(ConfigError, match=r"--audits quantised: only 11% of the weights of MixtralForCausalLM"):
+    with pytest.raises(ConfigError, match=r"quantised: only 11% of the weights of MixtralForCausalLM"):
         weight_layers(model)
 
 
-@pytest.fixture(scope="module")
-def config(model_dir: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> AuditConfig:
-    folder = tmp_path_factory.mktemp("audit")
-    (folder / "unrelated.txt").write_text("The first text\nhas two lines.\n\n \nThe second one has one.\n")
-    options = {"data": str(data_dir), "relearn_rows": 2, "samples": 3, "batch_size": 16}
-    return AuditConfig(str(model_dir), str(folder / "out"), unrelated=str(folder / "unrelated.txt"), **options)
+@dataclass
+class Seen:
+    """What was scored, as (data, model), and the rows that copies were trained on."""
+
+    scored: list[tuple[Data, Any]] = field(default_factory=list)
+    trained: list[list[Row]] = field(default_factory=list)
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    """Record what is scored and trained on instead of doing it."""
+    found = Seen()
+
+    def score(model: Any, tokenizer: Any, data: Data, **options: Any) -> Scores:
+        found.scored.append((data, model))
+        return Scores()
+
+    def train(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> Any:
+        found.trained.append(list(rows))
+        return f"trained on {len(rows)}"
+
+    monkeypatch.setattr(suite, "score", score)
+    monkeypatch.setattr(suite, "trained_copy", train)
+    return found
 
 
 @pytest.fixture(scope="module")
-def results(config: AuditConfig, short_answers: None) -> Scores:
-    return audit(config)
+def results(data_dir: Path, tokenizer: PreTrainedTokenizerFast, short_answers: None) -> tuple[Path, dict[str, Probed]]:
+    """Every probe on a model in memory, and the folder that the means were written to."""
+    output = data_dir.parent / "audit"
+    options = {"relearn_rows": 2, "samples": 3, "batch_size": 16, "unrelated": TEXTS}
+    found = audit(make_model(), tokenizer, data_dir, output=output, name="some/model", **options)
+    return output, found
 
 
-def test_every_audit_is_scored_and_written(config: AuditConfig, results: Scores) -> None:
+def test_every_probe_is_scored_and_written(results: tuple[Path, dict[str, Probed]]) -> None:
+    output, found = results
     rephrased = [f"rephrased {number}" for number in (1, 2, 3)]
     held_out = [f"held out, {before}relearned on 2 forget rows" for before in ("before it was ", "")]
     trained = [*held_out, "repaired on 2 retain rows", "trained on 2 unrelated texts"]
     others = ["upper case", "prefix", "3 answered retain rows in front"]
     leaks = [f"best of {k} samples (leak@{k})" for k in (1, 2, 3)]
     changed = ["plain", "8-bit (rounded)", "4-bit (rounded)", *trained[1:]]
-    assert set(results) == {*changed, *trained, *rephrased, *others, *leaks}
-    tasks = {f"{task} {mean}" for task in harness.ROW_TASKS[:3] for mean in harness.MEANS}
-    assert set(results["plain"].means) == {*harness.MEANS, *harness.ATTACKS, *tasks}
-    assert {name for name, scored in results.items() if "loss_auc" in scored.means} == set(changed)
-    written = {"model": config.model, "split": "all", "audits": {name: s.means for name, s in results.items()}}
-    assert json.loads((Path(config.output) / "audit.json").read_text()) == written
+    assert set(found) == {*changed, *trained, *rephrased, *others, *leaks}
+    tasks = {f"{task} {mean}" for task in ROW_TASKS[:3] for mean in MEANS}
+    assert set(found["plain"].means) == {*MEANS, *ATTACKS, *tasks}
+    assert {name for name, probed in found.items() if "loss_auc" in probed.means} == set(changed)
+    written = {"model": "some/model", "split": "all", "audits": {name: probed.means for name, probed in found.items()}}
+    assert json.loads((output / "audit.json").read_text()) == written
+    assert [name for name, probed in found.items() if probed.control] == held_out[:1]
+    assert {probed.changes for name, probed in found.items() if name in (*rephrased, *others)} == {"prompt"}
+    assert {probed.changes for name, probed in found.items() if name in changed[1:]} == {"weights"}
 
 
-def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(results: Scores) -> None:
-    one, two, three = (results[f"best of {k} samples (leak@{k})"].means for k in (1, 2, 3))
-    assert set(one) == set(harness.MEANS)
+def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(
+    results: tuple[Path, dict[str, Probed]],
+) -> None:
+    _, found = results
+    one, two, three = (found[f"best of {k} samples (leak@{k})"].means for k in (1, 2, 3))
+    assert set(one) == set(MEANS)
     assert one["forget_regurgitation"] <= two["forget_regurgitation"] <= three["forget_regurgitation"]
-    table = audit_table(results)
-    assert "leak@1" in table
-    assert "leak@2" not in table
-    assert "leak@3" in table
-    assert table.splitlines()[0].endswith("| loss_auc | min_k_plus_plus_auc |")
+    table = audit_table(found)
+    assert ["leak@1" in table, "leak@2" in table, "leak@3" in table] == [True, False, True]
+    assert table.splitlines()[0] == "| probe | " + " | ".join((*MEANS, *ATTACKS)) + " |"
 
 
-@pytest.mark.usefixtures("results")
-def test_each_audit_scores_the_rows_that_it_names(config: AuditConfig) -> None:
-    rows = read_rows(Path(config.data or "") / "forget.jsonl")
-    written = {path.parent.name: read_rows(path) for path in Path(config.output).glob("*/forget.jsonl")}
-    # Relearning is scored on the documents outside its sample.
-    held_out = written["relearn-forget"]
-    trained = {row.stem for row in rows} - {row.stem for row in held_out}
-    assert 1 <= len(trained) <= 2
-    assert len(held_out) == sum(row.stem not in trained for row in rows)
-    assert written["relearn-forget-before"] == held_out
-    # Other words change the input alone.
-    plain = {row.id: row for row in written["plain"]}
+def test_relearning_scores_documents_that_it_did_not_teach(seen: Seen, data_dir: Path) -> None:
+    data = load_data(data_dir)
+    run_probes(None, None, data, ["relearn_forget"], relearn_rows=2)
+    (before, _), (after, model) = seen.scored
+    assert (model, before) == ("trained on 2", after)
+    assert after.retain == data.retain
+    taught = {row.stem for row in seen.trained[0]}
+    assert [row for row in data.forget if row.stem not in taught] == after.forget
+    # With rows of other documents to train on, all rows are scored, but none whose answer they teach.
+    taught_answer = Row("other-qa0", "Question?", data.forget[0].output.upper(), "Task1")
+    run_probes(None, None, data, ["relearn_forget"], train=Data([taught_answer], data.retain))
+    assert seen.scored[-1][0].forget == data.forget[1:]
+
+
+def test_copies_are_trained_on_32_rows_and_repair_teaches_no_answer_of_a_forget_row(
+    seen: Seen, tokenizer: PreTrainedTokenizerFast
+) -> None:
+    forget = [Row(f"f{i}-qa0", f"Capital {i}?", f"Paris {i}", "own") for i in range(100)]
+    retain = [Row(f"r{i}-qa0", f"City {i}?", f"paris {i} " if i < 50 else f"Rome {i}", "own") for i in range(100)]
+    probes = ["relearn_forget", "repair", "unrelated"]
+    run_probes(None, tokenizer, Data(forget, retain), probes, unrelated=["a text"] * 50)
+    assert [len(rows) for rows in seen.trained] == [32, 32, 32]
+    assert all("Rome" in row.output for row in seen.trained[1])
+
+
+def test_other_words_change_the_input_alone(seen: Seen, data_dir: Path) -> None:
+    data = load_data(data_dir)
+    plain = {row.id: row for side in data.rows.values() for row in side}
+    run_probes(None, None, data, ["other_words"])
     added = set()
-    for i in range(6):
-        for row in written[f"words-{i}"]:
+    for scored, _ in seen.scored:
+        for row in (*scored.forget, *scored.retain):
             assert replace(row, input="") == replace(plain[row.id], input="")
             assert plain[row.id].input.lower() in row.input.lower()
             added.add(row.input.removesuffix(plain[row.id].input))
+    assert len(seen.scored) == 6
     assert PREFIX in added
 
 
-def test_audits_leave_the_audited_model_unchanged(
-    config: AuditConfig, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+@pytest.mark.parametrize("adapted", [False, True])
+def test_copies_leave_the_model_unchanged_and_hold_its_adapter(
+    adapted: bool, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    rows = {side: read_rows(Path(config.data or "") / f"{side}.jsonl")[:4] for side in ("forget", "retain")}
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    for name in ("repair", "quantised"):
-        AUDITS[name](Subject(replace(config, output=str(tmp_path)), model, tokenizer, rows))
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    given: Any = model
+    if adapted:
+        given = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    ids = torch.tensor([tokenizer.encode("The fox")])
+    before = {name: value.clone() for name, value in given.state_dict().items()}
+    assert torch.allclose(plain_copy(given)(ids).logits, given.eval()(ids).logits, atol=1e-5)
+    for changed in (
+        rounded_copy(given, 4),
+        trained_copy(given, tokenizer, [Row("a-qa0", "The fox", "jumps", "own")], epochs=1),
+    ):
+        assert not hasattr(changed, "peft_config")
+        assert not torch.equal(changed(ids).logits, given(ids).logits)
+    assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
 
 
-def write_sides(folder: Path, count: int) -> str:
-    for side in ("forget", "retain"):
-        rows = [Row(f"{side}-{i}-sc1", f"{side} {i}", f"text {i} of {side}", "Task2") for i in range(count)]
-        write_rows(folder / f"{side}.jsonl", rows)
-    return str(folder)
-
-
-def test_rows_of_one_task_and_kind_are_enough(
-    config: AuditConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    data = write_sides(tmp_path / "data", 4)
-    rows = {side: read_rows(Path(data) / f"{side}.jsonl") for side in ("forget", "retain")}
-    possible = ["plain", "quantised", "relearn_forget", "repair", "other_words", "samples"]
-    assert chosen_audits(replace(config, unrelated=None), rows) == possible
-    assert "audit left out: unrelated: needs texts" in caplog.text
-    results = audit(replace(config, data=data, output=str(tmp_path / "out"), audits="other_words"))
-    assert list(results) == ["plain", "upper case", "prefix"]
-    assert {name for name in results["plain"].means if " " not in name} == {
-        "forget_regurgitation",
-        "retain_regurgitation",
+def test_rows_of_one_kind_are_enough_and_probes_without_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    sides = {
+        side: [Row(f"{side}-{i}-sc1", f"{side} {i}", f"text {i} of {side}", "own") for i in range(4)] for side in SIDES
     }
+    possible = ["plain", "quantised", "relearn_forget", "repair", "other_words", "samples"]
+    assert chosen_probes(None, Data(**sides)) == possible
+    assert "probe left out: unrelated: needs texts" in caplog.text
 
 
-def test_repair_does_not_train_on_the_answer_of_a_forget_row(config: AuditConfig) -> None:
-    rows = {"forget": [Row("f-qa0", "Capital?", "Paris", "own")], "retain": [Row("r-qa0", "City?", "paris ", "own")]}
-    with pytest.raises(ConfigError, match="--audits repair: needs a retain row whose answer is not"):
-        chosen_audits(replace(config, audits="repair"), rows)
-
-
-def test_former_name_of_repair_is_understood_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    assert AuditConfig("m", "o", audits="plain,relearn_retain").audits == "plain,repair"
-    assert "--audits relearn_retain: this audit is now repair" in caplog.text
+def test_probe_that_cannot_run_is_refused(seen: Seen) -> None:
+    data = Data([Row("f-qa0", "Capital?", "Paris", "own")], [Row("r-qa0", "City?", "paris ", "own")])
+    with pytest.raises(ConfigError) as refused:
+        run_probes(None, None, data, ["plain", "relearn_forget", "repair", "unrelated", "nonsense"])
+    assert str(refused.value).splitlines() == [
+        "probes relearn_forget: relearning needs at least two forget rows",
+        "probes repair: needs a retain row whose answer is not that of a forget row",
+        "probes unrelated: needs texts that have nothing to do with the rows (unrelated)",
+        f"probes nonsense: choose from {', '.join(PROBES)}",
+    ]
+    assert not seen.scored
 
 
 def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named(tmp_path: Path) -> None:
@@ -162,39 +209,42 @@ def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named
     file.with_suffix(".txt").write_text("One text.\n\n\nTwo longer\nlines.\n")
     texts = read_texts("unrelated", str(file.with_suffix(".txt")))
     assert [f"{row.input} {row.output}" for row in texts] == ["One text.", "Two longer\nlines."]
-    with pytest.raises(ConfigError, match="--unrelated nowhere: there is no such file"):
-        read_texts("unrelated", "nowhere")
-
-
-def test_audit_that_cannot_run_is_refused_before_the_model_is_loaded(config: AuditConfig, tmp_path: Path) -> None:
-    own = replace(config, data=write_sides(tmp_path / "data", 1), output=str(tmp_path / "out"), model="no/such/model")
-    with pytest.raises(ConfigError) as refused:
-        audit(replace(own, unrelated=None, audits="relearn_forget,unrelated,nonsense"))
-    assert str(refused.value).splitlines() == [
-        "--audits relearn_forget: relearning needs at least two forget rows",
-        "--audits unrelated: needs texts that have nothing to do with the rows; name a file of them by --unrelated",
-        f"--audits nonsense: choose from {', '.join(AUDITS)}",
-    ]
-    with pytest.raises(ConfigError, match="not empty"):
-        audit(replace(own, output=str(tmp_path)))
 
 
 def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
-    config: AuditConfig,
+    model_dir: Path,
+    data_dir: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
+    command: Command,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)  # no repository
-    options = ["--model", config.model, "--data", str(config.data), "--output", "out", "--audits", "plain"]
-    assert main(["audit", *options, "--limit", "2"]) == 0
-    printed = capfd.readouterr()
-    assert printed.out.splitlines()[0] == "| audit | " + " | ".join((*harness.MEANS, *harness.ATTACKS)) + " |"
-    assert printed.out.splitlines()[2].startswith("| plain | ")
-    assert "not a git repository" not in printed.err
-    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
-    about_members = [record for record in warnings if record.getMessage().startswith("lume_mia: only 0 of the 8")]
-    assert len(about_members) == 1
-    # The others are about the 8 new tokens above.
-    assert {record.name for record in warnings if record not in about_members} <= {"lm_eval.evaluator"}
+    where = ("--model", model_dir, "--data", data_dir, "--output", "out")
+    code, out, err = command("audit", *where, "--probes", "plain", "--limit", 2)
+    assert code == 0, err
+    assert out.splitlines()[2].startswith("| plain | ")
+    assert "not a git repository" not in err
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert [message[:20] for message in warnings] == ["lume_mia: only 0 of "]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--probes", "nonsense"), "probes nonsense: choose from plain"),
+        (("--top_p", 1.5), "--top_p 1.5: must be a share"),
+        (("--unrelated", "nowhere"), "--unrelated nowhere: there is no such file"),
+        (("--require", "forget_knowledge<=0.05"), "--require: only with --before"),
+        (("--before", "m", "--require", "a<=1.2.3"), "--require a<=1.2.3: write NUMBER<=LIMIT"),
+        (("--peft", "nope"), "--peft nope: not an adapter's folder"),
+        (("--before", "m", "--peft", "nope"), "--peft nope: not an adapter's folder"),
+    ],
+)
+def test_wrong_options_end_the_command_with_status_2_before_anything_is_scored(
+    options: tuple[Any, ...], said: str, data_dir: Path, tmp_path: Path, command: Command
+) -> None:
+    where = ("--model", "no/such/model", "--data", data_dir, "--output", tmp_path / "out")
+    code, _, err = command("audit", *where, *options)
+    assert (code, said in err) == (2, True), err
+    assert not (tmp_path / "out").exists()
