@@ -48,8 +48,6 @@ class Comparison:
     """Final runs of each contestant."""
     probes: Mapping[str, Any]
     """Options of `run_probes` (``probes``, ``relearn_rows``, ...); empty for no probes."""
-    make_queue: Callable[[str, dict[str, Any], Sequence[Task]], Queue]
-    """From name, what all its trials depend on, and tasks to a queue."""
     say: Callable[[str], None]
     """Prints a line."""
     args: dict[str, UnlearningArguments] = field(default_factory=dict)
@@ -63,8 +61,10 @@ class Comparison:
     retrained_rows: dict[bool, RowScores] = field(default_factory=dict)
     """With or without the chat template, to the retrained model's scores of the tuning documents."""
 
-    def run(self) -> None:
+    def run(self, make_queue: Callable[[str, dict[str, Any], Sequence[Task]], Queue]) -> None:
         """Run the trials and the final runs that no other process runs, and wait for those.
+
+        ``make_queue``: from name, what all its trials depend on, and tasks to a queue.
 
         Raises:
             ConfigError: a model cannot be loaded or scored, or the storage holds another comparison.
@@ -73,16 +73,16 @@ class Comparison:
         for name, contestant in self.contestants.items():
             work = tasks(default_setting(contestant.method, self.args[name]), self.trials)
             depends = same | contestant.identity() | {"trials": self.trials}
-            self.queues[name] = self.make_queue(name, depends, [{"contestant": name, **task} for task in work])
+            self.queues[name] = make_queue(name, depends, [{"contestant": name, **task} for task in work])
         self._work(self.queues.values(), self._run_trial)
         same |= {"probes": self.probes}
-        self.finals[MODELS] = self.make_queue(MODELS, same, self._models())
+        self.finals[MODELS] = make_queue(MODELS, same, self._models())
         for name, contestant in self.contestants.items():
             task = {"contestant": name, "fixed": {}, "setting": self.best(name)}
             work = [
                 {"slot": f"seed {seed}", "seed": seed, **task} for seed in range(self.seeds if task["setting"] else 0)
             ]
-            self.finals[name] = self.make_queue(f"final {name}", same | contestant.identity(), work)
+            self.finals[name] = make_queue(f"final {name}", same | contestant.identity(), work)
         self._work(self.finals.values(), self._run_final)
         for row, error in self.finals[MODELS].errors().items():
             raise ConfigError(f"the {row} model could not be scored: {error}")

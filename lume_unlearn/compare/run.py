@@ -32,6 +32,7 @@ PROBES = ("quantised", "relearn_forget", "repair")
 """Probes that change the weights, so that the results can be judged without generating text."""
 RESULTS = "compare.json"
 PAGE = "compare.html"
+LOG = "compare.log"
 
 
 def compare(
@@ -107,10 +108,6 @@ def compare(
     named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
     tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
     settings = {"probes": list(probes), "relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed}
-    output = Path(output)
-    with writing(output):
-        output.mkdir(parents=True, exist_ok=True)
-        log = (output / "compare.log").open("a", encoding="utf-8")
     comparison = Comparison(
         models={name: loader(given, trust_remote_code) for name, given in named.items()},
         contestants=entered,
@@ -120,13 +117,15 @@ def compare(
         trials=trials,
         seeds=seeds,
         probes=settings if probes else {},
-        make_queue=shared_queues(storage, output),
         say=partial(print, file=sys.stdout, flush=True),
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    with log, redirect_stdout(log), redirect_stderr(log):
-        comparison.run()
+    output = Path(output)
+    with writing(output):
+        output.mkdir(parents=True, exist_ok=True)
+    with (output / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
+        comparison.run(shared_queues(storage, output))
         content = contents(comparison, {"retrained": None, **shown, "tuning_share": tuning_share})
         with writing(output):
             write_text(output / RESULTS, json.dumps(content, indent=1) + "\n")

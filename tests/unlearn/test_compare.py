@@ -162,7 +162,7 @@ def take_all(folder: Path) -> list[int]:
 
 
 def test_two_processes_take_every_trial_once(tmp_path: Path) -> None:
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
         found = [*pool.map(take_all, [tmp_path, tmp_path])]
     assert sorted(found[0] + found[1]) == list(range(12))
 
