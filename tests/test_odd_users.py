@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lume_unlearn.evaluation.harness import data_metadata, score, tasks_for
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
+from lume_tasks.models.hf import LumeHF
+from lume_unlearn.scoring.score import score
 from tests.conftest import Command, make_model, write_rows
 
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -45,15 +46,14 @@ DATA: dict[str, Callable[[Path], None]] = {
 
 
 def run_and_score(model: Path, data: Path, output: Path, tuning: str, command: Command) -> dict[str, Any]:
-    """Unlearn through the command line, and score the result with the tasks that the printed command names."""
-    options = ["--method", "npo", "--tuning", tuning, "--epochs", "1", "--batch_size", "4"]
+    """Unlearn through the command line, load the result as the harness does, and score it."""
+    options = ["--method", "npo", "--tuning", tuning, "--num_train_epochs", "1", "--per_device_train_batch_size", "4"]
     code, out, _ = command("run", "--model", model, "--data", data, "--output", output, *options)
     assert code == 0
     assert "lm_eval" in out
     arguments = {"pretrained": str(model), "peft": str(output)} if tuning == "lora" else {"pretrained": str(output)}
-    tasks = tuple(tasks_for(data))
-    metadata = data_metadata(data) | {"lume_partial": True}
-    return score(arguments, metadata, tasks, limit=2, device="cpu", gen_kwargs={"max_gen_toks": 4})["results"]
+    lm = LumeHF(**arguments, device="cpu")
+    return score(lm.model, lm.tokenizer, data, limit=2, gen_kwargs={"max_gen_toks": 4}).results["results"]
 
 
 @pytest.mark.parametrize("tuning", ["lora", "full"])
@@ -90,6 +90,6 @@ def test_a_quantised_base_that_cannot_be_loaded_is_a_clear_error(
     (model / "config.json").write_text(json.dumps(config))
     options = ["--method", "gd", "--model", model, "--data", data_dir, "--output", tmp_path / "out"]
     code, _, message = command("run", *options)
-    assert code == 1
+    assert code == 2
     assert f"--model {model}" in message
     assert "bitsandbytes" in message

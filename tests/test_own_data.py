@@ -13,8 +13,10 @@ from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
+from lume_tasks.tasks import model_checks
 from lume_unlearn.data.encode import encode_row
 from lume_unlearn.methods.common import IGNORED
+from lume_unlearn.scoring.score import MEANS, score
 from tests.conftest import Command, make_model, make_tokenizer
 
 TEMPLATE = (
@@ -75,12 +77,10 @@ def test_a_template_that_refuses_a_single_question_is_an_error_with_advice() -> 
         chat_prompt(tokenizer, "Who?")
 
 
-def test_scoring_sees_the_tokens_of_training(own_data: Path, chat_model: Path) -> None:
+def test_scoring_sees_the_tokens_of_training(own_data: Path) -> None:
     model, tokenizer = make_model(), chat_tokenizer()
-    metadata = data_metadata(own_data) | {"tokenizer": str(chat_model)}
-    lm = LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=4)
-    results = score(lm, metadata, ("lume_memorization_rows",), log_samples=True)
-    for sample in results["samples"]["lume_memorization_rows"]:
+    scores = score(model, tokenizer, own_data, tasks=["lume_memorization_rows"], log_samples=True)
+    for sample in scores.results["samples"]["lume_memorization_rows"]:
         doc = sample["doc"]
         tokens = encode_row(tokenizer, Row(doc["id"], doc["input"], doc["output"], "own"))
         ids, labels = torch.tensor([tokens.input_ids[:-1]]), torch.tensor([tokens.labels[:-1]])  # without EOS
@@ -90,53 +90,36 @@ def test_scoring_sees_the_tokens_of_training(own_data: Path, chat_model: Path) -
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_rows_of_any_label_have_the_four_numbers(
-    chat: bool, own_data: Path, chat_model: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_rows_of_any_label_have_the_four_numbers(chat: bool, own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def answers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         assert all(("[assistant]" in r.args[0]) == (chat and "question" in r.args[0]) for r in requests)
         return [r.doc["output"] if r.doc["side"] == "retain" else "no" for r in requests]
 
     monkeypatch.setattr(LumeHF, "generate_until", answers)
-    lm = LumeHF(pretrained=make_model(), tokenizer=chat_tokenizer(), batch_size=4)
-    tasks = tasks_for(own_data)
-    assert tasks == ["lume_rows", "lume_score"]
-    metadata = data_metadata(own_data) | {"tokenizer": str(chat_model), "lume_chat": chat}
-    results = score(lm, metadata, tuple(tasks))
-    assert [metric(results, "lume_rows", name) for name in MEANS] == [0, 0, 1, 1]
-    assert [metric(results, "lume_score", name) for name in MEANS] == [0, 0, 1, 1]
-    assert metric(results, "lume_score", "task_aggregate") is None
+    scores = score(make_model(), chat_tokenizer(), own_data, chat=chat)
+    assert set(scores.results["results"]) == {"lume_rows", "lume_score"}
+    for task in scores.results["results"]:
+        assert [scores.metric(task, name) for name in MEANS] == [0, 0, 1, 1]
+    assert scores.metric("lume_score", "task_aggregate") is None
 
 
 def test_lume_tasks_warn_of_a_chat_model(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    lm = LumeHF(pretrained=make_model(), tokenizer=chat_tokenizer(), batch_size=4)
-    score(lm, data_metadata(data_dir), ("lume_task1", "lume_task2"), limit=1, gen_kwargs={"max_gen_toks": 2})
+    model_checks._warn_of_template.cache_clear()
+    tasks = ["lume_task1", "lume_task2"]
+    score(make_model(), chat_tokenizer(), data_dir, tasks=tasks, limit=1, gen_kwargs={"max_gen_toks": 2})
     assert [record.name for record in caplog.records if "chat template" in record.getMessage()] == ["lume_tasks"]
-
-
-def test_run_and_audit_need_no_ids_and_no_tasks(
-    own_data: Path, chat_model: Path, tmp_path: Path, command: Command
-) -> None:
-    output = tmp_path / "out"
-    where = ("--model", chat_model, "--data", own_data)
-    code, out, err = command("run", *where, "--method", "npo", "--tuning", "full", "--epochs", 1, "--output", output)
-    assert code == 0, err
-    assert "--tasks lume_rows,lume_score" in out
-    code, out, err = command(
-        "audit", "--model", output, "--data", own_data, "--audits", "relearn_forget", "--output", tmp_path / "audit"
-    )
-    assert code == 0, err
-    assert "| plain |" in out
 
 
 def test_rows_of_earlier_requests_are_monitored(
     own_data: Path, chat_model: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
-    words = ("--model", chat_model, "--data", own_data, "--method", "ga", "--epochs", 1)
+    """Of rows without ids and tasks."""
+    words = ("--model", chat_model, "--data", own_data, "--method", "ga", "--num_train_epochs", 1)
     code, out, err = command("run", *words, "--output", tmp_path / "out", "--forgotten", data_dir)
     assert code == 0, err
     assert "forgotten NLL" in out
-    watched = json.loads((tmp_path / "out" / "unlearning.json").read_text())["watched"]
-    assert all(entry["forgotten_nll"] > 0 for entry in watched)
+    assert "--tasks lume_rows,lume_score" in out
+    monitored = json.loads((tmp_path / "out" / "unlearning.json").read_text())["monitored"]
+    assert all(entry["forgotten_nll"] > 0 for entry in monitored)
     code, _, err = command("run", *words, "--output", tmp_path / "other", "--forgotten", tmp_path / "no")
-    assert (code, f"--forgotten {tmp_path / 'no'}: is not a directory" in err) == (1, True)
+    assert (code, f"--forgotten {tmp_path / 'no'}: is not a directory" in err) == (2, True)

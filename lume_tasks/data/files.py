@@ -140,7 +140,7 @@ def read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
 
 
 def without_surrogates(objects: dict[int, Any], faults: list[Fault]) -> tuple[dict[int, Any], list[Fault]]:
-    r"""Move objects with an unpaired surrogate (JSON may escape one, as ``\ud83d``) to the faults: UTF-8 has none."""
+    r"""Move objects with an unpaired surrogate to the faults: JSON may hold one (``\ud83d``), UTF-8 cannot."""
     whole = {}
     for number, obj in objects.items():
         try:

@@ -55,7 +55,7 @@ def test_a_model_generates_the_retain_rows(chat, model_dir, tmp_path, capsys):
 def test_a_model_is_needed(tmp_path, capsys):
     (tmp_path / "person.csv").write_text("question,answer\nWho?,Ada\n")
     words = ["prepare", "--forget", f"{tmp_path}/person.csv", "--retain", "generate", "--output", f"{tmp_path}/out"]
-    assert main(words) == 1
+    assert main(words) == 2
     assert "--retain generate: needs --model" in capsys.readouterr().err
     assert main([*words, "--model", f"{tmp_path}/no"]) == 2
     assert f"--model {tmp_path}/no: cannot be loaded" in capsys.readouterr().err
