@@ -137,7 +137,7 @@ def test_a_resumed_run_with_other_options_model_or_rows_is_refused(
         with pytest.raises(ConfigError) as caught:
             broken(resume=True, **options)
         assert {line.split()[0].strip("-:") for line in str(caught.value).splitlines()} == set(names.split("|"))
-    for name, text in (("substitutes", '{"text": "fox", "substitute": "dog"}'), ("unseen", '{"text": "or heard"}')):
+    for name, text in (("substitutes", '{"text": "fox", "substitute": "dog"}'), ("unseen", '{"document": "or heard"}')):
         before = texts[name].read_text()
         texts[name].write_text(text + "\n")
         with pytest.raises(ConfigError, match=f"^--{name}: "):
