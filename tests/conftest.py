@@ -4,6 +4,7 @@ import gc
 import json
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,13 @@ def command(capsys: pytest.CaptureFixture[str]) -> Command:
     return call
 
 
+def start_run(method: str, model: str, output: str, **options: Any) -> Path:
+    """Call `run`; the options are its own, hyperparameters of the method, and fields of `UnlearningArguments`."""
+    params = {name: options.pop(name) for name in METHODS[method].params() if name in options}
+    own = {name: options.pop(name) for name in UnlearningArguments.__dataclass_fields__ if name in options}
+    return run(model, UnlearningArguments(output_dir=output, **own), method_of(method, **params), **options)
+
+
 RunMaker = Callable[..., Callable[[], Path]]
 
 
@@ -190,7 +198,7 @@ RunMaker = Callable[..., Callable[[], Path]]
 def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
     """(method, output, options) to a function that does this run of six optimiser steps over twelve pairs.
 
-    Options are those of `run`, hyperparameters of the method, and fields of `UnlearningArguments`.
+    Options are those of `start_run`.
     """
 
     def make(method: str, output: str = "out", **options: Any) -> Callable[[], Path]:
@@ -199,11 +207,7 @@ def make_run(model_dir: Path, data_dir: Path, tmp_path: Path) -> RunMaker:
         plain |= {"warmup_steps": 0.0, "lora_rank": 4, "seed": 0, "disable_tqdm": True} | options
         if "forget" in plain:
             del plain["data"]
-        params = {name: plain.pop(name) for name in METHODS[method].params() if name in plain}
-        own = {name: plain.pop(name) for name in UnlearningArguments.__dataclass_fields__ if name in plain}
-        model = plain.pop("model")
-        args = UnlearningArguments(output_dir=plain.pop("output"), **own)
-        return lambda: run(model, args, method_of(method, **params), **plain)
+        return partial(start_run, method, **plain)
 
     return make
 

@@ -105,13 +105,16 @@ class UnlearningTrainer(StepTrainer):
         self.logit_passes = self.passes if self.passes.layer is None else Passes(model)
         self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
-        self.monitor = Monitor(self, self._encode_rows(model, args, alternatives, forgotten))
-        self.record = Record(self, args, model)
+        earlier = None if forgotten is None else as_rows(forgotten, "forgotten")
+        self.monitor = Monitor(self, self._encode_rows(model, args, alternatives, earlier or []))
+        texts = None if unseen is None else text_rows(unseen)
+        read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
+        self.record = Record(self, args, model, read)
         self.phases = self._phases(args)
         self.rows_per_step = args.rows_per_step
         args.gradient_accumulation_steps = 1  # Trainer sees a whole step as one batch
         best_metric, args.metric_for_best_model = args.metric_for_best_model, None  # Trainer's needs a value each time
-        own = self._callbacks(args, unseen)
+        own = self._callbacks(args, texts)
         super().__init__(
             model=model,
             args=args,
@@ -137,12 +140,11 @@ class UnlearningTrainer(StepTrainer):
         model: Any,
         args: UnlearningArguments,
         alternatives: Mapping[str, Sequence[str]] | None,
-        forgotten: RowsLike | None,
+        earlier: Sequence[Row],
     ) -> dict[str, list[Tokens]]:
         """Encode the rows to train on, and return those that the monitor measures."""
         retain = self.retain if self.terms.retain_parts else []
         self.examples = encoded_examples(self.method, self.encode, self.forget, retain, alternatives, args.seed)
-        earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         sides = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
         monitored = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in sides.items()}
         trained = (self.examples.forget, self.examples.retain, self.examples.alternative)
@@ -159,7 +161,7 @@ class UnlearningTrainer(StepTrainer):
         phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
 
-    def _callbacks(self, args: UnlearningArguments, unseen: Sequence[str | Row] | None) -> list[TrainerCallback]:
+    def _callbacks(self, args: UnlearningArguments, unseen: Sequence[Row] | None) -> list[TrainerCallback]:
         """Set up what is kept from step to step, and return the callbacks."""
         self._prepared, self._start = False, dict[str, Tensor]()
         self._step_retain = torch.zeros((), device=args.device)
@@ -170,7 +172,7 @@ class UnlearningTrainer(StepTrainer):
         own += [FreshOptimizer([len(phase) for phase in self.phases])] if self.phases else []
         own += [self.robust] if self.robust else []
         if unseen is not None:
-            texts = replace(self.encode, loss_on="text").some(text_rows(unseen), LEVEL_TEXTS, args.seed)
+            texts = replace(self.encode, loss_on="text").some(unseen, LEVEL_TEXTS, args.seed)
             own.append(Level(self, texts))
         return own
 

@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
@@ -17,12 +17,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.data.files import read_rows
-from lume_unlearn.config import RunConfig
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.training.checkpoints import is_whole
-from lume_unlearn.training.run import run
 from lume_unlearn.training.trainer import UnlearningTrainer
-from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
+from tests.conftest import make_model, make_rows, make_tokenizer, start_run, write_rows
+
+Run = partial[Path]
+"""A call of `start_run`: ``run()`` starts it, ``run(resume=True)`` resumes it."""
 
 
 class Broken(Exception):
@@ -30,7 +31,7 @@ class Broken(Exception):
 
 
 def write_inputs(folder: Path) -> Path:
-    """A model with dropout, 7 forget rows, 5 retain rows and other answers to the forget rows."""
+    """A model with dropout, 7 forget rows, 5 retain rows, other answers to the forget rows, and texts never seen."""
     make_model(attention_dropout=0.1).save_pretrained(folder / "model")
     make_tokenizer().save_pretrained(folder / "model")
     forget = make_rows("forget", 7)
@@ -38,46 +39,56 @@ def write_inputs(folder: Path) -> Path:
     write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 5))
     lines = [json.dumps({"id": row.id, "alternative": f"none of {row.id}"}) for row in forget]
     (folder / "others.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / "unseen.jsonl").write_text('{"document": "nothing that anybody has ever read"}\n')
     return folder
 
 
-def make_config(inputs: Path, output: Path, method: str = "gd", tuning: str = "lora", **options: Any) -> RunConfig:
-    """A run of at least four optimiser steps with several passes each, saved after every step."""
-    plain: dict[str, Any] = {"epochs": 2, "batch_size": 4, "micro_batch_size": 2, "learning_rate": 2e-3}
-    plain["max_tokens"] = 2048  # the default depends on the free memory, which changes between two runs
-    plain |= {"lora_rank": 4, "lora_dropout": 0.1, "save_steps": 1, "watch_steps": 2}
-    if METHODS[method].alternative == "file":
+def make(inputs: Path, output: Path, method: str = "gd", tuning: str = "lora", **options: Any) -> Run:
+    """A run of at least four optimiser steps with several micro-batches each, saved after every step."""
+    plain: dict[str, Any] = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 2e-3}
+    plain |= {"max_tokens": 100, "lora_rank": 4, "lora_dropout": 0.1, "save_steps": 1, "monitor_steps": 2}
+    plain |= {"model": str(inputs / "model"), "data": str(inputs / "data"), "disable_tqdm": True}
+    if METHODS[method].needs.alternatives == "file":
         plain["alternatives"] = str(inputs / "others.jsonl")
-    if METHODS[method].hidden_states:
-        plain["params"] = {"layer": 0}
-    where = {"model": str(inputs / "model"), "output": str(output), "data": str(inputs / "data")}
-    return RunConfig(method=method, tuning=tuning, **(where | plain | options))
+    if METHODS[method].needs.hidden_states:
+        plain["layer"] = 0
+    return partial(start_run, method, output=str(output), tuning=tuning, **(plain | options))
 
 
-def broken_off(config: RunConfig, step: int) -> None:
-    """Run, and break off in the middle of this step (counted from 1)."""
-    own = UnlearningTrainer.terms
+def broken_off(run: Run, step: int) -> None:
+    """Run, and break off in this step (counted from 1)."""
+    own = UnlearningTrainer.training_step
 
-    def terms(trainer: UnlearningTrainer, *args: Any) -> Any:
+    def training_step(trainer: UnlearningTrainer, *args: Any) -> Any:
+        found = own(trainer, *args)
         if trainer.state.global_step == step - 1:
             raise Broken
-        return own(trainer, *args)
+        return found
 
-    with mock.patch.object(UnlearningTrainer, "terms", terms), suppress(Broken):
-        run(config)
+    with mock.patch.object(UnlearningTrainer, "training_step", training_step), suppress(Broken):
+        run()
         raise AssertionError("the run has fewer steps")
 
 
-def resumed(config: RunConfig, **options: Any) -> Path:
-    """Go on."""
-    return run(replace(config, resume=True, **options))
+def assert_resumes(step: int, inputs: Path, folder: Path, *args: str, **options: Any) -> tuple[Path, Path]:
+    """Check that a run broken off in this step and resumed equals a whole one; return both."""
+    whole = make(inputs, folder / "whole", *args, **options)()
+    broken = make(inputs, folder / "broken", *args, **options)
+    broken_off(broken, step)
+    assert_equal(whole, broken(resume=True))
+    return whole, folder / "broken"
 
 
 def record(output: Path) -> dict[str, Any]:
-    """The record, without what differs from time to time and from folder to folder."""
+    """The record, without what differs from time to time."""
     found: dict[str, Any] = json.loads((output / "unlearning.json").read_text())
-    del found["seconds"], found["config"]["output"], found["config"]["resume"]
+    del found["seconds"]
     return found
+
+
+def last_step(output: Path) -> int:
+    """The optimiser steps of a finished run."""
+    return int(record(output)["history"][-1]["step"])
 
 
 def trainer_state(path: Path) -> dict[str, Any]:
@@ -97,7 +108,7 @@ def assert_equal(one: Path, other: Path) -> None:
             assert record(ours.parent) == record(theirs.parent)
         elif name.endswith("trainer_state.json"):
             assert trainer_state(ours) == trainer_state(theirs)
-        elif ours.is_file() and name != "complete.json" and not name.endswith("/complete.json"):
+        elif ours.is_file() and ours.name != "complete.json":
             assert ours.read_bytes() == theirs.read_bytes(), f"{name} differs"
     assert all(is_whole(checkpoint) for checkpoint in other.glob("checkpoint-*"))
 

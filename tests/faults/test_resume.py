@@ -10,207 +10,175 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.evaluation.callback import Evaluation
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import masters
+from lume_unlearn.scoring.score import Scores
+from lume_unlearn.training.callbacks import scores
 from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
-from lume_unlearn.training.run import run
-from tests.conftest import saved_weights
-from tests.faults.runs import Broken, assert_equal, broken_off, make_config, record, resumed
+from tests.conftest import make_model, saved_weights
+from tests.faults.runs import Broken, assert_equal, assert_resumes, broken_off, make, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
-
 # With these, what a method remembers beside the weights changes within a few steps, and makes a difference.
 REMEMBERING: dict[str, dict[str, Any]] = {
-    "pdu": {"params": {"dual_warmup": 0.0}},
+    "pdu": {"dual_warmup": 0.0},
     "selective": {"forget_weight": 10.0, "learning_rate": 1e-2},
-    "ngdiff": {"params": {"rate_every": 1}, "learning_rate": 5e-3, "epochs": 3},
-    "sugd": {"params": {"chunk": 3}},
-    "agad": {"params": {"chunk": 3}},
+    "sugd": {"chunk": 3, "warmup_steps": 0.0},
+    "agad": {"chunk": 3},
 }
+
+
+def remembered(history: list[dict[str, float]]) -> Any:
+    """What the method knows beside the weights after some steps: the retain weight, or how many phases have begun."""
+    if not history or "retain_weight" in history[-1]:
+        return history and history[-1]["retain_weight"]
+    return sum(after["learning_rate"] > before["learning_rate"] for before, after in pairwise(history))
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_on_as_if_nothing_had_happened(
-    method: str, tuning: str, inputs: Path, tmp_path: Path
-) -> None:
+def test_every_method_resumes_bit_for_bit(method: str, tuning: str, inputs: Path, tmp_path: Path) -> None:
     options = REMEMBERING.get(method, {})
-    whole = run(make_config(inputs, tmp_path / "whole", method, tuning, **options))
-    steps = record(whole)["history"][-1]["step"]
-    config = make_config(inputs, tmp_path / "broken", method, tuning, **options)
-    step = steps // 2 + 1 if options else 2 + [*METHODS].index(method) % (steps - 1)
-    broken_off(config, step)
-    if options:  # something else at the interruption than at the start and at the end
-        start, end = remembered(config), remembered(config, whole / f"checkpoint-{steps}")
-        assert start != remembered(config, tmp_path / "broken" / f"checkpoint-{step - 1}") != end
-    assert_equal(whole, resumed(config))
+    whole = make(inputs, tmp_path / "whole", method, tuning, **options)()
+    history = record(whole)["history"]
+    step = len(history) // 2 + 1 if options else 2 + [*METHODS].index(method) % (len(history) - 1)
+    if options:
+        assert remembered(history[:1]) != remembered(history[: step - 1]) != remembered(history)
+    broken = make(inputs, tmp_path / "broken", method, tuning, **options)
+    broken_off(broken, step)
+    assert_equal(whole, broken(resume=True))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"robust": "sam"}, {"robust": "path", "path_every": 3}, {"protect": "project"}],
-    ids=lambda options: next(iter(options.values())),
-)
+UNSEEN: dict[str, Any] = {"learning_rate": 1e-2, "contexts": 0}
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_wrappers_go_on_as_if_nothing_had_happened(
-    tuning: str, options: dict[str, Any], inputs: Path, tmp_path: Path
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [("npo", {"robust": "sam"}), ("npo", {"robust": "path", "path_every": 3}), ("level", UNSEEN), ("pdu", {})],
+    ids=["sam", "path", "unseen texts", "log entries of several steps"],
+)
+def test_what_is_kept_beside_the_weights(
+    method: str, options: dict[str, Any], tuning: str, inputs: Path, tmp_path: Path
 ) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole", "npo", tuning, **options))
-    config = make_config(inputs, tmp_path / "broken", "npo", tuning, **options)
-    broken_off(config, 3)
-    assert_equal(whole, resumed(config))
-
-
-def test_a_followed_level_goes_on(inputs: Path, tmp_path: Path) -> None:
-    unseen = tmp_path / "unseen.jsonl"
-    unseen.write_text('{"document": "nothing that anybody has ever read"}\n')
-    options: dict[str, Any] = {"unseen": str(unseen), "learning_rate": 1e-2}
-    whole = run(make_config(inputs, tmp_path / "whole", "level", **options))
-    config = make_config(inputs, tmp_path / "broken", "level", **options)
-    broken_off(config, 4)  # after the measurement of step 2
-    assert_equal(whole, resumed(config))
+    if method == "level":
+        options = options | {"unseen": str(inputs / "unseen.jsonl")}
+    if method == "pdu":
+        options = {"logging_steps": 3, "num_train_epochs": 3} | REMEMBERING["pdu"]
+    whole, _ = assert_resumes(3, inputs, tmp_path, method, tuning, **options)
+    steps = [entry["step"] for entry in record(whole)["history"]]
+    assert steps == ([1, 3, 6] if method == "pdu" else [1, 2, 3, 4])
 
 
 @pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
 @pytest.mark.parametrize(("method", "tuning"), [("kl", "full"), ("sugd", "last:1"), ("rmu", "full")])
-def test_bfloat16_weights_go_on_from_their_float32_masters(
+def test_bfloat16_weights_resume_from_their_float32_masters(
     method: str, tuning: str, inputs: Path, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"weights": "masters", "precision": "bfloat16"} | REMEMBERING.get(method, {})
-    whole = run(make_config(inputs, tmp_path / "whole", method, tuning, **options))
-    config = make_config(inputs, tmp_path / "broken", method, tuning, **options)
-    broken_off(config, 3)
-    assert_equal(whole, resumed(config))
-    rounded = {name: weight.bfloat16().float() for name, weight in saved_weights(whole).items()}
-    assert any(not weight.equal(rounded[name]) for name, weight in saved_weights(whole).items())
+    options: dict[str, Any] = {"weights": "masters", "bf16": True} | REMEMBERING.get(method, {})
+    whole, _ = assert_resumes(3, inputs, tmp_path, method, tuning, **options)
+    assert any(not weight.equal(weight.bfloat16().float()) for weight in saved_weights(whole).values())
     assert json.loads((whole / "config.json").read_text())["dtype"] == "float32"
 
 
-def remembered(config: RunConfig, checkpoint: Path | None = None) -> Any:
-    """What the method knows beside the weights: retain weight, learning rate, phases begun; at first or later."""
-    found = json.loads((checkpoint / "trainer_state.json").read_text()) if checkpoint else {}
-    rates = [config.learning_rate, *(entry["learning_rate"] for entry in found.get("log_history", []))]
-    if config.spec.adapt:
-        saved = found and found["stateful_callbacks"]["Progress"]["attributes"]["values"]
-        return saved or {"weight": config.retain_weight}
-    return rates[-1] if config.spec.normalised else sum(rate > before for before, rate in pairwise(rates))
-
-
-def test_terms_between_two_log_entries_are_not_lost(inputs: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"logging_steps": 3, "epochs": 3}
-    options |= REMEMBERING["pdu"]
-    whole = run(make_config(inputs, tmp_path / "whole", "pdu", **options))
-    config = make_config(inputs, tmp_path / "broken", "pdu", **options)
-    broken_off(config, 3)
-    assert record(whole)["history"] == record(resumed(config))["history"]
-    assert [entry["step"] for entry in record(whole)["history"]] == [1, 3, 6]
-
-
-def test_without_its_mark_or_with_a_short_file_a_checkpoint_does_not_count(inputs: Path, tmp_path: Path) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole", save_total_limit=0))
-    config = make_config(inputs, tmp_path / "out", save_total_limit=0)
-    broken_off(config, 4)
-    output = tmp_path / "out"
-    assert [path.name for path in whole_checkpoints(output)] == ["checkpoint-3", "checkpoint-2", "checkpoint-1"]
+def test_incomplete_checkpoints_do_not_count(inputs: Path, tmp_path: Path) -> None:
+    """One without its mark, one with a short file; nor is the record beside them needed."""
+    whole = make(inputs, tmp_path / "whole", save_total_limit=0)()
+    broken, output = make(inputs, tmp_path / "out", save_total_limit=0), tmp_path / "out"
+    broken_off(broken, 4)
+    (output / "unlearning.json").unlink()
     (output / "checkpoint-3" / MARK).unlink()
     optimizer = output / "checkpoint-2" / "optimizer.pt"
     optimizer.write_bytes(optimizer.read_bytes()[:-1])
     assert [path.name for path in whole_checkpoints(output)] == ["checkpoint-1"]
-    resumed(config)
+    assert_equal(whole, broken(resume=True))
     assert [path.name for path in whole_checkpoints(output)] == [f"checkpoint-{step}" for step in (4, 3, 2, 1)]
-    assert_equal(whole, output)
 
 
-def test_what_is_left_without_any_checkpoint_is_begun_anew(
+def test_without_a_checkpoint_a_run_starts_anew_and_a_finished_one_is_refused(
     inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole"))
-    config = make_config(inputs, tmp_path / "out")
-    broken_off(config, 1)
+    broken = make(inputs, tmp_path / "out")
+    with pytest.raises(ConfigError, match="--resume: there is no run"):
+        broken(resume=True)
+    broken_off(broken, 1)
     assert whole_checkpoints(tmp_path / "out") == []
     (tmp_path / "out" / ".partial").mkdir()  # a checkpoint that was being written
     with pytest.raises(ConfigError, match="use --resume"):
-        run(config)
-    assert_equal(whole, resumed(config))
+        broken()
+    assert_equal(make(inputs, tmp_path / "whole")(), broken(resume=True))
     assert "no complete checkpoint" in caplog.text
     with pytest.raises(ConfigError, match="is finished"):
-        resumed(config)
+        broken(resume=True)
 
 
-def test_a_checkpoint_is_enough_to_resume_from(inputs: Path, tmp_path: Path) -> None:
-    """The process may die between a checkpoint and the record beside it."""
-    whole = run(make_config(inputs, tmp_path / "whole"))
-    config = make_config(inputs, tmp_path / "out")
-    broken_off(config, 3)
-    (tmp_path / "out" / "unlearning.json").unlink()
-    assert_equal(whole, resumed(config))
-
-
-def test_other_options_rows_or_processes_are_no_resumption(
+def test_a_resumed_run_with_other_options_model_or_rows_is_refused(
     inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = make_config(inputs, tmp_path / "out")
-    broken_off(config, 3)
-    shutil.copytree(inputs / "data", tmp_path / "data")
-    lines = (tmp_path / "data" / "forget.jsonl").read_text().splitlines(keepends=True)
-    (tmp_path / "data" / "forget.jsonl").write_text("".join(lines[:-1]))
-    with pytest.raises(ConfigError) as caught:
-        resumed(config, data=str(tmp_path / "data"), seed=1, learning_rate=1.0)
-    assert str(caught.value).splitlines() == [
-        "--learning_rate 1.0: the run to resume has 0.002",
-        "--seed 1: the run to resume has 0",
-        "--data: the rows are not those of the run to resume",
-    ]
+    files = {side: str(inputs / "data" / f"{side}.jsonl") for side in ("forget", "retain")}
+    texts = {name: tmp_path / f"{name}.jsonl" for name in ("substitutes", "unseen")}
+    texts["substitutes"].write_text('{"text": "fox", "substitute": "cat"}\n')
+    shutil.copyfile(inputs / "unseen.jsonl", texts["unseen"])
+    given: dict[str, Any] = {"data": None, "substitutes": str(texts["substitutes"]), "unseen": str(texts["unseen"])}
+    broken = make(inputs, tmp_path / "out", "level", **(given | files))
+    broken_off(broken, 3)
+    changes: dict[str, dict[str, Any]] = {
+        "learning_rate|seed|contexts": {"learning_rate": 1.0, "seed": 1, "contexts": 2},
+        "lora_rank": {"lora_rank": 2},
+        "tuning": {"tuning": "full"},
+        "model": {"model": str(tmp_path / "model")},
+        "forget|retain": {"forget": files["retain"], "retain": files["forget"]},
+    }
+    shutil.copytree(inputs / "model", tmp_path / "model")
+    make_model(seed=1).save_pretrained(tmp_path / "model")
+    for names, options in changes.items():
+        with pytest.raises(ConfigError) as caught:
+            broken(resume=True, **options)
+        assert {line.split()[0].strip("-:") for line in str(caught.value).splitlines()} == set(names.split("|"))
+    for name, text in (("substitutes", '{"text": "fox", "substitute": "dog"}'), ("unseen", '{"document": "or heard"}')):
+        before = texts[name].read_text()
+        texts[name].write_text(text + "\n")
+        with pytest.raises(ConfigError, match=f"^--{name}: "):
+            broken(resume=True)
+        texts[name].write_text(before)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match="--resume: the run to resume has 1 processes, this one 2; start as many"):
-        resumed(config)
+        broken(resume=True)
 
 
-def test_sides_that_are_swapped_are_no_resumption(inputs: Path, tmp_path: Path) -> None:
-    files = [str(inputs / "data" / f"{side}.jsonl") for side in ("forget", "retain")]
-    config = make_config(inputs, tmp_path / "out", data=None, forget=files[0], retain=files[1])
-    broken_off(config, 3)
-    with pytest.raises(ConfigError, match="--data: the rows are not those of the run to resume"):
-        resumed(config, forget=files[1], retain=files[0])
-
-
-@pytest.mark.parametrize("name", ["config", "data_sha256", "seconds", "processes"])
+@pytest.mark.parametrize("name", ["arguments", "data_sha256", "seconds", "processes"])
 def test_a_damaged_record_is_named(name: str, inputs: Path, tmp_path: Path) -> None:
-    config = make_config(inputs, tmp_path / "out", save_steps=3)
-    broken_off(config, 4)
+    broken = make(inputs, tmp_path / "out", save_steps=3)
+    broken_off(broken, 4)
     path = tmp_path / "out" / "checkpoint-3" / "unlearning.json"
     path.write_text(path.read_text().replace(f'"{name}"', f'"{name[::-1]}"'))
-    with pytest.raises(ConfigError, match=r"--resume: .*checkpoint-3/unlearning.json cannot be read"):
-        resumed(config)
+    with pytest.raises(ConfigError, match=r"checkpoint-3/unlearning.json cannot be read"):
+        broken(resume=True)
 
 
 def scored(*values: float) -> Any:
-    """Give the evaluations these values."""
-    scores = [
-        {"higher_is_better": {"lume_score": {"task_aggregate": True}}}
-        | {"results": {"lume_score": {"task_aggregate,none": value}}}
-        for value in values
+    """Give the evaluations these task aggregates."""
+    results = [
+        Scores({"higher_is_better": {}, "results": {"lume_score": {"task_aggregate,none": value}}}) for value in values
     ]
-    return mock.patch.object(Evaluation, "_score", side_effect=scores)
+    return mock.patch.object(scores, "score", side_effect=results)
 
 
 def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path: Path) -> None:
-    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
+    broken = make(inputs, tmp_path / "out", num_train_epochs=3, eval_strategy="epoch")
     own = os.replace
 
-    def replace_(old: Path, new: Path) -> None:
+    def replace(old: Path, new: Path) -> None:
         if Path(new).name == "best" and (tmp_path / "out" / "scores" / "checkpoint-2").exists():
             raise Broken
         own(old, new)
 
     with scored(0.5, 0.9, 0.9, 0.8):
-        with mock.patch.object(os, "replace", replace_), pytest.raises(Broken):
-            run(config)
-        resumed(config)
+        with mock.patch.object(os, "replace", replace), pytest.raises(Broken):
+            broken()
+        broken(resume=True)
     best = json.loads((tmp_path / "out" / "best" / "best.json").read_text())
     assert (best["value"], best["step"]) == (0.9, 4)
     assert {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("best")} == {"best"}
@@ -218,14 +186,13 @@ def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path
 
 def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
     """The best weights are remembered, and an epoch that ended before it was scored is scored."""
-    config = make_config(inputs, tmp_path / "out", epochs=3, evaluate_every="epoch")
-    best, scores = tmp_path / "out" / "best" / "best.json", tmp_path / "out" / "scores"
+    broken = make(inputs, tmp_path / "out", num_train_epochs=3, eval_strategy="epoch")
+    best, folder = tmp_path / "out" / "best" / "best.json", tmp_path / "out" / "scores"
     with scored(0.5, 0.9, 0.8, 0.7) as score:
-        broken_off(config, 5)
-        shutil.rmtree(scores / "checkpoint-4")
+        broken_off(broken, 5)
+        shutil.rmtree(folder / "checkpoint-4")
         best.write_text(json.dumps({"metric": "lume_score.task_aggregate", "value": 0.85, "step": 2}))
-        resumed(config)
+        broken(resume=True)
         assert score.call_count == 4
     assert json.loads(best.read_text())["step"] == 2
-    assert (scores / "checkpoint-4" / "results_lume.json").is_file()
-    assert (scores / "checkpoint-6" / "results_lume.json").is_file()
+    assert all((folder / f"checkpoint-{step}" / "results_lume.json").is_file() for step in (4, 6))

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,15 +36,25 @@ RESUME_MAY_CHANGE |= {"gradient_checkpointing", "activation_checkpointing", "max
 class Record(TrainerCallback):
     """Writes the record of a training."""
 
-    def __init__(self, trainer: "UnlearningTrainer", args: UnlearningArguments, model: Any) -> None:
-        """``args``: filled in; the record keeps those that are not at their default. ``model``: ready for training."""
+    def __init__(
+        self, trainer: "UnlearningTrainer", args: UnlearningArguments, model: Any, inputs: Mapping[str, Any]
+    ) -> None:
+        """Take what a training depends on.
+
+        Args:
+            trainer: with the method and the rows.
+            args: filled in; the record keeps those that are not at their default.
+            model: ready for training.
+            inputs: what else the training reads, by name: lists of rows or dictionaries; None where there is none.
+        """
         self.trainer, self.started = trainer, time.time()
         self.extra: dict[str, Any] = {}
-        """Further entries, such as the fingerprint of the model."""
+        """Further entries; "model", its `fingerprint`, is compared when a run is resumed."""
         defaults = UnlearningArguments(output_dir="unused").to_dict()  # type: ignore[no-untyped-call]
         filled: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
         given = {name: value for name, value in filled.items() if name not in PRIVATE}
         peft_config = getattr(model, "peft_config", None)
+        read = {"forget": trainer.forget, "retain": trainer.retain, **inputs}
         self.content: dict[str, Any] = {
             "method": trainer.method.name,
             "method_options": asdict(trainer.method),
@@ -52,7 +62,7 @@ class Record(TrainerCallback):
             "lora": _lora(peft_config["default"]) if peft_config else None,
             "trained_parameters": sum(w.numel() for w in model.parameters() if w.requires_grad),
             "versions": versions(),
-            "data_sha256": {side: rows_sha256(getattr(trainer, side)) for side in ("forget", "retain")},
+            "data_sha256": {name: inputs_sha256(value) for name, value in read.items() if value is not None},
             "seed": args.seed,
         }
 
@@ -76,24 +86,21 @@ class Record(TrainerCallback):
 
     def _differences(self, before: dict[str, Any]) -> list[str]:
         """Return what this training would do differently from the one to resume."""
-        flat = [{**content, **content["method_options"], **content["arguments"]} for content in (self.content, before)]
-        ours, theirs = flat
-        left_out = {
-            *RESUME_MAY_CHANGE,
-            "method_options",
-            "arguments",
-            "versions",
-            "data_sha256",
-            *_PROGRESS,
-            *self.extra,
-        }
+        adapted = bool(self.content["lora"]) and bool(before["lora"])
+        ours, theirs = (_options(content, adapted) for content in (self.content, before))
         faults = [
             f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}"
             for name in dict.fromkeys((*ours, *theirs))
-            if name not in left_out and ours.get(name) != theirs.get(name)
+            if name not in RESUME_MAY_CHANGE and ours.get(name) != theirs.get(name)
         ]
-        if self.content["data_sha256"] != before["data_sha256"]:
-            faults.append("--data: the rows are not those of the run to resume")
+        if not faults and self.content["trained_parameters"] != before["trained_parameters"]:
+            faults.append("--tuning: the run to resume trains other weights")
+        model = self.extra.get("model")
+        if model is not None and model != before.get("model", model):
+            faults.append("--model: its weights are not those that the run to resume started from")
+        ours, theirs = self.content["data_sha256"], before["data_sha256"]
+        changed = [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]
+        faults += [f"--{name}: not what the run to resume has read" for name in changed]
         count = before["processes"]
         if count != processes():  # each process has its own random state, and under FSDP its own shards
             faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")
@@ -118,12 +125,17 @@ class Record(TrainerCallback):
                 self.write(folder)
 
 
-_PROGRESS = ("finished", "processes", "seconds", "monitored", "history")
+def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
+    """Return the options of a training by name; those of its adapter if ``adapted``."""
+    tuning = "lora" if content["lora"] else "of the model's own weights"
+    named = {"method": content["method"], "tuning": tuning, **content["method_options"], **content["arguments"]}
+    return named | (content["lora"] if adapted else {})
 
 
-def rows_sha256(rows: Sequence[Row]) -> str:
-    """SHA-256 (hexadecimal) of rows: of the JSON list of their ids, inputs, outputs and tasks, in order."""
-    fields = [[row.id, row.input, row.output, row.task] for row in rows]
+def inputs_sha256(read: Sequence[Row] | Mapping[str, Any]) -> str:
+    """SHA-256 (hexadecimal) of the JSON of a dictionary, or of the ids, inputs, outputs and tasks of rows, in order."""
+    mapping = isinstance(read, Mapping)
+    fields = dict(read) if mapping else [[row.id, row.input, row.output, row.task] for row in read]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
