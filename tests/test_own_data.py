@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from lume_unlearn.evaluation.harness import MEANS, data_metadata, metric, score, tasks_for
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.data.chat import chat_prompt, through_template
