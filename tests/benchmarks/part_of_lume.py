@@ -1,6 +1,9 @@
 """Draw a part of LUME by document, for comparisons that a small machine can do.
 
 python tests/benchmarks/part_of_lume.py LUME OUT --documents 6 6 12 --nonmembers 36 --mmlu MMLU
+python tests/benchmarks/part_of_lume.py LUME SECOND --documents 6 6 12 --nonmembers 36 --other_than OUT
+
+The same options draw the same part. Parts drawn with the same --seed share documents, unless one names the other.
 """
 
 import argparse
@@ -25,17 +28,22 @@ def main() -> None:
     parser.add_argument("--documents", type=int, nargs=3, required=True, help="of Task 1, 2 and 3, for each side")
     parser.add_argument("--nonmembers", type=int, required=True)
     parser.add_argument("--mmlu", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--other_than", type=Path, nargs="+", default=[], help="parts whose documents are left out")
     options = parser.parse_args()
-    draw = random.Random(0)
+    draw = random.Random(options.seed)
     rows = {}
     for side in SIDES:
-        found = load_side(options.lume, side, "train")
+        taken = {row.stem for part in options.other_than for row in load_side(part, side)}
+        found = [row for row in load_side(options.lume, side, "train") if row.stem not in taken]
         chosen: set[str] = set()
         for task, count in zip(TASKS, options.documents, strict=True):
             chosen |= set(draw.sample(sorted({row.stem for row in found if row.task == task}), count))
         rows[side] = [row for row in found if row.stem in chosen]
         write(options.out / f"{side}.jsonl", [vars(row) for row in rows[side]])
     members, nonmembers = load_mia(options.lume)
+    seen = {text for part in options.other_than for text in load_mia(part)[1]}
+    nonmembers = [text for text in nonmembers if text not in seen]
     texts = completion_texts(rows["forget"])
     kept = [text for text in members if text.strip() in texts]
     write(options.out / "mia_data/member.jsonl", [{"document": text} for text in kept])
