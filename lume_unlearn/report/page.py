@@ -1,6 +1,5 @@
 """`lume-unlearn report`: write results files of the harness as one self-contained page, and its figures as files."""
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +13,6 @@ from lume_unlearn.report import glossary, plots, template
 from lume_unlearn.report.glossary import LEADERBOARD, MEANS, PART_NAMES, TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
 from lume_unlearn.report.results import (
-    Audits,
     Model,
     comparability,
     find_runs,
@@ -62,7 +60,7 @@ def write_report(
     if audits and not retrained:
         raise DataError("--audits: only with --retrained, which names the results to compare with")
     goal = read_retrained(retrained) if retrained else None
-    data = page_data(read_models(results), show_pii, goal, [read_audits(path) for path in audits])
+    data = page_data(read_models(results), show_pii, goal, audits)
     page = render(data, title)
     pictures = data["trade_off"] + data["training"] + ([data["roc"]] if data["roc"] else [])
     try:
@@ -96,7 +94,7 @@ def read_retrained(path: str) -> Model:
 
 
 def page_data(
-    models: Sequence[Model], show_pii: bool, retrained: Model | None = None, audits: Sequence[Audits] = ()
+    models: Sequence[Model], show_pii: bool, retrained: Model | None = None, audits: Sequence[str] = ()
 ) -> dict[str, Any]:
     """Return what the template shows."""
     trade_off = [plots.trade_off(models, task) for task in TASKS]
@@ -123,7 +121,7 @@ def page_data(
     }
 
 
-def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits]) -> dict[str, Any]:
+def distances(models: Sequence[Model], retrained: Model, audits: Sequence[str]) -> dict[str, Any]:
     """Return each model's distance to the retrained model, before and after its hardest audit.
 
     Models are compared row by row (see `lume_tasks.metrics.unlearning.distances`), and by their means if the samples of
@@ -135,13 +133,12 @@ def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits
         ``tied``: models whose distance cannot be told apart from its.
 
     Raises:
-        DataError: the retrained model has no scores; or audits are of none of the models, twice of the same, or of
-            another split than the retrained model's results.
+        DataError: the retrained model has no scores; or as `read_audits`.
     """
     goal, goal_means = retrained.row_scores(), numbers_of(retrained)
     if not goal_means:
         raise DataError("--retrained: the results have none of the twelve scores and no loss AUC; run --tasks lume")
-    by_path = audits_by_path(models, audits)
+    audited = read_audits(audits, models, retrained.evaluations[0].split)
     head = [("model", ""), ("distance to retrained", "good: 0"), *((name, "part") for name in PART_NAMES.values())]
     head += [("after the hardest audit", "of means, good: 0")] if audits else []
     rows, compared, of_means = [], {}, {}
@@ -155,8 +152,7 @@ def distances(models: Sequence[Model], retrained: Model, audits: Sequence[Audits
             of_means[model.name] = str(error)
             cells = [distance_of_means_cell(numbers_of(model), goal_means), *[("-", "")] * len(PART_NAMES)]
         if audits:
-            audited = by_path.get(os.path.abspath(model.path))
-            cells.append(hardest_audit(audited, goal_means, retrained) if audited else ("-", "no audit"))
+            cells.append(hardest_audit(audited[model.path], goal_means) if model.path in audited else ("-", "no audit"))
         rows.append((model.name, cells))
     table = {"table": Table(head, rows), "of_means": names_by_value(of_means)}
     return table | nearest_models(compared, goal)
@@ -179,17 +175,6 @@ def nearest_models(compared: Mapping[str, RowScores], goal: RowScores) -> dict[s
     return {"nearest": nearest, "tied": tied}
 
 
-def audits_by_path(models: Sequence[Model], audits: Sequence[Audits]) -> dict[str, Audits]:
-    """Return the audits by the absolute path of their model; DataError if they are of none of the models, or twice."""
-    by_path = {os.path.abspath(one.model): one for one in audits}
-    unknown = by_path.keys() - {os.path.abspath(model.path) for model in models}
-    if unknown:
-        raise DataError(f"--audits: {', '.join(sorted(unknown))}: none of the results are of this model; give them too")
-    if len(by_path) < len(audits):
-        raise DataError("--audits: two files are of the same model; give one for each model")
-    return by_path
-
-
 def numbers_of(model: Model) -> dict[str, float]:
     """Return the means that a distance of means compares."""
     values = {name: model.score(*name.split()) for names in MEANS.values() for name in names}
@@ -202,12 +187,9 @@ def distance_of_means_cell(numbers: Mapping[str, float], goal: Mapping[str, floa
     return ("-", f"no {min(missing)}") if missing else (f"{distance_of_means(numbers, goal, MEANS):.3f}", "of means")
 
 
-def hardest_audit(audits: Audits, goal: Mapping[str, float], retrained: Model) -> Cell:
+def hardest_audit(audits: Mapping[str, Mapping[str, float]], goal: Mapping[str, float]) -> Cell:
     """Return the largest distance of means after an audit; its note has the one of the audited rows before it."""
-    split = retrained.evaluations[0].split
-    if audits.split != split:
-        raise DataError(f"--audits: {audits.model} was audited on split {audits.split}, --retrained is of {split}")
-    measured = {name: numbers for name, numbers in audits.numbers.items() if goal.keys() <= numbers.keys()}
+    measured = {name: numbers for name, numbers in audits.items() if goal.keys() <= numbers.keys()}
     far = {name: distance_of_means(numbers, goal, MEANS) for name, numbers in measured.items()}
     plain = far.pop("plain", None)
     if not far:

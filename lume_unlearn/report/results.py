@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -103,15 +104,6 @@ class Model:
         return row_scores({"results": {"lume_mmlu": {"acc,none": self.score("lume_mmlu", "acc")}}, "samples": samples})
 
 
-@dataclass(frozen=True)
-class Audits:
-    """The content of an ``audit.json``: the model, the split of its rows, and the numbers of each audit."""
-
-    model: str
-    split: str
-    numbers: dict[str, dict[str, float]]
-
-
 class Run(NamedTuple):
     """The checkpoints of one training run in order, as (optimiser step, model)."""
 
@@ -142,14 +134,29 @@ def read_models(paths: Iterable[str]) -> list[Model]:
     return models
 
 
-def read_audits(path: str) -> Audits:
-    """Read an ``audit.json`` of `lume-unlearn audit`; DataError if it is none."""
-    try:
-        content = json.loads(read_text(Path(path)))
-        audits = {name: {ATTACK.get(key, key): one[key] for key in one} for name, one in content["audits"].items()}
-        return Audits(content["model"], content["split"], audits)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"--audits {path}: not an audit.json of this version ({first_line(error)})") from error
+def read_audits(paths: Iterable[str], models: Sequence[Model], split: str) -> dict[str, dict[str, dict[str, float]]]:
+    """Read files ``audit.json`` of `lume-unlearn audit`: path of the model -> audit -> its numbers.
+
+    Raises:
+        DataError: a file is none, or is of none of the models, of another split, or of the same model as another file.
+    """
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    by_path = {os.path.abspath(model.path): model.path for model in models}
+    for path in paths:
+        try:
+            content = json.loads(read_text(Path(path)))
+            audits = {name: {ATTACK.get(key, key): one[key] for key in one} for name, one in content["audits"].items()}
+            audited, audited_split = content["model"], content["split"]
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise DataError(f"--audits {path}: not an audit.json of this version ({first_line(error)})") from error
+        model = by_path.get(os.path.abspath(audited))
+        if model is None or model in found:
+            fault = "two files are of this model; give one" if model else "none of the results are of it; give them too"
+            raise DataError(f"--audits {path}: is of model {audited}, but {fault}")
+        if audited_split != split:
+            raise DataError(f"--audits {path}: is of split {audited_split}, --retrained of {split}; use the same split")
+        found[model] = audits
+    return found
 
 
 def _read_evaluation(path: Path) -> Evaluation:

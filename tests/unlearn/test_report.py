@@ -200,8 +200,8 @@ def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_
     assert "-no audit" in text
     for fault, content, retrained in (
         ("only with --retrained", good, None),
-        ("/m/three: none of the results are of this model", good | {"model": "/m/three"}, goal),
-        ("was audited on split train, --retrained is of all", good | {"split": "train"}, goal),
+        ("is of model /m/three, but none of the results are of it", good | {"model": "/m/three"}, goal),
+        ("is of split train, --retrained of all", good | {"split": "train"}, goal),
         ("not an audit.json of this version", {"plain": {}}, goal),
     ):
         file.write_text(json.dumps(content))
