@@ -83,7 +83,7 @@ def run(
         given |= {"forgotten": earlier_rows(forgotten), "eval_data": source.loaded() if args.do_eval else None}
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
+        trainer.record.extra |= {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
         _say_members(source, trainer)
         train_and_save(trainer, checkpoint)
     return output
@@ -122,6 +122,7 @@ def finetune_files(
         loaded, tokenizer = load_trained(model, args, **(FINETUNING | loading))
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
         trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
+        trainer.record.extra["tuning"] = (FINETUNING | loading)["tuning"]
         train_and_save(trainer, checkpoint)
     return output
 

@@ -57,6 +57,8 @@ class Record(TrainerCallback):
         read = {"forget": trainer.forget, "retain": trainer.retain, **inputs}
         self.content: dict[str, Any] = {
             "method": trainer.method.name,
+            "title": trainer.method.title,
+            "source": trainer.method.source,
             "method_options": asdict(trainer.method),
             "arguments": {name: value for name, value in given.items() if value != defaults.get(name)},
             "lora": _lora(peft_config["default"]) if peft_config else None,
