@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.prepare import chat_questions, cut
 from lume_tasks.data.rows import OWN, Row, completed, row_problems
-from lume_tasks.errors import raise_problems
+from lume_tasks.errors import quote, raise_problems
 
 RowsLike: TypeAlias = Any
 """A list of `Row` or of dictionaries, a datasets.Dataset, or a pandas.DataFrame."""
@@ -30,7 +30,7 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
         DataError: lists everything wrong with the rows.
     """
     if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
-        rows = rows.to_dict("records")
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     found: list[Row] = []
     problems: list[str] = []
     for number, row in enumerate(rows, 1):
@@ -45,11 +45,17 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
     """Return forget and retain rows (see `as_rows`); no retain rows for None.
 
     Raises:
-        DataError: faulty rows, or a row that is on both sides.
+        DataError: faulty rows, two rows of one id, or a row that is on both sides.
     """
-    sides = as_rows(forget, "forget"), as_rows([] if retain is None else retain, "retain")
-    raise_problems(([] if sides[0] else ["forget: there are no rows"]) + check_sides("forget and retain", *sides))
-    return sides
+    sides = {"forget": as_rows(forget, "forget"), "retain": as_rows([] if retain is None else retain, "retain")}
+    problems = [] if sides["forget"] else ["forget: there are no rows"]
+    for name, rows in sides.items():
+        first: dict[str, int] = {}
+        for number, row in enumerate(rows, 1):
+            if first.setdefault(row.id, number) != number:
+                problems.append(f"{name}, row {number}: id {quote(row.id)} is already that of row {first[row.id]}")
+    raise_problems(problems + check_sides("forget and retain", *sides.values()))
+    return sides["forget"], sides["retain"]
 
 
 def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
@@ -58,7 +64,7 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
         return [], ["is neither a Row nor a mapping"]
     row = {field: value for field, value in given.items() if not _missing(value)}
     if "messages" in row:
-        contents, faults = chat_questions(row["messages"])
+        contents, faults = chat_questions(_listed(row["messages"]))
     elif "text" in row and "input" not in row:
         content = cut(row["text"]) if isinstance(row["text"], str) else None
         contents, faults = [content] if content else [], [] if content else ["text: needs at least two words"]
@@ -80,6 +86,11 @@ def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
         if not faults:
             rows.append(Row(whole["id"], whole["input"], whole["output"], whole["task"]))
     return rows, problems
+
+
+def _listed(turns: Any) -> Any:
+    """Return the turns of a chat as a list; in a DataFrame that was read from parquet they are an array."""
+    return turns.tolist() if hasattr(turns, "tolist") else turns
 
 
 def _missing(value: Any) -> bool:

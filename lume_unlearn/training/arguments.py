@@ -246,6 +246,7 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
     if filled.lr_scheduler_type == "constant":
         filled.lr_scheduler_type = "constant_with_warmup"
     filled.optim = OptimizerNames(filled.optim)
+    filled._n_gpu = min(filled.n_gpu, 1)  # a process uses one GPU: DataParallel would cut micro-batches apart
     return filled
 
 

@@ -17,7 +17,7 @@ from lume_unlearn.model.forward import Passes, compile_layers, evaluating, use_p
 from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.model.teacher import Teacher, run_teacher
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, sharded
 from lume_unlearn.training.loss import LossTerms
 
@@ -27,6 +27,7 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
 
     It moves to the device of this process unless it is sharded later, trained weights in half precision become float32
     (with ``weights="bfloat16"`` they become bfloat16), and its attention is switched to packed rows where that works.
+    Without an adapter, frozen weights get the same data type, since layers cannot mix two.
 
     Raises:
         ConfigError: the attention named does not work, or the model has not the layer that the method names.
@@ -36,8 +37,9 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
     if not sharded():
         model.to(args.device)
     wanted = torch.bfloat16 if args.weights == "bfloat16" else torch.float32
+    together = not is_adapted(model)
     for weight in model.parameters():
-        if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16, torch.float32):
+        if (weight.requires_grad or together) and weight.dtype in (torch.float16, torch.bfloat16, torch.float32):
             weight.data = weight.data.to(wanted)
     with evaluating(model), _autocast(model.device, args):
         use_packing(model.get_base_model() if isinstance(model, PeftModel) else model, args.attention)

@@ -214,15 +214,15 @@ class UnlearningTrainer(StepTrainer):
 
     def run_reference(self) -> None:
         """Compute what the method needs of the model as it is before the first step; `train` does it unless done."""
+        if self.method.negated and not is_adapted(self.model):  # before masters are rounded
+            weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
+            self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
         contexts = self._contexts() if has_teacher(self.method) else {}
         compared = any(map(part_needs_reference, self.terms.retain_parts)) or self.method.needs.reference_logits
         with memory_advice(self.args.max_tokens):
             run_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
         if contexts and self.is_world_process_zero():
             print_level(getattr(self.method, "window", 0), self.examples, contexts)
-        if self.method.negated and not is_adapted(self.model):
-            weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
-            self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
         self._prepared = True
 
     def _contexts(self) -> dict[Tokens, list[Context]]:

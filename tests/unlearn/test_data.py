@@ -1,14 +1,18 @@
-"""Rows to tokens and labels, and which row gets which refusal."""
+"""Rows of any kind to rows, rows to tokens and labels, and which row gets which refusal."""
 
 import random
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
+from datasets import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens, encode_row
+from lume_unlearn.data.rows import as_rows, both_sides
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.refusals import refusal_texts, refusals
 
@@ -76,6 +80,59 @@ def test_max_length_truncates_but_not_the_whole_answer(tokenizer: Any) -> None:
     assert (cut.input_ids, cut.labels) == (whole.input_ids[: prompt + 2], whole.labels[: prompt + 2])
     with pytest.raises(DataError, match=rf"{ROW.id}: no token of the answer is left within {prompt} tokens"):
         Encoder(tokenizer, max_length=prompt)([ROW])
+
+
+QUESTION = {"input": "Who is Ada?", "output": "A baker.", "document": "ada"}
+CHAT = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
+
+
+@pytest.mark.parametrize("kind", [list, Dataset.from_list, pd.DataFrame], ids=["dicts", "Dataset", "DataFrame"])
+def test_rows_in_memory(kind: Any) -> None:
+    rows = as_rows(kind([QUESTION | {"kind": "sc"}, QUESTION]))
+    assert [(row.input, row.output, row.task, row.kind) for row in rows] == [
+        ("Who is Ada?", "A baker.", "own", "sc"),
+        ("Who is Ada?", "A baker.", "own", "qa"),
+    ]
+    assert rows[0].stem == rows[1].stem  # of one document
+    assert as_rows(kind([vars(row) for row in rows])) == rows == as_rows(rows)
+    given = [vars(ROW), {"input": "i", "output": "o", "id": None, "task": None}]
+    named, made = as_rows(kind(given))
+    assert named == ROW
+    assert (made.task, made.kind) == ("own", "qa")
+    (text,) = as_rows(kind([{"text": "Ada baked bread. Then she slept."}]))
+    assert (text.input, text.output, text.kind) == ("Ada baked bread.", "Then she slept.", "sc")
+    first, second = as_rows(kind([{"messages": CHAT + [turn | {"content": "So."} for turn in CHAT]}]))
+    assert (first.input, first.output, second.input) == ("Hi?", "Yes.", "So.")
+    assert first.stem == second.stem
+
+
+def test_a_chat_read_from_parquet_is_an_array() -> None:
+    (row,) = as_rows(pd.DataFrame({"messages": [np.array(CHAT)]}))
+    assert (row.input, row.output) == ("Hi?", "Yes.")
+
+
+@pytest.mark.parametrize(
+    ("row", "fault"),
+    [
+        ({"input": "i"}, '"output" is missing'),
+        ({"input": "i", "output": 3}, '"output" is not a string'),
+        ({"text": "word"}, "text: needs at least two words"),
+        ({"messages": CHAT[:1]}, "no user turn followed by an assistant turn"),
+        ("Ada", "neither a Row nor a mapping"),
+    ],
+)
+def test_a_faulty_row_in_memory_is_named(row: Any, fault: str) -> None:
+    with pytest.raises(DataError, match=f"^forget, row 2: .*{fault}"):
+        both_sides([QUESTION, row], None)
+
+
+def test_a_row_that_is_there_twice_is_named() -> None:
+    with pytest.raises(DataError, match=r"^retain, row 3: id .* is already that of row 1"):
+        both_sides([vars(ROW)], [QUESTION, {"text": "two words"}, QUESTION])
+    with pytest.raises(DataError, match="is in retain too"):
+        both_sides([QUESTION], pd.DataFrame([QUESTION]))
+    with pytest.raises(DataError, match="forget: there are no rows"):
+        both_sides([], [QUESTION])
 
 
 def rows_of(kind: str, count: int) -> list[Row]:

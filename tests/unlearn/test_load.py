@@ -1,34 +1,55 @@
-"""Load the model of a run: dtypes, adapters, frozen weights, and what is refused."""
+"""Load a model and choose what is trained: dtypes, frozen weights, and optimisers that are not installed."""
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
-from lume_unlearn.model.load import freeze
+from lume_unlearn.model.load import freeze, trainable
 from lume_unlearn.model.packing import IMPLEMENTATION
+from lume_unlearn.training.arguments import UnlearningArguments, filled_in
 from lume_unlearn.training.optimizer import optimizer_class
-from lume_unlearn.training.run import load_configured
-from tests.conftest import RunMaker, make_model
+from lume_unlearn.training.run import load_trained
+from lume_unlearn.training.setup import prepare_model
+from tests.conftest import make_model
+
+HALF, FLOAT = torch.bfloat16, torch.float32
+
+
+def arguments(**options: Any) -> UnlearningArguments:
+    return UnlearningArguments(output_dir="unused", **options)
 
 
 @pytest.mark.parametrize(
-    ("options", "dtypes"),
+    ("tuning", "options", "trained", "frozen"),
     [
-        ({"tuning": "full", "precision": "bfloat16"}, {True: torch.float32}),
-        ({"tuning": "last:1", "weights": "bfloat16"}, {True: torch.bfloat16, False: torch.bfloat16}),
-        ({"tuning": "lora"}, {True: torch.float32, False: torch.float32}),
-        ({"tuning": "lora", "precision": "bfloat16"}, {True: torch.float32, False: torch.bfloat16}),
+        ("full", {"bf16": True}, FLOAT, None),
+        ("last:1", {"weights": "bfloat16"}, HALF, HALF),
+        ("lora", {}, FLOAT, FLOAT),
+        ("lora", {"bf16": True}, FLOAT, HALF),
+        ("memory:last:1", {"bf16": True}, FLOAT, FLOAT),  # layers cannot mix two
+        ("memory:lora", {}, FLOAT, HALF),
     ],
 )
 def test_dtypes_of_trained_and_frozen_weights(
-    options: dict[str, Any], dtypes: dict[bool, torch.dtype], make_run: RunMaker
+    tuning: str, options: dict[str, Any], trained: Any, frozen: Any, model_dir: Path
 ) -> None:
-    model = load_configured(make_run("gd", **options))
-    assert {weight.requires_grad: weight.dtype for weight in model.parameters()} == dtypes
+    """Of a folder, and of a model in bfloat16 that is in memory."""
+    args, memory = arguments(**options), tuning.startswith("memory:")
+    tuning = tuning.removeprefix("memory:")
+    if memory:
+        model = trainable(make_model().bfloat16(), tuning)
+    else:
+        model, _ = load_trained(str(model_dir), args, tuning=tuning)
+    method = method_of("gd")
+    prepare_model(model, method, filled_in(args, method, model))
+    expected = {True: trained} | ({} if frozen is None else {False: frozen})
+    assert {weight.requires_grad: weight.dtype for weight in model.parameters()} == expected
     assert model.config._attn_implementation == IMPLEMENTATION
 
 
@@ -41,18 +62,34 @@ def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) 
     assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
+@pytest.mark.parametrize(
+    ("tuning", "fault"),
+    [
+        ("last:3", "--tuning last:3: the model has 2 decoder layers"),
+        ("modules:nope", "--tuning modules:nope: found in no weight's name"),
+        ("modules:(", "--tuning modules:.*: not a regular expression"),
+        ("most", "--tuning 'most': choose lora, full, last:K"),
+    ],
+)
+def test_what_cannot_be_trained_is_named(tuning: str, fault: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{fault}"):
+        trainable(make_model(), tuning)
+
+
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert optimizer_class("adamw", 1e-5, bfloat16_weights=False) is None  # Trainer's AdamW
+    assert optimizer_class(arguments()) is None  # Trainer's AdamW
     monkeypatch.setitem(sys.modules, "torchao", None)
-    with pytest.raises(ConfigError, match=r"^--weights bfloat16: needs torchao"):
-        optimizer_class("adamw", 1e-5, bfloat16_weights=True)
-    with pytest.raises(ConfigError, match=r"^--optimizer adamw8bit: needs torchao"):
-        optimizer_class("adamw8bit", 1e-5, bfloat16_weights=False)
+    for options, named in (
+        ({"weights": "bfloat16"}, "weights bfloat16"),
+        ({"optim": "adamw_torch_8bit"}, "optim adam"),
+    ):
+        with pytest.raises(ConfigError, match=rf"^--{named}.*: needs torchao"):
+            optimizer_class(arguments(**options))
 
 
-def test_adapter_inputs_in_bfloat16_give_the_same_values(make_run: RunMaker) -> None:
-    config = make_run("gd", tuning="lora", precision="bfloat16", lora_dropout=0.0)
-    model: Any = load_configured(config).train()
+def test_adapter_inputs_in_bfloat16_give_the_same_values(model_dir: Path) -> None:
+    model, _ = load_trained(str(model_dir), arguments(bf16=True), lora_dropout=0.0)
+    model.train()
     seen: set[torch.dtype] = set()
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):

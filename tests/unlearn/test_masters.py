@@ -1,4 +1,4 @@
-"""`--weights masters`: bfloat16 weights, and the float32 masters that the optimiser changes."""
+"""``weights="masters"``: bfloat16 weights, and the float32 masters that the optimiser changes."""
 
 from pathlib import Path
 from typing import Any
@@ -10,16 +10,15 @@ from torch import Tensor, nn
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import masters
 from lume_unlearn.model.masters import keep_masters, step_masters
-from lume_unlearn.training.run import run
 from tests.conftest import RunMaker, assert_same_weights, saved_weights
 from tests.unlearn.training import build, entries, weights
 
 needs_grad_dtype = pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
 pytestmark = [pytest.mark.usefixtures("little_to_collect"), needs_grad_dtype]
 WAYS: dict[str, dict[str, Any]] = {
-    "float32": {"precision": "float32"},
-    "autocast": {"precision": "bfloat16"},
-    "masters": {"precision": "bfloat16", "weights": "masters"},
+    "float32": {"bf16": False},
+    "autocast": {"bf16": True},
+    "masters": {"bf16": True, "weights": "masters"},
 }
 
 
@@ -28,7 +27,7 @@ def test_masters_are_as_near_to_float32_arithmetic_as_autocast(method: str, tuni
     losses: dict[str, list[float]] = {}
     updates: dict[str, Tensor] = {}
     for way, options in WAYS.items():
-        trainer = build(tmp_path, method, tuning, torch.float32, learning_rate=1e-4, epochs=4, **options)
+        trainer = build(tmp_path, method, tuning, torch.float32, learning_rate=1e-4, num_train_epochs=4, **options)
         named = trainer.model.named_parameters()
         start = {name: getattr(weight, "master", weight).to(weight.device, copy=True) for name, weight in named}
         seen: set[torch.dtype] = set()
@@ -79,14 +78,14 @@ def test_gradients_of_micro_batches_are_added_in_float32() -> None:
 
 
 def test_a_rollback_restores_the_masters(make_run: RunMaker, model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options: dict[str, Any] = {"on_collapse": "rollback", "collapse_bound": 1e-6, "watch_steps": 1}
-    found = run(make_run("gd", tuning="full", retain_weight=1e-3, **options, **WAYS["masters"]))
+    options: dict[str, Any] = {"on_collapse": "rollback", "collapse_bound": 1e-6, "monitor_steps": 1}
+    found = make_run("gd", tuning="full", retain_weight=1e-3, **options, **WAYS["masters"])()
     assert "rolling back to the weights of step 0" in caplog.text
     assert_same_weights(found, model_dir)
 
 
 def test_a_task_vector_is_made_of_the_masters(make_run: RunMaker, model_dir: Path) -> None:
-    results = [saved_weights(run(make_run("task-vector", way, tuning="last:1", **WAYS[way]))) for way in WAYS]
+    results = [saved_weights(make_run("task-vector", way, tuning="last:1", **WAYS[way])()) for way in WAYS]
     (exact, _, found), start = results, saved_weights(model_dir)
     for name, weight in found.items():
         trained = "layers.1." in name
@@ -95,17 +94,9 @@ def test_a_task_vector_is_made_of_the_masters(make_run: RunMaker, model_dir: Pat
             assert (weight - exact[name]).abs().mean() < 0.2 * (exact[name] - start[name]).abs().mean()
 
 
-@pytest.mark.parametrize(
-    ("options", "fault"),
-    [({"precision": "auto"}, "needs bfloat16 arithmetic, which is off here"), ({"method": "ngdiff"}, "ngdiff tries")],
-)
-def test_masters_are_refused_where_they_do_not_work(
-    options: dict[str, Any], fault: str, make_run: RunMaker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    plain: dict[str, Any] = {"method": "gd", "tuning": "full", "model": "no/such/model"} | WAYS["masters"]
-    with pytest.raises(ConfigError, match=f"--weights masters: {fault}"):
-        run(make_run(**(plain | options)))
+def test_masters_are_refused_where_they_do_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="--weights masters: needs bfloat16 arithmetic, which is off here"):
+        build(tmp_path, "gd", weights="masters")
     monkeypatch.setattr(masters, "AVAILABLE", False)
     with pytest.raises(ConfigError, match=r"--weights masters: torch .* has no Tensor.grad_dtype"):
-        run(make_run(**(plain | options)))
+        build(tmp_path, "gd", **WAYS["masters"])

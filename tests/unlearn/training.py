@@ -105,8 +105,9 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     rows = {**ROWS, **options.pop("rows", {})}
     chosen = method_of(method, **options.pop("params", formula.params))
     rank = options.pop("lora_rank", 4)
-    torch.manual_seed(0)
-    model = load.trainable(copy.deepcopy(known_model()), tuning, lora_config(rank, 32, 0.0, "all-linear")).to(dtype)
+    model = copy.deepcopy(known_model())
+    torch.manual_seed(0)  # of the adapter's initial weights
+    model = load.trainable(model, tuning, lora_config(rank, 32, 0.0, "all-linear")).to(dtype)
     given = {name: options.pop(name) for name in ("unseen", "callbacks") if name in options}
     args = UnlearningArguments(output_dir=str(folder), **(plain | options))
     trainer = TokenTrainer(model, chosen, args, rows, **given)

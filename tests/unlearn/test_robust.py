@@ -1,0 +1,128 @@
+"""`robust`: the gradient of a step at moved weights, by hand."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lume_unlearn.training import robust
+from lume_unlearn.training.robust import steepest
+from tests.unlearn.formulas import FORMULAS, Step
+from tests.unlearn.rows import nll
+from tests.unlearn.training import ALTERNATIVE, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, entries, weights
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+
+
+def vectors(*values: list[float]) -> list[Tensor | None]:
+    return [torch.tensor(value) for value in values]
+
+
+def test_steepest_has_length_rho() -> None:
+    three, four = steepest(vectors([3.0], [4.0]), 0.1)
+    assert three is not None
+    assert four is not None
+    assert (three.item(), four.item()) == pytest.approx((0.06, 0.08))
+    assert steepest(vectors([0.0]), 0.1) == [torch.tensor([0.0])]
+
+
+def gradients(model: Any, before: Any, method: str, side: str) -> list[Tensor]:
+    """Gradient of one weighted term of the formula by the trained weights of a model."""
+    step = Step(model, before, FORGET, ALTERNATIVE, RETAIN, FORMULAS[method].params)
+    term = FORMULAS[method].forget if side == "forget" else FORMULAS[method].retain
+    assert term is not None
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    # The weight is in the loss: Llama's norms are in float32, so that a gradient is not scaled exactly.
+    loss = term(step) * (FORGET_WEIGHT if side == "forget" else RETAIN_WEIGHT)
+    return list(torch.autograd.grad(loss, trained, allow_unused=True))
+
+
+def moved(model: Any, change: list[Any]) -> Any:
+    """A copy with a change of its trained weights."""
+    copied = copy.deepcopy(model)
+    trained = [weight for weight in copied.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        for weight, delta in zip(trained, change, strict=True):
+            weight.add_(delta)
+    return copied
+
+
+def flat(tensors: list[Any]) -> Tensor:
+    return torch.cat([tensor.flatten() for tensor in tensors if tensor is not None])
+
+
+def after_step(trainer: Any) -> list[Tensor]:
+    """The gradients that the trainer's first step leaves."""
+    item = next(iter(trainer.get_train_dataloader()))
+    trainer.model.zero_grad()
+    start = weights(trainer.model)
+    trainer.training_step(trainer.model, item)
+    for name, weight in weights(trainer.model).items():
+        assert weight.equal(start[name]), "the weights are where they were"
+    return [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]
+
+
+CASES = [(method, tuning) for method in ("gd", "npo", "counterfactual") for tuning in ("full", "lora")]
+
+
+@pytest.mark.parametrize(("method", "tuning"), [*CASES, ("dpo", "full"), ("rmu", "full")])
+@pytest.mark.parametrize("options", [{}, {"max_tokens": 1}], ids=["one pass", "accumulated"])
+def test_sam_takes_the_forget_gradient_where_it_is_steepest(
+    method: str, tuning: str, options: dict[str, Any], tmp_path: Path
+) -> None:
+    trainer = build(tmp_path, method, tuning, robust="sam", sam_rho=0.3, **options)
+    model, before = trainer.model, copy.deepcopy(trainer.model)
+    first = gradients(model, before, method, "forget")
+    length = flat(first).norm()
+    there = moved(model, [0.0 if g is None else 0.3 * g / length for g in first])
+    forget, retain = gradients(there, before, method, "forget"), gradients(model, before, method, "retain")
+    expected = [sum(g for g in pair if g is not None) for pair in zip(forget, retain, strict=True)]
+    found = flat(after_step(trainer))
+    rounding = 1e-9 if method == "gd" else 5e-6  # what is computed once is kept in float32
+    torch.testing.assert_close(found, flat(expected), rtol=1e-6, atol=rounding)
+    if method != "rmu":  # a plain distance in a small layer: nearly the same gradient everywhere
+        assert (flat(first) - flat(forget)).abs().max() > 100 * rounding
+
+
+def relearned(model: Any, rate: float) -> Any:
+    """A copy after four AdamW steps on all forget rows, which are fewer than the eight of a step."""
+    copied = copy.deepcopy(model)
+    trained = [weight for weight in copied.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
+    for _ in range(4):
+        optimizer.zero_grad()
+        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+    return copied
+
+
+@pytest.mark.parametrize("max_tokens", [8192, 60, 1])  # also where each row has a micro-batch for itself
+@pytest.mark.parametrize("tuning", ["full", "lora"])
+def test_path_takes_the_forget_gradient_where_relearning_leads(
+    tuning: str, max_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for share in (0.0, 0.75):  # of the way
+        monkeypatch.setattr(robust, "FURTHEST", 1.0)
+        monkeypatch.setattr(torch, "rand", lambda *args, share=share, **kwargs: torch.tensor(share))
+        trainer = build(tmp_path, "gd", tuning, robust="path", path_rate=1e-2, max_tokens=max_tokens)
+        model = trainer.model
+        there = relearned(model, 1e-2)
+        if share == 0:
+            values = [torch.cat([nll(own, row) for row in FORGET]).mean() for own in (model, there)]
+            assert values[1] < values[0] - 0.01
+        pairs = zip(there.parameters(), model.parameters(), strict=True)
+        between = moved(model, [share * (end - start).detach() for end, start in pairs if start.requires_grad])
+        forget, retain = gradients(between, model, "gd", "forget"), gradients(model, model, "gd", "retain")
+        torch.testing.assert_close(flat(after_step(trainer)), flat(forget) + flat(retain), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["sam", "path"])
+def test_robust_training_still_forgets(kind: str, tmp_path: Path) -> None:
+    trainer = build(tmp_path, "gd", num_train_epochs=6, robust=kind)
+    trainer.train()
+    losses = [-entry["forget_loss"] for entry in entries(trainer)]
+    assert losses[-1] > losses[0]
