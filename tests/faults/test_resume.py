@@ -14,6 +14,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import masters
 from lume_unlearn.scoring.score import Scores
+from lume_unlearn.training.callbacks import record as records
 from lume_unlearn.training.callbacks import scores
 from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
 from tests.conftest import make_model, saved_weights
@@ -143,7 +144,7 @@ def test_a_resumed_run_with_other_options_model_or_rows_is_refused(
         with pytest.raises(ConfigError, match=f"^--{name}: "):
             broken(resume=True)
         texts[name].write_text(before)
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(records, "processes", lambda: 2)
     with pytest.raises(ConfigError, match="--resume: the run to resume has 1 processes, this one 2; start as many"):
         broken(resume=True)
 

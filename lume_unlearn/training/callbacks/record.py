@@ -100,8 +100,8 @@ class Record(TrainerCallback):
         model = self.extra.get("model")
         if model is not None and model != before.get("model", model):
             faults.append("--model: its weights are not those that the run to resume started from")
-        ours, theirs = self.content["data_sha256"], before["data_sha256"]
-        changed = [name for name in dict.fromkeys((*ours, *theirs)) if ours.get(name) != theirs.get(name)]
+        read, had_read = self.content["data_sha256"], before["data_sha256"]
+        changed = [name for name in dict.fromkeys((*read, *had_read)) if read.get(name) != had_read.get(name)]
         faults += [f"--{name}: not what the run to resume has read" for name in changed]
         count = before["processes"]
         if count != processes():  # each process has its own random state, and under FSDP its own shards
@@ -136,8 +136,9 @@ def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
 
 def inputs_sha256(read: Sequence[Row] | Mapping[str, Any]) -> str:
     """SHA-256 (hexadecimal) of the JSON of a dictionary, or of the ids, inputs, outputs and tasks of rows, in order."""
-    mapping = isinstance(read, Mapping)
-    fields = dict(read) if mapping else [[row.id, row.input, row.output, row.task] for row in read]
+    if isinstance(read, Mapping):
+        return hashlib.sha256(json.dumps(dict(read)).encode()).hexdigest()
+    fields = [[row.id, row.input, row.output, row.task] for row in read]
     return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
 
