@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
+from statistics import fmean
 from typing import Any
 
 from lume_tasks.data.published import documents_digest
@@ -37,10 +38,6 @@ class Verdict:
     """"gone", "not gone" or "cannot be told"."""
     reasons: list[str]
     """Sentences, the most important first."""
-    headline: str
-    """How many forget rows were known before and are known now."""
-    kept: str
-    """How many retain rows were known before and are still known."""
     rows: list[dict[str, Any]]
     """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, and
     ``known_in``: the probes in which the model answers it correctly."""
@@ -69,19 +66,32 @@ class Verdict:
     retain: list[Row] = field(default_factory=list)
 
     @property
+    def headline(self) -> str:
+        """How many rows were known before, and are known now, or kept."""
+        forget, retain = (self.counts[side] for side in SIDES)
+        return (
+            f"Forget rows known before: {forget['before']} of {forget['rows']}. Known now: {forget['now']}. "
+            f"Retain rows known before: {retain['before']} of {retain['rows']}. "
+            f"Kept: {retain['before'] - len(self.lost)}."
+        )
+
+    @property
     def exit_status(self) -> int:
         """0: gone, and all conditions hold; 1: not gone; 3: cannot be told, or gone and a condition does not hold."""
         return rules.EXIT[self.status] or 3 * bool(self.unmet)
 
     def lines(self) -> list[str]:
         """Return the verdict as lines of text, without texts of rows."""
-        lines = [self.headline, self.kept, f"Verdict: {self.status}", *self.reasons]
+        lines = [self.headline, f"Verdict: {self.status}", *self.reasons]
         if self.lost:
             lines.append(f"Retain rows that were lost: {rules.named(self.lost)}.")
         for side, rows in self.not_judged.items():
             if rows:
                 lines.append(f"{side.capitalize()} rows longer than a generation, not judged: {rules.named(rows)}.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
+        lines += [
+            f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
+        ]
         if self.uninformative:
             fails = "Not informative, as the model fails on retain rows, too"
             lines.append(f"{fails}: {', '.join(self.uninformative)}.")
@@ -172,15 +182,13 @@ def measure(
     model: Any, tokenizer: Any, data: Data, *, tasks: Sequence[str] = (), chat: bool = True, batch_size: int = 64
 ) -> Measured:
     """Score a model on the rows as given, with memorisation, and the attack and MMLU if there is data for them."""
-    memorization = memorization_tasks(data)
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    own = [*tasks_for(data), *memorization]
+    own = [*tasks_for(data), *memorization_tasks(data)]
     plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
     ends = ("", "_low", "_high")
     values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
-    for level in (f"{side}_{level}" for side in SIDES for level in LEVELS):
-        there = [value for task in memorization if (value := plain.metric(task, level)) is not None]
-        values[level] = sum(there) / len(there) if there else None
+    levels = (f"{side}_{level}" for side in SIDES for level in LEVELS)
+    values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
     results = dict(plain.results["results"])
     if tasks:  # with their own generation
         results |= score(model, tokenizer, data, tasks=tasks, **shared).results["results"]
@@ -220,12 +228,8 @@ def made(
     decision = rules.decide(knew, know, found, strengths, not_judged["forget"], earlier)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     counts = {side: {"rows": len(judged[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES}
-    forget, retain = counts["forget"], counts["retain"]
-    kept = retain["before"] - len(decision.lost)
     return Verdict(
         **vars(decision),
-        headline=f"Known before: {forget['before']} of {forget['rows']}. Known now: {forget['now']}.",
-        kept=f"Retain rows known before: {retain['before']} of {retain['rows']}. Kept: {kept}.",
         rows=[
             {
                 "row": row,
@@ -243,7 +247,7 @@ def made(
             title: {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
             for title, probe in found.items()
         },
-        not_run=[name for name in PROBES if name not in ("plain", *(probed.probe for probed in scores.values()))],
+        not_run=[name for name in PROBES if name not in {"plain", *(probed.probe for probed in scores.values())}],
         numbers=numbers,
         unmet=rules.unmet(require, numbers),
         earlier=earlier,

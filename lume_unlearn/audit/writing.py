@@ -54,6 +54,8 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain")}
     return plain | {
         "rows": rows,
+        "headline": verdict.headline,
+        "lines": verdict.lines()[2:-1],
         "rules": rules.RULES,
         "caution": rules.CAUTION,
         "show_pii": show_pii,

@@ -199,9 +199,8 @@ def found(models: Callable[[str], Path]) -> Verdict:
 def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert (found.status, found.exit_status) == ("gone", 0), found.lines()
     assert replace(found, unmet=["forget_knowledge<=0 (is 0.1)"]).exit_status == 3
-    assert (found.headline, found.kept) == (
-        "Known before: 4 of 4. Known now: 0.",
-        "Retain rows known before: 4 of 4. Kept: 4.",
+    assert found.headline == (
+        "Forget rows known before: 4 of 4. Known now: 0. Retain rows known before: 4 of 4. Kept: 4."
     )
     assert found.probes["prefix"] == {"forget": [0, 4], "retain": [4, 4]}
     assert found.earlier == [(0, 1)]
@@ -259,7 +258,7 @@ def test_an_adapter_is_audited(models: Callable[[str], Path], tmp_path: Path, co
     assert code == 0, err
     words = ("--before", target, *where, "--peft", output, "--output", tmp_path / "out")
     code, out, err = command("audit", *words, "--probes", "relearn_forget", "--relearn_rows", 2)
-    assert "Known before: 4 of 4" in out, err
+    assert "Forget rows known before: 4 of 4" in out, err
 
 
 def test_attack_runs_once_on_each_model_and_warns_of_the_rows_in_use(
