@@ -83,7 +83,8 @@ def run(
         given |= {"forgotten": earlier_rows(forgotten), "eval_data": source.loaded() if args.do_eval else None}
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        trainer.record.extra |= {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
+        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
+        trainer.record.extra["tuning"] = loading.get("tuning", "lora")
         _say_members(source, trainer)
         train_and_save(trainer, checkpoint)
     return output

@@ -139,7 +139,7 @@ def test_help_of_the_commands_imports_no_torch() -> None:
     code = f"""
 import sys
 from lume_unlearn.cli.main import main
-light = {[name for name in COMMANDS if name not in ("run", "finetune")]}
+light = {[name for name in COMMANDS if name not in ("run", "finetune", "compare")]}
 for words in ([], ["--help"], ["--version"], ["path"], ["methods"], *([name, "--help"] for name in light)):
     try:
         assert main(words) == (0 if words else 2)
