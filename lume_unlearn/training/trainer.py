@@ -195,6 +195,7 @@ class UnlearningTrainer(StepTrainer):
             recorded = self.record.resume(checkpoint)
             if self._max_tokens_open:  # the free memory may be another: micro-batches stay as they were
                 self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)
+                self.record.content["arguments"]["max_tokens"] = self.args.max_tokens
         if not self._prepared:
             self.run_reference()
         with memory_advice(self.args.max_tokens):
