@@ -261,8 +261,13 @@ def test_an_adapter_is_audited(models: Callable[[str], Path], tmp_path: Path, co
     assert "Forget rows known before: 4 of 4" in out, err
 
 
-def test_attack_runs_once_on_each_model_and_warns_of_the_rows_in_use(
-    data_dir: Path, model: Any, tokenizer: Any, short_answers: None, monkeypatch: pytest.MonkeyPatch
+def test_attack_runs_once_on_each_model_and_warns_of_the_split_in_use(
+    data_dir: Path,
+    model: Any,
+    tokenizer: Any,
+    short_answers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from lume_unlearn.scoring import score
 
@@ -278,3 +283,4 @@ def test_attack_runs_once_on_each_model_and_warns_of_the_rows_in_use(
     found = verdict(model, tokenizer, **rows, before=model, probes=["plain"], limit=2, split="train", **texts)
     assert [tasks.count("lume_mia") for tasks in asked] == [1, 1]
     assert "lume_mia loss_auc" in found.numbers
+    assert "lume_mia: only 0 of the 1 member documents are among the forget rows of split train" in caplog.text
