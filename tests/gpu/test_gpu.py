@@ -14,11 +14,12 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 from lume_tasks.models.hf import LumeHF
+from lume_unlearn.audit.probes import audit
 from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.evaluation.audit import AuditConfig, audit
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import forward, packing
 from lume_unlearn.model.forward import labelled_logits, use_packing
+from lume_unlearn.model.load import load_for_scoring, load_tokenizer
 from lume_unlearn.training.run import run
 from tests.conftest import logged_steps, make_model
 from tests.faults.runs import assert_equal, broken_off, make_config, resumed
@@ -160,8 +161,8 @@ def test_both_model_classes_give_the_same_scores(tokenizer: PreTrainedTokenizerF
 
 
 @pytest.mark.usefixtures("short_answers")
-def test_quantised_models_are_scored(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    config = AuditConfig(str(model_dir), str(tmp_path / "out"), data=str(data_dir), audits="quantised", batch_size=16)
+def test_quantised_models_are_scored(model_dir: Path, data_dir: Path) -> None:
     how = "bitsandbytes" if ON_GPU and find_spec("bitsandbytes") else "rounded"
-    found = audit(config)
+    model, tokenizer = load_for_scoring(str(model_dir)), load_tokenizer(str(model_dir))
+    found = audit(model, tokenizer, data_dir, probes=["quantised"], batch_size=16)
     assert list(found) == ["plain", f"8-bit ({how})", f"4-bit ({how})"]

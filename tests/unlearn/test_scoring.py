@@ -19,12 +19,13 @@ from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.scoring.score import MEAN, Scores, check_tasks, memorization_tasks, save_results, score, tasks_for
+from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, save_results, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
 from tests.conftest import Command, RunMaker, assert_same_weights, make_rows
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]
 SHORT = {"max_gen_toks": 8}
+ONE = {"forget": [{"input": "a", "output": "b"}]}
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +107,10 @@ def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(
         ({"forget": [], "kept": []}, {}, "data: unknown are kept"),
         ({"retain": []}, {}, "data: forget is missing"),
         ("nowhere", {}, "data nowhere: is not a directory"),
-        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
-        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
-        ({"forget": [{"input": "a", "output": "b"}]}, {"tasks": ["lume_task1"]}, "no row in memory of Task1"),
+        (ONE, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
+        (ONE, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
+        (ONE, {"tasks": ["lume_task1"]}, "no row in memory of Task1"),
+        (ONE, {"tasks": ["lume_x", "lume_rows"]}, "tasks lume_x: there is no such task"),
     ],
 )
 def test_data_that_cannot_be_scored_is_refused(
@@ -116,11 +118,6 @@ def test_data_that_cannot_be_scored_is_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=said):
         score(model, tokenizer, data, **options)
-
-
-def test_unknown_task_is_refused(person: Data, tokenizer: PreTrainedTokenizerFast) -> None:
-    with pytest.raises(ConfigError, match="tasks lume_x: there is no such task"):
-        check_tasks(tokenizer, person, ["lume_x", "lume_task2"])
 
 
 def test_results_are_saved_as_the_harness_saves_them(

@@ -10,7 +10,7 @@ import pytest
 
 from lume_tasks.data.locate import load_rows
 from lume_unlearn.audit.matching import is_known
-from lume_unlearn.audit.rules import CAUTION, Changes, Decision, Found, decide, informative, parse_condition, unmet
+from lume_unlearn.audit.rules import CAUTION, Changes, Decision, Found, decide, parse_condition, unmet
 from lume_unlearn.audit.suite import PREFIX
 from lume_unlearn.audit.verdict import Verdict, verdict
 from lume_unlearn.audit.writing import write_verdict
@@ -132,18 +132,6 @@ def test_below_90_percent_of_the_retain_rows_kept_is_not_gone() -> None:
     assert found.reasons == ["The model is damaged: of 10 retain rows that it knew, it lost 2."]
 
 
-def test_a_row_longer_than_a_generation_is_named_and_not_gone() -> None:
-    found = decided(not_judged=["d"])
-    assert found.status == "cannot be told"
-    assert found.reasons[0].startswith("1 forget rows were not judged")
-
-
-def test_informative_probe_knows_half_of_the_retain_rows() -> None:
-    assert informative(probe("prompt", retain="klmno"), FORGOT)
-    assert not informative(probe("prompt", retain="klmn"), FORGOT)
-    assert not informative(probe("prompt"), NOTHING)
-
-
 def test_requirements() -> None:
     numbers = {"forget_knowledge": 0.25, "retain_knowledge": 0.9}
     assert unmet(["forget_knowledge<=0.3", "retain_knowledge >= 9e-1"], numbers) == []
@@ -231,6 +219,7 @@ def test_rows_longer_than_a_generation_are_not_judged(models: Callable[[str], Pa
     found = verdict(model, tokenizer, forget=[ROWS["forget"][0], long], retain=retain, before=model, probes=["plain"])
     assert found.not_judged == {"forget": ["long-sc1"], "retain": ["kept-sc1"]}
     assert found.counts["forget"]["rows"] == 1
+    assert any("1 forget rows were not judged" in reason and "long-sc1" in reason for reason in found.reasons)
 
 
 @pytest.mark.parametrize(("name", "status", "code"), [("target", "not gone", 1), ("random", "cannot be told", 3)])
@@ -261,8 +250,13 @@ def test_an_adapter_is_audited(models: Callable[[str], Path], tmp_path: Path, co
     assert "Forget rows known before: 4 of 4" in out, err
 
 
-def test_attack_runs_once_on_each_model_and_warns_of_the_rows_in_use(
-    data_dir: Path, model: Any, tokenizer: Any, short_answers: None, monkeypatch: pytest.MonkeyPatch
+def test_attack_runs_once_on_each_model_and_warns_of_the_split_in_use(
+    data_dir: Path,
+    model: Any,
+    tokenizer: Any,
+    short_answers: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     from lume_unlearn.scoring import score
 
@@ -278,3 +272,4 @@ def test_attack_runs_once_on_each_model_and_warns_of_the_rows_in_use(
     found = verdict(model, tokenizer, **rows, before=model, probes=["plain"], limit=2, split="train", **texts)
     assert [tasks.count("lume_mia") for tasks in asked] == [1, 1]
     assert "lume_mia loss_auc" in found.numbers
+    assert "lume_mia: only 0 of the 1 member documents are among the forget rows of split train" in caplog.text
