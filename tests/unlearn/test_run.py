@@ -14,114 +14,108 @@ from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import lume_unlearn
 from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data.encode import Tokens, encode_rows
+from lume_unlearn import unlearn
+from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.sources import members_line
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
-from lume_unlearn.training.arguments import default_max_tokens
+from lume_unlearn.training.arguments import UnlearningArguments, default_max_tokens
 from lume_unlearn.training.optimizer import optimizer_class
-from lume_unlearn.training.run import run, unlearn
-from tests.conftest import RunMaker, assert_same_weights, logged_steps, read_run, saved_weights
+from tests.conftest import RunMaker, assert_same_weights, logged_steps, make_rows, read_run, saved_weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
 
 
+@pytest.fixture(scope="module")
+def rows(data_dir: Path) -> list[Row]:
+    """The forget rows."""
+    return read_rows(data_dir / "forget.jsonl")
+
+
 @pytest.fixture
-def alternatives(data_dir: Path, tmp_path: Path) -> Path:
+def alternatives(rows: list[Row], tmp_path: Path) -> Path:
     """Two other answers to each forget row."""
-    lines = [
-        {"id": row.id, "alternative": text}
-        for row in read_rows(data_dir / "forget.jsonl")
-        for text in ("the river", f"nothing of {row.id}")
-    ]
+    lines = [{"id": row.id, "alternative": text} for row in rows for text in ("the river", f"nothing of {row.id}")]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return tmp_path / "other.jsonl"
 
 
-def load(config: RunConfig) -> Any:
-    """The result as the harness loads it."""
-    if config.tuning != "lora":
-        return AutoModelForCausalLM.from_pretrained(config.output)
-    return PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(config.model), config.output)
-
-
-def nlls(config: RunConfig, answers: list[str] | None = None) -> tuple[float, float]:
-    """Mean NLL of the forget rows' tokens, or of other answers to them, before and after the run."""
-    rows = read_rows(Path(str(config.data)) / "forget.jsonl")
+def nlls(model_dir: Path, output: Path, rows: list[Row], answers: list[str] | None = None) -> tuple[float, float]:
+    """Mean NLL of the rows' tokens, or of other answers to them, before and after a run, as the harness loads it."""
     rows = [replace(row, output=answer) for row, answer in zip(rows, answers or [r.output for r in rows], strict=True)]
-    tokens = encode_rows(AutoTokenizer.from_pretrained(config.model), rows, "answer", None, None)
-    models = AutoModelForCausalLM.from_pretrained(config.model), load(config)
-    before, after = (mean_nll(model, tokens) for model in models)
-    return before, after
-
-
-def mean_nll(model: Any, rows: list[Tokens]) -> float:
-    found = token_nlls(model, Passes(model), rows, 500, torch.device("cpu"))
-    return torch.cat(list(found.values())).mean().item()
+    tokens = Encoder(AutoTokenizer.from_pretrained(model_dir))(rows)
+    before: Any = AutoModelForCausalLM.from_pretrained(model_dir)
+    if (output / "adapter_config.json").exists():
+        after: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), str(output))
+    else:
+        after = AutoModelForCausalLM.from_pretrained(output)
+    found = [token_nlls(model, Passes(model), tokens, 500, torch.device("cpu")) for model in (before, after)]
+    first, last = (torch.cat(list(each.values())).mean().item() for each in found)
+    return first, last
 
 
 CASES = [("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
-CASES += [("agad", "lora"), ("ngdiff", "full"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full")]
-CASES += [("altpo", "last:1")]
-PARAMS: dict[str, dict[str, float]] = {"rmu": {"layer": 1}, "agad": {"chunk": 5}}
+CASES += [("agad", "lora"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full"), ("altpo", "last:1")]
+PARAMS: dict[str, dict[str, int]] = {"rmu": {"layer": 1}, "agad": {"chunk": 5}}
 
 
 @pytest.mark.parametrize(("method", "tuning"), CASES)
 def test_a_run_writes_what_the_harness_loads_and_forgets(
-    method: str, tuning: str, make_run: RunMaker, alternatives: Path
+    method: str, tuning: str, make_run: RunMaker, alternatives: Path, model_dir: Path, rows: list[Row], tmp_path: Path
 ) -> None:
-    options = {"alternatives": str(alternatives)} if METHODS[method].alternative == "file" else {}
-    config = make_run(method, tuning=tuning, epochs=1, params=PARAMS.get(method, {}), **options)
-    output = lume_unlearn.run(config)
-    assert output == Path(config.output)
+    options = {"alternatives": str(alternatives)} if METHODS[method].needs.alternatives == "file" else {}
+    output = make_run(method, tuning=tuning, num_train_epochs=1, **PARAMS.get(method, {}), **options)()
+    assert output == tmp_path / "out"
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (output, config.model)]
+    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (output, model_dir)]
     assert tokenizers[0].encode("fox") == tokenizers[1].encode("fox")
     if tuning == "full":  # cache, attention and special tokens as they were
-        assert (output / "config.json").read_text() == (Path(config.model) / "config.json").read_text()
-        assert saved_weights(output).keys() == saved_weights(config.model).keys()
+        assert (output / "config.json").read_text() == (model_dir / "config.json").read_text()
+        assert saved_weights(output).keys() == saved_weights(model_dir).keys()
     assert {value.dtype for value in saved_weights(output).values()} == {torch.float32}
-    before, after = nlls(config)
+    before, after = nlls(model_dir, output, rows)
     # rmu and pdu change hidden states or logits
     assert abs(after / before - 1) > 1e-4 if method in ("rmu", "pdu") else after > before
 
     written, steps = read_run(output), logged_steps(output)
-    assert written["finished"]
-    assert written["config"] == vars(config) | {"precision": "float32"}
+    assert (written["finished"], written["method"], written["seed"], written["processes"]) == (True, method, 0, 1)
+    assert PARAMS.get(method, {}).items() <= written["method_options"].items()
+    assert written["arguments"]["max_tokens"] == 200
+    assert (written["lora"] or {}).get("lora_rank") == (4 if tuning == "lora" else None)
     assert {"python", "torch", "transformers", "peft", "lume-unlearning"} <= written["versions"].keys()
-    names = ["forget.jsonl", "retain.jsonl", *(["other.jsonl"] if options else [])]
-    assert [Path(path).name for path in written["data_sha256"]] == names
-    assert (written["seed"], written["processes"]) == (0, 1)
+    assert written["data_sha256"].keys() == {"forget", "retain", *options}
+    assert len(written["model"]["sha256"]) == 64
     assert 0 < written["seconds"] < 60
     assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1))
-    terms = {"forget_loss"} | ({"retain_loss"} if config.retain_term != "none" else set())
+    terms = {"forget_loss"} | ({"retain_loss"} if METHODS[method].retain_term != "none" else set())
     assert all({name for name in entry if name.endswith("_loss")} == terms for entry in steps)
     json.dumps(written, allow_nan=False)
 
 
-def test_each_alternative_is_trained_once_an_epoch(make_run: RunMaker, alternatives: Path) -> None:
-    config = make_run("dpo", alternatives=str(alternatives), epochs=1)
-    steps = logged_steps(run(config))
+def test_each_alternative_is_trained_once_an_epoch(
+    make_run: RunMaker, alternatives: Path, model_dir: Path, rows: list[Row]
+) -> None:
+    output = make_run("dpo", alternatives=str(alternatives), num_train_epochs=1)()
+    steps = logged_steps(output)
     assert len(steps) == 6  # twelve rows, two alternatives each, four a step
     assert steps[0]["forget_loss"] == pytest.approx(2 / 0.1 * 0.693147, rel=1e-4)  # at the reference
     texts = [json.loads(line)["alternative"] for line in alternatives.read_text().splitlines()]
     for answers in (texts[::2], texts[1::2]):
-        before, after = nlls(config, answers)
+        before, after = nlls(model_dir, output, rows, answers)
         assert after < before
 
 
-def test_idk_teaches_the_refusals_of_its_seed(make_run: RunMaker) -> None:
-    config = make_run("idk", epochs=3, learning_rate=1e-2, seed=5)
-    (first, *_) = logged_steps(run(config))
-    before, after = nlls(config, refusals(read_rows(Path(str(config.data)) / "forget.jsonl"), 5))
+def test_idk_teaches_the_refusals_of_its_seed(make_run: RunMaker, model_dir: Path, rows: list[Row]) -> None:
+    output = make_run("idk", num_train_epochs=3, learning_rate=1e-2, seed=5)()
+    before, after = nlls(model_dir, output, rows, refusals(rows, 5))
     assert after < before - 0.5
-    assert first["forget_loss"] == pytest.approx(before, rel=0.2)  # of refusals, not of answers
+    assert logged_steps(output)[0]["forget_loss"] == pytest.approx(before, rel=0.2)  # of refusals, not of answers
 
 
 def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
@@ -138,42 +132,46 @@ def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
 
 def test_a_resumed_run_keeps_max_tokens(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arguments, "default_max_tokens", lambda: 640)
-    config = make_run("npo", save_steps=5, max_tokens=None)
-    output = run(config)
-    assert read_run(output)["config"]["max_tokens"] == 640
+    run = make_run("npo", save_steps=5, max_tokens=None)
+    output = run()
+    assert read_run(output)["arguments"]["max_tokens"] == 640
     (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
     monkeypatch.setattr(arguments, "default_max_tokens", lambda: 1280)
-    assert read_run(run(replace(config, resume=True)))["config"]["max_tokens"] == 640
-    assert read_run(run(make_run("npo", "other", max_tokens=None)))["config"]["max_tokens"] == 1280
+    assert read_run(run(resume=True))["arguments"]["max_tokens"] == 640  # type: ignore[call-arg]
 
 
 def test_the_seed_decides_everything(make_run: RunMaker) -> None:
-    first = run(make_run("npo", lora_dropout=0.2))
+    first = make_run("npo", lora_dropout=0.2)()
     torch.manual_seed(99)
-    again = run(make_run("npo", "again", lora_dropout=0.2))
-    other = run(make_run("npo", "other", lora_dropout=0.2, seed=1))
+    again = make_run("npo", "again", lora_dropout=0.2)()
+    other = make_run("npo", "other", lora_dropout=0.2, seed=1)()
     assert_same_weights(first, again)
     assert [entry["loss"] for entry in logged_steps(first)] == [entry["loss"] for entry in logged_steps(again)]
     assert logged_steps(first)[0]["retain_loss"] != logged_steps(other)[0]["retain_loss"]
 
 
-def test_the_semeval_function(make_run: RunMaker, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"epochs": 2, "batch_size": 4, "learning_rate": 3e-3}
-    config = make_run("gd", tuning="full", micro_batch_size=8, max_tokens=None, warmup=0.1, **options)
+@pytest.mark.parametrize("options", [{}, {"method": "npo", "beta": 0.3, "tuning": "lora"}], ids=["default", "npo"])
+def test_the_semeval_function(
+    options: dict[str, Any], make_run: RunMaker, model_dir: Path, data_dir: Path, tmp_path: Path
+) -> None:
     for side in ("forget", "retain"):
-        rows = read_rows(Path(str(config.data)) / f"{side}.jsonl")
         (tmp_path / side).mkdir()
-        Dataset.from_list([vars(row) for row in rows]).to_parquet(tmp_path / side / f"{side}.parquet")
-    unlearn(config.model, str(tmp_path / "theirs"), str(tmp_path / "forget"), str(tmp_path / "retain"), **options)
-    assert_same_weights(run(config), tmp_path / "theirs")
+        Dataset.from_list([vars(row) for row in read_rows(data_dir / f"{side}.jsonl")]).to_parquet(
+            tmp_path / side / f"{side}.parquet"
+        )
+    given = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "seed": 0} | options
+    folders = [str(tmp_path / name) for name in ("theirs", "forget", "retain")]
+    unlearn(str(model_dir), *folders, **given)
+    plain = {"method": "gd", "tuning": "full", "lora_rank": 8, "warmup_steps": 0.1, "max_tokens": None} | given
+    assert_same_weights(make_run(**plain)(), tmp_path / "theirs")
 
 
 def test_all_faults_of_the_rows_are_listed_at_once(make_run: RunMaker, tmp_path: Path) -> None:
     (tmp_path / "forget.jsonl").write_text('{"id": "a-sc1"}\n{broken\n')
     (tmp_path / "retain.jsonl").write_text('{"id": "b-xx1", "input": "i", "output": "", "task": "Task1"}\n')
-    for named in ({"data": str(tmp_path)}, {"data": None, "forget": str(tmp_path), "retain": str(tmp_path)}):
+    for named in ({"data": str(tmp_path)}, {"forget": str(tmp_path), "retain": str(tmp_path)}):
         with pytest.raises(DataError) as caught:
-            run(make_run("npo", **named))
+            make_run("npo", **named)()
         for fault in ("forget.jsonl:1", "forget.jsonl:2", "retain.jsonl:1", "output", "b-xx1"):
             assert fault in str(caught.value)
 
@@ -196,14 +194,14 @@ def test_a_small_step_of_bfloat16_weights_survives_in_expectation() -> None:
         optimizer([weight], weight_decay=0.0, **options).step()  # Adam's first step is the learning rate
         return (weight.detach().double() - start.double()).mean().item()
 
-    chosen = optimizer_class("adamw", 1e-5, bfloat16_weights=True)
+    chosen = optimizer_class(UnlearningArguments(output_dir="o", learning_rate=1e-5, weights="bfloat16"))
     assert chosen is not None
     # A weight's rounding error is 3e-5, so that of the mean over all is 1e-7.
     assert mean_step(*chosen) == pytest.approx(-1e-5, abs=6e-7)
     assert abs(mean_step(torch.optim.AdamW, {"lr": 1e-5}) + 1e-5) > 3e-6
 
 
-FULL: dict[str, Any] = {"tuning": "full", "learning_rate": 1e-3, "warmup": 0.1, "max_tokens": 8192}
+FULL: dict[str, Any] = {"tuning": "full", "learning_rate": 1e-3, "warmup_steps": 0.1, "max_tokens": 8192}
 
 
 @pytest.mark.usefixtures("torchao")
@@ -211,22 +209,23 @@ FULL: dict[str, Any] = {"tuning": "full", "learning_rate": 1e-3, "warmup": 0.1, 
     ("options", "tolerance"),
     [
         ({"weights": "bfloat16"}, 0.03),
-        ({"optimizer": "adamw8bit"}, 0.15),
-        ({"weights": "bfloat16", "optimizer": "adamw8bit", "precision": "bfloat16"}, 0.15),
+        ({"optim": "adamw_torch_8bit"}, 0.15),
+        ({"weights": "bfloat16", "optim": "adamw_torch_8bit", "bf16": True}, 0.15),
     ],
 )
 def test_training_and_resuming_follow_float32(
     options: dict[str, Any], tolerance: float, make_run: RunMaker, tmp_path: Path
 ) -> None:
-    lowmem = make_run("gd", "other", save_steps=3, **FULL, **options)
-    other = run(lowmem)
-    plain, found = logged_steps(run(make_run("gd", "plain", **FULL))), logged_steps(other)
+    other = make_run("gd", "other", save_steps=3, **FULL, **options)()
+    plain, found = logged_steps(make_run("gd", "plain", **FULL)()), logged_steps(other)
     assert abs(plain[-1]["loss"] - plain[0]["loss"]) > 0.3
     for expected, entry in zip(plain, found, strict=True):
         assert entry["loss"] == pytest.approx(expected["loss"], abs=tolerance)
-    assert {weight.dtype for weight in saved_weights(other).values()} == {getattr(torch, lowmem.weights)}
+    assert {weight.dtype for weight in saved_weights(other).values()} == {
+        getattr(torch, options.get("weights", "float32"))
+    }
     shutil.copytree(other / "checkpoint-3", tmp_path / "again" / "checkpoint-3")
-    again = run(replace(lowmem, output=str(tmp_path / "again"), resume=True))
+    again = make_run("gd", "again", save_steps=3, resume=True, **FULL, **options)()
     assert logged_steps(again) == found
     assert_same_weights(again, other)
 
@@ -238,8 +237,8 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -
     if kind == "int8":
         pytest.importorskip("torchao")
     options = FULL | {"tuning": tuning}
-    plain = run(make_run("kl", "plain", **options))
-    small = run(make_run("kl", "small", reference_copy=kind, **options))
+    plain = make_run("kl", "plain", **options)()
+    small = make_run("kl", "small", reference_copy=kind, **options)()
     found, expected = ([entry["retain_loss"] for entry in logged_steps(output)] for output in (small, plain))
     assert expected[0] == pytest.approx(0.0, abs=1e-7)
     if kind == "cpu":
@@ -252,16 +251,12 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -
 
 
 @pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
-def test_a_run_says_how_many_member_documents_it_unlearns(
-    count: int, loss_on: Any, make_run: RunMaker, data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    data = shutil.copytree(data_dir, tmp_path / "data")
-    rows = [row for row in read_rows(data / "forget.jsonl") if row.kind == "sc"]
-    documents = [f"{row.input} {row.output}" for row in rows[:count]] + ["one", "two", "three"][count:]
-    lines = (json.dumps({"document": text}) + "\n" for text in documents)
-    (data / "mia_data" / "member.jsonl").write_text("".join(lines))
-    run(make_run("npo", data=str(data), epochs=1, loss_on=loss_on))
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if "member documents" in line)
+def test_member_documents_among_the_forget_rows_are_counted(count: int, loss_on: str) -> None:
+    rows = make_rows("forget", 12)
+    texts = [f"{row.input} {row.output}" for row in rows if row.kind == "sc"]
+    line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on)
+    assert line is not None
     assert line.startswith(f"{count} of 3 member documents are among the forget rows")
     assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
     assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")
+    assert members_line([], rows, loss_on) is None

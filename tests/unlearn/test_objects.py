@@ -1,0 +1,143 @@
+"""`UnlearningTrainer` with objects in memory: a method of one's own, rows of any kind, a PEFT model, scores."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from lume_tasks.errors import DataError
+from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
+from lume_unlearn.data.documents import text_rows
+from lume_unlearn.data.encode import encode_row
+from lume_unlearn.methods.base import Batch
+from tests.conftest import make_model, make_rows, read_run
+from tests.unlearn.rows import nll
+
+pytestmark = pytest.mark.usefixtures("little_to_collect")
+FORGET, RETAIN = make_rows("forget", 8), make_rows("retain", 5)
+
+
+@dataclass
+class Hinge(Method):
+    """As a user writes it in a notebook."""
+
+    margin: float = param(9.0, "NLL in nats up to which a token is pushed")
+
+    def forget_loss(self, batch: Batch) -> Tensor:
+        return (self.margin - batch.forget.values).clamp(min=0).sum() / batch.counts.tokens("forget")
+
+
+def make_trainer(folder: Path, tokenizer: Any, model: Any = None, method: Any = Hinge, **options: Any) -> Any:
+    """A trainer of four optimiser steps."""
+    given = {"forget": FORGET, "retain": RETAIN}
+    names = (*given, "unseen", "forgotten", "eval_data", "callbacks")
+    given |= {name: options.pop(name) for name in names if name in options}
+    plain = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 0.0}
+    plain |= {"max_tokens": 200, "seed": 0, "disable_tqdm": True} | options
+    args = UnlearningArguments(output_dir=str(folder), **plain)
+    return UnlearningTrainer(model or make_model(), method, args, processing_class=tokenizer, **given)
+
+
+def adapted(model: Any = None, seed: int = 0) -> PeftModel:
+    torch.manual_seed(seed)
+    config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
+    return get_peft_model(model or make_model(), config)  # type: ignore[return-value]
+
+
+def steps(trainer: Any) -> list[dict[str, float]]:
+    return [entry for entry in trainer.state.log_history if "forget_loss" in entry]
+
+
+def saved(trainer: Any) -> dict[str, Tensor]:
+    return {name: weight.detach().clone() for name, weight in trainer.model.named_parameters() if weight.requires_grad}
+
+
+@pytest.mark.parametrize("make", [make_model, adapted], ids=["model", "PEFT"])
+def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any, tmp_path: Path) -> None:
+    rows = {"forget": Dataset.from_list([vars(row) for row in FORGET])}
+    rows["retain"] = pd.DataFrame([vars(row) for row in RETAIN])
+    whole = make_trainer(tmp_path, tokenizer, make(), Hinge(margin=20.0), save_steps=2, save_total_limit=None, **rows)
+    start = saved(whole)
+    whole.train()
+    whole.save_model()
+    first, *_, last = whole.monitor.measured
+    assert last["forget_nll"] > first["forget_nll"]
+    assert all(not weight.equal(start[name]) for name, weight in saved(whole).items() if "lora_A" not in name)
+    record = read_run(tmp_path)
+    assert (record["method"], record["method_options"]) == ("hinge", {"margin": 20.0})
+    again = make_trainer(tmp_path, tokenizer, make(), Hinge(margin=20.0))
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    assert steps(again) == steps(whole)
+    assert len(steps(whole)) == 4
+    assert all(weight.equal(saved(again)[name]) for name, weight in saved(whole).items())
+    with pytest.raises(ConfigError, match=r"--margin 9\.0: the run to resume has 20\.0"):
+        make_trainer(tmp_path, tokenizer, make(), Hinge).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
+    base: Any = AutoModelForCausalLM.from_pretrained(tmp_path) if make is make_model else make_model()
+    loaded = base if make is make_model else PeftModel.from_pretrained(base, str(tmp_path))
+    row = encode_row(tokenizer, FORGET[0])
+    torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
+
+
+def test_an_adapter_of_a_model_in_half_precision_becomes_float32(tokenizer: Any, tmp_path: Path) -> None:
+    model = adapted(make_model().bfloat16())
+    model.to(torch.bfloat16)
+    trainer = make_trainer(tmp_path, tokenizer, model, "npo", num_train_epochs=1)
+    trainer.train()
+    assert {(weight.requires_grad, weight.dtype) for weight in model.parameters()} == {
+        (True, torch.float32),
+        (False, torch.bfloat16),
+    }
+    assert all(weight.any() for name, weight in saved(trainer).items() if "lora_B" in name)
+
+
+def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_path: Path) -> None:
+    args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
+    model: Any = finetune(make_model(), tokenizer, FORGET, args, until=0)
+    unseen = ["Nobody has read this.", "The river was never here, they said."]
+    with torch.no_grad():
+        texts = [encode_row(tokenizer, row, "text") for row in text_rows(unseen)]
+        level = torch.stack([nll(model, text).mean() for text in texts]).mean()
+        means = torch.stack([nll(model, encode_row(tokenizer, row)).mean() for row in FORGET])
+    options = {"unseen": unseen, "per_device_train_batch_size": 8, "monitor_steps": 1, "num_train_epochs": 4}
+    trainer = make_trainer(tmp_path, tokenizer, model, Level(contexts=0, window=0), **options)
+    trainer.train()
+    first, *_, last = (entry["forget_loss"] for entry in steps(trainer))
+    assert first == pytest.approx(smooth_l1_loss(means, level.expand(len(means))).item(), rel=1e-4)
+    assert last < first - 0.5
+    assert trainer.progress.values["shift"] != pytest.approx(level.item(), rel=1e-6)  # measured again after each step
+
+
+def test_scores_between_and_after_the_epochs(tokenizer: Any, tmp_path: Path, short_answers: None) -> None:
+    seen: list[dict[str, float]] = []
+
+    class Look(TrainerCallback):
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+            seen.append(metrics)
+
+    trainer = make_trainer(tmp_path, tokenizer, eval_strategy="epoch", callbacks=[Look()])
+    trainer.train()
+    assert len(seen) == 2
+    assert (tmp_path / "best" / "model.safetensors").is_file()
+    own = trainer.evaluate()
+    assert own == seen[-1]
+    assert {"eval_forget_knowledge", "eval_retain_regurgitation"} <= own.keys()
+    rows = pd.DataFrame([vars(row) for row in FORGET])
+    found = trainer.evaluate({"forget": rows}, metric_key_prefix="x").keys() - {"epoch", "x_mean_of_the_task_scores"}
+    assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
+
+
+def test_rows_that_cannot_be_trained_on_are_named(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"^forget, row 2: .*output"):
+        make_trainer(tmp_path, tokenizer, forget=[vars(FORGET[0]), {"input": "Who?"}])
+    with pytest.raises(ConfigError, match="--retain: the retain term needs retain rows"):
+        make_trainer(tmp_path, tokenizer, retain=None)
+    with pytest.raises(ConfigError, match=r"token id \d+ is outside the embedding table"):
+        make_trainer(tmp_path, tokenizer, make_model(vocab_size=60))
