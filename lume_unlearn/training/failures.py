@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 from lume_unlearn.errors import ConfigError, Diverged
 
 OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the least cost:
---max_tokens: fewer tokens in one forward pass, same result (now {max_tokens})
+--max_tokens: fewer tokens in one forward pass, same result ({now})
 --gradient_checkpointing: only one layer's activations at a time, a third more time
 --reference_copy bfloat16, int8 or cpu: for methods that need the reference model in every step, unless --tuning is lora
 --optim adamw_torch_8bit: a quarter of the optimiser's state
@@ -62,4 +62,5 @@ def memory_advice(max_tokens: int | None) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not (isinstance(error, MemoryError) or should_reduce_batch_size(error)):
             raise
-        raise ConfigError(OUT_OF_MEMORY.format(max_tokens=max_tokens)) from error
+        now = "by default by the free memory" if max_tokens is None else f"now {max_tokens}"
+        raise ConfigError(OUT_OF_MEMORY.format(now=now)) from error

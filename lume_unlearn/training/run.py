@@ -31,6 +31,7 @@ from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.callbacks.signals import Stop
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
 from lume_unlearn.training.distributed import is_first_process, sharded
+from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.finetune import FinetuneTrainer
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -176,12 +177,12 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
     """Lock the output folder, new or to be resumed, within the block; yield the checkpoint to continue from.
 
     Raises:
-        ConfigError: the folder is used, or there is nothing to resume.
+        ConfigError: the folder is used, there is nothing to resume, or memory runs out within the block.
     """
     first = is_first_process()
     if resume and not output.is_dir():
         raise ConfigError(f"--resume: there is no run in {output}; leave --resume out to start one")
-    with only_run(output) if first else nullcontext():
+    with only_run(output) if first else nullcontext(), memory_advice(args.max_tokens):
         if first and not resume:
             require_unused(output, "name another folder, or use --resume")
         checkpoint = _checkpoint(output) if resume else None

@@ -199,10 +199,10 @@ class UnlearningTrainer(StepTrainer):
             self.run_reference()
         with memory_advice(self.args.max_tokens):
             result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
-        drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
-        if self.method.negated:
-            negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
-            self.monitor.check_result(self.model, self.state.global_step)
+            drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
+            if self.method.negated:
+                negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
+                self.monitor.check_result(self.model, self.state.global_step)
         warning = advice(self.monitor.measured, self.method.negated, self.args.collapse_bound)
         if warning and self.is_world_process_zero():
             _log.warning("%s", warning)
