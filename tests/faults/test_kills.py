@@ -9,7 +9,7 @@ import sys
 import time
 from collections import Counter
 from contextlib import suppress
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -17,24 +17,22 @@ from unittest import mock
 import pytest
 from safetensors.torch import load_file
 
-from lume_unlearn.config import RunConfig
 from lume_unlearn.errors import Interrupted
 from lume_unlearn.files import LOCK
-from lume_unlearn.training import run as run_module
+from lume_unlearn.training import saving, trainer
+from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.checkpoints import whole_checkpoints
-from lume_unlearn.training.record import read_record
-from lume_unlearn.training.run import run
-from tests.faults.runs import assert_equal, ended, in_child, make_config, record
+from tests.faults.runs import Run, assert_equal, ended, in_child, make, record
 
 pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
 
-def go_on(config: RunConfig) -> None:
+def go_on(run: Run) -> None:
     """Start the run, or resume it."""
     with suppress(Interrupted):
-        run(replace(config, resume=Path(config.output).exists()))
+        run(resume=Path(run.keywords["output"]).exists())
         return
     os._exit(128 + signal.SIGTERM)
 
@@ -61,17 +59,16 @@ def assert_loadable(output: Path) -> None:
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_signals_at_random_moments(number: int, status: int, count: int, inputs: Path, tmp_path: Path) -> None:
     """Runs get signals and are resumed, until so many signals have ended one; each result equals a whole run's."""
-    options: dict[str, Any] = {"epochs": 6, "watch_steps": 3}
+    options: dict[str, Any] = {"num_train_epochs": 6, "monitor_steps": 3}
     tunings = ("lora", "full")
-    run(make_config(inputs, tmp_path / "first", **options))  # a process's first run is slower
+    make(inputs, tmp_path / "first", **options)()  # a process's first run is slower
     started = time.monotonic()
-    whole = [run(make_config(inputs, tmp_path / tuning, "npo", tuning, **options)) for tuning in tunings]
+    whole = [make(inputs, tmp_path / tuning, "npo", tuning, **options)() for tuning in tunings]
     longest = 0.4 * (time.monotonic() - started)
     draw, ends, runs = random.Random(number), Counter[int](), 0
     while ends[status] < count or runs < 2:
         output = tmp_path / f"out{runs}"
-        config = make_config(inputs, output, "npo", tunings[runs % 2], **options)
-        process = in_child(lambda config=config: go_on(config))  # type: ignore[misc]
+        process = in_child(partial(go_on, make(inputs, output, "npo", tunings[runs % 2], **options)))
         if ends[status] < count:
             time.sleep(draw.uniform(0, longest))
             os.kill(process, number)
@@ -90,41 +87,42 @@ def test_kill_before_any_change_of_a_file_can_be_resumed(
     tuning: str, first: int, every: int, inputs: Path, tmp_path: Path
 ) -> None:
     """Run n dies before its n-th change in the output folder and is resumed."""
-    options: dict[str, Any] = {"epochs": 1, "save_total_limit": 1}
-    whole = run(make_config(inputs, tmp_path / "whole", tuning=tuning, **options))
+    options: dict[str, Any] = {"tuning": tuning, "num_train_epochs": 1, "save_total_limit": 1}
+    whole = make(inputs, tmp_path / "whole", **options)()
     for number in range(first, 200, every):
-        config = make_config(inputs, tmp_path / f"out{number}", tuning=tuning, **options)
-        status = ended(in_child(lambda: dying(config, number)))  # noqa: B023
-        assert_loadable(tmp_path / f"out{number}")
+        output = tmp_path / f"out{number}"
+        run = make(inputs, output, **options)
+        status = ended(in_child(partial(dying, run, number)))
+        assert_loadable(output)
         if status == 0:  # the run has fewer changes
             return
         assert status == -9
-        assert done(Path(config.output)) or ended(in_child(lambda: go_on(config))) == 0  # noqa: B023
-        assert_equal(whole, tmp_path / f"out{number}")
+        assert done(output) or ended(in_child(partial(go_on, run))) == 0
+        assert_equal(whole, output)
     pytest.fail("some changes were left out")
 
 
-def dying(config: RunConfig, number: int) -> None:
+def dying(run: Run, number: int) -> None:
     """Run until just before the ``number``-th change of a file."""
     left = [number]
 
     def hook(event: str, args: Any) -> None:
         written = event == "open" and isinstance(args[1], str) and args[1][:1] in "wax"
-        if (event in CHANGES or written) and str(args[0]).startswith(config.output):
+        if (event in CHANGES or written) and str(args[0]).startswith(run.keywords["output"]):
             left[0] -= 1
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(hook)
-    go_on(config)
+    go_on(run)
 
 
-@pytest.mark.parametrize("place", ["_negate", "publish_result"])
+@pytest.mark.parametrize(("module", "place"), [(trainer, "negate"), (saving, "publish_result")])
 def test_a_signal_after_the_last_step_does_not_prevent_saving(
-    place: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    module: Any, place: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = make_config(inputs, tmp_path / "out", "task-vector", save_steps=0)
-    own = getattr(run_module, place)
+    run = make(inputs, tmp_path / "out", "task-vector", save_strategy="no")
+    own = getattr(module, place)
 
     def interrupted(*args: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
@@ -132,18 +130,18 @@ def test_a_signal_after_the_last_step_does_not_prevent_saving(
 
     def work() -> None:
         logging.getLogger("lume_unlearn").addHandler(logging.StreamHandler())
-        run(config)
+        run()
 
-    with mock.patch.object(run_module, place, interrupted):
+    with mock.patch.object(module, place, interrupted):
         assert ended(in_child(work)) == 0
     assert record(tmp_path / "out")["finished"] is True
-    assert "SIGTERM came after the last step: the run is finished" in capfd.readouterr().err
+    assert "SIGTERM came after the last step" in capfd.readouterr().err
 
 
 def test_the_command_says_how_to_resume(inputs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     where = ["--model", str(inputs / "model"), "--data", str(inputs / "data"), "--output", str(output)]
-    command = [sys.executable, "-m", "lume_unlearn", "run", "--method", "gd", *where, "--epochs", "400"]
+    command = [sys.executable, "-m", "lume_unlearn", "run", "--method", "gd", *where, "--num_train_epochs", "400"]
     process = subprocess.Popen([*command, "--save_steps", "1"], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 100
     while not whole_checkpoints(output) and process.poll() is None and time.monotonic() < until:

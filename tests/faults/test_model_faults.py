@@ -103,7 +103,7 @@ def test_a_broken_adapter_is_refused_with_the_reason(
 ) -> None:
     damage(adapter)
     code, _, message = command("merge", "--adapter", adapter, "--model", model, "--output", tmp_path / "out")
-    assert code == 1
+    assert code == 2
     assert f"lume-unlearn merge: --adapter {adapter}: " in message
     assert reason in message
     assert not (tmp_path / "ran").exists()
@@ -117,5 +117,5 @@ def test_an_output_that_cannot_be_written_is_named(
 ) -> None:
     for name, *given in (["merge", "--adapter", adapter], ["audit", "--model", model, "--data", data_dir]):
         code, _, err = command(name, *given, "--output", "/dev/null/out")
-        assert code == 1
+        assert code == 2
         assert f"lume-unlearn {name}: --output /dev/null/out: cannot be written" in err

@@ -52,25 +52,27 @@ def test_every_method_resumes_bit_for_bit(method: str, tuning: str, inputs: Path
     assert_equal(whole, broken(resume=True))
 
 
-UNSEEN: dict[str, Any] = {"learning_rate": 1e-2, "contexts": 0}
-
-
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize(
-    ("method", "options"),
-    [("npo", {"robust": "sam"}), ("npo", {"robust": "path", "path_every": 3}), ("level", UNSEEN), ("pdu", {})],
-    ids=["sam", "path", "unseen texts", "log entries of several steps"],
-)
-def test_what_is_kept_beside_the_weights(
-    method: str, options: dict[str, Any], tuning: str, inputs: Path, tmp_path: Path
-) -> None:
-    if method == "level":
-        options = options | {"unseen": str(inputs / "unseen.jsonl")}
-    if method == "pdu":
-        options = {"logging_steps": 3, "num_train_epochs": 3} | REMEMBERING["pdu"]
-    whole, _ = assert_resumes(3, inputs, tmp_path, method, tuning, **options)
-    steps = [entry["step"] for entry in record(whole)["history"]]
-    assert steps == ([1, 3, 6] if method == "pdu" else [1, 2, 3, 4])
+@pytest.mark.parametrize("robust", ["sam", "path"])
+def test_robust_resumes_bit_for_bit(robust: str, tuning: str, inputs: Path, tmp_path: Path) -> None:
+    assert_resumes(3, inputs, tmp_path, "npo", tuning, robust=robust, path_every=3)
+
+
+@pytest.mark.parametrize("contexts", [0, 2])
+def test_a_target_loss_of_unseen_texts_resumes(contexts: int, inputs: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"unseen": str(inputs / "unseen.jsonl"), "learning_rate": 1e-2, "contexts": contexts}
+    whole, _ = assert_resumes(4, inputs, tmp_path, "level", **options)  # after the measurement of step 2
+    state = json.loads((whole / "checkpoint-4" / "trainer_state.json").read_text())
+    values = state["stateful_callbacks"]["Progress"]["attributes"]["values"]
+    assert values["shift"] != (0.0 if contexts else values["unseen_nll"])
+    lines = (whole / "substitutes.jsonl").read_text().splitlines() if contexts else []
+    assert [len(json.loads(line)["contexts"]) for line in lines] == ([2] * 7 if contexts else [])
+
+
+def test_terms_between_two_log_entries_are_not_lost(inputs: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"logging_steps": 3, "num_train_epochs": 3} | REMEMBERING["pdu"]
+    whole, _ = assert_resumes(3, inputs, tmp_path, "pdu", **options)
+    assert [entry["step"] for entry in record(whole)["history"]] == [1, 3, 6]
 
 
 @pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
