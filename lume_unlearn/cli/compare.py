@@ -70,7 +70,8 @@ def execute(options: dict[str, Any]) -> int:
     from lume_tasks.data.locate import data_dir
     from lume_unlearn.compare.run import PAGE, compare
 
-    given = {name: names(options.pop(name)) for name in ("methods", "tunings", "probes") if name in options}
+    lists = [name for name in ("methods", "tunings", "probes") if name in options]
+    given: dict[str, Any] = {name: names(options.pop(name)) for name in lists}
     if given.get("probes") == ["none"]:
         given["probes"] = []
     output = options.pop("output")

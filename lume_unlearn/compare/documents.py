@@ -38,11 +38,9 @@ def divided(data: Data, share: float, seed: int) -> Parts:
     if not 0 < share < 1:
         raise ConfigError(f"--tuning_share {share}: must be between 0 and 1, such as 0.25: tuning needs documents")
     order = random.Random(seed)
-    sides = {side: _tuning_rows(side, data.rows[side], share, order) for side in SIDES}
-    tuning, final = (
-        replace(data, **{side: [row for row in data.rows[side] if (row in sides[side]) == chosen] for side in SIDES})
-        for chosen in (True, False)
-    )
+    chosen = {row for side in SIDES for row in _tuning_rows(side, data.rows[side], share, order)}
+    tuning = data.changed(lambda rows: [row for row in rows if row in chosen])
+    final = data.changed(lambda rows: [row for row in rows if row not in chosen])
     members = [_members(data.members, part.forget) for part in (tuning, final)]
     total = sum(map(len, members))
     cut = round(len(data.nonmembers) * len(members[0]) / total) if total else 0

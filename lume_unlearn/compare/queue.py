@@ -51,14 +51,15 @@ def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
     except ImportError as error:
         raise ConfigError("compare: needs Optuna; install it with pip install 'lume-unlearning[compare]'") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    kind, _, path = (url or f"journal:{output / 'trials.log'}").partition(":")
+    url = url or f"journal:{output / 'trials.log'}"
+    kind, _, path = url.partition(":")
     try:
         if kind == "journal":
             storage: Any = JournalStorage(JournalFileBackend(path, JournalFileOpenLock(path)))
         else:
             storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # each database driver has its own error classes
-        raise ConfigError(f"--storage {url or output}: cannot be opened: {type(error).__name__}: {error}") from error
+        raise ConfigError(f"--storage {url}: cannot be opened: {type(error).__name__}: {error}") from error
     return partial(Queue, storage, FileLock(output / ".storage.lock"))
 
 
@@ -166,7 +167,7 @@ class Queue:
             return None
         trial.set_user_attr("alive", 0)
         # Seeded by the slot, so that a trial's parameters depend on the results so far, not on who runs it.
-        seed = stable_number(self.name, slot) % 2**32
+        seed = stable_number(self.name, str(slot)) % 2**32
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
         return trial
 

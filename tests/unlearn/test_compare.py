@@ -3,7 +3,7 @@
 import json
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 pytest.importorskip("optuna")
-pytestmark = pytest.mark.usefixtures("short_answers")
+pytestmark = pytest.mark.usefixtures("short_answers", "little_to_collect")
 QUICK: dict[str, Any] = {"trials": 1, "seeds": 1, "probes": (), "num_train_epochs": 1}
 
 
@@ -48,7 +48,7 @@ def test_documents_are_divided_whole_and_by_task() -> None:
     rows = [
         Row(f"doc{i}{kind}", f"text {i}", kind, f"Task{i % 2 + 1}") for i in range(20) for kind in ("sc1", "qa0", "qa1")
     ]
-    data = Data(rows, rows[:12])
+    data = Data(rows, [replace(row, id=f"kept-{row.id}") for row in rows[:12]])
     parts = divided(data, 0.3, seed=1)
     tuned, final = ({row.stem for row in part.forget} for part in (parts.tuning, parts.final))
     assert not tuned & final
@@ -60,7 +60,9 @@ def test_documents_are_divided_whole_and_by_task() -> None:
 def test_attack_documents_follow_their_rows_and_mmlu_is_final() -> None:
     rows = [Row(f"d{i}sc1", f"begin {i}", f"end {i}", "Task3") for i in range(4)]
     members = [*(f"begin {i} end {i}" for i in range(4)), "of no row"]
-    data = Data(rows, rows, members, [f"unseen {i}" for i in range(8)], "mmlu")
+    data = Data(
+        rows, [replace(row, id=f"kept-{row.id}") for row in rows], members, [f"unseen {i}" for i in range(8)], "mmlu"
+    )
     parts = divided(data, 0.25, seed=0)
     tuned, final = parts.tuning, parts.final
     assert tuned.members == [f"{row.input} {row.output}" for row in tuned.forget]
