@@ -111,8 +111,6 @@ class UnlearningTrainer(StepTrainer):
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)
         self.phases = self._phases(args)
-        self.rows_per_step = args.rows_per_step
-        args.gradient_accumulation_steps = 1  # Trainer sees a whole step as one batch
         best_metric, args.metric_for_best_model = args.metric_for_best_model, None  # Trainer's needs a value each time
         own = self._callbacks(args, texts)
         super().__init__(
@@ -153,12 +151,14 @@ class UnlearningTrainer(StepTrainer):
 
     def _phases(self, args: UnlearningArguments) -> list[list[list[Pair]]]:
         """Return the optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
+        self.rows_per_step = args.rows_per_step
+        args.gradient_accumulation_steps = 1  # Trainer sees a whole step as one batch
         if not self.method.phases:
             return []
         assert args.num_train_epochs is not None
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs)
         args.num_train_epochs = 1  # of Trainer's: all phases
-        phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
+        phases: list[list[list[Pair]]] = self.method.phases(*counts, self.rows_per_step, epochs, args.seed)
         return phases
 
     def _callbacks(self, args: UnlearningArguments, unseen: Sequence[Row] | None) -> list[TrainerCallback]:
