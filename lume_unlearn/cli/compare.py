@@ -1,8 +1,8 @@
 """`lume-unlearn compare`."""
 
-from typing import Any, Literal
+from typing import Any
 
-from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, Share, names
+from lume_unlearn.checks import names
 from lume_unlearn.cli.parsing import UNSET, add_fields
 
 TITLE = "Tune several methods with the same budget, and compare them in one table."
@@ -11,56 +11,33 @@ SHARED = (
     "gradient_checkpointing",
 )
 """Options of `UnlearningArguments` for all methods; a recipe may name any of them."""
-OPTIONS: dict[str, tuple[Any, str]] = {
-    "data": (str, "Data directory; default LUME_DATA_DIR, else the published LUME."),
-    "split": (Literal["all", "train", "validation", "test"], "Rows to use (default: all)."),
-    "tunings": (str, "What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma) (lora)."),
-    "retrained": (
-        str,
-        "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then judged by "
-        "their distance to it.",
-    ),
-    "alternatives": (str, "File with other answers to the forget rows, for dpo and altpo."),
-    "trials": (
-        PositiveInt,
-        "Settings to try for each method and tuning: its defaults, then the learning rate times 0.2, the retain weight "
-        "times 3, both times 5 and 3, the rate times 5; a sampler (TPE) chooses the others (default: 8).",
-    ),
-    "seeds": (PositiveInt, "Runs of the best setting of each, with seeds from 0 (default: 3)."),
-    "tuning_share": (
-        Share,
-        "Share of the documents on which settings are tuned; the final scores are of the others (default: 0.25).",
-    ),
-    "probes": (
-        str,
-        "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, repair "
-        "(default: all three).",
-    ),
-    "relearn_rows": (PositiveInt, "Rows that relearn_forget and repair train on (default: 32)."),
-    "relearn_rate": (PositiveFloat, "Learning rate of this training (default: 1e-4)."),
-    "per_device_eval_batch_size": (PositiveInt, "Prompts of one scoring batch (default: 64)."),
-    "storage": (
-        str,
-        "Where trials and results are kept: a URL of a database (postgresql://...), or journal:FILE for a file on a "
-        "shared disk. Processes that name the same one share the work. Default: such a file in the output.",
-    ),
-    "seed": (NonNegativeInt, "Seed of the division of the documents and of the audits (default: 0)."),
-    "trust_remote_code": (bool, "Run code that a hub model brings along."),
+TEXTS = {
+    "data": "Data directory; default LUME_DATA_DIR, else the published LUME.",
+    "retrained": "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then "
+    "judged by their distance to it.",
+    "alternatives": "File with other answers to the forget rows, for dpo and altpo.",
+    "tunings": "What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma) (default: lora).",
+    "probes": "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, "
+    "repair (default: all three).",
 }
+"""Options that the command reads otherwise than `compare`."""
 
 
 def add_options(parser: Any) -> None:
-    """Add the options of `compare`."""
+    """Add the options of `compare`: the parameters of the function, and those of training."""
+    from lume_unlearn.compare.run import compare
     from lume_unlearn.training.arguments import UnlearningArguments
 
     text = "Target model, which memorised the rows: a folder or a hub name."
     parser.add_argument("--model", type=str, required=True, default=UNSET, help=text)
     text = "Folder for the table, the page, the recipes and the storage; the same command continues there."
     parser.add_argument("--output", type=str, required=True, default=UNSET, help=text)
-    text = "Methods to compare (`lume-unlearn methods` lists them), or recipes (files or names), separated by commas."
+    text = "Methods (`lume-unlearn methods` lists them) and recipes (names or files) to compare, separated by commas."
     parser.add_argument("--methods", type=str, default="ga,gd,kl,npo", help=text)
-    for name, (kind, text) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, default=UNSET, help=text)
+    for name, text in TEXTS.items():
+        parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
+    skipped = {"model", "output", "methods", "tokenizer", "options", *TEXTS}
+    parser.add_function_arguments(compare, as_group=False, skip=skipped)
     group = parser.add_argument_group("For all methods (a recipe that names such an option keeps its own)")
     add_fields(group, UnlearningArguments, SHARED)
 

@@ -12,11 +12,12 @@ import torch
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.unlearning import RowScores, distances
+from lume_tasks.tasks.results import row_scores
 from lume_unlearn.compare.callbacks import Curve, Pruner
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
-from lume_unlearn.compare.judge import Judge, numbers, rows_of, shortfall
-from lume_unlearn.compare.queue import TRIES, Queue, Task, trials_of
+from lume_unlearn.compare.judge import KINDS, Judge, numbers, shortfall
+from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
 from lume_unlearn.compare.training import Load, default_arguments, unlearned
 from lume_unlearn.compare.tuning import Setting, default_setting, ranges, tasks
 from lume_unlearn.errors import ConfigError, Diverged
@@ -111,12 +112,12 @@ class Comparison:
             try:
                 run(queue, trial, task)
             except Diverged as error:
-                queue.diverged(trial, str(error))
+                queue.end(trial, WORST, reason=str(error))
             except Exception as error:  # out of memory, a full disk, an option that cannot work
                 traceback.print_exc()
                 known = isinstance(error, (ConfigError, DataError))
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
-                queue.failed(trial, reason)
+                queue.end(trial, state=queue.states.FAIL, error=reason)
                 self.say(f"{label}: failed ({trial.user_attrs['attempt']} of {TRIES} attempts): {reason}")
 
     def best(self, name: str) -> Setting | None:
@@ -138,16 +139,16 @@ class Comparison:
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
         model = self._unlearned(contestant, setting, data, pruner, **steps)
         if pruner.pruned:
-            queue.pruned(trial)
+            queue.end(trial, state=queue.states.PRUNED)
             return
         scores = self.judge.judged(model, data, contestant.chat)
-        queue.complete(trial, self._objective(scores, contestant.chat), numbers=numbers(scores))
+        queue.end(trial, self._objective(scores, contestant.chat), numbers=numbers(scores))
 
     def _run_final(self, queue: Queue, trial: Any, task: Task) -> None:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
         if "model" in task:
             model = self.models[task["model"]](torch.float32)
-            queue.complete(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], self.probes))
+            queue.end(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], self.probes))
             return
         contestant, seed = self.contestants[task["contestant"]], task["seed"]
         chat, final = contestant.chat, self.parts.final
@@ -158,7 +159,7 @@ class Comparison:
         if contestant.method.negated:
             curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
         result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
-        queue.complete(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
+        queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
 
     def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any, **changes: Any) -> Any:
         target = (self.models["target"], self.judge.tokenizer, self.alternatives)
@@ -175,8 +176,8 @@ class Comparison:
         else:
             if chat not in self.retrained_rows:
                 model = self.models["retrained"](torch.float32)
-                self.retrained_rows[chat] = rows_of(self.judge.judged(model, self.parts.tuning, chat))
-            value = distances(rows_of(scores), self.retrained_rows[chat])["distance"]
+                self.retrained_rows[chat] = row_scores(self.judge.judged(model, self.parts.tuning, chat).results, KINDS)
+            value = distances(row_scores(scores.results, KINDS), self.retrained_rows[chat])["distance"]
         if not math.isfinite(value):
             raise Diverged("the scores of the result are not finite numbers")
         return value

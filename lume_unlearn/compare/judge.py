@@ -8,7 +8,6 @@ from typing import Any
 
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.aggregate import mia_score
-from lume_tasks.metrics.unlearning import RowScores
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
@@ -77,11 +76,6 @@ def numbers(scores: Scores) -> dict[str, float]:
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
     others = {name: scores.metric("lume_mia", name) for name in ATTACKS} | {"mmlu": scores.metric("lume_mmlu", "acc")}
     return found | {name: value for name, value in others.items() if value is not None}
-
-
-def rows_of(scores: Scores) -> RowScores:
-    """Return the scores of each row and document, for the distance to the retrained model."""
-    return row_scores(scores.results, KINDS)
 
 
 def shortfall(found: Mapping[str, float]) -> float:

@@ -111,41 +111,42 @@ class Queue:
 
         A task that failed `TRIES` times is left out, unless ``anew``.
         """
-        done, last = self.results(), self._last()
+        decisive = self._decisive()
         for slot, task in self.tasks.items():
-            trial = last.get(slot)
-            if slot in done or not (trial is None or trial.state == self.states.FAIL):
-                continue
-            attempt = 1 if trial is None or anew else trial.user_attrs["attempt"] + ("error" in trial.user_attrs)
-            if attempt <= TRIES:
-                attributes = {"slot": slot, "task": task, "attempt": attempt}
-                self.study.enqueue_trial(task["fixed"], user_attrs=attributes)
+            trial = decisive.get(slot)
+            if trial is None or trial.state == self.states.FAIL:
+                attempt = 1 if trial is None or anew else trial.user_attrs["attempt"] + ("error" in trial.user_attrs)
+                if attempt <= TRIES:
+                    attributes = {"slot": slot, "task": task, "attempt": attempt}
+                    self.study.enqueue_trial(task["fixed"], user_attrs=attributes)
 
     def _trials(self) -> list[Any]:
         """Return Optuna's trials of the tasks, the oldest first; a task that has changed since has none."""
         found = [trial for trial in self.study.trials if "task" in trial.user_attrs]
         return [trial for trial in found if trial.user_attrs["task"] == self.tasks.get(trial.user_attrs["slot"])]
 
-    def _last(self) -> dict[Any, Any]:
-        """Return slot to the latest trial."""
-        return {trial.user_attrs["slot"]: trial for trial in self._trials()}
-
-    def results(self) -> dict[Any, Any]:
-        """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
-        done: dict[Any, Any] = {}
+    def _decisive(self) -> dict[str, Any]:
+        """Return slot to its first trial with a result, without one to its latest trial."""
+        found: dict[str, Any] = {}
         for trial in self._trials():
-            if trial.state.is_finished() and trial.state != self.states.FAIL:
-                done.setdefault(trial.user_attrs["slot"], trial)
-        return {slot: done[slot] for slot in self.tasks if slot in done}
-
-    def errors(self) -> dict[Any, str]:
-        """Return slot to the error of each task that has no result after `TRIES` attempts."""
-        done, found = self.results(), {}
-        for slot, trial in self._last().items():
-            given_up = "error" in trial.user_attrs and trial.user_attrs["attempt"] >= TRIES
-            if slot not in done and given_up and trial.state == self.states.FAIL:
-                found[slot] = str(trial.user_attrs["error"])
+            slot = trial.user_attrs["slot"]
+            if slot not in found or not self._has_result(found[slot]):
+                found[slot] = trial
         return found
+
+    def _has_result(self, trial: Any) -> bool:
+        return bool(trial.state in (self.states.COMPLETE, self.states.PRUNED))
+
+    def results(self) -> dict[str, Any]:
+        """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
+        found = self._decisive()
+        return {slot: found[slot] for slot in self.tasks if slot in found and self._has_result(found[slot])}
+
+    def errors(self) -> dict[str, str]:
+        """Return slot to the error of each task that has no result after `TRIES` attempts."""
+        failed = {slot: trial for slot, trial in self._decisive().items() if trial.state == self.states.FAIL}
+        found = {slot: trial.user_attrs for slot, trial in failed.items()}
+        return {slot: has["error"] for slot, has in found.items() if "error" in has and has["attempt"] >= TRIES}
 
     @property
     def finished(self) -> bool:
@@ -160,14 +161,14 @@ class Queue:
             if not any(trial.state == self.states.WAITING for trial in self.study.trials):
                 return None
             trial = self.study.ask()
-        slot = trial.user_attrs.get("slot")
+        slot: Any = trial.user_attrs.get("slot")
         if slot in self.results() or trial.user_attrs.get("task") != self.tasks.get(slot, 0):
             # Another machine was faster, so that Optuna made a trial beyond the budget, or the task has changed since.
-            self._tell(trial, state=self.states.FAIL)
+            self.end(trial, state=self.states.FAIL)
             return None
         trial.set_user_attr("alive", 0)
         # Seeded by the slot, so that a trial's parameters depend on the results so far, not on who runs it.
-        seed = stable_number(self.name, str(slot)) % 2**32
+        seed = stable_number(self.name, slot) % 2**32
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
         return trial
 
@@ -181,7 +182,7 @@ class Queue:
             if last != alive:
                 self.heard[trial.number] = alive, now
             elif now - since > SILENCE:
-                self._tell(trial.number, state=self.states.FAIL)
+                self.end(trial.number, state=self.states.FAIL)
 
     @contextmanager
     def running(self, trial: Any) -> Iterator[None]:
@@ -203,33 +204,15 @@ class Queue:
             stop.set()
             thread.join()
 
-    def complete(self, trial: Any, value: float, **attributes: Any) -> None:
-        """Store the result of a trial."""
-        self._store(trial, **attributes)
-        self._tell(trial, value)
+    def end(self, trial: Any, value: float | None = None, state: Any = None, **attributes: Any) -> None:
+        """End a trial with a value or, without one, a state, unless another process has ended it.
 
-    def diverged(self, trial: Any, reason: str) -> None:
-        """Store that training diverged, which is a result: the sampler learns that the setting is bad."""
-        self.complete(trial, WORST, reason=reason)
-
-    def failed(self, trial: Any, error: str) -> None:
-        """Store an error, which is no result: the trial is run again, `TRIES` times at most."""
-        self._store(trial, error=error)
-        self._tell(trial, state=self.states.FAIL)
-
-    def pruned(self, trial: Any) -> None:
-        """Store that a trial was ended early, because others were better at the same point."""
-        self._tell(trial, state=self.states.PRUNED)
-
-    def _store(self, trial: Any, **attributes: Any) -> None:
-        with suppress(self.optuna.exceptions.UpdateFinishedTrialError):  # another process has ended it
-            for key, value in attributes.items():
-                trial.set_user_attr(key, value)
-
-    def _tell(self, trial: Any, *args: Any, **kwargs: Any) -> None:
-        """End a trial, unless another process has ended it."""
+        ``attributes``: what to store with it; ``reason``: why it diverged, ``error``: why it is to be run again.
+        """
         with suppress(ValueError, RuntimeError):  # Optuna's UpdateFinishedTrialError is a RuntimeError
-            self.study.tell(trial, *args, **kwargs)
+            for key, attribute in attributes.items():
+                trial.set_user_attr(key, attribute)
+            self.study.tell(trial, value, state)
 
 
 def trials_of(queues: Sequence[Queue]) -> Iterator[tuple[Queue, Any]]:

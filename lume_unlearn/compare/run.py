@@ -67,29 +67,31 @@ def compare(
     in all; then the comparison goes on without that trial or run, and says so. The same call tries it again.
 
     Args:
-        model: target model, which memorised the rows: a folder, a hub name, or an object, of which each run trains a
+        model: Target model, which memorised the rows: a folder, a hub name, or an object, of which each run trains a
             copy.
-        methods: what to compare (see `MethodLike`): names, recipes, methods, or classes of methods, also your own.
-        data: as `score` takes it: a data directory, a `Data`, or ``{"forget": rows, "retain": rows, ...}``.
-        output: folder for the results.
-        tokenizer: of the model; needed if the model is an object.
-        retrained: model trained without the forget rows; a folder, a hub name or an object. Methods are then judged by
+        methods: What to compare (see `MethodLike`): names, recipes, methods, or classes of methods, also your own.
+        data: As `score` takes it: a data directory, a `Data`, or ``{"forget": rows, "retain": rows, ...}``.
+        output: Folder for the results.
+        tokenizer: Of the model; needed if the model is an object.
+        retrained: Model trained without the forget rows: a folder, a hub name or an object. Methods are then judged by
             their distance to it.
-        split: rows to use of a data directory: all, train, validation or test.
-        tunings: what to train: "lora", "full", "last:K", "modules:REGEX".
-        alternatives: other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
-        trials: settings to try for each method and tuning: those of `tuning.DESIGN`, then a sampler's (TPE).
-        seeds: runs of the best setting of each, with seeds from 0.
-        tuning_share: share of the documents on which settings are tuned; the final scores are of the others.
-        probes: names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
+        split: Rows to use of a data directory: all, train, validation or test.
+        tunings: What to train: "lora", "full", "last:K", "modules:REGEX".
+        alternatives: Other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
+        trials: Settings to try for each method and tuning: the defaults, the learning rate times 0.2, the retain weight
+            times 3, both times 5 and 3, the rate times 5; then a sampler (TPE) chooses.
+        seeds: Runs of the best setting of each, with seeds from 0.
+        tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
+        probes: Names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
             tuning documents and judged on the others.
-        relearn_rows: see `run_probes`.
-        relearn_rate: see `run_probes`.
-        per_device_eval_batch_size: prompts of one scoring batch.
-        storage: URL of a database, or journal:FILE for a file on a shared disk. Default: such a file in the output.
-        seed: of the division of the documents and of the probes.
-        trust_remote_code: run code that a hub model brings along.
-        options: of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options that a
+        relearn_rows: Rows that the probes relearn_forget and repair train on.
+        relearn_rate: Learning rate of this training.
+        per_device_eval_batch_size: Prompts of one scoring batch.
+        storage: Where trials and results are kept: URL of a database, or journal:FILE for a file on a shared disk.
+            Processes that name the same one share the work. Default: such a file in the output.
+        seed: Seed of the division of the documents and of the probes.
+        trust_remote_code: Run code that a hub model brings along.
+        options: Fields of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options that a
             recipe names win over them.
 
     Returns:

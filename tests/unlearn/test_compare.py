@@ -120,13 +120,13 @@ def test_a_trial_of_a_dead_process_is_repeated(
     first, second = (make_queue(tmp_path, url and url.format(tmp_path)) for _ in range(2))
     lost, other = first.take(), second.take()
     assert (lost.user_attrs["slot"], other.user_attrs["slot"]) == (0, 1)
-    second.complete(other, 0.5)
+    second.end(other, 0.5)
     done = []
     for queue, trial in trials_of([second]):
         done.append(trial.user_attrs["slot"])
-        queue.diverged(trial, "NaN") if trial.user_attrs["slot"] == 2 else queue.complete(trial, 0.1)
+        queue.end(trial, queues.WORST if trial.user_attrs["slot"] == 2 else 0.1)
     assert sorted(done) == [0, 2]
-    first.complete(lost, 0.9)  # it was only asleep: the other one's result counts
+    first.end(lost, 0.9)  # it was only asleep: the other one's result counts
     assert {slot: trial.value for slot, trial in first.results().items()} == {0: 0.1, 1: 0.5, 2: queues.WORST}
     assert first.finished
 
@@ -137,19 +137,19 @@ def test_an_error_is_no_result_and_is_tried_again(tmp_path: Path) -> None:
         trial = queue.take()
         assert trial.user_attrs["attempt"] == attempt
         assert not queue.finished
-        queue.failed(trial, "out of memory")
+        queue.end(trial, state=queue.states.FAIL, error="out of memory")
     assert queue.take() is None
     assert queue.finished
     assert (queue.results(), queue.errors()) == ({}, {0: "out of memory"})
     again = make_queue(tmp_path, count=1)  # the same command later, perhaps with more memory
-    again.complete(again.take(), 0.3)
+    again.end(again.take(), 0.3)
     assert again.results()[0].value == 0.3
     assert again.errors() == {}
 
 
 def test_a_changed_task_is_done_anew(tmp_path: Path) -> None:
     queue = make_queue(tmp_path, count=1)
-    queue.complete(queue.take(), 0.3)
+    queue.end(queue.take(), 0.3)
     changed = make_queue(tmp_path, count=1, fixed=2.0)
     assert not changed.results()
     assert changed.take().user_attrs["task"]["fixed"] == {"x": 2.0}
@@ -159,7 +159,7 @@ def take_all(folder: Path) -> list[int]:
     found = []
     for queue, trial in trials_of([make_queue(folder, count=12)]):
         found.append(trial.user_attrs["slot"])
-        queue.complete(trial, 0.5)
+        queue.end(trial, 0.5)
     return found
 
 
