@@ -16,7 +16,7 @@ TEXTS = {
     "retrained": "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then "
     "judged by their distance to it.",
     "alternatives": "File with other answers to the forget rows, for dpo and altpo.",
-    "tunings": "What to train, separated by commas: lora, full, last:K, modules:REGEX (without a comma) (default: lora).",
+    "tunings": "What to train, separated by commas: lora, full, last:K, modules:REGEX (default: lora).",
     "probes": "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, "
     "repair (default: all three).",
 }

@@ -91,8 +91,8 @@ def compare(
             Processes that name the same one share the work. Default: such a file in the output.
         seed: Seed of the division of the documents and of the probes.
         trust_remote_code: Run code that a hub model brings along.
-        options: Fields of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options that a
-            recipe names win over them.
+        options: Fields of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options
+            that a recipe names win over them.
 
     Returns:
         What ``compare.json`` holds; ``failures`` names the trials and runs that have no result.
