@@ -4,7 +4,6 @@ Results are first written to `.partial` and then renamed, so a process that dies
 new one, or none, but no half-written one. After a power failure this depends on the file system's order of writes.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -45,16 +44,6 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically (see `aside`)."""
     with aside(path) as partial:
         partial.write_text(text, encoding="utf-8")
-
-
-def fingerprint(model: str) -> str:
-    """SHA-256 (hexadecimal) of the weights files of a folder; of nothing for a model on the hub."""
-    found = hashlib.sha256()
-    for path in sorted(Path(model).glob("*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(2**24):
-                found.update(block)
-    return found.hexdigest()
 
 
 def fresh_partial(output: Path) -> Path:

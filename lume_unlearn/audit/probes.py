@@ -91,7 +91,7 @@ def run_probes(
         DataError: faulty rows.
     """
     data = as_data(data, split)
-    chosen = chosen_probes(probes, data, train=train, unrelated=unrelated, relearn_rows=relearn_rows)
+    chosen = chosen_probes(probes, data, train=train, unrelated=unrelated, relearn_rows=relearn_rows, seed=seed)
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
     training = {"epochs": relearn_epochs, "learning_rate": relearn_rate, "loss_on": loss_on, "chat": chat, "seed": seed}
@@ -170,13 +170,14 @@ def chosen_probes(
     train: Data | None = None,
     unrelated: Sequence[str | Row] = (),
     relearn_rows: int = 32,
+    seed: int = 0,
 ) -> list[str]:
     """Return the names of the probes to run: those given, or all that the rows suffice for; a warning names the others.
 
     Raises:
         ConfigError: a probe is unknown, or the rows do not suffice for one that was given.
     """
-    rows = training_rows(data, train, relearn_rows, 0)
+    rows = training_rows(data, train, relearn_rows, seed)
     lacking = {
         "relearn_forget": "" if rows["relearn_forget"] else "relearning needs at least two forget rows",
         "repair": "" if rows["repair"] else "needs a retain row whose answer is not that of a forget row",

@@ -67,9 +67,9 @@ class Decision:
 
 
 def informative(probe: Found, now: Known) -> bool:
-    """Return whether a probe without a leak says something: the model still knows retain rows in it."""
+    """Return whether a probe without a leak says something: it asks forget rows, and retain rows are known in it."""
     control = now["retain"] & probe.asked["retain"]
-    return bool(control) and len(probe.known["retain"] & control) >= LEFT * len(control)
+    return bool(control and probe.asked["forget"]) and len(probe.known["retain"] & control) >= LEFT * len(control)
 
 
 def decide(

@@ -153,7 +153,7 @@ def verdict(
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
     data = limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed)
-    wanted = wanted_probes(data, probes, require, options)
+    wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
@@ -174,7 +174,7 @@ def wanted_probes(
     """Return the probes to run beside "plain"; raise `ConfigError` for probes or conditions that are wrong."""
     for condition in require:
         rules.parse_condition(condition)
-    known = {name: options[name] for name in ("train", "unrelated", "relearn_rows") if name in options}
+    known = {name: options[name] for name in ("train", "unrelated", "relearn_rows", "seed") if name in options}
     return [name for name in chosen_probes(probes, data, **known) if name != "plain"]
 
 

@@ -68,6 +68,7 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
+    from lume_unlearn.audit.probes import limited
     from lume_unlearn.cli.training import take
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
@@ -83,7 +84,8 @@ def execute(options: dict[str, Any]) -> int:
         options["unrelated"] = read_texts("unrelated", options["unrelated"])
     if "probes" in options:
         options["probes"] = names(options["probes"])
-    data = Source(**take(options, ("data", "split"))).loaded()
+    whole = Source(**take(options, ("data", "split"))).loaded()
+    data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
     status = _verdict(data, output, options) if "before" in options else _audit(data, output, options)
     print(f"Written to {output}.")
     return status
@@ -92,8 +94,9 @@ def execute(options: dict[str, Any]) -> int:
 def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
     from lume_unlearn.audit.probes import audit, audit_table, chosen_probes
 
-    known = {name: options[name] for name in ("unrelated", "relearn_rows") if name in options}
-    chosen_probes(options.get("probes"), data, **known)  # a wrong one ends the command before anything is loaded
+    known = {name: options[name] for name in ("unrelated", "relearn_rows", "seed") if name in options}
+    # A wrong one ends the command before anything is loaded.
+    options["probes"] = chosen_probes(options.get("probes"), data, **known)
     name, peft = options["model"], options.get("peft")
     model, tokenizer, device = _load(options)
     found = audit(model.to(device), tokenizer, data, output=output, name=peft or name, **_without_loading(options))
@@ -103,7 +106,7 @@ def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
 
 def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     """Load both models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
-    from lume_unlearn.audit.probes import limited, write_audit
+    from lume_unlearn.audit.probes import write_audit
     from lume_unlearn.audit.verdict import measure, verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows
@@ -112,15 +115,14 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     show_pii, before = options.pop("show_pii", False), options.pop("before")
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
-    wanted_probes(data, options.get("probes"), require, options)
+    options["probes"] = wanted_probes(data, options.get("probes"), require, options)
     name, peft, trust = options["model"], options.get("peft"), options.get("trust_remote_code", False)
     model, tokenizer, device = _load(options)
     check_tasks(tokenizer, data, tasks)
     target, own, _ = _load({"model": before, "trust_remote_code": trust, "device": device})
     rest = _without_loading(options)
     scoring = {name: rest[name] for name in ("chat", "batch_size") if name in rest}
-    chosen = limited(data, rest.get("limit", 0), rest.get("seed", 0))
-    known = measure(target.to(device), own, chosen, tasks=tasks, **scoring)
+    known = measure(target.to(device), own, data, tasks=tasks, **scoring)
     del target  # one model at a time on the device
     found = verdict(
         model.to(device),

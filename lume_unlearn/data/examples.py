@@ -1,7 +1,8 @@
 """The encoded rows of a training, and the packs of one optimiser step."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -45,6 +46,10 @@ class Examples(Dataset[dict[str, Any]]):
         counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
         tokens = torch.cat([pack.input_ids for pack in packs])
         return {"packs": packs, "counts": TokenCounts(**counts), "ids": self.ids_of(step.pairs), "input_ids": tokens}
+
+    def all(self) -> Iterator[Tokens]:
+        """Yield the rows of all sides."""
+        return chain(self.forget, self.retain, self.alternative)
 
     def ids_of(self, pairs: Sequence[Pair]) -> list[str]:
         """Return the ids of the rows of some pairs."""

@@ -60,7 +60,7 @@ def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
         )
 
 
-def run_reference(
+def compute_reference(
     model: Any,
     args: UnlearningArguments,
     terms: LossTerms,
@@ -71,7 +71,7 @@ def run_reference(
     """Compute what the method needs of the reference model, which ``model`` still is, before the first step.
 
     Puts the reference NLL and the teacher's hidden states into ``examples``, and teacher and reference model into
-    ``terms``. Afterwards the model has its masters, compiled layers and arithmetic.
+    ``terms``. With ``weights="masters"`` the model is rounded first.
 
     Args:
         model: not yet wrapped by accelerate.
@@ -100,6 +100,10 @@ def run_reference(
     if needs_reference:
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
         terms.reference = Reference(model, terms.passes, args.reference_copy, share=not by_deepspeed())
+
+
+def ready_to_step(model: Any, args: UnlearningArguments, terms: LossTerms) -> None:
+    """Compile the layers of the model and of its reference copy, and set the arithmetic of forward passes, in place."""
     if args.torch_compile:
         compile_layers(model)
         if terms.reference is not None and terms.reference.compiles:

@@ -36,7 +36,7 @@ from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
 from lume_unlearn.training.optimizer import FreshOptimizer, optimizer_class
 from lume_unlearn.training.robust import Robust
-from lume_unlearn.training.setup import prepare_model, require_known_tokens, run_reference
+from lume_unlearn.training.setup import compute_reference, prepare_model, ready_to_step, require_known_tokens
 from lume_unlearn.training.steps import StepTrainer
 from lume_unlearn.training.supported import has_teacher, require_supported
 from lume_unlearn.training.teaching import print_level, teacher_inputs, write_substitutes
@@ -105,21 +105,26 @@ class UnlearningTrainer(StepTrainer):
         self.logit_passes = self.passes if self.passes.layer is None else Passes(model)
         self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
-        earlier = None if forgotten is None else as_rows(forgotten, "forgotten")
-        self.monitor = Monitor(self, self._encode_rows(model, args, alternatives, earlier or []))
+        kept = self.retain if parts else []
+        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
+        earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
+        monitored = self._monitored(args, earlier)
+        require_known_tokens(model, chain(self.examples.all(), *monitored.values()))
+        self.monitor = Monitor(self, monitored)
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
-        self.record = Record(self, args, model, read)
+        self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
+        self.rows_per_step = args.rows_per_step
         self.phases = self._phases(args)
-        best_metric, args.metric_for_best_model = args.metric_for_best_model, None  # Trainer's needs a value each time
-        own = self._callbacks(args, texts)
+        best_metric = args.metric_for_best_model
+        _for_trainer(args, bool(self.phases))
         super().__init__(
             model=model,
             args=args,
             train_dataset=self.examples,
             eval_dataset={"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data,
             processing_class=processing_class,
-            callbacks=[*own, *callbacks],
+            callbacks=[*self._callbacks(args, texts), *callbacks],
             optimizer_cls_and_kwargs=optimizer_class(args),
         )
         self.scores = None if args.eval_strategy == "no" else BestScores(self, self.eval_dataset, best_metric)
@@ -133,31 +138,16 @@ class UnlearningTrainer(StepTrainer):
         weighs = args.retain_weight or self.method.adapt or self.method.phases  # a weight that adapts may start at 0
         return retain_parts(args.retain_term, args.kl_weight) if weighs else {}
 
-    def _encode_rows(
-        self,
-        model: Any,
-        args: UnlearningArguments,
-        alternatives: Mapping[str, Sequence[str]] | None,
-        earlier: Sequence[Row],
-    ) -> dict[str, list[Tokens]]:
-        """Encode the rows to train on, and return those that the monitor measures."""
-        retain = self.retain if self.terms.retain_parts else []
-        self.examples = encoded_examples(self.method, self.encode, self.forget, retain, alternatives, args.seed)
-        sides = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
-        monitored = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in sides.items()}
-        trained = (self.examples.forget, self.examples.retain, self.examples.alternative)
-        require_known_tokens(model, chain(*trained, *monitored.values()))
-        return monitored
+    def _monitored(self, args: UnlearningArguments, forgotten: Sequence[Row]) -> dict[str, list[Tokens]]:
+        """Return the rows that the monitor measures, by side."""
+        sides = {"forget": self.forget, "retain": self.retain, "forgotten": forgotten}
+        return {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in sides.items()}
 
     def _phases(self, args: UnlearningArguments) -> list[list[list[Pair]]]:
         """Return the optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
-        self.rows_per_step = args.rows_per_step
-        args.gradient_accumulation_steps = 1  # Trainer sees a whole step as one batch
         if not self.method.phases:
             return []
-        assert args.num_train_epochs is not None
-        counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs)
-        args.num_train_epochs = 1  # of Trainer's: all phases
+        counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
         phases: list[list[list[Pair]]] = self.method.phases(*counts, self.rows_per_step, epochs, args.seed)
         return phases
 
@@ -221,7 +211,8 @@ class UnlearningTrainer(StepTrainer):
         contexts = self._contexts() if has_teacher(self.method) else {}
         compared = any(map(part_needs_reference, self.terms.retain_parts)) or self.method.needs.reference_logits
         with memory_advice(self.args.max_tokens):
-            run_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
+            compute_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
+        ready_to_step(self.model, self.args, self.terms)
         if contexts and self.is_world_process_zero():
             print_level(getattr(self.method, "window", 0), self.examples, contexts)
         self._prepared = True
@@ -250,3 +241,11 @@ class UnlearningTrainer(StepTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+
+def _for_trainer(args: UnlearningArguments, phases: bool) -> None:
+    """Set the arguments that Trainer's loop must read in another way than the user meant them."""
+    args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
+    args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
+    if phases:
+        args.num_train_epochs = 1  # all phases are one epoch
