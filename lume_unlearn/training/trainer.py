@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -102,34 +103,35 @@ class UnlearningTrainer(StepTrainer):
         parts = self._retain_parts(args)
         require_supported(self.method, args, is_adapted(model), bool(parts), given)
         self.passes = prepare_model(model, self.method, args)
-        self.logit_passes = self.passes if self.passes.layer is None else Passes(model)
         self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         kept = self.retain if parts else []
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
-        monitored = self._monitored(args, earlier)
-        require_known_tokens(model, chain(self.examples.all(), *monitored.values()))
-        self.monitor = Monitor(self, monitored)
+        self.monitor = Monitor(self, self._monitored(args, earlier))
+        require_known_tokens(model, chain(self.examples.all(), *self.monitor.rows.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
         self.rows_per_step = args.rows_per_step
         self.phases = self._phases(args)
-        best_metric = args.metric_for_best_model
+        data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
+        own = self._callbacks(args, texts, data)
         _for_trainer(args, bool(self.phases))
         super().__init__(
             model=model,
             args=args,
             train_dataset=self.examples,
-            eval_dataset={"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data,
+            eval_dataset=data,
             processing_class=processing_class,
-            callbacks=[*self._callbacks(args, texts), *callbacks],
+            callbacks=[*own, *callbacks],
             optimizer_cls_and_kwargs=optimizer_class(args),
         )
-        self.scores = None if args.eval_strategy == "no" else BestScores(self, self.eval_dataset, best_metric)
-        if self.scores is not None:
-            self.add_callback(self.scores)
+
+    @cached_property
+    def logit_passes(self) -> Passes:
+        """Forward passes up to the logits, also for methods whose own end at a layer."""
+        return self.passes if self.passes.layer is None else Passes(self.model)
 
     def _retain_parts(self, args: UnlearningArguments) -> dict[str, float]:
         """Return the parts of the retain term and their weights; none if it never counts."""
@@ -151,7 +153,9 @@ class UnlearningTrainer(StepTrainer):
         phases: list[list[list[Pair]]] = self.method.phases(*counts, self.rows_per_step, epochs, args.seed)
         return phases
 
-    def _callbacks(self, args: UnlearningArguments, unseen: Sequence[Row] | None) -> list[TrainerCallback]:
+    def _callbacks(
+        self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any
+    ) -> list[TrainerCallback]:
         """Set up what is kept from step to step, and return the callbacks."""
         self._prepared, self._start = False, dict[str, Tensor]()
         self._step_retain = torch.zeros((), device=args.device)
@@ -164,6 +168,10 @@ class UnlearningTrainer(StepTrainer):
         if unseen is not None:
             texts = replace(self.encode, loss_on="text").some(unseen, LEVEL_TEXTS, args.seed)
             own.append(Level(self, texts))
+        self.scores: BestScores | None = None
+        if args.eval_strategy != "no":
+            self.scores = BestScores(self, args, eval_data, args.metric_for_best_model)
+            own.append(self.scores)
         return own
 
     def train(  # type: ignore[override]
@@ -235,7 +243,7 @@ class UnlearningTrainer(StepTrainer):
         """
         scores = self.scores
         if scores is None or eval_dataset is not None:
-            scores = BestScores(self, self.eval_dataset if eval_dataset is None else eval_dataset, None)
+            scores = BestScores(self, self.args, self.eval_dataset if eval_dataset is None else eval_dataset)
         found = scores.evaluate(self.model, self.state.global_step)
         metrics = {f"{metric_key_prefix}_{name.replace(' ', '_')}": value for name, value in found.items()}
         self.log(metrics)

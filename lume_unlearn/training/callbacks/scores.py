@@ -15,6 +15,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.masters import float32_weights
 from lume_unlearn.scoring.score import MEAN, Scores, as_data, check_tasks, score, tasks_for
+from lume_unlearn.training.arguments import UnlearningArguments
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
@@ -33,11 +34,14 @@ class BestScores(TrainerCallback):
     `lume-unlearn report` shows the scores over time.
     """
 
-    def __init__(self, trainer: "UnlearningTrainer", data: Any, metric: str | None) -> None:
+    def __init__(
+        self, trainer: "UnlearningTrainer", args: UnlearningArguments, data: Any, metric: str | None = None
+    ) -> None:
         """Choose the tasks and load them once, to find what cannot be scored before training.
 
         Args:
             trainer: whose model is scored.
+            args: of the training.
             data: see `score`.
             metric: "TASK.METRIC" that selects the best weights. Equal values are ordered by the mean of the task
                 scores (forget scores as 1 - score), then by the later step.
@@ -49,8 +53,8 @@ class BestScores(TrainerCallback):
         self.trainer, self.data = trainer, as_data(data)
         self.metric = metric or DEFAULT_METRIC
         self.best: dict[str, Any] | None = None
-        there, args = tasks_for(self.data), trainer.args
-        self.tasks = names(args.evaluate_tasks) or [task for task in there if task != "lume_mmlu"]
+        there = [task for task in tasks_for(self.data) if task != "lume_mmlu"]
+        self.tasks = names(args.evaluate_tasks) or there
         task, _, name = self.metric.partition(".")
         if task not in self.tasks or not name:
             raise ConfigError(
