@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from tqdm import tqdm
+
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.quantisation import weight_layers
@@ -100,7 +102,9 @@ def run_probes(
     rows["unrelated"] = sample(text_rows(unrelated), relearn_rows, seed)
     suite = Suite(model, tokenizer, data, rows, training, sampling, samples, chat, batch_size, seed, tasks)
     found: dict[str, Probed] = {}
-    for name in chosen:
+    progress = tqdm(chosen, unit="probe")
+    for name in progress:
+        progress.set_description(f"probe {name}")
         probe, changes = PROBES[name]
         for title, scores in probe(suite):
             control = title.startswith(BEFORE)

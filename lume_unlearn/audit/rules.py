@@ -111,10 +111,15 @@ def decide(
             f"{len(not_judged)} forget rows were not judged, because their answer is longer than a generation; cut "
             f"them into shorter rows: {named(not_judged)}."
         )
-    looked = {probe.changes for name, probe in probes.items() if name not in useless}
     for change in ("prompt", "weights"):
-        if change not in looked:
-            doubts.append(f"No informative probe changed the {change}.")
+        asked = [name for name, probe in probes.items() if probe.changes == change]
+        if not asked:
+            doubts.append(f"No probe that changes the {change} was run.")
+        elif set(asked) <= set(useless):
+            doubts.append(
+                f"No probe that changes the {change} says anything: in all {len(asked)} of them, the model fails on "
+                "retain rows, too."
+            )
     if leaks:
         return Decision("not gone", leaks + doubts, useless, lost)
     if doubts:

@@ -29,7 +29,7 @@ NEW_TOKENS = 256
 """Most tokens that the protocol generates."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Probed(Scores):
     """The scores of one probe."""
 

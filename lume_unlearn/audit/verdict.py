@@ -30,7 +30,7 @@ class Measured:
     """See `fingerprint`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """Whether forget rows are gone, and all that it rests on. Texts are as they are: `write_verdict` redacts them."""
 
@@ -74,6 +74,10 @@ class Verdict:
             f"Retain rows known before: {retain['before']} of {retain['rows']}. "
             f"Kept: {retain['before'] - len(self.lost)}."
         )
+
+    def __repr__(self) -> str:
+        """Return `lines`, without texts of rows."""
+        return "\n".join(self.lines())
 
     @property
     def exit_status(self) -> int:

@@ -31,12 +31,16 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
     """
     if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    rows = list(rows)
     found: list[Row] = []
     problems: list[str] = []
     for number, row in enumerate(rows, 1):
         made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
         found += made
         problems += [f"{name}, row {number}: {fault}" for fault in faults]
+    if problems and not found and len({problem.partition(": ")[2] for problem in problems}) <= 2:
+        given = ", ".join(map(str, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
+        problems = [f"{name}: none of the {len(rows)} rows has input and output, text or messages, but {given}"]
     raise_problems(problems)
     return found
 

@@ -25,7 +25,7 @@ NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Scores:
     """How a model did."""
 
@@ -39,6 +39,10 @@ class Scores:
     """Metric to {row id: the row's score}, for the metrics that are means over rows (of `lume_task1` to `lume_task3`,
     `lume_rows`, `lume_memorization` and `lume_pii`), and attack ("loss_auc", ...) to {"member document 1": its score}.
     """
+
+    def __repr__(self) -> str:
+        """Return the means."""
+        return f"Scores({', '.join(f'{name}={value:.3f}' for name, value in self.means.items())})"
 
     def metric(self, task: str, name: str) -> float | None:
         """Return one metric of a task; None if it is missing or NaN."""
@@ -140,6 +144,8 @@ def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> 
             )
         others = {name: part for name, part in data.items() if name not in SIDES}
         return Data(*both_sides(data["forget"], data.get("retain")), **others)
+    if not isinstance(data, str | Path):
+        raise ConfigError(f'data: give a directory or {{"forget": rows, "retain": rows}}, not {type(data).__name__}')
     directory = Path(data).expanduser()
     if not directory.is_dir():
         raise ConfigError(f"data {data}: is not a directory")

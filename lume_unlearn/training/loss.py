@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lume_unlearn.data.packs import Pack, empty_pack
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Batch, Method, Rows, Side, TokenCounts
 from lume_unlearn.methods.retain import part_needs_reference, retain_value
 from lume_unlearn.model.forward import Passes, Span
@@ -72,7 +73,12 @@ class LossTerms:
         forget = self._rows(batch, "forget", values["forget"])
         forget = replace(forget, nll=values.get("forget_nll") if self.method.token_loss else values["forget"])
         alternative = self._rows(batch, "alternative", values.get("alternative"))
-        return self.method.forget_loss(Batch(forget, alternative, counts, state))
+        loss = self.method.forget_loss(Batch(forget, alternative, counts, state))
+        if loss.ndim:
+            raise ConfigError(
+                f"{self.method.name}: forget_loss must return one number, not {tuple(loss.shape)}; sum it"
+            )
+        return loss
 
     def _spans(self, model: nn.Module, unwrapped: Any, batch: Pack, sides: Sequence[Side]) -> dict[str, Span]:
         """Return what to compute for which labelled tokens: by side, or for retain rows by part of the retain term."""

@@ -48,6 +48,7 @@ class Record(TrainerCallback):
             inputs: what else the training reads, by name: lists of rows or dictionaries; None where there is none.
         """
         self.trainer, self.started = trainer, time.time()
+        self.ended: float | None = None
         self.extra: dict[str, Any] = {}
         """Further entries; "model", its `fingerprint`, is compared when a run is resumed."""
         defaults = UnlearningArguments(output_dir="unused").to_dict()  # type: ignore[no-untyped-call]
@@ -114,11 +115,15 @@ class Record(TrainerCallback):
         progress = {
             "finished": finished,
             "processes": processes(),
-            "seconds": round(time.time() - self.started, 1),
+            "seconds": round((self.ended or time.time()) - self.started, 1),
             "monitored": trainer.monitor.measured if finished else [],
             "history": [entry for entry in trainer.state.log_history if "train_runtime" not in entry],
         }
         write_text(folder / RECORD, json.dumps(self.content | self.extra | progress, indent=1, default=str) + "\n")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Stop the clock."""
+        self.ended = time.time()
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Write the record into a checkpoint, to be compared when it is resumed, and into the folder of the run."""
