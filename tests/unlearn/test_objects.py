@@ -115,17 +115,24 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_pa
     assert trainer.progress.values["shift"] != pytest.approx(level.item(), rel=1e-6)  # measured again after each step
 
 
-def test_scores_between_and_after_the_epochs(tokenizer: Any, tmp_path: Path, short_answers: None) -> None:
+@pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])
+@pytest.mark.usefixtures("short_answers")
+def test_scores_between_the_epochs_are_those_after_training(
+    make: Any, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of weights that are trained under autocast, which scoring does without."""
     seen: list[dict[str, float]] = []
 
     class Look(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
             seen.append(metrics)
 
-    trainer = make_trainer(tmp_path, tokenizer, eval_strategy="epoch", callbacks=[Look()])
+    trainer = make_trainer(tmp_path, tokenizer, make(), eval_strategy="epoch", bf16=True, callbacks=[Look()])
     trainer.train()
     assert len(seen) == 2
-    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert "scoring failed" not in caplog.text
+    assert list((tmp_path / "best").glob("*.safetensors"))
+    assert "forward" not in vars(trainer.model)
     own = trainer.evaluate()
     assert own == seen[-1]
     assert {"eval_forget_knowledge", "eval_retain_regurgitation"} <= own.keys()
