@@ -141,10 +141,12 @@ def test_scores_between_the_epochs_are_those_after_training(
     assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
 
 
-def test_rows_that_cannot_be_trained_on_are_named(tokenizer: Any, tmp_path: Path) -> None:
+def test_rows_and_texts_that_cannot_be_used_are_named(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^forget, row 2: .*output"):
         make_trainer(tmp_path, tokenizer, forget=[vars(FORGET[0]), {"input": "Who?"}])
     with pytest.raises(ConfigError, match="--retain: the retain term needs retain rows"):
         make_trainer(tmp_path, tokenizer, retain=None)
     with pytest.raises(ConfigError, match=r"token id \d+ is outside the embedding table"):
         make_trainer(tmp_path, tokenizer, make_model(vocab_size=60))
+    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
+        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
