@@ -1,12 +1,13 @@
 """Rows in memory: what a researcher passes as forget and retain rows becomes a list of `Row`."""
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.prepare import chat_questions, cut
 from lume_tasks.data.rows import OWN, Row, completed, row_problems
-from lume_tasks.errors import quote, raise_problems
+from lume_tasks.errors import DataError, quote, raise_problems
 
 RowsLike: TypeAlias = Any
 """A list of `Row` or of dictionaries, a datasets.Dataset, or a pandas.DataFrame."""
@@ -29,6 +30,8 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
     Raises:
         DataError: lists everything wrong with the rows.
     """
+    if isinstance(rows, (str, Path, Mapping)):
+        raise DataError(f"{name}: give a list of rows, a Dataset or a DataFrame, not a {type(rows).__name__}")
     if hasattr(rows, "columns") and hasattr(rows, "to_dict"):
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     rows = list(rows)

@@ -1,6 +1,7 @@
 """Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,25 @@ def keep_adapter_inputs_bfloat16(model: Any) -> None:
     for module in model.modules():
         if isinstance(module, LoraLayer):
             module.cast_input_dtype_enabled = False
+
+
+def undo_autocast(model: Any) -> Callable[[], None]:
+    """Let a model compute in its own data types, as it did before training; return a function that undoes this.
+
+    While training, accelerate runs its forward under autocast, and `keep_adapter_inputs_bfloat16` relies on that.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.cast_input_dtype_enabled]
+    forward = vars(model).pop("forward") if "_original_forward" in vars(model) and "forward" in vars(model) else None
+    for layer in layers:
+        layer.cast_input_dtype_enabled = True
+
+    def redo() -> None:
+        for layer in layers:
+            layer.cast_input_dtype_enabled = False
+        if forward is not None:
+            model.forward = forward
+
+    return redo
 
 
 def require_torchao(option: str) -> None:

@@ -59,6 +59,7 @@ UNSUPPORTED: Mapping[str, str] = {
     "neftune_noise_alpha": "its noise depends on the length of a row, which a pack does not have",
     "parallelism_config": "packed rows are not split over devices",
     "push_to_hub": "`lume-unlearn card --push_to_hub` uploads the finished folder",
+    "save_only_model": "a checkpoint without the optimiser's state cannot be resumed",
     "save_on_each_node": "one process writes each checkpoint, whole or not at all",
     "torch_compile_backend": "--torch_compile compiles each decoder layer with torch's own backend",
     "torch_compile_mode": "--torch_compile compiles each decoder layer in torch's default mode",
@@ -204,6 +205,7 @@ class UnlearningArguments(TrainingArguments):
                 for name in self.report_to
                 if name not in reporters
             ]
+            + ([f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else [])
         )
         for name in later:
             setattr(self, name, None)

@@ -43,8 +43,7 @@ def finetune(
     """
     trainer = FinetuneTrainer(model, processing_class, rows, args, until, callbacks)
     trainer.train()
-    unwrapped: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    return unwrapped.eval()
+    return model.eval()
 
 
 class FinetuneTrainer(UnlearningTrainer):

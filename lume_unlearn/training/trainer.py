@@ -22,7 +22,7 @@ from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import part_needs_reference, retain_parts
 from lume_unlearn.model.forward import Passes
-from lume_unlearn.model.load import context_length
+from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
 from lume_unlearn.training.callbacks.level import LEVEL_TEXTS, Level
@@ -98,9 +98,8 @@ class UnlearningTrainer(StepTrainer):
         self.method.seed = args.seed  # type: ignore[misc]  # of this trainer's own copy
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
-        self.substitutes = substitutes
+        self.substitutes, parts = substitutes, self._retain_parts(args)
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
-        parts = self._retain_parts(args)
         require_supported(self.method, args, is_adapted(model), bool(parts), given)
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
@@ -196,8 +195,11 @@ class UnlearningTrainer(StepTrainer):
                 self.record.content["arguments"]["max_tokens"] = self.args.max_tokens
         if not self._prepared:
             self.run_reference()
-        with memory_advice(self.args.max_tokens):
-            result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        try:
+            with memory_advice(self.args.max_tokens):
+                result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
+        finally:
+            undo_autocast(self.model)
             drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
             if self.method.negated:
                 negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
@@ -244,7 +246,11 @@ class UnlearningTrainer(StepTrainer):
         scores = self.scores
         if scores is None or eval_dataset is not None:
             scores = BestScores(self, self.args, self.eval_dataset if eval_dataset is None else eval_dataset)
-        found = scores.evaluate(self.model, self.state.global_step)
+        redo = undo_autocast(self.model)  # as after training, so that the same weights have the same scores
+        try:
+            found = scores.evaluate(self.model, self.state.global_step)
+        finally:
+            redo()
         metrics = {f"{metric_key_prefix}_{name.replace(' ', '_')}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

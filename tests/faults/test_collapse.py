@@ -80,13 +80,14 @@ def test_warn_and_rollback_to_the_last_good_weights(
         (1.0, nan, 0.0, "NaN"),
         (1.0, 0.8, inf, "NaN"),
         (0.012, 2.0, 0.19, None),
+        (0.5, 3.0, 1.5, "retain rows were lost"),  # above --collapse_bound
         (0.012, 2.0, 0.33, "retain rows were lost"),  # many times the reference, though below --collapse_bound
     ],
 )
 def test_advice_at_the_end(reference: float, forget: float, retain: float, said: str | None) -> None:
     start = {"step": 0.0, "forget_nll": reference, "retain_nll": reference}
     end = {"step": 9.0, "forget_nll": reference + forget, "retain_nll": reference + retain}
-    found = advice([start, end])
+    found = advice([start, end], bound=1.0)
     assert said in found if said and found else found is said
     assert is_good(end, start, 1.0) == (retain < 0.2)
 

@@ -101,6 +101,7 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name: 
         ({"optim": "galore_adamw_layerwise"}, "--optim galore_adamw_layerwise: not supported"),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch"}, "--lr_scheduler_type greedy: not supported"),
         ({"save_strategy": "best"}, "--save_strategy best"),
+        ({"seed": -1}, "--seed -1: must be 0 or more"),
         ({"beta": -0.1}, "--beta -0.1: must be above 0"),
         ({"beta": nan}, "--beta nan: must be a finite number"),
         ({"beta": 0}, "--beta 0: must be above 0"),

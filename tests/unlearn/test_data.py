@@ -131,8 +131,9 @@ def test_a_row_that_is_there_twice_is_named() -> None:
         both_sides([vars(ROW)], [QUESTION, {"text": "two words"}, QUESTION])
     with pytest.raises(DataError, match="is in retain too"):
         both_sides([QUESTION], pd.DataFrame([QUESTION]))
-    with pytest.raises(DataError, match="forget: there are no rows"):
-        both_sides([], [QUESTION])
+    for rows, fault in (([], "there are no rows"), ("forget.jsonl", "give a list of rows"), (QUESTION, "not a dict")):
+        with pytest.raises(DataError, match=f"^forget: .*{fault}"):
+            both_sides(rows, None)
 
 
 def rows_of(kind: str, count: int) -> list[Row]:

@@ -62,20 +62,6 @@ def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) 
     assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
-@pytest.mark.parametrize(
-    ("tuning", "fault"),
-    [
-        ("last:3", "--tuning last:3: the model has 2 decoder layers"),
-        ("modules:nope", "--tuning modules:nope: found in no weight's name"),
-        ("modules:(", "--tuning modules:.*: not a regular expression"),
-        ("most", "--tuning 'most': choose lora, full, last:K"),
-    ],
-)
-def test_what_cannot_be_trained_is_named(tuning: str, fault: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{fault}"):
-        trainable(make_model(), tuning)
-
-
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert optimizer_class(arguments()) is None  # Trainer's AdamW
     monkeypatch.setitem(sys.modules, "torchao", None)

@@ -86,18 +86,6 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any,
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
 
 
-def test_an_adapter_of_a_model_in_half_precision_becomes_float32(tokenizer: Any, tmp_path: Path) -> None:
-    model = adapted(make_model().bfloat16())
-    model.to(torch.bfloat16)
-    trainer = make_trainer(tmp_path, tokenizer, model, "npo", num_train_epochs=1)
-    trainer.train()
-    assert {(weight.requires_grad, weight.dtype) for weight in model.parameters()} == {
-        (True, torch.float32),
-        (False, torch.bfloat16),
-    }
-    assert all(weight.any() for name, weight in saved(trainer).items() if "lora_B" in name)
-
-
 def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_path: Path) -> None:
     args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
     model: Any = finetune(make_model(), tokenizer, FORGET, args, until=0)
@@ -115,17 +103,26 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_pa
     assert trainer.progress.values["shift"] != pytest.approx(level.item(), rel=1e-6)  # measured again after each step
 
 
-def test_scores_between_and_after_the_epochs(tokenizer: Any, tmp_path: Path, short_answers: None) -> None:
+@pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])
+@pytest.mark.usefixtures("short_answers")
+def test_scores_between_the_epochs_are_those_after_training(
+    make: Any, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also of weights that are trained under autocast, which scoring does without."""
     seen: list[dict[str, float]] = []
 
     class Look(TrainerCallback):
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
             seen.append(metrics)
 
-    trainer = make_trainer(tmp_path, tokenizer, eval_strategy="epoch", callbacks=[Look()])
+    trainer = make_trainer(tmp_path, tokenizer, make(), eval_strategy="epoch", bf16=True, callbacks=[Look()])
     trainer.train()
     assert len(seen) == 2
-    assert (tmp_path / "best" / "model.safetensors").is_file()
+    assert "scoring failed" not in caplog.text
+    assert list((tmp_path / "best").glob("*.safetensors"))
+    assert "forward" not in vars(trainer.model)
+    assert {weight.dtype for weight in saved(trainer).values()} == {torch.float32}
+    assert all(weight.any() for name, weight in saved(trainer).items() if "lora_B" in name)
     own = trainer.evaluate()
     assert own == seen[-1]
     assert {"eval_forget_knowledge", "eval_retain_regurgitation"} <= own.keys()
@@ -134,10 +131,12 @@ def test_scores_between_and_after_the_epochs(tokenizer: Any, tmp_path: Path, sho
     assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
 
 
-def test_rows_that_cannot_be_trained_on_are_named(tokenizer: Any, tmp_path: Path) -> None:
+def test_rows_and_texts_that_cannot_be_used_are_named(tokenizer: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"^forget, row 2: .*output"):
         make_trainer(tmp_path, tokenizer, forget=[vars(FORGET[0]), {"input": "Who?"}])
     with pytest.raises(ConfigError, match="--retain: the retain term needs retain rows"):
         make_trainer(tmp_path, tokenizer, retain=None)
     with pytest.raises(ConfigError, match=r"token id \d+ is outside the embedding table"):
         make_trainer(tmp_path, tokenizer, make_model(vocab_size=60))
+    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
+        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])

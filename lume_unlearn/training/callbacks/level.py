@@ -8,6 +8,7 @@ from torch import nn
 from transformers import TrainerCallback
 
 from lume_unlearn.data.encode import Tokens
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating, row_values
 
 if TYPE_CHECKING:
@@ -24,7 +25,17 @@ class Level(TrainerCallback):
     """
 
     def __init__(self, trainer: "UnlearningTrainer", unseen: Sequence[Tokens]) -> None:
-        """``trainer``: whose method's state gets the shift; ``unseen``: the texts, encoded."""
+        """Take the texts.
+
+        Args:
+            trainer: whose method's state gets the shift.
+            unseen: the texts, encoded.
+
+        Raises:
+            ConfigError: there are none.
+        """
+        if not unseen:
+            raise ConfigError("--unseen: no text there fits into the model's context; give shorter ones")
         self.trainer, self.unseen = trainer, unseen
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
