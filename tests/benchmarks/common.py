@@ -16,10 +16,9 @@ from typing import Any, NamedTuple
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, OlmoConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, OlmoConfig, PreTrainedTokenizerFast
 
-from lume_tasks.data.locate import load_rows
-from lume_unlearn.data.encode import Tokens, encode_rows
+from lume_unlearn.data.encode import Tokens
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
@@ -35,7 +34,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     source.add_argument("--shape", choices=SHAPES, help="OLMo model of this size with random weights")
     found.add_argument("--data", help="data directory; by default random rows of LUME's lengths")
     found.add_argument("--json", metavar="OUT", help="file for all figures")
-    found.add_argument("--precision", choices=["float32", "bfloat16"], default="bfloat16" if ON_GPU else "float32")
+    found.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16" if ON_GPU else "float32")
     found.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: CPU time, for a shared machine")
     found.add_argument("--seed", type=int, default=0)
     return found
@@ -52,7 +51,7 @@ def prepared(args: argparse.Namespace) -> Iterator[tuple[str, Path, float, int]]
         if not args.data:
             write_rows(Path(args.work, "data"), args.shape, args.seed)
         model, data = args.model or f"{args.work}/model", Path(args.data or f"{args.work}/data").absolute()
-        yield model, data, matmul_peak(args.precision, args.clock), matrix_weights(model)
+        yield model, data, matmul_peak(args.dtype, args.clock), matrix_weights(model)
 
 
 def write_model(folder: Path, shape: str, seed: int) -> None:
@@ -83,11 +82,6 @@ def write_rows(folder: Path, shape: str, seed: int) -> None:
         (folder / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
-def encoded(model: str, data: Path) -> dict[str, list[Tokens]]:
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return {side: encode_rows(tokenizer, rows, "answer", None, None) for side, rows in load_rows(data).items()}
-
-
 def length(rows: Sequence[Tokens]) -> int:
     return sum(len(row.input_ids) for row in rows)
 
@@ -101,11 +95,11 @@ def matrix_weights(model: str) -> int:
     return sum(weight.numel() for weight in empty.parameters() if weight.dim() == 2) - unused
 
 
-def matmul_peak(precision: str, clock: str) -> float:
+def matmul_peak(dtype: str, clock: str) -> float:
     """Measure the FLOP/s of the fastest product of two square matrices."""
     best = 0.0
     for size in (4096, 8192, 16384) if ON_GPU else (1024, 2048):
-        factors = torch.randn(2, size, size, device=DEVICE, dtype=getattr(torch, precision))
+        factors = torch.randn(2, size, size, device=DEVICE, dtype=getattr(torch, dtype))
         best = max([best, *(2 * size**3 / timed(torch.matmul, *factors, clock=clock).seconds for _ in range(5))])
     print(f"matrix products: {best / 1e12:.3g} TFLOP/s")
     return best

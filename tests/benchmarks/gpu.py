@@ -11,11 +11,11 @@ from typing import Any
 import psutil
 import torch
 from common import DEVICE, ON_GPU, matmul_peak, parser, prepared, timed, write
-from lm_eval.models.huggingface import HFLM
 
-from lume_unlearn.config import RunConfig
-from lume_unlearn.evaluation.harness import data_metadata, score
+from lume_unlearn.model.load import load_tokenizer, merged_model
 from lume_unlearn.model.masters import AVAILABLE
+from lume_unlearn.scoring.score import score
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.run import run
 
 GIGABYTES = {"olmo-7b": 16, "olmo-1b": 3, "tiny": 1}
@@ -39,23 +39,24 @@ def check(args: argparse.Namespace) -> None:
         faults.append(f"less than {2 * need} GB of free main memory")
     if faults:
         raise SystemExit("\n".join(faults))
-    peaks = {precision: matmul_peak(precision, args.clock) for precision in ("float32", "bfloat16")}
-    rows = [{"case": "matrix products", "way": precision, "TFLOP/s": peak / 1e12} for precision, peak in peaks.items()]
+    peaks = {dtype: matmul_peak(dtype, args.clock) for dtype in ("float32", "bfloat16")}
+    rows = [{"case": "matrix products", "way": dtype, "TFLOP/s": peak / 1e12} for dtype, peak in peaks.items()]
     if ON_GPU:
         rows.append({"case": "GPU memory", "way": "free", "total_gb": torch.cuda.mem_get_info()[0] / 1e9})
-    write(args, peaks[args.precision], rows)
+    write(args, peaks[args.dtype], rows)
 
 
 def whole(args: argparse.Namespace) -> None:
     """Time `lume-unlearn run` from files to files, and the scores of its result."""
     with prepared(args) as (model, data, peak, _):
-        options: dict[str, Any] = {"epochs": 2, "precision": args.precision, "seed": args.seed}
-        config = RunConfig(model, f"{args.work}/output", "npo", data=str(data), **options)
-        taken = timed(run, config)
+        options: dict[str, Any] = {"num_train_epochs": 2, "bf16": args.dtype == "bfloat16", "seed": args.seed}
+        arguments = UnlearningArguments(output_dir=f"{args.work}/output", **options)
+        taken = timed(lambda: run(model, arguments, "npo", data=str(data)))
         rows = [{"case": "whole run", "way": "npo LoRA, 2 epochs", "total_s": taken.seconds}]
-        lm = HFLM(model, peft=config.output, dtype=args.precision, device=DEVICE.type, batch_size=args.batch_size)
-        scored = timed(lambda: score(lm, data_metadata(data), TASKS, limit=args.limit))
-        prompts = sum(count["effective"] for count in scored.value["n-samples"].values())
+        merged = merged_model(model, f"{args.work}/output").to(DEVICE, getattr(torch, args.dtype))
+        options = {"tasks": TASKS, "batch_size": args.batch_size, "limit": args.limit}
+        scored = timed(lambda: score(merged, load_tokenizer(model), data, **options))
+        prompts = sum(count["effective"] for count in scored.value.results["n-samples"].values())
         rate = prompts / scored.seconds
         rows.append({"case": "scoring", "way": f"{prompts} prompts", "total_s": scored.seconds, "prompts/s": rate})
     write(args, peak, rows)

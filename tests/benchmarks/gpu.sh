@@ -10,10 +10,10 @@ python=${PYTHON:-python}
 large=olmo-7b
 prompts=24
 limit=128
-lowmem='{"weights": "bfloat16", "optimizer": "adamw8bit", "gradient_checkpointing": true}'
+lowmem='{"weights": "bfloat16", "optim": "adamw_torch_8bit", "gradient_checkpointing": true}'
 sizes=
 if [ "$shape" = tiny ]; then
-    large=tiny prompts=3 limit=2 sizes="--batch_size 8 --steps 1 --precision bfloat16"
+    large=tiny prompts=3 limit=2 sizes="--batch_size 8 --steps 1 --dtype bfloat16"
     lowmem='{"gradient_checkpointing": true}' # without torchao, which may not be installed
 fi
 mkdir -p "$out"
@@ -48,7 +48,7 @@ for tuning in full lora; do
     step "10-$tuning" training.py --shape "$shape" --tunings $tuning --ways padded packed $sizes
 done
 step 20-masters training.py --shape "$shape" --tunings full --ways packed --run_options '{"weights": "masters"}' $sizes
-step 21-compile training.py --shape "$shape" --methods gd --tunings full --ways packed --run_options '{"compile": true}' $sizes
+step 21-compile training.py --shape "$shape" --methods gd --tunings full --ways packed --run_options '{"torch_compile": true}' $sizes
 step 30-profile training.py --shape "$shape" --methods gd --ways padded packed --profile $sizes
 step 40-whole gpu.py whole --shape "$shape" --limit $limit
 step 50-scoring scoring.py --shape "$shape" --prompts $prompts --rounds 1

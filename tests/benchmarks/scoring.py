@@ -7,6 +7,7 @@ Generation: the harness's `hf` with one prompt at a time, and with batches. Log-
 import argparse
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from unittest.mock import patch
 from common import DEVICE, alternate, figures, parser, prepared, write
 from lm_eval.models.huggingface import HFLM
 
+from lume_tasks.data.source import load_data
 from lume_tasks.models.hf import LumeHF
-from lume_unlearn.evaluation.harness import data_metadata, score
+from lume_unlearn.scoring.score import evaluate, task_manager
 
 KINDS = {"generation": ("lume_task1", "lume_task2", "lume_task3"), "mmlu": ("lume_mmlu",), "mia": ("lume_mia",)}
 
@@ -29,11 +31,11 @@ class Captured(Exception):
 
 def captured(lm: Any, method: str, args: argparse.Namespace, data: Path) -> list:
     """Return what the harness passes to a method of the model: the requests of ``args.kind``."""
-    metadata, tasks = data_metadata(data) | {"tokenizer": lm.tokenizer}, KINDS[args.kind]
-    if args.mmlu:
-        metadata |= {"lume_mmlu_path": args.mmlu, "lume_mmlu_subjects": args.mmlu_subjects}
+    tasks, loaded = KINDS[args.kind], replace(load_data(data), mmlu=args.mmlu)
+    subjects = {"lume_mmlu_subjects": args.mmlu_subjects} if args.mmlu_subjects else {}
+    manager = task_manager(lm.tokenizer, loaded, tasks, metadata=subjects)
     with suppress(Captured), patch.object(lm, method, side_effect=Captured) as call:
-        score(lm, metadata, tasks, limit=-(-args.prompts // len(tasks)))
+        evaluate(lm, tasks, manager, limit=-(-args.prompts // len(tasks)))
     return call.call_args.args[0]
 
 
@@ -43,7 +45,7 @@ def answer(lm: HFLM, batch_size: int, requests: list) -> list[str]:
 
 
 def generation(model: str, data: Path, args: argparse.Namespace) -> tuple[dict[str, Way], list, Callable[..., int]]:
-    lm = HFLM(pretrained=model, dtype=args.precision, device=DEVICE.type, batch_size=1)
+    lm = HFLM(pretrained=model, dtype=args.dtype, device=DEVICE.type, batch_size=1)
     requests = captured(lm, "generate_until", args, data)
 
     def tokens(answers: list[str]) -> int:
@@ -53,7 +55,7 @@ def generation(model: str, data: Path, args: argparse.Namespace) -> tuple[dict[s
 
 
 def loglikelihoods(model: str, data: Path, args: argparse.Namespace) -> tuple[dict[str, Way], list, Callable[..., int]]:
-    lm = LumeHF(pretrained=model, dtype=args.precision, device=DEVICE.type, batch_size=args.batch_size)
+    lm = LumeHF(pretrained=model, dtype=args.dtype, device=DEVICE.type, batch_size=args.batch_size)
     stock = HFLM(pretrained=lm.model, tokenizer=lm.tokenizer, batch_size=args.batch_size)
     requests = captured(lm, "_loglikelihood_tokens", args, data)
     rows = [row for batch, _ in lm._batches(requests) for row, _ in batch]

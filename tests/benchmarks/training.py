@@ -3,25 +3,27 @@
 import gc
 import json
 import random
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from typing import Any
 
 import torch
-from common import DEVICE, ON_GPU, alternate, encoded, figures, length, parser, prepared, write
+from common import DEVICE, ON_GPU, alternate, figures, length, parser, prepared, write
 from torch.autograd import DeviceType
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
 from torch.profiler import profile
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
-from lume_unlearn.config import RunConfig
-from lume_unlearn.data.dataset import Sides
+from lume_tasks.data.locate import load_rows
+from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.schedule import Limits, cut
+from lume_unlearn.data.schedule import cut
+from lume_unlearn.methods.base import in_batches
 from lume_unlearn.model import load
-from lume_unlearn.model.forward import Passes
-from lume_unlearn.training.arguments import default_max_tokens
-from lume_unlearn.training.run import load_configured, make_trainer
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.run import load_trained
+from lume_unlearn.training.trainer import UnlearningTrainer
 
 IGNORED = -100
 BETA = 0.1  # of NPO
@@ -32,30 +34,33 @@ WAYS = ("padded", "transformers", "packed")
 class Case:
     """One method with one tuning; all ways share the model, the optimiser and the rows."""
 
-    def __init__(self, args: Any, config: RunConfig, sides: Sides) -> None:
-        self.args, self.config = args, config
-        model, tokenizer = load_configured(config), load.load_tokenizer(config.model)
+    def __init__(
+        self, args: Any, name: str, tuning: str, method: str, arguments: UnlearningArguments, rows: dict[str, list[Row]]
+    ) -> None:
+        self.args, self.tuning, self.method = args, tuning, method
+        model, tokenizer = load_trained(name, arguments, tuning=tuning)
+        self.trainer = UnlearningTrainer(model, method, arguments, **rows, processing_class=tokenizer)
+        self.trainer.run_reference()
         packed = model.config._attn_implementation
         self.attention = {"padded": "sdpa", "transformers": args.attention, "packed": packed}
         self.collators = {"padded": DataCollatorForSeq2Seq(tokenizer), "transformers": DataCollatorWithFlattening()}
-        self.trainer = make_trainer(config, model, Passes(model), tokenizer, sides)
         self.trainer.create_optimizer()
         self.accelerator = self.trainer.accelerator
         self.model, self.optimizer = self.accelerator.prepare(self.trainer.model, self.trainer.optimizer)
         self.reference: Any = None  # of the other two ways; packed has its own
-        if config.method != "gd" and set(args.ways) != {"packed"}:
+        if method != "gd" and set(args.ways) != {"packed"}:
             dtype = model.get_input_embeddings().weight.dtype
-            self.reference = load.load_model(config.model, dtype).eval().requires_grad_(False).to(DEVICE)
+            self.reference = load.load_model(name, dtype).eval().requires_grad_(False).to(DEVICE)
             self.reference.set_attn_implementation(args.attention)
 
     def step(self, way: str, step: Any) -> float:
         """Take one optimiser step, from rows to new weights; return the loss."""
         self.model.set_attn_implementation(self.attention[way])
         if way == "packed":
-            loss = self.trainer.training_step(self.model, self.trainer.sides[step])
+            loss = self.trainer.training_step(self.model, self.trainer.examples[step])
         else:
-            loss = self.gradients(way, self.trainer.sides.rows(step.pairs))
-        self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
+            loss = self.gradients(way, self.trainer.examples.rows(step.pairs))
+        self.accelerator.clip_grad_norm_(self.model.parameters(), self.trainer.args.max_grad_norm)
         self.optimizer.step()
         self.model.zero_grad()
         return loss.item()
@@ -66,10 +71,11 @@ class Case:
         total = torch.zeros((), device=DEVICE)
         for side in ("forget", "retain"):
             rows, scored = sides[side], sum(row.scored for row in sides[side])
-            limits = Limits(self.args.micro_batch_size, length(rows))
+            parts = in_batches(rows, self.args.micro_batch_size)
             if way == "transformers":
-                rows, limits = sorted(rows, key=lambda row: len(row.input_ids)), Limits(None, self.args.pack_tokens)
-            for part in cut(rows, lambda row: [len(row.input_ids)], limits):
+                rows = sorted(rows, key=lambda row: len(row.input_ids))
+                parts = cut(rows, lambda row: [len(row.input_ids)], self.args.pack_tokens)
+            for part in parts:
                 loss = self.loss(way, side, part, len(rows), scored)
                 self.accelerator.backward(loss)
                 total += loss.detach()
@@ -78,7 +84,7 @@ class Case:
     def loss(self, way: str, side: str, part: list[Tokens], rows: int, scored: int) -> torch.Tensor:
         """Compute the share of a forward pass in the step's loss; ``rows`` and ``scored`` tokens are the step's."""
         now = self.forward(way, self.model, part)
-        if (self.config.method, side) not in (("npo", "forget"), ("kl", "retain")):
+        if (self.method, side) not in (("npo", "forget"), ("kl", "retain")):
             return (-1 if side == "forget" else 1) * row_nll(*now, len(part)).sum() / scored
         with torch.no_grad(), self.accelerator.autocast():
             before = self.forward(way, self.reference, part)
@@ -107,8 +113,8 @@ class Case:
         """Time the steps of one epoch; every way takes each of them."""
         steps = [batch[0] for batch in self.trainer.get_train_dataloader().batch_sampler]
         found = alternate({way: partial(self.step, way) for way in self.args.ways}, steps, self.args.clock)
-        tokens = [sum(length(rows) for rows in self.trainer.sides.rows(step.pairs).values()) for step in steps[1:]]
-        rows = figures(f"{self.config.tuning} {self.config.method}", found, tokens, share)
+        tokens = [sum(length(rows) for rows in self.trainer.examples.rows(step.pairs).values()) for step in steps[1:]]
+        rows = figures(f"{self.tuning} {self.method}", found, tokens, share)
         for row in rows if self.args.profile else []:
             row["kernels"] = self.kernels(row["way"], steps[-1])
         losses = [[one.value for one in taken] for taken in found.values()]
@@ -136,6 +142,11 @@ def row_nll(logits: torch.Tensor, labels: torch.Tensor, owners: torch.Tensor, ro
     return nll.new_zeros(rows).index_add(0, owners, nll)
 
 
+def numbered(rows: list[Row]) -> list[Row]:
+    """Return rows with other ids, since rows that were drawn twice have the same."""
+    return [replace(row, id=f"{number} {row.id}") for number, row in enumerate(rows)]
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--methods", nargs="+", choices=["gd", "kl", "npo"], default=["gd", "kl", "npo"])
@@ -153,13 +164,15 @@ def main() -> None:
     results = []
     with prepared(args) as (model, data, peak, weights):
         draw = random.Random(args.seed)
-        chosen = [draw.choices(rows, k=(args.steps + 1) * args.batch_size) for rows in encoded(model, data).values()]
-        shared = {"epochs": 1, "batch_size": args.batch_size, "precision": args.precision, "seed": args.seed}
+        count = (args.steps + 1) * args.batch_size
+        rows = {side: numbered(draw.choices(given, k=count)) for side, given in load_rows(data).items()}
+        shared = {"num_train_epochs": 1, "per_device_train_batch_size": args.batch_size, "seed": args.seed}
         # With this learning rate the model stays as it is.
-        shared |= {"learning_rate": 1e-7, "max_tokens": default_max_tokens()} | args.run_options
+        shared |= {"bf16": args.dtype == "bfloat16", "learning_rate": 1e-7} | args.run_options
         for tuning, method in product(args.tunings, args.methods):
-            config = RunConfig(model=model, output=f"{args.work}/output", method=method, tuning=tuning, **shared)
-            results += Case(args, config, Sides(*chosen)).measure(FLOPS[tuning] * weights / peak)
+            arguments = UnlearningArguments(output_dir=f"{args.work}/output", **shared)
+            case = Case(args, model, tuning, method, arguments, rows)
+            results += case.measure(FLOPS[tuning] * weights / peak)
             gc.collect()
     write(args, peak, results)
 

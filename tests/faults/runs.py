@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 from unittest import mock
 
+import sklearn.feature_extraction.text  # noqa: F401  # draws a random number when it is first imported
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -25,17 +25,18 @@ pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
 # With these, what a method remembers beside the weights changes within a few steps, and makes a difference.
 REMEMBERING: dict[str, dict[str, Any]] = {
     "pdu": {"dual_warmup": 0.0},
-    "selective": {"forget_weight": 10.0, "learning_rate": 1e-2},
+    "selective": {"retain_weight": 1.0},
     "sugd": {"chunk": 3, "warmup_steps": 0.0},
     "agad": {"chunk": 3},
 }
 
 
-def remembered(history: list[dict[str, float]]) -> Any:
-    """What the method knows beside the weights after some steps: the retain weight, or how many phases have begun."""
-    if not history or "retain_weight" in history[-1]:
-        return history and history[-1]["retain_weight"]
-    return sum(after["learning_rate"] > before["learning_rate"] for before, after in pairwise(history))
+def remembered(checkpoint: Path) -> tuple[dict[str, float], int]:
+    """What the method knows beside the weights: its own state, and how many phases after the first have begun."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    rates = [entry["learning_rate"] for entry in state["log_history"]]
+    values = state["stateful_callbacks"]["Progress"]["attributes"]["values"]
+    return values, sum(after > before for before, after in pairwise(rates))
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -43,12 +44,13 @@ def remembered(history: list[dict[str, float]]) -> Any:
 def test_every_method_resumes_bit_for_bit(method: str, tuning: str, inputs: Path, tmp_path: Path) -> None:
     options = REMEMBERING.get(method, {})
     whole = make(inputs, tmp_path / "whole", method, tuning, **options)()
-    history = record(whole)["history"]
-    step = len(history) // 2 + 1 if options else 2 + [*METHODS].index(method) % (len(history) - 1)
-    if options:
-        assert remembered(history[:1]) != remembered(history[: step - 1]) != remembered(history)
+    steps = record(whole)["history"][-1]["step"]
+    step = steps // 2 + 1 if options else 2 + [*METHODS].index(method) % (steps - 1)
     broken = make(inputs, tmp_path / "broken", method, tuning, **options)
     broken_off(broken, step)
+    if options:
+        kept = remembered(tmp_path / "broken" / f"checkpoint-{step - 1}")
+        assert ({}, 0) != kept != remembered(whole / f"checkpoint-{steps}")
     assert_equal(whole, broken(resume=True))
 
 

@@ -5,7 +5,6 @@ LUME_GPU_TESTS_ON_CPU=1 runs them on the CPU as far as that goes, to find faults
 
 import os
 from collections.abc import Iterator
-from typing import Any
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when torch first uses the GPU
 
@@ -32,5 +31,4 @@ def gpu_or_asked_for() -> Iterator[None]:
 @pytest.fixture
 def make_run(make_run: RunMaker) -> RunMaker:
     """Runs in float32 unless a test says otherwise, on GPUs too."""
-    plain: dict[str, Any] = {"precision": "float32"}
-    return lambda method, output="out", **options: make_run(method, output, **(plain | options))
+    return lambda method, output="out", **options: make_run(method, output, **({"bf16": False} | options))

@@ -1,6 +1,5 @@
 """What only a GPU runs: bfloat16 kernels, compilation, low-memory options, sharding, quantised models."""
 
-from dataclasses import replace
 from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,12 +19,11 @@ from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import forward, packing
 from lume_unlearn.model.forward import labelled_logits, use_packing
 from lume_unlearn.model.load import load_for_scoring, load_tokenizer
-from lume_unlearn.training.run import run
-from tests.conftest import logged_steps, make_model
-from tests.faults.runs import assert_equal, broken_off, make_config, resumed
+from tests.conftest import logged_steps, make_model, start_run
+from tests.faults.runs import assert_equal, broken_off, make
 from tests.gpu.conftest import ON_GPU
 from tests.tasks.test_lume_hf import score
-from tests.unlearn.test_distributed import configs, start
+from tests.unlearn.test_distributed import ROUNDING, in_one_process, runs_of, start
 
 # These tests run on whatever device there is.
 from tests.unlearn.test_masters import (  # noqa: F401
@@ -44,8 +42,6 @@ from tests.unlearn.training import FORGET, RETAIN, build, entries
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("little_to_collect")]
 pytestmark += [pytest.mark.filterwarnings("ignore:.*deterministic")]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
-ROUNDING = 2**-6
-"""Relative, of losses and gradient norms: twice the distance of two bfloat16 numbers."""
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
@@ -54,7 +50,7 @@ def test_packed_rows_train_as_padded_ones(method: str, tuning: str, tmp_path: Pa
     found = []
     for packed in (True, False):
         with mock.patch.object(forward, "can_pack", return_value=packed):
-            trainer = build(tmp_path, method, tuning, torch.float32, precision="bfloat16", epochs=1)
+            trainer = build(tmp_path, method, tuning, torch.float32, bf16=True, num_train_epochs=1)
         assert trainer.passes.packs == packed
         trainer.train()
         first = entries(trainer)[0]
@@ -102,7 +98,7 @@ def test_compiled_layers_train_the_same(tmp_path: Path, monkeypatch: pytest.Monk
         monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager"))
     logs = []
     for on in (False, True):
-        options: dict[str, Any] = {"precision": "bfloat16", "epochs": 2, "max_tokens": 60, "compile": on}
+        options: dict[str, Any] = {"bf16": True, "num_train_epochs": 2, "max_tokens": 60, "torch_compile": on}
         trainer = build(tmp_path / str(on), "kl", "full", torch.float32, **options)
         trainer.train()
         logs.append([entry["loss"] for entry in entries(trainer)])
@@ -111,37 +107,32 @@ def test_compiled_layers_train_the_same(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize(
-    ("tuning", "options"), [("full", {}), ("lora", {}), ("full", {"weights": "masters", "precision": "bfloat16"})]
+    ("tuning", "options"), [("full", {}), ("lora", {}), ("full", {"weights": "masters", "bf16": True})]
 )
 def test_resumed_run_equals_uninterrupted_run(
-    tuning: str,
-    options: dict[str, Any],
-    inputs: Path,
-    tmp_path: Path,
+    tuning: str, options: dict[str, Any], inputs: Path, tmp_path: Path
 ) -> None:
     """On a GPU up to rounding: some of its kernels add up in any order."""
-    whole = run(make_config(inputs, tmp_path / "whole", "npo", tuning, **options))
-    config = make_config(inputs, tmp_path / "broken", "npo", tuning, **options)
-    broken_off(config, 3)
-    again = resumed(config)
+    whole, broken = (make(inputs, tmp_path / name, "npo", tuning, **options) for name in ("whole", "broken"))
+    broken_off(broken, 3)
+    results = [whole(), broken(resume=True)]
     if not ON_GPU:
-        assert_equal(whole, again)
-    losses = [[entry["loss"] for entry in logged_steps(output)] for output in (whole, again)]
+        assert_equal(*results)
+    losses = [[entry["loss"] for entry in logged_steps(output)] for output in results]
     assert losses[1][:2] == pytest.approx(losses[0][:2], rel=1e-3)
     assert losses[1] == pytest.approx(losses[0], rel=2 * ROUNDING)
 
 
-def test_a_sharded_process_equals_an_unsharded_one(model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
-    runs = [
-        replace(config, precision=config.precision if config.precision == "bfloat16" else "float32")
-        for config in configs("fsdp2", model_dir, data_dir, tmp_path / "two")
-    ]
-    start("fsdp2", runs, tmp_path, processes=1 if ON_GPU else 2)
-    for config in runs:
-        one = replace(config, output=config.output.replace("/two/", "/one/"))
-        run(one)
-        for expected, found in zip(logged_steps(one.output), logged_steps(config.output), strict=True):
-            assert found == pytest.approx(expected, rel=2e-3, abs=4e-4), config.output
+def test_a_sharded_process_equals_an_unsharded_one(model_dir: Path, tmp_path: Path) -> None:
+    processes = 1 if ON_GPU else 2
+    runs = [{"bf16": False} | options for options in runs_of("fsdp2", model_dir, tmp_path)]
+    start("fsdp2", runs, tmp_path, processes)
+    for options in runs:
+        one = in_one_process(options, processes)
+        start_run(**one)
+        off = 2 * ROUNDING if options["bf16"] else 2e-3
+        for expected, found in zip(logged_steps(one["output"]), logged_steps(options["output"]), strict=True):
+            assert found == pytest.approx(expected, rel=off, abs=off / 5), options["output"]
 
 
 def test_both_model_classes_give_the_same_scores(tokenizer: PreTrainedTokenizerFast) -> None:
