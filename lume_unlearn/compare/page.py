@@ -43,8 +43,8 @@ AUDITED = {
 }
 """Judged number to its heading in the table of audits."""
 SHOWN = (
-    *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "warmup_steps"),
-    *("lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
+    *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "retain_weight"),
+    *("warmup_steps", "lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
 )
 """Arguments that the page prints for each contestant, beside what was tuned and the method's hyperparameters."""
 
