@@ -1,8 +1,7 @@
 """Find the data directory and MMLU, and load what is in them, for the tasks and the trainers."""
 
-import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from lume_tasks.data.checks import check_sides, scan_mia, scan_mmlu
@@ -133,11 +132,6 @@ def load_mmlu(source: str, only: Sequence[str] | None = None) -> dict[str, list[
         raise DataError(f"lume_mmlu_subjects: MMLU in {source} has no subject {named}; it has: {', '.join(there)}")
     wanted = [name for name in there if only is None or name in only]
     return {name: _hub_subject(name) if source == MMLU_HUB_ID else there[name] for name in wanted}
-
-
-def checksums(directory: Path, names: Iterable[str]) -> dict[str, str]:
-    """Compute the SHA-256 (hexadecimal) of the files ``names``, which are relative to ``directory``."""
-    return {name: hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names}
 
 
 def _named(option: str, value: object, variable: str) -> tuple[str, Path] | None:

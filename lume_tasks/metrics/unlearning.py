@@ -150,13 +150,8 @@ def distance_of_means(numbers: Mapping[str, float], retrained: Mapping[str, floa
     For results without row scores only: rows that cancel each other do not count. Numbers that one of the two lacks do
     not count. Worked example: forget numbers .2 above, retain numbers .1 below, AUC .3 above: (.2 + .1 + .3) / 3 = .2.
     """
-    both = {name: abs(numbers[name] - retrained[name]) for name in numbers if name in retrained}
-    return mean_of_groups(both, groups)
-
-
-def mean_of_groups(values: Mapping[str, float], groups: Groups) -> float:
-    """Compute the mean of the means of the groups, without values that are missing and groups without a value."""
-    there = [[values[name] for name in names if name in values] for names in groups.values()]
+    both = numbers.keys() & retrained.keys()
+    there = [[abs(numbers[name] - retrained[name]) for name in names if name in both] for names in groups.values()]
     return fmean(fmean(group) for group in there if group)
 
 

@@ -90,15 +90,3 @@ def row_scores(results: Mapping[str, Any], kinds: Sequence[str] = ("regurgitatio
                 if sample.get(name) is not None:
                     rows.setdefault(f"{doc['side']} {task} {name}", {})[doc["id"]] = float(sample[name])
     return RowScores(rows, losses, results["results"].get("lume_mmlu", {}).get("acc,none"))
-
-
-def read_row_scores(path: Path) -> RowScores:
-    """Return `row_scores` of a results file and the sample files beside it; without samples, no row has a score.
-
-    Raises:
-        DataError: a file cannot be read.
-    """
-    content = read_results(path)
-    logs = {task: samples_file(path, task) for task in content["results"]}
-    samples = {task: read_samples(log) for task, log in logs.items() if log.is_file()}
-    return row_scores({"results": content["results"], "samples": samples})

@@ -16,11 +16,9 @@ from lume_tasks.metrics.unlearning import (
     distance_of_means,
     distances,
     loss_distance,
-    mean_of_groups,
     row_distance,
 )
-from lume_tasks.tasks.results import read_results, read_row_scores, row_scores
-from tests.tasks.test_comparison import store
+from lume_tasks.tasks.results import row_scores
 
 GROUP = "forget lume_task1 forget_regurgitation"
 
@@ -128,7 +126,7 @@ def test_interval_of_the_distance_covers_the_truth() -> None:
     assert inside >= 90
 
 
-def test_row_scores_of_results_in_memory_and_on_disk(run: Any, fake_lm: Any, tmp_path: Any) -> None:
+def test_row_scores_of_results(run: Any, fake_lm: Any) -> None:
     results = run(fake_lm(forget=lambda output: "zzz"), "lume_task1", "lume_mia", "lume_mmlu")
     found = row_scores(results)
     rows = [sample for sample in results["samples"]["lume_task1"] if sample["doc"]["side"] == "retain"]
@@ -139,17 +137,12 @@ def test_row_scores_of_results_in_memory_and_on_disk(run: Any, fake_lm: Any, tmp
     assert {kind: len(losses) for kind, losses in found.losses.items()} == {"member": 8, "nonmember": 8}
     assert found.losses["member"]["1"] < found.losses["nonmember"]["1"]
     assert found.mmlu == results["results"]["lume_mmlu"]["acc,none"]
-    store(results, tmp_path)
-    (file,) = tmp_path.rglob("results_*.json")
-    assert read_row_scores(file) == found
-    for log in file.parent.glob("samples_*"):
-        log.unlink()
-    assert read_row_scores(file) == RowScores(mmlu=read_results(file)["results"]["lume_mmlu"]["acc,none"])
 
 
 def test_rows_and_means_by_hand() -> None:
     assert row_distance({"a": 1.0, "b": 0.0, "c": 0.0}, dict.fromkeys("abc", 1 / 3)) == pytest.approx(4 / 9)
     assert loss_distance({"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 3.0}) == 0.5
-    assert mean_of_groups({"a": 0.2, "b": 0.4, "c": 0.1}, {"x": ("a", "b"), "y": ("c", "d"), "z": ("e",)}) == (
-        pytest.approx(0.2)
-    )
+    retrained = {"forget": 0.0, "retain": 0.9, "auc": 0.5}
+    numbers = {"forget": 0.2, "retain": 0.8, "auc": 0.2, "other": 1.0}
+    groups = {"both": ("forget", "retain"), "attack": ("auc", "other"), "none": ("other",)}
+    assert distance_of_means(numbers, retrained, groups) == pytest.approx((0.15 + 0.3) / 2)

@@ -217,12 +217,6 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command, model_dir
     assert "lume_reference_results needs per-token values" in caplog.text
 
 
-def test_a_reference_on_other_documents_is_refused(command: Command, model_dir: Path) -> None:
-    reference = command(model_dir, "--log_samples", "--limit", "6", out="reference")
-    with pytest.raises(DataError, match=r"lume_mia of 10 of 16 documents, the first being .*--limit"):
-        command(model_dir, lume_reference_results=str(reference))
-
-
 def test_a_reference_with_another_share_of_tokens_is_refused(command: Command, model_dir: Path) -> None:
     reference = command(model_dir, "--log_samples", out="reference", lume_min_k=0.4)
     with pytest.raises(DataError, match=r"was run with lume_min_k 0\.4, this run has 0\.2; use the same one"):
