@@ -123,16 +123,20 @@ def compare(
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    output = Path(output)
+    return _run(comparison, Path(output), storage, {"retrained": None, **shown, "tuning_share": tuning_share})
+
+
+def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
+    """Make the trials and runs that are left, write the results, and return them; ``shown`` is for the page."""
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with (output / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
         comparison.run(shared_queues(storage, output))
-        content = contents(comparison, {"retrained": None, **shown, "tuning_share": tuning_share})
+        content = contents(comparison, shown)
         with writing(output):
             write_text(output / RESULTS, json.dumps(content, indent=1) + "\n")
             write_text(output / PAGE, page(content))
-            _write_recipes(output / "recipes", content, entered)
+            _write_recipes(output / "recipes", content, comparison.contestants)
     return content
 
 
