@@ -1,6 +1,6 @@
 """The registry of unlearning methods: every class by name, in the order of the tables.
 
-To add a method, write its class in a file here and put it into `METHODS`; see README.md.
+To add a method, write its class in a file here and put it into `_CLASSES`; see README.md.
 """
 
 from dataclasses import replace
