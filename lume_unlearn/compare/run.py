@@ -78,8 +78,8 @@ def compare(
         split: Rows to use of a data directory: all, train, validation or test.
         tunings: What to train: "lora", "full", "last:K", "modules:REGEX".
         alternatives: Other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
-        trials: Settings to try for each method and tuning: the defaults, the learning rate times 0.2, the retain weight
-            times 3, both times 5 and 3, the rate times 5; then a sampler (TPE) chooses.
+        trials: Settings to try for each method and tuning: the defaults; learning rate times 5 and retain weight times
+            3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses.
         seeds: Runs of the best setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
         probes: Names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on

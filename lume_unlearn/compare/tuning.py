@@ -8,11 +8,11 @@ RATES = (0.05, 20.0)
 """Learning rates to try, as multiples of the method's default for the model."""
 WEIGHTS = (0.1, 10.0)
 """Retain weights to try, as multiples of the method's default."""
-DESIGN = ((1.0, 1.0), (0.2, 1.0), (1.0, 3.0), (5.0, 3.0), (5.0, 1.0))
+DESIGN = ((1.0, 1.0), (5.0, 3.0), (0.2, 1.0), (1.0, 3.0), (5.0, 1.0))
 """The first trials: the method's defaults with the learning rate and the retain weight times these.
 
-Three trials so vary both: lower rates and higher weights destroy less. A method without a retain weight to tune has the
-rates alone, each once."""
+Three trials so try three rates, and a higher retain weight with the highest. A method without a retain weight to tune
+has the rates alone, each once."""
 
 Setting = dict[str, float]
 """Option to value: ``learning_rate``, ``retain_weight``, and hyperparameters of the method."""

@@ -89,11 +89,11 @@ def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> N
 def test_first_three_trials_vary_rate_and_retain_weight() -> None:
     found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
     pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
-    assert pairs == pytest.approx(np.array([(1, 2), (0.2, 2), (1, 6)]))
+    assert pairs == pytest.approx(np.array([(1, 2), (5, 6), (0.2, 2)]))
     assert {t["beta"] for t in found[:5]} == {0.1}
     assert found[5] == {}  # the sampler's
     rates = [task["fixed"].get("learning_rate") for task in tuning.tasks({"learning_rate": 1.0}, 4)]
-    assert rates == [1.0, 0.2, 5.0, None]
+    assert rates == [1.0, 5.0, 0.2, None]
 
 
 @pytest.mark.parametrize(("kind", "rates"), [("full", (1e-5, 2e-4)), ("lora", (1e-4, 1e-3))])
@@ -143,7 +143,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert set(content["audits"]) == {"target", "retrained", "gd lora"}
     assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
     trials = content["trials"]["gd lora"]
-    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-3, 2e-4])
+    assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-3, 5e-3])
     best = min(trials, key=lambda trial: trial["value"])["setting"]
     assert content["settings"]["gd lora"]["best"] == best
     assert (content["settings"]["gd lora"]["ran"]["loss_on"], content["failures"]) == ("text", {})
