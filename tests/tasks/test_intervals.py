@@ -122,12 +122,12 @@ def test_final_score_adds_the_squared_distances_of_its_parts() -> None:
 
 @pytest.mark.parametrize("auc", [0.5, 0.95])
 def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> None:
-    """In 200 draws of 150 members and 150 non-members, beside two parts with intervals that are right."""
+    """In 100 draws of 150 members and 150 non-members, beside two parts with intervals that are right."""
     rng = np.random.default_rng(0)
     apart = NormalDist().inv_cdf(auc) * math.sqrt(2)
     truth = aggregate.mia_score(auc), aggregate.final_score(0.5, aggregate.mia_score(auc), 0.5)
     inside = [0, 0]
-    for _ in range(200):
+    for _ in range(100):
         scores = np.concatenate([rng.normal(apart, 1, 150), rng.normal(0, 1, 150)]).tolist()
         members = [True] * 150 + [False] * 150
         ends = intervals.percentiles(attacks.resampled_aucs(scores, members))
@@ -135,7 +135,7 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
         final = intervals.final_score(tasks, (attacks.auc(scores, members), *ends), mmlu)
         for number, (low, high) in enumerate((intervals.mia_score(*ends), final)):
             inside[number] += low <= truth[number] <= high
-    assert all(180 <= count <= 199 for count in inside), inside
+    assert all(90 <= count <= 99 for count in inside), inside
 
 
 @pytest.mark.parametrize(("forget", "retain"), [(0.8, 0.3), (0.02, 0.95), (0.01, 0.1)])
