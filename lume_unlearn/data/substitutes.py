@@ -118,8 +118,10 @@ class _Names:
     """What the rows of each task name: the source of substitutes."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
-        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # takes a second to import
+        state = random.getstate()
+        from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # takes a second, and draws a random number
 
+        random.setstate(state)
         self.lower = set(ENGLISH_STOP_WORDS)  # few rows need not have "What" in lower case anywhere
         self.rows_with: dict[str, Counter[str]] = defaultdict(Counter)
         self.rows = Counter(row.task for row in rows)
