@@ -85,6 +85,7 @@ def execute(options: dict[str, Any]) -> int:
     if "probes" in options:
         options["probes"] = names(options["probes"])
     whole = Source(**take(options, ("data", "split"))).loaded()
+    assert whole is not None, "None only where files are named"
     data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
     status = _verdict(data, output, options) if "before" in options else _audit(data, output, options)
     print(f"Written to {output}.")
