@@ -10,6 +10,8 @@ from lume_tasks.errors import quote
 SIDES = ("forget", "retain")
 SPLITS = ("train", "validation", "test")
 TASKS = ("Task1", "Task2", "Task3")
+ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
+"""The harness's tasks that generate answers to rows."""
 FIELDS = ("id", "input", "output", "task")
 OPTIONAL = ("document", "kind")
 """Fields from which the id of a row is made that has none."""

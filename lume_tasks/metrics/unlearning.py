@@ -87,7 +87,7 @@ def loss_distance(losses: Mapping[str, float], retrained: Mapping[str, float]) -
 
 
 def distances(model: RowScores, retrained: RowScores) -> dict[str, float]:
-    """Compute the distance to the retrained model, and the parts of which it is the mean.
+    """Compute the distance to the retrained model: the mean of its parts, and each part.
 
     - ``forget``, ``retain``: mean over the groups of that side of `row_distance`.
     - ``attack``: mean of `loss_distance` over members and non-members.

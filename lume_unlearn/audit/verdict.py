@@ -14,9 +14,16 @@ from lume_unlearn.audit.probes import chosen_probes, limited, run_probes
 from lume_unlearn.audit.suite import NEW_TOKENS, PROBES, Probed, generation, known_rows
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.scoring.score import MEANS, Scores, as_data, check_tasks, memorization_tasks, score, tasks_for
-
-LEVELS = ("exact_memorization", "extraction_strength", "probability")
+from lume_unlearn.scoring.score import (
+    MEANS,
+    MEMORIZATION,
+    Scores,
+    as_data,
+    check_tasks,
+    memorization_tasks,
+    score,
+    tasks_for,
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +32,7 @@ class Measured:
 
     plain: Scores
     numbers: dict[str, float]
-    """Means of `lume_score` with their intervals, `LEVELS` of both sides, and ``TASK METRIC`` of all other tasks."""
+    """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
     model: dict[str, str]
     """See `fingerprint`."""
 
@@ -54,7 +61,7 @@ class Verdict:
     not_run: list[str]
     """Names of the probes that were not run."""
     numbers: dict[str, float]
-    """All numbers of the model now and, with ``_before`` at the end, of the model before."""
+    """All numbers of the unlearned model and, with ``_before`` at the end, of the target."""
     unmet: list[str] = field(default_factory=list)
     """Required conditions that do not hold."""
     earlier: list[tuple[int, int]] = field(default_factory=list)
@@ -133,8 +140,8 @@ def verdict(
         tokenizer: its tokenizer.
         forget: rows that have to be gone (see `as_rows`).
         retain: rows that have to be kept.
-        before: the model before unlearning; or its `Measured`, which `measure` returned for the same rows and tasks, so
-            that both models need not be in memory at once.
+        before: the target, which knew the rows; or what `measure` returned for it on the same rows and tasks, so that
+            both models need not be in memory at once.
         members: texts that the model was trained on, for the membership attack.
         nonmembers: texts that it was not trained on.
         mmlu: folder of MMLU, to score it as well.
@@ -191,7 +198,7 @@ def measure(
     plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
     ends = ("", "_low", "_high")
     values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
-    levels = (f"{side}_{level}" for side in SIDES for level in LEVELS)
+    levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
     values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
     results = dict(plain.results["results"])
     if tasks:  # with their own generation

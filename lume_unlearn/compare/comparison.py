@@ -16,14 +16,14 @@ from lume_tasks.tasks.results import row_scores
 from lume_unlearn.compare.callbacks import Curve, Pruner
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
-from lume_unlearn.compare.judge import KINDS, Judge, numbers, shortfall
+from lume_unlearn.compare.judge import Judge, numbers, shortfall
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
 from lume_unlearn.compare.training import Load, default_arguments, unlearned
 from lume_unlearn.compare.tuning import Setting, default_setting, ranges, tasks
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.model.fingerprint import weights_sha256
 from lume_unlearn.model.forward import Passes
-from lume_unlearn.scoring.score import Scores
+from lume_unlearn.scoring.score import MEMORIZATION, Scores
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.monitor import mean_nll
 
@@ -176,8 +176,9 @@ class Comparison:
         else:
             if chat not in self.retrained_rows:
                 model = self.models["retrained"](torch.float32)
-                self.retrained_rows[chat] = row_scores(self.judge.judged(model, self.parts.tuning, chat).results, KINDS)
-            value = distances(row_scores(scores.results, KINDS), self.retrained_rows[chat])["distance"]
+                judged = self.judge.judged(model, self.parts.tuning, chat)
+                self.retrained_rows[chat] = row_scores(judged.results, MEMORIZATION)
+            value = distances(row_scores(scores.results, MEMORIZATION), self.retrained_rows[chat])["distance"]
         if not math.isfinite(value):
             raise Diverged("the scores of the result are not finite numbers")
         return value

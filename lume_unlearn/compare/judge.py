@@ -11,10 +11,9 @@ from lume_tasks.metrics.aggregate import mia_score
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
-from lume_unlearn.scoring.score import ATTACKS, Scores, memorization_tasks, score, tasks_for
+from lume_unlearn.scoring.score import ATTACKS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
 
-KINDS = ("exact_memorization", "extraction_strength", "probability")
-NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS)
+NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 
 Result = dict[str, Any]
 """How a model or the result of a final run did on the final documents.

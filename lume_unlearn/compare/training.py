@@ -16,8 +16,8 @@ from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.model.load import bfloat16_here, load_model, trainable
-from lume_unlearn.training.arguments import UnlearningArguments, default_rate, filled_in
+from lume_unlearn.model.load import load_model, trainable
+from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loads_half
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -49,8 +49,7 @@ def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
     """Return the arguments of a contestant with all defaults filled in; ``model``: the target, without adapter."""
     kind: Literal["lora", "full"] = "lora" if contestant.tuning == "lora" else "full"
-    rate = contestant.options.get("learning_rate") or contestant.method.defaults.get("learning_rate", {}).get(kind)
-    rate = rate or default_rate(sum(weight.numel() for weight in model.parameters()), kind)
+    rate = contestant.options.get("learning_rate") or learning_rate_of(contestant.method, model, kind)
     return filled_in(arguments(contestant, {"learning_rate": rate}), contestant.method, model)
 
 
@@ -90,9 +89,8 @@ def unlearned(
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder, **changes)
         set_seed(args.seed)  # of the adapter's initial weights
-        below_adapter = contestant.tuning == "lora" and (bfloat16_here() if args.bf16 is None else args.bf16)
-        dtype = torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
-        model = trainable(load(dtype), contestant.tuning, contestant.lora)
+        half = loads_half(args, "lora" if contestant.tuning == "lora" else "full")
+        model = trainable(load(torch.bfloat16 if half else torch.float32), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
         callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
         if not method.negated:

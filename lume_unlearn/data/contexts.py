@@ -81,7 +81,7 @@ def teacher_contexts(
     Args:
         rows: the forget rows.
         tokens: the same rows, encoded.
-        retain: the retain rows, from which (and from the others) a row's template is told from its own words.
+        retain: the retain rows; words that many rows share are a template, the others are a row's own.
         variants: of each forget row, the row with substitutes.
         encode: encodes a variant as its row was encoded.
         window_size: tokens of a window, for rows that are no templates; 0 to read all rows with substitutes.

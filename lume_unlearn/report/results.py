@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
+from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError, first_line
 from lume_tasks.metrics.unlearning import RowScores
 from lume_tasks.tasks.results import numbers, read_results, read_samples, row_scores, samples_file
@@ -19,7 +20,6 @@ Sample = dict[str, Any]
 
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
-ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
 ATTACK = {"loss_auc": "lume_mia loss_auc"}
 """Name of the attack's AUC in ``audit.json`` to its task and metric in results."""
 _LOCATIONS = ("pretrained", "peft", "path", "model")

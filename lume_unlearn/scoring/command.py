@@ -5,8 +5,9 @@ import shlex
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.data.source import load_data
-from lume_unlearn.scoring.score import ROW_TASKS, tasks_for
+from lume_unlearn.scoring.score import tasks_for
 
 
 def scoring_command(

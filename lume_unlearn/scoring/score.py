@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.rows import SIDES, task_name
+from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.paths import task_dir
 from lume_unlearn.data.rows import both_sides
@@ -17,7 +17,8 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating
 
 MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
-ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
+MEMORIZATION = ("exact_memorization", "extraction_strength", "probability")
+"""Metrics of the memorisation tasks, each for forget and retain rows."""
 ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 """Metrics of `lume_mia` that are in `Scores.means`."""
 MEAN = "mean of the task scores"

@@ -234,10 +234,7 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
         if name != "learning_rate" and getattr(args, name) is None:
             setattr(filled, name, value)
     if args.learning_rate is None:
-        kind: Literal["lora", "full"] = "lora" if is_adapted(model) else "full"
-        rate = method.defaults.get("learning_rate", {}).get(kind)
-        parameters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
-        filled.learning_rate = default_rate(parameters, kind) if rate is None else rate
+        filled.learning_rate = learning_rate_of(method, model, "lora" if is_adapted(model) else "full")
     if args.max_tokens is None:
         filled.max_tokens = default_max_tokens()
     if args.bf16 is None:
@@ -255,6 +252,25 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
 def is_adapted(model: Any) -> bool:
     """Return whether a model is trained by an adapter."""
     return hasattr(model, "peft_config")
+
+
+def learning_rate_of(method: Method, model: Any, kind: Literal["lora", "full"]) -> float:
+    """Return the learning rate of a method, or by the size of the model (`default_rate`) for one without its own.
+
+    ``kind`` says what is trained; the weights of an adapter that the model has do not count.
+    """
+    own = method.defaults.get("learning_rate", {}).get(kind)
+    parameters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
+    return default_rate(parameters, kind) if own is None else own
+
+
+def loads_half(args: UnlearningArguments, kind: Literal["lora", "full"]) -> bool:
+    """Return whether a model to be trained is loaded in bfloat16.
+
+    That is so below an adapter whose forward passes are in bfloat16, and for weights that are rounded stochastically.
+    """
+    bf16 = bfloat16_here() if args.bf16 is None else args.bf16
+    return args.weights == "bfloat16" or (kind == "lora" and bool(bf16))
 
 
 def default_rate(parameters: int, kind: Literal["lora", "full"]) -> float:

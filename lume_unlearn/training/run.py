@@ -26,7 +26,7 @@ from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.model import load
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments, loads_half
 from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.callbacks.signals import Stop
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
@@ -164,8 +164,7 @@ def load_trained(
     """
     lora = lora_config(lora_rank, lora_alpha, lora_dropout, lora_targets)
     set_seed(args.seed)  # of the adapter's initial weights
-    bf16 = load.bfloat16_here() if args.bf16 is None else args.bf16
-    half = args.weights == "bfloat16" or (tuning == "lora" and bf16)
+    half = loads_half(args, "lora" if tuning == "lora" else "full")
     device = PartialState().device if torch.cuda.is_available() and not sharded() else None
     tokenizer = load.load_tokenizer(model, trust_remote_code)
     loaded = load.load_for_training(model, tuning, lora, half=half, device=device, trust_remote_code=trust_remote_code)

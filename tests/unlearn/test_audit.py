@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.rows import ROW_TASKS, SIDES, Row
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_unlearn.audit import suite
@@ -20,7 +20,7 @@ from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weig
 from lume_unlearn.audit.suite import PREFIX, PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.scoring.score import ATTACKS, MEANS, ROW_TASKS, Scores
+from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
 from lume_unlearn.training.relearning import plain_copy, trained_copy
 from tests.conftest import Command, make_model
 
