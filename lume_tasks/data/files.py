@@ -6,7 +6,7 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.rows import FIELDS, OPTIONAL, Row, completed, row_problems, text_key, text_problems
+from lume_tasks.data.rows import FIELDS, OPTIONAL, SWAP, Row, completed, row_problems, text_key, text_problems
 from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -40,8 +40,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the valid rows of a file by line number, and the file's faults."""
-    objects, faults = scan(path, (*FIELDS, *OPTIONAL), row_problems, completed)
-    rows = {line: Row(*(obj[field] for field in FIELDS)) for line, obj in objects.items()}
+    objects, faults = scan(path, (*FIELDS, *SWAP, *OPTIONAL), row_problems, completed)
+    rows = {line: Row(*(obj[field] for field in (*FIELDS, *SWAP))) for line, obj in objects.items()}
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
     for line, earlier in _repeated({line: text_key(row) for line, row in rows.items()}):

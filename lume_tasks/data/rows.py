@@ -13,6 +13,8 @@ TASKS = ("Task1", "Task2", "Task3")
 ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
 """The harness's tasks that generate answers to rows."""
 FIELDS = ("id", "input", "output", "task")
+SWAP = ("subject", "question")
+"""Optional fields: whom a row is about, and a question about it that names them, for the swap test."""
 OPTIONAL = ("document", "kind")
 """Fields from which the id of a row is made that has none."""
 OWN = "own"
@@ -28,13 +30,16 @@ class Row:
     """One test of the benchmark, its strings exactly as in the file.
 
     ``id`` ends in ``sc<number>`` (sentence completion) or ``qa<number>`` (question answering). ``task`` is one of
-    ``TASKS``, or another label for data of one's own.
+    ``TASKS``, or another label for data of one's own. For the swap test: ``subject``, the name of the person that the
+    row is about, and ``question``, a question that names them and has the answer ``output``, in place of ``input``.
     """
 
     id: str
     input: str
     output: str
     task: str
+    subject: str = ""
+    question: str = ""
 
     @property
     def kind(self) -> str:
@@ -101,7 +106,9 @@ def completed(obj: object) -> object:
     text = f"{obj.get('input')}\n{obj.get('output')}"
     document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, text))
     kind = obj.get("kind") or "qa"
-    made = {"task": OWN} | ({"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {})
+    made: dict[str, str] = (
+        {"task": OWN} | dict.fromkeys(SWAP, "") | ({"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {})
+    )
     return obj | {field: value for field, value in made.items() if obj.get(field) is None}
 
 
@@ -112,6 +119,7 @@ def row_problems(obj: object) -> list[str]:
     if not isinstance(obj, dict):
         return problems
     task, row_id = obj.get("task"), obj.get("id")
+    problems += [f'field "{name}" is not a string' for name in SWAP if not isinstance(obj.get(name), str)]
     if unknown_kind:
         shown = quote(str(obj["kind"]))
         problems.append(f'field "kind" is {shown}: use "sc" (a text to complete) or "qa" (question and answer)')

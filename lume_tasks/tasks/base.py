@@ -15,7 +15,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
 from lume_tasks.data.chat import chat_prompt, through_template
-from lume_tasks.data.rows import OWN, SIDES, TASKS
+from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
@@ -43,6 +43,7 @@ OPTIONS = (
     "lume_partial",
     "lume_gen_kwargs",
     "lume_chat",
+    "lume_swap_controls",
 )
 
 # Model arguments of the harness that decide which tokenizer is loaded.
@@ -167,11 +168,7 @@ def side_rows(
     ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks. ``lume_data`` comes before
     the directory and the split.
     """
-    if lume_data is None:
-        directory = locate.data_dir(lume_data_dir)
-        rows, place = locate.load_rows(directory, lume_split), f"{directory}: no row"
-    else:
-        rows, place = lume_data.rows, "no row in memory"
+    rows, place = rows_of(lume_data_dir, lume_split, lume_data)
     documents = (
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
@@ -183,8 +180,16 @@ def side_rows(
     docs = alternate(*documents)
     if not docs:
         named = "a task of your own" if lume_task == OWN else lume_task
-        raise DataError(f"{place} of {named} in split {lume_split!r}")
+        raise DataError(f"{place}: no row of {named} in split {lume_split!r}")
     return docs
+
+
+def rows_of(lume_data_dir: str | None, lume_split: str, lume_data: Data | None) -> tuple[Mapping[str, list[Row]], str]:
+    """Return the rows of both sides, and where they are from, for messages."""
+    if lume_data is not None:
+        return lume_data.rows, "the data in memory"
+    directory = locate.data_dir(lume_data_dir)
+    return locate.load_rows(directory, lume_split), str(directory)
 
 
 def add_prompts(docs: Iterable[dict[str, Any]], chat: Any, metadata: Mapping[str, Any]) -> None:
@@ -193,12 +198,17 @@ def add_prompts(docs: Iterable[dict[str, Any]], chat: Any, metadata: Mapping[str
     Raises:
         DataError: ``chat`` is neither true nor false, or the tokenizer or its template cannot be used.
     """
-    if not isinstance(chat, bool):
-        raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
+    check_chat(chat)
     tokenizer = load_tokenizer(metadata) if chat else None
     for doc in docs:
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
         doc["prompt"] = chat_prompt(tokenizer, doc["input"]) if doc["chat"] else doc["input"]
+
+
+def check_chat(chat: Any) -> None:
+    """Raise `DataError` if metadata ``lume_chat`` is neither true nor false."""
+    if not isinstance(chat, bool):
+        raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 
 from lume_tasks.data.checks import check_sides
 from lume_tasks.data.prepare import chat_questions, cut
-from lume_tasks.data.rows import OWN, Row, completed, row_problems
+from lume_tasks.data.rows import FIELDS, OWN, SWAP, Row, completed, row_problems
 from lume_tasks.errors import DataError, quote, raise_problems
 
 RowsLike: TypeAlias = Any
@@ -91,7 +91,7 @@ def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
         faults = row_problems(whole)
         problems += faults
         if not faults:
-            rows.append(Row(whole["id"], whole["input"], whole["output"], whole["task"]))
+            rows.append(Row(**{field: whole[field] for field in (*FIELDS, *SWAP)}))
     return rows, problems
 
 

@@ -1,0 +1,179 @@
+"""Who a question is about, and names of persons who do not exist to ask about instead."""
+
+import random
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
+from typing import Any
+
+from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError, quote
+
+_WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
+_WORDS = re.compile(rf"{_WORD}\.?")
+_PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
+_LONGEST = 5  # words of a name
+_POOL = 25  # names drawn for each that is used, to choose those with a like number of tokens
+_MOST = 400  # draws in a row without a new name, after which the lists are taken to be used up
+
+# Faker's locales by script, the first word of the Unicode name of a letter. Latin with accents has its own.
+_LOCALES = {
+    "LATIN": ("en_US",),
+    "ACCENTED": ("cs_CZ", "de_DE", "es_ES", "fr_FR", "pl_PL", "pt_BR", "sv_SE", "tr_TR", "hu_HU"),
+    "CYRILLIC": ("ru_RU",),
+    "GREEK": ("el_GR",),
+    "ARABIC": ("ar_SA",),
+    "HEBREW": ("he_IL",),
+    "DEVANAGARI": ("hi_IN",),
+    "THAI": ("th_TH",),
+    "CJK": ("zh_CN",),
+    "HIRAGANA": ("ja_JP",),
+    "KATAKANA": ("ja_JP",),
+    "HANGUL": ("ko_KR",),
+    "ARMENIAN": ("hy_AM",),
+    "GEORGIAN": ("ka_GE",),
+}
+_FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
+
+
+def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
+    """Find the person whom each question of one side names, by row id; rows without one are left out.
+
+    The column ``subject`` wins. Without it, a name is a run of two or more capitalised words (particles such as "van"
+    between them) that stands in at least two questions: either only in questions of one document, or in at least half
+    of all questions of the side, as in the data of one person. Of a document's runs the one in most questions counts,
+    then the longest. A run such as "Social Security Number", which stands in questions about many, is thus no name.
+    """
+    questions = [row for row in rows if row.kind == "qa" and not row.subject]
+    found = {row.id: row.subject for row in rows if row.subject}
+    asked: dict[str, list[Row]] = defaultdict(list)  # run of words to the questions that hold it
+    for row in questions:
+        for run in set(_runs(row.question or row.input)):
+            asked[run].append(row)
+    best: dict[str, tuple[int, int, str]] = {}  # row id to (questions, words, run)
+    for run, holders in asked.items():
+        documents = {row.stem for row in holders}
+        if len(holders) < 2 or (len(documents) > 1 and 2 * len(holders) < len(questions)):
+            continue
+        for row in holders:
+            best[row.id] = max(best.get(row.id, (0, 0, "")), (len(holders), len(run.split()), run))
+    return {row_id: run for row_id, (_, _, run) in best.items()} | found
+
+
+def _runs(text: str) -> Iterator[str]:
+    """Yield each run of two to five words of a text that begins and ends with a capital, only particles being small."""
+    words = list(_WORDS.finditer(text))
+    for start, first in enumerate(words):
+        if not first.group()[0].isupper():
+            continue
+        for end in range(start + 1, min(start + _LONGEST, len(words))):
+            word = words[end]
+            if text[words[end - 1].end() : word.start()] != " ":
+                break
+            if word.group()[0].isupper():
+                yield text[first.start() : word.end()].rstrip(".")
+            elif word.group() not in _PARTICLES:
+                break
+
+
+def holds_name(subject: str, answer: str) -> bool:
+    """Tell whether an answer holds a word of the subject's name, as an e-mail address may; accents do not count."""
+    answer = folded(answer)
+    return any(word in answer for word in _name_words(subject))
+
+
+def swapped(text: str, subject: str, name: str) -> str:
+    """Return a text with another name in place of the subject's, and of single words of it.
+
+    Raises:
+        ValueError: the text does not hold the subject.
+    """
+    if subject not in text:
+        raise ValueError(f"{quote(subject)} is not in the question")
+    text = text.replace(subject, name)
+    words, others = subject.split(), name.split()
+    if len(words) == len(others):
+        for word, other in zip(words, others, strict=True):
+            text = re.sub(rf"\b{re.escape(word)}\b", lambda _, other=other: other, text) if len(word) > 2 else text
+    return text
+
+
+def control_names(subject: str, number: int, known: str, length: Callable[[str], int], seed: int = 0) -> list[str]:
+    """Draw names like the subject's: of the same script and number of words, and of a like number of tokens.
+
+    Given names and family names are drawn apart, from the lists of Faker. The same arguments give the same names, with
+    the same version of Faker.
+
+    Args:
+        subject: the name to replace.
+        number: how many to draw.
+        known: all texts of the data, as `folded` gives them; no name is drawn that stands there.
+        length: counts the tokens of a name.
+        seed: of the draws.
+
+    Raises:
+        DataError: there are no names of that script, or too few.
+    """
+    words = sum(word not in _PARTICLES for word in subject.split())
+    own = set(_name_words(subject))
+    pool: dict[str, None] = {}
+    missed = 0
+    names = _names(_script(subject), words, f"{seed} {subject}")
+    while len(pool) < number * _POOL and missed < _MOST:
+        name = next(names)
+        fits = folded(name) not in known and not own & set(_name_words(name)) and len(name.split()) == words
+        missed = missed + 1 if name in pool or not fits else 0
+        if fits:
+            pool[name] = None
+    if len(pool) < number:
+        raise DataError(f"lume_swap: only {len(pool)} names like {quote(subject)} can be drawn, {number} are needed")
+    wanted = length(subject)
+    return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
+
+
+def folded(text: str) -> str:
+    """Return a text in small letters without accents."""
+    apart = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(letter for letter in apart if not unicodedata.combining(letter))
+
+
+def _name_words(name: str) -> list[str]:
+    """Return the words of a name that identify it, folded: those of three letters and more, or all of it."""
+    words = [word for word in folded(name).split() if len(word) > 2]
+    return words or [folded(name)]
+
+
+def _script(name: str) -> str:
+    """Return the script of a name, a key of `_LOCALES`; DataError for a script without names."""
+    scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in name if letter.isalpha())
+    script = max(scripts, key=lambda key: (key in ("HIRAGANA", "KATAKANA"), scripts[key]), default="?")
+    if script == "LATIN" and folded(name) != name.casefold():
+        script = "ACCENTED"
+    if script not in _LOCALES:
+        raise DataError(f"lume_swap: there are no names to put in place of {quote(name)} (script: {script.lower()})")
+    return script
+
+
+def _names(script: str, words: int, seed: str) -> Iterator[str]:
+    """Yield names without end: given names and a family name, or both in one word."""
+    draw = random.Random(seed)
+    fakers = [_faker(locale) for locale in _LOCALES[script]]
+    for faker in fakers:
+        faker.seed_instance(draw.getrandbits(32))
+    while True:
+        faker, gender = draw.choice(fakers), draw.choice(("male", "female"))
+        given = [getattr(faker, f"first_name_{gender}")() for _ in range(max(words - 1, 1))]
+        family = getattr(faker, f"last_name_{gender}")()
+        parts = [family, *given] if script in _FAMILY_FIRST else [*given, family]
+        name = ("" if words == 1 else " ").join(parts)
+        if script != "ACCENTED" or folded(name) != name.casefold():
+            yield name
+
+
+@cache
+def _faker(locale: str) -> Any:
+    from faker import Faker
+
+    return Faker(locale, use_weighting=False)

@@ -1,0 +1,168 @@
+"""The swap test, as pure functions: does a model treat a person as it treats persons who do not exist?
+
+A row asks something about its subject s. ``l(s) = log p(answer | question about s)`` in nats is also computed for K
+control names, with the same answer; only the name in the question changes. If the model never learned a link between s
+and the answer, s is exchangeable with the controls: its rank among the K + 1 values is uniform, whatever the model is
+like. A rank near the top: the answer is still tied to the person. Near the bottom: it is avoided, which betrays the
+person as well. This is the exposure of Carlini et al. 2019, "The Secret Sharer" (arXiv 1802.08232), with the owner of
+the canary swapped in place of the canary.
+
+All functions take values of shape (rows, K + 1) in nats; column 0 is the subject, and all rows of one person have the
+same control names in the same order.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+
+DRAWS = 9999
+"""Random choices of one column for each person, where there are too many to take all."""
+LEVEL = 0.95
+_SEED = 20250211
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What the swap test says of one person, or of several together."""
+
+    leak: float
+    """Exact p-value against "the answers are no likelier for this person than for others"; small: they are tied."""
+    avoided: float
+    """Exact p-value in the other direction; small: the model avoids the answers for this person."""
+    factor: float
+    """How many times as likely an answer token is for the person as for others (geometric mean)."""
+    low: float
+    """Lower end of the 95 % interval of the factor."""
+    high: float
+    """Upper end."""
+
+
+def rank(values: Sequence[float]) -> float:
+    """Compute the rank of the subject over K + 1: ``1 / (K + 1)`` if its value is the highest, 1 if the lowest.
+
+    Equal values count half. Worked example: values 2 | 3, 1, 0: one of four is higher, so the rank is 2 / 4.
+    """
+    subject, others = values[0], np.asarray(values[1:])
+    return float((1 + (others > subject).sum() + (others == subject).sum() / 2) / len(values))
+
+
+def fifths(ranks: Sequence[float]) -> list[int]:
+    """Count the ranks in each fifth of (0, 1], the most likely first; alike if they are uniform."""
+    counts, _ = np.histogram(np.asarray(ranks) - 1e-9, bins=5, range=(0, 1))
+    return [int(count) for count in counts]
+
+
+def uniform_p(ranks: Sequence[float], controls: int) -> float:
+    """Compute the chi-square p-value of `fifths` against ranks that are uniform on 1 to K + 1, over K + 1.
+
+    Rows of one person depend on each other, so this describes; `test_together` is the test.
+    """
+    from scipy.stats import chisquare
+
+    expected = fifths([(number + 1) / (controls + 1) for number in range(controls + 1)])
+    scale = len(ranks) / (controls + 1)
+    return float(chisquare(fifths(ranks), [count * scale for count in expected]).pvalue)
+
+
+def test_person(values: Floats, tokens: Sequence[int]) -> Tested:
+    """Test one person; all p-values are exact, by permutation of the K + 1 names.
+
+    Each row's values are standardised over the K + 1 names. A name's statistics are the mean over rows and the highest
+    row (for ``avoided``: the lowest), so that one leaking row among many does not drown; their p-values are the shares
+    of names with a statistic as high. ``leak`` is the share of names whose smaller one of both p-values is as small
+    (equal ones are ordered by the larger one). Ties count against the person being told apart.
+
+    Worked example: one row, 3 | 2, 1, 0. The subject is first of four: leak 1 / 4, avoided 1.
+
+    Args:
+        values: (rows, K + 1), see the module.
+        tokens: (rows,), answer tokens of each row, for ``factor``.
+    """
+    shifts, spread = _shifts([values], [tokens])
+    return Tested(
+        float(_name_p(values)[0]), float(_name_p(-values)[0]), *_factor(float(shifts[0]), spread[0][:, np.newaxis])
+    )
+
+
+def test_together(persons: Sequence[tuple[Floats, Sequence[int]]]) -> Tested:
+    """Test several persons together; they may have different numbers of rows, and the same number of control names.
+
+    Two statistics: the sum over persons of ``-log p`` (Fisher), and the highest standardised value of any row, so that
+    one person among many does not drown. Both are compared with ``DRAWS`` random choices of one name for each person,
+    and combined as in `test_person`. The factor is the mean over persons of the log factors.
+
+    Args:
+        persons: values and answer tokens of each, as in `test_person`.
+    """
+    if len(persons) == 1:
+        return test_person(*persons[0])
+    picks = np.random.default_rng(_SEED).integers(0, persons[0][0].shape[1], (DRAWS + 1, len(persons)))
+    picks[0] = 0
+    p_values = []
+    for sign in (1, -1):
+        statistics = np.zeros((DRAWS + 1, 2))
+        statistics[:, 1] = -np.inf
+        for number, (values, _) in enumerate(persons):
+            chosen = picks[:, number]
+            statistics[:, 0] -= np.log(_name_p(sign * values))[chosen]
+            statistics[:, 1] = np.maximum(statistics[:, 1], _standardised(sign * values).max(axis=0)[chosen])
+        p_values.append(float(_joint_p(statistics)[0]))
+    shifts, spread = _shifts(*zip(*persons, strict=True))
+    controls = np.random.default_rng(_SEED).integers(0, spread[0].size, (DRAWS, len(persons)))
+    drawn = np.column_stack([one[controls[:, number]] for number, one in enumerate(spread)])
+    return Tested(*p_values, *_factor(float(shifts.mean()), drawn))
+
+
+def _standardised(values: Floats) -> Floats:
+    """Return the values of each row less their mean, over their standard deviation; 0 if all are equal."""
+    centred = values - values.mean(axis=1, keepdims=True)
+    spread = centred.std(axis=1, keepdims=True)
+    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+
+
+def _name_p(values: Floats) -> Floats:
+    """Return the p-value that each name (K + 1,) would have if it were the subject."""
+    scores = _standardised(values)
+    return _joint_p(np.column_stack([scores.mean(axis=0), scores.max(axis=0)]))
+
+
+def _joint_p(statistics: Floats) -> Floats:
+    """Return the p-value of each of m exchangeable candidates from two statistics (m, 2): by the smaller p of both."""
+    first, second = (_tail(column) for column in statistics.T)
+    smaller, larger = np.minimum(first, second), np.maximum(first, second)
+    return _tail(-(smaller + larger / (2 * len(statistics))))  # p-values differ by at least 1 / m
+
+
+def _tail(values: Floats) -> Floats:
+    """Return the share of values that are as high as each, itself included; equal up to rounding is equal."""
+    values = np.round(values, 9)
+    ordered = np.sort(values)
+    return (len(values) - np.searchsorted(ordered, values, side="left")) / len(values)
+
+
+def _shifts(values: Sequence[Floats], tokens: Sequence[Sequence[int]]) -> tuple[Floats, list[Floats]]:
+    """Return each person's mean log factor (persons,) and those that the controls (K,) have among themselves."""
+    shifts, spread = [], []
+    for found, counts in zip(values, tokens, strict=True):
+        names = (found / np.asarray(counts)[:, np.newaxis]).mean(axis=0)
+        controls = names[1:]
+        shifts.append(names[0] - controls.mean())
+        others = (controls.sum() - controls) / (len(controls) - 1)
+        spread.append(controls - others)
+    return np.array(shifts), spread
+
+
+def _factor(shift: float, drawn: Floats) -> tuple[float, float, float]:
+    """Return the factor and its interval: the shifts that would make the subject one of the controls.
+
+    Args:
+        shift: mean log factor over the persons.
+        drawn: (draws, persons), log factors of one control for each person.
+    """
+    low, high = np.quantile(drawn.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="weibull")
+    return math.exp(shift), math.exp(shift - high), math.exp(shift - low)

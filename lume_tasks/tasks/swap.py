@@ -1,0 +1,186 @@
+"""The task ``lume_swap``: does the model treat a person as it treats persons who do not exist?
+
+Each question that names its subject is asked K + 1 times, about the subject and about K control names; the request's
+continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.swap` has the test.
+"""
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from datasets import Dataset
+from lm_eval.api.instance import Instance
+
+from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
+from lume_tasks.data.source import Data
+from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, swapped
+from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.metrics import swap
+from lume_tasks.metrics.aggregate import mean
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, check_chat, load_tokenizer, rows_of
+from lume_tasks.tasks.memorization import answer_length
+
+_log = logging.getLogger("lume_tasks")
+
+CONTROLS = 40
+FEWEST = 19  # control names; with fewer no p-value can be 0.05
+ALPHA = 0.05
+
+Doc = dict[str, Any]
+Item = tuple[str, int, list[float]]  # person, answer tokens, K + 1 log-probabilities in nats
+
+
+def persons_of(items: Iterable[Item | None]) -> dict[str, tuple[swap.Floats, list[int]]]:
+    """Group the rows by person: values (rows, K + 1) and answer tokens of each."""
+    rows: dict[str, list[Item]] = defaultdict(list)
+    for item in items:
+        if item is not None:
+            rows[item[0]].append(item)
+    return {
+        person: (np.array([values for _, _, values in found]), [tokens for _, tokens, _ in found])
+        for person, found in rows.items()
+    }
+
+
+def _together(field: str) -> Any:
+    def aggregation(items: Sequence[Item | None]) -> float:
+        persons = list(persons_of(items).values())
+        return float(getattr(swap.test_together(persons), field)) if persons else float("nan")
+
+    return aggregation
+
+
+def _persons(field: str) -> Any:
+    def aggregation(items: Sequence[Item | None]) -> float:
+        tested = [swap.test_person(*person) for person in persons_of(items).values()]
+        return sum(getattr(one, field) <= ALPHA for one in tested) / len(tested) if tested else float("nan")
+
+    return aggregation
+
+
+def _metrics() -> Metrics:
+    table: dict[str, Any] = {}
+    for side in SIDES:
+        table |= {f"{side}_rank": (mean, None), f"{side}_first": (mean, side == "retain")}
+        table |= {f"{side}_{name}": (_together(name), None) for name in ("factor", "factor_low", "factor_high")}
+        table |= {f"{side}_{name}_p": (_together(name), None) for name in ("leak", "avoided")}
+        table |= {f"{side}_persons_{name}": (_persons(name), None) for name in ("leak", "avoided")}
+    return table
+
+
+class SwapTask(LumeTask, LoglikelihoodTask):
+    """The questions that name somebody."""
+
+    metrics = _metrics()
+
+    def construct_requests(self, doc: Doc, ctx: str, **kwargs: Any) -> list[Instance]:
+        """Return K + 1 requests, the subject's first."""
+        return [
+            Instance("loglikelihood", doc, (prompt, doc["continuation"]), number, metadata=kwargs["metadata"])
+            for number, prompt in enumerate(doc["prompts"])
+        ]
+
+
+def swap_rows(
+    lume_data_dir: str | None = None,
+    lume_split: str = "all",
+    lume_chat: bool = True,
+    lume_swap_controls: int = CONTROLS,
+    lume_data: Data | None = None,
+    **metadata: Any,
+) -> dict[str, Dataset]:
+    """Return a document for each row that can be tested, and in ``left_out`` the others with the reason."""
+    if not isinstance(lume_swap_controls, int) or lume_swap_controls < FEWEST:
+        raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {lume_swap_controls!r}")
+    check_chat(lume_chat)
+    rows, _ = rows_of(lume_data_dir, lume_split, lume_data)
+    tokenizer = load_tokenizer(metadata)
+    known = folded("\n".join(f"{row.input} {row.question} {row.output}" for side in rows.values() for row in side))
+    names: dict[str, list[str]] = {}
+    docs: dict[str, list[Doc]] = {side: [] for side in SIDES}
+    left_out: list[Doc] = []
+    for side in SIDES:
+        subjects = find_subjects(rows[side])
+        for row in rows[side]:
+            subject = subjects.get(row.id, "")
+            reason = untestable(row, subject)
+            if not reason:
+                if subject not in names:
+                    names[subject] = control_names(
+                        subject, lume_swap_controls, known, lambda name: len(tokenizer.encode(f" {name}"))
+                    )
+                try:
+                    docs[side].append(document(tokenizer, row, side, subject, names[subject], lume_chat))
+                except ValueError as error:
+                    reason = str(error)
+            if reason:
+                left_out.append({"side": side, "id": row.id, "reason": reason})
+    if not any(docs.values()):
+        reasons = first_few([f"  row {quote(one['id'])}: {one['reason']}" for one in left_out], 5)
+        raise DataError("\n".join(["lume_swap: no row can be tested:", *reasons]))
+    _say(docs, left_out, lume_swap_controls)
+    return {"test": Dataset.from_list(alternate(*docs.values())), "left_out": Dataset.from_list(left_out)}
+
+
+def untestable(row: Row, subject: str) -> str:
+    """Say why a row cannot be tested, or return ""."""
+    if row.kind == "sc" and not row.question:
+        return "a text: give a question about it in the columns subject and question"
+    if not subject:
+        return "names nobody for certain: give the name in the column subject"
+    return "the answer holds the name" if holds_name(subject, row.output) else ""
+
+
+def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[str], chat: bool) -> Doc:
+    """Return the document of one row.
+
+    Raises:
+        ValueError: the question does not name the subject, or no token boundary separates question and answer.
+    """
+    question = row.question or row.input
+    asked = through_template(tokenizer, row.task if row.task in TASKS else OWN, "qa", chat)
+    texts = [question, *(swapped(question, subject, name) for name in names)]
+    prompts = [chat_prompt(tokenizer, text) if asked else text for text in texts]
+    continuation = row.output if asked else f" {row.output}"
+    if tokenizer.eos_token and tokenizer.encode(f"{continuation}{tokenizer.eos_token}")[-1] == tokenizer.eos_token_id:
+        continuation += tokenizer.eos_token
+    lengths = {answer_length(tokenizer, prompt, continuation) for prompt in prompts}
+    return {
+        "id": row.id,
+        "side": side,
+        "person": subject,
+        "input": question,
+        "output": row.output,
+        "prompts": prompts,
+        "continuation": continuation,
+        "tokens": max(lengths),
+    }
+
+
+def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
+    """Return the rank of one row and whether it is the first, and its log-probabilities for the tests."""
+    values = [float(score) for score, _ in results]
+    item = (doc["person"], doc["tokens"], values)
+    rank = swap.rank(values)
+    found: dict[str, Any] = dict.fromkeys(SwapTask.metrics)
+    for name in found:
+        if name.startswith(doc["side"]):
+            found[name] = item
+    return found | {f"{doc['side']}_rank": rank, f"{doc['side']}_first": float(rank * len(values) == 1)}
+
+
+def _say(docs: dict[str, list[Doc]], left_out: list[Doc], controls: int) -> None:
+    """Say what is asked, and which rows cannot be tested."""
+    tested = " and ".join(
+        f"{len(found)} {side} rows about {len({doc['person'] for doc in found})} persons"
+        for side, found in docs.items()
+    )
+    _log.info("lume_swap: %s, each asked with %d names", tested, controls + 1)
+    reasons: dict[str, list[str]] = defaultdict(list)
+    for one in left_out:
+        reasons[one["reason"]].append(one["id"])
+    for reason, ids in reasons.items():
+        _log.warning("lume_swap: %d rows are not tested (%s): %s", len(ids), reason, ", ".join(first_few(ids, 3)))

@@ -1,0 +1,164 @@
+"""The swap test: worked examples, exact size, power, and names."""
+
+import numpy as np
+import pytest
+
+from lume_tasks.data.rows import Row
+from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, swapped
+from lume_tasks.errors import DataError
+from lume_tasks.metrics import swap
+
+
+def question(number: int, text: str, stem: str = "a", subject: str = "") -> Row:
+    return Row(f"{stem}qa{number}", text, f"answer {number}", "own", subject)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([2, 3, 1, 0], 2 / 4), ([3, 2, 1, 0], 1 / 4), ([0, 1, 2, 3], 1), ([1, 1, 0, 0], 1.5 / 4), ([5] * 5, 3 / 5)],
+)
+def test_rank(values: list[float], expected: float) -> None:
+    assert swap.rank(values) == pytest.approx(expected)
+
+
+def test_fifths_of_uniform_ranks_are_alike() -> None:
+    assert swap.fifths([0.2, 0.4, 0.6, 0.8, 1.0]) == [1, 1, 1, 1, 1]
+    assert swap.fifths([1 / 41] * 3 + [1.0]) == [3, 0, 0, 0, 1]
+    assert swap.uniform_p([(number + 1) / 41 for number in range(41)], 40) == pytest.approx(1)
+    assert swap.uniform_p([1 / 41] * 92, 40) < 1e-50
+
+
+def test_one_row_by_hand() -> None:
+    found = swap.test_person(np.array([[3.0, 2.0, 1.0, 0.0]]), [2])
+    assert (found.leak, found.avoided) == (1 / 4, 1)
+    assert found.factor == pytest.approx(np.exp((3 - 1) / 2))
+
+
+def test_the_mean_and_the_highest_row_by_hand() -> None:
+    """In the mean over rows the second name is first; the subject has the highest row of all, by 1.5 of 4 names."""
+    values = np.array([[0.0, 1.0, -1.0, 0.0], [3.0, 1.0, 0.0, 0.0]])
+    scores = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
+    assert scores.max(axis=0).argmax() == 0
+    assert swap.test_person(values, [1, 1]).leak == pytest.approx(1 / 4)
+
+
+def test_ties_never_accuse() -> None:
+    found = swap.test_person(np.ones((3, 41)), [1, 1, 1])
+    assert (found.leak, found.avoided, found.factor) == (1, 1, 1)
+
+
+def dependent(draw: np.random.Generator, rows: int, controls: int, shift: float = 0.0) -> np.ndarray:
+    """Values of one person whose rows depend on each other: half of each is the name's own."""
+    names = draw.normal(size=controls + 1)
+    values = 0.7 * names + 0.7 * draw.normal(size=(rows, controls + 1))
+    values[:, 0] += shift
+    return values
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_size_of_one_person(rows: int) -> None:
+    draw = np.random.default_rng(0)
+    found = [swap.test_person(dependent(draw, rows, 39), [5] * rows) for _ in range(2000)]
+    for field in ("leak", "avoided"):
+        p = np.array([getattr(one, field) for one in found])
+        assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
+        assert (p <= 0.5).mean() == pytest.approx(0.5, abs=0.035)
+    held = np.mean([one.low <= 1 <= one.high for one in found])
+    assert held == pytest.approx(0.95, abs=0.015)
+
+
+def test_size_and_interval_of_many_persons() -> None:
+    draw = np.random.default_rng(1)
+    found = [swap.test_together([(dependent(draw, 3, 39), [5] * 3) for _ in range(8)]) for _ in range(200)]
+    for field in ("leak", "avoided"):
+        assert np.mean([getattr(one, field) <= 0.05 for one in found]) == pytest.approx(0.05, abs=0.045)
+    assert np.mean([one.low <= 1 <= one.high for one in found]) == pytest.approx(0.95, abs=0.045)
+
+
+@pytest.mark.parametrize(("shift", "field"), [(1.5, "leak"), (-1.5, "avoided")])
+def test_power(shift: float, field: str) -> None:
+    """Four dependent rows with half a standard deviation over their spread are found in one person of many."""
+    draw = np.random.default_rng(2)
+    alone = [swap.test_person(dependent(draw, 4, 39, 2 * shift), [5] * 4) for _ in range(100)]
+    assert np.mean([getattr(one, field) <= 0.05 for one in alone]) > 0.8
+    together = swap.test_together([(dependent(draw, 4, 39, shift), [5] * 4) for _ in range(8)])
+    assert getattr(together, field) < 0.01
+    assert together.low > 1 or together.high < 1
+
+
+def test_one_leaking_row_of_twelve_does_not_drown() -> None:
+    draw = np.random.default_rng(3)
+    values = draw.normal(size=(12, 41))
+    values[5, 0] = 30
+    assert swap.test_person(values, [5] * 12).leak <= 0.05
+    others = [(draw.normal(size=(12, 41)), [5] * 12) for _ in range(20)]
+    assert swap.test_together([(values, [5] * 12), *others]).leak <= 0.05
+
+
+def test_subjects_are_found_by_documents() -> None:
+    rows = [
+        question(0, "What is the birth date of Tiffi Magenta?"),
+        question(1, "What is Tiffi Magenta's Social Security Number?"),
+        question(0, "What is José de la Peña's Social Security Number?", "b"),
+        question(1, "Did José de la Peña own a dog?", "b"),
+        question(0, "Где живёт Иван Петров?", "c"),
+        question(1, "Когда родился Иван Петров?", "c"),
+        question(0, "Who is the mayor of New York?", "d"),
+        question(0, "王小明住在哪里", "e", "王小明"),
+    ]
+    assert find_subjects(rows) == {
+        "aqa0": "Tiffi Magenta",
+        "aqa1": "Tiffi Magenta",
+        "bqa0": "José de la Peña",
+        "bqa1": "José de la Peña",
+        "cqa0": "Иван Петров",
+        "cqa1": "Иван Петров",
+        "eqa0": "王小明",
+    }
+
+
+def test_the_data_of_one_person_needs_no_documents() -> None:
+    rows = [question(0, f"What is Ann-Marie O'Neil's {thing}?", thing) for thing in ("Tax Number", "age", "phone")]
+    assert set(find_subjects(rows).values()) == {"Ann-Marie O'Neil"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Tiffi Magenta", 2),
+        ("Anna Maria Schmidt", 3),
+        ("José Muñoz", 2),
+        ("Иван Петров", 2),
+        ("Γιώργος Παπαδόπουλος", 2),
+        ("王小明", 1),
+        ("佐藤 さくら", 2),
+        ("김민준", 1),
+    ],
+)
+def test_control_names_are_of_the_same_kind(name: str, words: int) -> None:
+    names = control_names(name, 40, "", len)
+    assert len(set(names)) == 40
+    assert names == control_names(name, 40, "", len)
+    assert all(len(other.split()) == words for other in names)
+    plain = folded(name) == name.casefold()
+    assert all((folded(other) == other.casefold()) == plain for other in names if name.isascii() or "é" in name)
+    assert all(abs(len(other) - len(name)) <= 5 for other in names)
+
+
+def test_names_of_the_data_are_not_drawn() -> None:
+    first = control_names("Ada Byron", 40, "", len)
+    others = control_names("Ada Byron", 40, folded(" ".join(first[:20])), len)
+    assert not set(first[:20]) & set(others)
+
+
+def test_scripts_without_names_are_refused() -> None:
+    with pytest.raises(DataError, match="no names"):
+        control_names("ꆈꌠ ꉙ", 40, "", len)
+
+
+def test_swapping() -> None:
+    assert swapped("Is Ann Lee's dog Ann's?", "Ann Lee", "Eva Roth") == "Is Eva Roth's dog Eva's?"
+    with pytest.raises(ValueError, match="not in the question"):
+        swapped("Who?", "Ann Lee", "Eva Roth")
+    assert holds_name("José Muñoz", "jose_munoz@me.com")
+    assert not holds_name("José Muñoz", "1989-05-24")
