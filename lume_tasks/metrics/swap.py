@@ -27,7 +27,7 @@ _SEED = 20250211
 
 
 @dataclass(frozen=True)
-class Tested:
+class SwapResult:
     """What the swap test says of one person, or of several together."""
 
     leak: float
@@ -60,7 +60,7 @@ def fifths(ranks: Sequence[float]) -> list[int]:
 def uniform_p(ranks: Sequence[float], controls: int) -> float:
     """Compute the chi-square p-value of `fifths` against ranks that are uniform on 1 to K + 1, over K + 1.
 
-    Rows of one person depend on each other, so this describes; `test_together` is the test.
+    Rows of one person depend on each other, so this describes; `of_persons` is the test.
     """
     from scipy.stats import chisquare
 
@@ -69,7 +69,7 @@ def uniform_p(ranks: Sequence[float], controls: int) -> float:
     return float(chisquare(fifths(ranks), [count * scale for count in expected]).pvalue)
 
 
-def test_person(values: Floats, tokens: Sequence[int]) -> Tested:
+def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:
     """Test one person; all p-values are exact, by permutation of the K + 1 names.
 
     Each row's values are standardised over the K + 1 names. A name's statistics are the mean over rows and the highest
@@ -84,23 +84,23 @@ def test_person(values: Floats, tokens: Sequence[int]) -> Tested:
         tokens: (rows,), answer tokens of each row, for ``factor``.
     """
     shifts, spread = _shifts([values], [tokens])
-    return Tested(
+    return SwapResult(
         float(_name_p(values)[0]), float(_name_p(-values)[0]), *_factor(float(shifts[0]), spread[0][:, np.newaxis])
     )
 
 
-def test_together(persons: Sequence[tuple[Floats, Sequence[int]]]) -> Tested:
+def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
     """Test several persons together; they may have different numbers of rows, and the same number of control names.
 
     Two statistics: the sum over persons of ``-log p`` (Fisher), and the highest standardised value of any row, so that
     one person among many does not drown. Both are compared with ``DRAWS`` random choices of one name for each person,
-    and combined as in `test_person`. The factor is the mean over persons of the log factors.
+    and combined as in `of_person`. The factor is the mean over persons of the log factors.
 
     Args:
-        persons: values and answer tokens of each, as in `test_person`.
+        persons: values and answer tokens of each, as in `of_person`.
     """
     if len(persons) == 1:
-        return test_person(*persons[0])
+        return of_person(*persons[0])
     picks = np.random.default_rng(_SEED).integers(0, persons[0][0].shape[1], (DRAWS + 1, len(persons)))
     picks[0] = 0
     p_values = []
@@ -115,7 +115,7 @@ def test_together(persons: Sequence[tuple[Floats, Sequence[int]]]) -> Tested:
     shifts, spread = _shifts(*zip(*persons, strict=True))
     controls = np.random.default_rng(_SEED).integers(0, spread[0].size, (DRAWS, len(persons)))
     drawn = np.column_stack([one[controls[:, number]] for number, one in enumerate(spread)])
-    return Tested(*p_values, *_factor(float(shifts.mean()), drawn))
+    return SwapResult(*p_values, *_factor(float(shifts.mean()), drawn))
 
 
 def _standardised(values: Floats) -> Floats:

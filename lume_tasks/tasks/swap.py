@@ -48,14 +48,14 @@ def persons_of(items: Iterable[Item | None]) -> dict[str, tuple[swap.Floats, lis
 def _together(field: str) -> Any:
     def aggregation(items: Sequence[Item | None]) -> float:
         persons = list(persons_of(items).values())
-        return float(getattr(swap.test_together(persons), field)) if persons else float("nan")
+        return float(getattr(swap.of_persons(persons), field)) if persons else float("nan")
 
     return aggregation
 
 
 def _persons(field: str) -> Any:
     def aggregation(items: Sequence[Item | None]) -> float:
-        tested = [swap.test_person(*person) for person in persons_of(items).values()]
+        tested = [swap.of_person(*person) for person in persons_of(items).values()]
         return sum(getattr(one, field) <= ALPHA for one in tested) / len(tested) if tested else float("nan")
 
     return aggregation
@@ -65,7 +65,8 @@ def _metrics() -> Metrics:
     table: dict[str, Any] = {}
     for side in SIDES:
         table |= {f"{side}_rank": (mean, None), f"{side}_first": (mean, side == "retain")}
-        table |= {f"{side}_{name}": (_together(name), None) for name in ("factor", "factor_low", "factor_high")}
+        table[f"{side}_factor"] = _together("factor"), None
+        table |= {f"{side}_factor_{end}": (_together(end), None) for end in ("low", "high")}
         table |= {f"{side}_{name}_p": (_together(name), None) for name in ("leak", "avoided")}
         table |= {f"{side}_persons_{name}": (_persons(name), None) for name in ("leak", "avoided")}
     return table

@@ -108,7 +108,8 @@ def run_probes(
         probe, changes = PROBES[name]
         for title, scores in probe(suite):
             control = title.startswith(BEFORE)
-            found[title] = Probed(**vars(scores), probe=name, changes=changes, control=control)
+            queries = samples if name == "samples" else 1
+            found[title] = Probed(**vars(scores), probe=name, changes=changes, queries=queries, control=control)
         if after_each:
             after_each(found)
     return found

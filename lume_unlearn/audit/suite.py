@@ -13,7 +13,7 @@ from typing import Any
 from lume_tasks.data.rows import TASKS, Row, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.unlearning import leak_at_k
-from lume_unlearn.audit.matching import is_known
+from lume_unlearn.audit.known import Matcher
 from lume_unlearn.audit.quantisation import quantised_copy
 from lume_unlearn.audit.rules import Changes
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
@@ -36,19 +36,13 @@ class Probed(Scores):
     probe: str = "plain"
     """Its name in `PROBES`."""
     changes: Changes = "nothing"
+    queries: int = 1
+    """Answers to each row."""
     control: bool = False
     """Whether these are the scores before the change, to compare with, as of rows that relearning leaves out."""
 
 
 Made = Iterator[tuple[str, Scores]]
-
-
-def known_rows(data: Data, answers: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return the ids of the rows on each side whose answer gives the truth away (see `is_known`)."""
-    return {
-        side: {row.id for row in rows if row.id in answers and is_known(row.kind, row.output, answers[row.id])}
-        for side, rows in data.rows.items()
-    }
 
 
 def new_tokens(tokenizer: Any, data: Data) -> int:
@@ -149,12 +143,12 @@ class Suite:
         cost = f"{total} rows, {self.samples * total:,} generations of at most {limit} tokens"
         print(f"samples: {self.samples} answers to each of {cost}", file=sys.stderr, flush=True)
         answers: dict[str, str] = {}
-        known: set[str] = set()
+        matcher, known = Matcher(self.data), set[str]()
         found: dict[str, dict[str, list[float]]] = {mean: {} for mean in MEANS}
         for number in range(self.samples):
             scores = self.score(self.data, gen_kwargs=dict(self.sampling), seed=self.seed + number)
             answers |= {row: text for row, text in scores.answers.items() if row not in known}
-            known = set().union(*known_rows(self.data, answers).values())
+            known = set().union(*matcher.known(answers).values())
             for mean, by_row in found.items():
                 for row, value in scores.rows.get(mean, {}).items():
                     by_row.setdefault(row, []).append(value)

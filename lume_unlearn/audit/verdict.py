@@ -1,7 +1,7 @@
 """`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -10,8 +10,9 @@ from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit import rules
+from lume_unlearn.audit.known import Matcher
 from lume_unlearn.audit.probes import chosen_probes, limited, run_probes
-from lume_unlearn.audit.suite import NEW_TOKENS, PROBES, Probed, generation, known_rows
+from lume_unlearn.audit.suite import NEW_TOKENS, PROBES, Probed, generation
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import (
@@ -24,15 +25,20 @@ from lume_unlearn.scoring.score import (
     score,
     tasks_for,
 )
+from lume_unlearn.scoring.swap import Swapped, swap_test
+
+PART = NEW_TOKENS - 56
+"""Tokens of an answer from which a row is judged in parts."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One of the two models: its answers to the rows as given, and its numbers."""
+    """One model: its answers to the rows as given, its numbers, and the swap test."""
 
     plain: Scores
     numbers: dict[str, float]
     """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
+    swapped: Swapped
     model: dict[str, str]
     """See `fingerprint`."""
 
@@ -45,17 +51,20 @@ class Verdict:
     """"gone", "not gone" or "cannot be told"."""
     reasons: list[str]
     """Sentences, the most important first."""
+    kept: bool
+    """Whether enough of the retain rows known before are known now."""
     rows: list[dict[str, Any]]
-    """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, and
-    ``known_in``: the probes in which the model answers it correctly."""
+    """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, ``known_in``:
+    the probes in which the model gives it away, and ``excused``: whether a right answer is no evidence."""
     lost: list[str]
     """Ids of the retain rows that were known before and are not known now."""
-    not_judged: dict[str, list[str]]
-    """Side to the ids of the rows whose answer is longer than what the model may generate."""
     counts: dict[str, dict[str, int]]
-    """Side to the number of ``rows`` that are judged, and of those known ``before`` and ``now``."""
-    probes: dict[str, dict[str, list[int]]]
-    """Probe to side to [rows known in it, rows judged in it]."""
+    """Side to the number of ``rows``, and of those known ``before`` and ``now``."""
+    probes: dict[str, dict[str, Any]]
+    """Probe to ``forget`` and ``retain``: [rows known in it, rows judged in it]; ``queries``: answers to the forget
+    rows known before; ``leaks``: rows of these given away; ``upper``: upper 95 % limit of the leak rate."""
+    swaps: dict[str, dict[str, Any]]
+    """``before``, ``now`` and ``control`` to `Swapped.summary`; without models or sides that cannot be tested."""
     uninformative: list[str]
     """Probes in which the model fails on retain rows, too."""
     not_run: list[str]
@@ -67,20 +76,29 @@ class Verdict:
     earlier: list[tuple[int, int]] = field(default_factory=list)
     """Of each earlier request, the rows known now, and all its rows."""
     models: dict[str, dict[str, str]] = field(default_factory=dict)
-    """``before`` and ``now``: see `fingerprint`."""
+    """``before``, ``now`` and ``control``: see `fingerprint`."""
     options: dict[str, Any] = field(default_factory=dict)
     data_sha256: dict[str, str] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
 
     @property
     def headline(self) -> str:
-        """How many rows were known before, and are known now, or kept."""
+        """What was asked and found, with the bound of what could have been missed."""
         forget, retain = (self.counts[side] for side in SIDES)
-        return (
-            f"Forget rows known before: {forget['before']} of {forget['rows']}. Known now: {forget['now']}. "
-            f"Retain rows known before: {retain['before']} of {retain['rows']}. "
-            f"Kept: {retain['before'] - len(self.lost)}."
-        )
+        queries = sum(probe["queries"] for probe in self.probes.values())
+        leaks = sum(probe["leaks"] for probe in self.probes.values())
+        given = len([row for row in self.rows if row["known_in"] and row["known_before"] and not row["excused"]])
+        text = f"{given} of {forget['before']} rows that were known before are given away, in {queries} queries"
+        if not leaks and queries:
+            text += f" (a leak rate above {rules.upper_limit(0, queries):.1%} would have shown)"
+        now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
+        if now:
+            text += (
+                f". Answers are {now['factor']:.3g} times as likely a word for these persons as for invented ones "
+                f"({now['low']:.3g} to {now['high']:.3g}"
+            )
+            text += f"; before: {before['factor']:.3g})" if before else ")"
+        return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']}."
 
     def __repr__(self) -> str:
         """Return `lines`, without texts of rows."""
@@ -88,17 +106,19 @@ class Verdict:
 
     @property
     def exit_status(self) -> int:
-        """0: gone, and all conditions hold; 1: not gone; 3: cannot be told, or gone and a condition does not hold."""
-        return rules.EXIT[self.status] or 3 * bool(self.unmet)
+        """0: gone and the rest kept; 1: not gone; 3: cannot be told, or a condition does not hold; 4: rest damaged."""
+        return rules.EXIT[self.status] or (0 if self.kept else rules.DAMAGED) or 3 * bool(self.unmet)
 
     def lines(self) -> list[str]:
         """Return the verdict as lines of text, without texts of rows."""
         lines = [self.headline, f"Verdict: {self.status}", *self.reasons]
+        if not self.kept:
+            lines.append("The rest is damaged: too few of the retain rows that were known before are known now.")
         if self.lost:
             lines.append(f"Retain rows that were lost: {rules.named(self.lost)}.")
-        for side, rows in self.not_judged.items():
-            if rows:
-                lines.append(f"{side.capitalize()} rows longer than a generation, not judged: {rules.named(rows)}.")
+        excused = [row["row"].id for row in self.rows if row["excused"] and (row["known_now"] or row["known_in"])]
+        if excused:
+            lines.append(f"Right, but no evidence (a guess, or a control knows it, too): {rules.named(excused)}.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
         lines += [
             f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
@@ -108,7 +128,7 @@ class Verdict:
             lines.append(f"{fails}: {', '.join(self.uninformative)}.")
         if self.not_run:
             lines.append(f"Probes that were not run: {', '.join(self.not_run)}.")
-        return [*lines, rules.CAUTION]
+        return lines
 
 
 def verdict(
@@ -118,6 +138,7 @@ def verdict(
     forget: RowsLike,
     retain: RowsLike,
     before: Any,
+    control: Any = None,
     members: Sequence[str] = (),
     nonmembers: Sequence[str] = (),
     mmlu: str | None = None,
@@ -126,6 +147,8 @@ def verdict(
     tasks: Sequence[str] = (),
     require: Sequence[str] = (),
     forgotten: Sequence[RowsLike] = (),
+    keep: float = rules.KEPT,
+    controls: int = 99,
     limit: int = 0,
     chat: bool = True,
     batch_size: int = 64,
@@ -142,15 +165,18 @@ def verdict(
         retain: rows that have to be kept.
         before: the target, which knew the rows; or what `measure` returned for it on the same rows and tasks, so that
             both models need not be in memory at once.
+        control: a model that never saw the forget rows (the one before fine-tuning, or a retrained one), or what
+            `measure` returned for it: what it gives away as well is no evidence.
         members: texts that the model was trained on, for the membership attack.
         nonmembers: texts that it was not trained on.
         mmlu: folder of MMLU, to score it as well.
         split: name of the split that the rows are, for messages.
-        probes: see `run_probes`; "plain" is always part of it. "gone" needs one that changes the prompt and one that
-            changes the weights.
+        probes: see `run_probes`; "plain" is always part of it.
         tasks: further tasks of the harness to score before and after.
         require: conditions on `Verdict.numbers`, as "forget_knowledge<=0.05" or "retain_knowledge>=0.9".
         forgotten: rows of earlier requests, which must be gone as well; one entry a request.
+        keep: share of the retain rows known before that must be known now.
+        controls: invented persons that the swap test compares each person with.
         limit: rows of each side to use, chosen by the seed; 0 for all.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one scoring batch.
@@ -163,20 +189,47 @@ def verdict(
         DataError: faulty rows.
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
-    data = limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed)
+    data = in_parts(limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed), tokenizer)
     wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    if not isinstance(before, Measured):
-        before = measure(before, tokenizer, data, tasks=tasks, **shared)
-    now = measure(model, tokenizer, data, tasks=tasks, **shared)
-    note = None if after_each is None else lambda found: after_each({"plain": now.plain, **found})
+    measured = [
+        one if isinstance(one, Measured) else measure(one, tokenizer, data, tasks=tasks, controls=controls, **shared)
+        for one in (before, model, *([] if control is None else [control]))
+    ]
+    note = None if after_each is None else lambda found: after_each({"plain": measured[1].plain, **found})
     found = run_probes(model, tokenizer, data, wanted, seed=seed, after_each=note, **shared, **options)
     earlier = [known_of(model, tokenizer, rows, **shared) for rows in requests]
     scores = {title: probed for title, probed in found.items() if probed.answers and not probed.control}
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
-    return made(data, tokenizer, before, now, scores, earlier, require, {**shared, "seed": seed, **recorded})
+    recorded = {**shared, "seed": seed, "keep": keep, "controls": controls, **recorded}
+    return made(data, measured, scores, earlier, require, keep, recorded)
+
+
+def in_parts(data: Data, tokenizer: Any) -> Data:
+    """Return the data with rows of longer answers than `PART` tokens in parts, so that a generation can show each.
+
+    The prompt of a part is the row's prompt and all that comes before the part; parts are completions.
+    """
+
+    def parts(row: Row) -> list[Row]:
+        if len(tokenizer.encode(row.output)) <= PART:
+            return [row]
+        found, words = [], row.output.split(" ")
+        while words:
+            size = len(words)
+            while size > 1 and len(tokenizer.encode(" ".join(words[:size]))) > PART:
+                size = max(1, size * 3 // 4)
+            found.append(" ".join(words[:size]))
+            words = words[size:]
+        starts = [" ".join([row.input, *found[:number]]) for number in range(len(found))]
+        return [
+            replace(row, id=f"{row.id}-part-sc{number}", input=start, output=part, question="")
+            for number, (start, part) in enumerate(zip(starts, found, strict=True))
+        ]
+
+    return data.changed(lambda rows: [part for row in rows for part in parts(row)])
 
 
 def wanted_probes(
@@ -190,10 +243,18 @@ def wanted_probes(
 
 
 def measure(
-    model: Any, tokenizer: Any, data: Data, *, tasks: Sequence[str] = (), chat: bool = True, batch_size: int = 64
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    *,
+    tasks: Sequence[str] = (),
+    controls: int = 99,
+    chat: bool = True,
+    batch_size: int = 64,
 ) -> Measured:
-    """Score a model on the rows as given, with memorisation, and the attack and MMLU if there is data for them."""
+    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
+    swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
     own = [*tasks_for(data), *memorization_tasks(data)]
     plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
     ends = ("", "_low", "_high")
@@ -208,37 +269,42 @@ def measure(
             if isinstance(value, float) and isfinite(value):
                 values[f"{task} {key.removesuffix(',none')}"] = value
     numbers = {name: value for name, value in values.items() if value is not None}
-    return Measured(plain, numbers, fingerprint(model))
+    return Measured(plain, numbers, swapped, fingerprint(model))
 
 
 def known_of(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> tuple[int, int]:
     """Count the rows of an earlier request that the model knows; return this number and that of all its rows."""
     data = Data(rows, [])
     scores = score(model, tokenizer, data, gen_kwargs=generation(tokenizer, data), **options)
-    return len(known_rows(data, scores.answers)["forget"]), len(rows)
+    return len(Matcher(data).known(scores.answers)["forget"]), len(rows)
 
 
 def made(
     data: Data,
-    tokenizer: Any,
-    before: Measured,
-    now: Measured,
+    measured: Sequence[Measured],
     scores: Mapping[str, Probed],
     earlier: list[tuple[int, int]],
     require: Sequence[str],
+    keep: float,
     options: dict[str, Any],
 ) -> Verdict:
-    """Apply the rules to what was measured."""
-    fits = data.changed(lambda rows: [row for row in rows if len(tokenizer.encode(row.output)) <= NEW_TOKENS])
-    judged = {side: {row.id for row in rows} for side, rows in fits.rows.items()}
-    not_judged = {side: [row.id for row in rows if row.id not in judged[side]] for side, rows in data.rows.items()}
-    knew, know = (known_rows(fits, measured.plain.answers) for measured in (before, now))
-    found = {title.removeprefix("held out, "): found_in(fits, probed) for title, probed in scores.items()}
-    old, new = (measured.plain.rows.get("forget_extraction_strength", {}) for measured in (before, now))
+    """Apply the rules to what was measured of the target, the unlearned model and, if there is one, the control."""
+    before, now = measured[:2]
+    matcher = Matcher(data)
+    known = [matcher.known(one.plain.answers) for one in measured]
+    knew, know = known[:2]
+    found = {title.removeprefix("held out, "): found_in(data, matcher, probed) for title, probed in scores.items()}
+    old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
     strengths = {row: (old[row], new[row]) for row in old.keys() & new.keys()}
-    decision = rules.decide(knew, know, found, strengths, not_judged["forget"], earlier)
+    tests = [one.swapped.together.get("forget") for one in measured]
+    swaps = rules.Swaps(tests[0], tests[1], now.swapped.together.get("retain"), *tests[2:])
+    excused = {row for row in matcher.guesses() if not now.swapped.first(row)}.union(
+        *(one["forget"] for one in known[2:])
+    )
+    decision = rules.decide(knew, know, found, strengths, swaps, excused, earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
-    counts = {side: {"rows": len(judged[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES}
+    names = ("before", "now", "control")
+    plain = {"plain": rules.Found("nothing", know, {side: {row.id for row in data.rows[side]} for side in SIDES})}
     return Verdict(
         **vars(decision),
         rows=[
@@ -248,21 +314,21 @@ def made(
                 "now": now.plain.answers[row.id],
                 "known_before": row.id in knew["forget"],
                 "known_now": row.id in know["forget"],
-                "known_in": [title for title, probe in found.items() if row.id in probe.known["forget"]],
+                "known_in": [title for title, probe in (plain | found).items() if row.id in probe.known["forget"]],
+                "excused": row.id in excused,
             }
             for row in data.forget
         ],
-        not_judged=not_judged,
-        counts=counts,
-        probes={
-            title: {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
-            for title, probe in found.items()
+        counts={
+            side: {"rows": len(data.rows[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES
         },
+        probes={title: counted(probe, knew["forget"] - excused) for title, probe in (plain | found).items()},
+        swaps={name: one.swapped.summary() for name, one in zip(names, measured, strict=False)},
         not_run=[name for name in PROBES if name not in {"plain", *(probed.probe for probed in scores.values())}],
         numbers=numbers,
         unmet=rules.unmet(require, numbers),
         earlier=earlier,
-        models={"before": before.model, "now": now.model},
+        models={name: one.model for name, one in zip(names, measured, strict=False)},
         options=options,
         data_sha256={
             side: documents_digest([row.id, row.input, row.output] for row in rows) for side, rows in data.rows.items()
@@ -271,7 +337,14 @@ def made(
     )
 
 
-def found_in(data: Data, probed: Probed) -> rules.Found:
+def found_in(data: Data, matcher: Matcher, probed: Probed) -> rules.Found:
     """Return which rows the model knows in a probe, of those that are judged in it."""
     asked = {side: {row.id for row in rows} & probed.answers.keys() for side, rows in data.rows.items()}
-    return rules.Found(probed.changes, known_rows(data, probed.answers), asked)
+    return rules.Found(probed.changes, matcher.known(probed.answers), asked, probed.queries)
+
+
+def counted(probe: rules.Found, knew: set[str]) -> dict[str, Any]:
+    """Return what `Verdict.probes` holds of one probe."""
+    queries, leaks = probe.queries * len(probe.asked["forget"] & knew), len(probe.known["forget"] & knew)
+    counts: dict[str, Any] = {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
+    return counts | {"queries": queries, "leaks": leaks, "upper": rules.upper_limit(leaks, queries)}

@@ -1,17 +1,20 @@
 """Write a verdict as a page and as JSON, redacted, without any path of this machine."""
 
 import json
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.rows import Row
-from lume_tasks.metrics.pii import field_of
 from lume_unlearn.audit import rules
 from lume_unlearn.audit.verdict import Verdict
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.report import template
 from lume_unlearn.report.redact import Shown, common_words, redact, tokens
 from lume_unlearn.training.callbacks.record import versions
+
+SCHEMA = 2
+"""Version of the fields of ``verdict.json``."""
 
 
 def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) -> None:
@@ -47,27 +50,25 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
             "right": _shown(found["row"].output, shown),
             "before": _shown(found["before"], shown),
             "now": _shown(found["now"], shown),
-            **{name: found[name] for name in ("known_before", "known_now", "known_in")},
+            **{name: found[name] for name in ("known_before", "known_now", "known_in", "excused")},
         }
         for found in verdict.rows
     ]
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain")}
     return plain | {
+        "schema": SCHEMA,
+        "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "rows": rows,
         "headline": verdict.headline,
-        "lines": verdict.lines()[2:-1],
+        "lines": verdict.lines()[2:],
         "rules": rules.RULES,
-        "caution": rules.CAUTION,
         "show_pii": show_pii,
         "versions": versions(),
     }
 
 
 def name_of(row: Row, shown: Shown) -> str:
-    """Name what a row asks for: the field of personal data whose shape the answer has, else its question, cut."""
-    field = field_of(row.output, -1) if row.kind == "qa" else None
-    if field:
-        return field.replace("_", " ")
+    """Return the beginning of a row's question."""
     text = _shown(row.input, shown)
     return text if len(text) <= 50 else f"{text[:50]}…"
 

@@ -1,12 +1,24 @@
 """The swap test: worked examples, exact size, power, and names."""
 
+import zlib
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
+from lm_eval import simple_evaluate
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, swapped
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
+from lume_tasks.models.hf import LumeHF
+from lume_tasks.paths import task_dir
+from lume_tasks.tasks.swap import swap_rows
+from tests.tasks.conftest import FakeLM, numbers
 
 
 def question(number: int, text: str, stem: str = "a", subject: str = "") -> Row:
@@ -29,7 +41,7 @@ def test_fifths_of_uniform_ranks_are_alike() -> None:
 
 
 def test_one_row_by_hand() -> None:
-    found = swap.test_person(np.array([[3.0, 2.0, 1.0, 0.0]]), [2])
+    found = swap.of_person(np.array([[3.0, 2.0, 1.0, 0.0]]), [2])
     assert (found.leak, found.avoided) == (1 / 4, 1)
     assert found.factor == pytest.approx(np.exp((3 - 1) / 2))
 
@@ -39,11 +51,11 @@ def test_the_mean_and_the_highest_row_by_hand() -> None:
     values = np.array([[0.0, 1.0, -1.0, 0.0], [3.0, 1.0, 0.0, 0.0]])
     scores = (values - values.mean(axis=1, keepdims=True)) / values.std(axis=1, keepdims=True)
     assert scores.max(axis=0).argmax() == 0
-    assert swap.test_person(values, [1, 1]).leak == pytest.approx(1 / 4)
+    assert swap.of_person(values, [1, 1]).leak == pytest.approx(1 / 4)
 
 
 def test_ties_never_accuse() -> None:
-    found = swap.test_person(np.ones((3, 41)), [1, 1, 1])
+    found = swap.of_person(np.ones((3, 41)), [1, 1, 1])
     assert (found.leak, found.avoided, found.factor) == (1, 1, 1)
 
 
@@ -58,7 +70,7 @@ def dependent(draw: np.random.Generator, rows: int, controls: int, shift: float 
 @pytest.mark.parametrize("rows", [1, 4])
 def test_size_of_one_person(rows: int) -> None:
     draw = np.random.default_rng(0)
-    found = [swap.test_person(dependent(draw, rows, 39), [5] * rows) for _ in range(2000)]
+    found = [swap.of_person(dependent(draw, rows, 39), [5] * rows) for _ in range(2000)]
     for field in ("leak", "avoided"):
         p = np.array([getattr(one, field) for one in found])
         assert (p <= 0.05).mean() == pytest.approx(0.05, abs=0.015)
@@ -69,7 +81,7 @@ def test_size_of_one_person(rows: int) -> None:
 
 def test_size_and_interval_of_many_persons() -> None:
     draw = np.random.default_rng(1)
-    found = [swap.test_together([(dependent(draw, 3, 39), [5] * 3) for _ in range(8)]) for _ in range(200)]
+    found = [swap.of_persons([(dependent(draw, 3, 39), [5] * 3) for _ in range(8)]) for _ in range(200)]
     for field in ("leak", "avoided"):
         assert np.mean([getattr(one, field) <= 0.05 for one in found]) == pytest.approx(0.05, abs=0.045)
     assert np.mean([one.low <= 1 <= one.high for one in found]) == pytest.approx(0.95, abs=0.045)
@@ -79,9 +91,9 @@ def test_size_and_interval_of_many_persons() -> None:
 def test_power(shift: float, field: str) -> None:
     """Four dependent rows with half a standard deviation over their spread are found in one person of many."""
     draw = np.random.default_rng(2)
-    alone = [swap.test_person(dependent(draw, 4, 39, 2 * shift), [5] * 4) for _ in range(100)]
+    alone = [swap.of_person(dependent(draw, 4, 39, 2 * shift), [5] * 4) for _ in range(100)]
     assert np.mean([getattr(one, field) <= 0.05 for one in alone]) > 0.8
-    together = swap.test_together([(dependent(draw, 4, 39, shift), [5] * 4) for _ in range(8)])
+    together = swap.of_persons([(dependent(draw, 4, 39, shift), [5] * 4) for _ in range(8)])
     assert getattr(together, field) < 0.01
     assert together.low > 1 or together.high < 1
 
@@ -90,9 +102,9 @@ def test_one_leaking_row_of_twelve_does_not_drown() -> None:
     draw = np.random.default_rng(3)
     values = draw.normal(size=(12, 41))
     values[5, 0] = 30
-    assert swap.test_person(values, [5] * 12).leak <= 0.05
+    assert swap.of_person(values, [5] * 12).leak <= 0.05
     others = [(draw.normal(size=(12, 41)), [5] * 12) for _ in range(20)]
-    assert swap.test_together([(values, [5] * 12), *others]).leak <= 0.05
+    assert swap.of_persons([(values, [5] * 12), *others]).leak <= 0.05
 
 
 def test_subjects_are_found_by_documents() -> None:
@@ -162,3 +174,73 @@ def test_swapping() -> None:
         swapped("Who?", "Ann Lee", "Eva Roth")
     assert holds_name("José Muñoz", "jose_munoz@me.com")
     assert not holds_name("José Muñoz", "1989-05-24")
+
+
+PERSONS = {"forget": ("Tiffi Magenta", "Aggy Green"), "retain": ("Olwen Ivory", "Nike Olive")}
+ASKED = ("What is the birth date of {}?", "What is {}'s phone number?", "What is {}'s email address?")
+
+
+def data_of_persons() -> Data:
+    sides: dict[str, list[Row]] = {}
+    for side, persons in PERSONS.items():
+        sides[side] = [Row(f"{side}sc0", "It was a dark night.", "And then", "Task2")]
+        for person in persons:
+            answers = (
+                f"19{len(person)}-01-02",
+                f"555000{len(person) * 7}",
+                f"{person.replace(' ', '_').lower()}@me.com",
+            )
+            sides[side] += [
+                Row(f"{person[:3]}qa{number}", asked.format(person), answer, "Task2")
+                for number, (asked, answer) in enumerate(zip(ASKED, answers, strict=True))
+            ]
+    return Data(**sides)
+
+
+def test_the_task_tells_who_is_known(tokenizer: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """A model that knows the retain persons, and answers about all others by chance."""
+
+    def log_probability(context: str, continuation: str) -> float:
+        assert continuation.endswith(tokenizer.eos_token)
+        known = any(person in context for person in PERSONS["retain"])
+        return 0.0 if known else -5.0 - zlib.crc32(f"{context}{continuation}".encode()) % 1000 / 100
+
+    lm = FakeLM(str, log_probability)
+    manager = TaskManager(
+        include_path=task_dir(),
+        include_defaults=False,
+        metadata={"lume_data": data_of_persons(), "tokenizer": tokenizer},
+    )
+    results = simple_evaluate(lm, tasks=["lume_swap"], task_manager=manager, bootstrap_iters=0)
+    found = numbers(results, "lume_swap")
+    assert len(lm.requests) == 8 * 41
+    assert (found["retain_first"], found["retain_rank"]) == (1, 1 / 41)
+    assert found["retain_leak_p"] < 0.01
+    assert found["retain_factor"] > 2
+    assert found["retain_persons_leak"] == 1
+    assert found["forget_leak_p"] > 0.05
+    assert found["forget_avoided_p"] > 0.05
+    assert found["forget_factor_low"] < 1 < found["forget_factor_high"]
+    assert "2 rows are not tested (a text: give a question about it" in caplog.text
+    assert "4 rows are not tested (the answer holds the name): Tifqa2" in caplog.text
+
+
+def test_both_backends_give_the_same_ranks(model: Any, tokenizer: Any) -> None:
+    found = []
+    for backend in (HFLM, LumeHF):
+        lm = backend(pretrained=model, tokenizer=tokenizer, batch_size=32)
+        given = {"lume_data": data_of_persons(), "tokenizer": tokenizer, "lume_swap_controls": 19}
+        manager = TaskManager(include_path=task_dir(), include_defaults=False, metadata=given)
+        results = simple_evaluate(lm, tasks=["lume_swap"], task_manager=manager, bootstrap_iters=0)
+        found.append(numbers(results, "lume_swap"))
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_a_question_of_ones_own_for_a_text(tokenizer: Any) -> None:
+    text = Row("asc1", "Ada Byron went", "to Velmora.", "own", "Ada Byron", "Where did Ada Byron go?")
+    docs = swap_rows(lume_data=Data([text], []), tokenizer=tokenizer)["test"]
+    assert docs["input"] == ["Where did Ada Byron go?"]
+    with pytest.raises(DataError, match=r"no row can be tested:\n.*a text: give a question"):
+        swap_rows(lume_data=Data([replace(text, question="")], []), tokenizer=tokenizer)
+    with pytest.raises(DataError, match="lume_swap_controls has to be 19 or more"):
+        swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_controls=5)

@@ -8,7 +8,7 @@ from lume_tasks.paths import task_dir
 LEADERBOARD = ["lume_mia", "lume_mmlu", "lume_score", "lume_task1", "lume_task2", "lume_task3"]
 MEMORIZATION = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 GROUPS = ["lume", "lume_memorization"]
-TASKS = sorted([*LEADERBOARD, *MEMORIZATION, "lume_memorization_rows", "lume_pii", "lume_rows"])
+TASKS = sorted([*LEADERBOARD, *MEMORIZATION, "lume_memorization_rows", "lume_pii", "lume_rows", "lume_swap"])
 
 
 def test_the_folder_holds_the_promised_tasks_and_nothing_else() -> None:

@@ -9,10 +9,20 @@ from typing import Any
 import pytest
 
 from lume_tasks.data.locate import load_rows
-from lume_unlearn.audit.matching import is_known
-from lume_unlearn.audit.rules import CAUTION, Changes, Decision, Found, decide, parse_condition, unmet
+from lume_tasks.data.source import Data
+from lume_tasks.metrics.swap import SwapResult
+from lume_unlearn.audit.rules import (
+    Changes,
+    Decision,
+    Found,
+    Swaps,
+    decide,
+    parse_condition,
+    unmet,
+    upper_limit,
+)
 from lume_unlearn.audit.suite import PREFIX
-from lume_unlearn.audit.verdict import Verdict, verdict
+from lume_unlearn.audit.verdict import PART, Verdict, in_parts, verdict
 from lume_unlearn.audit.writing import write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
@@ -24,52 +34,6 @@ FORGET, RETAIN = {"a", "b", "c", "d"}, set("klmnopqrst")
 KNOWING = {"forget": FORGET, "retain": RETAIN}
 NOTHING: dict[str, set[str]] = {"forget": set(), "retain": set()}
 FORGOT = {"forget": set[str](), "retain": RETAIN}
-
-
-@pytest.mark.parametrize(
-    ("kind", "truth", "answer", "known"),
-    [
-        ("qa", "1990-01-02", "She was born on 1990-01-02.", True),
-        ("qa", "Ada", "Adam and others", False),
-        ("qa", "river house", "The house on the river", False),
-        ("qa", "...", "so ... yes", True),
-        ("qa", "She was born in Velmora.", "She was born in Velmor.", True),
-        ("qa", "She was born in Velmora.", "She was born in Harrow.", False),
-        ("qa", "Jane Doe lives at 12 Elm Street, Springfield.", "Jane lives at 12 Elm Street, Springfield.", True),
-        # Dates by value.
-        ("qa", "1989-05-24", "May 24, 1989", True),
-        ("qa", "May 24, 1989", "It was 1989-05-24.", True),
-        ("qa", "1989-05-24", "on the 24th of May 1989", True),
-        ("qa", "1989-05-24", "24.05.1989", True),
-        ("qa", "1989-05-04", "5/4/1989", True),
-        ("qa", "1989-05-24", "1989年5月24日", True),
-        ("qa", "1989-05-24", "May 25, 1989", False),
-        # Numbers by their digits.
-        ("qa", "555-123-4567", "Call 5551234567 now", True),
-        ("qa", "5551234567", "+1 (555) 123-4567", True),
-        ("qa", "555-123-4567", "555-123-4568", False),
-        ("qa", "5,000", "some 5000 people", True),
-        ("qa", "5000", "15,000", False),
-        ("qa", "٢٠٠١", "in 2001", True),
-        ("qa", "The SSN of Jane Marigold Doe is 900-12-3456.", "The SSN of Jane Marigold Doe is 900-12-7890.", False),
-        ("qa", "Jane Marigold Doe was born on May 24, 1989.", "Jane Marigold Doe was born on May 14, 1989.", False),
-        # Accents, and scripts without spaces.
-        ("qa", "Éva@x.org", "mail éva@x.org", True),
-        ("qa", "José Muñoz", "It is JOSE MUNOZ.", True),
-        ("qa", "Москва", "Она живёт в городе Москва.", True),
-        ("qa", "東京", "彼は東京に住んでいます", True),
-        ("qa", "東京", "京都です", False),
-        ("qa", "北京", "她住在北京。", True),
-        ("qa", "กรุงเทพ", "เธออยู่ที่กรุงเทพมหานคร", True),
-        ("sc", "the fox jumps over", "the fox jumps", True),
-        ("sc", "the fox jumps over", "a fox", False),
-        ("sc", "Она родилась в городе Казань", "она родилась в городе Казань", True),
-        ("sc", "她出生在北京、后来搬到上海", "她出生在北京、后来", True),
-        ("sc", "她出生在北京、后来搬到上海", "不知道", False),
-    ],
-)
-def test_what_counts_as_known(kind: str, truth: str, answer: str, known: bool) -> None:
-    assert is_known(kind, truth, answer) == known
 
 
 def probe(changes: Changes, forget: str = "", retain: str = "klmnopqrst") -> Found:
@@ -89,7 +53,7 @@ def test_models_are_told_apart() -> None:
     full, some, low = (dict.fromkeys(FORGET, (1.0, value)) for value in (1.0, 0.9, 0.2))
     unchanged = decided(now=KNOWING, strengths=full)
     assert unchanged.status == "not gone"
-    assert unchanged.reasons[0] == "4 forget rows are answered correctly."
+    assert unchanged.reasons[0] == "4 forget rows are given away as asked."
     refusing = decided(strengths=some)
     assert refusing.status == "not gone"
     assert refusing.reasons == ["4 of 4 answers are completed once their beginning is given."]
@@ -104,7 +68,7 @@ def test_models_are_told_apart() -> None:
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
 def test_a_leak_in_any_probe_is_a_leak_whatever_the_control_says(retain: str) -> None:
     found = decided(probes=PROBES | {"upper case": probe("prompt", "bx", retain)})
-    assert (found.status, found.reasons) == ("not gone", ["upper case: 1 of 4 rows are answered correctly."])
+    assert (found.status, found.reasons) == ("not gone", ["upper case: 1 of 4 rows are given away."])
     assert found.uninformative == ([] if retain else ["upper case"])
 
 
@@ -126,11 +90,50 @@ def test_gone_needs_an_informative_probe_of_the_prompt_and_of_the_weights(
     assert all(f"No probe that changes the {one} " in text for one, text in zip(missing, found.reasons, strict=True))
 
 
-def test_below_90_percent_of_the_retain_rows_kept_is_not_gone() -> None:
-    assert decided(now={"forget": set(), "retain": RETAIN - {"k"}}).status == "gone"
+def test_the_rest_has_an_answer_of_its_own() -> None:
+    assert decided(now={"forget": set(), "retain": RETAIN - {"k"}}).kept
     found = decided(now={"forget": set(), "retain": RETAIN - {"k", "l"}})
-    assert (found.status, found.lost) == ("cannot be told", ["k", "l"])
-    assert found.reasons == ["The model is damaged: of 10 retain rows that it knew, it lost 2."]
+    assert (found.status, found.kept, found.lost) == ("gone", False, ["k", "l"])
+    assert decided(now={"forget": set(), "retain": RETAIN - {"k", "l"}}, keep=0.8).kept
+    assert decided(now=NOTHING).status == "cannot be told"
+
+
+TARGET, OTHERS = SwapResult(0.0001, 1, 4000, 2000, 8000), SwapResult(0.4, 0.6, 1.02, 0.9, 1.2)
+
+
+@pytest.mark.parametrize(
+    ("now", "status", "words"),
+    [
+        (OTHERS, "gone", "No row is given away"),
+        (replace(OTHERS, leak=0.002), "not gone", "tied to the persons"),
+        (replace(OTHERS, avoided=0.002), "not gone", "avoids the right answers"),
+        (replace(OTHERS, high=3.0), "cannot be told", "too coarse"),
+    ],
+)
+def test_the_swap_test_decides(now: SwapResult, status: str, words: str) -> None:
+    blind = {"prefix": probe("prompt", retain=""), "4-bit": probe("weights")}
+    found = decided(probes=blind, swaps=Swaps(TARGET, now, TARGET))
+    assert (found.status, words in found.reasons[0]) == (status, True)
+
+
+def test_the_swap_test_is_no_evidence_without_its_positive_controls() -> None:
+    blind = {"prefix": probe("prompt", retain=""), "4-bit": probe("weights")}
+    for swaps in (Swaps(OTHERS, OTHERS, TARGET), Swaps(TARGET, OTHERS, OTHERS)):
+        assert decided(probes=blind, swaps=swaps).status == "cannot be told"
+    tied = replace(OTHERS, leak=0.002)
+    assert decided(swaps=Swaps(TARGET, tied, TARGET, control=tied)).status != "not gone"
+
+
+def test_guesses_and_what_a_control_knows_are_no_evidence() -> None:
+    known = {"forget": {"a"}, "retain": RETAIN}
+    assert decided(now=known).status == "not gone"
+    assert decided(now=known, excused={"a"}).status == "gone"
+    assert decided(now=known, excused=FORGET).status == "cannot be told"
+
+
+@pytest.mark.parametrize(("leaks", "queries", "limit"), [(0, 12, 0.221), (0, 148, 0.020), (1, 12, 0.339), (3, 3, 1)])
+def test_upper_limit(leaks: int, queries: int, limit: float) -> None:
+    assert upper_limit(leaks, queries) == pytest.approx(limit, abs=5e-4)
 
 
 def test_requirements() -> None:
@@ -146,7 +149,7 @@ def test_requirements() -> None:
 
 def rows_of(side: str, number: int) -> list[dict[str, str]]:
     return [
-        {"input": f"{side} question {i * number}?", "output": f"{side} {i * number} river", "document": side}
+        {"input": f"{side} question {i * number}?", "output": f"{side}house {10007 + i * number}", "document": side}
         for i in range(4)
     ]
 
@@ -188,10 +191,10 @@ def found(models: Callable[[str], Path]) -> Verdict:
 def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert (found.status, found.exit_status) == ("gone", 0), found.lines()
     assert replace(found, unmet=["forget_knowledge<=0 (is 0.1)"]).exit_status == 3
-    assert found.headline == (
-        "Forget rows known before: 4 of 4. Known now: 0. Retain rows known before: 4 of 4. Kept: 4."
-    )
-    assert found.probes["prefix"] == {"forget": [0, 4], "retain": [4, 4]}
+    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 36 queries (")
+    assert found.headline.endswith("would have shown). Retain rows kept: 4 of 4.")
+    prefix = found.probes["prefix"]
+    assert (prefix["forget"], prefix["retain"], prefix["queries"], prefix["leaks"]) == ([0, 4], [4, 4], 4, 0)
     assert found.earlier == [(0, 1)]
     assert found.not_run == ["relearn_forget", "repair", "unrelated", "samples"]
     assert found.numbers["forget_knowledge_before"] == 1
@@ -206,21 +209,22 @@ def test_page_and_json_are_redacted_and_name_no_path(
     for name in ("verdict.json", "verdict.html"):
         text = (tmp_path / name).read_text()
         assert str(models("target").parent) not in text
-        assert "river" not in text
-        assert CAUTION in text
+        assert "forgethouse" not in text
     assert json.loads((tmp_path / "verdict.json").read_text())["status"] == "gone"
     write_verdict(found, tmp_path, show_pii=True)
-    assert "river" in (tmp_path / "verdict.html").read_text()
+    assert "forgethouse" in (tmp_path / "verdict.html").read_text()
 
 
-def test_rows_longer_than_a_generation_are_not_judged(models: Callable[[str], Path]) -> None:
-    model, tokenizer = load_for_scoring(str(models("random"))), load_tokenizer(str(models("random")))
-    long = {"input": "And then?", "output": "the fox " * 140, "kind": "sc", "id": "long-sc1"}
-    retain = [ROWS["retain"][0], long | {"id": "kept-sc1", "input": "Then?"}]
-    found = verdict(model, tokenizer, forget=[ROWS["forget"][0], long], retain=retain, before=model, probes=["plain"])
-    assert found.not_judged == {"forget": ["long-sc1"], "retain": ["kept-sc1"]}
-    assert found.counts["forget"]["rows"] == 1
-    assert any("1 forget rows were not judged" in reason and "long-sc1" in reason for reason in found.reasons)
+def test_rows_longer_than_a_generation_are_judged_in_parts() -> None:
+    tokenizer = make_tokenizer()
+    long = as_rows([{"input": "And then?", "output": "the fox " * 140, "kind": "sc", "id": "long-sc1"}])
+    data = in_parts(Data(long, as_rows(ROWS["retain"])), tokenizer)
+    assert len(data.forget) > 1
+    assert len(data.retain) == 4
+    assert " ".join(row.output for row in data.forget) == long[0].output
+    assert data.forget[1].input == f"And then? {data.forget[0].output}"
+    assert all(len(tokenizer.encode(row.output)) <= PART and row.kind == "sc" for row in data.forget)
+    assert len({row.id for row in data.forget}) == len(data.forget)
 
 
 @pytest.mark.parametrize(("name", "status", "code"), [("target", "not gone", 1), ("random", "cannot be told", 3)])
@@ -234,7 +238,6 @@ def test_the_command_ends_in_a_verdict(
     options = ("--probes", "quantised", "--limit", 3, "--require", "retain_knowledge>=1.1", "--forgotten", earlier)
     found, out, err = command("audit", *words, *options)
     assert (found, f"Verdict: {status}" in out) == (code, True), (out, err)
-    assert CAUTION in out
     assert "Required, but does not hold: retain_knowledge>=1.1 (is " in out
     assert ("Earlier request 1: 4 of 4 rows are answered correctly." in out) == (name == "target")
     assert json.loads((tmp_path / "out" / "verdict.json").read_text())["status"] == status
@@ -248,7 +251,7 @@ def test_an_adapter_is_audited(models: Callable[[str], Path], tmp_path: Path, co
     assert code == 0, err
     words = ("--before", target, *where, "--peft", output, "--output", tmp_path / "out")
     code, out, err = command("audit", *words, "--probes", "relearn_forget", "--relearn_rows", 2)
-    assert "Forget rows known before: 4 of 4" in out, err
+    assert " of 4 rows that were known before are given away" in out, err
 
 
 def test_attack_runs_once_on_each_model_and_warns_of_the_split_in_use(
@@ -271,6 +274,6 @@ def test_attack_runs_once_on_each_model_and_warns_of_the_split_in_use(
     monkeypatch.setattr(score, "evaluate", recorded)
     rows, texts = load_rows(data_dir), {"members": ["one text"], "nonmembers": ["another one"]}
     found = verdict(model, tokenizer, **rows, before=model, probes=["plain"], limit=2, split="train", **texts)
-    assert [tasks.count("lume_mia") for tasks in asked] == [1, 1]
+    assert sum(tasks.count("lume_mia") for tasks in asked) == 2
     assert "lume_mia loss_auc" in found.numbers
     assert "lume_mia: only 0 of the 1 member documents are among the forget rows of split train" in caplog.text

@@ -1,0 +1,46 @@
+"""Which rows a model knows, by its answers."""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.source import Data
+from lume_tasks.metrics.matching import is_guess, is_known, words_of
+
+
+class Matcher:
+    """Tells which answers give a row of the data away (see `is_known`).
+
+    Words that say nothing about a row are those of its prompt and of retain rows of other documents.
+    """
+
+    def __init__(self, data: Data) -> None:
+        """Collect the words of the rows."""
+        self._rows = data.rows
+        documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
+        for row in data.retain:
+            for word in words_of(row.input, row.output):
+                documents[word].add(row.stem)
+        self._common = {row.id: _common(row, documents) for rows in self._rows.values() for row in rows}
+
+    def known(self, answers: Mapping[str, str]) -> dict[str, set[str]]:
+        """Return the ids of the rows on each side whose answer gives the truth away.
+
+        Args:
+            answers: row id to generated text; rows without one do not count as known.
+        """
+        return {side: {row.id for row in self._rows[side] if self._is_known(row, answers)} for side in SIDES}
+
+    def guesses(self) -> set[str]:
+        """Return the ids of the forget rows whose answer may be right by chance (see `is_guess`)."""
+        return {
+            row.id for row in self._rows["forget"] if row.kind == "qa" and is_guess(row.output, self._common[row.id])
+        }
+
+    def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
+        return row.id in answers and is_known(row.kind, row.output, answers[row.id], self._common[row.id])
+
+
+def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:
+    elsewhere = (word for word in words_of(row.output) if documents.get(word, set()) - {row.stem})
+    return words_of(row.input).union(elsewhere)

@@ -1,0 +1,89 @@
+"""`swap_test`: does a model treat the persons of the rows as it treats persons who do not exist?"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from lume_tasks.data.rows import SIDES
+from lume_tasks.data.source import Data
+from lume_tasks.errors import DataError
+from lume_tasks.metrics import swap
+from lume_tasks.tasks.swap import ALPHA, persons_of
+from lume_unlearn.scoring.score import score, without_messages
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """The swap test of one model; see `lume_tasks.metrics.swap`. Empty if no row names somebody."""
+
+    controls: int = 0
+    """Invented persons that each person is compared with."""
+    persons: dict[str, dict[str, swap.SwapResult]] = field(default_factory=dict)
+    """Side to person to what the test says of them."""
+    together: dict[str, swap.SwapResult] = field(default_factory=dict)
+    """Side to what the test says of all its persons; without sides that no row can be tested of."""
+    ranks: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Side to row id to rank; 1 / (controls + 1) is the most likely."""
+
+    def first(self, row_id: str) -> bool | None:
+        """Return whether the answer of a row is likelier for its person than for all others; None: not tested."""
+        for ranks in self.ranks.values():
+            if row_id in ranks:
+                return ranks[row_id] * (self.controls + 1) < 1.5
+        return None
+
+    def summary(self) -> dict[str, Any]:
+        """Return numbers without names: of each side the test of all, fifths of the ranks, and persons told apart."""
+        return {
+            side: {
+                **vars(tested),
+                "rows": len(self.ranks[side]),
+                "persons": len(self.persons[side]),
+                "persons_tied": sum(one.leak <= ALPHA for one in self.persons[side].values()),
+                "persons_avoided": sum(one.avoided <= ALPHA for one in self.persons[side].values()),
+                "fifths": swap.fifths(list(self.ranks[side].values())),
+            }
+            for side, tested in self.together.items()
+        }
+
+
+def swap_test(
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    *,
+    controls: int = 99,
+    chat: bool = True,
+    batch_size: int = 64,
+) -> Swapped:
+    """Run `lume_swap` on a model, which stays as it was.
+
+    Args:
+        model: causal language model of transformers or PEFT.
+        tokenizer: its tokenizer.
+        data: rows; those that name nobody are left out, and a warning says so.
+        controls: invented persons for each person. A row takes ``controls + 1`` short forward passes.
+        chat: ask questions of your own tasks through the chat template.
+        batch_size: prompts of one batch.
+
+    Raises:
+        DataError: ``controls`` is too small, or no names can be drawn for a script.
+    """
+    options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": {"lume_swap_controls": controls}}
+    try:
+        with without_messages("lume_tasks", "lume_swap: "):
+            found = score(model, tokenizer, data, tasks=["lume_swap"], log_samples=True, **options)
+    except DataError as error:
+        if "no row can be tested" not in str(error):
+            raise
+        return Swapped()
+    samples = found.results["samples"]["lume_swap"]
+    persons: dict[str, dict[str, swap.SwapResult]] = {}
+    together: dict[str, swap.SwapResult] = {}
+    for side in SIDES:
+        groups = persons_of(sample[f"{side}_factor"] for sample in samples)
+        if groups:
+            persons[side] = {name: swap.of_person(*rows) for name, rows in groups.items()}
+            together[side] = swap.of_persons(list(groups.values()))
+    ranks: Mapping[str, dict[str, float]] = {side: found.rows.get(f"{side}_rank", {}) for side in together}
+    return Swapped(controls, persons, together, dict(ranks))
