@@ -100,10 +100,25 @@ def swapped(text: str, subject: str, name: str) -> str:
     return text
 
 
-def control_names(subject: str, number: int, known: str, length: Callable[[str], int], seed: int = 0) -> list[str]:
+def shared_words(subjects: Iterable[str]) -> frozenset[str]:
+    """Return the words that the names of several persons have, folded: they do not tell one person from another."""
+    counts = Counter(word for subject in set(subjects) for word in set(_name_words(subject)))
+    return frozenset(word for word, number in counts.items() if number > 1)
+
+
+def control_names(
+    subject: str,
+    number: int,
+    known: str,
+    length: Callable[[str], int],
+    shared: frozenset[str] = frozenset(),
+    seed: int = 0,
+) -> list[str]:
     """Draw names like the subject's: of the same script and number of words, and of a like number of tokens.
 
-    Given names and family names are drawn apart, from the lists of Faker. The same arguments give the same names, with
+    Given names and family names are drawn apart, from the lists of Faker. A word of the name that other persons of the
+    data have as well (see `shared_words`) stays, unless all its words are shared: with family names of another kind
+    than the data's, a model that never saw the person takes the invented ones for something else. The same arguments give the same names, with
     the same version of Faker.
 
     Args:
@@ -111,18 +126,25 @@ def control_names(subject: str, number: int, known: str, length: Callable[[str],
         number: how many to draw.
         known: all texts of the data, as `folded` gives them; no name is drawn that stands there.
         length: counts the tokens of a name.
+        shared: see `shared_words`.
         seed: of the draws.
 
     Raises:
         DataError: there are no names of that script, or too few.
     """
     words = sum(word not in _PARTICLES for word in subject.split())
-    own = set(_name_words(subject))
+    kept = {place: word for place, word in enumerate(subject.split()) if folded(word) in shared}
+    if len(kept) == len(subject.split()):
+        kept = {}
+    own = set(_name_words(subject)) - shared
     pool: dict[str, None] = {}
     missed = 0
     names = _names(_script(subject), words, f"{seed} {subject}")
     while len(pool) < number * _POOL and missed < _MOST:
-        name = next(names)
+        parts = next(names).split(" ")
+        if len(parts) == len(subject.split()):
+            parts = [kept.get(place, part) for place, part in enumerate(parts)]
+        name = " ".join(parts)
         fits = folded(name) not in known and not own & set(_name_words(name)) and len(name.split()) == words
         missed = missed + 1 if name in pool or not fits else 0
         if fits:

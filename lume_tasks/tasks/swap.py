@@ -16,7 +16,7 @@ from lm_eval.api.instance import Instance
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, swapped
+from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, shared_words, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
@@ -103,15 +103,16 @@ def swap_rows(
     names: dict[str, list[str]] = {}
     docs: dict[str, list[Doc]] = {side: [] for side in SIDES}
     left_out: list[Doc] = []
+    subjects = {side: find_subjects(rows[side]) for side in SIDES}
+    shared = shared_words(subject for found in subjects.values() for subject in found.values())
     for side in SIDES:
-        subjects = find_subjects(rows[side])
         for row in rows[side]:
-            subject = subjects.get(row.id, "")
+            subject = subjects[side].get(row.id, "")
             reason = untestable(row, subject)
             if not reason:
                 if subject not in names:
                     names[subject] = control_names(
-                        subject, lume_swap_controls, known, lambda name: len(tokenizer.encode(f" {name}"))
+                        subject, lume_swap_controls, known, lambda name: len(tokenizer.encode(f" {name}")), shared
                     )
                 try:
                     docs[side].append(document(tokenizer, row, side, subject, names[subject], lume_chat))

@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, swapped
+from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, shared_words, swapped
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
 from lume_tasks.models.hf import LumeHF
@@ -161,6 +161,15 @@ def test_names_of_the_data_are_not_drawn() -> None:
     first = control_names("Ada Byron", 40, "", len)
     others = control_names("Ada Byron", 40, folded(" ".join(first[:20])), len)
     assert not set(first[:20]) & set(others)
+
+
+def test_words_that_other_persons_have_stay() -> None:
+    shared = shared_words(["Tiffi Magenta", "Aggy Magenta", "Ada Byron", "Ada Byron"])
+    assert shared == {"magenta"}
+    names = control_names("Tiffi Magenta", 40, "", len, shared)
+    assert all(name.endswith(" Magenta") and "Tiffi" not in name for name in names)
+    both = shared_words(["Tiffi Magenta", "Aggy Magenta", "Tiffi Gold"])
+    assert not any("Magenta" in name for name in control_names("Tiffi Magenta", 40, "", len, both))
 
 
 def test_scripts_without_names_are_refused() -> None:
