@@ -159,19 +159,18 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
 
 
-def side_rows(
-    lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all", lume_data: Data | None = None
-) -> list[dict[str, Any]]:
+def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the forget and retain rows of one task alternately, with ``side`` and ``kind``.
 
-    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks. ``lume_data`` comes before
-    the directory and the split.
+    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks, which get a ``prompt`` (see
+    `add_prompts`). Of ``metadata``, ``lume_data`` comes before ``lume_data_dir`` and ``lume_split``.
     """
-    if lume_data is None:
-        directory = locate.data_dir(lume_data_dir)
-        rows, place = locate.load_rows(directory, lume_split), f"{directory}: no row"
+    split, data = metadata.get("lume_split", "all"), metadata.get("lume_data")
+    if data is None:
+        directory = locate.data_dir(metadata.get("lume_data_dir"))
+        rows, place = locate.load_rows(directory, split), f"{directory}: no row"
     else:
-        rows, place = lume_data.rows, "no row in memory"
+        rows, place = data.rows, "no row in memory"
     documents = (
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
@@ -183,16 +182,19 @@ def side_rows(
     docs = alternate(*documents)
     if not docs:
         named = "a task of your own" if lume_task == OWN else lume_task
-        raise DataError(f"{place} of {named} in split {lume_split!r}")
+        raise DataError(f"{place} of {named} in split {split!r}")
+    if lume_task == OWN:
+        add_prompts(docs, metadata)
     return docs
 
 
-def add_prompts(docs: Iterable[dict[str, Any]], chat: Any, metadata: Mapping[str, Any]) -> None:
+def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> None:
     """Add to rows of no LUME task the ``prompt``: the input, in the chat template if `through_template` says so.
 
     Raises:
-        DataError: ``chat`` is neither true nor false, or the tokenizer or its template cannot be used.
+        DataError: ``lume_chat`` is neither true nor false, or the tokenizer or its template cannot be used.
     """
+    chat = metadata.get("lume_chat", True)
     if not isinstance(chat, bool):
         raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
     tokenizer = load_tokenizer(metadata) if chat else None

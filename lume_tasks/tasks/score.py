@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.group import Group
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import ROW_TASKS, SIDES
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, intervals
 from lume_tasks.tasks.base import check_metadata
@@ -20,9 +20,8 @@ from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
 
 _log = logging.getLogger("lume_tasks")
 
-GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
-OWN_TASK = "lume_rows"
-"""Its rows count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
+*GENERATION_TASKS, OWN_TASK = ROW_TASKS
+"""The rows of ``OWN_TASK`` count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
 TaskMetrics = Mapping[str, Mapping[str, Any]]  # task to {"<metric>,<filter>": value, "sample_len": documents, ...}
 
 
@@ -118,7 +117,7 @@ def _part(metrics: Mapping[str, Any], name: str) -> intervals.Part:
 
 
 def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:
-    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in (*GENERATION_TASKS, OWN_TASK))
+    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in ROW_TASKS)
     return [value for value in found if value is not None]
 
 

@@ -51,14 +51,14 @@ def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder,
 
 
 def test_the_rows_of_a_split(folder):
-    assert locate.load_side(folder, "retain") == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
+    assert locate.load_rows(folder)["retain"] == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
     rows = locate.load_rows(folder, "validation")
     assert {side: [row.id for row in rows[side]] for side in rows} == {
         "forget": ["vf1sc1", "vf1qa0"],
         "retain": ["vr1sc1"],
     }
     with pytest.raises(DataError) as caught:
-        locate.load_side(folder, "forget", "train")
+        locate.load_rows(folder, "train")
     assert str(caught.value) == f'lume_split: "train" is not there; {folder} has: all, validation'
     with pytest.raises(DataError, match="has: no split at all"):
         locate.load_rows(folder.parent)
@@ -68,7 +68,7 @@ def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
     plain = {"input": "in", "output": "out"}
     ada = [{"input": f"in {i}", "output": f"out {i}", "document": "Ada", "kind": "qa"} for i in range(11)]
     write(folder / "forget.jsonl", [plain, *ada, row("ada1qa10", task="Clients")])
-    rows = locate.load_side(folder, "forget")
+    rows = locate.load_rows(folder)["forget"]
     assert (rows[0].kind, rows[0].task, rows[0].stem != rows[1].stem) == ("qa", "own", True)
     assert len({(r.stem, r.kind) for r in rows[1:12]}) == 1
     assert len({r.id for r in rows}) == 13
@@ -76,7 +76,7 @@ def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
     assert (rows[12].stem, rows[12].task) == ("ada1", "Clients")
     write(folder / "train/forget.jsonl", ada)
     write(folder / "train/retain.jsonl", [row("r1sc1")])
-    assert locate.load_side(folder, "forget", "train") == rows[1:12]
+    assert locate.load_rows(folder, "train")["forget"] == rows[1:12]
 
 
 def test_faults_of_both_files_and_between_them_are_reported(folder):

@@ -146,7 +146,7 @@ def test_rows_without_a_known_field_are_counted(tmp_path: Path, caplog: Any) -> 
         Row("a-qa1", "What does Ada keep?", "bees", "Task2"),
     ]
     with caplog.at_level(logging.WARNING, "lume_tasks"):
-        docs = list(pii_rows(write(tmp_path, *rows))["test"])
+        docs = list(pii_rows(lume_data_dir=write(tmp_path, *rows))["test"])
     assert "2 rows ask for no known field" in caplog.text
     assert [(doc["id"], doc["field"]) for doc in docs if doc["side"] == "forget"] == [
         ("forget-a-sc1", None),
@@ -157,11 +157,11 @@ def test_rows_without_a_known_field_are_counted(tmp_path: Path, caplog: Any) -> 
 
 def test_data_without_any_known_field_is_refused(data_dir: Path) -> None:
     with pytest.raises(DataError, match="no question of Task2 asks for one of birth_date, ssn"):
-        pii_rows(str(data_dir))
+        pii_rows(lume_data_dir=str(data_dir))
 
 
 def test_real_rows_are_understood(lume_data: Path) -> None:
-    docs = list(pii_rows(str(lume_data))["test"])
+    docs = list(pii_rows(lume_data_dir=str(lume_data))["test"])
     questions = [doc for doc in docs if doc["field"]]
     assert len(questions) == 2500
     assert all(doc["field"] == FIELDS[int(doc["id"][-1])] for doc in questions)

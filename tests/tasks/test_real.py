@@ -11,7 +11,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from transformers import AutoTokenizer
 
 from lume_tasks import _startup
-from lume_tasks.data.locate import load_mia, load_mmlu, load_side
+from lume_tasks.data.locate import load_mia, load_mmlu, load_rows
 from lume_tasks.data.rows import members_among
 from lume_tasks.tasks.mia import mia_requests
 from lume_tasks.tasks.mmlu import SubjectTask
@@ -34,10 +34,10 @@ def test_every_document_can_be_scored(lume_data: Path, checkpoint: Path) -> None
 def test_members_are_forget_rows_of_train_alone(lume_data: Path) -> None:
     members, nonmembers = load_mia(lume_data)
     splits = ("all", "train", "validation", "test")
-    found = {split: members_among(members, load_side(lume_data, "forget", split)) for split in splits}
+    found = {split: members_among(members, load_rows(lume_data, split)["forget"]) for split in splits}
     assert found == {"all": 150, "train": 150, "validation": 0, "test": 0}
-    assert members_among(members, load_side(lume_data, "retain")) == 0
-    assert members_among(nonmembers, load_side(lume_data, "forget")) == 0
+    rows = load_rows(lume_data)
+    assert members_among(members, rows["retain"]) == members_among(nonmembers, rows["forget"]) == 0
 
 
 def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint: Path) -> None:

@@ -27,8 +27,8 @@ def write(folder, date=DATE, name="results"):
 
 
 def read(path, task="lume_mia", version=1.0):
-    docs = [{"number": 2}, {"number": 1}]
-    return reference_samples(str(path), docs, task, version, lambda doc: doc["number"], lambda _: "loss_auc")
+    docs, metadata = [{"number": 2}, {"number": 1}], {"lume_reference_results": str(path), "version": version}
+    return reference_samples(docs, metadata, task, lambda doc: doc["number"], lambda _: "loss_auc")
 
 
 def test_a_file_or_a_folder_above_it(tmp_path):
