@@ -3,7 +3,7 @@
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -44,13 +44,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) 
     return start + tokenizer.encode(context + continuation)[len(start) :], len(start)
 
 
-def instances(requests: list[tuple[str, str]], task: str = "some_task") -> list[Instance]:
-    return [Instance("loglikelihood", {}, args, 0, (task, i, 1)) for i, args in enumerate(requests)]
-
-
 def score(lm: HFLM, requests: list[tuple[str, str]] = REQUESTS, task: str = "some_task") -> list[Any]:
-    answers: list[Any] = lm.loglikelihood(instances(requests, task), disable_tqdm=True)
-    return answers
+    instances = [Instance("loglikelihood", {}, args, 0, (task, i, 1)) for i, args in enumerate(requests)]
+    return lm.loglikelihood(instances, disable_tqdm=True)
 
 
 def assert_sums_of_stock_class(ours: list[Any], stock: list[Any]) -> None:
@@ -66,14 +62,11 @@ def make(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Make:
 
 
 @pytest.fixture
-def passes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, int]]]:
+def passes(model: LlamaForCausalLM) -> list[tuple[int, int]]:
     """Shapes of the inputs of all forward passes."""
     shapes: list[tuple[int, int]] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(args[0].shape)), with_kwargs=True
-    )
-    yield shapes
-    hook.remove()
+    model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    return shapes
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -119,12 +112,11 @@ def test_requests_that_read_the_same_tokens_share_a_row(make: Make, passes: list
 
 
 @pytest.fixture
-def outputs(model: LlamaForCausalLM) -> Iterator[list[tuple[int, ...]]]:
+def outputs(model: LlamaForCausalLM) -> list[tuple[int, ...]]:
     """Shapes of what the output layer computes."""
     shapes: list[tuple[int, ...]] = []
-    hook = model.lm_head.register_forward_hook(lambda layer, inputs, logits: shapes.append(tuple(logits.shape)))
-    yield shapes
-    hook.remove()
+    model.lm_head.register_forward_hook(lambda layer, inputs, logits: shapes.append(tuple(logits.shape)))
+    return shapes
 
 
 def test_output_layer_computes_each_scored_position_once(make: Make, outputs: list[Any]) -> None:
@@ -155,8 +147,7 @@ def test_all_logits_are_computed_where_no_output_layer_is_known(make, model, out
 def test_capped_and_scaled_logits_are_those_of_the_stock_class(make, family, options) -> None:
     changed = make_model(family=family, **options)
     stock = score(make(HFLM, pretrained=changed, batch_size=1, logits_cache=False))
-    ours = score(make(pretrained=changed))
-    assert_sums_of_stock_class(ours, stock)
+    assert_sums_of_stock_class(score(make(pretrained=changed)), stock)
 
 
 def test_adapter_on_the_output_layer_takes_part(make: Make, model: LlamaForCausalLM, outputs: list[Any]) -> None:
@@ -175,8 +166,7 @@ def test_adapter_on_the_output_layer_takes_part(make: Make, model: LlamaForCausa
 def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
     texts = ["The quick brown fox", "the river and the fox " * 12]
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0, ("task", i, 1)) for i, text in enumerate(texts)]
-    stock = make(HFLM, max_length=20).loglikelihood_rolling(requests, disable_tqdm=True)
-    ours = make(max_length=20).loglikelihood_rolling(requests, disable_tqdm=True)
+    ours, stock = (make(kind, max_length=20).loglikelihood_rolling(requests, True) for kind in (LumeHF, HFLM))
     assert [float(value) for value in ours] == pytest.approx(stock, abs=1e-4)
 
 
@@ -190,8 +180,7 @@ def test_a_context_is_cut_as_the_stock_class_does_and_a_continuation_never(make,
     requests = [("the river and the fox " * 10, " jumps over the lazy dog"), ("The fox", " jumps")]
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         ours = score(make(max_length=20), requests)
-    stock = score(make(HFLM, max_length=20), requests)
-    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5)
+    assert_sums_of_stock_class(ours, score(make(HFLM, max_length=20), requests))
     assert "1 of 2 contexts are cut on the left to fit the model's 20 tokens" in caplog.text
     with pytest.raises(DataError, match="a text to score has 21 tokens, but the model reads 20 at once"):
         make(max_length=20)._loglikelihood_tokens([(("a", "b"), [5], [5] * 21)], True)
@@ -208,12 +197,8 @@ def plain_gradient_norm(model: LlamaForCausalLM, ids: list[int], start: int) -> 
 
 
 def test_gradient_norm_is_that_of_the_plain_model(make, model, tokenizer, passes) -> None:
-    requests = [
-        ("The", " quick brown fox"),
-        ("T", "he river and the fox"),
-        ("The", " quick brown cat"),
-        ("The", " quick brown fox"),
-    ]
+    requests = [("The", " quick brown fox"), ("T", "he river and the fox"), ("The", " quick brown cat")]
+    requests.append(requests[0])
     plain = score(make(), requests)
     passes.clear()
     answers = score(make(gradnorm=True), requests, task="lume_mia")
@@ -236,9 +221,8 @@ def test_frozen_weights_take_part_in_the_gradient_and_stay_frozen(make, model) -
 
 def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     model.to(torch.bfloat16)
-    ours = score(make(batch_size=1))
     stock = score(make(HFLM, batch_size=1, softmax_dtype="float32", logits_cache=False))
-    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], rel=1e-5)
+    assert_sums_of_stock_class(score(make(batch_size=1)), stock)
 
 
 def test_virtual_tokens_of_prompt_tuning_are_not_scored(make, model) -> None:
@@ -248,8 +232,7 @@ def test_virtual_tokens_of_prompt_tuning_are_not_scored(make, model) -> None:
     tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
     requests = REQUESTS[:2]
     ours = score(make(pretrained=tuned), requests)
-    stock = score(make(HFLM, pretrained=tuned), requests)
-    assert_sums_of_stock_class(ours, stock)
+    assert_sums_of_stock_class(ours, score(make(HFLM, pretrained=tuned), requests))
     assert float(ours[0][0]) != pytest.approx(float(score(make(), requests)[0][0]), abs=1e-3)
 
 

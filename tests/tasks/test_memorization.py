@@ -2,8 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,12 +25,10 @@ TOKENS = ("exact_memorization", "extraction_strength", "probability")
 SIDES = ("forget", "retain")
 
 YES, NO = True, False
-Make = Callable[..., LumeHF]
 
 
 def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
-    logprobs = np.log(np.array(probabilities, dtype=np.float32))
-    return TokenScores(logprobs, None, None, np.array(greedy))
+    return TokenScores(np.log(np.float32(probabilities)), None, None, np.array(greedy))
 
 
 DOCUMENT = {"template_tokens": 0, "id": "a-qa0", "side": "forget", "scored_tokens": 4}
@@ -62,16 +58,8 @@ def test_scores_of_one_row_worked_out_by_hand() -> None:
     # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
     answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
     result = memorization_result(DOCUMENT, [(answer, False)])
-    assert {name: value for name, value in result.items() if name.startswith("forget")} == pytest.approx(
-        {
-            "forget_loss": math.log(8) / 4,
-            "forget_probability_geometric": 8**-0.25,
-            "forget_exact_memorization": 0.75,
-            "forget_extraction_strength": 0.5,
-            "forget_probability": 2.75 / 4,
-        },
-        abs=1e-7,
-    )
+    assert [result[f"forget_{name}"] for name in SUMS] == pytest.approx([math.log(8) / 4, 8**-0.25], abs=1e-7)
+    assert [result[f"forget_{name}"] for name in TOKENS] == pytest.approx([0.75, 0.5, 2.75 / 4], abs=1e-7)
     assert {name for name, value in result.items() if value is None} == {f"retain_{name}" for name in SUMS + TOKENS}
 
 
@@ -94,10 +82,7 @@ TEXTS = [
 def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.FixtureRequest) -> None:
     path = str(request.getfixturevalue(folder))
     lm = LumeHF(pretrained=path, device="cpu", batch_size=2)
-    requests = [
-        Instance("loglikelihood", doc={}, arguments=(text, f" {answer}"), idx=0, metadata=("x", 0, 1))
-        for text, answer in TEXTS
-    ]
+    requests = [Instance("loglikelihood", {}, (text, f" {answer}"), 0, ("x", 0, 1)) for text, answer in TEXTS]
     scored = [len(answer.logprobs) for answer, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     assert scored == [answer_length(lm.tokenizer, text, f" {answer}") for text, answer in TEXTS]
 
@@ -112,22 +97,15 @@ def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manage
     assert len(lines) == 1 + 8
 
 
-@pytest.fixture
-def make_lume_hf(model_dir: Path) -> Make:
-    return partial(LumeHF, pretrained=str(model_dir), device="cpu", batch_size=3)
-
-
 def plain_row(model: LlamaForCausalLM, tokenizer: Any, row: dict[str, Any]) -> dict[str, float]:
     """Every number of one row from its definition, one position at a time, in float64."""
     before = tokenizer.encode(row["input"])
     ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
     with torch.no_grad():
         logprobs = model(ids).logits[0].double().log_softmax(-1)
-    own, right = [], []
-    for position in range(len(before), ids.shape[1]):
-        token = int(ids[0, position])
-        own.append(float(logprobs[position - 1, token]))
-        right.append(int(logprobs[position - 1].argmax()) == token)
+    positions = range(len(before), ids.shape[1])
+    own = [float(logprobs[position - 1, ids[0, position]]) for position in positions]
+    right = [bool(logprobs[position - 1].argmax() == ids[0, position]) for position in positions]
     count = len(own)
     return {
         "loss": -sum(own) / count,
@@ -172,9 +150,9 @@ def test_numbers_are_those_of_the_plain_model(run, data_dir, folder, request) ->
     assert len(seen) > 2
 
 
-def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, make_lume_hf, model_dir) -> None:
-    stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), "lume_memorization")
-    own = run(make_lume_hf(), "lume_memorization")
+def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, model_dir) -> None:
+    lms = (kind(pretrained=str(model_dir), device="cpu", batch_size=3) for kind in (HFLM, LumeHF))
+    stock, own = (run(lm, "lume_memorization") for lm in lms)
     for task in TASKS:
         assert set(numbers(stock, task)) == names(*SUMS)
         assert set(numbers(own, task)) == names(*SUMS, *TOKENS)
