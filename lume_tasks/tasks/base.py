@@ -24,9 +24,8 @@ from lume_tasks.tasks import model_checks
 # lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds.
 GenerateTask: Any = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
 LoglikelihoodTask: Any = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
-MultipleChoiceTask: Any = ConfigurableTask  # lm-eval 0.4 has another class of this name
-if GenerateTask is not ConfigurableTask:
-    MultipleChoiceTask = harness_tasks.MultipleChoiceTask
+# Before 0.5, another class has this name.
+MultipleChoiceTask: Any = ConfigurableTask if GenerateTask is ConfigurableTask else harness_tasks.MultipleChoiceTask
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better

@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.group import Group
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import ROW_TASKS, SIDES
+from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, intervals
 from lume_tasks.tasks.base import check_metadata
@@ -97,17 +97,13 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
 
 def _task_aggregate(task_metrics: TaskMetrics) -> intervals.Part | None:
     """Return the task aggregate and its ends; None if one of the twelve numbers is missing, or with `OWN_TASK`."""
-    numbers = {
-        side: [
-            [_part(task_metrics.get(task, {}), name) for name in MAIN_METRICS if name.startswith(side)]
-            for task in GENERATION_TASKS
-        ]
-        for side in SIDES
-    }
-    forget, retain = ([part[0] for task in of_side for part in task] for of_side in numbers.values())
-    if OWN_TASK in task_metrics or any(map(math.isnan, forget + retain)):
+    found = [task_metrics.get(task, {}) for task in GENERATION_TASKS]
+    forget = [[_part(metrics, f"forget_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
+    retain = [[_part(metrics, f"retain_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
+    scores = [[part[0] for task in side for part in task] for side in (forget, retain)]
+    if OWN_TASK in task_metrics or any(map(math.isnan, scores[0] + scores[1])):
         return None
-    return aggregate.task_aggregate(forget, retain), *intervals.task_aggregate(*numbers.values())
+    return aggregate.task_aggregate(*scores), *intervals.task_aggregate(forget, retain)
 
 
 def _part(metrics: Mapping[str, Any], name: str) -> intervals.Part:

@@ -14,7 +14,6 @@ from lume_tasks.metrics.unlearning import (
     distance_interval,
     distance_of_means,
     distances,
-    loss_distance,
     row_distance,
 )
 from lume_tasks.tasks.results import row_scores
@@ -27,16 +26,11 @@ def scores(values: dict[str, float], losses: dict[str, Any] | None = None, mmlu:
 
 
 def test_parts_by_hand() -> None:
-    retrained = RowScores(
-        {GROUP: {"a-sc0": 0.2, "b-sc0": 0.4}, "retain lume_task1 retain_knowledge": {"c-qa0": 1.0}},
-        {"member": {"1": 2.0, "2": 3.0}, "nonmember": {"1": 2.0, "2": 3.0}},
-        0.3,
-    )
-    model = RowScores(
-        {GROUP: {"a-sc0": 1.0, "b-sc0": 0.0}, "retain lume_task1 retain_knowledge": {"c-qa0": 0.0}},
-        {"member": {"1": 1.0, "2": 2.0}, "nonmember": {"1": 2.0, "2": 3.0}},
-        0.1,
-    )
+    retain, late = "retain lume_task1 retain_knowledge", {"1": 2.0, "2": 3.0}
+    rows = {GROUP: {"a-sc0": 0.2, "b-sc0": 0.4}, retain: {"c-qa0": 1.0}}
+    retrained = RowScores(rows, {"member": late, "nonmember": late}, 0.3)
+    rows = {GROUP: {"a-sc0": 1.0, "b-sc0": 0.0}, retain: {"c-qa0": 0.0}}
+    model = RowScores(rows, {"member": {"1": 1.0, "2": 2.0}, "nonmember": late}, 0.1)
     found = distances(model, retrained)
     parts = {"forget": (0.8 + 0.4) / 2, "retain": 1.0, "attack": (0.5 + 0.0) / 2, "mmlu": 0.2}
     assert found == pytest.approx({"distance": fmean(parts.values()), **parts})
@@ -100,11 +94,9 @@ def test_interval_of_the_distance_covers_the_truth() -> None:
         retrained = rng.random(3 * documents) * (1 - far)
         both = []
         for values, shift in ((retrained + far, 0.4), (retrained, 0.0)):
-            rows = dict(zip(names, values.tolist(), strict=True))
-            losses = {kind: base + shift * (kind == "member") for kind, base in base_losses.items()}
-            both.append(
-                scores(rows, {kind: {str(i): loss for i, loss in enumerate(of)} for kind, of in losses.items()})
-            )
+            losses = {"member": base_losses["member"] + shift, "nonmember": base_losses["nonmember"]}
+            numbered = {kind: {str(i): loss for i, loss in enumerate(of)} for kind, of in losses.items()}
+            both.append(scores(dict(zip(names, values.tolist(), strict=True)), numbered))
         return both[0], both[1]
 
     base_losses = {kind: rng.normal(3, 1, 20_000) for kind in ("member", "nonmember")}
@@ -133,7 +125,6 @@ def test_row_scores_of_results(run: Any, fake_lm: Any) -> None:
 
 def test_rows_and_means_by_hand() -> None:
     assert row_distance({"a": 1.0, "b": 0.0, "c": 0.0}, dict.fromkeys("abc", 1 / 3)) == pytest.approx(4 / 9)
-    assert loss_distance({"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 3.0}) == 0.5
     retrained = {"forget": 0.0, "retain": 0.9, "auc": 0.5}
     numbers = {"forget": 0.2, "retain": 0.8, "auc": 0.2, "other": 1.0}
     groups = {"both": ("forget", "retain"), "attack": ("auc", "other"), "none": ("other",)}

@@ -18,9 +18,7 @@ def digest(data_dir: Path, task: str, model_dir: Path) -> str:
     return str(config[published.DIGEST])
 
 
-def test_the_digest_knows_every_text_and_no_order(
-    tmp_path: Path, data_dir: Path, model_dir: Path, bos_model_dir: Path
-) -> None:
+def test_the_digest_knows_every_text_and_no_order(tmp_path, data_dir, model_dir, bos_model_dir) -> None:
     rows = {side: make_rows(side, 12) for side in ("forget", "retain")}
     for name, forget in (("turned", rows["forget"][::-1]), ("fewer", rows["forget"][1:])):
         write_rows(tmp_path / name / "forget.jsonl", forget)
