@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
@@ -21,6 +22,16 @@ def numbers(results: Any, task: str) -> dict[str, float]:
     """The metrics of a task, without the harness's standard errors."""
     values = results["results"][task].items()
     return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+
+
+def token_values(model: Any, ids: list[int], start: int) -> tuple[torch.Tensor, ...]:
+    """Compute log p of each token from ``start`` on, mean and variance of log p there, and whether it ranks first."""
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0, start - 1 : -1].double().log_softmax(-1)
+    targets = torch.tensor(ids[start:])
+    mean = (logp.exp() * logp).sum(-1)
+    variance = (logp.exp() * logp.square()).sum(-1) - mean.square()
+    return logp[torch.arange(len(targets)), targets], mean, variance, logp.argmax(-1) == targets
 
 
 class FakeLM(LM):

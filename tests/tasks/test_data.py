@@ -1,6 +1,5 @@
 """Where the data is looked for, what is loaded, and what is refused on the way."""
 
-import json
 import sys
 import types
 from pathlib import Path
@@ -12,15 +11,11 @@ from pyarrow import parquet
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
+from tests.tasks.test_checks import write
 
 
 def row(row_id, task="Task1"):
     return {"id": row_id, "input": f"in {row_id}", "output": f"out {row_id}", "task": task}
-
-
-def write(path, objects):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(obj) for obj in objects))
 
 
 @pytest.fixture

@@ -114,11 +114,36 @@ def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
         run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
 
 
-@pytest.mark.parametrize(("name", "meant"), [("lume-split", "lume_split"), ("data_dir", "lume_data_dir")])
-def test_unknown_metadata_is_refused(manager: Any, name: str, meant: str) -> None:
-    message = rf'--metadata: LUME has no option "{name}", .* Did you mean {meant}\? Its options are: lume_data_dir, '
+@pytest.mark.parametrize(
+    ("task", "metadata", "message"),
+    [
+        (
+            "lume_task1",
+            {"lume-split": "x"},
+            r'no option "lume-split", .* Did you mean lume_split\? Its options',
+        ),
+        (
+            "lume_task1",
+            {"data_dir": "x"},
+            r'no option "data_dir", .* Did you mean lume_data_dir\? Its options',
+        ),
+        ("lume_mmlu", {"lume_mmlu_limit": "5"}, "lume_mmlu_limit has to be a whole number of questions .*, not '5'"),
+        (
+            "lume_mmlu",
+            {"lume_mmlu_subjects": "leters"},
+            'has no subject "leters"; it has: high_school_counting',
+        ),
+        (
+            "lume_mmlu",
+            {"lume_mmlu_path": "cais/mmlu", "lume_mmlu_subjects": "astrology"},
+            'cais/mmlu has no .* "astro',
+        ),
+        *(("lume_mia", {"lume_min_k": value}, r"lume_min_k .* in \(0, 1\], not") for value in (0, 1.5, "0.2")),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused(manager: Any, task: str, metadata: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        manager({name: "validation"}).load(["lume_task1"])
+        manager(metadata).load([task])
 
 
 TWO_RANKS = """
@@ -145,13 +170,9 @@ def test_two_ranks_agree_with_one(run: Any, data_dir: Path, model_dir: Path, tmp
     metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
     metadata["lume_gen_kwargs"] = True  # type: ignore[assignment]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    words = [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)]
+    env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     options = {"model_args": {"pretrained": str(model_dir)}, "batch_size": 4, "device": "cpu", "gen_kwargs": SHORT}
     one = run("hf", "lume", limit=7, **options)["results"]

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.aggregate import mean
@@ -17,8 +17,8 @@ from tests.tasks.conftest import numbers
 
 
 def clopper_pearson(right: int, count: int) -> tuple[float, float]:
-    low = beta.ppf(0.025, right, count - right + 1) if right else 0.0
-    return low, beta.ppf(0.975, right + 1, count - right) if right < count else 1.0
+    low, high = binomtest(right, count).proportion_ci()
+    return low, high
 
 
 def all_or_nothing(known: int, documents: int, rows: int = 3, name: str = "") -> list[intervals.Item | None]:

@@ -15,6 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model, model_registry
 from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import _startup
@@ -22,6 +23,7 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from tests.conftest import make_model
+from tests.tasks.conftest import token_values
 
 Make = Callable[..., LumeHF]
 
@@ -84,17 +86,10 @@ def test_sums_and_greedy_are_those_of_the_stock_class(make, bos, batch_size, bos
 def test_values_of_each_token_are_those_of_the_plain_model(make, model, tokenizer) -> None:
     requests = [args for args in REQUESTS if args[0]]
     for (context, continuation), (scores, greedy) in zip(requests, score(make(), requests), strict=True):
-        ids, start = encode(tokenizer, context, continuation)
-        with torch.no_grad():
-            logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)[start - 1 : -1]
-        targets = torch.tensor(ids[start:])
-        mean = (logp.exp() * logp).sum(-1)
-        variance = (logp.exp() * logp.square()).sum(-1) - mean.square()
         assert type(scores) is TokenScores
-        assert scores.logprobs == pytest.approx(logp[torch.arange(len(targets)), targets].numpy(), abs=1e-5)
-        assert scores.mean == pytest.approx(mean.numpy(), abs=1e-5)
-        assert scores.variance == pytest.approx(variance.numpy(), abs=1e-5)
-        assert np.array_equal(scores.greedy, (logp.argmax(-1) == targets).numpy())
+        expected = token_values(model, *encode(tokenizer, context, continuation))
+        for name, values in zip(("logprobs", "mean", "variance", "greedy"), expected, strict=True):
+            assert np.allclose(getattr(scores, name), values, rtol=0, atol=1e-5)
         assert greedy == scores.greedy.all()
         assert scores.grad_norm is None
 
@@ -150,17 +145,22 @@ def test_capped_and_scaled_logits_are_those_of_the_stock_class(make, family, opt
     assert_sums_of_stock_class(score(make(pretrained=changed)), stock)
 
 
-def test_adapter_on_the_output_layer_takes_part(make: Make, model: LlamaForCausalLM, outputs: list[Any]) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    plain = score(make())
-    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False))
-    outputs.clear()
-    ours = score(make(pretrained=adapted))
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ],
+)
+def test_adapter_of_the_output_layer_and_virtual_tokens_take_part(make, model, outputs, config) -> None:
+    requests = REQUESTS[:2]
+    plain = score(make(), requests)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, config)
+    ours = score(make(pretrained=adapted), requests)
     assert {shape[0] for shape in outputs} == {1}
-    stock = score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False))
-    assert_sums_of_stock_class(ours, stock)
-    assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-2)
+    assert_sums_of_stock_class(ours, score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False), requests))
+    assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-3)
 
 
 def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
@@ -225,28 +225,13 @@ def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, toke
     assert_sums_of_stock_class(score(make(batch_size=1)), stock)
 
 
-def test_virtual_tokens_of_prompt_tuning_are_not_scored(make, model) -> None:
-    from peft import PromptTuningConfig, get_peft_model
-
-    torch.manual_seed(0)
-    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    requests = REQUESTS[:2]
-    ours = score(make(pretrained=tuned), requests)
-    assert_sums_of_stock_class(ours, score(make(HFLM, pretrained=tuned), requests))
-    assert float(ours[0][0]) != pytest.approx(float(score(make(), requests)[0][0]), abs=1e-3)
-
-
 @pytest.fixture
 def vllm_class(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Our class for vLLM over the harness's, with a stand-in for vLLM itself, which needs a GPU."""
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == "vllm" else version(name))
-    contents = {
-        "vllm": ("LLM", "SamplingParams", "TokensPrompt"),
-        "vllm.lora": (),
-        "vllm.lora.request": ("LoRARequest",),
-        "vllm.tokenizers": ("get_tokenizer",),
-    }
+    contents = {"vllm": ("LLM", "SamplingParams", "TokensPrompt"), "vllm.lora": ()}
+    contents |= {"vllm.lora.request": ("LoRARequest",), "vllm.tokenizers": ("get_tokenizer",)}
     for name, attributes in contents.items():
         module = ModuleType(name)
         vars(module).update(dict.fromkeys(attributes, object))

@@ -1,7 +1,7 @@
 """Memorisation metrics against hand computation, plain PyTorch and each other's backends."""
 
-import json
 import math
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,11 +13,12 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from lume_tasks.data.files import read_rows
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
-from tests.tasks.conftest import numbers
+from tests.tasks.conftest import numbers, token_values
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
 SUMS = ("loss", "probability_geometric")
@@ -38,20 +39,9 @@ def names(*of: str) -> set[str]:
     return {f"{side}_{name}" for side in SIDES for name in of}
 
 
-@pytest.mark.parametrize(
-    ("greedy", "strength"),
-    [
-        ([NO, NO, NO, NO], 0.0),
-        ([YES, YES, YES, YES], 1.0),
-        ([YES, YES, YES, NO], 0.0),
-        ([YES, NO, YES, YES], 0.5),
-        ([NO, YES, YES, YES], 0.75),
-    ],
-)
-def test_extraction_strength(greedy: list[bool], strength: float) -> None:
-    assert extraction_strength(np.array(greedy)) == strength
-    n = len(greedy)
-    assert strength == 1 - min(k for k in range(n + 1) if all(greedy[k:])) / n  # the definition itself
+@pytest.mark.parametrize("greedy", list(product([YES, NO], repeat=4)))
+def test_extraction_strength_is_the_share_after_the_last_wrong_token(greedy: tuple[bool, ...]) -> None:
+    assert extraction_strength(np.array(greedy)) == 1 - min(k for k in range(5) if all(greedy[k:])) / 4
 
 
 def test_scores_of_one_row_worked_out_by_hand() -> None:
@@ -98,31 +88,24 @@ def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manage
 
 
 def plain_row(model: LlamaForCausalLM, tokenizer: Any, row: dict[str, Any]) -> dict[str, float]:
-    """Every number of one row from its definition, one position at a time, in float64."""
-    before = tokenizer.encode(row["input"])
-    ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
-    with torch.no_grad():
-        logprobs = model(ids).logits[0].double().log_softmax(-1)
-    positions = range(len(before), ids.shape[1])
-    own = [float(logprobs[position - 1, ids[0, position]]) for position in positions]
-    right = [bool(logprobs[position - 1].argmax() == ids[0, position]) for position in positions]
-    count = len(own)
+    """Every number of one row from its definition, in float64."""
+    ids = tokenizer.encode(f"{row['input']} {row['output']}")
+    own, _, _, right = token_values(model, ids, len(tokenizer.encode(row["input"])))
     return {
-        "loss": -sum(own) / count,
-        "probability_geometric": math.exp(sum(own) / count),
-        "exact_memorization": sum(right) / count,
-        "extraction_strength": 1 - min(k for k in range(count + 1) if all(right[k:])) / count,
-        "probability": sum(map(math.exp, own)) / count,
+        "loss": -own.mean().item(),
+        "probability_geometric": math.exp(own.mean().item()),
+        "exact_memorization": right.double().mean().item(),
+        "extraction_strength": 1 - min(k for k in range(len(own) + 1) if all(right[k:])) / len(own),
+        "probability": own.exp().mean().item(),
     }
 
 
 def knowing_model(folder: Path, tokenizer: Any, data_dir: Path) -> LlamaForCausalLM:
     """The model trained for a moment on the forget rows, so that some of its tokens are right."""
     model = LlamaForCausalLM.from_pretrained(folder)
-    lines = (data_dir / "forget.jsonl").read_text(encoding="utf-8").splitlines()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for row in map(json.loads, lines * 4):
-        ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
+    for row in read_rows(data_dir / "forget.jsonl") * 4:
+        ids = torch.tensor([tokenizer.encode(f"{row.input} {row.output}")])
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -163,7 +163,6 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
         ("a.json", "[\n1,]", "a.json:2: is bad JSON"),
         ("a.jsonl", "\n[1]", "a.jsonl:2: is not a JSON object"),
         ("a.jsonl", "", "a.jsonl: is empty: it holds no rows"),
-        ("a.jsonl", jsonl(QUESTION, QUESTION | {"answer": "\ud83d"}), "a.jsonl:2: holds \\ud83d, half of a character"),
         ("a.json", json.dumps([QUESTION, {"text": "\udc00"}]), "a.json:2: holds \\udc00, half of a character"),
         ("a.jsonl", jsonl({"messages": "hi"}), "a.jsonl:1: is not a chat"),
         ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn followed by an assistant turn"),

@@ -6,14 +6,10 @@ from typing import Any
 
 import lm_eval.models
 import pytest
-from lm_eval.api.task import ConfigurableTask
-from lm_eval.tasks._yaml_loader import load_yaml
 
 from lume_tasks import _startup
-from lume_tasks.data.locate import load_mia, load_mmlu, load_rows
+from lume_tasks.data.locate import load_mia, load_rows
 from lume_tasks.data.rows import members_among
-from lume_tasks.tasks.mmlu import SubjectTask
-from tests.tasks.test_groups import STOCK_MMLU
 
 
 @pytest.fixture(scope="session")
@@ -54,19 +50,3 @@ def test_generation_gives_the_official_numbers(run, lume_data, checkpoint, backe
             of_tasks = official[checkpoint.name][f"{side}-set"]
             wanted = [of_tasks[f"Task{number}"][f"{kind}-score"] for number in (1, 2, 3)]
             assert [results[task][f"{side}_{kind},none"] for task in tasks] == pytest.approx(wanted, abs=1e-12)
-
-
-def test_mmlu_is_the_stock_task(run: Any, mmlu_data: Path, model_dir: Path) -> None:
-    """The accuracy of one model on whole subjects; test_groups compares the prompts."""
-    stock, names = [], ("college_biology", "moral_scenarios", "us_foreign_policy")
-    rows = load_mmlu(str(mmlu_data))
-    for name in names:
-        config = load_yaml(STOCK_MMLU / f"mmlu_{name}.yaml") | {"dataset_path": str(mmlu_data), "num_fewshot": 0}
-        config.pop("tag")
-        stock.append(ConfigurableTask(config=config))
-    options = {"model_args": {"pretrained": str(model_dir), "max_length": 512}, "device": "cpu", "batch_size": 16}
-    own = [SubjectTask(name, rows[name], 1.0) for name in names]
-    results = run("hf", *stock, *own, limit=20, **options)["results"]
-    accuracies = [results[f"mmlu_{name}"]["acc,none"] for name in names]
-    assert [results[f"lume_mmlu_{name}"]["acc,none"] for name in names] == accuracies
-    assert 0 < sum(accuracies) < 3
