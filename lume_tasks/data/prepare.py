@@ -98,12 +98,8 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     for side in (side for side in SIDES if rows[side]):
         lines = (json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows[side])
         (output / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
-    lines = _summary(output, sides, rows, read, duplicates)
-    for side, items in sides.items() if listed else ():
-        for row, item in zip(rows[side], items, strict=True):
-            shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
-            lines.append(f"{row.id}  {item.place}  {shown}")
-    return "\n".join(lines)
+    summary = _summary(output, sides, rows, read, duplicates)
+    return "\n".join(summary + (_listing(sides, rows) if listed else []))
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
@@ -282,6 +278,16 @@ def _summary(
     if not rows["retain"]:
         advice = "give some with --retain, or let the model write them: --retain generate --model MODEL"
         lines.append(f"no retain rows, which `lume-unlearn run` and `audit` need: {advice}")
+    return lines
+
+
+def _listing(sides: Sides, rows: dict[str, list[Row]]) -> list[str]:
+    """List every row with its id and place."""
+    lines = []
+    for side, items in sides.items():
+        for row, item in zip(rows[side], items, strict=True):
+            shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
+            lines.append(f"{row.id}  {item.place}  {shown}")
     return lines
 
 

@@ -117,27 +117,11 @@ def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
 @pytest.mark.parametrize(
     ("task", "metadata", "message"),
     [
-        (
-            "lume_task1",
-            {"lume-split": "x"},
-            r'no option "lume-split", .* Did you mean lume_split\? Its options',
-        ),
-        (
-            "lume_task1",
-            {"data_dir": "x"},
-            r'no option "data_dir", .* Did you mean lume_data_dir\? Its options',
-        ),
+        ("lume_task1", {"lume-split": "x"}, r'no option "lume-split", .* Did you mean lume_split\? Its options'),
+        ("lume_task1", {"data_dir": "x"}, r'no option "data_dir", .* Did you mean lume_data_dir\? Its options'),
         ("lume_mmlu", {"lume_mmlu_limit": "5"}, "lume_mmlu_limit has to be a whole number of questions .*, not '5'"),
-        (
-            "lume_mmlu",
-            {"lume_mmlu_subjects": "leters"},
-            'has no subject "leters"; it has: high_school_counting',
-        ),
-        (
-            "lume_mmlu",
-            {"lume_mmlu_path": "cais/mmlu", "lume_mmlu_subjects": "astrology"},
-            'cais/mmlu has no .* "astro',
-        ),
+        ("lume_mmlu", {"lume_mmlu_subjects": "leters"}, 'has no subject "leters"; it has: high_school_counting'),
+        ("lume_mmlu", {"lume_mmlu_path": "cais/mmlu", "lume_mmlu_subjects": "astrology"}, 'cais/mmlu has no .* "astro'),
         *(("lume_mia", {"lume_min_k": value}, r"lume_min_k .* in \(0, 1\], not") for value in (0, 1.5, "0.2")),
     ],
 )
