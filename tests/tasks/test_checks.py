@@ -48,10 +48,6 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_valid_directory_has_no_problem(data):
-    assert check_dir(data) == []
-
-
 ROW_FAULTS = [
     (b'{"id": "f9sc1"', "is bad JSON: Expecting ',' delimiter (column 15)"),
     (b'["f9sc1"]', "is not a JSON object with the fields id, input, output, task"),

@@ -48,8 +48,7 @@ def test_weights_depend_on_the_documents_alone() -> None:
 
 @pytest.mark.parametrize("items", [[None], [("a", None), ("b", None)]])
 def test_no_interval_without_documents(items: list[Any]) -> None:
-    assert math.isnan(intervals.low(items))
-    assert math.isnan(intervals.high(items))
+    assert np.isnan([intervals.low(items), intervals.high(items)]).all()
 
 
 def dependent_rows(rng: Any, share: float, documents: int, rows: int) -> list[intervals.Item]:

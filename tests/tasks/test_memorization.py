@@ -14,16 +14,20 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
-from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
+from lume_tasks.tasks.memorization import (
+    SUM_METRICS,
+    TOKEN_METRICS,
+    answer_length,
+    extraction_strength,
+    memorization_result,
+)
 from tests.tasks.conftest import numbers, token_values
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
-SUMS = ("loss", "probability_geometric")
-TOKENS = ("exact_memorization", "extraction_strength", "probability")
-SIDES = ("forget", "retain")
 
 YES, NO = True, False
 
@@ -48,9 +52,9 @@ def test_scores_of_one_row_worked_out_by_hand() -> None:
     # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
     answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
     result = memorization_result(DOCUMENT, [(answer, False)])
-    assert [result[f"forget_{name}"] for name in SUMS] == pytest.approx([math.log(8) / 4, 8**-0.25], abs=1e-7)
-    assert [result[f"forget_{name}"] for name in TOKENS] == pytest.approx([0.75, 0.5, 2.75 / 4], abs=1e-7)
-    assert {name for name, value in result.items() if value is None} == {f"retain_{name}" for name in SUMS + TOKENS}
+    assert [result[f"forget_{name}"] for name in SUM_METRICS] == pytest.approx([math.log(8) / 4, 8**-0.25], abs=1e-7)
+    assert [result[f"forget_{name}"] for name in TOKEN_METRICS] == pytest.approx([0.75, 0.5, 2.75 / 4], abs=1e-7)
+    assert all(result[f"retain_{name}"] is None for name in SUM_METRICS + TOKEN_METRICS)
 
 
 def test_other_tokens_than_expected_are_refused() -> None:
@@ -137,9 +141,9 @@ def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, m
     lms = (kind(pretrained=str(model_dir), device="cpu", batch_size=3) for kind in (HFLM, LumeHF))
     stock, own = (run(lm, "lume_memorization") for lm in lms)
     for task in TASKS:
-        assert set(numbers(stock, task)) == names(*SUMS)
-        assert set(numbers(own, task)) == names(*SUMS, *TOKENS)
-        sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUMS)}
+        assert set(numbers(stock, task)) == names(*SUM_METRICS)
+        assert set(numbers(own, task)) == names(*SUM_METRICS, *TOKEN_METRICS)
+        sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUM_METRICS)}
         assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
 
 
