@@ -96,7 +96,7 @@ def _add_tasks(tasks: "Any") -> None:
     signature = inspect.signature(original)
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
         raise TypeError("TaskManager no longer takes include_path and include_defaults")
-    folder = str(task_dir())
+    folder = task_dir()
     may_read_entry_points = _version() > (0, 4, 13)
 
     @functools.wraps(original)
@@ -104,22 +104,17 @@ def _add_tasks(tasks: "Any") -> None:
         call = signature.bind(self, *args, **kwargs)
         given = call.arguments.get("include_path")
         paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
-        searched = any(_contains(path, folder) for path in paths)
+        searched = any(folder.is_relative_to(os.path.realpath(path)) for path in paths)
         wanted = call.arguments.get("include_defaults", True) and not searched
         if not wanted or may_read_entry_points:
             original(self, *args, **kwargs)
             if not wanted or "lume_task1" in getattr(self, "all_tasks", ()):
                 return
-        call.arguments["include_path"] = [folder, *paths]  # ours first, so that the user's folders win
+        call.arguments["include_path"] = [str(folder), *paths]  # ours first, so that the user's folders win
         original(*call.args, **call.kwargs)
 
-    init.lume_task_dir = folder  # type: ignore[attr-defined]
+    init.lume_task_dir = str(folder)  # type: ignore[attr-defined]
     manager_class.__init__ = init
-
-
-def _contains(parent: "str | os.PathLike[str]", folder: str) -> bool:
-    parent = os.path.join(os.path.realpath(parent), "")
-    return os.path.join(os.path.realpath(folder), "").startswith(parent)
 
 
 def _version() -> "tuple[int, ...]":

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -117,17 +118,14 @@ def _prepare(args: argparse.Namespace) -> str:
 def _summary(directory: Path) -> str:
     """Count the rows of a valid data directory by split, task, side and kind."""
     from lume_tasks.data.locate import load_mia, load_mmlu, load_rows, splits
-    from lume_tasks.data.rows import SIDES
+    from lume_tasks.data.rows import KINDS, SIDES
 
     lines = [f"{directory}: no problems"]
     for split in splits(directory):
-        rows = load_rows(directory, split)
-        for task in sorted({row.task for side in SIDES for row in rows[side]}):
-            counts = [
-                f"{sum(row.task == task and row.kind == kind for row in rows[side]):>5} {side} {kind}"
-                for side in SIDES
-                for kind in ("sc", "qa")
-            ]
+        sides = load_rows(directory, split)
+        found = Counter((row.task, side, row.kind) for side, rows in sides.items() for row in rows)
+        for task in sorted({task for task, _, _ in found}):
+            counts = [f"{found[task, side, kind]:>5} {side} {kind}" for side in SIDES for kind in KINDS]
             lines.append(f"{split:<12}{task}" + "".join(counts))
     if (directory / "mia_data").is_dir():
         members, nonmembers = load_mia(directory)

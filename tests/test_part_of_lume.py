@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lume_tasks.data.locate import load_mia, load_side
+from lume_tasks.data.locate import load_mia, load_rows
 from lume_tasks.data.rows import SIDES
 
 SCRIPT = Path(__file__).parent / "benchmarks/part_of_lume.py"
@@ -35,7 +35,7 @@ def drawn(lume: Path, name: str, *options: str) -> dict[str, set[str]]:
     command = [sys.executable, SCRIPT, lume, lume / name, "--documents", "4", "4", "4", "--nonmembers", "4", *options]
     subprocess.run(command, check=True)
     members, nonmembers = load_mia(lume / name)
-    sides = {side: {row.input for row in load_side(lume / name, side)} for side in SIDES}
+    sides = {side: {row.input for row in rows} for side, rows in load_rows(lume / name).items()}
     return sides | {"members": set(members), "nonmembers": set(nonmembers)}
 
 

@@ -96,11 +96,6 @@ def scan(
     return valid, faults
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file; OSError if it cannot be read, ValueError if it is not UTF-8."""
-    return path.read_text(encoding="utf-8")
-
-
 def unreadable(error: OSError) -> Fault:
     """Return the fault of a file that cannot be opened or read."""
     return 0, f"cannot be read: {error.strerror or first_line(error)}"

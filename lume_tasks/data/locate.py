@@ -1,11 +1,11 @@
 """Find the data directory and MMLU, and load what is in them, for the tasks and the trainers."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from lume_tasks.data.checks import check_sides, scan_mia, scan_mmlu
-from lume_tasks.data.files import SUFFIXES, find_file, place, read_rows, scan_rows
+from lume_tasks.data.files import SUFFIXES, find_file, place, scan_rows
 from lume_tasks.data.rows import SIDES, SPLITS, Row
 from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
@@ -65,21 +65,24 @@ def side_file(directory: Path, side: str, split: str = "all") -> Path:
     return find_file(folder, side, str(folder / side))
 
 
-def load_side(directory: Path, side: str, split: str = "all") -> list[Row]:
-    """Read the rows of ``forget`` or ``retain`` in one split (``all``, ``train``, ...); DataError lists all faults."""
-    return read_rows(side_file(directory, side, split))
-
-
 def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
     """Read both sides of a split, ``forget`` and ``retain``; DataError lists all faults, and what is on both sides."""
-    files = {side: side_file(directory, side, split) for side in SIDES}
-    rows: dict[str, list[Row]] = {}
+    return read_sides({side: side_file(directory, side, split) for side in SIDES}, f"{directory}, split {split}")
+
+
+def read_sides(files: Mapping[str, Path], shown: str) -> dict[str, list[Row]]:
+    """Read the files of both sides; a side without a file has no rows. ``shown`` names them in the message.
+
+    Raises:
+        DataError: lists all faults; if there are none, what is on both sides.
+    """
+    rows: dict[str, list[Row]] = {side: [] for side in SIDES}
     problems: list[str] = []
     for side, path in files.items():
         found, faults = scan_rows(path)
         rows[side] = list(found.values())
         problems += place(str(path), faults)
-    raise_problems(problems or check_sides(f"{directory}, split {split}", rows["forget"], rows["retain"]))
+    raise_problems(problems or check_sides(shown, rows["forget"], rows["retain"]))
     return rows
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from textwrap import shorten
@@ -23,6 +23,8 @@ _SENTENCE_END = re.compile(r"[.!?\u2026][\"'\u201d\u2019)\]]*(?=\s)")
 _WORD_END = re.compile(r"(?<=\S)(?=\s)")
 _TOKEN = re.compile(r"\w+(?:['\u2019-]\w\w+)*|[^\w\s]")
 
+Fields = tuple[str, tuple[str, ...]]  # a file, and the names of the fields that hold question and answer, or the text
+
 
 @dataclass(frozen=True)
 class Options:
@@ -35,31 +37,30 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Content:
+class Item:
     """What becomes a row: ``note`` says where a text was cut ("sentence", "word") or that a chat question had context.
 
-    ``kind`` is "qa" (question and answer) or "sc" (a text to complete).
+    ``kind`` is "qa" (question and answer) or "sc" (a text to complete). If it was read from a file, ``place`` is
+    ``<file>:<line>`` (of a text, the file), ``document`` the value of the document field ("" without one), and
+    ``fields`` names the file and the fields that hold the text.
     """
 
     kind: str
     input: str
     output: str
     note: str = ""
-
-
-@dataclass(frozen=True)
-class Item:
-    """A content with its place (``<file>:<line>``, or the file of a text), document ("" without one) and task."""
-
-    place: str
-    document: str
-    task: str
-    content: Content
+    place: str = ""
+    document: str = ""
+    task: str = ""
+    fields: Fields = ("", ())
 
     @property
     def text(self) -> str:
         """Input and output, separated by a space."""
-        return f"{self.content.input} {self.content.output}"
+        return f"{self.input} {self.output}"
+
+
+Sides = dict[str, list[Item]]
 
 
 def prepare(forget: list[Path], retain: list[Path], output: Path, options: Options, listed: bool = False) -> str:
@@ -74,44 +75,52 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     """
     there = [output / f"{side}{suffix}" for side in SIDES for suffix in SUFFIXES]
     problems = [f"{path}: exists already: name another --output folder" for path in there if path.exists()]
-    read: Counter[tuple[str, tuple[str, ...]]] = Counter()  # rows by file and fields
-    sides: dict[str, list[Item]] = {}
+    read: Counter[Fields] = Counter()  # number of rows
+    sides: Sides = {}
     duplicates: list[str] = []
     for side, paths in zip(SIDES, (forget, retain), strict=True):
+        found, faults = _read_files(paths, options)
+        problems += faults
         items: dict[tuple[str, str], Item] = {}
-        for path in source_files(paths):
-            found, faults = _read_items(path, options, read)
-            problems += place(str(path), faults)
-            for item in found:
-                first = items.setdefault((item.content.input, item.content.output), item)
-                if first is not item:
-                    duplicates.append(f"{item.place}: the same as {first.place}")
+        for item in found:
+            read[item.fields] += 1
+            first = items.setdefault((item.input, item.output), item)
+            if first is not item:
+                duplicates.append(f"{item.place}: the same as {first.place}")
         sides[side] = list(items.values())
     problems += _on_both_sides(*sides.values())
     problems = problems or _unused(options, sides, read)
     if problems:
         raise DataError("\n".join([f"nothing is written, {len(problems)} problems:", *first_few(problems)]))
-    rows = _rows(sides)
+    rows = {side: _rows(side, items) for side, items in sides.items()}
     raise_problems([f"{row.id}: {fault}" for side in SIDES for row in rows[side] for fault in row_problems(vars(row))])
     output.mkdir(parents=True, exist_ok=True)
     for side in (side for side in SIDES if rows[side]):
         lines = (json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows[side])
         (output / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
-    return "\n".join(_summary(output, sides, rows, read, duplicates, listed))
+    summary = _summary(output, sides, rows, read, duplicates)
+    return "\n".join(summary + (_listing(sides, rows) if listed else []))
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
     """Return the text of every row of the files; DataError lists everything wrong with them."""
-    texts, problems = [], []
-    for path in source_files(paths):
-        items, faults = _read_items(path, options, Counter())
-        texts += [item.text for item in items]
-        problems += place(str(path), faults)
+    items, problems = _read_files(paths, options)
     raise_problems(problems)
-    return texts
+    return [item.text for item in items]
 
 
-def _read_items(path: Path, options: Options, read: Counter[Any]) -> tuple[list[Item], list[Fault]]:
+def _read_files(paths: list[Path], options: Options) -> tuple[list[Item], list[str]]:
+    """Return the items of files and folders, and everything wrong with them."""
+    items: list[Item] = []
+    problems: list[str] = []
+    for path in source_files(paths):
+        found, faults = _read_items(path, options)
+        items += found
+        problems += place(str(path), faults)
+    return items, problems
+
+
+def _read_items(path: Path, options: Options) -> tuple[list[Item], list[Fault]]:
     objects, faults = read_source(path)
     named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)
     candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
@@ -123,12 +132,12 @@ def _read_items(path: Path, options: Options, read: Counter[Any]) -> tuple[list[
         if names is None:
             unknown[line] = ", ".join(map(quote, obj))
             continue
-        contents, problems = _contents(obj, names)
+        found, problems = _items(obj, names)
         faults += [(line, f"{problem}; correct the row or leave it out") for problem in problems]
-        document = "" if document_field in names else str(obj.get(document_field) or "").strip()
-        task = str(obj.get("task") or options.label)
-        items += [Item(f"{path}:{line}" if line else str(path), document, task, content) for content in contents]
-        read[str(path), names] += len(contents)
+        known: dict[str, Any] = {"place": f"{path}:{line}" if line else str(path), "fields": (str(path), names)}
+        known["document"] = "" if document_field in names else str(obj.get(document_field) or "").strip()
+        known["task"] = str(obj.get("task") or options.label)
+        items += [replace(item, **known) for item in found]
     if unknown and len(unknown) == len(objects) and len(set(unknown.values())) == 1:
         unknown = {0: next(iter(unknown.values()))}  # a whole table: one fault is enough
     advice = "write them into a header line, or name two with --input_field and --output_field (a text: --input_field)"
@@ -136,8 +145,8 @@ def _read_items(path: Path, options: Options, read: Counter[Any]) -> tuple[list[
     return items, faults
 
 
-def _contents(obj: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Content], list[str]]:
-    """Return the contents of one object and what is wrong with it."""
+def _items(obj: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Item], list[str]]:
+    """Return the items of one object and what is wrong with it."""
     if names in CHATS:
         return chat_questions(obj[names[0]])
     obj = {name: str(value) if type(value) in (int, float) else value for name, value in obj.items()}
@@ -146,12 +155,12 @@ def _contents(obj: dict[str, Any], names: tuple[str, ...]) -> tuple[list[Content
         return [], problems
     if len(names) == 2:
         kind = "sc" if str(obj.get("kind")).strip().lower() == "sc" else "qa"
-        return [Content(kind, obj[names[0]].strip(), obj[names[1]].strip())], []
-    content = cut(obj[names[0]])
-    return ([content], []) if content else ([], ["the text is one word: a completion needs at least two"])
+        return [Item(kind, obj[names[0]].strip(), obj[names[1]].strip())], []
+    item = cut(obj[names[0]])
+    return ([item], []) if item else ([], ["the text is one word: a completion needs at least two"])
 
 
-def cut(text: str) -> Content | None:
+def cut(text: str) -> Item | None:
     """Cut a text in two at the sentence end nearest to its middle, or else between two words.
 
     Returns:
@@ -162,11 +171,11 @@ def cut(text: str) -> Content | None:
         ends = [match.end() for match in pattern.finditer(text)]
         if ends:
             end = min(ends, key=lambda end: abs(2 * end - len(text)))
-            return Content("sc", text[:end], text[end:].lstrip(), note)
+            return Item("sc", text[:end], text[end:].lstrip(), note)
     return None
 
 
-def chat_questions(turns: Any) -> tuple[list[Content], list[str]]:
+def chat_questions(turns: Any) -> tuple[list[Item], list[str]]:
     """Make a question of each user turn followed by an assistant turn, which is the answer; each is asked alone.
 
     Args:
@@ -186,17 +195,17 @@ def chat_questions(turns: Any) -> tuple[list[Content], list[str]]:
         return [], ["holds no user turn followed by an assistant turn"]
     if not all(isinstance(texts[j], str) and texts[j].strip() for i in answers for j in (i - 1, i)):
         return [], ["a turn of the chat is empty or is not text"]
-    return [Content("qa", texts[i - 1].strip(), texts[i].strip(), "context" if i > 1 else "") for i in answers], []
+    return [Item("qa", texts[i - 1].strip(), texts[i].strip(), "context" if i > 1 else "") for i in answers], []
 
 
 def _on_both_sides(forget: list[Item], retain: list[Item]) -> list[str]:
-    places = {(item.content.input, item.content.output): item.place for item in retain}
-    both = [(item.place, places.get((item.content.input, item.content.output))) for item in forget]
+    places = {(item.input, item.output): item.place for item in retain}
+    both = [(item.place, places.get((item.input, item.output))) for item in forget]
     advice = "forgetting and keeping it contradict each other, so leave it on one side"
     return [f"{here}: is a retain row too ({other}): {advice}" for here, other in both if other]
 
 
-def _unused(options: Options, sides: dict[str, list[Item]], read: Counter[Any]) -> list[str]:
+def _unused(options: Options, sides: Sides, read: Counter[Fields]) -> list[str]:
     """List the fields that are named by an option but are in no row: most likely misspelt."""
     used = {name for _, names in read for name in names}
     problems = [
@@ -209,17 +218,16 @@ def _unused(options: Options, sides: dict[str, list[Item]], read: Counter[Any]) 
     return problems
 
 
-def _rows(sides: dict[str, list[Item]]) -> dict[str, list[Row]]:
+def _rows(side: str, items: list[Item]) -> list[Row]:
     """Make the ids ``<side><document><kind><n>``, with numbers for documents: reports print ids, but no names."""
-    rows: dict[str, list[Row]] = {side: [] for side in sides}
-    for side, items in sides.items():
-        documents: dict[str, int] = {}  # the value of the document field, else the place, to its number
-        numbers: Counter[str] = Counter()
-        for item in items:
-            document = documents.setdefault(item.document or item.place, len(documents) + 1)
-            start = f"{side}{document}{item.content.kind}"
-            rows[side].append(Row(f"{start}{numbers[start]}", item.content.input, item.content.output, item.task))
-            numbers[start] += 1
+    rows = []
+    documents: dict[str, int] = {}  # the value of the document field, else the place, to its number
+    numbers: Counter[str] = Counter()
+    for item in items:
+        document = documents.setdefault(item.document or item.place, len(documents) + 1)
+        start = f"{side}{document}{item.kind}"
+        rows.append(Row(f"{start}{numbers[start]}", item.input, item.output, item.task))
+        numbers[start] += 1
     return rows
 
 
@@ -246,12 +254,7 @@ def _shared_names(forget: list[Item], retain: list[Item]) -> list[str]:
 
 
 def _summary(
-    output: Path,
-    sides: dict[str, list[Item]],
-    rows: dict[str, list[Row]],
-    read: Counter[tuple[str, tuple[str, ...]]],
-    duplicates: list[str],
-    listed: bool,
+    output: Path, sides: Sides, rows: dict[str, list[Row]], read: Counter[Fields], duplicates: list[str]
 ) -> list[str]:
     lines = [f"read {path}: {number} rows from {' and '.join(names)}" for (path, names), number in read.items()]
     lines = first_few(lines, LISTED)
@@ -260,7 +263,7 @@ def _summary(
         documents = len({row.stem for row in rows[side]})
         counts = f"{kinds['qa']} questions, {kinds['sc']} completions, {documents} documents"
         lines.append(f"wrote {output / side}.jsonl: {counts}")
-    notes = Counter(item.content.note for items in sides.values() for item in items)
+    notes = Counter(item.note for items in sides.values() for item in items)
     if notes["sentence"] or notes["word"]:
         cuts = f"{notes['sentence']} at a sentence end, {notes['word']} between words (no sentence end inside)"
         lines.append(f"texts cut into input and output: {cuts}")
@@ -275,7 +278,13 @@ def _summary(
     if not rows["retain"]:
         advice = "give some with --retain, or let the model write them: --retain generate --model MODEL"
         lines.append(f"no retain rows, which `lume-unlearn run` and `audit` need: {advice}")
-    for side, items in sides.items() if listed else ():
+    return lines
+
+
+def _listing(sides: Sides, rows: dict[str, list[Row]]) -> list[str]:
+    """List every row with its id and place."""
+    lines = []
+    for side, items in sides.items():
         for row, item in zip(rows[side], items, strict=True):
             shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
             lines.append(f"{row.id}  {item.place}  {shown}")

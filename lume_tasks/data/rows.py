@@ -77,22 +77,20 @@ def members_among(members: Iterable[str], rows: Iterable[Row]) -> int:
     return len({document.strip() for document in members} & completion_texts(rows))
 
 
-def text_problem(obj: dict[str, object], field: str) -> str | None:
-    """Say what is wrong with a field that must hold text, or return None."""
-    if field not in obj:
-        return f'field "{field}" is missing'
-    value = obj[field]
-    if not isinstance(value, str):
-        return f'field "{field}" is not a string'
-    return None if value.strip() else f'field "{field}" is empty'
-
-
 def text_problems(obj: object, *fields: str) -> list[str]:
     """List everything wrong with a parsed line whose ``fields`` must hold text; other fields are not checked."""
     if not isinstance(obj, dict):
         return [f"is not a JSON object with the fields {', '.join(fields)}"]
-    found = [text_problem(obj, field) for field in fields]
-    return [problem for problem in found if problem]
+    problems = []
+    for field in fields:
+        value = obj.get(field)
+        if field not in obj:
+            problems.append(f'field "{field}" is missing')
+        elif not isinstance(value, str):
+            problems.append(f'field "{field}" is not a string')
+        elif not value.strip():
+            problems.append(f'field "{field}" is empty')
+    return problems
 
 
 def completed(obj: object) -> object:

@@ -118,8 +118,9 @@ def control_names(
 
     Given names and family names are drawn apart, from the lists of Faker. A word of the name that other persons of the
     data have as well (see `shared_words`) stays, unless all its words are shared: with family names of another kind
-    than the data's, a model that never saw the person takes the invented ones for something else. The same arguments give the same names, with
-    the same version of Faker.
+    than the data's, a model that never saw the person takes the invented ones for something else.
+
+    The same arguments give the same names, with the same version of Faker.
 
     Args:
         subject: the name to replace.

@@ -48,7 +48,7 @@ class WeightedSums:
             return math.nan, math.nan
         added = _generator("added document").exponential(size=DRAWS) * self.row_count / self.documents
         rows = self.rows + added
-        return _percentiles(self.scores / rows)[0], _percentiles((self.scores + added) / rows)[1]
+        return percentiles(self.scores / rows)[0], percentiles((self.scores + added) / rows)[1]
 
 
 class Bound(float):
@@ -121,11 +121,7 @@ def percentiles(replicates: Floats) -> tuple[float, float]:
     there = replicates[~np.isnan(replicates)]
     if not there.size:
         return math.nan, math.nan
-    return _percentiles(there)
-
-
-def _percentiles(values: Floats) -> tuple[float, float]:
-    lower, upper = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    lower, upper = np.quantile(there, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(lower), float(upper)
 
 

@@ -1,18 +1,13 @@
 """Scores of one generated text against the right answer, as in the LUME protocol."""
 
-from functools import lru_cache
-
 from rouge_score.rouge_scorer import RougeScorer
 
-
-@lru_cache(maxsize=1)
-def _scorer() -> RougeScorer:
-    return RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
+_SCORER = RougeScorer(["rouge1", "rougeL"], use_stemmer=True)
 
 
 def rouge_recall(reference: str, generation: str) -> dict[str, float]:
     """Compute ROUGE-L and ROUGE-1 recall, stemmed, in [0, 1]: ``{"rougeL": ..., "rouge1": ...}``."""
-    scores = _scorer().score(reference, generation)
+    scores = _SCORER.score(reference, generation)
     return {name: float(score.recall) for name, score in scores.items()}
 
 

@@ -12,12 +12,11 @@ from math import comb
 from statistics import fmean, stdev
 
 import numpy as np
-from numpy.typing import NDArray
 
 from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.metrics import intervals
+from lume_tasks.metrics.intervals import Floats
 
-Floats = NDArray[np.float64]
 Groups = Mapping[str, tuple[str, ...]]
 
 DRAWS = 1000

@@ -98,10 +98,8 @@ def texts(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
     while True:
         batch, waiting = waiting[:BATCH], waiting[BATCH:]
         prompts = batch or [start] * BATCH
-        yield from (
-            {"text": f"{'' if prompt == start else prompt}{text}".strip()}
-            for prompt, text in zip(prompts, sampled(model, tokenizer, prompts, strip=False), strict=True)
-        )
+        for prompt, text in zip(prompts, sampled(model, tokenizer, prompts, strip=False), strict=True):
+            yield {"text": f"{'' if prompt == start else prompt}{text}".strip()}
 
 
 def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], strip: bool = True, greedy: bool = False) -> list[str]:

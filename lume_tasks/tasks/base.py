@@ -24,9 +24,8 @@ from lume_tasks.tasks import model_checks
 # lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds.
 GenerateTask: Any = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
 LoglikelihoodTask: Any = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
-MultipleChoiceTask: Any = ConfigurableTask  # lm-eval 0.4 has another class of this name
-if GenerateTask is not ConfigurableTask:
-    MultipleChoiceTask = harness_tasks.MultipleChoiceTask
+# Before 0.5, another class has this name.
+MultipleChoiceTask: Any = ConfigurableTask if GenerateTask is ConfigurableTask else harness_tasks.MultipleChoiceTask
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
@@ -160,15 +159,13 @@ def alternate(*groups: Iterable[Any]) -> list[Any]:
     return [item for item in chain.from_iterable(zip_longest(*groups)) if item is not None]
 
 
-def side_rows(
-    lume_task: str, lume_data_dir: str | None = None, lume_split: str = "all", lume_data: Data | None = None
-) -> list[dict[str, Any]]:
+def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return the forget and retain rows of one task alternately, with ``side`` and ``kind``.
 
-    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks. ``lume_data`` comes before
-    the directory and the split.
+    ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks, which get a ``prompt`` (see
+    `add_prompts`). Of ``metadata``, ``lume_data`` comes before ``lume_data_dir`` and ``lume_split``.
     """
-    rows, place = rows_of(lume_data_dir, lume_split, lume_data)
+    rows, place = rows_of(metadata)
     documents = (
         [
             {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
@@ -180,35 +177,41 @@ def side_rows(
     docs = alternate(*documents)
     if not docs:
         named = "a task of your own" if lume_task == OWN else lume_task
-        raise DataError(f"{place}: no row of {named} in split {lume_split!r}")
+        split = metadata.get("lume_split", "all")
+        raise DataError(f"{place}: no row of {named} in split {split!r}")
+    if lume_task == OWN:
+        add_prompts(docs, metadata)
     return docs
 
 
-def rows_of(lume_data_dir: str | None, lume_split: str, lume_data: Data | None) -> tuple[Mapping[str, list[Row]], str]:
+def rows_of(metadata: Mapping[str, Any]) -> tuple[Mapping[str, list[Row]], str]:
     """Return the rows of both sides, and where they are from, for messages."""
-    if lume_data is not None:
-        return lume_data.rows, "the data in memory"
-    directory = locate.data_dir(lume_data_dir)
-    return locate.load_rows(directory, lume_split), str(directory)
+    data = metadata.get("lume_data")
+    if data is not None:
+        return data.rows, "the data in memory"
+    directory = locate.data_dir(metadata.get("lume_data_dir"))
+    return locate.load_rows(directory, metadata.get("lume_split", "all")), str(directory)
 
 
-def add_prompts(docs: Iterable[dict[str, Any]], chat: Any, metadata: Mapping[str, Any]) -> None:
+def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> None:
     """Add to rows of no LUME task the ``prompt``: the input, in the chat template if `through_template` says so.
 
     Raises:
-        DataError: ``chat`` is neither true nor false, or the tokenizer or its template cannot be used.
+        DataError: ``lume_chat`` is neither true nor false, or the tokenizer or its template cannot be used.
     """
-    check_chat(chat)
+    chat = chat_of(metadata)
     tokenizer = load_tokenizer(metadata) if chat else None
     for doc in docs:
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
         doc["prompt"] = chat_prompt(tokenizer, doc["input"]) if doc["chat"] else doc["input"]
 
 
-def check_chat(chat: Any) -> None:
-    """Raise `DataError` if metadata ``lume_chat`` is neither true nor false."""
+def chat_of(metadata: Mapping[str, Any]) -> bool:
+    """Return metadata ``lume_chat``, true by default; `DataError` if it is neither true nor false."""
+    chat = metadata.get("lume_chat", True)
     if not isinstance(chat, bool):
         raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
+    return chat
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:

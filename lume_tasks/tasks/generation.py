@@ -4,17 +4,16 @@ Completions (``sc`` rows) and answers (``qa`` rows) are scored apart.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from lume_tasks.data.rows import OWN, stem_of, task_name
-from lume_tasks.data.source import Data
+from lume_tasks.data.rows import stem_of, task_name
 from lume_tasks.metrics import intervals
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, add_prompts, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -22,38 +21,23 @@ ROUGE1_METRICS = ("forget_rouge1", "retain_rouge1")
 INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in intervals.ENDS)
 
 
-def _metrics() -> Metrics:
-    table: dict[str, Any] = {name: (mean, name.startswith("retain")) for name in MAIN_METRICS + ROUGE1_METRICS}
-    for name in MAIN_METRICS:
-        table[f"{name}_low"] = intervals.low, name.startswith("retain")
-        table[f"{name}_high"] = intervals.high, name.startswith("retain")
-    # Only with metadata lume_reference_results:
-    table["forget_quality"] = reference.forget_quality, True
-    return table | {f"distance_{name}": (reference.distance, False) for name in MAIN_METRICS}
-
-
 class GenerationTask(LumeTask, GenerateTask):
     """Task 1, 2 or 3, or the rows of all other tasks."""
 
-    metrics = _metrics()
+    metrics: ClassVar[Metrics] = {
+        **{name: (mean, name.startswith("retain")) for name in MAIN_METRICS + ROUGE1_METRICS},
+        **{name: (getattr(intervals, name.rpartition("_")[2]), name.startswith("retain")) for name in INTERVAL_METRICS},
+        # Only with metadata lume_reference_results:
+        "forget_quality": (reference.forget_quality, True),
+        **{f"distance_{name}": (reference.distance, False) for name in MAIN_METRICS},
+    }
 
 
-def task_rows(
-    lume_task: str,
-    lume_data_dir: str | None = None,
-    lume_split: str = "all",
-    lume_reference_results: str | None = None,
-    version: Any = None,
-    lume_chat: bool = True,
-    lume_data: Data | None = None,
-    **metadata: Any,
-) -> dict[str, Dataset]:
+def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with the reference's scores if its results are named."""
-    docs = side_rows(lume_task, lume_data_dir, lume_split, lume_data)
-    if lume_task == OWN:
-        add_prompts(docs, lume_chat, metadata)
-    task = task_name(lume_task)
-    return {"test": Dataset.from_list(reference.with_scores(docs, lume_reference_results, task, version, main_metric))}
+    docs = side_rows(lume_task, metadata)
+    reference.add_scores(docs, metadata, task_name(lume_task), main_metric)
+    return {"test": Dataset.from_list(docs)}
 
 
 def main_metric(doc: dict[str, Any]) -> str:

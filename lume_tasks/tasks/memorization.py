@@ -6,36 +6,31 @@ end-of-sequence token is not scored.
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from lume_tasks.data.rows import OWN, SIDES, task_name
-from lume_tasks.data.source import Data
+from lume_tasks.data.rows import SIDES, task_name
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, add_prompts, load_tokenizer, side_rows
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
 
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
 
 
-def _metrics() -> Metrics:
-    table: dict[str, Any] = {}
-    for side in SIDES:
-        for name in SUM_METRICS + TOKEN_METRICS:
-            table[f"{side}_{name}"] = mean, (side == "retain") != (name == "loss")
-    return table | {"forget_quality": (reference.forget_quality, True)}  # with metadata lume_reference_results
-
-
 class MemorizationTask(LumeTask, LoglikelihoodTask):
     """The rows of Task 1, 2 or 3."""
 
-    metrics = _metrics()
+    metrics: ClassVar[Metrics] = {
+        **{f"forget_{name}": (mean, name == "loss") for name in SUM_METRICS + TOKEN_METRICS},
+        **{f"retain_{name}": (mean, name != "loss") for name in SUM_METRICS + TOKEN_METRICS},
+        "forget_quality": (reference.forget_quality, True),  # only with metadata lume_reference_results
+    }
 
 
 def extraction_strength(greedy: NDArray[np.bool_]) -> float:
@@ -62,35 +57,19 @@ def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
     return len(whole) - len(before)
 
 
-def template_tokens(tokenizer: Any, prompt: str) -> int:
-    """Count the tokens of the white space at the end of a prompt."""
-    return len(tokenizer.encode(prompt)) - len(tokenizer.encode(prompt.rstrip()))
-
-
-def memorization_rows(
-    lume_task: str,
-    lume_data_dir: str | None = None,
-    lume_split: str = "all",
-    lume_reference_results: str | None = None,
-    version: Any = None,
-    lume_chat: bool = True,
-    lume_data: Data | None = None,
-    **metadata: Any,
-) -> dict[str, Dataset]:
+def memorization_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with ``continuation``, ``scored_tokens`` and ``template_tokens``.
 
     The harness moves white space at the end of a prompt into the continuation; ``template_tokens`` counts the tokens
     that the chat template has there, which come before the answer and are left out of its numbers.
     """
-    docs = side_rows(lume_task, lume_data_dir, lume_split, lume_data)
-    if lume_task == OWN:
-        add_prompts(docs, lume_chat, metadata)
+    docs = side_rows(lume_task, metadata)
     tokenizer = load_tokenizer(metadata)
     faults = []
     for doc in docs:
         asked, prompt = doc.get("chat", False), doc.get("prompt", doc["input"])
         doc["continuation"] = doc["output"] if asked else f" {doc['output']}"
-        doc["template_tokens"] = template_tokens(tokenizer, prompt) if asked else 0
+        doc["template_tokens"] = len(tokenizer.encode(prompt)) - len(tokenizer.encode(prompt.rstrip())) if asked else 0
         try:
             doc["scored_tokens"] = answer_length(tokenizer, prompt, doc["continuation"])
         except ValueError as error:
@@ -99,7 +78,7 @@ def memorization_rows(
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
         raise DataError("\n".join([head, *first_few(faults, 10)]))
     task = task_name(lume_task).replace("lume_", "lume_memorization_")
-    docs = reference.with_scores(docs, lume_reference_results, task, version, lambda doc: f"{doc['side']}_loss")
+    reference.add_scores(docs, metadata, task, lambda doc: f"{doc['side']}_loss")
     return {"test": Dataset.from_list(docs)}
 
 

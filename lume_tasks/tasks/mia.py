@@ -17,9 +17,8 @@ from datasets import Dataset
 from lume_tasks.data import locate
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row, completion_texts
-from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
-from lume_tasks.metrics import aggregate, attacks, intervals, unlearning
+from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
 from lume_tasks.tasks.reference import OPTION, reference_samples
@@ -94,28 +93,23 @@ def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
     return given
 
 
-def documents(
-    lume_data_dir: str | None = None,
-    lume_split: str = "all",
-    lume_reference_results: str | None = None,
-    lume_data: Data | None = None,
-    **metadata: Any,
-) -> dict[str, Dataset]:
+def documents(**metadata: Any) -> dict[str, Dataset]:
     """Return one request a document, members and non-members alternately, with the reference's scores if named."""
     min_k = fractions(metadata)["lume_min_k"]
-    if lume_data is None:
-        directory = locate.data_dir(lume_data_dir)
+    split, data = metadata.get("lume_split", "all"), metadata.get("lume_data")
+    if data is None:
+        directory = locate.data_dir(metadata.get("lume_data_dir"))
         members, nonmembers = locate.load_mia(directory)
-        forget = forget_rows(directory, lume_split)
+        forget = forget_rows(directory, split)
     else:
-        members, nonmembers, forget = lume_data.members, lume_data.nonmembers, lume_data.forget
+        members, nonmembers, forget = data.members, data.nonmembers, data.forget
         if not (members and nonmembers):
             raise DataError("lume_mia: the data in memory has no members or no nonmembers; give lists of texts")
     docs = alternate(*mia_requests(load_tokenizer(metadata), {"member": members, "nonmember": nonmembers}).values())
     if forget is not None:
-        docs = with_unlearned(docs, forget, lume_split)
-    if lume_reference_results is not None:
-        docs = with_reference(docs, lume_reference_results, min_k, metadata.get("version"))
+        add_unlearned(docs, forget, split)
+    if metadata.get(OPTION) is not None:
+        add_reference(docs, metadata, min_k)
     return {"test": Dataset.from_list(docs)}
 
 
@@ -131,39 +125,39 @@ def forget_rows(directory: Path, split: str) -> list[Row] | None:
     return read_rows(path)
 
 
-def with_unlearned(docs: list[Doc], rows: Sequence[Row], split: str) -> list[Doc]:
+def add_unlearned(docs: Sequence[Doc], rows: Sequence[Row], split: str) -> None:
     """Add ``unlearned`` to the documents: whether a member is among the forget rows, None for non-members."""
     forget = completion_texts(rows)
-    inside = [text_key(doc)[1].strip() in forget if doc["member"] else None for doc in docs]
-    found, members = inside.count(True), len(inside) - inside.count(None)
-    if found < members:
+    for doc in docs:
+        doc["unlearned"] = text_key(doc)[1].strip() in forget if doc["member"] else None
+    found = [doc["unlearned"] for doc in docs if doc["member"]]
+    if not all(found):
         _log.warning(
             "lume_mia: only %d of the %d member documents are among the forget rows of split %s. A model that "
             "unlearned these rows need not forget the other documents, so the attack says little about it: unlearn "
             "rows that hold them (in LUME: split train or all).",
-            *(found, members, split),
+            *(sum(found), len(found), split),
         )
-    return [doc | {"unlearned": unlearned} for doc, unlearned in zip(docs, inside, strict=True)]
 
 
-def with_reference(docs: list[Doc], path: str, min_k: float, version: Any) -> list[Doc]:
-    """Add ``reference_loss`` to the documents and, if the results at ``path`` have it, ``reference_min_k``.
+def add_reference(docs: Sequence[Doc], metadata: Mapping[str, Any], min_k: float) -> None:
+    """Add ``reference_loss`` to the documents and, if the reference's results have it, ``reference_min_k``.
 
     Raises:
         DataError: the results cannot be read, or are of other documents, another version or another ``lume_min_k``.
     """
-    samples, metadata = reference_samples(path, docs, TASK, version, text_key, lambda _: "loss_auc")
-    pairs = list(zip(docs, samples, strict=True))
-    found = [doc | {"reference_loss": -float(sample["loss_auc"][1])} for doc, sample in pairs]
-    if not all("min_k_auc" in sample for sample in samples):
+    samples, theirs = reference_samples(docs, metadata, TASK, text_key, lambda _: "loss_auc")
+    path, their_min_k = metadata[OPTION], theirs.get("lume_min_k", FRACTIONS["lume_min_k"])
+    with_min_k = all("min_k_auc" in sample for sample in samples)
+    if not with_min_k:
         _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
-        return found
-    theirs = metadata.get("lume_min_k", FRACTIONS["lume_min_k"])
-    if theirs != min_k:
-        raise DataError(f"{OPTION}: {path} was run with lume_min_k {theirs}, this run has {min_k}; use the same one")
-    for doc, sample in zip(found, samples, strict=True):
-        doc["reference_min_k"] = float(sample["min_k_auc"][1])
-    return found
+    elif their_min_k != min_k:
+        fault = f"{path} was run with lume_min_k {their_min_k}, this run has {min_k}"
+        raise DataError(f"{OPTION}: {fault}; use the same one")
+    for doc, sample in zip(docs, samples, strict=True):
+        doc["reference_loss"] = -float(sample["loss_auc"][1])
+        if with_min_k:
+            doc["reference_min_k"] = float(sample["min_k_auc"][1])
 
 
 def text_key(doc: Mapping[str, Any]) -> tuple[bool, str]:
@@ -171,34 +165,27 @@ def text_key(doc: Mapping[str, Any]) -> tuple[bool, str]:
     return doc["member"], doc["context"] + doc["continuation"]
 
 
-def result(
-    doc: Doc,
-    results: Sequence[tuple[float, bool]],
-    lume_min_k: float = FRACTIONS["lume_min_k"],
-    lume_min_k_plus_plus: float = FRACTIONS["lume_min_k_plus_plus"],
-) -> dict[str, Any]:
+def result(doc: Doc, results: Sequence[tuple[float, bool]], shares: Mapping[str, float] = FRACTIONS) -> dict[str, Any]:
     """Return the item of each metric for one document, for the attacks that the answer allows."""
-    scores = scores_of(doc, results[0][0], lume_min_k, lume_min_k_plus_plus)
+    scores = scores_of(doc, results[0][0], shares)
     member = doc["member"]
-    values: dict[str, Any] = {
-        f"{attack}_{summary}": (member, score) for attack, score in scores.items() for summary in SUMMARIES
-    }
+    values: dict[str, Any] = {}
+    for attack, score in scores.items():
+        values |= {f"{attack}_{summary}": (member, score) for summary in SUMMARIES}
     values["mia_score"] = member, scores["loss"]
     if "unlearned" in doc:
         values["members_unlearned"] = None if doc["unlearned"] is None else float(doc["unlearned"])
     if "reference_loss" in doc:
         pair = member, scores["loss"], -doc["reference_loss"]
         values["mia_gap"] = values["s_mia"] = pair
-        values |= {
-            "distance_member_loss": pair if member else None,
-            "distance_nonmember_loss": None if member else pair,
-        }
+        values["distance_member_loss"] = pair if member else None
+        values["distance_nonmember_loss"] = None if member else pair
     if "reference_min_k" in doc and "min_k" in scores:
         values["privleak"] = member, scores["min_k"], doc["reference_min_k"]
     return values
 
 
-def scores_of(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> dict[str, float]:
+def scores_of(doc: Doc, answer: float, shares: Mapping[str, float]) -> dict[str, float]:
     """Return the score of each attack that the answer and the document allow; see ``result``."""
     tokens = doc["scored_tokens"]
     scores = {
@@ -214,11 +201,10 @@ def scores_of(doc: Doc, answer: float, min_k: float, min_k_plus_plus: float) -> 
             f"lume_mia: the model scored {len(answer.logprobs)} tokens of document {doc['number']}, which has {tokens} "
             "with the tokenizer that metadata names: name the model's own"
         )
-    scores["min_k"] = attacks.min_k(answer.logprobs, min_k)
+    scores["min_k"] = attacks.min_k(answer.logprobs, shares["lume_min_k"])
     if answer.mean is not None and answer.variance is not None:
-        scores["min_k_plus_plus"] = attacks.min_k_plus_plus(
-            answer.logprobs, answer.mean, answer.variance, min_k_plus_plus
-        )
+        share = shares["lume_min_k_plus_plus"]
+        scores["min_k_plus_plus"] = attacks.min_k_plus_plus(answer.logprobs, answer.mean, answer.variance, share)
     if answer.grad_norm is not None:
         scores["gradnorm"] = attacks.gradnorm(answer.grad_norm)
     return scores
@@ -285,9 +271,10 @@ def s_mia(items: Sequence[PairItem]) -> float:
 
 def loss_distance(items: Sequence[PairItem | None]) -> float:
     """Compute the Kolmogorov-Smirnov distance of both models' losses of the same documents; NaN if there are none."""
-    pairs = {str(number): item[1:] for number, item in enumerate(items) if item is not None}
-    own, reference = ({name: pair[i] for name, pair in pairs.items()} for i in (0, 1))
-    return unlearning.loss_distance(own, reference) if pairs else math.nan
+    from scipy.stats import ks_2samp
+
+    pairs = [item[1:] for item in items if item is not None]
+    return float(ks_2samp(*zip(*pairs, strict=True)).statistic) if pairs else math.nan
 
 
 def _columns(items: Sequence[Item]) -> tuple[list[float], list[bool]]:
@@ -322,7 +309,7 @@ class MiaTask(LumeTask, LoglikelihoodTask):
         """Call the YAML's result function with the options that metadata gives."""
         if not callable(self.config.process_results):  # --predict_only replaces it
             return super().process_results(doc, results)  # type: ignore[no-any-return]
-        values: dict[str, Any] = self.config.process_results(doc, results, **fractions(self.config.metadata))
+        values: dict[str, Any] = self.config.process_results(doc, results, fractions(self.config.metadata))
         return values
 
     def apply_filters(self) -> Any:

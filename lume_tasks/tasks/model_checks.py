@@ -46,13 +46,9 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
     tokenizer = getattr(lm, "tokenizer", None) if isinstance(lm, TemplateLM) else None
     if tokenizer is None:  # an API that tokenises the text itself, or a model that reads no text
         return
-    if (
-        task != "lume_rows"
-        and requests[0].request_type == "generate_until"
-        and getattr(tokenizer, "chat_template", None)
-    ):
-        _warn_of_template()
     if requests[0].request_type == "generate_until":
+        if task != "lume_rows" and getattr(tokenizer, "chat_template", None):
+            _warn_of_template()
         check_end(task, lm)
     elif any(request.args[0] == "" for request in requests) and lm.prefix_token_id != tokenizer.bos_token_id:
         raise DataError(

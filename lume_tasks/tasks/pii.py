@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 from datasets import Dataset
 
 from lume_tasks.data.rows import SIDES, stem_of
-from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
@@ -30,14 +29,12 @@ class PiiTask(LumeTask, GenerateTask):
     metrics: ClassVar[Metrics] = {name: (mean, name.startswith("retain")) for name in PII_METRICS}
 
 
-def pii_rows(
-    lume_data_dir: str | None = None, lume_split: str = "all", lume_data: Data | None = None, **_: Any
-) -> dict[str, Dataset]:
+def pii_rows(**metadata: Any) -> dict[str, Dataset]:
     """Return the rows of Task 2: questions with their ``field``, completions with the ``values`` of their person.
 
     Questions whose field is unknown are left out and counted in a warning.
     """
-    docs = side_rows("Task2", lume_data_dir, lume_split, lume_data)
+    docs = side_rows("Task2", metadata)
     persons: dict[str, dict[str, str]] = {}
     kept = []
     for doc in docs:

@@ -1,9 +1,8 @@
 """Distance between a model and a reference (such as one trained on the retain rows alone), row by row."""
 
-from collections.abc import Callable, Hashable, Sequence
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
-
-import numpy as np
 
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
@@ -12,20 +11,16 @@ from lume_tasks.tasks.results import find_results, read_results, read_samples, s
 OPTION = "lume_reference_results"
 
 Doc = dict[str, Any]
+MetricOf = Callable[[Doc], str]
 Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
 
 
-def with_scores(
-    docs: list[Doc], path: str | None, task: str, version: Any, metric_of: Callable[[Doc], str]
-) -> list[Doc]:
-    """Add the reference's score of each row as ``reference``; without a path, return the documents unchanged.
-
-    The other arguments are those of ``reference_samples``.
-    """
-    if path is None:
-        return docs
-    samples, _ = reference_samples(path, docs, task, version, _row_key, metric_of)
-    return [doc | {"reference": float(sample[metric_of(doc)])} for doc, sample in zip(docs, samples, strict=True)]
+def add_scores(docs: Sequence[Doc], metadata: Mapping[str, Any], task: str, metric_of: MetricOf) -> None:
+    """Add the reference's score of each row as ``reference``, if its results are named; see `reference_samples`."""
+    if metadata.get(OPTION) is not None:
+        samples, _ = reference_samples(docs, metadata, task, _row_key, metric_of)
+        for doc, sample in zip(docs, samples, strict=True):
+            doc["reference"] = float(sample[metric_of(doc)])
 
 
 def _row_key(doc: Doc) -> Hashable:
@@ -33,23 +28,19 @@ def _row_key(doc: Doc) -> Hashable:
 
 
 def reference_samples(
-    path: str,
-    docs: Sequence[Doc],
-    task: str,
-    version: Any,
-    key: Callable[[Doc], Hashable],
-    metric_of: Callable[[Doc], str],
+    docs: Sequence[Doc], metadata: Mapping[str, Any], task: str, key: Callable[[Doc], Hashable], metric_of: MetricOf
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """Return the reference's logged sample of each document, found by ``key``, and the metadata of its task.
 
-    ``path`` names results that ``lm_eval --log_samples --output_path ...`` wrote: a file, or the folder that holds it.
-    ``metric_of`` names the metric that the sample of a document must have.
+    ``metadata`` names results that ``lm_eval --log_samples --output_path ...`` wrote: a file, or the folder that holds
+    it. ``metric_of`` names the metric that the sample of a document must have.
 
     Raises:
         DataError: the results cannot be read, are of another version or without samples, or a document has no score.
     """
+    version = metadata.get("version")
     try:
-        file = find_results(path)
+        file = find_results(metadata[OPTION])
         content = read_results(file)
         found_version = content.get("versions", {}).get(task)
         log = samples_file(file, task)
@@ -89,15 +80,10 @@ def forget_quality(items: Sequence[Pair | None]) -> float:
     """
     from scipy.stats import ks_2samp
 
-    own, reference = _columns(items)
-    return float(ks_2samp(own, reference).pvalue) if own else np.nan
+    pairs = [item for item in items if item is not None]
+    return float(ks_2samp(*zip(*pairs, strict=True)).pvalue) if pairs else math.nan
 
 
 def distance(items: Sequence[Pair | None]) -> float:
     """Compute the mean absolute difference between both models' scores of the same row; NaN if there are no rows."""
     return aggregate.mean(abs(own - reference) for own, reference in filter(None, items))
-
-
-def _columns(items: Sequence[Pair | None]) -> tuple[list[float], list[float]]:
-    pairs = [item for item in items if item is not None]
-    return [own for own, _ in pairs], [reference for _, reference in pairs]

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.files import read_text
 from lume_tasks.errors import DataError, first_line
 from lume_tasks.metrics.unlearning import RowScores
 
@@ -31,7 +30,7 @@ def find_results(path: str) -> Path:
 def read_results(path: Path) -> dict[str, Any]:
     """Load a results file of the harness; DataError if it is none."""
     try:
-        content: dict[str, Any] = json.loads(read_text(path))
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path} is not a results file of the harness ({first_line(error)})") from error
     if not isinstance(content, dict) or not isinstance(content.get("results"), dict):

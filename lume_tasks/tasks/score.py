@@ -11,7 +11,7 @@ from typing import Any
 from lm_eval.api.group import Group
 
 from lume_tasks.data import locate
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, intervals
 from lume_tasks.tasks.base import check_metadata
@@ -20,9 +20,8 @@ from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
 
 _log = logging.getLogger("lume_tasks")
 
-GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
-OWN_TASK = "lume_rows"
-"""Its rows count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
+*GENERATION_TASKS, OWN_TASK = ROW_TASKS
+"""The rows of ``OWN_TASK`` count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
 TaskMetrics = Mapping[str, Mapping[str, Any]]  # task to {"<metric>,<filter>": value, "sample_len": documents, ...}
 
 
@@ -98,17 +97,13 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
 
 def _task_aggregate(task_metrics: TaskMetrics) -> intervals.Part | None:
     """Return the task aggregate and its ends; None if one of the twelve numbers is missing, or with `OWN_TASK`."""
-    numbers = {
-        side: [
-            [_part(task_metrics.get(task, {}), name) for name in MAIN_METRICS if name.startswith(side)]
-            for task in GENERATION_TASKS
-        ]
-        for side in SIDES
-    }
-    forget, retain = ([part[0] for task in of_side for part in task] for of_side in numbers.values())
-    if OWN_TASK in task_metrics or any(map(math.isnan, forget + retain)):
+    found = [task_metrics.get(task, {}) for task in GENERATION_TASKS]
+    forget = [[_part(metrics, f"forget_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
+    retain = [[_part(metrics, f"retain_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
+    scores = [[part[0] for task in side for part in task] for side in (forget, retain)]
+    if OWN_TASK in task_metrics or any(map(math.isnan, scores[0] + scores[1])):
         return None
-    return aggregate.task_aggregate(forget, retain), *intervals.task_aggregate(*numbers.values())
+    return aggregate.task_aggregate(*scores), *intervals.task_aggregate(forget, retain)
 
 
 def _part(metrics: Mapping[str, Any], name: str) -> intervals.Part:
@@ -118,7 +113,7 @@ def _part(metrics: Mapping[str, Any], name: str) -> intervals.Part:
 
 
 def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:
-    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in (*GENERATION_TASKS, OWN_TASK))
+    found = (task_metrics.get(task, {}).get(f"{metric},none") for task in ROW_TASKS)
     return [value for value in found if value is not None]
 
 

@@ -15,12 +15,11 @@ from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
-from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, shared_words, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, check_chat, load_tokenizer, rows_of
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, chat_of, load_tokenizer, rows_of
 from lume_tasks.tasks.memorization import answer_length
 
 _log = logging.getLogger("lume_tasks")
@@ -85,19 +84,15 @@ class SwapTask(LumeTask, LoglikelihoodTask):
         ]
 
 
-def swap_rows(
-    lume_data_dir: str | None = None,
-    lume_split: str = "all",
-    lume_chat: bool = True,
-    lume_swap_controls: int = CONTROLS,
-    lume_data: Data | None = None,
-    **metadata: Any,
-) -> dict[str, Dataset]:
-    """Return a document for each row that can be tested, and in ``left_out`` the others with the reason."""
-    if not isinstance(lume_swap_controls, int) or lume_swap_controls < FEWEST:
-        raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {lume_swap_controls!r}")
-    check_chat(lume_chat)
-    rows, _ = rows_of(lume_data_dir, lume_split, lume_data)
+def swap_rows(**metadata: Any) -> dict[str, Dataset]:
+    """Return a document for each row that can be tested, and in ``left_out`` the others with the reason.
+
+    Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, and ``lume_swap_controls``, how many names.
+    """
+    controls, chat = metadata.get("lume_swap_controls", CONTROLS), chat_of(metadata)
+    if not isinstance(controls, int) or controls < FEWEST:
+        raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {controls!r}")
+    rows, _ = rows_of(metadata)
     tokenizer = load_tokenizer(metadata)
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for side in rows.values() for row in side))
     names: dict[str, list[str]] = {}
@@ -112,10 +107,10 @@ def swap_rows(
             if not reason:
                 if subject not in names:
                     names[subject] = control_names(
-                        subject, lume_swap_controls, known, lambda name: len(tokenizer.encode(f" {name}")), shared
+                        subject, controls, known, lambda name: len(tokenizer.encode(f" {name}")), shared
                     )
                 try:
-                    docs[side].append(document(tokenizer, row, side, subject, names[subject], lume_chat))
+                    docs[side].append(document(tokenizer, row, side, subject, names[subject], chat))
                 except ValueError as error:
                     reason = str(error)
             if reason:
@@ -123,7 +118,7 @@ def swap_rows(
     if not any(docs.values()):
         reasons = first_few([f"  row {quote(one['id'])}: {one['reason']}" for one in left_out], 5)
         raise DataError("\n".join(["lume_swap: no row can be tested:", *reasons]))
-    _say(docs, left_out, lume_swap_controls)
+    _say(docs, left_out, controls)
     return {"test": Dataset.from_list(alternate(*docs.values())), "left_out": Dataset.from_list(left_out)}
 
 

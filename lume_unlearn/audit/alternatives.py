@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from lume_tasks.data.rows import Row, text_problem
+from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
@@ -165,4 +165,4 @@ def _cut(text: str, row: Row, chat: bool) -> str:
 
 def _usable(text: str, row: Row) -> bool:
     """Say whether a text is an alternative: valid in a data file, with words, and not the true answer."""
-    return text_problem({"alternative": text}, "alternative") is None and bare(text) not in ("", bare(row.output))
+    return not text_problems({"alternative": text}, "alternative") and bare(text) not in ("", bare(row.output))

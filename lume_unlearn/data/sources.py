@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lume_tasks.data import locate
-from lume_tasks.data.checks import check_sides
-from lume_tasks.data.files import find_file, place, read_rows, scan_rows
+from lume_tasks.data.files import find_file, read_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.data.source import Data, load_data
-from lume_tasks.errors import DataError, raise_problems
+from lume_tasks.errors import DataError
 from lume_unlearn.checks import names
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.documents import new_texts, read_texts
@@ -57,14 +56,7 @@ class Source:
         files = {"forget": named_file(str(self.forget), "forget")}
         if self.retain is not None:
             files["retain"] = named_file(self.retain, "retain")
-        rows: dict[str, list[Row]] = {side: [] for side in SIDES}
-        problems: list[str] = []
-        for side, path in files.items():
-            found, faults = scan_rows(path)
-            rows[side] = list(found.values())
-            problems += place(str(path), faults)
-        raise_problems(problems or check_sides("--forget and --retain", rows["forget"], rows["retain"]))
-        return rows
+        return locate.read_sides(files, "--forget and --retain")
 
     def loaded(self) -> Data | None:
         """Read everything that the data directory has to score; None if files were named."""

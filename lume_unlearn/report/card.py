@@ -10,7 +10,6 @@ from typing import Any
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 
 from lume_tasks.data import published
-from lume_tasks.data.files import read_text
 from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
@@ -95,7 +94,7 @@ def push_to_hub(model_dir: Path, repository: str) -> str:
         names = [path.name for path in model_dir.iterdir() if _PUBLISHED.fullmatch(path.name) and path.is_file()]
         adapter = model_dir / _ADAPTER_CONFIG
         if adapter.exists():
-            content = json.loads(read_text(adapter))
+            content = json.loads(adapter.read_text(encoding="utf-8"))
             content["base_model_name_or_path"] = read_record(model_dir)["model"]["repository"]  # not a path
             data = json.dumps(content, indent=2).encode()
             api.upload_file(path_or_fileobj=data, path_in_repo=_ADAPTER_CONFIG, repo_id=repository)
@@ -114,7 +113,7 @@ def read_record(model_dir: Path) -> dict[str, Any]:
     """
     path = model_dir / RECORD
     try:
-        found: Any = json.loads(read_text(path))
+        found: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({first_line(error)}); `lume-unlearn run` writes it") from error
     if not isinstance(found, dict) or not isinstance(found.get("method"), str):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lume_tasks.data.files import read_text
 from lume_tasks.data.published import DIGEST
 from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError, first_line
@@ -144,7 +143,7 @@ def read_audits(paths: Iterable[str], models: Sequence[Model], split: str) -> di
     by_path = {os.path.abspath(model.path): model.path for model in models}
     for path in paths:
         try:
-            content = json.loads(read_text(Path(path)))
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
             audits = {name: {ATTACK.get(key, key): one[key] for key in one} for name, one in content["audits"].items()}
             audited, audited_split = content["model"], content["split"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

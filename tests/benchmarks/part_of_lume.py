@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from lume_tasks.data.locate import load_mia, load_side
+from lume_tasks.data.locate import load_mia, load_rows
 from lume_tasks.data.rows import SIDES, TASKS, completion_texts
 
 SUBJECTS, QUESTIONS = 20, 5
@@ -34,8 +34,8 @@ def main() -> None:
     draw = random.Random(options.seed)
     rows = {}
     for side in SIDES:
-        taken = {row.stem for part in options.other_than for row in load_side(part, side)}
-        found = [row for row in load_side(options.lume, side, "train") if row.stem not in taken]
+        taken = {row.stem for part in options.other_than for row in load_rows(part)[side]}
+        found = [row for row in load_rows(options.lume, "train")[side] if row.stem not in taken]
         chosen: set[str] = set()
         for task, count in zip(TASKS, options.documents, strict=True):
             chosen |= set(draw.sample(sorted({row.stem for row in found if row.task == task}), count))

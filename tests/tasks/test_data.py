@@ -1,6 +1,5 @@
 """Where the data is looked for, what is loaded, and what is refused on the way."""
 
-import json
 import sys
 import types
 from pathlib import Path
@@ -12,15 +11,11 @@ from pyarrow import parquet
 from lume_tasks.data import locate
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
+from tests.tasks.test_checks import write
 
 
 def row(row_id, task="Task1"):
     return {"id": row_id, "input": f"in {row_id}", "output": f"out {row_id}", "task": task}
-
-
-def write(path, objects):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("\n".join(json.dumps(obj) for obj in objects))
 
 
 @pytest.fixture
@@ -51,14 +46,11 @@ def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder,
 
 
 def test_the_rows_of_a_split(folder):
-    assert locate.load_side(folder, "retain") == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
-    rows = locate.load_rows(folder, "validation")
-    assert {side: [row.id for row in rows[side]] for side in rows} == {
-        "forget": ["vf1sc1", "vf1qa0"],
-        "retain": ["vr1sc1"],
-    }
+    assert locate.load_rows(folder)["retain"] == [Row("r1sc1", "in r1sc1", "out r1sc1", "Task1")]
+    forget, retain = locate.load_rows(folder, "validation").values()
+    assert [row.id for row in forget + retain] == ["vf1sc1", "vf1qa0", "vr1sc1"]
     with pytest.raises(DataError) as caught:
-        locate.load_side(folder, "forget", "train")
+        locate.load_rows(folder, "train")
     assert str(caught.value) == f'lume_split: "train" is not there; {folder} has: all, validation'
     with pytest.raises(DataError, match="has: no split at all"):
         locate.load_rows(folder.parent)
@@ -68,7 +60,7 @@ def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
     plain = {"input": "in", "output": "out"}
     ada = [{"input": f"in {i}", "output": f"out {i}", "document": "Ada", "kind": "qa"} for i in range(11)]
     write(folder / "forget.jsonl", [plain, *ada, row("ada1qa10", task="Clients")])
-    rows = locate.load_side(folder, "forget")
+    rows = locate.load_rows(folder)["forget"]
     assert (rows[0].kind, rows[0].task, rows[0].stem != rows[1].stem) == ("qa", "own", True)
     assert len({(r.stem, r.kind) for r in rows[1:12]}) == 1
     assert len({r.id for r in rows}) == 13
@@ -76,7 +68,7 @@ def test_rows_without_id_and_task_and_documents_with_many_questions(folder):
     assert (rows[12].stem, rows[12].task) == ("ada1", "Clients")
     write(folder / "train/forget.jsonl", ada)
     write(folder / "train/retain.jsonl", [row("r1sc1")])
-    assert locate.load_side(folder, "forget", "train") == rows[1:12]
+    assert locate.load_rows(folder, "train")["forget"] == rows[1:12]
 
 
 def test_faults_of_both_files_and_between_them_are_reported(folder):
@@ -106,11 +98,9 @@ def test_membership_documents(folder):
 
 
 def write_subject(folder, subject, answers, shard="test-00000-of-00001"):
-    columns = {"question": [f"q{a}" for a in answers], "choices": [list("wxyz")] * len(answers), "answer": answers}
+    rows = [{"question": f"q{a}", "choices": list("wxyz"), "answer": a, "subject": subject} for a in answers]
     (folder / subject).mkdir(parents=True, exist_ok=True)
-    parquet.write_table(
-        pa.table({**columns, "subject": [subject] * len(answers)}), folder / subject / f"{shard}.parquet"
-    )
+    parquet.write_table(pa.Table.from_pylist(rows), folder / subject / f"{shard}.parquet")
 
 
 def test_the_first_source_of_mmlu_wins(folder, tmp_path, monkeypatch):
@@ -154,16 +144,6 @@ def test_the_hub_is_asked_for_the_57_subjects_at_the_pinned_revision(monkeypatch
     monkeypatch.setitem(sys.modules, "datasets", types.SimpleNamespace(load_dataset=lambda *_, **__: 1 / 0))
     with pytest.raises(DataError, match=r"abstract_algebra\) cannot be read from the hub: division.*\n.*LUME_MMLU"):
         locate.load_mmlu("cais/mmlu")
-
-
-@pytest.mark.parametrize(
-    ("split", "forget", "retain"),
-    [("all", 2732, 2734), ("train", 1112, 1136), ("validation", 254, 278), ("test", 1366, 1320)],
-)
-def test_real_rows(split, forget, retain, lume_data):
-    rows = locate.load_rows(lume_data, split)
-    assert (len(rows["forget"]), len(rows["retain"])) == (forget, retain)
-    assert [len(documents) for documents in locate.load_mia(lume_data)] == [150, 150]
 
 
 def test_real_mmlu(mmlu_data):

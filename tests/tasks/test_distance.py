@@ -1,13 +1,12 @@
 """The distance to the retrained model, against closed forms and by the coverage of its interval."""
 
-import random
 from dataclasses import asdict, replace
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import ks_2samp, t
+from scipy.stats import t
 
 from lume_tasks.metrics.unlearning import (
     RowScores,
@@ -15,7 +14,6 @@ from lume_tasks.metrics.unlearning import (
     distance_interval,
     distance_of_means,
     distances,
-    loss_distance,
     row_distance,
 )
 from lume_tasks.tasks.results import row_scores
@@ -28,16 +26,11 @@ def scores(values: dict[str, float], losses: dict[str, Any] | None = None, mmlu:
 
 
 def test_parts_by_hand() -> None:
-    retrained = RowScores(
-        {GROUP: {"a-sc0": 0.2, "b-sc0": 0.4}, "retain lume_task1 retain_knowledge": {"c-qa0": 1.0}},
-        {"member": {"1": 2.0, "2": 3.0}, "nonmember": {"1": 2.0, "2": 3.0}},
-        0.3,
-    )
-    model = RowScores(
-        {GROUP: {"a-sc0": 1.0, "b-sc0": 0.0}, "retain lume_task1 retain_knowledge": {"c-qa0": 0.0}},
-        {"member": {"1": 1.0, "2": 2.0}, "nonmember": {"1": 2.0, "2": 3.0}},
-        0.1,
-    )
+    retain, late = "retain lume_task1 retain_knowledge", {"1": 2.0, "2": 3.0}
+    rows = {GROUP: {"a-sc0": 0.2, "b-sc0": 0.4}, retain: {"c-qa0": 1.0}}
+    retrained = RowScores(rows, {"member": late, "nonmember": late}, 0.3)
+    rows = {GROUP: {"a-sc0": 1.0, "b-sc0": 0.0}, retain: {"c-qa0": 0.0}}
+    model = RowScores(rows, {"member": {"1": 1.0, "2": 2.0}, "nonmember": late}, 0.1)
     found = distances(model, retrained)
     parts = {"forget": (0.8 + 0.4) / 2, "retain": 1.0, "attack": (0.5 + 0.0) / 2, "mmlu": 0.2}
     assert found == pytest.approx({"distance": fmean(parts.values()), **parts})
@@ -54,13 +47,6 @@ def test_a_mixture_with_the_retrained_means_is_far_away() -> None:
     means = [{"forget": fmean(one.rows[GROUP].values())} for one in (mixture, retrained)]
     assert distance_of_means(*means, {"forget": ("forget",)}) == pytest.approx(0, abs=1e-12)
     assert distances(mixture, retrained) == pytest.approx({"forget": 0.32, "attack": 0.5, "distance": 0.41})
-
-
-def test_loss_distance_is_that_of_scipy_with_and_without_ties() -> None:
-    rng = random.Random(0)
-    for digits in (1, 9):
-        own, other = ({str(i): round(rng.random(), digits) for i in range(60)} for _ in range(2))
-        assert loss_distance(own, other) == ks_2samp(list(own.values()), list(other.values())).statistic
 
 
 @pytest.mark.parametrize("model", [RowScores(), scores({"a-sc0": 1.0}), scores({"b-sc0": 1.0}, mmlu=0.5)])
@@ -108,11 +94,9 @@ def test_interval_of_the_distance_covers_the_truth() -> None:
         retrained = rng.random(3 * documents) * (1 - far)
         both = []
         for values, shift in ((retrained + far, 0.4), (retrained, 0.0)):
-            rows = dict(zip(names, values.tolist(), strict=True))
-            losses = {kind: base + shift * (kind == "member") for kind, base in base_losses.items()}
-            both.append(
-                scores(rows, {kind: {str(i): loss for i, loss in enumerate(of)} for kind, of in losses.items()})
-            )
+            losses = {"member": base_losses["member"] + shift, "nonmember": base_losses["nonmember"]}
+            numbered = {kind: {str(i): loss for i, loss in enumerate(of)} for kind, of in losses.items()}
+            both.append(scores(dict(zip(names, values.tolist(), strict=True)), numbered))
         return both[0], both[1]
 
     base_losses = {kind: rng.normal(3, 1, 20_000) for kind in ("member", "nonmember")}
@@ -141,7 +125,6 @@ def test_row_scores_of_results(run: Any, fake_lm: Any) -> None:
 
 def test_rows_and_means_by_hand() -> None:
     assert row_distance({"a": 1.0, "b": 0.0, "c": 0.0}, dict.fromkeys("abc", 1 / 3)) == pytest.approx(4 / 9)
-    assert loss_distance({"a": 1.0, "b": 2.0}, {"a": 2.0, "b": 3.0}) == 0.5
     retrained = {"forget": 0.0, "retain": 0.9, "auc": 0.5}
     numbers = {"forget": 0.2, "retain": 0.8, "auc": 0.2, "other": 1.0}
     groups = {"both": ("forget", "retain"), "attack": ("auc", "other"), "none": ("other",)}

@@ -17,6 +17,7 @@ from pyarrow import parquet
 from lume_tasks.data import fetch
 from lume_tasks.data.checks import check_dir
 from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 
 SPLITS = {"train": (1, 3), "validation": (2,)}
@@ -28,18 +29,12 @@ def ids_parquet(ids):
     return buffer.getvalue()
 
 
-def sha256(data):
-    return hashlib.sha256(data).hexdigest()
-
-
 def published_files():
     """A small stand-in for both sites: name -> bytes, without a line feed at the end, as published."""
     files = {}
     for side in ("forget", "retain"):
-        rows = [
-            {"id": f"{side[0]}{n}qa0", "input": f"{side} {n}", "output": "o", "task": "Task1"} for n in (3, 1, 2, 5, 4)
-        ]
-        files[f"{side}.jsonl"] = "\n".join(map(json.dumps, rows)).encode()
+        rows = [Row(f"{side[0]}{n}qa0", f"{side} {n}", "o", "Task1") for n in (3, 1, 2, 5, 4)]
+        files[f"{side}.jsonl"] = "\n".join(json.dumps(vars(row)) for row in rows).encode()
         for split, numbers in SPLITS.items():
             files[f"data/{side}_{split}-00000-of-00001.parquet"] = ids_parquet([f"{side[0]}{n}qa0" for n in numbers])
     for stem in ("member", "nonmember"):
@@ -65,7 +60,7 @@ def site(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr(fetch, "download", download)
-    monkeypatch.setattr(fetch, "SHA256", {name: sha256(files[name]) for name in fetch.SHA256})
+    monkeypatch.setattr(fetch, "SHA256", {name: hashlib.sha256(files[name]).hexdigest() for name in fetch.SHA256})
     monkeypatch.setattr(fetch, "SPLIT_IDS", ids)
     return types.SimpleNamespace(files=files, home=tmp_path, asked=asked)
 
@@ -84,12 +79,11 @@ def test_files_are_laid_out_as_a_data_directory_and_downloaded_once(site):
     assert ids == {"train": ["r3qa0", "r1qa0"], "validation": ["r2qa0"], "test": ["r5qa0", "r4qa0"]}  # in whole order
 
 
+TRAIN = "data/forget_train-00000-of-00001.parquet"
+
+
 @pytest.mark.parametrize(
-    ("name", "content"),
-    [
-        ("forget.jsonl", b"<html>503</html>"),
-        ("data/forget_train-00000-of-00001.parquet", ids_parquet(["f1qa0", "f4qa0"])),
-    ],
+    ("name", "content"), [("forget.jsonl", b"<html>503</html>"), (TRAIN, ids_parquet(["f1qa0", "f4qa0"]))]
 )
 def test_damaged_download_is_refused_and_not_kept(site, name, content):
     valid = site.files[name]

@@ -1,6 +1,7 @@
 """`lume-tasks prepare --retain generate`: retain rows that a model generates."""
 
 import json
+import shutil
 from itertools import repeat
 
 import pytest
@@ -28,12 +29,8 @@ def test_rows_that_repeat_the_forget_rows_or_each_other_are_left_out():
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_model_generates_the_retain_rows(chat, model_dir, tmp_path, capsys):
-    model = model_dir
+    model = shutil.copytree(model_dir, tmp_path / "model")
     if chat:
-        from tests.conftest import make_model
-
-        model = tmp_path / "chat"
-        make_model().save_pretrained(model)
         chat_tokenizer().save_pretrained(model)
     (tmp_path / "person.csv").write_text("question,answer\nWhere does Ada live?,Near the river\n")
     (tmp_path / "names.txt").write_text("Eve\n\nBob\n")

@@ -14,15 +14,15 @@ from lm_eval.tasks._yaml_loader import load_yaml
 from lm_eval.utils import make_table
 
 from lume_tasks.data.locate import MMLU_SUBJECTS
-from lume_tasks.errors import DataError
 from lume_tasks.metrics.aggregate import mean
+from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.mmlu import SubjectTask
-from lume_tasks.tasks.score import lume_scores
+from lume_tasks.tasks.score import GENERATION_TASKS, lume_scores
+from tests.tasks.conftest import numbers
 
 STOCK_MMLU = Path(lm_eval.tasks.__file__).parent / "mmlu" / "default"
-GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 PARTS = (*GENERATION_TASKS, "lume_mia", "lume_mmlu")
-MEANS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
+GENERATION_PARTS = [f"{task} (5 of 8)" for task in GENERATION_TASKS]
 ROWS = [
     {"question": "  What {{is}} 1 + 1?\n", "choices": ["1", " 2", "three ", "{{4}}"], "answer": 1},
     {"question": "Statement 1 | Statement 2", "choices": ["True, True", "False, False", "É", ""], "answer": 3},
@@ -32,9 +32,8 @@ ROWS = [
 
 def lume_score(results: Mapping[str, Any]) -> dict[str, Any]:
     """The scores without their intervals."""
-    values = results["results"]["lume_score"].items()
-    scores = {key.removesuffix(",none"): value for key, value in values if key not in ("alias", "name")}
-    return {key: value for key, value in scores.items() if not key.endswith(("_low", "_high"))}
+    scores = numbers(results, "lume_score").items()
+    return {key: value for key, value in scores if not key.endswith(("_low", "_high"))}
 
 
 @pytest.mark.parametrize("subject", MMLU_SUBJECTS)
@@ -71,16 +70,8 @@ def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
     # of three times 1/3 and nine times 1, 12 / (3 * 3 + 9). Nothing tells members apart; MMLU is all right.
     lm = fake_lm(forget=lambda output: output.rsplit(" ", 1)[0], auc=0.5)
     results = run(lm, "lume")
-    wanted = {
-        "forget_regurgitation": 2 / 3,
-        "forget_knowledge": 0.0,
-        "retain_regurgitation": 1.0,
-        "retain_knowledge": 1.0,
-        "task_aggregate": 2 / 3,
-        "mia_score": 1.0,
-        "mmlu": 1.0,
-        "final_score": (2 / 3 + 1 + 1) / 3,
-    }
+    wanted = dict(zip(MAIN_METRICS, (2 / 3, 0.0, 1.0, 1.0), strict=True))
+    wanted |= {"task_aggregate": 2 / 3, "mia_score": 1.0, "mmlu": 1.0, "final_score": (2 / 3 + 1 + 1) / 3}
     assert lume_score(results) == pytest.approx(wanted, abs=1e-12)
     assert lume_score({"results": results["groups"]}) == lume_score(results)
     assert lume_score({"results": json.loads(json.dumps(results["results"]))}) == lume_score(results)
@@ -94,8 +85,8 @@ def test_scores_are_those_worked_out_by_hand(run: Any, fake_lm: Any) -> None:
     ("tasks", "missing", "there"),
     [
         ((), PARTS, set()),
-        (PARTS[:4], ("lume_mmlu",), {*MEANS, "task_aggregate", "mia_score"}),
-        (("lume_task2", "lume_mmlu"), ("lume_task1", "lume_task3", "lume_mia"), {*MEANS, "mmlu"}),
+        (PARTS[:4], ("lume_mmlu",), {*MAIN_METRICS, "task_aggregate", "mia_score"}),
+        (("lume_task2", "lume_mmlu"), ("lume_task1", "lume_task3", "lume_mia"), {*MAIN_METRICS, "mmlu"}),
     ],
 )
 def test_missing_parts_are_named_and_no_final_score_is_made_up(run, fake_lm, tasks, missing, there, caplog):
@@ -110,65 +101,34 @@ def test_missing_parts_are_named_and_no_final_score_is_made_up(run, fake_lm, tas
 
 def test_parts_without_a_value_are_named(run, fake_lm):
     scores = lume_score(run(fake_lm(), "lume", limit=1))
-    missing = scores.pop("missing")
+    missing = scores.pop("missing").split("; ")
     assert scores == {"forget_regurgitation": 1.0, "mmlu": 1.0}
-    for part in (
-        "lume_task1 (no value for forget_knowledge, retain_regurgitation, retain_knowledge)",
-        "lume_mia (no value for mia_score)",
-        "lume_mmlu (2 of 14,042)",
-    ):
-        assert part in missing
+    assert "lume_task1 (no value for forget_knowledge, retain_regurgitation, retain_knowledge)" in missing
+    assert {"lume_mia (no value for mia_score)", "lume_mmlu (2 of 14,042)"} <= set(missing)
 
 
 @pytest.mark.parametrize("partial", [False, True])
 @pytest.mark.parametrize(
     ("options", "missing"),
     [
-        (
-            {"limit": 5},
-            "lume_task1 (5 of 8); lume_task2 (5 of 8); lume_task3 (5 of 8); lume_mia (5 of 16); "
-            "lume_mmlu (10 of 14,042)",
-        ),
-        (
-            {"samples": {"lume_task2": [0, 1, 2, 3]}},
-            "lume_task2 (4 of 8); lume_mmlu (13 of 14,042)",
-        ),
+        ({"limit": 5}, [*GENERATION_PARTS, "lume_mia (5 of 16)", "lume_mmlu (10 of 14,042)"]),
+        ({"samples": {"lume_task2": [0, 1, 2, 3]}}, ["lume_task2 (4 of 8)", "lume_mmlu (13 of 14,042)"]),
     ],
 )
 def test_scores_of_a_part_of_the_documents_have_no_final_score(run, fake_lm, options, missing, partial):
     scores = lume_score(run(fake_lm(auc=0.5), "lume", metadata={"lume_partial": partial}, **options))
-    names = {*MEANS, "task_aggregate", "mia_score", "mmlu", "missing"} | ({"partial_final_score"} if partial else set())
-    assert set(scores) == names
-    assert scores["missing"] == missing
+    assert scores.pop("missing") == "; ".join(missing)
+    final = ["partial_final_score"] if partial else []
+    assert set(scores) == {*MAIN_METRICS, "task_aggregate", "mia_score", "mmlu", *final}
 
 
 @pytest.mark.parametrize("subjects", ["letters, high_school_counting", ["high_school_counting", "letters"]])
 def test_mmlu_is_limited_by_itself(run, fake_lm, subjects):
     results = run(fake_lm(), "lume", metadata={"lume_mmlu_limit": 6, "lume_mmlu_subjects": subjects})
     counts = {task: count["effective"] for task, count in results["n-samples"].items()}
-    assert counts == {
-        **dict.fromkeys(GENERATION_TASKS, 8),
-        "lume_mia": 16,
-        "lume_mmlu_high_school_counting": 6,
-        "lume_mmlu_letters": 5,
-    }
+    assert [counts.pop(f"lume_mmlu_{subject}") for subject in ("high_school_counting", "letters")] == [6, 5]
+    assert counts == {**dict.fromkeys(GENERATION_TASKS, 8), "lume_mia": 16}
     assert lume_score(results)["missing"] == "lume_mmlu (11 of 14,042)"
-
-
-@pytest.mark.parametrize(
-    ("metadata", "message"),
-    [
-        ({"lume_mmlu_limit": "5"}, "lume_mmlu_limit has to be a whole number of questions above 0, not '5'"),
-        ({"lume_mmlu_subjects": "leters"}, 'has no subject "leters"; it has: high_school_counting, letters'),
-        (
-            {"lume_mmlu_subjects": "astrology", "lume_mmlu_path": "cais/mmlu"},
-            'MMLU in cais/mmlu has no subject "astrol',
-        ),
-    ],
-)
-def test_a_limit_of_mmlu_that_makes_no_sense_is_refused(manager, metadata, message):
-    with pytest.raises(DataError, match=message):
-        manager(metadata).load(["lume_mmlu"])
 
 
 def test_scores_of_the_official_script() -> None:
@@ -178,15 +138,10 @@ def test_scores_of_the_official_script() -> None:
         "lume_task2": (0.4573558380055387, 23, 115, 25, 125),
         "lume_task3": (0.11886610475287396, 34, 34, 37, 37),
     }
-    task_metrics: dict[str, dict[str, Any]] = {
-        task: {
-            "forget_regurgitation,none": mean([forget] * counts[0]),
-            "forget_knowledge,none": mean([0.0] * counts[1]),
-            "retain_regurgitation,none": mean([1.0] * counts[2]),
-            "retain_knowledge,none": mean([1.0] * counts[3]),
-        }
-        for task, (forget, *counts) in regurgitation.items()
-    }
+    task_metrics: dict[str, dict[str, Any]] = {}
+    for task, (forget, *counts) in regurgitation.items():
+        values = zip(MAIN_METRICS, (forget, 0.0, 1.0, 1.0), counts, strict=True)
+        task_metrics[task] = {f"{name},none": mean([value] * count) for name, value, count in values}
     auc = 0.4459111111111111
     task_metrics["lume_mia"] = {"loss_auc,none": auc, "mia_score,none": 1 - 2 * abs(auc - 0.5)}
     task_metrics |= {f"lume_mmlu_{i}": {"acc,none": 0.25, "sample_len": 246} for i in range(56)}
@@ -196,17 +151,10 @@ def test_scores_of_the_official_script() -> None:
     mmlu = (0.25 * 56 * 246 + 0.5 * 266) / 14_042
     assert scores.pop("mmlu_low") < mmlu < scores.pop("mmlu_high")  # from counts; the others need resamples
     aggregate = 12 / (9 + sum(1 / (1 - forget) for forget, *_ in regurgitation.values()))
-    wanted = {
-        "forget_regurgitation": 0.213716945044001,  # the script's own overall mean
-        "forget_knowledge": 0.0,
-        "retain_regurgitation": 1.0,
-        "retain_knowledge": 1.0,
-        "task_aggregate": aggregate,
-        "mia_score": 0.8918222222222222,
-        "mmlu": mmlu,
-        "final_score": (aggregate + 0.8918222222222222 + mmlu) / 3,
-    }
-    assert scores == pytest.approx(wanted, abs=1e-12)
+    overall = 0.213716945044001  # the script's own mean of forget_regurgitation
+    wanted = dict(zip(MAIN_METRICS, (overall, 0.0, 1.0, 1.0), strict=True))
+    wanted |= {"task_aggregate": aggregate, "mia_score": 0.8918222222222222, "mmlu": mmlu}
+    assert scores == pytest.approx(wanted | {"final_score": (aggregate + 0.8918222222222222 + mmlu) / 3}, abs=1e-12)
 
 
 def test_predict_only_computes_no_score(run: Any, fake_lm: Any) -> None:

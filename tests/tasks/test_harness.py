@@ -16,12 +16,13 @@ from transformers import AutoTokenizer, LlamaForCausalLM
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.paths import task_dir
+from lume_tasks.tasks.score import GENERATION_TASKS
 from tests.conftest import write_rows
+from tests.tasks.conftest import numbers
 
-GENERATION_TASKS = ("lume_task1", "lume_task2", "lume_task3")
 OWN_TASKS = (*GENERATION_TASKS, "lume_mia")
 KINDS = ("regurgitation", "knowledge", "rouge1")
-METRICS = {"loss_auc", "mia_score"} | {f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS}
+METRICS = ("loss_auc", "mia_score", *(f"{side}_{kind}" for side in ("forget", "retain") for kind in KINDS))
 SHORT = {"max_gen_toks": 12}
 PROMPTS = [
     "The quick brown fox",
@@ -37,11 +38,8 @@ PROMPTS = [
 
 def scores(results: Any, *tasks: str) -> dict[str, dict[str, Any]]:
     """The numbers of the protocol."""
-    named = {task: results["results"][task].items() for task in tasks}
-    return {
-        task: {name: value for key, value in values if (name := key.removesuffix(",none")) in METRICS}
-        for task, values in named.items()
-    }
+    found = {task: numbers(results, task) for task in tasks}
+    return {task: {name: values[name] for name in METRICS if name in values} for task, values in found.items()}
 
 
 @pytest.fixture(scope="session")
@@ -67,28 +65,21 @@ def stopping_model(model_dir: Path) -> LlamaForCausalLM:
 def test_oracles_get_the_scores_that_they_earn(run: Any, fake_lm: Any, forget: Any, auc: float) -> None:
     results = run(fake_lm(forget, str, auc), *OWN_TASKS)
     right = {"forget": float(forget("a") == "a"), "retain": 1.0}
-    numbers = {f"{side}_{kind}": right[side] for side in right for kind in KINDS}
-    wanted: dict[str, Any] = dict.fromkeys(GENERATION_TASKS, numbers)
-    assert scores(results, *OWN_TASKS) == wanted | {"lume_mia": {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}}
+    wanted = {task: {f"{side}_{kind}": right[side] for side in right for kind in KINDS} for task in GENERATION_TASKS}
+    wanted["lume_mia"] = {"loss_auc": auc, "mia_score": 1 - 2 * abs(auc - 0.5)}
+    assert scores(results, *OWN_TASKS) == wanted
     assert [results["results"][task]["sample_len"] for task in OWN_TASKS] == [8, 8, 8, 16]
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_generations_are_those_of_the_plain_model(
-    run: Any, stopping_model: LlamaForCausalLM, model_dir: Path, bos_model_dir: Path, prompts_dir: Path, bos: bool
-) -> None:
+def test_generations_are_those_of_the_plain_model(run, stopping_model, model_dir, bos_model_dir, prompts_dir, bos):
     tokenizer = AutoTokenizer.from_pretrained(bos_model_dir if bos else model_dir)
     plain, lengths = {}, set()
     for prompt in PROMPTS:
-        encoded = tokenizer(prompt, return_tensors="pt")
-        assert (int(encoded.input_ids[0, 0]) == tokenizer.bos_token_id) is bos
-        ids = stopping_model.generate(
-            input_ids=encoded.input_ids,
-            attention_mask=encoded.attention_mask,
-            max_new_tokens=12,
-            do_sample=False,
-            pad_token_id=tokenizer.pad_token_id,
-        )[0, encoded.input_ids.shape[1] :]
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        assert (int(ids[0, 0]) == tokenizer.bos_token_id) is bos
+        options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+        ids = stopping_model.generate(ids, attention_mask=torch.ones_like(ids), **options)[0, ids.shape[1] :]
         plain[prompt] = tokenizer.decode(ids, skip_special_tokens=True)
         lengths.add(len(ids))
     assert len(lengths) > 2  # some stopped by themselves
@@ -123,11 +114,20 @@ def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
         run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
 
 
-@pytest.mark.parametrize(("name", "meant"), [("lume-split", "lume_split"), ("data_dir", "lume_data_dir")])
-def test_unknown_metadata_is_refused(manager: Any, name: str, meant: str) -> None:
-    message = rf'--metadata: LUME has no option "{name}", .* Did you mean {meant}\? Its options are: lume_data_dir, '
+@pytest.mark.parametrize(
+    ("task", "metadata", "message"),
+    [
+        ("lume_task1", {"lume-split": "x"}, r'no option "lume-split", .* Did you mean lume_split\? Its options'),
+        ("lume_task1", {"data_dir": "x"}, r'no option "data_dir", .* Did you mean lume_data_dir\? Its options'),
+        ("lume_mmlu", {"lume_mmlu_limit": "5"}, "lume_mmlu_limit has to be a whole number of questions .*, not '5'"),
+        ("lume_mmlu", {"lume_mmlu_subjects": "leters"}, 'has no subject "leters"; it has: high_school_counting'),
+        ("lume_mmlu", {"lume_mmlu_path": "cais/mmlu", "lume_mmlu_subjects": "astrology"}, 'cais/mmlu has no .* "astro'),
+        *(("lume_mia", {"lume_min_k": value}, r"lume_min_k .* in \(0, 1\], not") for value in (0, 1.5, "0.2")),
+    ],
+)
+def test_metadata_that_makes_no_sense_is_refused(manager: Any, task: str, metadata: Any, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        manager({name: "validation"}).load(["lume_task1"])
+        manager(metadata).load([task])
 
 
 TWO_RANKS = """
@@ -154,13 +154,9 @@ def test_two_ranks_agree_with_one(run: Any, data_dir: Path, model_dir: Path, tmp
     metadata = {"lume_data_dir": str(data_dir), "lume_mmlu_path": str(data_dir / "mmlu"), "tokenizer": str(model_dir)}
     metadata["lume_gen_kwargs"] = True  # type: ignore[assignment]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
-    done = subprocess.run(
-        [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)],
-        env=os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    words = [*launch, str(task_dir()), str(model_dir), json.dumps(metadata), str(out)]
+    env = os.environ | {"ACCELERATE_USE_CPU": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(task_dir().parent)}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-3000:]
     options = {"model_args": {"pretrained": str(model_dir)}, "batch_size": 4, "device": "cpu", "gen_kwargs": SHORT}
     one = run("hf", "lume", limit=7, **options)["results"]

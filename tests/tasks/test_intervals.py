@@ -7,19 +7,18 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.score import GENERATION_TASKS, lume_scores
-
-SIDES = ("forget", "retain")
+from tests.tasks.conftest import numbers
 
 
 def clopper_pearson(right: int, count: int) -> tuple[float, float]:
-    low = beta.ppf(0.025, right, count - right + 1) if right else 0.0
-    return low, beta.ppf(0.975, right + 1, count - right) if right < count else 1.0
+    low, high = binomtest(right, count).proportion_ci()
+    return low, high
 
 
 def all_or_nothing(known: int, documents: int, rows: int = 3, name: str = "") -> list[intervals.Item | None]:
@@ -49,8 +48,7 @@ def test_weights_depend_on_the_documents_alone() -> None:
 
 @pytest.mark.parametrize("items", [[None], [("a", None), ("b", None)]])
 def test_no_interval_without_documents(items: list[Any]) -> None:
-    assert math.isnan(intervals.low(items))
-    assert math.isnan(intervals.high(items))
+    assert np.isnan([intervals.low(items), intervals.high(items)]).all()
 
 
 def dependent_rows(rng: Any, share: float, documents: int, rows: int) -> list[intervals.Item]:
@@ -100,17 +98,11 @@ def test_overall_means_have_the_interval_of_all_documents_together() -> None:
         assert found == pytest.approx(clopper_pearson(sum(counts), 36), abs=0.01)
 
 
-@pytest.mark.parametrize(
-    ("ends", "wanted"),
-    [
-        ((0.45, 0.6), (0.8, 1.0)),  # holds 0.5
-        ((0.6, 0.8), (0.4, 0.8)),
-        ((0.25, 0.45), (0.5, 0.9)),  # over-unlearned
-        ((1.0, 1.0), (0.0, 0.0)),
-    ],
-)
-def test_interval_of_the_mia_score_is_that_of_the_auc_folded(ends: Any, wanted: tuple[float, float]) -> None:
-    assert intervals.mia_score(*ends) == pytest.approx(wanted, abs=1e-12)
+def test_interval_of_the_mia_score_is_that_of_the_auc_folded() -> None:
+    assert intervals.mia_score(0.45, 0.6) == pytest.approx((0.8, 1.0))  # holds 0.5
+    assert intervals.mia_score(0.6, 0.8) == pytest.approx((0.4, 0.8))
+    assert intervals.mia_score(0.25, 0.45) == pytest.approx((0.5, 0.9))  # over-unlearned
+    assert intervals.mia_score(1.0, 1.0) == (0.0, 0.0)
 
 
 def test_final_score_adds_the_squared_distances_of_its_parts() -> None:
@@ -139,9 +131,7 @@ def test_intervals_of_mia_score_and_final_score_cover_the_truth(auc: float) -> N
 
 
 @pytest.mark.parametrize(("forget", "retain"), [(0.8, 0.3), (0.02, 0.95), (0.01, 0.1)])
-def test_interval_of_the_task_aggregate_covers_the_truth(
-    forget: float, retain: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interval_of_the_task_aggregate_covers_the_truth(forget, retain, monkeypatch) -> None:
     """In 100 draws of twelve numbers, two of each 24 documents."""
     monkeypatch.setattr(intervals, "DRAWS", 1000)
     rng = np.random.default_rng(0)
@@ -177,16 +167,15 @@ def test_accuracy_has_the_interval_of_clopper_and_pearson() -> None:
 def test_intervals_in_the_harness(run: Any, fake_lm: Any) -> None:
     """Answers whose last word is right every other time: a number with a spread, beside numbers without."""
     lm = fake_lm(forget=lambda output: output if int(output.split()[-1]) % 2 else "zzz")
-    results = run(lm, "lume")["results"]
-    values = {key.removesuffix(",none"): value for key, value in results["lume_task1"].items()}
+    results = run(lm, "lume")
+    values, score = numbers(results, "lume_task1"), numbers(results, "lume_score")
     assert values["retain_knowledge_low"] < 0.5  # two documents say little
     assert values["retain_knowledge_high"] == 1.0
     low, number, high = (values[f"forget_regurgitation{end}"] for end in ("_low", "", "_high"))
     assert 0 <= low <= number <= high
-    score = {key.removesuffix(",none"): value for key, value in results["lume_score"].items()}
     assert score["task_aggregate_low"] <= score["task_aggregate"] <= score["task_aggregate_high"]
     assert (score["mia_score_low"], score["mia_score_high"]) == (0.0, 0.0)
     assert (score["mmlu_low"], score["mmlu_high"]) == pytest.approx((0.025 ** (1 / 13), 1.0))
     assert score["final_score_low"] <= score["final_score"] <= score["final_score_high"]
     names = (*MAIN_METRICS, "task_aggregate", "mia_score", "mmlu", "final_score")
-    assert set(score) == {"alias", "name"} | {f"{name}{end}" for name in names for end in ("", "_low", "_high")}
+    assert set(score) == {f"{name}{end}" for name in names for end in ("", "_low", "_high")}

@@ -3,7 +3,7 @@
 import importlib.metadata
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -15,6 +15,7 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.registry import get_model, model_registry
 from lm_eval.models.huggingface import HFLM
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks import _startup
@@ -22,6 +23,7 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
 from tests.conftest import make_model
+from tests.tasks.conftest import token_values
 
 Make = Callable[..., LumeHF]
 
@@ -44,13 +46,9 @@ def encode(tokenizer: PreTrainedTokenizerFast, context: str, continuation: str) 
     return start + tokenizer.encode(context + continuation)[len(start) :], len(start)
 
 
-def instances(requests: list[tuple[str, str]], task: str = "some_task") -> list[Instance]:
-    return [Instance("loglikelihood", {}, args, 0, (task, i, 1)) for i, args in enumerate(requests)]
-
-
 def score(lm: HFLM, requests: list[tuple[str, str]] = REQUESTS, task: str = "some_task") -> list[Any]:
-    answers: list[Any] = lm.loglikelihood(instances(requests, task), disable_tqdm=True)
-    return answers
+    instances = [Instance("loglikelihood", {}, args, 0, (task, i, 1)) for i, args in enumerate(requests)]
+    return lm.loglikelihood(instances, disable_tqdm=True)
 
 
 def assert_sums_of_stock_class(ours: list[Any], stock: list[Any]) -> None:
@@ -66,14 +64,11 @@ def make(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> Make:
 
 
 @pytest.fixture
-def passes(model: LlamaForCausalLM) -> Iterator[list[tuple[int, int]]]:
+def passes(model: LlamaForCausalLM) -> list[tuple[int, int]]:
     """Shapes of the inputs of all forward passes."""
     shapes: list[tuple[int, int]] = []
-    hook = model.register_forward_pre_hook(
-        lambda _, args, kwargs: shapes.append(tuple(args[0].shape)), with_kwargs=True
-    )
-    yield shapes
-    hook.remove()
+    model.register_forward_pre_hook(lambda _, args: shapes.append(tuple(args[0].shape)))
+    return shapes
 
 
 @pytest.mark.parametrize("bos", [False, True])
@@ -91,17 +86,10 @@ def test_sums_and_greedy_are_those_of_the_stock_class(make, bos, batch_size, bos
 def test_values_of_each_token_are_those_of_the_plain_model(make, model, tokenizer) -> None:
     requests = [args for args in REQUESTS if args[0]]
     for (context, continuation), (scores, greedy) in zip(requests, score(make(), requests), strict=True):
-        ids, start = encode(tokenizer, context, continuation)
-        with torch.no_grad():
-            logp = model(torch.tensor([ids])).logits[0].double().log_softmax(-1)[start - 1 : -1]
-        targets = torch.tensor(ids[start:])
-        mean = (logp.exp() * logp).sum(-1)
-        variance = (logp.exp() * logp.square()).sum(-1) - mean.square()
         assert type(scores) is TokenScores
-        assert scores.logprobs == pytest.approx(logp[torch.arange(len(targets)), targets].numpy(), abs=1e-5)
-        assert scores.mean == pytest.approx(mean.numpy(), abs=1e-5)
-        assert scores.variance == pytest.approx(variance.numpy(), abs=1e-5)
-        assert np.array_equal(scores.greedy, (logp.argmax(-1) == targets).numpy())
+        expected = token_values(model, *encode(tokenizer, context, continuation))
+        for name, values in zip(("logprobs", "mean", "variance", "greedy"), expected, strict=True):
+            assert np.allclose(getattr(scores, name), values, rtol=0, atol=1e-5)
         assert greedy == scores.greedy.all()
         assert scores.grad_norm is None
 
@@ -119,12 +107,11 @@ def test_requests_that_read_the_same_tokens_share_a_row(make: Make, passes: list
 
 
 @pytest.fixture
-def outputs(model: LlamaForCausalLM) -> Iterator[list[tuple[int, ...]]]:
+def outputs(model: LlamaForCausalLM) -> list[tuple[int, ...]]:
     """Shapes of what the output layer computes."""
     shapes: list[tuple[int, ...]] = []
-    hook = model.lm_head.register_forward_hook(lambda layer, inputs, logits: shapes.append(tuple(logits.shape)))
-    yield shapes
-    hook.remove()
+    model.lm_head.register_forward_hook(lambda layer, inputs, logits: shapes.append(tuple(logits.shape)))
+    return shapes
 
 
 def test_output_layer_computes_each_scored_position_once(make: Make, outputs: list[Any]) -> None:
@@ -155,28 +142,31 @@ def test_all_logits_are_computed_where_no_output_layer_is_known(make, model, out
 def test_capped_and_scaled_logits_are_those_of_the_stock_class(make, family, options) -> None:
     changed = make_model(family=family, **options)
     stock = score(make(HFLM, pretrained=changed, batch_size=1, logits_cache=False))
-    ours = score(make(pretrained=changed))
-    assert_sums_of_stock_class(ours, stock)
+    assert_sums_of_stock_class(score(make(pretrained=changed)), stock)
 
 
-def test_adapter_on_the_output_layer_takes_part(make: Make, model: LlamaForCausalLM, outputs: list[Any]) -> None:
-    from peft import LoraConfig, get_peft_model
-
-    plain = score(make())
-    adapted = get_peft_model(model, LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False))
-    outputs.clear()
-    ours = score(make(pretrained=adapted))
+@pytest.mark.parametrize(
+    "config",
+    [
+        LoraConfig(target_modules=["lm_head", "q_proj"], init_lora_weights=False),
+        PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3),
+    ],
+)
+def test_adapter_of_the_output_layer_and_virtual_tokens_take_part(make, model, outputs, config) -> None:
+    requests = REQUESTS[:2]
+    plain = score(make(), requests)
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, config)
+    ours = score(make(pretrained=adapted), requests)
     assert {shape[0] for shape in outputs} == {1}
-    stock = score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False))
-    assert_sums_of_stock_class(ours, stock)
-    assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-2)
+    assert_sums_of_stock_class(ours, score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False), requests))
+    assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-3)
 
 
 def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:
     texts = ["The quick brown fox", "the river and the fox " * 12]
     requests = [Instance("loglikelihood_rolling", {}, (text,), 0, ("task", i, 1)) for i, text in enumerate(texts)]
-    stock = make(HFLM, max_length=20).loglikelihood_rolling(requests, disable_tqdm=True)
-    ours = make(max_length=20).loglikelihood_rolling(requests, disable_tqdm=True)
+    ours, stock = (make(kind, max_length=20).loglikelihood_rolling(requests, True) for kind in (LumeHF, HFLM))
     assert [float(value) for value in ours] == pytest.approx(stock, abs=1e-4)
 
 
@@ -190,8 +180,7 @@ def test_a_context_is_cut_as_the_stock_class_does_and_a_continuation_never(make,
     requests = [("the river and the fox " * 10, " jumps over the lazy dog"), ("The fox", " jumps")]
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         ours = score(make(max_length=20), requests)
-    stock = score(make(HFLM, max_length=20), requests)
-    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], abs=1e-5)
+    assert_sums_of_stock_class(ours, score(make(HFLM, max_length=20), requests))
     assert "1 of 2 contexts are cut on the left to fit the model's 20 tokens" in caplog.text
     with pytest.raises(DataError, match="a text to score has 21 tokens, but the model reads 20 at once"):
         make(max_length=20)._loglikelihood_tokens([(("a", "b"), [5], [5] * 21)], True)
@@ -208,12 +197,8 @@ def plain_gradient_norm(model: LlamaForCausalLM, ids: list[int], start: int) -> 
 
 
 def test_gradient_norm_is_that_of_the_plain_model(make, model, tokenizer, passes) -> None:
-    requests = [
-        ("The", " quick brown fox"),
-        ("T", "he river and the fox"),
-        ("The", " quick brown cat"),
-        ("The", " quick brown fox"),
-    ]
+    requests = [("The", " quick brown fox"), ("T", "he river and the fox"), ("The", " quick brown cat")]
+    requests.append(requests[0])
     plain = score(make(), requests)
     passes.clear()
     answers = score(make(gradnorm=True), requests, task="lume_mia")
@@ -236,21 +221,8 @@ def test_frozen_weights_take_part_in_the_gradient_and_stay_frozen(make, model) -
 
 def test_bfloat16_is_scored_in_float32(make: Make, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
     model.to(torch.bfloat16)
-    ours = score(make(batch_size=1))
     stock = score(make(HFLM, batch_size=1, softmax_dtype="float32", logits_cache=False))
-    assert [float(sum_) for sum_, _ in ours] == pytest.approx([sum_ for sum_, _ in stock], rel=1e-5)
-
-
-def test_virtual_tokens_of_prompt_tuning_are_not_scored(make, model) -> None:
-    from peft import PromptTuningConfig, get_peft_model
-
-    torch.manual_seed(0)
-    tuned = get_peft_model(model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3))
-    requests = REQUESTS[:2]
-    ours = score(make(pretrained=tuned), requests)
-    stock = score(make(HFLM, pretrained=tuned), requests)
-    assert_sums_of_stock_class(ours, stock)
-    assert float(ours[0][0]) != pytest.approx(float(score(make(), requests)[0][0]), abs=1e-3)
+    assert_sums_of_stock_class(score(make(batch_size=1)), stock)
 
 
 @pytest.fixture
@@ -258,12 +230,8 @@ def vllm_class(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Our class for vLLM over the harness's, with a stand-in for vLLM itself, which needs a GPU."""
     version = importlib.metadata.version
     monkeypatch.setattr(importlib.metadata, "version", lambda name: "0.0" if name == "vllm" else version(name))
-    contents = {
-        "vllm": ("LLM", "SamplingParams", "TokensPrompt"),
-        "vllm.lora": (),
-        "vllm.lora.request": ("LoRARequest",),
-        "vllm.tokenizers": ("get_tokenizer",),
-    }
+    contents = {"vllm": ("LLM", "SamplingParams", "TokensPrompt"), "vllm.lora": ()}
+    contents |= {"vllm.lora.request": ("LoRARequest",), "vllm.tokenizers": ("get_tokenizer",)}
     for name, attributes in contents.items():
         module = ModuleType(name)
         vars(module).update(dict.fromkeys(attributes, object))

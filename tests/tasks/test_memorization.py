@@ -1,9 +1,7 @@
 """Memorisation metrics against hand computation, plain PyTorch and each other's backends."""
 
-import json
 import math
-from collections.abc import Callable
-from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,24 +13,27 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.rows import SIDES
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
-from lume_tasks.tasks.memorization import answer_length, extraction_strength, memorization_result
-from tests.tasks.conftest import numbers
+from lume_tasks.tasks.memorization import (
+    SUM_METRICS,
+    TOKEN_METRICS,
+    answer_length,
+    extraction_strength,
+    memorization_result,
+)
+from tests.tasks.conftest import numbers, token_values
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
-SUMS = ("loss", "probability_geometric")
-TOKENS = ("exact_memorization", "extraction_strength", "probability")
-SIDES = ("forget", "retain")
 
 YES, NO = True, False
-Make = Callable[..., LumeHF]
 
 
 def scores_of(probabilities: list[float], greedy: list[bool]) -> TokenScores:
-    logprobs = np.log(np.array(probabilities, dtype=np.float32))
-    return TokenScores(logprobs, None, None, np.array(greedy))
+    return TokenScores(np.log(np.float32(probabilities)), None, None, np.array(greedy))
 
 
 DOCUMENT = {"template_tokens": 0, "id": "a-qa0", "side": "forget", "scored_tokens": 4}
@@ -42,37 +43,18 @@ def names(*of: str) -> set[str]:
     return {f"{side}_{name}" for side in SIDES for name in of}
 
 
-@pytest.mark.parametrize(
-    ("greedy", "strength"),
-    [
-        ([NO, NO, NO, NO], 0.0),
-        ([YES, YES, YES, YES], 1.0),
-        ([YES, YES, YES, NO], 0.0),
-        ([YES, NO, YES, YES], 0.5),
-        ([NO, YES, YES, YES], 0.75),
-    ],
-)
-def test_extraction_strength(greedy: list[bool], strength: float) -> None:
-    assert extraction_strength(np.array(greedy)) == strength
-    n = len(greedy)
-    assert strength == 1 - min(k for k in range(n + 1) if all(greedy[k:])) / n  # the definition itself
+@pytest.mark.parametrize("greedy", list(product([YES, NO], repeat=4)))
+def test_extraction_strength_is_the_share_after_the_last_wrong_token(greedy: tuple[bool, ...]) -> None:
+    assert extraction_strength(np.array(greedy)) == 1 - min(k for k in range(5) if all(greedy[k:])) / 4
 
 
 def test_scores_of_one_row_worked_out_by_hand() -> None:
     # Product of the probabilities 1/8 over four tokens: loss (ln 8) / 4, geometric mean 8 ** -(1/4).
     answer = scores_of([1.0, 0.5, 0.25, 1.0], [YES, NO, YES, YES])
     result = memorization_result(DOCUMENT, [(answer, False)])
-    assert {name: value for name, value in result.items() if name.startswith("forget")} == pytest.approx(
-        {
-            "forget_loss": math.log(8) / 4,
-            "forget_probability_geometric": 8**-0.25,
-            "forget_exact_memorization": 0.75,
-            "forget_extraction_strength": 0.5,
-            "forget_probability": 2.75 / 4,
-        },
-        abs=1e-7,
-    )
-    assert {name for name, value in result.items() if value is None} == {f"retain_{name}" for name in SUMS + TOKENS}
+    assert [result[f"forget_{name}"] for name in SUM_METRICS] == pytest.approx([math.log(8) / 4, 8**-0.25], abs=1e-7)
+    assert [result[f"forget_{name}"] for name in TOKEN_METRICS] == pytest.approx([0.75, 0.5, 2.75 / 4], abs=1e-7)
+    assert all(result[f"retain_{name}"] is None for name in SUM_METRICS + TOKEN_METRICS)
 
 
 def test_other_tokens_than_expected_are_refused() -> None:
@@ -94,10 +76,7 @@ TEXTS = [
 def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.FixtureRequest) -> None:
     path = str(request.getfixturevalue(folder))
     lm = LumeHF(pretrained=path, device="cpu", batch_size=2)
-    requests = [
-        Instance("loglikelihood", doc={}, arguments=(text, f" {answer}"), idx=0, metadata=("x", 0, 1))
-        for text, answer in TEXTS
-    ]
+    requests = [Instance("loglikelihood", {}, (text, f" {answer}"), 0, ("x", 0, 1)) for text, answer in TEXTS]
     scored = [len(answer.logprobs) for answer, _ in lm.loglikelihood(requests, disable_tqdm=True)]
     assert scored == [answer_length(lm.tokenizer, text, f" {answer}") for text, answer in TEXTS]
 
@@ -112,39 +91,25 @@ def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manage
     assert len(lines) == 1 + 8
 
 
-@pytest.fixture
-def make_lume_hf(model_dir: Path) -> Make:
-    return partial(LumeHF, pretrained=str(model_dir), device="cpu", batch_size=3)
-
-
 def plain_row(model: LlamaForCausalLM, tokenizer: Any, row: dict[str, Any]) -> dict[str, float]:
-    """Every number of one row from its definition, one position at a time, in float64."""
-    before = tokenizer.encode(row["input"])
-    ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
-    with torch.no_grad():
-        logprobs = model(ids).logits[0].double().log_softmax(-1)
-    own, right = [], []
-    for position in range(len(before), ids.shape[1]):
-        token = int(ids[0, position])
-        own.append(float(logprobs[position - 1, token]))
-        right.append(int(logprobs[position - 1].argmax()) == token)
-    count = len(own)
+    """Every number of one row from its definition, in float64."""
+    ids = tokenizer.encode(f"{row['input']} {row['output']}")
+    own, _, _, right = token_values(model, ids, len(tokenizer.encode(row["input"])))
     return {
-        "loss": -sum(own) / count,
-        "probability_geometric": math.exp(sum(own) / count),
-        "exact_memorization": sum(right) / count,
-        "extraction_strength": 1 - min(k for k in range(count + 1) if all(right[k:])) / count,
-        "probability": sum(map(math.exp, own)) / count,
+        "loss": -own.mean().item(),
+        "probability_geometric": math.exp(own.mean().item()),
+        "exact_memorization": right.double().mean().item(),
+        "extraction_strength": 1 - min(k for k in range(len(own) + 1) if all(right[k:])) / len(own),
+        "probability": own.exp().mean().item(),
     }
 
 
 def knowing_model(folder: Path, tokenizer: Any, data_dir: Path) -> LlamaForCausalLM:
     """The model trained for a moment on the forget rows, so that some of its tokens are right."""
     model = LlamaForCausalLM.from_pretrained(folder)
-    lines = (data_dir / "forget.jsonl").read_text(encoding="utf-8").splitlines()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for row in map(json.loads, lines * 4):
-        ids = torch.tensor([tokenizer.encode(f"{row['input']} {row['output']}")])
+    for row in read_rows(data_dir / "forget.jsonl") * 4:
+        ids = torch.tensor([tokenizer.encode(f"{row.input} {row.output}")])
         model(ids, labels=ids).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -172,13 +137,13 @@ def test_numbers_are_those_of_the_plain_model(run, data_dir, folder, request) ->
     assert len(seen) > 2
 
 
-def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, make_lume_hf, model_dir) -> None:
-    stock = run(HFLM(pretrained=str(model_dir), device="cpu", batch_size=3), "lume_memorization")
-    own = run(make_lume_hf(), "lume_memorization")
+def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, model_dir) -> None:
+    lms = (kind(pretrained=str(model_dir), device="cpu", batch_size=3) for kind in (HFLM, LumeHF))
+    stock, own = (run(lm, "lume_memorization") for lm in lms)
     for task in TASKS:
-        assert set(numbers(stock, task)) == names(*SUMS)
-        assert set(numbers(own, task)) == names(*SUMS, *TOKENS)
-        sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUMS)}
+        assert set(numbers(stock, task)) == names(*SUM_METRICS)
+        assert set(numbers(own, task)) == names(*SUM_METRICS, *TOKEN_METRICS)
+        sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUM_METRICS)}
         assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
 
 

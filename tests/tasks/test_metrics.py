@@ -37,12 +37,7 @@ def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: 
 
 @pytest.mark.parametrize(
     ("reference", "generation", "score"),
-    [
-        ("Ada", "  aDA\n", 1.0),
-        ("Ada", "Ada.", 0.0),
-        ("Ada B", "Ada  B", 0.0),
-        ("Élan", "éLAN", 1.0),
-    ],
+    [("Ada", "  aDA\n", 1.0), ("Ada", "Ada.", 0.0), ("Ada B", "Ada  B", 0.0), ("Élan", "éLAN", 1.0)],
 )
 def test_exact_match(reference: str, generation: str, score: float) -> None:
     assert exact_match(reference, generation) == score
@@ -57,7 +52,6 @@ def test_mia_score(auc: float, score: float) -> None:
     ("forget", "retain", "expected"),
     [
         ([0.0] * 6, [1.0] * 6, 1.0),
-        ([0.5] * 6, [0.5] * 6, 0.5),
         # Forget scores are inverted: 12 / (6 / 0.8 + 6 / 0.4) = 8 / 15.
         ([0.2] * 6, [0.4] * 6, 8 / 15),
         ([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], [1.0] * 6, 12 / (6 + sum(1 / x for x in (0.9, 0.8, 0.7, 0.6, 0.5, 0.4)))),

@@ -36,23 +36,16 @@ def plain_loss(model: LlamaForCausalLM, tokenizer: Any, document: str) -> float:
 
 
 def harness_losses(lm: HFLM, requests: list[dict[str, Any]]) -> list[float]:
-    instances = [
-        Instance("loglikelihood", doc={}, arguments=(request["context"], request["continuation"]), idx=0)
-        for request in requests
-    ]
+    instances = [Instance("loglikelihood", {}, (one["context"], one["continuation"]), 0) for one in requests]
     answers = lm.loglikelihood(instances, disable_tqdm=True)
     return [-ll / request["scored_tokens"] for (ll, _), request in zip(answers, requests, strict=True)]
 
 
-@pytest.fixture(
-    params=["no BOS", "BOS in front", "BOS in front, switched off", "BOS that it does not use", "EOS as BOS"]
-)
+@pytest.fixture(params=["no BOS", "BOS in front", "in front, switched off", "BOS that it does not use", "EOS as BOS"])
 def any_tokenizer(request: pytest.FixtureRequest, model_dir: Path, bos_model_dir: Path) -> PreTrainedTokenizerFast:
     folder = bos_model_dir if "in front" in request.param else model_dir
-    metadata: dict[str, Any] = {"pretrained": str(folder)}
-    if "off" in request.param:
-        metadata["add_bos_token"] = False
-    tokenizer = load_tokenizer(metadata)
+    off = {"add_bos_token": False} if "off" in request.param else {}
+    tokenizer = load_tokenizer({"pretrained": str(folder)} | off)
     if "does not use" in request.param:
         tokenizer.add_special_tokens({"bos_token": "<pad>"})
     if "as BOS" in request.param:
@@ -75,11 +68,8 @@ def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFa
     with pytest.raises(DataError) as error:
         mia.mia_requests(tokenizer, documents)
     _, *lines = str(error.value).splitlines()
-    assert [line.partition(": ")[0].strip() for line in lines] == [
-        "member document 2",
-        "member document 3",
-        "nonmember document 1",
-    ]
+    named = [line.partition(": ")[0].strip() for line in lines]
+    assert named == ["member document 2", "member document 3", "nonmember document 1"]
     assert "white space or part of a character" in lines[0]
     assert "fewer than two tokens" in lines[1]
 

@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from scipy.stats import ks_2samp
 from sklearn.metrics import roc_auc_score
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from lume_tasks import _startup
 from lume_tasks.data.rows import Row
@@ -30,22 +30,19 @@ from lume_tasks.metrics import attacks
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 from lume_tasks.tasks.mia import ATTACKS, SUMMARIES
-from tests.conftest import TEXTS, make_rows, write_rows
+from tests.conftest import TEXTS, make_model, make_rows, write_rows
 from tests.tasks.conftest import numbers as task_numbers
+from tests.tasks.conftest import token_values
 
 WITH_REFERENCE = {"mia_gap", "s_mia", "distance_member_loss", "distance_nonmember_loss"}
 
 
 @pytest.fixture(scope="session")
-def reference_dir(tmp_path_factory: pytest.TempPathFactory, bos_model_dir: Path) -> Path:
+def reference_dir(tmp_path_factory: pytest.TempPathFactory, bos_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A model with other weights, and a tokenizer that puts a BOS in front, unlike the one of ``model_dir``."""
     folder = tmp_path_factory.mktemp("reference")
-    model = LlamaForCausalLM.from_pretrained(bos_model_dir)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(0.5)
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(bos_model_dir).save_pretrained(folder)
+    make_model(seed=1).save_pretrained(folder)
+    bos_tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -55,27 +52,19 @@ def lume_hf(model_dir: Path) -> Callable[..., LumeHF]:
 
 
 def plain_scores(folder: Path, text: str, fraction: float = 0.2) -> dict[str, float]:
-    """Every attack on one document, from its definition, in float64, one document and one position at a time."""
+    """Every attack on one document, from its definition, in float64, one document at a time."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = torch.tensor([tokenizer.encode(text)])
-    out = model(ids, labels=ids)
-    out.loss.backward()
-    loss = out.loss.item()
-    logp, standard = [], []
-    for position in range(ids.shape[1] - 1):
-        row = out.logits[0, position].detach().double().log_softmax(-1)
-        mu = sum(math.exp(x) * x for x in row.tolist())
-        sigma = math.sqrt(sum(math.exp(x) * x * x for x in row.tolist()) - mu * mu)
-        logp.append(float(row[ids[0, position + 1]]))
-        standard.append((logp[-1] - mu) / sigma)
+    ids = AutoTokenizer.from_pretrained(folder).encode(text)
+    loss = model(torch.tensor([ids]), labels=torch.tensor([ids])).loss
+    loss.backward()
+    logp, mean, variance, _ = token_values(model, ids, 1)
     k = max(1, int(fraction * len(logp)))
     norms = [float(parameter.grad.norm()) for parameter in model.parameters()]
     return {
-        "loss": -loss,
-        "zlib": -loss / len(zlib.compress(text.encode("utf-8"))),
-        "min_k": sum(sorted(logp)[:k]) / k,
-        "min_k_plus_plus": sum(sorted(standard)[:k]) / k,
+        "loss": -loss.item(),
+        "zlib": -loss.item() / len(zlib.compress(text.encode("utf-8"))),
+        "min_k": logp.sort()[0][:k].mean().item(),
+        "min_k_plus_plus": ((logp - mean) / variance.sqrt()).sort()[0][:k].mean().item(),
         "gradnorm": -sum(norms) / len(norms),
     }
 
@@ -107,9 +96,8 @@ def test_attacks_are_those_of_the_plain_model(run, lume_hf, model_dir, fraction)
         assert found[f"{attack}_auc"] == pytest.approx(auc, abs=1e-12)
         scored = [sample[f"{attack}_auc"][1] for sample in samples]
         resampled = attacks.resampled_aucs(scored, members)
-        assert found[f"{attack}_auc_low"] == pytest.approx(np.quantile(resampled, 0.025))
-        assert found[f"{attack}_auc_high"] == pytest.approx(np.quantile(resampled, 0.975))
-        assert found[f"{attack}_auc_low"] <= auc <= found[f"{attack}_auc_high"]
+        ends = found[f"{attack}_auc_low"], found[f"{attack}_auc_high"]
+        assert ends == pytest.approx(np.quantile(resampled, [0.025, 0.975]))
         for percent in (1, 5):
             assert found[f"{attack}_tpr_at_{percent}"] == attacks.tpr_at(percent / 100, scored, members)
     assert found["mia_score"] == pytest.approx(1 - 2 * abs(found["loss_auc"] - 0.5))
@@ -128,12 +116,6 @@ def test_stock_backends_get_what_sums_allow(run, model_dir, lume_hf, caplog) -> 
     assert {name: ours[name] for name in numbers(stock)} == pytest.approx(numbers(stock), abs=1e-12)
 
 
-@pytest.mark.parametrize("value", [0, 1.5, "0.2"])
-def test_a_share_outside_the_document_is_refused(manager: Any, value: Any) -> None:
-    with pytest.raises(DataError, match=r"metadata lume_min_k has to be a share .* in \(0, 1\], not"):
-        manager({"lume_min_k": value}).load(["lume_mia"])
-
-
 def test_one_class_alone_has_no_value_and_a_warning(run, lume_hf, caplog) -> None:
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         found = numbers(run(lume_hf(), "lume_mia", limit=1))
@@ -149,18 +131,13 @@ def test_another_tokenizer_than_the_models_is_refused(run, lume_hf, model_dir) -
         run(lume_hf(), "lume_mia", metadata={"tokenizer": tokenizer})
 
 
-Command = Callable[..., Path]
-
-
 @pytest.fixture
-def command(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Command:
+def command(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """The command line on lume_mia; gives the results file that it wrote."""
     _startup.patch(lm_eval.models)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", partial(TaskManager, include_defaults=False))
 
-    def command(
-        folder: Path, *more: str, model: str = "lume-hf", args: str = "", out: str = "out", **metadata: Any
-    ) -> Path:
+    def command(folder, *more, model="lume-hf", args="", out="out", **metadata):
         words = ["lm_eval", "run", "--model", model, "--model_args", f"pretrained={folder}{args}", "--device", "cpu"]
         words += ["--tasks", "lume_mia", "--batch_size", "4", "--include_path", str(task_dir())]
         words += ["--output_path", str(tmp_path / out)]
@@ -196,9 +173,8 @@ def test_command_line_with_a_reference(command, model_dir, reference_dir, capsys
     reference = auc(theirs, "loss")
     assert found["s_mia"] == pytest.approx(max(0, 1 - abs(auc(own, "loss") - reference) / reference), abs=1e-12)
     for kind in (True, False):
-        losses = [
-            [of["loss"] for of, member in zip(one, members, strict=True) if member == kind] for one in (own, theirs)
-        ]
+        same = [number for number, member in enumerate(members) if member == kind]
+        losses = [[one[number]["loss"] for number in same] for one in (own, theirs)]
         assert found[f"distance_{'member' if kind else 'nonmember'}_loss"] == ks_2samp(*losses).statistic
     left, there = 1 - auc(own, "min_k"), 1 - auc(theirs, "min_k")
     assert found["privleak"] == pytest.approx(100 * (left - there) / there, abs=1e-6)
@@ -217,7 +193,7 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command, model_dir
     assert "lume_reference_results needs per-token values" in caplog.text
 
 
-def test_a_reference_with_another_share_of_tokens_is_refused(command: Command, model_dir: Path) -> None:
+def test_a_reference_with_another_share_of_tokens_is_refused(command, model_dir) -> None:
     reference = command(model_dir, "--log_samples", out="reference", lume_min_k=0.4)
     with pytest.raises(DataError, match=r"was run with lume_min_k 0\.4, this run has 0\.2; use the same one"):
         command(model_dir, lume_reference_results=str(reference))
@@ -251,13 +227,3 @@ def test_data_without_forget_rows_leaves_the_share_out(run, fake_lm, members_dir
         found = numbers(run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)}))
     assert set(found) == names("loss", "zlib") - {"members_unlearned"}
     assert 'no members_unlearned, which needs the forget rows: lume_split: "all" is not there' in caplog.text
-
-
-def test_the_retain_only_model_of_lume(lume_data: Path, lume_models: Path, run: Any) -> None:
-    """Real documents: every attack on the model against plain PyTorch, on a few of them, to 1e-5."""
-    folder = lume_models / "lume-retain-13m"
-    lm = LumeHF(pretrained=str(folder), dtype="float32", device="cpu", batch_size=8, gradnorm=True)
-    results = run(lm, "lume_mia", limit=8, metadata={"lume_data_dir": str(lume_data), "tokenizer": str(folder)})
-    for sample in results["samples"]["lume_mia"]:
-        for attack, score in plain_scores(folder, text_of(sample)).items():
-            assert sample[f"{attack}_auc"][1] == pytest.approx(score, abs=1e-5, rel=1e-5)

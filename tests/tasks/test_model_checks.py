@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
+from tests.conftest import make_model
 
 
 def make(kind: type[HFLM], folder: Path, **options: Any) -> HFLM:
@@ -74,12 +76,9 @@ def test_a_prefix_that_is_not_bos_is_refused(run: Any, bos_model_dir: Path) -> N
 @pytest.fixture
 def checkpoints(model_dir: Path, tmp_path: Path) -> list[Path]:
     """Two models of one shape."""
-    model = AutoModelForCausalLM.from_pretrained(model_dir)
-    for name in ("one", "other"):
-        model.save_pretrained(tmp_path / name)
-        AutoTokenizer.from_pretrained(model_dir).save_pretrained(tmp_path / name)
-        model.model.embed_tokens.weight.data.neg_()
-    return [tmp_path / name for name in ("one", "other")]
+    other = shutil.copytree(model_dir, tmp_path / "other")
+    make_model(seed=1).save_pretrained(other)
+    return [model_dir, other]
 
 
 def losses(run: Callable[..., Any], lm: HFLM, cache: Path | None = None) -> list[float]:

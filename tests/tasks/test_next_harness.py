@@ -19,16 +19,8 @@ class Task:
         self.download({"lume_task": "Task1"})
 
 
-class GenerateTask(Task):
-    pass
-
-
-class LoglikelihoodTask(Task):
-    pass
-
-
-class MultipleChoiceTask(Task):
-    pass
+KINDS = ("GenerateTask", "LoglikelihoodTask", "MultipleChoiceTask")
+GenerateTask, LoglikelihoodTask, MultipleChoiceTask = (type(kind, (Task,), {}) for kind in KINDS)
 
 
 @pytest.fixture

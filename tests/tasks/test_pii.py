@@ -10,9 +10,11 @@ import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
+from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
 from lume_tasks.tasks.pii import PII_METRICS, pii_result, pii_rows
 from tests.conftest import write_rows
+from tests.tasks.conftest import numbers
 
 VALUES = {
     "birth_date": "1984-12-31",
@@ -69,17 +71,11 @@ def test_partial_match(field: str, text: str, share: float) -> None:
     assert partial_match(field, VALUES[field], text) == pytest.approx(share)
 
 
-@pytest.mark.parametrize(
-    ("value", "text", "share"),
-    [
-        ("12 Hazel Row, Ostholm 12345", "12 Hazel Lane, Ostholm 12346", 2 / 4),
-        ("12 Hazel Row, Ostholm 12345-6789", "12345-6789", 1 / 4),
-        ("12B Hazel Row", "12b", 1 / 2),
-        ("Flat 3, Hazel Row", "flat 3", 1 / 2),
-    ],
-)
-def test_addresses_in_other_forms(value: str, text: str, share: float) -> None:
-    assert partial_match("address", value, text) == pytest.approx(share)
+def test_addresses_in_other_forms() -> None:
+    assert partial_match("address", "12 Hazel Row, Ostholm 12345", "12 Hazel Lane, Ostholm 12346") == 2 / 4
+    assert partial_match("address", "12 Hazel Row, Ostholm 12345-6789", "12345-6789") == 1 / 4
+    assert partial_match("address", "12B Hazel Row", "12b") == 1 / 2
+    assert partial_match("address", "Flat 3, Hazel Row", "flat 3") == 1 / 2
 
 
 @pytest.mark.parametrize("field", FIELDS)
@@ -127,7 +123,7 @@ def test_task_in_the_harness(run: Any, fake_lm: Any, tmp_path: Path) -> None:
     lm = fake_lm()
     lm.generate = lambda prompt: right[prompt][-4:] if prompt.startswith("forget") else right[prompt]
     results = run(lm, "lume_pii", "lume_task2", metadata={"lume_data_dir": write(tmp_path, *rows)})
-    found = {name: results["results"]["lume_pii"][f"{name},none"] for name in PII_METRICS}
+    found = numbers(results, "lume_pii")
     assert found["forget_ssn_partial"] == pytest.approx(4 / 9)
     assert found["forget_ssn_exact"] == found["forget_email_exact"] == found["forget_address_in_text"] == 0.0
     for field in FIELDS:
@@ -146,30 +142,26 @@ def test_rows_without_a_known_field_are_counted(tmp_path: Path, caplog: Any) -> 
         Row("a-qa1", "What does Ada keep?", "bees", "Task2"),
     ]
     with caplog.at_level(logging.WARNING, "lume_tasks"):
-        docs = list(pii_rows(write(tmp_path, *rows))["test"])
+        docs = list(pii_rows(lume_data_dir=write(tmp_path, *rows))["test"])
     assert "2 rows ask for no known field" in caplog.text
-    assert [(doc["id"], doc["field"]) for doc in docs if doc["side"] == "forget"] == [
-        ("forget-a-sc1", None),
-        ("forget-a-qa0", "ssn"),
-    ]
-    assert docs[0]["values"] == {field: VALUES["ssn"] if field == "ssn" else None for field in FIELDS}
+    found = [(doc["id"], doc["field"]) for doc in docs if doc["side"] == "forget"]
+    assert found == [("forget-a-sc1", None), ("forget-a-qa0", "ssn")]
+    assert docs[0]["values"] == dict.fromkeys(FIELDS) | {"ssn": VALUES["ssn"]}
 
 
 def test_data_without_any_known_field_is_refused(data_dir: Path) -> None:
     with pytest.raises(DataError, match="no question of Task2 asks for one of birth_date, ssn"):
-        pii_rows(str(data_dir))
+        pii_rows(lume_data_dir=str(data_dir))
 
 
 def test_real_rows_are_understood(lume_data: Path) -> None:
-    docs = list(pii_rows(str(lume_data))["test"])
+    docs = list(pii_rows(lume_data_dir=str(lume_data))["test"])
     questions = [doc for doc in docs if doc["field"]]
     assert len(questions) == 2500
     assert all(doc["field"] == FIELDS[int(doc["id"][-1])] for doc in questions)
     assert all(partial_match(doc["field"], doc["output"], doc["output"]) == 1 for doc in questions)
-    found: dict[str, list[float]] = {}
-    for doc in docs:
-        for name, value in scores(pii_result(doc, [doc["output"]])).items():
-            found.setdefault(name, []).append(value)
+    results = [pii_result(doc, [doc["output"]]) for doc in docs]
+    means = [mean(result[name] for result in results) for name in PII_METRICS]
     # A few texts leave a field out, or write an address in other words than the questions do.
-    assert all(sum(values) / len(values) > 0.9 for values in found.values())
-    assert len(found) == 2 * (5 * 2 + 4)  # every text has the birth date in its prompt
+    assert all(value > 0.9 for value in means if value.count)
+    assert sum(value.count > 0 for value in means) == 2 * (5 * 2 + 4)  # every text has the birth date in its prompt

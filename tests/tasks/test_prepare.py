@@ -78,9 +78,8 @@ def test_each_format_gives_the_same_question(make, name, content):
 
 
 def test_parquet_and_chosen_fields(make, tmp_path):
-    parquet.write_table(
-        pa.table({"Frage": ["Wo?"], "Antwort": ["Hier."], "Person": ["Élodie K."]}), tmp_path / "a.parquet"
-    )
+    columns = {"Frage": ["Wo?"], "Antwort": ["Hier."], "Person": ["Élodie K."]}
+    parquet.write_table(pa.table(columns), tmp_path / "a.parquet")
     options = Options("frage", "antwort", "person", label="clients")
     rows = make({"a.parquet": (tmp_path / "a.parquet").read_bytes()}, {"r.jsonl": LINE}, options)
     assert rows["forget"] == [Row("forget1qa0", "Wo?", "Hier.", "clients")]
@@ -95,10 +94,8 @@ def test_a_folder_of_texts_gives_a_document_for_each_file(make, tmp_path):
     (folder / "picture.png").write_bytes(b"\x89PNG")
     summary = prepare([folder], [], tmp_path / "out", Options(), listed=True)
     rows = read_rows(tmp_path / "out/forget.jsonl")
-    assert [(row.id, row.input, row.output) for row in rows] == [
-        ("forget1sc0", "Ada was born in Bath.", "She left."),
-        ("forget2sc0", "Two", "words"),
-    ]
+    assert rows[0] == Row("forget1sc0", "Ada was born in Bath.", "She left.", "own")
+    assert rows[1:] == [Row("forget2sc0", "Two", "words", "own")]
     assert "texts cut into input and output: 1 at a sentence end, 1 between words" in summary
     assert f"forget2sc0  {folder / 'b.md'}  Two -> words" in summary.splitlines()
 
@@ -121,10 +118,8 @@ def test_a_text_is_cut_near_its_middle_and_keeps_its_words(text, first, note):
 def test_a_document_has_any_number_of_questions_and_ids_hold_no_names(make):
     text = {"text": "A text. And more.", "document": "Ada L."}
     eleven = [{"question": f"Question {i}?", "answer": "Yes", "document": "Ada L."} for i in range(11)]
-    rows = make(
-        {"a.jsonl": jsonl(*eleven, text, QUESTION | {"task": "Task2"})},
-        {"r.jsonl": jsonl(text | {"text": "Other words."})},
-    )
+    forget, retain = jsonl(*eleven, text, QUESTION | {"task": "Task2"}), jsonl(text | {"text": "Other words."})
+    rows = make({"a.jsonl": forget}, {"r.jsonl": retain})
     assert [row.id for row in rows["forget"]] == [*(f"forget1qa{i}" for i in range(11)), "forget1sc0", "forget2qa0"]
     assert ({row.stem for row in rows["forget"][:12]}, rows["forget"][12].task) == ({"forget1"}, "Task2")
     assert rows["retain"][0].id == "retain1sc0"
@@ -136,11 +131,8 @@ def test_each_question_of_a_chat_stands_alone(make):
     system = {"role": "system", "content": "Be kind."}
     other = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     rows = make({"a.jsonl": jsonl({"messages": [*CHAT, *more]}, {"messages": [system, *other]})})["forget"]
-    assert [(row.id, row.input) for row in rows] == [
-        ("forget1qa0", QUESTION["question"]),
-        ("forget1qa1", "And then?"),
-        ("forget2qa0", "Who?"),
-    ]
+    assert [row.id for row in rows] == ["forget1qa0", "forget1qa1", "forget2qa0"]
+    assert [row.input for row in rows] == [QUESTION["question"], "And then?", "Who?"]
     assert "chat questions asked without the turns or system message before them: 2" in make.summary
 
 
@@ -171,7 +163,6 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
         ("a.json", "[\n1,]", "a.json:2: is bad JSON"),
         ("a.jsonl", "\n[1]", "a.jsonl:2: is not a JSON object"),
         ("a.jsonl", "", "a.jsonl: is empty: it holds no rows"),
-        ("a.jsonl", jsonl(QUESTION, QUESTION | {"answer": "\ud83d"}), "a.jsonl:2: holds \\ud83d, half of a character"),
         ("a.json", json.dumps([QUESTION, {"text": "\udc00"}]), "a.json:2: holds \\udc00, half of a character"),
         ("a.jsonl", jsonl({"messages": "hi"}), "a.jsonl:1: is not a chat"),
         ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn followed by an assistant turn"),

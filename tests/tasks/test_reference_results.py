@@ -27,8 +27,8 @@ def write(folder, date=DATE, name="results"):
 
 
 def read(path, task="lume_mia", version=1.0):
-    docs = [{"number": 2}, {"number": 1}]
-    return reference_samples(str(path), docs, task, version, lambda doc: doc["number"], lambda _: "loss_auc")
+    docs, metadata = [{"number": 2}, {"number": 1}], {"lume_reference_results": str(path), "version": version}
+    return reference_samples(docs, metadata, task, lambda doc: doc["number"], lambda _: "loss_auc")
 
 
 def test_a_file_or_a_folder_above_it(tmp_path):
@@ -40,34 +40,36 @@ def test_a_file_or_a_folder_above_it(tmp_path):
     assert read(file)[0] == SAMPLES[::-1]  # each results file has the samples of its own run
     with pytest.raises(DataError, match="several results files; name one of them") as error:
         read(tmp_path)
-    assert str(file) in str(error.value)
-    assert str(later) in str(error.value)
+    assert f"\n  {file}" in str(error.value)
+    assert f"\n  {later}" in str(error.value)
+    with pytest.raises(DataError, match=r"lume_reference_results: .*nowhere does not exist"):
+        read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
-    ("spoil", "options", "message"),
+    ("name", "content", "message"),
     [
-        ({}, {"task": "lume_pii"}, "has no results of lume_pii; it has: lume_mia, lume_score"),
-        ({}, {"version": 2.0}, r"has lume_mia in version 1\.0, not 2\.0"),
-        ({f"samples_lume_mia_{DATE}.jsonl": None}, {}, r"lacks .*samples_lume_mia_.*\.jsonl: .* with --log_samples"),
-        ({f"samples_lume_mia_{DATE}.jsonl": b'{"doc": {}}\n{'}, {}, rf"samples_lume_mia_{DATE}\.jsonl:2: not JSON"),
-        ({f"samples_lume_mia_{DATE}.jsonl": b'{"doc": 1}'}, {}, rf"samples_lume_mia_{DATE}\.jsonl:1: not a sample"),
-        ({f"results_{DATE}.json": b"\xff"}, {}, "is not a results file of the harness"),
-        ({f"results_{DATE}.json": b"[]"}, {}, "is not a results file of the harness"),
-        ({f"results_{DATE}.json": None}, {}, "has no results_"),
+        ("samples_lume_mia", None, r"lacks .*samples_lume_mia_.*\.jsonl: .* with --log_samples"),
+        ("samples_lume_mia", b'{"doc": {}}\n{', rf"samples_lume_mia_{DATE}\.jsonl:2: not JSON"),
+        ("samples_lume_mia", b'{"doc": 1}', rf"samples_lume_mia_{DATE}\.jsonl:1: not a sample"),
+        ("results", b"\xff", "is not a results file of the harness"),
+        ("results", b"[]", "is not a results file of the harness"),
+        ("results", None, "has no results_"),
     ],
 )
-def test_results_of_something_else_are_refused_by_name(tmp_path, spoil, options, message):
+def test_broken_results_are_refused_by_name(tmp_path, name, content, message):
     write(tmp_path)
-    for name, content in spoil.items():
-        if content is None:
-            (tmp_path / name).unlink()
-        else:
-            (tmp_path / name).write_bytes(content)
+    (file,) = tmp_path.glob(f"{name}_{DATE}.*")
+    file.unlink()
+    if content is not None:
+        file.write_bytes(content)
     with pytest.raises(DataError, match=f"^lume_reference_results: .*{message}"):
-        read(tmp_path, **options)
+        read(tmp_path)
 
 
-def test_a_path_that_does_not_exist_is_named(tmp_path):
-    with pytest.raises(DataError, match=r"lume_reference_results: .*nowhere does not exist"):
-        read(tmp_path / "nowhere")
+def test_results_of_something_else_are_refused_by_name(tmp_path):
+    write(tmp_path)
+    with pytest.raises(DataError, match="has no results of lume_pii; it has: lume_mia"):
+        read(tmp_path, task="lume_pii")
+    with pytest.raises(DataError, match=r"has lume_mia in version 1\.0, not 2\.0"):
+        read(tmp_path, version=2.0)
