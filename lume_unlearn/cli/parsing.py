@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from enum import Enum
@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
-from lume_unlearn.checks import RANGES
+from lume_unlearn.checks import RANGES, NonNegativeInt, PositiveFloat, PositiveInt, Share
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.recipes import find_recipe
 
@@ -36,6 +36,24 @@ RENAMED = {
     "resume_from_checkpoint": "resume",
 }
 """What other programs, or earlier versions, call an option, to suggest its name here."""
+KINDS: dict[str, Any] = {
+    "split": Literal["all", "train", "validation", "test"],
+    "loss_on": Literal["text", "answer"],
+    "rows": Literal["all", "retain"],
+    **dict.fromkeys(("chat", "resume", "show_pii", "trust_remote_code"), bool),
+    **dict.fromkeys(("limit", "seed"), NonNegativeInt),
+    **dict.fromkeys(("batch_size", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
+    **dict.fromkeys(("relearn_epochs", "relearn_rows"), PositiveInt),
+    **dict.fromkeys(("relearn_rate", "temperature", "top_p"), PositiveFloat),
+    **dict.fromkeys(("lora_dropout", "until"), Share),
+}
+"""Types of the options of `add_texts`, where they are not text."""
+SHARED = {
+    "data": "Data directory; default LUME_DATA_DIR, else the published LUME.",
+    "split": "Rows to use (default: all).",
+    "trust_remote_code": "Run code that a hub model brings along.",
+}
+"""Options that several commands share, with their help."""
 WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -132,6 +150,13 @@ def _in_words(hint: Any) -> str | None:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     words = [WORDS.get(kind) for kind in get_args(hint) or (hint,) if kind is not NoneType]
     return words[0] if len(words) == 1 else None
+
+
+def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = ()) -> None:
+    """Add options from name to help, with the types of `KINDS`, to be passed on only if given."""
+    for name, text in texts.items():
+        kind = KINDS.get(name, str)
+        parser.add_argument(f"--{name}", type=kind, required=name in required, default=UNSET, help=text)
 
 
 def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str] | None = None) -> None:

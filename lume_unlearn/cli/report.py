@@ -14,8 +14,6 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--show_pii", type=bool, default=False, help="Do not redact personal data.")
     own = "Results of the retrained model; the page then begins with the distance of each model to it."
     parser.add_argument("--retrained", type=str | None, default=None, help=own)
-    own = "With --retrained: audit.json of the models, for the distance after the hardest audit."
-    parser.add_argument("--audits", type=str, nargs="+", default=[], help=own)
 
 
 def execute(options: dict[str, Any]) -> None:

@@ -1,6 +1,5 @@
 """The page: what it shows, what it hides, its figures, and what hostile text cannot make it do."""
 
-import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -177,36 +176,6 @@ def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
     assert (
         "b: the distance cannot be told apart from that of a, the nearest model" in (tmp_path / "page.html").read_text()
     )
-
-
-@pytest.mark.usefixtures("undrawn")
-def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_path: Path) -> None:
-    def numbers(forget: float, auc: float) -> dict[str, float]:
-        return {"lume_task1 forget_knowledge": forget, "loss_auc": auc}
-
-    goal, one, two = (
-        known([score] * 4, 1.0, write_results, name)
-        for name, score in (("retrained", 0.0), ("one", 0.25), ("two", 0.5))
-    )
-    audits = {"plain": numbers(0.5, 0.5), "8-bit": numbers(0.25, 0.5), "repair": numbers(0.5, 0.75)}
-    audits["prefix"] = {"lume_task1 forget_knowledge": 1.0}  # no AUC: not comparable
-    file = tmp_path / "audit.json"
-    options: dict[str, Any] = {"output": tmp_path / "page.html", "audits": [str(file)]}
-    good = {"model": "/m/one", "split": "all", "audits": audits}
-    file.write_text(json.dumps(good))
-    write_report([str(one), str(two)], retrained=str(goal), **options)
-    text = Outline(options["output"].read_text()).text
-    assert "0.375repair; before: 0.250" in text
-    assert "-no audit" in text
-    for fault, content, retrained in (
-        ("only with --retrained", good, None),
-        ("is of model /m/three, but none of the results are of it", good | {"model": "/m/three"}, goal),
-        ("is of split train, --retrained of all", good | {"split": "train"}, goal),
-        ("not an audit.json of this version", {"plain": {}}, goal),
-    ):
-        file.write_text(json.dumps(content))
-        with pytest.raises(DataError, match=fault):
-            write_report([str(one)], retrained=retrained and str(retrained), **options)
 
 
 @pytest.mark.usefixtures("undrawn")
