@@ -6,7 +6,6 @@ from typing import Any
 from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.errors import ConfigError
 
-TITLE = "Sample other answers to the forget rows from a model, for altpo and dpo."
 TEXTS = {
     "model": "Reference model: a folder or a hub name.",
     "output": "File to write (.jsonl), one alternative a line.",

@@ -7,7 +7,6 @@ from lume_unlearn.checks import names
 from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.errors import ConfigError, require_unused
 
-TITLE = "Test whether forgetting holds: quantisation, relearning, repair, paraphrases, sampling; and give a verdict."
 TEXTS = {
     "model": "Model to audit: a folder or a hub name.",
     "output": "Folder for audit.json, and for the verdict if --before is given.",

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Write a model card with the scores into the folder of a run."
-
 
 def add_options(parser: Any) -> None:
     """Add the options of `card`."""

@@ -5,7 +5,6 @@ from typing import Any
 from lume_unlearn.checks import names
 from lume_unlearn.cli.parsing import SHARED, add_fields, add_texts
 
-TITLE = "Tune several methods with the same budget, and compare them in one table."
 TRAINING = (
     *("num_train_epochs", "per_device_train_batch_size", "loss_on", "chat", "max_length", "max_tokens", "bf16"),
     "gradient_checkpointing",

@@ -5,7 +5,6 @@ from typing import Any
 from lume_unlearn.cli.parsing import add_texts
 from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments
 
-TITLE = "Make a model memorise rows: a target model, or its retrained model."
 TEXTS = {
     "rows": "all, for a target model: forget and retain rows and the member documents; retain, for its retrained "
     "model: retain rows only (default: all).",

@@ -2,8 +2,6 @@
 
 from typing import Any, Literal
 
-TITLE = "Fold a LoRA adapter into its model."
-
 
 def add_options(parser: Any) -> None:
     """Add the options of `merge`."""

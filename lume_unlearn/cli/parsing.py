@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import jsonargparse
 
 from lume_unlearn.checks import RANGES, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from lume_unlearn.cli import COMMANDS
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.recipes import find_recipe
 
@@ -89,17 +90,15 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
     """
     parser = Parser(
         prog=f"lume-unlearn {command}",
-        description=module.TITLE,
+        description=COMMANDS[command],
         formatter_class=Formatter,
         allow_abbrev=False,
         exit_on_error=False,
     )
     module.add_options(parser)
-    needed = [
-        f" {name} {name.lstrip('-').upper()}"
-        for name in (a.option_strings[0] for a in parser._actions if a.required and a.option_strings)
-    ]
-    parser.usage = f"%(prog)s{''.join(needed)} [options]"
+    needed = [action.option_strings[0] for action in parser._actions if action.required and action.option_strings]
+    words = [f"{name} {name.lstrip('-').upper()}" for name in needed]
+    parser.usage = " ".join(["%(prog)s", *words, "[options]"])
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
             action.nargs, action.const = "?", True

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Turn results of lm_eval into a page with pictures."
-
 
 def add_options(parser: Any) -> None:
     """Add the options of `report`."""

@@ -5,7 +5,6 @@ from typing import Any
 from lume_unlearn.cli.parsing import UNSET, add_texts
 from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments, take
 
-TITLE = "Unlearn the forget rows from a model."
 TEXTS = {
     "forget": "File or folder with forget rows (jsonl or parquet), instead of --data.",
     "retain": "File or folder with retain rows, instead of --data.",

@@ -8,6 +8,7 @@ from typing import Any
 
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.aggregate import mia_score
+from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
@@ -49,10 +50,10 @@ class Judge:
         tasks = [*memorization_tasks(data), *tasks_for(data)]
         scores = self._score(model, data, chat, tasks=tasks, log_samples=True)
         flat = {
-            f"{task} {key.removesuffix(',none')}": float(value)
-            for task, found in scores.results["results"].items()
-            for key, value in found.items()
-            if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
+            f"{task} {name}": float(value)
+            for task, metrics in harness_numbers(scores.results).items()
+            for name, value in metrics.items()
+            if isfinite(value)
         }
         result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
         if probes:

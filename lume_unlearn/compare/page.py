@@ -51,9 +51,11 @@ SHOWN = (
 
 def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, Any]:
     """Gather everything that the page shows; ``options``: what the comparison was called with."""
-    models, chats = _results(comparison)
+    models = _results(comparison)
+    chats = {row_of(name, chat): chat for name in comparison.models for chat in (True, False)}
+    chats |= {name: contestant.chat for name, contestant in comparison.contestants.items()}
     with_retrained = "retrained" in comparison.models
-    goals = {name: models[row_of("retrained", chat)][0] for name, chat in chats.items()} if with_retrained else {}
+    goals = {name: models[row_of("retrained", chats[name])][0] for name in models} if with_retrained else {}
     entered = {name: models[name] for name in comparison.contestants if name in models}
     queues = [*comparison.queues.values(), *comparison.finals.values()]
     results = [(f"{q.name}, {slot}", trial) for q in comparison.finals.values() for slot, trial in q.results().items()]
@@ -72,17 +74,14 @@ def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _results(comparison: Comparison) -> tuple[dict[str, list[Result]], dict[str, bool]]:
-    """Return row of the table to its results, seed 0 first, and to whether it was scored with the chat template."""
+def _results(comparison: Comparison) -> dict[str, list[Result]]:
+    """Return row of the table to its results, seed 0 first."""
     models: dict[str, list[Result]] = {}
-    chats: dict[str, bool] = {}
     for name, queue in comparison.finals.items():
         for slot, trial in queue.results().items():
             if "result" in trial.user_attrs:  # else it diverged
-                shown = slot if name == MODELS else name
-                models.setdefault(shown, []).append(trial.user_attrs["result"])
-                chats[shown] = queue.tasks[slot]["chat"] if name == MODELS else comparison.contestants[name].chat
-    return models, chats
+                models.setdefault(slot if name == MODELS else name, []).append(trial.user_attrs["result"])
+    return models
 
 
 def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
@@ -137,37 +136,16 @@ def _trial(slot: str, trial: Any) -> dict[str, Any]:
 def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
     table = content["table"]
-    columns = [name for name in COLUMNS if any(name in row for row in table.values())]
-    headings = {name: COLUMNS[name][:2] for name in columns}
+    columns = {name: COLUMNS[name][:2] for name in COLUMNS if any(name in row for row in table.values())}
     if not content["options"]["retrained"]:
-        headings["distance"] = ("objective", "0")
-    order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
+        columns["distance"] = ("objective", "0")
     return template("compare.html.j2", autoescape=True).render(
         content=content,
-        columns=headings.values(),
-        rows=[(name, [cell(table[name].get(column), column) for column in columns]) for name in order],
+        columns=columns,
+        order=sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0])),
         curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=AUDITED.values(),
-        audits=audit_rows(content, order),
+        audited=AUDITED,
     )
-
-
-def cell(values: Sequence[float] | None, column: str) -> tuple[str, str]:
-    """Return a mean over the seeds, and the range where there is one."""
-    if values is None:
-        return "-", ""
-    digits = 0 if column == "seconds" else 3
-    mean, low, high = (f"{value:.{digits}f}" for value in values)
-    return mean, "" if low == high else f"{low}\u2013{high}"
-
-
-def audit_rows(content: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Return (model, audit, numbers), for each model the unchanged weights first."""
-    rows = []
-    for name in order:
-        for audit, numbers in {"unchanged": content["judged"][name], **content["audits"].get(name, {})}.items():
-            rows.append((name, audit, [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]))
-    return rows if content["audits"] else []
 
 
 def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mapping[str, float]) -> list[plots.Picture]:
@@ -177,8 +155,8 @@ def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mappin
         lines = {
             name: [(point["epoch"], point[number]) for point in points if number in point]
             for name, points in found.items()
+            if any(number in point for point in points)
         }
-        lines = {name: points for name, points in lines.items() if points}
         if lines:
             figures.append(plots.over_epochs(lines, number, title, label, retrained.get(number)))
     return figures

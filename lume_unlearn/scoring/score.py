@@ -8,6 +8,9 @@ from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from torch.utils import collect_env
 
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
@@ -24,6 +27,8 @@ ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 MEAN = "mean of the task scores"
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
+_environment = cache(collect_env.get_pretty_env_info)
+"""Describes the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -171,16 +176,14 @@ def memorization_tasks(data: Data) -> list[str]:
     return [task.replace("lume_", "lume_memorization_") for task in tasks_for(data) if task in ROW_TASKS]
 
 
-def check_tasks(
-    tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True, metadata: Mapping[str, Any] | None = None
-) -> None:
+def check_tasks(tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True) -> None:
     """Load tasks without scoring, so that what cannot be scored is found before a training; see `score`.
 
     Raises:
         ConfigError: there is no such task.
         DataError: the data has nothing for a task, or its documents do not fit the tokenizer.
     """
-    task_manager(tokenizer, data, tasks, chat, metadata).load(list(tasks))
+    task_manager(tokenizer, data, tasks, chat).load(list(tasks))
 
 
 def task_manager(
@@ -208,36 +211,16 @@ def task_manager(
 def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dict[str, Any]:
     """Call the harness's `simple_evaluate`, with samples and without bootstrap of its own."""
     from lm_eval import evaluator
-    from torch.utils import collect_env
 
     with (
-        replaced(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
-        replaced(collect_env, "get_pretty_env_info", environment),
+        patch.object(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
+        patch.object(collect_env, "get_pretty_env_info", _environment),
     ):
         results = evaluator.simple_evaluate(
             model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, log_samples=True, **options
         )
     assert results is not None, "one process only"
     return dict(results)
-
-
-@cache
-def environment() -> str:
-    """Describe the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
-    from torch.utils import collect_env
-
-    return str(collect_env.pretty_str(collect_env.get_env_info()))  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def replaced(module: Any, name: str, function: Any) -> Iterator[None]:
-    """Replace a function of a module within the block."""
-    original = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def save_results(scores: Scores, output: Path, name: str) -> None:
