@@ -1,9 +1,10 @@
 """What is compared: each method, or each recipe, with each tuning, and the options of its runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -11,6 +12,8 @@ import yaml
 from peft import LoraConfig
 
 from lume_unlearn.checks import raise_faults
+from lume_unlearn.data.documents import read_texts
+from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
@@ -24,8 +27,8 @@ MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
 LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
 """Options of a recipe for the adapter, with the defaults of `run`."""
-TEXTS = ("substitutes", "unseen")
-"""Options of a recipe that name files with texts."""
+TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
+"""Options of a recipe that name files with texts, to what reads them."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),

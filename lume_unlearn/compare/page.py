@@ -12,21 +12,14 @@ from lume_unlearn.compare.comparison import MODELS, Comparison, row_of
 from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import default_setting
 from lume_unlearn.report import plots, template
+from lume_unlearn.scoring.score import MEANS
 
-COLUMNS = {
-    "distance": ("distance to retrained", "0", ""),
-    "forget_regurgitation": ("forget: text repeated", "low", "lume_score"),
-    "forget_knowledge": ("forget: facts known", "low", "lume_score"),
-    "retain_regurgitation": ("retain: text repeated", "high", "lume_score"),
-    "retain_knowledge": ("retain: facts known", "high", "lume_score"),
-    "task_aggregate": ("task aggregate", "high", "lume_score"),
-    "loss_auc": ("loss AUC", "0.5", "lume_mia"),
-    "loss_tpr_at_1": ("loss: TPR at 1 % FPR", "0.01", "lume_mia"),
-    "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5", "lume_mia"),
-    "acc": ("MMLU", "unchanged", "lume_mmlu"),
-    "seconds": ("training, seconds", "low", ""),
+METRICS = {
+    "lume_score": (*MEANS, "task_aggregate"),
+    "lume_mia": ("loss_auc", "loss_tpr_at_1", "min_k_plus_plus_auc"),
+    "lume_mmlu": ("acc",),
 }
-"""Column of the table to its heading, which values are good, and the task whose metric it is."""
+"""Task to its metrics in the table."""
 CURVES = {
     "Forgetting": ("forget_probability", "mean token probability, forget rows"),
     "Retention": ("retain_probability", "mean token probability, retain rows"),
@@ -34,14 +27,6 @@ CURVES = {
     "Utility": ("mmlu", "MMLU accuracy"),
 }
 """Figure to the judged number that it shows, and the label of its axis."""
-AUDITED = {
-    "forget_exact_memorization": "forget: tokens ranked first",
-    "forget_extraction_strength": "forget: extraction strength",
-    "retain_exact_memorization": "retain: tokens ranked first",
-    "loss_auc": "loss AUC",
-    "min_k_plus_plus_auc": "Min-K%++ AUC",
-}
-"""Judged number to its heading in the table of audits."""
 SHOWN = (
     *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "retain_weight"),
     *("warmup_steps", "lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
@@ -90,7 +75,7 @@ def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[f
     The first column is the distance to the retrained model with its 95 % interval over documents and seeds
     (`distance_interval`), without such a model the shortfall.
     """
-    metrics = {column: f"{task} {column}" for column, (_, _, task) in COLUMNS.items() if task}
+    metrics = {name: f"{task} {name}" for task, names in METRICS.items() for name in names}
     columns = {name: [r["scores"][key] for r in results if key in r["scores"]] for name, key in metrics.items()}
     columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
     if retrained is None:
@@ -136,16 +121,10 @@ def _trial(slot: str, trial: Any) -> dict[str, Any]:
 def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
     table = content["table"]
-    columns = {name: COLUMNS[name][:2] for name in COLUMNS if any(name in row for row in table.values())}
-    if not content["options"]["retrained"]:
-        columns["distance"] = ("objective", "0")
-    return template("compare.html.j2", autoescape=True).render(
-        content=content,
-        columns=columns,
-        order=sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0])),
-        curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=AUDITED,
-    )
+    order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
+    figures = curves(content["curves"], content["judged"].get("retrained", {}))
+    shown = {"order": order, "measured": {name for row in table.values() for name in row}, "curves": figures}
+    return template("compare.html.j2", autoescape=True).render(shown, content=content)
 
 
 def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mapping[str, float]) -> list[plots.Picture]:
@@ -155,8 +134,6 @@ def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mappin
         lines = {
             name: [(point["epoch"], point[number]) for point in points if number in point]
             for name, points in found.items()
-            if any(number in point for point in points)
         }
-        if lines:
-            figures.append(plots.over_epochs(lines, number, title, label, retrained.get(number)))
-    return figures
+        figures.append(plots.over_epochs(lines, number, title, label, retrained.get(number)))
+    return [figure for figure in figures if figure]
