@@ -5,6 +5,7 @@ from typing import Any
 
 from lume_unlearn.checks import names
 from lume_unlearn.cli.parsing import SHARED, add_texts
+from lume_unlearn.cli.training import take
 from lume_unlearn.errors import ConfigError, require_unused
 
 TEXTS = {
@@ -36,6 +37,8 @@ TEXTS = {
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
+LOADING = ("model", "peft", "trust_remote_code", "device")
+"""Options that say which model is audited, and where."""
 
 
 def add_options(parser: Any) -> None:
@@ -46,7 +49,6 @@ def add_options(parser: Any) -> None:
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
     from lume_unlearn.audit.probes import limited
-    from lume_unlearn.cli.training import take
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
 
@@ -70,14 +72,15 @@ def execute(options: dict[str, Any]) -> int:
 
 
 def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
-    from lume_unlearn.audit.probes import audit, audit_table, chosen_probes
+    from lume_unlearn.audit.probes import audit, audit_table
+    from lume_unlearn.audit.verdict import wanted_probes
 
-    known = {name: options[name] for name in ("unrelated", "relearn_rows", "seed") if name in options}
     # A wrong one ends the command before anything is loaded.
-    options["probes"] = chosen_probes(options.get("probes"), data, **known)
-    name, peft = options["model"], options.get("peft")
-    model, tokenizer, device = _load(options)
-    found = audit(model.to(device), tokenizer, data, output=output, name=peft or name, **_without_loading(options))
+    options["probes"] = wanted_probes(data, options.get("probes"), (), options)
+    loading = take(options, LOADING)
+    model, tokenizer, device = _load(**loading)
+    name = loading.get("peft") or loading["model"]
+    found = audit(model.to(device), tokenizer, data, output=output, name=name, **options)
     print(audit_table(found))
     return 0
 
@@ -94,50 +97,42 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
     options["probes"] = wanted_probes(data, options.get("probes"), require, options)
-    name, peft, trust = options["model"], options.get("peft"), options.get("trust_remote_code", False)
-    model, tokenizer, device = _load(options)
+    loading = take(options, LOADING)
+    model, tokenizer, device = _load(**loading)
     check_tasks(tokenizer, data, tasks)
-    target, own, _ = _load({"model": before, "trust_remote_code": trust, "device": device})
-    rest = _without_loading(options)
-    scoring = {name: rest[name] for name in ("chat", "batch_size") if name in rest}
+    target, own, _ = _load(**(loading | {"model": before, "peft": None}))
+    scoring = {key: options[key] for key in ("chat", "batch_size") if key in options}
     known = measure(target.to(device), own, data, tasks=tasks, **scoring)
     del target  # one model at a time on the device
+    name = loading.get("peft") or loading["model"]
     found = verdict(
         model.to(device),
         tokenizer,
-        **data.rows,
+        **vars(data),
         before=known,
-        members=data.members,
-        nonmembers=data.nonmembers,
-        mmlu=data.mmlu,
-        split=data.split,
         tasks=tasks,
         require=require,
         forgotten=forgotten,
-        after_each=lambda scores: write_audit(scores, output, peft or name, data.split),
-        **rest,
+        after_each=lambda scores: write_audit(scores, output, name, data.split),
+        **options,
     )
     write_verdict(found, output, show_pii)
     print("\n".join(found.lines()))
     return found.exit_status
 
 
-def _load(options: dict[str, Any]) -> tuple[Any, Any, str]:
+def _load(
+    model: str, peft: str | None = None, trust_remote_code: bool = False, device: str | None = None
+) -> tuple[Any, Any, str]:
     """Return model and tokenizer, and the device to move the model to."""
     import torch
 
     from lume_unlearn.model import load
 
-    name, peft, trust = options["model"], options.get("peft"), options.get("trust_remote_code", False)
     if peft:
         load.adapter_config(peft, "--peft")
-        model = load.merged_model(name, peft, trust, option="--peft")
+        loaded = load.merged_model(model, peft, trust_remote_code, option="--peft")
     else:
-        model = load.load_model(name, torch.float32, trust)
-    device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval(), load.load_tokenizer(name, trust), device
-
-
-def _without_loading(options: dict[str, Any]) -> dict[str, Any]:
-    left_out = ("model", "peft", "trust_remote_code", "device")
-    return {name: value for name, value in options.items() if name not in left_out}
+        loaded = load.load_model(model, torch.float32, trust_remote_code)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval(), load.load_tokenizer(model, trust_remote_code), device

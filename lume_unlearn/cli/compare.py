@@ -42,14 +42,14 @@ def execute(options: dict[str, Any]) -> int:
     from lume_tasks.data.locate import data_dir
     from lume_unlearn.compare.run import PAGE, compare
 
-    lists = [name for name in ("methods", "tunings", "probes") if name in options]
-    given: dict[str, Any] = {name: names(options.pop(name)) for name in lists}
-    if given.get("probes") == ["none"]:
-        given["probes"] = []
-    output = options.pop("output")
-    data = options.pop("data") if "data" in options else data_dir()
-    content = compare(options.pop("model"), data=data, output=output, **given, **options)
-    print(f"Written to {output}/{PAGE}.")
+    for name in ("methods", "tunings", "probes"):
+        if name in options:
+            options[name] = names(options[name])
+    if options.get("probes") == ["none"]:
+        options["probes"] = []
+    options["data"] = options.get("data") or data_dir()
+    content = compare(**options)
+    print(f"Written to {options['output']}/{PAGE}.")
     for name, reason in content["failures"].items():
         print(f"{name} failed: {reason}")
     return 2 if content["failures"] else 0

@@ -24,19 +24,14 @@ RENAMED = {
     "batch_size": "per_device_train_batch_size",
     "micro_batch_size": "gradient_accumulation_steps",
     "lr": "learning_rate",
-    "lr_schedule": "lr_scheduler_type",
     "warmup": "warmup_steps",
-    "warmup_ratio": "warmup_steps",
     "precision": "bf16",
-    "optimizer": "optim",
-    "compile": "torch_compile",
     "evaluate_every": "eval_strategy",
     "evaluate_batch_size": "per_device_eval_batch_size",
     "best_metric": "metric_for_best_model",
-    "output_dir": "output",
     "resume_from_checkpoint": "resume",
 }
-"""What other programs, or earlier versions, call an option, to suggest its name here."""
+"""What other programs, or earlier versions, call an option whose name here is not the most similar one."""
 KINDS: dict[str, Any] = {
     "split": Literal["all", "train", "validation", "test"],
     "loss_on": Literal["text", "answer"],

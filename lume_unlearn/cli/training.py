@@ -81,7 +81,7 @@ def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: options.pop(name) for name in names if name in options}
 
 
-def arguments(options: dict[str, Any], **fixed: Any) -> Any:
+def arguments(options: dict[str, Any]) -> Any:
     """Remove what is the Trainer's from the options of a command, and return it as `UnlearningArguments`.
 
     Raises:
@@ -89,5 +89,4 @@ def arguments(options: dict[str, Any], **fixed: Any) -> Any:
     """
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    given = take(options, UnlearningArguments.__dataclass_fields__)
-    return UnlearningArguments(output_dir=options.pop("output"), **(fixed | given))
+    return UnlearningArguments(options.pop("output"), **take(options, UnlearningArguments.__dataclass_fields__))

@@ -1,6 +1,6 @@
 """`lume-unlearn report`: write results files of the harness as one self-contained page, and its figures as files."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -123,7 +123,10 @@ def distances(models: Sequence[Model], retrained: Model) -> dict[str, Any]:
             missing = goal_means.keys() - means.keys()
             distance = None if missing else distance_of_means(means, goal_means, MEANS)
             rows[model.name] = {"distance": distance, "note": f"no {min(missing)}" if missing else "of means"}
-    return {"rows": rows, "of_means": names_by_value(of_means)} | nearest_models(compared, goal)
+    nearest = min(compared, key=lambda name: rows[name]["distance"], default="")
+    others = {name: found for name, found in compared.items() if name != nearest}
+    tied = [name for name, found in others.items() if difference_interval([found], [compared[nearest]], goal)[1] <= 0]
+    return {"rows": rows, "of_means": names_by_value(of_means), "nearest": nearest, "tied": tied}
 
 
 def distance_of_rows(found: RowScores, goal: RowScores) -> dict[str, Any]:
@@ -132,14 +135,6 @@ def distance_of_rows(found: RowScores, goal: RowScores) -> dict[str, Any]:
         raise ValueError("no samples of rows were logged; score it with --log_samples")
     distance, *interval = distance_interval([found], goal)
     return {"distance": distance, "interval": interval, "parts": unlearning.distances(found, goal)}
-
-
-def nearest_models(compared: Mapping[str, RowScores], goal: RowScores) -> dict[str, Any]:
-    """Return the model nearest to the retrained model, and those whose distance cannot be told apart from its."""
-    nearest = min(compared, key=lambda name: unlearning.distances(compared[name], goal)["distance"], default="")
-    others = {name: found for name, found in compared.items() if name != nearest}
-    tied = [name for name, found in others.items() if difference_interval([found], [compared[nearest]], goal)[1] <= 0]
-    return {"nearest": nearest, "tied": tied}
 
 
 def means_of(model: Model) -> dict[str, float]:

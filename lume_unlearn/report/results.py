@@ -186,11 +186,10 @@ def comparability(models: Sequence[Model]) -> list[str]:
     """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
     values = {"The rows are of different splits": {model.name: model.evaluations[0].split for model in models}}
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
-        evaluations = {model.name: model.evaluation(task) for model in models}
         values[f"{task} was scored in different versions or on different rows"] = {
-            name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
-            for name, one in evaluations.items()
-            if one
+            m.name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
+            for m in models
+            if (one := m.evaluation(task))
         }
     faults = []
     for what, described in values.items():
