@@ -80,13 +80,8 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
         ConfigError: unknown options, values of the wrong type, or a recipe that cannot be used.
         SystemExit: help or configuration was printed.
     """
-    parser = Parser(
-        prog=f"lume-unlearn {command}",
-        description=COMMANDS[command],
-        formatter_class=Formatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    settings: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False, "exit_on_error": False}
+    parser = Parser(prog=f"lume-unlearn {command}", description=COMMANDS[command], **settings)
     module.add_options(parser)
     needed = [action.option_strings[0] for action in parser._actions if action.required and action.option_strings]
     words = [f"{name} {name.lstrip('-').upper()}" for name in needed]

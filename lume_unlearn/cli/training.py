@@ -72,8 +72,7 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
     group = parser.add_argument_group("Trainer")
     text = "Print the other options of Trainer, and exit."
     group.add_argument("--help_trainer", action=OtherHelp, nargs=0, default=UNSET, help=text)
-    names = [*COMMON, *(name for name in theirs if name not in COMMON)]
-    add_fields(group, UnlearningArguments, names, shown=COMMON)
+    add_fields(group, UnlearningArguments, dict.fromkeys((*COMMON, *theirs)), shown=COMMON)
 
 
 def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

@@ -75,8 +75,7 @@ def read_retrained(path: str) -> Model:
 
 def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None = None) -> dict[str, Any]:
     """Return what the template shows beside the scores that it takes from the models."""
-    trade_off = [plots.trade_off(models, task) for task in TASKS]
-    training = [plots.over_training(run, number) for number, run in enumerate(find_runs(models), start=1)]
+    runs = enumerate(find_runs(models), start=1)
     return {
         "models": models,
         "show_pii": show_pii,
@@ -84,8 +83,8 @@ def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None =
         "distances": distances(models, retrained) if retrained else None,
         "unfinished": without_final_score(models),
         "measured": partial(measured, models),
-        "trade_off": [picture for picture in trade_off if picture],
-        "training": [picture for picture in training if picture],
+        "trade_off": [picture for task in TASKS if (picture := plots.trade_off(models, task))],
+        "training": [picture for place, run in runs if (picture := plots.over_training(run, place))],
         "not_unlearned": not_unlearned(models),
         "roc": plots.roc(models),
         "leaks": leaks(models, show_pii),

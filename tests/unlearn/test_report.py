@@ -183,7 +183,7 @@ def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
     bare = Outline(page_of(write_results("/m/a", {"lume_score": {"final_score": 0.5, "missing": "lume_mmlu"}}))).text
     for command in ("--tasks lume_task1,", "--tasks lume_mia --log_samples", "--model lume-hf", "--tasks lume_pii"):
         assert command in bare
-    assert "--evaluate_every epoch" in bare
+    assert "--eval_strategy epoch" in bare
     assert "No final score of a: these tasks were not scored in full or have no value: lume_mmlu." in bare
     samples = {"lume_mia": mia_samples([1.0], [2.0]), "lume_task1": [scored_sample(0, "sc", 0.0, "x")]}
     whole = Outline(page_of(*(write_results(f"/m/run/checkpoint-{i}", full(0.5), samples) for i in (1, 2)))).text
