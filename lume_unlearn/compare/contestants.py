@@ -19,13 +19,13 @@ from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.run import lora_config
+from lume_unlearn.training.run import load_trained, lora_config
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
+LORA = {name: default for name, default in load_trained.__kwdefaults__.items() if name.startswith("lora_")}
 """Options of a recipe for the adapter, with the defaults of `run`."""
 TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
 """Options of a recipe that name files with texts, to what reads them."""
