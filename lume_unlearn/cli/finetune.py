@@ -16,11 +16,11 @@ TEXTS = {
 
 def add_options(parser: Any) -> None:
     """Add the options of `finetune`."""
-    from lume_unlearn.training.run import FINETUNING, load_trained
+    from lume_unlearn.training.run import FINETUNING
 
     add_loading_options(parser)
     add_texts(parser, TEXTS)
-    add_tuning_options(parser, load_trained.__kwdefaults__ | FINETUNING)
+    add_tuning_options(parser, **FINETUNING)
     add_trainer_options(parser, own=("chat", "max_length", "max_tokens"))
 
 

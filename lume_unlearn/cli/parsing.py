@@ -61,6 +61,9 @@ class Formatter(argparse.ArgumentDefaultsHelpFormatter):
         if not getattr(action, "other", False):
             super().add_argument(action)
 
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None else super()._get_help_string(action)
+
 
 class Parser(jsonargparse.ArgumentParser):
     """A parser whose printed configuration is a recipe."""

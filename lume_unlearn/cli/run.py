@@ -20,14 +20,13 @@ TEXTS = {
 def add_options(parser: Any) -> None:
     """Add the options of `run`."""
     from lume_unlearn.methods.table import parameters
-    from lume_unlearn.training.run import load_trained
 
     parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
     parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
     add_texts(parser, {"method": "Unlearning method; `lume-unlearn methods` lists them."}, required=("method",))
     add_loading_options(parser)
     add_texts(parser, TEXTS)
-    add_tuning_options(parser, load_trained.__kwdefaults__)
+    add_tuning_options(parser)
     group = parser.add_argument_group("Parameters of methods (default)")
     for name, (kind, text) in parameters().items():
         group.add_argument(f"--{name}", type=kind, default=UNSET, help=text)

@@ -1,6 +1,6 @@
 """Options that `run` and `finetune` share: what to load, what to train, and those of transformers' Trainer."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from lume_unlearn.cli.parsing import SHARED, UNSET, OtherHelp, add_fields, add_texts
@@ -46,8 +46,11 @@ def add_loading_options(parser: Any) -> None:
     add_texts(parser, texts, required=("model", "output"))
 
 
-def add_tuning_options(parser: Any, default: Mapping[str, Any]) -> None:
-    """Add the options that say which weights are trained; ``default``: what the command does without them."""
+def add_tuning_options(parser: Any, **changed: Any) -> None:
+    """Add the options that say which weights are trained; ``changed``: defaults that are not those of `run`."""
+    from lume_unlearn.training.run import load_trained
+
+    default = (load_trained.__kwdefaults__ or {}) | changed
     texts = {
         "tuning": "What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or "
         "modules:REGEX (the weights whose names match)",

@@ -25,7 +25,7 @@ MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {name: default for name, default in load_trained.__kwdefaults__.items() if name.startswith("lora_")}
+LORA = {key: default for key, default in (load_trained.__kwdefaults__ or {}).items() if key.startswith("lora_")}
 """Options of a recipe for the adapter, with the defaults of `run`."""
 TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
 """Options of a recipe that name files with texts, to what reads them."""
