@@ -138,7 +138,7 @@ def audit(
         split: rows to use of a data directory.
         limit: rows of each side to use, chosen by the seed; 0 for all.
         seed: of the chosen rows, the sampling and the training.
-        output: folder for audit.json, which `lume-unlearn report --audits` reads; None writes nothing.
+        output: folder for audit.json; None writes nothing.
         name: the model's folder or hub name, for audit.json; default: as its configuration says.
         **options: of `run_probes`.
 

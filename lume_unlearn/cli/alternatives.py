@@ -1,34 +1,27 @@
 """`lume-unlearn alternatives`."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt
-from lume_unlearn.cli.parsing import UNSET
+from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.errors import ConfigError
 
-TITLE = "Sample other answers to the forget rows from a model, for altpo and dpo."
+TEXTS = {
+    "model": "Reference model: a folder or a hub name.",
+    "output": "File to write (.jsonl), one alternative a line.",
+    **SHARED,
+    "forget": "File or folder with forget rows (jsonl or parquet), instead of --data.",
+    "samples": "Alternatives of each row (default: 5).",
+    "temperature": "Temperature of the sampling (default: 1.0).",
+    "max_new_tokens": "Most tokens of one alternative (default: 200).",
+    "batch_size": "Alternatives sampled at the same time; another number gives other samples (default: 16).",
+    "seed": "Seed of the sampling (default: 0).",
+}
 
 
 def add_options(parser: Any) -> None:
     """Add the options of `alternatives`."""
-    parser.add_argument("--model", type=str, required=True, help="Reference model: a folder or a hub name.")
-    parser.add_argument("--output", type=str, required=True, help="File to write (.jsonl), one alternative a line.")
-    text = "Data directory with the forget rows; default LUME_DATA_DIR, else the published LUME."
-    parser.add_argument("--data", type=str, default=UNSET, help=text)
-    splits = Literal["all", "train", "validation", "test"]
-    parser.add_argument("--split", type=splits, default=UNSET, help="Rows to use (default: all).")
-    text = "File or folder with forget rows (jsonl or parquet), instead of --data."
-    parser.add_argument("--forget", type=str, default=UNSET, help=text)
-    parser.add_argument("--samples", type=PositiveInt, default=UNSET, help="Alternatives of each row (default: 5).")
-    text = "Temperature of the sampling (default: 1.0)."
-    parser.add_argument("--temperature", type=PositiveFloat, default=UNSET, help=text)
-    text = "Most tokens of one alternative (default: 200)."
-    parser.add_argument("--max_new_tokens", type=PositiveInt, default=UNSET, help=text)
-    text = "Alternatives sampled at the same time; another number gives other samples (default: 16)."
-    parser.add_argument("--batch_size", type=PositiveInt, default=UNSET, help=text)
-    parser.add_argument("--seed", type=NonNegativeInt, default=UNSET, help="Seed of the sampling (default: 0).")
-    parser.add_argument("--trust_remote_code", type=bool, default=UNSET, help="Run code that a hub model brings along.")
+    add_texts(parser, TEXTS, required=("model", "output"))
 
 
 def execute(options: dict[str, Any]) -> None:

@@ -1,75 +1,54 @@
 """`lume-unlearn audit`."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, names
-from lume_unlearn.cli.parsing import UNSET
+from lume_unlearn.checks import names
+from lume_unlearn.cli.parsing import SHARED, add_texts
+from lume_unlearn.cli.training import take
 from lume_unlearn.errors import ConfigError, require_unused
 
-TITLE = "Test whether forgetting holds: quantisation, relearning, repair, paraphrases, sampling; and give a verdict."
-OPTIONS: Mapping[str, tuple[Any, str]] = {
-    "peft": (str, "Adapter on the model, if the unlearned model is one."),
-    "before": (
-        str,
-        "Model before unlearning. With it the audit ends in a verdict: gone, not gone, or cannot be told (exit status "
-        "0, 1, 3), in verdict.json and verdict.html.",
-    ),
-    "require": (
-        str,
-        'Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9"; '
-        "verdict.json lists the numbers.",
-    ),
-    "tasks": (str, "Further tasks of the harness, separated by commas, scored before and after."),
-    "forgotten": (
-        str,
-        "Data directories of earlier requests, separated by commas: their forget rows must be gone as well.",
-    ),
-    "show_pii": (bool, "Do not redact personal data on the page."),
-    "data": (str, "Data directory; default LUME_DATA_DIR, else the published LUME."),
-    "split": (Literal["all", "train", "validation", "test"], "Rows to use (default: all)."),
-    "chat": (bool, "Ask questions of your own tasks through the chat template (default: true)."),
-    "probes": (str, "Probes to run, separated by commas; by default all that the data suffices for."),
-    "limit": (NonNegativeInt, "Rows of each side to use, chosen by the seed; 0 for all (default: 0)."),
-    "relearn_rows": (
-        PositiveInt,
-        "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
-    ),
-    "relearn_epochs": (PositiveInt, "Epochs over these rows (default: 4)."),
-    "relearn_rate": (PositiveFloat, "Learning rate of this training (default: 1e-4)."),
-    "loss_on": (Literal["text", "answer"], "Labelled tokens of this training (default: text)."),
-    "unrelated": (
-        str,
-        "File with texts that have nothing to do with the rows, for the probe unrelated: jsonl or parquet with a field "
-        '"document", or plain text in which blank lines separate the texts.',
-    ),
-    "samples": (
-        PositiveInt,
-        "Answers to sample for each row; the probe samples gives the expected best of 1, 2, 4, ... (default: 8).",
-    ),
-    "temperature": (PositiveFloat, "Temperature of the sampling (default: 1.0)."),
-    "top_p": (PositiveFloat, "Share of the probability that is sampled from; 1 for all of it (default: 1)."),
-    "batch_size": (PositiveInt, "Prompts of one scoring batch (default: 64)."),
-    "device": (str, "Device to score and train on; by default a GPU if there is one."),
-    "seed": (NonNegativeInt, "Seed of the chosen rows, the sampling and the training (default: 0)."),
-    "trust_remote_code": (bool, "Run code that a hub model brings along."),
+TEXTS = {
+    "model": "Model to audit: a folder or a hub name.",
+    "output": "Folder for audit.json, and for the verdict if --before is given.",
+    "peft": "Adapter on the model, if the unlearned model is one.",
+    "before": "Model before unlearning. With it the audit ends in a verdict: gone, not gone, or cannot be told (exit "
+    "status 0, 1, 3), in verdict.json and verdict.html.",
+    "require": 'Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9"; '
+    "verdict.json lists the numbers.",
+    "tasks": "Further tasks of the harness, separated by commas, scored before and after.",
+    "forgotten": "Data directories of earlier requests, separated by commas: their forget rows must be gone as well.",
+    "show_pii": "Do not redact personal data on the page.",
+    **SHARED,
+    "chat": "Ask questions of your own tasks through the chat template (default: true).",
+    "probes": "Probes to run, separated by commas; by default all that the data suffices for.",
+    "limit": "Rows of each side to use, chosen by the seed; 0 for all (default: 0).",
+    "relearn_rows": "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
+    "relearn_epochs": "Epochs over these rows (default: 4).",
+    "relearn_rate": "Learning rate of this training (default: 1e-4).",
+    "loss_on": "Labelled tokens of this training (default: text).",
+    "unrelated": "File with texts that have nothing to do with the rows, for the probe unrelated: jsonl or parquet "
+    'with a field "document", or plain text in which blank lines separate the texts.',
+    "samples": "Answers to sample for each row; the probe samples gives the expected best of 1, 2, 4, ... (default: "
+    "8).",
+    "temperature": "Temperature of the sampling (default: 1.0).",
+    "top_p": "Share of the probability that is sampled from; 1 for all of it (default: 1).",
+    "batch_size": "Prompts of one scoring batch (default: 64).",
+    "device": "Device to score and train on; by default a GPU if there is one.",
+    "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
+LOADING = ("model", "peft", "trust_remote_code", "device")
+"""Options that say which model is audited, and where."""
 
 
 def add_options(parser: Any) -> None:
     """Add the options of `audit`."""
-    parser.add_argument("--model", type=str, required=True, help="Model to audit: a folder or a hub name.")
-    text = "Folder for audit.json, and for the verdict if --before is given."
-    parser.add_argument("--output", type=str, required=True, help=text)
-    for name, (kind, text) in OPTIONS.items():
-        parser.add_argument(f"--{name}", type=kind, default=UNSET, help=text)
+    add_texts(parser, TEXTS, required=("model", "output"))
 
 
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
     from lume_unlearn.audit.probes import limited
-    from lume_unlearn.cli.training import take
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
 
@@ -93,14 +72,15 @@ def execute(options: dict[str, Any]) -> int:
 
 
 def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
-    from lume_unlearn.audit.probes import audit, audit_table, chosen_probes
+    from lume_unlearn.audit.probes import audit, audit_table
+    from lume_unlearn.audit.verdict import wanted_probes
 
-    known = {name: options[name] for name in ("unrelated", "relearn_rows", "seed") if name in options}
     # A wrong one ends the command before anything is loaded.
-    options["probes"] = chosen_probes(options.get("probes"), data, **known)
-    name, peft = options["model"], options.get("peft")
-    model, tokenizer, device = _load(options)
-    found = audit(model.to(device), tokenizer, data, output=output, name=peft or name, **_without_loading(options))
+    options["probes"] = wanted_probes(data, options.get("probes"), (), options)
+    loading = take(options, LOADING)
+    model, tokenizer, device = _load(**loading)
+    name = loading.get("peft") or loading["model"]
+    found = audit(model.to(device), tokenizer, data, output=output, name=name, **options)
     print(audit_table(found))
     return 0
 
@@ -117,50 +97,42 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
     options["probes"] = wanted_probes(data, options.get("probes"), require, options)
-    name, peft, trust = options["model"], options.get("peft"), options.get("trust_remote_code", False)
-    model, tokenizer, device = _load(options)
+    loading = take(options, LOADING)
+    model, tokenizer, device = _load(**loading)
     check_tasks(tokenizer, data, tasks)
-    target, own, _ = _load({"model": before, "trust_remote_code": trust, "device": device})
-    rest = _without_loading(options)
-    scoring = {name: rest[name] for name in ("chat", "batch_size") if name in rest}
+    target, own, _ = _load(**(loading | {"model": before, "peft": None}))
+    scoring = {key: options[key] for key in ("chat", "batch_size") if key in options}
     known = measure(target.to(device), own, data, tasks=tasks, **scoring)
     del target  # one model at a time on the device
+    name = loading.get("peft") or loading["model"]
     found = verdict(
         model.to(device),
         tokenizer,
-        **data.rows,
+        **vars(data),
         before=known,
-        members=data.members,
-        nonmembers=data.nonmembers,
-        mmlu=data.mmlu,
-        split=data.split,
         tasks=tasks,
         require=require,
         forgotten=forgotten,
-        after_each=lambda scores: write_audit(scores, output, peft or name, data.split),
-        **rest,
+        after_each=lambda scores: write_audit(scores, output, name, data.split),
+        **options,
     )
     write_verdict(found, output, show_pii)
     print("\n".join(found.lines()))
     return found.exit_status
 
 
-def _load(options: dict[str, Any]) -> tuple[Any, Any, str]:
+def _load(
+    model: str, peft: str | None = None, trust_remote_code: bool = False, device: str | None = None
+) -> tuple[Any, Any, str]:
     """Return model and tokenizer, and the device to move the model to."""
     import torch
 
     from lume_unlearn.model import load
 
-    name, peft, trust = options["model"], options.get("peft"), options.get("trust_remote_code", False)
     if peft:
         load.adapter_config(peft, "--peft")
-        model = load.merged_model(name, peft, trust, option="--peft")
+        loaded = load.merged_model(model, peft, trust_remote_code, option="--peft")
     else:
-        model = load.load_model(name, torch.float32, trust)
-    device = options.get("device") or ("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval(), load.load_tokenizer(name, trust), device
-
-
-def _without_loading(options: dict[str, Any]) -> dict[str, Any]:
-    left_out = ("model", "peft", "trust_remote_code", "device")
-    return {name: value for name, value in options.items() if name not in left_out}
+        loaded = load.load_model(model, torch.float32, trust_remote_code)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return loaded.eval(), load.load_tokenizer(model, trust_remote_code), device

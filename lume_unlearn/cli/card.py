@@ -3,23 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Write a model card with the scores into the folder of a run."
+from lume_unlearn.cli.parsing import UNSET
 
 
 def add_options(parser: Any) -> None:
     """Add the options of `card`."""
     parser.add_argument("--model_dir", type=str, required=True, help="Folder that `run` wrote.")
     parser.add_argument("--results", type=str, nargs="+", required=True, help="Its results_*.json, or their folder.")
-    parser.add_argument(
-        "--push_to_hub", type=str | None, default=None, help="Upload the folder to this hub repository."
-    )
+    parser.add_argument("--push_to_hub", type=str, default=UNSET, help="Upload the folder to this hub repository.")
 
 
 def execute(options: dict[str, Any]) -> None:
     """Write the card, and upload the folder if asked to."""
     from lume_unlearn.report.card import push_to_hub, write_card
 
-    folder, repository = Path(options["model_dir"]), options["push_to_hub"]
+    folder, repository = Path(options["model_dir"]), options.get("push_to_hub")
     print(f"Written to {write_card(folder, options['results'])}.")
     if repository:
         print(f"Uploaded to {push_to_hub(folder, repository)}.")

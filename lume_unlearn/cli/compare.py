@@ -3,16 +3,17 @@
 from typing import Any
 
 from lume_unlearn.checks import names
-from lume_unlearn.cli.parsing import UNSET, add_fields
+from lume_unlearn.cli.parsing import SHARED, add_fields, add_texts
 
-TITLE = "Tune several methods with the same budget, and compare them in one table."
-SHARED = (
+TRAINING = (
     *("num_train_epochs", "per_device_train_batch_size", "loss_on", "chat", "max_length", "max_tokens", "bf16"),
     "gradient_checkpointing",
 )
 """Options of `UnlearningArguments` for all methods; a recipe may name any of them."""
 TEXTS = {
-    "data": "Data directory; default LUME_DATA_DIR, else the published LUME.",
+    "model": "Target model, which memorised the rows: a folder or a hub name.",
+    "output": "Folder for the table, the page, the recipes and the storage; the same command continues there.",
+    "data": SHARED["data"],
     "retrained": "Model trained without the forget rows (`lume-unlearn finetune --rows retain`); methods are then "
     "judged by their distance to it.",
     "alternatives": "File with other answers to the forget rows, for dpo and altpo.",
@@ -28,18 +29,12 @@ def add_options(parser: Any) -> None:
     from lume_unlearn.compare.run import compare
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    text = "Target model, which memorised the rows: a folder or a hub name."
-    parser.add_argument("--model", type=str, required=True, default=UNSET, help=text)
-    text = "Folder for the table, the page, the recipes and the storage; the same command continues there."
-    parser.add_argument("--output", type=str, required=True, default=UNSET, help=text)
     text = "Methods (`lume-unlearn methods` lists them) and recipes (names or files) to compare, separated by commas."
     parser.add_argument("--methods", type=str, default="ga,gd,kl,npo", help=text)
-    for name, text in TEXTS.items():
-        parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
-    skipped = {"model", "output", "methods", "tokenizer", "options", *TEXTS}
-    parser.add_function_arguments(compare, as_group=False, skip=skipped)
+    add_texts(parser, TEXTS, required=("model", "output"))
+    parser.add_function_arguments(compare, as_group=False, skip={"methods", "tokenizer", "options", *TEXTS})
     group = parser.add_argument_group("For all methods (a recipe that names such an option keeps its own)")
-    add_fields(group, UnlearningArguments, SHARED)
+    add_fields(group, UnlearningArguments, TRAINING)
 
 
 def execute(options: dict[str, Any]) -> int:
@@ -47,14 +42,14 @@ def execute(options: dict[str, Any]) -> int:
     from lume_tasks.data.locate import data_dir
     from lume_unlearn.compare.run import PAGE, compare
 
-    lists = [name for name in ("methods", "tunings", "probes") if name in options]
-    given: dict[str, Any] = {name: names(options.pop(name)) for name in lists}
-    if given.get("probes") == ["none"]:
-        given["probes"] = []
-    output = options.pop("output")
-    data = options.pop("data") if "data" in options else data_dir()
-    content = compare(options.pop("model"), data=data, output=output, **given, **options)
-    print(f"Written to {output}/{PAGE}.")
+    for name in ("methods", "tunings", "probes"):
+        if name in options:
+            options[name] = names(options[name])
+    if options.get("probes") == ["none"]:
+        options["probes"] = []
+    options["data"] = options.get("data") or data_dir()
+    content = compare(**options)
+    print(f"Written to {options['output']}/{PAGE}.")
     for name, reason in content["failures"].items():
         print(f"{name} failed: {reason}")
     return 2 if content["failures"] else 0

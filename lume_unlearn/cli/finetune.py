@@ -1,30 +1,26 @@
 """`lume-unlearn finetune`."""
 
-from typing import Any, Literal
+from typing import Any
 
-from lume_unlearn.checks import Share
-from lume_unlearn.cli.parsing import UNSET
+from lume_unlearn.cli.parsing import add_texts
 from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments
 
-TITLE = "Make a model memorise rows: a target model, or its retrained model."
+TEXTS = {
+    "rows": "all, for a target model: forget and retain rows and the member documents; retain, for its retrained "
+    "model: retain rows only (default: all).",
+    "texts": "File with further texts to train on, as for `audit --unrelated`; the same file for both models.",
+    "until": "Share of the output tokens of the rows that the model must rank first; training ends after the epoch "
+    "that reaches it. 0: train all epochs (default: 0.99).",
+}
 
 
 def add_options(parser: Any) -> None:
     """Add the options of `finetune`."""
+    from lume_unlearn.training.run import FINETUNING
+
     add_loading_options(parser)
-    text = (
-        "all, for a target model: forget and retain rows and the member documents; retain, for its retrained model: "
-        "retain rows only (default: all)."
-    )
-    parser.add_argument("--rows", type=Literal["all", "retain"], default=UNSET, help=text)
-    text = "File with further texts to train on, as for `audit --unrelated`; the same file for both models."
-    parser.add_argument("--texts", type=str, default=UNSET, help=text)
-    text = (
-        "Share of the output tokens of the rows that the model must rank first; training ends after the epoch that "
-        "reaches it. 0: train all epochs (default: 0.99)."
-    )
-    parser.add_argument("--until", type=Share, default=UNSET, help=text)
-    add_tuning_options(parser, "full", 32, 64, 0.0)
+    add_texts(parser, TEXTS)
+    add_tuning_options(parser, **FINETUNING)
     add_trainer_options(parser, own=("chat", "max_length", "max_tokens"))
 
 

@@ -8,24 +8,13 @@ from difflib import get_close_matches
 from importlib import import_module, metadata
 
 from lume_tasks.errors import DataError, visible
+from lume_unlearn.cli import COMMANDS
 from lume_unlearn.errors import ConfigError, Interrupted
 
-COMMANDS = (
-    "quickstart",
-    "run",
-    "finetune",
-    "compare",
-    "merge",
-    "methods",
-    "alternatives",
-    "audit",
-    "report",
-    "card",
-    "path",
-)
-"""Modules of this package, each with ``TITLE``, ``add_options(parser)`` and ``execute(options)``.
+HELP = """Machine unlearning of language models, scored by lm-eval.
 
-Only ``add_options`` and ``execute`` import what takes long to import (torch, transformers).
+lume-unlearn COMMAND [options]     (lume-unlearn COMMAND --help lists them; --version prints the version)
+
 """
 
 
@@ -63,7 +52,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         ConfigError: there is no such command, or the options cannot work.
     """
     if command in ("", "-h", "--help"):
-        print(overview())
+        print(HELP + "\n".join(f"  {name:<14}{title}" for name, title in COMMANDS.items()))
         return 0 if command else 2
     if command == "--version":
         print(f"lume-unlearn {metadata.version('lume-unlearning')}")
@@ -77,17 +66,3 @@ def dispatch(command: str, words: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     module = import_module(f"{__package__}.{command}")
     return module.execute(parse(command, module, words)) or 0
-
-
-def overview() -> str:
-    """Return the help of `lume-unlearn`: each command with its title."""
-    titles = [f"  {name:<14}{import_module(f'{__package__}.{name}').TITLE}" for name in COMMANDS]
-    return "\n".join(
-        [
-            "Machine unlearning of language models, scored by lm-eval.",
-            "",
-            "lume-unlearn COMMAND [options]     (lume-unlearn COMMAND --help lists them; --version prints the version)",
-            "",
-            *titles,
-        ]
-    )

@@ -2,14 +2,14 @@
 
 from typing import Any, Literal
 
-TITLE = "Fold a LoRA adapter into its model."
+from lume_unlearn.cli.parsing import UNSET
 
 
 def add_options(parser: Any) -> None:
     """Add the options of `merge`."""
     parser.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
     parser.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
-    parser.add_argument("--model", type=str | None, default=None, help="The adapter's model, if not the one it names.")
+    parser.add_argument("--model", type=str, default=UNSET, help="The adapter's model, if not the one it names.")
     dtype = Literal["float32", "bfloat16"]
     parser.add_argument("--dtype", type=dtype, default="float32", help="Of the saved weights.")
 

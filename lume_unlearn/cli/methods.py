@@ -2,8 +2,6 @@
 
 from typing import Any
 
-TITLE = "List the methods."
-
 
 def add_options(parser: Any) -> None:
     """Add the options of `methods`."""

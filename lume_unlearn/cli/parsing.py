@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from enum import Enum
@@ -12,7 +12,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import jsonargparse
 
-from lume_unlearn.checks import RANGES
+from lume_unlearn.checks import RANGES, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from lume_unlearn.cli import COMMANDS
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.recipes import find_recipe
 
@@ -23,19 +24,32 @@ RENAMED = {
     "batch_size": "per_device_train_batch_size",
     "micro_batch_size": "gradient_accumulation_steps",
     "lr": "learning_rate",
-    "lr_schedule": "lr_scheduler_type",
     "warmup": "warmup_steps",
-    "warmup_ratio": "warmup_steps",
     "precision": "bf16",
-    "optimizer": "optim",
-    "compile": "torch_compile",
     "evaluate_every": "eval_strategy",
     "evaluate_batch_size": "per_device_eval_batch_size",
     "best_metric": "metric_for_best_model",
-    "output_dir": "output",
     "resume_from_checkpoint": "resume",
 }
-"""What other programs, or earlier versions, call an option, to suggest its name here."""
+"""What other programs, or earlier versions, call an option whose name here is not the most similar one."""
+KINDS: dict[str, Any] = {
+    "split": Literal["all", "train", "validation", "test"],
+    "loss_on": Literal["text", "answer"],
+    "rows": Literal["all", "retain"],
+    **dict.fromkeys(("chat", "resume", "show_pii", "trust_remote_code"), bool),
+    **dict.fromkeys(("limit", "seed"), NonNegativeInt),
+    **dict.fromkeys(("batch_size", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
+    **dict.fromkeys(("relearn_epochs", "relearn_rows"), PositiveInt),
+    **dict.fromkeys(("relearn_rate", "temperature", "top_p"), PositiveFloat),
+    **dict.fromkeys(("lora_dropout", "until"), Share),
+}
+"""Types of the options of `add_texts`, where they are not text."""
+SHARED = {
+    "data": "Data directory; default LUME_DATA_DIR, else the published LUME.",
+    "split": "Rows to use (default: all).",
+    "trust_remote_code": "Run code that a hub model brings along.",
+}
+"""Options that several commands share, with their help."""
 WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -69,19 +83,12 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
         ConfigError: unknown options, values of the wrong type, or a recipe that cannot be used.
         SystemExit: help or configuration was printed.
     """
-    parser = Parser(
-        prog=f"lume-unlearn {command}",
-        description=module.TITLE,
-        formatter_class=Formatter,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
+    settings: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False, "exit_on_error": False}
+    parser = Parser(prog=f"lume-unlearn {command}", description=COMMANDS[command], **settings)
     module.add_options(parser)
-    needed = [
-        f" {name} {name.lstrip('-').upper()}"
-        for name in (a.option_strings[0] for a in parser._actions if a.required and a.option_strings)
-    ]
-    parser.usage = f"%(prog)s{''.join(needed)} [options]"
+    needed = [action.option_strings[0] for action in parser._actions if action.required and action.option_strings]
+    words = [f"{name} {name.lstrip('-').upper()}" for name in needed]
+    parser.usage = " ".join(["%(prog)s", *words, "[options]"])
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
             action.nargs, action.const = "?", True
@@ -132,6 +139,13 @@ def _in_words(hint: Any) -> str | None:
         return f"one of {', '.join(map(str, get_args(hint)))}"
     words = [WORDS.get(kind) for kind in get_args(hint) or (hint,) if kind is not NoneType]
     return words[0] if len(words) == 1 else None
+
+
+def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = ()) -> None:
+    """Add options from name to help, with the types of `KINDS`, to be passed on only if given."""
+    for name, text in texts.items():
+        kind = KINDS.get(name, str)
+        parser.add_argument(f"--{name}", type=kind, required=name in required, default=UNSET, help=text)
 
 
 def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str] | None = None) -> None:

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Print the folder of recipes/ and accelerate/ (configurations of accelerate)."
-
 
 def add_options(parser: Any) -> None:
     """Add no options: the command has none."""

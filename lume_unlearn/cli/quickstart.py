@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute."
-
 
 def add_options(parser: Any) -> None:
     """Add the options of `quickstart`."""

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-TITLE = "Turn results of lm_eval into a page with pictures."
+from lume_unlearn.cli.parsing import UNSET
 
 
 def add_options(parser: Any) -> None:
@@ -13,9 +13,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--title", type=str, default="Unlearning report", help="Heading of the page.")
     parser.add_argument("--show_pii", type=bool, default=False, help="Do not redact personal data.")
     own = "Results of the retrained model; the page then begins with the distance of each model to it."
-    parser.add_argument("--retrained", type=str | None, default=None, help=own)
-    own = "With --retrained: audit.json of the models, for the distance after the hardest audit."
-    parser.add_argument("--audits", type=str, nargs="+", default=[], help=own)
+    parser.add_argument("--retrained", type=str, default=UNSET, help=own)
 
 
 def execute(options: dict[str, Any]) -> None:

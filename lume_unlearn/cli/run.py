@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from lume_unlearn.cli.parsing import UNSET
+from lume_unlearn.cli.parsing import UNSET, add_texts
 from lume_unlearn.cli.training import add_loading_options, add_trainer_options, add_tuning_options, arguments, take
 
-TITLE = "Unlearn the forget rows from a model."
-ROWS = {
+TEXTS = {
     "forget": "File or folder with forget rows (jsonl or parquet), instead of --data.",
     "retain": "File or folder with retain rows, instead of --data.",
     "forgotten": "Data directories of earlier requests, separated by commas: the monitor says if their rows come back.",
@@ -24,12 +23,10 @@ def add_options(parser: Any) -> None:
 
     parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
     parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
-    text = "Unlearning method; `lume-unlearn methods` lists them."
-    parser.add_argument("--method", type=str, required=True, default=UNSET, help=text)
+    add_texts(parser, {"method": "Unlearning method; `lume-unlearn methods` lists them."}, required=("method",))
     add_loading_options(parser)
-    for name, text in ROWS.items():
-        parser.add_argument(f"--{name}", type=str, default=UNSET, help=text)
-    add_tuning_options(parser, "lora", 8, 32, 0.05)
+    add_texts(parser, TEXTS)
+    add_tuning_options(parser)
     group = parser.add_argument_group("Parameters of methods (default)")
     for name, (kind, text) in parameters().items():
         group.add_argument(f"--{name}", type=kind, default=UNSET, help=text)

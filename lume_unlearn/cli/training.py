@@ -1,10 +1,9 @@
 """Options that `run` and `finetune` share: what to load, what to train, and those of transformers' Trainer."""
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Any
 
-from lume_unlearn.checks import PositiveInt, Share
-from lume_unlearn.cli.parsing import UNSET, OtherHelp, add_fields
+from lume_unlearn.cli.parsing import SHARED, UNSET, OtherHelp, add_fields, add_texts
 
 COMMON = (
     "num_train_epochs",
@@ -38,37 +37,30 @@ ELSEWHERE = (
 
 def add_loading_options(parser: Any) -> None:
     """Add the options that name model, output and data directory."""
-    parser.add_argument(
-        "--model", type=str, required=True, default=UNSET, help="Model to train: a folder or a hub name."
-    )
-    parser.add_argument(
-        "--output", type=str, required=True, default=UNSET, help="Folder for the result (Trainer's output_dir)."
-    )
-    parser.add_argument(
-        "--data", type=str, default=UNSET, help="Data directory; default LUME_DATA_DIR, else the published LUME."
-    )
-    splits = Literal["all", "train", "validation", "test"]
-    parser.add_argument("--split", type=splits, default=UNSET, help="Rows to use (default: all).")
-    parser.add_argument("--trust_remote_code", type=bool, default=UNSET, help="Run code that a hub model brings along.")
-    parser.add_argument("--resume", type=bool, default=UNSET, help="Continue from the last checkpoint in the output.")
+    texts = {
+        "model": "Model to train: a folder or a hub name.",
+        "output": "Folder for the result (Trainer's output_dir).",
+        **SHARED,
+        "resume": "Continue from the last checkpoint in the output.",
+    }
+    add_texts(parser, texts, required=("model", "output"))
 
 
-def add_tuning_options(parser: Any, tuning: str, rank: int, alpha: int, dropout: float) -> None:
-    """Add the options that say which weights are trained; the others are the defaults of the command."""
-    group = parser.add_argument_group("What to train")
-    text = (
-        "What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or modules:REGEX "
-        f"(the weights whose names match) (default: {tuning})."
-    )
-    group.add_argument("--tuning", type=str, default=UNSET, help=text)
-    group.add_argument("--lora_rank", type=PositiveInt, default=UNSET, help=f"Rank of the adapter (default: {rank}).")
-    text = f"Scale of the adapter: its output is multiplied by alpha / rank (default: {alpha})."
-    group.add_argument("--lora_alpha", type=PositiveInt, default=UNSET, help=text)
-    group.add_argument(
-        "--lora_dropout", type=Share, default=UNSET, help=f"Dropout before the adapter (default: {dropout:g})."
-    )
-    text = "Names of modules, separated by commas (default: all-linear)."
-    group.add_argument("--lora_targets", type=str, default=UNSET, help=text)
+def add_tuning_options(parser: Any, **changed: Any) -> None:
+    """Add the options that say which weights are trained; ``changed``: defaults that are not those of `run`."""
+    from lume_unlearn.training.run import load_trained
+
+    default = (load_trained.__kwdefaults__ or {}) | changed
+    texts = {
+        "tuning": "What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or "
+        "modules:REGEX (the weights whose names match)",
+        "lora_rank": "Rank of the adapter",
+        "lora_alpha": "Scale of the adapter: its output is multiplied by alpha / rank",
+        "lora_dropout": "Dropout before the adapter",
+        "lora_targets": "Names of modules, separated by commas",
+    }
+    texts = {name: f"{text} (default: {default[name]})." for name, text in texts.items()}
+    add_texts(parser.add_argument_group("What to train"), texts)
 
 
 def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
@@ -83,8 +75,7 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
     group = parser.add_argument_group("Trainer")
     text = "Print the other options of Trainer, and exit."
     group.add_argument("--help_trainer", action=OtherHelp, nargs=0, default=UNSET, help=text)
-    names = [*COMMON, *(name for name in theirs if name not in COMMON)]
-    add_fields(group, UnlearningArguments, names, shown=COMMON)
+    add_fields(group, UnlearningArguments, dict.fromkeys((*COMMON, *theirs)), shown=COMMON)
 
 
 def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
@@ -92,7 +83,7 @@ def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
     return {name: options.pop(name) for name in names if name in options}
 
 
-def arguments(options: dict[str, Any], **fixed: Any) -> Any:
+def arguments(options: dict[str, Any]) -> Any:
     """Remove what is the Trainer's from the options of a command, and return it as `UnlearningArguments`.
 
     Raises:
@@ -100,5 +91,4 @@ def arguments(options: dict[str, Any], **fixed: Any) -> Any:
     """
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    given = take(options, UnlearningArguments.__dataclass_fields__)
-    return UnlearningArguments(output_dir=options.pop("output"), **(fixed | given))
+    return UnlearningArguments(options.pop("output"), **take(options, UnlearningArguments.__dataclass_fields__))

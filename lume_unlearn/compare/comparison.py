@@ -137,7 +137,7 @@ class Comparison:
         data, pruner = self.parts.tuning, Pruner(trial, self._goal)
         size = max(1, round(args.rows_per_step * len(data.forget) / len(self.parts.whole.forget)))
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-        model = self._unlearned(contestant, setting, data, pruner, **steps)
+        model = self._unlearned(contestant, setting | steps, data, pruner)
         if pruner.pruned:
             queue.end(trial, state=queue.states.PRUNED)
             return
@@ -154,16 +154,18 @@ class Comparison:
         chat, final = contestant.chat, self.parts.final
         curve = Curve(lambda model: numbers(self.judge.judged(model, final, chat, CURVE_QUESTIONS)))
         started = time.perf_counter()
-        model = self._unlearned(contestant, task["setting"], self.parts.whole, curve, seed=seed)
+        model = self._unlearned(contestant, task["setting"] | {"seed": seed}, self.parts.whole, curve)
         seconds = time.perf_counter() - started - curve.seconds
         if contestant.method.negated:
             curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
         result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
         queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
 
-    def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any, **changes: Any) -> Any:
-        target = (self.models["target"], self.judge.tokenizer, self.alternatives)
-        return unlearned(*target, contestant, setting, data, callback, **changes)
+    def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any) -> Any:
+        """Unlearn from the target, with the alternatives of these rows; see `unlearned`."""
+        others = None if self.alternatives is None else {row.id: self.alternatives[row.id] for row in data.forget}
+        given = {"processing_class": self.judge.tokenizer, "alternatives": others}
+        return unlearned(self.models["target"], contestant, setting, data, callback, given)
 
     def _objective(self, scores: Scores, chat: bool) -> float:
         """Return what tuning minimises: the distance to the retrained model, without one `shortfall`.

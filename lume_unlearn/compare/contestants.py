@@ -1,9 +1,10 @@
 """What is compared: each method, or each recipe, with each tuning, and the options of its runs."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -11,21 +12,23 @@ import yaml
 from peft import LoraConfig
 
 from lume_unlearn.checks import raise_faults
+from lume_unlearn.data.documents import read_texts
+from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.run import lora_config
+from lume_unlearn.training.run import load_trained, lora_config
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
+LORA = {key: default for key, default in (load_trained.__kwdefaults__ or {}).items() if key.startswith("lora_")}
 """Options of a recipe for the adapter, with the defaults of `run`."""
-TEXTS = ("substitutes", "unseen")
-"""Options of a recipe that name files with texts."""
+TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
+"""Options of a recipe that name files with texts, to what reads them."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),

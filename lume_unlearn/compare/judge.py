@@ -8,6 +8,7 @@ from typing import Any
 
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.aggregate import mia_score
+from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
@@ -36,8 +37,7 @@ class Judge:
         ``chat``: see `score`; ``mmlu``: questions of each subject of MMLU to score as well.
         """
         tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
-        more: dict[str, Any] = {"metadata": {"lume_mmlu_limit": mmlu} if mmlu else {}}
-        return self._score(model, data, chat, tasks=tasks, log_samples=True, **more)
+        return self._score(model, data, chat, tasks, {"lume_mmlu_limit": mmlu} if mmlu else None)
 
     def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
         """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
@@ -46,13 +46,12 @@ class Judge:
         documents, and judged on the final documents.
         """
         data = parts.final
-        tasks = [*memorization_tasks(data), *tasks_for(data)]
-        scores = self._score(model, data, chat, tasks=tasks, log_samples=True)
+        scores = self._score(model, data, chat, [*memorization_tasks(data), *tasks_for(data)])
         flat = {
-            f"{task} {key.removesuffix(',none')}": float(value)
-            for task, found in scores.results["results"].items()
-            for key, value in found.items()
-            if key.endswith(",none") and isinstance(value, (int, float)) and isfinite(value)
+            f"{task} {name}": float(value)
+            for task, metrics in harness_numbers(scores.results).items()
+            for name, value in metrics.items()
+            if isfinite(value)
         }
         result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
         if probes:
@@ -61,8 +60,11 @@ class Judge:
             result["audits"] = {name: numbers(probed) for name, probed in found.items()}
         return result
 
-    def _score(self, model: Any, data: Data, chat: bool, **options: Any) -> Scores:
-        return score(model, self.tokenizer, data, chat=chat, batch_size=self.batch_size, **options)
+    def _score(
+        self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, int] | None = None
+    ) -> Scores:
+        options: dict[str, Any] = {"batch_size": self.batch_size, "log_samples": True, "metadata": metadata}
+        return score(model, self.tokenizer, data, tasks=tasks, chat=chat, **options)
 
 
 def tasks_of(data: Data) -> list[str]:

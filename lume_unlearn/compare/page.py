@@ -12,21 +12,14 @@ from lume_unlearn.compare.comparison import MODELS, Comparison, row_of
 from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import default_setting
 from lume_unlearn.report import plots, template
+from lume_unlearn.scoring.score import MEANS
 
-COLUMNS = {
-    "distance": ("distance to retrained", "0", ""),
-    "forget_regurgitation": ("forget: text repeated", "low", "lume_score"),
-    "forget_knowledge": ("forget: facts known", "low", "lume_score"),
-    "retain_regurgitation": ("retain: text repeated", "high", "lume_score"),
-    "retain_knowledge": ("retain: facts known", "high", "lume_score"),
-    "task_aggregate": ("task aggregate", "high", "lume_score"),
-    "loss_auc": ("loss AUC", "0.5", "lume_mia"),
-    "loss_tpr_at_1": ("loss: TPR at 1 % FPR", "0.01", "lume_mia"),
-    "min_k_plus_plus_auc": ("Min-K%++ AUC", "0.5", "lume_mia"),
-    "acc": ("MMLU", "unchanged", "lume_mmlu"),
-    "seconds": ("training, seconds", "low", ""),
+METRICS = {
+    "lume_score": (*MEANS, "task_aggregate"),
+    "lume_mia": ("loss_auc", "loss_tpr_at_1", "min_k_plus_plus_auc"),
+    "lume_mmlu": ("acc",),
 }
-"""Column of the table to its heading, which values are good, and the task whose metric it is."""
+"""Task to its metrics in the table."""
 CURVES = {
     "Forgetting": ("forget_probability", "mean token probability, forget rows"),
     "Retention": ("retain_probability", "mean token probability, retain rows"),
@@ -34,14 +27,6 @@ CURVES = {
     "Utility": ("mmlu", "MMLU accuracy"),
 }
 """Figure to the judged number that it shows, and the label of its axis."""
-AUDITED = {
-    "forget_exact_memorization": "forget: tokens ranked first",
-    "forget_extraction_strength": "forget: extraction strength",
-    "retain_exact_memorization": "retain: tokens ranked first",
-    "loss_auc": "loss AUC",
-    "min_k_plus_plus_auc": "Min-K%++ AUC",
-}
-"""Judged number to its heading in the table of audits."""
 SHOWN = (
     *("num_train_epochs", "rows_per_step", "loss_on", "chat", "retain_term", "forget_weight", "retain_weight"),
     *("warmup_steps", "lr_scheduler_type", "max_grad_norm", "weight_decay", "max_length", "weights", "bf16", "robust"),
@@ -51,9 +36,11 @@ SHOWN = (
 
 def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, Any]:
     """Gather everything that the page shows; ``options``: what the comparison was called with."""
-    models, chats = _results(comparison)
+    models = _results(comparison)
+    chats = {row_of(name, chat): chat for name in comparison.models for chat in (True, False)}
+    chats |= {name: contestant.chat for name, contestant in comparison.contestants.items()}
     with_retrained = "retrained" in comparison.models
-    goals = {name: models[row_of("retrained", chat)][0] for name, chat in chats.items()} if with_retrained else {}
+    goals = {name: models[row_of("retrained", chats[name])][0] for name in models} if with_retrained else {}
     entered = {name: models[name] for name in comparison.contestants if name in models}
     queues = [*comparison.queues.values(), *comparison.finals.values()]
     results = [(f"{q.name}, {slot}", trial) for q in comparison.finals.values() for slot, trial in q.results().items()]
@@ -72,17 +59,14 @@ def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _results(comparison: Comparison) -> tuple[dict[str, list[Result]], dict[str, bool]]:
-    """Return row of the table to its results, seed 0 first, and to whether it was scored with the chat template."""
+def _results(comparison: Comparison) -> dict[str, list[Result]]:
+    """Return row of the table to its results, seed 0 first."""
     models: dict[str, list[Result]] = {}
-    chats: dict[str, bool] = {}
     for name, queue in comparison.finals.items():
         for slot, trial in queue.results().items():
             if "result" in trial.user_attrs:  # else it diverged
-                shown = slot if name == MODELS else name
-                models.setdefault(shown, []).append(trial.user_attrs["result"])
-                chats[shown] = queue.tasks[slot]["chat"] if name == MODELS else comparison.contestants[name].chat
-    return models, chats
+                models.setdefault(slot if name == MODELS else name, []).append(trial.user_attrs["result"])
+    return models
 
 
 def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
@@ -91,7 +75,7 @@ def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[f
     The first column is the distance to the retrained model with its 95 % interval over documents and seeds
     (`distance_interval`), without such a model the shortfall.
     """
-    metrics = {column: f"{task} {column}" for column, (_, _, task) in COLUMNS.items() if task}
+    metrics = {name: f"{task} {name}" for task, names in METRICS.items() for name in names}
     columns = {name: [r["scores"][key] for r in results if key in r["scores"]] for name, key in metrics.items()}
     columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
     if retrained is None:
@@ -137,37 +121,10 @@ def _trial(slot: str, trial: Any) -> dict[str, Any]:
 def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
     table = content["table"]
-    columns = [name for name in COLUMNS if any(name in row for row in table.values())]
-    headings = {name: COLUMNS[name][:2] for name in columns}
-    if not content["options"]["retrained"]:
-        headings["distance"] = ("objective", "0")
     order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
-    return template("compare.html.j2", autoescape=True).render(
-        content=content,
-        columns=headings.values(),
-        rows=[(name, [cell(table[name].get(column), column) for column in columns]) for name in order],
-        curves=curves(content["curves"], content["judged"].get("retrained", {})),
-        audited=AUDITED.values(),
-        audits=audit_rows(content, order),
-    )
-
-
-def cell(values: Sequence[float] | None, column: str) -> tuple[str, str]:
-    """Return a mean over the seeds, and the range where there is one."""
-    if values is None:
-        return "-", ""
-    digits = 0 if column == "seconds" else 3
-    mean, low, high = (f"{value:.{digits}f}" for value in values)
-    return mean, "" if low == high else f"{low}\u2013{high}"
-
-
-def audit_rows(content: Mapping[str, Any], order: Sequence[str]) -> list[tuple[str, str, list[str]]]:
-    """Return (model, audit, numbers), for each model the unchanged weights first."""
-    rows = []
-    for name in order:
-        for audit, numbers in {"unchanged": content["judged"][name], **content["audits"].get(name, {})}.items():
-            rows.append((name, audit, [f"{numbers[key]:.3f}" if key in numbers else "-" for key in AUDITED]))
-    return rows if content["audits"] else []
+    figures = curves(content["curves"], content["judged"].get("retrained", {}))
+    shown = {"order": order, "measured": {name for row in table.values() for name in row}, "curves": figures}
+    return template("compare.html.j2", autoescape=True).render(shown, content=content)
 
 
 def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mapping[str, float]) -> list[plots.Picture]:
@@ -178,7 +135,5 @@ def curves(found: Mapping[str, Sequence[Mapping[str, float]]], retrained: Mappin
             name: [(point["epoch"], point[number]) for point in points if number in point]
             for name, points in found.items()
         }
-        lines = {name: points for name, points in lines.items() if points}
-        if lines:
-            figures.append(plots.over_epochs(lines, number, title, label, retrained.get(number)))
-    return figures
+        figures.append(plots.over_epochs(lines, number, title, label, retrained.get(number)))
+    return [figure for figure in figures if figure]

@@ -29,6 +29,8 @@ FIRST_TRIALS = 3
 """Trials before the sampler (TPE) and the pruner use the results."""
 WORST = 1.0
 """Value of a setting that diverged: objectives lie between 0 and 1."""
+DONE = ("COMPLETE", "PRUNED")
+"""Optuna's states of a trial that has a result."""
 
 Task = dict[str, Any]
 """What a trial is: its number or name as ``slot``, ``fixed`` parameters, and what else the trial needs to know.
@@ -130,23 +132,19 @@ class Queue:
         found: dict[str, Any] = {}
         for trial in self._trials():
             slot = trial.user_attrs["slot"]
-            if slot not in found or not self._has_result(found[slot]):
+            if slot not in found or found[slot].state.name not in DONE:
                 found[slot] = trial
         return found
-
-    def _has_result(self, trial: Any) -> bool:
-        return bool(trial.state in (self.states.COMPLETE, self.states.PRUNED))
 
     def results(self) -> dict[str, Any]:
         """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
         found = self._decisive()
-        return {slot: found[slot] for slot in self.tasks if slot in found and self._has_result(found[slot])}
+        return {slot: found[slot] for slot in self.tasks if slot in found and found[slot].state.name in DONE}
 
     def errors(self) -> dict[str, str]:
         """Return slot to the error of each task that has no result after `TRIES` attempts."""
-        failed = {slot: trial for slot, trial in self._decisive().items() if trial.state == self.states.FAIL}
-        found = {slot: trial.user_attrs for slot, trial in failed.items()}
-        return {slot: has["error"] for slot, has in found.items() if "error" in has and has["attempt"] >= TRIES}
+        failed = {slot: trial.user_attrs for slot, trial in self._decisive().items() if trial.state.name == "FAIL"}
+        return {slot: has["error"] for slot, has in failed.items() if "error" in has and has["attempt"] >= TRIES}
 
     @property
     def finished(self) -> bool:

@@ -1,8 +1,7 @@
 """Train with one setting, in memory: what tuning and the final runs share."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping
 from os import PathLike
 from typing import Any, Literal, TypeAlias
 
@@ -11,19 +10,13 @@ from accelerate.utils import release_memory
 from transformers import set_seed
 
 from lume_tasks.data.source import Data
-from lume_unlearn.compare.contestants import Contestant
+from lume_unlearn.compare.contestants import TEXTS, Contestant
 from lume_unlearn.compare.tuning import Setting
-from lume_unlearn.data.documents import read_texts
-from lume_unlearn.data.sources import substitutes_of
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loads_half
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
-
-READ: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
-"""Option of a recipe that names a file with texts, to what reads it."""
-
 
 Load: TypeAlias = Callable[[torch.dtype], Any]
 """Returns a model that the caller may change, with weights of this dtype."""
@@ -40,10 +33,10 @@ def loader(model: Any, trust_remote_code: bool) -> Load:
     return load
 
 
-def arguments(contestant: Contestant, setting: Setting, folder: str = "unused", **changes: Any) -> UnlearningArguments:
-    """Return the arguments of a run of a contestant with tuned values in place of its defaults, and other changes."""
-    tuned = {name: value for name, value in setting.items() if name not in contestant.method.params()}
-    return UnlearningArguments(output_dir=folder, **{**contestant.options, **tuned, **changes})
+def arguments(contestant: Contestant, setting: Setting, folder: str = "unused") -> UnlearningArguments:
+    """Return the arguments of a run of a contestant with the values of a setting in place of its defaults."""
+    changed = {name: value for name, value in setting.items() if name not in contestant.method.params()}
+    return UnlearningArguments(output_dir=folder, **{**contestant.options, **changed})
 
 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
@@ -54,27 +47,18 @@ def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments
 
 
 def unlearned(
-    load: Load,
-    tokenizer: Any,
-    alternatives: Mapping[str, Sequence[str]] | None,
-    contestant: Contestant,
-    setting: Setting,
-    data: Data,
-    callback: Any,
-    **changes: Any,
+    load: Load, contestant: Contestant, setting: Setting, data: Data, callback: Any, given: Mapping[str, Any]
 ) -> Any:
     """Unlearn the forget rows of ``data`` from the target without writing anything; return the model in float32.
 
     Args:
         load: of the target.
-        tokenizer: its tokenizer.
-        alternatives: other answers to (at least) these forget rows, by the row's id.
         contestant: what to run.
-        setting: tuned values in place of its defaults.
+        setting: values in place of its defaults: those tuned, and others, such as the seed.
         data: rows.
         callback: a `TrainerCallback`, which is given the trainer as ``trainer``. A task vector is made after training,
             until which the model learns the forget rows: such a method trains without the callback.
-        changes: arguments in place of the contestant's, such as the seed.
+        given: further arguments of the trainer: the tokenizer, and alternatives of these rows.
 
     Raises:
         Diverged: the setting is too much for the model.
@@ -83,16 +67,14 @@ def unlearned(
     """
     release_memory()  # of the run before, whose trainer and model refer to each other
     params = {name: setting[name] for name in contestant.method.params() if name in setting}
-    other = None if alternatives is None else {row.id: alternatives[row.id] for row in data.forget}
-    inputs = {name: read(contestant.recipe[name]) for name, read in READ.items() if name in contestant.recipe}
-    inputs |= {"alternatives": other, "processing_class": tokenizer}
+    texts = {name: read(contestant.recipe[name]) for name, read in TEXTS.items() if name in contestant.recipe}
     with tempfile.TemporaryDirectory() as folder:
-        args = arguments(contestant, setting, folder, **changes)
+        args = arguments(contestant, setting, folder)
         set_seed(args.seed)  # of the adapter's initial weights
         half = loads_half(args, "lora" if contestant.tuning == "lora" else "full")
         model = trainable(load(torch.bfloat16 if half else torch.float32), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
-        callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **inputs)
+        callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **texts, **given)
         if not method.negated:
             trainer.add_callback(callback)
         trainer.train()

@@ -93,13 +93,10 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
 
     say("[3/4] Unlearning the forget rows from the target: gradient difference, then NPO")
     for method, options in UNLEARNING.items():
+        model = load_model(str(output / "target"), torch.float32)
+        args = UnlearningArguments(str(output / f"unlearned-{method}"), seed=seed, **SHARED, **options)
         trainer = UnlearningTrainer(
-            load_model(str(output / "target"), torch.float32),
-            METHODS[method](),
-            UnlearningArguments(str(output / f"unlearned-{method}"), seed=seed, **SHARED, **options),
-            data.forget,
-            data.retain,
-            processing_class=tokenizer,
+            model, METHODS[method](), args, data.forget, data.retain, processing_class=tokenizer
         )
         trainer.train()
         trainer.save_model()

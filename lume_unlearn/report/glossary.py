@@ -1,5 +1,6 @@
 """Names of tasks and scores in the report and the model card; page.html.j2 explains them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 TASKS = {
@@ -41,12 +42,14 @@ def task_number(task: str) -> str:
     return TASKS[task].partition(":")[0]
 
 
+def _scores(task: str, metric: str, names: Mapping[str, str], good: str, name: str = "*") -> tuple[Score, ...]:
+    """Return a score for each of ``names``; its key and its text replace ``*`` in ``metric`` and ``name``."""
+    return tuple(Score(task, metric.replace("*", key), name.replace("*", text), good) for key, text in names.items())
+
+
 def _four(task: str) -> tuple[Score, ...]:
-    return tuple(
-        Score(task, f"{side}_{kind}", f"{side}: {words}", good)
-        for side, good in GOOD.items()
-        for kind, words in KINDS.items()
-    )
+    forget, retain = (_scores(task, f"{side}_*", KINDS, good, f"{side}: *") for side, good in GOOD.items())
+    return (*forget, *retain)
 
 
 LEADERBOARD = (
@@ -58,11 +61,11 @@ LEADERBOARD = (
     *_four("lume_score"),
 )
 TWELVE = {title: _four(task) for task, title in TASKS.items()}
-AUCS = tuple(Score("lume_mia", f"{attack}_auc", f"{name} AUC", "0.5") for attack, name in ATTACKS.items())
+AUCS = _scores("lume_mia", "*_auc", ATTACKS, "0.5", "* AUC")
 MEMBERS = Score("lume_mia", "members_unlearned", "members among forget rows", "1")
 CAUGHT = {
-    percent: tuple(Score("lume_mia", f"{attack}_tpr_at_{percent}", name, chance) for attack, name in ATTACKS.items())
-    for percent, chance in ((1, "0.01"), (5, "0.05"))
+    1: _scores("lume_mia", "*_tpr_at_1", ATTACKS, "0.01"),
+    5: _scores("lume_mia", "*_tpr_at_5", ATTACKS, "0.05"),
 }
 MEMORISATION = {
     side: tuple(
@@ -73,10 +76,7 @@ MEMORISATION = {
     for side, good in GOOD.items()
 }
 PERSONAL_DATA = {
-    side: {
-        words: tuple(Score("lume_pii", f"{side}_{field}_{match}", name, good) for field, name in FIELDS.items())
-        for match, words in MATCHES.items()
-    }
+    side: {words: _scores("lume_pii", f"{side}_*_{match}", FIELDS, good) for match, words in MATCHES.items()}
     for side, good in GOOD.items()
 }
 REFERENCE = (

@@ -8,7 +8,7 @@ import base64
 import io
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -34,6 +34,7 @@ STYLE: Any = {
 }
 OVER_TRAINING = [score for score in LEADERBOARD if score.name not in ("final score", "MIA score", "MMLU")]
 FILLS: dict[str, Any] = {"regurgitation": "full", "knowledge": "none"}
+Lines: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 LONGEST_NAME = 44  # characters of a model's name in a figure
 
 
@@ -94,25 +95,18 @@ def _score(model: Model, task: str, metric: str) -> float:
 
 def over_training(run: Run, number: int) -> Picture | None:
     """Draw the overall scores of a run over its optimiser steps; None if it has none of them."""
-    lines = {}
-    for score in OVER_TRAINING:
-        points = [(step, _score(model, score.task, score.metric)) for step, model in run.points]
-        if not all(math.isnan(value) for _, value in points):
-            lines[score.name] = points
-    title = f"{_label(run.name)} over training"
-    return over_epochs(lines, f"training{number}", title, "score", along="optimiser step") if lines else None
+    lines = {
+        score.name: [(step, _score(model, score.task, score.metric)) for step, model in run.points]
+        for score in OVER_TRAINING
+    }
+    return over_epochs(lines, f"training{number}", f"{_label(run.name)} over training", "score", along="optimiser step")
 
 
 @mpl.rc_context(STYLE)
 def over_epochs(
-    lines: Mapping[str, Sequence[tuple[float, float]]],
-    file: str,
-    title: str,
-    label: str,
-    goal: float | None = None,
-    along: str = "epoch",
-) -> Picture:
-    """Draw numbers over the epochs of training.
+    lines: Lines, file: str, title: str, label: str, goal: float | None = None, along: str = "epoch"
+) -> Picture | None:
+    """Draw numbers over the epochs of training; None if there are no numbers.
 
     Args:
         lines: name of each line -> its (epoch, value) in order; NaN leaves a gap.
@@ -122,6 +116,9 @@ def over_epochs(
         goal: the retrained model's number, a dotted line.
         along: label of the horizontal axis.
     """
+    lines = {name: points for name, points in lines.items() if not all(math.isnan(value) for _, value in points)}
+    if not lines:
+        return None
     figure, axes = _figure(title, len(lines) + 1)
     for place, (name, points) in enumerate(lines.items()):
         axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=_label(name), clip_on=False, **_look(place))

@@ -91,9 +91,8 @@ def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Pi
 
 
 def _pieces(words: list[str], marked: set[int], shown: Shown) -> list[Piece]:
-    pieces = []
-    for mark, places in groupby(range(min(len(words), LONGEST)), key=lambda place: place in marked):
-        pieces.append(("".join(redact(words[place], shown) for place in places), mark))
+    runs = groupby(range(min(len(words), LONGEST)), key=lambda place: place in marked)
+    pieces = [("".join(redact(words[place], shown) for place in places), mark) for mark, places in runs]
     return pieces + ([(" …", False)] if len(words) > LONGEST else [])
 
 

@@ -1,8 +1,6 @@
 """Read results files of the harness, and find out which of them belong to one model or one training run."""
 
-import json
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lume_tasks.data.published import DIGEST
 from lume_tasks.data.rows import ROW_TASKS
-from lume_tasks.errors import DataError, first_line
+from lume_tasks.errors import DataError
 from lume_tasks.metrics.unlearning import RowScores
 from lume_tasks.tasks.results import numbers, read_results, read_samples, row_scores, samples_file
 
@@ -19,8 +17,6 @@ Sample = dict[str, Any]
 
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
 _CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
-ATTACK = {"loss_auc": "lume_mia loss_auc"}
-"""Name of the attack's AUC in ``audit.json`` to its task and metric in results."""
 _LOCATIONS = ("pretrained", "peft", "path", "model")
 
 
@@ -133,31 +129,6 @@ def read_models(paths: Iterable[str]) -> list[Model]:
     return models
 
 
-def read_audits(paths: Iterable[str], models: Sequence[Model], split: str) -> dict[str, dict[str, dict[str, float]]]:
-    """Read files ``audit.json`` of `lume-unlearn audit`: path of the model -> audit -> its numbers.
-
-    Raises:
-        DataError: a file is none, or is of none of the models, of another split, or of the same model as another file.
-    """
-    found: dict[str, dict[str, dict[str, float]]] = {}
-    by_path = {os.path.abspath(model.path): model.path for model in models}
-    for path in paths:
-        try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
-            audits = {name: {ATTACK.get(key, key): one[key] for key in one} for name, one in content["audits"].items()}
-            audited, audited_split = content["model"], content["split"]
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"--audits {path}: not an audit.json of this version ({first_line(error)})") from error
-        model = by_path.get(os.path.abspath(audited))
-        if model is None or model in found:
-            fault = "two files are of this model; give one" if model else "none of the results are of it; give them too"
-            raise DataError(f"--audits {path}: is of model {audited}, but {fault}")
-        if audited_split != split:
-            raise DataError(f"--audits {path}: is of split {audited_split}, --retrained of {split}; use the same split")
-        found[model] = audits
-    return found
-
-
 def _read_evaluation(path: Path) -> Evaluation:
     content = read_results(path)
     scores = {
@@ -215,11 +186,10 @@ def comparability(models: Sequence[Model]) -> list[str]:
     """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
     values = {"The rows are of different splits": {model.name: model.evaluations[0].split for model in models}}
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
-        evaluations = {model.name: model.evaluation(task) for model in models}
         values[f"{task} was scored in different versions or on different rows"] = {
-            name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
-            for name, one in evaluations.items()
-            if one
+            m.name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"
+            for m in models
+            if (one := m.evaluation(task))
         }
     faults = []
     for what, described in values.items():

@@ -3,7 +3,6 @@
 import json
 import shlex
 from pathlib import Path
-from typing import Any
 
 from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.data.source import load_data
@@ -33,22 +32,19 @@ def scoring_command(
         chat: questions went through the chat template.
         trust_remote_code: run code that a hub model brings along.
     """
-    arguments = f"pretrained={model},peft=" if adapter else "pretrained="
-    arguments += f"{output},trust_remote_code=True" if trust_remote_code else output
-    tasks, metadata = "lume", dict[str, Any]()
+    arguments = f"pretrained={model},peft={output}" if adapter else f"pretrained={output}"
+    arguments += ",trust_remote_code=True" if trust_remote_code else ""
+    tasks, named = "lume", data
     if directory is None:
-        metadata["lume_data_dir"] = "FOLDER OF forget.jsonl AND retain.jsonl"
+        named = data or "FOLDER OF forget.jsonl AND retain.jsonl"
     else:
         found = tasks_for(load_data(directory, split))
         # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
         lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
         tasks = "lume" if lume else ",".join(found)
-    if data:
-        metadata["lume_data_dir"] = data
-    if split != "all":
-        metadata["lume_split"] = split
-    if not chat:
-        metadata["lume_chat"] = False
+    given = {"lume_data_dir": named or None, "lume_split": split, "lume_chat": chat}
+    default = {"lume_data_dir": None, "lume_split": "all", "lume_chat": True}
+    metadata = {name: value for name, value in given.items() if value != default[name]}
     words = ["lm_eval", "--model", "lume-hf", "--model_args", arguments, "--tasks", tasks, "--batch_size", "64"]
     words += ["--metadata", json.dumps(metadata, ensure_ascii=False)] if metadata else []
     return shlex.join([*words, "--output_path", "results", "--log_samples"])

@@ -3,11 +3,14 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from torch.utils import collect_env
 
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
@@ -24,6 +27,8 @@ ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 MEAN = "mean of the task scores"
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
+_environment = cache(collect_env.get_pretty_env_info)
+"""Describes the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -103,6 +108,8 @@ def score(
         ConfigError: there is no such task, or ``data`` is none of the above.
         DataError: the data has faults, has nothing for a task, or does not fit the model.
     """
+    from lume_tasks.models.hf import LumeHF
+
     data = as_data(data, split)
     tasks = tasks_for(data) if tasks is None else list(tasks)
     changed = {"lume_gen_kwargs": True} if gen_kwargs else {}  # else the tasks refuse another generation
@@ -110,12 +117,17 @@ def score(
     options: dict[str, Any] = NO_SEEDS | ({} if seed is None else {"torch_random_seed": seed})
     if gen_kwargs:
         options["gen_kwargs"] = dict(gen_kwargs)
-    with ExitStack() as stack:
-        stack.enter_context(evaluating(model))
+    wrapped = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
+    with (
+        evaluating(model),
+        # That the model is not given by name is intended.
+        without_messages("lm_eval.models.huggingface", *wrapped),
         # The results name what a final score lacks, and that options of generation were changed is intended.
-        stack.enter_context(without_messages("lume_tasks", "lume_score: no final score"))
-        stack.enter_context(without_messages("lm_eval.evaluator", "generation_kwargs: "))
-        results = evaluate(_wrap(model, tokenizer, batch_size), tasks, manager, limit=limit, **options)
+        without_messages("lume_tasks", "lume_score: no final score"),
+        without_messages("lm_eval.evaluator", "generation_kwargs: "),
+    ):
+        lm = LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
+        results = evaluate(lm, tasks, manager, limit=limit, **options)
     samples = results["samples"] if log_samples else results.pop("samples")
     own = [sample for task in ROW_TASKS for sample in samples.get(task, [])]
     answers = {sample["doc"]["id"]: sample["filtered_resps"][0] for sample in own}
@@ -171,16 +183,14 @@ def memorization_tasks(data: Data) -> list[str]:
     return [task.replace("lume_", "lume_memorization_") for task in tasks_for(data) if task in ROW_TASKS]
 
 
-def check_tasks(
-    tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True, metadata: Mapping[str, Any] | None = None
-) -> None:
+def check_tasks(tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True) -> None:
     """Load tasks without scoring, so that what cannot be scored is found before a training; see `score`.
 
     Raises:
         ConfigError: there is no such task.
         DataError: the data has nothing for a task, or its documents do not fit the tokenizer.
     """
-    task_manager(tokenizer, data, tasks, chat, metadata).load(list(tasks))
+    task_manager(tokenizer, data, tasks, chat).load(list(tasks))
 
 
 def task_manager(
@@ -208,36 +218,14 @@ def task_manager(
 def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dict[str, Any]:
     """Call the harness's `simple_evaluate`, with samples and without bootstrap of its own."""
     from lm_eval import evaluator
-    from torch.utils import collect_env
 
+    options |= {"tasks": list(tasks), "task_manager": manager, "bootstrap_iters": 0, "log_samples": True}
     with (
-        replaced(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
-        replaced(collect_env, "get_pretty_env_info", environment),
+        patch.object(evaluator, "get_git_commit_hash", lambda: None),  # outside a repository git prints an error
+        patch.object(collect_env, "get_pretty_env_info", _environment),
     ):
-        results = evaluator.simple_evaluate(
-            model=lm, tasks=list(tasks), task_manager=manager, bootstrap_iters=0, log_samples=True, **options
-        )
-    assert results is not None, "one process only"
+        results: Any = evaluator.simple_evaluate(lm, **options)
     return dict(results)
-
-
-@cache
-def environment() -> str:
-    """Describe the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
-    from torch.utils import collect_env
-
-    return str(collect_env.pretty_str(collect_env.get_env_info()))  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def replaced(module: Any, name: str, function: Any) -> Iterator[None]:
-    """Replace a function of a module within the block."""
-    original = getattr(module, name)
-    setattr(module, name, function)
-    try:
-        yield
-    finally:
-        setattr(module, name, original)
 
 
 def save_results(scores: Scores, output: Path, name: str) -> None:
@@ -258,16 +246,6 @@ def save_results(scores: Scores, output: Path, name: str) -> None:
     tracker.save_results_aggregated(results, samples)
     for task in results["configs"]:
         tracker.save_results_samples(task, samples[task])
-
-
-def _wrap(model: Any, tokenizer: Any, batch_size: int) -> Any:
-    """Return a model as an LM of the harness, as ``--model lume-hf``."""
-    from lume_tasks.models.hf import LumeHF
-
-    # The harness warns that the model is not given by name, which is intended here.
-    warnings = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
-    with without_messages("lm_eval.models.huggingface", *warnings):
-        return LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
 
 
 def _row_scores(samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, dict[str, float]]:

@@ -12,7 +12,7 @@ import pytest
 from lm_eval.__main__ import cli_evaluate
 from transformers import TrainingArguments
 
-from lume_unlearn.cli.main import COMMANDS
+from lume_unlearn.cli import COMMANDS
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.scoring.command import scoring_command
 from lume_unlearn.training.arguments import UnlearningArguments

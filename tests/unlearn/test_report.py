@@ -1,6 +1,5 @@
 """The page: what it shows, what it hides, its figures, and what hostile text cannot make it do."""
 
-import json
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -180,41 +179,11 @@ def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_path: Path) -> None:
-    def numbers(forget: float, auc: float) -> dict[str, float]:
-        return {"lume_task1 forget_knowledge": forget, "loss_auc": auc}
-
-    goal, one, two = (
-        known([score] * 4, 1.0, write_results, name)
-        for name, score in (("retrained", 0.0), ("one", 0.25), ("two", 0.5))
-    )
-    audits = {"plain": numbers(0.5, 0.5), "8-bit": numbers(0.25, 0.5), "repair": numbers(0.5, 0.75)}
-    audits["prefix"] = {"lume_task1 forget_knowledge": 1.0}  # no AUC: not comparable
-    file = tmp_path / "audit.json"
-    options: dict[str, Any] = {"output": tmp_path / "page.html", "audits": [str(file)]}
-    good = {"model": "/m/one", "split": "all", "audits": audits}
-    file.write_text(json.dumps(good))
-    write_report([str(one), str(two)], retrained=str(goal), **options)
-    text = Outline(options["output"].read_text()).text
-    assert "0.375repair; before: 0.250" in text
-    assert "-no audit" in text
-    for fault, content, retrained in (
-        ("only with --retrained", good, None),
-        ("is of model /m/three, but none of the results are of it", good | {"model": "/m/three"}, goal),
-        ("is of split train, --retrained of all", good | {"split": "train"}, goal),
-        ("not an audit.json of this version", {"plain": {}}, goal),
-    ):
-        file.write_text(json.dumps(content))
-        with pytest.raises(DataError, match=fault):
-            write_report([str(one)], retrained=retrained and str(retrained), **options)
-
-
-@pytest.mark.usefixtures("undrawn")
 def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
     bare = Outline(page_of(write_results("/m/a", {"lume_score": {"final_score": 0.5, "missing": "lume_mmlu"}}))).text
     for command in ("--tasks lume_task1,", "--tasks lume_mia --log_samples", "--model lume-hf", "--tasks lume_pii"):
         assert command in bare
-    assert "--evaluate_every epoch" in bare
+    assert "--eval_strategy epoch" in bare
     assert "No final score of a: these tasks were not scored in full or have no value: lume_mmlu." in bare
     samples = {"lume_mia": mia_samples([1.0], [2.0]), "lume_task1": [scored_sample(0, "sc", 0.0, "x")]}
     whole = Outline(page_of(*(write_results(f"/m/run/checkpoint-{i}", full(0.5), samples) for i in (1, 2)))).text
