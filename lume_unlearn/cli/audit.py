@@ -12,8 +12,12 @@ TEXTS = {
     "model": "Model to audit: a folder or a hub name.",
     "output": "Folder for audit.json, and for the verdict if --before is given.",
     "peft": "Adapter on the model, if the unlearned model is one.",
-    "before": "Model before unlearning. With it the audit ends in a verdict: gone, not gone, or cannot be told (exit "
-    "status 0, 1, 3), in verdict.json and verdict.html.",
+    "before": "Model before unlearning. With it the audit ends in a verdict, in verdict.json and verdict.html: gone "
+    "(exit status 0; 4 if the rest is damaged), not gone (1), or cannot be told (3).",
+    "control": "Model that never saw the forget rows, such as the one before fine-tuning: what it gives away as well is "
+    "no evidence.",
+    "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
+    "controls": "Invented persons that the swap test compares each person with (default: 99).",
     "require": 'Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9"; '
     "verdict.json lists the numbers.",
     "tasks": "Further tasks of the harness, separated by commas, scored before and after.",
@@ -52,7 +56,9 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
 
-    given = [f"--{name}" for name in ("require", "tasks", "forgotten", "show_pii") if options.get(name)]
+    given = [
+        f"--{name}" for name in ("control", "keep", "require", "tasks", "forgotten", "show_pii") if options.get(name)
+    ]
     if given and "before" not in options:
         raise ConfigError(f"{', '.join(given)}: only with --before, which asks for a verdict")
     if options.get("top_p", 1) > 1:
@@ -86,30 +92,33 @@ def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
 
 
 def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
-    """Load both models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
+    """Load the models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
     from lume_unlearn.audit.probes import write_audit
-    from lume_unlearn.audit.verdict import measure, verdict, wanted_probes
+    from lume_unlearn.audit.verdict import in_parts, measure, verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows
     from lume_unlearn.scoring.score import check_tasks
 
-    show_pii, before = options.pop("show_pii", False), options.pop("before")
+    show_pii = options.pop("show_pii", False)
+    others = take(options, ("before", "control"))
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
     options["probes"] = wanted_probes(data, options.get("probes"), require, options)
     loading = take(options, LOADING)
     model, tokenizer, device = _load(**loading)
     check_tasks(tokenizer, data, tasks)
-    target, own, _ = _load(**(loading | {"model": before, "peft": None}))
-    scoring = {key: options[key] for key in ("chat", "batch_size") if key in options}
-    known = measure(target.to(device), own, data, tasks=tasks, **scoring)
-    del target  # one model at a time on the device
+    data = in_parts(data, tokenizer)
+    scoring = {key: options[key] for key in ("chat", "batch_size", "controls") if key in options}
+    for role, folder in others.items():
+        other, own, _ = _load(**(loading | {"model": folder, "peft": None}))
+        others[role] = measure(other.to(device), own, data, tasks=tasks, **scoring)
+        del other  # one model at a time on the device
     name = loading.get("peft") or loading["model"]
     found = verdict(
         model.to(device),
         tokenizer,
         **vars(data),
-        before=known,
+        **others,
         tasks=tasks,
         require=require,
         forgotten=forgotten,

@@ -38,10 +38,10 @@ KINDS: dict[str, Any] = {
     "rows": Literal["all", "retain"],
     **dict.fromkeys(("chat", "resume", "show_pii", "trust_remote_code"), bool),
     **dict.fromkeys(("limit", "seed"), NonNegativeInt),
-    **dict.fromkeys(("batch_size", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
+    **dict.fromkeys(("batch_size", "controls", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
     **dict.fromkeys(("relearn_epochs", "relearn_rows"), PositiveInt),
     **dict.fromkeys(("relearn_rate", "temperature", "top_p"), PositiveFloat),
-    **dict.fromkeys(("lora_dropout", "until"), Share),
+    **dict.fromkeys(("keep", "lora_dropout", "until"), Share),
 }
 """Types of the options of `add_texts`, where they are not text."""
 SHARED = {
