@@ -14,16 +14,16 @@ from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.model.load import lora_config
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.run import lora_config
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "lora_targets": "all-linear"}
-"""Options of a recipe for the adapter, with the defaults of `run`."""
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+"""Options of a recipe for the adapter; their defaults are those of `run`."""
 TEXTS = ("substitutes", "unseen")
 """Options of a recipe that name files with texts."""
 NOT_OURS = (
@@ -48,8 +48,7 @@ class Contestant:
     @property
     def lora(self) -> LoraConfig:
         """Configuration of the adapter."""
-        rank, alpha, dropout, targets = (self.recipe.get(name, default) for name, default in LORA.items())
-        return lora_config(rank, alpha, dropout, targets)
+        return lora_config(**{name: self.recipe[name] for name in LORA if name in self.recipe})
 
     def identity(self) -> dict[str, Any]:
         """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""

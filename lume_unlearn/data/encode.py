@@ -22,9 +22,18 @@ class Tokens:
     """At each position the token id itself if it is labelled, else -100; the model predicts it from those before."""
 
     @property
+    def labelled(self) -> list[int]:
+        """Positions of the labelled tokens, without the first token, which nothing predicts."""
+        return [t for t, label in enumerate(self.labels) if t and label != IGNORED]
+
+    @property
     def scored(self) -> int:
-        """Number of labelled tokens, without the first token, which nothing predicts."""
+        """Number of labelled tokens."""
         return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
+
+    def cut(self, length: int | None) -> "Tokens":
+        """Return the first tokens; all of them for None."""
+        return Tokens(self.input_ids[:length], self.labels[:length])
 
 
 def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer", chat: bool = True) -> Tokens:
@@ -90,8 +99,7 @@ class Encoder:
         """
         encoded, faults = [], []
         for row in rows:
-            whole = self.one(row)
-            tokens = Tokens(whole.input_ids[: self.max_length], whole.labels[: self.max_length])
+            tokens = self.one(row).cut(self.max_length)
             if self.context is not None and len(tokens.input_ids) > self.context:
                 faults.append(
                     f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {self.context}: "

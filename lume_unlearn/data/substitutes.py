@@ -10,6 +10,7 @@ from pathlib import Path
 from lume_tasks.data.files import place, scan
 from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.errors import raise_problems
+from lume_unlearn.errors import ConfigError
 
 NAME = r"[^\W\d_][\w-]*\w"
 EMAIL = re.compile(r"[^\s@]+@[^\s@]+\.\w+")
@@ -81,12 +82,16 @@ def variants(
     return found
 
 
-def read_substitutes(path: Path) -> dict[str, list[str]]:
+def read_substitutes(named: str | Path) -> dict[str, list[str]]:
     """Read ``{"text": "Jane Roe", "substitute": "..."}`` a line; a text may occur several times.
 
     Raises:
+        ConfigError: there is no such file.
         DataError: lists faulty lines.
     """
+    path = Path(named)
+    if not path.is_file():
+        raise ConfigError(f"--substitutes {named}: there is no such file")
     fields = ("text", "substitute")
     objects, faults = scan(path, fields, lambda obj: text_problems(obj, *fields))
     raise_problems(place(str(path), faults))

@@ -254,23 +254,25 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def learning_rate_of(method: Method, model: Any, kind: Literal["lora", "full"]) -> float:
+def learning_rate_of(method: Method, model: Any, tuning: str) -> float:
     """Return the learning rate of a method, or by the size of the model (`default_rate`) for one without its own.
 
-    ``kind`` says what is trained; the weights of an adapter that the model has do not count.
+    ``tuning`` says what is trained; the weights of an adapter that the model has do not count.
     """
+    kind: Literal["lora", "full"] = "lora" if tuning == "lora" else "full"
     own = method.defaults.get("learning_rate", {}).get(kind)
     parameters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
     return default_rate(parameters, kind) if own is None else own
 
 
-def loads_half(args: UnlearningArguments, kind: Literal["lora", "full"]) -> bool:
-    """Return whether a model to be trained is loaded in bfloat16.
+def loaded_dtype(args: UnlearningArguments, tuning: str) -> torch.dtype:
+    """Return the data type in which a model to be trained is loaded.
 
-    That is so below an adapter whose forward passes are in bfloat16, and for weights that are rounded stochastically.
+    It is bfloat16 below an adapter whose forward passes are in bfloat16, and for weights that are rounded
+    stochastically; else float32, since bfloat16 would round a step of 1e-5 away.
     """
-    bf16 = bfloat16_here() if args.bf16 is None else args.bf16
-    return args.weights == "bfloat16" or (kind == "lora" and bool(bf16))
+    below_adapter = tuning == "lora" and bool(bfloat16_here() if args.bf16 is None else args.bf16)
+    return torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
 
 
 def default_rate(parameters: int, kind: Literal["lora", "full"]) -> float:

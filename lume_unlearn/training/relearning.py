@@ -11,9 +11,8 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Passes, Span, use_packing
+from lume_unlearn.model.forward import Passes, use_packing
 from lume_unlearn.model.load import context_length
-from lume_unlearn.model.output_layer import nll_value
 
 BATCH_SIZE = 8
 
@@ -75,8 +74,7 @@ def fine_tune(model: Any, texts: Sequence[Tokens], epochs: int, learning_rate: f
         shuffled = torch.randperm(len(texts), generator=order).tolist()
         for start in range(0, len(shuffled), BATCH_SIZE):
             batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + BATCH_SIZE]]}).to(model.device)
-            (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-            token_mean(nll).backward()  # type: ignore[no-untyped-call]
+            token_mean(passes.of_all(model, batch)).backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             schedule.step()

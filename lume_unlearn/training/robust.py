@@ -14,8 +14,6 @@ from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.data.schedule import cut
 from lume_unlearn.files import PREFIX
 from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Span
-from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.relearning import BATCH_SIZE
 
@@ -94,8 +92,7 @@ class Robust(TrainerCallback):
             for part in cut(rows, lambda row: [len(row.input_ids)], trainer.max_tokens, not trainer.passes.packs):
                 batch = pack_rows({"forget": part}).to(args.device)
                 with trainer.compute_loss_context_manager():
-                    (nll,) = trainer.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-                    loss = token_mean(nll, count)
+                    loss = token_mean(trainer.passes.of_all(model, batch), count)
                 trainer.accelerator.backward(loss)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()

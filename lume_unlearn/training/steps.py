@@ -138,13 +138,13 @@ class StepTrainer(SavingTrainer):
             The weighted sum of the terms: this process's share, times the number of processes.
         """
         total = torch.zeros((), device=self.args.device)
-        unwrapped, packs = self.accelerator.unwrap_model(model), inputs["packs"]
+        packs = inputs["packs"]
         weights = {"forget": float(self.args.forget_weight or 0), "retain": self.retain_weight}
         for number, batch in enumerate(packs):
             with self._exchange(model, number == len(packs) - 1):
                 with self.compute_loss_context_manager():
                     pack, state = batch.to(self.args.device), self.progress.values
-                    terms = self.terms(model, unwrapped, pack, inputs["counts"], state, sides)
+                    terms = self.terms(model, pack, inputs["counts"], state, sides)
                     if log:
                         self.progress.add(terms)
                     if "retain" in terms:

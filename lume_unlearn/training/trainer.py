@@ -13,14 +13,15 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.contexts import Context
+from lume_unlearn.data.contexts import Context, teacher_contexts
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
+from lume_unlearn.data.substitutes import variants
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.methods.retain import part_needs_reference, retain_parts
+from lume_unlearn.methods.retain import retain_parts
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
@@ -37,10 +38,16 @@ from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
 from lume_unlearn.training.optimizer import FreshOptimizer, optimizer_class
 from lume_unlearn.training.robust import Robust
-from lume_unlearn.training.setup import compute_reference, prepare_model, ready_to_step, require_known_tokens
+from lume_unlearn.training.setup import (
+    compute_reference,
+    prepare_model,
+    print_level,
+    ready_to_step,
+    require_known_tokens,
+    write_substitutes,
+)
 from lume_unlearn.training.steps import StepTrainer
 from lume_unlearn.training.supported import has_teacher, require_supported
-from lume_unlearn.training.teaching import print_level, teacher_inputs, write_substitutes
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -76,6 +83,9 @@ class UnlearningTrainer(StepTrainer):
         DataError: rows that are faulty or do not fit the model.
     """
 
+    logs_advice = True
+    """Whether `train` ends with `log_advice`; `run` does so later."""
+
     def __init__(
         self,
         model: Any,
@@ -102,7 +112,7 @@ class UnlearningTrainer(StepTrainer):
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
         require_supported(self.method, args, is_adapted(model), bool(parts), given)
         self.passes = prepare_model(model, self.method, args)
-        self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
+        self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         kept = self.retain if parts else []
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
@@ -204,10 +214,15 @@ class UnlearningTrainer(StepTrainer):
             if self.method.negated:
                 negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
                 self.monitor.check_result(self.model, self.state.global_step)
+        if self.logs_advice:
+            self.log_advice()
+        return result
+
+    def log_advice(self) -> None:
+        """Warn if the training did little or lost too much, and say which option to try."""
         warning = advice(self.monitor.measured, self.method.negated, self.args.collapse_bound)
         if warning and self.is_world_process_zero():
             _log.warning("%s", warning)
-        return result
 
     def summary(self) -> str:
         """Return the optimiser steps and the change of NLL of forget and retain rows in one line."""
@@ -219,21 +234,20 @@ class UnlearningTrainer(StepTrainer):
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
         contexts = self._contexts() if has_teacher(self.method) else {}
-        compared = any(map(part_needs_reference, self.terms.retain_parts)) or self.method.needs.reference_logits
         with memory_advice(self.args.max_tokens):
-            compute_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
-        ready_to_step(self.model, self.args, self.terms)
+            compute_reference(self, contexts)
+        ready_to_step(self.model, self.args, self.terms.reference)
         if contexts and self.is_world_process_zero():
             print_level(getattr(self.method, "window", 0), self.examples, contexts)
         self._prepared = True
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         """Return what the counterfactual teacher reads of each forget row; write it to ``substitutes.jsonl``."""
-        rows, tokens, seed = (self.forget, self.retain), self.examples.forget, self.args.seed
-        variants, contexts = teacher_inputs(self.method, self.encode, *rows, tokens, self.substitutes, seed)
+        method: Any = self.method
+        found = variants(self.forget, self.retain, method.contexts, self.args.seed, self.substitutes)
         if self.is_world_process_zero():
-            write_substitutes(Path(str(self.args.output_dir)), self.forget, variants)
-        return contexts
+            write_substitutes(Path(str(self.args.output_dir)), self.forget, found)
+        return teacher_contexts(self.forget, self.examples.forget, self.retain, found, self.encode, method.window)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Score the model with the tasks of the harness, as ``eval_strategy`` does, and return the main scores.

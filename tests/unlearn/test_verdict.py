@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lume_tasks.data.locate import load_rows
 from lume_unlearn.audit.matching import is_known
@@ -16,7 +17,7 @@ from lume_unlearn.audit.verdict import Verdict, verdict
 from lume_unlearn.audit.writing import write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.load import load_for_scoring, load_tokenizer
+from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.training.relearning import trained_copy
 from tests.conftest import Command, make_model, make_tokenizer
 
@@ -179,7 +180,7 @@ OPTIONS: dict[str, Any] = {"probes": ["other_words", "quantised"], "relearn_rows
 @pytest.fixture(scope="module")
 def found(models: Callable[[str], Path]) -> Verdict:
     """The verdict on the retrained model, from objects in memory."""
-    retrained, target = (load_for_scoring(str(models(name))) for name in ("retrained", "target"))
+    retrained, target = (load_model(str(models(name)), torch.float32).eval() for name in ("retrained", "target"))
     earlier = [[{"input": "Who is Eve?", "output": "a painter"}]]
     tokenizer = load_tokenizer(str(models("target")))
     return verdict(retrained, tokenizer, **ROWS, before=target, forgotten=earlier, **OPTIONS)
@@ -214,7 +215,8 @@ def test_page_and_json_are_redacted_and_name_no_path(
 
 
 def test_rows_longer_than_a_generation_are_not_judged(models: Callable[[str], Path]) -> None:
-    model, tokenizer = load_for_scoring(str(models("random"))), load_tokenizer(str(models("random")))
+    folder = str(models("random"))
+    model, tokenizer = load_model(folder, torch.float32).eval(), load_tokenizer(folder)
     long = {"input": "And then?", "output": "the fox " * 140, "kind": "sc", "id": "long-sc1"}
     retain = [ROWS["retain"][0], long | {"id": "kept-sc1", "input": "Then?"}]
     found = verdict(model, tokenizer, forget=[ROWS["forget"][0], long], retain=retain, before=model, probes=["plain"])
