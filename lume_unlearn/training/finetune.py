@@ -65,9 +65,7 @@ class FinetuneTrainer(UnlearningTrainer):
         self.remove_callback(self.monitor)  # its warnings are about unlearning
         # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")
-        outputs = encode([row for row in texts if row.task])
-        self.memorised = Memorised(until, self.max_tokens, self.args.seed)
-        self.memorised.watch(self.passes, outputs, self.steps_per_epoch)
+        self.memorised = Memorised(self, until, encode([row for row in texts if row.task]))
         self.add_callback(self.memorised)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

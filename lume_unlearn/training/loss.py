@@ -105,8 +105,7 @@ class LossTerms:
         reference = none
         if side in self.method.needs.reference_nll or (self.method.needs.teacher and side == "forget"):
             # without a teacher, the level of every token is 0 before the shift
-            reference = (
-                batch.reference[tokens] if len(batch.reference) else torch.zeros_like(batch.rows[tokens]).float()
-            )
+            known = batch.reference
+            reference = known[tokens] if len(known) else known.new_zeros(tokens.stop - tokens.start)
         count = rows.stop - rows.start
         return Rows(none if values is None else values, batch.rows[tokens] - rows.start, count, reference)

@@ -71,19 +71,16 @@ class Robust(TrainerCallback):
     def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
         """Return a random share of the way that relearning leads."""
         args, step = self.trainer.args, self.trainer.state.global_step
+        seed = args.seed * 1_000_003 + step
         if self.delta is None or step % args.path_every == 0:
-            self.delta = self._relearned(model, weights)
-        share = FURTHEST * float(torch.rand((), generator=self._generator()))
+            self.delta = self._relearned(model, weights, torch.Generator().manual_seed(seed))
+        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
         return [None if d is None else share * d for d in self.delta]
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.trainer.args.seed * 1_000_003 + self.trainer.state.global_step)
-
-    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
-        """Return the change of the weights in a few steps as those of `fine_tune` (`relearning`); change nothing."""
+    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter], generator: torch.Generator) -> Gradients:
+        """Return the change of the weights in a few steps as those of `relearning.trained_copy`; change nothing."""
         trainer, args = self.trainer, self.trainer.args
         start = [weight.detach().clone() for weight in weights]
-        generator = self._generator()
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
         for _ in range(args.path_steps):
             chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()

@@ -3,11 +3,13 @@
 import os
 from typing import Any
 
+from accelerate.utils import parse_flag_from_env
+
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.methods.base import Method
 from lume_unlearn.model.masters import require_grad_dtype
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.distributed import by_deepspeed, is_true, processes, sharded
+from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
 
 
 def require_supported(
@@ -95,7 +97,7 @@ def _require_launch(method: Method, args: UnlearningArguments, adapted: bool) ->
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
         faults.append(f"accelerate's mixed_precision {precision}: set it to no and choose by --bf16")
-    if is_true("ACCELERATE_USE_FSDP") and is_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    if sharded() and not by_deepspeed() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         faults.append(
             "accelerate's fsdp_cpu_ram_efficient_loading true: set it to false; it loads the weights in one process "
             "only, but every process runs the whole model once, to try packing"

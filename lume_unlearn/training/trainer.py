@@ -117,7 +117,9 @@ class UnlearningTrainer(StepTrainer):
         kept = self.retain if parts else []
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
-        self.monitor = Monitor(self, self._monitored(args, earlier))
+        measured = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
+        few = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in measured.items()}
+        self.monitor = Monitor(self, few)
         require_known_tokens(model, chain(self.examples.all(), *self.monitor.rows.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
@@ -126,7 +128,9 @@ class UnlearningTrainer(StepTrainer):
         self.phases = self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        _for_trainer(args, bool(self.phases))
+        args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
+        args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
+        args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,
             args=args,
@@ -148,11 +152,6 @@ class UnlearningTrainer(StepTrainer):
         assert args.kl_weight is not None
         weighs = args.retain_weight or self.method.adapt or self.method.phases  # a weight that adapts may start at 0
         return retain_parts(args.retain_term, args.kl_weight) if weighs else {}
-
-    def _monitored(self, args: UnlearningArguments, forgotten: Sequence[Row]) -> dict[str, list[Tokens]]:
-        """Return the rows that the monitor measures, by side."""
-        sides = {"forget": self.forget, "retain": self.retain, "forgotten": forgotten}
-        return {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in sides.items()}
 
     def _phases(self, args: UnlearningArguments) -> list[list[list[Pair]]]:
         """Return the optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
@@ -269,11 +268,3 @@ class UnlearningTrainer(StepTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _for_trainer(args: UnlearningArguments, phases: bool) -> None:
-    """Set the arguments that Trainer's loop must read in another way than the user meant them."""
-    args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
-    args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
-    if phases:
-        args.num_train_epochs = 1  # all phases are one epoch
