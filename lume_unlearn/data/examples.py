@@ -1,7 +1,7 @@
 """The encoded rows of a training, and the packs of one optimiser step."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import chain
 from typing import Any
 
@@ -27,10 +27,11 @@ class Examples(Dataset[dict[str, Any]]):
     retain: Sequence[Tokens]
     alternative: Sequence[Tokens] = ()
     """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    _: KW_ONLY
+    ids: Mapping[str, Sequence[str]]
+    """Ids of the forget and of the retain rows, for messages."""
     reads_forget: bool = True
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
-    ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Ids of the forget and of the retain rows, for messages."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
     """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
@@ -45,18 +46,12 @@ class Examples(Dataset[dict[str, Any]]):
         packs = [self.pack(pairs) for pairs in step.micro_batches]
         counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
         tokens = torch.cat([pack.input_ids for pack in packs])
-        return {"packs": packs, "counts": TokenCounts(**counts), "ids": self.ids_of(step.pairs), "input_ids": tokens}
+        ids = [self.ids[side][i] for side in ("forget", "retain") for pair in step.pairs for i in getattr(pair, side)]
+        return {"packs": packs, "counts": TokenCounts(**counts), "ids": ids, "input_ids": tokens}
 
     def all(self) -> Iterator[Tokens]:
         """Yield the rows of all sides."""
         return chain(self.forget, self.retain, self.alternative)
-
-    def ids_of(self, pairs: Sequence[Pair]) -> list[str]:
-        """Return the ids of the rows of some pairs."""
-        if not self.ids:
-            return []
-        forget = [self.ids["forget"][index] for pair in pairs for index in pair.forget]
-        return forget + [self.ids["retain"][index] for pair in pairs for index in pair.retain]
 
     def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
         """Return the rows of some pairs, by side."""

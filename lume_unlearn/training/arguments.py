@@ -1,4 +1,6 @@
 """The arguments of a training: transformers' TrainingArguments, and those that unlearning adds."""
+# mypy: disable-error-code="assignment"
+# Options that a method fills in may be None here, which Trainer's own types do not allow.
 
 import copy
 import re
@@ -100,28 +102,28 @@ class UnlearningArguments(TrainingArguments):
 
     num_train_epochs: PositiveFloat | None = option(
         None, "Epochs: how often each forget row is used. Default: the method's."
-    )  # type: ignore[assignment]
-    per_device_train_batch_size: PositiveInt | None = option(  # type: ignore[assignment]
+    )
+    per_device_train_batch_size: PositiveInt | None = option(
         None, "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
     )
-    learning_rate: PositiveFloat | None = option(  # type: ignore[assignment]
+    learning_rate: PositiveFloat | None = option(
         None, "Peak learning rate. Default: the method's, or by the size of the model."
     )
-    warmup_steps: float | None = option(  # type: ignore[assignment]
+    warmup_steps: float | None = option(
         None, "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
     )
-    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")  # type: ignore[assignment]
+    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")
     max_grad_norm: NonNegativeFloat | None = option(
         None, "Gradient norm above which gradients are scaled down; 0: never."
-    )  # type: ignore[assignment]
-    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")  # type: ignore[assignment]
-    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")  # type: ignore[assignment]
-    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")  # type: ignore[assignment]
+    )
+    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")
+    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")
+    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     logging_steps: float = option(1, "Optimiser steps between two entries of the loss history.")
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool | None = False  # type: ignore[assignment]
+    remove_unused_columns: bool | None = False
     report_to: Any = option("none", "Where to report to: none, tensorboard, wandb, ...")
 
     retain_term: RetainTerm | None = option(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
@@ -193,20 +195,17 @@ class UnlearningArguments(TrainingArguments):
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
         reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-        raise_faults(
-            [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
-            + [
-                f"--{name} {getattr(self, name).value}: not supported, {why}"
-                for name, (pattern, why) in UNSUPPORTED_VALUES.items()
-                if re.search(pattern, str(getattr(self, name).value))
-            ]
-            + [
-                f"--report_to {name}: not known or not installed; choose from none, all, {', '.join(reporters)}"
-                for name in self.report_to
-                if name not in reporters
-            ]
-            + ([f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else [])
-        )
+        faults = [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
+        for name, (pattern, why) in UNSUPPORTED_VALUES.items():
+            value = getattr(self, name).value
+            faults += [f"--{name} {value}: not supported, {why}"] * bool(re.search(pattern, value))
+        unknown = ", ".join(name for name in self.report_to if name not in reporters)
+        if unknown:
+            known = ", ".join(reporters)
+            faults.append(f"--report_to {unknown}: not known or not installed; choose from none, all, {known}")
+        if self.seed < 0:
+            faults.append(f"--seed {self.seed}: must be 0 or more")
+        raise_faults(faults)
         for name in later:
             setattr(self, name, None)
 

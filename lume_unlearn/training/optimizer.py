@@ -1,10 +1,8 @@
-"""The optimiser and the learning rate, where they are not Trainer's; methods with phases start both afresh in each."""
+"""The optimiser and the learning rate, where they are not Trainer's."""
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate
 from typing import Any
 
-from transformers import TrainerCallback
 from transformers.training_args import OptimizerNames
 
 from lume_unlearn.errors import ConfigError
@@ -34,19 +32,6 @@ def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | N
     if optim not in known:
         raise ConfigError(f"--optim {optim.value}: --weights bfloat16 needs one of {', '.join(n.value for n in known)}")
     return known[optim], {"lr": args.learning_rate, "bf16_stochastic_round": True}
-
-
-class FreshOptimizer(TrainerCallback):
-    """Clears the optimiser's state at the start of each phase."""
-
-    def __init__(self, lengths: Sequence[int]) -> None:
-        """``lengths``: optimiser steps of each phase."""
-        self.starts = {0, *accumulate(lengths)}
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, optimizer: Any = None, **kwargs: Any) -> None:
-        """Clear the state before the first step of a phase."""
-        if state.global_step in self.starts:
-            getattr(optimizer, "optimizer", optimizer).state.clear()
 
 
 def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:

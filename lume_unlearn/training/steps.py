@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -110,6 +111,8 @@ class StepTrainer(SavingTrainer):
             Diverged: the loss or a gradient is not finite; the weights are still those from before the step.
         """
         model.train()
+        if self.phases and self.state.global_step in {0, *accumulate(map(len, self.phases))}:
+            getattr(self.optimizer, "optimizer", self.optimizer).state.clear()  # each phase has a fresh optimiser
         total = self.robust.add_gradients(model, inputs) if self.robust else self.add_gradients(model, inputs)
         step = self.state.global_step + 1
         require_finite(model, total, step, inputs["ids"], float(self.args.learning_rate or 0))

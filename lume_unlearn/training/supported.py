@@ -97,7 +97,7 @@ def _require_launch(method: Method, args: UnlearningArguments, adapted: bool) ->
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
         faults.append(f"accelerate's mixed_precision {precision}: set it to no and choose by --bf16")
-    if sharded() and not by_deepspeed() and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         faults.append(
             "accelerate's fsdp_cpu_ram_efficient_loading true: set it to false; it loads the weights in one process "
             "only, but every process runs the whole model once, to try packing"

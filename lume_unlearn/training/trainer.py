@@ -36,7 +36,7 @@ from lume_unlearn.training.checkpoints import chosen_checkpoint
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
-from lume_unlearn.training.optimizer import FreshOptimizer, optimizer_class
+from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.robust import Robust
 from lume_unlearn.training.setup import (
     compute_reference,
@@ -119,7 +119,7 @@ class UnlearningTrainer(StepTrainer):
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         measured = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
         few = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in measured.items()}
-        self.monitor = Monitor(self, few)
+        self.monitor = Monitor(self, few, args.on_collapse)
         require_known_tokens(model, chain(self.examples.all(), *self.monitor.rows.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
@@ -171,7 +171,6 @@ class UnlearningTrainer(StepTrainer):
         self.throughput = Throughput()
         self.robust = None if args.robust == "none" else Robust(self)
         own: list[TrainerCallback] = [self.progress, self.throughput, self.record, self.monitor]
-        own += [FreshOptimizer([len(phase) for phase in self.phases])] if self.phases else []
         own += [self.robust] if self.robust else []
         if unseen is not None:
             texts = replace(self.encode, loss_on="text").some(unseen, LEVEL_TEXTS, args.seed)
