@@ -1,8 +1,7 @@
 """The encoded rows of a training, and the packs of one optimiser step."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
-from itertools import chain
 from typing import Any
 
 import torch
@@ -49,19 +48,18 @@ class Examples(Dataset[dict[str, Any]]):
         ids = [self.ids[side][i] for side in ("forget", "retain") for pair in step.pairs for i in getattr(pair, side)]
         return {"packs": packs, "counts": TokenCounts(**counts), "ids": ids, "input_ids": tokens}
 
-    def all(self) -> Iterator[Tokens]:
-        """Yield the rows of all sides."""
-        return chain(self.forget, self.retain, self.alternative)
+    @property
+    def sides(self) -> dict[Side, Sequence[Tokens]]:
+        """The rows that the model in training reads, by side."""
+        forget = self.forget if self.reads_forget else ()
+        return {"forget": forget, "alternative": self.alternative, "retain": self.retain}
 
     def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
         """Return the rows of some pairs, by side."""
         forget = [index for pair in pairs for index in pair.forget]
         retain = [index for pair in pairs for index in pair.retain]
-        return {
-            "forget": [self.forget[index] for index in forget] if self.reads_forget else [],
-            "alternative": [self.alternative[index] for index in forget] if self.alternative else [],
-            "retain": [self.retain[index] for index in retain] if self.retain else [],
-        }
+        used = {"forget": forget, "alternative": forget, "retain": retain}
+        return {side: [rows[index] for index in used[side]] if rows else [] for side, rows in self.sides.items()}
 
     def lengths(self, pair: Pair) -> list[int]:
         """Return the tokens of each row of a pair."""

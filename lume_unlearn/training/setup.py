@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
+from transformers.training_args import OptimizerNames
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data.contexts import Context
@@ -57,6 +58,30 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
     if method.needs.hidden_states:
         return load.passes_to_layer(model, int(getattr(method, "layer")))  # noqa: B009
     return Passes(model)
+
+
+def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | None:
+    """Return the optimiser of bfloat16 weights, torchao's with stochastic rounding, or None for Trainer's own.
+
+    Raises:
+        ConfigError: torchao is not installed, or has no such optimiser.
+    """
+    if args.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+        load.require_torchao(f"--optim {OptimizerNames.ADAMW_TORCH_8BIT.value}")
+    if args.weights != "bfloat16":
+        return None
+    load.require_torchao("--weights bfloat16")
+    from torchao.optim import AdamW8bit, _AdamW
+
+    known = {
+        OptimizerNames.ADAMW_TORCH: _AdamW,
+        OptimizerNames.ADAMW_TORCH_FUSED: _AdamW,
+        OptimizerNames.ADAMW_TORCH_8BIT: AdamW8bit,
+    }
+    optim = OptimizerNames(args.optim)
+    if optim not in known:
+        raise ConfigError(f"--optim {optim.value}: --weights bfloat16 needs one of {', '.join(n.value for n in known)}")
+    return known[optim], {"lr": args.learning_rate, "bf16_stochastic_round": True}
 
 
 def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:

@@ -1,6 +1,6 @@
 """One optimiser step: its rows, its micro-batches, their gradients, the learning rate, and the loss history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import accumulate
 from typing import Any
@@ -22,7 +22,6 @@ from lume_unlearn.training.callbacks.progress import Progress
 from lume_unlearn.training.callbacks.throughput import Throughput
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.loss import LossTerms
-from lume_unlearn.training.optimizer import phase_factor, warmed_up
 from lume_unlearn.training.saving import SavingTrainer
 
 
@@ -185,3 +184,20 @@ class StepTrainer(SavingTrainer):
                 logs["retain_weight"] = progress.values["weight"]
             progress.sums, progress.steps = {}, 0
         super().log(logs, *args, **kwargs)
+
+
+def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:
+    """Return a function from the optimiser step to a learning rate factor that falls from 1 to 0 in each phase.
+
+    ``lengths`` are the optimiser steps of each phase.
+    """
+    factors = [1 - step / length for length in lengths for step in range(length)]
+    return lambda step: factors[step] if step < len(factors) else 0.0
+
+
+def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """Put a linear warm-up, (step + 1) / (warmup + 1), before a learning rate factor.
+
+    Steps count from 0. Trainer's own warm-up has factor 0 in the first step, which then changes no weight.
+    """
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)

@@ -36,10 +36,10 @@ from lume_unlearn.training.checkpoints import chosen_checkpoint
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
-from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.robust import Robust
 from lume_unlearn.training.setup import (
     compute_reference,
+    optimizer_class,
     prepare_model,
     print_level,
     ready_to_step,
@@ -120,7 +120,7 @@ class UnlearningTrainer(StepTrainer):
         measured = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
         few = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in measured.items()}
         self.monitor = Monitor(self, few, args.on_collapse)
-        require_known_tokens(model, chain(self.examples.all(), *self.monitor.rows.values()))
+        require_known_tokens(model, chain(*self.examples.sides.values(), *few.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs

@@ -12,7 +12,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import IGNORED, token_nll
-from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.pdu import PDU
 from lume_unlearn.methods.retain import kl_tokens, state_distance
 from lume_unlearn.model import output_layer, packing
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
@@ -67,7 +67,7 @@ def alone(model: Any) -> Tensor:
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return pdu_tokens(logits)
+    return PDU().token_loss(logits, targets, None)
 
 
 def distance(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -101,7 +101,7 @@ def check(model: Any, plain: Any, chunks: bool) -> None:
     expected = [
         token_nll(whole[forget], BATCH.targets[forget]),
         kl_tokens(whole[retain], reference),
-        pdu_tokens(whole[forget]),
+        PDU().token_loss(whole[forget], BATCH.targets[forget], None),
         token_nll(whole[retain], BATCH.targets[retain]),
     ]
     found = passes.values(model, BATCH, spans)

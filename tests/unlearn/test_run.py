@@ -26,7 +26,7 @@ from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
 from lume_unlearn.training.arguments import UnlearningArguments, default_max_tokens
-from lume_unlearn.training.optimizer import optimizer_class
+from lume_unlearn.training.setup import optimizer_class
 from tests.conftest import RunMaker, assert_same_weights, logged_steps, make_rows, read_run, saved_weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")

@@ -19,7 +19,7 @@ LEVEL_TEXTS = 32
 
 
 class Level(TrainerCallback):
-    """Measures how far the NLL of unseen texts has moved: ``shift``, which `methods.counterfactual.level_loss` adds.
+    """Measures how far the NLL of unseen texts has moved: the ``shift`` in the loss of `methods.counterfactual.Level`.
 
     Without a teacher the level of every row is that NLL itself.
     """
