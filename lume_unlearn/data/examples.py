@@ -81,7 +81,6 @@ def encoded_examples(
     forget: Sequence[Row],
     retain: Sequence[Row],
     alternatives: Mapping[str, Sequence[str]] | None,
-    seed: int,
 ) -> Examples:
     """Encode the rows that a method trains on; a forget row with several alternatives is there once with each.
 
@@ -90,14 +89,13 @@ def encoded_examples(
         encode: encodes rows.
         forget: forget rows.
         retain: retain rows; empty if the loss has no retain term.
-        alternatives: other answers by the id of a forget row; refusals are built in, chosen by the seed.
-        seed: of the refusals.
+        alternatives: other answers by the id of a forget row; refusals are built in, chosen by the method's seed.
 
     Raises:
         DataError: rows that do not fit the model, or a forget row without an alternative.
     """
     if method.needs.alternatives == "refusals":
-        alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, seed), strict=True)}
+        alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, method.seed), strict=True)}
     pairs: list[tuple[Row, Row | None]] = [(row, None) for row in forget]
     if method.needs.alternatives:
         missing = [row.id for row in forget if not (alternatives or {}).get(row.id)]

@@ -27,7 +27,7 @@ from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
 from lume_unlearn.training.callbacks.level import LEVEL_TEXTS, Level
-from lume_unlearn.training.callbacks.monitor import SAMPLE, Monitor, advice
+from lume_unlearn.training.callbacks.monitor import Monitor, advice
 from lume_unlearn.training.callbacks.progress import Progress
 from lume_unlearn.training.callbacks.record import Record
 from lume_unlearn.training.callbacks.scores import BestScores
@@ -115,12 +115,10 @@ class UnlearningTrainer(StepTrainer):
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         kept = self.retain if parts else []
-        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
+        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
-        measured = {"forget": self.forget, "retain": self.retain, "forgotten": earlier}
-        few = {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in measured.items()}
-        self.monitor = Monitor(self, few, args.on_collapse)
-        require_known_tokens(model, chain(*self.examples.sides.values(), *few.values()))
+        self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
+        require_known_tokens(model, chain(*self.examples.sides.values(), *self.monitor.rows.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
@@ -128,8 +126,8 @@ class UnlearningTrainer(StepTrainer):
         self.phases = self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
-        args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
+        # Trainer sees a whole optimiser step as one batch, and its metric would need a value at each evaluation.
+        args.gradient_accumulation_steps, args.metric_for_best_model = 1, None
         args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,

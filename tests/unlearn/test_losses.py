@@ -18,54 +18,33 @@ from torch.nn.utils.rnn import pad_sequence
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods import losses
-from lume_unlearn.methods.ceu import CEU
 from lume_unlearn.methods.common import IGNORED, at_least_float32, token_mean, token_nll
-from lume_unlearn.methods.counterfactual import Counterfactual
 from lume_unlearn.methods.jensun import js_to_token
 from lume_unlearn.methods.losses import functional
-from lume_unlearn.methods.masc import MASC, masc_margin, masc_tau
-from lume_unlearn.methods.pdu import PDU, pdu_dual
+from lume_unlearn.methods.masc import masc_margin, masc_tau
+from lume_unlearn.methods.pdu import pdu_dual
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import js_tokens, kl_tokens, state_distance
 from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
-from lume_unlearn.methods.shred import SHRED, shred_selected
-from lume_unlearn.methods.undial import Undial
+from lume_unlearn.methods.shred import shred_selected
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
 from tests.unlearn.rows import half_labelled, logits, places, states
+from tests.unlearn.token_losses import (
+    ceu_tokens,
+    divergence_tokens,
+    masc_tokens,
+    pdu_tokens,
+    shred_tokens,
+    undial_tokens,
+)
 
 TARGETS = torch.tensor([2, 0, 4])
 LOGITS = [[0.3, -1.2, 0.8, 0.1, -0.4], [2.0, 0.5, -0.7, 1.1, 0.0], [-0.2, 0.9, 0.4, -1.5, 0.6]]
 REFERENCE = [[0.1, 0.7, 1.9, -0.3, 0.2], [-0.6, 0.4, 1.3, 0.9, -1.1], [0.5, -0.8, 0.0, 0.2, 1.4]]
 
 TokenLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-def masc_tokens(z: Tensor, y: Tensor, rho: float, eta: float, beta: float, top_k: int) -> Tensor:
-    return MASC(rho, eta, top_k, beta).token_loss(z, y, None)
-
-
-def shred_tokens(z: Tensor, ref: Tensor, y: Tensor, selected: Tensor, beta: float, top_k: int) -> Tensor:
-    return SHRED(beta=beta, top_k=top_k).token_loss(z, y, (ref, selected))
-
-
-def undial_tokens(z: Tensor, ref: Tensor, y: Tensor, beta: float) -> Tensor:
-    return Undial(beta).token_loss(z, y, ref)
-
-
-def ceu_tokens(z: Tensor, y: Tensor) -> Tensor:
-    return CEU().token_loss(z, y, None)
-
-
-def pdu_tokens(z: Tensor) -> Tensor:
-    return PDU().token_loss(z, TARGETS, None)
-
-
-def divergence_tokens(z: Tensor, teacher: Tensor, kind: Any) -> Tensor:
-    return Counterfactual(divergence=kind).token_loss(z, TARGETS, teacher)
-
-
 OF_LOGITS: dict[str, TokenLoss] = {
     "nll": lambda z, _, y: token_nll(z, y),
     "kl": lambda z, ref, _: kl_tokens(z, ref),

@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import Passes, evaluating, row_values
 from lume_unlearn.model.masters import float32_weights
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
 
 if TYPE_CHECKING:
@@ -57,9 +59,12 @@ class Monitor(TrainerCallback, ExportableState):
     to roll back to the weights of the last good measurement and end there.
     """
 
-    def __init__(self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Tokens]], policy: str) -> None:
-        """Take rows to measure, "forget", "retain" (else no collapse is found) and "forgotten", and ``on_collapse``."""
-        self.trainer, self.rows, self.policy = trainer, dict(rows), policy
+    def __init__(
+        self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Row]], args: UnlearningArguments
+    ) -> None:
+        """Choose from the rows: "forget", "retain" (else no collapse is found) and "forgotten"."""
+        self.trainer, self.policy = trainer, args.on_collapse
+        self.rows = {side: trainer.encode.some(own, SAMPLE, args.seed) for side, own in rows.items()}
         self.measured: list[Entry] = []
         self.good_weights: list[Tensor] = []
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
