@@ -81,21 +81,16 @@ def run(
         given |= {"eval_data": source.loaded() if args.do_eval else None}
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
-        trainer.record.extra["tuning"] = loading.get("tuning", "lora")
+        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
         members = members_line(source.members(), trainer.forget, args.loss_on)
         if members and trainer.is_world_process_zero():
             print(members, flush=True)
         trainer.logs_advice = False  # `saved` comes first
-        train_and_save(trainer, checkpoint)
+        _train_and_save(trainer, start, checkpoint)
     if trainer.is_world_process_zero():
         saved(output)
     trainer.log_advice()
     return output
-
-
-FINETUNING: dict[str, Any] = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0}
-"""What `finetune_files` trains by default."""
 
 
 def finetune_files(
@@ -118,11 +113,11 @@ def finetune_files(
     output = Path(str(args.output_dir))
     with in_output(output, args, resume) as checkpoint:
         found = finetune_rows(data, split, rows, texts)
-        loaded, tokenizer = load_trained(model, args, **(FINETUNING | loading))
+        loading = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0} | loading
+        loaded, tokenizer = load_trained(model, args, **loading)
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
-        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
-        trainer.record.extra["tuning"] = (FINETUNING | loading)["tuning"]
-        train_and_save(trainer, checkpoint)
+        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading["tuning"]}
+        _train_and_save(trainer, start, checkpoint)
     return output
 
 
@@ -162,28 +157,25 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
     with only_run(output) if first else nullcontext(), memory_advice(args.max_tokens):
         if first and not resume:
             require_unused(output, "name another folder, or use --resume")
-        checkpoint = _checkpoint(output) if resume else None
-        if first and checkpoint is not None:
+        if resume and read_record(output).get("finished"):
+            raise ConfigError(f"--resume: the run in {output} is finished")
+        found = whole_checkpoints(output) if resume else []
+        if resume and not found:
+            _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
+        if first and found:
             prune(output, args.save_total_limit)  # the run may have died before it did
-        yield checkpoint
+        yield found[0] if found else None
 
 
-def _checkpoint(output: Path) -> Path | None:
-    """Return the checkpoint to continue from, or None to start from the beginning; ConfigError if it is finished."""
-    if read_record(output).get("finished"):
-        raise ConfigError(f"--resume: the run in {output} is finished")
-    found = whole_checkpoints(output)
-    if not found:
-        _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
-    return found[0] if found else None
-
-
-def train_and_save(trainer: UnlearningTrainer, checkpoint: Path | None = None) -> None:
+def _train_and_save(trainer: UnlearningTrainer, start: dict[str, Any], checkpoint: Path | None) -> None:
     """Train, stopping with a checkpoint when a signal comes, print a summary, and save.
+
+    ``start`` is recorded: the model that the training starts from, and what is trained.
 
     Raises:
         Interrupted: a signal stopped the training, and a checkpoint is saved.
     """
+    trainer.record.extra |= start
     stop = Stop()
     trainer.add_callback(stop)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step

@@ -122,12 +122,11 @@ class UnlearningTrainer(StepTrainer):
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
-        self.rows_per_step = args.rows_per_step
-        self.phases = self._phases(args)
+        self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        # Trainer sees a whole optimiser step as one batch, and its metric would need a value at each evaluation.
-        args.gradient_accumulation_steps, args.metric_for_best_model = 1, None
+        args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
+        args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
         args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,
@@ -156,7 +155,7 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.phases:
             return []
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
-        phases: list[list[list[Pair]]] = self.method.phases(*counts, self.rows_per_step, epochs, args.seed)
+        phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
 
     def _callbacks(
