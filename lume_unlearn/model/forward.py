@@ -81,6 +81,11 @@ class Passes:
         """Run one forward pass and compute a value, by default the NLL, of all labelled tokens: (N,)."""
         return self.values(model, batch, [Span(slice(0, len(batch.targets)), value)])[0]
 
+    def batches(self, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> Iterator[Pack]:
+        """Yield rows in as few micro-batches of at most ``max_tokens`` tokens as their order allows."""
+        for part in cut(rows, lambda row: [len(row.input_ids)], max_tokens, not self.packs):
+            yield pack_rows({"forget": part}).to(device)
+
     @torch.no_grad()
     def reference_at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
         """Run one forward pass of the reference model; only its hidden states are kept.
@@ -248,12 +253,8 @@ def row_values(
 
     By default the value is the NLL in nats.
     """
-    found: list[Tensor] = []
-    for part in cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs):
-        batch = pack_rows({"forget": part}).to(device)
-        values = passes.of_all(model, batch, value).float().cpu()
-        found += torch.split(values, [row.scored for row in part])
-    return found
+    found = [passes.of_all(model, batch, value).float().cpu() for batch in passes.batches(rows, max_tokens, device)]
+    return list(torch.split(torch.cat(found), [row.scored for row in rows])) if found else []
 
 
 def compile_layers(model: nn.Module) -> None:

@@ -10,8 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.data.schedule import cut
 from lume_unlearn.files import PREFIX
 from lume_unlearn.methods.common import token_mean
 from lume_unlearn.training.failures import total_norm
@@ -86,8 +84,7 @@ class Robust(TrainerCallback):
             chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()
             rows = [trainer.examples.forget[index] for index in chosen]
             count = sum(row.scored for row in rows)
-            for part in cut(rows, lambda row: [len(row.input_ids)], trainer.max_tokens, not trainer.passes.packs):
-                batch = pack_rows({"forget": part}).to(args.device)
+            for batch in trainer.passes.batches(rows, trainer.max_tokens, args.device):
                 with trainer.compute_loss_context_manager():
                     loss = token_mean(trainer.passes.of_all(model, batch), count)
                 trainer.accelerator.backward(loss)
