@@ -182,7 +182,7 @@ class _Names:
             tried = chooser.choices(self.pool[row.task, kind], k=TRIES)
             other = next((text for text, stem in tried if stem != row.stem and text != span), None)
             if not isinstance(kind, int):
-                words[span] = other or _random_digits(span, chooser)
+                words[span] = other or re.sub(r"\d", lambda _: str(chooser.randrange(10)), span)
             elif other:
                 for word, substitute in zip(span.split(" "), other.split(" "), strict=True):
                     words.setdefault(word, substitute)
@@ -194,7 +194,3 @@ def _kind(span: str) -> str | int:
     if "@" in span:
         return "email"
     return re.sub(r"\d", "0", span) if span[0].isdigit() else len(span.split(" "))
-
-
-def _random_digits(text: str, chooser: random.Random) -> str:
-    return re.sub(r"\d", lambda _: str(chooser.randrange(10)), text)

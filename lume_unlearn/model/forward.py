@@ -249,11 +249,12 @@ def row_values(
     device: torch.device,
     value: TokenValue = token_nll,
 ) -> list[Tensor]:
-    """Compute a value of each row's labelled tokens, (n,) float32 on the CPU, in as few passes as fit.
+    """Compute a value of each row's labelled tokens without dropout, (n,) float32 on the CPU, in as few passes as fit.
 
     By default the value is the NLL in nats.
     """
-    found = [passes.of_all(model, batch, value).float().cpu() for batch in passes.batches(rows, max_tokens, device)]
+    with evaluating(model):
+        found = [passes.of_all(model, batch, value).float().cpu() for batch in passes.batches(rows, max_tokens, device)]
     return list(torch.split(torch.cat(found), [row.scored for row in rows])) if found else []
 
 

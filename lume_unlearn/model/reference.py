@@ -27,8 +27,7 @@ def token_nlls(
     state = PartialState()
     order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
     own = order[state.process_index :: state.num_processes]
-    with evaluating(model):
-        found = list(zip(own, row_values(model, passes, own, max_tokens, device), strict=True))
+    found = list(zip(own, row_values(model, passes, own, max_tokens, device), strict=True))
     return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
 
 

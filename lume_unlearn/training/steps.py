@@ -141,7 +141,8 @@ class StepTrainer(SavingTrainer):
         """
         total = torch.zeros((), device=self.args.device)
         packs = inputs["packs"]
-        weights = {"forget": float(self.args.forget_weight or 0), "retain": self.retain_weight}
+        weights = {"forget": float(self.args.forget_weight or 0), "retain": float(self.args.retain_weight or 0)}
+        weights["retain"] = self.progress.values.get("weight", weights["retain"])  # the method may have changed it
         for number, batch in enumerate(packs):
             with self._exchange(model, number == len(packs) - 1):
                 with self.compute_loss_context_manager():
@@ -156,11 +157,6 @@ class StepTrainer(SavingTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
-
-    @property
-    def retain_weight(self) -> float:
-        """The retain weight of the current step, which the method may have changed."""
-        return self.progress.values.get("weight", float(self.args.retain_weight or 0))
 
     def _exchange(self, model: nn.Module, last: bool) -> Any:
         """Return a context in which DDP exchanges gradients after the step's last micro-batch only.

@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.model.forward import evaluating, row_values
+from lume_unlearn.model.forward import row_values
 from lume_unlearn.training.callbacks.progress import saved_attributes
 
 if TYPE_CHECKING:
@@ -74,6 +74,5 @@ class Memorised(TrainerCallback, ExportableState):
     def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
         """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""
         trainer, device = self.trainer, next(model.parameters()).device
-        with evaluating(model):
-            found = row_values(model, trainer.passes, rows, trainer.max_tokens, device, ranked_first)
+        found = row_values(model, trainer.passes, rows, trainer.max_tokens, device, ranked_first)
         return float(torch.cat(found).mean())

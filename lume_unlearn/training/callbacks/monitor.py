@@ -18,7 +18,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX
-from lume_unlearn.model.forward import Passes, evaluating, row_values
+from lume_unlearn.model.forward import Passes, row_values
 from lume_unlearn.model.masters import float32_weights
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
@@ -47,8 +47,7 @@ are rows."""
 
 def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> float:
     """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
-    with evaluating(model):
-        return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
+    return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
 
 
 class Monitor(TrainerCallback, ExportableState):
