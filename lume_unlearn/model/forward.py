@@ -242,17 +242,13 @@ def _trial_logits(model: Any, rows: Sequence[Tokens]) -> Tensor:
 
 @torch.no_grad()
 def row_values(
-    model: nn.Module,
-    passes: Passes,
-    rows: Sequence[Tokens],
-    max_tokens: int,
-    device: torch.device,
-    value: TokenValue = token_nll,
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, value: TokenValue = token_nll
 ) -> list[Tensor]:
     """Compute a value of each row's labelled tokens without dropout, (n,) float32 on the CPU, in as few passes as fit.
 
     By default the value is the NLL in nats.
     """
+    device = next(model.parameters()).device
     with evaluating(model):
         found = [passes.of_all(model, batch, value).float().cpu() for batch in passes.batches(rows, max_tokens, device)]
     return list(torch.split(torch.cat(found), [row.scored for row in rows])) if found else []

@@ -17,9 +17,7 @@ from lume_unlearn.model.load import require_torchao
 
 
 @torch.no_grad()
-def token_nlls(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
-) -> dict[Tokens, Tensor]:
+def token_nlls(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int) -> dict[Tokens, Tensor]:
     """Compute the NLL in nats of each row's labelled tokens, (n,) float32 on the CPU, without dropout.
 
     Rows of similar length share a forward pass, and several processes share the rows.
@@ -27,7 +25,7 @@ def token_nlls(
     state = PartialState()
     order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
     own = order[state.process_index :: state.num_processes]
-    found = list(zip(own, row_values(model, passes, own, max_tokens, device), strict=True))
+    found = list(zip(own, row_values(model, passes, own, max_tokens), strict=True))
     return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
 
 

@@ -61,11 +61,7 @@ class Teacher:
 
 
 def run_teacher(
-    model: nn.Module,
-    passes: Passes,
-    contexts: Mapping[Tokens, Sequence[Context]],
-    max_tokens: int,
-    device: torch.device,
+    model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
 ) -> tuple[Teacher, dict[Tokens, TeacherCache], dict[Tokens, Tensor]]:
     """Run the reference model on the contexts of each forget row, without dropout.
 
@@ -75,7 +71,7 @@ def run_teacher(
     Raises:
         ConfigError: see `Teacher`.
     """
-    teacher = Teacher(passes)
+    teacher, device = Teacher(passes), next(model.parameters()).device
     teacher.head.to(device)
     found: dict[Tokens, TeacherCache] = {}
     with evaluating(model), torch.no_grad():

@@ -116,13 +116,12 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         model.to(args.device)
         with _autocast(args.device, args):
             if contexts:
-                found = run_teacher(model, terms.passes, contexts, trainer.max_tokens, args.device)
+                found = run_teacher(model, terms.passes, contexts, trainer.max_tokens)
                 terms.teacher, cache, examples.reference = found
                 examples.teacher = cache if trainer.method.token_loss else {}
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]
-                passes = trainer.logit_passes
-                examples.reference = token_nlls(model, passes, rows, trainer.max_tokens, args.device)
+                examples.reference = token_nlls(model, trainer.logit_passes, rows, trainer.max_tokens)
     if needs.reference_logits or any(map(part_needs_reference, terms.retain_parts)):
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
         share, bf16 = not by_deepspeed(), bool(args.bf16)

@@ -79,7 +79,7 @@ def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_token
     model = make(tuning, attention_dropout=0.3).eval()
     expected = {row: nll(model, row) for row in ROWS}
     model.train()
-    found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
+    found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens)
     assert model.training
     assert found.keys() == expected.keys()
     for row, values in found.items():

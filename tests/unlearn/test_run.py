@@ -55,7 +55,7 @@ def nlls(model_dir: Path, output: Path, rows: list[Row], answers: list[str] | No
         after: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), str(output))
     else:
         after = AutoModelForCausalLM.from_pretrained(output)
-    found = [token_nlls(model, Passes(model), tokens, 500, torch.device("cpu")) for model in (before, after)]
+    found = [token_nlls(model, Passes(model), tokens, 500) for model in (before, after)]
     first, last = (torch.cat(list(each.values())).mean().item() for each in found)
     return first, last
 

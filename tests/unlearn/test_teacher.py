@@ -117,12 +117,12 @@ def test_swapped_and_level_by_hand() -> None:
 
 
 def test_the_teacher_by_hand() -> None:
-    model, device = make_model().eval(), torch.device("cpu")
+    model = make_model().eval()
     first, second = FORGET[0], FORGET[1]
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
     cut = window(second, 2, [])
     contexts = {first: [aligned(first, other) for other in others], second: [cut]}
-    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048, device)
+    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048)
     with torch.no_grad():
         substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
         by_window = torch.stack([logits(model, text)[-1].softmax(-1) for text in cut.texts])

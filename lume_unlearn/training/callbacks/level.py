@@ -55,5 +55,5 @@ class Level(TrainerCallback):
     def measured(self, model: nn.Module) -> float:
         """Compute the mean over texts of their mean NLL, in nats a token, without dropout."""
         trainer = self.trainer
-        values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens, trainer.args.device)
+        values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens)
         return float(torch.stack([value.mean() for value in values]).mean())

@@ -73,6 +73,5 @@ class Memorised(TrainerCallback, ExportableState):
 
     def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
         """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""
-        trainer, device = self.trainer, next(model.parameters()).device
-        found = row_values(model, trainer.passes, rows, trainer.max_tokens, device, ranked_first)
+        found = row_values(model, self.trainer.passes, rows, self.trainer.max_tokens, ranked_first)
         return float(torch.cat(found).mean())

@@ -45,9 +45,9 @@ Entry = dict[str, float]
 are rows."""
 
 
-def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> float:
+def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int) -> float:
     """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
-    return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
+    return float(torch.cat(row_values(model, passes, rows, max_tokens)).mean())
 
 
 class Monitor(TrainerCallback, ExportableState):
@@ -133,10 +133,10 @@ class Monitor(TrainerCallback, ExportableState):
     def measure(self, model: nn.Module, step: int) -> Entry:
         """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
         if not self.measured or self.measured[-1]["step"] != step:
-            trainer, device, entry = self.trainer, next(model.parameters()).device, Entry(step=step)
+            trainer, entry = self.trainer, Entry(step=step)
             for side, rows in self.rows.items():
                 if rows:
-                    entry[f"{side}_nll"] = mean_nll(model, trainer.logit_passes, rows, trainer.max_tokens, device)
+                    entry[f"{side}_nll"] = mean_nll(model, trainer.logit_passes, rows, trainer.max_tokens)
             self.measured.append(entry)
         return self.measured[-1]
 
