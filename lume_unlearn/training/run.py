@@ -113,7 +113,8 @@ def finetune_files(
     output = Path(str(args.output_dir))
     with in_output(output, args, resume) as checkpoint:
         found = finetune_rows(data, split, rows, texts)
-        loading = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0} | loading
+        defaults: dict[str, Any] = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0}
+        loading = defaults | loading
         loaded, tokenizer = load_trained(model, args, **loading)
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
         start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading["tuning"]}

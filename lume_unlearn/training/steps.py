@@ -111,7 +111,8 @@ class StepTrainer(SavingTrainer):
         """
         model.train()
         if self.phases and self.state.global_step in {0, *accumulate(map(len, self.phases))}:
-            getattr(self.optimizer, "optimizer", self.optimizer).state.clear()  # each phase has a fresh optimiser
+            optimizer: Any = self.optimizer
+            getattr(optimizer, "optimizer", optimizer).state.clear()  # each phase has a fresh optimiser
         total = self.robust.add_gradients(model, inputs) if self.robust else self.add_gradients(model, inputs)
         step = self.state.global_step + 1
         require_finite(model, total, step, inputs["ids"], float(self.args.learning_rate or 0))
