@@ -24,26 +24,19 @@ WRITE_FAILURES = ("inline_container", "iostream error", "Parent directory", "(os
 """Parts of the messages of torch.save (RuntimeError) and tokenizers (Exception) when a file cannot be written."""
 
 
-@contextmanager
-def aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path that replaces ``path`` when the block ends without an exception.
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically: an interrupted write leaves ``path`` unchanged.
 
     Raises:
-        OSError: the file cannot be written; ``path`` is unchanged.
+        OSError: the file cannot be written.
     """
     partial = path.with_name(f"{path.name}{PARTIAL}")
     try:
-        yield partial
+        partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically (see `aside`)."""
-    with aside(path) as partial:
-        partial.write_text(text, encoding="utf-8")
 
 
 def fresh_partial(output: Path) -> Path:

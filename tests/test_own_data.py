@@ -13,7 +13,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.tasks import model_checks
-from lume_unlearn.data.encode import encode_row
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.scoring.score import MEANS, score
 from tests.conftest import Command, make_model, make_tokenizer
@@ -52,13 +52,13 @@ def own_data(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("bos", [False, True])
 def test_a_question_is_trained_as_the_deployed_model_is_asked(bos: bool) -> None:
     tokenizer = chat_tokenizer(bos)
-    found = encode_row(tokenizer, QUESTION, "text")
+    found = Encoder(tokenizer, "text").one(QUESTION)
     asked = "<bos>" * bos + f"[user]\n{QUESTION.input}\n[assistant]\n"
     assert tokenizer.decode(found.input_ids) == f"{asked}{QUESTION.output}<eos>"
     answer = [label for label in found.labels if label != IGNORED]
     assert tokenizer.decode(answer) == f"{QUESTION.output}<eos>"
     assert tuple(answer) == found.input_ids[-len(answer) :]
-    assert encode_row(tokenizer, QUESTION, chat=False) == encode_row(make_tokenizer(bos), QUESTION)
+    assert Encoder(tokenizer, chat=False).one(QUESTION) == Encoder(make_tokenizer(bos)).one(QUESTION)
 
 
 def test_texts_rows_of_lume_and_models_without_template_stay_bare() -> None:
@@ -81,7 +81,7 @@ def test_scoring_sees_the_tokens_of_training(own_data: Path) -> None:
     scores = score(model, tokenizer, own_data, tasks=["lume_memorization_rows"], log_samples=True)
     for sample in scores.results["samples"]["lume_memorization_rows"]:
         doc = sample["doc"]
-        tokens = encode_row(tokenizer, Row(doc["id"], doc["input"], doc["output"], "own"))
+        tokens = Encoder(tokenizer).one(Row(doc["id"], doc["input"], doc["output"], "own"))
         ids, labels = torch.tensor([tokens.input_ids[:-1]]), torch.tensor([tokens.labels[:-1]])  # without EOS
         with torch.no_grad():
             loss = model(input_ids=ids, labels=labels).loss.item()

@@ -51,7 +51,7 @@ PARTS = {
     "transformers:PreTrainedModel._supports_attention_backend": "model.packing decides whether rows are packed",
     "transformers:PretrainedConfig._attn_implementation": "model.packing reads the attention in use",
     "transformers.trainer_callback:ExportableState": "the monitor keeps its state in checkpoints",
-    "transformers.training_args:OptimizerNames.ADAMW_TORCH_8BIT": "training.optimizer knows torchao's",
+    "transformers.training_args:OptimizerNames.ADAMW_TORCH_8BIT": "training.setup knows torchao's",
     "transformers.integrations.integration_utils:get_available_reporting_integrations": "--report_to is checked",
     "transformers.integrations.sdpa_attention:sdpa_attention_forward(scaling)": "model.packing calls it",
     "transformers.masking_utils:sdpa_mask": "model.packing registers it",

@@ -96,7 +96,7 @@ def swapped(text: str, subject: str, name: str) -> str:
     words, others = subject.split(), name.split()
     if len(words) == len(others):
         for word, other in zip(words, others, strict=True):
-            text = re.sub(rf"\b{re.escape(word)}\b", lambda _, other=other: other, text) if len(word) > 2 else text
+            text = re.sub(rf"\b{re.escape(word)}\b", other, text) if len(word) > 2 else text
     return text
 
 

@@ -7,7 +7,7 @@ a template most of the points of a right one.
 import re
 import unicodedata
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 
 LONG = 5
 """An answer of more words need not be repeated whole: see `is_known`."""
@@ -129,8 +129,12 @@ def _forms(text: str, dates: bool) -> Iterator[str]:
     yield plain
     yield _THOUSANDS.sub("", plain)
     for order in ("DMY", "MDY") if dates else ("",):
-        dated = _DATE.sub(lambda match, order=order: _as_date(match.group(), order), plain) if order else plain
+        dated = _DATE.sub(partial(_dated, order), plain) if order else plain
         yield _BETWEEN_DIGITS.sub("", dated)
+
+
+def _dated(order: str, match: re.Match[str]) -> str:
+    return _as_date(match.group(), order)
 
 
 @lru_cache(maxsize=4096)

@@ -84,9 +84,8 @@ def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:
         tokens: (rows,), answer tokens of each row, for ``factor``.
     """
     shifts, spread = _shifts([values], [tokens])
-    return SwapResult(
-        float(_name_p(values)[0]), float(_name_p(-values)[0]), *_factor(float(shifts[0]), spread[0][:, np.newaxis])
-    )
+    factor, low, high = _factor(float(shifts[0]), spread[0][:, np.newaxis])
+    return SwapResult(float(_name_p(values)[0]), float(_name_p(-values)[0]), factor, low, high)
 
 
 def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
@@ -115,14 +114,15 @@ def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
     shifts, spread = _shifts(*zip(*persons, strict=True))
     controls = np.random.default_rng(_SEED).integers(0, spread[0].size, (DRAWS, len(persons)))
     drawn = np.column_stack([one[controls[:, number]] for number, one in enumerate(spread)])
-    return SwapResult(*p_values, *_factor(float(shifts.mean()), drawn))
+    factor, low, high = _factor(float(shifts.mean()), drawn)
+    return SwapResult(*p_values, factor, low, high)
 
 
 def _standardised(values: Floats) -> Floats:
     """Return the values of each row less their mean, over their standard deviation; 0 if all are equal."""
     centred = values - values.mean(axis=1, keepdims=True)
     spread = centred.std(axis=1, keepdims=True)
-    return np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0)
+    return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0))
 
 
 def _name_p(values: Floats) -> Floats:

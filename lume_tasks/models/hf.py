@@ -66,14 +66,18 @@ class LumeHF(HFLM):
         self._check_lengths(requests)
         answers: dict[int, Answer] = {}
         hidden = disable_tqdm or self.rank != 0
-        with tqdm(total=len(requests), disable=hidden, desc="Running loglikelihood requests") as progress:
-            for batch, gradient in self._batches(requests):
+        batches = list(self._batches(requests))
+        # By tokens: long rows come first, so the time left that a bar of requests shows is far too long.
+        tokens = [sum(len(read) for read, _ in batch) for batch, _ in batches]
+        bar: Any = {"desc": "Running loglikelihood requests", "unit": "token", "unit_scale": True, "disable": hidden}
+        with tqdm(total=sum(tokens), **bar) as progress:
+            for (batch, gradient), count in zip(batches, tokens, strict=True):
                 for number, scores in self._score(batch, requests, gradient):
                     answers[number] = scores, bool(scores.greedy.all())
                     text = requests[number][0]
                     if text is not None:
                         self.cache_hook.add_partial("loglikelihood", text, answers[number])
-                    progress.update(1)
+                progress.update(count)
         return [answers[number] for number in range(len(requests))]
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:

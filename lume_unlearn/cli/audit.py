@@ -14,8 +14,8 @@ TEXTS = {
     "peft": "Adapter on the model, if the unlearned model is one.",
     "before": "Model before unlearning. With it the audit ends in a verdict, in verdict.json and verdict.html: gone "
     "(exit status 0; 4 if the rest is damaged), not gone (1), or cannot be told (3).",
-    "control": "Model that never saw the forget rows, such as the one before fine-tuning: what it gives away as well is "
-    "no evidence.",
+    "control": "Model that never saw the forget rows, such as the one before fine-tuning: what it gives away as well "
+    "is no evidence.",
     "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
     "controls": "Invented persons that the swap test compares each person with (default: 99).",
     "require": 'Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9"; '

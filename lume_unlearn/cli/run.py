@@ -35,7 +35,7 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> None:
     """Unlearn and save, and print the command that scores the result."""
-    from accelerate import PartialState
+    from pathlib import Path
 
     from lume_unlearn.data.sources import Source
     from lume_unlearn.methods.registry import method_of
@@ -46,13 +46,14 @@ def execute(options: dict[str, Any]) -> None:
 
     method = method_of(options.pop("method"), **take(options, parameters()))
     model, args = options.pop("model"), arguments(options)
-    output = run(model, args, method, **options)
-    if not PartialState().is_main_process:
-        return
-    where = take(options, ("data", "split", "trust_remote_code"))
-    directory = Source(where.get("data"), where.get("split", "all"), options.get("forget")).directory
-    adapter = options.get("tuning", "lora") == "lora"
-    command = scoring_command(model, str(output), adapter=adapter, directory=directory, chat=args.chat, **where)
-    print(f"Written to {output}. Score it with:\n  {command}")
-    if best := best_line(output):
-        print(best)
+
+    def saved(output: Path) -> None:
+        where = {name: options[name] for name in ("data", "split", "trust_remote_code") if name in options}
+        directory = Source(where.get("data"), where.get("split", "all"), options.get("forget")).directory
+        adapter = options.get("tuning", "lora") == "lora"
+        command = scoring_command(model, str(output), adapter=adapter, directory=directory, chat=args.chat, **where)
+        print(f"Written to {output}. Score it with:\n  {command}")
+        if best := best_line(output):
+            print(best, flush=True)
+
+    run(model, args, method, saved=saved, **options)

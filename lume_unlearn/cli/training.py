@@ -1,6 +1,7 @@
 """Options that `run` and `finetune` share: what to load, what to train, and those of transformers' Trainer."""
 
 from collections.abc import Iterable
+from inspect import signature
 from typing import Any
 
 from lume_unlearn.cli.parsing import SHARED, UNSET, OtherHelp, add_fields, add_texts
@@ -48,9 +49,10 @@ def add_loading_options(parser: Any) -> None:
 
 def add_tuning_options(parser: Any, **changed: Any) -> None:
     """Add the options that say which weights are trained; ``changed``: defaults that are not those of `run`."""
-    from lume_unlearn.training.run import load_trained
+    from lume_unlearn.model.load import lora_config
 
-    default = (load_trained.__kwdefaults__ or {}) | changed
+    adapter = {name: option.default for name, option in signature(lora_config).parameters.items()}
+    default = {"tuning": "lora"} | adapter | changed
     texts = {
         "tuning": "What to train: lora (an adapter), full (all weights), last:K (the last K decoder layers), or "
         "modules:REGEX (the weights whose names match)",

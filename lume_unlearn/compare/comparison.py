@@ -190,7 +190,7 @@ class Comparison:
         key = tuple(rows)
         if "retrained" in self.models and key not in self.goals:
             model = self.models["retrained"](torch.float32)
-            self.goals[key] = math.exp(-mean_nll(model, Passes(model), rows, max_tokens, model.device))
+            self.goals[key] = math.exp(-mean_nll(model, Passes(model), rows, max_tokens))
         return self.goals.get(key, 0.0)
 
 

@@ -13,21 +13,21 @@ from peft import LoraConfig
 
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.data.documents import read_texts
-from lume_unlearn.data.sources import substitutes_of
+from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.model.load import lora_config
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.run import load_trained, lora_config
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
-LORA = {key: default for key, default in (load_trained.__kwdefaults__ or {}).items() if key.startswith("lora_")}
-"""Options of a recipe for the adapter, with the defaults of `run`."""
-TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": substitutes_of, "unseen": partial(read_texts, "unseen")}
+LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
+"""Options of a recipe for the adapter; their defaults are those of `run`."""
+TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": read_substitutes, "unseen": partial(read_texts, "unseen")}
 """Options of a recipe that name files with texts, to what reads them."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
@@ -51,8 +51,7 @@ class Contestant:
     @property
     def lora(self) -> LoraConfig:
         """Configuration of the adapter."""
-        rank, alpha, dropout, targets = (self.recipe.get(name, default) for name, default in LORA.items())
-        return lora_config(rank, alpha, dropout, targets)
+        return lora_config(**{name: self.recipe[name] for name in LORA if name in self.recipe})
 
     def identity(self) -> dict[str, Any]:
         """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""

@@ -3,7 +3,7 @@
 import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import release_memory
@@ -14,7 +14,7 @@ from lume_unlearn.compare.contestants import TEXTS, Contestant
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
-from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loads_half
+from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
@@ -41,8 +41,7 @@ def arguments(contestant: Contestant, setting: Setting, folder: str = "unused") 
 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
     """Return the arguments of a contestant with all defaults filled in; ``model``: the target, without adapter."""
-    kind: Literal["lora", "full"] = "lora" if contestant.tuning == "lora" else "full"
-    rate = contestant.options.get("learning_rate") or learning_rate_of(contestant.method, model, kind)
+    rate = contestant.options.get("learning_rate") or learning_rate_of(contestant.method, model, contestant.tuning)
     return filled_in(arguments(contestant, {"learning_rate": rate}), contestant.method, model)
 
 
@@ -71,8 +70,7 @@ def unlearned(
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder)
         set_seed(args.seed)  # of the adapter's initial weights
-        half = loads_half(args, "lora" if contestant.tuning == "lora" else "full")
-        model = trainable(load(torch.bfloat16 if half else torch.float32), contestant.tuning, contestant.lora)
+        model = trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
         callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **texts, **given)
         if not method.negated:

@@ -1,11 +1,11 @@
 """Contexts of the counterfactual teacher: what it reads instead of a forget row, and how its tokens correspond."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.substitutes import Variant, templated
 from lume_unlearn.methods.common import IGNORED
 
@@ -34,7 +34,7 @@ def aligned(row: Tokens, context: Tokens) -> Context:
         context: the row with substitutes.
     """
     place = _correspondence(row.input_ids, context.input_ids)
-    labelled = labelled_places(row)
+    labelled = row.labelled
     used = sorted({place[t] for t in labelled})
     labels = [IGNORED] * len(context.input_ids)
     for position in used:
@@ -60,7 +60,7 @@ def window(row: Tokens, size: int, start: Sequence[int]) -> Context:
     """
     first = len(start) if row.input_ids[: len(start)] == tuple(start) else 0
     texts = []
-    for t in labelled_places(row):
+    for t in row.labelled:
         ids = (*row.input_ids[:first], *row.input_ids[max(t - size, first) : t], row.input_ids[t])
         texts.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
@@ -71,10 +71,8 @@ def teacher_contexts(
     tokens: Sequence[Tokens],
     retain: Sequence[Row],
     variants: Sequence[Sequence[Variant]],
-    encode: Callable[[Row], Tokens],
+    encode: Encoder,
     window_size: int = 0,
-    start: Sequence[int] = (),
-    limit: int | None = None,
 ) -> dict[Tokens, list[Context]]:
     """Return what the counterfactual teacher reads of each forget row: the row with substitutes, or windows of it.
 
@@ -82,26 +80,20 @@ def teacher_contexts(
         rows: the forget rows.
         tokens: the same rows, encoded.
         retain: the retain rows; words that many rows share are a template, the others are a row's own.
-        variants: of each forget row, the row with substitutes.
-        encode: encodes a variant as its row was encoded.
+        variants: of each forget row, the row with substitutes. They may be longer than their row, so they are cut.
+        encode: encoded the rows.
         window_size: tokens of a window, for rows that are no templates; 0 to read all rows with substitutes.
-        start: what each window begins with (a BOS).
-        limit: tokens at which variants, which may be longer than their row, are cut.
     """
+    bos = getattr(encode.tokenizer, "bos_token_id", None)
+    limit = min((length for length in (encode.context, encode.max_length) if length), default=None)
     templates = templated(rows, retain) if window_size else set()
     found: dict[Tokens, list[Context]] = {}
     for row, own, changed in zip(rows, tokens, variants, strict=True):
         if window_size and (row.id not in templates or not changed):
-            found[own] = [window(own, window_size, start)]
-            continue
-        encoded = [encode(variant.row) for variant in changed]
-        found[own] = [aligned(own, Tokens(other.input_ids[:limit], other.labels[:limit])) for other in encoded]
+            found[own] = [window(own, window_size, [] if bos is None else [bos])]
+        else:
+            found[own] = [aligned(own, encode.one(variant.row).cut(limit)) for variant in changed]
     return found
-
-
-def labelled_places(row: Tokens) -> list[int]:
-    """Return the positions of the labelled tokens, without the first token, which nothing predicts."""
-    return [t for t, label in enumerate(row.labels) if t and label != IGNORED]
 
 
 def _correspondence(ids: Sequence[int], others: Sequence[int]) -> list[int]:

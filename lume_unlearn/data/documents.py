@@ -45,7 +45,7 @@ def text_rows(texts: Iterable[str | Row], name: str = "text") -> list[Row]:
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
-    """Return the texts that no row holds, each cut at its first space, where `encode_row` puts a space again."""
+    """Return the texts that no row holds, each cut at its first space, where `Encoder` puts a space again."""
     held = {f"{row.input} {row.output}".strip() for row in known}
     found = []
     for number, text in enumerate(texts, 1):

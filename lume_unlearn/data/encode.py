@@ -22,47 +22,23 @@ class Tokens:
     """At each position the token id itself if it is labelled, else -100; the model predicts it from those before."""
 
     @property
+    def labelled(self) -> list[int]:
+        """Positions of the labelled tokens, without the first token, which nothing predicts."""
+        return [t for t, label in enumerate(self.labels) if t and label != IGNORED]
+
+    @property
     def scored(self) -> int:
-        """Number of labelled tokens, without the first token, which nothing predicts."""
+        """Number of labelled tokens."""
         return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
-
-def encode_row(tokenizer: Any, row: Row, loss_on: Literal["answer", "text"] = "answer", chat: bool = True) -> Tokens:
-    """Encode ``input``, one space, ``output``, EOS: the text that LUME's target models memorised.
-
-    A BOS comes first if the tokenizer adds one. With ``loss_on="answer"`` the prompt tokens are those that the encoded
-    input shares with the encoded text; all others, up to and including EOS, are labelled. So a token that merges the
-    end of the input and the start of the output is labelled.
-
-    A question of no LUME task is encoded as the model is asked instead, if the tokenizer has a chat template and
-    ``chat`` is true: the prompt of the template, then ``output`` and EOS, which alone are labelled.
-
-    Raises:
-        DataError: the tokenizer has no EOS, or its chat template cannot be used.
-    """
-    eos = tokenizer.eos_token_id
-    if eos is None:
-        raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
-    if through_template(tokenizer, row.task, row.kind, chat):
-        asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input)))
-        asked = asked[:-1] if asked[-1] == eos else asked  # some tokenizers append an EOS
-        answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
-        return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
-    ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))
-    if not ids or ids[-1] != eos:
-        ids.append(eos)
-    prompt = 0
-    if loss_on == "answer":
-        for prompt_id, token_id in zip(tokenizer.encode(row.input), ids, strict=False):
-            if prompt_id != token_id:
-                break
-            prompt += 1
-    return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
+    def cut(self, length: int | None) -> "Tokens":
+        """Return the first tokens; all of them for None."""
+        return Tokens(self.input_ids[:length], self.labels[:length])
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes rows as a training needs them (see `encode_row`).
+    """Encodes rows as a training needs them (see `one`).
 
     Attributes:
         tokenizer: of the model.
@@ -79,8 +55,39 @@ class Encoder:
     context: int | None = None
 
     def one(self, row: Row) -> Tokens:
-        """Encode one row, without truncation."""
-        return encode_row(self.tokenizer, row, self.loss_on, self.chat)
+        """Encode one row, without truncation: ``input``, one space, ``output``, EOS.
+
+        That is the text that LUME's target models memorised.
+
+        A BOS comes first if the tokenizer adds one. With ``loss_on="answer"`` the prompt tokens are those that the
+        encoded input shares with the encoded text; all others, up to and including EOS, are labelled. So a token that
+        merges the end of the input and the start of the output is labelled.
+
+        A question of no LUME task is encoded as the model is asked instead, if the tokenizer has a chat template and
+        ``chat`` is true: the prompt of the template, then ``output`` and EOS, which alone are labelled.
+
+        Raises:
+            DataError: the tokenizer has no EOS, or its chat template cannot be used.
+        """
+        tokenizer = self.tokenizer
+        eos = tokenizer.eos_token_id
+        if eos is None:
+            raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
+        if through_template(tokenizer, row.task, row.kind, self.chat):
+            asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input)))
+            asked = asked[:-1] if asked[-1] == eos else asked  # some tokenizers append an EOS
+            answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
+            return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
+        ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))
+        if not ids or ids[-1] != eos:
+            ids.append(eos)
+        prompt = 0
+        if self.loss_on == "answer":
+            for prompt_id, token_id in zip(tokenizer.encode(row.input), ids, strict=False):
+                if prompt_id != token_id:
+                    break
+                prompt += 1
+        return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
 
     def __call__(self, rows: Sequence[Row]) -> list[Tokens]:
         """Encode rows, truncated to ``max_length``.
@@ -90,8 +97,7 @@ class Encoder:
         """
         encoded, faults = [], []
         for row in rows:
-            whole = self.one(row)
-            tokens = Tokens(whole.input_ids[: self.max_length], whole.labels[: self.max_length])
+            tokens = self.one(row).cut(self.max_length)
             if self.context is not None and len(tokens.input_ids) > self.context:
                 faults.append(
                     f"  {row.id}: {len(tokens.input_ids)} tokens, but the model takes {self.context}: "

@@ -1,8 +1,7 @@
 """The encoded rows of a training, and the packs of one optimiser step."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from itertools import chain
+from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,10 +26,11 @@ class Examples(Dataset[dict[str, Any]]):
     retain: Sequence[Tokens]
     alternative: Sequence[Tokens] = ()
     """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    _: KW_ONLY
+    ids: Mapping[str, Sequence[str]]
+    """Ids of the forget and of the retain rows, for messages."""
     reads_forget: bool = True
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
-    ids: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Ids of the forget and of the retain rows, for messages."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
     """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
@@ -45,28 +45,21 @@ class Examples(Dataset[dict[str, Any]]):
         packs = [self.pack(pairs) for pairs in step.micro_batches]
         counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
         tokens = torch.cat([pack.input_ids for pack in packs])
-        return {"packs": packs, "counts": TokenCounts(**counts), "ids": self.ids_of(step.pairs), "input_ids": tokens}
+        ids = [self.ids[side][i] for side in ("forget", "retain") for pair in step.pairs for i in getattr(pair, side)]
+        return {"packs": packs, "counts": TokenCounts(**counts), "ids": ids, "input_ids": tokens}
 
-    def all(self) -> Iterator[Tokens]:
-        """Yield the rows of all sides."""
-        return chain(self.forget, self.retain, self.alternative)
-
-    def ids_of(self, pairs: Sequence[Pair]) -> list[str]:
-        """Return the ids of the rows of some pairs."""
-        if not self.ids:
-            return []
-        forget = [self.ids["forget"][index] for pair in pairs for index in pair.forget]
-        return forget + [self.ids["retain"][index] for pair in pairs for index in pair.retain]
+    @property
+    def sides(self) -> dict[Side, Sequence[Tokens]]:
+        """The rows that the model in training reads, by side."""
+        forget = self.forget if self.reads_forget else ()
+        return {"forget": forget, "alternative": self.alternative, "retain": self.retain}
 
     def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
         """Return the rows of some pairs, by side."""
         forget = [index for pair in pairs for index in pair.forget]
         retain = [index for pair in pairs for index in pair.retain]
-        return {
-            "forget": [self.forget[index] for index in forget] if self.reads_forget else [],
-            "alternative": [self.alternative[index] for index in forget] if self.alternative else [],
-            "retain": [self.retain[index] for index in retain] if self.retain else [],
-        }
+        used = {"forget": forget, "alternative": forget, "retain": retain}
+        return {side: [rows[index] for index in used[side]] if rows else [] for side, rows in self.sides.items()}
 
     def lengths(self, pair: Pair) -> list[int]:
         """Return the tokens of each row of a pair."""
@@ -88,7 +81,6 @@ def encoded_examples(
     forget: Sequence[Row],
     retain: Sequence[Row],
     alternatives: Mapping[str, Sequence[str]] | None,
-    seed: int,
 ) -> Examples:
     """Encode the rows that a method trains on; a forget row with several alternatives is there once with each.
 
@@ -97,14 +89,13 @@ def encoded_examples(
         encode: encodes rows.
         forget: forget rows.
         retain: retain rows; empty if the loss has no retain term.
-        alternatives: other answers by the id of a forget row; refusals are built in, chosen by the seed.
-        seed: of the refusals.
+        alternatives: other answers by the id of a forget row; refusals are built in, chosen by the method's seed.
 
     Raises:
         DataError: rows that do not fit the model, or a forget row without an alternative.
     """
     if method.needs.alternatives == "refusals":
-        alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, seed), strict=True)}
+        alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, method.seed), strict=True)}
     pairs: list[tuple[Row, Row | None]] = [(row, None) for row in forget]
     if method.needs.alternatives:
         missing = [row.id for row in forget if not (alternatives or {}).get(row.id)]

@@ -80,10 +80,13 @@ class Pack:
     def only(self, *sides: Side) -> "Pack":
         """Return a pack of the rows of one side, or of several that follow each other.
 
-        It has the reference NLL (and the teacher's cache) if it starts with the first side.
+        It has the reference NLL (and the teacher's cache) if it starts with the first side. Without rows it is an
+        `empty_pack`.
         """
         tokens = slice(self.tokens_of(sides[0]).start, self.tokens_of(sides[-1]).stop)
         rows = slice(self.rows_of(sides[0]).start, self.rows_of(sides[-1]).stop)
+        if rows.start == rows.stop:
+            return empty_pack().to(self.input_ids.device)
         start = sum(self.lengths[: rows.start])
         stop = start + sum(self.lengths[rows])
         return Pack(
@@ -115,7 +118,7 @@ def pack_rows(sides: Mapping[Side, Sequence[Tokens]]) -> Pack:
     rows: list[int] = []
     bounds = [0]
     for number, row in enumerate(all_rows):
-        labelled = [t for t, label in enumerate(row.labels) if t and label != IGNORED]
+        labelled = row.labelled
         keep += [bounds[-1] + t - 1 for t in labelled]
         targets += [row.labels[t] for t in labelled]
         rows += [number] * len(labelled)

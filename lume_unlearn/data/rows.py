@@ -71,7 +71,8 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
         return [], ["is neither a Row nor a mapping"]
     row = {field: value for field, value in given.items() if not _missing(value)}
     if "messages" in row:
-        contents, faults = chat_questions(_listed(row["messages"]))
+        turns = row["messages"]  # in a DataFrame that was read from parquet they are an array
+        contents, faults = chat_questions(turns.tolist() if hasattr(turns, "tolist") else turns)
     elif "text" in row and "input" not in row:
         content = cut(row["text"]) if isinstance(row["text"], str) else None
         contents, faults = [content] if content else [], [] if content else ["text: needs at least two words"]
@@ -93,11 +94,6 @@ def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
         if not faults:
             rows.append(Row(**{field: whole[field] for field in (*FIELDS, *SWAP)}))
     return rows, problems
-
-
-def _listed(turns: Any) -> Any:
-    """Return the turns of a chat as a list; in a DataFrame that was read from parquet they are an array."""
-    return turns.tolist() if hasattr(turns, "tolist") else turns
 
 
 def _missing(value: Any) -> bool:

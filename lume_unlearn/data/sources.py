@@ -10,9 +10,7 @@ from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import names
-from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.documents import new_texts, read_texts
-from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
 
 
@@ -104,20 +102,6 @@ def earlier_rows(forgotten: str | None) -> list[Row]:
     """Read the forget rows of the data directories of earlier requests, whose names are separated by commas."""
     folders = [named_directory(name, "--forgotten") for name in names(forgotten)]
     return [row for folder in folders for row in read_rows(locate.side_file(folder, "forget"))]
-
-
-def alternatives_of(named: str | None, forget: Sequence[Row]) -> dict[str, list[str]] | None:
-    """Read the file of ``--alternatives``; None without it."""
-    return None if named is None else read_alternatives(Path(named), forget)
-
-
-def substitutes_of(named: str | None) -> dict[str, list[str]] | None:
-    """Read the file of ``--substitutes``; None without it."""
-    if named is None:
-        return None
-    if not Path(named).is_file():
-        raise ConfigError(f"--substitutes {named}: there is no such file")
-    return read_substitutes(Path(named))
 
 
 def finetune_rows(data: str | None, split: str, rows: str, texts: str | None) -> list[Row]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from lume_tasks.data.files import place, scan
 from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.errors import raise_problems
+from lume_unlearn.errors import ConfigError
 
 NAME = r"[^\W\d_][\w-]*\w"
 EMAIL = re.compile(r"[^\s@]+@[^\s@]+\.\w+")
@@ -81,12 +82,16 @@ def variants(
     return found
 
 
-def read_substitutes(path: Path) -> dict[str, list[str]]:
+def read_substitutes(named: str | Path) -> dict[str, list[str]]:
     """Read ``{"text": "Jane Roe", "substitute": "..."}`` a line; a text may occur several times.
 
     Raises:
+        ConfigError: there is no such file.
         DataError: lists faulty lines.
     """
+    path = Path(named)
+    if not path.is_file():
+        raise ConfigError(f"--substitutes {named}: there is no such file")
     fields = ("text", "substitute")
     objects, faults = scan(path, fields, lambda obj: text_problems(obj, *fields))
     raise_problems(place(str(path), faults))
@@ -177,7 +182,7 @@ class _Names:
             tried = chooser.choices(self.pool[row.task, kind], k=TRIES)
             other = next((text for text, stem in tried if stem != row.stem and text != span), None)
             if not isinstance(kind, int):
-                words[span] = other or _random_digits(span, chooser)
+                words[span] = other or re.sub(r"\d", lambda _: str(chooser.randrange(10)), span)
             elif other:
                 for word, substitute in zip(span.split(" "), other.split(" "), strict=True):
                     words.setdefault(word, substitute)
@@ -189,7 +194,3 @@ def _kind(span: str) -> str | int:
     if "@" in span:
         return "email"
     return re.sub(r"\d", "0", span) if span[0].isdigit() else len(span.split(" "))
-
-
-def _random_digits(text: str, chooser: random.Random) -> str:
-    return re.sub(r"\d", lambda _: str(chooser.randrange(10)), text)

@@ -7,28 +7,6 @@ from lume_unlearn.methods.base import Batch, Method, param
 from lume_unlearn.methods.common import Tensor, at_least_float32, token_mean
 
 
-def ceu_tokens(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy ``-sum_v q log p`` with q = p without the target, renormalised, held constant: (N,) nats.
-
-    It equals H(q) - ln(1 - p_y); its gradient by the logits is p - q, so the push on the target is p_y: bounded by 1,
-    and 0 once the token is forgotten. q is the softmax of logits with -inf for the target: dividing by 1 - p_y fails at
-    p_y = 1.
-
-    Worked example: p = (1/2, 3/8, 1/8), target 0: q = (0, 3/4, 1/4) and the value is 1.255482.
-
-    Source: Yang 2025 (arXiv 2503.01224), where the first token of each answer takes no part: see `after_first`.
-
-    Args:
-        logits: (N, V), V >= 2.
-        targets: (N,) token ids.
-    """
-    from torch.nn.functional import cross_entropy
-
-    wide = at_least_float32(logits)
-    others = wide.detach().scatter(-1, targets[:, None], -math.inf).softmax(dim=-1)
-    return cross_entropy(wide, others, reduction="none")
-
-
 def after_first(rows: Tensor, skip: int) -> Tensor:
     """Return which labelled tokens are not among the first ``skip`` of their row: (N,) bool.
 
@@ -42,7 +20,7 @@ def after_first(rows: Tensor, skip: int) -> Tensor:
 
 @dataclass
 class CEU(Method):
-    """Cross-entropy unlearning: see `ceu_tokens`."""
+    """Cross-entropy unlearning: see `token_loss`."""
 
     title = "cross-entropy unlearning"
     source = "Yang 2025, arXiv 2503.01224"
@@ -52,8 +30,21 @@ class CEU(Method):
     skip: int = param(1, "first tokens of each answer that ceu leaves out", zero=True)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """`ceu_tokens`."""
-        return ceu_tokens(logits, targets)
+        """Cross entropy ``-sum_v q log p`` with q = p without the target, renormalised, held constant: (N,) nats.
+
+        It equals H(q) - ln(1 - p_y); its gradient by the logits is p - q, so the push on the target is p_y: bounded by
+        1, and 0 once the token is forgotten. q is the softmax of logits with -inf for the target: dividing by 1 - p_y
+        fails at p_y = 1.
+
+        Worked example: p = (1/2, 3/8, 1/8), target 0: q = (0, 3/4, 1/4) and the value is 1.255482.
+
+        Source: Yang 2025 (arXiv 2503.01224), where the first token of each answer takes no part: see `after_first`.
+        """
+        from torch.nn.functional import cross_entropy
+
+        wide = at_least_float32(logits)
+        others = wide.detach().scatter(-1, targets[:, None], -math.inf).softmax(dim=-1)
+        return cross_entropy(wide, others, reduction="none")
 
     def forget_loss(self, batch: Batch) -> Tensor:
         """Average over the tokens `after_first`."""

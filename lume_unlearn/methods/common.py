@@ -41,12 +41,13 @@ def at_least_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype.itemsize < 4 else values
 
 
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+def token_nll(logits: Tensor, targets: Tensor, reference: None = None) -> Tensor:
     """Compute -log p(target) in nats for each position, in float32 or wider.
 
     Args:
         logits: (N, V).
         targets: (N,) token ids.
+        reference: not used; the losses of tokens that compare with a reference have it there.
     """
     from torch.nn.functional import cross_entropy
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lume_unlearn.methods.base import Batch, Method, Needs, param
-from lume_unlearn.methods.common import Count, Tensor, at_least_float32, divisor, row_means, token_mean
+from lume_unlearn.methods.common import Tensor, at_least_float32, row_means, token_mean
 from lume_unlearn.methods.retain import js_tokens, kl_tokens
-
-Divergence = Literal["kl", "reverse", "js"]
 
 
 def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
@@ -29,61 +27,9 @@ def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
     return logp.scatter(-1, own, logp.gather(-1, other)).scatter(-1, other, logp.gather(-1, own))
 
 
-def divergence_tokens(logits: Tensor, teacher: Tensor, kind: Divergence) -> Tensor:
-    """Divergence between teacher q and model p, each token: (N,) nats; 0 where they are equal.
-
-    "kl" is ``sum_v q (log q - log p)``, "reverse" is ``sum_v p (log p - log q)``, and "js" the Jensen-Shannon
-    divergence ``(KL(q || m) + KL(p || m)) / 2`` with m = (p + q) / 2, at most ln 2.
-
-    Worked example: p = (3/4, 1/4), q = (1/2, 1/2): 0.143841, 0.130812 and 0.033822.
-
-    Source: Liu et al. 2024 (arXiv 2407.16997), where the teacher is averaged over substitutes of one name and the
-    divergence is "kl". Deviation: names, places, dates and numbers are substituted, not the person's name alone.
-
-    Args:
-        logits: (N, V) of the model in training.
-        teacher: (N, V) log-probabilities, without gradient.
-        kind: which of the three.
-    """
-    if kind == "kl":
-        return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves
-    if kind == "js":
-        return js_tokens(logits, teacher)
-    logp = at_least_float32(logits).log_softmax(dim=-1)
-    return (logp.exp() * (logp - at_least_float32(teacher.detach()))).sum(dim=-1)
-
-
-def level_loss(
-    nll: Tensor, rows: Tensor, n_rows: int, teacher: Tensor, shift: float = 0.0, count: Count = None
-) -> Tensor:
-    r"""Match each row's mean NLL to a level: ``(1/B) sum_b smoothL1(mean_{S_b} nll - mean_{S_b} teacher - shift)``.
-
-    smoothL1(x) is x^2/2 for \|x\| < 1, else \|x\| - 1/2: the loss pulls from both sides, so that a row is neither
-    remembered nor forgotten more than text that was never seen.
-
-    Worked example: row means 2 and 5, levels 4 and 4.5: (1.5 + 0.125) / 2 = 0.8125.
-
-    Source: the idea of KGA (Wang et al. 2023, arXiv 2305.06535), which matches the gap on forget rows to that on unseen
-    rows. Deviation: one model's NLL instead of two models' gap, and smooth L1.
-
-    Args:
-        nll: (N,) nats of the model in training.
-        rows: (N,) row of each token.
-        n_rows: B.
-        teacher: (N,) the level of each token: the teacher's NLL, or 0.
-        shift: nats a token added to every level: how far the NLL of unseen text has moved since the start, or without
-            a teacher that NLL itself.
-        count: rows of the whole optimiser step.
-    """
-    from torch.nn.functional import smooth_l1_loss
-
-    means, levels = row_means(nll, rows, n_rows), row_means(teacher, rows, n_rows) + shift
-    return smooth_l1_loss(means, levels.detach(), reduction="sum") / divisor(count, n_rows)
-
-
 @dataclass
 class Level(Method):
-    """Match the NLL of each forget row to the level of unseen text: see `level_loss`.
+    """Match the NLL of each forget row to the level of unseen text: see `forget_loss`.
 
     Without a teacher (``contexts`` and ``window`` 0) the level of every row is the NLL of the unseen texts.
     """
@@ -100,16 +46,31 @@ class Level(Method):
     window: int = param(0, "context length for free text, in tokens; 0 uses name substitution", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`level_loss` of the forget rows, with the ``shift`` that the trainer measures."""
+        r"""Match each row's mean NLL to a level: ``(1/B) sum_b smoothL1(mean_{S_b} nll - mean_{S_b} teacher - shift)``.
+
+        smoothL1(x) is x^2/2 for \|x\| < 1, else \|x\| - 1/2: the loss pulls from both sides, so that a row is neither
+        remembered nor forgotten more than text that was never seen.
+
+        Worked example: row means 2 and 5, levels 4 and 4.5: (1.5 + 0.125) / 2 = 0.8125.
+
+        Source: the idea of KGA (Wang et al. 2023, arXiv 2305.06535), which matches the gap on forget rows to that on
+        unseen rows. Deviation: one model's NLL instead of two models' gap, and smooth L1.
+
+        The shift, which the trainer measures, is how far the NLL of unseen text has moved since the start, in nats a
+        token, or without a teacher, whose NLL is then 0, that NLL itself.
+        """
+        from torch.nn.functional import smooth_l1_loss
+
         rows = batch.forget
         assert rows.nll is not None
-        shift, count = batch.state.get("shift", 0.0), batch.counts.rows("forget")
-        return level_loss(rows.nll, rows.rows, rows.count, rows.reference, shift, count)
+        means, levels = (row_means(values, rows.rows, rows.count) for values in (rows.nll, rows.reference))
+        levels = (levels + batch.state.get("shift", 0.0)).detach()
+        return smooth_l1_loss(means, levels, reduction="sum") / batch.counts.rows("forget")
 
 
 @dataclass
 class Counterfactual(Level):
-    """Distil from a teacher that does not know the forget rows: see `divergence_tokens`."""
+    """Distil from a teacher that does not know the forget rows: see `token_loss`."""
 
     title = "distillation from a counterfactual teacher"
     source = "Liu et al. 2024, arXiv 2407.16997"
@@ -127,8 +88,22 @@ class Counterfactual(Level):
         object.__setattr__(self, "needs", Needs(teacher=True, nll=self.level_weight > 0))
 
     def token_loss(self, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
-        """`divergence_tokens`."""
-        return divergence_tokens(logits, teacher, self.divergence)
+        """Divergence between teacher q and model p, each token: (N,) nats; 0 where they are equal.
+
+        "kl" is ``sum_v q (log q - log p)``, "reverse" is ``sum_v p (log p - log q)``, and "js" the Jensen-Shannon
+        divergence ``(KL(q || m) + KL(p || m)) / 2`` with m = (p + q) / 2, at most ln 2.
+
+        Worked example: p = (3/4, 1/4), q = (1/2, 1/2): 0.143841, 0.130812 and 0.033822.
+
+        Source: Liu et al. 2024 (arXiv 2407.16997), where the teacher is averaged over substitutes of one name and the
+        divergence is "kl". Deviation: names, places, dates and numbers are substituted, not the person's name alone.
+        """
+        if self.divergence == "kl":
+            return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves
+        if self.divergence == "js":
+            return js_tokens(logits, teacher)
+        logp = at_least_float32(logits).log_softmax(dim=-1)
+        return (logp.exp() * (logp - at_least_float32(teacher.detach()))).sum(dim=-1)
 
     def forget_loss(self, batch: Batch) -> Tensor:
         """Add the token mean of the divergence and ``level_weight`` times the loss of `level`."""

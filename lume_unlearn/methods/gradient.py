@@ -1,26 +1,21 @@
 """Methods that raise the NLL of forget rows, GA, GD and KL, which differ in the retain term; and ordinary training."""
 
 from lume_unlearn.methods.base import Batch, Defaults, Method
-from lume_unlearn.methods.common import Count, Tensor, token_mean
-
-
-def gradient_ascent(nll: Tensor, count: Count = None) -> Tensor:
-    """``-(1/N) sum nll``: ordinary training with the sign reversed; unbounded below. NLLs (1, 2, 6) give -3.
-
-    Source: Jang et al. 2022 (arXiv 2210.01504); a baseline of TOFU (Maini et al. 2024, arXiv 2401.06121). The first
-    averages over examples; this is the token mean of TOFU's and the benchmark's baselines.
-    """
-    return -token_mean(nll, count)
+from lume_unlearn.methods.common import Tensor, token_mean
 
 
 class Ascent(Method):
-    """What the methods with `gradient_ascent` on forget rows share."""
+    """What the methods with gradient ascent on forget rows share."""
 
     formula = "-NLL, token mean"
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`gradient_ascent` of the forget rows."""
-        return gradient_ascent(batch.forget.values, batch.counts.tokens("forget"))
+        """``-(1/N) sum nll``: ordinary training with the sign reversed; unbounded below. NLLs (1, 2, 6) give -3.
+
+        Source: Jang et al. 2022 (arXiv 2210.01504); a baseline of TOFU (Maini et al. 2024, arXiv 2401.06121). The first
+        averages over examples; this is the token mean of TOFU's and the benchmark's baselines.
+        """
+        return -token_mean(batch.forget.values, batch.counts.tokens("forget"))
 
 
 class GA(Ascent):

@@ -153,8 +153,7 @@ def retain(
     known = None if reference_logits is None else reference_logits[:, :-1][kept]
     total: Tensor = own.new_zeros(())
     for part, weight in retain_parts(term, kl_weight).items():
-        values = token_nll(own, targets) if part == "nll" else retain_value(part, own, targets, known)
-        total = total + weight * token_mean(values)
+        total = total + weight * token_mean(retain_value(part, own, targets, known))
     return total
 
 

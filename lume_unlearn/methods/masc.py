@@ -36,31 +36,9 @@ def masc_tau(rho: float) -> float:
     return math.log(rho / (1.0 - rho))
 
 
-def masc_tokens(logits: Tensor, targets: Tensor, rho: float, eta: float, beta: float, top_k: int) -> Tensor:
-    """Hinge on the margin, ``max(0, m - (tau - eta)) / eta`` with `masc_margin` m and `masc_tau` tau: (N,), no unit.
-
-    It is 1 at the largest margin allowed, and 0, without gradient, from eta nats below it.
-
-    Worked example: p = (3/4, 1/4), target 0, rho 0.7, eta 0.25, beta 1: m = ln 3, (1.098612 - 0.597298) / 0.25 =
-    2.005257.
-
-    Source: Di Gennaro, Shevchenko and Yang 2026 (arXiv 2606.02920); rho 0.7, eta 0.25 and top_k 10 are theirs for TOFU.
-    Deviation: they stop once few enough tokens violate the margin; here training lasts for ``num_train_epochs``.
-
-    Args:
-        logits: (N, V), V >= 2.
-        targets: (N,) token ids.
-        rho: see `masc_tau`.
-        eta: width of the hinge in nats, above 0.
-        beta: see `masc_margin`.
-        top_k: see `masc_margin`.
-    """
-    return (masc_margin(logits, targets, beta, top_k) - (masc_tau(rho) - eta)).clamp(min=0) / eta
-
-
 @dataclass
 class MASC(Method):
-    """Margin self-correction: see `masc_tokens`."""
+    """Margin self-correction: see `token_loss`."""
 
     title = "margin self-correction"
     source = "Di Gennaro et al. 2026, arXiv 2606.02920"
@@ -76,5 +54,16 @@ class MASC(Method):
     beta: float = param(1.0, "inverse temperature of the logits")
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """`masc_tokens`."""
-        return masc_tokens(logits, targets, self.rho, self.eta, self.beta, self.top_k)
+        """Hinge on the margin, ``max(0, m - (tau - eta)) / eta`` of `masc_margin` m and `masc_tau` tau: (N,), no unit.
+
+        It is 1 at the largest margin allowed, and 0, without gradient, from eta nats below it.
+
+        Worked example: p = (3/4, 1/4), target 0, rho 0.7, eta 0.25, beta 1: m = ln 3, (1.098612 - 0.597298) / 0.25 =
+        2.005257.
+
+        Source: Di Gennaro, Shevchenko and Yang 2026 (arXiv 2606.02920); rho 0.7, eta 0.25 and top_k 10 are theirs for
+        TOFU. Deviation: they stop once few enough tokens violate the margin; here training lasts for
+        ``num_train_epochs``.
+        """
+        margin = masc_margin(logits, targets, self.beta, self.top_k)
+        return (margin - (masc_tau(self.rho) - self.eta)).clamp(min=0) / self.eta

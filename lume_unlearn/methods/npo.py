@@ -3,52 +3,14 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, param
-from lume_unlearn.methods.common import Count, Tensor, preference, row_means, row_sums
-
-
-def npo(nll: Tensor, rows: Tensor, reference: Tensor, n_rows: int, beta: float, count: Count = None) -> Tensor:
-    r"""Negative preference optimisation, ``-(2/beta) mean_b log sigmoid(beta sum_{S_b} (nll - reference))``.
-
-    At the reference it is ``(2/beta) ln 2`` (13.8629 for beta 0.1) and its gradient is that of gradient ascent on the
-    sequence sums; as a row is forgotten its gradient fades. Towards beta 0 it becomes gradient ascent.
-
-    Worked example: two rows with NLL sums (3, 5), reference sums (1, 5), beta 0.1: the arguments of the sigmoid are
-    (0.2, 0), -log sigmoid of them (0.598139, 0.693147), so the loss is 20 * (0.598139 + 0.693147) / 2 = 12.912860.
-
-    Source: Zhang et al. 2024 (arXiv 2404.05868), equation 3.
-    """
-    return preference(row_sums(nll - reference, rows, n_rows), beta, count)
-
-
-def token_npo(nll: Tensor, reference: Tensor, beta: float, count: Count = None) -> Tensor:
-    """NPO with each token as a sequence, ``-(2/beta) (1/N) sum log sigmoid(beta (nll - reference))``.
-
-    Worked example: NLLs (3, 5), reference (1, 5), beta 0.1 give 12.912860, as two rows of one token under `npo`.
-
-    Source: the system Atyaephyra of SemEval-2025 task 4 (arXiv 2503.13690). Deviations: its batches of 4 mix forget and
-    retain rows, here each forget row is paired with a retain row; its KL term compares the probability of the true
-    token alone, here it is `kl_tokens`.
-    """
-    return preference(nll - reference, beta, count)
-
-
-def simnpo(nll: Tensor, rows: Tensor, n_rows: int, beta: float, margin: float, count: Count = None) -> Tensor:
-    """NPO without a reference, ``-(2/beta) mean_b log sigmoid(beta ((1/|S_b|) sum_{S_b} nll - margin))``.
-
-    Worked example: token means (2, 1), beta 2, margin 1: arguments (2, 0), so (0.126928 + 0.693147) / 2 = 0.410038.
-
-    Source: Fan et al. 2024 (arXiv 2410.07163). The margin is inside the bracket as in the authors' code; the paper's
-    gamma is outside, so gamma = beta * margin. In nats per token; both are 0 in the authors' runs.
-    """
-    return preference(row_means(nll, rows, n_rows) - margin, beta, count)
-
+from lume_unlearn.methods.common import Tensor, preference, row_means, row_sums
 
 BETA = "NPO temperature; smaller is closer to gradient ascent"
 
 
 @dataclass
 class NPO(Method):
-    """Negative preference optimisation: see `npo`."""
+    """Negative preference optimisation."""
 
     title = "negative preference optimisation"
     source = "Zhang et al. 2024, arXiv 2404.05868"
@@ -58,14 +20,24 @@ class NPO(Method):
     beta: float = param(0.1, BETA, search=(0.01, 1.0))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`npo` of the forget rows."""
+        r"""Negative preference optimisation, ``-(2/beta) mean_b log sigmoid(beta sum_{S_b} (nll - reference))``.
+
+        At the reference it is ``(2/beta) ln 2`` (13.8629 for beta 0.1) and its gradient is that of gradient ascent on
+        the sequence sums; as a row is forgotten its gradient fades. Towards beta 0 it becomes gradient ascent.
+
+        Worked example: two rows with NLL sums (3, 5), reference sums (1, 5), beta 0.1: the arguments of the sigmoid are
+        (0.2, 0), -log sigmoid of them (0.598139, 0.693147), so the loss is 20 * (0.598139 + 0.693147) / 2 = 12.912860.
+
+        Source: Zhang et al. 2024 (arXiv 2404.05868), equation 3.
+        """
         rows = batch.forget
-        return npo(rows.values, rows.rows, rows.reference, rows.count, self.beta, batch.counts.rows("forget"))
+        margins = row_sums(rows.values - rows.reference, rows.rows, rows.count)
+        return preference(margins, self.beta, batch.counts.rows("forget"))
 
 
 @dataclass
 class TokenNPO(Method):
-    """NPO on single tokens: see `token_npo`."""
+    """NPO on single tokens."""
 
     name = "token-npo"
     title = "NPO on single tokens"
@@ -78,14 +50,21 @@ class TokenNPO(Method):
     beta: float = param(0.5, BETA, search=(0.05, 5.0))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`token_npo` of the forget rows."""
-        rows = batch.forget
-        return token_npo(rows.values, rows.reference, self.beta, batch.counts.tokens("forget"))
+        """NPO with each token as a sequence, ``-(2/beta) (1/N) sum log sigmoid(beta (nll - reference))``.
+
+        Worked example: NLLs (3, 5), reference (1, 5), beta 0.1 give 12.912860, as two rows of one token under `NPO`.
+
+        Source: the system Atyaephyra of SemEval-2025 task 4 (arXiv 2503.13690). Deviations: its batches of 4 mix forget
+        and retain rows, here each forget row is paired with a retain row; its KL term compares the probability of the
+        true token alone, here it is `kl_tokens`.
+        """
+        margins = batch.forget.values - batch.forget.reference
+        return preference(margins, self.beta, batch.counts.tokens("forget"))
 
 
 @dataclass
 class SimNPO(Method):
-    """NPO without a reference model: see `simnpo`."""
+    """NPO without a reference model."""
 
     title = "simple NPO, without a reference"
     source = "Fan et al. 2024, arXiv 2410.07163"
@@ -96,6 +75,13 @@ class SimNPO(Method):
     margin: float = param(0.0, "NLL up to which forgetting is pushed hardest", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`simnpo` of the forget rows."""
+        """NPO without a reference, ``-(2/beta) mean_b log sigmoid(beta ((1/|S_b|) sum_{S_b} nll - margin))``.
+
+        Worked example: token means (2, 1), beta 2, margin 1: arguments (2, 0), so (0.126928 + 0.693147) / 2 = 0.410038.
+
+        Source: Fan et al. 2024 (arXiv 2410.07163). The margin is inside the bracket as in the authors' code; the
+        paper's gamma is outside, so gamma = beta * margin. In nats per token; both are 0 in the authors' runs.
+        """
         rows = batch.forget
-        return simnpo(rows.values, rows.rows, rows.count, self.beta, self.margin, batch.counts.rows("forget"))
+        margins = row_means(rows.values, rows.rows, rows.count) - self.margin
+        return preference(margins, self.beta, batch.counts.rows("forget"))

@@ -6,21 +6,6 @@ from lume_unlearn.methods.base import Defaults, Method, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
 
 
-def pdu_tokens(logits: Tensor) -> Tensor:
-    """Squared height of the largest logit over their mean, ``(max_v z - mean_v z)^2``: (N,); 0 where all are equal.
-
-    Worked example: logits (3, 1, 2, -2) give (3 - 1)^2 = 4.
-
-    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code takes the logits at each labelled
-    token; these are, as for every method here, those that predict it.
-
-    Args:
-        logits: (N, V).
-    """
-    wide = at_least_float32(logits)
-    return (wide.amax(dim=-1) - wide.mean(dim=-1)).square()
-
-
 def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> float:
     """Return the next weight for "retain loss <= epsilon", ``max(0, dual + step (retain_loss - epsilon))``.
 
@@ -34,7 +19,7 @@ def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> fl
 
 @dataclass
 class PDU(Method):
-    """Primal-dual unlearning: see `pdu_tokens` and `pdu_dual`."""
+    """Primal-dual unlearning: see `token_loss` and `pdu_dual`."""
 
     title = "primal-dual unlearning"
     source = "Entesari et al. 2025, arXiv 2506.05314"
@@ -47,8 +32,15 @@ class PDU(Method):
     dual_warmup: float = param(5.0, "epochs before pdu's dual variable moves", zero=True)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """`pdu_tokens`."""
-        return pdu_tokens(logits)
+        """Squared height of the largest logit over their mean, ``(max_v z - mean_v z)^2``: (N,); 0 where all are equal.
+
+        Worked example: logits (3, 1, 2, -2) give (3 - 1)^2 = 4.
+
+        Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code takes the logits at each labelled
+        token; these are, as for every method here, those that predict it.
+        """
+        wide = at_least_float32(logits)
+        return (wide.amax(dim=-1) - wide.mean(dim=-1)).square()
 
     def adapt(self, state: dict[str, float], retain_loss: float, epochs: float) -> dict[str, float]:
         """Move the retain weight by `pdu_dual`."""

@@ -3,7 +3,7 @@
 import math
 
 from lume_unlearn.methods.base import RetainTerm
-from lume_unlearn.methods.common import Tensor, at_least_float32
+from lume_unlearn.methods.common import Tensor, at_least_float32, token_nll
 
 
 def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:
@@ -26,7 +26,13 @@ def term_needs_reference(term: RetainTerm) -> bool:
 
 
 def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """Compute `kl_tokens` or `js_tokens` of logits, or `state_distance` of hidden states, to the reference's: (N,)."""
+    """Compute a part of a retain term for each token: (N,).
+
+    That is `token_nll`, or `kl_tokens` or `js_tokens` of logits, or `state_distance` of hidden states, to the
+    reference's.
+    """
+    if part == "nll":
+        return token_nll(output, targets)
     assert reference is not None
     return {"kl": kl_tokens, "js": js_tokens, "states": state_distance}[part](output, reference)
 

@@ -10,48 +10,12 @@ from lume_unlearn.methods.gradient import Ascent
 Steps = list[list[Pair]]
 
 
-def sequential(forget: int, retain: int, batch_size: int, chunk: int, ratio: int, epochs: int) -> list[Steps]:
-    """Return the phases of SUGD: for each chunk of forget rows, ``epochs`` times over the chunk, never shuffled.
-
-    Each forget row is paired with the next ``ratio`` retain rows, cycling through the retain rows; a chunk keeps its
-    retain rows in all epochs. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning". Deviation: the
-    authors' rows end without EOS, these end with it as all others do.
-    """
-    pairs = [Pair((f,), tuple((f * ratio + i) % retain for i in range(ratio))) for f in range(forget)]
-    return [in_batches(part, batch_size) * epochs for part in in_batches(pairs, chunk)]
-
-
-def annealed(
-    forget: int, retain: int, batch_size: int, chunk: int, share: float, epochs: int, seed: int
-) -> list[Steps]:
-    """Return the phases of AGAD: ascent on a chunk of forget rows, training on a random share of the retain rows, ...
-
-    After the last chunk comes a phase on all retain rows. Each phase goes ``epochs`` times over its rows, in new random
-    order each time. Source: Premptis et al. 2025 (arXiv 2503.02443), "alternating gradient ascent-descent".
-    """
-    import numpy as np
-
-    random = np.random.default_rng(seed)
-
-    def phase(pairs: Sequence[Pair]) -> Steps:
-        orders = [random.permutation(len(pairs)) for _ in range(epochs)]
-        return [step for order in orders for step in in_batches([pairs[i] for i in order], batch_size)]
-
-    retain_pairs = [Pair((), (r,)) for r in range(retain)]
-    sample = max(1, round(share * retain))
-    phases = []
-    for part in in_batches([Pair((f,)) for f in range(forget)], chunk):
-        phases.append(phase(part))
-        phases.append(phase([retain_pairs[r] for r in random.choice(retain, sample, replace=False)]))
-    return [*phases, phase(retain_pairs)]
-
-
 CHUNK = "forget rows of one chunk"
 
 
 @dataclass
 class SUGD(Method):
-    """Sequential unlearning by gradient difference: see `sequential`."""
+    """Sequential unlearning by gradient difference."""
 
     title = "sequential unlearning by gradient difference"
     source = "Premptis et al. 2025, arXiv 2503.02443"
@@ -71,13 +35,20 @@ class SUGD(Method):
         return rows.mean(len(counts.forget) + len(counts.retain))
 
     def phases(self, forget: int, retain: int, batch_size: int, epochs: int, seed: int) -> list[Steps]:
-        """Return one phase for each chunk: see `sequential`."""
-        return sequential(forget, retain, batch_size, self.chunk, self.retain_ratio, epochs)
+        """Return one phase for each chunk of forget rows: ``epochs`` times over the chunk, never shuffled.
+
+        Each forget row is paired with the next ``retain_ratio`` retain rows, cycling through the retain rows; a chunk
+        keeps its retain rows in all epochs. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning".
+        Deviation: the authors' rows end without EOS, these end with it as all others do.
+        """
+        ratio = self.retain_ratio
+        pairs = [Pair((f,), tuple((f * ratio + i) % retain for i in range(ratio))) for f in range(forget)]
+        return [in_batches(part, batch_size) * epochs for part in in_batches(pairs, self.chunk)]
 
 
 @dataclass
 class AGAD(Ascent):
-    """Alternating gradient ascent and descent: see `annealed`."""
+    """Alternating gradient ascent and descent."""
 
     title = "alternating gradient ascent and descent"
     source = "Premptis et al. 2025, arXiv 2503.02443"
@@ -94,5 +65,23 @@ class AGAD(Ascent):
     anneal_share: float = param(0.25, "share of the retain rows trained on after each chunk", most=1.0)
 
     def phases(self, forget: int, retain: int, batch_size: int, epochs: int, seed: int) -> list[Steps]:
-        """Return two phases for each chunk and one on all retain rows: see `annealed`."""
-        return annealed(forget, retain, batch_size, self.chunk, self.anneal_share, epochs, seed)
+        """Return two phases for each chunk: ascent on its forget rows, and training on a share of the retain rows.
+
+        After the last chunk comes a phase on all retain rows. Each phase goes ``epochs`` times over its rows, in new
+        random order each time. Source: Premptis et al. 2025 (arXiv 2503.02443), "alternating gradient ascent-descent".
+        """
+        import numpy as np
+
+        random = np.random.default_rng(seed)
+
+        def phase(pairs: Sequence[Pair]) -> Steps:
+            orders = [random.permutation(len(pairs)) for _ in range(epochs)]
+            return [step for order in orders for step in in_batches([pairs[i] for i in order], batch_size)]
+
+        retain_pairs = [Pair((), (r,)) for r in range(retain)]
+        sample = max(1, round(self.anneal_share * retain))
+        phases = []
+        for part in in_batches([Pair((f,)) for f in range(forget)], self.chunk):
+            phases.append(phase(part))
+            phases.append(phase([retain_pairs[r] for r in random.choice(retain, sample, replace=False)]))
+        return [*phases, phase(retain_pairs)]

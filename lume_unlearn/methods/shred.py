@@ -29,44 +29,9 @@ def shred_selected(reference: Tensor, rows: Tensor, share: float) -> Tensor:
     return selected
 
 
-def shred_tokens(
-    logits: Tensor, reference_logits: Tensor, targets: Tensor, selected: Tensor, beta: float, top_k: int
-) -> Tensor:
-    """KL divergence from a target distribution, ``sum_v q_v (log q_v - log p_v)``: (N,) nats.
-
-    At selected tokens q is softmax(z_ref - beta onehot(y)), at all others p_ref, each restricted to its ``top_k``
-    largest entries (or all of a smaller vocabulary) and renormalised. p is the model's whole distribution: demoted
-    tokens are outside the largest entries, and only the normaliser of p lowers them. So the value is 0 where p = q and,
-    for a q cut from p itself, -log of the probability of the entries kept.
-
-    Worked example: p = p_ref = (1/2, 3/8, 1/8), target 0, beta ln 8, top_k 2: a selected token has q = (0, 3/4, 1/4)
-    and the value ln 2 = 0.693147, any other q = (4/7, 3/7, 0) and ln(8/7) = 0.133531.
-
-    Source: Hu et al. 2026 (arXiv 2605.07482). Deviations: the figure on the authors' project page removes the token
-    from q, which beta 100 does up to e^-100 of its odds; it also removes the other probable tokens in a variant that is
-    left out here. The authors sum over tokens, here a token mean follows. The share of 0.5 is that of their figure;
-    beta and top_k are this package's.
-
-    Args:
-        logits: (N, V) of the model in training.
-        reference_logits: (N, V) of the reference model, same positions; no gradient.
-        targets: (N,) token ids.
-        selected: (N,) bool, see `shred_selected`.
-        beta: the amount by which the reference logit of the target is lowered.
-        top_k: number of entries of q.
-    """
-    teacher = at_least_float32(reference_logits.detach())
-    penalty = beta * selected[:, None].to(teacher.dtype)
-    lowered = teacher.scatter_add(-1, targets[:, None], -penalty)
-    kept, index = lowered.topk(min(top_k, lowered.shape[-1]), dim=-1)
-    logq = kept.log_softmax(dim=-1)
-    logp = at_least_float32(logits).log_softmax(dim=-1).gather(-1, index)
-    return (logq.exp() * (logq - logp)).sum(dim=-1)
-
-
 @dataclass
 class SHRED(Method):
-    """Self-distillation with the least probable tokens demoted: see `shred_selected` and `shred_tokens`."""
+    """Self-distillation with the least probable tokens demoted: see `shred_selected` and `token_loss`."""
 
     title = "self-distillation with the least probable tokens demoted"
     source = "Hu et al. 2026, arXiv 2605.07482"
@@ -86,6 +51,26 @@ class SHRED(Method):
         return shred_selected(reference_nll, rows, self.share)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: tuple[Tensor, Tensor]) -> Tensor:
-        """`shred_tokens`."""
+        """KL divergence from a target distribution, ``sum_v q_v (log q_v - log p_v)``: (N,) nats.
+
+        At selected tokens q is softmax(z_ref - beta onehot(y)), at all others p_ref, each restricted to its ``top_k``
+        largest entries (or all of a smaller vocabulary) and renormalised. p is the model's whole distribution: demoted
+        tokens are outside the largest entries, and only the normaliser of p lowers them. So the value is 0 where p = q
+        and, for a q cut from p itself, -log of the probability of the entries kept.
+
+        Worked example: p = p_ref = (1/2, 3/8, 1/8), target 0, beta ln 8, top_k 2: a selected token has q = (0, 3/4,
+        1/4) and the value ln 2 = 0.693147, any other q = (4/7, 3/7, 0) and ln(8/7) = 0.133531.
+
+        Source: Hu et al. 2026 (arXiv 2605.07482). Deviations: the figure on the authors' project page removes the token
+        from q, which beta 100 does up to e^-100 of its odds; it also removes the other probable tokens in a variant
+        that is left out here. The authors sum over tokens, here a token mean follows. The share of 0.5 is that of their
+        figure; beta and top_k are this package's.
+        """
         reference_logits, selected = reference
-        return shred_tokens(logits, reference_logits, targets, selected, self.beta, self.top_k)
+        teacher = at_least_float32(reference_logits.detach())
+        penalty = self.beta * selected[:, None].to(teacher.dtype)
+        lowered = teacher.scatter_add(-1, targets[:, None], -penalty)
+        kept, index = lowered.topk(min(self.top_k, lowered.shape[-1]), dim=-1)
+        logq = kept.log_softmax(dim=-1)
+        logp = at_least_float32(logits).log_softmax(dim=-1).gather(-1, index)
+        return (logq.exp() * (logq - logp)).sum(dim=-1)

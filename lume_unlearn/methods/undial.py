@@ -6,32 +6,9 @@ from lume_unlearn.methods.base import Defaults, Method, Needs, param
 from lume_unlearn.methods.common import Tensor, at_least_float32
 
 
-def undial_tokens(logits: Tensor, reference_logits: Tensor, targets: Tensor, beta: float) -> Tensor:
-    """Self-distillation from adjusted logits, ``-sum_v q log p`` with q = softmax(z_ref - beta onehot(y)): (N,) nats.
-
-    Its minimum is the entropy of q, not 0; with beta 0 training starts there, without gradient.
-
-    Worked example: p = p_ref = (3/4, 1/4), target 0, beta ln 3: q = (1/2, 1/2), the value is ln(16/3) / 2 = 0.836988.
-
-    Source: Dong et al. 2024 (arXiv 2402.10052). Deviation: the authors distil every position of the text, and other
-    code prompt and padding too; here only labelled tokens.
-
-    Args:
-        logits: (N, V) of the model in training.
-        reference_logits: (N, V) of the reference model, same positions; no gradient.
-        targets: (N,) token ids.
-        beta: the amount by which the teacher's logit of the target is lowered.
-    """
-    from torch.nn.functional import cross_entropy
-
-    teacher = at_least_float32(reference_logits.detach())
-    penalty = teacher.new_zeros(teacher.shape).scatter_(-1, targets[:, None], beta)
-    return cross_entropy(at_least_float32(logits), (teacher - penalty).softmax(dim=-1), reduction="none")
-
-
 @dataclass
 class Undial(Method):
-    """Self-distillation with adjusted logits: see `undial_tokens`."""
+    """Self-distillation with adjusted logits: see `token_loss`."""
 
     title = "self-distillation with adjusted logits"
     source = "Dong et al. 2024, arXiv 2402.10052"
@@ -45,5 +22,18 @@ class Undial(Method):
     )
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference_logits: Tensor) -> Tensor:
-        """`undial_tokens`."""
-        return undial_tokens(logits, reference_logits, targets, self.beta)
+        """Distil from adjusted logits, ``-sum_v q log p`` with q = softmax(z_ref - beta onehot(y)): (N,) nats.
+
+        Its minimum is the entropy of q, not 0; with beta 0 training starts there, without gradient.
+
+        Worked example: p = p_ref = (3/4, 1/4), target 0, beta ln 3: q = (1/2, 1/2), the value is ln(16/3) / 2 =
+        0.836988.
+
+        Source: Dong et al. 2024 (arXiv 2402.10052). Deviation: the authors distil every position of the text, and other
+        code prompt and padding too; here only labelled tokens.
+        """
+        from torch.nn.functional import cross_entropy
+
+        teacher = at_least_float32(reference_logits.detach())
+        penalty = teacher.new_zeros(teacher.shape).scatter_(-1, targets[:, None], self.beta)
+        return cross_entropy(at_least_float32(logits), (teacher - penalty).softmax(dim=-1), reduction="none")

@@ -3,38 +3,12 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, param
-from lume_unlearn.methods.common import Count, Tensor, token_mean
-
-
-def wga(nll: Tensor, beta: float, count: Count = None) -> Tensor:
-    """Weighted gradient ascent, ``-(1/N) sum p^beta nll`` with p = exp(-nll) held constant; ascent itself for beta 0.
-
-    Worked example: probabilities (1/2, 1/4), beta 1: -(ln 2 / 2 + ln 4 / 4) / 2 = -0.346574.
-
-    Source: Wang et al. 2025 (arXiv 2502.19301).
-    """
-    weight = (-beta * nll.detach()).exp()
-    return -token_mean(weight * nll, count)
-
-
-def satimp(nll: Tensor, beta1: float, beta2: float, count: Count = None) -> Tensor:
-    """``-(1/N) sum p^beta1 (1 - p)^beta2 nll`` with p = exp(-nll) held constant; gradient ascent for (0, 0).
-
-    Neither tokens that are certain (unless beta2 is 0) nor those that are forgotten (unless beta1 is 0) are pushed.
-
-    Worked example: probabilities (1/2, 1/4), betas (1, 1): -(ln 2 / 4 + 3 ln 4 / 16) / 2 = -0.216608.
-
-    Source: Yang et al. 2025 (arXiv 2505.11953).
-    """
-    constant = nll.detach()
-    not_certain = -(-constant).expm1()  # 1 - p
-    weight = (-beta1 * constant).exp() * not_certain**beta2
-    return -token_mean(weight * nll, count)
+from lume_unlearn.methods.common import Tensor, token_mean
 
 
 @dataclass
 class WGA(Method):
-    """Weighted gradient ascent: see `wga`."""
+    """Weighted gradient ascent."""
 
     title = "weighted gradient ascent"
     source = "Wang et al. 2025, arXiv 2502.19301"
@@ -44,13 +18,20 @@ class WGA(Method):
     beta: float = param(1.0, "exponent of p in wga's weight; 0 is gradient ascent", zero=True, search=(0.1, 5.0))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`wga` of the forget rows."""
-        return wga(batch.forget.values, self.beta, batch.counts.tokens("forget"))
+        """Weighted ascent, ``-(1/N) sum p^beta nll`` with p = exp(-nll) held constant; ascent itself for beta 0.
+
+        Worked example: probabilities (1/2, 1/4), beta 1: -(ln 2 / 2 + ln 4 / 4) / 2 = -0.346574.
+
+        Source: Wang et al. 2025 (arXiv 2502.19301).
+        """
+        nll = batch.forget.values
+        weight = (-self.beta * nll.detach()).exp()
+        return -token_mean(weight * nll, batch.counts.tokens("forget"))
 
 
 @dataclass
 class SatImp(Method):
-    """Saturation and importance: see `satimp`."""
+    """Saturation and importance."""
 
     title = "saturation and importance"
     source = "Yang et al. 2025, arXiv 2505.11953"
@@ -61,5 +42,15 @@ class SatImp(Method):
     beta2: float = param(1.0, "exponent of 1 - p in satimp's weight", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """`satimp` of the forget rows."""
-        return satimp(batch.forget.values, self.beta1, self.beta2, batch.counts.tokens("forget"))
+        """``-(1/N) sum p^beta1 (1 - p)^beta2 nll`` with p = exp(-nll) held constant; gradient ascent for (0, 0).
+
+        Neither tokens that are certain (unless beta2 is 0) nor those that are forgotten (unless beta1 is 0) are pushed.
+
+        Worked example: probabilities (1/2, 1/4), betas (1, 1): -(ln 2 / 4 + 3 ln 4 / 16) / 2 = -0.216608.
+
+        Source: Yang et al. 2025 (arXiv 2505.11953).
+        """
+        nll, constant = batch.forget.values, batch.forget.values.detach()
+        not_certain = -(-constant).expm1()  # 1 - p
+        weight = (-self.beta1 * constant).exp() * not_certain**self.beta2
+        return -token_mean(weight * nll, batch.counts.tokens("forget"))

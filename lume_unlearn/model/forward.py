@@ -15,7 +15,7 @@ from lume_unlearn.data.packs import Pack, pack_rows
 from lume_unlearn.data.schedule import cut
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import token_nll
-from lume_unlearn.model.output_layer import TokenValue, in_chunks, nll_value, replaced_by
+from lume_unlearn.model.output_layer import TokenValue, in_chunks, replaced_by
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack, pack_arguments, packs
 
 _log = logging.getLogger("lume_unlearn")
@@ -28,7 +28,7 @@ class Span:
     """Some labelled tokens of a micro-batch, and what to compute for each of them."""
 
     tokens: slice
-    value: TokenValue
+    value: TokenValue = token_nll
     reference: Callable[[slice], Any] | None = None
     """Slice of these tokens to what the value needs of the reference: logits (with a selection) or hidden states."""
 
@@ -76,6 +76,15 @@ class Passes:
 
         found = self._run(model, batch, lambda states: torch.cat([span_value(span, states) for span in spans]))
         return list(torch.split(found, [span.tokens.stop - span.tokens.start for span in spans]))
+
+    def of_all(self, model: nn.Module, batch: Pack, value: TokenValue = token_nll) -> Tensor:
+        """Run one forward pass and compute a value, by default the NLL, of all labelled tokens: (N,)."""
+        return self.values(model, batch, [Span(slice(0, len(batch.targets)), value)])[0]
+
+    def batches(self, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> Iterator[Pack]:
+        """Yield rows in as few micro-batches of at most ``max_tokens`` tokens as their order allows."""
+        for part in cut(rows, lambda row: [len(row.input_ids)], max_tokens, not self.packs):
+            yield pack_rows({"forget": part}).to(device)
 
     @torch.no_grad()
     def reference_at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
@@ -154,7 +163,7 @@ class Passes:
         with evaluating(model):
             expected = token_nll(labelled_logits(model, self.config, batch), batch.targets)
             try:
-                found = self.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])[0]
+                found = self.of_all(model, batch)
             except (RuntimeError, IndexError, AttributeError, TypeError):  # the model reads its output layer otherwise
                 return False
         eps = torch.finfo(next(model.parameters()).dtype).eps
@@ -233,23 +242,16 @@ def _trial_logits(model: Any, rows: Sequence[Tokens]) -> Tensor:
 
 @torch.no_grad()
 def row_values(
-    model: nn.Module,
-    passes: Passes,
-    rows: Sequence[Tokens],
-    max_tokens: int,
-    device: torch.device,
-    value: TokenValue = nll_value,
+    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, value: TokenValue = token_nll
 ) -> list[Tensor]:
-    """Compute a value of each row's labelled tokens, (n,) float32 on the CPU, in as few passes as fit.
+    """Compute a value of each row's labelled tokens without dropout, (n,) float32 on the CPU, in as few passes as fit.
 
     By default the value is the NLL in nats.
     """
-    found: list[Tensor] = []
-    for part in cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs):
-        batch = pack_rows({"forget": part}).to(device)
-        (values,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), value)])
-        found += torch.split(values.float().cpu(), [row.scored for row in part])
-    return found
+    device = next(model.parameters()).device
+    with evaluating(model):
+        found = [passes.of_all(model, batch, value).float().cpu() for batch in passes.batches(rows, max_tokens, device)]
+    return list(torch.split(torch.cat(found), [row.scored for row in rows])) if found else []
 
 
 def compile_layers(model: nn.Module) -> None:

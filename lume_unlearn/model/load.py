@@ -12,6 +12,7 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import first_few
+from lume_unlearn.checks import names
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, decoder_layers
 
@@ -28,18 +29,14 @@ def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
     return _load(AutoTokenizer, "tokenizer", name, trust_remote_code=trust_remote_code)
 
 
-def _refuse_adapter(name: str) -> None:
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
-
-
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
     """Load a causal language model from safetensors files, with weights of this dtype.
 
     Raises:
         ConfigError: it cannot be loaded, or weights that its configuration names are missing.
     """
-    _refuse_adapter(name)
+    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
+        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
     options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
     model, info = _load(AutoModelForCausalLM, "weights", name, output_loading_info=True, **options)
     if info["missing_keys"]:  # transformers fills them with random numbers
@@ -62,41 +59,21 @@ def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
         ) from error
 
 
-def load_for_scoring(name: str, trust_remote_code: bool = False) -> Any:
-    """Load a model in float32 on the GPU, if there is one, ready for forward passes.
-
-    Raises:
-        ConfigError: it cannot be loaded.
-    """
-    model = load_model(name, torch.float32, trust_remote_code)
-    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def load_for_training(
-    name: str,
-    tuning: str = "full",
-    lora: LoraConfig | None = None,
-    *,
-    half: bool = False,
-    device: torch.device | None = None,
-    trust_remote_code: bool = False,
-) -> Any:
-    """Load a model and choose what is trained (see `trainable`).
+def lora_config(
+    lora_rank: int = 8, lora_alpha: int = 32, lora_dropout: float = 0.05, lora_targets: str = "all-linear"
+) -> LoraConfig:
+    """Return the configuration of an adapter.
 
     Args:
-        name: folder or hub name.
-        tuning: see `trainable`.
-        lora: configuration of the adapter.
-        half: load the weights in bfloat16: those below an adapter whose forward passes are in bfloat16, or those that
-            are rounded stochastically. Otherwise float32, since bfloat16 would round a step of 1e-5 away.
-        device: where to load it to; None for main memory, for FSDP or DeepSpeed to shard it.
-        trust_remote_code: run code that a hub model brings along.
-
-    Raises:
-        ConfigError: the model cannot be loaded, or does not have what an option names.
+        lora_rank: of the adapter.
+        lora_alpha: its output is multiplied by alpha / rank.
+        lora_dropout: before the adapter.
+        lora_targets: modules that get an adapter: all-linear, or names separated by commas.
     """
-    model = load_model(name, torch.bfloat16 if half else torch.float32, trust_remote_code)
-    return trainable(model if device is None else model.to(device), tuning, lora)
+    named: Any = names(lora_targets)
+    modules = "all-linear" if named == ["all-linear"] else named
+    options: Any = {"r": lora_rank, "lora_alpha": lora_alpha, "lora_dropout": lora_dropout}
+    return LoraConfig(target_modules=modules, task_type="CAUSAL_LM", **options)
 
 
 def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) -> Any:
@@ -106,7 +83,7 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
         model: causal language model; changed in place.
         tuning: "lora", "full" (all weights), "last:K" (the last K decoder layers), or "modules:REGEX" (the weights
             whose names match).
-        lora: configuration of the adapter; by default rank 8, alpha 32 and dropout 0.05 on all linear layers.
+        lora: configuration of the adapter; by default that of `lora_config`.
 
     Raises:
         ConfigError: the tuning is unknown, or the model does not have what it names.
@@ -116,7 +93,7 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
     if tuning != "lora":
         freeze(model, tuning)
         return model
-    lora = lora or LoraConfig(r=8, lora_alpha=32, lora_dropout=0.05, target_modules="all-linear", task_type="CAUSAL_LM")
+    lora = lora or lora_config()
     modules = [f".{name}" for name, _ in model.named_modules()]
     targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
     # PEFT ignores a name that is not there as long as another one is.

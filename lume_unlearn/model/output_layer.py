@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lume_unlearn.methods.common import token_nll
-
 CHUNK_BYTES = 2**28
 """Largest size of the float32 logits that exist at once."""
 
@@ -22,11 +20,6 @@ TokenValue = Callable[[Tensor, Tensor, Any], Tensor]
 """((n, V) logits, (n,) targets, (n, V) reference logits, a pair with a selection (n,), or None) to (n,) values.
 
 A value depends on its row alone."""
-
-
-def nll_value(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """`token_nll` as a `TokenValue`."""
-    return token_nll(logits, targets)
 
 
 @contextmanager

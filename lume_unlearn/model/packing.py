@@ -7,7 +7,6 @@ not use it `lume_unlearn.model.forward` pads.
 """
 
 import inspect
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -106,7 +105,14 @@ def packed_attention(
         longest = max(rows.lengths)
         span = (window - 1 if window else -1, 0)
         return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scaling, window_size=span)[None], None
-    return _row_by_row(query, key, value, rows.lengths, scaling, dropout, window), None
+    # One call for each row: for CPUs, and for float32 on GPUs.
+    options: Any = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+    parts = []
+    split = [torch.split(states, list(rows.lengths), dim=2) for states in (query, key, value)]
+    for q, k, v in zip(*split, strict=True):
+        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
+        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options))
+    return torch.cat(parts, dim=2).transpose(1, 2), None
 
 
 def _varlen_runs(query: Tensor, value: Tensor) -> bool:
@@ -119,25 +125,6 @@ def _varlen_runs(query: Tensor, value: Tensor) -> bool:
         and query.shape[-1] == value.shape[-1] <= 256
         and query.shape[-1] % 8 == 0
     )
-
-
-def _row_by_row(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Sequence[int],
-    scaling: float | None,
-    dropout: float,
-    window: int | None,
-) -> Tensor:
-    """Compute the attention with one call for each row: for CPUs, and for float32 on GPUs."""
-    options: Any = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
-    parts = []
-    rows = [torch.split(states, list(lengths), dim=2) for states in (query, key, value)]
-    for q, k, v in zip(*rows, strict=True):
-        mask = _window_mask(q.shape[2], window, q.device) if window and q.shape[2] > window else None
-        parts.append(scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, **options))
-    return torch.cat(parts, dim=2).transpose(1, 2)
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from lume_unlearn.model.load import require_torchao
 
 
 @torch.no_grad()
-def token_nlls(
-    model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device
-) -> dict[Tokens, Tensor]:
+def token_nlls(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int) -> dict[Tokens, Tensor]:
     """Compute the NLL in nats of each row's labelled tokens, (n,) float32 on the CPU, without dropout.
 
     Rows of similar length share a forward pass, and several processes share the rows.
@@ -28,8 +25,7 @@ def token_nlls(
     state = PartialState()
     order = sorted(set(rows), key=lambda row: (len(row.input_ids), row.input_ids))
     own = order[state.process_index :: state.num_processes]
-    with evaluating(model):
-        found = list(zip(own, row_values(model, passes, own, max_tokens, device), strict=True))
+    found = list(zip(own, row_values(model, passes, own, max_tokens), strict=True))
     return dict(gather_object(found)) if state.num_processes > 1 else dict(found)
 
 
@@ -40,23 +36,22 @@ class Reference:
     is a frozen copy, made before the first step, that shares the weights that are not trained.
     """
 
-    def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True) -> None:
+    def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True, bf16: bool = False) -> None:
         """Copy the model, which no step has changed yet, unless it is a PEFT model.
 
         ``kind`` is "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
         moved to the GPU layer by layer during each forward pass. With ``share``, a copy of kind "same" or "cpu" uses
-        the model's untrained weights.
+        the model's untrained weights. With ``bf16``, forward passes of a copy, which accelerate does not wrap, are in
+        bfloat16.
 
         Raises:
             ConfigError: int8 needs torchao, which is not installed.
         """
         if kind == "int8":
             require_torchao("--reference_copy int8")
-        self.passes = passes
+        self.model, self.passes, self.bf16 = model, passes, bf16
         self.copy: Any = None
         self.placed = kind == "cpu"
-        self.compiles = not isinstance(model, PeftModel) and kind in ("same", "bfloat16")
-        """Whether there is a copy that torch can compile."""
         if isinstance(model, PeftModel):
             return
         share = share and kind not in ("bfloat16", "int8")
@@ -66,21 +61,18 @@ class Reference:
         _convert(self.copy, kind)
 
     @torch.no_grad()
-    def at(
-        self, model: nn.Module, unwrapped: Any, batch: Pack, autocast: AbstractContextManager[Any] | None = None
-    ) -> Callable[[slice], Tensor]:
+    def at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
         """Run a forward pass of the reference model, without dropout (see `Passes.reference_at`).
 
-        ``model`` is the one in training as accelerate wrapped it, ``unwrapped`` the same without the wrapper, and
-        ``autocast`` the precision of the forward pass of a copy, which accelerate has not wrapped.
+        ``model`` is the one in training as accelerate wrapped it. Every process has to make the same forward passes.
         """
         if self.copy is None:
-            with unwrapped.disable_adapter(), evaluating(model):
+            with self.model.disable_adapter(), evaluating(model):
                 return self.passes.reference_at(model, batch)
         if not self.placed:
             self.copy.to(batch.input_ids.device)
             self.placed = True
-        with autocast or nullcontext():
+        with torch.autocast(batch.input_ids.device.type, torch.bfloat16, enabled=self.bf16):
             return self.passes.reference_at(self.copy, batch)
 
 

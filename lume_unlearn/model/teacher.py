@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from lume_unlearn.data.contexts import Context
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.data.packs import TeacherCache, pack_rows
-from lume_unlearn.data.schedule import cut
+from lume_unlearn.data.packs import TeacherCache
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import at_least_float32
 from lume_unlearn.methods.counterfactual import swapped
@@ -55,18 +54,14 @@ class Teacher:
 
     def nll(self, row: Tokens, cache: TeacherCache, device: torch.device, chunk: int = 256) -> Tensor:
         """Compute the teacher's NLL of a row's labelled tokens: (n,) float32 on the CPU, in nats."""
-        targets = torch.tensor([label for label in row.labels[1:] if label >= 0], device=device)
+        targets = torch.tensor([row.labels[t] for t in row.labelled], device=device)
         at = self.at(cache.to(device), targets)
         parts = [slice(start, start + chunk) for start in range(0, len(targets), chunk)]
         return torch.cat([-at(part).gather(-1, targets[part, None])[:, 0].float().cpu() for part in parts])
 
 
 def run_teacher(
-    model: nn.Module,
-    passes: Passes,
-    contexts: Mapping[Tokens, Sequence[Context]],
-    max_tokens: int,
-    device: torch.device,
+    model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
 ) -> tuple[Teacher, dict[Tokens, TeacherCache], dict[Tokens, Tensor]]:
     """Run the reference model on the contexts of each forget row, without dropout.
 
@@ -76,21 +71,15 @@ def run_teacher(
     Raises:
         ConfigError: see `Teacher`.
     """
-    teacher = Teacher(passes)
+    teacher, device = Teacher(passes), next(model.parameters()).device
     teacher.head.to(device)
     found: dict[Tokens, TeacherCache] = {}
-    with evaluating(model):
+    with evaluating(model), torch.no_grad():
         for row, own in contexts.items():
-            states = _states(model, passes, [text for context in own for text in context.texts], max_tokens, device)
+            texts = passes.batches([text for context in own for text in context.texts], max_tokens, device)
+            states = torch.cat([passes.states(model, batch).cpu() for batch in texts])
             parts = torch.split(states, [sum(text.scored for text in context.texts) for context in own])
             picked = [part[list(context.index)] for part, context in zip(parts, own, strict=True)]
             ids = torch.tensor([context.substitute_ids for context in own])
             found[row] = TeacherCache(torch.stack(picked), ids)
         return teacher, found, {row: teacher.nll(row, cache, device) for row, cache in found.items()}
-
-
-@torch.no_grad()
-def _states(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> Tensor:
-    """Compute the hidden states that predict the labelled tokens of all rows: (n, d) on the CPU."""
-    parts = cut(rows, lambda row: [len(row.input_ids)], max_tokens, not passes.packs)
-    return torch.cat([passes.states(model, pack_rows({"forget": part}).to(device)).cpu() for part in parts])

@@ -1,4 +1,6 @@
 """The arguments of a training: transformers' TrainingArguments, and those that unlearning adds."""
+# mypy: disable-error-code="assignment"
+# Options that a method fills in may be None here, which Trainer's own types do not allow.
 
 import copy
 import re
@@ -100,28 +102,28 @@ class UnlearningArguments(TrainingArguments):
 
     num_train_epochs: PositiveFloat | None = option(
         None, "Epochs: how often each forget row is used. Default: the method's."
-    )  # type: ignore[assignment]
-    per_device_train_batch_size: PositiveInt | None = option(  # type: ignore[assignment]
+    )
+    per_device_train_batch_size: PositiveInt | None = option(
         None, "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
     )
-    learning_rate: PositiveFloat | None = option(  # type: ignore[assignment]
+    learning_rate: PositiveFloat | None = option(
         None, "Peak learning rate. Default: the method's, or by the size of the model."
     )
-    warmup_steps: float | None = option(  # type: ignore[assignment]
+    warmup_steps: float | None = option(
         None, "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
     )
-    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")  # type: ignore[assignment]
+    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")
     max_grad_norm: NonNegativeFloat | None = option(
         None, "Gradient norm above which gradients are scaled down; 0: never."
-    )  # type: ignore[assignment]
-    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")  # type: ignore[assignment]
-    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")  # type: ignore[assignment]
-    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")  # type: ignore[assignment]
+    )
+    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")
+    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")
+    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")
     save_total_limit: int | None = option(2, "Checkpoints to keep.")
     logging_steps: float = option(1, "Optimiser steps between two entries of the loss history.")
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
-    remove_unused_columns: bool | None = False  # type: ignore[assignment]
+    remove_unused_columns: bool | None = False
     report_to: Any = option("none", "Where to report to: none, tensorboard, wandb, ...")
 
     retain_term: RetainTerm | None = option(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
@@ -193,20 +195,17 @@ class UnlearningArguments(TrainingArguments):
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
         reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-        raise_faults(
-            [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
-            + [
-                f"--{name} {getattr(self, name).value}: not supported, {why}"
-                for name, (pattern, why) in UNSUPPORTED_VALUES.items()
-                if re.search(pattern, str(getattr(self, name).value))
-            ]
-            + [
-                f"--report_to {name}: not known or not installed; choose from none, all, {', '.join(reporters)}"
-                for name in self.report_to
-                if name not in reporters
-            ]
-            + ([f"--seed {self.seed}: must be 0 or more"] if self.seed < 0 else [])
-        )
+        faults = [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
+        for name, (pattern, why) in UNSUPPORTED_VALUES.items():
+            value = getattr(self, name).value
+            faults += [f"--{name} {value}: not supported, {why}"] * bool(re.search(pattern, value))
+        unknown = ", ".join(name for name in self.report_to if name not in reporters)
+        if unknown:
+            known = ", ".join(reporters)
+            faults.append(f"--report_to {unknown}: not known or not installed; choose from none, all, {known}")
+        if self.seed < 0:
+            faults.append(f"--seed {self.seed}: must be 0 or more")
+        raise_faults(faults)
         for name in later:
             setattr(self, name, None)
 
@@ -254,23 +253,25 @@ def is_adapted(model: Any) -> bool:
     return hasattr(model, "peft_config")
 
 
-def learning_rate_of(method: Method, model: Any, kind: Literal["lora", "full"]) -> float:
+def learning_rate_of(method: Method, model: Any, tuning: str) -> float:
     """Return the learning rate of a method, or by the size of the model (`default_rate`) for one without its own.
 
-    ``kind`` says what is trained; the weights of an adapter that the model has do not count.
+    ``tuning`` says what is trained; the weights of an adapter that the model has do not count.
     """
+    kind: Literal["lora", "full"] = "lora" if tuning == "lora" else "full"
     own = method.defaults.get("learning_rate", {}).get(kind)
     parameters = sum(weight.numel() for name, weight in model.named_parameters() if ".lora_" not in name)
     return default_rate(parameters, kind) if own is None else own
 
 
-def loads_half(args: UnlearningArguments, kind: Literal["lora", "full"]) -> bool:
-    """Return whether a model to be trained is loaded in bfloat16.
+def loaded_dtype(args: UnlearningArguments, tuning: str) -> torch.dtype:
+    """Return the data type in which a model to be trained is loaded.
 
-    That is so below an adapter whose forward passes are in bfloat16, and for weights that are rounded stochastically.
+    It is bfloat16 below an adapter whose forward passes are in bfloat16, and for weights that are rounded
+    stochastically; else float32, since bfloat16 would round a step of 1e-5 away.
     """
-    bf16 = bfloat16_here() if args.bf16 is None else args.bf16
-    return args.weights == "bfloat16" or (kind == "lora" and bool(bf16))
+    below_adapter = tuning == "lora" and bool(bfloat16_here() if args.bf16 is None else args.bf16)
+    return torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
 
 
 def default_rate(parameters: int, kind: Literal["lora", "full"]) -> float:

@@ -1,26 +1,20 @@
 """Distributed launches (`accelerate launch`, torchrun): which one this is."""
 
-import os
 from functools import wraps
 from typing import Any
 
 import torch
-from accelerate.utils import convert_to_fp32, get_int_from_env
+from accelerate.utils import convert_to_fp32, get_int_from_env, parse_flag_from_env
 
 
 def by_deepspeed() -> bool:
     """Return whether DeepSpeed shards the weights."""
-    return is_true("ACCELERATE_USE_DEEPSPEED")
+    return bool(parse_flag_from_env("ACCELERATE_USE_DEEPSPEED"))
 
 
 def sharded() -> bool:
     """Return whether a process holds only a part of the weights while training (FSDP or DeepSpeed)."""
-    return by_deepspeed() or is_true("ACCELERATE_USE_FSDP")
-
-
-def is_true(name: str) -> bool:
-    """Return whether an environment variable of accelerate is set to true."""
-    return os.environ.get(name, "false").lower() == "true"
+    return by_deepspeed() or bool(parse_flag_from_env("ACCELERATE_USE_FSDP"))
 
 
 def is_first_process() -> bool:

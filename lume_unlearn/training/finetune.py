@@ -41,7 +41,7 @@ def finetune(
         ConfigError: an option that cannot work, or training that diverged.
         DataError: rows that are faulty or do not fit the model.
     """
-    trainer = FinetuneTrainer(model, processing_class, rows, args, until, callbacks)
+    trainer = FinetuneTrainer(model, processing_class, rows, args, until, callbacks=callbacks)
     trainer.train()
     return model.eval()
 
@@ -50,24 +50,15 @@ class FinetuneTrainer(UnlearningTrainer):
     """Trains on texts; its loss history has them as the forget side."""
 
     def __init__(
-        self,
-        model: Any,
-        processing_class: Any,
-        rows: RowsLike,
-        args: UnlearningArguments,
-        until: float = 0.99,
-        callbacks: Sequence[TrainerCallback] = (),
+        self, model: Any, processing_class: Any, rows: RowsLike, args: UnlearningArguments, until: float, **options: Any
     ) -> None:
-        """As `finetune`."""
-        texts = as_rows(rows, "rows")
-        args = replace(args, loss_on="text")
-        super().__init__(model, Finetune(), args, texts, processing_class=processing_class, callbacks=callbacks)
+        """As `finetune`; ``options`` are those of `UnlearningTrainer`."""
+        texts, args = as_rows(rows, "rows"), replace(args, loss_on="text")
+        super().__init__(model, Finetune(), args, texts, processing_class=processing_class, **options)
         self.remove_callback(self.monitor)  # its warnings are about unlearning
         # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")
-        outputs = encode([row for row in texts if row.task])
-        self.memorised = Memorised(until, self.max_tokens, self.args.seed)
-        self.memorised.watch(self.passes, outputs, self.steps_per_epoch)
+        self.memorised = Memorised(self, until, encode([row for row in texts if row.task]))
         self.add_callback(self.memorised)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
@@ -75,11 +66,8 @@ class FinetuneTrainer(UnlearningTrainer):
         result = super().train(*args, **kwargs)
         model: Any = self.model
         share = self.memorised.share(model, self.memorised.rows) if self.memorised.rows else None
-        self.record.extra |= {
-            "memorised": self.memorised.measured,
-            "ranked_first": share,
-            "finetune": {"until": self.memorised.until},
-        }
+        self.record.extra |= {"memorised": self.memorised.measured, "ranked_first": share}
+        self.record.extra["finetune"] = {"until": self.memorised.until}
         return result
 
     def summary(self) -> str:

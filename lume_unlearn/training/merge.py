@@ -40,20 +40,20 @@ def merge(
     if output is not None:
         require_unused(Path(output))
     with only_run(Path(output)) if output is not None else nullcontext():
-        base: Any = _base_model(str(adapter)) if model is None else model
+        base: Any = load.adapter_config(str(adapter)).base_model_name_or_path if model is None else model
+        if not base:
+            raise ConfigError(f"--adapter {adapter}: names no model; name it with --model")
         adapted: Any = base.float() if adapter is None else load.adapted_model(base, adapter, torch.float32)
         merged = adapted.merge_and_unload().to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if output is not None:
-            _save(merged, _tokenizer(base, adapter), Path(output))
+            tokenizer = _tokenizer(base, adapter)
+            with writing(Path(output)):
+                partial = fresh_partial(Path(output))
+                merged.save_pretrained(partial)
+                if tokenizer is not None:
+                    tokenizer.save_pretrained(partial)
+                publish_result(partial, Path(output))
     return merged
-
-
-def _base_model(adapter: str) -> str:
-    """Return the model that an adapter names."""
-    base = load.adapter_config(adapter).base_model_name_or_path
-    if not base:
-        raise ConfigError(f"--adapter {adapter}: names no model; name it with --model")
-    return str(base)
 
 
 def _tokenizer(base: Any, adapter: str | None) -> Any:
@@ -63,15 +63,6 @@ def _tokenizer(base: Any, adapter: str | None) -> Any:
     if not found and not isinstance(base, str):
         return None
     return load.load_tokenizer(found[0] if found else name)
-
-
-def _save(model: Any, tokenizer: Any, output: Path) -> None:
-    with writing(output):
-        partial = fresh_partial(output)
-        model.save_pretrained(partial)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(partial)
-        publish_result(partial, output)
 
 
 @torch.no_grad()

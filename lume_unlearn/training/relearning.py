@@ -8,12 +8,12 @@ import torch
 from transformers import get_cosine_schedule_with_warmup
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.packs import pack_rows
+from lume_unlearn.methods.base import in_batches
 from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Passes, Span, use_packing
+from lume_unlearn.model.forward import Passes, use_packing
 from lume_unlearn.model.load import context_length
-from lume_unlearn.model.output_layer import nll_value
 
 BATCH_SIZE = 8
 
@@ -31,6 +31,9 @@ def trained_copy(
 ) -> Any:
     """Return a copy of a model whose weights, all of them, were trained on rows; an adapter is merged into the copy.
 
+    AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the negative log-likelihood, with gradients
+    clipped to norm 1 and a cosine to 0, on the device where the model is.
+
     Args:
         model: causal language model of transformers or PEFT; stays as it was.
         tokenizer: its tokenizer.
@@ -38,7 +41,7 @@ def trained_copy(
         loss_on: labelled tokens: the whole text, then rows are cut at the longest sequence that the model takes; or the
             answer and EOS.
         epochs: epochs over the rows.
-        learning_rate: of AdamW, falling along a cosine to 0.
+        learning_rate: at the start.
         seed: of the order of the rows.
         chat: encode questions of the user's own tasks through the chat template.
 
@@ -49,8 +52,19 @@ def trained_copy(
     use_packing(trained)
     context = context_length(trained)
     encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
-    fine_tune(trained, encode(rows), epochs, learning_rate, seed)
-    trained.set_attn_implementation("sdpa")
+    texts, order, passes = encode(rows), torch.Generator().manual_seed(seed), Passes(trained)
+    optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
+    schedule = get_cosine_schedule_with_warmup(optimizer, 0, epochs * -(-len(texts) // BATCH_SIZE))
+    trained.train()
+    for _ in range(epochs):
+        for chosen in in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE):
+            batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
+            token_mean(passes.of_all(trained, batch)).backward()  # type: ignore[no-untyped-call]
+            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad()
+    trained.eval().set_attn_implementation("sdpa")
     return trained
 
 
@@ -58,27 +72,3 @@ def plain_copy(model: Any) -> Any:
     """Return a copy of a model, with its adapter, if it has one, merged into the weights."""
     copied = copy.deepcopy(model)
     return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
-
-
-def fine_tune(model: Any, texts: Sequence[Tokens], epochs: int, learning_rate: float, seed: int) -> None:
-    """Minimise the token mean of the negative log-likelihood, in place, on the device where the model is.
-
-    AdamW (betas 0.9 and 0.95, no weight decay), gradients clipped to norm 1, a cosine to 0. The order of the texts is a
-    function of the seed.
-    """
-    order = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 0, epochs * -(-len(texts) // BATCH_SIZE))
-    passes = Passes(model)
-    model.train()
-    for _ in range(epochs):
-        shuffled = torch.randperm(len(texts), generator=order).tolist()
-        for start in range(0, len(shuffled), BATCH_SIZE):
-            batch = pack_rows({"forget": [texts[i] for i in shuffled[start : start + BATCH_SIZE]]}).to(model.device)
-            (nll,) = passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-            token_mean(nll).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-    model.eval()

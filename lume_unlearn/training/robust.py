@@ -10,12 +10,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from lume_unlearn.data.packs import pack_rows
-from lume_unlearn.data.schedule import cut
 from lume_unlearn.files import PREFIX
 from lume_unlearn.methods.common import token_mean
-from lume_unlearn.model.forward import Span
-from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.relearning import BATCH_SIZE
 
@@ -73,29 +69,24 @@ class Robust(TrainerCallback):
     def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
         """Return a random share of the way that relearning leads."""
         args, step = self.trainer.args, self.trainer.state.global_step
+        seed = args.seed * 1_000_003 + step
         if self.delta is None or step % args.path_every == 0:
-            self.delta = self._relearned(model, weights)
-        share = FURTHEST * float(torch.rand((), generator=self._generator()))
+            self.delta = self._relearned(model, weights, torch.Generator().manual_seed(seed))
+        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
         return [None if d is None else share * d for d in self.delta]
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.trainer.args.seed * 1_000_003 + self.trainer.state.global_step)
-
-    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
-        """Return the change of the weights in a few steps as those of `fine_tune` (`relearning`); change nothing."""
+    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter], generator: torch.Generator) -> Gradients:
+        """Return the change of the weights in a few steps as those of `relearning.trained_copy`; change nothing."""
         trainer, args = self.trainer, self.trainer.args
         start = [weight.detach().clone() for weight in weights]
-        generator = self._generator()
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
         for _ in range(args.path_steps):
             chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()
             rows = [trainer.examples.forget[index] for index in chosen]
             count = sum(row.scored for row in rows)
-            for part in cut(rows, lambda row: [len(row.input_ids)], trainer.max_tokens, not trainer.passes.packs):
-                batch = pack_rows({"forget": part}).to(args.device)
+            for batch in trainer.passes.batches(rows, trainer.max_tokens, args.device):
                 with trainer.compute_loss_context_manager():
-                    (nll,) = trainer.passes.values(model, batch, [Span(slice(0, len(batch.targets)), nll_value)])
-                    loss = token_mean(nll, count)
+                    loss = token_mean(trainer.passes.of_all(model, batch), count)
                 trainer.accelerator.backward(loss)
             nn.utils.clip_grad_norm_(weights, 1.0)
             optimizer.step()

@@ -1,32 +1,26 @@
 """One training from names of models and files to a folder: what `lume-unlearn run` and `finetune` call."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
-from peft import LoraConfig
 from transformers import set_seed
 
+from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.documents import read_texts
-from lume_unlearn.data.sources import (
-    Source,
-    alternatives_of,
-    earlier_rows,
-    finetune_rows,
-    members_line,
-    substitutes_of,
-)
+from lume_unlearn.data.sources import Source, earlier_rows, finetune_rows, members_line
+from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.files import only_run
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.model import load
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.training.arguments import UnlearningArguments, loads_half
+from lume_unlearn.training.arguments import UnlearningArguments, loaded_dtype
 from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.callbacks.signals import Stop
 from lume_unlearn.training.checkpoints import prune, whole_checkpoints
@@ -52,6 +46,7 @@ def run(
     substitutes: str | None = None,
     unseen: str | None = None,
     resume: bool = False,
+    saved: Callable[[Path], None] = lambda output: None,
     **loading: Any,
 ) -> Path:
     """Unlearn the forget rows from a model; return the folder with model or adapter, tokenizer and `Record`.
@@ -69,6 +64,7 @@ def run(
         substitutes: file of texts and their substitutes.
         unseen: file of texts never trained on.
         resume: continue from the last complete checkpoint in the output folder, or start if there is none yet.
+        saved: called with the folder when the result is saved, in the first process; the advice of the trainer follows.
         **loading: what is trained (see `load_trained`); by default a LoRA adapter.
 
     Raises:
@@ -79,22 +75,22 @@ def run(
     output, source = Path(str(args.output_dir)), Source(data, split, forget, retain)
     with in_output(output, args, resume) as checkpoint:
         rows = source.rows()
-        given: dict[str, Any] = {"alternatives": alternatives_of(alternatives, rows["forget"])}
-        given |= {"substitutes": substitutes_of(substitutes), "unseen": unseen and read_texts("unseen", unseen)}
-        given |= {"forgotten": earlier_rows(forgotten), "eval_data": source.loaded() if args.do_eval else None}
+        given: dict[str, Any] = {"alternatives": alternatives and read_alternatives(Path(alternatives), rows["forget"])}
+        given |= {"substitutes": substitutes and read_substitutes(substitutes)}
+        given |= {"unseen": unseen and read_texts("unseen", unseen), "forgotten": earlier_rows(forgotten)}
+        given |= {"eval_data": source.loaded() if args.do_eval else None}
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
-        trainer.record.extra["tuning"] = loading.get("tuning", "lora")
-        _say_members(source, trainer)
-        train_and_save(trainer, checkpoint)
+        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
+        members = members_line(source.members(), trainer.forget, args.loss_on)
+        if members and trainer.is_world_process_zero():
+            print(members, flush=True)
+        trainer.logs_advice = False  # `saved` comes first
+        _train_and_save(trainer, start, checkpoint)
+    if trainer.is_world_process_zero():
+        saved(output)
+    trainer.log_advice()
     return output
-
-
-def _say_members(source: Source, trainer: UnlearningTrainer) -> None:
-    members = members_line(source.members(), trainer.forget, trainer.args.loss_on)
-    if members and trainer.is_world_process_zero():
-        print(members, flush=True)
 
 
 FINETUNING: dict[str, Any] = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0}
@@ -121,31 +117,16 @@ def finetune_files(
     output = Path(str(args.output_dir))
     with in_output(output, args, resume) as checkpoint:
         found = finetune_rows(data, split, rows, texts)
-        loaded, tokenizer = load_trained(model, args, **(FINETUNING | loading))
+        loading = FINETUNING | loading
+        loaded, tokenizer = load_trained(model, args, **loading)
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
-        trainer.record.extra["model"] = fingerprint(loaded, model, adapter=False)
-        trainer.record.extra["tuning"] = (FINETUNING | loading)["tuning"]
-        train_and_save(trainer, checkpoint)
+        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading["tuning"]}
+        _train_and_save(trainer, start, checkpoint)
     return output
 
 
-def lora_config(rank: int, alpha: int, dropout: float, targets: str) -> LoraConfig:
-    """Return the configuration of an adapter; ``targets`` is "all-linear", or names separated by commas."""
-    named = [name.strip() for name in targets.split(",")]
-    modules: Any = "all-linear" if named == ["all-linear"] else named
-    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules, task_type="CAUSAL_LM")
-
-
 def load_trained(
-    model: str,
-    args: UnlearningArguments,
-    *,
-    tuning: str = "lora",
-    lora_rank: int = 8,
-    lora_alpha: int = 32,
-    lora_dropout: float = 0.05,
-    lora_targets: str = "all-linear",
-    trust_remote_code: bool = False,
+    model: str, args: UnlearningArguments, *, tuning: str = "lora", trust_remote_code: bool = False, **lora: Any
 ) -> tuple[Any, Any]:
     """Load a model to be trained, on the device of this process unless it is sharded, and its tokenizer.
 
@@ -153,22 +134,18 @@ def load_trained(
         model: folder or hub name.
         args: arguments of the training.
         tuning: what to train (see `load.trainable`).
-        lora_rank: of the adapter.
-        lora_alpha: of the adapter: its output is multiplied by alpha / rank.
-        lora_dropout: before the adapter.
-        lora_targets: modules that get an adapter: all-linear, or names separated by commas.
         trust_remote_code: run code that a hub model brings along.
+        **lora: of the adapter (see `load.lora_config`).
 
     Raises:
         ConfigError: the model cannot be loaded, or does not have what an option names.
     """
-    lora = lora_config(lora_rank, lora_alpha, lora_dropout, lora_targets)
     set_seed(args.seed)  # of the adapter's initial weights
-    half = loads_half(args, "lora" if tuning == "lora" else "full")
-    device = PartialState().device if torch.cuda.is_available() and not sharded() else None
     tokenizer = load.load_tokenizer(model, trust_remote_code)
-    loaded = load.load_for_training(model, tuning, lora, half=half, device=device, trust_remote_code=trust_remote_code)
-    return loaded, tokenizer
+    loaded = load.load_model(model, loaded_dtype(args, tuning), trust_remote_code)
+    if torch.cuda.is_available() and not sharded():
+        loaded.to(PartialState().device)
+    return load.trainable(loaded, tuning, load.lora_config(**lora)), tokenizer
 
 
 @contextmanager
@@ -184,28 +161,25 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
     with only_run(output) if first else nullcontext(), memory_advice(args.max_tokens):
         if first and not resume:
             require_unused(output, "name another folder, or use --resume")
-        checkpoint = _checkpoint(output) if resume else None
-        if first and checkpoint is not None:
+        if resume and read_record(output).get("finished"):
+            raise ConfigError(f"--resume: the run in {output} is finished")
+        found = whole_checkpoints(output) if resume else []
+        if resume and not found:
+            _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
+        if first and found:
             prune(output, args.save_total_limit)  # the run may have died before it did
-        yield checkpoint
+        yield found[0] if found else None
 
 
-def _checkpoint(output: Path) -> Path | None:
-    """Return the checkpoint to continue from, or None to start from the beginning; ConfigError if it is finished."""
-    if read_record(output).get("finished"):
-        raise ConfigError(f"--resume: the run in {output} is finished")
-    found = whole_checkpoints(output)
-    if not found:
-        _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
-    return found[0] if found else None
-
-
-def train_and_save(trainer: UnlearningTrainer, checkpoint: Path | None = None) -> None:
+def _train_and_save(trainer: UnlearningTrainer, start: dict[str, Any], checkpoint: Path | None) -> None:
     """Train, stopping with a checkpoint when a signal comes, print a summary, and save.
+
+    ``start`` is recorded: the model that the training starts from, and what is trained.
 
     Raises:
         Interrupted: a signal stopped the training, and a checkpoint is saved.
     """
+    trainer.record.extra |= start
     stop = Stop()
     trainer.add_callback(stop)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step

@@ -1,25 +1,36 @@
 """Before training: make the model ready for packed rows, and compute what the reference model says."""
 
+import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from transformers.training_args import OptimizerNames
 
+from lume_tasks.data.rows import Row
 from lume_unlearn.data.contexts import Context
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.examples import Examples
+from lume_unlearn.data.substitutes import Variant
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.files import write_text, writing
 from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.retain import part_needs_reference
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers, evaluating, use_packing
 from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
-from lume_unlearn.model.teacher import Teacher, run_teacher
+from lume_unlearn.model.teacher import run_teacher
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, sharded
-from lume_unlearn.training.loss import LossTerms
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
+
+_log = logging.getLogger("lume_unlearn")
 
 
 def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Passes:
@@ -49,6 +60,30 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
     return Passes(model)
 
 
+def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | None:
+    """Return the optimiser of bfloat16 weights, torchao's with stochastic rounding, or None for Trainer's own.
+
+    Raises:
+        ConfigError: torchao is not installed, or has no such optimiser.
+    """
+    if args.optim == OptimizerNames.ADAMW_TORCH_8BIT:
+        load.require_torchao(f"--optim {OptimizerNames.ADAMW_TORCH_8BIT.value}")
+    if args.weights != "bfloat16":
+        return None
+    load.require_torchao("--weights bfloat16")
+    from torchao.optim import AdamW8bit, _AdamW
+
+    known = {
+        OptimizerNames.ADAMW_TORCH: _AdamW,
+        OptimizerNames.ADAMW_TORCH_FUSED: _AdamW,
+        OptimizerNames.ADAMW_TORCH_8BIT: AdamW8bit,
+    }
+    optim = OptimizerNames(args.optim)
+    if optim not in known:
+        raise ConfigError(f"--optim {optim.value}: --weights bfloat16 needs one of {', '.join(n.value for n in known)}")
+    return known[optim], {"lr": args.learning_rate, "bf16_stochastic_round": True}
+
+
 def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
     """Raise `ConfigError` for tokens without an embedding: looking one up crashes a GPU."""
     highest = max(max(row.input_ids) for row in rows)
@@ -60,67 +95,71 @@ def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
         )
 
 
-def compute_reference(
-    model: Any,
-    args: UnlearningArguments,
-    terms: LossTerms,
-    examples: Examples,
-    contexts: Mapping[Tokens, Sequence[Context]],
-    needs_reference: bool,
-) -> None:
-    """Compute what the method needs of the reference model, which ``model`` still is, before the first step.
+def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Sequence[Context]]) -> None:
+    """Compute what the method needs of the reference model, which the trainer's still is, before the first step.
 
-    Puts the reference NLL and the teacher's hidden states into ``examples``, and teacher and reference model into
-    ``terms``. With ``weights="masters"`` the model is rounded first.
+    Puts the reference NLL and the teacher's hidden states into the trainer's ``examples``, and teacher and reference
+    model into its ``terms``. With ``weights="masters"`` the model is rounded first.
 
     Args:
-        model: not yet wrapped by accelerate.
-        args: of the training.
-        terms: computes the loss.
-        examples: the encoded rows.
+        trainer: whose model is not yet wrapped by accelerate.
         contexts: what the counterfactual teacher reads of each forget row; none without a teacher.
-        needs_reference: whether the reference model runs in every step.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
     """
-    method = terms.method
+    model: Any = trainer.model
+    args, terms, examples, needs = trainer.args, trainer.terms, trainer.examples, trainer.method.needs
     if args.weights == "masters":
         keep_masters(model)
-    if contexts or method.needs.reference_nll:
+    if contexts or needs.reference_nll:
         model.to(args.device)
-        assert args.max_tokens is not None
         with _autocast(args.device, args):
             if contexts:
-                terms.teacher, examples.teacher, examples.reference = _teach(model, args, terms, contexts)
+                found = run_teacher(model, terms.passes, contexts, trainer.max_tokens)
+                terms.teacher, cache, examples.reference = found
+                examples.teacher = cache if trainer.method.token_loss else {}
             else:
-                rows = [row for side in method.needs.reference_nll for row in getattr(examples, side)]
-                passes = Passes(model) if terms.passes.layer is not None else terms.passes
-                examples.reference = token_nlls(model, passes, rows, args.max_tokens, args.device)
-    if needs_reference:
+                rows = [row for side in needs.reference_nll for row in getattr(examples, side)]
+                examples.reference = token_nlls(model, trainer.logit_passes, rows, trainer.max_tokens)
+    if needs.reference_logits or any(map(part_needs_reference, terms.retain_parts)):
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
-        terms.reference = Reference(model, terms.passes, args.reference_copy, share=not by_deepspeed())
+        share, bf16 = not by_deepspeed(), bool(args.bf16)
+        terms.reference = Reference(model, terms.passes, args.reference_copy, share, bf16)
 
 
-def ready_to_step(model: Any, args: UnlearningArguments, terms: LossTerms) -> None:
+def ready_to_step(model: Any, args: UnlearningArguments, reference: Reference | None) -> None:
     """Compile the layers of the model and of its reference copy, and set the arithmetic of forward passes, in place."""
     if args.torch_compile:
         compile_layers(model)
-        if terms.reference is not None and terms.reference.compiles:
-            compile_layers(terms.reference.copy)
+        if reference is not None and reference.copy is not None and args.reference_copy in ("same", "bfloat16"):
+            compile_layers(reference.copy)
     if args.bf16:
         load.keep_adapter_inputs_bfloat16(model)
         if sharded():
             in_bfloat16(model, args.device.type)
 
 
-def _teach(
-    model: Any, args: UnlearningArguments, terms: LossTerms, contexts: Mapping[Tokens, Sequence[Context]]
-) -> tuple[Teacher, dict[Tokens, Any], dict[Tokens, Tensor]]:
-    assert args.max_tokens is not None
-    teacher, cache, nlls = run_teacher(model, terms.passes, contexts, args.max_tokens, args.device)
-    return teacher, cache if terms.method.token_loss else {}, nlls
-
-
 def _autocast(device: torch.device, args: UnlearningArguments) -> Any:
     return torch.autocast(device.type, torch.bfloat16, enabled=bool(args.bf16))
+
+
+def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Sequence[Variant]]) -> None:
+    """Write ``substitutes.jsonl``, for the user to see: the words of each forget row and their substitutes."""
+    pairs = list(zip(forget, found, strict=True))
+    lines = [json.dumps({"id": row.id, "contexts": [v.words for v in own]}, ensure_ascii=False) for row, own in pairs]
+    with writing(output):
+        write_text(output / "substitutes.jsonl", "\n".join(lines) + "\n")
+    unchanged = [row.id for row, own in pairs if not any(variant.words for variant in own)]
+    if unchanged:
+        text = "%d of %d forget rows have nothing to substitute, so the teacher knows them; the first is %s"
+        _log.warning(text, len(unchanged), len(pairs), unchanged[0])
+
+
+def print_level(window: int, examples: Examples, contexts: Mapping[Tokens, Sequence[Context]]) -> None:
+    """Print the teacher's NLL of the forget rows; texts of the same kind never seen should have about the same."""
+    nlls = examples.reference.values()
+    level = float(torch.stack([nll.mean() for nll in nlls]).mean())
+    cut = sum(len(own[0].texts) > 1 for own in contexts.values())
+    windows = f" ({cut} of them prose, from the last {window} tokens)" if cut else ""
+    print(f"the teacher's NLL of {len(nlls)} forget rows is {level:.3f} nats a token{windows}", flush=True)

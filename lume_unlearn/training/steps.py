@@ -1,7 +1,8 @@
 """One optimiser step: its rows, its micro-batches, their gradients, the learning rate, and the loss history."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +22,6 @@ from lume_unlearn.training.callbacks.progress import Progress
 from lume_unlearn.training.callbacks.throughput import Throughput
 from lume_unlearn.training.failures import require_finite
 from lume_unlearn.training.loss import LossTerms
-from lume_unlearn.training.optimizer import phase_factor, warmed_up
 from lume_unlearn.training.saving import SavingTrainer
 
 
@@ -110,6 +110,9 @@ class StepTrainer(SavingTrainer):
             Diverged: the loss or a gradient is not finite; the weights are still those from before the step.
         """
         model.train()
+        if self.phases and self.state.global_step in {0, *accumulate(map(len, self.phases))}:
+            optimizer: Any = self.optimizer
+            getattr(optimizer, "optimizer", optimizer).state.clear()  # each phase has a fresh optimiser
         total = self.robust.add_gradients(model, inputs) if self.robust else self.add_gradients(model, inputs)
         step = self.state.global_step + 1
         require_finite(model, total, step, inputs["ids"], float(self.args.learning_rate or 0))
@@ -138,13 +141,14 @@ class StepTrainer(SavingTrainer):
             The weighted sum of the terms: this process's share, times the number of processes.
         """
         total = torch.zeros((), device=self.args.device)
-        unwrapped, packs = self.accelerator.unwrap_model(model), inputs["packs"]
-        weights = {"forget": float(self.args.forget_weight or 0), "retain": self.retain_weight}
+        packs = inputs["packs"]
+        weights = {"forget": float(self.args.forget_weight or 0), "retain": float(self.args.retain_weight or 0)}
+        weights["retain"] = self.progress.values.get("weight", weights["retain"])  # the method may have changed it
         for number, batch in enumerate(packs):
             with self._exchange(model, number == len(packs) - 1):
                 with self.compute_loss_context_manager():
                     pack, state = batch.to(self.args.device), self.progress.values
-                    terms = self.terms(model, unwrapped, pack, inputs["counts"], state, sides)
+                    terms = self.terms(model, pack, inputs["counts"], state, sides)
                     if log:
                         self.progress.add(terms)
                     if "retain" in terms:
@@ -154,11 +158,6 @@ class StepTrainer(SavingTrainer):
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
-
-    @property
-    def retain_weight(self) -> float:
-        """The retain weight of the current step, which the method may have changed."""
-        return self.progress.values.get("weight", float(self.args.retain_weight or 0))
 
     def _exchange(self, model: nn.Module, last: bool) -> Any:
         """Return a context in which DDP exchanges gradients after the step's last micro-batch only.
@@ -182,3 +181,20 @@ class StepTrainer(SavingTrainer):
                 logs["retain_weight"] = progress.values["weight"]
             progress.sums, progress.steps = {}, 0
         super().log(logs, *args, **kwargs)
+
+
+def phase_factor(lengths: Sequence[int]) -> Callable[[int], float]:
+    """Return a function from the optimiser step to a learning rate factor that falls from 1 to 0 in each phase.
+
+    ``lengths`` are the optimiser steps of each phase.
+    """
+    factors = [1 - step / length for length in lengths for step in range(length)]
+    return lambda step: factors[step] if step < len(factors) else 0.0
+
+
+def warmed_up(factor: Callable[[int], float], warmup: int) -> Callable[[int], float]:
+    """Put a linear warm-up, (step + 1) / (warmup + 1), before a learning rate factor.
+
+    Steps count from 0. Trainer's own warm-up has factor 0 in the first step, which then changes no weight.
+    """
+    return lambda step: (step + 1) / (warmup + 1) if step < warmup else factor(step)

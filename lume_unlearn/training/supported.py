@@ -1,13 +1,16 @@
 """Refuse, before anything is computed, what a method, an option or a distributed launch does not support."""
 
 import os
+from collections.abc import Iterator
 from typing import Any
+
+from accelerate.utils import parse_flag_from_env
 
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.methods.base import Method
 from lume_unlearn.model.masters import require_grad_dtype
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.distributed import by_deepspeed, is_true, processes, sharded
+from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
 
 
 def require_supported(
@@ -25,37 +28,37 @@ def require_supported(
     Raises:
         ConfigError: names every option that cannot work, and what to do.
     """
-    raise_faults(_method_faults(method, args, needs_retain, given) + _option_faults(method, args, adapted))
-    _require_launch(method, args, adapted)
+    raise_faults([*_method_faults(method, args, needs_retain, given), *_option_faults(method, args, adapted)])
+    raise_faults(list(_launch_faults(method, args, adapted)))
 
 
-def _method_faults(method: Method, args: UnlearningArguments, needs_retain: bool, given: dict[str, Any]) -> list[str]:
-    needs, name, faults = method.needs, method.name, []
+def _method_faults(
+    method: Method, args: UnlearningArguments, needs_retain: bool, given: dict[str, Any]
+) -> Iterator[str]:
+    needs, name = method.needs, method.name
     if args.retain_term not in method.retain_terms:
-        faults.append(f"--retain_term {args.retain_term}: {name} can have {', '.join(method.retain_terms)}")
+        yield f"--retain_term {args.retain_term}: {name} can have {', '.join(method.retain_terms)}"
     if needs_retain and not given["retain"]:
-        faults.append("--retain: the retain term needs retain rows; give some, or --retain_term none")
+        yield "--retain: the retain term needs retain rows; give some, or --retain_term none"
     if needs.alternatives == "file" and not given["alternatives"]:
-        faults.append(f"--method {name}: needs --alternatives FILE (`lume-unlearn alternatives` writes one)")
+        yield f"--method {name}: needs --alternatives FILE (`lume-unlearn alternatives` writes one)"
     if needs.alternatives != "file" and given["alternatives"]:
-        faults.append(f"--alternatives: {name} does not use them; drop --alternatives")
+        yield f"--alternatives: {name} does not use them; drop --alternatives"
     if given["substitutes"] is not None and not needs.teacher:
-        faults.append(f"--substitutes: {name} has no counterfactual teacher; drop --substitutes")
+        yield f"--substitutes: {name} has no counterfactual teacher; drop --substitutes"
     if given["unseen"] is not None and not needs.teacher:
-        faults.append(f"--unseen: {name} does not follow these texts; drop --unseen")
+        yield f"--unseen: {name} does not follow these texts; drop --unseen"
     if needs.teacher and not has_teacher(method):
         if method.token_loss:
-            faults.append("--contexts 0: the teacher predicts from nothing; give --contexts or --window")
+            yield "--contexts 0: the teacher predicts from nothing; give --contexts or --window"
         elif given["unseen"] is None:
-            faults.append("--contexts 0: give --unseen FILE, whose level is then that of every row")
+            yield "--contexts 0: give --unseen FILE, whose level is then that of every row"
     if method.phases:
         if args.num_train_epochs is not None and args.num_train_epochs % 1:
-            faults.append(f"--num_train_epochs {args.num_train_epochs}: {name} needs a whole number")
+            yield f"--num_train_epochs {args.num_train_epochs}: {name} needs a whole number"
         if (args.lr_scheduler_type, args.warmup_steps) != ("linear", 0):
-            faults.append(
-                f"--lr_scheduler_type, --warmup_steps: {name} lets the learning rate fall to 0 in each phase; drop them"
-            )
-    return faults
+            text = "lets the learning rate fall to 0 in each phase; drop them"
+            yield f"--lr_scheduler_type, --warmup_steps: {name} {text}"
 
 
 def has_teacher(method: Method) -> bool:
@@ -63,72 +66,61 @@ def has_teacher(method: Method) -> bool:
     return method.needs.teacher and bool(getattr(method, "contexts", 0) or getattr(method, "window", 0))
 
 
-def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> list[str]:
-    name, faults = method.name, []
+def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> Iterator[str]:
+    name = method.name
     if args.torch_compile and args.gradient_checkpointing:
-        faults.append("--torch_compile: compiles nothing with --gradient_checkpointing; choose one")
+        yield "--torch_compile: compiles nothing with --gradient_checkpointing; choose one"
     if args.torch_compile and method.needs.hidden_states:
-        faults.append(f"--torch_compile: not supported for {name}, which hooks decoder layers; drop --torch_compile")
+        yield f"--torch_compile: not supported for {name}, which hooks decoder layers; drop --torch_compile"
     if adapted and args.weights != "float32":
-        faults.append(f"--weights {args.weights}: an adapter is small and stays float32; drop it with --tuning lora")
+        yield f"--weights {args.weights}: an adapter is small and stays float32; drop it with --tuning lora"
     if method.negated and args.on_collapse == "rollback":
-        faults.append(f"--on_collapse rollback: {name} makes its weights after training; use warn or stop")
+        yield f"--on_collapse rollback: {name} makes its weights after training; use warn or stop"
     if (method.negated or method.phases) and args.eval_strategy != "no":
-        faults.append(f"--eval_strategy: not supported for {name}; score its result")
+        yield f"--eval_strategy: not supported for {name}; score its result"
     if args.save_strategy == "best":
-        faults.append(
-            "--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch"
-        )
+        yield "--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch"
     if args.robust != "none":
         if method.negated:
-            faults.append(f"--robust: not supported for {name}, which trains on the forget rows")
+            yield f"--robust: not supported for {name}, which trains on the forget rows"
         if args.weights != "float32":
-            faults.append(f"--weights {args.weights}: not supported with --robust, which needs float32")
+            yield f"--weights {args.weights}: not supported with --robust, which needs float32"
         if args.robust == "path" and method.needs.hidden_states:
-            faults.append(f"--robust path: not supported for {name}, whose forward pass ends at a layer; use sam")
-    return faults
+            yield f"--robust path: not supported for {name}, whose forward pass ends at a layer; use sam"
 
 
-def _require_launch(method: Method, args: UnlearningArguments, adapted: bool) -> None:
-    """Refuse what `accelerate launch` asks for and this package, or this method, cannot do."""
-    name, faults = f"--method {method.name}", []
+def _launch_faults(method: Method, args: UnlearningArguments, adapted: bool) -> Iterator[str]:
+    """Yield what `accelerate launch` asks for and this package, or this method, cannot do."""
+    name = f"--method {method.name}"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
-        faults.append(f"accelerate's mixed_precision {precision}: set it to no and choose by --bf16")
-    if is_true("ACCELERATE_USE_FSDP") and is_true("FSDP_CPU_RAM_EFFICIENT_LOADING"):
-        faults.append(
+        yield f"accelerate's mixed_precision {precision}: set it to no and choose by --bf16"
+    if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
+        yield (
             "accelerate's fsdp_cpu_ram_efficient_loading true: set it to false; it loads the weights in one process "
             "only, but every process runs the whole model once, to try packing"
         )
     if args.weights == "masters":
-        faults += _masters_faults(args)
+        require_grad_dtype()
+        if not args.bf16:
+            yield "--weights masters: needs bfloat16 arithmetic, which is off here; give --bf16, or drop --weights"
+        elif processes() > 1 or sharded():
+            yield "--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16 then; use one process"
     if by_deepspeed():
         if method.phases:
-            faults.append(f"{name}: restarts its optimiser, which DeepSpeed does not allow; use FSDP or one process")
+            yield f"{name}: restarts its optimiser, which DeepSpeed does not allow; use FSDP or one process"
         if args.weights == "bfloat16":
-            faults.append("--weights bfloat16: DeepSpeed keeps float32 weights as well; drop --weights")
+            yield "--weights bfloat16: DeepSpeed keeps float32 weights as well; drop --weights"
         if args.on_collapse == "rollback":
-            faults.append("--on_collapse rollback: DeepSpeed cannot restore weights; use warn or stop, or FSDP")
+            yield "--on_collapse rollback: DeepSpeed cannot restore weights; use warn or stop, or FSDP"
     if sharded():
         if method.negated and (by_deepspeed() or not adapted):
-            faults.append(f"{name}: needs unsharded weights at the end; use FSDP with --tuning lora, or one process")
+            yield f"{name}: needs unsharded weights at the end; use FSDP with --tuning lora, or one process"
         if method.needs.hidden_states:
-            faults.append(
-                f"{name}: ends its forward pass inside the model, which sharding does not allow; use one process"
-            )
+            yield f"{name}: ends its forward pass inside the model, which sharding does not allow; use one process"
         if args.robust != "none":
-            faults.append("--robust: needs unsharded weights; start without FSDP and DeepSpeed")
+            yield "--robust: needs unsharded weights; start without FSDP and DeepSpeed"
         if args.torch_compile:
-            faults.append("--torch_compile: not supported with FSDP and DeepSpeed; drop --torch_compile")
+            yield "--torch_compile: not supported with FSDP and DeepSpeed; drop --torch_compile"
         if args.eval_strategy != "no":
-            faults.append("--eval_strategy: needs unsharded weights; score the result instead")
-    raise_faults(faults)
-
-
-def _masters_faults(args: UnlearningArguments) -> list[str]:
-    require_grad_dtype()
-    if not args.bf16:
-        return ["--weights masters: needs bfloat16 arithmetic, which is off here; give --bf16, or drop --weights"]
-    if processes() > 1 or sharded():
-        return ["--weights masters: DDP, FSDP and DeepSpeed exchange gradients in bfloat16 then; use one process"]
-    return []
+            yield "--eval_strategy: needs unsharded weights; score the result instead"

@@ -13,20 +13,21 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.contexts import Context
+from lume_unlearn.data.contexts import Context, teacher_contexts
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
+from lume_unlearn.data.substitutes import variants
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.methods.retain import part_needs_reference, retain_parts
+from lume_unlearn.methods.retain import retain_parts
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
 from lume_unlearn.training.callbacks.level import LEVEL_TEXTS, Level
-from lume_unlearn.training.callbacks.monitor import SAMPLE, Monitor, advice
+from lume_unlearn.training.callbacks.monitor import Monitor, advice
 from lume_unlearn.training.callbacks.progress import Progress
 from lume_unlearn.training.callbacks.record import Record
 from lume_unlearn.training.callbacks.scores import BestScores
@@ -35,12 +36,18 @@ from lume_unlearn.training.checkpoints import chosen_checkpoint
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
-from lume_unlearn.training.optimizer import FreshOptimizer, optimizer_class
 from lume_unlearn.training.robust import Robust
-from lume_unlearn.training.setup import compute_reference, prepare_model, ready_to_step, require_known_tokens
+from lume_unlearn.training.setup import (
+    compute_reference,
+    optimizer_class,
+    prepare_model,
+    print_level,
+    ready_to_step,
+    require_known_tokens,
+    write_substitutes,
+)
 from lume_unlearn.training.steps import StepTrainer
 from lume_unlearn.training.supported import has_teacher, require_supported
-from lume_unlearn.training.teaching import print_level, teacher_inputs, write_substitutes
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -76,6 +83,9 @@ class UnlearningTrainer(StepTrainer):
         DataError: rows that are faulty or do not fit the model.
     """
 
+    logs_advice = True
+    """Whether `train` ends with `log_advice`; `run` does so later."""
+
     def __init__(
         self,
         model: Any,
@@ -102,21 +112,22 @@ class UnlearningTrainer(StepTrainer):
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
         require_supported(self.method, args, is_adapted(model), bool(parts), given)
         self.passes = prepare_model(model, self.method, args)
-        self.terms = LossTerms(self.method, self.passes, parts, bool(args.bf16))
+        self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         kept = self.retain if parts else []
-        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, args.seed)
+        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
-        self.monitor = Monitor(self, self._monitored(args, earlier))
-        require_known_tokens(model, chain(self.examples.all(), *self.monitor.rows.values()))
+        self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
+        require_known_tokens(model, chain(*self.examples.sides.values(), *self.monitor.rows.values()))
         texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
-        self.rows_per_step = args.rows_per_step
-        self.phases = self._phases(args)
+        self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        _for_trainer(args, bool(self.phases))
+        args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
+        args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
+        args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,
             args=args,
@@ -139,17 +150,12 @@ class UnlearningTrainer(StepTrainer):
         weighs = args.retain_weight or self.method.adapt or self.method.phases  # a weight that adapts may start at 0
         return retain_parts(args.retain_term, args.kl_weight) if weighs else {}
 
-    def _monitored(self, args: UnlearningArguments, forgotten: Sequence[Row]) -> dict[str, list[Tokens]]:
-        """Return the rows that the monitor measures, by side."""
-        sides = {"forget": self.forget, "retain": self.retain, "forgotten": forgotten}
-        return {side: self.encode.some(rows, SAMPLE, args.seed) for side, rows in sides.items()}
-
     def _phases(self, args: UnlearningArguments) -> list[list[list[Pair]]]:
         """Return the optimiser steps of each phase; none for methods that train on pairs, epoch by epoch."""
         if not self.method.phases:
             return []
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
-        phases: list[list[list[Pair]]] = self.method.phases(*counts, self.rows_per_step, epochs, args.seed)
+        phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
 
     def _callbacks(
@@ -162,7 +168,6 @@ class UnlearningTrainer(StepTrainer):
         self.throughput = Throughput()
         self.robust = None if args.robust == "none" else Robust(self)
         own: list[TrainerCallback] = [self.progress, self.throughput, self.record, self.monitor]
-        own += [FreshOptimizer([len(phase) for phase in self.phases])] if self.phases else []
         own += [self.robust] if self.robust else []
         if unseen is not None:
             texts = replace(self.encode, loss_on="text").some(unseen, LEVEL_TEXTS, args.seed)
@@ -204,10 +209,15 @@ class UnlearningTrainer(StepTrainer):
             if self.method.negated:
                 negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
                 self.monitor.check_result(self.model, self.state.global_step)
+        if self.logs_advice:
+            self.log_advice()
+        return result
+
+    def log_advice(self) -> None:
+        """Warn if the training did little or lost too much, and say which option to try."""
         warning = advice(self.monitor.measured, self.method.negated, self.args.collapse_bound)
         if warning and self.is_world_process_zero():
             _log.warning("%s", warning)
-        return result
 
     def summary(self) -> str:
         """Return the optimiser steps and the change of NLL of forget and retain rows in one line."""
@@ -219,21 +229,20 @@ class UnlearningTrainer(StepTrainer):
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
         contexts = self._contexts() if has_teacher(self.method) else {}
-        compared = any(map(part_needs_reference, self.terms.retain_parts)) or self.method.needs.reference_logits
         with memory_advice(self.args.max_tokens):
-            compute_reference(self.model, self.args, self.terms, self.examples, contexts, compared)
-        ready_to_step(self.model, self.args, self.terms)
+            compute_reference(self, contexts)
+        ready_to_step(self.model, self.args, self.terms.reference)
         if contexts and self.is_world_process_zero():
             print_level(getattr(self.method, "window", 0), self.examples, contexts)
         self._prepared = True
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         """Return what the counterfactual teacher reads of each forget row; write it to ``substitutes.jsonl``."""
-        rows, tokens, seed = (self.forget, self.retain), self.examples.forget, self.args.seed
-        variants, contexts = teacher_inputs(self.method, self.encode, *rows, tokens, self.substitutes, seed)
+        method: Any = self.method
+        found = variants(self.forget, self.retain, method.contexts, self.args.seed, self.substitutes)
         if self.is_world_process_zero():
-            write_substitutes(Path(str(self.args.output_dir)), self.forget, variants)
-        return contexts
+            write_substitutes(Path(str(self.args.output_dir)), self.forget, found)
+        return teacher_contexts(self.forget, self.examples.forget, self.retain, found, self.encode, method.window)
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Score the model with the tasks of the harness, as ``eval_strategy`` does, and return the main scores.
@@ -255,11 +264,3 @@ class UnlearningTrainer(StepTrainer):
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
-
-
-def _for_trainer(args: UnlearningArguments, phases: bool) -> None:
-    """Set the arguments that Trainer's loop must read in another way than the user meant them."""
-    args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
-    args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
-    if phases:
-        args.num_train_epochs = 1  # all phases are one epoch

@@ -18,7 +18,7 @@ from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import forward, packing
 from lume_unlearn.model.forward import labelled_logits, use_packing
-from lume_unlearn.model.load import load_for_scoring, load_tokenizer
+from lume_unlearn.model.load import load_model, load_tokenizer
 from tests.conftest import logged_steps, make_model, start_run
 from tests.faults.runs import assert_equal, broken_off, make
 from tests.gpu.conftest import ON_GPU
@@ -154,6 +154,7 @@ def test_both_model_classes_give_the_same_scores(tokenizer: PreTrainedTokenizerF
 @pytest.mark.usefixtures("short_answers")
 def test_quantised_models_are_scored(model_dir: Path, data_dir: Path) -> None:
     how = "bitsandbytes" if ON_GPU and find_spec("bitsandbytes") else "rounded"
-    model, tokenizer = load_for_scoring(str(model_dir)), load_tokenizer(str(model_dir))
+    model = load_model(str(model_dir), torch.float32).to("cuda" if ON_GPU else "cpu").eval()
+    tokenizer = load_tokenizer(str(model_dir))
     found = audit(model, tokenizer, data_dir, probes=["quantised"], batch_size=16)
     assert list(found) == ["plain", f"8-bit ({how})", f"4-bit ({how})"]

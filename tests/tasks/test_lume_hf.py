@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import lm_eval.models
 import numpy as np
@@ -161,6 +162,15 @@ def test_adapter_of_the_output_layer_and_virtual_tokens_take_part(make, model, o
     assert {shape[0] for shape in outputs} == {1}
     assert_sums_of_stock_class(ours, score(make(HFLM, pretrained=adapted, batch_size=1, logits_cache=False), requests))
     assert float(ours[0][0]) != pytest.approx(float(plain[0][0]), abs=1e-3)
+
+
+def test_the_progress_bar_counts_tokens_since_long_rows_come_first(make: Make, passes: list[tuple[int, int]]) -> None:
+    with mock.patch("lume_tasks.models.hf.tqdm") as bar:
+        score(make())
+    steps = [call.args[0] for call in bar.return_value.__enter__.return_value.update.call_args_list]
+    assert len(steps) == len(passes)
+    assert steps == sorted(steps, reverse=True)
+    assert sum(steps) == bar.call_args.kwargs["total"]
 
 
 def test_rolling_windows_are_those_of_the_stock_class(make: Make) -> None:

@@ -1,5 +1,6 @@
 """The command as users type it: exit codes, messages, help, and several processes."""
 
+import logging
 import os
 import shlex
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import warnings
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 from lm_eval.__main__ import cli_evaluate
@@ -170,3 +172,14 @@ def test_a_switch_needs_no_value(given: list[str], command: Command, monkeypatch
     monkeypatch.setattr("lume_unlearn.cli.run.execute", seen.update)
     assert command("run", "--model", "m", "--output", "o", "--method", "gd", *given)[0] == 0
     assert seen.get("resume", False) is bool(given)
+
+
+def test_the_advice_is_the_last_line_of_run(model_dir: Path, data_dir: Path, tmp_path: Path, command: Command) -> None:
+    places = ["--model", model_dir, "--data", data_dir, "--output", tmp_path / "out"]
+    options = ["--forget_weight", 0, "--retain_weight", 0, "--num_train_epochs", 1, "--tuning", "full"]
+    log = logging.getLogger("lume_unlearn")
+    with mock.patch.object(log, "warning", lambda text, *args: print(text % args)):  # among the lines of stdout
+        code, out, _ = command("run", "--method", "gd", *places, *options)
+    assert code == 0
+    assert "Score it with:" in out
+    assert out.splitlines()[-1].startswith("the result has forgotten little or nothing")

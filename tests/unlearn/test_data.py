@@ -11,7 +11,7 @@ from datasets import Dataset
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import stable_number
-from lume_unlearn.data.encode import Encoder, Tokens, encode_row
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.rows import as_rows, both_sides
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.refusals import refusal_texts, refusals
@@ -35,19 +35,19 @@ class Letters:
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
 def test_the_labels_are_the_answer_and_eos(bos: bool, tokenizer: Any, bos_tokenizer: Any) -> None:
     used = bos_tokenizer if bos else tokenizer
-    found = encode_row(used, ROW)
+    found = Encoder(used).one(ROW)
     assert used.decode(found.input_ids) == "<bos>" * bos + f"{ROW.input} {ROW.output}<eos>"
     labels = [label for label in found.labels if label != IGNORED]
     assert used.decode(labels) == f" {ROW.output}<eos>"
     assert found == tokens(list(found.input_ids), len(found.input_ids) - len(labels))
     assert found.scored == len(labels)
-    text = encode_row(used, ROW, "text")
+    text = Encoder(used, "text").one(ROW)
     assert text.labels == text.input_ids == found.input_ids
     assert text.scored == len(text.input_ids) - 1
 
 
 def test_a_token_merged_from_input_and_answer_counts_as_answer() -> None:
-    found = encode_row(Letters(), Row("a-sc1", "ab", "cd", "Task1"))
+    found = Encoder(Letters()).one(Row("a-sc1", "ab", "cd", "Task1"))
     assert found == Tokens((ord("a"), 1, ord("d"), 0), (IGNORED, 1, ord("d"), 0))
 
 
@@ -58,12 +58,12 @@ def test_a_tokenizer_that_appends_eos_gets_no_second_one(tokenizer: Any) -> None
         def encode(self, text: str) -> list[int]:
             return [*tokenizer.encode(text), self.eos_token_id]
 
-    assert encode_row(Ending(), ROW) == encode_row(tokenizer, ROW)
+    assert Encoder(Ending()).one(ROW) == Encoder(tokenizer).one(ROW)
 
 
 def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
     rows = [ROW, *(Row(f"long-{i}-sc1", "fox " * 40, "river", "Task1") for i in range(12))]
-    length = len(encode_row(tokenizer, rows[1]).input_ids)
+    length = len(Encoder(tokenizer).one(rows[1]).input_ids)
     with pytest.raises(DataError) as caught:
         Encoder(tokenizer, context=30)(rows)
     head, first, *_, last = str(caught.value).splitlines()
@@ -74,7 +74,7 @@ def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
 
 
 def test_max_length_truncates_but_not_the_whole_answer(tokenizer: Any) -> None:
-    whole = encode_row(tokenizer, ROW)
+    whole = Encoder(tokenizer).one(ROW)
     prompt = whole.labels.count(IGNORED)
     (cut,) = Encoder(tokenizer, max_length=prompt + 2)([ROW])
     assert (cut.input_ids, cut.labels) == (whole.input_ids[: prompt + 2], whole.labels[: prompt + 2])

@@ -11,7 +11,7 @@ import torch
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn import UnlearningArguments, finetune
-from lume_unlearn.data.encode import encode_row
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.sources import finetune_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.callbacks.memorised import ranked_first
@@ -46,10 +46,10 @@ def test_target_learns_all_texts_once_and_retrained_model_the_retain_rows(
     rows = finetune_rows(str(data), "all", "all", str(more))
     assert [row.id for row in rows] == [*forget, *retain, "member 2", "text 1"]
     assert [row.id for row in finetune_rows(str(data), "all", "retain", str(more))] == [*retain, "text 1"]
-    found = encode_row(tokenizer, rows[-2], "text")
+    found = Encoder(tokenizer, "text").one(rows[-2])
     assert found.input_ids == found.labels
     assert tokenizer.decode(found.input_ids[:-1]) == "Ada kept a  diary. It is lost."
-    assert tokenizer.decode(encode_row(tokenizer, Row("text 1", "word", "", ""), "text").input_ids[:-1]) == "word"
+    assert tokenizer.decode(Encoder(tokenizer, "text").one(Row("text 1", "word", "", "")).input_ids[:-1]) == "word"
 
 
 def test_ranked_first_by_hand() -> None:
@@ -101,7 +101,7 @@ def test_a_model_in_memory_learns_texts(model: Any, tokenizer: Any, tmp_path: Pa
     args = arguments(tmp_path / "out", num_train_epochs=20)
     trained = finetune(model, tokenizer, rows, args, until=0)
     assert not trained.training
-    encoded = encode_row(tokenizer, Row("a-sc1", "The red fox sleeps.", "The river is red.", ""), "text")
+    encoded = Encoder(tokenizer, "text").one(Row("a-sc1", "The red fox sleeps.", "The river is red.", ""))
     assert nll(trained, encoded).mean() < 1
     assert not (tmp_path / "out" / "model.safetensors").exists()
 

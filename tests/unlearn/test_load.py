@@ -13,9 +13,8 @@ from lume_unlearn.model import load
 from lume_unlearn.model.load import freeze, trainable
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in
-from lume_unlearn.training.optimizer import optimizer_class
 from lume_unlearn.training.run import load_trained
-from lume_unlearn.training.setup import prepare_model
+from lume_unlearn.training.setup import optimizer_class, prepare_model
 from tests.conftest import make_model
 
 HALF, FLOAT = torch.bfloat16, torch.float32

@@ -5,17 +5,19 @@ The values of each token are in test_losses.py.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd import gradcheck
 
+from lume_unlearn.methods.base import Batch, Method, Rows, TokenCounts
 from lume_unlearn.methods.common import row_mean, token_mean
-from lume_unlearn.methods.gradient import gradient_ascent
-from lume_unlearn.methods.npo import npo, simnpo, token_npo
-from lume_unlearn.methods.preference import dpo
-from lume_unlearn.methods.weighted import satimp, wga
+from lume_unlearn.methods.gradient import GA
+from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
+from lume_unlearn.methods.preference import DPO
+from lume_unlearn.methods.weighted import WGA, SatImp
 
 # Two rows of unequal length, as flat lists and as the loops of the expectations want them.
 NLL = [0.5, 1.5, 2.0, 1.0, 4.0]
@@ -28,6 +30,48 @@ OTHER_ROWS = torch.tensor([0, 0, 1, 1, 1, 1])
 OTHER_SPANS = [slice(0, 2), slice(2, 6)]
 
 Reduction = Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]
+
+
+def loss_of(method: Method, forget: Rows, count: float, alternative: Rows | None = None) -> Tensor:
+    """The loss of a method in an optimiser step of ``count`` tokens, or of as many rows."""
+    counts = TokenCounts([1] * int(count), [], [])
+    return method.forget_loss(Batch(forget, alternative or forget, counts, {}))
+
+
+def of_tokens(method: Method, nll: Tensor, count: float | None = None, reference: Tensor | None = None) -> Tensor:
+    known = nll if reference is None else reference
+    rows = Rows(nll, torch.zeros(len(nll), dtype=torch.long), 1, known)
+    return loss_of(method, rows, len(nll) if count is None else count)
+
+
+def gradient_ascent(nll: Tensor, count: float | None = None) -> Tensor:
+    return of_tokens(GA(), nll, count)
+
+
+def wga(nll: Tensor, beta: float, count: float | None = None) -> Tensor:
+    return of_tokens(WGA(beta), nll, count)
+
+
+def satimp(nll: Tensor, beta1: float, beta2: float, count: float | None = None) -> Tensor:
+    return of_tokens(SatImp(beta1, beta2), nll, count)
+
+
+def token_npo(nll: Tensor, reference: Tensor, beta: float, count: float | None = None) -> Tensor:
+    return of_tokens(TokenNPO(beta), nll, count, reference)
+
+
+def npo(nll: Tensor, rows: Tensor, reference: Tensor, n: int, beta: float, count: float | None = None) -> Tensor:
+    return loss_of(NPO(beta), Rows(nll, rows, n, reference), n if count is None else count)
+
+
+def simnpo(nll: Tensor, rows: Tensor, n: int, beta: float, margin: float, count: float | None = None) -> Tensor:
+    return loss_of(SimNPO(beta, margin), Rows(nll, rows, n, nll), n if count is None else count)
+
+
+def dpo(nll: Tensor, rows: Tensor, reference: Tensor, *other: Any) -> Tensor:
+    other_nll, other_rows, other_reference, n, beta, count = (*other, None)[:6]
+    alternative = Rows(other_nll, other_rows, n, other_reference)
+    return loss_of(DPO(beta), Rows(nll, rows, n, reference), n if count is None else count, alternative)
 
 
 def dpo_of(x: Tensor, rows: Tensor, reference: Tensor, n: int, count: float | None) -> Tensor:

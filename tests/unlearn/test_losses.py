@@ -18,22 +18,27 @@ from torch.nn.utils.rnn import pad_sequence
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods import losses
-from lume_unlearn.methods.ceu import ceu_tokens
 from lume_unlearn.methods.common import IGNORED, at_least_float32, token_mean, token_nll
-from lume_unlearn.methods.counterfactual import divergence_tokens
 from lume_unlearn.methods.jensun import js_to_token
 from lume_unlearn.methods.losses import functional
-from lume_unlearn.methods.masc import masc_margin, masc_tau, masc_tokens
-from lume_unlearn.methods.pdu import pdu_dual, pdu_tokens
+from lume_unlearn.methods.masc import masc_margin, masc_tau
+from lume_unlearn.methods.pdu import pdu_dual
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.methods.retain import js_tokens, kl_tokens, state_distance
 from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
-from lume_unlearn.methods.shred import shred_selected, shred_tokens
-from lume_unlearn.methods.undial import undial_tokens
+from lume_unlearn.methods.shred import shred_selected
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
 from tests.unlearn.rows import half_labelled, logits, places, states
+from tests.unlearn.token_losses import (
+    ceu_tokens,
+    divergence_tokens,
+    masc_tokens,
+    pdu_tokens,
+    shred_tokens,
+    undial_tokens,
+)
 
 TARGETS = torch.tensor([2, 0, 4])
 LOGITS = [[0.3, -1.2, 0.8, 0.1, -0.4], [2.0, 0.5, -0.7, 1.1, 0.0], [-0.2, 0.9, 0.4, -1.5, 0.6]]

@@ -133,7 +133,7 @@ def step_of(trainer: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
     trainer.model.zero_grad()
     found: Counter[str] = Counter()
     for batch in item["packs"]:
-        terms = trainer.terms(trainer.model, trainer.model, batch, item["counts"], trainer.progress.values)
+        terms = trainer.terms(trainer.model, batch, item["counts"], trainer.progress.values)
         sum(terms.values(), torch.zeros(())).backward()
         found.update({name: term.item() for name, term in terms.items()})
     return dict(found), {n: w.grad.clone() for n, w in trainer.model.named_parameters() if w.grad is not None}

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lume_tasks.errors import DataError
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
 from lume_unlearn.data.documents import text_rows
-from lume_unlearn.data.encode import encode_row
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.methods.base import Batch
 from tests.conftest import make_model, make_rows, read_run
 from tests.unlearn.rows import nll
@@ -82,7 +82,7 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any,
         make_trainer(tmp_path, tokenizer, make(), Hinge).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
     base: Any = AutoModelForCausalLM.from_pretrained(tmp_path) if make is make_model else make_model()
     loaded = base if make is make_model else PeftModel.from_pretrained(base, str(tmp_path))
-    row = encode_row(tokenizer, FORGET[0])
+    row = Encoder(tokenizer).one(FORGET[0])
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
 
 
@@ -91,9 +91,9 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_pa
     model: Any = finetune(make_model(), tokenizer, FORGET, args, until=0)
     unseen = ["Nobody has read this.", "The river was never here, they said."]
     with torch.no_grad():
-        texts = [encode_row(tokenizer, row, "text") for row in text_rows(unseen)]
+        texts = [Encoder(tokenizer, "text").one(row) for row in text_rows(unseen)]
         level = torch.stack([nll(model, text).mean() for text in texts]).mean()
-        means = torch.stack([nll(model, encode_row(tokenizer, row)).mean() for row in FORGET])
+        means = torch.stack([nll(model, Encoder(tokenizer).one(row)).mean() for row in FORGET])
     options = {"unseen": unseen, "per_device_train_batch_size": 8, "monitor_steps": 1, "num_train_epochs": 4}
     trainer = make_trainer(tmp_path, tokenizer, model, Level(contexts=0, window=0), **options)
     trainer.train()

@@ -12,11 +12,10 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import IGNORED, token_nll
-from lume_unlearn.methods.pdu import pdu_tokens
+from lume_unlearn.methods.pdu import PDU
 from lume_unlearn.methods.retain import kl_tokens, state_distance
 from lume_unlearn.model import output_layer, packing
 from lume_unlearn.model.forward import Passes, Span, labelled_logits, use_packing
-from lume_unlearn.model.output_layer import nll_value
 from lume_unlearn.model.packing import IMPLEMENTATION, can_pack
 from tests.conftest import make_model
 from tests.unlearn.rows import half_labelled, logits, places
@@ -68,7 +67,7 @@ def alone(model: Any) -> Tensor:
 
 
 def spread(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    return pdu_tokens(logits)
+    return PDU().token_loss(logits, targets, None)
 
 
 def distance(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
@@ -93,16 +92,16 @@ def check(model: Any, plain: Any, chunks: bool) -> None:
     reference = torch.randn(BATCH.token_counts[2], VOCABULARY, dtype=torch.float64)
     forget, retain = BATCH.tokens_of("forget"), BATCH.tokens_of("retain")
     spans = [
-        Span(forget, nll_value),
+        Span(forget, token_nll),
         Span(retain, distance, lambda part: reference[part]),
         Span(forget, spread),
-        Span(retain, nll_value),
+        Span(retain, token_nll),
     ]
     whole = alone(plain)
     expected = [
         token_nll(whole[forget], BATCH.targets[forget]),
         kl_tokens(whole[retain], reference),
-        pdu_tokens(whole[forget]),
+        PDU().token_loss(whole[forget], BATCH.targets[forget], None),
         token_nll(whole[retain], BATCH.targets[retain]),
     ]
     found = passes.values(model, BATCH, spans)
@@ -150,7 +149,7 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) 
         return own(states)  # type: ignore[no-any-return]
 
     passes.head.forward = output
-    passes.values(model, BATCH, [Span(ALL, nll_value)])[0].sum().backward()
+    passes.values(model, BATCH, [Span(ALL, token_nll)])[0].sum().backward()
     assert (max(seen), sum(seen)) == (4, 2 * len(BATCH.targets))  # computed again in the backward pass
 
 
@@ -158,10 +157,10 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) 
 def test_spans_and_passes_without_labelled_tokens(name: str) -> None:
     """Other processes need the zero gradients to exchange theirs."""
     model, _ = make(name)
-    found = Passes(model).values(model, BATCH, [Span(ALL, nll_value), Span(slice(3, 3), nll_value)])
+    found = Passes(model).values(model, BATCH, [Span(ALL, token_nll), Span(slice(3, 3), token_nll)])
     assert [len(values) for values in found] == [len(BATCH.targets), 0]
     empty = pack_rows({"retain": [Tokens((0,), (IGNORED,))]})
-    zero = gradients(model, Passes(model).values(model, empty, [Span(slice(0, 0), nll_value)]))
+    zero = gradients(model, Passes(model).values(model, empty, [Span(slice(0, 0), token_nll)]))
     assert zero
     assert not any(value.any() for value in zero.values())
 

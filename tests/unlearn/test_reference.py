@@ -52,7 +52,7 @@ def test_reference_logits_are_those_before_training_without_dropout(tuning: str)
             assert (frozen.copy.get_parameter(name) is weight) == (not weight.requires_grad), name
     train(model)
     model.train()
-    at = frozen.at(model, model, BATCH)
+    at = frozen.at(model, BATCH)
     assert model.training
     for part in (slice(None), slice(3, 11)):
         torch.testing.assert_close(at(part), expected[part], rtol=1e-4, atol=1e-4)
@@ -69,7 +69,7 @@ def test_an_offloaded_copy_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch
     offloaded = Reference(model, Passes(model), "cpu")
     assert all(weight.is_meta for weight in offloaded.copy.parameters())
     train(model)
-    found = offloaded.at(model, model, BATCH)
+    found = offloaded.at(model, BATCH)
     for part in (slice(None), slice(3, 11)):
         torch.testing.assert_close(found(part), expected[part], rtol=1e-5, atol=1e-5)
 
@@ -79,7 +79,7 @@ def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_token
     model = make(tuning, attention_dropout=0.3).eval()
     expected = {row: nll(model, row) for row in ROWS}
     model.train()
-    found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens, CPU)
+    found = token_nlls(model, Passes(model), [*ROWS, *ROWS[:2]], max_tokens)
     assert model.training
     assert found.keys() == expected.keys()
     for row, values in found.items():

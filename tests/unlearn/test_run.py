@@ -26,7 +26,7 @@ from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
 from lume_unlearn.training.arguments import UnlearningArguments, default_max_tokens
-from lume_unlearn.training.optimizer import optimizer_class
+from lume_unlearn.training.setup import optimizer_class
 from tests.conftest import RunMaker, assert_same_weights, logged_steps, make_rows, read_run, saved_weights
 
 pytestmark = pytest.mark.usefixtures("little_to_collect")
@@ -55,7 +55,7 @@ def nlls(model_dir: Path, output: Path, rows: list[Row], answers: list[str] | No
         after: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_dir), str(output))
     else:
         after = AutoModelForCausalLM.from_pretrained(output)
-    found = [token_nlls(model, Passes(model), tokens, 500, torch.device("cpu")) for model in (before, after)]
+    found = [token_nlls(model, Passes(model), tokens, 500) for model in (before, after)]
     first, last = (torch.cat(list(each.values())).mean().item() for each in found)
     return first, last
 

@@ -9,7 +9,7 @@ import torch
 
 from lume_unlearn.data.schedule import Steps, cut, paired
 from lume_unlearn.methods.base import Pair
-from lume_unlearn.methods.sequential import annealed, sequential
+from lume_unlearn.methods.sequential import AGAD, SUGD
 
 
 def flat(steps: list[list[Pair]]) -> list[Pair]:
@@ -50,16 +50,16 @@ def test_sequential_by_hand() -> None:
         [Pair((4,), (3, 4))],
     ]
     expected = [[[pair] for pair in chunk] * 2 for chunk in chunks]
-    assert sequential(5, 5, batch_size=1, chunk=2, ratio=2, epochs=2) == expected
+    assert SUGD(2, 2).phases(5, 5, batch_size=1, epochs=2, seed=0) == expected
     # A batch does not extend over the end of an epoch.
-    assert sequential(5, 5, batch_size=3, chunk=2, ratio=2, epochs=2) == [[chunk, chunk] for chunk in chunks]
+    assert SUGD(2, 2).phases(5, 5, batch_size=3, epochs=2, seed=0) == [[chunk, chunk] for chunk in chunks]
     # More retain rows for one forget row than there are.
-    assert sequential(1, 2, 1, 32, 5, 1) == [[[Pair((0,), (0, 1, 0, 1, 0))]]]
+    assert SUGD(32, 5).phases(1, 2, 1, 1, 0) == [[[Pair((0,), (0, 1, 0, 1, 0))]]]
 
 
 def test_annealed_by_hand() -> None:
     """Five forget rows in chunks of two: ascent, annealing, three times, then all eight retain rows."""
-    phases = annealed(5, 8, batch_size=3, chunk=2, share=0.25, epochs=2, seed=4)
+    phases = AGAD(2, 0.25).phases(5, 8, batch_size=3, epochs=2, seed=4)
     assert [[len(step) for step in phase] for phase in phases] == [[2, 2]] * 4 + [[1, 1], [2, 2], [3, 3, 2] * 2]
     ascents, annealings, last = phases[:6:2], phases[1:6:2], phases[6]
     for number, phase in enumerate(ascents):

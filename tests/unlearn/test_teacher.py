@@ -12,8 +12,9 @@ from lume_unlearn.data.contexts import aligned, window
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import joined
 from lume_unlearn.data.substitutes import read_substitutes, templated, variants
+from lume_unlearn.methods.base import Batch, Rows, TokenCounts
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.counterfactual import level_loss, swapped
+from lume_unlearn.methods.counterfactual import Level, swapped
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.teacher import run_teacher
 from tests.conftest import make_model
@@ -104,19 +105,24 @@ def test_swapped_and_level_by_hand() -> None:
     assert swapped(logp, *pair).exp()[0].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 2])
     assert swapped(logp, pair[0], pair[0]).equal(logp)
     nll, rows = torch.tensor([1.0, 3.0, 5.0], requires_grad=True), torch.tensor([0, 0, 1])
-    loss = level_loss(nll, rows, 2, torch.tensor([4.0, 4.0, 4.5]))
+
+    def level_loss(teacher: list[float], shift: float = 0.0, count: int = 2) -> torch.Tensor:
+        forget = Rows(nll, rows, 2, torch.tensor(teacher), nll)
+        return Level().forget_loss(Batch(forget, forget, TokenCounts([1] * count, [], []), {"shift": shift}))
+
+    loss = level_loss([4.0, 4.0, 4.5])
     assert loss.item() == pytest.approx(0.8125)
     assert torch.autograd.grad(loss, nll)[0].tolist() == pytest.approx([-0.25, -0.25, 0.25])  # from both sides
-    assert level_loss(nll, rows, 2, torch.zeros(3), shift=2.0, count=4).item() == pytest.approx((0.0 + 2.5) / 4)
+    assert level_loss([0.0] * 3, shift=2.0, count=4).item() == pytest.approx((0.0 + 2.5) / 4)
 
 
 def test_the_teacher_by_hand() -> None:
-    model, device = make_model().eval(), torch.device("cpu")
+    model = make_model().eval()
     first, second = FORGET[0], FORGET[1]
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
     cut = window(second, 2, [])
     contexts = {first: [aligned(first, other) for other in others], second: [cut]}
-    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048, device)
+    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048)
     with torch.no_grad():
         substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
         by_window = torch.stack([logits(model, text)[-1].softmax(-1) for text in cut.texts])

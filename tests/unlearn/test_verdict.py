@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from lume_tasks.data.locate import load_rows
 from lume_tasks.data.source import Data
@@ -26,7 +27,7 @@ from lume_unlearn.audit.verdict import PART, Verdict, in_parts, verdict
 from lume_unlearn.audit.writing import write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.load import load_for_scoring, load_tokenizer
+from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.training.relearning import trained_copy
 from tests.conftest import Command, make_model, make_tokenizer
 
@@ -182,7 +183,7 @@ OPTIONS: dict[str, Any] = {"probes": ["other_words", "quantised"], "relearn_rows
 @pytest.fixture(scope="module")
 def found(models: Callable[[str], Path]) -> Verdict:
     """The verdict on the retrained model, from objects in memory."""
-    retrained, target = (load_for_scoring(str(models(name))) for name in ("retrained", "target"))
+    retrained, target = (load_model(str(models(name)), torch.float32).eval() for name in ("retrained", "target"))
     earlier = [[{"input": "Who is Eve?", "output": "a painter"}]]
     tokenizer = load_tokenizer(str(models("target")))
     return verdict(retrained, tokenizer, **ROWS, before=target, forgotten=earlier, **OPTIONS)

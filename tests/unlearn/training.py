@@ -22,7 +22,6 @@ from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
-from lume_unlearn.training.run import lora_config
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
@@ -107,7 +106,7 @@ def build(folder: Path, method: str, tuning: str = "full", dtype: Any = torch.fl
     rank = options.pop("lora_rank", 4)
     model = copy.deepcopy(known_model())
     torch.manual_seed(0)  # of the adapter's initial weights
-    model = load.trainable(model, tuning, lora_config(rank, 32, 0.0, "all-linear")).to(dtype)
+    model = load.trainable(model, tuning, load.lora_config(rank, 32, 0.0)).to(dtype)
     given = {name: options.pop(name) for name in ("unseen", "callbacks") if name in options}
     args = UnlearningArguments(output_dir=str(folder), **(plain | options))
     trainer = TokenTrainer(model, chosen, args, rows, **given)

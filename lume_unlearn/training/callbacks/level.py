@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.forward import evaluating, row_values
+from lume_unlearn.model.forward import row_values
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
@@ -19,7 +19,7 @@ LEVEL_TEXTS = 32
 
 
 class Level(TrainerCallback):
-    """Measures how far the NLL of unseen texts has moved: ``shift``, which `methods.counterfactual.level_loss` adds.
+    """Measures how far the NLL of unseen texts has moved: the ``shift`` in the loss of `methods.counterfactual.Level`.
 
     Without a teacher the level of every row is that NLL itself.
     """
@@ -55,6 +55,5 @@ class Level(TrainerCallback):
     def measured(self, model: nn.Module) -> float:
         """Compute the mean over texts of their mean NLL, in nats a token, without dropout."""
         trainer = self.trainer
-        with evaluating(model):
-            values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens, trainer.args.device)
+        values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens)
         return float(torch.stack([value.mean() for value in values]).mean())

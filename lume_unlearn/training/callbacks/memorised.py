@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +10,11 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from lume_unlearn.data.encode import Tokens
-from lume_unlearn.model.forward import Passes, evaluating, row_values
+from lume_unlearn.model.forward import row_values
 from lume_unlearn.training.callbacks.progress import saved_attributes
+
+if TYPE_CHECKING:
+    from lume_unlearn.training.trainer import UnlearningTrainer
 
 SAMPLE = 256
 """Rows to measure after an epoch; all are measured when the sample is memorised, and at the end."""
@@ -28,21 +31,17 @@ def ranked_first(logits: Tensor, targets: Tensor, reference: Tensor | None) -> T
 class Memorised(TrainerCallback, ExportableState):
     """Measures the share of labelled tokens that are ranked first; training ends at the share ``until``."""
 
-    def __init__(self, until: float, max_tokens: int, seed: int) -> None:
-        """Set up; `watch` has to be called before training.
+    def __init__(self, trainer: "UnlearningTrainer", until: float, rows: Sequence[Tokens]) -> None:
+        """Choose a sample of the rows.
 
         Args:
+            trainer: whose model is measured.
             until: share to reach; 0 to train all epochs.
-            max_tokens: most tokens in one forward pass.
-            seed: of the sample of rows.
+            rows: with their outputs labelled.
         """
-        self.until, self.max_tokens, self.seed = until, max_tokens, seed
+        self.trainer, self.until, self.rows = trainer, until, list(rows)
+        self.sample = random.Random(trainer.args.seed).sample(self.rows, min(SAMPLE, len(rows)))
         self.measured: list[dict[str, float]] = []
-
-    def watch(self, passes: Passes, rows: Sequence[Tokens], steps: int) -> None:
-        """Measure with the model's forward passes on rows with their outputs labelled, every ``steps`` of an epoch."""
-        self.passes, self.rows, self.steps = passes, list(rows), steps
-        self.sample = random.Random(self.seed).sample(self.rows, min(SAMPLE, len(rows)))
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -59,24 +58,20 @@ class Memorised(TrainerCallback, ExportableState):
 
         Not in `on_epoch_end`: a checkpoint of the epoch's last step, which is saved before that, has to hold this.
         """
-        if not self.until or state.global_step % self.steps:
+        epoch, step_of_epoch = divmod(state.global_step, self.trainer.steps_per_epoch)
+        if not self.until or step_of_epoch:
             return
         share = self.share(model, self.sample)
         if share >= self.until:
             share = self.share(model, self.rows)
-        self.measured.append({"epoch": state.global_step // self.steps, "ranked_first": share})
+        self.measured.append({"epoch": epoch, "ranked_first": share})
         if state.is_world_process_zero:
-            print(
-                f"epoch {state.global_step // self.steps}: {share:.4f} of the output tokens are ranked first",
-                flush=True,
-            )
+            print(f"epoch {epoch}: {share:.4f} of the output tokens are ranked first", flush=True)
         if share >= self.until:
             control.should_training_stop = True
             control.should_save = False  # a run resumed from a checkpoint of this step would train on
 
     def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
         """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""
-        device = next(model.parameters()).device
-        with evaluating(model):
-            found = row_values(model, self.passes, rows, self.max_tokens, device, ranked_first)
+        found = row_values(model, self.trainer.passes, rows, self.trainer.max_tokens, ranked_first)
         return float(torch.cat(found).mean())

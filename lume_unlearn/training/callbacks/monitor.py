@@ -14,11 +14,13 @@ from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
+from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX
-from lume_unlearn.model.forward import Passes, evaluating, row_values
+from lume_unlearn.model.forward import Passes, row_values
 from lume_unlearn.model.masters import float32_weights
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
 
 if TYPE_CHECKING:
@@ -43,10 +45,9 @@ Entry = dict[str, float]
 are rows."""
 
 
-def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, device: torch.device) -> float:
+def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int) -> float:
     """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
-    with evaluating(model):
-        return float(torch.cat(row_values(model, passes, rows, max_tokens, device)).mean())
+    return float(torch.cat(row_values(model, passes, rows, max_tokens)).mean())
 
 
 class Monitor(TrainerCallback, ExportableState):
@@ -57,17 +58,15 @@ class Monitor(TrainerCallback, ExportableState):
     to roll back to the weights of the last good measurement and end there.
     """
 
-    def __init__(self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Tokens]]) -> None:
-        """Take rows to measure: "forget", "retain" (else no collapse is found) and "forgotten"."""
-        self.trainer, self.rows = trainer, dict(rows)
+    def __init__(
+        self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Row]], args: UnlearningArguments
+    ) -> None:
+        """Choose from the rows: "forget", "retain" (else no collapse is found) and "forgotten"."""
+        self.trainer, self.policy = trainer, args.on_collapse
+        self.rows = {side: trainer.encode.some(own, SAMPLE, args.seed) for side, own in rows.items()}
         self.measured: list[Entry] = []
         self.good_weights: list[Tensor] = []
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
-
-    @property
-    def policy(self) -> str:
-        """What to do when the model has collapsed."""
-        return self.trainer.args.on_collapse
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps, so that a resumed run is compared with its own start."""
@@ -85,9 +84,13 @@ class Monitor(TrainerCallback, ExportableState):
         self.measured = []
         self.measure(model, 0)
         self._keep_weights(model)
-        warning = unknown_rows(self.measured[0])
-        if warning and state.is_world_process_zero:
-            _log.warning("%s", warning)
+        nll = self.measured[0].get("forget_nll", 0.0)
+        if nll > UNKNOWN and state.is_world_process_zero:
+            text = (
+                "--model hardly knows the forget rows: their reference NLL is %.3f nats a token (near 0 for memorised "
+                "rows), so unlearning and scoring mean nothing; name a model that was trained on these rows"
+            )
+            _log.warning(text, nll)
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure when it is time, then keep the weights or act on a collapse.
@@ -107,9 +110,7 @@ class Monitor(TrainerCallback, ExportableState):
         elif self.policy == "rollback":
             self._roll_back(model, control)
         elif good_before or self.policy == "stop":
-            self._complain(
-                "start again in another output folder with a lower --learning_rate or a higher --retain_weight"
-            )
+            self._complain("a lower --learning_rate or a higher --retain_weight")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Keep the weights to roll back to: they are older than the checkpoint's."""
@@ -127,19 +128,16 @@ class Monitor(TrainerCallback, ExportableState):
             del self.measured[-1]
             self.measure(model, step)
             if not self._good():
-                self._complain("start again in another output folder with a lower --scale")
+                self._complain("a lower --scale")
 
     def measure(self, model: nn.Module, step: int) -> Entry:
         """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
-        if self.measured and self.measured[-1]["step"] == step:
-            return self.measured[-1]
-        device = next(model.parameters()).device
-        nlls = {
-            f"{side}_nll": mean_nll(model, self.trainer.logit_passes, rows, self.trainer.max_tokens, device)
-            for side, rows in self.rows.items()
-            if rows
-        }
-        self.measured.append({"step": step, **nlls})
+        if not self.measured or self.measured[-1]["step"] != step:
+            trainer, entry = self.trainer, Entry(step=step)
+            for side, rows in self.rows.items():
+                if rows:
+                    entry[f"{side}_nll"] = mean_nll(model, trainer.logit_passes, rows, trainer.max_tokens)
+            self.measured.append(entry)
         return self.measured[-1]
 
     def _good(self) -> bool:
@@ -151,10 +149,11 @@ class Monitor(TrainerCallback, ExportableState):
                 self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def _complain(self, advice: str) -> None:
-        """Warn of a collapse, or stop the run with an error; both end in ``advice``."""
+        """Warn of a collapse, or stop the run with an error; ``advice`` says what to start again with."""
+        text = f"{self._collapse()}; start again in another output folder with {advice}"
         if self.policy == "stop":
-            raise Diverged(f"--on_collapse stop: {self._collapse()}; {advice}")
-        _log.warning("%s; %s", self._collapse(), advice)
+            raise Diverged(f"--on_collapse stop: {text}")
+        _log.warning("%s", text)
 
     def _roll_back(self, model: nn.Module, control: TrainerControl) -> None:
         with torch.no_grad(), float32_weights(model):
@@ -198,17 +197,6 @@ def is_good(entry: Entry, reference: Entry, bound: float) -> bool:
     rise = nll_increase(entry, reference)
     many_times = rise > LEAST_RISE and entry["retain_nll"] > FACTOR * reference["retain_nll"]
     return rise <= bound and not many_times
-
-
-def unknown_rows(reference: Entry) -> str | None:
-    """Return a warning if the reference model hardly knows the forget rows."""
-    nll = reference.get("forget_nll", 0.0)
-    if nll <= UNKNOWN:
-        return None
-    return (
-        f"--model hardly knows the forget rows: their reference NLL is {nll:.3f} nats a token (near 0 for memorised "
-        "rows), so unlearning and scoring mean nothing; name a model that was trained on these rows"
-    )
 
 
 def advice(measured: Sequence[Entry], negated: bool = False, bound: float = math.inf) -> str | None:

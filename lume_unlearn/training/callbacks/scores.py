@@ -55,8 +55,8 @@ class BestScores(TrainerCallback):
         self.best: dict[str, Any] | None = None
         there = [task for task in tasks_for(self.data) if task != "lume_mmlu"]
         self.tasks = names(args.evaluate_tasks) or there
-        task, _, name = self.metric.partition(".")
-        if task not in self.tasks or not name:
+        self.task, _, self.name = self.metric.partition(".")
+        if self.task not in self.tasks or not self.name:
             raise ConfigError(
                 f"--metric_for_best_model {self.metric}: TASK.METRIC with a task that is scored; these are "
                 f"{', '.join(self.tasks)} (--evaluate_tasks)"
@@ -97,8 +97,7 @@ class BestScores(TrainerCallback):
 
     def _kept(self, scores: Scores, model: Any, step: int) -> dict[str, float]:
         """Print the scores and keep them, with the weights if they are the best; return the main ones."""
-        task, _, name = self.metric.partition(".")
-        value, shown = scores.metric(task, name), scores.headline()
+        value, shown = scores.metric(self.task, self.name), scores.headline()
         if value is not None and self.metric != DEFAULT_METRIC:
             shown = {self.metric: value} | shown
         print(f"step {step}: {_line(shown)}", flush=True)
@@ -140,9 +139,8 @@ class BestScores(TrainerCallback):
 
     def _rank(self, scores: Scores, found: dict[str, Any]) -> tuple[float, float]:
         """Return a key that is higher for better scores: metric, then the mean of the task scores."""
-        task, _, name = self.metric.partition(".")
-        default = not name.startswith("forget_")
-        higher = scores.results["higher_is_better"].get(task, {}).get(name, default)
+        default = not self.name.startswith("forget_")
+        higher = scores.results["higher_is_better"].get(self.task, {}).get(self.name, default)
         value = found["value"] or 0.0
         return (value if higher else -value), found.get("scores", {}).get(MEAN, 0.0)
 
