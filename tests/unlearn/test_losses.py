@@ -71,20 +71,6 @@ def of_probabilities(*p: float) -> Tensor:
     return torch.tensor([p], dtype=torch.float64).log() + 0.7
 
 
-def softmax(z: list[float]) -> list[float]:
-    total = sum(math.exp(value) for value in z)
-    return [math.exp(value) / total for value in z]
-
-
-def entropy(p: list[float]) -> float:
-    return -sum(value * math.log(value) for value in p if value)
-
-
-def without(p: list[float], target: int) -> list[float]:
-    """The distribution p given that it is not the target."""
-    return [0.0 if v == target else value / (1.0 - p[target]) for v, value in enumerate(p)]
-
-
 FORGET, ALTERNATIVE, RETAIN = (
     half_labelled(lengths, seed) for seed, lengths in enumerate([(6, 9, 14), (5, 3, 7), (8, 4)])
 )
@@ -137,15 +123,8 @@ def test_the_retain_term_of_logits_and_labels_equals_the_formula(term: Any) -> N
     assert found.item() == pytest.approx(expected(Step(model, before, [], [], RETAIN, {})).item(), rel=1e-9)
 
 
-def test_a_loss_has_the_signature_of_its_method() -> None:
-    assert str(signature(losses.npo)) == "(logits, labels, reference_logits, beta: float = 0.1) -> 'Tensor'"
-    assert list(signature(losses.dpo).parameters)[3:] == [
-        "alternative_logits",
-        "alternative_labels",
-        "alternative_reference_logits",
-        "beta",
-    ]
-    assert list(signature(losses.idk).parameters) == ["alternative_logits", "alternative_labels"]
+def test_a_loss_takes_and_checks_the_hyperparameters_of_its_method() -> None:
+    assert {"alternative_logits", "beta"} <= signature(losses.dpo).parameters.keys()
     with pytest.raises(ConfigError, match="--beta -1: must be above 0"):
         losses.npo(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 2, 3), -1)
 
@@ -186,29 +165,12 @@ def test_worked_examples() -> None:
     assert state_distance(states, torch.tensor([[1.0, 0.0], [3.0, 1.0]])).tolist() == [2.0, 5.0]
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [
-        (kl_tokens, [0.0] * 3),
-        (js_tokens, [0.0] * 3),
-        (lambda z, ref: shred_tokens(z, ref, TARGETS, TARGETS < 0, 3.0, 5), [0.0] * 3),
-        (state_distance, [0.0] * 3),
-        (lambda z, ref: undial_tokens(z, ref, TARGETS, 0.0), [entropy(softmax(row)) for row in LOGITS]),
-    ],
-    ids=["kl", "js", "shred without a selection", "distance", "undial with beta 0"],
-)
-def test_there_is_no_gradient_at_the_reference(loss: Callable[..., Tensor], expected: list[float]) -> None:
+@pytest.mark.parametrize("loss", [kl_tokens, js_tokens, state_distance])
+def test_there_is_no_gradient_at_the_reference(loss: Callable[..., Tensor]) -> None:
     z = logits_()
     values = loss(z, z.detach().clone())
-    assert values.tolist() == pytest.approx(expected, abs=1e-15)
+    assert values.tolist() == pytest.approx([0.0] * 3, abs=1e-15)
     assert torch.autograd.grad(values.sum(), z)[0].abs().max().item() < 1e-15
-
-
-def test_js_is_ln_2_for_distributions_without_a_common_token() -> None:
-    z = torch.tensor([[200.0, 0.0], [0.0, 0.0]], requires_grad=True)
-    values = js_tokens(z, torch.tensor([[0.0, 200.0], [0.0, 0.0]]))
-    assert values.tolist() == pytest.approx([math.log(2.0), 0.0])
-    assert js_to_token(torch.tensor([200.0, 0.0])).tolist() == pytest.approx([math.log(2.0), 0.0])
 
 
 def test_jensun_keeps_its_accuracy_at_tokens_that_are_nearly_certain() -> None:
@@ -237,26 +199,11 @@ def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first
     assert selected.tolist() == expected
 
 
-def test_ceu_gradient_is_p_minus_q() -> None:
-    z = logits_()
-    gradients = torch.autograd.grad(ceu_tokens(z, TARGETS).sum(), z)[0].tolist()
-    for row, y, gradient in zip(LOGITS, TARGETS.tolist(), gradients, strict=True):
-        p = softmax(row)
-        assert gradient == pytest.approx([a - b for a, b in zip(p, without(p, y), strict=True)])
-
-
 def test_ceu_at_a_certain_token_spreads_over_the_others() -> None:
     # p is (1, 0, 0) in float32, so q cannot come from p: it is (0, 3/4, 1/4) all the same.
     z = torch.tensor([[200.0, math.log(3.0), 0.0]], requires_grad=True)
     gradient = torch.autograd.grad(ceu_tokens(z, torch.tensor([0])).sum(), z)[0]
     assert gradient[0].tolist() == pytest.approx([1.0, -0.75, -0.25])
-
-
-def test_pdu_is_zero_without_gradient_where_all_logits_are_equal() -> None:
-    z = torch.full((1, 4), 7.0, requires_grad=True)
-    values = pdu_tokens(z)
-    assert values.tolist() == [0.0]
-    assert not torch.autograd.grad(values.sum(), z)[0].any()
 
 
 @pytest.mark.parametrize("name", [name for name in OF_LOGITS if name != "ceu"])  # q moves with z: see its own test

