@@ -12,7 +12,7 @@ from lume_unlearn.training.callbacks.monitor import advice, is_good
 from tests.conftest import assert_same_weights
 from tests.faults.runs import assert_equal, broken_off, make, nll_by_hand, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 # Ascent without a retain term, fast: the retain rows are 1.0 nats worse at the fourth step.
 COLLAPSING: dict[str, Any] = {"method": "ga", "tuning": "full", "learning_rate": 5e-3, "warmup_steps": 0.0}

@@ -11,7 +11,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run
 from tests.faults.runs import assert_equal, ended, in_child, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from lume_unlearn.files import publish_result
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def test_a_file_size_limit_in_the_middle_of_a_checkpoint(

@@ -16,7 +16,7 @@ from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.faults.runs import Run, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def diverging(run: Run, step: int, value: float) -> None:

@@ -24,7 +24,7 @@ from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import Run, assert_equal, ended, in_child, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 

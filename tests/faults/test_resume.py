@@ -20,7 +20,7 @@ from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
 from tests.conftest import make_model, saved_weights
 from tests.faults.runs import Broken, assert_equal, assert_resumes, broken_off, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 # With these, what a method remembers beside the weights changes within a few steps, and makes a difference.
 REMEMBERING: dict[str, dict[str, Any]] = {

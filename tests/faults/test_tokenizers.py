@@ -11,7 +11,7 @@ from lume_unlearn.errors import ConfigError
 from tests.conftest import assert_same_weights, make_model, make_tokenizer
 from tests.faults.runs import make, nll_by_hand, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> Path:

@@ -15,7 +15,7 @@ from lume_unlearn.errors import Interrupted
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import Run, assert_equal, ended, in_child, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
 
 def start(run: Run, **options: Any) -> list[int]:

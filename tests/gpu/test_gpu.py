@@ -39,7 +39,7 @@ from tests.unlearn.test_run import (  # noqa: F401
 )
 from tests.unlearn.training import FORGET, RETAIN, build, entries
 
-pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = [pytest.mark.gpu]
 pytestmark += [pytest.mark.filterwarnings("ignore:.*deterministic")]
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 

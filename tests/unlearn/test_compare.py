@@ -28,7 +28,7 @@ from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 pytest.importorskip("optuna")
-pytestmark = pytest.mark.usefixtures("short_answers", "little_to_collect")
+pytestmark = pytest.mark.usefixtures("short_answers")
 QUICK: dict[str, Any] = {"trials": 1, "seeds": 1, "probes": (), "num_train_epochs": 1}
 
 
@@ -151,11 +151,11 @@ def test_objects_and_a_method_of_ones_own(tmp_path: Path) -> None:
     target = make_model()
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
     data = {"forget": make_rows("forget", 12), "retain": [vars(row) for row in make_rows("retain", 12)]}
-    methods = [Push, Push(margin=5.0), {"method": Push, "name": "pushed", "loss_on": "text"}]
+    methods = [Push(margin=5.0), {"method": Push, "name": "pushed", "loss_on": "text"}]
     content = compare(
         target, methods, data, tmp_path, tokenizer=make_tokenizer(), retrained=make_model(seed=1), **QUICK
     )
-    names = {"push lora", "push(margin=5.0) lora", "pushed lora"}
+    names = {"push(margin=5.0) lora", "pushed lora"}
     assert set(content["table"]) == {"target", "retrained", *names}
     assert content["settings"]["push(margin=5.0) lora"]["default"]["margin"] == 5
     assert content["settings"]["pushed lora"]["ran"]["loss_on"] == "text"

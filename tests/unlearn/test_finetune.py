@@ -19,8 +19,6 @@ from lume_unlearn.training.run import finetune_files
 from tests.conftest import assert_same_weights, make_rows, read_run, write_rows
 from tests.unlearn.rows import nll
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -14,7 +14,7 @@ from tests.conftest import RunMaker, assert_same_weights, saved_weights
 from tests.unlearn.training import build, entries, weights
 
 needs_grad_dtype = pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
-pytestmark = [pytest.mark.usefixtures("little_to_collect"), needs_grad_dtype]
+pytestmark = [needs_grad_dtype]
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"bf16": False},
     "autocast": {"bf16": True},

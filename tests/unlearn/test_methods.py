@@ -27,8 +27,6 @@ from tests.unlearn.training import (
     weights,
 )
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
-
 
 def test_every_method_has_a_formula_here() -> None:
     missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()

@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from lume_tasks.errors import DataError
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import encode_row
@@ -21,7 +20,6 @@ from lume_unlearn.methods.base import Batch
 from tests.conftest import make_model, make_rows, read_run
 from tests.unlearn.rows import nll
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
 FORGET, RETAIN = make_rows("forget", 8), make_rows("retain", 5)
 
 
@@ -86,6 +84,11 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any,
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
 
 
+def test_unseen_texts_that_do_not_fit_are_refused(tokenizer: Any, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
+        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
+
+
 def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_path: Path) -> None:
     args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
     model: Any = finetune(make_model(), tokenizer, FORGET, args, until=0)
@@ -129,14 +132,3 @@ def test_scores_between_the_epochs_are_those_after_training(
     rows = pd.DataFrame([vars(row) for row in FORGET])
     found = trainer.evaluate({"forget": rows}, metric_key_prefix="x").keys() - {"epoch", "x_mean_of_the_task_scores"}
     assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
-
-
-def test_rows_and_texts_that_cannot_be_used_are_named(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^forget, row 2: .*output"):
-        make_trainer(tmp_path, tokenizer, forget=[vars(FORGET[0]), {"input": "Who?"}])
-    with pytest.raises(ConfigError, match="--retain: the retain term needs retain rows"):
-        make_trainer(tmp_path, tokenizer, retain=None)
-    with pytest.raises(ConfigError, match=r"token id \d+ is outside the embedding table"):
-        make_trainer(tmp_path, tokenizer, make_model(vocab_size=60))
-    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
-        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])

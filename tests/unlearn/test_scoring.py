@@ -19,7 +19,7 @@ from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, save_results, score, tasks_for
+from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
 from tests.conftest import Command, RunMaker, assert_same_weights, make_rows
 
@@ -118,19 +118,6 @@ def test_data_that_cannot_be_scored_is_refused(
 ) -> None:
     with pytest.raises((ConfigError, DataError), match=said):
         score(model, tokenizer, data, **options)
-
-
-def test_results_are_saved_as_the_harness_saves_them(
-    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    from lume_unlearn.report.results import read_models
-
-    scores = score(model, tokenizer, person, gen_kwargs=SHORT, log_samples=True)
-    save_results(scores, tmp_path, "some/model")
-    (found,) = read_models([str(tmp_path)])
-    assert found.path == "some/model"
-    assert found.score("lume_score", "forget_knowledge") == scores.means["forget_knowledge"]
-    assert len(list(tmp_path.rglob("samples_lume_task2_*.jsonl"))) == 1
 
 
 def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missing_ones() -> None:
