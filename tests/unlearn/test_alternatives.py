@@ -147,15 +147,13 @@ def test_samples_follow_the_softmax_at_the_temperature(
 def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(
     tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
 ) -> None:
-    question = bos_tokenizer.decode(alternatives._prompt(bos_tokenizer, ROWS[0]))
-    assert question.startswith("<bos>Question: Which colour is {it}?\nTrue answer: Pale green\n")
-    assert question.endswith(":")
-    chat = copy.deepcopy(bos_tokenizer)
-    chat.chat_template = CHAT
-    text = chat.decode(alternatives._prompt(chat, ROWS[0]))
-    assert text.startswith("<bos><user>You will see a question")
-    assert text.count("<bos>") == 1
-    assert text.endswith("Question: Which colour is {it}?\nAnswer: Pale green<reply>")
+    for template, start, end in ((None, "<bos>", ":"), (CHAT, "<bos><user>", "<reply>")):
+        used = copy.deepcopy(bos_tokenizer)
+        used.chat_template = template
+        text = used.decode(alternatives._prompt(used, ROWS[0]))
+        assert (text.startswith(start), text.endswith(end), text.count("<bos>")) == (True, True, 1)
+        assert ROWS[0].input in text
+        assert ROWS[0].output in text
     appending = copy.deepcopy(tokenizer)
     appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]

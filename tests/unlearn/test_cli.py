@@ -59,7 +59,6 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} rmu", "--layer 7: the model has 2 decoder layers"),
         (f"{RUN} rmu --tuning last:1 --layer 0", "--tuning: trains no weight up to --layer 0"),
         (f"{RUN} npo --tuning loar", "--tuning 'loar': choose lora"),
-        (f"{RUN} npo --tuning last:9", "--tuning last:9: the model has 2 decoder layers"),
         (f"{RUN} npo --tuning modules:(mlp", "--tuning modules:(mlp: not a regular expression"),
         (f"{RUN} npo --tuning modules:mpl", "--tuning modules:mpl: found in no weight's name"),
         (f"{RUN} npo --model no/such", "--model no/such (no such folder here, so the hub was asked)"),
@@ -67,25 +66,19 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo --resume", "--resume: there is no run in"),
         (f"{RUN} npo --max_length 3", "within 3 tokens: raise --max_length"),
         (f"{RUN} npo --lora_targets q_proj,v_porj", "the model has no module v_porj"),
-        (f"{RUN} npo --lora_rank 0", "--lora_rank 0: must be a whole number above 0"),
         (f"{RUN} npo --config no_such_recipe", "--config no_such_recipe: neither a file nor a shipped recipe"),
         (f"{RUN} npo --epochs 3", "--epochs: no such option; did you mean --num_train_epochs?"),
-        (f"{RUN} npo --learning-rate 1", "did you mean --learning_rate?"),
-        (f"{RUN} npo --config RECIPE", "did you mean --learning_rate?"),
         (f"{RUN} npo --xyzzy 1", "--xyzzy: no such option"),
         (f"{RUN} npo xyzzy", "xyzzy: not an option"),
         ("run --config sugd_lora", "model, output"),
-        ("card --model_dir m --result r", "did you mean --results?"),
         ("merge --adapter a", "output"),
         ("finetune --model MODEL --output OUT --rows some", "--rows some: must be one of all, retain"),
-        ("finetune --model MODEL --output OUT --data no/such/folder", "--data no/such/folder: is not a directory"),
     ],
 )
 def test_what_cannot_work_is_a_message_and_status_2(
     words: str, named: str, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
 ) -> None:
-    places = {"MODEL": model_dir, "DATA": data_dir, "OUT": tmp_path / "out", "RECIPE": tmp_path / "recipe.yaml"}
-    places["RECIPE"].write_text("learnng_rate: 1\n")
+    places = {"MODEL": model_dir, "DATA": data_dir, "OUT": tmp_path / "out"}
     code, out, err = command(*(str(places.get(word, word)) for word in words.split()))
     assert (code, out) == (2, "")
     assert named in err

@@ -81,7 +81,6 @@ def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path: Path, monkeypat
     ("text", "fault"),
     [
         ("betta: 0.2", "--betta: no such option; did you mean --beta"),
-        ("epochs: 1", "--epochs: no such option; did you mean --num_train_epochs"),
         ("lora_rank: 0", "--lora_rank 0: must be a whole number above 0"),
         ("trust_remote_code: true", "a recipe may not set trust_remote_code; give it on the command line"),
         ("- method", "config"),

@@ -105,11 +105,9 @@ def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(
     ("data", "options", "said"),
     [
         ({"forget": [], "kept": []}, {}, "data: unknown are kept"),
-        ({"retain": []}, {}, "data: forget is missing"),
         ("nowhere", {}, "data nowhere: is not a directory"),
         (ONE, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
         (ONE, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
-        (ONE, {"tasks": ["lume_task1"]}, "no row in memory of Task1"),
         (ONE, {"tasks": ["lume_x", "lume_rows"]}, "tasks lume_x: there is no such task"),
     ],
 )
