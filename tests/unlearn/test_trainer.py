@@ -24,7 +24,7 @@ from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, weights
 def test_logged_terms_are_means_over_the_steps_since_the_last_entry(tmp_path: Path) -> None:
     logs = []
     for every in (1, 2):
-        trainer = build(tmp_path, "kl", "lora", logging_steps=every, max_tokens=1, num_train_epochs=5)
+        trainer = build(tmp_path, "kl", "lora", logging_steps=every, max_tokens=30, num_train_epochs=4)
         trainer.train()
         logs.append(entries(trainer))
     each, every_other = logs
@@ -111,7 +111,7 @@ def test_compiled_layers_train_the_same_and_are_compiled_once(tmp_path: Path, mo
     """Also with micro-batches of different sizes. Graphs are counted and run without kernels, which is quicker."""
     counter = CompileCounter()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
-    options: dict[str, Any] = {"num_train_epochs": 2, "max_tokens": 60}
+    options: dict[str, Any] = {"num_train_epochs": 1, "max_tokens": 60}
     plain, compiled = (build(tmp_path / str(on), "kl", torch_compile=on, **options) for on in (False, True))
     torch.compiler.reset()
     plain.train()
