@@ -140,16 +140,10 @@ def rows_of(kind: str, count: int) -> list[Row]:
     return [Row(f"document-{i}-{kind}0", f"input {i}", f"output {i}", "Task1") for i in range(count)]
 
 
-def test_each_kind_gets_all_of_its_own_refusals() -> None:
-    assert len(set(refusal_texts("qa"))) == 60
-    assert len(set(refusal_texts("sc"))) == 30
-    for kind in ("qa", "sc"):
-        assert set(refusals(rows_of(kind, 2000), seed=0)) == set(refusal_texts(kind))
-
-
 def test_a_row_keeps_its_refusal_in_any_order_and_subset() -> None:
     rows = [*rows_of("qa", 50), *rows_of("sc", 50)]
     whole = dict(zip(rows, refusals(rows, seed=3), strict=True))
+    assert all(refusal in refusal_texts(row.kind) for row, refusal in whole.items())
     some = random.Random(0).sample(rows, 30)
     assert refusals(some, seed=3) == [whole[row] for row in some]
 

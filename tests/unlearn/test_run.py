@@ -243,13 +243,11 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -
     assert {weight.dtype for weight in saved_weights(small).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
-def test_member_documents_among_the_forget_rows_are_counted(count: int, loss_on: str) -> None:
+def test_member_documents_among_the_forget_rows_are_counted() -> None:
     rows = make_rows("forget", 12)
     texts = [f"{row.input} {row.output}" for row in rows if row.kind == "sc"]
-    line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on)
-    assert line is not None
-    assert line.startswith(f"{count} of 3 member documents are among the forget rows")
-    assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
-    assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")
-    assert members_line([], rows, loss_on) is None
+    for count, loss_on, hint in ((0, "answer", False), (2, "answer", True), (3, "text", False)):
+        line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on) or ""
+        assert line.startswith(f"{count} of 3 member documents")
+        assert ("hardly moves the attack" in line) == hint
+    assert members_line([], rows, "text") is None
