@@ -43,7 +43,7 @@ def imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("package", LAYERS)
-def test_imports_point_one_way(package: str) -> None:
+def test_imports_point_one_way(package):
     layer = {part: number for number, parts in enumerate(LAYERS[package]) for part in parts}
     wrong = []
     for path in sorted((ROOT / package).rglob("*.py")):
@@ -65,7 +65,7 @@ def lines_of(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
     return own - sum(docstring)
 
 
-def test_files_and_functions_are_short() -> None:
+def test_files_and_functions_are_short():
     long = []
     for path in (path for folder in (*LAYERS, "tests") for path in sorted((ROOT / folder).rglob("*.py"))):
         name, count = path.relative_to(ROOT), len(path.read_text(encoding="utf-8").splitlines())
@@ -93,6 +93,6 @@ assert not {"torch", "transformers"} & sys.modules.keys()
 """
 
 
-def test_help_path_and_report_start_without_torch() -> None:
+def test_help_path_and_report_start_without_torch():
     done = subprocess.run([sys.executable, "-c", LIGHT], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr

@@ -46,7 +46,7 @@ def drawn(lume: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str
     return draw
 
 
-def test_parts_are_disjoint_and_drawn_again_alike(lume: Path, drawn: Callable[..., dict[str, set[str]]]) -> None:
+def test_parts_are_disjoint_and_drawn_again_alike(lume, drawn):
     first = drawn("first")
     assert drawn("again") == first != drawn("seeded", "--seed", "1")
     second = drawn("second", "--other_than", lume / "first")

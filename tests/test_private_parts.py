@@ -10,7 +10,6 @@ import inspect
 import re
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lm_eval.api.instance import Instance
@@ -58,7 +57,7 @@ PARTS = {
 
 
 @pytest.mark.parametrize("part", PARTS)
-def test_part_is_there(part: str) -> None:
+def test_part_is_there(part):
     module, path, parameters = re.fullmatch(r"(.+?):(.+?)(?:\((.*)\))?", part).groups()
     try:
         found = reduce(getattr, path.split("."), importlib.import_module(module))
@@ -68,14 +67,12 @@ def test_part_is_there(part: str) -> None:
     assert not missing, f"{part} lacks {missing}: {PARTS[part]}"
 
 
-def test_loglikelihood_passes_texts_and_tokens_to_the_method_that_lume_hf_overrides(model: Any, tokenizer: Any) -> None:
+def test_loglikelihood_passes_texts_and_tokens_to_the_method_that_lume_hf_overrides(model, tokenizer):
     """``((context, continuation), context tokens, continuation tokens)``, and all further arguments by name."""
-    passed: list[Any] = []
+    passed = []
 
     class Stub(HFLM):
-        def _loglikelihood_tokens(
-            self, requests: Any, disable_tqdm: bool = False, **_: Any
-        ) -> list[tuple[float, bool]]:
+        def _loglikelihood_tokens(self, requests, disable_tqdm=False, **_):
             passed.extend(requests)
             return [(0.0, True)] * len(requests)
 
@@ -83,7 +80,7 @@ def test_loglikelihood_passes_texts_and_tokens_to_the_method_that_lume_hf_overri
     assert passed == [(("The fox", " jumps"), tokenizer.encode("The fox"), tokenizer.encode(" jumps"))]
 
 
-def test_vllm_parses_the_log_probabilities_of_a_prompt_in_one_method() -> None:
+def test_vllm_parses_the_log_probabilities_of_a_prompt_in_one_method():
     """Read from the source: the package vllm need not be installed."""
     spec = importlib.util.find_spec("lm_eval.models.vllm_causallms")
     source = Path(str(spec and spec.origin)).read_text(encoding="utf-8")

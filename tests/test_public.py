@@ -40,16 +40,16 @@ def signature(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signature(name: str) -> None:
+def test_signature(name):
     assert signature(name) == SIGNATURES[name]
 
 
 @pytest.mark.parametrize("name", [*lume_unlearn.__all__])
-def test_public_names_are_documented(name: str) -> None:
+def test_public_names_are_documented(name):
     assert len(inspect.getdoc(getattr(lume_unlearn, name)) or "") > 40
 
 
-def test_every_shipped_method_is_a_public_name() -> None:
+def test_every_shipped_method_is_a_public_name():
     from lume_unlearn.methods.registry import METHODS
 
     assert all(getattr(lume_unlearn, method.__name__) is method for method in METHODS.values())

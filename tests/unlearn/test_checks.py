@@ -28,7 +28,7 @@ def faults(**options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_all_values_that_make_no_sense_are_named_together() -> None:
+def test_all_values_that_make_no_sense_are_named_together():
     wrong = {"split": "tset", "epochs": 0, "rows": 1.5, "seed": "much", "warmup": 1.0, "chat": 1}
     assert sorted(line.split()[0].strip("-") for line in faults(**wrong)) == sorted(wrong)
     assert faults(trust_remote_code="false") == [
@@ -38,13 +38,13 @@ def test_all_values_that_make_no_sense_are_named_together() -> None:
         assert faults(epochs=epochs) == [f"--epochs {epochs}: must be a number above 0"]
 
 
-def test_numbers_become_plain() -> None:
+def test_numbers_become_plain():
     options = Options(epochs=PositiveFloat(3), rows=PositiveInt(2), other="false")
     check_types(options)
     assert (type(options.epochs), type(options.rows), options.other) == (float, int, "false")
 
 
-def test_names_are_separated_by_commas_each_once() -> None:
+def test_names_are_separated_by_commas_each_once():
     assert names(" a,b,, a ") == ["a", "b"]
     assert names(None) == []
     raise_faults([])

@@ -6,8 +6,6 @@ import shlex
 import subprocess
 import sys
 import warnings
-from pathlib import Path
-from typing import Any
 
 import pytest
 from lm_eval.__main__ import cli_evaluate
@@ -16,12 +14,10 @@ from transformers import TrainingArguments
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.scoring.command import scoring_command
 from lume_unlearn.training.arguments import UnlearningArguments
-from tests.conftest import Command, make_rows, write_rows
+from tests.conftest import make_rows, write_rows
 
 
-def test_printed_command_scores_the_result_on_the_data_of_the_run(
-    model_dir: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_printed_command_scores_the_result_on_the_data_of_the_run(model_dir, tmp_path, command, monkeypatch):
     """Rows of one task, in one split, in folders with spaces in their names; transformers warns of nothing."""
     data, output = tmp_path / "own data", tmp_path / "un learned"
     for side in ("forget", "retain"):
@@ -41,7 +37,7 @@ def test_printed_command_scores_the_result_on_the_data_of_the_run(
     assert list((tmp_path / "results").rglob("samples_lume_task2_*.jsonl"))
 
 
-def test_printed_command_asks_for_what_the_run_was_not_told(data_dir: Path) -> None:
+def test_printed_command_asks_for_what_the_run_was_not_told(data_dir):
     words = shlex.split(scoring_command("m", "o", adapter=False, directory=None, trust_remote_code=True))
     assert words[4:7] == ["pretrained=o,trust_remote_code=True", "--tasks", "lume"]
     assert "FOLDER OF forget.jsonl" in words[words.index("--metadata") + 1]
@@ -75,9 +71,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         ("finetune --model MODEL --output OUT --rows some", "--rows some: must be one of all, retain"),
     ],
 )
-def test_what_cannot_work_is_a_message_and_status_2(
-    words: str, named: str, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
-) -> None:
+def test_what_cannot_work_is_a_message_and_status_2(words, named, model_dir, data_dir, tmp_path, command):
     places = {"MODEL": model_dir, "DATA": data_dir, "OUT": tmp_path / "out"}
     code, out, err = command(*(str(places.get(word, word)) for word in words.split()))
     assert (code, out) == (2, "")
@@ -87,7 +81,7 @@ def test_what_cannot_work_is_a_message_and_status_2(
     assert "Traceback" not in err
 
 
-def test_closed_pipe_is_status_141_without_a_traceback() -> None:
+def test_closed_pipe_is_status_141_without_a_traceback():
     """As `lume-unlearn methods | head -1` leaves it."""
     reader, writer = os.pipe()
     os.close(reader)
@@ -97,7 +91,7 @@ def test_closed_pipe_is_status_141_without_a_traceback() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_help_lists_our_options_and_help_trainer_the_rest_of_trainers(command: Command) -> None:
+def test_help_lists_our_options_and_help_trainer_the_rest_of_trainers(command):
     shown, rest = (
         set(re.findall(r"^  --(\w+)", command("run", word)[1], re.M)) for word in ("--help", "--help_trainer")
     )
@@ -110,7 +104,7 @@ def test_help_lists_our_options_and_help_trainer_the_rest_of_trainers(command: C
 
 
 @pytest.mark.parametrize("words", ["--help", "path"])
-def test_help_and_path_take_less_than_a_second_of_cpu(words: str) -> None:
+def test_help_and_path_take_less_than_a_second_of_cpu(words):
     before = os.times()
     subprocess.run([sys.executable, "-m", "lume_unlearn", words], check=True, capture_output=True, timeout=60)
     after = os.times()
@@ -119,8 +113,8 @@ def test_help_and_path_take_less_than_a_second_of_cpu(words: str) -> None:
 
 
 @pytest.mark.parametrize("given", [[], ["--resume"], ["--resume", "--seed", "3"], ["--resume", "true"]])
-def test_a_switch_needs_no_value(given: list[str], command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, Any] = {}
+def test_a_switch_needs_no_value(given, command, monkeypatch):
+    seen = {}
     monkeypatch.setattr("lume_unlearn.cli.run.execute", seen.update)
     assert command("run", "--model", "m", "--output", "o", "--method", "gd", *given)[0] == 0
     assert seen.get("resume", False) is bool(given)

@@ -42,7 +42,7 @@ class Push(Method):
         return (self.margin - batch.forget.values).clamp(min=0).sum() / batch.counts.tokens("forget")
 
 
-def test_documents_are_divided_whole_and_by_task_and_attack_documents_follow_their_rows() -> None:
+def test_documents_are_divided_whole_and_by_task_and_attack_documents_follow_their_rows():
     rows = [
         Row(f"doc{i}{kind}", f"text {i}", f"{kind} {i}", f"Task{i % 2 + 1}")
         for i in range(20)
@@ -63,7 +63,7 @@ def test_documents_are_divided_whole_and_by_task_and_attack_documents_follow_the
     assert (parts.tuning.mmlu, parts.final.mmlu) == (None, "mmlu")
 
 
-def test_shortfall_by_hand() -> None:
+def test_shortfall_by_hand():
     numbers = {f"{side}_{kind}": value for kind in ("exact_memorization", "extraction_strength", "probability")
                for side, value in (("forget", 0.2), ("retain", 0.9))}  # fmt: skip
     assert shortfall(numbers) == pytest.approx(1 - (0.8 + 0.9) / 2)
@@ -71,7 +71,7 @@ def test_shortfall_by_hand() -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> None:
+def test_every_default_lies_in_its_range_and_every_trial_can_run(name):
     (contestant,) = contestants([name], ["full"], {}).values()
     default = tuning.default_setting(contestant.method, training.default_arguments(contestant, make_model()))
     ends = tuning.ranges(contestant.method, default)
@@ -80,7 +80,7 @@ def test_every_default_lies_in_its_range_and_every_trial_can_run(name: str) -> N
         assert all(ends[key][0] <= value <= ends[key][1] for key, value in task["fixed"].items())
 
 
-def test_first_three_trials_vary_rate_and_retain_weight() -> None:
+def test_first_three_trials_vary_rate_and_retain_weight():
     found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
     pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
     assert pairs == pytest.approx(np.array([(1, 2), (5, 6), (0.2, 2)]))
@@ -115,9 +115,7 @@ def command(files: Path, output: Path, *more: str) -> list[str]:
     return [*plain, "--loss_on", "text", "--probes", "repair", *more]
 
 
-def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(files, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = ("--retrained", f"{files}/retrained")
     assert main(command(files, output, *more)) == 0
@@ -138,7 +136,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert (recipe["method"], recipe["learning_rate"]) == ("gd", best["learning_rate"])
     assert "gd lora" in (output / "compare.html").read_text()
 
-    def done_twice(*args: Any, **options: Any) -> None:
+    def done_twice(*args, **options):
         raise AssertionError
 
     monkeypatch.setattr(comparison, "unlearned", done_twice)
@@ -147,7 +145,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(
     assert json.loads((output / "compare.json").read_text()) == content
 
 
-def test_objects_and_a_method_of_ones_own(tmp_path: Path) -> None:
+def test_objects_and_a_method_of_ones_own(tmp_path):
     target = make_model()
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
     data = {"forget": make_rows("forget", 12), "retain": [vars(row) for row in make_rows("retain", 12)]}
@@ -165,13 +163,11 @@ def test_objects_and_a_method_of_ones_own(tmp_path: Path) -> None:
         compare(target, [Push], data, tmp_path, **QUICK)
 
 
-def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(
-    files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files, tmp_path, monkeypatch):
     rows, seen = read_rows(files / "data" / "forget.jsonl"), []
 
     class Trainer(training.UnlearningTrainer):
-        def __init__(self, model: Any, method: Any, args: Any, forget: Any, retain: Any, **more: Any) -> None:
+        def __init__(self, model, method, args, forget, retain, **more):
             seen.append((len(forget) / args.per_device_train_batch_size, forget, more["alternatives"]))
             super().__init__(model, method, args, forget, retain, **more)
 
@@ -185,7 +181,7 @@ def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(
     assert steps == pytest.approx(final_steps, rel=0.35)
 
 
-def test_options_of_a_recipe_win(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_of_a_recipe_win(files, tmp_path, capsys):
     recipe = tmp_path / "gentle.yaml"
     own = "method: npo\nbeta: 0.3\nretain_weight: 2.0\nrobust: sam\ntuning: full\nchat: false\n"
     recipe.write_text(own + "loss_on: answer\nnum_train_epochs: 2\nlearning_rate: 1e-4\nmodel: elsewhere\nseed: null\n")
@@ -214,16 +210,11 @@ def test_options_of_a_recipe_win(files: Path, tmp_path: Path, capsys: pytest.Cap
     [(Diverged("the loss is NaN"), 99), (torch.OutOfMemoryError("8 GiB"), 99), (torch.OutOfMemoryError("8 GiB"), 1)],
 )
 def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
-    error: Exception,
-    times: int,
-    files: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+    error, times, files, tmp_path, monkeypatch, capsys
+):
     own, calls = comparison.unlearned, []
 
-    def fail(*args: Any, **options: Any) -> Any:
+    def fail(*args, **options):
         calls.append(args)
         if len(calls) <= times:
             raise error
@@ -243,8 +234,8 @@ def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     assert set(content["table"]) == ({"target", "gd lora"} if passes else {"target"})
 
 
-def test_settings_that_cannot_be_told_apart_are_named() -> None:
-    def result(*scores: float) -> list[dict[str, Any]]:
+def test_settings_that_cannot_be_told_apart_are_named():
+    def result(*scores):
         return [{"rows": {"rows": {"forget t f": {f"d{i}qa0": score for i, score in enumerate(scores)}}}}]
 
     some, same = [0.2, 0.4, 0.1, 0.3] * 3, [0.4, 0.2, 0.3, 0.1] * 3
@@ -265,14 +256,12 @@ def test_settings_that_cannot_be_told_apart_are_named() -> None:
         (("--tuning_share", "0"), "--tuning_share"),
     ],
 )
-def test_usage_errors_are_named_and_exit_with_2(
-    options: tuple[str, str], message: str, files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_usage_errors_are_named_and_exit_with_2(options, message, files, tmp_path, capsys):
     assert main(command(files, tmp_path, *(option.format(files) for option in options))) == 2
     assert message in capsys.readouterr().err
 
 
-def test_unknown_options_of_recipes_and_of_compare_are_named() -> None:
+def test_unknown_options_of_recipes_and_of_compare_are_named():
     with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
         contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
     assert "no option learning_rat" in str(caught.value)

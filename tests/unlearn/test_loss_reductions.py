@@ -63,7 +63,7 @@ def gradient(loss: Tensor, values: Tensor) -> list[float]:
 P = [math.exp(-x) for x in NLL]
 
 
-def test_worked_examples() -> None:
+def test_worked_examples():
     one, two, far = torch.tensor([0, 1]), torch.tensor([0, 0, 1]), math.log(4.0)
     found = {
         "ga": gradient_ascent(nll()),
@@ -109,19 +109,19 @@ def test_worked_examples() -> None:
         (lambda x: dpo(f64(OTHER_NLL), OTHER_ROWS, f64(OTHER_NLL), x, ROWS, x.detach(), 2, 0.1), [0.5] * 5),
     ],
 )
-def test_gradients_by_hand(loss: Callable[[Tensor], Tensor], expected: list[float]) -> None:
+def test_gradients_by_hand(loss, expected):
     values = nll()
     assert gradient(loss(values), values) == pytest.approx(expected, rel=1e-4)
 
 
-def test_satimp_pushes_neither_certain_nor_forgotten_tokens() -> None:
+def test_satimp_pushes_neither_certain_nor_forgotten_tokens():
     values = torch.tensor([0.0, 0.5, 1e4], requires_grad=True)
     certain, between, gone = gradient(satimp(values, 5.0, 1.0), values)
     assert (certain, gone) == (0.0, 0.0)
     assert between < 0.0
 
 
-def test_dpo_alternatives_belong_to_their_row_in_any_order() -> None:
+def test_dpo_alternatives_belong_to_their_row_in_any_order():
     alternatives = f64(OTHER_NLL), OTHER_ROWS, f64([1.0, 0.6, 1.1, 0.9, 0.4, 2.5])
     order = [5, 0, 3, 1, 4, 2]
     found = dpo(nll(), ROWS, f64(REFERENCE), *alternatives, 2, 0.3)
@@ -130,7 +130,7 @@ def test_dpo_alternatives_belong_to_their_row_in_any_order() -> None:
 
 
 @every_reduction
-def test_a_side_without_labels_is_zero_rather_than_nan(name: str) -> None:
+def test_a_side_without_labels_is_zero_rather_than_nan(name):
     empty = torch.zeros(0, requires_grad=True)
     loss = EVERY[name](empty, torch.zeros(0, dtype=torch.long), torch.zeros(0), 0, None)
     loss.backward()
@@ -139,7 +139,7 @@ def test_a_side_without_labels_is_zero_rather_than_nan(name: str) -> None:
 
 @every_reduction
 @pytest.mark.parametrize("away", [0.0, 1e4], ids=["certain", "gone"])
-def test_extreme_values_stay_finite(name: str, away: float) -> None:
+def test_extreme_values_stay_finite(name, away):
     values = torch.full((5,), away, requires_grad=True)
     loss = EVERY[name](values, ROWS, torch.full((5,), 1e4 - away), 2, None)
     assert loss.isfinite()

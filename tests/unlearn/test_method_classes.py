@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from math import inf, nan
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -44,7 +44,7 @@ class Untyped(Hinge):
     margin = 7.0
 
 
-def test_a_class_of_ones_own_is_a_method() -> None:
+def test_a_class_of_ones_own_is_a_method():
     assert (Hinge.name, Softer.name, Hinge.retain_term) == ("hinge", "softer", "nll")
     assert list(Hinge.params()) == ["margin", "kind", "rounds", "whole"]
     values = torch.tensor([1.0, 6.0])
@@ -57,7 +57,7 @@ def test_a_class_of_ones_own_is_a_method() -> None:
 
 
 @pytest.mark.parametrize("method", [Undecorated, Untyped])
-def test_a_field_that_would_not_be_read_is_refused(method: type[Method]) -> None:
+def test_a_field_that_would_not_be_read_is_refused(method):
     with pytest.raises(TypeError, match=f"class {method.__name__}: margin: not read; write @dataclass"):
         method()
 
@@ -80,7 +80,7 @@ WRONG = {"margin": inf, "kind": "x", "rounds": 5, "whole": "false"}
         (NPO(beta=0.2), {"betta": 1, "x": 2}, "npo has no such parameter (it has: beta)"),
     ],
 )
-def test_all_hyperparameters_that_cannot_work_are_named(method: Any, params: dict[str, Any], fault: str) -> None:
+def test_all_hyperparameters_that_cannot_work_are_named(method, params, fault):
     with pytest.raises(ConfigError) as caught:
         method_of(method, **params)
     named = [line.partition(":")[0] for line in str(caught.value).splitlines()]
@@ -88,12 +88,12 @@ def test_all_hyperparameters_that_cannot_work_are_named(method: Any, params: dic
     assert fault in str(caught.value)
 
 
-def test_an_unknown_method_is_refused_with_the_list_of_methods() -> None:
+def test_an_unknown_method_is_refused_with_the_list_of_methods():
     with pytest.raises(ConfigError, match=f"--method 'nop': choose one of {', '.join(METHODS)}$"):
         method_of("nop")
 
 
-def test_a_method_is_made_of_a_name_a_class_or_an_instance() -> None:
+def test_a_method_is_made_of_a_name_a_class_or_an_instance():
     own = NPO(beta=0.3)
     assert method_of("npo", beta=0.3) == method_of(NPO, beta=0.3) == method_of(own) == own
     assert (method_of(own, beta=0.4), own.beta) == (NPO(beta=0.4), 0.3)
@@ -101,12 +101,12 @@ def test_a_method_is_made_of_a_name_a_class_or_an_instance() -> None:
     assert {name: type(value) for name, value in found.items()} == {"share": float, "beta": float, "top_k": int}
 
 
-def test_the_nll_beside_the_divergence_is_computed_only_if_it_has_a_weight() -> None:
+def test_the_nll_beside_the_divergence_is_computed_only_if_it_has_a_weight():
     plain, weighted = (method_of("counterfactual", level_weight=weight).needs for weight in (0.0, 0.5))
     assert (plain.nll, weighted.nll, plain.teacher) == (False, True, True)
 
 
-def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it() -> None:
+def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it():
     found = parameters()
     for method in METHODS.values():
         assert all(found[name][0] == field.type for name, field in method.params().items())

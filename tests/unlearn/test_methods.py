@@ -3,8 +3,6 @@
 import copy
 from collections import Counter
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import pytest
@@ -28,7 +26,7 @@ from tests.unlearn.training import (
 )
 
 
-def test_every_method_has_a_formula_here() -> None:
+def test_every_method_has_a_formula_here():
     missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()
     assert not missing, f"add a row for {', '.join(sorted(missing))} to tests/unlearn/formulas.py"
     assert not left, f"tests/unlearn/formulas.py has rows of no method: {', '.join(sorted(left))}"
@@ -66,9 +64,7 @@ OTHER_TERMS = [
     + [("rmu", "last:1", {"params": {"layer": 1, "steering": 3.0}})]
     + [(method, "full", {"retain_term": term}) for method, term in [*OTHER_TERMS, ("rmu", "none")]],
 )
-def test_steps_by_hand(
-    method: str, tuning: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_steps_by_hand(method, tuning, options, tmp_path, monkeypatch):
     """Log and weights of a short training, whose output layer computes the logits of three tokens at a time."""
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 3 * 4 * 400)
     trainer = build(tmp_path, method, tuning, **options)
@@ -91,7 +87,7 @@ def test_steps_by_hand(
     ("method", "tuning"),
     [(name, "full") for name in METHODS] + [(name, "lora") for name, formula in FORMULAS.items() if formula.live],
 )
-def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str, tmp_path: Path) -> None:
+def test_rows_pass_the_models_no_more_often_than_needed(method, tuning, tmp_path):
     formula = FORMULAS[method]
     with passes_seen() as before:
         trainer = build(tmp_path, method, tuning)
@@ -103,7 +99,7 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
     with passes_seen() as during:
         trainer.train()
     steps = [step for phase in steps_of(trainer) for step in phase]
-    expected: Counter[str] = Counter()
+    expected = Counter()
     for forget, retain in steps:
         expected += {"forget": len(forget), "alternative": len(forget), "retain": len(retain)}
     for training, sides in ((True, formula.trained), (False, formula.live)):
@@ -115,7 +111,7 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_smaller_micro_batches_padding_and_recomputation_change_nothing(method: str, tmp_path: Path) -> None:
+def test_smaller_micro_batches_padding_and_recomputation_change_nothing(method, tmp_path):
     step = {"per_device_train_batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
     found = []
     for padded, options in ((False, {}), (False, {"max_tokens": 20}), (True, {"gradient_checkpointing": True})):
@@ -135,7 +131,7 @@ def test_smaller_micro_batches_padding_and_recomputation_change_nothing(method: 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
+def test_training_goes_the_right_way(method, tmp_path):
     formula, spec = FORMULAS[method], METHODS[method]
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
     trainer = build(tmp_path, method, dtype=torch.float32, num_train_epochs=4, **alone)

@@ -90,7 +90,7 @@ def page_of(*paths: Path, show_pii: bool = False, title: str = "Title") -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_hostile_text_stays_text(write_results: Write) -> None:
+def test_hostile_text_stays_text(write_results):
     sample = scored_sample(0, "qa", 1.0, HOSTILE)
     sample["doc"] |= {"input": HOSTILE, "output": HOSTILE}
     scores = full(0.5) | {f"lume_{HOSTILE}": {HOSTILE: 0.5}}
@@ -105,7 +105,7 @@ def test_hostile_text_stays_text(write_results: Write) -> None:
     page.encode("utf-8")
 
 
-def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results: Write, tmp_path: Path) -> None:
+def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results, tmp_path):
     samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
     run = "/m/cost $x$ ^ _{"  # no name breaks a figure
     paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
@@ -146,9 +146,7 @@ def known(forget: list[float], loss: float, write_results: Write, name: str, log
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
-    write_results: Write, tmp_path: Path
-) -> None:
+def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(write_results, tmp_path):
     """The mixture has the retrained model's mean, not its rows."""
     shown = {"same": ([0.25] * 4, 1.0), "mixture": ([1.0, 0.0, 0.0, 0.0], 1.0), "loss": ([0.25] * 4, 9.0)}
     models = [known(*numbers, write_results, name) for name, numbers in shown.items()]
@@ -164,7 +162,7 @@ def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_path: Path) -> None:
+def test_distance_after_the_hardest_audit_is_of_means(write_results, tmp_path):
     goal, one = (known([score] * 4, 1.0, write_results, name) for name, score in (("retrained", 0.0), ("one", 0.25)))
     numbers = {"plain": (0.5, 0.5), "8-bit": (0.25, 0.5), "repair": (0.5, 0.75)}
     audits = {name: {"lume_task1 forget_knowledge": known, "loss_auc": auc} for name, (known, auc) in numbers.items()}
@@ -182,7 +180,7 @@ def test_distance_after_the_hardest_audit_is_of_means(write_results: Write, tmp_
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_sections_without_data_say_so(write_results: Write) -> None:
+def test_sections_without_data_say_so(write_results):
     bare = Outline(page_of(write_results("/m/a", {"lume_score": {"final_score": 0.5, "missing": "lume_mmlu"}}))).text
     assert "Left out" in bare
     assert "No final score of a" in bare
@@ -193,7 +191,7 @@ def test_sections_without_data_say_so(write_results: Write) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_misleading_scores_have_a_warning(write_results: Write) -> None:
+def test_misleading_scores_have_a_warning(write_results):
     shares = {"train": 1.0, "validation": 0.25}
     one, two = (
         write_results(f"/m/{split}", {"lume_mia": {"members_unlearned": share}}, metadata={"lume_split": split})
@@ -206,7 +204,7 @@ def test_misleading_scores_have_a_warning(write_results: Write) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_personal_data_is_redacted_unless_asked_for(write_results: Write) -> None:
+def test_personal_data_is_redacted_unless_asked_for(write_results):
     answer = "ada@byron.org 900-51-4344 ADA"
     samples = [scored_sample(0, "qa", 1.0, answer), scored_sample(1, "sc", 0.5, answer)]
     path = write_results("/m/a", full(0.5), {"lume_task2": samples})
@@ -218,5 +216,5 @@ def test_personal_data_is_redacted_unless_asked_for(write_results: Write) -> Non
         assert text in shown
 
 
-def test_every_attack_has_a_name() -> None:
+def test_every_attack_has_a_name():
     assert set(glossary.ATTACKS) == set(ATTACKS)

@@ -1,7 +1,6 @@
 """`robust`: the gradient of a step at moved weights, by hand."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +14,7 @@ from tests.unlearn.rows import nll
 from tests.unlearn.training import ALTERNATIVE, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, weights
 
 
-def test_a_zero_gradient_leads_nowhere() -> None:
+def test_a_zero_gradient_leads_nowhere():
     assert steepest([torch.tensor([0.0])], 0.1) == [torch.tensor([0.0])]
 
 
@@ -60,9 +59,7 @@ def after_step(trainer: Any) -> list[Tensor]:
     ("method", "tuning"),
     [("gd", "full"), ("npo", "lora"), ("counterfactual", "lora"), ("dpo", "full"), ("rmu", "full")],
 )
-def test_sam_takes_the_forget_gradient_where_it_is_steepest(
-    method: str, tuning: str, max_tokens: int, tmp_path: Path
-) -> None:
+def test_sam_takes_the_forget_gradient_where_it_is_steepest(method, tuning, max_tokens, tmp_path):
     trainer = build(tmp_path, method, tuning, robust="sam", sam_rho=0.3, max_tokens=max_tokens)
     model, before = trainer.model, copy.deepcopy(trainer.model)
     first = gradients(model, before, method, "forget")
@@ -84,16 +81,14 @@ def relearned(model: Any, rate: float) -> Any:
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(4):
         optimizer.zero_grad()
-        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()  # type: ignore[no-untyped-call]
+        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     return copied
 
 
 @pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 8192), ("lora", 60), ("lora", 1)])
-def test_path_takes_the_forget_gradient_where_relearning_leads(
-    tuning: str, max_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_takes_the_forget_gradient_where_relearning_leads(tuning, max_tokens, tmp_path, monkeypatch):
     for share in (0.0, 0.75):  # of the way
         monkeypatch.setattr(robust, "FURTHEST", 1.0)
         monkeypatch.setattr(torch, "rand", lambda *args, share=share, **kwargs: torch.tensor(share))
