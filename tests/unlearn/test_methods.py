@@ -30,6 +30,10 @@ def test_every_method_has_a_formula_here():
     missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()
     assert not missing, f"add a row for {', '.join(sorted(missing))} to tests/unlearn/formulas.py"
     assert not left, f"tests/unlearn/formulas.py has rows of no method: {', '.join(sorted(left))}"
+    for name, formula in FORMULAS.items():
+        for key, field in METHODS[name].params().items():
+            value = formula.params.get(key, field.default)
+            assert value != field.default or key == "window", f"{name}: the default of {key} hides that it is not used"
 
 
 def expected_names(method: str, tuning: str, names: list[str]) -> set[str]:
@@ -112,7 +116,7 @@ def test_rows_pass_the_models_no_more_often_than_needed(method, tuning, tmp_path
 
 @pytest.mark.parametrize("method", METHODS)
 def test_smaller_micro_batches_padding_and_recomputation_change_nothing(method, tmp_path):
-    step = {"per_device_train_batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
+    step = {"num_train_epochs": 2} | ({"per_device_train_batch_size": 4} if METHODS[method].phases else {})
     found = []
     for padded, options in ((False, {}), (False, {"max_tokens": 20}), (True, {"gradient_checkpointing": True})):
         with mock.patch.object(forward, "can_pack", return_value=not padded):
