@@ -156,7 +156,7 @@ def project(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize(("ours", "harness"), [("wheel", "editable"), ("editable", "wheel")])
+@pytest.mark.parametrize(("ours", "harness"), [("wheel", "wheel"), ("wheel", "editable"), ("editable", "editable")])
 def test_tasks_are_known_without_a_flag(ours, harness, environment, project, wheel):
     copy = install_harness(harness, environment, project)
     folder = install_ours(ours, environment, wheel)
