@@ -102,7 +102,7 @@ def logged_steps(folder: Path | str) -> list[dict[str, Any]]:
     return [entry for entry in read_run(folder)["history"] if "loss" in entry]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def little_to_collect() -> Iterator[None]:
     """Trainer collects garbage at each start: let it not look through all that was imported."""
     gc.freeze()

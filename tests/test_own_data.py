@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from lume_tasks.tasks import model_checks
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.scoring.score import MEANS, score
-from tests.conftest import Command, make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer
 
 TEMPLATE = (
     "{{ bos_token or '' }}{% for turn in messages %}[{{ turn['role'] }}]\n{{ turn['content'] }}\n{% endfor %}"
@@ -50,7 +49,7 @@ def own_data(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("bos", [False, True])
-def test_a_question_is_trained_as_the_deployed_model_is_asked(bos: bool) -> None:
+def test_a_question_is_trained_as_the_deployed_model_is_asked(bos):
     tokenizer = chat_tokenizer(bos)
     found = Encoder(tokenizer, "text").one(QUESTION)
     asked = "<bos>" * bos + f"[user]\n{QUESTION.input}\n[assistant]\n"
@@ -61,7 +60,7 @@ def test_a_question_is_trained_as_the_deployed_model_is_asked(bos: bool) -> None
     assert Encoder(tokenizer, chat=False).one(QUESTION) == Encoder(make_tokenizer(bos)).one(QUESTION)
 
 
-def test_texts_rows_of_lume_and_models_without_template_stay_bare() -> None:
+def test_texts_rows_of_lume_and_models_without_template_stay_bare():
     tokenizer = chat_tokenizer()
     assert through_template(tokenizer, "clients", "qa")
     assert not through_template(tokenizer, "clients", "sc")
@@ -69,14 +68,14 @@ def test_texts_rows_of_lume_and_models_without_template_stay_bare() -> None:
     assert not through_template(make_tokenizer(), "clients", "qa")
 
 
-def test_a_template_that_refuses_a_single_question_is_an_error_with_advice() -> None:
+def test_a_template_that_refuses_a_single_question_is_an_error_with_advice():
     tokenizer = chat_tokenizer()
     tokenizer.chat_template = "{{ raise_exception('needs a system text') }}"
     with pytest.raises(DataError, match=r"refuses a single question \(needs a system text\).*--chat false"):
         chat_prompt(tokenizer, "Who?")
 
 
-def test_scoring_sees_the_tokens_of_training(own_data: Path) -> None:
+def test_scoring_sees_the_tokens_of_training(own_data):
     model, tokenizer = make_model(), chat_tokenizer()
     scores = score(model, tokenizer, own_data, tasks=["lume_memorization_rows"], log_samples=True)
     for sample in scores.results["samples"]["lume_memorization_rows"]:
@@ -89,8 +88,8 @@ def test_scoring_sees_the_tokens_of_training(own_data: Path) -> None:
 
 
 @pytest.mark.parametrize("chat", [True, False])
-def test_rows_of_any_label_have_the_four_numbers(chat: bool, own_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def answers(self: Any, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
+def test_rows_of_any_label_have_the_four_numbers(chat, own_data, monkeypatch):
+    def answers(self, requests, disable_tqdm=False):
         assert all(("[assistant]" in r.args[0]) == (chat and "question" in r.args[0]) for r in requests)
         return [r.doc["output"] if r.doc["side"] == "retain" else "no" for r in requests]
 
@@ -102,16 +101,14 @@ def test_rows_of_any_label_have_the_four_numbers(chat: bool, own_data: Path, mon
     assert scores.metric("lume_score", "task_aggregate") is None
 
 
-def test_lume_tasks_warn_of_a_chat_model(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_lume_tasks_warn_of_a_chat_model(data_dir, caplog):
     model_checks._warn_of_template.cache_clear()
     tasks = ["lume_task1", "lume_task2"]
     score(make_model(), chat_tokenizer(), data_dir, tasks=tasks, limit=1, gen_kwargs={"max_gen_toks": 2})
     assert [record.name for record in caplog.records if "chat template" in record.getMessage()] == ["lume_tasks"]
 
 
-def test_rows_of_earlier_requests_are_monitored(
-    own_data: Path, chat_model: Path, data_dir: Path, tmp_path: Path, command: Command
-) -> None:
+def test_rows_of_earlier_requests_are_monitored(own_data, chat_model, data_dir, tmp_path, command):
     """Of rows without ids and tasks."""
     words = ("--model", chat_model, "--data", own_data, "--method", "ga", "--num_train_epochs", 1)
     code, out, err = command("run", *words, "--output", tmp_path / "out", "--forgotten", data_dir)

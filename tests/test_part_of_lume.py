@@ -1,8 +1,9 @@
 """Parts of LUME that a comparison draws: the same each time, and disjoint where one names the other."""
 
 import json
-import subprocess
+import runpy
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -30,20 +31,26 @@ def lume(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def drawn(lume: Path, name: str, *options: str) -> dict[str, set[str]]:
-    """Texts of the sides, members and non-members of a part."""
-    command = [sys.executable, SCRIPT, lume, lume / name, "--documents", "4", "4", "4", "--nonmembers", "4", *options]
-    subprocess.run(command, check=True)
-    members, nonmembers = load_mia(lume / name)
-    sides = {side: {row.input for row in rows} for side, rows in load_rows(lume / name).items()}
-    return sides | {"members": set(members), "nonmembers": set(nonmembers)}
+@pytest.fixture
+def drawn(lume: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, set[str]]]:
+    """Draw a part, and return the texts of its sides, its members and its non-members."""
+
+    def draw(name: str, *options: str) -> dict[str, set[str]]:
+        given = [lume, lume / name, "--documents", "4", "4", "4", "--nonmembers", "4", *options]
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, given)])
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+        members, nonmembers = load_mia(lume / name)
+        sides = {side: {row.input for row in rows} for side, rows in load_rows(lume / name).items()}
+        return sides | {"members": set(members), "nonmembers": set(nonmembers)}
+
+    return draw
 
 
-def test_parts_are_disjoint_and_drawn_again_alike(lume: Path) -> None:
-    first = drawn(lume, "first")
-    assert drawn(lume, "again") == first != drawn(lume, "seeded", "--seed", "1")
-    second = drawn(lume, "second", "--other_than", str(lume / "first"))
-    third = drawn(lume, "third", "--other_than", str(lume / "first"), str(lume / "second"))
+def test_parts_are_disjoint_and_drawn_again_alike(lume, drawn):
+    first = drawn("first")
+    assert drawn("again") == first != drawn("seeded", "--seed", "1")
+    second = drawn("second", "--other_than", lume / "first")
+    third = drawn("third", "--other_than", lume / "first", lume / "second")
     for kind, texts in first.items():
         sizes = len(texts), len(second[kind]), len(third[kind])
         assert sizes == ((4,) * 3 if "members" in kind else (12,) * 3)

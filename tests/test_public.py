@@ -3,7 +3,6 @@
 import inspect
 
 import pytest
-from transformers import TrainingArguments
 
 import lume_unlearn
 
@@ -24,18 +23,6 @@ SIGNATURES = {
     "probes=None, tasks=(), require=(), forgotten=(), limit=0, chat=True, batch_size=64, seed=0, "
     "after_each=None, **options",
 }
-ARGUMENTS = (
-    "attention chat collapse_bound evaluate_limit evaluate_tasks forget_weight kl_weight loss_on "
-    "max_length max_tokens monitor_steps on_collapse path_every path_rate path_steps reference_copy "
-    "retain_term retain_weight robust sam_rho weights"
-)
-METHODS = (
-    "GA(); GD(); KL(); NPO(beta); TokenNPO(beta); SimNPO(beta, margin); DPO(beta); IdkDPO(beta); Idk(); "
-    "AltPO(beta); JensUn(); RMU(layer, steering); Undial(beta); Counterfactual(contexts, window, "
-    "divergence, level_weight); Level(contexts, window); SHRED(share, beta, top_k); WGA(beta); "
-    "SatImp(beta1, beta2); CEU(skip); PDU(epsilon, dual_step, dual_warmup); MASC(rho, eta, top_k, beta); "
-    "TaskVector(scale); SUGD(chunk, retain_ratio); AGAD(chunk, anneal_share); Selective()"
-)
 
 
 def signature(name: str) -> str:
@@ -53,22 +40,16 @@ def signature(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", SIGNATURES)
-def test_signature(name: str) -> None:
+def test_signature(name):
     assert signature(name) == SIGNATURES[name]
 
 
 @pytest.mark.parametrize("name", [*lume_unlearn.__all__])
-def test_public_names_are_documented(name: str) -> None:
+def test_public_names_are_documented(name):
     assert len(inspect.getdoc(getattr(lume_unlearn, name)) or "") > 40
 
 
-def test_own_arguments() -> None:
-    own = lume_unlearn.UnlearningArguments.__dataclass_fields__.keys() - TrainingArguments.__dataclass_fields__
-    assert " ".join(sorted(own)) == ARGUMENTS
+def test_every_shipped_method_is_a_public_name():
+    from lume_unlearn.methods.registry import METHODS
 
-
-def test_methods_and_their_hyperparameters() -> None:
-    from lume_unlearn.methods.registry import METHODS as shipped
-
-    assert [f"{cls.__name__}({', '.join(cls.params())})" for cls in shipped.values()] == METHODS.split("; ")
-    assert all(getattr(lume_unlearn, cls.__name__) is cls for cls in shipped.values())
+    assert all(getattr(lume_unlearn, method.__name__) is method for method in METHODS.values())

@@ -115,7 +115,7 @@ def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
     controls = np.random.default_rng(_SEED).integers(0, spread[0].size, (DRAWS, len(persons)))
     drawn = np.column_stack([one[controls[:, number]] for number, one in enumerate(spread)])
     factor, low, high = _factor(float(shifts.mean()), drawn)
-    return SwapResult(*p_values, factor, low, high)
+    return SwapResult(p_values[0], p_values[1], factor, low, high)
 
 
 def _standardised(values: Floats) -> Floats:

@@ -1,49 +1,20 @@
-"""Parts of `gpu.sh`: what it needs, one whole run with its scores, and the table of all results."""
+"""Parts of `gpu.sh`: one whole run with its scores, and the table of all results."""
 
 import argparse
 import json
-import shutil
-import tempfile
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
-from common import DEVICE, ON_GPU, matmul_peak, parser, prepared, timed, write
+from common import DEVICE, parser, prepared, timed, write
 
 from lume_unlearn.model.load import load_tokenizer, merged_model
-from lume_unlearn.model.masters import AVAILABLE
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.run import run
 
-GIGABYTES = {"olmo-7b": 16, "olmo-1b": 3, "tiny": 1}
 COLUMNS = {"tokens_per_second": ",.0f", "share_of_matmul_peak": ".1%", "ratio": ".2f", "total_gb": ".2f"}
 TASKS = ("lume_task1", "lume_task2", "lume_task3")
-
-
-def check(args: argparse.Namespace) -> None:
-    """Stop if something is missing; else measure the matrix-product peaks."""
-    faults, tiny = [], args.shape == "tiny"
-    if not (ON_GPU or tiny):
-        faults.append("no GPU: torch.cuda.is_available() is false (SHAPE=tiny runs on a CPU)")
-    if not (find_spec("torchao") or tiny):
-        faults.append("no torchao, which full tuning of 7 B needs: pip install 'lume-unlearning[lowmem]'")
-    if not AVAILABLE:
-        faults.append(f"torch {torch.__version__} has no Tensor.grad_dtype, which --weights masters needs")
-    need = GIGABYTES["tiny" if tiny else "olmo-7b"]
-    if shutil.disk_usage(tempfile.gettempdir()).free < need * 1e9:
-        faults.append(f"less than {need} GB free in {tempfile.gettempdir()}: name another folder by TMPDIR")
-    if psutil.virtual_memory().available < 2 * need * 1e9:
-        faults.append(f"less than {2 * need} GB of free main memory")
-    if faults:
-        raise SystemExit("\n".join(faults))
-    peaks = {dtype: matmul_peak(dtype, args.clock) for dtype in ("float32", "bfloat16")}
-    rows = [{"case": "matrix products", "way": dtype, "TFLOP/s": peak / 1e12} for dtype, peak in peaks.items()]
-    if ON_GPU:
-        rows.append({"case": "GPU memory", "way": "free", "total_gb": torch.cuda.mem_get_info()[0] / 1e9})
-    write(args, peaks[args.dtype], rows)
 
 
 def whole(args: argparse.Namespace) -> None:
@@ -70,14 +41,13 @@ def table(folder: Path) -> None:
         for row in found.get("results", [{"case": "does not fit into memory", "way": ""}]):
             cells = [path.stem, row["case"], row["way"]]
             cells += [f"{row[name]:{style}}" if name in row else "" for name, style in COLUMNS.items()]
-            other = [f"{row[name]:.3g} {name}" for name in ("TFLOP/s", "total_s", "prompts/s") if name in row]
-            other += [f"{kernel['share']:.0%} {kernel['name'][:50]}" for kernel in row.get("kernels", [])]
+            other = [f"{row[name]:.3g} {name}" for name in ("total_s", "prompts/s") if name in row]
             print("|", " | ".join([*cells, "; ".join(other)]), "|")
 
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("what", choices=["check", "whole", "table"])
+    options.add_argument("what", choices=["whole", "table"])
     options.add_argument("--batch_size", type=int, default=128, help="prompts of one scoring batch")
     options.add_argument("--limit", type=int, default=128, help="prompts of each task and side to score")
     options.add_argument("--folder", type=Path, help="of the results, for the table")
@@ -85,7 +55,7 @@ def main() -> None:
     if args.what == "table":
         table(args.folder)
     else:
-        {"check": check, "whole": whole}[args.what](args)
+        whole(args)
 
 
 if __name__ == "__main__":

@@ -42,14 +42,11 @@ step() { # NAME SCRIPT OPTIONS...
     fi
 }
 
-step 00-check gpu.py check --shape "$shape"
-[ -z "$failed" ] || exit 1
 for tuning in full lora; do
     step "10-$tuning" training.py --shape "$shape" --tunings $tuning --ways padded packed $sizes
 done
 step 20-masters training.py --shape "$shape" --tunings full --ways packed --run_options '{"weights": "masters"}' $sizes
 step 21-compile training.py --shape "$shape" --methods gd --tunings full --ways packed --run_options '{"torch_compile": true}' $sizes
-step 30-profile training.py --shape "$shape" --methods gd --ways padded packed --profile $sizes
 step 40-whole gpu.py whole --shape "$shape" --limit $limit
 step 50-scoring scoring.py --shape "$shape" --prompts $prompts --rounds 1
 step 60-7b-lora training.py --shape $large --tunings lora --methods gd npo --ways packed $sizes

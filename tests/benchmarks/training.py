@@ -9,10 +9,8 @@ from itertools import product
 from typing import Any
 
 import torch
-from common import DEVICE, ON_GPU, alternate, figures, length, parser, prepared, write
-from torch.autograd import DeviceType
+from common import DEVICE, alternate, figures, length, parser, prepared, write
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, logsigmoid
-from torch.profiler import profile
 from transformers import DataCollatorForSeq2Seq, DataCollatorWithFlattening
 
 from lume_tasks.data.locate import load_rows
@@ -115,25 +113,10 @@ class Case:
         found = alternate({way: partial(self.step, way) for way in self.args.ways}, steps, self.args.clock)
         tokens = [sum(length(rows) for rows in self.trainer.examples.rows(step.pairs).values()) for step in steps[1:]]
         rows = figures(f"{self.tuning} {self.method}", found, tokens, share)
-        for row in rows if self.args.profile else []:
-            row["kernels"] = self.kernels(row["way"], steps[-1])
         losses = [[one.value for one in taken] for taken in found.values()]
         spread = max(max(step) - min(step) for step in zip(*losses, strict=True))
         print(f"{'':10} losses of the ways differ by at most {spread:.1e}")
         return rows
-
-    def kernels(self, way: str, step: Any) -> list[dict[str, Any]]:
-        """Print and return the five kernels (on a CPU: operations) that take most of an optimiser step."""
-        with profile() as found:
-            self.step(way, step)
-        time = "self_device_time_total" if ON_GPU else "self_cpu_time_total"
-        events = sorted(found.key_averages(), key=lambda event: getattr(event, time), reverse=True)
-        events = [event for event in events if not ON_GPU or event.device_type == DeviceType.CUDA]
-        total = sum(getattr(event, time) for event in events)
-        largest = [{"name": e.key, "calls": e.count, "share": getattr(e, time) / total} for e in events[:5]]
-        for kernel in largest:
-            print(f"{'':10} {kernel['share']:5.0%} {kernel['calls']:6} x {kernel['name'][:80]}")
-        return largest
 
 
 def row_nll(logits: torch.Tensor, labels: torch.Tensor, owners: torch.Tensor, rows: int) -> torch.Tensor:
@@ -157,7 +140,6 @@ def main() -> None:
     options.add_argument("--micro_batch_size", type=int, default=16, help="rows of a padded forward pass")
     options.add_argument("--pack_tokens", type=int, default=512, help="of transformers; 8192 with flash attention")
     options.add_argument("--attention", default="sdpa", help="of transformers' packs; flash_attention_2 on GPUs")
-    options.add_argument("--profile", action="store_true", help="also list the largest kernels of a step")
     options.add_argument("--run_options", type=json.loads, default={}, help='as JSON: {"weights": "bfloat16"}')
     args = options.parse_args()
     torch.backends.cuda.enable_cudnn_sdp(False)  # plans anew for every length, which slows padding most

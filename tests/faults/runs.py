@@ -87,11 +87,6 @@ def record(output: Path) -> dict[str, Any]:
     return found
 
 
-def last_step(output: Path) -> int:
-    """The optimiser steps of a finished run."""
-    return int(record(output)["history"][-1]["step"])
-
-
 def trainer_state(path: Path) -> dict[str, Any]:
     """Trainer's state, without its note that it was asked to stop."""
     found: dict[str, Any] = json.loads(path.read_text())

@@ -12,7 +12,7 @@ from lume_unlearn.training.callbacks.monitor import advice, is_good
 from tests.conftest import assert_same_weights
 from tests.faults.runs import assert_equal, broken_off, make, nll_by_hand, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 # Ascent without a retain term, fast: the retain rows are 1.0 nats worse at the fourth step.
 COLLAPSING: dict[str, Any] = {"method": "ga", "tuning": "full", "learning_rate": 5e-3, "warmup_steps": 0.0}
@@ -23,9 +23,7 @@ def steps(output: Path) -> list[int]:
     return [entry["step"] for entry in record(output)["monitored"]]
 
 
-def test_measurements_are_token_means_of_the_rows(
-    inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_measurements_are_token_means_of_the_rows(inputs, tmp_path, capsys):
     output = make(inputs, tmp_path / "out", tuning="full")()
     assert steps(output) == [0, 2, 4]
     first, _, last = record(output)["monitored"]
@@ -36,7 +34,7 @@ def test_measurements_are_token_means_of_the_rows(
     assert f"4 optimiser steps: {said} nats a token" in capsys.readouterr().out
 
 
-def test_the_monitor_does_not_change_training(inputs: Path, tmp_path: Path) -> None:
+def test_the_monitor_does_not_change_training(inputs, tmp_path):
     often, never = (make(inputs, tmp_path / str(every), monitor_steps=every, save_strategy="no")() for every in (1, 0))
     assert (steps(often), steps(never)) == ([0, 1, 2, 3, 4], [0, 4])
     assert record(often)["history"] == record(never)["history"]
@@ -44,15 +42,13 @@ def test_the_monitor_does_not_change_training(inputs: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(("options", "lower"), [({}, "rate"), ({"method": "task-vector", "scale": 1e4}, "scale")])
-def test_stop(options: dict[str, Any], lower: str, inputs: Path, tmp_path: Path) -> None:
+def test_stop(options, lower, inputs, tmp_path):
     with pytest.raises(Diverged, match=rf"^--on_collapse stop: .* at step \d.* lower --\w*{lower}"):
         make(inputs, tmp_path / "out", on_collapse="stop", **(COLLAPSING | options))()
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_warn_and_rollback_to_the_last_good_weights(
-    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_warn_and_rollback_to_the_last_good_weights(inputs, tmp_path, caplog):
     """Also if the run was resumed in between."""
     measured = make(inputs, tmp_path / "warn", save_total_limit=0, **COLLAPSING)()
     assert steps(measured) == [0, 2, 4, 6, 8]
@@ -84,7 +80,7 @@ def test_warn_and_rollback_to_the_last_good_weights(
         (0.012, 2.0, 0.33, "retain rows were lost"),  # many times the reference, though below --collapse_bound
     ],
 )
-def test_advice_at_the_end(reference: float, forget: float, retain: float, said: str | None) -> None:
+def test_advice_at_the_end(reference, forget, retain, said):
     start = {"step": 0.0, "forget_nll": reference, "retain_nll": reference}
     end = {"step": 9.0, "forget_nll": reference + forget, "retain_nll": reference + retain}
     found = advice([start, end], bound=1.0)
@@ -99,9 +95,7 @@ def test_advice_at_the_end(reference: float, forget: float, retain: float, said:
         ({"method": "ga", "tuning": "full", "learning_rate": 1e38, "per_device_train_batch_size": 8}, "NaN"),
     ],
 )
-def test_a_run_that_did_nothing_or_ended_in_nan_warns(
-    options: dict[str, Any], said: str, inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_run_that_did_nothing_or_ended_in_nan_warns(options, said, inputs, tmp_path, caplog):
     make(inputs, tmp_path / "out", **({"num_train_epochs": 1, "warmup_steps": 0.0} | options))()
     assert said in caplog.text
     assert "--model hardly knows the forget rows: their reference NLL is " in caplog.text

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from pathlib import Path
 
 import pytest
 
@@ -11,10 +10,10 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run
 from tests.faults.runs import assert_equal, ended, in_child, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
-def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_path: Path) -> None:
+def test_the_second_run_is_refused_and_the_first_continues(inputs, tmp_path):
     whole, run = (make(inputs, tmp_path / name, num_train_epochs=8) for name in ("whole", "out"))
     first = in_child(run)
     while not (tmp_path / "out" / "checkpoint-1").exists():
@@ -28,11 +27,11 @@ def test_the_second_run_is_refused_and_the_first_continues(inputs: Path, tmp_pat
     assert_equal(whole(), tmp_path / "out")
 
 
-def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path: Path) -> None:
+def test_of_many_that_start_at_once_one_gets_the_folder(tmp_path):
     """Also while others leave the folder and remove their lock."""
     log = tmp_path / "log"
 
-    def take() -> None:
+    def take():
         for _ in range(200):
             try:
                 with only_run(tmp_path / "out"):

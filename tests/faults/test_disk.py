@@ -2,7 +2,6 @@
 
 import os
 import resource
-from pathlib import Path
 from unittest import mock
 
 import pytest
@@ -14,17 +13,15 @@ from lume_unlearn.files import publish_result
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import assert_equal, broken_off, ended, in_child, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
-def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
-    inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_file_size_limit_in_the_middle_of_a_checkpoint(inputs, tmp_path, capfd):
     """As on a full disk."""
     run = make(inputs, tmp_path / "out", tuning="full")
     broken_off(run, 3)
 
-    def limited() -> None:
+    def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
         run(resume=True)
 
@@ -46,7 +43,7 @@ def test_a_file_size_limit_in_the_middle_of_a_checkpoint(
     ],
     ids=["python", "torch", "safetensors", "tokenizers"],
 )
-def test_each_librarys_error_becomes_a_message(fault: Exception, inputs: Path, tmp_path: Path) -> None:
+def test_each_librarys_error_becomes_a_message(fault, inputs, tmp_path):
     with mock.patch.object(torch, "save", side_effect=fault), pytest.raises(ConfigError) as caught:
         make(inputs, tmp_path / "out")()
     assert f"cannot be written ({fault}); make room" in str(caught.value)
@@ -55,7 +52,7 @@ def test_each_librarys_error_becomes_a_message(fault: Exception, inputs: Path, t
         make(inputs, tmp_path / "other")()
 
 
-def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path: Path) -> None:
+def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path):
     """A process that dies in between must not leave a model of old and new files."""
     for folder in (tmp_path / "out", tmp_path / "out" / ".partial"):
         folder.mkdir()
@@ -63,7 +60,7 @@ def test_a_result_replaces_what_was_left_of_an_older_one(tmp_path: Path) -> None
             (folder / name).write_text(folder.name)
     own, left = os.replace, []
 
-    def replace(old: Path, new: Path) -> None:
+    def replace(old, new):
         left.append(sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_file()))
         own(old, new)
 

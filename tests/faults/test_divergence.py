@@ -1,7 +1,6 @@
 """Numbers or memory that run out: where the run stops, what the message says, what is kept."""
 
 import re
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -16,7 +15,7 @@ from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.faults.runs import Run, make
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def diverging(run: Run, step: int, value: float) -> None:
@@ -31,14 +30,14 @@ def diverging(run: Run, step: int, value: float) -> None:
 
 
 @pytest.mark.parametrize(("method", "value"), [("gd", torch.inf), ("sugd", torch.nan)])
-def test_a_run_stops_at_the_step_that_diverges(method: str, value: float, inputs: Path, tmp_path: Path) -> None:
+def test_a_run_stops_at_the_step_that_diverges(method, value, inputs, tmp_path):
     with pytest.raises(Diverged, match=r"^--learning_rate 0.002: diverged at step 3 \(the loss is .*; rows forget-"):
         diverging(make(inputs, tmp_path / "out", method), 3, value)
     assert [path.name for path in whole_checkpoints(tmp_path / "out")] == ["checkpoint-2", "checkpoint-1"]
 
 
 @pytest.mark.parametrize("clip", [1.0, 0.0])
-def test_an_infinite_gradient_norm_stops_the_run_before_clipping(clip: float, inputs: Path, tmp_path: Path) -> None:
+def test_an_infinite_gradient_norm_stops_the_run_before_clipping(clip, inputs, tmp_path):
     """Each gradient is finite, as is the loss; clipping would scale all gradients to 0."""
     with pytest.raises(Diverged, match=r"diverged at step 1 \(the gradient norm is inf; rows forget-"):
         make(inputs, tmp_path / "out", "ga", "full", forget_weight=1e30, max_grad_norm=clip)()
@@ -62,7 +61,7 @@ def python_says(*args: Any, **kwargs: Any) -> None:
         (trainer, "negate", cuda_says),
     ],
 )
-def test_memory_that_runs_out_names_options(place: Any, name: str, says: Any, inputs: Path, tmp_path: Path) -> None:
+def test_memory_that_runs_out_names_options(place, name, says, inputs, tmp_path):
     run = make(inputs, tmp_path / "out", "task-vector", "full", max_tokens=500)
     with mock.patch.object(place, name, says), pytest.raises(ConfigError, match="out of memory") as caught:
         run()

@@ -54,9 +54,7 @@ def evaluate(
 @pytest.mark.parametrize(
     ("model_class", "tasks"), [(HFLM, ("lume",)), (LumeHF, ("lume", "lume_memorization_task1"))], ids=["hf", "lume-hf"]
 )
-def test_stopped_evaluation_continues_to_the_same_scores(
-    model_class: type[HFLM], tasks: tuple[str, ...], model_dir: Path, data_dir: Path, tmp_path: Path
-) -> None:
+def test_stopped_evaluation_continues_to_the_same_scores(model_class, tasks, model_dir, data_dir, tmp_path):
     scores, calls = evaluate(model_class, tasks, model_dir, data_dir, None)
     for stop_at in (calls // 4, calls - 20):  # among the generations, and among the log-likelihoods
         cache = tmp_path / f"cache{stop_at}"

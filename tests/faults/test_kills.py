@@ -24,7 +24,7 @@ from lume_unlearn.training.callbacks.record import read_record
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import Run, assert_equal, ended, in_child, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 CHANGES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir"}
 
@@ -57,9 +57,9 @@ def assert_loadable(output: Path) -> None:
 
 @pytest.mark.parametrize("count", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_signals_at_random_moments(number: int, status: int, count: int, inputs: Path, tmp_path: Path) -> None:
+def test_signals_at_random_moments(number, status, count, inputs, tmp_path):
     """Runs get signals and are resumed, until so many signals have ended one; each result equals a whole run's."""
-    options: dict[str, Any] = {"num_train_epochs": 6, "monitor_steps": 3}
+    options = {"num_train_epochs": 6, "monitor_steps": 3}
     tunings = ("lora", "full")
     make(inputs, tmp_path / "first", **options)()  # a process's first run is slower
     started = time.monotonic()
@@ -83,11 +83,9 @@ def test_signals_at_random_moments(number: int, status: int, count: int, inputs:
 
 @pytest.mark.parametrize("every", [35, pytest.param(7, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 @pytest.mark.parametrize(("tuning", "first"), [("lora", 1), ("full", 4)])
-def test_kill_before_any_change_of_a_file_can_be_resumed(
-    tuning: str, first: int, every: int, inputs: Path, tmp_path: Path
-) -> None:
+def test_kill_before_any_change_of_a_file_can_be_resumed(tuning, first, every, inputs, tmp_path):
     """Run n dies before its n-th change in the output folder and is resumed."""
-    options: dict[str, Any] = {"tuning": tuning, "num_train_epochs": 1, "save_total_limit": 1}
+    options = {"tuning": tuning, "num_train_epochs": 1, "save_total_limit": 1}
     whole = make(inputs, tmp_path / "whole", **options)()
     for number in range(first, 200, every):
         output = tmp_path / f"out{number}"
@@ -118,17 +116,15 @@ def dying(run: Run, number: int) -> None:
 
 
 @pytest.mark.parametrize(("module", "place"), [(trainer, "negate"), (saving, "publish_result")])
-def test_a_signal_after_the_last_step_does_not_prevent_saving(
-    module: Any, place: str, inputs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_signal_after_the_last_step_does_not_prevent_saving(module, place, inputs, tmp_path, capfd):
     run = make(inputs, tmp_path / "out", "task-vector", save_strategy="no")
     own = getattr(module, place)
 
-    def interrupted(*args: Any) -> None:
+    def interrupted(*args):
         os.kill(os.getpid(), signal.SIGTERM)
         own(*args)
 
-    def work() -> None:
+    def work():
         logging.getLogger("lume_unlearn").addHandler(logging.StreamHandler())
         run()
 
@@ -138,7 +134,7 @@ def test_a_signal_after_the_last_step_does_not_prevent_saving(
     assert "SIGTERM came after the last step" in capfd.readouterr().err
 
 
-def test_the_command_says_how_to_resume(inputs: Path, tmp_path: Path) -> None:
+def test_the_command_says_how_to_resume(inputs, tmp_path):
     output = tmp_path / "out"
     where = ["--model", str(inputs / "model"), "--data", str(inputs / "data"), "--output", str(output)]
     command = [sys.executable, "-m", "lume_unlearn", "run", "--method", "gd", *where, "--num_train_epochs", "400"]

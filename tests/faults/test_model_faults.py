@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,6 @@ from safetensors.torch import load_file, save_file
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
-from tests.conftest import Command
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(60)]
 
@@ -50,7 +48,7 @@ def adapter(tmp_path: Path, model: Path) -> Path:
         ({}, "not fully covered"),
     ],
 )
-def test_a_broken_model_is_refused_with_the_reason(changed: dict[str, Any], reason: str, model: Path) -> None:
+def test_a_broken_model_is_refused_with_the_reason(changed, reason, model):
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | changed))
     if not changed:
@@ -59,7 +57,7 @@ def test_a_broken_model_is_refused_with_the_reason(changed: dict[str, Any], reas
         load.load_model(str(model), torch.float32)
 
 
-def test_a_broken_tokenizer_is_refused(model: Path) -> None:
+def test_a_broken_tokenizer_is_refused(model):
     (model / "tokenizer.json").write_text("{")
     with pytest.raises(ConfigError, match=r"^--model .*/model: its tokenizer cannot be loaded: "):
         load.load_tokenizer(str(model))
@@ -73,7 +71,7 @@ class Evil:
         return (os.mkdir, (str(self.folder / "ran"),))
 
 
-def test_pickled_objects_named_by_an_index_are_not_run(model: Path, tmp_path: Path) -> None:
+def test_pickled_objects_named_by_an_index_are_not_run(model, tmp_path):
     weights = load_file(model / "model.safetensors")
     (model / "model.safetensors").unlink()
     index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "pytorch_model.bin")}
@@ -98,9 +96,7 @@ def pickled(adapter: Path) -> None:
         (lambda folder: cut(folder / "adapter_config.json"), "its adapter_config.json cannot be read"),
     ],
 )
-def test_a_broken_adapter_is_refused_with_the_reason(
-    damage: Callable[[Path], None], reason: str, adapter: Path, model: Path, tmp_path: Path, command: Command
-) -> None:
+def test_a_broken_adapter_is_refused_with_the_reason(damage, reason, adapter, model, tmp_path, command):
     damage(adapter)
     code, _, message = command("merge", "--adapter", adapter, "--model", model, "--output", tmp_path / "out")
     assert code == 2
@@ -112,9 +108,7 @@ def test_a_broken_adapter_is_refused_with_the_reason(
         load.merged_model(str(model), str(adapter), option="--peft")
 
 
-def test_an_output_that_cannot_be_written_is_named(
-    adapter: Path, model: Path, data_dir: Path, command: Command
-) -> None:
+def test_an_output_that_cannot_be_written_is_named(adapter, model, data_dir, command):
     for name, *given in (["merge", "--adapter", adapter], ["audit", "--model", model, "--data", data_dir]):
         code, _, err = command(name, *given, "--output", "/dev/null/out")
         assert code == 2

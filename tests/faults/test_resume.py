@@ -20,7 +20,7 @@ from lume_unlearn.training.checkpoints import MARK, whole_checkpoints
 from tests.conftest import make_model, saved_weights
 from tests.faults.runs import Broken, assert_equal, assert_resumes, broken_off, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 # With these, what a method remembers beside the weights changes within a few steps, and makes a difference.
 REMEMBERING: dict[str, dict[str, Any]] = {
@@ -41,7 +41,7 @@ def remembered(checkpoint: Path) -> tuple[dict[str, float], int]:
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_bit_for_bit(method: str, tuning: str, inputs: Path, tmp_path: Path) -> None:
+def test_every_method_resumes_bit_for_bit(method, tuning, inputs, tmp_path):
     options = REMEMBERING.get(method, {})
     whole = make(inputs, tmp_path / "whole", method, tuning, **options)()
     steps = record(whole)["history"][-1]["step"]
@@ -56,13 +56,13 @@ def test_every_method_resumes_bit_for_bit(method: str, tuning: str, inputs: Path
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 @pytest.mark.parametrize("robust", ["sam", "path"])
-def test_robust_resumes_bit_for_bit(robust: str, tuning: str, inputs: Path, tmp_path: Path) -> None:
+def test_robust_resumes_bit_for_bit(robust, tuning, inputs, tmp_path):
     assert_resumes(3, inputs, tmp_path, "npo", tuning, robust=robust, path_every=3)
 
 
 @pytest.mark.parametrize("contexts", [0, 2])
-def test_a_target_loss_of_unseen_texts_resumes(contexts: int, inputs: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"unseen": str(inputs / "unseen.jsonl"), "learning_rate": 1e-2, "contexts": contexts}
+def test_a_target_loss_of_unseen_texts_resumes(contexts, inputs, tmp_path):
+    options = {"unseen": str(inputs / "unseen.jsonl"), "learning_rate": 1e-2, "contexts": contexts}
     whole, _ = assert_resumes(4, inputs, tmp_path, "level", **options)  # after the measurement of step 2
     state = json.loads((whole / "checkpoint-4" / "trainer_state.json").read_text())
     values = state["stateful_callbacks"]["Progress"]["attributes"]["values"]
@@ -71,24 +71,22 @@ def test_a_target_loss_of_unseen_texts_resumes(contexts: int, inputs: Path, tmp_
     assert [len(json.loads(line)["contexts"]) for line in lines] == ([2] * 7 if contexts else [])
 
 
-def test_terms_between_two_log_entries_are_not_lost(inputs: Path, tmp_path: Path) -> None:
-    options: dict[str, Any] = {"logging_steps": 3, "num_train_epochs": 3} | REMEMBERING["pdu"]
+def test_terms_between_two_log_entries_are_not_lost(inputs, tmp_path):
+    options = {"logging_steps": 3, "num_train_epochs": 3} | REMEMBERING["pdu"]
     whole, _ = assert_resumes(3, inputs, tmp_path, "pdu", **options)
     assert [entry["step"] for entry in record(whole)["history"]] == [1, 3, 6]
 
 
 @pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
 @pytest.mark.parametrize(("method", "tuning"), [("kl", "full"), ("sugd", "last:1"), ("rmu", "full")])
-def test_bfloat16_weights_resume_from_their_float32_masters(
-    method: str, tuning: str, inputs: Path, tmp_path: Path
-) -> None:
-    options: dict[str, Any] = {"weights": "masters", "bf16": True} | REMEMBERING.get(method, {})
+def test_bfloat16_weights_resume_from_their_float32_masters(method, tuning, inputs, tmp_path):
+    options = {"weights": "masters", "bf16": True} | REMEMBERING.get(method, {})
     whole, _ = assert_resumes(3, inputs, tmp_path, method, tuning, **options)
     assert any(not weight.equal(weight.bfloat16().float()) for weight in saved_weights(whole).values())
     assert json.loads((whole / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_incomplete_checkpoints_do_not_count(inputs: Path, tmp_path: Path) -> None:
+def test_incomplete_checkpoints_do_not_count(inputs, tmp_path):
     """One without its mark, one with a short file; nor is the record beside them needed."""
     whole = make(inputs, tmp_path / "whole", save_total_limit=0)()
     broken, output = make(inputs, tmp_path / "out", save_total_limit=0), tmp_path / "out"
@@ -102,9 +100,7 @@ def test_incomplete_checkpoints_do_not_count(inputs: Path, tmp_path: Path) -> No
     assert [path.name for path in whole_checkpoints(output)] == [f"checkpoint-{step}" for step in (4, 3, 2, 1)]
 
 
-def test_without_a_checkpoint_a_run_starts_anew_and_a_finished_one_is_refused(
-    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_without_a_checkpoint_a_run_starts_anew_and_a_finished_one_is_refused(inputs, tmp_path, caplog):
     broken = make(inputs, tmp_path / "out")
     with pytest.raises(ConfigError, match="--resume: there is no run"):
         broken(resume=True)
@@ -119,17 +115,15 @@ def test_without_a_checkpoint_a_run_starts_anew_and_a_finished_one_is_refused(
         broken(resume=True)
 
 
-def test_a_resumed_run_with_other_options_model_or_rows_is_refused(
-    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_resumed_run_with_other_options_model_or_rows_is_refused(inputs, tmp_path, monkeypatch):
     files = {side: str(inputs / "data" / f"{side}.jsonl") for side in ("forget", "retain")}
     texts = {name: tmp_path / f"{name}.jsonl" for name in ("substitutes", "unseen")}
     texts["substitutes"].write_text('{"text": "fox", "substitute": "cat"}\n')
     shutil.copyfile(inputs / "unseen.jsonl", texts["unseen"])
-    given: dict[str, Any] = {"data": None, "substitutes": str(texts["substitutes"]), "unseen": str(texts["unseen"])}
+    given = {"data": None, "substitutes": str(texts["substitutes"]), "unseen": str(texts["unseen"])}
     broken = make(inputs, tmp_path / "out", "level", **(given | files))
     broken_off(broken, 3)
-    changes: dict[str, dict[str, Any]] = {
+    changes = {
         "learning_rate|seed|contexts": {"learning_rate": 1.0, "seed": 1, "contexts": 2},
         "lora_rank": {"lora_rank": 2},
         "tuning": {"tuning": "full"},
@@ -154,7 +148,7 @@ def test_a_resumed_run_with_other_options_model_or_rows_is_refused(
 
 
 @pytest.mark.parametrize("name", ["arguments", "data_sha256", "seconds", "processes"])
-def test_a_damaged_record_is_named(name: str, inputs: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_named(name, inputs, tmp_path):
     broken = make(inputs, tmp_path / "out", save_steps=3)
     broken_off(broken, 4)
     path = tmp_path / "out" / "checkpoint-3" / "unlearning.json"
@@ -171,11 +165,11 @@ def scored(*values: float) -> Any:
     return mock.patch.object(scores, "score", side_effect=results)
 
 
-def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path: Path) -> None:
+def test_the_best_weights_survive_while_they_are_replaced(inputs, tmp_path):
     broken = make(inputs, tmp_path / "out", num_train_epochs=3, eval_strategy="epoch")
     own = os.replace
 
-    def replace(old: Path, new: Path) -> None:
+    def replace(old, new):
         if Path(new).name == "best" and (tmp_path / "out" / "scores" / "checkpoint-2").exists():
             raise Broken
         own(old, new)
@@ -189,7 +183,7 @@ def test_the_best_weights_survive_while_they_are_replaced(inputs: Path, tmp_path
     assert {path.name for path in (tmp_path / "out").iterdir() if path.name.startswith("best")} == {"best"}
 
 
-def test_scores_while_training_survive(inputs: Path, tmp_path: Path) -> None:
+def test_scores_while_training_survive(inputs, tmp_path):
     """The best weights are remembered, and an epoch that ended before it was scored is scored."""
     broken = make(inputs, tmp_path / "out", num_train_epochs=3, eval_strategy="epoch")
     best, folder = tmp_path / "out" / "best" / "best.json", tmp_path / "out" / "scores"

@@ -11,7 +11,7 @@ from lume_unlearn.errors import ConfigError
 from tests.conftest import assert_same_weights, make_model, make_tokenizer
 from tests.faults.runs import make, nll_by_hand, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect")]
+pytestmark = pytest.mark.faults
 
 
 def save(folder: Path, model: Any, tokenizer: Any) -> Path:
@@ -20,7 +20,7 @@ def save(folder: Path, model: Any, tokenizer: Any) -> Path:
     return folder / "model"
 
 
-def test_padding_of_the_tokenizer_does_not_change_training(inputs: Path, tmp_path: Path) -> None:
+def test_padding_of_the_tokenizer_does_not_change_training(inputs, tmp_path):
     tokenizer = make_tokenizer()
     tokenizer.pad_token, tokenizer.padding_side = tokenizer.eos_token, "left"
     model = save(tmp_path, make_model(attention_dropout=0.1), tokenizer)
@@ -34,7 +34,7 @@ def test_padding_of_the_tokenizer_does_not_change_training(inputs: Path, tmp_pat
     [({}, True), ({"tie_word_embeddings": True}, False), ({"vocab_size": 512}, False)],
     ids=["bos", "tied", "larger vocabulary"],
 )
-def test_a_saved_model_scores_as_it_was_trained(model: dict[str, Any], bos: bool, inputs: Path, tmp_path: Path) -> None:
+def test_a_saved_model_scores_as_it_was_trained(model, bos, inputs, tmp_path):
     before = save(tmp_path, make_model(**model), make_tokenizer(bos=bos))
     output = make(inputs, tmp_path / "out", "gd", "full", model=str(before), learning_rate=3e-3)()
     assert record(output)["monitored"][-1]["forget_nll"] == pytest.approx(
@@ -45,7 +45,7 @@ def test_a_saved_model_scores_as_it_was_trained(model: dict[str, Any], bos: bool
     assert same is ("tie_word_embeddings" in model)
 
 
-def test_a_tokenizer_without_eos_or_with_more_tokens_than_the_model_is_refused(inputs: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_eos_or_with_more_tokens_than_the_model_is_refused(inputs, tmp_path):
     endless = make_tokenizer()
     endless.eos_token = None
     for vocabulary, tokenizer, message in (
@@ -57,7 +57,7 @@ def test_a_tokenizer_without_eos_or_with_more_tokens_than_the_model_is_refused(i
             make(inputs, tmp_path / "out", model=str(model))()
 
 
-def test_code_of_a_model_is_not_run(inputs: Path, tmp_path: Path) -> None:
+def test_code_of_a_model_is_not_run(inputs, tmp_path):
     model = save(tmp_path, make_model(), make_tokenizer())
     (model / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     config = (model / "config.json").read_text().replace('"model_type": "llama"', '"model_type": "own"')

@@ -15,7 +15,7 @@ from lume_unlearn.errors import Interrupted
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from tests.faults.runs import Run, assert_equal, ended, in_child, make, record
 
-pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("little_to_collect"), pytest.mark.timeout(200)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(200)]
 
 
 def start(run: Run, **options: Any) -> list[int]:
@@ -68,15 +68,7 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("target", "number", "statuses"),
     [(0, signal.SIGKILL, (-9, 1)), (1, signal.SIGKILL, (1, -9)), (1, signal.SIGTERM, (143, 143))],
 )
-def test_one_gets_a_signal_both_end_and_resume(
-    target: int,
-    number: int,
-    statuses: tuple[int, int],
-    whole: Path,
-    inputs: Path,
-    tmp_path: Path,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
+def test_one_gets_a_signal_both_end_and_resume(target, number, statuses, whole, inputs, tmp_path, capfd):
     """Where one is killed, the other one ends with an error; SIGTERM lets both save a checkpoint."""
     run = make(inputs, tmp_path / "out", **OPTIONS)
     processes = start(run)

@@ -1,4 +1,4 @@
-"""Zero configuration against the real harness: each way of installing this package with each way of installing it.
+"""Zero configuration against the real harness: each way of installing this package, and each way of installing it.
 
 Every case is a virtual environment of its own. Its dependencies are links into the environment that runs the tests,
 without lm_eval, without this package and without path files, so that nothing can leak in from there.
@@ -156,8 +156,7 @@ def project(tmp_path):
     return folder
 
 
-@pytest.mark.parametrize("harness", ["wheel", "editable"])
-@pytest.mark.parametrize("ours", ["wheel", "editable"])
+@pytest.mark.parametrize(("ours", "harness"), [("wheel", "wheel"), ("wheel", "editable"), ("editable", "editable")])
 def test_tasks_are_known_without_a_flag(ours, harness, environment, project, wheel):
     copy = install_harness(harness, environment, project)
     folder = install_ours(ours, environment, wheel)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from tokenizers import processors
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
@@ -18,7 +17,6 @@ from lume_unlearn.audit import alternatives
 from lume_unlearn.audit.alternatives import ATTEMPTS, sample_alternatives, write_alternatives
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.errors import ConfigError
-from tests.conftest import Command
 
 ROWS = [
     Row("a-qa0", "Which colour is {it}?", "Pale green", "Task1"),
@@ -35,13 +33,10 @@ def read(folder: Path, lines: list[Any], rows: list[Row] = ROWS) -> dict[str, li
     return read_alternatives(path, rows)
 
 
-def test_alternatives_are_grouped_by_row_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_alternatives_are_grouped_by_row_and_faulty_lines_are_named(tmp_path):
     found = read(tmp_path, [*GOOD, {"id": "b-sc1", "alternative": " the phone rang. ", "by": "hand"}])
-    assert list(found.items()) == [("b-sc1", ["rain fell.", " the phone rang. "]), ("a-qa0", ["Red"])]
-
-
-def test_faulty_lines_are_named(tmp_path: Path) -> None:
-    lines: dict[str, Any] = {
+    assert found == {"b-sc1": ["rain fell.", " the phone rang. "], "a-qa0": ["Red"]}
+    lines = {
         "is bad JSON": '{"id": "a-qa0"',
         'field "alternative" is empty': {"id": "a-qa0", "alternative": " \n"},
         'id "c-qa0" is no forget row': {"id": "c-qa0", "alternative": "Red"},
@@ -53,7 +48,7 @@ def test_faulty_lines_are_named(tmp_path: Path) -> None:
         assert message.startswith(f"{tmp_path / 'alternatives.jsonl'}:{number}: {fault}")
 
 
-def test_rows_without_an_alternative_are_named(tmp_path: Path) -> None:
+def test_rows_without_an_alternative_are_named(tmp_path):
     rows = [*ROWS, *(Row(f"m{i}-qa0", f"question {i}", f"answer {i}", "Task2") for i in range(5))]
     with pytest.raises(DataError) as raised:
         read(tmp_path, [GOOD[0], {"id": "a-qa0", "alternative": "pale green"}], rows)
@@ -62,10 +57,8 @@ def test_rows_without_an_alternative_are_named(tmp_path: Path) -> None:
     assert second.endswith(":2: alternative of a-qa0 is the row's own output")
 
 
-def test_what_the_command_writes_can_be_read_and_repeated(
-    model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
-) -> None:
-    def written(name: str, *options: object) -> str:
+def test_what_the_command_writes_can_be_read_and_repeated(model_dir, data_dir, tmp_path, command):
+    def written(name, *options):
         shared = ("--model", model_dir, "--samples", 2, "--max_new_tokens", 6, "--batch_size", 5)
         code, _, err = command("alternatives", *shared, "--output", tmp_path / "new" / name, *options)
         assert code == 0, err
@@ -85,13 +78,13 @@ def test_what_the_command_writes_can_be_read_and_repeated(
 
 
 def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
-    data_dir: Path, tmp_path: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: Any
-) -> None:
+    data_dir, tmp_path, model, tokenizer, monkeypatch
+):
     rows = read_rows(data_dir / "forget.jsonl")
     row_of = {tuple(alternatives._prompt(tokenizer, row)): row for row in rows}
-    asked: Counter[str] = Counter()
+    asked = Counter()
 
-    def generated(model: Any, tokenizer: Any, prompts: list[list[int]], **options: Any) -> list[str]:
+    def generated(model, tokenizer, prompts, **options):
         ids = [row_of[tuple(prompt)].id for prompt in prompts]
         asked.update(ids)
         answers = {rows[0].id: "..." if asked[rows[0].id] == 1 else "Blue", rows[1].id: f" {rows[1].output.upper()} "}
@@ -116,7 +109,7 @@ def sampled(model: Any, tokenizer: Any, rows: list[Row] = ROWS, **options: Any) 
     return list(sample_alternatives(model, tokenizer, rows, **settings))
 
 
-def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def test_low_temperature_is_greedy(model, tokenizer):
     """Also with left padding, since the prompts have different lengths, and without a padding token."""
     tokenizer = copy.deepcopy(tokenizer)
     tokenizer.pad_token = None
@@ -128,15 +121,13 @@ def test_low_temperature_is_greedy(model: LlamaForCausalLM, tokenizer: PreTraine
         assert text == "\n".join(expected[: row.output.count("\n") + 1]).strip()
 
 
-def test_samples_follow_the_softmax_at_the_temperature(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_samples_follow_the_softmax_at_the_temperature(model, tokenizer):
     model.generation_config.top_k = 2  # must not apply
     count, row = 2000, ROWS[0]
     options = {"temperature": 1.5, "max_new_tokens": 1, "batch_size": 500, "seed": 3}
     pairs = sampled(model, tokenizer, [row], samples=count, **options)
     logits = model(torch.tensor([alternatives._prompt(tokenizer, row)])).logits[0, -1]
-    expected: Counter[str] = Counter()
+    expected = Counter()
     for token, share in enumerate((logits / 1.5).softmax(-1).tolist()):
         text = tokenizer.decode([token], skip_special_tokens=True).strip()
         if alternatives._usable(text, row):
@@ -147,18 +138,14 @@ def test_samples_follow_the_softmax_at_the_temperature(
         assert found[text] / count == pytest.approx(share, abs=4 * (share * (1 - share) / count) ** 0.5)
 
 
-def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(
-    tokenizer: PreTrainedTokenizerFast, bos_tokenizer: PreTrainedTokenizerFast
-) -> None:
-    question = bos_tokenizer.decode(alternatives._prompt(bos_tokenizer, ROWS[0]))
-    assert question.startswith("<bos>Question: Which colour is {it}?\nTrue answer: Pale green\n")
-    assert question.endswith(":")
-    chat = copy.deepcopy(bos_tokenizer)
-    chat.chat_template = CHAT
-    text = chat.decode(alternatives._prompt(chat, ROWS[0]))
-    assert text.startswith("<bos><user>You will see a question")
-    assert text.count("<bos>") == 1
-    assert text.endswith("Question: Which colour is {it}?\nAnswer: Pale green<reply>")
+def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(tokenizer, bos_tokenizer):
+    for template, start, end in ((None, "<bos>", ":"), (CHAT, "<bos><user>", "<reply>")):
+        used = copy.deepcopy(bos_tokenizer)
+        used.chat_template = template
+        text = used.decode(alternatives._prompt(used, ROWS[0]))
+        assert (text.startswith(start), text.endswith(end), text.count("<bos>")) == (True, True, 1)
+        assert ROWS[0].input in text
+        assert ROWS[0].output in text
     appending = copy.deepcopy(tokenizer)
     appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
@@ -166,14 +153,12 @@ def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(
     assert alternatives._prompt(appending, ROWS[0]) == alternatives._prompt(tokenizer, ROWS[0])
 
 
-def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(model, tokenizer, monkeypatch):
     tokenizer = copy.deepcopy(tokenizer)
     model.generation_config.eos_token_id = [7]  # as chat models name the end of their turn
     written = [*tokenizer.encode(" \nRed\nand\nblue"), tokenizer.eos_token_id, tokenizer.pad_token_id]
 
-    def reply(input_ids: torch.Tensor, **options: Any) -> torch.Tensor:
+    def reply(input_ids, **options):
         assert options["eos_token_id"] == [tokenizer.eos_token_id, 7]
         return torch.cat([input_ids, torch.tensor([written])], dim=1)
 
@@ -187,7 +172,7 @@ def test_sample_ends_at_eos_or_with_the_lines_of_the_answer(
         assert sampled(model, tokenizer, rows=[row], samples=1) == [(row.id, text)]
 
 
-def test_prompts_without_room_are_refused_at_once(model: Any, tokenizer: Any) -> None:
+def test_prompts_without_room_are_refused_at_once(model, tokenizer):
     row = Row("long-qa0", "word " * 400, "answer", "Task1")
     with pytest.raises(DataError, match=r"1 prompts are too long(.|\n)*long-qa0: \d+ tokens"):
         next(sample_alternatives(model, tokenizer, [row]))

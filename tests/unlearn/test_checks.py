@@ -28,29 +28,23 @@ def faults(**options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
-def test_all_values_that_make_no_sense_are_named_together() -> None:
-    assert sorted(
-        faults(split="tset", epochs=0, rows=1.5, seed="much", warmup=1.0, trust_remote_code="false", chat=1)
-    ) == [
-        "--chat 1: must be true or false (True or False in Python)",
-        "--epochs 0: must be a number above 0",
-        "--rows 1.5: must be a whole number above 0",
-        "--seed much: must be a whole number, 0 or more",
-        "--split 'tset': choose one of all, train",
-        "--trust_remote_code 'false': must be true or false (True or False in Python)",
-        "--warmup 1.0: must be a number from 0 to below 1",
+def test_all_values_that_make_no_sense_are_named_together():
+    wrong = {"split": "tset", "epochs": 0, "rows": 1.5, "seed": "much", "warmup": 1.0, "chat": 1}
+    assert sorted(line.split()[0].strip("-") for line in faults(**wrong)) == sorted(wrong)
+    assert faults(trust_remote_code="false") == [
+        "--trust_remote_code 'false': must be true or false (True or False in Python)"
     ]
-    assert faults(epochs=nan) == ["--epochs nan: must be a number above 0"]
-    assert faults(epochs=inf) == ["--epochs inf: must be a number above 0"]
+    for epochs in (nan, inf):
+        assert faults(epochs=epochs) == [f"--epochs {epochs}: must be a number above 0"]
 
 
-def test_numbers_become_plain() -> None:
+def test_numbers_become_plain():
     options = Options(epochs=PositiveFloat(3), rows=PositiveInt(2), other="false")
     check_types(options)
     assert (type(options.epochs), type(options.rows), options.other) == (float, int, "false")
 
 
-def test_names_are_separated_by_commas_each_once() -> None:
+def test_names_are_separated_by_commas_each_once():
     assert names(" a,b,, a ") == ["a", "b"]
     assert names(None) == []
     raise_faults([])

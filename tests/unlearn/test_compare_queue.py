@@ -19,9 +19,7 @@ def make_queue(folder: Path, url: str | None = None, model: str = "m", count: in
 
 
 @pytest.mark.parametrize("url", [None, "sqlite:///{}/trials.db"])
-def test_a_trial_of_a_dead_process_is_repeated(
-    url: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_trial_of_a_dead_process_is_repeated(url, tmp_path, monkeypatch):
     monkeypatch.setattr(queues, "SILENCE", 0.2)
     monkeypatch.setattr(queues, "WAIT", 0.05)
     first, second = (make_queue(tmp_path, url and url.format(tmp_path)) for _ in range(2))
@@ -38,7 +36,7 @@ def test_a_trial_of_a_dead_process_is_repeated(
     assert first.finished
 
 
-def test_an_error_is_no_result_and_is_tried_again(tmp_path: Path) -> None:
+def test_an_error_is_no_result_and_is_tried_again(tmp_path):
     queue = make_queue(tmp_path, count=1)
     for attempt in range(1, TRIES + 1):
         trial = queue.take()
@@ -54,7 +52,7 @@ def test_an_error_is_no_result_and_is_tried_again(tmp_path: Path) -> None:
     assert again.errors() == {}
 
 
-def test_a_changed_task_is_done_anew(tmp_path: Path) -> None:
+def test_a_changed_task_is_done_anew(tmp_path):
     queue = make_queue(tmp_path, count=1)
     queue.end(queue.take(), 0.3)
     changed = make_queue(tmp_path, count=1, fixed=2.0)
@@ -70,13 +68,13 @@ def take_all(folder: Path) -> list[int]:
     return found
 
 
-def test_two_processes_take_every_trial_once(tmp_path: Path) -> None:
+def test_two_processes_take_every_trial_once(tmp_path):
     with ProcessPoolExecutor(2, multiprocessing.get_context("fork")) as pool:
         found = [*pool.map(take_all, [tmp_path, tmp_path])]
     assert sorted(found[0] + found[1]) == list(range(12))
 
 
-def test_a_storage_of_another_comparison_is_refused(tmp_path: Path) -> None:
+def test_a_storage_of_another_comparison_is_refused(tmp_path):
     make_queue(tmp_path)
     with pytest.raises(ConfigError, match="model 'm' instead of 'other'"):
         make_queue(tmp_path, model="other")

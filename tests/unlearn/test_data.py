@@ -1,7 +1,6 @@
 """Rows of any kind to rows, rows to tokens and labels, and which row gets which refusal."""
 
 import random
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,7 +32,7 @@ class Letters:
 
 
 @pytest.mark.parametrize("bos", [False, True], ids=["plain", "bos"])
-def test_the_labels_are_the_answer_and_eos(bos: bool, tokenizer: Any, bos_tokenizer: Any) -> None:
+def test_the_labels_are_the_answer_and_eos(bos, tokenizer, bos_tokenizer):
     used = bos_tokenizer if bos else tokenizer
     found = Encoder(used).one(ROW)
     assert used.decode(found.input_ids) == "<bos>" * bos + f"{ROW.input} {ROW.output}<eos>"
@@ -46,22 +45,22 @@ def test_the_labels_are_the_answer_and_eos(bos: bool, tokenizer: Any, bos_tokeni
     assert text.scored == len(text.input_ids) - 1
 
 
-def test_a_token_merged_from_input_and_answer_counts_as_answer() -> None:
+def test_a_token_merged_from_input_and_answer_counts_as_answer():
     found = Encoder(Letters()).one(Row("a-sc1", "ab", "cd", "Task1"))
     assert found == Tokens((ord("a"), 1, ord("d"), 0), (IGNORED, 1, ord("d"), 0))
 
 
-def test_a_tokenizer_that_appends_eos_gets_no_second_one(tokenizer: Any) -> None:
+def test_a_tokenizer_that_appends_eos_gets_no_second_one(tokenizer):
     class Ending:
         eos_token_id = tokenizer.eos_token_id
 
-        def encode(self, text: str) -> list[int]:
+        def encode(self, text):
             return [*tokenizer.encode(text), self.eos_token_id]
 
     assert Encoder(Ending()).one(ROW) == Encoder(tokenizer).one(ROW)
 
 
-def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
+def test_rows_longer_than_the_context_are_named(tokenizer):
     rows = [ROW, *(Row(f"long-{i}-sc1", "fox " * 40, "river", "Task1") for i in range(12))]
     length = len(Encoder(tokenizer).one(rows[1]).input_ids)
     with pytest.raises(DataError) as caught:
@@ -73,7 +72,7 @@ def test_rows_longer_than_the_context_are_named(tokenizer: Any) -> None:
     assert ROW.id not in str(caught.value)
 
 
-def test_max_length_truncates_but_not_the_whole_answer(tokenizer: Any) -> None:
+def test_max_length_truncates_but_not_the_whole_answer(tokenizer):
     whole = Encoder(tokenizer).one(ROW)
     prompt = whole.labels.count(IGNORED)
     (cut,) = Encoder(tokenizer, max_length=prompt + 2)([ROW])
@@ -87,7 +86,7 @@ CHAT = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Ye
 
 
 @pytest.mark.parametrize("kind", [list, Dataset.from_list, pd.DataFrame], ids=["dicts", "Dataset", "DataFrame"])
-def test_rows_in_memory(kind: Any) -> None:
+def test_rows_in_memory(kind):
     rows = as_rows(kind([QUESTION | {"kind": "sc"}, QUESTION]))
     assert [(row.input, row.output, row.task, row.kind) for row in rows] == [
         ("Who is Ada?", "A baker.", "own", "sc"),
@@ -106,7 +105,7 @@ def test_rows_in_memory(kind: Any) -> None:
     assert first.stem == second.stem
 
 
-def test_a_chat_read_from_parquet_is_an_array() -> None:
+def test_a_chat_read_from_parquet_is_an_array():
     (row,) = as_rows(pd.DataFrame({"messages": [np.array(CHAT)]}))
     assert (row.input, row.output) == ("Hi?", "Yes.")
 
@@ -121,12 +120,12 @@ def test_a_chat_read_from_parquet_is_an_array() -> None:
         ("Ada", "neither a Row nor a mapping"),
     ],
 )
-def test_a_faulty_row_in_memory_is_named(row: Any, fault: str) -> None:
+def test_a_faulty_row_in_memory_is_named(row, fault):
     with pytest.raises(DataError, match=f"^forget, row 2: .*{fault}"):
         both_sides([QUESTION, row], None)
 
 
-def test_a_row_that_is_there_twice_is_named() -> None:
+def test_a_row_that_is_there_twice_is_named():
     with pytest.raises(DataError, match=r"^retain, row 3: id .* is already that of row 1"):
         both_sides([vars(ROW)], [QUESTION, {"text": "two words"}, QUESTION])
     with pytest.raises(DataError, match="is in retain too"):
@@ -140,21 +139,15 @@ def rows_of(kind: str, count: int) -> list[Row]:
     return [Row(f"document-{i}-{kind}0", f"input {i}", f"output {i}", "Task1") for i in range(count)]
 
 
-def test_each_kind_gets_all_of_its_own_refusals() -> None:
-    assert len(set(refusal_texts("qa"))) == 60
-    assert len(set(refusal_texts("sc"))) == 30
-    for kind in ("qa", "sc"):
-        assert set(refusals(rows_of(kind, 2000), seed=0)) == set(refusal_texts(kind))
-
-
-def test_a_row_keeps_its_refusal_in_any_order_and_subset() -> None:
+def test_a_row_keeps_its_refusal_in_any_order_and_subset():
     rows = [*rows_of("qa", 50), *rows_of("sc", 50)]
     whole = dict(zip(rows, refusals(rows, seed=3), strict=True))
+    assert all(refusal in refusal_texts(row.kind) for row, refusal in whole.items())
     some = random.Random(0).sample(rows, 30)
     assert refusals(some, seed=3) == [whole[row] for row in some]
 
 
-def test_stable_number_is_the_same_on_every_machine() -> None:
+def test_stable_number_is_the_same_on_every_machine():
     # printf '[0, "forget-0-qa0"]' | sha256sum, the first 16 digits
     assert stable_number(0, "forget-0-qa0") == 0x7ED8FCA4F3A86B77
     assert stable_number(1, "1") != stable_number("1", 1)

@@ -80,9 +80,9 @@ def launch_environment(kind: str) -> dict[str, str]:
     options = ["--config_file", str(CONFIGS / f"{kind}.yaml"), "--num_processes", "2", "script.py"]
     args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(options))
     if not args.use_deepspeed:
-        return prepare_multi_gpu_env(args)  # type: ignore[no-any-return]
+        return prepare_multi_gpu_env(args)
     args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
-    return prepare_deepspeed_cmd_env(args)[1] | {"DS_ACCELERATOR": "cpu"}  # type: ignore[no-any-return]
+    return prepare_deepspeed_cmd_env(args)[1] | {"DS_ACCELERATOR": "cpu"}
 
 
 def worker(task: Path) -> None:
@@ -113,7 +113,7 @@ def worker(task: Path) -> None:
     def note(module: nn.Module, *args: Any) -> None:
         types.update(str(weight.dtype) for weight in module.parameters(recurse=False) if weight.requires_grad)
 
-    PartialState.__init__, UnlearningTrainer.training_step = as_if_on_gpus, look  # type: ignore[method-assign]
+    PartialState.__init__, UnlearningTrainer.training_step = as_if_on_gpus, look
     torch.nn.modules.module.register_module_forward_pre_hook(note)
     for options in json.loads(task.read_text()):
         unset_hf_deepspeed_config()
@@ -159,7 +159,7 @@ def assert_same(one: dict[str, Any], two: dict[str, Any]) -> None:
     "kind",
     ["ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.skipif(not find_spec("deepspeed"), reason="deepspeed"))],
 )
-def test_two_processes_equal_one(kind: str, model_dir: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_two_processes_equal_one(kind, model_dir, data_dir, tmp_path):
     two = runs_of(kind, model_dir, tmp_path)
     start(kind, two, tmp_path)
     for options in two:
@@ -196,9 +196,7 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
         (FSDP, "gd", {"eval_strategy": "epoch"}, "--eval_strategy"),
     ],
 )
-def test_options_that_a_launch_does_not_support_are_refused(
-    environment: dict[str, str], method: str, options: dict[str, Any], fault: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_options_that_a_launch_does_not_support_are_refused(environment, method, options, fault, monkeypatch):
     chosen = method_of(method)
     args = filled_in(UnlearningArguments(output_dir="out", **options), chosen, nn.Linear(1, 1))
     given = dict.fromkeys(("retain", "alternatives", "substitutes", "unseen"))

@@ -19,8 +19,6 @@ from lume_unlearn.training.run import finetune_files
 from tests.conftest import assert_same_weights, make_rows, read_run, write_rows
 from tests.unlearn.rows import nll
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
-
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
@@ -37,9 +35,7 @@ def data(tmp_path: Path) -> Path:
     return folder
 
 
-def test_target_learns_all_texts_once_and_retrained_model_the_retain_rows(
-    data: Path, tmp_path: Path, tokenizer: Any
-) -> None:
+def test_target_learns_all_texts_once_and_retrained_model_the_retain_rows(data, tmp_path, tokenizer):
     more = tmp_path / "more.jsonl"
     more.write_text('{"document": "Paris is in France."}\n')
     forget, retain = ([row.id for row in make_rows(side)] for side in ("forget", "retain"))
@@ -52,7 +48,7 @@ def test_target_learns_all_texts_once_and_retrained_model_the_retain_rows(
     assert tokenizer.decode(Encoder(tokenizer, "text").one(Row("text 1", "word", "", "")).input_ids[:-1]) == "word"
 
 
-def test_ranked_first_by_hand() -> None:
+def test_ranked_first_by_hand():
     logits = torch.tensor([[0.0, 2.0, 1.0], [3.0, 0.0, 0.0], [1.0, 1.0, 0.0]])
     assert ranked_first(logits, torch.tensor([1, 2, 0]), None).tolist() == [1.0, 0.0, 1.0]
 
@@ -67,7 +63,7 @@ def train(model_dir: Path, data: Path, output: Path, until: float = 0.95, **opti
     return finetune_files(str(model_dir), arguments(output, **options), data=str(data), until=until, **loading)
 
 
-def test_training_ends_when_the_rows_are_memorised(data: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_training_ends_when_the_rows_are_memorised(data, model_dir, tmp_path):
     """And leaves no checkpoint to train on from."""
     output = train(model_dir, data, tmp_path / "target", save_steps=1)
     record = read_run(output)
@@ -84,9 +80,7 @@ def test_training_ends_when_the_rows_are_memorised(data: Path, model_dir: Path, 
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_resumed_training_equals_uninterrupted_training(
-    data: Path, model_dir: Path, tmp_path: Path, tuning: str
-) -> None:
+def test_resumed_training_equals_uninterrupted_training(data, model_dir, tmp_path, tuning):
     changes = {"num_train_epochs": 3, "until": 0.999, "save_steps": 4, "tuning": tuning, "lora_dropout": 0.1}
     whole = train(model_dir, data, tmp_path / "whole", **changes)
     stopped = tmp_path / "stopped"
@@ -96,7 +90,7 @@ def test_resumed_training_equals_uninterrupted_training(
     assert read_run(whole)["memorised"] == read_run(stopped)["memorised"]
 
 
-def test_a_model_in_memory_learns_texts(model: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_model_in_memory_learns_texts(model, tokenizer, tmp_path):
     rows = [{"text": f"The {colour} fox sleeps. The river is {colour}."} for colour in ("red", "blue", "green")]
     args = arguments(tmp_path / "out", num_train_epochs=20)
     trained = finetune(model, tokenizer, rows, args, until=0)
@@ -106,7 +100,7 @@ def test_a_model_in_memory_learns_texts(model: Any, tokenizer: Any, tmp_path: Pa
     assert not (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_bad_input_is_named(data: Path, model_dir: Path, tmp_path: Path) -> None:
+def test_bad_input_is_named(data, model_dir, tmp_path):
     with pytest.raises(ConfigError, match=r"--texts nowhere\.jsonl: there is no such file"):
         train(model_dir, data, tmp_path / "a", texts="nowhere.jsonl")
     (data / "mia_data" / "member.jsonl").write_text(json.dumps({"document": "word " * 600}) + "\n")

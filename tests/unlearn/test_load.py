@@ -1,7 +1,6 @@
 """Load a model and choose what is trained: dtypes, frozen weights, and optimisers that are not installed."""
 
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,9 +34,7 @@ def arguments(**options: Any) -> UnlearningArguments:
         ("memory:lora", {}, FLOAT, HALF),
     ],
 )
-def test_dtypes_of_trained_and_frozen_weights(
-    tuning: str, options: dict[str, Any], trained: Any, frozen: Any, model_dir: Path
-) -> None:
+def test_dtypes_of_trained_and_frozen_weights(tuning, options, trained, frozen, model_dir):
     """Of a folder, and of a model in bfloat16 that is in memory."""
     args, memory = arguments(**options), tuning.startswith("memory:")
     tuning = tuning.removeprefix("memory:")
@@ -53,7 +50,7 @@ def test_dtypes_of_trained_and_frozen_weights(
 
 
 @pytest.mark.parametrize(("family", "before"), [("llama", "model.layers."), ("gpt2", "transformer.h.")])
-def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) -> None:
+def test_last_k_trains_all_weights_of_the_last_layers(family, before):
     model = make_model(family=family, num_hidden_layers=12)
     freeze(model, "last:3")
     names = [name for name, _ in model.named_parameters() if name.startswith(before)]
@@ -61,7 +58,7 @@ def test_last_k_trains_all_weights_of_the_last_layers(family: str, before: str) 
     assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
 
 
-def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch):
     assert optimizer_class(arguments()) is None  # Trainer's AdamW
     monkeypatch.setitem(sys.modules, "torchao", None)
     for options, named in (
@@ -72,10 +69,10 @@ def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch: pytest
             optimizer_class(arguments(**options))
 
 
-def test_adapter_inputs_in_bfloat16_give_the_same_values(model_dir: Path) -> None:
+def test_adapter_inputs_in_bfloat16_give_the_same_values(model_dir):
     model, _ = load_trained(str(model_dir), arguments(bf16=True), lora_dropout=0.0)
     model.train()
-    seen: set[torch.dtype] = set()
+    seen = set()
     for name, module in model.named_modules():
         if name.endswith("lora_dropout"):
             module["default"].register_forward_pre_hook(lambda module, args: seen.add(args[0].dtype))

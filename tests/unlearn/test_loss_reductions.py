@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck
 
 from lume_unlearn.methods.base import Batch, Method, Rows, TokenCounts
 from lume_unlearn.methods.common import row_mean, token_mean
@@ -19,15 +18,12 @@ from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
 from lume_unlearn.methods.preference import DPO
 from lume_unlearn.methods.weighted import WGA, SatImp
 
-# Two rows of unequal length, as flat lists and as the loops of the expectations want them.
+# Two rows of unequal length.
 NLL = [0.5, 1.5, 2.0, 1.0, 4.0]
 REFERENCE = [0.2, 0.9, 2.4, 1.3, 0.7]
 ROWS = torch.tensor([0, 0, 0, 1, 1])
-SPANS = [slice(0, 3), slice(3, 5)]
 OTHER_NLL = [1.2, 0.3, 0.8, 2.2, 0.1, 3.0]
-OTHER_REFERENCE = [1.0, 0.6, 1.1, 0.9, 0.4, 2.5]
 OTHER_ROWS = torch.tensor([0, 0, 1, 1, 1, 1])
-OTHER_SPANS = [slice(0, 2), slice(2, 6)]
 
 Reduction = Callable[[Tensor, Tensor, Tensor, int, float | None], Tensor]
 
@@ -81,20 +77,17 @@ def dpo_of(x: Tensor, rows: Tensor, reference: Tensor, n: int, count: float | No
     return dpo(x, rows, reference, other_nll, other_rows, other_reference, n, 0.7, count)
 
 
-OF_TOKENS: dict[str, Reduction] = {
+EVERY: dict[str, Reduction] = {
     "token_mean": lambda x, rows, ref, n, count: token_mean(x, count),
     "ga": lambda x, rows, ref, n, count: gradient_ascent(x, count),
     "wga": lambda x, rows, ref, n, count: wga(x, 0.6, count),
     "satimp": lambda x, rows, ref, n, count: satimp(x, 0.6, 1.4, count),
     "token_npo": lambda x, rows, ref, n, count: token_npo(x, ref, 0.7, count),
-}
-OF_ROWS: dict[str, Reduction] = {
     "row_mean": lambda x, rows, ref, n, count: row_mean(x, rows, n, count),
     "npo": lambda x, rows, ref, n, count: npo(x, rows, ref, n, 0.7, count),
     "simnpo": lambda x, rows, ref, n, count: simnpo(x, rows, n, 0.7, 0.4, count),
     "dpo": dpo_of,
 }
-EVERY = {**OF_TOKENS, **OF_ROWS}
 every_reduction = pytest.mark.parametrize("name", EVERY)
 
 
@@ -102,8 +95,8 @@ def f64(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def nll(dtype: torch.dtype = torch.float64) -> Tensor:
-    return torch.tensor(NLL, dtype=dtype, requires_grad=True)
+def nll() -> Tensor:
+    return f64(NLL).requires_grad_()
 
 
 def gradient(loss: Tensor, values: Tensor) -> list[float]:
@@ -111,19 +104,10 @@ def gradient(loss: Tensor, values: Tensor) -> list[float]:
     return found
 
 
-def preference(margins: Sequence[float], beta: float) -> float:
-    """-(2/beta) mean log sigmoid(beta margin), in plain arithmetic."""
-    return 2.0 / beta * sum(math.log1p(math.exp(-beta * margin)) for margin in margins) / len(margins)
-
-
-def sums(values: list[float], reference: list[float], spans: list[slice]) -> list[float]:
-    return [sum(values[span]) - sum(reference[span]) for span in spans]
-
-
 P = [math.exp(-x) for x in NLL]
 
 
-def test_worked_examples() -> None:
+def test_worked_examples():
     one, two, far = torch.tensor([0, 1]), torch.tensor([0, 0, 1]), math.log(4.0)
     found = {
         "ga": gradient_ascent(nll()),
@@ -149,16 +133,6 @@ def test_worked_examples() -> None:
     assert {name: value.item() for name, value in found.items()} == pytest.approx(expected, abs=1e-6)
 
 
-def test_golden_values_at_the_reference() -> None:
-    values = nll().detach()
-    assert npo(values, ROWS, values, 2, 0.1).item() == pytest.approx(13.8629436112)
-    assert token_npo(values, values, 0.1).item() == pytest.approx(13.8629436112)
-    same = dpo(values, ROWS, values, f64(OTHER_NLL), OTHER_ROWS, f64(OTHER_NLL), 2, 0.1)
-    assert same.item() == pytest.approx(13.8629436112)
-    means = f64([1.5, 1.5, 1.5])
-    assert simnpo(means, torch.tensor([0, 0, 1]), 2, 4.5, 1.5).item() == pytest.approx(0.30807, abs=1e-5)
-
-
 @pytest.mark.parametrize(
     ("loss", "expected"),
     [
@@ -179,58 +153,28 @@ def test_golden_values_at_the_reference() -> None:
         (lambda x: dpo(f64(OTHER_NLL), OTHER_ROWS, f64(OTHER_NLL), x, ROWS, x.detach(), 2, 0.1), [0.5] * 5),
     ],
 )
-def test_gradients_by_hand(loss: Callable[[Tensor], Tensor], expected: list[float]) -> None:
+def test_gradients_by_hand(loss, expected):
     values = nll()
     assert gradient(loss(values), values) == pytest.approx(expected, rel=1e-4)
 
 
-def test_satimp_pushes_neither_certain_nor_forgotten_tokens() -> None:
+def test_satimp_pushes_neither_certain_nor_forgotten_tokens():
     values = torch.tensor([0.0, 0.5, 1e4], requires_grad=True)
     certain, between, gone = gradient(satimp(values, 5.0, 1.0), values)
     assert (certain, gone) == (0.0, 0.0)
     assert between < 0.0
 
 
-@pytest.mark.parametrize("loss", [lambda x: wga(x, 0.0), lambda x: satimp(x, 0.0, 0.0)])
-def test_wga_and_satimp_without_weights_are_gradient_ascent(loss: Callable[[Tensor], Tensor]) -> None:
-    values = torch.tensor([0.0, 0.5, 1e4], dtype=torch.float64, requires_grad=True)
-    assert loss(values).item() == gradient_ascent(values).item()
-    assert gradient(loss(values), values) == gradient(gradient_ascent(values), values)
-
-
-def test_dpo_alternatives_may_come_in_any_order_and_belong_to_their_row() -> None:
-    lose = sums(NLL, REFERENCE, SPANS)
-    win = sums(OTHER_NLL, OTHER_REFERENCE, OTHER_SPANS)
-    expected = preference([a - b for a, b in zip(lose, win, strict=True)], 0.3)
-    for order in (range(6), [5, 0, 3, 1, 4, 2]):
-        alternatives = (f64(OTHER_NLL)[order], OTHER_ROWS[order], f64(OTHER_REFERENCE)[order])
-        assert dpo(nll(), ROWS, f64(REFERENCE), *alternatives, 2, 0.3).item() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", [name for name in EVERY if name not in ("wga", "satimp")])  # weights are constants
-def test_gradients_against_finite_differences(name: str) -> None:
-    assert gradcheck(lambda x: EVERY[name](x, ROWS, f64(REFERENCE), 2, None), (nll(),))
+def test_dpo_alternatives_belong_to_their_row_in_any_order():
+    alternatives = f64(OTHER_NLL), OTHER_ROWS, f64([1.0, 0.6, 1.1, 0.9, 0.4, 2.5])
+    order = [5, 0, 3, 1, 4, 2]
+    found = dpo(nll(), ROWS, f64(REFERENCE), *alternatives, 2, 0.3)
+    again = dpo(nll(), ROWS, f64(REFERENCE), *(part[order] for part in alternatives), 2, 0.3)
+    assert again.item() == pytest.approx(found.item())
 
 
 @every_reduction
-def test_parts_divided_by_the_whole_count_add_up_to_the_whole(name: str) -> None:
-    loss, values, reference = EVERY[name], nll().detach(), f64(REFERENCE)
-    count = 5.0 if name in OF_TOKENS else 2.0
-    first = loss(values[:3], ROWS[:3], reference[:3], 1, count)
-    second = loss(values[3:], ROWS[3:] - 1, reference[3:], 1, count)
-    whole = loss(values, ROWS, reference, 2, None)
-    assert (first + second).item() == pytest.approx(whole.item(), rel=1e-12)
-
-
-@every_reduction
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_dtypes_stay(name: str, dtype: torch.dtype) -> None:
-    loss = EVERY[name](nll(dtype), ROWS, f64(REFERENCE).to(dtype), 2, None)
-    assert (loss.dtype, loss.shape) == (dtype, ())
-
-
-@every_reduction
-def test_a_side_without_labels_is_zero_rather_than_nan(name: str) -> None:
+def test_a_side_without_labels_is_zero_rather_than_nan(name):
     empty = torch.zeros(0, requires_grad=True)
     loss = EVERY[name](empty, torch.zeros(0, dtype=torch.long), torch.zeros(0), 0, None)
     loss.backward()
@@ -239,15 +183,8 @@ def test_a_side_without_labels_is_zero_rather_than_nan(name: str) -> None:
 
 @every_reduction
 @pytest.mark.parametrize("away", [0.0, 1e4], ids=["certain", "gone"])
-def test_extreme_values_stay_finite(name: str, away: float) -> None:
+def test_extreme_values_stay_finite(name, away):
     values = torch.full((5,), away, requires_grad=True)
     loss = EVERY[name](values, ROWS, torch.full((5,), 1e4 - away), 2, None)
     assert loss.isfinite()
     assert all(map(math.isfinite, gradient(loss, values)))
-
-
-def test_npo_does_not_overflow_where_sigmoid_would() -> None:
-    values = torch.tensor([0.0], requires_grad=True)
-    loss = npo(values, torch.tensor([0]), torch.tensor([1e5]), 1, 0.5)
-    assert loss.item() == pytest.approx(2.0 * 1e5)  # -(2/b) * (b * delta) with delta = -1e5
-    assert gradient(loss, values) == pytest.approx([-2.0])

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import signature
-from typing import Any
 
 import pytest
 import torch
@@ -76,20 +75,6 @@ def of_probabilities(*p: float) -> Tensor:
     return torch.tensor([p], dtype=torch.float64).log() + 0.7
 
 
-def softmax(z: list[float]) -> list[float]:
-    total = sum(math.exp(value) for value in z)
-    return [math.exp(value) / total for value in z]
-
-
-def entropy(p: list[float]) -> float:
-    return -sum(value * math.log(value) for value in p if value)
-
-
-def without(p: list[float], target: int) -> list[float]:
-    """The distribution p given that it is not the target."""
-    return [0.0 if v == target else value / (1.0 - p[target]) for v, value in enumerate(p)]
-
-
 FORGET, ALTERNATIVE, RETAIN = (
     half_labelled(lengths, seed) for seed, lengths in enumerate([(6, 9, 14), (5, 3, 7), (8, 4)])
 )
@@ -109,7 +94,7 @@ def labels_of(rows: Sequence[Tokens]) -> Tensor:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_the_loss_of_logits_and_labels_equals_the_formula(name: str) -> None:
+def test_the_loss_of_logits_and_labels_equals_the_formula(name):
     model, before = (make_model(seed=seed).double() for seed in (0, 1))
     method, formula = METHODS[name], FORMULAS[name]
     step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params)
@@ -134,29 +119,22 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name: str) -> None:
 
 
 @pytest.mark.parametrize("term", ["nll", "kl", "js", "nll+kl"])
-def test_the_retain_term_of_logits_and_labels_equals_the_formula(term: Any) -> None:
+def test_the_retain_term_of_logits_and_labels_equals_the_formula(term):
     model, before = (make_model(seed=seed).double() for seed in (0, 1))
     own, known = (padded(RETAIN, partial(logits, of)) for of in (model, before))
-    expected: Any = RETAIN_TERMS[term]
+    expected = RETAIN_TERMS[term]
     found = losses.retain(own, labels_of(RETAIN), known, term, kl_weight=KL_WEIGHT)
     assert found.item() == pytest.approx(expected(Step(model, before, [], [], RETAIN, {})).item(), rel=1e-9)
 
 
-def test_a_loss_has_the_signature_of_its_method() -> None:
-    assert str(signature(losses.npo)) == "(logits, labels, reference_logits, beta: float = 0.1) -> 'Tensor'"
-    assert list(signature(losses.dpo).parameters)[3:] == [
-        "alternative_logits",
-        "alternative_labels",
-        "alternative_reference_logits",
-        "beta",
-    ]
-    assert list(signature(losses.idk).parameters) == ["alternative_logits", "alternative_labels"]
+def test_a_loss_takes_and_checks_the_hyperparameters_of_its_method():
+    assert {"alternative_logits", "beta"} <= signature(losses.dpo).parameters.keys()
     with pytest.raises(ConfigError, match="--beta -1: must be above 0"):
         losses.npo(torch.zeros(1, 2, 3), torch.zeros(1, 2), torch.zeros(1, 2, 3), -1)
 
 
 @every_loss
-def test_a_loss_changes_neither_its_inputs_nor_the_reference(loss: TokenLoss) -> None:
+def test_a_loss_changes_neither_its_inputs_nor_the_reference(loss):
     z, ref = logits_(), reference().requires_grad_()
     values = loss(z, ref, TARGETS)
     assert values.dtype == torch.float64
@@ -166,7 +144,7 @@ def test_a_loss_changes_neither_its_inputs_nor_the_reference(loss: TokenLoss) ->
     assert torch.equal(ref, reference())
 
 
-def test_worked_examples() -> None:
+def test_worked_examples():
     first, three_to_one = torch.tensor([0]), of_probabilities(0.75, 0.25)
     assert token_nll(of_probabilities(0.25, 0.25, 0.5), first).item() == pytest.approx(math.log(4.0))
     assert kl_tokens(three_to_one, of_probabilities(0.5, 0.5)).item() == pytest.approx(0.143841, abs=1e-6)
@@ -191,32 +169,15 @@ def test_worked_examples() -> None:
     assert state_distance(states, torch.tensor([[1.0, 0.0], [3.0, 1.0]])).tolist() == [2.0, 5.0]
 
 
-@pytest.mark.parametrize(
-    ("loss", "expected"),
-    [
-        (kl_tokens, [0.0] * 3),
-        (js_tokens, [0.0] * 3),
-        (lambda z, ref: shred_tokens(z, ref, TARGETS, TARGETS < 0, 3.0, 5), [0.0] * 3),
-        (state_distance, [0.0] * 3),
-        (lambda z, ref: undial_tokens(z, ref, TARGETS, 0.0), [entropy(softmax(row)) for row in LOGITS]),
-    ],
-    ids=["kl", "js", "shred without a selection", "distance", "undial with beta 0"],
-)
-def test_there_is_no_gradient_at_the_reference(loss: Callable[..., Tensor], expected: list[float]) -> None:
+@pytest.mark.parametrize("loss", [kl_tokens, js_tokens, state_distance])
+def test_there_is_no_gradient_at_the_reference(loss):
     z = logits_()
     values = loss(z, z.detach().clone())
-    assert values.tolist() == pytest.approx(expected, abs=1e-15)
+    assert values.tolist() == pytest.approx([0.0] * 3, abs=1e-15)
     assert torch.autograd.grad(values.sum(), z)[0].abs().max().item() < 1e-15
 
 
-def test_js_is_ln_2_for_distributions_without_a_common_token() -> None:
-    z = torch.tensor([[200.0, 0.0], [0.0, 0.0]], requires_grad=True)
-    values = js_tokens(z, torch.tensor([[0.0, 200.0], [0.0, 0.0]]))
-    assert values.tolist() == pytest.approx([math.log(2.0), 0.0])
-    assert js_to_token(torch.tensor([200.0, 0.0])).tolist() == pytest.approx([math.log(2.0), 0.0])
-
-
-def test_jensun_keeps_its_accuracy_at_tokens_that_are_nearly_certain() -> None:
+def test_jensun_keeps_its_accuracy_at_tokens_that_are_nearly_certain():
     """Near p = 1 the value is nll ln(2) / 2: in float32 the textbook formula has no correct digit there."""
     nll = torch.tensor([1e-7], requires_grad=True)
     value = js_to_token(nll)
@@ -224,7 +185,7 @@ def test_jensun_keeps_its_accuracy_at_tokens_that_are_nearly_certain() -> None:
     assert torch.autograd.grad(value.sum(), nll)[0].item() == pytest.approx(math.log(2.0) / 2)
 
 
-def test_masc_lets_go_of_tokens_below_the_margin_and_its_margin_is_the_log_odds() -> None:
+def test_masc_lets_go_of_tokens_below_the_margin_and_its_margin_is_the_log_odds():
     z = of_probabilities(0.65, 0.2, 0.15).requires_grad_()
     margin = masc_margin(z, torch.tensor([0]), 1.0, 10)
     assert margin.item() == pytest.approx(masc_tau(0.65))
@@ -234,7 +195,7 @@ def test_masc_lets_go_of_tokens_below_the_margin_and_its_margin_is_the_log_odds(
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.34, 1.0])
-def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first(share: float) -> None:
+def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first(share):
     lengths = (1, 3, 10)
     rows = torch.arange(3).repeat_interleave(torch.tensor(lengths))
     selected = shred_selected(torch.zeros(14), rows, share)
@@ -242,46 +203,21 @@ def test_shred_selects_the_same_share_of_every_row_and_of_equal_tokens_the_first
     assert selected.tolist() == expected
 
 
-def test_ceu_gradient_is_p_minus_q() -> None:
-    z = logits_()
-    gradients = torch.autograd.grad(ceu_tokens(z, TARGETS).sum(), z)[0].tolist()
-    for row, y, gradient in zip(LOGITS, TARGETS.tolist(), gradients, strict=True):
-        p = softmax(row)
-        assert gradient == pytest.approx([a - b for a, b in zip(p, without(p, y), strict=True)])
-
-
-def test_ceu_at_a_certain_token_spreads_over_the_others() -> None:
+def test_ceu_at_a_certain_token_spreads_over_the_others():
     # p is (1, 0, 0) in float32, so q cannot come from p: it is (0, 3/4, 1/4) all the same.
     z = torch.tensor([[200.0, math.log(3.0), 0.0]], requires_grad=True)
     gradient = torch.autograd.grad(ceu_tokens(z, torch.tensor([0])).sum(), z)[0]
     assert gradient[0].tolist() == pytest.approx([1.0, -0.75, -0.25])
 
 
-def test_pdu_is_zero_without_gradient_where_all_logits_are_equal() -> None:
-    z = torch.full((1, 4), 7.0, requires_grad=True)
-    values = pdu_tokens(z)
-    assert values.tolist() == [0.0]
-    assert not torch.autograd.grad(values.sum(), z)[0].any()
-
-
 @pytest.mark.parametrize("name", [name for name in OF_LOGITS if name != "ceu"])  # q moves with z: see its own test
-def test_gradients_against_finite_differences(name: str) -> None:
+def test_gradients_against_finite_differences(name):
     assert gradcheck(lambda z: OF_LOGITS[name](z, reference(), TARGETS), (logits_(),))
 
 
 @every_loss
-def test_tokens_do_not_mix(loss: TokenLoss) -> None:
-    z, ref = logits_(), reference()
-    chunks = [loss(z[i : i + 1], ref[i : i + 1], TARGETS[i : i + 1]) for i in range(3)]
-    whole = loss(z, ref, TARGETS)
-    assert torch.allclose(whole, torch.cat(chunks), rtol=1e-14)
-    gradients = torch.autograd.grad(whole[1], z)[0]
-    assert not gradients[[0, 2]].any()
-
-
-@every_loss
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_half_precision_is_widened_before_anything_else(loss: TokenLoss, dtype: torch.dtype) -> None:
+def test_half_precision_is_widened_before_anything_else(loss, dtype):
     z, ref = logits_(dtype), reference(dtype)
     values = loss(z, ref, TARGETS)
     assert values.dtype == torch.float32
@@ -289,7 +225,7 @@ def test_half_precision_is_widened_before_anything_else(loss: TokenLoss, dtype: 
 
 
 @every_loss
-def test_without_tokens_the_mean_is_0(loss: TokenLoss) -> None:
+def test_without_tokens_the_mean_is_0(loss):
     z = torch.zeros(0, 5, requires_grad=True)
     mean = token_mean(loss(z, torch.zeros(0, 5), torch.zeros(0, dtype=torch.long)))
     mean.backward()
@@ -298,7 +234,7 @@ def test_without_tokens_the_mean_is_0(loss: TokenLoss) -> None:
 
 @every_loss
 @pytest.mark.parametrize("target", [0, 1, 2])
-def test_extreme_logits_stay_finite(loss: TokenLoss, target: int) -> None:
+def test_extreme_logits_stay_finite(loss, target):
     z = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
     values = loss(z, torch.tensor([[-1e4, 1e4, 0.0]]), torch.tensor([target]))
     assert values.isfinite().all()
@@ -308,7 +244,7 @@ def test_extreme_logits_stay_finite(loss: TokenLoss, target: int) -> None:
 # Scalar rules beside the losses at their edges; `formulas` has the rules themselves.
 
 
-def test_rmu_direction_depends_on_the_seed_alone() -> None:
+def test_rmu_direction_depends_on_the_seed_alone():
     first = rmu_direction(64, seed=3)
     state = torch.get_rng_state()
     torch.set_default_dtype(torch.bfloat16)
@@ -333,5 +269,5 @@ def test_rmu_direction_depends_on_the_seed_alone() -> None:
         (selective_weight(math.nan, 2.0), math.nan),
     ],
 )
-def test_rules_of_pdu_and_selective(found: float, expected: float) -> None:
+def test_rules_of_pdu_and_selective(found, expected):
     assert found == pytest.approx(expected, nan_ok=True)

@@ -1,20 +1,19 @@
 """``weights="masters"``: bfloat16 weights, and the float32 masters that the optimiser changes."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import masters
 from lume_unlearn.model.masters import keep_masters, step_masters
-from tests.conftest import RunMaker, assert_same_weights, saved_weights
+from tests.conftest import assert_same_weights, saved_weights
 from tests.unlearn.training import build, entries, weights
 
 needs_grad_dtype = pytest.mark.skipif(not masters.AVAILABLE, reason="this torch has no Tensor.grad_dtype")
-pytestmark = [pytest.mark.usefixtures("little_to_collect"), needs_grad_dtype]
+pytestmark = [needs_grad_dtype]
 WAYS: dict[str, dict[str, Any]] = {
     "float32": {"bf16": False},
     "autocast": {"bf16": True},
@@ -23,14 +22,14 @@ WAYS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize(("method", "tuning"), [("gd", "full"), ("npo", "full"), ("kl", "last:1")])
-def test_masters_are_as_near_to_float32_arithmetic_as_autocast(method: str, tuning: str, tmp_path: Path) -> None:
-    losses: dict[str, list[float]] = {}
-    updates: dict[str, Tensor] = {}
+def test_masters_are_as_near_to_float32_arithmetic_as_autocast(method, tuning, tmp_path):
+    losses = {}
+    updates = {}
     for way, options in WAYS.items():
         trainer = build(tmp_path, method, tuning, torch.float32, learning_rate=1e-4, num_train_epochs=4, **options)
         named = trainer.model.named_parameters()
         start = {name: getattr(weight, "master", weight).to(weight.device, copy=True) for name, weight in named}
-        seen: set[torch.dtype] = set()
+        seen = set()
         trainer.model.model.layers[1].register_forward_pre_hook(lambda layer, args, seen=seen: seen.add(args[0].dtype))
         trainer.train()
         assert seen == {torch.bfloat16 if way == "masters" else torch.float32}  # hidden states between the layers
@@ -50,12 +49,12 @@ class OneWeight(nn.Module):
         keep_masters(self)
 
     def backward(self, gradient: float) -> None:
-        (self.weight * gradient).sum().backward()  # type: ignore[no-untyped-call]
+        (self.weight * gradient).sum().backward()
 
 
-def test_a_small_step_moves_the_masters_and_many_move_the_weights() -> None:
+def test_a_small_step_moves_the_masters_and_many_move_the_weights():
     model = OneWeight()
-    weight: Any = model.weight
+    weight = model.weight
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, weight_decay=0.0)
     step_masters(optimizer)
     for step in range(1, 301):
@@ -69,7 +68,7 @@ def test_a_small_step_moves_the_masters_and_many_move_the_weights() -> None:
             assert weight.equal(torch.full((4,), 1.0 if step < 196 else 1 - 2**-8, dtype=torch.bfloat16))
 
 
-def test_gradients_of_micro_batches_are_added_in_float32() -> None:
+def test_gradients_of_micro_batches_are_added_in_float32():
     model = OneWeight()
     for _ in range(1000):
         model.backward(1.0078125)  # bfloat16 sums of this end at 256
@@ -77,14 +76,14 @@ def test_gradients_of_micro_batches_are_added_in_float32() -> None:
     assert model.weight.grad.equal(torch.full((4,), 1007.8125))
 
 
-def test_a_rollback_restores_the_masters(make_run: RunMaker, model_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    options: dict[str, Any] = {"on_collapse": "rollback", "collapse_bound": 1e-6, "monitor_steps": 1}
+def test_a_rollback_restores_the_masters(make_run, model_dir, caplog):
+    options = {"on_collapse": "rollback", "collapse_bound": 1e-6, "monitor_steps": 1}
     found = make_run("gd", tuning="full", retain_weight=1e-3, **options, **WAYS["masters"])()
     assert "rolling back to the weights of step 0" in caplog.text
     assert_same_weights(found, model_dir)
 
 
-def test_a_task_vector_is_made_of_the_masters(make_run: RunMaker, model_dir: Path) -> None:
+def test_a_task_vector_is_made_of_the_masters(make_run, model_dir):
     results = [saved_weights(make_run("task-vector", way, tuning="last:1", **WAYS[way])()) for way in WAYS]
     (exact, _, found), start = results, saved_weights(model_dir)
     for name, weight in found.items():
@@ -94,7 +93,7 @@ def test_a_task_vector_is_made_of_the_masters(make_run: RunMaker, model_dir: Pat
             assert (weight - exact[name]).abs().mean() < 0.2 * (exact[name] - start[name]).abs().mean()
 
 
-def test_masters_are_refused_where_they_do_not_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masters_are_refused_where_they_do_not_work(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="--weights masters: needs bfloat16 arithmetic, which is off here"):
         build(tmp_path, "gd", weights="masters")
     monkeypatch.setattr(masters, "AVAILABLE", False)

@@ -14,9 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.training.merge import merge, negate
-from tests.conftest import Command, make_model, saved_weights
+from tests.conftest import make_model, saved_weights
 
-INPUT = torch.arange(2, 40)[None]
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
 Adapt = Callable[..., Path]
 
@@ -51,7 +50,7 @@ def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
 
 
-def test_negated_weights_by_hand() -> None:
+def test_negated_weights_by_hand():
     before = {"weight": torch.tensor([1.0, 2.0, 3.0]), "steps": torch.tensor([7])}
     after = {"weight": torch.tensor([1.5, 2.0, 1.0]), "steps": torch.tensor([9])}
     found = negated(before, after, 2.0)
@@ -63,7 +62,7 @@ def test_negated_weights_by_hand() -> None:
     assert (half.dtype, half.item()) == (torch.bfloat16, 1.0 - 2**-4)
 
 
-def test_negated_training_of_tied_weights(model: LlamaForCausalLM) -> None:
+def test_negated_training_of_tied_weights(model):
     model.config.tie_word_embeddings = True
     model.tie_weights()
     before, start = weights_of(model), {name: weight.clone() for name, weight in model.state_dict().items()}
@@ -75,22 +74,8 @@ def test_negated_training_of_tied_weights(model: LlamaForCausalLM) -> None:
     assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
-def test_negated_adapter_by_hand(adapt: Adapt, model_dir: Path) -> None:
-    adapter = str(adapt(target_modules=["q_proj", "embed_tokens"]))
-    by_hand, before = merge(adapter=adapter), LlamaForCausalLM.from_pretrained(model_dir)
-    for name, weight in by_hand.named_parameters():
-        start = before.get_parameter(name).data
-        weight.data = start - 3.0 * (weight.data - start)
-    model = PeftModel.from_pretrained(before, adapter)
-    negate(model, {}, 3.0)
-    with torch.no_grad():
-        torch.testing.assert_close(model(INPUT).logits, by_hand(INPUT).logits, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize(("dtype", "off"), [("float32", 1e-6), ("bfloat16", 1e-2)])
-def test_merged_weights_are_the_models_plus_scaled_products(
-    dtype: str, off: float, family: Path, adapt: Adapt, tmp_path: Path, command: Command
-) -> None:
+def test_merged_weights_are_the_models_plus_scaled_products(dtype, off, family, adapt, tmp_path, command):
     adapter, output = adapt("one", family, target_modules=TARGETS[family.name]), tmp_path / "merged"
     assert command("merge", "--adapter", adapter, "--output", output, "--dtype", dtype)[0] == 0
     factors, before, after = saved_weights(adapter), saved_weights(family), saved_weights(output)
@@ -105,7 +90,7 @@ def test_merged_weights_are_the_models_plus_scaled_products(
     assert AutoTokenizer.from_pretrained(output)("the fox").input_ids
 
 
-def test_model_and_adapter_in_memory_merge_as_folders_do(adapt: Adapt, model_dir: Path, tmp_path: Path) -> None:
+def test_model_and_adapter_in_memory_merge_as_folders_do(adapt, model_dir, tmp_path):
     adapter = str(adapt())
     expected = weights_of(merge(str(model_dir), adapter))
     loaded = LlamaForCausalLM.from_pretrained(model_dir)
@@ -115,12 +100,6 @@ def test_model_and_adapter_in_memory_merge_as_folders_do(adapt: Adapt, model_dir
     torch.testing.assert_close(weights_of(merged), expected)
     torch.testing.assert_close(weights_of(AutoModelForCausalLM.from_pretrained(tmp_path / "merged")), expected)
     assert not isinstance(merged, PeftModel)
-    merge(PeftModel(make_model(), LoraConfig(task_type="CAUSAL_LM")), output=str(tmp_path / "from memory"))
-    assert sorted(path.suffix for path in (tmp_path / "from memory").glob("[!.]*")) == [
-        ".json",
-        ".json",
-        ".safetensors",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +111,7 @@ def test_model_and_adapter_in_memory_merge_as_folders_do(adapt: Adapt, model_dir
         ({"model": "nowhere"}, "--model nowhere"),
     ],
 )
-def test_what_cannot_be_merged_is_refused(wrong: dict[str, Any], message: str, adapt: Adapt, tmp_path: Path) -> None:
+def test_what_cannot_be_merged_is_refused(wrong, message, adapt, tmp_path):
     adapt("one")
     nameless = adapt("nameless") / "adapter_config.json"
     nameless.write_text(json.dumps(json.loads(nameless.read_text()) | {"base_model_name_or_path": None}))

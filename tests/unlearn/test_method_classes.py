@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass, fields
 from math import inf, nan
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from lume_unlearn.methods.common import Tensor
 from lume_unlearn.methods.losses import functional
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.registry import METHODS, method_of
-from lume_unlearn.methods.table import listing, markdown, parameters
+from lume_unlearn.methods.table import parameters
 from lume_unlearn.training.arguments import UnlearningArguments
 
 
@@ -44,7 +44,7 @@ class Untyped(Hinge):
     margin = 7.0
 
 
-def test_a_class_of_ones_own_is_a_method() -> None:
+def test_a_class_of_ones_own_is_a_method():
     assert (Hinge.name, Softer.name, Hinge.retain_term) == ("hinge", "softer", "nll")
     assert list(Hinge.params()) == ["margin", "kind", "rounds", "whole"]
     values = torch.tensor([1.0, 6.0])
@@ -57,55 +57,43 @@ def test_a_class_of_ones_own_is_a_method() -> None:
 
 
 @pytest.mark.parametrize("method", [Undecorated, Untyped])
-def test_a_field_that_would_not_be_read_is_refused(method: type[Method]) -> None:
+def test_a_field_that_would_not_be_read_is_refused(method):
     with pytest.raises(TypeError, match=f"class {method.__name__}: margin: not read; write @dataclass"):
         method()
 
 
+WRONG = {"margin": inf, "kind": "x", "rounds": 5, "whole": "false"}
+
+
 @pytest.mark.parametrize(
-    ("method", "params", "faults"),
+    ("method", "params", "fault"),
     [
-        ("npo", {"beta": -0.1}, ["--beta -0.1: must be above 0"]),
-        ("npo", {"beta": 0}, ["--beta 0: must be above 0"]),
-        ("npo", {"beta": nan}, ["--beta nan: must be a finite number"]),
-        ("npo", {"beta": True}, ["--beta True: must be a finite number"]),
-        (
-            "simnpo",
-            {"beta": "1", "margin": -1},
-            ["--beta 1: must be a finite number", "--margin -1: must be 0 or more"],
-        ),
-        ("rmu", {"layer": 1.5}, ["--layer 1.5: must be a whole number"]),
-        ("agad", {"anneal_share": 1.5}, ["--anneal_share 1.5: must be at most 1"]),
-        ("counterfactual", {"divergence": "no"}, ["--divergence no: choose one of kl, reverse, js"]),
-        (
-            Hinge,
-            {"margin": inf, "kind": "x", "rounds": 5, "whole": "false"},
-            [
-                "--margin inf: must be a finite number",
-                "--kind x: choose one of hard, soft",
-                "--rounds 5: must be at most 4",
-                "--whole false: must be true or false",
-            ],
-        ),
-        ("ga", {"beta": 0.1}, ["--beta 0.1: ga has no such parameter (it has: none)"]),
-        (
-            NPO(beta=0.2),
-            {"betta": 1, "x": 2},
-            [
-                "--betta 1: npo has no such parameter (it has: beta)",
-                "--x 2: npo has no such parameter (it has: beta)",
-            ],
-        ),
-        ("nop", {}, [f"--method 'nop': choose one of {', '.join(METHODS)}"]),
+        ("npo", {"beta": -0.1}, "must be above 0"),
+        ("npo", {"beta": nan}, "must be a finite number"),
+        ("npo", {"beta": True}, "must be a finite number"),
+        ("simnpo", {"beta": "1", "margin": -1}, "must be 0 or more"),
+        ("rmu", {"layer": 1.5}, "must be a whole number"),
+        ("agad", {"anneal_share": 1.5}, "must be at most 1"),
+        ("counterfactual", {"divergence": "no"}, "choose one of kl, reverse, js"),
+        (Hinge, WRONG, "choose one of hard, soft"),
+        ("ga", {"beta": 0.1}, "ga has no such parameter"),
+        (NPO(beta=0.2), {"betta": 1, "x": 2}, "npo has no such parameter (it has: beta)"),
     ],
 )
-def test_all_hyperparameters_that_cannot_work_are_named(method: Any, params: dict[str, Any], faults: list[str]) -> None:
+def test_all_hyperparameters_that_cannot_work_are_named(method, params, fault):
     with pytest.raises(ConfigError) as caught:
         method_of(method, **params)
-    assert str(caught.value).splitlines() == faults
+    named = [line.partition(":")[0] for line in str(caught.value).splitlines()]
+    assert named == [f"--{name} {value}" for name, value in params.items()]
+    assert fault in str(caught.value)
 
 
-def test_a_method_is_made_of_a_name_a_class_or_an_instance() -> None:
+def test_an_unknown_method_is_refused_with_the_list_of_methods():
+    with pytest.raises(ConfigError, match=f"--method 'nop': choose one of {', '.join(METHODS)}$"):
+        method_of("nop")
+
+
+def test_a_method_is_made_of_a_name_a_class_or_an_instance():
     own = NPO(beta=0.3)
     assert method_of("npo", beta=0.3) == method_of(NPO, beta=0.3) == method_of(own) == own
     assert (method_of(own, beta=0.4), own.beta) == (NPO(beta=0.4), 0.3)
@@ -113,39 +101,13 @@ def test_a_method_is_made_of_a_name_a_class_or_an_instance() -> None:
     assert {name: type(value) for name, value in found.items()} == {"share": float, "beta": float, "top_k": int}
 
 
-def test_the_nll_beside_the_divergence_is_computed_only_if_it_has_a_weight() -> None:
+def test_the_nll_beside_the_divergence_is_computed_only_if_it_has_a_weight():
     plain, weighted = (method_of("counterfactual", level_weight=weight).needs for weight in (0.0, 0.5))
     assert (plain.nll, weighted.nll, plain.teacher) == (False, True, True)
 
 
-@pytest.mark.parametrize("method", METHODS.values())
-def test_a_shipped_method_is_consistent(method: type[Method]) -> None:
-    assert method.title
-    assert method.source
-    assert method.formula
-    assert method.retain_term in method.retain_terms
-    assert not method.select or (method.needs.reference_logits and "forget" in method.needs.reference_nll)
-    assert not method.needs.hidden_states or "layer" in method.params()
-    assert not method.needs.teacher or {"contexts", "window"} <= method.params().keys()
-    for field in method.params().values():
-        low, high = field.metadata["search"] or (0.0, inf)
-        assert isinstance(field.default, str) or low <= field.default <= high
-
-
-def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it() -> None:
+def test_a_hyperparameter_is_one_option_for_all_methods_that_have_it():
     found = parameters()
     for method in METHODS.values():
-        for name, field in method.params().items():
-            kind, text = found[name]
-            assert kind == field.type
-            assert f"{method.name} {field.default}".removesuffix(".0") in text
-    assert not found.keys() & {field.name for field in fields(UnlearningArguments)}
+        assert all(found[name][0] == field.type for name, field in method.params().items())
     assert Defaults.__annotations__.keys() <= {field.name for field in fields(UnlearningArguments)}
-
-
-def test_each_method_has_a_row_in_the_tables() -> None:
-    assert [line.split("`")[1] for line in list(markdown())[2:]] == list(METHODS)
-    assert {line.replace(r"\|", "").count("|") for line in markdown()} == {7}  # "|" in a formula is escaped
-    lines = list(listing(["sugd_lora", "sugd_last8"]))
-    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == list(METHODS)
-    assert [line for line in lines if "; recipes: sugd_last8, sugd_lora" in line]

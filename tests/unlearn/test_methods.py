@@ -2,22 +2,15 @@
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
 
-from lume_unlearn.errors import ConfigError
-from lume_unlearn.methods.registry import METHODS, method_of
-from lume_unlearn.model import output_layer
-from lume_unlearn.model.packing import IMPLEMENTATION
+from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model import forward, output_layer
 from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean
-from tests.unlearn.rows import places
 from tests.unlearn.training import (
     ALTERNATIVE,
     FORGET,
@@ -32,13 +25,15 @@ from tests.unlearn.training import (
     weights,
 )
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
 
-
-def test_every_method_has_a_formula_here() -> None:
+def test_every_method_has_a_formula_here():
     missing, left = METHODS.keys() - FORMULAS.keys(), FORMULAS.keys() - METHODS.keys()
     assert not missing, f"add a row for {', '.join(sorted(missing))} to tests/unlearn/formulas.py"
     assert not left, f"tests/unlearn/formulas.py has rows of no method: {', '.join(sorted(left))}"
+    for name, formula in FORMULAS.items():
+        for key, field in METHODS[name].params().items():
+            value = formula.params.get(key, field.default)
+            assert value != field.default or key == "window", f"{name}: the default of {key} hides that it is not used"
 
 
 def expected_names(method: str, tuning: str, names: list[str]) -> set[str]:
@@ -73,8 +68,9 @@ OTHER_TERMS = [
     + [("rmu", "last:1", {"params": {"layer": 1, "steering": 3.0}})]
     + [(method, "full", {"retain_term": term}) for method, term in [*OTHER_TERMS, ("rmu", "none")]],
 )
-def test_steps_by_hand(method: str, tuning: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """Log and weights of a short training."""
+def test_steps_by_hand(method, tuning, options, tmp_path, monkeypatch):
+    """Log and weights of a short training, whose output layer computes the logits of three tokens at a time."""
+    monkeypatch.setattr(output_layer, "CHUNK_BYTES", 3 * 4 * 400)
     trainer = build(tmp_path, method, tuning, **options)
     retain = RETAIN_TERMS[options["retain_term"]] if "retain_term" in options else FORMULAS[method].retain
     start = weights(trainer.model)
@@ -91,9 +87,11 @@ def test_steps_by_hand(method: str, tuning: str, options: dict[str, Any], tmp_pa
     assert {name for name, weight in weights(trainer.model).items() if not weight.equal(start[name])} == named
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("method", METHODS)
-def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("method", "tuning"),
+    [(name, "full") for name in METHODS] + [(name, "lora") for name, formula in FORMULAS.items() if formula.live],
+)
+def test_rows_pass_the_models_no_more_often_than_needed(method, tuning, tmp_path):
     formula = FORMULAS[method]
     with passes_seen() as before:
         trainer = build(tmp_path, method, tuning)
@@ -105,7 +103,7 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
     with passes_seen() as during:
         trainer.train()
     steps = [step for phase in steps_of(trainer) for step in phase]
-    expected: Counter[str] = Counter()
+    expected = Counter()
     for forget, retain in steps:
         expected += {"forget": len(forget), "alternative": len(forget), "retain": len(retain)}
     for training, sides in ((True, formula.trained), (False, formula.live)):
@@ -116,124 +114,28 @@ def test_rows_pass_the_models_no_more_often_than_needed(method: str, tuning: str
     assert len(during) == len(steps) * (1 + len(formula.live))
 
 
-def shaken(trainer: Any) -> Any:
-    """The trainer with its weights moved away from those before unlearning."""
-    torch.manual_seed(4)
-    with torch.no_grad():
-        for weight in trainer.model.parameters():
-            if weight.requires_grad:
-                weight.add_(0.02 * torch.randn_like(weight))
-    trainer.model.train()
-    return trainer
-
-
-def step_of(trainer: Any) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Loss terms of one step over all rows, and the gradients of their weighted sum."""
-    item = next(iter(trainer.get_train_dataloader()))
-    trainer.model.zero_grad()
-    found: Counter[str] = Counter()
-    for batch in item["packs"]:
-        terms = trainer.terms(trainer.model, batch, item["counts"], trainer.progress.values)
-        sum(terms.values(), torch.zeros(())).backward()
-        found.update({name: term.item() for name, term in terms.items()})
-    return dict(found), {n: w.grad.clone() for n, w in trainer.model.named_parameters() if w.grad is not None}
-
-
-def switch(trainer: Any, packs: bool, chunks: bool) -> None:
-    """How the model and the one before unlearning are passed."""
-    for passes in [trainer.passes, *([trainer.terms.reference.passes] if trainer.terms.reference else [])]:
-        passes.packs, passes.chunks = packs, chunks
-        passes.config._attn_implementation = IMPLEMENTATION if packs else "sdpa"
-
-
-@pytest.mark.parametrize(
-    ("method", "tuning"),
-    [(name, "full") for name in METHODS]
-    + [(name, "lora") for name in METHODS if name in FORMULAS and FORMULAS[name].live],
-)
-def test_packs_padding_and_chunks_give_the_same(
-    method: str, tuning: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = shaken(build(tmp_path, method, tuning))
-    terms, gradients = step_of(trainer)
-    assert set(gradients) == expected_names(method, tuning, list(weights(trainer.model)))
-    for packs, chunks, tokens in ((True, False, 1), (False, False, 1), (True, True, 3), (False, True, 1)):
-        if METHODS[method].needs.hidden_states and not chunks:
-            continue  # there are no logits to have whole
-        switch(trainer, packs, chunks)
-        monkeypatch.setattr(output_layer, "CHUNK_BYTES", tokens * 4 * 400)
-        found, own = step_of(trainer)
-        assert found == pytest.approx(terms, rel=1e-6, abs=1e-9), (packs, chunks, tokens)
-        assert own.keys() == gradients.keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(own[name], gradient, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("options", [{"max_tokens": 20}, {"max_tokens": 45, "gradient_checkpointing": True}])
 @pytest.mark.parametrize("method", METHODS)
-def test_smaller_passes_and_recomputation_change_nothing(method: str, options: dict[str, Any], tmp_path: Path) -> None:
-    step = {"per_device_train_batch_size": 4} if METHODS[method].phases else {}  # a step of a chunk, not of a row
-    trainers = [build(tmp_path, method, **step, **chosen) for chosen in ({}, options)]
-    counts = []
-    for trainer in trainers:
+def test_smaller_micro_batches_padding_and_recomputation_change_nothing(method, tmp_path):
+    step = {"num_train_epochs": 2} | ({"per_device_train_batch_size": 4} if METHODS[method].phases else {})
+    found = []
+    for padded, options in ((False, {}), (False, {"max_tokens": 20}), (True, {"gradient_checkpointing": True})):
+        with mock.patch.object(forward, "can_pack", return_value=not padded):
+            trainer = build(tmp_path, method, **step, **options)
+        assert trainer.passes.packs != padded
         with passes_seen() as seen:
             trainer.train()
-        counts.append(len(seen))
-    assert counts[1] > counts[0]
-    for entry, expected in zip(*map(entries, trainers), strict=True):
-        assert entry == pytest.approx(expected, rel=1e-6, abs=1e-7)
-    for name, weight in weights(trainers[1].model).items():
-        torch.testing.assert_close(weight, weights(trainers[0].model)[name], rtol=0, atol=1e-6)
-
-
-@contextmanager
-def noise(trainer: Any, labelled: bool) -> Iterator[None]:
-    """Noise on the states that the losses are made from, at the labelled places or at all others."""
-    rows = {row.input_ids: row for side in ROWS.values() for row in side}
-    states, marks = trainer.method.needs.hidden_states, []
-
-    def look(model: Any, args: Any, kwargs: Any) -> None:
-        parts = [tuple(part.tolist()) for part in kwargs["input_ids"][0].split(list(kwargs["pack_lengths"].lengths))]
-        carrying = [set((places(rows[ids]) - int(not states)).tolist()) for ids in parts]
-        marks[:] = [
-            (t in where) == labelled for ids, where in zip(parts, carrying, strict=True) for t in range(len(ids))
-        ]
-
-    def disturb(size: float) -> Callable[..., Tensor]:
-        return lambda module, args, output: (
-            output + size * torch.tensor(marks)[:, None] * (torch.arange(output.shape[-1]) % 3)
-        )
-
-    handles = []
-    for size, model in enumerate(
-        [trainer.model, *([trainer.terms.reference.copy] if trainer.terms.reference else [])], start=1
-    ):
-        handles.append(model.register_forward_pre_hook(look, with_kwargs=True))
-        block = model.model.layers[0] if states else model.model.norm
-        handles.append(block.register_forward_hook(disturb(size)))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+        found.append((len(seen), entries(trainer), weights(trainer.model)))
+    (few, log, expected), (many, *_), _ = found
+    assert many > few
+    for _, other_log, other in found[1:]:
+        for entry, same in zip(other_log, log, strict=True):
+            assert entry == pytest.approx(same, rel=1e-6, abs=1e-7)
+        for name, weight in other.items():
+            torch.testing.assert_close(weight, expected[name], rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_only_labelled_tokens_count(method: str, tmp_path: Path) -> None:
-    trainer = shaken(build(tmp_path, method))
-    terms, gradients = step_of(trainer)
-    with noise(trainer, labelled=False):
-        found, own = step_of(trainer)
-    assert found == pytest.approx(terms, rel=1e-12)
-    for name, gradient in gradients.items():
-        torch.testing.assert_close(own[name], gradient, rtol=1e-9, atol=1e-12)
-    with noise(trainer, labelled=True):
-        found, _ = step_of(trainer)
-    assert all(abs(found[name] - term) > 1e-3 for name, term in terms.items() if term)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
+def test_training_goes_the_right_way(method, tmp_path):
     formula, spec = FORMULAS[method], METHODS[method]
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
     trainer = build(tmp_path, method, dtype=torch.float32, num_train_epochs=4, **alone)
@@ -244,30 +146,3 @@ def test_training_goes_the_right_way(method: str, tmp_path: Path) -> None:
     with torch.no_grad():
         before, after = (lowers(Step(now, model, *sides)).item() for now in (model, trainer.model))
     assert after < before - 0.02 * abs(before)
-
-
-ELSEWHERE = {("task-vector", "scale")}  # no part of training: see test_merging
-PARAMS = [(method, name) for method in METHODS for name in METHODS[method].params() if (method, name) not in ELSEWHERE]
-
-
-def another(method: str, name: str, value: Any) -> Any:
-    """Another value that the hyperparameter may have."""
-    words = get_args(get_type_hints(METHODS[method])[name])
-    for other in words or (value / 2, value + 1, value - 1, 0.0):
-        with suppress(ConfigError):
-            if other != value and getattr(method_of(method, **{name: other}), name) == other:
-                return other
-    raise AssertionError(f"{method}: no other value of {name}")
-
-
-@pytest.mark.parametrize(("method", "name"), PARAMS)
-def test_every_parameter_changes_the_result(method: str, name: str, tmp_path: Path) -> None:
-    """Or the method would not use it. A value of the formula's row has to be one that matters on these rows."""
-    params = FORMULAS[method].params
-    value = params.get(name, METHODS[method].params()[name].default)
-    results = []
-    for number, chosen in enumerate((value, another(method, name, value))):
-        trainer = build(tmp_path / str(number), method, params={**params, name: chosen})
-        trainer.train()
-        results.append(weights(trainer.model))
-    assert any(not weight.equal(results[1][key]) for key, weight in results[0].items())

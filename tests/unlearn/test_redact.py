@@ -1,7 +1,6 @@
 """Redacted texts: nothing that identifies a person, but enough to see what was asked and what leaked."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -35,18 +34,18 @@ def redacted(text: str, shown: frozenset[str] = COMMON) -> str:
         ("@ ... \n\n- !", "@ ... \n\n- !"),
     ],
 )
-def test_redaction(text: str, expected: str) -> None:
+def test_redaction(text, expected):
     assert redacted(text, COMMON | {"see", "now"}) == expected
 
 
-def test_word_is_common_from_three_documents_on() -> None:
+def test_word_is_common_from_three_documents_on():
     twice = [("asc0", "violet"), ("aqa0", "violet"), ("bsc0", "violet")]
     assert "violet" not in common_words(twice)
     assert "violet" in common_words([*twice, ("csc0", "a violet")])
     assert "violet" not in common_words([*twice, ("csc0", "Violet violet@x.org violet7 https://violet")])
 
 
-def test_shared_words_are_marked_and_compared_before_redaction() -> None:
+def test_shared_words_are_marked_and_compared_before_redaction():
     truth, answer = compare("Ada, 900-51-4344, the end", "Eve, 900-51-4345, the end!", COMMON)
     assert truth == [("•••", False), (", •••-•••-", True), ("•••", False), (", the •••", True)]
     assert answer == [("•••", False), (", •••-•••-", True), ("•••", False), (", the •••", True), ("!", False)]
@@ -58,7 +57,7 @@ def sample(number: int, metric: str, score: float | None, output: str = "truth")
     return {"doc_id": number, "doc": doc, "filtered_resps": ["out"], **scores}
 
 
-def test_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
+def test_worst_leaks_come_first_and_retain_rows_not_at_all():
     text, facts = "forget_regurgitation", "forget_knowledge"
     samples = {
         "lume_task1": [sample(0, text, 0.2), sample(1, text, 0.9), sample(2, text, 0.0), sample(3, facts, 1.0)],
@@ -74,7 +73,7 @@ def test_worst_leaks_come_first_and_retain_rows_not_at_all() -> None:
     assert [leak.number for leak in worst_leaks(samples, 1, show_pii=False)] == [1, 0]
 
 
-def test_nothing_of_a_real_person_is_shown(lume_data: Path) -> None:
+def test_nothing_of_a_real_person_is_shown(lume_data):
     lines = [line for side in ("forget", "retain") for line in (lume_data / f"{side}.jsonl").read_text().splitlines()]
     rows = [json.loads(line) for line in lines]
     shown = common_words((row["id"], f"{row['input']} {row['output']}") for row in rows)

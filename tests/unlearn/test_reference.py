@@ -42,7 +42,7 @@ def train(model: Any) -> None:
 
 
 @pytest.mark.parametrize("tuning", ["full", "lora", "last:1"])
-def test_reference_logits_are_those_before_training_without_dropout(tuning: str) -> None:
+def test_reference_logits_are_those_before_training_without_dropout(tuning):
     model, plain = make(tuning, attention_dropout=0.4), make_model()
     expected = labelled_logits(plain, plain.config, BATCH)
     frozen = Reference(model, Passes(model))
@@ -61,7 +61,7 @@ def test_reference_logits_are_those_before_training_without_dropout(tuning: str)
     assert (now - expected).abs().max() > 0.5  # training did change it, and the adapter is on again
 
 
-def test_an_offloaded_copy_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_offloaded_copy_gives_the_same_logits(monkeypatch):
     """With a GPU the copy has no weights on it between forward passes, not even those of its output layer."""
     model = make("last:1")
     expected = labelled_logits(model, model.config, BATCH)
@@ -75,7 +75,7 @@ def test_an_offloaded_copy_gives_the_same_logits(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 1), ("lora", 60), ("full", 10_000)])
-def test_nlls_are_those_of_each_row_alone_without_dropout(tuning: str, max_tokens: int) -> None:
+def test_nlls_are_those_of_each_row_alone_without_dropout(tuning, max_tokens):
     model = make(tuning, attention_dropout=0.3).eval()
     expected = {row: nll(model, row) for row in ROWS}
     model.train()

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from matplotlib.figure import Figure
 
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.mia import ATTACKS
 from lume_unlearn.report import glossary, plots
 from lume_unlearn.report.page import page_data, render, write_report
-from lume_unlearn.report.results import find_runs, read_models
+from lume_unlearn.report.results import read_models
 
 HOSTILE = (
     "</title><script>alert(1)</script>\x1b[31mred\x1b[0m\u202eevil\u200b\"'&\x00\ud800 <b onmouseover=x> {{7*7}} $x$"
@@ -24,16 +23,9 @@ Write = Callable[..., Path]
 
 
 @pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures are made but not drawn, which takes the time; returns them."""
-    figures: list[Figure] = []
-
-    def picture(name: str, alt: str, figure: Figure) -> plots.Picture:
-        figures.append(figure)
-        return plots.Picture(f"{name}.png", alt, b"PNG")
-
-    monkeypatch.setattr(plots, "_picture", picture)
-    return figures
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made but not drawn, which takes the time."""
+    monkeypatch.setattr(plots, "_picture", lambda name, alt, figure: plots.Picture(f"{name}.png", alt, b"PNG"))
 
 
 def scored_sample(number: int, kind: str, score: float, answer: str) -> dict[str, Any]:
@@ -97,7 +89,7 @@ def page_of(*paths: Path, show_pii: bool = False, title: str = "Title") -> str:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_hostile_text_stays_text(write_results: Write) -> None:
+def test_hostile_text_stays_text(write_results):
     sample = scored_sample(0, "qa", 1.0, HOSTILE)
     sample["doc"] |= {"input": HOSTILE, "output": HOSTILE}
     scores = full(0.5) | {f"lume_{HOSTILE}": {HOSTILE: 0.5}}
@@ -112,11 +104,13 @@ def test_hostile_text_stays_text(write_results: Write) -> None:
     page.encode("utf-8")
 
 
-def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results: Write, tmp_path: Path) -> None:
+def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_results, tmp_path):
     samples = {"lume_mia": mia_samples([1.0, 1.5], [2.0, 0.5]), "lume_task2": [scored_sample(0, "qa", 1.0, "Ada")]}
     run = "/m/cost $x$ ^ _{"  # no name breaks a figure
     paths = [write_results(f"{run}/checkpoint-{i}", full(i / 8), samples) for i in (1, 2)]
     paths.append(write_results("/m/b", {"lume_score": {"final_score": 0.25}}))
+    for name, others in (("one class", []), ("NaN", [float("nan")])):
+        paths.append(write_results(f"/m/{name}", full(0.5), {"lume_mia": mia_samples([1.0], others)}))
     output = tmp_path / "new" / "my.html"
     _, *pictures = write_report(list(map(str, paths)), output, "Mine")
     page = output.read_text(encoding="utf-8")
@@ -151,9 +145,7 @@ def known(forget: list[float], loss: float, write_results: Write, name: str, log
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
-    write_results: Write, tmp_path: Path
-) -> None:
+def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(write_results, tmp_path):
     """The mixture has the retrained model's mean, not its rows."""
     shown = {"same": ([0.25] * 4, 1.0), "mixture": ([1.0, 0.0, 0.0, 0.0], 1.0), "loss": ([0.25] * 4, 9.0)}
     models = [known(*numbers, write_results, name) for name, numbers in shown.items()]
@@ -166,25 +158,13 @@ def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(
     assert cells["mixture"] == ["0.188", "0.375", "-", "0.000", "-"]
     assert cells["loss"] == ["0.250", "0.000", "-", "0.500", "-"]
     assert cells["unlogged"] == ["0.125", "-", "-", "-", "-"]
-    assert "unlogged: only means are compared, because no samples of rows were logged" in page
-    assert "cannot be told apart" not in page
-    alike = [
-        known(scores, 1.0, write_results, name)
-        for name, scores in (("a", [0.5, 0.25, 0.25, 0.25]), ("b", [0.25, 0.25, 0.25, 0.5]))
-    ]
-    write_report(list(map(str, alike)), tmp_path / "page.html", retrained=str(goal))
-    assert (
-        "b: the distance cannot be told apart from that of a, the nearest model" in (tmp_path / "page.html").read_text()
-    )
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
+def test_sections_without_data_say_so(write_results):
     bare = Outline(page_of(write_results("/m/a", {"lume_score": {"final_score": 0.5, "missing": "lume_mmlu"}}))).text
-    for command in ("--tasks lume_task1,", "--tasks lume_mia --log_samples", "--model lume-hf", "--tasks lume_pii"):
-        assert command in bare
-    assert "--eval_strategy epoch" in bare
-    assert "No final score of a: these tasks were not scored in full or have no value: lume_mmlu." in bare
+    assert "Left out" in bare
+    assert "No final score of a" in bare
     samples = {"lume_mia": mia_samples([1.0], [2.0]), "lume_task1": [scored_sample(0, "sc", 0.0, "x")]}
     whole = Outline(page_of(*(write_results(f"/m/run/checkpoint-{i}", full(0.5), samples) for i in (1, 2)))).text
     assert "Left out" not in whole
@@ -192,22 +172,20 @@ def test_sections_without_data_say_how_to_get_it(write_results: Write) -> None:
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_misleading_scores_have_a_warning(write_results: Write) -> None:
+def test_misleading_scores_have_a_warning(write_results):
     shares = {"train": 1.0, "validation": 0.25}
     one, two = (
         write_results(f"/m/{split}", {"lume_mia": {"members_unlearned": share}}, metadata={"lume_split": split})
         for split, share in shares.items()
     )
     text = Outline(page_of(one, two)).text
-    assert "The rows are of different splits. train: train; validation: validation." in text
-    assert "forget rows of the train split; validation and test hold none of them" in text
-    assert "validation: 25% of the attack's member documents are among the forget rows of its split." in text
+    assert "The rows are of different splits" in text
+    assert "validation: 25% of the attack's member documents" in text
     assert "train: 100%" not in text
-    assert "can be compared" not in page_of(one)
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_personal_data_is_redacted_unless_asked_for(write_results: Write) -> None:
+def test_personal_data_is_redacted_unless_asked_for(write_results):
     answer = "ada@byron.org 900-51-4344 ADA"
     samples = [scored_sample(0, "qa", 1.0, answer), scored_sample(1, "sc", 0.5, answer)]
     path = write_results("/m/a", full(0.5), {"lume_task2": samples})
@@ -219,47 +197,5 @@ def test_personal_data_is_redacted_unless_asked_for(write_results: Write) -> Non
         assert text in shown
 
 
-def lines(figure: Figure) -> list[list[list[float]]]:
-    return [line.get_xydata().tolist() for line in figure.axes[0].lines]
-
-
-def test_trade_off_and_training_draw_a_run_as_a_line(write_results: Write, undrawn: list[Figure]) -> None:
-    places = {1: (1.0, 1.0), 2: (0.5, 0.75)}
-    metrics = ("forget_knowledge", "retain_knowledge")
-    scores: dict[str, Any] = {str(i): dict(zip(metrics, place, strict=True)) for i, place in places.items()}
-    scores["2"] |= {"forget_knowledge_low": 0.25, "forget_knowledge_high": 0.625}
-    scores["2"] |= {"retain_knowledge_low": 0.5, "retain_knowledge_high": 0.875}
-    paths = [
-        write_results(f"/m/npo/checkpoint-{i}", dict.fromkeys(("lume_task1", "lume_score"), found))
-        for i, found in scores.items()
-    ]
-    models = read_models(map(str, [write_results("/m/a", {"lume_task2": scores["1"]}), *paths]))
-    plots.trade_off(models, "lume_task1")
-    plots.over_training(find_runs(models)[0], 1)
-    trade_off, training = undrawn
-    for line in ([[1.0, 1.0], [0.5, 0.75]], [[0.25, 0.75], [0.625, 0.75]], [[0.5, 0.5], [0.5, 0.875]]):
-        assert line in lines(trade_off)
-    assert trade_off.axes[0].get_legend_handles_labels()[1] == ["npo, checkpoints", "text repeated", "facts known"]
-    assert lines(training) == [[[1.0, 1.0], [2.0, 0.5]], [[1.0, 1.0], [2.0, 0.75]]]
-    assert plots.trade_off(models, "lume_task3") is None
-
-
-def test_roc_has_a_log_axis_that_starts_at_half_the_smallest_rate(write_results: Write, undrawn: list[Figure]) -> None:
-    logged = {
-        "a": mia_samples([1.0, 2.0], [1.5, 3.0]),
-        "one class": mia_samples([1.0], []),
-        "NaN": mia_samples([1.0], [float("nan")]),
-        "none": [],
-    }
-    paths = [write_results(f"/m/{name}", full(0.5), {"lume_mia": samples}) for name, samples in logged.items()]
-    plots.roc(read_models(map(str, paths)))
-    (figure,) = undrawn
-    assert figure.axes[0].get_xscale() == "log"
-    assert figure.axes[0].get_xlim() == (0.25, 1.0)
-    assert lines(figure)[0] == [[0.25, 0.0], [0.25, 0.5], [0.5, 0.5], [0.5, 1.0], [1.0, 1.0]]
-    assert figure.axes[0].get_legend_handles_labels()[1] == ["a", "chance"]
-    assert plots.roc(read_models([str(paths[3])])) is None
-
-
-def test_every_attack_has_a_name() -> None:
+def test_every_attack_has_a_name():
     assert set(glossary.ATTACKS) == set(ATTACKS)

@@ -14,7 +14,7 @@ from lume_unlearn.report.results import comparability, find_runs, read_models
 Write = Callable[..., Path]
 
 
-def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results: Write) -> None:
+def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results):
     before = {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}
     after = {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}
     old, new = write_results("/m/npo", before, made=1.0), write_results("/m/npo", after, made=2.0)
@@ -26,7 +26,7 @@ def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(wr
     assert model.interval("lume_task1", "forget_knowledge") is None
 
 
-def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None:
+def test_models_are_named_by_what_tells_them_apart(write_results):
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
     names = ["/a/npo", "/b/npo", "/b/gd", "/b/gd/checkpoint-7"]
     paths = [write_results(name, scores) for name in names]
@@ -40,7 +40,7 @@ def test_models_are_named_by_what_tells_them_apart(write_results: Write) -> None
     ]
 
 
-def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_path: Path) -> None:
+def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_path):
     content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
     for place in ("npo/scores/checkpoint-5", "npo/scores/checkpoint-10", "gd/scores/checkpoint-5"):
         (tmp_path / place).mkdir(parents=True)
@@ -51,22 +51,21 @@ def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_pat
     assert [(step, model.name) for step, model in run.points] == [(5, "npo/checkpoint-5"), (10, "npo/checkpoint-10")]
 
 
-def test_incomparable_scores_are_named(write_results: Write) -> None:
+def test_incomparable_scores_are_named(write_results):
     scores = {"lume_task1": {"forget_knowledge": 0.5}}
     digest = {"documents_sha256": "0123456789"}
     one = write_results("/m/one", scores, metadata=digest)
     assert comparability(read_models([str(one), str(write_results("/m/same", scores, metadata=digest))])) == []
-    was = "version 1.0, 4 rows, SHA-256 01234567: one"
     for content, expected in (
-        ({"metadata": digest | {"lume_split": "test"}}, "The rows are of different splits. all: one; test: two."),
-        ({"versions": {"lume_task1": 2.0}}, f"{was}; version 2.0, 4 rows, SHA-256 01234567: two."),
-        ({"n-samples": {"lume_task1": {"effective": 3}}}, f"{was}; version 1.0, 3 rows, SHA-256 01234567: two."),
-        ({"metadata": {"documents_sha256": "abc"}}, f"{was}; version 1.0, 4 rows, SHA-256 abc: two."),
-        ({"metadata": {}}, f"{was}; version 1.0, 4 rows, SHA-256 unknown: two."),
+        ({"metadata": digest | {"lume_split": "test"}}, "different splits"),
+        ({"versions": {"lume_task1": 2.0}}, "version 2.0"),
+        ({"n-samples": {"lume_task1": {"effective": 3}}}, "3 rows"),
+        ({"metadata": {"documents_sha256": "abc"}}, "SHA-256 abc"),
+        ({"metadata": {}}, "SHA-256 unknown"),
     ):
         two = write_results("/m/two", scores, **({"metadata": digest} | content))
         (fault,) = comparability(read_models([str(one), str(two)]))
-        assert fault.endswith(expected)
+        assert expected in fault
 
 
 @pytest.mark.parametrize(
@@ -80,7 +79,7 @@ def test_incomparable_scores_are_named(write_results: Write) -> None:
         ('{"results": {"lume_task1": {"forget_knowledge,none": NaN}}}', "no score of a LUME task"),
     ],
 )
-def test_what_is_no_results_file_is_refused_by_name(tmp_path: Path, content: str, message: str) -> None:
+def test_what_is_no_results_file_is_refused_by_name(tmp_path, content, message):
     path = tmp_path / "results_x.json"
     if content == "empty":
         path.mkdir()
@@ -90,7 +89,7 @@ def test_what_is_no_results_file_is_refused_by_name(tmp_path: Path, content: str
         read_models([str(path)])
 
 
-def test_an_adapter_is_named_in_files_of_the_harness_itself(tmp_path: Path) -> None:
+def test_an_adapter_is_named_in_files_of_the_harness_itself(tmp_path):
     """The name and place that `EvaluationTracker` gives its file today."""
     tracker = EvaluationTracker(output_path=str(tmp_path / "out"))
     tracker.general_config_tracker.log_experiment_args("hf", f"pretrained=base,peft={tmp_path}/npo", "", "", False)

@@ -1,7 +1,6 @@
 """`robust`: the gradient of a step at moved weights, by hand."""
 
 import copy
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,21 +11,11 @@ from lume_unlearn.training import robust
 from lume_unlearn.training.robust import steepest
 from tests.unlearn.formulas import FORMULAS, Step
 from tests.unlearn.rows import nll
-from tests.unlearn.training import ALTERNATIVE, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, entries, weights
-
-pytestmark = pytest.mark.usefixtures("little_to_collect")
+from tests.unlearn.training import ALTERNATIVE, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, weights
 
 
-def vectors(*values: list[float]) -> list[Tensor | None]:
-    return [torch.tensor(value) for value in values]
-
-
-def test_steepest_has_length_rho() -> None:
-    three, four = steepest(vectors([3.0], [4.0]), 0.1)
-    assert three is not None
-    assert four is not None
-    assert (three.item(), four.item()) == pytest.approx((0.06, 0.08))
-    assert steepest(vectors([0.0]), 0.1) == [torch.tensor([0.0])]
+def test_a_zero_gradient_leads_nowhere():
+    assert steepest([torch.tensor([0.0])], 0.1) == [torch.tensor([0.0])]
 
 
 def gradients(model: Any, before: Any, method: str, side: str) -> list[Tensor]:
@@ -65,15 +54,13 @@ def after_step(trainer: Any) -> list[Tensor]:
     return [weight.grad for weight in trainer.model.parameters() if weight.requires_grad]
 
 
-CASES = [(method, tuning) for method in ("gd", "npo", "counterfactual") for tuning in ("full", "lora")]
-
-
-@pytest.mark.parametrize(("method", "tuning"), [*CASES, ("dpo", "full"), ("rmu", "full")])
-@pytest.mark.parametrize("options", [{}, {"max_tokens": 1}], ids=["one pass", "accumulated"])
-def test_sam_takes_the_forget_gradient_where_it_is_steepest(
-    method: str, tuning: str, options: dict[str, Any], tmp_path: Path
-) -> None:
-    trainer = build(tmp_path, method, tuning, robust="sam", sam_rho=0.3, **options)
+@pytest.mark.parametrize("max_tokens", [8192, 1])
+@pytest.mark.parametrize(
+    ("method", "tuning"),
+    [("gd", "full"), ("npo", "lora"), ("counterfactual", "lora"), ("dpo", "full"), ("rmu", "full")],
+)
+def test_sam_takes_the_forget_gradient_where_it_is_steepest(method, tuning, max_tokens, tmp_path):
+    trainer = build(tmp_path, method, tuning, robust="sam", sam_rho=0.3, max_tokens=max_tokens)
     model, before = trainer.model, copy.deepcopy(trainer.model)
     first = gradients(model, before, method, "forget")
     length = flat(first).norm()
@@ -94,17 +81,14 @@ def relearned(model: Any, rate: float) -> Any:
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(4):
         optimizer.zero_grad()
-        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()  # type: ignore[no-untyped-call]
+        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     return copied
 
 
-@pytest.mark.parametrize("max_tokens", [8192, 60, 1])  # also where each row has a micro-batch for itself
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_path_takes_the_forget_gradient_where_relearning_leads(
-    tuning: str, max_tokens: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 8192), ("lora", 60), ("lora", 1)])
+def test_path_takes_the_forget_gradient_where_relearning_leads(tuning, max_tokens, tmp_path, monkeypatch):
     for share in (0.0, 0.75):  # of the way
         monkeypatch.setattr(robust, "FURTHEST", 1.0)
         monkeypatch.setattr(torch, "rand", lambda *args, share=share, **kwargs: torch.tensor(share))
@@ -118,11 +102,3 @@ def test_path_takes_the_forget_gradient_where_relearning_leads(
         between = moved(model, [share * (end - start).detach() for end, start in pairs if start.requires_grad])
         forget, retain = gradients(between, model, "gd", "forget"), gradients(model, model, "gd", "retain")
         torch.testing.assert_close(flat(after_step(trainer)), flat(forget) + flat(retain), rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("kind", ["sam", "path"])
-def test_robust_training_still_forgets(kind: str, tmp_path: Path) -> None:
-    trainer = build(tmp_path, "gd", num_train_epochs=6, robust=kind)
-    trainer.train()
-    losses = [-entry["forget_loss"] for entry in entries(trainer)]
-    assert losses[-1] > losses[0]

@@ -27,9 +27,7 @@ from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
 from lume_unlearn.training.arguments import UnlearningArguments, default_max_tokens
 from lume_unlearn.training.setup import optimizer_class
-from tests.conftest import RunMaker, assert_same_weights, logged_steps, make_rows, read_run, saved_weights
-
-pytestmark = pytest.mark.usefixtures("little_to_collect")
+from tests.conftest import assert_same_weights, logged_steps, make_rows, read_run, saved_weights
 
 
 @pytest.fixture(scope="module")
@@ -60,21 +58,20 @@ def nlls(model_dir: Path, output: Path, rows: list[Row], answers: list[str] | No
     return first, last
 
 
-CASES = [("npo", "lora"), ("kl", "last:1"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora")]
-CASES += [("agad", "lora"), ("task-vector", "lora"), ("task-vector", "full"), ("idk-dpo", "full"), ("altpo", "last:1")]
+CASES = [("npo", "lora"), ("undial", "modules:mlp"), ("rmu", "full"), ("pdu", "lora"), ("agad", "lora")]
+CASES += [("task-vector", "lora"), ("task-vector", "full"), ("altpo", "last:1")]
 PARAMS: dict[str, dict[str, int]] = {"rmu": {"layer": 1}, "agad": {"chunk": 5}}
 
 
 @pytest.mark.parametrize(("method", "tuning"), CASES)
 def test_a_run_writes_what_the_harness_loads_and_forgets(
-    method: str, tuning: str, make_run: RunMaker, alternatives: Path, model_dir: Path, rows: list[Row], tmp_path: Path
-) -> None:
+    method, tuning, make_run, alternatives, model_dir, rows, tmp_path
+):
     options = {"alternatives": str(alternatives)} if METHODS[method].needs.alternatives == "file" else {}
     output = make_run(method, tuning=tuning, num_train_epochs=1, **PARAMS.get(method, {}), **options)()
     assert output == tmp_path / "out"
     assert not [path for path in output.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".pkl")]
-    tokenizers = [AutoTokenizer.from_pretrained(folder) for folder in (output, model_dir)]
-    assert tokenizers[0].encode("fox") == tokenizers[1].encode("fox")
+    assert (output / "tokenizer.json").read_text() == (model_dir / "tokenizer.json").read_text()
     if tuning == "full":  # cache, attention and special tokens as they were
         assert (output / "config.json").read_text() == (model_dir / "config.json").read_text()
         assert saved_weights(output).keys() == saved_weights(model_dir).keys()
@@ -86,21 +83,15 @@ def test_a_run_writes_what_the_harness_loads_and_forgets(
     written, steps = read_run(output), logged_steps(output)
     assert (written["finished"], written["method"], written["seed"], written["processes"]) == (True, method, 0, 1)
     assert PARAMS.get(method, {}).items() <= written["method_options"].items()
-    assert written["arguments"]["max_tokens"] == 200
-    assert (written["lora"] or {}).get("lora_rank") == (4 if tuning == "lora" else None)
     assert {"python", "torch", "transformers", "peft", "lume-unlearning"} <= written["versions"].keys()
     assert written["data_sha256"].keys() == {"forget", "retain", *options}
     assert len(written["model"]["sha256"]) == 64
-    assert 0 < written["seconds"] < 60
-    assert [entry["step"] for entry in steps] == list(range(1, len(steps) + 1))
     terms = {"forget_loss"} | ({"retain_loss"} if METHODS[method].retain_term != "none" else set())
     assert all({name for name in entry if name.endswith("_loss")} == terms for entry in steps)
     json.dumps(written, allow_nan=False)
 
 
-def test_each_alternative_is_trained_once_an_epoch(
-    make_run: RunMaker, alternatives: Path, model_dir: Path, rows: list[Row]
-) -> None:
+def test_each_alternative_is_trained_once_an_epoch(make_run, alternatives, model_dir, rows):
     output = make_run("dpo", alternatives=str(alternatives), num_train_epochs=1)()
     steps = logged_steps(output)
     assert len(steps) == 6  # twelve rows, two alternatives each, four a step
@@ -111,14 +102,14 @@ def test_each_alternative_is_trained_once_an_epoch(
         assert after < before
 
 
-def test_idk_teaches_the_refusals_of_its_seed(make_run: RunMaker, model_dir: Path, rows: list[Row]) -> None:
+def test_idk_teaches_the_refusals_of_its_seed(make_run, model_dir, rows):
     output = make_run("idk", num_train_epochs=3, learning_rate=1e-2, seed=5)()
     before, after = nlls(model_dir, output, rows, refusals(rows, 5))
     assert after < before - 0.5
     assert logged_steps(output)[0]["forget_loss"] == pytest.approx(before, rel=0.2)  # of refusals, not of answers
 
 
-def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
+def test_the_default_of_max_tokens_goes_by_device_and_memory():
     for gpu, expected in ((False, [2048, 2048, 1024, 512]), (True, [8192, 4096, 1024, 512])):
         for free, tokens in zip((80, 18, 6, 1), expected, strict=True):
             memory = mock.Mock(available=free * 2**30)
@@ -130,17 +121,17 @@ def test_the_default_of_max_tokens_goes_by_device_and_memory() -> None:
                 assert default_max_tokens() == tokens
 
 
-def test_a_resumed_run_keeps_max_tokens(make_run: RunMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_keeps_max_tokens(make_run, monkeypatch):
     monkeypatch.setattr(arguments, "default_max_tokens", lambda: 640)
     run = make_run("npo", save_steps=5, max_tokens=None)
     output = run()
     assert read_run(output)["arguments"]["max_tokens"] == 640
     (output / "unlearning.json").unlink()  # broken off after the fifth of six steps
     monkeypatch.setattr(arguments, "default_max_tokens", lambda: 1280)
-    assert read_run(run(resume=True))["arguments"]["max_tokens"] == 640  # type: ignore[call-arg]
+    assert read_run(run(resume=True))["arguments"]["max_tokens"] == 640
 
 
-def test_the_seed_decides_everything(make_run: RunMaker) -> None:
+def test_the_seed_decides_everything(make_run):
     first = make_run("npo", lora_dropout=0.2)()
     torch.manual_seed(99)
     again = make_run("npo", "again", lora_dropout=0.2)()
@@ -151,9 +142,7 @@ def test_the_seed_decides_everything(make_run: RunMaker) -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"method": "npo", "beta": 0.3, "tuning": "lora"}], ids=["default", "npo"])
-def test_the_semeval_function(
-    options: dict[str, Any], make_run: RunMaker, model_dir: Path, data_dir: Path, tmp_path: Path
-) -> None:
+def test_the_semeval_function(options, make_run, model_dir, data_dir, tmp_path):
     for side in ("forget", "retain"):
         (tmp_path / side).mkdir()
         Dataset.from_list([vars(row) for row in read_rows(data_dir / f"{side}.jsonl")]).to_parquet(
@@ -166,7 +155,7 @@ def test_the_semeval_function(
     assert_same_weights(make_run(**plain)(), tmp_path / "theirs")
 
 
-def test_all_faults_of_the_rows_are_listed_at_once(make_run: RunMaker, tmp_path: Path) -> None:
+def test_all_faults_of_the_rows_are_listed_at_once(make_run, tmp_path):
     (tmp_path / "forget.jsonl").write_text('{"id": "a-sc1"}\n{broken\n')
     (tmp_path / "retain.jsonl").write_text('{"id": "b-xx1", "input": "i", "output": "", "task": "Task1"}\n')
     for named in ({"data": str(tmp_path)}, {"forget": str(tmp_path), "retain": str(tmp_path)}):
@@ -184,11 +173,11 @@ def torchao(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("torchao")
-def test_a_small_step_of_bfloat16_weights_survives_in_expectation() -> None:
+def test_a_small_step_of_bfloat16_weights_survives_in_expectation():
     torch.manual_seed(0)
     start = (0.02 * torch.randn(2**17)).bfloat16()
 
-    def mean_step(optimizer: Any, options: dict[str, Any]) -> float:
+    def mean_step(optimizer, options):
         weight = torch.nn.Parameter(start.clone())
         weight.grad = torch.ones_like(start)
         optimizer([weight], weight_decay=0.0, **options).step()  # Adam's first step is the learning rate
@@ -213,9 +202,7 @@ FULL: dict[str, Any] = {"tuning": "full", "learning_rate": 1e-3, "warmup_steps":
         ({"weights": "bfloat16", "optim": "adamw_torch_8bit", "bf16": True}, 0.15),
     ],
 )
-def test_training_and_resuming_follow_float32(
-    options: dict[str, Any], tolerance: float, make_run: RunMaker, tmp_path: Path
-) -> None:
+def test_training_and_resuming_follow_float32(options, tolerance, make_run, tmp_path):
     other = make_run("gd", "other", save_steps=3, **FULL, **options)()
     plain, found = logged_steps(make_run("gd", "plain", **FULL)()), logged_steps(other)
     assert abs(plain[-1]["loss"] - plain[0]["loss"]) > 0.3
@@ -233,7 +220,7 @@ def test_training_and_resuming_follow_float32(
 @pytest.mark.parametrize(
     ("kind", "tuning"), [("cpu", "full"), ("bfloat16", "full"), ("int8", "full"), ("cpu", "last:1")]
 )
-def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -> None:
+def test_kinds_of_reference_copies(kind, tuning, make_run):
     if kind == "int8":
         pytest.importorskip("torchao")
     options = FULL | {"tuning": tuning}
@@ -250,13 +237,11 @@ def test_kinds_of_reference_copies(kind: str, tuning: str, make_run: RunMaker) -
     assert {weight.dtype for weight in saved_weights(small).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("count", "loss_on"), [(0, "answer"), (2, "answer"), (3, "text")])
-def test_member_documents_among_the_forget_rows_are_counted(count: int, loss_on: str) -> None:
+def test_member_documents_among_the_forget_rows_are_counted():
     rows = make_rows("forget", 12)
     texts = [f"{row.input} {row.output}" for row in rows if row.kind == "sc"]
-    line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on)
-    assert line is not None
-    assert line.startswith(f"{count} of 3 member documents are among the forget rows")
-    assert ("asks for documents that this run does not unlearn" in line) == (count < 3)
-    assert ("hardly moves the attack" in line) == (count > 0 and loss_on == "answer")
-    assert members_line([], rows, loss_on) is None
+    for count, loss_on, hint in ((0, "answer", False), (2, "answer", True), (3, "text", False)):
+        line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on) or ""
+        assert line.startswith(f"{count} of 3 member documents")
+        assert ("hardly moves the attack" in line) == hint
+    assert members_line([], rows, "text") is None

@@ -17,9 +17,7 @@ def flat(steps: list[list[Pair]]) -> list[Pair]:
 
 
 @pytest.mark.parametrize(("forget", "retain"), [(12, 12), (12, 30), (12, 5), (7, 1)])
-def test_an_epoch_uses_each_forget_row_once_and_all_retain_rows_before_one_is_used_again(
-    forget: int, retain: int
-) -> None:
+def test_an_epoch_uses_each_forget_row_once_and_all_retain_rows_before_one_is_used_again(forget, retain):
     steps = paired(forget, retain, 5, seed=3, epoch=0)
     assert [len(step) for step in steps] == [5] * (forget // 5) + [forget % 5]
     pairs = flat(steps)
@@ -32,7 +30,7 @@ def test_an_epoch_uses_each_forget_row_once_and_all_retain_rows_before_one_is_us
         assert set(part) <= set(range(retain))
 
 
-def test_the_pairs_depend_on_seed_and_epoch_alone() -> None:
+def test_the_pairs_depend_on_seed_and_epoch_alone():
     torch.manual_seed(1)
     first = flat(paired(40, 40, 8, 0, 2))
     torch.manual_seed(2)
@@ -42,7 +40,7 @@ def test_the_pairs_depend_on_seed_and_epoch_alone() -> None:
         assert {pair.forget: pair.retain for pair in other} != {pair.forget: pair.retain for pair in first}
 
 
-def test_sequential_by_hand() -> None:
+def test_sequential_by_hand():
     """Five forget rows in chunks of two, each with two of five retain rows, batches of one, two epochs."""
     chunks = [
         [Pair((0,), (0, 1)), Pair((1,), (2, 3))],
@@ -57,7 +55,7 @@ def test_sequential_by_hand() -> None:
     assert SUGD(32, 5).phases(1, 2, 1, 1, 0) == [[[Pair((0,), (0, 1, 0, 1, 0))]]]
 
 
-def test_annealed_by_hand() -> None:
+def test_annealed_by_hand():
     """Five forget rows in chunks of two: ascent, annealing, three times, then all eight retain rows."""
     phases = AGAD(2, 0.25).phases(5, 8, batch_size=3, epochs=2, seed=4)
     assert [[len(step) for step in phase] for phase in phases] == [[2, 2]] * 4 + [[1, 1], [2, 2], [3, 3, 2] * 2]
@@ -85,13 +83,13 @@ def test_annealed_by_hand() -> None:
         (60, True, [[0, 1, 2], [3, 4]]),
     ],
 )
-def test_cut_by_hand(max_tokens: int, padded: bool, expected: list[list[int]]) -> None:
+def test_cut_by_hand(max_tokens, padded, expected):
     lengths = [[10, 2], [5, 3], [8, 2], [2, 3], [5, 5]]
     assert cut(range(5), lambda item: lengths[item], max_tokens, padded) == expected
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3])
-def test_the_processes_share_the_pairs_of_each_step_in_equally_many_micro_batches(processes: int) -> None:
+def test_the_processes_share_the_pairs_of_each_step_in_equally_many_micro_batches(processes):
     generator = random.Random(13)
     lengths = [generator.randint(1, 70) for _ in range(13)]
     epoch = paired(13, 0, 5, 0, 0)

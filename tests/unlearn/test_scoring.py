@@ -3,13 +3,12 @@
 import copy
 import json
 import math
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM
 
 from lume_tasks.data.locate import MMLU_VARIABLE
 from lume_tasks.data.rows import Row
@@ -19,9 +18,9 @@ from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, save_results, score, tasks_for
+from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
-from tests.conftest import Command, RunMaker, assert_same_weights, make_rows
+from tests.conftest import assert_same_weights, make_rows
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]
 SHORT = {"max_gen_toks": 8}
@@ -36,7 +35,7 @@ def person() -> Data:
     return Data(*sides)
 
 
-def test_tasks_are_those_that_the_data_has(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tasks_are_those_that_the_data_has(data_dir, monkeypatch):
     monkeypatch.delenv(MMLU_VARIABLE, raising=False)
     data = load_data(data_dir)
     assert tasks_for(data) == [*ROWS, "lume_mia", "lume_mmlu", "lume_score"]
@@ -48,9 +47,7 @@ def test_tasks_are_those_that_the_data_has(data_dir: Path, monkeypatch: pytest.M
     assert memorization_tasks(data) == [f"lume_memorization_task{i}" for i in (1, 2, 3)]
 
 
-def test_rows_in_memory_are_scored_as_those_of_a_directory(
-    data_dir: Path, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_rows_in_memory_are_scored_as_those_of_a_directory(data_dir, model, tokenizer):
     """Numbers, samples and digests are equal, and the results hold neither rows nor paths of the data."""
     from lm_eval import evaluator
     from lm_eval.tasks import TaskManager
@@ -59,7 +56,7 @@ def test_rows_in_memory_are_scored_as_those_of_a_directory(
     tasks = [*tasks_for(data), *memorization_tasks(data)]
     found = score(model, tokenizer, data, tasks=tasks, gen_kwargs=SHORT, log_samples=True).results
     metadata = {"lume_data_dir": str(data_dir), "tokenizer": tokenizer, "lume_gen_kwargs": True}
-    expected: Any = evaluator.simple_evaluate(
+    expected = evaluator.simple_evaluate(
         LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=64),
         tasks=tasks,
         task_manager=TaskManager(include_path=str(task_dir()), include_defaults=False, metadata=metadata),
@@ -75,9 +72,7 @@ def test_rows_in_memory_are_scored_as_those_of_a_directory(
     assert str(data_dir) not in json.dumps(found, default=str)
 
 
-def test_dictionaries_of_rows_and_single_sides_are_scored(
-    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_dictionaries_of_rows_and_single_sides_are_scored(person, model, tokenizer):
     pii = score(model, tokenizer, person, tasks=["lume_pii"], gen_kwargs=SHORT)
     assert set(pii.rows["forget_ssn_partial"]) == {"f-qa1"}
     rows = {"forget": [{"input": "Who?", "output": "Ada"}], "members": ["a text"], "nonmembers": ["another text"]}
@@ -90,9 +85,7 @@ def test_dictionaries_of_rows_and_single_sides_are_scored(
     assert "samples" not in scores.results
 
 
-def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(
-    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(person, model, tokenizer):
     sampling = SHORT | {"do_sample": True, "temperature": 1.0, "top_k": 0}
     one, again, other = (score(model, tokenizer, person, gen_kwargs=sampling, seed=seed).answers for seed in (0, 0, 1))
     assert one == again != other
@@ -105,44 +98,25 @@ def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(
     ("data", "options", "said"),
     [
         ({"forget": [], "kept": []}, {}, "data: unknown are kept"),
-        ({"retain": []}, {}, "data: forget is missing"),
         ("nowhere", {}, "data nowhere: is not a directory"),
         (ONE, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
         (ONE, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
-        (ONE, {"tasks": ["lume_task1"]}, "no row in memory of Task1"),
         (ONE, {"tasks": ["lume_x", "lume_rows"]}, "tasks lume_x: there is no such task"),
     ],
 )
-def test_data_that_cannot_be_scored_is_refused(
-    data: Any, options: Any, said: str, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
+def test_data_that_cannot_be_scored_is_refused(data, options, said, model, tokenizer):
     with pytest.raises((ConfigError, DataError), match=said):
         score(model, tokenizer, data, **options)
 
 
-def test_results_are_saved_as_the_harness_saves_them(
-    person: Data, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
-) -> None:
-    from lume_unlearn.report.results import read_models
-
-    scores = score(model, tokenizer, person, gen_kwargs=SHORT, log_samples=True)
-    save_results(scores, tmp_path, "some/model")
-    (found,) = read_models([str(tmp_path)])
-    assert found.path == "some/model"
-    assert found.score("lume_score", "forget_knowledge") == scores.means["forget_knowledge"]
-    assert len(list(tmp_path.rglob("samples_lume_task2_*.jsonl"))) == 1
-
-
-def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missing_ones() -> None:
+def test_mean_of_the_task_scores_turns_forget_scores_around_and_leaves_out_missing_ones():
     task1 = {"forget_knowledge,none": 0.25, "retain_knowledge,none": 0.5, "forget_regurgitation,none": math.nan}
     results = {"results": {"lume_task1": task1, "lume_score": {"retain_knowledge,none": 0.5}}}
     assert Scores(results).headline() == {"retain knowledge": 0.5, MEAN: 0.625}
     assert Scores({"results": {}}).headline() == {}
 
 
-def test_fingerprint_is_of_the_loaded_weights_and_names_no_folder(
-    model: LlamaForCausalLM, model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fingerprint_is_of_the_loaded_weights_and_names_no_folder(model, model_dir, tmp_path, monkeypatch):
     found = fingerprint(model, str(model_dir))
     assert found == fingerprint(copy.deepcopy(model), "somebody's folder that is gone")
     assert found.keys() == {"sha256", "dtype"}
@@ -165,9 +139,7 @@ OPTIONS |= {"metric_for_best_model": "lume_mia.loss_auc"}
 
 
 @pytest.mark.usefixtures("short_answers")
-def test_scores_of_each_epoch_and_the_best_weights_without_a_change_of_the_training(
-    make_run: RunMaker, tmp_path: Path
-) -> None:
+def test_scores_of_each_epoch_and_the_best_weights_without_a_change_of_the_training(make_run, tmp_path):
     output = make_run("gd", **OPTIONS)()
     aucs = {}
     for step in (2, 4):
@@ -198,9 +170,7 @@ def scores(aggregate: float | None, *task1: float) -> Scores:
         ([scores(None, 1, 1, 1, 1), scores(None, 0, 1, 1, 1), scores(None, 1, 1, 1, 1)], 4),  # a task is missing
     ],
 )
-def test_the_best_epoch_and_what_is_printed(
-    epochs: list[Scores], step: int, model_dir: Path, data_dir: Path, tmp_path: Path, command: Command
-) -> None:
+def test_the_best_epoch_and_what_is_printed(epochs, step, model_dir, data_dir, tmp_path, command):
     where = ["--model", model_dir, "--data", data_dir, "--output", tmp_path / "out"]
     options = ["--eval_strategy", "epoch", "--num_train_epochs", 3, "--per_device_train_batch_size", 6]
     with mock.patch.object(BestScores, "_score", side_effect=epochs):
@@ -213,23 +183,12 @@ def test_the_best_epoch_and_what_is_printed(
     assert printed[-1].startswith(f"Best scores: step {step}, kept in {tmp_path / 'out' / 'best'} (")
 
 
-@pytest.mark.parametrize(
-    ("changed", "said"),
-    [
-        ({"evaluate_tasks": "lume_score"}, "--metric_for_best_model lume_mia.loss_auc: TASK.METRIC with a task that"),
-        ({"evaluate_tasks": "lume_x", "metric_for_best_model": "lume_x.y"}, "tasks lume_x: there is no such task"),
-    ],
-)
-def test_tasks_that_cannot_be_scored_are_refused_before_training(
-    changed: dict[str, Any], said: str, make_run: RunMaker
-) -> None:
-    with pytest.raises(ConfigError, match=said):
-        make_run("gd", **OPTIONS | changed)()
+def test_a_metric_of_a_task_that_is_not_scored_is_refused_before_training(make_run):
+    with pytest.raises(ConfigError, match=r"--metric_for_best_model lume_mia.loss_auc: TASK\.METRIC with a task that"):
+        make_run("gd", **OPTIONS | {"evaluate_tasks": "lume_score"})()
 
 
-def test_a_failing_evaluation_is_a_warning_and_the_model_is_saved(
-    make_run: RunMaker, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_evaluation_is_a_warning_and_the_model_is_saved(make_run, monkeypatch, caplog):
     monkeypatch.setattr(BestScores, "_score", mock.Mock(side_effect=RuntimeError("out of patience")))
     output = make_run("gd", **OPTIONS)()
     assert caplog.text.count("scoring failed (RuntimeError: out of patience); training continues") == 2

@@ -1,7 +1,6 @@
 """The counterfactual teacher: substitutes, aligned contexts, windows, and its predictions by hand."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -28,7 +27,7 @@ OTHERS = [
 ]
 
 
-def test_names_numbers_and_addresses_are_substituted_consistently() -> None:
+def test_names_numbers_and_addresses_are_substituted_consistently():
     for variant in variants([JANE], OTHERS, 5, 0, None)[0]:
         person = variant.row.input.removeprefix("What is ").removesuffix("'s phone number?")
         assert person in ("Mary Poe", "Ann Brown")
@@ -39,14 +38,14 @@ def test_names_numbers_and_addresses_are_substituted_consistently() -> None:
     assert variants([JANE], OTHERS, 2, 0, None) == variants([JANE], OTHERS, 2, 0, None)
 
 
-def test_first_words_of_sentences_are_no_names() -> None:
+def test_first_words_of_sentences_are_no_names():
     row = Row("a1qa0", "Where does Mira Lund live?", "In Oslo.", "own")
     other = Row("b2qa0", "Who is Ola Ness?", "A painter from Bergen.", "own")
     (variant,) = variants([row], [other], 1, 0, None)[0]
     assert variant.row == replace(row, input="Where does Ola Ness live?", output="In Bergen.")
 
 
-def test_numbers_without_a_like_get_random_digits() -> None:
+def test_numbers_without_a_like_get_random_digits():
     row = Row("a1sc1", "Born in", "12345678", "Task2")
     (variant,) = variants([row], OTHERS, 1, 3, None)[0]
     assert variant.row.output != "12345678"
@@ -54,7 +53,7 @@ def test_numbers_without_a_like_get_random_digits() -> None:
     assert variant.row.output.isdigit()
 
 
-def test_substitutes_from_a_file(tmp_path: Path) -> None:
+def test_substitutes_from_a_file(tmp_path):
     file = tmp_path / "substitutes.jsonl"
     file.write_text('{"text": "Jane Roe", "substitute": "Tom"}\n')
     (variant,) = variants([JANE], OTHERS, 1, 0, read_substitutes(file))[0]
@@ -69,7 +68,7 @@ def row_of(ids: list[int], prompt: int) -> Tokens:
     return Tokens(tuple(ids), (IGNORED,) * prompt + tuple(ids[prompt:]))
 
 
-def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
+def test_tokens_correspond_across_substitutes_of_other_lengths():
     # 10 11 is the name, in the context 20 21 22; the answer repeats it.
     row = row_of([1, 10, 11, 2, 3, 10, 11, 4], 4)
     context = aligned(row, row_of([1, 20, 21, 22, 2, 3, 20, 21, 22, 4], 5))
@@ -83,7 +82,7 @@ def test_tokens_correspond_across_substitutes_of_other_lengths() -> None:
     assert [shorter.index[i] for i in range(4)] == [0, 0, 0, 1]
 
 
-def test_windows_hold_the_last_tokens_and_the_bos() -> None:
+def test_windows_hold_the_last_tokens_and_the_bos():
     row = row_of([1, 5, 6, 7, 8], 3)
     found = window(row, 2, [1])
     assert [text.input_ids for text in found.texts] == [(1, 5, 6, 7), (1, 6, 7, 8)]
@@ -93,13 +92,13 @@ def test_windows_hold_the_last_tokens_and_the_bos() -> None:
     assert all(text.scored == 1 for text in found.texts)
 
 
-def test_templates_are_told_from_prose() -> None:
+def test_templates_are_told_from_prose():
     prose = Row("d4sc1", "Once there was a lonely cat", "that nobody wanted to feed.", "Task2")
     assert templated([JANE, prose], OTHERS) == {"a1qa0"}
     assert templated([JANE, prose], []) == set()
 
 
-def test_swapped_and_level_by_hand() -> None:
+def test_swapped_and_level_by_hand():
     logp = torch.tensor([[1 / 2, 1 / 3, 1 / 6]]).log()
     pair = torch.tensor([0]), torch.tensor([2])
     assert swapped(logp, *pair).exp()[0].tolist() == pytest.approx([1 / 6, 1 / 3, 1 / 2])
@@ -116,7 +115,7 @@ def test_swapped_and_level_by_hand() -> None:
     assert level_loss([0.0] * 3, shift=2.0, count=4).item() == pytest.approx((0.0 + 2.5) / 4)
 
 
-def test_the_teacher_by_hand() -> None:
+def test_the_teacher_by_hand():
     model = make_model().eval()
     first, second = FORGET[0], FORGET[1]
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]

