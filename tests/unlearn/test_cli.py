@@ -123,7 +123,7 @@ def test_a_switch_needs_no_value(given, command, monkeypatch):
     assert seen.get("resume", False) is bool(given)
 
 
-def test_the_advice_is_the_last_line_of_run(model_dir: Path, data_dir: Path, tmp_path: Path, command: Command) -> None:
+def test_the_advice_is_the_last_line_of_run(model_dir: Path, data_dir: Path, tmp_path: Path, command) -> None:
     places = ["--model", model_dir, "--data", data_dir, "--output", tmp_path / "out"]
     options = ["--forget_weight", 0, "--retain_weight", 0, "--num_train_epochs", 1, "--tuning", "full"]
     log = logging.getLogger("lume_unlearn")
