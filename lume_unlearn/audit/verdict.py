@@ -1,9 +1,7 @@
 """`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from math import isfinite
-from statistics import fmean
+from dataclasses import dataclass, field
 from typing import Any
 
 from lume_tasks.data.published import documents_digest
@@ -11,36 +9,11 @@ from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit import rules
 from lume_unlearn.audit.known import Matcher
+from lume_unlearn.audit.measure import Measured, in_parts, known_of, measure
 from lume_unlearn.audit.probes import chosen_probes, limited, run_probes
-from lume_unlearn.audit.suite import NEW_TOKENS, PROBES, Probed, generation
+from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.rows import RowsLike, as_rows
-from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.scoring.score import (
-    MEANS,
-    MEMORIZATION,
-    Scores,
-    as_data,
-    check_tasks,
-    memorization_tasks,
-    score,
-    tasks_for,
-)
-from lume_unlearn.scoring.swap import Swapped, swap_test
-
-PART = NEW_TOKENS - 56
-"""Tokens of an answer from which a row is judged in parts."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One model: its answers to the rows as given, its numbers, and the swap test."""
-
-    plain: Scores
-    numbers: dict[str, float]
-    """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
-    swapped: Swapped
-    model: dict[str, str]
-    """See `fingerprint`."""
+from lume_unlearn.scoring.score import Scores, as_data, check_tasks
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,31 +180,6 @@ def verdict(
     return made(data, measured, scores, earlier, require, keep, recorded)
 
 
-def in_parts(data: Data, tokenizer: Any) -> Data:
-    """Return the data with rows of longer answers than `PART` tokens in parts, so that a generation can show each.
-
-    The prompt of a part is the row's prompt and all that comes before the part; parts are completions.
-    """
-
-    def parts(row: Row) -> list[Row]:
-        if len(tokenizer.encode(row.output)) <= PART:
-            return [row]
-        found, words = [], row.output.split(" ")
-        while words:
-            size = len(words)
-            while size > 1 and len(tokenizer.encode(" ".join(words[:size]))) > PART:
-                size = max(1, size * 3 // 4)
-            found.append(" ".join(words[:size]))
-            words = words[size:]
-        starts = [" ".join([row.input, *found[:number]]) for number in range(len(found))]
-        return [
-            replace(row, id=f"{row.id}-part-sc{number}", input=start, output=part, question="")
-            for number, (start, part) in enumerate(zip(starts, found, strict=True))
-        ]
-
-    return data.changed(lambda rows: [part for row in rows for part in parts(row)])
-
-
 def wanted_probes(
     data: Data, probes: Sequence[str] | None, require: Sequence[str], options: Mapping[str, Any]
 ) -> list[str]:
@@ -240,43 +188,6 @@ def wanted_probes(
         rules.parse_condition(condition)
     known = {name: options[name] for name in ("train", "unrelated", "relearn_rows", "seed") if name in options}
     return [name for name in chosen_probes(probes, data, **known) if name != "plain"]
-
-
-def measure(
-    model: Any,
-    tokenizer: Any,
-    data: Data,
-    *,
-    tasks: Sequence[str] = (),
-    controls: int = 99,
-    chat: bool = True,
-    batch_size: int = 64,
-) -> Measured:
-    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
-    shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
-    own = [*tasks_for(data), *memorization_tasks(data)]
-    plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
-    ends = ("", "_low", "_high")
-    values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
-    levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
-    values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
-    results = dict(plain.results["results"])
-    if tasks:  # with their own generation
-        results |= score(model, tokenizer, data, tasks=tasks, **shared).results["results"]
-    for task in ("lume_mia", "lume_mmlu", *tasks):
-        for key, value in results.get(task, {}).items():
-            if isinstance(value, float) and isfinite(value):
-                values[f"{task} {key.removesuffix(',none')}"] = value
-    numbers = {name: value for name, value in values.items() if value is not None}
-    return Measured(plain, numbers, swapped, fingerprint(model))
-
-
-def known_of(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> tuple[int, int]:
-    """Count the rows of an earlier request that the model knows; return this number and that of all its rows."""
-    data = Data(rows, [])
-    scores = score(model, tokenizer, data, gen_kwargs=generation(tokenizer, data), **options)
-    return len(Matcher(data).known(scores.answers)["forget"]), len(rows)
 
 
 def made(
@@ -293,18 +204,14 @@ def made(
     matcher = Matcher(data)
     known = [matcher.known(one.plain.answers) for one in measured]
     knew, know = known[:2]
-    found = {title.removeprefix("held out, "): found_in(data, matcher, probed) for title, probed in scores.items()}
-    old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
-    strengths = {row: (old[row], new[row]) for row in old.keys() & new.keys()}
-    tests = [one.swapped.together.get("forget") for one in measured]
-    swaps = rules.Swaps(tests[0], tests[1], now.swapped.together.get("retain"), *tests[2:])
-    excused = {row for row in matcher.guesses() if not now.swapped.first(row)}.union(
-        *(one["forget"] for one in known[2:])
-    )
-    decision = rules.decide(knew, know, found, strengths, swaps, excused, earlier, keep)
+    probed = {title.removeprefix("held out, "): found_in(data, matcher, one) for title, one in scores.items()}
+    excused = {row for row in matcher.guesses() if not now.swapped.first(row)}
+    excused = excused.union(*(one["forget"] for one in known[2:]))
+    decision = rules.decide(knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
-    names = ("before", "now", "control")
-    plain = {"plain": rules.Found("nothing", know, {side: {row.id for row in data.rows[side]} for side in SIDES})}
+    named = dict(zip(("before", "now", "control"), measured, strict=False))
+    found = {"plain": rules.Found("nothing", know, {side: {row.id for row in data.rows[side]} for side in SIDES})}
+    found |= probed
     return Verdict(
         **vars(decision),
         rows=[
@@ -314,7 +221,7 @@ def made(
                 "now": now.plain.answers[row.id],
                 "known_before": row.id in knew["forget"],
                 "known_now": row.id in know["forget"],
-                "known_in": [title for title, probe in (plain | found).items() if row.id in probe.known["forget"]],
+                "known_in": [title for title, probe in found.items() if row.id in probe.known["forget"]],
                 "excused": row.id in excused,
             }
             for row in data.forget
@@ -322,19 +229,34 @@ def made(
         counts={
             side: {"rows": len(data.rows[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES
         },
-        probes={title: counted(probe, knew["forget"] - excused) for title, probe in (plain | found).items()},
-        swaps={name: one.swapped.summary() for name, one in zip(names, measured, strict=False)},
-        not_run=[name for name in PROBES if name not in {"plain", *(probed.probe for probed in scores.values())}],
+        probes={title: counted(probe, knew["forget"] - excused) for title, probe in found.items()},
+        swaps={name: one.swapped.summary() for name, one in named.items()},
+        not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
         numbers=numbers,
         unmet=rules.unmet(require, numbers),
         earlier=earlier,
-        models={name: one.model for name, one in zip(names, measured, strict=False)},
+        models={name: one.model for name, one in named.items()},
         options=options,
-        data_sha256={
-            side: documents_digest([row.id, row.input, row.output] for row in rows) for side, rows in data.rows.items()
-        },
+        data_sha256={side: rows_digest(rows) for side, rows in data.rows.items()},
         retain=data.retain,
     )
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Return the checksum of rows that a verdict holds."""
+    return documents_digest([row.id, row.input, row.output] for row in rows)
+
+
+def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:
+    """Return the extraction strength of each forget row's answer, before and now."""
+    old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
+    return {row: (old[row], new[row]) for row in old.keys() & new.keys()}
+
+
+def swaps_of(measured: Sequence[Measured]) -> rules.Swaps:
+    """Return the swap tests of the target, the unlearned model and, if there is one, the control."""
+    forget = [one.swapped.together.get("forget") for one in measured]
+    return rules.Swaps(forget[0], forget[1], measured[1].swapped.together.get("retain"), *forget[2:])
 
 
 def found_in(data: Data, matcher: Matcher, probed: Probed) -> rules.Found:

@@ -93,8 +93,9 @@ def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
 
 def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     """Load the models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
+    from lume_unlearn.audit.measure import in_parts, measure
     from lume_unlearn.audit.probes import write_audit
-    from lume_unlearn.audit.verdict import in_parts, measure, verdict, wanted_probes
+    from lume_unlearn.audit.verdict import verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows
     from lume_unlearn.scoring.score import check_tasks

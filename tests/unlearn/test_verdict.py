@@ -12,6 +12,7 @@ import torch
 from lume_tasks.data.locate import load_rows
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
+from lume_unlearn.audit.measure import PART, in_parts
 from lume_unlearn.audit.rules import (
     Changes,
     Decision,
@@ -23,7 +24,7 @@ from lume_unlearn.audit.rules import (
     upper_limit,
 )
 from lume_unlearn.audit.suite import PREFIX
-from lume_unlearn.audit.verdict import PART, Verdict, in_parts, verdict
+from lume_unlearn.audit.verdict import Verdict, verdict
 from lume_unlearn.audit.writing import write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError

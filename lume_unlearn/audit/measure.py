@@ -1,0 +1,92 @@
+"""What a verdict needs of each model: its answers to the rows, its numbers, and the swap test."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.source import Data
+from lume_unlearn.audit.known import Matcher
+from lume_unlearn.audit.suite import NEW_TOKENS, generation
+from lume_unlearn.model.fingerprint import fingerprint
+from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
+from lume_unlearn.scoring.swap import Swapped, swap_test
+
+PART = NEW_TOKENS - 56
+"""Tokens of an answer from which a row is judged in parts."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model: its answers to the rows as given, its numbers, and the swap test."""
+
+    plain: Scores
+    numbers: dict[str, float]
+    """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
+    swapped: Swapped
+    model: dict[str, str]
+    """See `fingerprint`."""
+
+
+def in_parts(data: Data, tokenizer: Any) -> Data:
+    """Return the data with rows of longer answers than `PART` tokens in parts, so that a generation can show each.
+
+    The prompt of a part is the row's prompt and all that comes before the part; parts are completions.
+    """
+
+    def parts(row: Row) -> list[Row]:
+        if len(tokenizer.encode(row.output)) <= PART:
+            return [row]
+        found, words = [], row.output.split(" ")
+        while words:
+            size = len(words)
+            while size > 1 and len(tokenizer.encode(" ".join(words[:size]))) > PART:
+                size = max(1, size * 3 // 4)
+            found.append(" ".join(words[:size]))
+            words = words[size:]
+        starts = [" ".join([row.input, *found[:number]]) for number in range(len(found))]
+        return [
+            replace(row, id=f"{row.id}-part-sc{number}", input=start, output=part, question="")
+            for number, (start, part) in enumerate(zip(starts, found, strict=True))
+        ]
+
+    return data.changed(lambda rows: [part for row in rows for part in parts(row)])
+
+
+def measure(
+    model: Any,
+    tokenizer: Any,
+    data: Data,
+    *,
+    tasks: Sequence[str] = (),
+    controls: int = 99,
+    chat: bool = True,
+    batch_size: int = 64,
+) -> Measured:
+    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
+    shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
+    swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
+    own = [*tasks_for(data), *memorization_tasks(data)]
+    plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
+    ends = ("", "_low", "_high")
+    values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
+    levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
+    values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
+    results = dict(plain.results["results"])
+    if tasks:  # with their own generation
+        results |= score(model, tokenizer, data, tasks=tasks, **shared).results["results"]
+    for task in ("lume_mia", "lume_mmlu", *tasks):
+        for key, value in results.get(task, {}).items():
+            if isinstance(value, float) and isfinite(value):
+                values[f"{task} {key.removesuffix(',none')}"] = value
+    numbers = {name: value for name, value in values.items() if value is not None}
+    return Measured(plain, numbers, swapped, fingerprint(model))
+
+
+def known_of(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> tuple[int, int]:
+    """Count the rows of an earlier request that the model knows; return this number and that of all its rows."""
+    data = Data(rows, [])
+    scores = score(model, tokenizer, data, gen_kwargs=generation(tokenizer, data), **options)
+    return len(Matcher(data).known(scores.answers)["forget"]), len(rows)
