@@ -4,12 +4,13 @@ import random
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from lume_tasks.data.rows import Row
-from lume_tasks.errors import DataError, quote
+from lume_tasks.errors import quote
 
 _WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}\.?")
@@ -100,10 +101,18 @@ def swapped(text: str, subject: str, name: str) -> str:
     return text
 
 
-def shared_words(subjects: Iterable[str]) -> frozenset[str]:
-    """Return the words that the names of several persons have, folded: they do not tell one person from another."""
-    counts = Counter(word for subject in set(subjects) for word in set(_name_words(subject)))
-    return frozenset(word for word, number in counts.items() if number > 1)
+def family_names(subjects: Iterable[str]) -> dict[str, list[str]]:
+    """Return for each person the family names of the other ones, of names of several words in the same script."""
+    found: dict[str, tuple[str, str]] = {}  # person to script and family name
+    for subject in set(subjects):
+        with suppress(ValueError):  # a script without names
+            script = _script(subject)
+            if " " in subject:
+                found[subject] = script, subject.split()[0 if script in _FAMILY_FIRST else -1]
+    return {
+        subject: sorted({other for kind, other in found.values() if kind == script and other != family})
+        for subject, (script, family) in found.items()
+    }
 
 
 def control_names(
@@ -111,14 +120,14 @@ def control_names(
     number: int,
     known: str,
     length: Callable[[str], int],
-    shared: frozenset[str] = frozenset(),
+    families: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
     """Draw names like the subject's: of the same script and number of words, and of a like number of tokens.
 
-    Given names and family names are drawn apart, from the lists of Faker. A word of the name that other persons of the
-    data have as well (see `shared_words`) stays, unless all its words are shared: with family names of another kind
-    than the data's, a model that never saw the person takes the invented ones for something else.
+    Given names come from the lists of Faker. Family names are those of other persons of the data, which alone name
+    nobody: with names of another kind than the data's, a model that never saw the person would take the invented ones
+    for something else. If the data has no other person, they come from the lists, too.
 
     The same arguments give the same names, with the same version of Faker.
 
@@ -127,31 +136,25 @@ def control_names(
         number: how many to draw.
         known: all texts of the data, as `folded` gives them; no name is drawn that stands there.
         length: counts the tokens of a name.
-        shared: see `shared_words`.
+        families: family names of other persons, see `family_names`; none: from the lists.
         seed: of the draws.
 
     Raises:
-        DataError: there are no names of that script, or too few.
+        ValueError: there are no names of that script, or too few.
     """
     words = sum(word not in _PARTICLES for word in subject.split())
-    kept = {place: word for place, word in enumerate(subject.split()) if folded(word) in shared}
-    if len(kept) == len(subject.split()):
-        kept = {}
-    own = set(_name_words(subject)) - shared
+    own = set(_name_words(subject))
     pool: dict[str, None] = {}
     missed = 0
-    names = _names(_script(subject), words, f"{seed} {subject}")
+    names = _names(_script(subject), words, families, f"{seed} {subject}")
     while len(pool) < number * _POOL and missed < _MOST:
-        parts = next(names).split(" ")
-        if len(parts) == len(subject.split()):
-            parts = [kept.get(place, part) for place, part in enumerate(parts)]
-        name = " ".join(parts)
+        name = next(names)
         fits = folded(name) not in known and not own & set(_name_words(name)) and len(name.split()) == words
         missed = missed + 1 if name in pool or not fits else 0
         if fits:
             pool[name] = None
     if len(pool) < number:
-        raise DataError(f"lume_swap: only {len(pool)} names like {quote(subject)} can be drawn, {number} are needed")
+        raise ValueError(f"only {len(pool)} names like {quote(subject)} can be drawn, {number} are needed")
     wanted = length(subject)
     return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
 
@@ -169,17 +172,17 @@ def _name_words(name: str) -> list[str]:
 
 
 def _script(name: str) -> str:
-    """Return the script of a name, a key of `_LOCALES`; DataError for a script without names."""
+    """Return the script of a name, a key of `_LOCALES`; ValueError for a script without names."""
     scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in name if letter.isalpha())
     script = max(scripts, key=lambda key: (key in ("HIRAGANA", "KATAKANA"), scripts[key]), default="?")
     if script == "LATIN" and folded(name) != name.casefold():
         script = "ACCENTED"
     if script not in _LOCALES:
-        raise DataError(f"lume_swap: there are no names to put in place of {quote(name)} (script: {script.lower()})")
+        raise ValueError(f"there are no names to put in place of {quote(name)} (script: {script.lower()})")
     return script
 
 
-def _names(script: str, words: int, seed: str) -> Iterator[str]:
+def _names(script: str, words: int, families: Sequence[str], seed: str) -> Iterator[str]:
     """Yield names without end: given names and a family name, or both in one word."""
     draw = random.Random(seed)
     fakers = [_faker(locale) for locale in _LOCALES[script]]
@@ -188,7 +191,7 @@ def _names(script: str, words: int, seed: str) -> Iterator[str]:
     while True:
         faker, gender = draw.choice(fakers), draw.choice(("male", "female"))
         given = [getattr(faker, f"first_name_{gender}")() for _ in range(max(words - 1, 1))]
-        family = getattr(faker, f"last_name_{gender}")()
+        family = draw.choice(families) if families else getattr(faker, f"last_name_{gender}")()
         parts = [family, *given] if script in _FAMILY_FIRST else [*given, family]
         name = ("" if words == 1 else " ").join(parts)
         if script != "ACCENTED" or folded(name) != name.casefold():

@@ -7,6 +7,7 @@ continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
-from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, shared_words, swapped
+from lume_tasks.data.subjects import control_names, family_names, find_subjects, folded, holds_name, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
@@ -30,6 +31,10 @@ ALPHA = 0.05
 
 Doc = dict[str, Any]
 Item = tuple[str, int, list[float]]  # person, answer tokens, K + 1 log-probabilities in nats
+
+
+class NothingToTest(DataError):
+    """No row names somebody."""
 
 
 def persons_of(items: Iterable[Item | None]) -> dict[str, tuple[swap.Floats, list[int]]]:
@@ -99,17 +104,16 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     docs: dict[str, list[Doc]] = {side: [] for side in SIDES}
     left_out: list[Doc] = []
     subjects = {side: find_subjects(rows[side]) for side in SIDES}
-    shared = shared_words(subject for found in subjects.values() for subject in found.values())
+    families = family_names(subject for found in subjects.values() for subject in found.values())
     for side in SIDES:
         for row in rows[side]:
             subject = subjects[side].get(row.id, "")
             reason = untestable(row, subject)
             if not reason:
-                if subject not in names:
-                    names[subject] = control_names(
-                        subject, controls, known, lambda name: len(tokenizer.encode(f" {name}")), shared
-                    )
                 try:
+                    if subject not in names:
+                        length = partial(_length, tokenizer)
+                        names[subject] = control_names(subject, controls, known, length, families.get(subject, ()))
                     docs[side].append(document(tokenizer, row, side, subject, names[subject], chat))
                 except ValueError as error:
                     reason = str(error)
@@ -117,9 +121,13 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                 left_out.append({"side": side, "id": row.id, "reason": reason})
     if not any(docs.values()):
         reasons = first_few([f"  row {quote(one['id'])}: {one['reason']}" for one in left_out], 5)
-        raise DataError("\n".join(["lume_swap: no row can be tested:", *reasons]))
+        raise NothingToTest("\n".join(["lume_swap: no row can be tested:", *reasons]))
     _say(docs, left_out, controls)
     return {"test": Dataset.from_list(alternate(*docs.values())), "left_out": Dataset.from_list(left_out)}
+
+
+def _length(tokenizer: Any, name: str) -> int:
+    return len(tokenizer.encode(f" {name}"))
 
 
 def untestable(row: Row, subject: str) -> str:

@@ -66,6 +66,7 @@ def measure(
     batch_size: int = 64,
 ) -> Measured:
     """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
+    data = in_parts(data, tokenizer)
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
     own = [*tasks_for(data), *memorization_tasks(data)]

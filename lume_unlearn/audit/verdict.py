@@ -1,7 +1,7 @@
 """`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lume_tasks.data.published import documents_digest
@@ -53,6 +53,8 @@ class Verdict:
     options: dict[str, Any] = field(default_factory=dict)
     data_sha256: dict[str, str] = field(default_factory=dict)
     retain: list[Row] = field(default_factory=list)
+    answers: dict[str, dict[str, str]] = field(default_factory=dict)
+    """Probe to row id to the generated text."""
 
     @property
     def headline(self) -> str:
@@ -162,7 +164,8 @@ def verdict(
         DataError: faulty rows.
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
-    data = in_parts(limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed), tokenizer)
+    whole = limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed)
+    data = in_parts(whole, tokenizer)
     wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
@@ -176,8 +179,9 @@ def verdict(
     earlier = [known_of(model, tokenizer, rows, **shared) for rows in requests]
     scores = {title: probed for title, probed in found.items() if probed.answers and not probed.control}
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
-    recorded = {**shared, "seed": seed, "keep": keep, "controls": controls, **recorded}
-    return made(data, measured, scores, earlier, require, keep, recorded)
+    recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
+    digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
+    return replace(made(data, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
 
 
 def wanted_probes(
@@ -237,8 +241,8 @@ def made(
         earlier=earlier,
         models={name: one.model for name, one in named.items()},
         options=options,
-        data_sha256={side: rows_digest(rows) for side, rows in data.rows.items()},
         retain=data.retain,
+        answers={title: dict(one.answers) for title, one in {"plain": now.plain, **scores}.items()},
     )
 
 

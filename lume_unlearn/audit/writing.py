@@ -1,14 +1,19 @@
-"""Write a verdict as a page and as JSON, redacted, without any path of this machine."""
+"""Write a verdict as a page and as JSON, redacted, without any path of this machine; and check it later."""
 
 import json
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.verdict import Verdict
+from lume_unlearn.audit.probes import limited
+from lume_unlearn.audit.verdict import Verdict, rows_digest
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
+from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.report import template
 from lume_unlearn.report.redact import Shown, common_words, redact, tokens
 from lume_unlearn.training.callbacks.record import versions
@@ -18,7 +23,9 @@ SCHEMA = 2
 
 
 def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) -> None:
-    """Write ``verdict.json`` and ``verdict.html`` to a folder.
+    """Write ``verdict.json`` and ``verdict.html`` to a folder, and all answers to ``transcript.jsonl``, as they are.
+
+    Only the user may read the transcript.
 
     Args:
         verdict: what `verdict` returned.
@@ -34,6 +41,35 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) 
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
         page = template("verdict.html.j2", autoescape=True).render(content=content)
         write_text(output / "verdict.html", page)
+        transcript = output / "transcript.jsonl"
+        transcript.touch(mode=0o600)
+        lines = (
+            json.dumps({"probe": probe, "row": row, "answer": text}, ensure_ascii=False)
+            for probe, answers in verdict.answers.items()
+            for row, text in answers.items()
+        )
+        transcript.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+
+def verify(content: Mapping[str, Any], model: Any, data: Data) -> list[str]:
+    """Return what no longer matches a verdict: a sentence for the weights and for each side's rows.
+
+    Args:
+        content: of ``verdict.json``.
+        model: the model that it is said to be of, as `verdict` took it.
+        data: its rows.
+
+    Raises:
+        ConfigError: ``content`` is no verdict of this version.
+    """
+    if content.get("schema") != SCHEMA:
+        raise ConfigError(f"verdict.json: its schema is {content.get('schema')}, not {SCHEMA}: audit the model again")
+    options = content["options"]
+    data = limited(data, options["limit"], options["seed"])
+    hashes = {"weights of the model": (content["models"]["now"]["sha256"], fingerprint(model)["sha256"])}
+    for side, rows in data.rows.items():
+        hashes[f"{side} rows"] = content["data_sha256"][side], rows_digest(rows)
+    return [f"The {name} are not those of the verdict." for name, (then, now) in hashes.items() if then != now]
 
 
 def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
@@ -54,7 +90,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         }
         for found in verdict.rows
     ]
-    plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain")}
+    plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain", "answers")}
     return plain | {
         "schema": SCHEMA,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",

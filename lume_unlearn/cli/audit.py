@@ -71,7 +71,7 @@ def execute(options: dict[str, Any]) -> int:
         options["probes"] = names(options["probes"])
     whole = Source(**take(options, ("data", "split"))).loaded()
     assert whole is not None, "None only where files are named"
-    data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
+    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     status = _verdict(data, output, options) if "before" in options else _audit(data, output, options)
     print(f"Written to {output}.")
     return status
@@ -84,8 +84,9 @@ def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
     # A wrong one ends the command before anything is loaded.
     options["probes"] = wanted_probes(data, options.get("probes"), (), options)
     loading = take(options, LOADING)
-    model, tokenizer, device = _load(**loading)
+    model, tokenizer, device = load_audited(**loading)
     name = loading.get("peft") or loading["model"]
+    options.pop("limit", None)
     found = audit(model.to(device), tokenizer, data, output=output, name=name, **options)
     print(audit_table(found))
     return 0
@@ -93,7 +94,7 @@ def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
 
 def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     """Load the models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
-    from lume_unlearn.audit.measure import in_parts, measure
+    from lume_unlearn.audit.measure import measure
     from lume_unlearn.audit.probes import write_audit
     from lume_unlearn.audit.verdict import verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
@@ -106,12 +107,11 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
     options["probes"] = wanted_probes(data, options.get("probes"), require, options)
     loading = take(options, LOADING)
-    model, tokenizer, device = _load(**loading)
+    model, tokenizer, device = load_audited(**loading)
     check_tasks(tokenizer, data, tasks)
-    data = in_parts(data, tokenizer)
     scoring = {key: options[key] for key in ("chat", "batch_size", "controls") if key in options}
     for role, folder in others.items():
-        other, own, _ = _load(**(loading | {"model": folder, "peft": None}))
+        other, own, _ = load_audited(**(loading | {"model": folder, "peft": None}))
         others[role] = measure(other.to(device), own, data, tasks=tasks, **scoring)
         del other  # one model at a time on the device
     name = loading.get("peft") or loading["model"]
@@ -131,7 +131,7 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     return found.exit_status
 
 
-def _load(
+def load_audited(
     model: str, peft: str | None = None, trust_remote_code: bool = False, device: str | None = None
 ) -> tuple[Any, Any, str]:
     """Return model and tokenizer, and the device to move the model to."""

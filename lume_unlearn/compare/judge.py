@@ -13,6 +13,7 @@ from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
 from lume_unlearn.scoring.score import ATTACKS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
+from lume_unlearn.scoring.swap import names_somebody
 
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 
@@ -46,7 +47,8 @@ class Judge:
         documents, and judged on the final documents.
         """
         data = parts.final
-        scores = self._score(model, data, chat, [*memorization_tasks(data), *tasks_for(data)])
+        swap = ["lume_swap"] * names_somebody(data)
+        scores = self._score(model, data, chat, [*memorization_tasks(data), *swap, *tasks_for(data)])
         flat = {
             f"{task} {name}": float(value)
             for task, metrics in harness_numbers(scores.results).items()

@@ -17,6 +17,7 @@ from lume_unlearn.scoring.score import MEANS
 METRICS = {
     "lume_score": (*MEANS, "task_aggregate"),
     "lume_mia": ("loss_auc", "loss_tpr_at_1", "min_k_plus_plus_auc"),
+    "lume_swap": ("forget_rank", "forget_leak_p", "forget_avoided_p", "retain_rank"),
     "lume_mmlu": ("acc",),
 }
 """Task to its metrics in the table."""

@@ -75,6 +75,15 @@ MEMORISATION = {
     )
     for side, good in GOOD.items()
 }
+SWAPPED = {
+    side: (
+        Score("lume_swap", f"{side}_rank", "rank among invented persons", "0.5" if side == "forget" else "0"),
+        Score("lume_swap", f"{side}_factor", "factor a token", "1" if side == "forget" else "high"),
+        Score("lume_swap", f"{side}_leak_p", "p: tied", "above 0.05" if side == "forget" else "0"),
+        Score("lume_swap", f"{side}_avoided_p", "p: avoided", "above 0.05"),
+    )
+    for side in GOOD
+}
 PERSONAL_DATA = {
     side: {words: _scores("lume_pii", f"{side}_*_{match}", FIELDS, good) for match, words in MATCHES.items()}
     for side, good in GOOD.items()

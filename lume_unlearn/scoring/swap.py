@@ -6,9 +6,9 @@ from typing import Any
 
 from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
-from lume_tasks.errors import DataError
+from lume_tasks.data.subjects import find_subjects
 from lume_tasks.metrics import swap
-from lume_tasks.tasks.swap import ALPHA, persons_of
+from lume_tasks.tasks.swap import ALPHA, NothingToTest, persons_of, untestable
 from lume_unlearn.scoring.score import score, without_messages
 
 
@@ -47,6 +47,12 @@ class Swapped:
         }
 
 
+def names_somebody(data: Data) -> bool:
+    """Return whether `lume_swap` can test a forget row."""
+    subjects = find_subjects(data.forget)
+    return any(not untestable(row, subjects.get(row.id, "")) for row in data.forget)
+
+
 def swap_test(
     model: Any,
     tokenizer: Any,
@@ -73,9 +79,7 @@ def swap_test(
     try:
         with without_messages("lume_tasks", "lume_swap: "):
             found = score(model, tokenizer, data, tasks=["lume_swap"], log_samples=True, **options)
-    except DataError as error:
-        if "no row can be tested" not in str(error):
-            raise
+    except NothingToTest:
         return Swapped()
     samples = found.results["samples"]["lume_swap"]
     persons: dict[str, dict[str, swap.SwapResult]] = {}

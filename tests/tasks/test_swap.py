@@ -12,7 +12,7 @@ from lm_eval.tasks import TaskManager
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import control_names, find_subjects, folded, holds_name, shared_words, swapped
+from lume_tasks.data.subjects import control_names, family_names, find_subjects, folded, holds_name, swapped
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
 from lume_tasks.models.hf import LumeHF
@@ -163,17 +163,25 @@ def test_names_of_the_data_are_not_drawn() -> None:
     assert not set(first[:20]) & set(others)
 
 
-def test_words_that_other_persons_have_stay() -> None:
-    shared = shared_words(["Tiffi Magenta", "Aggy Magenta", "Ada Byron", "Ada Byron"])
-    assert shared == {"magenta"}
-    names = control_names("Tiffi Magenta", 40, "", len, shared)
-    assert all(name.endswith(" Magenta") and "Tiffi" not in name for name in names)
-    both = shared_words(["Tiffi Magenta", "Aggy Magenta", "Tiffi Gold"])
-    assert not any("Magenta" in name for name in control_names("Tiffi Magenta", 40, "", len, both))
+def test_family_names_are_those_of_other_persons() -> None:
+    families = family_names(
+        ["Tiffi Magenta", "Aggy Gold", "Ada Gold", "ꆈꌠ ꉙ", "Иван Петров", "王小明", "佐藤 さくら", "鈴木 あい"]
+    )
+    assert families == {
+        "Tiffi Magenta": ["Gold"],
+        "Aggy Gold": ["Magenta"],
+        "Ada Gold": ["Magenta"],
+        "Иван Петров": [],
+        "佐藤 さくら": ["鈴木"],
+        "鈴木 あい": ["佐藤"],
+    }
+    names = control_names("Tiffi Magenta", 40, "", len, ["Gold", "Blush"])
+    assert {name.split()[1] for name in names} == {"Gold", "Blush"}
+    assert not any("Tiffi" in name for name in names)
 
 
 def test_scripts_without_names_are_refused() -> None:
-    with pytest.raises(DataError, match="no names"):
+    with pytest.raises(ValueError, match="no names"):
         control_names("ꆈꌠ ꉙ", 40, "", len)
 
 

@@ -241,6 +241,12 @@ def test_the_command_ends_in_a_verdict(
     found, out, err = command("audit", *words, *options)
     assert (found, f"Verdict: {status}" in out) == (code, True), (out, err)
     assert "Required, but does not hold: retain_knowledge>=1.1 (is " in out
+    checked = ("verify", "--verdict", tmp_path / "out" / "verdict.json", "--data", models("."))
+    assert command(*checked, "--model", models(name))[0] == 0
+    code, out_of_others, _ = command(*checked, "--model", models("retrained"))
+    assert (code, "weights of the model are not those" in out_of_others) == (1, True)
+    answers = [json.loads(line) for line in (tmp_path / "out" / "transcript.jsonl").read_text().splitlines()]
+    assert {answer["probe"] for answer in answers} >= {"plain"}
     assert ("Earlier request 1: 4 of 4 rows are answered correctly." in out) == (name == "target")
     assert json.loads((tmp_path / "out" / "verdict.json").read_text())["status"] == status
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]

@@ -1,0 +1,40 @@
+"""`lume-unlearn verify`."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lume_unlearn.cli.parsing import SHARED, add_texts
+from lume_unlearn.errors import ConfigError
+
+TEXTS = {
+    "verdict": "The verdict.json that `audit --before` wrote.",
+    "model": "The model that it is said to be of: a folder or a hub name.",
+    "peft": "Its adapter, if it was audited with one.",
+    **SHARED,
+}
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `verify`."""
+    add_texts(parser, TEXTS, required=("verdict", "model"))
+
+
+def execute(options: dict[str, Any]) -> int:
+    """Compute the hashes again, and print what no longer matches (exit status 1)."""
+    from lume_unlearn.audit.writing import verify
+    from lume_unlearn.cli.audit import load_audited
+    from lume_unlearn.cli.training import take
+    from lume_unlearn.data.sources import Source
+
+    path = options.pop("verdict")
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--verdict {path}: cannot be read ({error})") from error
+    data = Source(**take(options, ("data", "split"))).loaded()
+    assert data is not None, "None only where files are named"
+    model, _, _ = load_audited(**options, device="cpu")
+    faults = verify(content, model, data)
+    print("\n".join(faults) or f"The weights and rows are those of the verdict ({content['status']}).")
+    return 1 if faults else 0
