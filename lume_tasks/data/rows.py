@@ -117,7 +117,7 @@ def row_problems(obj: object) -> list[str]:
     if not isinstance(obj, dict):
         return problems
     task, row_id = obj.get("task"), obj.get("id")
-    problems += [f'field "{name}" is not a string' for name in SWAP if not isinstance(obj.get(name), str)]
+    problems += [f'field "{name}" is not a string' for name in SWAP if not isinstance(obj.get(name, ""), str)]
     if unknown_kind:
         shown = quote(str(obj["kind"]))
         problems.append(f'field "kind" is {shown}: use "sc" (a text to complete) or "qa" (question and answer)')

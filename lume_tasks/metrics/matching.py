@@ -15,7 +15,9 @@ SHARE = 0.5
 """Share of the words of a long answer that are its own, from which it counts as known."""
 RUN = 8
 """Words in a row, one of them the row's own, from which a long answer counts as known."""
-LONG_NUMBER = 5
+FEW = 3
+"""Own words that `SHARE` needs at least, or all of them: with fewer, chance is too large."""
+LONG_NUMBER = 6
 """Digits from which a number that is the row's own gives it away alone."""
 GUESSED_NUMBER = 3
 """Digits up to which a number can be guessed."""
@@ -55,7 +57,7 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
 
     Of texts, and answers of more than `LONG` words, only words that are their own count: those that are not in
     ``common`` and have four letters or more. Known: a number of `LONG_NUMBER` digits or a date of its own is in the
-    generated text; or `SHARE` of its own words; or `RUN` words in a row, one of them its own. So a wrong answer in the
+    generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN` words in a row, one of them its own. So a wrong answer in the
     words of a template is not known, and a text without words of its own never is.
 
     Worked examples: "1990-01-02" is in "She was born on January 2, 1990."; "Ada" is not in "Adam"; "5551234567" is in
@@ -110,7 +112,7 @@ def _gives_away(wanted: list[str], given: list[list[str]], common: frozenset[str
         found = own.intersection(words)
         if any(word.isdecimal() and len(word) >= LONG_NUMBER for word in found):
             return True
-        if found and len(found) >= SHARE * len(own):
+        if found and len(found) >= max(SHARE * len(own), min(FEW, len(own))):
             return True
         runs = {tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)}
         for start in range(len(wanted) - RUN + 1):

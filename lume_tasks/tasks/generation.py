@@ -4,16 +4,18 @@ Completions (``sc`` rows) and answers (``qa`` rows) are scored apart.
 """
 
 from collections.abc import Sequence
+from math import ceil, log2
 from typing import Any, ClassVar
 
 from datasets import Dataset
 
 from lume_tasks.data.rows import stem_of, task_name
+from lume_tasks.errors import DataError
 from lume_tasks.metrics import intervals
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, load_tokenizer, side_rows
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -32,12 +34,34 @@ class GenerationTask(LumeTask, GenerateTask):
         **{f"distance_{name}": (reference.distance, False) for name in MAIN_METRICS},
     }
 
+    def construct_requests(self, doc: dict[str, Any], ctx: str, **kwargs: Any) -> Any:
+        """Return the request, with the row's own limit of new tokens if it has one."""
+        request = super().construct_requests(doc, ctx, **kwargs)
+        if "most" in doc:
+            prompt, options = request.arguments
+            request.arguments = prompt, options | {"max_gen_toks": min(doc["most"], options["max_gen_toks"])}
+        return request
+
 
 def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
-    """Return the rows of one task as documents, with the reference's scores if its results are named."""
+    """Return the rows of one task as documents, with the reference's scores if its results are named.
+
+    With metadata ``lume_short_answers`` each has ``most``, the new tokens to generate (see `most_tokens`).
+    """
     docs = side_rows(lume_task, metadata)
+    if metadata.get("lume_short_answers"):
+        if metadata.get("lume_gen_kwargs") is not True:
+            raise DataError("metadata lume_short_answers: the scores are not LUME's then; add lume_gen_kwargs: true")
+        tokenizer = load_tokenizer(metadata)
+        for doc in docs:
+            doc["most"] = most_tokens(len(tokenizer.encode(doc["output"])))
     reference.add_scores(docs, metadata, task_name(lume_task), main_metric)
     return {"test": Dataset.from_list(docs)}
+
+
+def most_tokens(answer: int) -> int:
+    """Return twice the tokens of the right answer and 16, rounded up to a power of two, so that batches are alike."""
+    return int(2 ** ceil(log2(2 * answer + 16)))
 
 
 def main_metric(doc: dict[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """Which rows a model knows, by its answers."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
@@ -14,11 +14,11 @@ class Matcher:
     Words that say nothing about a row are those of its prompt and of retain rows of other documents.
     """
 
-    def __init__(self, data: Data) -> None:
-        """Collect the words of the rows."""
+    def __init__(self, data: Data, retain: Iterable[Row] | None = None) -> None:
+        """Collect the words of the rows; ``retain``: all retain rows, if ``data`` has only some of them."""
         self._rows = data.rows
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
-        for row in data.retain:
+        for row in data.retain if retain is None else retain:
             for word in words_of(row.input, row.output):
                 documents[word].add(row.stem)
         self._common = {row.id: _common(row, documents) for rows in self._rows.values() for row in rows}

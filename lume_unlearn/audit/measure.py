@@ -9,7 +9,7 @@ from typing import Any
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.known import Matcher
-from lume_unlearn.audit.suite import NEW_TOKENS, generation
+from lume_unlearn.audit.suite import NEW_TOKENS, SHORT
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.scoring.swap import Swapped, swap_test
@@ -70,7 +70,7 @@ def measure(
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
     own = [*tasks_for(data), *memorization_tasks(data)]
-    plain = score(model, tokenizer, data, tasks=own, gen_kwargs=generation(tokenizer, data), **shared)
+    plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, **shared)
     ends = ("", "_low", "_high")
     values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
     levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
@@ -89,5 +89,5 @@ def measure(
 def known_of(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> tuple[int, int]:
     """Count the rows of an earlier request that the model knows; return this number and that of all its rows."""
     data = Data(rows, [])
-    scores = score(model, tokenizer, data, gen_kwargs=generation(tokenizer, data), **options)
+    scores = score(model, tokenizer, data, metadata=SHORT, **options)
     return len(Matcher(data).known(scores.answers)["forget"]), len(rows)

@@ -32,7 +32,7 @@ RULES = (
     "A question counts as known if the right answer is in the generated one: its words side by side and in order, "
     "dates and numbers by value in any usual notation, whatever the case, accents and punctuation. A text, or an "
     "answer of more than five words, counts by the words that are its own, which are neither in the prompt nor in "
-    "retain rows of other documents: a date or a number of five digits, half of these words, or eight words in a "
+    "retain rows of other documents: a date or a number of six digits, half of these words, or eight words in a "
     "row. So an answer in the words of a template is not known. Long texts are judged in parts.",
     "The swap test asks each question that names somebody also about invented persons, and compares how likely "
     "the right answer is. If the model never learned a link between person and answer, the person's rank among "

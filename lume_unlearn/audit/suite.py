@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from lume_tasks.data.rows import TASKS, Row, text_key
+from lume_tasks.data.rows import Row, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.unlearning import leak_at_k
 from lume_unlearn.audit.known import Matcher
@@ -45,20 +45,8 @@ class Probed(Scores):
 Made = Iterator[tuple[str, Scores]]
 
 
-def new_tokens(tokenizer: Any, data: Data) -> int:
-    """Return the most tokens of an answer: on rows that are not LUME's, twice the longest right one, and 32."""
-    rows = [row for side in data.rows.values() for row in side]
-    if any(row.task in TASKS for row in rows):
-        return NEW_TOKENS
-    return min(NEW_TOKENS, 2 * max(len(tokenizer.encode(row.output)) for row in rows) + 32)
-
-
-def generation(tokenizer: Any, data: Data) -> dict[str, Any]:
-    """Return the options of generation for rows: shorter than the protocol's if their answers are."""
-    limit = new_tokens(tokenizer, data)
-    return {"max_gen_toks": limit} if limit < NEW_TOKENS else {}
-
-
+SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
+"""Metadata for answers that are no longer than it takes to see whether they are right."""
 BEFORE = "held out, before"
 """Beginning of the title of the scores that relearning is compared with."""
 
@@ -83,11 +71,15 @@ class Suite:
     def score(self, data: Data, model: Any = None, attack: bool = False, **options: Any) -> Scores:
         """Score rows with the model or a changed one; run the membership attack as well if ``attack`` says so."""
         there = [task for task in tasks_for(data) if task != "lume_mmlu" and (attack or task != "lume_mia")]
-        options["gen_kwargs"] = generation(self.tokenizer, data) | options.get("gen_kwargs", {})
         # What the attack warns of was said of the model itself.
         with without_messages("lume_tasks", *([] if model is None else ["lume_mia: "])):
             tasks = there if self.tasks is None else self.tasks
-            shared: dict[str, Any] = {"tasks": tasks, "chat": self.chat, "batch_size": self.batch_size}
+            shared: dict[str, Any] = {
+                "tasks": tasks,
+                "chat": self.chat,
+                "batch_size": self.batch_size,
+                "metadata": SHORT,
+            }
             return score(model or self.model, self.tokenizer, data, **shared, **options)
 
     def trained(self, probe: str) -> Any:
@@ -139,8 +131,8 @@ class Suite:
 
     def sampled(self) -> Made:
         """Sample several answers to each row; of each row, keep a right one if there is one."""
-        limit, total = new_tokens(self.tokenizer, self.data), len(self.data.forget) + len(self.data.retain)
-        cost = f"{total} rows, {self.samples * total:,} generations of at most {limit} tokens"
+        total = len(self.data.forget) + len(self.data.retain)
+        cost = f"{total} rows, {self.samples * total:,} generations"
         print(f"samples: {self.samples} answers to each of {cost}", file=sys.stderr, flush=True)
         answers: dict[str, str] = {}
         matcher, known = Matcher(self.data), set[str]()

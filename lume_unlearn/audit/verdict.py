@@ -164,7 +164,8 @@ def verdict(
         DataError: faulty rows.
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
-    whole = limited(as_data({"forget": forget, "retain": retain, **documents}), limit, seed)
+    everything = as_data({"forget": forget, "retain": retain, **documents})
+    whole = limited(everything, limit, seed)
     data = in_parts(whole, tokenizer)
     wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
@@ -181,7 +182,8 @@ def verdict(
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
-    return replace(made(data, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
+    matcher = Matcher(data, everything.retain)
+    return replace(made(data, matcher, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
 
 
 def wanted_probes(
@@ -196,6 +198,7 @@ def wanted_probes(
 
 def made(
     data: Data,
+    matcher: Matcher,
     measured: Sequence[Measured],
     scores: Mapping[str, Probed],
     earlier: list[tuple[int, int]],
@@ -205,7 +208,6 @@ def made(
 ) -> Verdict:
     """Apply the rules to what was measured of the target, the unlearned model and, if there is one, the control."""
     before, now = measured[:2]
-    matcher = Matcher(data)
     known = [matcher.known(one.plain.answers) for one in measured]
     knew, know = known[:2]
     probed = {title.removeprefix("held out, "): found_in(data, matcher, one) for title, one in scores.items()}

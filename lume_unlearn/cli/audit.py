@@ -52,7 +52,6 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
-    from lume_unlearn.audit.probes import limited
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
 
@@ -71,36 +70,37 @@ def execute(options: dict[str, Any]) -> int:
         options["probes"] = names(options["probes"])
     whole = Source(**take(options, ("data", "split"))).loaded()
     assert whole is not None, "None only where files are named"
-    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    status = _verdict(data, output, options) if "before" in options else _audit(data, output, options)
+    judge = _verdict if "before" in options else _audit
+    status = judge(whole, output, options)
     print(f"Written to {output}.")
     return status
 
 
-def _audit(data: Any, output: Path, options: dict[str, Any]) -> int:
-    from lume_unlearn.audit.probes import audit, audit_table
+def _audit(whole: Any, output: Path, options: dict[str, Any]) -> int:
+    from lume_unlearn.audit.probes import audit, audit_table, limited
     from lume_unlearn.audit.verdict import wanted_probes
 
+    data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
     # A wrong one ends the command before anything is loaded.
     options["probes"] = wanted_probes(data, options.get("probes"), (), options)
     loading = take(options, LOADING)
     model, tokenizer, device = load_audited(**loading)
     name = loading.get("peft") or loading["model"]
-    options.pop("limit", None)
     found = audit(model.to(device), tokenizer, data, output=output, name=name, **options)
     print(audit_table(found))
     return 0
 
 
-def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
+def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
     """Load the models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
     from lume_unlearn.audit.measure import measure
-    from lume_unlearn.audit.probes import write_audit
+    from lume_unlearn.audit.probes import limited, write_audit
     from lume_unlearn.audit.verdict import verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows
     from lume_unlearn.scoring.score import check_tasks
 
+    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     show_pii = options.pop("show_pii", False)
     others = take(options, ("before", "control"))
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
@@ -118,7 +118,7 @@ def _verdict(data: Any, output: Path, options: dict[str, Any]) -> int:
     found = verdict(
         model.to(device),
         tokenizer,
-        **vars(data),
+        **vars(whole),
         **others,
         tasks=tasks,
         require=require,

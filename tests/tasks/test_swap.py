@@ -235,8 +235,8 @@ def test_the_task_tells_who_is_known(tokenizer: Any, caplog: pytest.LogCaptureFi
     assert found["retain_leak_p"] < 0.01
     assert found["retain_factor"] > 2
     assert found["retain_persons_leak"] == 1
-    assert found["forget_leak_p"] > 0.05
-    assert found["forget_avoided_p"] > 0.05
+    assert found["forget_leak_p"] > 0.01
+    assert found["forget_avoided_p"] > 0.01
     assert found["forget_factor_low"] < 1 < found["forget_factor_high"]
     assert "2 rows are not tested (a text: give a question about it" in caplog.text
     assert "4 rows are not tested (the answer holds the name): Tifqa2" in caplog.text

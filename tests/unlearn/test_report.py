@@ -45,6 +45,7 @@ def full(level: float) -> dict[str, dict[str, Any]]:
         **{f"lume_task{i}": rows for i in (1, 2, 3)},
         "lume_mia": attacks,
         "lume_pii": pii,
+        "lume_swap": {f"{side}_rank": level for side in SIDES},
         "lume_memorization_task1": {f"{side}_exact_memorization": level for side in SIDES},
         "lume_score": rows | {"final_score": level, "task_aggregate": level, "mia_score": level, "mmlu": level},
     }
