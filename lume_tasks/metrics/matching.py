@@ -57,8 +57,8 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
 
     Of texts, and answers of more than `LONG` words, only words that are their own count: those that are not in
     ``common`` and have four letters or more. Known: a number of `LONG_NUMBER` digits or a date of its own is in the
-    generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN` words in a row, one of them its own. So a wrong answer in the
-    words of a template is not known, and a text without words of its own never is.
+    generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN` words in a row, one of them its
+    own. So a wrong answer in the words of a template is not known, and a text without words of its own never is.
 
     Worked examples: "1990-01-02" is in "She was born on January 2, 1990."; "Ada" is not in "Adam"; "5551234567" is in
     "call 555-123-4567"; "東京" is in "彼は東京に住んでいます".
