@@ -107,3 +107,9 @@ def whole_mmlu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the questions of the miniature data for all that MMLU has."""
     monkeypatch.setattr(locate, "MMLU_SUBJECTS", ("high_school_counting", "letters"))
     monkeypatch.setattr(locate, "MMLU_QUESTIONS", 13)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(lume_models: Path) -> Path:
+    """A real model that has seen the retain half alone."""
+    return lume_models / "lume-retain-13m"
