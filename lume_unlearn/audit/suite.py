@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 from lume_tasks.data.rows import Row, text_key
 from lume_tasks.data.source import Data
@@ -42,6 +42,7 @@ class Probed(Scores):
     """Whether these are the scores before the change, to compare with, as of rows that relearning leaves out."""
 
 
+T = TypeVar("T")
 Made = Iterator[tuple[str, Scores]]
 
 
@@ -163,18 +164,30 @@ PROBES: Mapping[str, tuple[Callable[[Suite], Made], Changes]] = {
 """Each probe: its procedure, and what it changes."""
 
 
-def sample(rows: Sequence[Row], count: int, seed: int) -> list[Row]:
+def sample(rows: Sequence[T], count: int, seed: int) -> list[T]:
     """Choose ``count`` rows, or all if there are fewer, by the seed."""
     return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
 def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict[str, Sequence[Row]]:
-    """Sample the rows that relearning and repair train on; those of repair teach no answer of a forget row."""
+    """Sample the rows that relearning and repair train on; those of repair teach no answer of a forget row.
+
+    Without ``train``, relearning has rows of half of the documents of the forget rows, or, of one document, half of it.
+    """
     source = train or data
     taught = _answers(data.forget)
     kept = [row for row in source.retain if row.output.strip().lower() not in taught]
-    forget = count if train else min(count, len(data.forget) // 2)
-    return {"relearn_forget": sample(source.forget, forget, seed), "repair": sample(kept, count, seed)}
+    relearned = list(train.forget) if train else _half(data.forget, seed)
+    return {"relearn_forget": sample(relearned, count, seed), "repair": sample(kept, count, seed)}
+
+
+def _half(rows: Sequence[Row], seed: int) -> list[Row]:
+    """Return the rows of half of the documents; of a single document, half of its rows."""
+    documents = sorted({row.stem for row in rows})
+    if len(documents) == 1:
+        return sample(rows, len(rows) // 2, seed)
+    half = sample(documents, len(documents) // 2, seed)
+    return [row for row in rows if row.stem in half]
 
 
 def held_out(data: Data, taught: Sequence[Row]) -> Data:
