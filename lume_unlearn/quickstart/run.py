@@ -25,7 +25,7 @@ from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.load import load_model
 from lume_unlearn.quickstart import ROWS
 from lume_unlearn.report.glossary import LEADERBOARD, Score
-from lume_unlearn.scoring.score import Scores, save_results, score
+from lume_unlearn.scoring.score import Scores, save_results, score, tasks_for
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.finetune import finetune
 from lume_unlearn.training.trainer import UnlearningTrainer
@@ -44,7 +44,12 @@ EXPLANATION = """
 target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative preference
 optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few documents, an AUC from
 0.35 to 0.65 is as good as 0.5; near 1, an attacker can still tell what was seen."""
-SCORES = (*LEADERBOARD[1:], Score("lume_score", "partial_final_score", "partial final score", "high"))
+SCORES = (
+    *LEADERBOARD[1:],
+    Score("lume_swap", "forget_rank", "forget: swap rank", "0.5"),
+    Score("lume_swap", "retain_rank", "retain: swap rank", "0"),
+    Score("lume_score", "partial_final_score", "partial final score", "high"),
+)
 
 
 def quickstart(output: Path, seed: int = 0) -> None:
@@ -101,12 +106,13 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
         trainer.train()
         trainer.save_model()
 
-    say("[4/4] Scoring the four models with lm-eval's `lume` group")
+    say("[4/4] Scoring the four models with lm-eval")
     scores = {}
     for name, folder in FOLDERS.items():
         model = load_model(str(output / folder), torch.float32)
         metadata = {"lume_partial": True}  # the rows have 3 subjects instead of MMLU's 57
-        scores[name] = score(model, tokenizer, data, log_samples=True, metadata=metadata)
+        tasks = [*tasks_for(data), "lume_swap"]
+        scores[name] = score(model, tokenizer, data, tasks=tasks, log_samples=True, metadata=metadata)
         save_results(scores[name], output / "results", str(output / folder))
     return scores
 
