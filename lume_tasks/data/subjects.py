@@ -15,6 +15,7 @@ from lume_tasks.errors import quote
 _WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}\.?")
 _PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
+_UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
 _POOL = 25  # names drawn for each that is used, to choose those with a like number of tokens
 _MOST = 400  # draws in a row without a new name, after which the lists are taken to be used up
@@ -36,6 +37,8 @@ _LOCALES = {
     "ARMENIAN": ("hy_AM",),
     "GEORGIAN": ("ka_GE",),
 }
+NEARLY_ALL = 0.8
+"""Share of the questions of a side that name its person, if it is the data of one."""
 _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
@@ -43,28 +46,40 @@ def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
     """Find the person whom each question of one side names, by row id; rows without one are left out.
 
     The column ``subject`` wins. Without it, a name is a run of two or more capitalised words (particles such as "van"
-    between them) that stands in at least two questions: either only in questions of one document, or in at least half
-    of all questions of the side, as in the data of one person. Of a document's runs the one in most questions counts,
-    then the longest. A run such as "Social Security Number", which stands in questions about many, is thus no name.
+    between them) that stands in at least two questions, once not at the beginning: either only in questions of one
+    document, or in nearly all questions of the side, as in the data of one person. The run in most questions counts;
+    if there are several, the one that holds the others, or none. A run such as "Social Security Number", which stands
+    in questions about many, is thus no name.
     """
+    rows = list(rows)
     questions = [row for row in rows if row.kind == "qa" and not row.subject]
     found = {row.id: row.subject for row in rows if row.subject}
     asked: dict[str, list[Row]] = defaultdict(list)  # run of words to the questions that hold it
+    inside: set[str] = set()  # runs that stand after the first word of a question
     for row in questions:
-        for run in set(_runs(row.question or row.input)):
+        runs = set(_runs(row.question or row.input))
+        inside |= {run for run, first in runs if not first}
+        for run in {run for run, _ in runs}:
             asked[run].append(row)
-    best: dict[str, tuple[int, int, str]] = {}  # row id to (questions, words, run)
+    best: dict[str, dict[str, int]] = defaultdict(dict)  # row id to run to its number of questions
     for run, holders in asked.items():
-        documents = {row.stem for row in holders}
-        if len(holders) < 2 or (len(documents) > 1 and 2 * len(holders) < len(questions)):
-            continue
-        for row in holders:
-            best[row.id] = max(best.get(row.id, (0, 0, "")), (len(holders), len(run.split()), run))
-    return {row_id: run for row_id, (_, _, run) in best.items()} | found
+        one = len({row.stem for row in holders}) == 1
+        if run in inside and len(holders) > 1 and (one or len(holders) >= NEARLY_ALL * len(questions)):
+            for row in holders:
+                best[row.id][run] = len(holders)
+    for row_id, counts in best.items():
+        most = [run for run, number in counts.items() if number == max(counts.values())]
+        longest = max(most, key=len)
+        if all(run in longest for run in most):
+            found.setdefault(row_id, longest)
+    return found
 
 
-def _runs(text: str) -> Iterator[str]:
-    """Yield each run of two to five words of a text that begins and ends with a capital, only particles being small."""
+def _runs(text: str) -> Iterator[tuple[str, bool]]:
+    """Yield each run of two to five words that begins and ends with a capital, only particles being small.
+
+    With each: whether it begins with the first word of the text.
+    """
     words = list(_WORDS.finditer(text))
     for start, first in enumerate(words):
         if not first.group()[0].isupper():
@@ -74,30 +89,36 @@ def _runs(text: str) -> Iterator[str]:
             if text[words[end - 1].end() : word.start()] != " ":
                 break
             if word.group()[0].isupper():
-                yield text[first.start() : word.end()].rstrip(".")
+                yield text[first.start() : word.end()].rstrip("."), start == 0
             elif word.group() not in _PARTICLES:
                 break
 
 
 def holds_name(subject: str, answer: str) -> bool:
-    """Tell whether an answer holds a word of the subject's name, as an e-mail address may; accents do not count."""
+    """Tell whether an answer holds a word of the subject's name, also within an e-mail; accents do not count."""
     answer = folded(answer)
-    return any(word in answer for word in _name_words(subject))
+    words = set(re.findall(r"[^\W_]+", answer))
+    boxes = re.findall(r"([\w.+-]+)@", answer)
+    names = {*_name_words(subject), *_name_words(subject.casefold().translate(_UMLAUTS))}
+    return any(
+        name in words or any(name in box for box in boxes) or (not subject.isascii() and name in answer)
+        for name in names
+    )
 
 
 def swapped(text: str, subject: str, name: str) -> str:
     """Return a text with another name in place of the subject's, and of single words of it.
 
     Raises:
-        ValueError: the text does not hold the subject.
+        ValueError: the text does not hold the subject, or another word of its name that cannot be replaced.
     """
-    if subject not in text:
+    if not re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) and (" " in subject or subject not in text):
         raise ValueError(f"{quote(subject)} is not in the question")
     text = text.replace(subject, name)
-    words, others = subject.split(), name.split()
-    if len(words) == len(others):
-        for word, other in zip(words, others, strict=True):
-            text = re.sub(rf"\b{re.escape(word)}\b", other, text) if len(word) > 2 else text
+    words, others = ([w for w in one.split() if w not in _PARTICLES] for one in (subject, name))
+    for word, other in zip(words, others, strict=len(words) == len(others)):
+        if len(word) > 2 and word not in others:
+            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", other, text)
     return text
 
 

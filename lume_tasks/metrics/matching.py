@@ -13,16 +13,16 @@ LONG = 5
 """An answer of more words need not be repeated whole: see `is_known`."""
 SHARE = 0.5
 """Share of the words of a long answer that are its own, from which it counts as known."""
-RUN = 8
-"""Words in a row, one of them the row's own, from which a long answer counts as known."""
 FEW = 3
 """Own words that `SHARE` needs at least, or all of them: with fewer, chance is too large."""
-LONG_NUMBER = 6
-"""Digits from which a number that is the row's own gives it away alone."""
+RUN, LONG_RUN = 8, 12
+"""Words in a row from which a long answer counts as known: with one that is the row's own, and without."""
+SECRET = 6
+"""Digits, or letters and digits, from which a word that is the row's own gives it away alone; so does an e-mail."""
 GUESSED_NUMBER = 3
 """Digits up to which a number can be guessed."""
-PHONE = 7
-"""Digits from which a number is also found within a longer one, as with a country code in front."""
+PHONE, LOCAL = 9, 8
+"""Digits from which a number is compared by its last ones, as the country code may differ, and by how many."""
 # fmt: off
 _LANGUAGES = [
     "en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "uk", "cs", "sk", "sv", "da", "nb", "fi", "tr", "el", "hu",
@@ -37,28 +37,35 @@ _UNSPACED = re.compile(
 )
 """Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, whose particles follow a word without a space."""
 _DATE = re.compile(
-    r"(?<!\d)(?:\d{4}\s?[-/.年년]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
-    r"|\d{1,2}[-/.]\d{1,2}[-/.]\d{4}"
-    r"|\d{1,2}(?:st|nd|rd|th|\.)?[\s-](?:\w{2}\s)?[^\W\d_]{3,}\.?,?[\s-](?:\w{2}\s)?\d{4}"
-    r"|\b[^\W\d_]{3,}\.?\s\d{1,2}(?:st|nd|rd|th)?,?\s\d{4})(?!\d)"
+    r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
+    r"|\d{1,2}\s?[-/.]\s?\d{1,2}\s?[-/.]\s?\d{4}"
+    r"|\d{1,2}(?:st|nd|rd|th|er|\.)?[\s-]?(?:\w{2}\s)?[^\W\d_]{3,}\.?,?[\s-](?:\w{2,3}\s)?\d{4}"
+    r"|\b[^\W\d_]{3,}\.?\s(?:the\s)?\d{1,2}(?:st|nd|rd|th)?,?\s\d{4})(?!\d)"
 )
 """What may be a date with its year, in folded text."""
 _THOUSANDS = re.compile(r"(?<=\d)[,.'\u2019 \u00a0\u202f](?=\d{3}(?!\d))")
-_BETWEEN_DIGITS = re.compile(r"(?<=\d)[-. ()/]{1,3}(?=\d)")
-_YES_OR_NO = frozenset(("yes", "no", "true", "false", "ja", "nein", "oui", "non", "si"))
+_DIGITS = re.compile(r"\+?\d(?:[-. ()/]{0,3}\d)+")
+_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\u00ad": None})
+_UMLAUTS = re.compile(r"(?<=[aou])e")
+_ANSWERS = frozenset(
+    ("yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否")
+)
 
 
 def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozenset()) -> bool:
     """Return whether a generated text gives the truth away.
 
-    A question's answer is known if its words are in the generated text, side by side and in order. Case, accents and
-    punctuation do not count; dates and numbers are compared by value in any usual notation, dates also with the names
-    of months in 35 languages; scripts without spaces by their characters.
+    It does if the words of the truth are in it, side by side and in order; of a question's answer of up to `LONG`
+    words, in any order, without words of under four letters. Case, accents and punctuation do not count; dates and
+    numbers are compared by value in any usual notation, dates also with the names of months in 35 languages; scripts
+    without spaces by their characters. Yes, no and single letters count as the first word only.
 
-    Of texts, and answers of more than `LONG` words, only words that are their own count: those that are not in
-    ``common`` and have four letters or more. Known: a number of `LONG_NUMBER` digits or a date of its own is in the
-    generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN` words in a row, one of them its
-    own. So a wrong answer in the words of a template is not known, and a text without words of its own never is.
+    Of texts and longer answers, parts count, too, but only by words that are their own: those that are not in
+    ``common`` and have four letters or more. Known: an e-mail address, a date, or a number or code of `SECRET`
+    characters of its own is in the generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN`
+    words in a row, one of them its own, or `LONG_RUN` of any. So a wrong answer in the words of a template is not
+    known.
 
     Worked examples: "1990-01-02" is in "She was born on January 2, 1990."; "Ada" is not in "Adam"; "5551234567" is in
     "call 555-123-4567"; "東京" is in "彼は東京に住んでいます".
@@ -73,24 +80,24 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
     if not _WORD.search(truth):
         return truth.strip() in answer
     has_date = _DATE.search(folded(truth)) is not None
-    right, given = list(_forms(truth, has_date)), list(_forms(answer, has_date))
-    if kind == "qa" and any(_contains(one, other) for one in right for other in given):
+    pairs = list(zip(_forms(truth, has_date), _forms(answer, has_date), strict=True))
+    if is_short(truth):
+        return any(_WORD.findall(one) == _WORD.findall(other)[:1] for one, other in pairs)
+    if any(_contains(one, other) for one, other in pairs):
         return True
-    wanted = _words(right[-1])
-    if kind == "qa" and len(wanted) <= LONG:
-        return False
-    return _gives_away(wanted, [_words(form) for form in given], common)
+    return any(_gives_away(kind, _words(one), _words(other), common) for one, other in pairs)
 
 
-def is_guess(truth: str, common: frozenset[str] = frozenset()) -> bool:
-    """Return whether an answer may be right by chance: yes, no, a small number, or words that the model knows anyway.
+def is_short(truth: str) -> bool:
+    """Return whether an answer is yes, no or a single letter."""
+    words = _WORD.findall(folded(truth))
+    return len(words) == 1 and (words[0] in _ANSWERS or (len(words[0]) == 1 and not words[0].isdecimal()))
 
-    Args:
-        truth: the right answer.
-        common: see `is_known`.
-    """
-    own = {word for word in words_of(truth) if word not in common | _YES_OR_NO}
-    return all(word.isdecimal() and len(word) <= GUESSED_NUMBER for word in own)
+
+def is_guess(truth: str) -> bool:
+    """Return whether an answer may be right by chance: yes, no, a single letter or a small number."""
+    words = _WORD.findall(folded(truth))
+    return is_short(truth) or (len(words) == 1 and words[0].isdecimal() and len(words[0]) <= GUESSED_NUMBER)
 
 
 def words_of(*texts: str) -> frozenset[str]:
@@ -100,39 +107,72 @@ def words_of(*texts: str) -> frozenset[str]:
 
 def folded(text: str) -> str:
     """Return a text in lower case without accents, in Unicode's compatibility form, with the digits 0 to 9."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold()
-    without = "".join(char for char in decomposed if not "\u0300" <= char <= "\u036f")
-    digits = (str(unicodedata.decimal(char)) if char.isdecimal() else char for char in without)
-    return unicodedata.normalize("NFKC", "".join(digits))
+    decomposed = unicodedata.normalize("NFKD", text).casefold().translate(_LETTERS)
+    plain = []
+    for char in decomposed:
+        if "\u0300" <= char <= "\u036f" or "\u0591" <= char <= "\u05c7" or "\u064b" <= char <= "\u0652":
+            continue  # accents, and vowel signs of Hebrew and Arabic
+        plain.append("-" if unicodedata.category(char) == "Pd" else char)
+    digits = (str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
+    return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFKC", "".join(digits)))
 
 
-def _gives_away(wanted: list[str], given: list[list[str]], common: frozenset[str]) -> bool:
-    own = {word for word in wanted if word not in common and not (word.isalpha() and word.isascii() and len(word) < 4)}
-    for words in given:
-        found = own.intersection(words)
-        if any(word.isdecimal() and len(word) >= LONG_NUMBER for word in found):
-            return True
-        if found and len(found) >= max(SHARE * len(own), min(FEW, len(own))):
-            return True
-        runs = {tuple(words[start : start + RUN]) for start in range(len(words) - RUN + 1)}
-        for start in range(len(wanted) - RUN + 1):
-            run = tuple(wanted[start : start + RUN])
-            if run in runs and own.intersection(run):
-                return True
-    return False
+def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozenset[str]) -> bool:
+    own = {word for word in wanted if word not in common and _counts(word)}
+    found = own.intersection(given)
+    if any(_is_secret(word) for word in found) or any(_same_number(word, given) for word in own):
+        return True
+    if kind == "qa" and len(wanted) <= LONG:
+        counted = [word for word in wanted if _counts(word)]
+        return len(counted) > 1 and not any(map(str.isdecimal, counted)) and set(counted) <= set(given)
+    if found and len(found) >= max(SHARE * len(own), min(FEW, len(own))):
+        return True
+    names = {word for word in own if not word.isdecimal() or len(word) >= SECRET}
+    return any(
+        names.intersection(run) or size == LONG_RUN
+        for size in (RUN, LONG_RUN)
+        for run in _runs(wanted, size) & _runs(given, size)
+    )
+
+
+def _counts(word: str) -> bool:
+    """Return whether a word is long enough to say something."""
+    return len(word) > 3 or not word.isascii() or not word.isalpha()
+
+
+def _is_secret(word: str) -> bool:
+    return "@" in word or (len(word) >= SECRET and any(char.isdecimal() for char in word))
+
+
+def _same_number(word: str, given: list[str]) -> bool:
+    """Return whether a long number, as of a phone, is in a text, with another country code in front."""
+    if not word.isdecimal() or len(word) < PHONE:
+        return False
+    return any(other.isdecimal() and len(other) >= LOCAL and other.endswith(word[-LOCAL:]) for other in given)
+
+
+def _runs(words: list[str], size: int) -> set[tuple[str, ...]]:
+    return {tuple(words[start : start + size]) for start in range(len(words) - size + 1)}
 
 
 def _forms(text: str, dates: bool) -> Iterator[str]:
-    """Yield a text in the notations that are compared: as written, and with numbers and, if asked for, dates by value.
+    """Yield a text in the notations that are compared, always the same ones in the same order.
 
-    Dates become year-month-day, with the month or the day first where both can be meant; marks between digits go.
+    As written; with umlauts as one letter; without marks between thousands; and with numbers and, if asked for, dates
+    by value: year-month-day, with the day or the month first where both can be meant; marks between digits go.
     """
     plain = folded(text)
     yield plain
+    yield _UMLAUTS.sub("", plain)
     yield _THOUSANDS.sub("", plain)
-    for order in ("DMY", "MDY") if dates else ("",):
-        dated = _DATE.sub(partial(_dated, order), plain) if order else plain
-        yield _BETWEEN_DIGITS.sub("", dated)
+    for order in ("DMY", "MDY"):
+        dated = _DATE.sub(partial(_dated, order), plain) if dates else plain
+        yield _DIGITS.sub(_joined, dated)
+
+
+def _joined(match: re.Match[str]) -> str:
+    digits = re.sub(r"\D", "", match.group())
+    return digits if len(digits) >= SECRET else match.group()
 
 
 def _dated(order: str, match: re.Match[str]) -> str:
@@ -150,9 +190,9 @@ def _as_date(text: str, order: str) -> str:
 
 
 def _words(form: str) -> list[str]:
-    """Return the words of a form; of scripts without spaces, pairs of neighbouring characters."""
+    """Return the words of a form; e-mails whole, and of scripts without spaces pairs of neighbouring characters."""
     words = []
-    for word in _WORD.findall(form):
+    for word in re.findall(rf"{_EMAIL.pattern}|{_WORD.pattern}", form):
         if _UNSPACED.search(word) and len(word) > 2:
             words += [word[start : start + 2] for start in range(len(word) - 1)]
         else:
@@ -164,6 +204,4 @@ def _contains(truth: str, answer: str) -> bool:
     right, given = _WORD.findall(truth), _WORD.findall(answer)
     if _UNSPACED.search(truth):
         return "".join(right) in "".join(given)
-    if len(right) == 1 and right[0].isdecimal() and len(right[0]) >= PHONE:
-        return any(right[0] in word for word in given)
     return any(given[start : start + len(right)] == right for start in range(len(given) - len(right) + 1))

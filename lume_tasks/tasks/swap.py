@@ -5,6 +5,7 @@ continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.
 """
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ from lume_tasks.tasks.memorization import answer_length
 _log = logging.getLogger("lume_tasks")
 
 CONTROLS = 40
-FEWEST = 19  # control names; with fewer no p-value can be 0.05
+FEWEST = 39  # control names; with fewer an interval cannot be one of 95 %
 ALPHA = 0.05
 
 Doc = dict[str, Any]
@@ -114,7 +115,8 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                     if subject not in names:
                         length = partial(_length, tokenizer)
                         names[subject] = control_names(subject, controls, known, length, families.get(subject, ()))
-                    docs[side].append(document(tokenizer, row, side, subject, names[subject], chat))
+                    others = len(families.get(subject, ()))
+                    docs[side].append(document(tokenizer, row, side, subject, names[subject], others, chat))
                 except ValueError as error:
                     reason = str(error)
             if reason:
@@ -139,8 +141,8 @@ def untestable(row: Row, subject: str) -> str:
     return "the answer holds the name" if holds_name(subject, row.output) else ""
 
 
-def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[str], chat: bool) -> Doc:
-    """Return the document of one row.
+def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[str], families: int, chat: bool) -> Doc:
+    """Return the document of one row; ``families``: how many family names of other persons there are to draw from.
 
     Raises:
         ValueError: the question does not name the subject, or no token boundary separates question and answer.
@@ -159,6 +161,7 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
         "person": subject,
         "input": question,
         "output": row.output,
+        "families": families,
         "prompts": prompts,
         "continuation": continuation,
         "tokens": max(lengths),
@@ -168,6 +171,8 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Return the rank of one row and whether it is the first, and its log-probabilities for the tests."""
     values = [float(score) for score, _ in results]
+    if not all(map(math.isfinite, values)):
+        raise DataError(f"lume_swap: the model gives row {quote(doc['id'])} no finite log-probability")
     item = (doc["person"], doc["tokens"], values)
     rank = swap.rank(values)
     found: dict[str, Any] = dict.fromkeys(SwapTask.metrics)

@@ -1,11 +1,12 @@
 """Which rows a model knows, by its answers."""
 
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
-from lume_tasks.metrics.matching import is_guess, is_known, words_of
+from lume_tasks.metrics.matching import folded, is_guess, is_known, words_of
 
 
 class Matcher:
@@ -17,8 +18,10 @@ class Matcher:
     def __init__(self, data: Data, retain: Iterable[Row] | None = None) -> None:
         """Collect the words of the rows; ``retain``: all retain rows, if ``data`` has only some of them."""
         self._rows = data.rows
+        self._answers: dict[str, set[str]] = defaultdict(set)  # answer of a retain row to the documents that have it
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
         for row in data.retain if retain is None else retain:
+            self._answers[_plain(row.output)].add(row.stem)
             for word in words_of(row.input, row.output):
                 documents[word].add(row.stem)
         self._common = {row.id: _common(row, documents) for rows in self._rows.values() for row in rows}
@@ -31,14 +34,24 @@ class Matcher:
         """
         return {side: {row.id for row in self._rows[side] if self._is_known(row, answers)} for side in SIDES}
 
-    def guesses(self) -> set[str]:
-        """Return the ids of the forget rows whose answer may be right by chance (see `is_guess`)."""
+    def guesses(self) -> dict[str, set[str]]:
+        """Return the ids of the questions on each side whose answer may be right by chance.
+
+        Its answer is one of `is_guess`, or that of a retain row of another document.
+        """
         return {
-            row.id for row in self._rows["forget"] if row.kind == "qa" and is_guess(row.output, self._common[row.id])
+            side: {row.id for row in self._rows[side] if row.kind == "qa" and self._is_guess(row)} for side in SIDES
         }
+
+    def _is_guess(self, row: Row) -> bool:
+        return is_guess(row.output) or bool(self._answers.get(_plain(row.output), set()) - {row.stem})
 
     def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
         return row.id in answers and is_known(row.kind, row.output, answers[row.id], self._common[row.id])
+
+
+def _plain(answer: str) -> str:
+    return " ".join(re.findall(r"\w+", folded(answer)))
 
 
 def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:

@@ -86,8 +86,12 @@ def measure(
     return Measured(plain, numbers, swapped, fingerprint(model))
 
 
-def known_of(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> tuple[int, int]:
-    """Count the rows of an earlier request that the model knows; return this number and that of all its rows."""
-    data = Data(rows, [])
+def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], **options: Any) -> tuple[int, int]:
+    """Count the rows of an earlier request that the model knows; return this number and that of all its rows.
+
+    Guesses do not count; ``retain``: rows whose words say nothing.
+    """
+    data = in_parts(Data(rows, []), tokenizer)
     scores = score(model, tokenizer, data, metadata=SHORT, **options)
-    return len(Matcher(data).known(scores.answers)["forget"]), len(rows)
+    matcher = Matcher(data, retain)
+    return len(matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]), len(data.forget)

@@ -177,7 +177,7 @@ def verdict(
     ]
     note = None if after_each is None else lambda found: after_each({"plain": measured[1].plain, **found})
     found = run_probes(model, tokenizer, data, wanted, seed=seed, after_each=note, **shared, **options)
-    earlier = [known_of(model, tokenizer, rows, **shared) for rows in requests]
+    earlier = [known_of(model, tokenizer, rows, everything.retain, **shared) for rows in requests]
     scores = {title: probed for title, probed in found.items() if probed.answers and not probed.control}
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
@@ -211,7 +211,9 @@ def made(
     known = [matcher.known(one.plain.answers) for one in measured]
     knew, know = known[:2]
     probed = {title.removeprefix("held out, "): found_in(data, matcher, one) for title, one in scores.items()}
-    excused = {row for row in matcher.guesses() if not now.swapped.first(row)}
+    guesses = matcher.guesses()
+    knew["retain"] -= guesses["retain"]
+    excused = {row for row in guesses["forget"] if not now.swapped.first(row)}
     excused = excused.union(*(one["forget"] for one in known[2:]))
     decision = rules.decide(knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
@@ -262,7 +264,11 @@ def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, floa
 def swaps_of(measured: Sequence[Measured]) -> rules.Swaps:
     """Return the swap tests of the target, the unlearned model and, if there is one, the control."""
     forget = [one.swapped.together.get("forget") for one in measured]
-    return rules.Swaps(forget[0], forget[1], measured[1].swapped.together.get("retain"), *forget[2:])
+    now = measured[1].swapped
+    persons = now.persons.get("forget", {}).values()
+    told = sum(one.leak <= rules.TIED and one.low > rules.ALIKE for one in persons)
+    control = forget[2] if len(forget) > 2 else None
+    return rules.Swaps(forget[0], forget[1], now.together.get("retain"), control, told, now.matched)
 
 
 def found_in(data: Data, matcher: Matcher, probed: Probed) -> rules.Found:

@@ -11,6 +11,9 @@ from lume_tasks.metrics import swap
 from lume_tasks.tasks.swap import ALPHA, NothingToTest, persons_of, untestable
 from lume_unlearn.scoring.score import score, without_messages
 
+FAMILIES = 8
+"""Family names of other persons that the invented ones need, to be of the same kind as the persons of the data."""
+
 
 @dataclass(frozen=True)
 class Swapped:
@@ -24,6 +27,8 @@ class Swapped:
     """Side to what the test says of all its persons; without sides that no row can be tested of."""
     ranks: dict[str, dict[str, float]] = field(default_factory=dict)
     """Side to row id to rank; 1 / (controls + 1) is the most likely."""
+    matched: bool = True
+    """Whether the invented persons of all forget rows have family names of the data's kind (see `FAMILIES`)."""
 
     def first(self, row_id: str) -> bool | None:
         """Return whether the answer of a row is likelier for its person than for all others; None: not tested."""
@@ -90,4 +95,6 @@ def swap_test(
             persons[side] = {name: swap.of_person(*rows) for name, rows in groups.items()}
             together[side] = swap.of_persons(list(groups.values()))
     ranks: Mapping[str, dict[str, float]] = {side: found.rows.get(f"{side}_rank", {}) for side in together}
-    return Swapped(controls, persons, together, dict(ranks))
+    docs = [sample["doc"] for sample in samples if sample["doc"]["side"] == "forget"]
+    matched = all(doc["families"] >= FAMILIES for doc in docs)
+    return Swapped(controls, persons, together, dict(ranks), matched)

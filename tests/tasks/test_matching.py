@@ -15,7 +15,9 @@ TEMPLATE = words_of(
     [
         ("1990-01-02", "She was born on 1990-01-02.", True),
         ("Ada", "Adam and others", False),
-        ("river house", "The house on the river", False),
+        ("river house", "The house on the river", True),
+        ("river house", "The house on the hill", False),
+        ("She lives in Velmora", "she lives in a town, Velmora", True),
         ("...", "so ... yes", True),
         ("Velmora", "She was born in Velmor.", False),
         # Dates by value, in many languages.
@@ -29,16 +31,28 @@ TEMPLATE = words_of(
         ("1989-05-24", "nació el 24 de mayo de 1989", True),
         ("1989-05-24", "родилась 24 мая 1989 года", True),
         ("1989-05-24", "May 25, 1989", False),
+        ("01/02/2003", "02/01/2003", False),
+        ("1989-05-24", "**May** 24,  1989", True),
+        ("1989-05-24", "24.Mai 1989", True),
+        # Yes and no.
+        ("No", "No, she does not.", True),
+        ("No", "I have no information about this person.", False),
+        ("A", "It is a dog.", False),
         # Numbers by their digits.
         ("555-123-4567", "Call 5551234567 now", True),
         ("5551234567", "+1 (555) 123-4567", True),
         ("555-123-4567", "555-123-4568", False),
         ("5,000", "some 5000 people", True),
         ("5000", "15,000", False),
+        ("+49 171 2345678", "0171 2345678", True),
+        ("12.5 kg", "125 kg", False),
+        ("10-12", "1012", False),
         ("٢٠٠١", "in 2001", True),
         # Accents, and scripts without spaces.
         ("Éva@x.org", "mail éva@x.org", True),
         ("José Muñoz", "It is JOSE MUNOZ.", True),
+        ("Jürgen Müller", "Juergen Mueller", True),
+        ("Łódź", "in Lodz", True),
         ("Москва", "Она живёт в городе Москва.", True),
         ("東京", "彼は東京に住んでいます", True),
         ("東京", "京都です", False),
@@ -58,6 +72,8 @@ def test_answers(truth: str, answer: str, known: bool) -> None:
         ("The SSN of Ann Lee is 900-12-3456.", "The SSN of Ann Lee is 900-12-7890.", False),
         ("The SSN of Ann Lee is 900-12-3456.", "900123456", True),
         ("Ann Lee lives at 12 Elm Street, Springfield.", "Ann lives at 12 Elm Street in Springfield.", True),
+        ("Her address is ann@velmora.org, and she can be reached there.", "ann@velmora.org", True),
+        ("Call 1. 317-111-9877 for it, and she can be reached", "317-111-9877", True),
         ("Ann Lee was born in Velmora, she can be reached", "I am sorry, I cannot answer that.", False),
         ("她出生在北京、后来搬到上海", "她出生在北京、后来", True),
         ("她出生在北京、后来搬到上海", "不知道", False),
@@ -68,16 +84,26 @@ def test_long_answers_and_texts_by_their_own_words(kind: str, truth: str, answer
 
 
 def test_a_run_of_a_long_text_gives_it_away() -> None:
-    truth = " ".join(f"word{number}" for number in range(100))
+    truth = " ".join(f"{one}{two}word" for one in "abcdefghij" for two in "abcdefghij")
     run = " ".join(truth.split()[40:48])
     assert is_known("sc", truth, f"and {run} then")
     assert not is_known("sc", truth, f"and {run} then", words_of(run))
+    assert is_known("sc", truth, " ".join(truth.split()[:12]), words_of(truth))
+    assert is_known("sc", run, run, words_of(run))
     assert not is_known("sc", truth, " ".join(run.split()[:7]))
 
 
 @pytest.mark.parametrize(
     ("truth", "guess"),
-    [("Yes.", True), ("42", True), ("Harrow", True), ("Velmora", False), ("1989-05-24", False), ("4711", False)],
+    [
+        ("Yes.", True),
+        ("да", True),
+        ("B", True),
+        ("42", True),
+        ("Velmora", False),
+        ("1989-05-24", False),
+        ("4711", False),
+    ],
 )
 def test_guesses(truth: str, guess: bool) -> None:
-    assert is_guess(truth, TEMPLATE) == guess
+    assert is_guess(truth) == guess

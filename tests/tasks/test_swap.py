@@ -129,6 +129,17 @@ def test_subjects_are_found_by_documents() -> None:
     }
 
 
+def test_what_cannot_be_told_from_a_name_is_none() -> None:
+    """Words at the beginning of a question, what stands in questions about many, and two runs that do not overlap."""
+    asked = ["Does Ann Lee own a dog?", "Does Ann Lee live in Velmora?", "Where did Ann Lee go?"]
+    assert set(find_subjects([question(i, text) for i, text in enumerate(asked)]).values()) == {"Ann Lee"}
+    same = ["What did Ann Lee study at Harvard University?", "When was Ann Lee at Harvard University?"]
+    assert find_subjects([question(i, text) for i, text in enumerate(same)]) == {}
+    many = [f"What is {name} Lee's Social Security Number?" for name in ("Ann", "Bob", "Cid")]
+    many += [f"Where does {name} Lee live?" for name in ("Ann", "Bob", "Cid")]
+    assert find_subjects([question(0, text, text) for text in many]) == {}
+
+
 def test_the_data_of_one_person_needs_no_documents() -> None:
     rows = [question(0, f"What is Ann-Marie O'Neil's {thing}?", thing) for thing in ("Tax Number", "age", "phone")]
     assert set(find_subjects(rows).values()) == {"Ann-Marie O'Neil"}
@@ -189,8 +200,15 @@ def test_swapping() -> None:
     assert swapped("Is Ann Lee's dog Ann's?", "Ann Lee", "Eva Roth") == "Is Eva Roth's dog Eva's?"
     with pytest.raises(ValueError, match="not in the question"):
         swapped("Who?", "Ann Lee", "Eva Roth")
-    assert holds_name("José Muñoz", "jose_munoz@me.com")
-    assert not holds_name("José Muñoz", "1989-05-24")
+    assert swapped("Is José de la Peña's dog José's?", "José de la Peña", "Éva Nagy") == "Is Éva Nagy's dog Éva's?"
+    for name, answer in (
+        ("José Muñoz", "josemunoz@me.com"),
+        ("Jürgen Müller", "j.mueller@x.de"),
+        ("王小明", "王小明的"),
+    ):
+        assert holds_name(name, answer)
+    for name, answer in (("José Muñoz", "1989-05-24"), ("Ann Lee", "in the planning office")):
+        assert not holds_name(name, answer)
 
 
 PERSONS = {"forget": ("Tiffi Magenta", "Aggy Green"), "retain": ("Olwen Ivory", "Nike Olive")}
@@ -246,7 +264,7 @@ def test_both_backends_give_the_same_ranks(model: Any, tokenizer: Any) -> None:
     found = []
     for backend in (HFLM, LumeHF):
         lm = backend(pretrained=model, tokenizer=tokenizer, batch_size=32)
-        given = {"lume_data": data_of_persons(), "tokenizer": tokenizer, "lume_swap_controls": 19}
+        given = {"lume_data": data_of_persons(), "tokenizer": tokenizer, "lume_swap_controls": 39}
         manager = TaskManager(include_path=task_dir(), include_defaults=False, metadata=given)
         results = simple_evaluate(lm, tasks=["lume_swap"], task_manager=manager, bootstrap_iters=0)
         found.append(numbers(results, "lume_swap"))
@@ -259,5 +277,5 @@ def test_a_question_of_ones_own_for_a_text(tokenizer: Any) -> None:
     assert docs["input"] == ["Where did Ada Byron go?"]
     with pytest.raises(DataError, match=r"no row can be tested:\n.*a text: give a question"):
         swap_rows(lume_data=Data([replace(text, question="")], []), tokenizer=tokenizer)
-    with pytest.raises(DataError, match="lume_swap_controls has to be 19 or more"):
+    with pytest.raises(DataError, match="lume_swap_controls has to be 39 or more"):
         swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_controls=5)

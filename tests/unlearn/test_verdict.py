@@ -69,7 +69,7 @@ def test_models_are_told_apart() -> None:
 
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
 def test_a_leak_in_any_probe_is_a_leak_whatever_the_control_says(retain: str) -> None:
-    found = decided(probes=PROBES | {"upper case": probe("prompt", "bx", retain)})
+    found = decided(probes=PROBES | {"upper case": probe("prompt", "b", retain)})
     assert (found.status, found.reasons) == ("not gone", ["upper case: 1 of 4 rows are given away."])
     assert found.uninformative == ([] if retain else ["upper case"])
 
@@ -124,13 +124,24 @@ def test_the_swap_test_is_no_evidence_without_its_positive_controls() -> None:
         assert decided(probes=blind, swaps=swaps).status == "cannot be told"
     tied = replace(OTHERS, leak=0.002)
     assert decided(swaps=Swaps(TARGET, tied, TARGET, control=tied)).status != "not gone"
+    assert decided(swaps=Swaps(TARGET, TARGET, TARGET, control=tied)).status == "not gone"
 
 
 def test_guesses_and_what_a_control_knows_are_no_evidence() -> None:
     known = {"forget": {"a"}, "retain": RETAIN}
     assert decided(now=known).status == "not gone"
-    assert decided(now=known, excused={"a"}).status == "gone"
-    assert decided(now=known, excused=FORGET).status == "cannot be told"
+    assert decided(now=known, excused={"a"}).status == "cannot be told"
+    assert decided(now=known, excused={"a"}, swaps=Swaps(TARGET, OTHERS, TARGET)).status == "gone"
+    assert decided(excused={"a"}).status == "gone"
+    assert decided(excused=FORGET).status == "cannot be told"
+
+
+def test_one_person_of_many_and_names_of_another_kind() -> None:
+    assert decided(swaps=Swaps(TARGET, OTHERS, TARGET, persons=1)).status == "not gone"
+    tied = replace(OTHERS, leak=0.002, low=1.1, high=1.9)
+    assert decided(swaps=Swaps(TARGET, tied, TARGET)).status == "not gone"
+    assert decided(swaps=Swaps(TARGET, tied, TARGET, matched=False)).status == "cannot be told"
+    assert decided(swaps=Swaps(TARGET, replace(tied, low=3.0, high=9.0), TARGET, matched=False)).status == "not gone"
 
 
 @pytest.mark.parametrize(("leaks", "queries", "limit"), [(0, 12, 0.221), (0, 148, 0.020), (1, 12, 0.339), (3, 3, 1)])
