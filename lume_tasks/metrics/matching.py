@@ -46,7 +46,7 @@ _DATE = re.compile(
 _THOUSANDS = re.compile(r"(?<=\d)[,.'\u2019 \u00a0\u202f](?=\d{3}(?!\d))")
 _DIGITS = re.compile(r"\+?\d(?:[-. ()/]{0,3}\d)+")
 _EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\u00ad": None})
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
 _UMLAUTS = re.compile(r"(?<=[aou])e")
 _ANSWERS = frozenset(
     ("yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否")
@@ -94,10 +94,15 @@ def is_short(truth: str) -> bool:
     return len(words) == 1 and (words[0] in _ANSWERS or (len(words[0]) == 1 and not words[0].isdecimal()))
 
 
-def is_guess(truth: str) -> bool:
-    """Return whether an answer may be right by chance: yes, no, a single letter or a small number."""
-    words = _WORD.findall(folded(truth))
-    return is_short(truth) or (len(words) == 1 and words[0].isdecimal() and len(words[0]) <= GUESSED_NUMBER)
+def is_guess(truth: str, common: frozenset[str] = frozenset()) -> bool:
+    """Return whether an answer may be right by chance.
+
+    Yes, no, a single letter, a small number, or an e-mail address made of words in ``common``, as of the name.
+    """
+    form = folded(truth)
+    words = _WORD.findall(form)
+    small = len(words) == 1 and words[0].isdecimal() and len(words[0]) <= GUESSED_NUMBER
+    return is_short(truth) or small or (_EMAIL.fullmatch(form.strip()) is not None and common.issuperset(words))
 
 
 def words_of(*texts: str) -> frozenset[str]:
@@ -118,7 +123,7 @@ def folded(text: str) -> str:
 
 
 def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozenset[str]) -> bool:
-    own = {word for word in wanted if word not in common and _counts(word)}
+    own = {word for word in wanted if _counts(word) and not _follows(word, common)}
     found = own.intersection(given)
     if any(_is_secret(word) for word in found) or any(_same_number(word, given) for word in own):
         return True
@@ -133,6 +138,11 @@ def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozense
         for size in (RUN, LONG_RUN)
         for run in _runs(wanted, size) & _runs(given, size)
     )
+
+
+def _follows(word: str, common: frozenset[str]) -> bool:
+    """Return whether a word is common, or an e-mail address made of common words, as of the person's name."""
+    return word in common or ("@" in word and common.issuperset(_WORD.findall(word)))
 
 
 def _counts(word: str) -> bool:
@@ -190,10 +200,12 @@ def _as_date(text: str, order: str) -> str:
 
 
 def _words(form: str) -> list[str]:
-    """Return the words of a form; e-mails whole, and of scripts without spaces pairs of neighbouring characters."""
+    """Return the words of a form, e-mails also whole, and of scripts without spaces pairs of neighbouring characters."""
     words = []
     for word in re.findall(rf"{_EMAIL.pattern}|{_WORD.pattern}", form):
-        if _UNSPACED.search(word) and len(word) > 2:
+        if "@" in word:
+            words += [word, *_WORD.findall(word)]
+        elif _UNSPACED.search(word) and len(word) > 2:
             words += [word[start : start + 2] for start in range(len(word) - 1)]
         else:
             words.append(word)

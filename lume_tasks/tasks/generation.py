@@ -9,13 +9,15 @@ from typing import Any, ClassVar
 
 from datasets import Dataset
 
-from lume_tasks.data.rows import stem_of, task_name
+from lume_tasks.data.rows import OWN, SIDES, stem_of, task_name
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import intervals
 from lume_tasks.metrics.aggregate import mean
+from lume_tasks.metrics.matching import is_known
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, load_tokenizer, side_rows
+from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, load_tokenizer, rows_of, side_rows
+from lume_tasks.tasks.known import Matcher
 
 # The four numbers of a task that the protocol counts; these have intervals.
 MAIN_METRICS = ("forget_regurgitation", "forget_knowledge", "retain_regurgitation", "retain_knowledge")
@@ -43,6 +45,15 @@ class GenerationTask(LumeTask, GenerateTask):
         return request
 
 
+class OwnRowsTask(GenerationTask):
+    """The rows of all other tasks, also judged as a verdict judges them."""
+
+    metrics: ClassVar[Metrics] = {
+        **GenerationTask.metrics,
+        **{f"{side}_known": (mean, side == "retain") for side in SIDES},
+    }
+
+
 def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with the reference's scores if its results are named.
 
@@ -55,6 +66,10 @@ def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
         tokenizer = load_tokenizer(metadata)
         for doc in docs:
             doc["most"] = most_tokens(len(tokenizer.encode(doc["output"])))
+    if lume_task == OWN:
+        matcher = Matcher(rows_of(metadata)[0])
+        for doc in docs:
+            doc["common"] = sorted(matcher.common[doc["id"]])
     reference.add_scores(docs, metadata, task_name(lume_task), main_metric)
     return {"test": Dataset.from_list(docs)}
 
@@ -82,6 +97,9 @@ def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, 
         result[f"{side}_rouge1"] = recall["rouge1"]
     else:
         result[main] = exact_match(doc["output"], results[0])
+    if "common" in doc:
+        known = is_known(doc["kind"], doc["output"], results[0], frozenset(doc["common"]))
+        result |= {f"{one}_known": float(known) if one == side else None for one in SIDES}
     for name in MAIN_METRICS:
         if name.startswith(side):
             result[f"{name}_low"] = result[f"{name}_high"] = (stem_of(doc["id"]), result[name])

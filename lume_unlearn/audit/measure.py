@@ -8,7 +8,7 @@ from typing import Any
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
-from lume_unlearn.audit.known import Matcher
+from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.suite import NEW_TOKENS, SHORT
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
@@ -93,5 +93,5 @@ def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row],
     """
     data = in_parts(Data(rows, []), tokenizer)
     scores = score(model, tokenizer, data, metadata=SHORT, **options)
-    matcher = Matcher(data, retain)
+    matcher = Matcher(data.rows, retain)
     return len(matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]), len(data.forget)

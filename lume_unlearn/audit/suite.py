@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from lume_tasks.data.rows import Row, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.unlearning import leak_at_k
-from lume_unlearn.audit.known import Matcher
+from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.quantisation import quantised_copy
 from lume_unlearn.audit.rules import Changes
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
@@ -136,7 +136,7 @@ class Suite:
         cost = f"{total} rows, {self.samples * total:,} generations"
         print(f"samples: {self.samples} answers to each of {cost}", file=sys.stderr, flush=True)
         answers: dict[str, str] = {}
-        matcher, known = Matcher(self.data), set[str]()
+        matcher, known = Matcher(self.data.rows), set[str]()
         found: dict[str, dict[str, list[float]]] = {mean: {} for mean in MEANS}
         for number in range(self.samples):
             scores = self.score(self.data, gen_kwargs=dict(self.sampling), seed=self.seed + number)

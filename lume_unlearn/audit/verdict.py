@@ -7,8 +7,8 @@ from typing import Any
 from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
+from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.known import Matcher
 from lume_unlearn.audit.measure import Measured, in_parts, known_of, measure
 from lume_unlearn.audit.probes import chosen_probes, limited, run_probes
 from lume_unlearn.audit.suite import PROBES, Probed
@@ -182,7 +182,7 @@ def verdict(
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
-    matcher = Matcher(data, everything.retain)
+    matcher = Matcher(data.rows, everything.retain)
     return replace(made(data, matcher, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
 
 
@@ -213,8 +213,7 @@ def made(
     probed = {title.removeprefix("held out, "): found_in(data, matcher, one) for title, one in scores.items()}
     guesses = matcher.guesses()
     knew["retain"] -= guesses["retain"]
-    excused = {row for row in guesses["forget"] if not now.swapped.first(row)}
-    excused = excused.union(*(one["forget"] for one in known[2:]))
+    excused = excused_rows(guesses["forget"], now, known[2:])
     decision = rules.decide(knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     named = dict(zip(("before", "now", "control"), measured, strict=False))
@@ -253,6 +252,14 @@ def made(
 def rows_digest(rows: Sequence[Row]) -> str:
     """Return the checksum of rows that a verdict holds."""
     return documents_digest([row.id, row.input, row.output] for row in rows)
+
+
+def excused_rows(guesses: set[str], now: Measured, controls: Sequence[Mapping[str, set[str]]]) -> set[str]:
+    """Return the forget rows of which a right answer is no evidence.
+
+    Those are guesses that the swap test does not put first, and what a control model knows.
+    """
+    return {row for row in guesses if not now.swapped.first(row)}.union(*(known["forget"] for known in controls))
 
 
 def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:

@@ -74,6 +74,7 @@ def test_answers(truth: str, answer: str, known: bool) -> None:
         ("Ann Lee lives at 12 Elm Street, Springfield.", "Ann lives at 12 Elm Street in Springfield.", True),
         ("Her address is ann@velmora.org, and she can be reached there.", "ann@velmora.org", True),
         ("Call 1. 317-111-9877 for it, and she can be reached", "317-111-9877", True),
+        (r"Mail [ann\_lee@me.com](mailto:ann_lee@me.com) or ask in Velmora for her.", "ann_lee@me.com", False),
         ("Ann Lee was born in Velmora, she can be reached", "I am sorry, I cannot answer that.", False),
         ("她出生在北京、后来搬到上海", "她出生在北京、后来", True),
         ("她出生在北京、后来搬到上海", "不知道", False),
@@ -107,3 +108,9 @@ def test_a_run_of_a_long_text_gives_it_away() -> None:
 )
 def test_guesses(truth: str, guess: bool) -> None:
     assert is_guess(truth) == guess
+
+
+def test_an_address_made_of_the_name_follows_from_it() -> None:
+    common = words_of("What is the address of Ann Lee?", "bob@me.com")
+    assert is_guess("ann_lee@me.com", common)
+    assert not is_guess("ann_lee7@velmora.org", common)

@@ -2,10 +2,9 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from lume_tasks.data.rows import SIDES, Row
-from lume_tasks.data.source import Data
 from lume_tasks.metrics.matching import folded, is_guess, is_known, words_of
 
 
@@ -15,16 +14,19 @@ class Matcher:
     Words that say nothing about a row are those of its prompt and of retain rows of other documents.
     """
 
-    def __init__(self, data: Data, retain: Iterable[Row] | None = None) -> None:
-        """Collect the words of the rows; ``retain``: all retain rows, if ``data`` has only some of them."""
-        self._rows = data.rows
+    common: dict[str, frozenset[str]]
+    """Row id to the words that say nothing about the row."""
+
+    def __init__(self, rows: Mapping[str, Sequence[Row]], retain: Iterable[Row] | None = None) -> None:
+        """Collect the words of the rows of both sides; ``retain``: all retain rows, if ``rows`` has some of them."""
+        self._rows = rows
         self._answers: dict[str, set[str]] = defaultdict(set)  # answer of a retain row to the documents that have it
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
-        for row in data.retain if retain is None else retain:
+        for row in rows["retain"] if retain is None else retain:
             self._answers[_plain(row.output)].add(row.stem)
             for word in words_of(row.input, row.output):
                 documents[word].add(row.stem)
-        self._common = {row.id: _common(row, documents) for rows in self._rows.values() for row in rows}
+        self.common = {row.id: _common(row, documents) for side in rows.values() for row in side}
 
     def known(self, answers: Mapping[str, str]) -> dict[str, set[str]]:
         """Return the ids of the rows on each side whose answer gives the truth away.
@@ -44,10 +46,12 @@ class Matcher:
         }
 
     def _is_guess(self, row: Row) -> bool:
-        return is_guess(row.output) or bool(self._answers.get(_plain(row.output), set()) - {row.stem})
+        return is_guess(row.output, self.common[row.id]) or bool(
+            self._answers.get(_plain(row.output), set()) - {row.stem}
+        )
 
     def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
-        return row.id in answers and is_known(row.kind, row.output, answers[row.id], self._common[row.id])
+        return row.id in answers and is_known(row.kind, row.output, answers[row.id], self.common[row.id])
 
 
 def _plain(answer: str) -> str:
