@@ -200,7 +200,7 @@ def _as_date(text: str, order: str) -> str:
 
 
 def _words(form: str) -> list[str]:
-    """Return the words of a form, e-mails also whole, and of scripts without spaces pairs of neighbouring characters."""
+    """Return the words of a form, e-mails also whole; of scripts without spaces, pairs of neighbouring characters."""
     words = []
     for word in re.findall(rf"{_EMAIL.pattern}|{_WORD.pattern}", form):
         if "@" in word:

@@ -6,7 +6,7 @@ from lume_tasks.metrics.matching import is_guess, is_known, words_of
 
 TEMPLATE = words_of(
     "Jane Doe was born on May 2, 1971. Her SSN is 900-55-1234. She lives in Harrow and can be reached by phone at "
-    "555-000-1111. I am sorry, I cannot answer that."
+    "555-000-1111, or mail her at jane@me.com. I am sorry, I cannot answer that."
 )
 
 
