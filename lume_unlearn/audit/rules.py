@@ -206,13 +206,7 @@ def doubts_of(
         doubts.append("The model did not know any forget row before.")
     if not now["retain"] & before["retain"]:
         doubts.append("The model knows no retain row, so damage cannot be told from forgetting.")
-    if swaps.now is not None and swaps.informative and not 1 / ALIKE <= swaps.now.low <= swaps.now.high <= ALIKE:
-        doubts.append(
-            f"The swap test is too coarse: the factor is between {swaps.now.low:.2g} and {swaps.now.high:.2g}; give "
-            "more rows or controls."
-        )
-    elif swaps.now is not None and swaps.now.leak <= LEANING and swaps.now.low > 1:
-        doubts.append(f"The answers lean towards the persons (swap test, p = {swaps.now.leak:.2g}).")
+    doubts += doubts_of_swap(swaps.now) if swaps.now and swaps.informative and not leaks_of_swaps(swaps) else []
     for change in ("prompt", "weights"):
         asked = [name for name, probe in probes.items() if probe.changes == change]
         if not set(asked) <= set(useless) or (change == "prompt" and swaps.informative):
@@ -225,6 +219,18 @@ def doubts_of(
         else:
             doubts.append(f"No probe that changes the {change} was run.")
     return doubts
+
+
+def doubts_of_swap(now: SwapResult) -> list[str]:
+    """Return a sentence if the swap test neither tells the persons apart nor shows that they are treated alike."""
+    if (now.leak <= LEANING and now.low > 1) or (now.avoided <= LEANING and now.high < 1):
+        p = min(now.leak, now.avoided)
+        return [f"The persons are treated a little unlike invented ones (swap test, p = {p:.2g})."]
+    if not 1 / ALIKE <= now.low <= now.high <= ALIKE:
+        return [
+            f"The swap test is too coarse: the factor may be between {now.low:.2g} and {now.high:.2g}; give more rows."
+        ]
+    return []
 
 
 def upper_limit(leaks: int, queries: int) -> float:

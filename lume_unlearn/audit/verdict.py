@@ -69,10 +69,10 @@ class Verdict:
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
             text += (
-                f". Answers are {now['factor']:.3g} times as likely a word for these persons as for invented ones "
-                f"({now['low']:.3g} to {now['high']:.3g}"
+                f". Word by word, the right answers are {now['factor']:.2g} times as likely for these persons as for "
+                f"invented ones ({now['low']:.2g} to {now['high']:.2g}"
             )
-            text += f"; before: {before['factor']:.3g})" if before else ")"
+            text += f"; before: {before['factor']:.2g}; 1 is ideal)" if before else "; 1 is ideal)"
         return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']}."
 
     def __repr__(self) -> str:
@@ -99,7 +99,7 @@ class Verdict:
             f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
         ]
         if self.uninformative:
-            fails = "Not informative, as the model fails on retain rows, too"
+            fails = "In these probes the model fails on retain rows, too, so that they cannot reassure (a leak counts)"
             lines.append(f"{fails}: {', '.join(self.uninformative)}.")
         if self.not_run:
             lines.append(f"Probes that were not run: {', '.join(self.not_run)}.")

@@ -22,7 +22,7 @@ SCHEMA = 2
 """Version of the fields of ``verdict.json``."""
 
 
-def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) -> None:
+def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, request: str = "") -> None:
     """Write ``verdict.json`` and ``verdict.html`` to a folder, and all answers to ``transcript.jsonl``, as they are.
 
     Only the user may read the transcript.
@@ -31,11 +31,12 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False) 
         verdict: what `verdict` returned.
         output: folder; it is made if it is not there.
         show_pii: do not redact rare words, names and numbers.
+        request: what the verdict is for, such as a number, a date and a name; printed as it is.
 
     Raises:
         ConfigError: the files cannot be written.
     """
-    output, content = Path(output), contents(verdict, show_pii)
+    output, content = Path(output), contents(verdict, show_pii) | {"request": request}
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")

@@ -22,6 +22,7 @@ TEXTS = {
     "verdict.json lists the numbers.",
     "tasks": "Further tasks of the harness, separated by commas, scored before and after.",
     "forgotten": "Data directories of earlier requests, separated by commas: their forget rows must be gone as well.",
+    "request": "What the verdict is for, such as a number, a date and who asked; printed on the page as it is.",
     "show_pii": "Do not redact personal data on the page.",
     **SHARED,
     "chat": "Ask questions of your own tasks through the chat template (default: true).",
@@ -56,7 +57,9 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.data.sources import Source
 
     given = [
-        f"--{name}" for name in ("control", "keep", "require", "tasks", "forgotten", "show_pii") if options.get(name)
+        f"--{name}"
+        for name in ("control", "keep", "require", "tasks", "forgotten", "request", "show_pii")
+        if options.get(name)
     ]
     if given and "before" not in options:
         raise ConfigError(f"{', '.join(given)}: only with --before, which asks for a verdict")
@@ -101,7 +104,7 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
     from lume_unlearn.scoring.score import check_tasks
 
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    show_pii = options.pop("show_pii", False)
+    show_pii, request = options.pop("show_pii", False), options.pop("request", "")
     others = take(options, ("before", "control"))
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
@@ -126,7 +129,7 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
         after_each=lambda scores: write_audit(scores, output, name, data.split),
         **options,
     )
-    write_verdict(found, output, show_pii)
+    write_verdict(found, output, show_pii, request)
     print("\n".join(found.lines()))
     return found.exit_status
 

@@ -218,7 +218,8 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
 def test_page_and_json_are_redacted_and_name_no_path(
     found: Verdict, models: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    write_verdict(found, tmp_path)
+    write_verdict(found, tmp_path, request="ticket <4711>")
+    assert "ticket &lt;4711&gt;" in (tmp_path / "verdict.html").read_text()
     for name in ("verdict.json", "verdict.html"):
         text = (tmp_path / name).read_text()
         assert str(models("target").parent) not in text
