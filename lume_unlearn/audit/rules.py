@@ -164,11 +164,12 @@ def leaks_of(
     knew: Set[str], excused: Set[str], probes: Mapping[str, Found], strengths: Mapping[str, tuple[float, float]]
 ) -> list[str]:
     """Return a sentence for each way in which the model gives forget rows away."""
+    found = {name: probe.known["forget"] - excused for name, probe in probes.items()}
+    given, asked = set[str]().union(*found.values()), set[str]().union(*(p.asked["forget"] for p in probes.values()))
     leaks = []
-    for name, probe in probes.items():
-        found, asked = probe.known["forget"] - excused, probe.asked["forget"] - excused
-        if found:
-            leaks.append(f"{name}: {len(found)} of {len(asked)} rows are given away.")
+    if given:
+        where = ", ".join(f"{name} ({len(rows)})" for name, rows in found.items() if rows)
+        leaks.append(f"{len(given)} of {len(asked - excused)} rows are given away in probes: {where}.")
     there = {row: values for row, values in strengths.items() if row in knew}
     completed = [row for row, (old, new) in there.items() if new > LEFT * old]
     if completed and len(completed) >= COMPLETED * len(there):

@@ -28,7 +28,8 @@ class Verdict:
     """Whether enough of the retain rows known before are known now."""
     rows: list[dict[str, Any]]
     """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, ``known_in``:
-    the probes in which the model gives it away, and ``excused``: whether a right answer is no evidence."""
+    the probes in which the model gives it away, ``excused``: whether a right answer is no evidence, and ``rank``: that
+    of the person among invented ones in the swap test, None if it was not tested."""
     lost: list[str]
     """Ids of the retain rows that were known before and are not known now."""
     counts: dict[str, dict[str, int]]
@@ -230,6 +231,7 @@ def made(
                 "known_now": row.id in know["forget"],
                 "known_in": [title for title, probe in found.items() if row.id in probe.known["forget"]],
                 "excused": row.id in excused,
+                "rank": now.swapped.ranks.get("forget", {}).get(row.id),
             }
             for row in data.forget
         ],

@@ -87,7 +87,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
             "right": _shown(found["row"].output, shown),
             "before": _shown(found["before"], shown),
             "now": _shown(found["now"], shown),
-            **{name: found[name] for name in ("known_before", "known_now", "known_in", "excused")},
+            **{name: found[name] for name in ("known_before", "known_now", "known_in", "excused", "rank")},
         }
         for found in verdict.rows
     ]

@@ -70,7 +70,7 @@ def test_models_are_told_apart() -> None:
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
 def test_a_leak_in_any_probe_is_a_leak_whatever_the_control_says(retain: str) -> None:
     found = decided(probes=PROBES | {"upper case": probe("prompt", "b", retain)})
-    assert (found.status, found.reasons) == ("not gone", ["upper case: 1 of 4 rows are given away."])
+    assert (found.status, found.reasons) == ("not gone", ["1 of 4 rows are given away in probes: upper case (1)."])
     assert found.uninformative == ([] if retain else ["upper case"])
 
 
