@@ -218,8 +218,8 @@ def made(
     decision = rules.decide(knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     named = dict(zip(("before", "now", "control"), measured, strict=False))
-    found = {"plain": rules.Found("nothing", know, {side: {row.id for row in data.rows[side]} for side in SIDES})}
-    found |= probed
+    asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
+    found = {"plain": rules.Found("nothing", know, asked), **probed}
     return Verdict(
         **vars(decision),
         rows=[
@@ -235,9 +235,7 @@ def made(
             }
             for row in data.forget
         ],
-        counts={
-            side: {"rows": len(data.rows[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES
-        },
+        counts={side: {"rows": len(asked[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES},
         probes={title: counted(probe, knew["forget"] - excused) for title, probe in found.items()},
         swaps={name: one.swapped.summary() for name, one in named.items()},
         not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
