@@ -41,8 +41,8 @@ class Item:
     """What becomes a row: ``note`` says where a text was cut ("sentence", "word") or that a chat question had context.
 
     ``kind`` is "qa" (question and answer) or "sc" (a text to complete). If it was read from a file, ``place`` is
-    ``<file>:<line>`` (of a text, the file), ``document`` the value of the document field ("" without one), and
-    ``fields`` names the file and the fields that hold the text.
+    ``<file>:<line>`` (of a text, the file), ``document`` the value of the document field ("" without one), ``subject``
+    the person's name in the field of this name, and ``fields`` names the file and the fields that hold the text.
     """
 
     kind: str
@@ -51,6 +51,7 @@ class Item:
     note: str = ""
     place: str = ""
     document: str = ""
+    subject: str = ""
     task: str = ""
     fields: Fields = ("", ())
 
@@ -96,7 +97,8 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     raise_problems([f"{row.id}: {fault}" for side in SIDES for row in rows[side] for fault in row_problems(vars(row))])
     output.mkdir(parents=True, exist_ok=True)
     for side in (side for side in SIDES if rows[side]):
-        lines = (json.dumps(vars(row), ensure_ascii=False) + "\n" for row in rows[side])
+        given = ({name: value for name, value in vars(row).items() if value} for row in rows[side])
+        lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in given)
         (output / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
     summary = _summary(output, sides, rows, read, duplicates)
     return "\n".join(summary + (_listing(sides, rows) if listed else []))
@@ -136,6 +138,7 @@ def _read_items(path: Path, options: Options) -> tuple[list[Item], list[Fault]]:
         faults += [(line, f"{problem}; correct the row or leave it out") for problem in problems]
         known: dict[str, Any] = {"place": f"{path}:{line}" if line else str(path), "fields": (str(path), names)}
         known["document"] = "" if document_field in names else str(obj.get(document_field) or "").strip()
+        known["subject"] = "" if "subject" in names else str(obj.get("subject") or "").strip()
         known["task"] = str(obj.get("task") or options.label)
         items += [replace(item, **known) for item in found]
     if unknown and len(unknown) == len(objects) and len(set(unknown.values())) == 1:
@@ -226,7 +229,7 @@ def _rows(side: str, items: list[Item]) -> list[Row]:
     for item in items:
         document = documents.setdefault(item.document or item.place, len(documents) + 1)
         start = f"{side}{document}{item.kind}"
-        rows.append(Row(f"{start}{numbers[start]}", item.input, item.output, item.task))
+        rows.append(Row(f"{start}{numbers[start]}", item.input, item.output, item.task, item.subject))
         numbers[start] += 1
     return rows
 

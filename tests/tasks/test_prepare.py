@@ -216,3 +216,8 @@ def test_the_command_writes_what_check_accepts_and_does_not_overwrite(tmp_path, 
     assert f"{out}/forget.jsonl: exists already: name another --output folder" in capsys.readouterr().err
     assert main([*command, "--output", f"{out}2", "--output_field", "answer"]) == 2
     assert "--output_field: needs the field of the question" in capsys.readouterr().err
+
+
+def test_the_name_of_the_person_is_kept_for_the_swap_test(make):
+    rows = make({"a.csv": "question,answer,subject\nWhere does Ada Byron live?,Bath,Ada Byron\nWho?,Bob,\n"})
+    assert [row.subject for row in rows["forget"]] == ["Ada Byron", ""]
