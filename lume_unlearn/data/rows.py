@@ -19,7 +19,8 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
     A row is a `Row` or a mapping with the fields
 
     - ``input`` and ``output``, and optionally ``id``, ``task``, ``document`` and ``kind`` ("qa", the default, for a
-      question and its answer; "sc" for a text to complete), as in a data directory;
+      question and its answer; "sc" for a text to complete), as in a data directory; for the swap test ``subject``, the
+      name of the person, and ``question``, a question about them whose answer is ``output``;
     - or ``text``: a text, cut in two at the sentence end nearest to its middle;
     - or ``messages``: a chat, of which each user turn that an assistant turn follows is a question.
 
