@@ -58,7 +58,7 @@ def execute(options: dict[str, Any]) -> int:
 
     given = [
         f"--{name}"
-        for name in ("control", "keep", "require", "tasks", "forgotten", "request", "show_pii")
+        for name in ("control", "controls", "keep", "require", "tasks", "forgotten", "request", "show_pii")
         if options.get(name)
     ]
     if given and "before" not in options:

@@ -236,6 +236,7 @@ def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
         (("--top_p", 1.5), "--top_p 1.5: must be a share"),
         (("--unrelated", "nowhere"), "--unrelated nowhere: there is no such file"),
         (("--require", "forget_knowledge<=0.05"), "--require: only with --before"),
+        (("--controls", 40), "--controls: only with --before"),
         (("--before", "m", "--require", "a<=1.2.3"), "--require a<=1.2.3: write NUMBER<=LIMIT"),
         (("--peft", "nope"), "--peft nope: not an adapter's folder"),
         (("--before", "m", "--peft", "nope"), "--peft nope: not an adapter's folder"),
