@@ -249,6 +249,7 @@ def test_the_command_ends_in_a_verdict(
     earlier.mkdir()
     (earlier / "forget.jsonl").write_text("\n".join(map(json.dumps, ROWS["retain"])))
     words = ("--before", models("target"), "--model", models(name), "--data", models("."), "--output", tmp_path / "out")
+    words += ("--control", models("retrained"), "--controls", 40, "--request", "ticket 4711")
     options = ("--probes", "quantised", "--limit", 3, "--require", "retain_knowledge>=1.1", "--forgotten", earlier)
     found, out, err = command("audit", *words, *options)
     assert (found, f"Verdict: {status}" in out) == (code, True), (out, err)
@@ -260,7 +261,12 @@ def test_the_command_ends_in_a_verdict(
     answers = [json.loads(line) for line in (tmp_path / "out" / "transcript.jsonl").read_text().splitlines()]
     assert {answer["probe"] for answer in answers} >= {"plain"}
     assert ("Earlier request 1: 4 of 4 rows are answered correctly." in out) == (name == "target")
-    assert json.loads((tmp_path / "out" / "verdict.json").read_text())["status"] == status
+    written = json.loads((tmp_path / "out" / "verdict.json").read_text())
+    assert (written["status"], written["request"], list(written["models"])) == (
+        status,
+        "ticket 4711",
+        ["before", "now", "control"],
+    )
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
 
 
