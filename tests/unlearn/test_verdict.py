@@ -108,7 +108,8 @@ TARGET, OTHERS = SwapResult(0.0001, 1, 4000, 2000, 8000), SwapResult(0.4, 0.6, 1
     [
         (OTHERS, "gone", "No row is given away"),
         (replace(OTHERS, leak=0.002), "not gone", "tied to the persons"),
-        (replace(OTHERS, avoided=0.002), "not gone", "avoids the right answers"),
+        (replace(OTHERS, avoided=0.002, factor=0.3), "not gone", "avoids the right answers"),
+        (replace(OTHERS, avoided=0.002, factor=0.7), "cannot be told", "a little unlike invented ones"),
         (replace(OTHERS, high=3.0), "cannot be told", "too coarse"),
     ],
 )
