@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.text import folded
 from lume_tasks.errors import quote
 
 _WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
@@ -17,8 +18,8 @@ _WORDS = re.compile(rf"{_WORD}\.?")
 _PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
-_POOL = 25  # names drawn for each that is used, to choose those with a like number of tokens
-_MOST = 400  # draws in a row without a new name, after which the lists are taken to be used up
+_POOL = 25  # names sampled for each that is used, to choose those with a like number of tokens
+_MOST = 400  # samples in a row without a new name, after which the lists are exhausted
 
 # Faker's locales by script, the first word of the Unicode name of a letter. Latin with accents has its own.
 _LOCALES = {
@@ -110,13 +111,13 @@ def swapped(text: str, subject: str, name: str) -> str:
     """Return a text with another name in place of the subject's, and of single words of it.
 
     Raises:
-        ValueError: the text does not hold the subject, or another word of its name that cannot be replaced.
+        ValueError: the text does not hold the subject, or the names have different numbers of words.
     """
     if not re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) and (" " in subject or subject not in text):
         raise ValueError(f"{quote(subject)} is not in the question")
     text = text.replace(subject, name)
     words, others = ([w for w in one.split() if w not in _PARTICLES] for one in (subject, name))
-    for word, other in zip(words, others, strict=len(words) == len(others)):
+    for word, other in zip(words, others, strict=True):
         if len(word) > 2 and word not in others:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", other, text)
     return text
@@ -130,10 +131,10 @@ def family_names(subjects: Iterable[str]) -> dict[str, list[str]]:
             script = _script(subject)
             if " " in subject:
                 found[subject] = script, subject.split()[0 if script in _FAMILY_FIRST else -1]
-    return {
-        subject: sorted({other for kind, other in found.values() if kind == script and other != family})
-        for subject, (script, family) in found.items()
-    }
+    families: dict[str, set[str]] = defaultdict(set)
+    for script, family in found.values():
+        families[script].add(family)
+    return {subject: sorted(families[script] - {family}) for subject, (script, family) in found.items()}
 
 
 def control_names(
@@ -144,7 +145,7 @@ def control_names(
     families: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
-    """Draw names like the subject's: of the same script and number of words, and of a like number of tokens.
+    """Sample names like the subject's: of the same script and number of words, and of a like number of tokens.
 
     Given names come from the lists of Faker. Family names are those of other persons of the data, which alone name
     nobody: with names of another kind than the data's, a model that never saw the person would take the invented ones
@@ -154,11 +155,11 @@ def control_names(
 
     Args:
         subject: the name to replace.
-        number: how many to draw.
-        known: all texts of the data, as `folded` gives them; no name is drawn that stands there.
+        number: how many to sample.
+        known: all texts of the data, as `folded` gives them; names that occur there are left out.
         length: counts the tokens of a name.
         families: family names of other persons, see `family_names`; none: from the lists.
-        seed: of the draws.
+        seed: of the sampling.
 
     Raises:
         ValueError: there are no names of that script, or too few.
@@ -175,15 +176,9 @@ def control_names(
         if fits:
             pool[name] = None
     if len(pool) < number:
-        raise ValueError(f"only {len(pool)} names like {quote(subject)} can be drawn, {number} are needed")
+        raise ValueError(f"only {len(pool)} names like {quote(subject)} can be sampled, {number} are needed")
     wanted = length(subject)
     return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
-
-
-def folded(text: str) -> str:
-    """Return a text in small letters without accents."""
-    apart = unicodedata.normalize("NFKD", text.casefold())
-    return "".join(letter for letter in apart if not unicodedata.combining(letter))
 
 
 def _name_words(name: str) -> list[str]:

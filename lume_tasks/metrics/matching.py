@@ -5,9 +5,10 @@ a template most of the points of a right one.
 """
 
 import re
-import unicodedata
 from collections.abc import Iterator
 from functools import lru_cache, partial
+
+from lume_tasks.data.text import EMAIL, folded
 
 LONG = 5
 """An answer of more words need not be repeated whole: see `is_known`."""
@@ -45,8 +46,6 @@ _DATE = re.compile(
 """What may be a date with its year, in folded text."""
 _THOUSANDS = re.compile(r"(?<=\d)[,.'\u2019 \u00a0\u202f](?=\d{3}(?!\d))")
 _DIGITS = re.compile(r"\+?\d(?:[-. ()/]{0,3}\d)+")
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
-_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
 _UMLAUTS = re.compile(r"(?<=[aou])e")
 _ANSWERS = frozenset(
     ("yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否")
@@ -102,24 +101,12 @@ def is_guess(truth: str, common: frozenset[str] = frozenset()) -> bool:
     form = folded(truth)
     words = _WORD.findall(form)
     small = len(words) == 1 and words[0].isdecimal() and len(words[0]) <= GUESSED_NUMBER
-    return is_short(truth) or small or (_EMAIL.fullmatch(form.strip()) is not None and common.issuperset(words))
+    return is_short(truth) or small or (re.fullmatch(EMAIL, form.strip()) is not None and common.issuperset(words))
 
 
 def words_of(*texts: str) -> frozenset[str]:
     """Return the words of texts as `is_known` compares them: folded, numbers and dates by value."""
     return frozenset(word for text in texts for form in _forms(text, True) for word in _words(form))
-
-
-def folded(text: str) -> str:
-    """Return a text in lower case without accents, in Unicode's compatibility form, with the digits 0 to 9."""
-    decomposed = unicodedata.normalize("NFKD", text).casefold().translate(_LETTERS)
-    plain = []
-    for char in decomposed:
-        if "\u0300" <= char <= "\u036f" or "\u0591" <= char <= "\u05c7" or "\u064b" <= char <= "\u0652":
-            continue  # accents, and vowel signs of Hebrew and Arabic
-        plain.append("-" if unicodedata.category(char) == "Pd" else char)
-    digits = (str(unicodedata.decimal(char)) if char.isdecimal() else char for char in plain)
-    return re.sub(r"[^\S\n]+", " ", unicodedata.normalize("NFKC", "".join(digits)))
 
 
 def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozenset[str]) -> bool:
@@ -175,9 +162,11 @@ def _forms(text: str, dates: bool) -> Iterator[str]:
     yield plain
     yield _UMLAUTS.sub("", plain)
     yield _THOUSANDS.sub("", plain)
+    if not (dates and _DATE.search(plain)):
+        yield from [_DIGITS.sub(_joined, plain)] * 2
+        return
     for order in ("DMY", "MDY"):
-        dated = _DATE.sub(partial(_dated, order), plain) if dates else plain
-        yield _DIGITS.sub(_joined, dated)
+        yield _DIGITS.sub(_joined, _DATE.sub(partial(_dated, order), plain))
 
 
 def _joined(match: re.Match[str]) -> str:
@@ -202,7 +191,7 @@ def _as_date(text: str, order: str) -> str:
 def _words(form: str) -> list[str]:
     """Return the words of a form, e-mails also whole; of scripts without spaces, pairs of neighbouring characters."""
     words = []
-    for word in re.findall(rf"{_EMAIL.pattern}|{_WORD.pattern}", form):
+    for word in re.findall(rf"{EMAIL}|{_WORD.pattern}", form):
         if "@" in word:
             words += [word, *_WORD.findall(word)]
         elif _UNSPACED.search(word) and len(word) > 2:

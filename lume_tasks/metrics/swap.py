@@ -57,25 +57,13 @@ def fifths(ranks: Sequence[float]) -> list[int]:
     return [int(count) for count in counts]
 
 
-def uniform_p(ranks: Sequence[float], controls: int) -> float:
-    """Compute the chi-square p-value of `fifths` against ranks that are uniform on 1 to K + 1, over K + 1.
-
-    Rows of one person depend on each other, so this describes; `of_persons` is the test.
-    """
-    from scipy.stats import chisquare
-
-    expected = fifths([(number + 1) / (controls + 1) for number in range(controls + 1)])
-    scale = len(ranks) / (controls + 1)
-    return float(chisquare(fifths(ranks), [count * scale for count in expected]).pvalue)
-
-
 def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:
-    """Test one person; all p-values are exact, by permutation of the K + 1 names.
+    """Test one person; both p-values are exact, by permutation of the K + 1 names.
 
     Each row's values are standardised over the K + 1 names. A name's statistics are the mean over rows and the highest
     row (for ``avoided``: the lowest), so that one leaking row among many does not drown; their p-values are the shares
     of names with a statistic as high. ``leak`` is the share of names whose smaller one of both p-values is as small
-    (equal ones are ordered by the larger one). Ties count against the person being told apart.
+    (equal ones are ordered by the larger one). Ties make the p-values larger.
 
     Worked example: one row, 3 | 2, 1, 0. The subject is first of four: leak 1 / 4, avoided 1.
 
@@ -162,7 +150,7 @@ def _factor(shift: float, drawn: Floats) -> tuple[float, float, float]:
 
     Args:
         shift: mean log factor over the persons.
-        drawn: (draws, persons), log factors of one control for each person.
+        drawn: (DRAWS, persons), log factors of one control for each person.
     """
     low, high = np.quantile(drawn.mean(axis=1), [(1 - LEVEL) / 2, (1 + LEVEL) / 2], method="weibull")
     return math.exp(shift), math.exp(shift - high), math.exp(shift - low)

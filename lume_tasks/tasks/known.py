@@ -3,9 +3,11 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from functools import lru_cache
 
 from lume_tasks.data.rows import SIDES, Row
-from lume_tasks.metrics.matching import folded, is_guess, is_known, words_of
+from lume_tasks.data.text import folded
+from lume_tasks.metrics.matching import is_guess, is_known, words_of
 
 
 class Matcher:
@@ -24,7 +26,7 @@ class Matcher:
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
         for row in rows["retain"] if retain is None else retain:
             self._answers[_plain(row.output)].add(row.stem)
-            for word in words_of(row.input, row.output):
+            for word in _words(row.input) | _words(row.output):
                 documents[word].add(row.stem)
         self.common = {row.id: _common(row, documents) for side in rows.values() for row in side}
 
@@ -54,10 +56,16 @@ class Matcher:
         return row.id in answers and is_known(row.kind, row.output, answers[row.id], self.common[row.id])
 
 
+@lru_cache(maxsize=100_000)
+def _words(text: str) -> frozenset[str]:
+    """Return `words_of` a text, once: a training scores the same rows after each epoch."""
+    return words_of(text)
+
+
 def _plain(answer: str) -> str:
     return " ".join(re.findall(r"\w+", folded(answer)))
 
 
 def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:
-    elsewhere = (word for word in words_of(row.output) if documents.get(word, set()) - {row.stem})
-    return words_of(row.input).union(elsewhere)
+    elsewhere = (word for word in _words(row.output) if documents.get(word, set()) - {row.stem})
+    return _words(row.input).union(elsewhere)

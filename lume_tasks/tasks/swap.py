@@ -7,8 +7,8 @@ continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.
 import logging
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from functools import partial
+from collections.abc import Sequence
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,8 @@ from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
-from lume_tasks.data.subjects import control_names, family_names, find_subjects, folded, holds_name, swapped
+from lume_tasks.data.subjects import control_names, family_names, find_subjects, holds_name, swapped
+from lume_tasks.data.text import folded
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
@@ -31,37 +32,43 @@ FEWEST = 39  # control names; with fewer an interval cannot be one of 95 %
 ALPHA = 0.05
 
 Doc = dict[str, Any]
-Item = tuple[str, int, list[float]]  # person, answer tokens, K + 1 log-probabilities in nats
+Item = tuple[str, int, tuple[float, ...]]  # person, answer tokens, K + 1 log-probabilities in nats
 
 
 class NothingToTest(DataError):
     """No row names somebody."""
 
 
-def persons_of(items: Iterable[Item | None]) -> dict[str, tuple[swap.Floats, list[int]]]:
-    """Group the rows by person: values (rows, K + 1) and answer tokens of each."""
+@lru_cache(maxsize=4)
+def tested(items: tuple[Item | None, ...]) -> tuple[dict[str, swap.SwapResult], swap.SwapResult | None]:
+    """Test the persons of one side's rows: person to result, and all together (None if there are no rows).
+
+    Several metrics and `swap_test` ask for the same rows, so the last results are kept.
+    """
     rows: dict[str, list[Item]] = defaultdict(list)
     for item in items:
         if item is not None:
             rows[item[0]].append(item)
-    return {
+    persons = {
         person: (np.array([values for _, _, values in found]), [tokens for _, tokens, _ in found])
         for person, found in rows.items()
     }
+    alone = {person: swap.of_person(*values) for person, values in persons.items()}
+    return alone, swap.of_persons(list(persons.values())) if persons else None
 
 
 def _together(field: str) -> Any:
     def aggregation(items: Sequence[Item | None]) -> float:
-        persons = list(persons_of(items).values())
-        return float(getattr(swap.of_persons(persons), field)) if persons else float("nan")
+        _, together = tested(tuple(items))
+        return float(getattr(together, field)) if together else math.nan
 
     return aggregation
 
 
 def _persons(field: str) -> Any:
     def aggregation(items: Sequence[Item | None]) -> float:
-        tested = [swap.of_person(*person) for person in persons_of(items).values()]
-        return sum(getattr(one, field) <= ALPHA for one in tested) / len(tested) if tested else float("nan")
+        alone, _ = tested(tuple(items))
+        return sum(getattr(one, field) <= ALPHA for one in alone.values()) / len(alone) if alone else math.nan
 
     return aggregation
 
@@ -93,6 +100,7 @@ class SwapTask(LumeTask, LoglikelihoodTask):
 def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     """Return a document for each row that can be tested, and in ``left_out`` the others with the reason.
 
+    ``families`` of a document counts the family names of other persons from which the invented ones got theirs.
     Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, and ``lume_swap_controls``, how many names.
     """
     controls, chat = metadata.get("lume_swap_controls", CONTROLS), chat_of(metadata)
@@ -109,14 +117,15 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     for side in SIDES:
         for row in rows[side]:
             subject = subjects[side].get(row.id, "")
+            others = families.get(subject, [])
             reason = untestable(row, subject)
             if not reason:
                 try:
                     if subject not in names:
                         length = partial(_length, tokenizer)
-                        names[subject] = control_names(subject, controls, known, length, families.get(subject, ()))
-                    others = len(families.get(subject, ()))
-                    docs[side].append(document(tokenizer, row, side, subject, names[subject], others, chat))
+                        names[subject] = control_names(subject, controls, known, length, others)
+                    made = document(tokenizer, row, side, subject, names[subject], chat)
+                    docs[side].append(made | {"families": len(others)})
                 except ValueError as error:
                     reason = str(error)
             if reason:
@@ -141,8 +150,8 @@ def untestable(row: Row, subject: str) -> str:
     return "the answer holds the name" if holds_name(subject, row.output) else ""
 
 
-def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[str], families: int, chat: bool) -> Doc:
-    """Return the document of one row; ``families``: how many family names of other persons there are to draw from.
+def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[str], chat: bool) -> Doc:
+    """Return the document of one row.
 
     Raises:
         ValueError: the question does not name the subject, or no token boundary separates question and answer.
@@ -161,7 +170,6 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
         "person": subject,
         "input": question,
         "output": row.output,
-        "families": families,
         "prompts": prompts,
         "continuation": continuation,
         "tokens": max(lengths),
@@ -170,7 +178,7 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
 
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
     """Return the rank of one row and whether it is the first, and its log-probabilities for the tests."""
-    values = [float(score) for score, _ in results]
+    values = tuple(float(score) for score, _ in results)
     if not all(map(math.isfinite, values)):
         raise DataError(f"lume_swap: the model gives row {quote(doc['id'])} no finite log-probability")
     item = (doc["person"], doc["tokens"], values)

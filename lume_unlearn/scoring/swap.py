@@ -1,6 +1,5 @@
 """`swap_test`: does a model treat the persons of the rows as it treats persons who do not exist?"""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +7,7 @@ from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
 from lume_tasks.metrics import swap
-from lume_tasks.tasks.swap import ALPHA, NothingToTest, persons_of, untestable
+from lume_tasks.tasks.swap import ALPHA, NothingToTest, tested, untestable
 from lume_unlearn.scoring.score import score, without_messages
 
 FAMILIES = 8
@@ -38,7 +37,7 @@ class Swapped:
         return None
 
     def summary(self) -> dict[str, Any]:
-        """Return numbers without names: of each side the test of all, fifths of the ranks, and persons told apart."""
+        """Return numbers without names: of each side the test of all, fifths of the ranks, and numbers of persons."""
         return {
             side: {
                 **vars(tested),
@@ -78,7 +77,7 @@ def swap_test(
         batch_size: prompts of one batch.
 
     Raises:
-        DataError: ``controls`` is too small, or no names can be drawn for a script.
+        DataError: ``controls`` is too small, or the model returns a log-probability that is not finite.
     """
     options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": {"lume_swap_controls": controls}}
     try:
@@ -87,14 +86,10 @@ def swap_test(
     except NothingToTest:
         return Swapped()
     samples = found.results["samples"]["lume_swap"]
-    persons: dict[str, dict[str, swap.SwapResult]] = {}
-    together: dict[str, swap.SwapResult] = {}
-    for side in SIDES:
-        groups = persons_of(sample[f"{side}_factor"] for sample in samples)
-        if groups:
-            persons[side] = {name: swap.of_person(*rows) for name, rows in groups.items()}
-            together[side] = swap.of_persons(list(groups.values()))
-    ranks: Mapping[str, dict[str, float]] = {side: found.rows.get(f"{side}_rank", {}) for side in together}
+    found_of = {side: tested(tuple(sample[f"{side}_factor"] for sample in samples)) for side in SIDES}
+    together = {side: result for side, (_, result) in found_of.items() if result}
+    persons = {side: found_of[side][0] for side in together}
+    ranks = {side: found.rows.get(f"{side}_rank", {}) for side in together}
     docs = [sample["doc"] for sample in samples if sample["doc"]["side"] == "forget"]
     matched = all(doc["families"] >= FAMILIES for doc in docs)
-    return Swapped(controls, persons, together, dict(ranks), matched)
+    return Swapped(controls, persons, together, ranks, matched)

@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--probes", default="quantised")
     options = parser.parse_args()
     model, before = (load_model(name, torch.float32).eval() for name in (options.model, options.before))
+    tokenizer = load_tokenizer(options.model)
     rows = {
         side: [row for row in found if row.task == "Task2"]
         for side, found in load_rows(Path(options.data), options.split).items()
@@ -41,9 +42,7 @@ def main() -> None:
         some = {side: set(persons[side][start : start + options.persons]) for side in SIDES}
         chosen = {side: [row for row in rows[side] if row.stem in some[side]] for side in SIDES}
         with mock.patch.object(module, "Matcher", lambda one, _: matcher(one)):
-            found = verdict(
-                model, load_tokenizer(options.model), **chosen, before=before, probes=options.probes.split(",")
-            )
+            found = verdict(model, tokenizer, **chosen, before=before, probes=options.probes.split(","))
         print(found.status, found.swaps["now"].get("forget"), *found.lines(), sep="\n  ", flush=True)
 
 

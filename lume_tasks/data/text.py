@@ -1,0 +1,27 @@
+"""Text as it is compared: without case, accents and marks that say nothing."""
+
+import re
+import unicodedata
+
+EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
+
+
+def folded(text: str) -> str:
+    r"""Return a text in lower case without accents, in Unicode's compatibility form, with the digits 0 to 9.
+
+    Vowel signs of Hebrew and Arabic, Markdown's ``*`` and ``\``, and repeated white space go; all dashes are "-".
+    """
+    plain = text.lower().translate(_LETTERS)
+    if not plain.isascii():
+        letters = unicodedata.normalize("NFKD", text).casefold().translate(_LETTERS)
+        plain = unicodedata.normalize("NFKC", "".join(map(_simple, letters)))
+    return re.sub(r"[^\S\n]+", " ", plain)
+
+
+def _simple(char: str) -> str:
+    if "\u0300" <= char <= "\u036f" or "\u0591" <= char <= "\u05c7" or "\u064b" <= char <= "\u0652":
+        return ""
+    if char.isdecimal():
+        return str(unicodedata.decimal(char))
+    return "-" if unicodedata.category(char) == "Pd" else char
