@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
 from typing import Any
+from zlib import crc32
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
@@ -33,7 +34,8 @@ class Measured:
 def in_parts(data: Data, tokenizer: Any) -> Data:
     """Return the data with rows of longer answers than `PART` tokens in parts, so that a generation can show each.
 
-    The prompt of a part is the row's prompt and all that comes before the part; parts are completions.
+    The prompt of a part is the row's prompt and all that comes before the part; parts are completions of the same
+    document.
     """
 
     def parts(row: Row) -> list[Row]:
@@ -48,7 +50,7 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
             words = words[size:]
         starts = [" ".join([row.input, *found[:number]]) for number in range(len(found))]
         return [
-            replace(row, id=f"{row.id}-part-sc{number}", input=start, output=part, question="")
+            replace(row, id=f"{row.stem}sc{crc32(row.id.encode())}{number:03}", input=start, output=part, question="")
             for number, (start, part) in enumerate(zip(starts, found, strict=True))
         ]
 

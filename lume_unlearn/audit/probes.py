@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.suite import BEFORE, PROBES, Probed, Suite, held_out, sample, training_rows
+from lume_unlearn.audit.suite import PROBES, Probed, Suite, held_out, sample, training_rows
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
@@ -43,6 +44,7 @@ def run_probes(
     batch_size: int = 64,
     seed: int = 0,
     tasks: Sequence[str] | None = None,
+    matcher: Matcher | None = None,
     after_each: Callable[[dict[str, Probed]], None] | None = None,
 ) -> dict[str, Probed]:
     """Run probes on a model, which stays as it was.
@@ -82,6 +84,7 @@ def run_probes(
         batch_size: prompts of one scoring batch.
         seed: of the chosen rows, their order and the sampling.
         tasks: tasks to score instead of those that generate answers to the rows.
+        matcher: judges which sample is right; by default one of the rows of ``data``.
         after_each: called with all scores so far after each probe, so that a later failure loses nothing.
 
     Returns:
@@ -100,16 +103,16 @@ def run_probes(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0, "do_sample": True}
     rows = training_rows(data, train, relearn_rows, seed)
     rows["unrelated"] = sample(text_rows(unrelated), relearn_rows, seed)
-    suite = Suite(model, tokenizer, data, rows, training, sampling, samples, chat, batch_size, seed, tasks)
+    options = (training, sampling, samples, chat, batch_size, seed, tasks, matcher)
+    suite = Suite(model, tokenizer, data, rows, *options)
     found: dict[str, Probed] = {}
     progress = tqdm(chosen, unit="probe")
     for name in progress:
         progress.set_description(f"probe {name}")
         probe, changes = PROBES[name]
         for title, scores in probe(suite):
-            control = title.startswith(BEFORE)
             queries = samples if name == "samples" else 1
-            found[title] = Probed(**vars(scores), probe=name, changes=changes, queries=queries, control=control)
+            found[title] = Probed(**vars(scores) | {"probe": name, "changes": changes, "queries": queries})
         if after_each:
             after_each(found)
     return found

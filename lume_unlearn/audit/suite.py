@@ -48,8 +48,6 @@ Made = Iterator[tuple[str, Scores]]
 
 SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
 """Metadata for answers that are no longer than it takes to see whether they are right."""
-BEFORE = "held out, before"
-"""Beginning of the title of the scores that relearning is compared with."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,8 @@ class Suite:
     batch_size: int
     seed: int
     tasks: Sequence[str] | None
+    matcher: Matcher | None = None
+    """Judges which sample is right; default: by the rows of ``data``."""
 
     def score(self, data: Data, model: Any = None, attack: bool = False, **options: Any) -> Scores:
         """Score rows with the model or a changed one; run the membership attack as well if ``attack`` says so."""
@@ -75,13 +75,8 @@ class Suite:
         # What the attack warns of was said of the model itself.
         with without_messages("lume_tasks", *([] if model is None else ["lume_mia: "])):
             tasks = there if self.tasks is None else self.tasks
-            shared: dict[str, Any] = {
-                "tasks": tasks,
-                "chat": self.chat,
-                "batch_size": self.batch_size,
-                "metadata": SHORT,
-            }
-            return score(model or self.model, self.tokenizer, data, **shared, **options)
+            shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "metadata": SHORT}
+            return score(model or self.model, self.tokenizer, data, tasks=tasks, **shared, **options)
 
     def trained(self, probe: str) -> Any:
         """Return a copy of the model that was trained on the rows of a probe."""
@@ -102,7 +97,7 @@ class Suite:
         rows = self.rows["relearn_forget"]
         data, title = held_out(self.data, rows), f"relearned on {len(rows)} forget rows"
         if len(data.forget) < len(self.data.forget):
-            yield f"{BEFORE} it was {title}", self.score(data)
+            yield f"held out, before it was {title}", Probed(**vars(self.score(data)), control=True)
             title = f"held out, {title}"
         yield title, self.score(data, self.trained("relearn_forget"), attack=True)
 
@@ -136,7 +131,7 @@ class Suite:
         cost = f"{total} rows, {self.samples * total:,} generations"
         print(f"samples: {self.samples} answers to each of {cost}", file=sys.stderr, flush=True)
         answers: dict[str, str] = {}
-        matcher, known = Matcher(self.data.rows), set[str]()
+        matcher, known = self.matcher or Matcher(self.data.rows), set[str]()
         found: dict[str, dict[str, list[float]]] = {mean: {} for mean in MEANS}
         for number in range(self.samples):
             scores = self.score(self.data, gen_kwargs=dict(self.sampling), seed=self.seed + number)

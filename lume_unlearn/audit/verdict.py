@@ -177,13 +177,14 @@ def verdict(
         for one in (before, model, *([] if control is None else [control]))
     ]
     note = None if after_each is None else lambda found: after_each({"plain": measured[1].plain, **found})
-    found = run_probes(model, tokenizer, data, wanted, seed=seed, after_each=note, **shared, **options)
+    matcher = Matcher(data.rows, everything.retain)
+    options |= {"matcher": matcher, "after_each": note}
+    found = run_probes(model, tokenizer, data, wanted, seed=seed, **shared, **options)
     earlier = [known_of(model, tokenizer, rows, everything.retain, **shared) for rows in requests]
     scores = {title: probed for title, probed in found.items() if probed.answers and not probed.control}
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
-    matcher = Matcher(data.rows, everything.retain)
     return replace(made(data, matcher, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
 
 
@@ -211,7 +212,7 @@ def made(
     before, now = measured[:2]
     known = [matcher.known(one.plain.answers) for one in measured]
     knew, know = known[:2]
-    probed = {title.removeprefix("held out, "): found_in(data, matcher, one) for title, one in scores.items()}
+    probed = {title: found_in(data, matcher, one) for title, one in scores.items()}
     guesses = matcher.guesses()
     knew["retain"] -= guesses["retain"]
     excused = excused_rows(guesses["forget"], now, known[2:])

@@ -32,7 +32,7 @@ class Examples(Dataset[dict[str, Any]]):
     reads_forget: bool = True
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
-    """(labelled tokens,) reference NLL, for the rows of which a method needs it."""
+    """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one."""
 

@@ -79,8 +79,8 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
         contents, faults = [content] if content else [], [] if content else ["text: needs at least two words"]
     else:
         return _checked([row])
-    task = row.get("task", OWN)
-    made = [{"input": c.input, "output": c.output, "kind": c.kind, "task": task} for c in contents]
+    shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row}
+    made = [{"input": c.input, "output": c.output, "kind": c.kind, **shared} for c in contents]
     rows, problems = _checked([one | {"document": str(row.get("document", contents[0].input))} for one in made])
     return rows, faults + problems
 

@@ -43,8 +43,8 @@ class Scores:
     """Row id to the generated text."""
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric to {row id: the row's score}, for the metrics that are means over rows (of `lume_task1` to `lume_task3`,
-    `lume_rows`, `lume_memorization` and `lume_pii`), and attack ("loss_auc", ...) to {"member document 1": its score}.
-    """
+    `lume_rows`, `lume_memorization`, `lume_pii`, and the ranks of `lume_swap`), and attack ("loss_auc", ...) to
+    {"member document 1": its score}."""
 
     def __repr__(self) -> str:
         """Return the means."""

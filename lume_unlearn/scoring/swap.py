@@ -71,7 +71,7 @@ def swap_test(
     Args:
         model: causal language model of transformers or PEFT.
         tokenizer: its tokenizer.
-        data: rows; those that name nobody are left out, and a warning says so.
+        data: rows; those that name nobody are left out.
         controls: invented persons for each person. A row takes ``controls + 1`` short forward passes.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one batch.

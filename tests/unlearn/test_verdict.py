@@ -240,6 +240,7 @@ def test_rows_longer_than_a_generation_are_judged_in_parts() -> None:
     assert data.forget[1].input == f"And then? {data.forget[0].output}"
     assert all(len(tokenizer.encode(row.output)) <= PART and row.kind == "sc" for row in data.forget)
     assert len({row.id for row in data.forget}) == len(data.forget)
+    assert {row.stem for row in data.forget} == {"long-"}
 
 
 @pytest.mark.parametrize(("name", "status", "code"), [("target", "not gone", 1), ("random", "cannot be told", 3)])
