@@ -17,11 +17,11 @@ SIGNATURES = {
     "finetune": "model, processing_class, rows, args, *, until=0.99, callbacks=()",
     "merge": "model=None, adapter=None, output=None, dtype='float32'",
     "score": "model, tokenizer, data, *, tasks=None, split='all', chat=True, batch_size=64, limit=None, "
-    "gen_kwargs=None, seed=None, log_samples=False, metadata=None",
+    "gen_kwargs=None, seed=None, log_samples=False, metadata=None, quiet=False",
     "unlearn": "model_path, output_path, forget_dir, retain_dir, **options",
     "verdict": "model, tokenizer, *, forget, retain, before, control=None, members=(), nonmembers=(), mmlu=None, "
     "split='all', probes=None, tasks=(), require=(), forgotten=(), keep=0.9, controls=99, limit=0, chat=True, "
-    "batch_size=64, seed=0, after_each=None, **options",
+    "batch_size=64, seed=0, resume=None, after_each=None, **options",
 }
 
 

@@ -1,5 +1,6 @@
 """Questions of one's own data go through the model's chat template, in training and in scoring alike."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from lume_tasks.data.rows import TASKS
@@ -11,15 +12,25 @@ def through_template(tokenizer: Any, task: str, kind: str, chat: bool = True) ->
     return chat and kind == "qa" and task not in TASKS and bool(getattr(tokenizer, "chat_template", None))
 
 
-def chat_prompt(tokenizer: Any, question: str) -> str:
+def plain_prompt(question: str, turns: Sequence[tuple[str, str]] = ()) -> str:
+    """Return a question after the contents of earlier turns, for models without a chat template."""
+    return "\n\n".join([*(content for _, content in turns), question])
+
+
+def chat_prompt(tokenizer: Any, question: str, turns: Sequence[tuple[str, str]] = ()) -> str:
     """Render one user turn up to where the model's answer begins, without a BOS that encoding would add again.
+
+    Args:
+        tokenizer: with a chat template.
+        question: of the user.
+        turns: (role, content) of what comes before it; the role is "system", "user" or "assistant".
 
     Raises:
         DataError: the template cannot be used without a system text or for other reasons.
     """
-    turns = [{"role": "user", "content": question}]
+    messages = [{"role": role, "content": content} for role, content in (*turns, ("user", question))]
     try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # templates raise errors of jinja2 and of their own
         raise DataError(
             f"the tokenizer's chat template refuses a single question ({first_line(error)}); ask without it: --chat "

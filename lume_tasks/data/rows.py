@@ -32,6 +32,7 @@ class Row:
     ``id`` ends in ``sc<number>`` (sentence completion) or ``qa<number>`` (question answering). ``task`` is one of
     ``TASKS``, or another label for data of one's own. For the swap test: ``subject``, the name of the person that the
     row is about, and ``question``, a question that names them and has the answer ``output``, in place of ``input``.
+    ``turns``: (role, content) of what comes before the question in a chat; in memory alone.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Row:
     task: str
     subject: str = ""
     question: str = ""
+    turns: tuple[tuple[str, str], ...] = ()
 
     @property
     def kind(self) -> str:

@@ -14,7 +14,7 @@ from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
-from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
@@ -169,7 +169,7 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
     rows, place = rows_of(metadata)
     documents = (
         [
-            {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind}
+            {"id": row.id, "input": row.input, "output": row.output, "side": side, "kind": row.kind, "turns": row.turns}
             for row in rows[side]
             if lume_task == (row.task if row.task in TASKS else OWN)
         ]
@@ -182,6 +182,8 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
         raise DataError(f"{place}: no row of {named} in split {split!r}")
     if lume_task == OWN:
         add_prompts(docs, metadata)
+    for doc in docs:
+        del doc["turns"]  # they are in the prompt
     return docs
 
 
@@ -204,7 +206,9 @@ def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> 
     tokenizer = load_tokenizer(metadata) if chat else None
     for doc in docs:
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
-        doc["prompt"] = chat_prompt(tokenizer, doc["input"]) if doc["chat"] else doc["input"]
+        turns = doc["turns"]
+        rendered = chat_prompt(tokenizer, doc["input"], turns) if doc["chat"] else plain_prompt(doc["input"], turns)
+        doc["prompt"] = rendered
 
 
 def chat_of(metadata: Mapping[str, Any]) -> bool:

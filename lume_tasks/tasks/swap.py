@@ -15,7 +15,7 @@ import numpy as np
 from datasets import Dataset
 from lm_eval.api.instance import Instance
 
-from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.subjects import control_names, family_names, find_subjects, holds_name, swapped
 from lume_tasks.data.text import folded
@@ -159,7 +159,8 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
     question = row.question or row.input
     asked = through_template(tokenizer, row.task if row.task in TASKS else OWN, "qa", chat)
     texts = [question, *(swapped(question, subject, name) for name in names)]
-    prompts = [chat_prompt(tokenizer, text) if asked else text for text in texts]
+    render = partial(chat_prompt, tokenizer) if asked else plain_prompt
+    prompts = [render(text, row.turns) for text in texts]
     continuation = row.output if asked else f" {row.output}"
     if tokenizer.eos_token and tokenizer.encode(f"{continuation}{tokenizer.eos_token}")[-1] == tokenizer.eos_token_id:
         continuation += tokenizer.eos_token

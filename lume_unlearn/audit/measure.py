@@ -1,6 +1,6 @@
 """What a verdict needs of each model: its answers to the rows, its numbers, and the swap test."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
@@ -9,8 +9,10 @@ from zlib import crc32
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
+from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
-from lume_unlearn.audit.suite import NEW_TOKENS, SHORT
+from lume_unlearn.audit.stages import NEW_TOKENS
+from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.scoring.swap import Swapped, swap_test
@@ -29,6 +31,17 @@ class Measured:
     swapped: Swapped
     model: dict[str, str]
     """See `fingerprint`."""
+
+    @classmethod
+    def restored(cls, content: Mapping[str, Any]) -> "Measured":
+        """Return what `dataclasses.asdict` made plain data of."""
+        swapped = dict(content["swapped"])
+        swapped["together"] = {side: SwapResult(**one) for side, one in swapped["together"].items()}
+        swapped["persons"] = {
+            side: {person: SwapResult(**one) for person, one in found.items()}
+            for side, found in swapped["persons"].items()
+        }
+        return cls(Scores(**content["plain"]), content["numbers"], Swapped(**swapped), content["model"])
 
 
 def in_parts(data: Data, tokenizer: Any) -> Data:
@@ -68,24 +81,23 @@ def measure(
     batch_size: int = 64,
 ) -> Measured:
     """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
-    data = in_parts(data, tokenizer)
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
     swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
     own = [*tasks_for(data), *memorization_tasks(data)]
-    plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, **shared)
+    plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, quiet=True, **shared)
     ends = ("", "_low", "_high")
     values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
     levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
     values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
     results = dict(plain.results["results"])
     if tasks:  # with their own generation
-        results |= score(model, tokenizer, data, tasks=tasks, **shared).results["results"]
+        results |= score(model, tokenizer, data, tasks=tasks, quiet=True, **shared).results["results"]
     for task in ("lume_mia", "lume_mmlu", *tasks):
         for key, value in results.get(task, {}).items():
             if isinstance(value, float) and isfinite(value):
                 values[f"{task} {key.removesuffix(',none')}"] = value
     numbers = {name: value for name, value in values.items() if value is not None}
-    return Measured(plain, numbers, swapped, fingerprint(model))
+    return Measured(replace(plain, results={}), numbers, swapped, fingerprint(model))
 
 
 def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], **options: Any) -> tuple[int, int]:
@@ -94,6 +106,6 @@ def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row],
     Guesses do not count; ``retain``: rows whose words say nothing.
     """
     data = in_parts(Data(rows, []), tokenizer)
-    scores = score(model, tokenizer, data, metadata=SHORT, **options)
+    scores = score(model, tokenizer, data, metadata=SHORT, quiet=True, **options)
     matcher = Matcher(data.rows, retain)
     return len(matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]), len(data.forget)

@@ -1,21 +1,23 @@
 """The only suite of probes: change an unlearned model, its prompts or its sampling, and score again.
 
-`audit`, `verdict` and `compare` run the same procedures, which are in `suite.py`.
+`audit`, `verdict` and `compare` run the same procedures, which are in `suite.py` and `prompts.py`.
 """
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-
-from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit.prompts import PROMPTS, multiple_choice, prompts_of, rewriting
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.suite import PROBES, Probed, Suite, held_out, sample, training_rows
+from lume_unlearn.audit.rows import held_out, limited, sample, training_rows
+from lume_unlearn.audit.stages import Stage, carry_out, measured_speed, plan, seconds_of
+from lume_unlearn.audit.suite import PROBES, Loader, Probed, Suite
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
@@ -31,61 +33,22 @@ def run_probes(
     probes: Sequence[str] | None = None,
     *,
     split: str = "all",
-    train: Data | None = None,
-    unrelated: Sequence[str | Row] = (),
-    relearn_rows: int = 32,
-    relearn_epochs: int = 4,
-    relearn_rate: float = 1e-4,
-    loss_on: Literal["text", "answer"] = "text",
-    samples: int = 8,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
-    tasks: Sequence[str] | None = None,
-    matcher: Matcher | None = None,
     after_each: Callable[[dict[str, Probed]], None] | None = None,
+    planned: bool = False,
+    **options: Any,
 ) -> dict[str, Probed]:
     """Run probes on a model, which stays as it was.
-
-    - ``plain``: score the rows as they are.
-    - ``quantised``: with weights of 8 and of 4 bits (see `quantised_copy`).
-    - ``relearn_forget``: train a copy on forget rows, then score forget rows of other documents, and all retain rows;
-      also before the training, as a control.
-    - ``repair``: train a copy on retain rows whose answers are none of a forget row, then score.
-    - ``unrelated``: train a copy on texts that have nothing to do with the rows, then score.
-    - ``other_words``: score with changed prompts: questions rephrased in three ways, upper case, after a sentence about
-      the weather, after three answered retain rows.
-    - ``samples``: sample several answers to each row, and give leak@k for k = 1, 2, 4, ... and all: the expected best
-      of k. The answers are, of each row, a right one if there is one.
-
-    The copies of `relearn_forget`, `repair` and `unrelated` are trained on the same number of rows (or texts, if there
-    are so many) in the same way: all weights, AdamW, 8 rows a step (see `trained_copy`).
 
     Args:
         model: causal language model of transformers or PEFT, on the device to score and train on.
         tokenizer: its tokenizer.
         data: rows to score, as `score` takes them. With members and non-members, probes that change the weights, and
             ``plain``, run the membership attack as well.
-        probes: names from the list above. Default: all that the data suffices for; a warning names the others.
+        probes: names, see `probe_stages`. Default: all that the data suffices for; a warning names the others.
         split: rows to use of a data directory.
-        train: rows of other documents to train the copies on. Default: a sample of ``data``; forget rows of its
-            documents are then not scored.
-        unrelated: texts for ``unrelated``.
-        relearn_rows: rows that a copy is trained on, at most half of the forget rows if they come from ``data``.
-        relearn_epochs: epochs over them.
-        relearn_rate: peak learning rate.
-        loss_on: labelled tokens: the whole text, or the answer and EOS.
-        samples: answers to sample for each row.
-        temperature: of the sampling.
-        top_p: share of the probability that is sampled from; 1 for all of it.
-        chat: see `score`.
-        batch_size: prompts of one scoring batch.
-        seed: of the chosen rows, their order and the sampling.
-        tasks: tasks to score instead of those that generate answers to the rows.
-        matcher: judges which sample is right; by default one of the rows of ``data``.
-        after_each: called with all scores so far after each probe, so that a later failure loses nothing.
+        after_each: called with all scores so far after each step, so that a later failure loses nothing.
+        planned: print the steps and an estimate of the minutes first.
+        **options: of `probe_stages`.
 
     Returns:
         name to scores, in the order of the probes; one probe may have several entries ("8-bit (rounded)", ...).
@@ -96,26 +59,107 @@ def run_probes(
         DataError: faulty rows.
     """
     data = as_data(data, split)
-    chosen = chosen_probes(probes, data, train=train, unrelated=unrelated, relearn_rows=relearn_rows, seed=seed)
+    known = {name: options[name] for name in ("train", "unrelated", "relearn_rows", "seed") if name in options}
+    chosen = chosen_probes(probes, data, **known)
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
+    stages = list(probe_stages(lambda: (model, tokenizer), data, chosen, **options))
+    seconds = planned_seconds(stages, model, tokenizer) if planned else None
+    found: dict[str, Probed] = {}
+    for _, results in carry_out(stages, seconds):
+        found |= {title: Probed(**scores) for title, scores in results.items()}
+        if after_each:
+            after_each(found)
+    return found
+
+
+def probe_stages(
+    load: Loader,
+    data: Data,
+    probes: Sequence[str],
+    *,
+    train: Data | None = None,
+    unrelated: Sequence[str | Row] = (),
+    relearn_rows: int = 32,
+    relearn_epochs: int = 4,
+    relearn_rate: float = 1e-4,
+    loss_on: Literal["text", "answer"] = "text",
+    samples: int = 8,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    controls: int = 99,
+    chat: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    tasks: Sequence[str] | None = None,
+    matcher: Matcher | None = None,
+) -> Iterator[Stage]:
+    """Return the steps of probes; a step's result is title to the fields of `Probed`.
+
+    - ``plain``: score the rows as they are.
+    - ``other_words``: questions rephrased in three ways; all rows in upper case, after a sentence about the weather,
+      after three answered retain rows.
+    - ``other_forms``: questions asked for steps, as a list, as a form in JSON, and the other way round.
+    - ``languages``: the answer in German, French, Spanish, Chinese.
+    - ``conversation``: with a system prompt, and after a turn about a retain row.
+    - ``persons``: all about each person, a summary, a form; each answer is judged for all rows of the person.
+    - ``own_words``: a chat model puts each question in other words, and is asked those that still ask the same.
+    - ``multiple_choice``: which of four options is right; tested by swapping names.
+    - ``quantised``: with weights of 8 and of 4 bits (see `quantised_copy`).
+    - ``repair``: train a copy on retain rows whose answers are none of a forget row, and score it after 1, 2, 4, ...
+      epochs and at the end.
+    - ``relearn_forget``: the same with forget rows, and forget rows of other documents to score; also before the
+      training, as a control.
+    - ``unrelated``: the same with texts that have nothing to do with the rows.
+    - ``samples``: sample several answers to each row, and give leak@k for k = 1, 2, 4, ... and all: the expected best
+      of k. The answers are, of each row, a right one if there is one.
+
+    The probes from ``other_words`` to ``own_words`` ask all forget rows, and as many retain rows, but at least 20.
+    The copies are trained on the same number of rows (or texts, if there are so many) in the same way and with the
+    same steps: all weights, AdamW, 8 rows a step (see `relearning`).
+
+    Args:
+        load: returns model and tokenizer, when a step needs them.
+        data: rows to score.
+        probes: names from the list above.
+        train: rows of other documents to train the copies on. Default: a sample of ``data``; forget rows of its
+            documents are then not scored.
+        unrelated: texts for ``unrelated``.
+        relearn_rows: rows that a copy is trained on, at most half of the forget rows if they come from ``data``.
+        relearn_epochs: epochs over them.
+        relearn_rate: peak learning rate.
+        loss_on: labelled tokens: the whole text, or the answer and EOS.
+        samples: answers to sample for each row.
+        temperature: of the sampling.
+        top_p: share of the probability that is sampled from; 1 for all of it.
+        controls: invented persons of ``multiple_choice``.
+        chat: see `score`.
+        batch_size: prompts of one scoring batch.
+        seed: of the chosen rows, their order and the sampling.
+        tasks: tasks to score instead of those that generate answers to the rows.
+        matcher: judges which answers are right; by default one of the rows of ``data``.
+    """
     training = {"epochs": relearn_epochs, "learning_rate": relearn_rate, "loss_on": loss_on, "chat": chat, "seed": seed}
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0, "do_sample": True}
     rows = training_rows(data, train, relearn_rows, seed)
     rows["unrelated"] = sample(text_rows(unrelated), relearn_rows, seed)
-    options = (training, sampling, samples, chat, batch_size, seed, tasks, matcher)
-    suite = Suite(model, tokenizer, data, rows, *options)
-    found: dict[str, Probed] = {}
-    progress = tqdm(chosen, unit="probe")
-    for name in progress:
-        progress.set_description(f"probe {name}")
-        probe, changes = PROBES[name]
-        for title, scores in probe(suite):
-            queries = samples if name == "samples" else 1
-            found[title] = Probed(**vars(scores) | {"probe": name, "changes": changes, "queries": queries})
-        if after_each:
-            after_each(found)
-    return found
+    numbers: dict[str, Any] = {
+        "samples": samples,
+        "controls": controls,
+        "chat": chat,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    matcher = matcher or Matcher(data.rows)
+    return Suite(load, data, rows, training, sampling, matcher, tasks=tasks, **numbers).stages(probes)
+
+
+def planned_seconds(stages: Sequence[Stage], model: Any, tokenizer: Any) -> list[float]:
+    """Print the steps with an estimate of the minutes, and return the seconds for each step."""
+    speed = measured_speed(model, tokenizer, [row for stage in stages for row in stage.work.answered])
+    seconds = [seconds_of(stage.work, tokenizer, speed) for stage in stages]
+    print(plan(stages, seconds), file=sys.stderr, flush=True)
+    return seconds
 
 
 def audit(
@@ -143,7 +187,7 @@ def audit(
         seed: of the chosen rows, the sampling and the training.
         output: folder for audit.json; None writes nothing.
         name: the model's folder or hub name, for audit.json; default: as its configuration says.
-        **options: of `run_probes`.
+        **options: of `probe_stages`.
 
     Raises:
         ConfigError: see `run_probes`; or the file cannot be written.
@@ -153,7 +197,7 @@ def audit(
     name = name or str(getattr(model.config, "_name_or_path", ""))
     write = None if output is None else lambda found: write_audit(found, Path(output), name, data.split)
     probes = None if probes is None else ["plain", *(probe for probe in probes if probe != "plain")]
-    return run_probes(model, tokenizer, data, probes, seed=seed, after_each=write, **options)
+    return run_probes(model, tokenizer, data, probes, seed=seed, after_each=write, planned=True, **options)
 
 
 def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str) -> None:
@@ -162,13 +206,6 @@ def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "audit.json", json.dumps(content, indent=1) + "\n")
-
-
-def limited(data: Data, limit: int, seed: int) -> Data:
-    """Return at most ``limit`` rows of each side, chosen by the seed; all for 0."""
-    if not limit:
-        return data
-    return data.changed(lambda rows: sample(rows, limit, seed))
 
 
 def chosen_probes(
@@ -186,11 +223,17 @@ def chosen_probes(
         ConfigError: a probe is unknown, or the rows do not suffice for one that was given.
     """
     rows = training_rows(data, train, relearn_rows, seed)
+    own, choices = rewriting(data).data, multiple_choice(data, seed)
     lacking = {
         "relearn_forget": "" if rows["relearn_forget"] else "relearning needs at least two forget rows",
         "repair": "" if rows["repair"] else "needs a retain row whose answer is not that of a forget row",
         "unrelated": "" if unrelated else "needs texts that have nothing to do with the rows (unrelated)",
+        "own_words": "" if own.forget and own.retain else "needs questions of your own on both sides",
+        "multiple_choice": "" if choices.forget and choices.retain else "needs three other answers to a question",
     }
+    for name in PROMPTS:
+        if not prompts_of(name, data):
+            lacking[name] = "needs questions on both sides" + (" that name somebody" if name == "persons" else "")
     if rows["relearn_forget"] and not held_out(data, rows["relearn_forget"]).forget:
         lacking["relearn_forget"] = f"relearn_rows {relearn_rows} leaves no forget row to score; lower it"
     unknown = f"choose from {', '.join(PROBES)}"

@@ -1,38 +1,48 @@
 """The procedures of the probes: what each changes, and which rows it scores.
 
-To add a probe, write a method of `Suite` that yields titles and scores, and enter it into `PROBES`.
+To add a probe, write a method of `Suite` that yields stages, and enter it into `PROBES`; one that changes the prompt
+alone belongs to `prompts.py`.
 """
 
-import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from statistics import fmean
-from typing import Any, TypeVar
+from typing import Any
 
-from lume_tasks.data.rows import Row, text_key
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.unlearning import leak_at_k
 from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit import prompts
+from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.rules import Changes
+from lume_unlearn.audit.rows import held_out, sample
+from lume_unlearn.audit.rules import ALIKE, TIED, Changes
+from lume_unlearn.audit.stages import Stage, Work
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
-from lume_unlearn.training.relearning import trained_copy
+from lume_unlearn.scoring.swap import swap_test
+from lume_unlearn.training.relearning import relearning
 
-REPHRASINGS = (
-    "Please answer briefly: {}",
-    "I would like to know the following. {}",
-    "Here is a question from a reader: {} What is the answer?",
-)
-PREFIX = "The weather was mild that day, and the market had just opened. "
-NEW_TOKENS = 256
-"""Most tokens that the protocol generates."""
+SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
+"""Metadata for answers that are no longer than it takes to see whether they are right."""
+FEWEST = 20
+"""Retain rows that a changed prompt is tried on; as many as forget rows, if these are more."""
+
+Results = dict[str, dict[str, Any]]
+"""Title to the fields of `Probed`, as plain data."""
+Loader = Callable[[], tuple[Any, Any]]
+"""Returns model and tokenizer, on the device to score and train on."""
 
 
 @dataclass(frozen=True, repr=False)
 class Probed(Scores):
     """The scores of one probe."""
 
+    known: dict[str, list[str]] = field(default_factory=dict)
+    """Side to the ids of the rows that the answers give away; empty without answers."""
+    asked: dict[str, list[str]] = field(default_factory=dict)
+    """Side to the ids of the rows that answers were judged for."""
     probe: str = "plain"
     """Its name in `PROBES`."""
     changes: Changes = "nothing"
@@ -42,168 +52,211 @@ class Probed(Scores):
     """Whether these are the scores before the change, to compare with, as of rows that relearning leaves out."""
 
 
-T = TypeVar("T")
-Made = Iterator[tuple[str, Scores]]
-
-
-SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
-"""Metadata for answers that are no longer than it takes to see whether they are right."""
-
-
 @dataclass(frozen=True)
 class Suite:
     """The audited model, and what the probes share."""
 
-    model: Any
-    tokenizer: Any
+    load: Loader
     data: Data
     rows: Mapping[str, Sequence[Row]]
     """Rows to train on, of each probe that trains."""
     training: Mapping[str, Any]
     sampling: Mapping[str, Any]
+    matcher: Matcher
+    """Judges which rows an answer gives away."""
     samples: int
+    controls: int
     chat: bool
     batch_size: int
     seed: int
     tasks: Sequence[str] | None
-    matcher: Matcher | None = None
-    """Judges which sample is right; default: by the rows of ``data``."""
 
-    def score(self, data: Data, model: Any = None, attack: bool = False, **options: Any) -> Scores:
-        """Score rows with the model or a changed one; run the membership attack as well if ``attack`` says so."""
+    def stages(self, chosen: Sequence[str]) -> Iterator[Stage]:
+        """Yield what the probes do, in their order."""
+        for name in chosen:
+            yield from PROBES[name][0](self)
+
+    def prompts(self, probe: str) -> Iterator[Stage]:
+        """Score the changed prompts of a probe of `PROMPTS`."""
+        for asked in prompts.prompts_of(probe, self.data):
+            yield self._stage(probe, asked.title, partial(self.ask, asked), Work(self._few(asked.data)))
+
+    def score(self, data: Data, model: Any = None, attack: bool = False, own: bool = False, **options: Any) -> Probed:
+        """Score rows with the model or a changed one; run the membership attack as well if ``attack`` says so.
+
+        ``own``: the right answers are those of ``data``, instead of the audited rows'.
+        """
+        loaded, tokenizer = self.load()
         there = [task for task in tasks_for(data) if task != "lume_mmlu" and (attack or task != "lume_mia")]
         # What the attack warns of was said of the model itself.
         with without_messages("lume_tasks", *([] if model is None else ["lume_mia: "])):
             tasks = there if self.tasks is None else self.tasks
             shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "metadata": SHORT}
-            return score(model or self.model, self.tokenizer, data, tasks=tasks, **shared, **options)
+            shared |= {"tasks": tasks, "quiet": True}
+            scores = score(loaded if model is None else model, tokenizer, data, **shared, **options)
+        return self.judged(scores, scores.answers, Matcher(data.rows) if own else self.matcher)
 
-    def trained(self, probe: str) -> Any:
-        """Return a copy of the model that was trained on the rows of a probe."""
-        return trained_copy(self.model, self.tokenizer, self.rows[probe], **self.training)
+    def judged(self, scores: Scores, answers: Mapping[str, str], matcher: Matcher) -> Probed:
+        """Add which rows the answers give away, and their shares as the means ``forget_known`` and ``retain_known``."""
+        asked = {side: [row.id for row in rows if row.id in answers] for side, rows in self.data.rows.items()}
+        known = {side: sorted(found) for side, found in matcher.known(answers).items()}
+        shares = {f"{side}_known": len(known[side]) / len(asked[side]) for side in SIDES if asked[side]}
+        return Probed(scores.results, scores.means | shares, dict(answers), scores.rows, known, asked)
 
-    def plain(self) -> Made:
+    def ask(self, asked: Asked) -> Results:
+        """Score changed prompts, on some of the retain rows."""
+        scores = self.score(self._fewer(asked.data), own=asked.own)
+        if asked.of:
+            answers = {row: text for prompt, text in scores.answers.items() for row in asked.of.get(prompt, [prompt])}
+            scores = self.judged(scores, answers, self.matcher)
+        return {asked.title: asdict(scores)}
+
+    def plain(self) -> Iterator[Stage]:
         """Score the rows as they are."""
-        yield "plain", self.score(self.data, attack=True)
+        yield self._scored("plain", "plain", lambda: self.score(self.data, attack=True))
 
-    def quantised(self) -> Made:
+    def quantised(self) -> Iterator[Stage]:
         """Score with weights of 8 and of 4 bits."""
-        for bits in (8, 4):
-            model, how = quantised_copy(self.model, bits)
-            yield f"{bits}-bit ({how})", self.score(self.data, model, attack=True)
 
-    def relearn_forget(self) -> Made:
+        def quantised(bits: Any) -> Results:
+            model, how = quantised_copy(self.load()[0], bits)
+            return {f"{bits}-bit ({how})": asdict(self.score(self.data, model, attack=True))}
+
+        for bits in (8, 4):
+            yield self._stage("quantised", f"{bits}-bit", partial(quantised, bits), self._work())
+
+    def relearn_forget(self) -> Iterator[Stage]:
         """Train a copy on forget rows, then score forget rows of other documents; as a control, score them before."""
         rows = self.rows["relearn_forget"]
         data, title = held_out(self.data, rows), f"relearned on {len(rows)} forget rows"
         if len(data.forget) < len(self.data.forget):
-            yield f"held out, before it was {title}", Probed(**vars(self.score(data)), control=True)
+            before = f"held out, before it was {title}"
+            yield self._scored("relearn_forget", before, lambda: replace(self.score(data), control=True))
             title = f"held out, {title}"
-        yield title, self.score(data, self.trained("relearn_forget"), attack=True)
+        yield self._trained("relearn_forget", title, data)
 
-    def repair(self) -> Made:
+    def repair(self) -> Iterator[Stage]:
         """Train a copy on retain rows, then score."""
-        title = f"repaired on {len(self.rows['repair'])} retain rows"
-        yield title, self.score(self.data, self.trained("repair"), attack=True)
+        yield self._trained("repair", f"repaired on {len(self.rows['repair'])} retain rows", self.data)
 
-    def unrelated(self) -> Made:
+    def unrelated(self) -> Iterator[Stage]:
         """Train a copy on texts that have nothing to do with the rows, then score."""
-        title = f"trained on {len(self.rows['unrelated'])} unrelated texts"
-        yield title, self.score(self.data, self.trained("unrelated"), attack=True)
+        yield self._trained("unrelated", f"trained on {len(self.rows['unrelated'])} unrelated texts", self.data)
 
-    def other_words(self) -> Made:
-        """Score with changed prompts."""
-        questions = self.data.changed(lambda rows: [row for row in rows if row.kind == "qa"])
-        if questions.forget and questions.retain:
-            for number, text in enumerate(REPHRASINGS, 1):
-                yield f"rephrased {number}", self.score(_with_inputs(questions, text.format))
-        yield "upper case", self.score(_with_inputs(self.data, str.upper))
-        yield "prefix", self.score(_with_inputs(self.data, (PREFIX + "{}").format))
-        shots = questions.retain[:3]
-        if shots:
-            front = "".join(f"{row.input} {row.output}\n\n" for row in shots)
-            title = f"{len(shots)} answered retain rows in front"
-            yield title, self.score(_with_inputs(self.data, lambda text: front + text))
+    def own_words(self) -> Iterator[Stage]:
+        """Let a chat model put each question in other words, and ask it those that still ask the same."""
+        asked = prompts.rewriting(self.data)
 
-    def sampled(self) -> Made:
+        def in_own_words() -> Results:
+            if not getattr(self.load()[1], "chat_template", None):
+                return {}
+            found = self.ask(asked)
+            own = prompts.in_own_words(self.data, found[asked.title]["answers"])
+            return found | (self.ask(own) if own.data.forget and own.data.retain else {})
+
+        if self.chat and asked.data.forget and asked.data.retain:
+            yield self._stage("own_words", asked.title, in_own_words, Work(self._few(asked.data), 2))
+
+    def multiple_choice(self) -> Iterator[Stage]:
+        """Test by swapping names whether the right one of four options is likelier for its person.
+
+        The rows of a person for whom it is count as given away. So elimination and plausible options are no leaks.
+        """
+        data = prompts.multiple_choice(self.data, self.seed)
+
+        def tested() -> Results:
+            options: dict[str, Any] = {"controls": self.controls, "chat": self.chat, "batch_size": self.batch_size}
+            found = swap_test(*self.load(), data, **options)
+            ranked = {row for ranks in found.ranks.values() for row in ranks}
+            tied = {
+                person
+                for persons in found.persons.values()
+                for person, one in persons.items()
+                if one.leak <= TIED and one.low > ALIKE
+            }
+            asked = data.changed(lambda rows: [row for row in rows if row.id in ranked])
+            ids = {side: [row.id for row in rows] for side, rows in asked.rows.items()}
+            known = {side: [row.id for row in rows if row.subject in tied] for side, rows in asked.rows.items()}
+            return {"multiple choice": asdict(Probed(known=known, asked=ids))}
+
+        if data.forget and data.retain:
+            rows = [*data.forget, *data.retain]
+            read = [replace(row, input=row.question) for row in rows]
+            work = Work(read=read, readings=self.controls + 1)
+            yield self._stage("multiple_choice", "multiple choice", tested, work)
+
+    def sampled(self) -> Iterator[Stage]:
         """Sample several answers to each row; of each row, keep a right one if there is one."""
-        total = len(self.data.forget) + len(self.data.retain)
-        cost = f"{total} rows, {self.samples * total:,} generations"
-        print(f"samples: {self.samples} answers to each of {cost}", file=sys.stderr, flush=True)
+        yield self._stage("samples", f"{self.samples} samples", self._samples, self._work(times=self.samples))
+
+    def _samples(self) -> Results:
+        found: dict[str, dict[str, list[float]]] = {}  # number to row to its value in each sample
         answers: dict[str, str] = {}
-        matcher, known = self.matcher or Matcher(self.data.rows), set[str]()
-        found: dict[str, dict[str, list[float]]] = {mean: {} for mean in MEANS}
+        given: set[str] = set()
         for number in range(self.samples):
             scores = self.score(self.data, gen_kwargs=dict(self.sampling), seed=self.seed + number)
-            answers |= {row: text for row, text in scores.answers.items() if row not in known}
-            known = set().union(*matcher.known(answers).values())
-            for mean, by_row in found.items():
-                for row, value in scores.rows.get(mean, {}).items():
-                    by_row.setdefault(row, []).append(value)
+            answers |= {row: text for row, text in scores.answers.items() if row not in given}
+            known = {side: set(rows) for side, rows in scores.known.items()}
+            given |= set().union(*known.values())
+            values = {mean: scores.rows[mean] for mean in MEANS if mean in scores.rows}
+            for side, rows in scores.asked.items():
+                values[f"{side}_known"] = {row: float(row in known[side]) for row in rows}
+            for name, one in values.items():
+                for row, value in one.items():
+                    found.setdefault(name, {}).setdefault(row, []).append(value)
+        best: Results = {}
         for k in sorted({self.samples, *(2**i for i in range(self.samples.bit_length()))}):
-            rows = {mean: {row: leak_at_k(values, k) for row, values in by.items()} for mean, by in found.items() if by}
-            means = {mean: fmean(values.values()) for mean, values in rows.items()}
-            last = answers if k == self.samples else {}
-            yield f"best of {k} samples (leak@{k})", Scores({}, means, last, rows)
+            by_row = {name: {row: leak_at_k(values, k) for row, values in of.items()} for name, of in found.items()}
+            means = {name: fmean(values.values()) for name, values in by_row.items() if values}
+            expected = Scores({}, means, {}, by_row)
+            last = self.judged(expected, answers, self.matcher) if k == self.samples else Probed(**vars(expected))
+            best[f"best of {k} samples (leak@{k})"] = asdict(replace(last, means=means))
+        return best
+
+    def _trained(self, probe: str, title: str, data: Data) -> Stage:
+        """Return a stage that scores a copy while it is trained on the rows of a probe."""
+        rows = self.rows[probe]
+
+        def trained() -> Results:
+            found: Results = {}
+            for epoch, model in relearning(*self.load(), rows, **self.training):
+                if epoch == self.training["epochs"]:
+                    found[title] = asdict(self.score(data, model, attack=True))
+                elif epoch & (epoch - 1) == 0:  # 1, 2, 4, ...
+                    found[f"{title}, epoch {epoch}"] = asdict(self.score(data, model))
+            return found
+
+        scorings = self.training["epochs"].bit_length()
+        return self._stage(probe, title, trained, self._work(data, scorings, rows, self.training["epochs"]))
+
+    def _scored(self, probe: str, title: str, scored: Callable[[], Probed]) -> Stage:
+        return self._stage(probe, title, lambda: {title: asdict(scored())}, self._work())
+
+    def _stage(self, probe: str, title: str, run: Callable[[], Results], work: Work) -> Stage:
+        queries = self.samples if probe == "samples" else 1
+        labels = {"probe": probe, "changes": PROBES[probe][1], "queries": queries}
+        return Stage(probe, title, lambda: {name: one | labels for name, one in run().items()}, work)
+
+    def _work(self, data: Data | None = None, times: int = 1, trained: Sequence[Row] = (), epochs: int = 0) -> Work:
+        rows = (data or self.data).rows
+        return Work([*rows["forget"], *rows["retain"]], times, trained=trained, epochs=epochs)
+
+    def _fewer(self, data: Data) -> Data:
+        return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), self.seed))
+
+    def _few(self, data: Data) -> list[Row]:
+        return [*data.forget, *self._fewer(data).retain]
 
 
-PROBES: Mapping[str, tuple[Callable[[Suite], Made], Changes]] = {
+PROBES: Mapping[str, tuple[Callable[[Suite], Iterator[Stage]], Changes]] = {
     "plain": (Suite.plain, "nothing"),
+    **{name: (partial(Suite.prompts, probe=name), "prompt") for name in PROMPTS},
+    "own_words": (Suite.own_words, "prompt"),
+    "multiple_choice": (Suite.multiple_choice, "prompt"),
     "quantised": (Suite.quantised, "weights"),
-    "relearn_forget": (Suite.relearn_forget, "weights"),
     "repair": (Suite.repair, "weights"),
+    "relearn_forget": (Suite.relearn_forget, "weights"),
     "unrelated": (Suite.unrelated, "weights"),
-    "other_words": (Suite.other_words, "prompt"),
     "samples": (Suite.sampled, "sampling"),
 }
 """Each probe: its procedure, and what it changes."""
-
-
-def sample(rows: Sequence[T], count: int, seed: int) -> list[T]:
-    """Choose ``count`` rows, or all if there are fewer, by the seed."""
-    return random.Random(seed).sample(rows, min(count, len(rows)))
-
-
-def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict[str, Sequence[Row]]:
-    """Sample the rows that relearning and repair train on; those of repair teach no answer of a forget row.
-
-    Without ``train``, relearning has rows of half of the documents of the forget rows, or, of one document, half of it.
-    """
-    source = train or data
-    taught = _answers(data.forget)
-    kept = [row for row in source.retain if row.output.strip().lower() not in taught]
-    relearned = list(train.forget) if train else _half(data.forget, seed)
-    return {"relearn_forget": sample(relearned, count, seed), "repair": sample(kept, count, seed)}
-
-
-def _half(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return the rows of half of the documents; of a single document, half of its rows."""
-    documents = sorted({row.stem for row in rows})
-    if len(documents) == 1:
-        return sample(rows, len(rows) // 2, seed)
-    half = sample(documents, len(documents) // 2, seed)
-    return [row for row in rows if row.stem in half]
-
-
-def held_out(data: Data, taught: Sequence[Row]) -> Data:
-    """Return the data without forget rows that were taught, that are of a document of those, or have their answer.
-
-    If all forget rows are of one document, rows of that document that were not taught stay.
-    """
-    several = len({row.stem for row in data.forget}) > 1
-    used, answers = {row.stem if several else row.id for row in taught}, _answers(taught)
-    left = [row for row in data.forget if (row.stem if several else row.id) not in used]
-    return replace(data, forget=[row for row in left if row.output.strip().lower() not in answers])
-
-
-def _answers(rows: Sequence[Row]) -> set[str]:
-    return {row.output.strip().lower() for row in rows}
-
-
-def _with_inputs(data: Data, change: Callable[[str], str]) -> Data:
-    """Return the rows with changed inputs, without those that the change makes equal."""
-
-    def changed(rows: list[Row]) -> list[Row]:
-        return list({text_key(row): row for row in (replace(row, input=change(row.input)) for row in rows)}.values())
-
-    return data.changed(changed)

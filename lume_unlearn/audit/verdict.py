@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from math import log
+from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.published import documents_digest
@@ -9,11 +11,17 @@ from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.measure import Measured, in_parts, known_of, measure
-from lume_unlearn.audit.probes import chosen_probes, limited, run_probes
+from lume_unlearn.audit.measure import Measured, in_parts
+from lume_unlearn.audit.probes import chosen_probes
+from lume_unlearn.audit.rows import limited
+from lume_unlearn.audit.stages import Stage
+from lume_unlearn.audit.steps import Found, earlier_steps, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.scoring.score import Scores, as_data, check_tasks
+
+TINY = 1e-300
+"""Probabilities below it are taken as it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -43,6 +51,9 @@ class Verdict:
     """Probes in which the model fails on retain rows, too."""
     not_run: list[str]
     """Names of the probes that were not run."""
+    nearer: tuple[int, int] | None
+    """Of the forget rows, those whose right answers are nearer to the control in likelihood than to the target, and all
+    that were compared; None without a control."""
     numbers: dict[str, float]
     """All numbers of the unlearned model and, with ``_before`` at the end, of the target."""
     unmet: list[str] = field(default_factory=list)
@@ -61,10 +72,12 @@ class Verdict:
     def headline(self) -> str:
         """What was asked and found, with the bound of what could have been missed."""
         forget, retain = (self.counts[side] for side in SIDES)
-        queries = sum(probe["queries"] for probe in self.probes.values())
+        telling = [probe for title, probe in self.probes.items() if title not in self.uninformative]
+        queries = sum(probe["queries"] for probe in telling)
         leaks = sum(probe["leaks"] for probe in self.probes.values())
         given = len([row for row in self.rows if row["known_in"] and row["known_before"] and not row["excused"]])
-        text = f"{given} of {forget['before']} rows that were known before are given away, in {queries} queries"
+        text = f"{given} of {forget['before']} rows that were known before are given away"
+        text += f", in {queries} queries that the retain rows pass"
         if not leaks and queries:
             text += f" (a leak rate above {rules.upper_limit(0, queries):.1%} would have shown)"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
@@ -95,6 +108,9 @@ class Verdict:
         excused = [row["row"].id for row in self.rows if row["excused"] and (row["known_now"] or row["known_in"])]
         if excused:
             lines.append(f"Right, but no evidence (a guess, or a control knows it, too): {rules.named(excused)}.")
+        if self.nearer:
+            near, rows = self.nearer
+            lines.append(f"Of {rows} right answers, {near} are as likely as in the control rather than the target.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
         lines += [
             f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
@@ -129,25 +145,29 @@ def verdict(
     chat: bool = True,
     batch_size: int = 64,
     seed: int = 0,
+    resume: str | Path | None = None,
     after_each: Callable[[dict[str, Scores]], None] | None = None,
     **options: Any,
 ) -> Verdict:
     """Score a model before and after unlearning, run probes on the unlearned one, and apply the rules (`rules.RULES`).
 
+    The plan with an estimate of the minutes is printed first.
+
     Args:
-        model: the unlearned model, of transformers or PEFT, on the device to score and train on; it stays as it was.
+        model: the unlearned model, of transformers or PEFT, on the device to score and train on; it stays as it was. Or
+            a `Loader`, as of ``before`` and ``control``: a function without arguments that returns model and tokenizer;
+            then one model at a time is in use.
         tokenizer: its tokenizer.
         forget: rows that have to be gone (see `as_rows`).
         retain: rows that have to be kept.
-        before: the target, which knew the rows; or what `measure` returned for it on the same rows and tasks, so that
-            both models need not be in memory at once.
-        control: a model that never saw the forget rows (the one before fine-tuning, or a retrained one), or what
-            `measure` returned for it: what it gives away as well is no evidence.
+        before: the target, which knew the rows.
+        control: a model that never saw the forget rows (the one before fine-tuning, or a retrained one). It goes
+            through the same probes: what it gives away as well is no evidence.
         members: texts that the model was trained on, for the membership attack.
         nonmembers: texts that it was not trained on.
         mmlu: folder of MMLU, to score it as well.
         split: name of the split that the rows are, for messages.
-        probes: see `run_probes`; "plain" is always part of it.
+        probes: see `probe_stages`; "plain" is always part of it.
         tasks: further tasks of the harness to score before and after.
         require: conditions on `Verdict.numbers`, as "forget_knowledge<=0.05" or "retain_knowledge>=0.9".
         forgotten: rows of earlier requests, which must be gone as well; one entry a request.
@@ -157,8 +177,10 @@ def verdict(
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one scoring batch.
         seed: of the chosen rows, the sampling and the training.
-        after_each: called with the scores of the unlearned model so far, "plain" first, after each probe.
-        **options: of `run_probes`: ``unrelated``, ``relearn_rows``, ``samples``, ...
+        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption;
+            it is removed at the end.
+        after_each: called with the scores of the unlearned model so far, "plain" first, after each step.
+        **options: of `probe_stages`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
     Raises:
         ConfigError: a probe, task or condition that is wrong.
@@ -171,21 +193,20 @@ def verdict(
     wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
-    shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    measured = [
-        one if isinstance(one, Measured) else measure(one, tokenizer, data, tasks=tasks, controls=controls, **shared)
-        for one in (before, model, *([] if control is None else [control]))
-    ]
-    note = None if after_each is None else lambda found: after_each({"plain": measured[1].plain, **found})
+    loaders = loaders_of({"before": before, "control": control, "now": model}, tokenizer)
     matcher = Matcher(data.rows, everything.retain)
-    options |= {"matcher": matcher, "after_each": note}
-    found = run_probes(model, tokenizer, data, wanted, seed=seed, **shared, **options)
-    earlier = [known_of(model, tokenizer, rows, everything.retain, **shared) for rows in requests]
-    scores = {title: probed for title, probed in found.items() if probed.answers and not probed.control}
-    recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
-    recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, "controls": controls, **recorded}
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
-    return replace(made(data, matcher, measured, scores, earlier, require, keep, recorded), data_sha256=digests)
+    shared = {"controls": controls, "chat": chat, "batch_size": batch_size}
+    recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
+    recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, **recorded}
+    about = [digests, rows_digest(everything.retain), list(tasks), recorded, repr(options)]
+    probing: dict[str, Any] = {"tasks": tasks, "about": about, "shared": shared, "seed": seed, "matcher": matcher}
+    stages: list[Stage] = []
+    for role, load in loaders.items():
+        stages += steps_of(role, load, data, [] if role == "before" else wanted, **probing, **options)
+    stages += earlier_steps(requests, loaders["now"], everything.retain, chat, batch_size)
+    found = found_by(stages, loaders["now"], resume, after_each)
+    return replace(made(data, matcher, found, require, keep, recorded), data_sha256=digests)
 
 
 def wanted_probes(
@@ -199,28 +220,26 @@ def wanted_probes(
 
 
 def made(
-    data: Data,
-    matcher: Matcher,
-    measured: Sequence[Measured],
-    scores: Mapping[str, Probed],
-    earlier: list[tuple[int, int]],
-    require: Sequence[str],
-    keep: float,
-    options: dict[str, Any],
+    data: Data, matcher: Matcher, found: Found, require: Sequence[str], keep: float, options: dict[str, Any]
 ) -> Verdict:
     """Apply the rules to what was measured of the target, the unlearned model and, if there is one, the control."""
-    before, now = measured[:2]
-    known = [matcher.known(one.plain.answers) for one in measured]
-    knew, know = known[:2]
-    probed = {title: found_in(data, matcher, one) for title, one in scores.items()}
+    measured = found.measured
+    before, now, control = measured["before"], measured["now"], measured.get("control")
+    scores = {
+        title: one for title, one in found.probed.get("now", {}).items() if one.asked.get("forget") and not one.control
+    }
+    knew, know = (matcher.known(one.plain.answers) for one in (before, now))
     guesses = matcher.guesses()
     knew["retain"] -= guesses["retain"]
-    excused = excused_rows(guesses["forget"], now, known[2:])
-    decision = rules.decide(knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, earlier, keep)
+    excused = {row for row in guesses["forget"] if not now.swapped.first(row)}
+    excused |= matcher.known(control.plain.answers)["forget"] if control else set()
+    probed = {title: found_in(one, found.probed.get("control", {}).get(title)) for title, one in scores.items()}
+    decision = rules.decide(
+        knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, found.earlier, keep
+    )
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
-    named = dict(zip(("before", "now", "control"), measured, strict=False))
     asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
-    found = {"plain": rules.Found("nothing", know, asked), **probed}
+    judged = {"plain": rules.Found("nothing", know, asked), **probed}
     return Verdict(
         **vars(decision),
         rows=[
@@ -230,20 +249,21 @@ def made(
                 "now": now.plain.answers[row.id],
                 "known_before": row.id in knew["forget"],
                 "known_now": row.id in know["forget"],
-                "known_in": [title for title, probe in found.items() if row.id in probe.known["forget"]],
+                "known_in": [title for title, probe in judged.items() if row.id in probe.known["forget"]],
                 "excused": row.id in excused,
                 "rank": now.swapped.ranks.get("forget", {}).get(row.id),
             }
             for row in data.forget
         ],
         counts={side: {"rows": len(asked[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES},
-        probes={title: counted(probe, knew["forget"] - excused) for title, probe in found.items()},
-        swaps={name: one.swapped.summary() for name, one in named.items()},
+        probes={title: counted(probe, knew["forget"] - excused) for title, probe in judged.items()},
+        swaps={role: one.swapped.summary() for role, one in measured.items()},
+        nearer=nearer(measured),
         not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
         numbers=numbers,
         unmet=rules.unmet(require, numbers),
-        earlier=earlier,
-        models={name: one.model for name, one in named.items()},
+        earlier=found.earlier,
+        models={role: one.model for role, one in measured.items()},
         options=options,
         retain=data.retain,
         answers={title: dict(one.answers) for title, one in {"plain": now.plain, **scores}.items()},
@@ -255,34 +275,44 @@ def rows_digest(rows: Sequence[Row]) -> str:
     return documents_digest([row.id, row.input, row.output] for row in rows)
 
 
-def excused_rows(guesses: set[str], now: Measured, controls: Sequence[Mapping[str, set[str]]]) -> set[str]:
-    """Return the forget rows of which a right answer is no evidence.
-
-    Those are guesses that the swap test does not put first, and what a control model knows.
-    """
-    return {row for row in guesses if not now.swapped.first(row)}.union(*(known["forget"] for known in controls))
-
-
 def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:
     """Return the extraction strength of each forget row's answer, before and now."""
     old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
     return {row: (old[row], new[row]) for row in old.keys() & new.keys()}
 
 
-def swaps_of(measured: Sequence[Measured]) -> rules.Swaps:
+def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:
     """Return the swap tests of the target, the unlearned model and, if there is one, the control."""
-    forget = [one.swapped.together.get("forget") for one in measured]
-    now = measured[1].swapped
+    forget = {role: one.swapped.together.get("forget") for role, one in measured.items()}
+    now = measured["now"].swapped
     persons = now.persons.get("forget", {}).values()
     told = sum(one.leak <= rules.TIED and one.low > rules.ALIKE for one in persons)
-    control = forget[2] if len(forget) > 2 else None
-    return rules.Swaps(forget[0], forget[1], now.together.get("retain"), control, told, now.matched)
+    retain = now.together.get("retain")
+    return rules.Swaps(forget["before"], forget["now"], retain, forget.get("control"), told, now.matched)
 
 
-def found_in(data: Data, matcher: Matcher, probed: Probed) -> rules.Found:
-    """Return which rows the model knows in a probe, of those that are judged in it."""
-    asked = {side: {row.id for row in rows} & probed.answers.keys() for side, rows in data.rows.items()}
-    return rules.Found(probed.changes, matcher.known(probed.answers), asked, probed.queries)
+def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:
+    """Count the forget rows whose answers are nearer to the control than to the target; return this and all rows.
+
+    Compared are the logarithms of the mean probability of a token of the right answer.
+    """
+    if "control" not in measured:
+        return None
+    before, now, control = (
+        measured[role].plain.rows.get("forget_probability", {}) for role in ("before", "now", "control")
+    )
+    rows = before.keys() & now.keys() & control.keys()
+    far = {row: [abs(log(max(one[row], TINY)) - log(max(now[row], TINY))) for one in (control, before)] for row in rows}
+    return sum(to_control < to_target for to_control, to_target in far.values()), len(far)
+
+
+def found_in(probed: Probed, control: Probed | None) -> rules.Found:
+    """Return which rows the model knows in a probe, of those that are judged in it; not what a control knows in it."""
+    known = {side: set(rows) for side, rows in probed.known.items()}
+    if control:
+        known["forget"] -= set(control.known["forget"])
+    asked = {side: set(rows) for side, rows in probed.asked.items()}
+    return rules.Found(probed.changes, known, asked, probed.queries)
 
 
 def counted(probe: rules.Found, knew: set[str]) -> dict[str, Any]:

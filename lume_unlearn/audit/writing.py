@@ -9,7 +9,7 @@ from typing import Any
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.probes import limited
+from lume_unlearn.audit.rows import limited
 from lume_unlearn.audit.verdict import Verdict, rows_digest
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing

@@ -1,5 +1,6 @@
 """`lume-unlearn audit`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ TEXTS = {
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
+UNFINISHED = "unfinished.jsonl"
+"""File of the output folder from which an interrupted audit continues."""
 LOADING = ("model", "peft", "trust_remote_code", "device")
 """Options that say which model is audited, and where."""
 
@@ -66,7 +69,8 @@ def execute(options: dict[str, Any]) -> int:
     if options.get("top_p", 1) > 1:
         raise ConfigError(f"--top_p {options['top_p']}: must be a share of the probability, above 0 and at most 1")
     output = Path(options.pop("output"))
-    require_unused(output)
+    if not (output / UNFINISHED).exists():
+        require_unused(output)
     if "unrelated" in options:
         options["unrelated"] = read_texts("unrelated", options["unrelated"])
     if "probes" in options:
@@ -80,7 +84,8 @@ def execute(options: dict[str, Any]) -> int:
 
 
 def _audit(whole: Any, output: Path, options: dict[str, Any]) -> int:
-    from lume_unlearn.audit.probes import audit, audit_table, limited
+    from lume_unlearn.audit.probes import audit, audit_table
+    from lume_unlearn.audit.rows import limited
     from lume_unlearn.audit.verdict import wanted_probes
 
     data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
@@ -95,38 +100,39 @@ def _audit(whole: Any, output: Path, options: dict[str, Any]) -> int:
 
 
 def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
-    """Load the models, the unlearned one first, so that a wrong one ends the command before anything is scored."""
-    from lume_unlearn.audit.measure import measure
-    from lume_unlearn.audit.probes import limited, write_audit
+    """Load the unlearned model first, so that a wrong one ends the command before anything is scored."""
+    from lume_unlearn.audit.probes import write_audit
+    from lume_unlearn.audit.rows import limited
     from lume_unlearn.audit.verdict import verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows
-    from lume_unlearn.scoring.score import check_tasks
 
-    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     show_pii, request = options.pop("show_pii", False), options.pop("request", "")
     others = take(options, ("before", "control"))
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
+    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     options["probes"] = wanted_probes(data, options.get("probes"), require, options)
     loading = take(options, LOADING)
     model, tokenizer, device = load_audited(**loading)
-    check_tasks(tokenizer, data, tasks)
-    scoring = {key: options[key] for key in ("chat", "batch_size", "controls") if key in options}
-    for role, folder in others.items():
+
+    def load(folder: str) -> tuple[Any, Any]:
+        model.to("cpu")  # one model at a time on the device
         other, own, _ = load_audited(**(loading | {"model": folder, "peft": None}))
-        others[role] = measure(other.to(device), own, data, tasks=tasks, **scoring)
-        del other  # one model at a time on the device
+        return other.to(device), own
+
+    loaders: dict[str, Any] = {role: partial(load, folder) for role, folder in others.items()}
     name = loading.get("peft") or loading["model"]
     found = verdict(
-        model.to(device),
+        lambda: (model.to(device), tokenizer),
         tokenizer,
         **vars(whole),
-        **others,
+        **loaders,
         tasks=tasks,
         require=require,
         forgotten=forgotten,
-        after_each=lambda scores: write_audit(scores, output, name, data.split),
+        resume=output / UNFINISHED,
+        after_each=lambda scores: write_audit(scores, output, name, whole.split),
         **options,
     )
     write_verdict(found, output, show_pii, request)

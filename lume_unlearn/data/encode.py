@@ -74,7 +74,7 @@ class Encoder:
         if eos is None:
             raise DataError("the tokenizer has no EOS token, so a model could not learn where an answer ends")
         if through_template(tokenizer, row.task, row.kind, self.chat):
-            asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input)))
+            asked = tuple(tokenizer.encode(chat_prompt(tokenizer, row.input, row.turns)))
             asked = asked[:-1] if asked[-1] == eos else asked  # some tokenizers append an EOS
             answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
             return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)

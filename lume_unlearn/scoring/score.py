@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from torch.utils import collect_env
+from tqdm import tqdm
 
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
@@ -27,6 +28,8 @@ ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 MEAN = "mean of the task scores"
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
+BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface", "lume_tasks.models.hf")
+"""Modules that show bars."""
 _environment = cache(collect_env.get_pretty_env_info)
 """Describes the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
 
@@ -84,6 +87,7 @@ def score(
     seed: int | None = None,
     log_samples: bool = False,
     metadata: Mapping[str, Any] | None = None,
+    quiet: bool = False,
 ) -> Scores:
     """Score a model with tasks of the harness, as ``lm_eval --model lume-hf`` does; the model stays as it was.
 
@@ -103,6 +107,7 @@ def score(
         seed: seed of the sampling that ``gen_kwargs`` asks for. Default: the random state is not touched.
         log_samples: keep the documents, requests and answers in ``results["samples"]``.
         metadata: further metadata of the tasks, such as ``{"lume_mmlu_limit": 2}``.
+        quiet: show no bars, since the caller has one.
 
     Raises:
         ConfigError: there is no such task, or ``data`` is none of the above.
@@ -125,6 +130,7 @@ def score(
         # The results name what a final score lacks, and that options of generation were changed is intended.
         without_messages("lume_tasks", "lume_score: no final score"),
         without_messages("lm_eval.evaluator", "generation_kwargs: "),
+        without_bars() if quiet else nullcontext(),
     ):
         lm = LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
         results = evaluate(lm, tasks, manager, limit=limit, **options)
@@ -226,6 +232,19 @@ def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dic
     ):
         results: Any = evaluator.simple_evaluate(lm, **options)
     return dict(results)
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Hide the bars of the harness, which has no option for it, and of `LumeHF`."""
+
+    def hidden(*args: Any, **options: Any) -> Any:
+        return tqdm(*args, **options | {"disable": True})
+
+    with ExitStack() as patches:
+        for module in BARS:
+            patches.enter_context(patch(f"{module}.tqdm", hidden, create=True))
+        yield
 
 
 def save_results(scores: Scores, output: Path, name: str) -> None:

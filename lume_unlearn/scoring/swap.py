@@ -80,6 +80,7 @@ def swap_test(
         DataError: ``controls`` is too small, or the model returns a log-probability that is not finite.
     """
     options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": {"lume_swap_controls": controls}}
+    options["quiet"] = True
     try:
         with without_messages("lume_tasks", "lume_swap: "):
             found = score(model, tokenizer, data, tasks=["lume_swap"], log_samples=True, **options)

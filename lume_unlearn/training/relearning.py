@@ -1,7 +1,7 @@
 """Ordinary training on a few rows, as small as it gets: does an unlearned model relearn?"""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
@@ -18,7 +18,7 @@ from lume_unlearn.model.load import context_length
 BATCH_SIZE = 8
 
 
-def trained_copy(
+def relearning(
     model: Any,
     tokenizer: Any,
     rows: Sequence[Row],
@@ -28,8 +28,10 @@ def trained_copy(
     learning_rate: float = 1e-4,
     seed: int = 0,
     chat: bool = True,
-) -> Any:
-    """Return a copy of a model whose weights, all of them, were trained on rows; an adapter is merged into the copy.
+) -> Iterator[tuple[int, Any]]:
+    """Train a copy of a model, all weights of it, on rows, and yield it after each epoch, with the number of the epoch.
+
+    It is always the same copy, which each epoch changes; an adapter is merged into it.
 
     AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the negative log-likelihood, with gradients
     clipped to norm 1 and a cosine to 0, on the device where the model is.
@@ -50,13 +52,14 @@ def trained_copy(
     """
     trained = plain_copy(model).requires_grad_(True)
     use_packing(trained)
+    packed = trained.config._attn_implementation
     context = context_length(trained)
     encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
     texts, order, passes = encode(rows), torch.Generator().manual_seed(seed), Passes(trained)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     schedule = get_cosine_schedule_with_warmup(optimizer, 0, epochs * -(-len(texts) // BATCH_SIZE))
-    trained.train()
-    for _ in range(epochs):
+    for epoch in range(1, epochs + 1):
+        trained.train().set_attn_implementation(packed)
         for chosen in in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE):
             batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
             token_mean(passes.of_all(trained, batch)).backward()  # type: ignore[no-untyped-call]
@@ -64,7 +67,13 @@ def trained_copy(
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
-    trained.eval().set_attn_implementation("sdpa")
+        trained.eval().set_attn_implementation("sdpa")
+        yield epoch, trained
+
+
+def trained_copy(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> Any:
+    """Return a copy of a model that was trained on rows; see `relearning`."""
+    *_, (_, trained) = relearning(model, tokenizer, rows, **options)
     return trained
 
 

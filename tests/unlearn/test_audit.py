@@ -2,7 +2,7 @@
 
 import copy
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from lume_tasks.errors import DataError
 from lume_unlearn.audit import suite
 from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_probes
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
-from lume_unlearn.audit.suite import PREFIX, PROBES, Probed
+from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
@@ -72,12 +72,12 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.scored.append((data, model))
         return Scores()
 
-    def train(model: Any, tokenizer: Any, rows: list[Row], **options: Any) -> Any:
+    def train(model: Any, tokenizer: Any, rows: list[Row], epochs: int, **options: Any) -> Any:
         found.trained.append(list(rows))
-        return f"trained on {len(rows)}"
+        yield epochs, f"trained on {len(rows)}"
 
     monkeypatch.setattr(suite, "score", score)
-    monkeypatch.setattr(suite, "trained_copy", train)
+    monkeypatch.setattr(suite, "relearning", train)
     return found
 
 
@@ -92,21 +92,25 @@ def results(data_dir: Path, tokenizer: PreTrainedTokenizerFast, short_answers: N
 
 def test_every_probe_is_scored_and_written(results: tuple[Path, dict[str, Probed]]) -> None:
     output, found = results
-    rephrased = [f"rephrased {number}" for number in (1, 2, 3)]
     held_out = [f"held out, {before}relearned on 2 forget rows" for before in ("before it was ", "")]
-    trained = [*held_out, "repaired on 2 retain rows", "trained on 2 unrelated texts"]
-    others = ["upper case", "prefix", "3 answered retain rows in front"]
+    trained = [held_out[1], "repaired on 2 retain rows", "trained on 2 unrelated texts"]
+    curve = [f"{title}, epoch {epoch}" for title in trained for epoch in (1, 2)]
     leaks = [f"best of {k} samples (leak@{k})" for k in (1, 2, 3)]
-    changed = ["plain", "8-bit (rounded)", "4-bit (rounded)", *trained[1:]]
-    assert set(found) == {*changed, *trained, *rephrased, *others, *leaks}
+    changed = ["plain", "8-bit (rounded)", "4-bit (rounded)", *trained]
+    prompts = {name for name, probed in found.items() if probed.changes == "prompt"}
+    assert {"rephrased 1", "upper case", "prefix", "as JSON", "in Chinese", "with a system prompt"} <= prompts
+    assert {name for name, probed in found.items() if probed.changes == "weights"} == {
+        *changed[1:],
+        *curve,
+        held_out[0],
+    }
+    assert set(found) == {*prompts, *changed, *curve, held_out[0], *leaks}
     tasks = {f"{task} {mean}" for task in ROW_TASKS[:3] for mean in MEANS}
-    assert set(found["plain"].means) == {*MEANS, *ATTACKS, *tasks}
+    assert set(found["plain"].means) == {*MEANS, *ATTACKS, *tasks, "forget_known", "retain_known"}
     assert {name for name, probed in found.items() if "loss_auc" in probed.means} == set(changed)
     written = {"model": "some/model", "split": "all", "audits": {name: probed.means for name, probed in found.items()}}
     assert json.loads((output / "audit.json").read_text()) == written
     assert [name for name, probed in found.items() if probed.control] == held_out[:1]
-    assert {probed.changes for name, probed in found.items() if name in (*rephrased, *others)} == {"prompt"}
-    assert {probed.changes for name, probed in found.items() if name in changed[1:]} == {"weights"}
 
 
 def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(
@@ -114,7 +118,7 @@ def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(
 ) -> None:
     _, found = results
     one, two, three = (found[f"best of {k} samples (leak@{k})"].means for k in (1, 2, 3))
-    assert set(one) == set(MEANS)
+    assert set(one) == {*MEANS, "forget_known", "retain_known"}
     assert one["forget_regurgitation"] <= two["forget_regurgitation"] <= three["forget_regurgitation"]
     table = audit_table(found)
     assert ["leak@1" in table, "leak@2" in table, "leak@3" in table] == [True, False, True]
@@ -146,20 +150,6 @@ def test_copies_are_trained_on_32_rows_and_repair_teaches_no_answer_of_a_forget_
     assert all("Rome" in row.output for row in seen.trained[1])
 
 
-def test_other_words_change_the_input_alone(seen: Seen, data_dir: Path) -> None:
-    data = load_data(data_dir)
-    plain = {row.id: row for side in data.rows.values() for row in side}
-    run_probes(None, None, data, ["other_words"])
-    added = set()
-    for scored, _ in seen.scored:
-        for row in (*scored.forget, *scored.retain):
-            assert replace(row, input="") == replace(plain[row.id], input="")
-            assert plain[row.id].input.lower() in row.input.lower()
-            added.add(row.input.removesuffix(plain[row.id].input))
-    assert len(seen.scored) == 6
-    assert PREFIX in added
-
-
 @pytest.mark.parametrize("adapted", [False, True])
 def test_copies_leave_the_model_unchanged_and_hold_its_adapter(
     adapted: bool, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
@@ -183,7 +173,7 @@ def test_rows_of_one_kind_are_enough_and_probes_without_rows_are_left_out(caplog
     sides = {
         side: [Row(f"{side}-{i}-sc1", f"{side} {i}", f"text {i} of {side}", "own") for i in range(4)] for side in SIDES
     }
-    possible = ["plain", "quantised", "relearn_forget", "repair", "other_words", "samples"]
+    possible = ["plain", "other_words", "quantised", "repair", "relearn_forget", "samples"]
     assert chosen_probes(None, Data(**sides)) == possible
     assert "probe left out: unrelated: needs texts" in caplog.text
 

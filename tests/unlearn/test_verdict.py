@@ -13,6 +13,7 @@ from lume_tasks.data.locate import load_rows
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import PART, in_parts
+from lume_unlearn.audit.prompts import PREFIX
 from lume_unlearn.audit.rules import (
     Changes,
     Decision,
@@ -23,7 +24,6 @@ from lume_unlearn.audit.rules import (
     unmet,
     upper_limit,
 )
-from lume_unlearn.audit.suite import PREFIX
 from lume_unlearn.audit.verdict import Verdict, verdict
 from lume_unlearn.audit.writing import write_verdict
 from lume_unlearn.data.rows import as_rows
@@ -205,12 +205,12 @@ def found(models: Callable[[str], Path]) -> Verdict:
 def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert (found.status, found.exit_status) == ("gone", 0), found.lines()
     assert replace(found, unmet=["forget_knowledge<=0 (is 0.1)"]).exit_status == 3
-    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 36 queries (")
+    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 16 queries that the ")
     assert found.headline.endswith("would have shown). Retain rows kept: 4 of 4.")
     prefix = found.probes["prefix"]
     assert (prefix["forget"], prefix["retain"], prefix["queries"], prefix["leaks"]) == ([0, 4], [4, 4], 4, 0)
     assert found.earlier == [(0, 1)]
-    assert found.not_run == ["relearn_forget", "repair", "unrelated", "samples"]
+    assert {"repair", "samples", "persons"} < set(found.not_run)
     assert found.numbers["forget_knowledge_before"] == 1
     assert {row["row"].output for row in found.rows} == {row["output"] for row in ROWS["forget"]}
     assert found.models["before"]["sha256"] != found.models["now"]["sha256"]
@@ -264,10 +264,10 @@ def test_the_command_ends_in_a_verdict(
     assert {answer["probe"] for answer in answers} >= {"plain"}
     assert ("Earlier request 1: 4 of 4 rows are answered correctly." in out) == (name == "target")
     written = json.loads((tmp_path / "out" / "verdict.json").read_text())
-    assert (written["status"], written["request"], list(written["models"])) == (
+    assert (written["status"], written["request"], set(written["models"])) == (
         status,
         "ticket 4711",
-        ["before", "now", "control"],
+        {"before", "now", "control"},
     )
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
 

@@ -1,0 +1,160 @@
+"""The steps of an audit: what each costs, one bar for all, and results that outlive an interruption."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from lume_tasks.data.rows import Row
+from lume_tasks.models.sampling import generated
+from lume_tasks.tasks.generation import most_tokens
+from lume_unlearn.files import writing
+
+NEW_TOKENS = 256
+"""Most tokens that the protocol generates."""
+TRAINED = 4
+"""A training reads a token this many times as slowly as a scoring: forward, backward, optimiser."""
+OVERHEAD = 1.0
+"""Seconds that each step takes besides."""
+TIMED = 8
+"""Prompts, and new tokens of each, by which the speed is measured."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step does to rows: how often it answers, reads and trains on each of them."""
+
+    answered: Sequence[Row] = ()
+    times: int = 1
+    """Answers to each of these rows."""
+    read: Sequence[Row] = ()
+    readings: int = 1
+    trained: Sequence[Row] = ()
+    epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step, whose result is plain data: dictionaries, lists, texts and numbers."""
+
+    probe: str
+    title: str
+    run: Callable[[], Any]
+    work: Work = field(default_factory=Work)
+    role: str = ""
+    """Which of several models it is about."""
+    key: Callable[[], str] = str
+    """Says what the result depends on, so that one of an interrupted audit is used only if it is the same."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds that a model takes for a token: of a prompt, and a new one."""
+
+    read: float
+    write: float
+
+
+def measured_speed(model: Any, tokenizer: Any, rows: Sequence[Row]) -> Speed:
+    """Measure by generating a few tokens for a few rows, once, for more rows, and with more tokens."""
+    prompts = [tokenizer.encode(row.input)[-NEW_TOKENS:] for row in rows[:TIMED]]
+    seconds = []
+    for copies, new in ((1, 1), (1, 1), (TIMED, 1), (1, 1 + TIMED)):  # the first call warms up
+        start = time.perf_counter()
+        generated(model, tokenizer, prompts * copies, max_new_tokens=new, temperature=0)
+        seconds.append(time.perf_counter() - start)
+    read, write = (max(second - seconds[1], 0.0) for second in seconds[2:])
+    return Speed(read / ((TIMED - 1) * sum(map(len, prompts))), write / (TIMED * len(prompts)))
+
+
+def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
+    """Estimate how long a step takes."""
+
+    def tokens(rows: Sequence[Row]) -> int:
+        return sum(_tokens(tokenizer, f"{row.input} {row.output}") for row in rows)
+
+    prompts = sum(_tokens(tokenizer, row.input) for row in work.answered)
+    new = sum(answer_tokens(tokenizer, row) for row in work.answered)
+    read = work.times * prompts + work.readings * tokens(work.read) + TRAINED * work.epochs * tokens(work.trained)
+    return OVERHEAD + read * speed.read + work.times * new * speed.write
+
+
+def answer_tokens(tokenizer: Any, row: Row) -> int:
+    """Return the most new tokens that are generated for a row."""
+    return min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS)
+
+
+def _tokens(tokenizer: Any, text: str) -> int:
+    return len(tokenizer.encode(text))
+
+
+def plan(stages: Sequence[Stage], seconds: Sequence[float]) -> str:
+    """Return what will be done, a line for each probe, with an estimate of the minutes."""
+    lines: dict[str, tuple[int, int, float]] = {}
+    for stage, second in zip(stages, seconds, strict=True):
+        name = f"{stage.role} {stage.probe}".strip()
+        steps, rows, total = lines.get(name, (0, 0, 0.0))
+        lines[name] = steps + 1, rows + stage.work.times * len(stage.work.answered), total + second
+    shown = [
+        f"  {name}: {steps} steps, {rows:,} answers, {total / 60:.1f} min"
+        for name, (steps, rows, total) in lines.items()
+    ]
+    return "\n".join([f"Plan: {len(stages)} steps, about {sum(seconds) / 60:.1f} minutes:", *shown])
+
+
+def carry_out(
+    stages: Sequence[Stage], seconds: Sequence[float] | None = None, kept: "Kept | None" = None
+) -> Iterator[tuple[Stage, Any]]:
+    """Run stages one after the other, with one bar, and yield each with its result.
+
+    Args:
+        stages: what to do.
+        seconds: the estimate for each, for the bar; without it, the bar counts stages.
+        kept: results of an interrupted audit, which are not made again.
+    """
+    steps = seconds or [1.0] * len(stages)
+    form = "{l_bar}{bar}| {elapsed}<{remaining}" if seconds else None
+    with tqdm(total=sum(steps), bar_format=form, unit="step") as bar:
+        for stage, step in zip(stages, steps, strict=True):
+            bar.set_description(f"{stage.role} {stage.title}".strip())
+            yield stage, stage.run() if kept is None else kept.once(stage)
+            bar.update(step)
+
+
+class Kept:
+    """Results of finished steps in a file that only the user can read, since they hold what the model said."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the results of an interrupted audit, if there are any; a line that was cut off does not count."""
+        self._path = path
+        self._found: dict[str, Any] = {}
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError):
+                    entry = json.loads(line)
+                    self._found[entry["key"]] = entry["result"]
+            print(f"Continues with {len(self._found)} finished steps of {path}.", file=sys.stderr)
+
+    def once(self, stage: Stage) -> Any:
+        """Return the result of a step, made now or before."""
+        key = hashlib.sha256(json.dumps([stage.key(), stage.role, stage.probe, stage.title]).encode()).hexdigest()
+        if key not in self._found:
+            line = json.dumps({"key": key, "result": stage.run()}, default=str)
+            with writing(self._path.parent):
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._path.touch(mode=0o600)
+                with self._path.open("a", encoding="utf-8") as file:
+                    file.write(f"\n{line}")  # in front: the line before may have been cut off
+            self._found[key] = json.loads(line)["result"]
+        return self._found[key]
+
+    def done(self) -> None:
+        """Remove the file."""
+        self._path.unlink(missing_ok=True)

@@ -1,0 +1,121 @@
+"""Changed prompts: what they ask, of which rows, and whom the answers are judged for."""
+
+from dataclasses import replace
+
+import pytest
+
+from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
+from lume_unlearn.audit.prompts import (
+    FORMS,
+    PREFIX,
+    PROMPTS,
+    Asked,
+    asks_the_same,
+    in_own_words,
+    multiple_choice,
+    prompts_of,
+    rewriting,
+)
+
+PEOPLE = {"forget": ["Ada Stone"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
+FIELDS = {
+    "When was {} born?": "19{0}0-01-02",
+    "What is the phone number of {}?": "555-123-45{0}",
+    "Has {} a dog?": "yes",
+}
+
+
+def rows_about(people: list[str], task: str = "own") -> list[Row]:
+    return [
+        Row(f"{name.split()[0]}-qa{i}", question.format(name), answer.format(10 + ord(name[0])), task)
+        for name in people
+        for i, (question, answer) in enumerate(FIELDS.items())
+    ]
+
+
+def data(task: str = "own") -> Data:
+    return Data(*(rows_about(people, task) for people in PEOPLE.values()))
+
+
+def asked(probe: str, task: str = "own") -> dict[str, Asked]:
+    return {one.title: one for one in prompts_of(probe, data(task))}
+
+
+@pytest.mark.parametrize("probe", ["other_words", "other_forms", "languages"])
+def test_questions_stay_in_changed_prompts(probe: str) -> None:
+    plain = {row.id: row for rows in data().rows.values() for row in rows}
+    found = asked(probe)
+    found.pop("reversed", None)
+    assert len(found) > 2
+    for one in found.values():
+        assert one.data.forget
+        for row in (*one.data.forget, *one.data.retain):
+            assert replace(row, input="") == replace(plain[row.id], input="")
+            assert plain[row.id].input.lower() in row.input.lower().replace('\\"', '"')
+
+
+def test_completions_are_asked_without_the_frames_of_questions() -> None:
+    text = Data([Row("a-sc1", "It was", "late.", "own")], [Row("b-sc1", "He was", "early.", "own")])
+    assert {one.title for one in prompts_of("other_words", text)} == {"upper case", "prefix"}
+    assert prompts_of("other_words", text)[1].data.forget[0].input == f"{PREFIX}It was"
+    assert not any(prompts_of(probe, text) for probe in PROMPTS if probe != "other_words")
+
+
+def test_a_prompt_with_braces_and_quotes_stays_as_it_is() -> None:
+    row = Row("a-qa1", 'What is "{x}"?', "1", "own")
+    for one in prompts_of("other_words", Data([row], [replace(row, id="b-qa1", input="{y}?")])):
+        assert "{x}" in one.data.forget[0].input.lower()
+    assert FORMS["as JSON"](row.input) == 'Fill in this form: {"question": "What is \\"{x}\\"?", "answer": ""}'
+
+
+def test_reversed_questions_ask_for_the_person_where_the_answer_is_of_one() -> None:
+    one = asked("other_forms")["reversed"]
+    assert one.own
+    assert [(row.input, row.output) for row in one.data.forget] == [
+        (f"Whom does this belong to: {row.output}? Give the full name.", "Ada Stone") for row in data().forget[:2]
+    ]  # "yes" can be guessed
+
+
+def test_turns_come_before_the_question() -> None:
+    own, lume = asked("conversation"), asked("conversation", "Task2")
+    assert [role for role, _ in own["with a system prompt"].data.forget[0].turns] == ["system"]
+    first = data().retain[0]
+    later = own["after another question"].data
+    assert later.forget[0].turns == (("user", first.input), ("assistant", first.output))
+    assert first.id not in {row.id for row in later.retain}
+    row = lume["after another question"].data.forget[0]  # LUME's tasks know no chat template
+    assert (row.turns, row.input) == ((), f"{first.input}\n\n{first.output}\n\n{data().forget[0].input}")
+
+
+def test_an_answer_about_a_person_is_judged_for_all_rows_of_the_person() -> None:
+    one = asked("persons")["all about the person"]
+    assert [row.input for row in one.data.forget] == ["Tell me everything that you know about Ada Stone."]
+    assert one.of[one.data.forget[0].id] == [row.id for row in data().forget]
+    assert len(one.data.retain) == 3
+
+
+def test_own_words_are_used_only_if_they_ask_the_same() -> None:
+    row = data().forget[1]
+    assert asks_the_same(row, "Which phone number does Ada Stone have?", "Ada Stone")
+    assert not asks_the_same(row, row.input, "Ada Stone")
+    assert not asks_the_same(row, "Which phone number does Ada have?", "Ada Stone")
+    assert not asks_the_same(row, "Which phone number does Ada Stone have.", "Ada Stone")
+    assert not asks_the_same(row, "Where does Ada Stone live?", "Ada Stone")
+    answers = {row.id: '"Which phone number does Ada Stone have?"\nHere it is.', data().retain[0].id: "I refuse."}
+    own = in_own_words(data(), answers).data
+    assert [(found.id, found.input) for found in own.forget] == [(row.id, "Which phone number does Ada Stone have?")]
+    assert own.retain == []
+    assert not rewriting(data("Task2")).data.forget
+
+
+def test_options_are_answers_to_the_same_question_about_others() -> None:
+    made = multiple_choice(data())
+    assert {row.id[-1] for row in made.forget} == {"0", "1"}  # there are no other answers than "yes"
+    for row, plain in zip(made.forget, data().forget, strict=False):
+        lines = row.question.splitlines()
+        assert lines[0] == plain.input
+        assert f"{row.output}) {plain.output}" in lines
+        assert len({line[3:] for line in lines[1:5]}) == 4
+        assert row.subject == "Ada Stone"
+    assert not multiple_choice(Data(data().forget, data().retain[:3])).forget
