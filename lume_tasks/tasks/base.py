@@ -43,6 +43,7 @@ OPTIONS = (
     "lume_gen_kwargs",
     "lume_chat",
     "lume_swap_controls",
+    "lume_swap_rows",
     "lume_short_answers",
 )
 

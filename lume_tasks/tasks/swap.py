@@ -101,12 +101,14 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     """Return a document for each row that can be tested, and in ``left_out`` the others with the reason.
 
     ``families`` of a document counts the family names of other persons from which the invented ones got theirs.
-    Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, and ``lume_swap_controls``, how many names.
+    Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, ``lume_swap_controls``, how many names, and
+    ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well).
     """
     controls, chat = metadata.get("lume_swap_controls", CONTROLS), chat_of(metadata)
     if not isinstance(controls, int) or controls < FEWEST:
         raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {controls!r}")
     rows, _ = rows_of(metadata)
+    asked = metadata.get("lume_swap_rows")
     tokenizer = load_tokenizer(metadata)
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for side in rows.values() for row in side))
     names: dict[str, list[str]] = {}
@@ -115,7 +117,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     subjects = {side: find_subjects(rows[side]) for side in SIDES}
     families = family_names(subject for found in subjects.values() for subject in found.values())
     for side in SIDES:
-        for row in rows[side]:
+        for row in (row for row in rows[side] if asked is None or row.id in asked):
             subject = subjects[side].get(row.id, "")
             others = families.get(subject, [])
             reason = untestable(row, subject)

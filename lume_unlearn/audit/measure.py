@@ -75,14 +75,18 @@ def measure(
     tokenizer: Any,
     data: Data,
     *,
+    swap_rows: Sequence[str] | None = None,
     tasks: Sequence[str] = (),
     controls: int = 99,
     chat: bool = True,
     batch_size: int = 64,
 ) -> Measured:
-    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data."""
+    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data.
+
+    ``swap_rows``: ids of the rows of the swap test; all by default.
+    """
     shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    swapped = swap_test(model, tokenizer, data, controls=controls, **shared)
+    swapped = swap_test(model, tokenizer, data, controls=controls, rows=swap_rows, **shared)
     own = [*tasks_for(data), *memorization_tasks(data)]
     plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, quiet=True, **shared)
     ends = ("", "_low", "_high")

@@ -7,6 +7,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,12 +16,13 @@ from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.prompts import PROMPTS, multiple_choice, prompts_of, rewriting
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.rows import held_out, limited, sample, training_rows
-from lume_unlearn.audit.stages import Stage, carry_out, measured_speed, plan, seconds_of
+from lume_unlearn.audit.rows import held_out, limited, rows_digest, sample, training_rows
+from lume_unlearn.audit.stages import UNFINISHED, Kept, Stage, carry_out, measured_speed, plan, seconds_of
 from lume_unlearn.audit.suite import PROBES, Loader, Probed, Suite
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
+from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores, as_data
 
 _log = logging.getLogger("lume_unlearn")
@@ -33,6 +35,7 @@ def run_probes(
     probes: Sequence[str] | None = None,
     *,
     split: str = "all",
+    resume: str | Path | None = None,
     after_each: Callable[[dict[str, Probed]], None] | None = None,
     planned: bool = False,
     **options: Any,
@@ -46,7 +49,9 @@ def run_probes(
             ``plain``, run the membership attack as well.
         probes: names, see `probe_stages`. Default: all that the data suffices for; a warning names the others.
         split: rows to use of a data directory.
-        after_each: called with all scores so far after each step, so that a later failure loses nothing.
+        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption;
+            it is removed at the end.
+        after_each: called with all scores so far after each step.
         planned: print the steps and an estimate of the minutes first.
         **options: of `probe_stages`.
 
@@ -65,11 +70,17 @@ def run_probes(
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
     stages = list(probe_stages(lambda: (model, tokenizer), data, chosen, **options))
     seconds = planned_seconds(stages, model, tokenizer) if planned else None
+    kept = None
+    if resume is not None:
+        key = str([fingerprint(model), [rows_digest(rows) for rows in data.rows.values()], options])
+        stages, kept = [replace(stage, key=lambda: key) for stage in stages], Kept(Path(resume))
     found: dict[str, Probed] = {}
-    for _, results in carry_out(stages, seconds):
+    for _, results in carry_out(stages, seconds, kept):
         found |= {title: Probed(**scores) for title, scores in results.items()}
         if after_each:
             after_each(found)
+    if kept:
+        kept.done()
     return found
 
 
@@ -177,6 +188,8 @@ def audit(
 ) -> dict[str, Probed]:
     """Run probes on a model (see `run_probes`), and write their means to ``OUTPUT/audit.json`` after each of them.
 
+    ``OUTPUT/unfinished.jsonl`` keeps the results until the end, so that the same call continues after an interruption.
+
     Args:
         model: causal language model of transformers or PEFT, on the device to score and train on.
         tokenizer: its tokenizer.
@@ -195,9 +208,12 @@ def audit(
     """
     data = limited(as_data(data, split), limit, seed)
     name = name or str(getattr(model.config, "_name_or_path", ""))
-    write = None if output is None else lambda found: write_audit(found, Path(output), name, data.split)
     probes = None if probes is None else ["plain", *(probe for probe in probes if probe != "plain")]
-    return run_probes(model, tokenizer, data, probes, seed=seed, after_each=write, planned=True, **options)
+    if output is not None:
+        folder = Path(output)
+        options["after_each"] = lambda found: write_audit(found, folder, name, data.split)
+        options["resume"] = folder / UNFINISHED
+    return run_probes(model, tokenizer, data, probes, seed=seed, planned=True, **options)
 
 
 def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str) -> None:

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeVar
 
+from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 
+FEWEST = 20
+"""Retain rows by which a probe without a leak is seen to work."""
 T = TypeVar("T")
 
 
@@ -21,6 +24,11 @@ def limited(data: Data, limit: int, seed: int) -> Data:
     if not limit:
         return data
     return data.changed(lambda rows: sample(rows, limit, seed))
+
+
+def fewer(data: Data, seed: int) -> Data:
+    """Return the data with as many retain rows as forget rows, but at least `FEWEST`, chosen by the seed."""
+    return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), seed))
 
 
 def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict[str, Sequence[Row]]:
@@ -57,3 +65,8 @@ def held_out(data: Data, taught: Sequence[Row]) -> Data:
 
 def _answers(rows: Sequence[Row]) -> set[str]:
     return {row.output.strip().lower() for row in rows}
+
+
+def rows_digest(rows: Sequence[Row]) -> str:
+    """Return the checksum of rows of an audit."""
+    return documents_digest([row.id, row.input, row.output] for row in rows)

@@ -237,6 +237,15 @@ def doubts_of_swap(now: SwapResult) -> list[str]:
     return []
 
 
+def compared(low: float, high: float) -> str:
+    """Say in words what the interval of the swap test's factor means."""
+    if low > 1:
+        return "the right answers are likelier for these persons than for invented ones"
+    if high < 1:
+        return "the right answers are less likely for these persons than for invented ones"
+    return "the right answers are about as likely for these persons as for invented ones"
+
+
 def upper_limit(leaks: int, queries: int) -> float:
     """Compute the upper 95 % limit of a leak rate (Clopper and Pearson 1934); 1 without queries.
 

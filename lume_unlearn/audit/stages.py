@@ -17,6 +17,8 @@ from lume_tasks.models.sampling import generated
 from lume_tasks.tasks.generation import most_tokens
 from lume_unlearn.files import writing
 
+UNFINISHED = "unfinished.jsonl"
+"""File of an output folder from which an interrupted audit continues."""
 NEW_TOKENS = 256
 """Most tokens that the protocol generates."""
 TRAINED = 4

@@ -14,6 +14,7 @@ from lume_tasks.data.source import Data
 from lume_unlearn.audit.measure import Measured, known_of, measure
 from lume_unlearn.audit.probes import planned_seconds, probe_stages
 from lume_unlearn.audit.quantisation import weight_layers
+from lume_unlearn.audit.rows import fewer
 from lume_unlearn.audit.stages import Kept, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Loader, Probed
 from lume_unlearn.model.fingerprint import fingerprint
@@ -68,6 +69,7 @@ def steps_of(
     tasks: Sequence[str],
     about: Mapping[str, Any],
     shared: Mapping[str, Any],
+    seed: int,
     **options: Any,
 ) -> list[Stage]:
     """Return the steps for one model.
@@ -80,6 +82,7 @@ def steps_of(
         tasks: further tasks of the harness.
         about: what the results depend on besides the model.
         shared: ``controls``, ``chat`` and ``batch_size``.
+        seed: of the retain rows that are tested, and of the probes.
         **options: further ones of `probe_stages`.
     """
 
@@ -87,14 +90,15 @@ def steps_of(
     def key() -> str:
         return json.dumps([role, fingerprint(load()[0]), about], sort_keys=True)
 
-    rows = [*data.forget, *data.retain]
+    # The retain rows are the positive control of the unlearned model's test alone.
+    swapped = [*data.forget, *(fewer(data, seed).retain if role == "now" else [])]
     measured = Stage(
         MEASURED,
         MEASURED,
-        lambda: asdict(measure(*load(), data, tasks=tasks, **shared)),
-        Work(rows, read=rows, readings=shared["controls"] + 3),
+        lambda: asdict(measure(*load(), data, swap_rows=[row.id for row in swapped], tasks=tasks, **shared)),
+        Work([*data.forget, *data.retain], read=swapped, readings=shared["controls"] + 1),
     )
-    stages = [measured, *probe_stages(load, data, probes, **shared, **options)]
+    stages = [measured, *probe_stages(load, data, probes, seed=seed, **shared, **options)]
     return [replace(stage, role=role, key=key) for stage in stages]
 
 

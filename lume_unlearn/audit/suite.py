@@ -17,7 +17,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import prompts
 from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.rows import held_out, sample
+from lume_unlearn.audit.rows import fewer, held_out
 from lume_unlearn.audit.rules import ALIKE, TIED, Changes
 from lume_unlearn.audit.stages import Stage, Work
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
@@ -26,8 +26,6 @@ from lume_unlearn.training.relearning import relearning
 
 SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
 """Metadata for answers that are no longer than it takes to see whether they are right."""
-FEWEST = 20
-"""Retain rows that a changed prompt is tried on; as many as forget rows, if these are more."""
 
 Results = dict[str, dict[str, Any]]
 """Title to the fields of `Probed`, as plain data."""
@@ -105,7 +103,7 @@ class Suite:
 
     def ask(self, asked: Asked) -> Results:
         """Score changed prompts, on some of the retain rows."""
-        scores = self.score(self._fewer(asked.data), own=asked.own)
+        scores = self.score(fewer(asked.data, self.seed), own=asked.own)
         if asked.of:
             answers = {row: text for prompt, text in scores.answers.items() for row in asked.of.get(prompt, [prompt])}
             scores = self.judged(scores, answers, self.matcher)
@@ -241,11 +239,8 @@ class Suite:
         rows = (data or self.data).rows
         return Work([*rows["forget"], *rows["retain"]], times, trained=trained, epochs=epochs)
 
-    def _fewer(self, data: Data) -> Data:
-        return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), self.seed))
-
     def _few(self, data: Data) -> list[Row]:
-        return [*data.forget, *self._fewer(data).retain]
+        return [*data.forget, *fewer(data, self.seed).retain]
 
 
 PROBES: Mapping[str, tuple[Callable[[Suite], Iterator[Stage]], Changes]] = {

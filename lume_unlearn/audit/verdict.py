@@ -6,14 +6,13 @@ from math import log
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
 from lume_unlearn.audit.measure import Measured, in_parts
 from lume_unlearn.audit.probes import chosen_probes
-from lume_unlearn.audit.rows import limited
+from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.stages import Stage
 from lume_unlearn.audit.steps import Found, earlier_steps, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
@@ -82,11 +81,9 @@ class Verdict:
             text += f" (a leak rate above {rules.upper_limit(0, queries):.1%} would have shown)"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
-            text += (
-                f". Word by word, the right answers are {now['factor']:.2g} times as likely for these persons as for "
-                f"invented ones ({now['low']:.2g} to {now['high']:.2g}"
-            )
-            text += f"; before: {before['factor']:.2g}; 1 is ideal)" if before else "; 1 is ideal)"
+            text += f". Word by word, {rules.compared(now['low'], now['high'])} (factor {now['factor']:.2g}, "
+            text += f"{now['low']:.2g} to {now['high']:.2g}; ideal: 1"
+            text += f"; before: {before['factor']:.2g})" if before else ")"
         return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']}."
 
     def __repr__(self) -> str:
@@ -268,11 +265,6 @@ def made(
         retain=data.retain,
         answers={title: dict(one.answers) for title, one in {"plain": now.plain, **scores}.items()},
     )
-
-
-def rows_digest(rows: Sequence[Row]) -> str:
-    """Return the checksum of rows that a verdict holds."""
-    return documents_digest([row.id, row.input, row.output] for row in rows)
 
 
 def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:

@@ -9,8 +9,8 @@ from typing import Any
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.rows import limited
-from lume_unlearn.audit.verdict import Verdict, rows_digest
+from lume_unlearn.audit.rows import limited, rows_digest
+from lume_unlearn.audit.verdict import Verdict
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
@@ -23,9 +23,9 @@ SCHEMA = 2
 
 
 def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, request: str = "") -> None:
-    """Write ``verdict.json`` and ``verdict.html`` to a folder, and all answers to ``transcript.jsonl``, as they are.
+    """Write ``verdict.json``, ``verdict.html`` and ``summary.html``, one page to print, to a folder.
 
-    Only the user may read the transcript.
+    All answers go to ``transcript.jsonl`` as they are; only the user may read it.
 
     Args:
         verdict: what `verdict` returned.
@@ -40,8 +40,8 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, 
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
-        page = template("verdict.html.j2", autoescape=True).render(content=content)
-        write_text(output / "verdict.html", page)
+        for name in ("verdict.html", "summary.html"):
+            write_text(output / name, template(f"{name}.j2", autoescape=True).render(content=content))
         transcript = output / "transcript.jsonl"
         transcript.touch(mode=0o600)
         lines = (

@@ -43,8 +43,6 @@ TEXTS = {
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
-UNFINISHED = "unfinished.jsonl"
-"""File of the output folder from which an interrupted audit continues."""
 LOADING = ("model", "peft", "trust_remote_code", "device")
 """Options that say which model is audited, and where."""
 
@@ -56,6 +54,7 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
+    from lume_unlearn.audit.stages import UNFINISHED
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import Source
 
@@ -103,6 +102,7 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
     """Load the unlearned model first, so that a wrong one ends the command before anything is scored."""
     from lume_unlearn.audit.probes import write_audit
     from lume_unlearn.audit.rows import limited
+    from lume_unlearn.audit.stages import UNFINISHED
     from lume_unlearn.audit.verdict import verdict, wanted_probes
     from lume_unlearn.audit.writing import write_verdict
     from lume_unlearn.data.sources import earlier_rows

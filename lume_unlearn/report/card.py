@@ -14,7 +14,7 @@ from lume_tasks.data.locate import MMLU_HUB_ID, MMLU_QUESTIONS
 from lume_tasks.errors import DataError, first_line, visible
 from lume_unlearn.files import write_text
 from lume_unlearn.report import template
-from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, TASKS, TWELVE, Score, task_number
+from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, SWAPPED, TASKS, TWELVE, Score, task_number
 from lume_unlearn.report.results import Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
@@ -34,8 +34,9 @@ _PUBLISHED = re.compile(
     r"|tokenizer(_config)?\.json|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja"
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
-_SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS))  # in order, each once
-_TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference"}
+_SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS, *chain(*SWAPPED.values())))
+"""In order, each once."""
+_TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference", "lume_swap": "swap test"}
 
 
 def write_card(model_dir: Path, results: Sequence[str]) -> Path:
@@ -174,7 +175,8 @@ def card_scores(model: Model) -> list[tuple[Score, EvalResult]]:
 
 def lume_data(one: Evaluation, task: str) -> dict[str, Any]:
     """Describe the data of a task for the hub: as LUME only if the logged digests are those of its documents."""
-    tasks = [name for name in (*TASKS, "lume_mia") if name in one.scores] if task == "lume_score" else [task]
+    of_all = task in ("lume_score", "lume_swap")
+    tasks = [name for name in (*TASKS, "lume_mia") if name in one.scores] if of_all else [task]
     digests = {one.digest(name) for name in tasks}
     kind, name, split = "other", "own data", visible(one.split)
     if digests and digests <= {published.MIA, *published.SPLITS}:

@@ -1,5 +1,6 @@
 """`swap_test`: does a model treat the persons of the rows as it treats persons who do not exist?"""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -65,6 +66,7 @@ def swap_test(
     controls: int = 99,
     chat: bool = True,
     batch_size: int = 64,
+    rows: Sequence[str] | None = None,
 ) -> Swapped:
     """Run `lume_swap` on a model, which stays as it was.
 
@@ -75,12 +77,13 @@ def swap_test(
         controls: invented persons for each person. A row takes ``controls + 1`` short forward passes.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one batch.
+        rows: ids of the rows to test; all by default.
 
     Raises:
         DataError: ``controls`` is too small, or the model returns a log-probability that is not finite.
     """
-    options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": {"lume_swap_controls": controls}}
-    options["quiet"] = True
+    metadata = {"lume_swap_controls": controls} | ({} if rows is None else {"lume_swap_rows": list(rows)})
+    options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": metadata, "quiet": True}
     try:
         with without_messages("lume_tasks", "lume_swap: "):
             found = score(model, tokenizer, data, tasks=["lume_swap"], log_samples=True, **options)
