@@ -5,16 +5,21 @@ import json
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
 from tqdm import tqdm
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores, token_statistics
 
 _log = logging.getLogger("lume_tasks")
+
+ALIKE = 8
+"""Rows whose lengths differ by fewer tokens may be sorted by their beginning; a shared one has as many at least."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # context and continuation as text, then both as tokens
 Answer = tuple[TokenScores, bool]
@@ -104,7 +109,11 @@ class LumeHF(HFLM):
                 yield [(tokens, [number])], True
             else:
                 shared.setdefault(tuple(tokens), []).append(number)
-        rows = sorted(((list(tokens), numbers) for tokens, numbers in shared.items()), key=lambda row: -len(row[0]))
+        # Among rows of a like length, those with the same beginning stand side by side: see `logits_at`.
+        rows = sorted(
+            ((list(tokens), numbers) for tokens, numbers in shared.items()),
+            key=lambda row: (-(len(row[0]) // ALIKE), row[0]),
+        )
         size = int(self.batch_size)
         for start in range(0, len(rows), size):
             yield rows[start : start + size], False
@@ -113,7 +122,7 @@ class LumeHF(HFLM):
         self, batch: list[InputRow], requests: Sequence[Request], gradient: bool
     ) -> Iterator[tuple[int, TokenScores]]:
         """Run one forward pass over a batch and yield the number and the scores of each request."""
-        width = len(batch[0][0])
+        width = max(len(tokens) for tokens, _ in batch)
         inputs = torch.zeros(len(batch), width, dtype=torch.long)  # padded on the right, which a causal model ignores
         for row, (tokens, _) in enumerate(batch):
             inputs[row, : len(tokens)] = torch.tensor(tokens)
@@ -160,13 +169,15 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[t
 
     The output layer reads the hidden states at the wanted positions only, as one row of m tokens: k = m. The model then
     scales or caps its logits as usual. All logits are computed (k = rows * width) if the model has no output layer, or
-    calls it on other shapes than (rows, tokens, hidden size).
+    calls it on other shapes than (rows, tokens, hidden size). Tokens that all rows begin with, such as those of a chat
+    template, are read once (see `read_once`).
 
     Args:
         model: a causal language model of transformers, with or without a PEFT adapter.
         inputs: (rows, width) tokens, padded on the right.
         wanted: (m,) positions in the flattened inputs: ``row * width + column``.
     """
+    inputs, wanted, cache = read_once(model, inputs, wanted)
     rows, width = inputs.shape
     picked = False
 
@@ -184,11 +195,36 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[t
     layer = getattr(model, "get_output_embeddings", lambda: None)()
     hook = layer.register_forward_pre_hook(before_output) if layer is not None else None
     try:
-        logits: torch.Tensor = model(inputs).logits
+        logits: torch.Tensor = model(inputs, **cache).logits
     finally:
         if hook is not None:
             hook.remove()
     return (logits[0], torch.arange(len(wanted))) if picked else (flat(logits), wanted)
+
+
+def read_once(
+    model: Any, inputs: torch.Tensor, wanted: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
+    """Let the model read the beginning that all rows share, once, where that saves at least a quarter of the tokens.
+
+    Only models whose layers all keep plain keys and values can go on from there, and none that needs a gradient.
+
+    Returns:
+        the rest of the inputs (rows, rest), the wanted positions in it, and arguments that go on from the beginning.
+    """
+    rows, width = inputs.shape
+    alike = (inputs == inputs[0]).all(dim=0).long().cumprod(0).sum()
+    length = min(int(alike), int((wanted % width).min()))
+    prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
+    cache = DynamicCache(config=model.config)
+    kept = bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
+    kept = kept and "cache" in signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+    if torch.is_grad_enabled() or rows == 1 or length < max(ALIKE, width // 4) or prompt_learning or not kept:
+        return inputs, wanted, {}
+    model(inputs[:1, :length], cache=cache, use_cache=True)
+    cache.batch_repeat_interleave(rows)
+    rest = width - length
+    return inputs[:, length:], wanted // width * rest + wanted % width - length, {"cache": cache}
 
 
 def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> float:
