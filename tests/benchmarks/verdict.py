@@ -25,8 +25,9 @@ def main() -> None:
         parser.add_argument(f"--{name}", required=True)
     parser.add_argument("--split", default="validation")
     parser.add_argument("--sets", type=int, default=1)
+    parser.add_argument("--first", type=int, default=0, help="number of the first set, to share the work")
     parser.add_argument("--persons", type=int, default=5, help="of each side")
-    parser.add_argument("--probes", default="quantised")
+    parser.add_argument("--probes", help="separated by commas; by default all")
     options = parser.parse_args()
     model, before = (load_model(name, torch.float32).eval() for name in (options.model, options.before))
     tokenizer = load_tokenizer(options.model)
@@ -38,11 +39,13 @@ def main() -> None:
     # Which words are a row's own is judged against all retain rows, of which a set has only a few.
     matcher = partial(Matcher, retain=rows["retain"])
     module = importlib.import_module("lume_unlearn.audit.verdict")
-    for start in range(0, options.sets * options.persons, options.persons):
+    probes = options.probes.split(",") if options.probes else None
+    for number in range(options.first, options.first + options.sets):
+        start = number * options.persons
         some = {side: set(persons[side][start : start + options.persons]) for side in SIDES}
         chosen = {side: [row for row in rows[side] if row.stem in some[side]] for side in SIDES}
         with mock.patch.object(module, "Matcher", lambda one, _: matcher(one)):
-            found = verdict(model, tokenizer, **chosen, before=before, probes=options.probes.split(","))
+            found = verdict(model, tokenizer, **chosen, before=before, probes=probes)
         print(found.status, found.swaps["now"].get("forget"), *found.lines(), sep="\n  ", flush=True)
 
 
