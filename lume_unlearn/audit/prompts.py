@@ -177,7 +177,8 @@ def multiple_choice(data: Data, seed: int = 0) -> Data:
             options = [*draw.sample(wrong, len(CHOICES) - 1), row.output]
             draw.shuffle(options)
             lines = [f"{letter}) {option}" for letter, option in zip(CHOICES, options, strict=True)]
-            question = "\n".join([row.input, *lines, "Answer with the letter alone."])
+            # The name comes last, so that the options are read once for all names.
+            question = "\n".join([*lines, f"Answer with the letter alone: {row.input}"])
             right = CHOICES[options.index(row.output)]
             made[row.id] = replace(row, question=question, output=right, subject=subjects[row.id])
     return data.changed(lambda rows: [made[row.id] for row in rows if row.id in made])
