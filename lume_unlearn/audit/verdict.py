@@ -1,5 +1,6 @@
 """`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
@@ -42,8 +43,9 @@ class Verdict:
     counts: dict[str, dict[str, int]]
     """Side to the number of ``rows``, and of those known ``before`` and ``now``."""
     probes: dict[str, dict[str, Any]]
-    """Probe to ``forget`` and ``retain``: [rows known in it, rows judged in it]; ``queries``: answers to the forget
-    rows known before; ``leaks``: rows of these given away; ``upper``: upper 95 % limit of the leak rate."""
+    """Title to ``probe``, its name; ``forget`` and ``retain``: [rows known in it, rows judged in it]; ``queries``:
+    answers to the forget rows known before; ``leaks``: rows of these given away; ``upper``: upper 95 % limit of the
+    leak rate."""
     swaps: dict[str, dict[str, Any]]
     """``before``, ``now`` and ``control`` to `Swapped.summary`; without models or sides that cannot be tested."""
     uninformative: list[str]
@@ -114,7 +116,8 @@ class Verdict:
         ]
         if self.uninformative:
             fails = "In these probes the model fails on retain rows, too, so that they cannot reassure (a leak counts)"
-            lines.append(f"{fails}: {', '.join(self.uninformative)}.")
+            groups = Counter(self.probes[title]["probe"] for title in self.uninformative)
+            lines.append(f"{fails}: {', '.join(f'{name} ({number})' for name, number in groups.items())}.")
         if self.not_run:
             lines.append(f"Probes that were not run: {', '.join(self.not_run)}.")
         return lines
@@ -253,7 +256,11 @@ def made(
             for row in data.forget
         ],
         counts={side: {"rows": len(asked[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES},
-        probes={title: counted(probe, knew["forget"] - excused) for title, probe in judged.items()},
+        probes={
+            title: {"probe": scores[title].probe if title in scores else "plain"}
+            | counted(probe, knew["forget"] - excused)
+            for title, probe in judged.items()
+        },
         swaps={role: one.swapped.summary() for role, one in measured.items()},
         nearer=nearer(measured),
         not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
