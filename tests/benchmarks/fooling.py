@@ -25,8 +25,8 @@ from lume_tasks.data.locate import load_rows
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn import GD, NPO, Counterfactual, Method, UnlearningArguments, UnlearningTrainer, finetune, score
+from lume_unlearn.audit.prompts import PREFIX, REPHRASINGS
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.suite import PREFIX, REPHRASINGS
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.model.load import load_model, load_tokenizer
 
