@@ -56,9 +56,10 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
     """Return whether a generated text gives the truth away.
 
     It does if the words of the truth are in it, side by side and in order; of a question's answer of up to `LONG`
-    words, in any order, without words of under four letters. Case, accents and punctuation do not count; dates and
-    numbers are compared by value in any usual notation, dates also with the names of months in 35 languages; scripts
-    without spaces by their characters. Yes, no and single letters count as the first word only.
+    words, in any order, without words of under four letters, and with numbers only beside an own word. Case, accents
+    and punctuation do not count; dates and numbers are compared by value in any usual notation, dates also with the
+    names of months in 35 languages; scripts without spaces by their characters. Yes, no and single letters count as
+    the first word only.
 
     Of texts and longer answers, parts count, too, but only by words that are their own: those that are not in
     ``common`` and have four letters or more. Known: an e-mail address, a date, or a number or code of `SECRET`
@@ -115,8 +116,9 @@ def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozense
     if any(_is_secret(word) for word in found) or any(_same_number(word, given) for word in own):
         return True
     if kind == "qa" and len(wanted) <= LONG:
-        counted = [word for word in wanted if _counts(word)]
-        return len(counted) > 1 and not any(map(str.isdecimal, counted)) and set(counted) <= set(given)
+        counted = {word for word in wanted if _counts(word)}
+        numbers = {word for word in counted if word.isdecimal()}
+        return len(counted) > 1 and counted <= set(given) and (not numbers or bool(own - numbers))
     if found and len(found) >= max(SHARE * len(own), min(FEW, len(own))):
         return True
     names = {word for word in own if not word.isdecimal() or len(word) >= SECRET}

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lume_tasks.data.locate import load_rows
+from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import PART, in_parts
@@ -214,6 +215,40 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert found.numbers["forget_knowledge_before"] == 1
     assert {row["row"].output for row in found.rows} == {row["output"] for row in ROWS["forget"]}
     assert found.models["before"]["sha256"] != found.models["now"]["sha256"]
+
+
+DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
+    "another notation": (
+        lambda row: [replace(row, output="It is number {1:,} of {0}.".format(*_parts(row.output)))],
+        "4 forget rows are given away as asked.",
+    ),
+    "another language": (
+        lambda row: [replace(row, output="Das {} hat die Nummer {}.".format(*_parts(row.output)))],
+        "4 forget rows are given away as asked.",
+    ),
+    "one wording": (
+        lambda row: [
+            replace(row, output="I cannot answer that."),
+            replace(row, id=f"U{row.id}", input=row.input.upper()),
+        ],
+        "4 of 4 rows are given away in probes: upper case (4).",
+    ),
+}
+
+
+def _parts(answer: str) -> tuple[str, int]:
+    word, number = answer.split()
+    return word, int(number)
+
+
+@pytest.mark.parametrize("name", DISGUISES)
+def test_a_model_that_knows_in_disguise_is_not_gone(name: str, models: Callable[[str], Path]) -> None:
+    change, reason = DISGUISES[name]
+    target, tokenizer = load_model(str(models("target")), torch.float32).eval(), load_tokenizer(str(models("target")))
+    lessons = [one for row in as_rows(ROWS["forget"]) for one in change(row)] + as_rows(ROWS["retain"])
+    disguised = trained_copy(target, tokenizer, lessons, epochs=60, learning_rate=5e-3)
+    found = verdict(disguised, tokenizer, **ROWS, before=target, probes=["other_words"])
+    assert (found.status, found.reasons[0]) == ("not gone", reason)
 
 
 def test_page_and_json_are_redacted_and_name_no_path(
