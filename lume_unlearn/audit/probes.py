@@ -239,13 +239,14 @@ def chosen_probes(
         ConfigError: a probe is unknown, or the rows do not suffice for one that was given.
     """
     rows = training_rows(data, train, relearn_rows, seed)
-    own, choices = rewriting(data).data, multiple_choice(data, seed)
+    own, (_, choices) = rewriting(data).data, multiple_choice(data, seed)
+    sides = [{row.id for row in rows} for rows in data.rows.values()]
     lacking = {
         "relearn_forget": "" if rows["relearn_forget"] else "relearning needs at least two forget rows",
         "repair": "" if rows["repair"] else "needs a retain row whose answer is not that of a forget row",
         "unrelated": "" if unrelated else "needs texts that have nothing to do with the rows (unrelated)",
         "own_words": "" if own.forget and own.retain else "needs questions of your own on both sides",
-        "multiple_choice": "" if choices.forget and choices.retain else "needs three other answers to a question",
+        "multiple_choice": "" if all(choices & ids for ids in sides) else "needs three other answers to a question",
     }
     for name in PROMPTS:
         if not prompts_of(name, data):

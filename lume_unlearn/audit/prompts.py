@@ -158,11 +158,11 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
     )
 
 
-def multiple_choice(data: Data, seed: int = 0) -> Data:
-    """Return questions with four options, for the swap test of the right letter.
+def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:
+    """Put four options to questions, for the swap test of the right letter; return all rows, and the ids of these.
 
     The wrong options are answers to the same question about others. Rows without three of these, without a subject, or
-    whose answer holds the name, are left out.
+    whose answer holds the name, stay as they are.
     """
     subjects = {row: name for side in data.rows.values() for row, name in find_subjects(side).items()}
     questions = [row for side in only_questions(data).rows.values() for row in side if row.id in subjects]
@@ -181,7 +181,7 @@ def multiple_choice(data: Data, seed: int = 0) -> Data:
             question = "\n".join([*lines, f"Answer with the letter alone: {row.input}"])
             right = CHOICES[options.index(row.output)]
             made[row.id] = replace(row, question=question, output=right, subject=subjects[row.id])
-    return data.changed(lambda rows: [made[row.id] for row in rows if row.id in made])
+    return data.changed(lambda rows: [made.get(row.id, row) for row in rows]), set(made)
 
 
 def _asked(title: str, data: Data, change: Callable[[str], str]) -> Asked:

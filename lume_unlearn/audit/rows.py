@@ -11,6 +11,8 @@ from lume_tasks.data.source import Data
 
 FEWEST = 20
 """Retain rows by which a probe without a leak is seen to work."""
+POSITIVES = 12
+"""Retain rows by which a swap test is seen to work: that answers are tied to a person is plain from a few."""
 T = TypeVar("T")
 
 

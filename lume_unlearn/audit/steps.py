@@ -14,15 +14,13 @@ from lume_tasks.data.source import Data
 from lume_unlearn.audit.measure import Measured, known_of, measure
 from lume_unlearn.audit.probes import planned_seconds, probe_stages
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.rows import sample
+from lume_unlearn.audit.rows import POSITIVES, rows_digest, sample
 from lume_unlearn.audit.stages import Kept, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Loader, Probed
 from lume_unlearn.model.fingerprint import fingerprint
 
 MEASURED, EARLIER = "as asked", "earlier requests"
 """Steps that are no probes."""
-POSITIVES = 12
-"""Retain rows by which the swap test is seen to work: that answers are tied to a person is plain from a few."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,11 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
     return {role: partial(load, role) for role, model in models.items() if model is not None}
 
 
+def key_of(load: Loader, about: Any) -> Callable[[], str]:
+    """Return a function that says what results depend on: the model, which is loaded for it, and ``about``."""
+    return cache(lambda: json.dumps([fingerprint(load()[0]), about], sort_keys=True))
+
+
 def steps_of(
     role: str,
     load: Loader,
@@ -69,7 +72,7 @@ def steps_of(
     probes: Sequence[str],
     *,
     tasks: Sequence[str],
-    about: Mapping[str, Any],
+    key: Callable[[], str],
     shared: Mapping[str, Any],
     seed: int,
     **options: Any,
@@ -82,16 +85,11 @@ def steps_of(
         data: rows.
         probes: to run on it.
         tasks: further tasks of the harness.
-        about: what the results depend on besides the model.
+        key: of `key_of`.
         shared: ``controls``, ``chat`` and ``batch_size``.
         seed: of the retain rows that are tested, and of the probes.
         **options: further ones of `probe_stages`.
     """
-
-    @cache
-    def key() -> str:
-        return json.dumps([role, fingerprint(load()[0]), about], sort_keys=True)
-
     # The retain rows are the positive control of the unlearned model's test alone.
     swapped = [*data.forget, *(sample(data.retain, POSITIVES, seed) if role == "now" else [])]
     measured = Stage(
@@ -105,7 +103,12 @@ def steps_of(
 
 
 def earlier_steps(
-    requests: Sequence[list[Row]], load: Loader, retain: Sequence[Row], chat: bool, batch_size: int
+    requests: Sequence[list[Row]],
+    load: Loader,
+    retain: Sequence[Row],
+    key: Callable[[], str],
+    chat: bool,
+    batch_size: int,
 ) -> list[Stage]:
     """Return a step for each earlier request: which of its rows does the model know now?"""
 
@@ -113,7 +116,8 @@ def earlier_steps(
         return list(known_of(*load(), rows, retain, chat=chat, batch_size=batch_size))
 
     return [
-        Stage(EARLIER, f"earlier request {i}", partial(known, rows), Work(rows)) for i, rows in enumerate(requests, 1)
+        Stage(EARLIER, f"earlier request {rows_digest(rows)[:8]}", partial(known, rows), Work(rows), key=key)
+        for rows in requests
     ]
 
 

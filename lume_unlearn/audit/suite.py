@@ -17,7 +17,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import prompts
 from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.rows import fewer, held_out
+from lume_unlearn.audit.rows import POSITIVES, fewer, held_out, sample
 from lume_unlearn.audit.rules import ALIKE, TIED, Changes
 from lume_unlearn.audit.stages import Stage, Work
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
@@ -160,25 +160,26 @@ class Suite:
 
         The rows of a person for whom it is count as given away. So elimination and plausible options are no leaks.
         """
-        data = prompts.multiple_choice(self.data, self.seed)
+        data, made = prompts.multiple_choice(self.data, self.seed)
+        offered = data.changed(lambda rows: [row for row in rows if row.id in made])
+        offered = replace(offered, retain=sample(offered.retain, POSITIVES, self.seed))
+        rows = [*offered.forget, *offered.retain]
 
         def tested() -> Results:
             options: dict[str, Any] = {"controls": self.controls, "chat": self.chat, "batch_size": self.batch_size}
-            found = swap_test(*self.load(), data, **options)
-            ranked = {row for ranks in found.ranks.values() for row in ranks}
+            found = swap_test(*self.load(), data, rows=[row.id for row in rows], **options)
             tied = {
                 person
                 for persons in found.persons.values()
                 for person, one in persons.items()
                 if one.leak <= TIED and one.low > ALIKE
             }
-            asked = data.changed(lambda rows: [row for row in rows if row.id in ranked])
-            ids = {side: [row.id for row in rows] for side, rows in asked.rows.items()}
-            known = {side: [row.id for row in rows if row.subject in tied] for side, rows in asked.rows.items()}
-            return {"multiple choice": asdict(Probed(known=known, asked=ids))}
+            asked = {side: list(found.ranks.get(side, {})) for side in SIDES}
+            of = {row.id: row.subject for row in rows}
+            known = {side: [row for row in ids if of[row] in tied] for side, ids in asked.items()}
+            return {"multiple choice": asdict(Probed(known=known, asked=asked))}
 
-        if data.forget and data.retain:
-            rows = [*data.forget, *data.retain]
+        if offered.forget and offered.retain:
             read = [replace(row, input=row.question) for row in rows]
             work = Work(read=read, readings=self.controls + 1)
             yield self._stage("multiple_choice", "multiple choice", tested, work)

@@ -15,7 +15,7 @@ from lume_unlearn.audit.measure import Measured, in_parts
 from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.stages import Stage
-from lume_unlearn.audit.steps import Found, earlier_steps, found_by, loaders_of, steps_of
+from lume_unlearn.audit.steps import Found, earlier_steps, found_by, key_of, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.scoring.score import Scores, as_data, check_tasks
@@ -200,11 +200,12 @@ def verdict(
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, **recorded}
     about = [digests, rows_digest(everything.retain), list(tasks), recorded, repr(options)]
-    probing: dict[str, Any] = {"tasks": tasks, "about": about, "shared": shared, "seed": seed, "matcher": matcher}
+    keys = {role: key_of(load, about) for role, load in loaders.items()}
+    probing: dict[str, Any] = {"tasks": tasks, "shared": shared, "seed": seed, "matcher": matcher, **options}
     stages: list[Stage] = []
     for role, load in loaders.items():
-        stages += steps_of(role, load, data, [] if role == "before" else wanted, **probing, **options)
-    stages += earlier_steps(requests, loaders["now"], everything.retain, chat, batch_size)
+        stages += steps_of(role, load, data, [] if role == "before" else wanted, key=keys[role], **probing)
+    stages += earlier_steps(requests, loaders["now"], everything.retain, keys["now"], chat, batch_size)
     found = found_by(stages, loaders["now"], resume, after_each)
     return replace(made(data, matcher, found, require, keep, recorded), data_sha256=digests)
 

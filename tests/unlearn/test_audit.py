@@ -14,6 +14,7 @@ from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 from lume_tasks.data.rows import ROW_TASKS, SIDES, Row
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
+from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit import suite
 from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_probes
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
@@ -21,6 +22,7 @@ from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
+from lume_unlearn.scoring.swap import Swapped
 from lume_unlearn.training.relearning import plain_copy, trained_copy
 from tests.conftest import Command, make_model
 
@@ -148,6 +150,32 @@ def test_copies_are_trained_on_32_rows_and_repair_teaches_no_answer_of_a_forget_
     run_probes(None, tokenizer, Data(forget, retain), probes, unrelated=["a text"] * 50)
     assert [len(rows) for rows in seen.trained] == [32, 32, 32]
     assert all("Rome" in row.output for row in seen.trained[1])
+
+
+def test_the_right_option_gives_the_rows_of_a_person_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    people = {"forget": ["Ada Stone", "Eve Wood"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
+    questions = ("Which phone has {}?", "In which town does {} live?")
+    sides = {
+        side: [
+            Row(f"{name[:3]}-qa{i}", question.format(name), f"{name[:3]}{i}x", "own")
+            for name in names
+            for i, question in enumerate(questions)
+        ]
+        for side, names in people.items()
+    }
+    tied, alike = SwapResult(0.01, 1, 4, 3, 6), SwapResult(0.01, 1, 1.5, 1.2, 2)
+    asked: list[str] = []
+
+    def tested(model: Any, tokenizer: Any, data: Data, rows: list[str], **options: Any) -> Swapped:
+        asked.extend(rows)
+        ranks = {side: {row.id: 0.1 for row in found} for side, found in data.rows.items()}
+        persons = {"forget": {"Ada Stone": tied, "Eve Wood": alike}, "retain": dict.fromkeys(people["retain"], tied)}
+        return Swapped(99, persons, {}, ranks)
+
+    monkeypatch.setattr(suite, "swap_test", tested)
+    found = run_probes(None, None, Data(**sides), ["multiple_choice"])["multiple choice"]
+    assert found.known == {"forget": ["Ada-qa0", "Ada-qa1"], "retain": [row.id for row in sides["retain"]]}
+    assert set(asked) == {row.id for rows in sides.values() for row in rows}
 
 
 @pytest.mark.parametrize("adapted", [False, True])
