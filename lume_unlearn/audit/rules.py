@@ -1,6 +1,7 @@
 """The rules of a verdict, as pure functions: is it gone, and was the rest kept."""
 
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
@@ -69,6 +70,8 @@ class Found:
     """Rows that are judged in the probe."""
     queries: int = 1
     """Answers to each row."""
+    probe: str = ""
+    """Its name in `PROBES`; a probe may have several entries."""
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,9 @@ def leaks_of(
     knew: Set[str], excused: Set[str], probes: Mapping[str, Found], strengths: Mapping[str, tuple[float, float]]
 ) -> list[str]:
     """Return a sentence for each way in which the model gives forget rows away."""
-    found = {name: probe.known["forget"] - excused for name, probe in probes.items()}
+    found: dict[str, set[str]] = defaultdict(set)
+    for title, probe in probes.items():
+        found[probe.probe or title] |= probe.known["forget"] - excused
     given, asked = set[str]().union(*found.values()), set[str]().union(*(p.asked["forget"] for p in probes.values()))
     leaks = []
     if given:

@@ -36,8 +36,8 @@ class Verdict:
     """Whether enough of the retain rows known before are known now."""
     rows: list[dict[str, Any]]
     """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, ``known_in``:
-    the probes in which the model gives it away, ``excused``: whether a right answer is no evidence, and ``rank``: that
-    of the person among invented ones in the swap test, None if it was not tested."""
+    names of the probes in which the model gives it away, ``excused``: whether a right answer is no evidence, and
+    ``rank``: that of the person among invented ones in the swap test, None if it was not tested."""
     lost: list[str]
     """Ids of the retain rows that were known before and are not known now."""
     counts: dict[str, dict[str, int]]
@@ -70,12 +70,15 @@ class Verdict:
     """Probe to row id to the generated text."""
 
     @property
+    def queries(self) -> int:
+        """Answers to forget rows that were known before, in probes that the retain rows pass."""
+        return sum(probe["queries"] for title, probe in self.probes.items() if title not in self.uninformative)
+
+    @property
     def headline(self) -> str:
         """What was asked and found, with the bound of what could have been missed."""
         forget, retain = (self.counts[side] for side in SIDES)
-        telling = [probe for title, probe in self.probes.items() if title not in self.uninformative]
-        queries = sum(probe["queries"] for probe in telling)
-        leaks = sum(probe["leaks"] for probe in self.probes.values())
+        queries, leaks = self.queries, sum(probe["leaks"] for probe in self.probes.values())
         given = len([row for row in self.rows if row["known_in"] and row["known_before"] and not row["excused"]])
         text = f"{given} of {forget['before']} rows that were known before are given away"
         text += f", in {queries} queries that the retain rows pass"
@@ -240,7 +243,7 @@ def made(
     )
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
-    judged = {"plain": rules.Found("nothing", know, asked), **probed}
+    judged = {"plain": rules.Found("nothing", know, asked, probe="plain"), **probed}
     return Verdict(
         **vars(decision),
         rows=[
@@ -250,18 +253,16 @@ def made(
                 "now": now.plain.answers[row.id],
                 "known_before": row.id in knew["forget"],
                 "known_now": row.id in know["forget"],
-                "known_in": [title for title, probe in judged.items() if row.id in probe.known["forget"]],
+                "known_in": list(
+                    dict.fromkeys(probe.probe for probe in judged.values() if row.id in probe.known["forget"])
+                ),
                 "excused": row.id in excused,
                 "rank": now.swapped.ranks.get("forget", {}).get(row.id),
             }
             for row in data.forget
         ],
         counts={side: {"rows": len(asked[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES},
-        probes={
-            title: {"probe": scores[title].probe if title in scores else "plain"}
-            | counted(probe, knew["forget"] - excused)
-            for title, probe in judged.items()
-        },
+        probes={title: counted(probe, knew["forget"] - excused) for title, probe in judged.items()},
         swaps={role: one.swapped.summary() for role, one in measured.items()},
         nearer=nearer(measured),
         not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
@@ -312,11 +313,12 @@ def found_in(probed: Probed, control: Probed | None) -> rules.Found:
     if control:
         known["forget"] -= set(control.known["forget"])
     asked = {side: set(rows) for side, rows in probed.asked.items()}
-    return rules.Found(probed.changes, known, asked, probed.queries)
+    return rules.Found(probed.changes, known, asked, probed.queries, probed.probe)
 
 
 def counted(probe: rules.Found, knew: set[str]) -> dict[str, Any]:
     """Return what `Verdict.probes` holds of one probe."""
     queries, leaks = probe.queries * len(probe.asked["forget"] & knew), len(probe.known["forget"] & knew)
-    counts: dict[str, Any] = {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
+    counts: dict[str, Any] = {"probe": probe.probe}
+    counts |= {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
     return counts | {"queries": queries, "leaks": leaks, "upper": rules.upper_limit(leaks, queries)}

@@ -92,11 +92,15 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         for found in verdict.rows
     ]
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain", "answers")}
+    now = verdict.swaps["now"].get("forget")
     return plain | {
         "schema": SCHEMA,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "rows": rows,
         "headline": verdict.headline,
+        "queries": verdict.queries,
+        "limit": rules.upper_limit(0, verdict.queries),
+        "compared": rules.compared(now["low"], now["high"]) if now else "",
         "lines": verdict.lines()[2:],
         "rules": rules.RULES,
         "show_pii": show_pii,

@@ -231,7 +231,7 @@ DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
             replace(row, output="I cannot answer that."),
             replace(row, id=f"U{row.id}", input=row.input.upper()),
         ],
-        "4 of 4 rows are given away in probes: upper case (4).",
+        "4 of 4 rows are given away in probes: other_words (4).",
     ),
 }
 
@@ -256,7 +256,7 @@ def test_page_and_json_are_redacted_and_name_no_path(
 ) -> None:
     write_verdict(found, tmp_path, request="ticket <4711>")
     assert "ticket &lt;4711&gt;" in (tmp_path / "verdict.html").read_text()
-    for name in ("verdict.json", "verdict.html"):
+    for name in ("verdict.json", "verdict.html", "summary.html"):
         text = (tmp_path / name).read_text()
         assert str(models("target").parent) not in text
         assert "forgethouse" not in text
