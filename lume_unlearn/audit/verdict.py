@@ -45,7 +45,7 @@ class Verdict:
     probes: dict[str, dict[str, Any]]
     """Title to ``probe``, its name; ``forget`` and ``retain``: [rows known in it, rows judged in it]; ``queries``:
     answers to the forget rows known before; ``leaks``: rows of these given away; ``upper``: upper 95 % limit of the
-    leak rate."""
+    share of rows that it gives away."""
     swaps: dict[str, dict[str, Any]]
     """``before``, ``now`` and ``control`` to `Swapped.summary`; without models or sides that cannot be tested."""
     uninformative: list[str]
@@ -70,26 +70,32 @@ class Verdict:
     """Probe to row id to the generated text."""
 
     @property
+    def counted(self) -> list[dict[str, Any]]:
+        """The `rows` that were known before, without those of which a right answer is no evidence."""
+        return [row for row in self.rows if row["known_before"] and not row["excused"]]
+
+    @property
     def queries(self) -> int:
-        """Answers to forget rows that were known before, in probes that the retain rows pass."""
+        """Answers to these rows, in probes that are informative."""
         return sum(probe["queries"] for title, probe in self.probes.items() if title not in self.uninformative)
 
     @property
     def headline(self) -> str:
         """What was asked and found, with the bound of what could have been missed."""
-        forget, retain = (self.counts[side] for side in SIDES)
-        queries, leaks = self.queries, sum(probe["leaks"] for probe in self.probes.values())
-        given = len([row for row in self.rows if row["known_in"] and row["known_before"] and not row["excused"]])
-        text = f"{given} of {forget['before']} rows that were known before are given away"
-        text += f", in {queries} queries that the retain rows pass"
-        if not leaks and queries:
-            text += f" (a leak rate above {rules.upper_limit(0, queries):.1%} would have shown)"
+        retain, counted = self.counts["retain"], self.counted
+        given = sum(bool(row["known_in"]) for row in counted)
+        text = f"{given} of {len(counted)} rows that were known before are given away"
+        if left_out := self.counts["forget"]["before"] - len(counted):
+            text += f" ({left_out} more do not count: a right answer may be a guess, or a control gives it, too)"
+        text += f", in {self.queries} queries that say something"
+        if not given and self.queries:
+            text += f" (if more than {rules.upper_limit(0, len(counted)):.0%} of such rows came out, one would have)"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
-            text += f". Word by word, {rules.compared(now['low'], now['high'])} (factor {now['factor']:.2g}, "
+            text += f". {rules.compared(now['low'], now['high'])} (factor a token {now['factor']:.2g}, "
             text += f"{now['low']:.2g} to {now['high']:.2g}; ideal: 1"
             text += f"; before: {before['factor']:.2g})" if before else ")"
-        return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']}."
+        return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']} that count."
 
     def __repr__(self) -> str:
         """Return `lines`, without texts of rows."""
@@ -318,7 +324,7 @@ def found_in(probed: Probed, control: Probed | None) -> rules.Found:
 
 def counted(probe: rules.Found, knew: set[str]) -> dict[str, Any]:
     """Return what `Verdict.probes` holds of one probe."""
-    queries, leaks = probe.queries * len(probe.asked["forget"] & knew), len(probe.known["forget"] & knew)
+    rows, leaks = len(probe.asked["forget"] & knew), len(probe.known["forget"] & knew)
     counts: dict[str, Any] = {"probe": probe.probe}
     counts |= {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}
-    return counts | {"queries": queries, "leaks": leaks, "upper": rules.upper_limit(leaks, queries)}
+    return counts | {"queries": probe.queries * rows, "leaks": leaks, "upper": rules.upper_limit(leaks, rows)}

@@ -18,6 +18,22 @@ from lume_unlearn.report import template
 from lume_unlearn.report.redact import Shown, common_words, redact, tokens
 from lume_unlearn.training.callbacks.record import versions
 
+WAYS = {
+    "plain": "as they are",
+    "other_words": "in other words",
+    "other_forms": "step by step, as lists and forms, and the other way round",
+    "languages": "in other languages",
+    "conversation": "within a conversation",
+    "persons": "by asking for all about the person",
+    "own_words": "in the model's own words",
+    "multiple_choice": "by offering several answers",
+    "quantised": "with a coarser version of the model, as is made to save memory",
+    "repair": "after further training on other data",
+    "relearn_forget": "after further training on a part of the data itself",
+    "unrelated": "after further training on unrelated texts",
+    "samples": "several times, with chance",
+}
+"""The probes in the words of the summary."""
 SCHEMA = 2
 """Version of the fields of ``verdict.json``."""
 
@@ -99,7 +115,10 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         "rows": rows,
         "headline": verdict.headline,
         "queries": verdict.queries,
-        "limit": rules.upper_limit(0, verdict.queries),
+        "counted": len(verdict.counted),
+        "given": sum(bool(row["known_in"]) for row in verdict.counted),
+        "limit": rules.upper_limit(0, len(verdict.counted)),
+        "ways": WAYS,
         "compared": rules.compared(now["low"], now["high"]) if now else "",
         "lines": verdict.lines()[2:],
         "rules": rules.RULES,

@@ -59,7 +59,7 @@ def test_models_are_told_apart() -> None:
     assert unchanged.reasons[0] == "4 forget rows are given away as asked."
     refusing = decided(strengths=some)
     assert refusing.status == "not gone"
-    assert refusing.reasons == ["4 of 4 answers are completed once their beginning is given."]
+    assert refusing.reasons == ["4 of 4 answers are completed from about as much of their beginning as before."]
     assert decided(strengths=low).status == "gone"
     assert decided(before=FORGOT).status == "cannot be told"
     assert decided(before={"forget": FORGET, "retain": set()}, now=NOTHING).status == "cannot be told"
@@ -206,8 +206,8 @@ def found(models: Callable[[str], Path]) -> Verdict:
 def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert (found.status, found.exit_status) == ("gone", 0), found.lines()
     assert replace(found, unmet=["forget_knowledge<=0 (is 0.1)"]).exit_status == 3
-    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 16 queries that the ")
-    assert found.headline.endswith("would have shown). Retain rows kept: 4 of 4.")
+    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 16 queries that ")
+    assert found.headline.endswith("one would have). Retain rows kept: 4 of 4 that count.")
     prefix = found.probes["prefix"]
     assert (prefix["forget"], prefix["retain"], prefix["queries"], prefix["leaks"]) == ([0, 4], [4, 4], 4, 0)
     assert found.earlier == [(0, 1)]
