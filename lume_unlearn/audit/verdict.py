@@ -250,6 +250,8 @@ def made(
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
     judged = {"plain": rules.Found("nothing", know, asked, probe="plain"), **probed}
+    if not rules.informative(judged["plain"], knew):
+        decision.uninformative.insert(0, "plain")
     return Verdict(
         **vars(decision),
         rows=[
