@@ -294,10 +294,10 @@ def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:
     """Return the swap tests of the target, the unlearned model and, if there is one, the control."""
     forget = {role: one.swapped.together.get("forget") for role, one in measured.items()}
     now = measured["now"].swapped
-    persons = now.persons.get("forget", {}).values()
-    told = sum(one.leak <= rules.TIED and one.low > rules.ALIKE for one in persons)
     retain = now.together.get("retain")
-    return rules.Swaps(forget["before"], forget["now"], retain, forget.get("control"), told, now.matched)
+    found = rules.Swaps(forget["before"], forget["now"], retain, forget.get("control"), matched=now.matched)
+    persons = now.persons.get("forget", {}).values()
+    return replace(found, persons=sum(one.leak <= rules.TIED and one.low > found.bound for one in persons))
 
 
 def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:

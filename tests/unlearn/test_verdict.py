@@ -108,7 +108,8 @@ TARGET, OTHERS = SwapResult(0.0001, 1, 4000, 2000, 8000), SwapResult(0.4, 0.6, 1
     ("now", "status", "words"),
     [
         (OTHERS, "gone", "No row is given away"),
-        (replace(OTHERS, leak=0.002), "not gone", "tied to the persons"),
+        (replace(OTHERS, leak=0.002, factor=2.5, low=1.5, high=4), "not gone", "tied to the persons"),
+        (replace(OTHERS, leak=0.002, factor=1.5, low=1.1, high=2), "cannot be told", "a little unlike invented ones"),
         (replace(OTHERS, avoided=0.002, factor=0.3), "not gone", "avoids the right answers"),
         (replace(OTHERS, avoided=0.002, factor=0.7), "cannot be told", "a little unlike invented ones"),
         (replace(OTHERS, high=3.0), "cannot be told", "too coarse"),
@@ -120,11 +121,20 @@ def test_the_swap_test_decides(now: SwapResult, status: str, words: str) -> None
     assert (found.status, words in found.reasons[0]) == (status, True)
 
 
+def test_the_bound_is_half_of_what_the_target_shows() -> None:
+    weak = SwapResult(0.01, 1, 1.69, 1.4, 2)  # answers that do not depend much on the name: the bound is 1.3
+    for factor, status in ((1.4, "not gone"), (1.2, "cannot be told")):
+        now = SwapResult(0.01, 1, factor, 1.01, 1.5)
+        assert decided(swaps=Swaps(weak, now, TARGET)).status == status
+    assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=1.25), TARGET)).status == "gone"
+    assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=1.35), TARGET)).status == "cannot be told"
+
+
 def test_the_swap_test_is_no_evidence_without_its_positive_controls() -> None:
     blind = {"prefix": probe("prompt", retain=""), "4-bit": probe("weights")}
     for swaps in (Swaps(OTHERS, OTHERS, TARGET), Swaps(TARGET, OTHERS, OTHERS)):
         assert decided(probes=blind, swaps=swaps).status == "cannot be told"
-    tied = replace(OTHERS, leak=0.002)
+    tied = replace(OTHERS, leak=0.002, factor=2.5, low=1.5, high=4.0)
     assert decided(swaps=Swaps(TARGET, tied, TARGET, control=tied)).status != "not gone"
     assert decided(swaps=Swaps(TARGET, TARGET, TARGET, control=tied)).status == "not gone"
 
@@ -140,7 +150,7 @@ def test_guesses_and_what_a_control_knows_are_no_evidence() -> None:
 
 def test_one_person_of_many_and_names_of_another_kind() -> None:
     assert decided(swaps=Swaps(TARGET, OTHERS, TARGET, persons=1)).status == "not gone"
-    tied = replace(OTHERS, leak=0.002, low=1.1, high=1.9)
+    tied = replace(OTHERS, leak=0.002, factor=2.1, low=1.1, high=3.9)
     assert decided(swaps=Swaps(TARGET, tied, TARGET)).status == "not gone"
     assert decided(swaps=Swaps(TARGET, tied, TARGET, matched=False)).status == "cannot be told"
     assert decided(swaps=Swaps(TARGET, replace(tied, low=3.0, high=9.0), TARGET, matched=False)).status == "not gone"
