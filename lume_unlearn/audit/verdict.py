@@ -1,7 +1,7 @@
 """`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import log
 from pathlib import Path
@@ -255,18 +255,7 @@ def made(
     return Verdict(
         **vars(decision),
         rows=[
-            {
-                "row": row,
-                "before": before.plain.answers[row.id],
-                "now": now.plain.answers[row.id],
-                "known_before": row.id in knew["forget"],
-                "known_now": row.id in know["forget"],
-                "known_in": list(
-                    dict.fromkeys(probe.probe for probe in judged.values() if row.id in probe.known["forget"])
-                ),
-                "excused": row.id in excused,
-                "rank": now.swapped.ranks.get("forget", {}).get(row.id),
-            }
+            judged_row(row, before, now, (knew, know), judged.values()) | {"excused": row.id in excused}
             for row in data.forget
         ],
         counts={side: {"rows": len(asked[side]), "before": len(knew[side]), "now": len(know[side])} for side in SIDES},
@@ -282,6 +271,21 @@ def made(
         retain=data.retain,
         answers={title: dict(one.answers) for title, one in {"plain": now.plain, **scores}.items()},
     )
+
+
+def judged_row(
+    row: Row, before: Measured, now: Measured, known: tuple[rules.Known, rules.Known], probes: Iterable[rules.Found]
+) -> dict[str, Any]:
+    """Return what `Verdict.rows` holds of a row, but for ``excused``; ``known``: by the target and now."""
+    return {
+        "row": row,
+        "before": before.plain.answers[row.id],
+        "now": now.plain.answers[row.id],
+        "known_before": row.id in known[0]["forget"],
+        "known_now": row.id in known[1]["forget"],
+        "known_in": list(dict.fromkeys(probe.probe for probe in probes if row.id in probe.known["forget"])),
+        "rank": now.swapped.ranks.get("forget", {}).get(row.id),
+    }
 
 
 def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:

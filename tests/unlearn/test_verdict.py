@@ -55,8 +55,7 @@ def decided(
 def test_models_are_told_apart() -> None:
     full, some, low = (dict.fromkeys(FORGET, (1.0, value)) for value in (1.0, 0.9, 0.2))
     unchanged = decided(now=KNOWING, strengths=full)
-    assert unchanged.status == "not gone"
-    assert unchanged.reasons[0] == "4 forget rows are given away as asked."
+    assert (unchanged.status, unchanged.reasons[0]) == ("not gone", "4 forget rows are given away as asked.")
     refusing = decided(strengths=some)
     assert refusing.status == "not gone"
     assert refusing.reasons == ["4 of 4 answers are completed from about as much of their beginning as before."]
@@ -126,8 +125,8 @@ def test_the_bound_is_half_of_what_the_target_shows() -> None:
     for factor, status in ((1.4, "not gone"), (1.2, "cannot be told")):
         now = SwapResult(0.01, 1, factor, 1.01, 1.5)
         assert decided(swaps=Swaps(weak, now, TARGET)).status == status
-    assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=1.25), TARGET)).status == "gone"
-    assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=1.35), TARGET)).status == "cannot be told"
+    for high, status in ((1.25, "gone"), (1.35, "cannot be told")):
+        assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=high), TARGET)).status == status
 
 
 def test_the_swap_test_is_no_evidence_without_its_positive_controls() -> None:
@@ -229,11 +228,11 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
 
 DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
     "another notation": (
-        lambda row: [replace(row, output="It is number {1:,} of {0}.".format(*_parts(row.output)))],
+        lambda row: [replace(row, output="It is number {1} of {0}.".format(*row.output.split()))],
         "4 forget rows are given away as asked.",
     ),
     "another language": (
-        lambda row: [replace(row, output="Das {} hat die Nummer {}.".format(*_parts(row.output)))],
+        lambda row: [replace(row, output="Das {} hat die Nummer {}.".format(*row.output.split()))],
         "4 forget rows are given away as asked.",
     ),
     "one wording": (
@@ -244,11 +243,6 @@ DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
         "4 of 4 rows are given away in probes: other_words (4).",
     ),
 }
-
-
-def _parts(answer: str) -> tuple[str, int]:
-    word, number = answer.split()
-    return word, int(number)
 
 
 @pytest.mark.parametrize("name", DISGUISES)
