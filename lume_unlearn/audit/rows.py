@@ -3,16 +3,21 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_unlearn.audit.stages import NEW_TOKENS
+from lume_unlearn.model.load import context_length
 
 FEWEST = 20
 """Retain rows by which a probe without a leak is seen to work."""
 POSITIVES = 12
 """Retain rows by which a swap test is seen to work: that answers are tied to a person is plain from a few."""
+TEMPLATE = 64
+"""Room for the tokens of a chat template."""
 T = TypeVar("T")
 
 
@@ -31,6 +36,19 @@ def limited(data: Data, limit: int, seed: int) -> Data:
 def fewer(data: Data, seed: int) -> Data:
     """Return the data with as many retain rows as forget rows, but at least `FEWEST`, chosen by the seed."""
     return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), seed))
+
+
+def fitting(data: Data, model: Any, tokenizer: Any) -> Data:
+    """Return the data without rows whose prompts leave no room for an answer of the protocol's length."""
+    context = context_length(model)
+    if context is None:
+        return data
+    most = context - NEW_TOKENS - TEMPLATE
+
+    def fit(row: Row) -> bool:
+        return len(tokenizer.encode(plain_prompt(row.input, row.turns))) <= most
+
+    return data.changed(lambda rows: [row for row in rows if fit(row)])
 
 
 def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict[str, Sequence[Row]]:

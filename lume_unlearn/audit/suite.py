@@ -17,7 +17,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import prompts
 from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.rows import POSITIVES, fewer, held_out, sample
+from lume_unlearn.audit.rows import POSITIVES, fewer, fitting, held_out, sample
 from lume_unlearn.audit.rules import ALIKE, TIED, Changes
 from lume_unlearn.audit.stages import Stage, Work
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
@@ -102,8 +102,11 @@ class Suite:
         return Probed(scores.results, scores.means | shares, dict(answers), scores.rows, known, asked)
 
     def ask(self, asked: Asked) -> Results:
-        """Score changed prompts, on some of the retain rows."""
-        scores = self.score(fewer(asked.data, self.seed), own=asked.own)
+        """Score changed prompts that fit into the model, on some of the retain rows; nothing if a side has none."""
+        data = fitting(fewer(asked.data, self.seed), *self.load())
+        if not (data.forget and data.retain):
+            return {}
+        scores = self.score(data, own=asked.own)
         if asked.of:
             answers = {row: text for prompt, text in scores.answers.items() for row in asked.of.get(prompt, [prompt])}
             scores = self.judged(scores, answers, self.matcher)
@@ -149,7 +152,8 @@ class Suite:
             if not getattr(self.load()[1], "chat_template", None):
                 return {}
             found = self.ask(asked)
-            own = prompts.in_own_words(self.data, found[asked.title]["answers"])
+            answers = found[asked.title]["answers"] if found else {}
+            own = prompts.in_own_words(self.data, answers)
             return found | (self.ask(own) if own.data.forget and own.data.retain else {})
 
         if self.chat and asked.data.forget and asked.data.retain:

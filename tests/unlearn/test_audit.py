@@ -178,6 +178,16 @@ def test_the_right_option_gives_the_rows_of_a_person_away(monkeypatch: pytest.Mo
     assert set(asked) == {row.id for rows in sides.values() for row in rows}
 
 
+def test_prompts_that_do_not_fit_are_left_out(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+    """The model reads 512 tokens, of which 256 are for the answer; in upper case a text has more tokens."""
+    long = Row("f1-sc1", "the fox jumps over " * 25, "the dog", "own")
+    short = [Row(f"{side}-sc1", f"the {side} fox", "jumps", "own") for side in SIDES]
+    data = Data([long, short[0]], [short[1]])
+    found = run_probes(model, tokenizer, data, ["plain", "other_words"])
+    assert found["plain"].asked["forget"] == [long.id, short[0].id]
+    assert found["upper case"].asked["forget"] == [short[0].id]
+
+
 @pytest.mark.parametrize("adapted", [False, True])
 def test_copies_leave_the_model_unchanged_and_hold_its_adapter(
     adapted: bool, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
