@@ -18,6 +18,7 @@ from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit import suite
 from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_probes
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
+from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
@@ -113,6 +114,32 @@ def test_every_probe_is_scored_and_written(results: tuple[Path, dict[str, Probed
     written = {"model": "some/model", "split": "all", "audits": {name: probed.means for name, probed in found.items()}}
     assert json.loads((output / "audit.json").read_text()) == written
     assert [name for name, probed in found.items() if probed.control] == held_out[:1]
+
+
+def test_a_killed_audit_continues_and_gives_the_same(
+    data_dir: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, scored = make_model(), suite.score
+    calls: list[int] = []
+
+    def score(*args: Any, **options: Any) -> Scores:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return scored(*args, **options)
+
+    monkeypatch.setattr(suite, "score", score)
+    options: Any = {"probes": ["quantised"], "limit": 2, "batch_size": 16}
+    with pytest.raises(KeyboardInterrupt):
+        audit(model, tokenizer, data_dir, output=tmp_path, **options)
+    assert (tmp_path / UNFINISHED).exists()
+    found = audit(model, tokenizer, data_dir, output=tmp_path, **options)
+    assert len(calls) == 4  # plain, once and no more; 8 bits, twice; 4 bits
+    assert not (tmp_path / UNFINISHED).exists()
+    again = audit(model, tokenizer, data_dir, **options)
+    assert {title: (one.means, one.known) for title, one in found.items()} == {
+        title: (one.means, one.known) for title, one in again.items()
+    }
 
 
 def test_leaks_grow_with_the_samples_and_the_table_shows_the_ends_of_the_curve(

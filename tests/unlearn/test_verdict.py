@@ -308,6 +308,7 @@ def test_the_command_ends_in_a_verdict(
         "ticket 4711",
         {"before", "now", "control"},
     )
+    assert written["nearer"][0] == (0 if name == "target" else 3)  # of three rows: to the control, or to the target
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
 
 
