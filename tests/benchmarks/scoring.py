@@ -1,7 +1,7 @@
 """Time the answers to requests of the tasks.
 
 Generation: the harness's `hf` with one prompt at a time, and with batches. Log-likelihoods: the harness's `hf`,
-`lume-hf` with the logits of all positions, and `lume-hf`.
+`lume-hf` with the logits of all positions, `lume-hf` that reads shared beginnings again for each row, and `lume-hf`.
 """
 
 import argparse
@@ -17,10 +17,16 @@ from common import DEVICE, alternate, figures, parser, prepared, write
 from lm_eval.models.huggingface import HFLM
 
 from lume_tasks.data.source import load_data
+from lume_tasks.models import hf
 from lume_tasks.models.hf import LumeHF
 from lume_unlearn.scoring.score import evaluate, task_manager
 
-KINDS = {"generation": ("lume_task1", "lume_task2", "lume_task3"), "mmlu": ("lume_mmlu",), "mia": ("lume_mia",)}
+KINDS = {
+    "generation": ("lume_task1", "lume_task2", "lume_task3"),
+    "mmlu": ("lume_mmlu",),
+    "mia": ("lume_mia",),
+    "swap": ("lume_swap",),
+}
 
 Way = Callable[[list], list]
 
@@ -65,9 +71,14 @@ def loglikelihoods(model: str, data: Path, args: argparse.Namespace) -> tuple[di
         with patch.object(lm.model, "get_output_embeddings", return_value=None):
             return lm._loglikelihood_tokens(requests, disable_tqdm=True)
 
+    def nothing_shared(requests: list) -> list:
+        with patch.object(hf, "read_once", lambda model, inputs, wanted: (inputs, wanted, {})):
+            return lm._loglikelihood_tokens(requests, disable_tqdm=True)
+
     ways = {
         "hf": partial(stock._loglikelihood_tokens, disable_tqdm=True),
         "all logits": all_logits,
+        "nothing shared": nothing_shared,
         "lume-hf": partial(lm._loglikelihood_tokens, disable_tqdm=True),
     }
     return ways, requests, lambda _: sum(map(len, rows))
@@ -75,7 +86,7 @@ def loglikelihoods(model: str, data: Path, args: argparse.Namespace) -> tuple[di
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("--kind", choices=KINDS, default="generation", help="mmlu needs --mmlu, mia --data")
+    options.add_argument("--kind", choices=KINDS, default="generation", help="mmlu needs --mmlu, mia and swap --data")
     options.add_argument("--mmlu", metavar="FOLDER", help="copy of MMLU")
     options.add_argument("--mmlu_subjects", help="names with commas; by default all")
     options.add_argument("--prompts", type=int, default=12, help="the first ones; for mmlu, of each subject")
