@@ -118,7 +118,8 @@ class Verdict:
             lines.append(f"Right, but no evidence (a guess, or a control knows it, too): {rules.named(excused)}.")
         if self.nearer:
             near, rows = self.nearer
-            lines.append(f"Of {rows} right answers, {near} are as likely as in the control rather than the target.")
+            words = "the right answer is nearer to the control in likelihood than to the target"
+            lines.append(f"In {near} of {rows} rows, {words}.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
         lines += [
             f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
