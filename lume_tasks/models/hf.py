@@ -207,24 +207,32 @@ def read_once(
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
     """Let the model read the beginning that all rows share, once, where that saves at least a quarter of the tokens.
 
-    Only models whose layers all keep plain keys and values can go on from there, and none that needs a gradient.
+    Not for a model that needs a gradient, or cannot go on from there (see `goes_on`).
 
     Returns:
         the rest of the inputs (rows, rest), the wanted positions in it, and arguments that go on from the beginning.
     """
     rows, width = inputs.shape
-    alike = (inputs == inputs[0]).all(dim=0).long().cumprod(0).sum()
-    length = min(int(alike), int((wanted % width).min()))
-    prompt_learning = getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False)
-    cache = DynamicCache(config=model.config)
-    kept = bool(cache.layers) and all(type(layer) is DynamicLayer for layer in cache.layers)
-    kept = kept and "cache" in signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
-    if torch.is_grad_enabled() or rows == 1 or length < max(ALIKE, width // 4) or prompt_learning or not kept:
+    length = 0
+    if rows > 1 and not torch.is_grad_enabled():
+        alike = (inputs == inputs[0]).all(dim=0).long().cumprod(0).sum()
+        length = min(int(alike), int((wanted % width).min()))
+    if length < max(ALIKE, width // 4) or not goes_on(model):
         return inputs, wanted, {}
+    cache = DynamicCache(config=model.config)
     model(inputs[:1, :length], cache=cache, use_cache=True)
     cache.batch_repeat_interleave(rows)
     rest = width - length
     return inputs[:, length:], wanted // width * rest + wanted % width - length, {"cache": cache}
+
+
+def goes_on(model: Any) -> bool:
+    """Return whether a model can go on from a cache of plain keys and values alone, and has no virtual tokens."""
+    layers = DynamicCache(config=model.config).layers
+    adapter = getattr(model, "active_peft_config", None)
+    takes_cache = "cache" in signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
+    plain = bool(layers) and all(type(layer) is DynamicLayer for layer in layers)
+    return plain and takes_cache and not getattr(adapter, "is_prompt_learning", False)
 
 
 def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.Tensor) -> float:

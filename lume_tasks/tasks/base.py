@@ -7,6 +7,7 @@ since the harness drops metrics that only some documents have. Aggregations leav
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
@@ -184,7 +185,9 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
     if lume_task == OWN:
         add_prompts(docs, metadata)
     for doc in docs:
-        del doc["turns"]  # they are in the prompt
+        turns = doc.pop("turns")
+        if lume_task != OWN:  # its prompt is the bare text
+            doc["input"] = plain_prompt(doc["input"], turns)
     return docs
 
 
@@ -207,9 +210,8 @@ def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> 
     tokenizer = load_tokenizer(metadata) if chat else None
     for doc in docs:
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
-        turns = doc["turns"]
-        rendered = chat_prompt(tokenizer, doc["input"], turns) if doc["chat"] else plain_prompt(doc["input"], turns)
-        doc["prompt"] = rendered
+        render = partial(chat_prompt, tokenizer) if doc["chat"] else plain_prompt
+        doc["prompt"] = render(doc["input"], doc["turns"])
 
 
 def chat_of(metadata: Mapping[str, Any]) -> bool:

@@ -1,7 +1,7 @@
 """What a verdict needs of each model: its answers to the rows, its numbers, and the swap test."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from statistics import fmean
 from typing import Any
@@ -13,7 +13,6 @@ from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.audit.suite import SHORT
-from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.scoring.swap import Swapped, swap_test
 
@@ -29,7 +28,7 @@ class Measured:
     numbers: dict[str, float]
     """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
     swapped: Swapped
-    model: dict[str, str]
+    model: dict[str, str] = field(default_factory=dict)
     """See `fingerprint`."""
 
     @classmethod
@@ -101,7 +100,7 @@ def measure(
             if isinstance(value, float) and isfinite(value):
                 values[f"{task} {key.removesuffix(',none')}"] = value
     numbers = {name: value for name, value in values.items() if value is not None}
-    return Measured(replace(plain, results={}), numbers, swapped, fingerprint(model))
+    return Measured(replace(plain, results={}), numbers, swapped)
 
 
 def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], **options: Any) -> tuple[int, int]:

@@ -5,7 +5,6 @@
 
 import json
 import logging
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.prompts import PROMPTS, multiple_choice, prompts_of, rewriting
 from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import held_out, limited, rows_digest, sample, training_rows
-from lume_unlearn.audit.stages import UNFINISHED, Kept, Stage, carry_out, measured_speed, plan, seconds_of
-from lume_unlearn.audit.suite import PROBES, Loader, Probed, Suite
+from lume_unlearn.audit.stages import UNFINISHED, Loader, Stage, carry_out
+from lume_unlearn.audit.suite import PROBES, Probed, Suite
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
@@ -49,8 +48,7 @@ def run_probes(
             ``plain``, run the membership attack as well.
         probes: names, see `probe_stages`. Default: all that the data suffices for; a warning names the others.
         split: rows to use of a data directory.
-        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption;
-            it is removed at the end.
+        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
         after_each: called with all scores so far after each step.
         planned: print the steps and an estimate of the minutes first.
         **options: of `probe_stages`.
@@ -69,18 +67,14 @@ def run_probes(
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
     stages = list(probe_stages(lambda: (model, tokenizer), data, chosen, **options))
-    seconds = planned_seconds(stages, model, tokenizer) if planned else None
-    kept = None
     if resume is not None:
         key = str([fingerprint(model), [rows_digest(rows) for rows in data.rows.values()], options])
-        stages, kept = [replace(stage, key=lambda: key) for stage in stages], Kept(Path(resume))
+        stages = [replace(stage, key=lambda: key) for stage in stages]
     found: dict[str, Probed] = {}
-    for _, results in carry_out(stages, seconds, kept):
+    for _, results in carry_out(stages, (lambda: (model, tokenizer)) if planned else None, resume):
         found |= {title: Probed(**scores) for title, scores in results.items()}
         if after_each:
             after_each(found)
-    if kept:
-        kept.done()
     return found
 
 
@@ -154,23 +148,20 @@ def probe_stages(
     sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0, "do_sample": True}
     rows = training_rows(data, train, relearn_rows, seed)
     rows["unrelated"] = sample(text_rows(unrelated), relearn_rows, seed)
-    numbers: dict[str, Any] = {
-        "samples": samples,
-        "controls": controls,
-        "chat": chat,
-        "batch_size": batch_size,
-        "seed": seed,
-    }
-    matcher = matcher or Matcher(data.rows)
-    return Suite(load, data, rows, training, sampling, matcher, tasks=tasks, **numbers).stages(probes)
-
-
-def planned_seconds(stages: Sequence[Stage], model: Any, tokenizer: Any) -> list[float]:
-    """Print the steps with an estimate of the minutes, and return the seconds for each step."""
-    speed = measured_speed(model, tokenizer, [row for stage in stages for row in stage.work.answered])
-    seconds = [seconds_of(stage.work, tokenizer, speed) for stage in stages]
-    print(plan(stages, seconds), file=sys.stderr, flush=True)
-    return seconds
+    return Suite(
+        load,
+        data,
+        rows,
+        training,
+        sampling,
+        matcher or Matcher(data.rows),
+        samples=samples,
+        controls=controls,
+        chat=chat,
+        batch_size=batch_size,
+        seed=seed,
+        tasks=tasks,
+    ).stages(probes)
 
 
 def audit(
@@ -209,11 +200,14 @@ def audit(
     data = limited(as_data(data, split), limit, seed)
     name = name or str(getattr(model.config, "_name_or_path", ""))
     probes = None if probes is None else ["plain", *(probe for probe in probes if probe != "plain")]
-    if output is not None:
-        folder = Path(output)
-        options["after_each"] = lambda found: write_audit(found, folder, name, data.split)
-        options["resume"] = folder / UNFINISHED
-    return run_probes(model, tokenizer, data, probes, seed=seed, planned=True, **options)
+    if output is None:
+        return run_probes(model, tokenizer, data, probes, seed=seed, planned=True, **options)
+    folder = Path(output)
+    options["after_each"] = lambda found: write_audit(found, folder, name, data.split)
+    resume = folder / UNFINISHED
+    found = run_probes(model, tokenizer, data, probes, seed=seed, planned=True, resume=resume, **options)
+    resume.unlink()
+    return found
 
 
 def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str) -> None:

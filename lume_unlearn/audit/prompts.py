@@ -85,13 +85,11 @@ def languages(data: Data) -> list[Asked]:
 def conversation(data: Data) -> list[Asked]:
     """Ask with a system prompt, and after a turn about a retain row."""
     questions = only_questions(data)
-    system = questions.changed(lambda rows: [with_turns(row, [("system", SYSTEM)]) for row in rows])
-    asked = [Asked("with a system prompt", system)]
+    asked = [_after("with a system prompt", questions, [("system", SYSTEM)])]
     if questions.retain:
         first = questions.retain[0]
-        turns = [("user", first.input), ("assistant", first.output)]
-        later = questions.changed(lambda rows: [with_turns(row, turns) for row in rows if row is not first])
-        asked.append(Asked("after another question", later))
+        others = replace(questions, retain=questions.retain[1:])
+        asked.append(_after("after another question", others, [("user", first.input), ("assistant", first.output)]))
     return asked
 
 
@@ -118,13 +116,6 @@ def prompts_of(probe: str, data: Data) -> list[Asked]:
 def only_questions(data: Data) -> Data:
     """Return the data without completions."""
     return data.changed(lambda rows: [row for row in rows if row.kind == "qa"])
-
-
-def with_turns(row: Row, turns: Sequence[tuple[str, str]]) -> Row:
-    """Return a row with turns in front; as text, if it is of a LUME task, which knows no chat template."""
-    if row.task in TASKS:
-        return replace(row, input="\n\n".join([*(content for _, content in turns), row.input]))
-    return replace(row, turns=(*turns, *row.turns))
 
 
 def rewriting(data: Data) -> Asked:
@@ -191,6 +182,11 @@ def _asked(title: str, data: Data, change: Callable[[str], str]) -> Asked:
         return list({text_key(row): row for row in (replace(row, input=change(row.input)) for row in rows)}.values())
 
     return Asked(title, data.changed(changed))
+
+
+def _after(title: str, data: Data, turns: Sequence[tuple[str, str]]) -> Asked:
+    """Ask after turns."""
+    return Asked(title, data.changed(lambda rows: [replace(row, turns=(*turns, *row.turns)) for row in rows]))
 
 
 def _reversed(rows: list[Row]) -> list[Row]:

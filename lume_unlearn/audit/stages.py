@@ -12,6 +12,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.rows import Row
 from lume_tasks.models.sampling import generated
 from lume_tasks.tasks.generation import most_tokens
@@ -27,6 +28,10 @@ OVERHEAD = 1.0
 """Seconds that each step takes besides."""
 TIMED = 8
 """Prompts, and new tokens of each, by which the speed is measured."""
+
+
+Loader = Callable[[], tuple[Any, Any]]
+"""Returns model and tokenizer, on the device to score and train on."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +87,7 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
     def tokens(rows: Sequence[Row]) -> int:
         return sum(_tokens(tokenizer, f"{row.input} {row.output}") for row in rows)
 
-    prompts = sum(_tokens(tokenizer, row.input) for row in work.answered)
+    prompts = sum(_tokens(tokenizer, plain_prompt(row.input, row.turns)) for row in work.answered)
     new = sum(answer_tokens(tokenizer, row) for row in work.answered)
     read = work.times * prompts + work.readings * tokens(work.read) + TRAINED * work.epochs * tokens(work.trained)
     return OVERHEAD + read * speed.read + work.times * new * speed.write
@@ -111,18 +116,28 @@ def plan(stages: Sequence[Stage], seconds: Sequence[float]) -> str:
     return "\n".join([f"Plan: {len(stages)} steps, about {sum(seconds) / 60:.1f} minutes:", *shown])
 
 
+def planned_seconds(stages: Sequence[Stage], model: Any, tokenizer: Any) -> list[float]:
+    """Print the steps with an estimate of the minutes, and return the seconds for each step."""
+    speed = measured_speed(model, tokenizer, [row for stage in stages for row in stage.work.answered])
+    seconds = [seconds_of(stage.work, tokenizer, speed) for stage in stages]
+    print(plan(stages, seconds), file=sys.stderr, flush=True)
+    return seconds
+
+
 def carry_out(
-    stages: Sequence[Stage], seconds: Sequence[float] | None = None, kept: "Kept | None" = None
+    stages: Sequence[Stage], planned_by: Loader | None = None, resume: str | Path | None = None
 ) -> Iterator[tuple[Stage, Any]]:
     """Run stages one after the other, with one bar, and yield each with its result.
 
     Args:
         stages: what to do.
-        seconds: the estimate for each, for the bar; without it, the bar counts stages.
-        kept: results of an interrupted audit, which are not made again.
+        planned_by: gives the model by whose speed the minutes are estimated; the plan is printed first, and the bar
+            counts seconds. Without it, there is no plan, and the bar counts stages.
+        resume: file that keeps the results, and has those of an interrupted audit, which are not made again.
     """
-    steps = seconds or [1.0] * len(stages)
-    form = "{l_bar}{bar}| {elapsed}<{remaining}" if seconds else None
+    steps = planned_seconds(stages, *planned_by()) if planned_by else [1.0] * len(stages)
+    kept = None if resume is None else Kept(Path(resume))
+    form = "{l_bar}{bar}| {elapsed}<{remaining}" if planned_by else None
     with tqdm(total=sum(steps), bar_format=form, unit="step") as bar:
         for stage, step in zip(stages, steps, strict=True):
             bar.set_description(f"{stage.role} {stage.title}".strip())
@@ -148,7 +163,7 @@ class Kept:
         """Return the result of a step, made now or before."""
         key = hashlib.sha256(json.dumps([stage.key(), stage.role, stage.probe, stage.title]).encode()).hexdigest()
         if key not in self._found:
-            line = json.dumps({"key": key, "result": stage.run()}, default=str)
+            line = json.dumps({"key": key, "result": stage.run()})
             with writing(self._path.parent):
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._path.touch(mode=0o600)
@@ -156,7 +171,3 @@ class Kept:
                     file.write(f"\n{line}")  # in front: the line before may have been cut off
             self._found[key] = json.loads(line)["result"]
         return self._found[key]
-
-    def done(self) -> None:
-        """Remove the file."""
-        self._path.unlink(missing_ok=True)

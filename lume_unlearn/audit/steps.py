@@ -12,11 +12,11 @@ from torch import nn
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.measure import Measured, known_of, measure
-from lume_unlearn.audit.probes import planned_seconds, probe_stages
+from lume_unlearn.audit.probes import probe_stages
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.rows import POSITIVES, rows_digest, sample
-from lume_unlearn.audit.stages import Kept, Stage, Work, carry_out
-from lume_unlearn.audit.suite import Loader, Probed
+from lume_unlearn.audit.rows import POSITIVES, sample
+from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
+from lume_unlearn.audit.suite import Probed
 from lume_unlearn.model.fingerprint import fingerprint
 
 MEASURED, EARLIER = "as asked", "earlier requests"
@@ -60,65 +60,55 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
     return {role: partial(load, role) for role, model in models.items() if model is not None}
 
 
-def key_of(load: Loader, about: Any) -> Callable[[], str]:
-    """Return a function that says what results depend on: the model, which is loaded for it, and ``about``."""
-    return cache(lambda: json.dumps([fingerprint(load()[0]), about], sort_keys=True))
-
-
 def steps_of(
     role: str,
     load: Loader,
     data: Data,
     probes: Sequence[str],
     *,
-    tasks: Sequence[str],
-    key: Callable[[], str],
+    requests: Sequence[list[Row]],
+    retain: Sequence[Row],
+    about: Any,
     shared: Mapping[str, Any],
     seed: int,
+    tasks: Sequence[str],
     **options: Any,
 ) -> list[Stage]:
-    """Return the steps for one model.
+    """Return the steps for one model: measure it; probe control and unlearned model; ask that rows of earlier requests.
 
     Args:
         role: before, control or now.
         load: gives the model.
         data: rows.
-        probes: to run on it.
-        tasks: further tasks of the harness.
-        key: of `key_of`.
+        probes: to run.
+        requests: rows of each earlier request.
+        retain: all retain rows, whose words say nothing about these.
+        about: what the results depend on besides the model.
         shared: ``controls``, ``chat`` and ``batch_size``.
-        seed: of the retain rows that are tested, and of the probes.
+        seed: of the retain rows of the swap test, and of the probes.
+        tasks: further tasks of the harness.
         **options: further ones of `probe_stages`.
     """
+    described = cache(lambda: fingerprint(load()[0]))
+    key = cache(lambda: json.dumps([described(), about], sort_keys=True))
     # The retain rows are the positive control of the unlearned model's test alone.
     swapped = [*data.forget, *(sample(data.retain, POSITIVES, seed) if role == "now" else [])]
-    measured = Stage(
-        MEASURED,
-        MEASURED,
-        lambda: asdict(measure(*load(), data, swap_rows=[row.id for row in swapped], tasks=tasks, **shared)),
-        Work([*data.forget, *data.retain], read=swapped, readings=shared["controls"] + 1),
-    )
-    stages = [measured, *probe_stages(load, data, probes, seed=seed, **shared, **options)]
-    return [replace(stage, role=role, key=key) for stage in stages]
 
-
-def earlier_steps(
-    requests: Sequence[list[Row]],
-    load: Loader,
-    retain: Sequence[Row],
-    key: Callable[[], str],
-    chat: bool,
-    batch_size: int,
-) -> list[Stage]:
-    """Return a step for each earlier request: which of its rows does the model know now?"""
+    def measured() -> dict[str, Any]:
+        found = measure(*load(), data, swap_rows=[row.id for row in swapped], tasks=tasks, **shared)
+        return asdict(replace(found, model=described()))
 
     def known(rows: list[Row]) -> list[int]:
-        return list(known_of(*load(), rows, retain, chat=chat, batch_size=batch_size))
+        return list(known_of(*load(), rows, retain, chat=shared["chat"], batch_size=shared["batch_size"]))
 
-    return [
-        Stage(EARLIER, f"earlier request {rows_digest(rows)[:8]}", partial(known, rows), Work(rows), key=key)
-        for rows in requests
-    ]
+    work = Work([*data.forget, *data.retain], read=swapped, readings=shared["controls"] + 1)
+    stages = [Stage(MEASURED, MEASURED, measured, work)]
+    if role != "before":
+        stages += probe_stages(load, data, probes, seed=seed, **shared, **options)
+    if role == "now":
+        for number, rows in enumerate(requests, 1):
+            stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), Work(rows)))
+    return [replace(stage, role=role, key=key) for stage in stages]
 
 
 def found_by(
@@ -130,24 +120,19 @@ def found_by(
     """Print the plan, carry it out, and return what was found.
 
     Args:
-        stages: of `steps_of` and `earlier_steps`.
+        stages: of `steps_of`.
         load: gives the model whose speed is measured.
-        resume: file that keeps the results of finished steps; None keeps none. It is removed at the end.
+        resume: file that keeps the results of finished steps; None keeps none.
         after_each: called with the scores of the unlearned model so far, "plain" first, after each of its steps.
 
     Raises:
         ConfigError: the model cannot be quantised, or the file cannot be written.
     """
-    model, tokenizer = load()
     if any(stage.probe == "quantised" for stage in stages):
-        weight_layers(model)  # refuse a model that cannot be quantised before the first step
-    found, seconds = Found(), planned_seconds(stages, model, tokenizer)
-    del model
-    kept = None if resume is None else Kept(Path(resume))
-    for stage, result in carry_out(stages, seconds, kept):
+        weight_layers(load()[0])  # refuse a model that cannot be quantised before the first step
+    found = Found()
+    for stage, result in carry_out(stages, load, resume):
         found.add(stage, result)
         if after_each and stage.role == "now":
             after_each({"plain": found.measured["now"].plain, **found.probed.get("now", {})})
-    if kept:
-        kept.done()
     return found

@@ -19,7 +19,7 @@ from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
 from lume_unlearn.audit.rows import POSITIVES, fewer, fitting, held_out, sample
 from lume_unlearn.audit.rules import ALIKE, TIED, Changes
-from lume_unlearn.audit.stages import Stage, Work
+from lume_unlearn.audit.stages import Loader, Stage, Work
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
 from lume_unlearn.scoring.swap import swap_test
 from lume_unlearn.training.relearning import relearning
@@ -29,13 +29,11 @@ SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
 
 Results = dict[str, dict[str, Any]]
 """Title to the fields of `Probed`, as plain data."""
-Loader = Callable[[], tuple[Any, Any]]
-"""Returns model and tokenizer, on the device to score and train on."""
 
 
 @dataclass(frozen=True, repr=False)
 class Probed(Scores):
-    """The scores of one probe."""
+    """The scores of one probe, without the harness's results."""
 
     known: dict[str, list[str]] = field(default_factory=dict)
     """Side to the ids of the rows that the answers give away; empty without answers."""
@@ -99,7 +97,7 @@ class Suite:
         asked = {side: [row.id for row in rows if row.id in answers] for side, rows in self.data.rows.items()}
         known = {side: sorted(found) for side, found in matcher.known(answers).items()}
         shares = {f"{side}_known": len(known[side]) / len(asked[side]) for side in SIDES if asked[side]}
-        return Probed(scores.results, scores.means | shares, dict(answers), scores.rows, known, asked)
+        return Probed({}, scores.means | shares, dict(answers), scores.rows, known, asked)
 
     def ask(self, asked: Asked) -> Results:
         """Score changed prompts that fit into the model, on some of the retain rows; nothing if a side has none."""

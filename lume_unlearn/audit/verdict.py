@@ -14,8 +14,7 @@ from lume_unlearn.audit import rules
 from lume_unlearn.audit.measure import Measured, in_parts
 from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.audit.rows import limited, rows_digest
-from lume_unlearn.audit.stages import Stage
-from lume_unlearn.audit.steps import Found, earlier_steps, found_by, key_of, loaders_of, steps_of
+from lume_unlearn.audit.steps import Found, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.scoring.score import Scores, as_data, check_tasks
@@ -75,6 +74,11 @@ class Verdict:
         return [row for row in self.rows if row["known_before"] and not row["excused"]]
 
     @property
+    def given(self) -> int:
+        """How many of these the model gives away, as asked or in a probe."""
+        return sum(bool(row["known_in"]) for row in self.counted)
+
+    @property
     def queries(self) -> int:
         """Answers to these rows, in probes that are informative."""
         return sum(probe["queries"] for title, probe in self.probes.items() if title not in self.uninformative)
@@ -83,12 +87,11 @@ class Verdict:
     def headline(self) -> str:
         """What was asked and found, with the bound of what could have been missed."""
         retain, counted = self.counts["retain"], self.counted
-        given = sum(bool(row["known_in"]) for row in counted)
-        text = f"{given} of {len(counted)} rows that were known before are given away"
+        text = f"{self.given} of {len(counted)} rows that were known before are given away"
         if left_out := self.counts["forget"]["before"] - len(counted):
             text += f" ({left_out} more do not count: a right answer may be a guess, or a control gives it, too)"
         text += f", in {self.queries} queries that say something"
-        if not given and self.queries:
+        if not self.given and self.queries:
             text += f" (if more than {rules.upper_limit(0, len(counted)):.0%} of such rows came out, one would have)"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
@@ -187,8 +190,8 @@ def verdict(
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one scoring batch.
         seed: of the chosen rows, the sampling and the training.
-        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption;
-            it is removed at the end.
+        resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
+            Remove it once the verdict is safe.
         after_each: called with the scores of the unlearned model so far, "plain" first, after each step.
         **options: of `probe_stages`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
@@ -210,12 +213,9 @@ def verdict(
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, **recorded}
     about = [digests, rows_digest(everything.retain), list(tasks), recorded, repr(options)]
-    keys = {role: key_of(load, about) for role, load in loaders.items()}
-    probing: dict[str, Any] = {"tasks": tasks, "shared": shared, "seed": seed, "matcher": matcher, **options}
-    stages: list[Stage] = []
-    for role, load in loaders.items():
-        stages += steps_of(role, load, data, [] if role == "before" else wanted, key=keys[role], **probing)
-    stages += earlier_steps(requests, loaders["now"], everything.retain, keys["now"], chat, batch_size)
+    probing: dict[str, Any] = {"shared": shared, "seed": seed, "tasks": tasks, "matcher": matcher, **options}
+    probing |= {"requests": requests, "retain": everything.retain, "about": about}
+    stages = [one for role, load in loaders.items() for one in steps_of(role, load, data, wanted, **probing)]
     found = found_by(stages, loaders["now"], resume, after_each)
     return replace(made(data, matcher, found, require, keep, recorded), data_sha256=digests)
 

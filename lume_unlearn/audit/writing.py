@@ -57,7 +57,7 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, 
         output.mkdir(parents=True, exist_ok=True)
         write_text(output / "verdict.json", json.dumps(content, indent=1) + "\n")
         for name in ("verdict.html", "summary.html"):
-            write_text(output / name, template(f"{name}.j2", autoescape=True).render(content=content))
+            write_text(output / name, template(f"{name}.j2", autoescape=True).render(content=content, ways=WAYS))
         transcript = output / "transcript.jsonl"
         transcript.touch(mode=0o600)
         lines = (
@@ -116,9 +116,8 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         "headline": verdict.headline,
         "queries": verdict.queries,
         "counted": len(verdict.counted),
-        "given": sum(bool(row["known_in"]) for row in verdict.counted),
+        "given": verdict.given,
         "limit": rules.upper_limit(0, len(verdict.counted)),
-        "ways": WAYS,
         "compared": rules.compared(now["low"], now["high"]) if now else "",
         "lines": verdict.lines()[2:],
         "rules": rules.RULES,

@@ -122,7 +122,7 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
         return other.to(device), own
 
     loaders: dict[str, Any] = {role: partial(load, folder) for role, folder in others.items()}
-    name = loading.get("peft") or loading["model"]
+    name, resume = loading.get("peft") or loading["model"], output / UNFINISHED
     found = verdict(
         lambda: (model.to(device), tokenizer),
         tokenizer,
@@ -131,11 +131,12 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
         tasks=tasks,
         require=require,
         forgotten=forgotten,
-        resume=output / UNFINISHED,
+        resume=resume,
         after_each=lambda scores: write_audit(scores, output, name, whole.split),
         **options,
     )
     write_verdict(found, output, show_pii, request)
+    resume.unlink()
     print("\n".join(found.lines()))
     return found.exit_status
 

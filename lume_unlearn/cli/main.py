@@ -39,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         message, status = str(error), error.code
     except KeyboardInterrupt:
-        advice = "the same command continues" if command == "compare" else "--resume continues from the last checkpoint"
+        again, resumed = "the same command continues", "--resume continues from the last checkpoint"
+        advice = again if command in ("audit", "compare") else resumed
         message, status = f"stopped by SIGINT without saving; {advice}", 130
     print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
     return status

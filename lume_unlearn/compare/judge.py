@@ -77,8 +77,9 @@ def tasks_of(data: Data) -> list[str]:
 def numbers(scores: Scores) -> dict[str, float]:
     """Return the means over the rows of `NUMBERS`, the AUCs of the attack, and the accuracy of MMLU if it is there."""
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
-    others = {name: scores.metric("lume_mia", name) for name in ATTACKS} | {"mmlu": scores.metric("lume_mmlu", "acc")}
-    return found | {name: value for name, value in others.items() if value is not None}
+    mmlu = scores.metric("lume_mmlu", "acc")
+    attacks = {name: scores.means[name] for name in ATTACKS if name in scores.means}
+    return found | attacks | ({} if mmlu is None else {"mmlu": mmlu})
 
 
 def shortfall(found: Mapping[str, float]) -> float:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lume_tasks.data.chat import chat_prompt, through_template
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.methods.common import IGNORED
@@ -78,12 +78,13 @@ class Encoder:
             asked = asked[:-1] if asked[-1] == eos else asked  # some tokenizers append an EOS
             answer = (*tokenizer.encode(row.output, add_special_tokens=False), eos)
             return Tokens(asked + answer, (IGNORED,) * len(asked) + answer)
-        ids = list(tokenizer.encode(f"{row.input} {row.output}" if row.output else row.input))
+        text = plain_prompt(row.input, row.turns)
+        ids = list(tokenizer.encode(f"{text} {row.output}" if row.output else text))
         if not ids or ids[-1] != eos:
             ids.append(eos)
         prompt = 0
         if self.loss_on == "answer":
-            for prompt_id, token_id in zip(tokenizer.encode(row.input), ids, strict=False):
+            for prompt_id, token_id in zip(tokenizer.encode(text), ids, strict=False):
                 if prompt_id != token_id:
                     break
                 prompt += 1

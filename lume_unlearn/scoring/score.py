@@ -55,7 +55,7 @@ class Scores:
 
     def metric(self, task: str, name: str) -> float | None:
         """Return one metric of a task; None if it is missing or NaN."""
-        value = self.results["results"].get(task, {}).get(f"{name},none")
+        value = self.results.get("results", {}).get(task, {}).get(f"{name},none")
         return None if value is None or math.isnan(value) else float(value)
 
     def headline(self) -> dict[str, float]:

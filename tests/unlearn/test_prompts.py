@@ -1,11 +1,14 @@
 """Changed prompts: what they ask, of which rows, and whom the answers are judged for."""
 
+import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.tasks.base import side_rows
 from lume_unlearn.audit.prompts import (
     FORMS,
     PREFIX,
@@ -17,6 +20,7 @@ from lume_unlearn.audit.prompts import (
     prompts_of,
     rewriting,
 )
+from lume_unlearn.data.encode import Encoder
 
 PEOPLE = {"forget": ["Ada Stone"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
 FIELDS = {
@@ -78,14 +82,32 @@ def test_reversed_questions_ask_for_the_person_where_the_answer_is_of_one() -> N
 
 
 def test_turns_come_before_the_question() -> None:
-    own, lume = asked("conversation"), asked("conversation", "Task2")
+    own = asked("conversation")
     assert [role for role, _ in own["with a system prompt"].data.forget[0].turns] == ["system"]
     first = data().retain[0]
     later = own["after another question"].data
     assert later.forget[0].turns == (("user", first.input), ("assistant", first.output))
     assert first.id not in {row.id for row in later.retain}
-    row = lume["after another question"].data.forget[0]  # LUME's tasks know no chat template
-    assert (row.turns, row.input) == ((), f"{first.input}\n\n{first.output}\n\n{data().forget[0].input}")
+
+
+@pytest.mark.parametrize("task", ["own", "Task2"])
+def test_turns_are_trained_and_scored_alike(task: str, tokenizer: Any) -> None:
+    turns = (("system", "Be brief."), ("user", "Hello?"), ("assistant", "Yes?"))
+    row = Row("a-qa1", "Who?", "Ada", task, turns=turns)
+    text = replace(row, input="Be brief.\n\nHello?\n\nYes?\n\nWho?", turns=())
+    (doc,) = side_rows(task, {"lume_data": Data([row], []), "tokenizer": tokenizer})
+    assert doc.get("prompt", doc["input"]) == text.input
+    assert Encoder(tokenizer).one(row) == Encoder(tokenizer).one(text)
+
+
+def test_turns_go_through_the_template(tokenizer: Any) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[assistant]"
+    row = Row("a-qa1", "Who?", "Ada", "own", turns=(("system", "Be brief."),))
+    (doc,) = side_rows("own", {"lume_data": Data([row], []), "tokenizer": chat})
+    assert doc["prompt"] == "[system]Be brief.[user]Who?[assistant]"
+    trained = Encoder(chat).one(row)
+    assert chat.decode(trained.input_ids[: trained.labelled[0]]) == doc["prompt"]
 
 
 def test_an_answer_about_a_person_is_judged_for_all_rows_of_the_person() -> None:

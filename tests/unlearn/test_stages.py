@@ -11,7 +11,6 @@ from lume_unlearn.audit.stages import (
     NEW_TOKENS,
     OVERHEAD,
     TRAINED,
-    Kept,
     Speed,
     Stage,
     Work,
@@ -69,17 +68,14 @@ def steps(calls: list[str], fail: str = "", key: str = "model") -> list[Stage]:
 def test_an_interrupted_audit_continues_and_gives_the_same(tmp_path: Path) -> None:
     file, calls = tmp_path / "new" / "unfinished.jsonl", list[str]()
     with pytest.raises(RuntimeError):
-        list(carry_out(steps(calls, "b"), kept=Kept(file)))
+        list(carry_out(steps(calls, "b"), resume=file))
     with file.open("a") as text:
         text.write('\n{"key": "half a li')  # killed while it wrote
     assert file.stat().st_mode & 0o077 == 0
-    found = [result for _, result in carry_out(steps(calls), kept=Kept(file))]
+    found = [result for _, result in carry_out(steps(calls), resume=file)]
     assert found == [{title: {"value": 1.5}} for title in "abc"]
     assert calls == ["a", "b", "b", "c"]
-    again = Kept(file)
-    assert [result for _, result in carry_out(steps(calls), kept=again)] == found
+    assert [result for _, result in carry_out(steps(calls), resume=file)] == found
     assert len(calls) == 4
-    list(carry_out(steps(calls, key="another model"), kept=again))
+    list(carry_out(steps(calls, key="another model"), resume=file))
     assert len(calls) == 7
-    again.done()
-    assert not file.exists()

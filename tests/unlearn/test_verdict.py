@@ -25,8 +25,9 @@ from lume_unlearn.audit.rules import (
     unmet,
     upper_limit,
 )
+from lume_unlearn.audit.suite import PROBES as ALL_PROBES
 from lume_unlearn.audit.verdict import Verdict, verdict
-from lume_unlearn.audit.writing import write_verdict
+from lume_unlearn.audit.writing import WAYS, write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.load import load_model, load_tokenizer
@@ -260,6 +261,7 @@ def test_page_and_json_are_redacted_and_name_no_path(
 ) -> None:
     write_verdict(found, tmp_path, request="ticket <4711>")
     assert "ticket &lt;4711&gt;" in (tmp_path / "verdict.html").read_text()
+    assert set(WAYS) == set(ALL_PROBES)
     for name in ("verdict.json", "verdict.html", "summary.html"):
         text = (tmp_path / name).read_text()
         assert str(models("target").parent) not in text
