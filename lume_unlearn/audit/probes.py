@@ -5,20 +5,18 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.prompts import PROMPTS, multiple_choice, prompts_of, rewriting
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.rows import held_out, limited, rows_digest, sample, training_rows
-from lume_unlearn.audit.stages import UNFINISHED, Loader, Stage, carry_out
+from lume_unlearn.audit.rows import held_out, limited, rows_digest, training_rows
+from lume_unlearn.audit.stages import UNFINISHED, carry_out
 from lume_unlearn.audit.suite import PROBES, Probed, Suite
-from lume_unlearn.data.documents import text_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
@@ -46,12 +44,12 @@ def run_probes(
         tokenizer: its tokenizer.
         data: rows to score, as `score` takes them. With members and non-members, probes that change the weights, and
             ``plain``, run the membership attack as well.
-        probes: names, see `probe_stages`. Default: all that the data suffices for; a warning names the others.
+        probes: names, see `PROBES`. Default: all that the data suffices for; a warning names the others.
         split: rows to use of a data directory.
         resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
         after_each: called with all scores so far after each step.
         planned: print the steps and an estimate of the minutes first.
-        **options: of `probe_stages`.
+        **options: of `Suite`.
 
     Returns:
         name to scores, in the order of the probes; one probe may have several entries ("8-bit (rounded)", ...).
@@ -66,7 +64,7 @@ def run_probes(
     chosen = chosen_probes(probes, data, **known)
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
-    stages = list(probe_stages(lambda: (model, tokenizer), data, chosen, **options))
+    stages = list(Suite(lambda: (model, tokenizer), data, **options).stages(chosen))
     if resume is not None:
         key = str([fingerprint(model), [rows_digest(rows) for rows in data.rows.values()], options])
         stages = [replace(stage, key=lambda: key) for stage in stages]
@@ -76,92 +74,6 @@ def run_probes(
         if after_each:
             after_each(found)
     return found
-
-
-def probe_stages(
-    load: Loader,
-    data: Data,
-    probes: Sequence[str],
-    *,
-    train: Data | None = None,
-    unrelated: Sequence[str | Row] = (),
-    relearn_rows: int = 32,
-    relearn_epochs: int = 4,
-    relearn_rate: float = 1e-4,
-    loss_on: Literal["text", "answer"] = "text",
-    samples: int = 8,
-    temperature: float = 1.0,
-    top_p: float = 1.0,
-    controls: int = 99,
-    chat: bool = True,
-    batch_size: int = 64,
-    seed: int = 0,
-    tasks: Sequence[str] | None = None,
-    matcher: Matcher | None = None,
-) -> Iterator[Stage]:
-    """Return the steps of probes; a step's result is title to the fields of `Probed`.
-
-    - ``plain``: score the rows as they are.
-    - ``other_words``: questions rephrased in three ways; all rows in upper case, after a sentence about the weather,
-      after three answered retain rows.
-    - ``other_forms``: questions asked for steps, as a list, as a form in JSON, and the other way round.
-    - ``languages``: the answer in German, French, Spanish, Chinese.
-    - ``conversation``: with a system prompt, and after a turn about a retain row.
-    - ``persons``: all about each person, a summary, a form; each answer is judged for all rows of the person.
-    - ``own_words``: a chat model puts each question in other words, and is asked those that still ask the same.
-    - ``multiple_choice``: which of four options is right; tested by swapping names.
-    - ``quantised``: with weights of 8 and of 4 bits (see `quantised_copy`).
-    - ``repair``: train a copy on retain rows whose answers are none of a forget row, and score it after 1, 2, 4, ...
-      epochs and at the end.
-    - ``relearn_forget``: the same with forget rows, and forget rows of other documents to score; also before the
-      training, as a control.
-    - ``unrelated``: the same with texts that have nothing to do with the rows.
-    - ``samples``: sample several answers to each row, and give leak@k for k = 1, 2, 4, ... and all: the expected best
-      of k. The answers are, of each row, a right one if there is one.
-
-    The probes from ``other_words`` to ``own_words`` ask all forget rows, and as many retain rows, but at least 20.
-    The copies are trained on the same number of rows (or texts, if there are so many) in the same way and with the
-    same steps: all weights, AdamW, 8 rows a step (see `relearning`).
-
-    Args:
-        load: returns model and tokenizer, when a step needs them.
-        data: rows to score.
-        probes: names from the list above.
-        train: rows of other documents to train the copies on. Default: a sample of ``data``; forget rows of its
-            documents are then not scored.
-        unrelated: texts for ``unrelated``.
-        relearn_rows: rows that a copy is trained on, at most half of the forget rows if they come from ``data``.
-        relearn_epochs: epochs over them.
-        relearn_rate: peak learning rate.
-        loss_on: labelled tokens: the whole text, or the answer and EOS.
-        samples: answers to sample for each row.
-        temperature: of the sampling.
-        top_p: share of the probability that is sampled from; 1 for all of it.
-        controls: invented persons of ``multiple_choice``.
-        chat: see `score`.
-        batch_size: prompts of one scoring batch.
-        seed: of the chosen rows, their order and the sampling.
-        tasks: tasks to score instead of those that generate answers to the rows.
-        matcher: judges which answers are right; by default one of the rows of ``data``.
-    """
-    training = {"epochs": relearn_epochs, "learning_rate": relearn_rate, "loss_on": loss_on, "chat": chat, "seed": seed}
-    sampling = {"temperature": temperature, "top_p": top_p, "top_k": 0, "do_sample": True}
-    rows = training_rows(data, train, relearn_rows, seed)
-    rows["unrelated"] = sample(text_rows(unrelated), relearn_rows, seed)
-    return Suite(
-        load,
-        data,
-        rows,
-        training,
-        sampling,
-        matcher or Matcher(data.rows),
-        samples=samples,
-        controls=controls,
-        chat=chat,
-        batch_size=batch_size,
-        seed=seed,
-        tasks=tasks,
-    ).stages(probes)
 
 
 def audit(
@@ -191,7 +103,7 @@ def audit(
         seed: of the chosen rows, the sampling and the training.
         output: folder for audit.json; None writes nothing.
         name: the model's folder or hub name, for audit.json; default: as its configuration says.
-        **options: of `probe_stages`.
+        **options: of `Suite`.
 
     Raises:
         ConfigError: see `run_probes`; or the file cannot be written.

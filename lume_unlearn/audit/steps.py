@@ -12,11 +12,10 @@ from torch import nn
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.measure import Measured, known_of, measure
-from lume_unlearn.audit.probes import probe_stages
 from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import POSITIVES, sample
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
-from lume_unlearn.audit.suite import Probed
+from lume_unlearn.audit.suite import Probed, Suite
 from lume_unlearn.model.fingerprint import fingerprint
 
 MEASURED, EARLIER = "as asked", "earlier requests"
@@ -87,7 +86,7 @@ def steps_of(
         shared: ``controls``, ``chat`` and ``batch_size``.
         seed: of the retain rows of the swap test, and of the probes.
         tasks: further tasks of the harness.
-        **options: further ones of `probe_stages`.
+        **options: further ones of `Suite`.
     """
     described = cache(lambda: fingerprint(load()[0]))
     key = cache(lambda: json.dumps([described(), about], sort_keys=True))
@@ -104,7 +103,7 @@ def steps_of(
     work = Work([*data.forget, *data.retain], read=swapped, readings=shared["controls"] + 1)
     stages = [Stage(MEASURED, MEASURED, measured, work)]
     if role != "before":
-        stages += probe_stages(load, data, probes, seed=seed, **shared, **options)
+        stages += Suite(load, data, seed=seed, **shared, **options).stages(probes)
     if role == "now":
         for number, rows in enumerate(requests, 1):
             stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), Work(rows)))

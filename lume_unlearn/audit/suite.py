@@ -6,9 +6,9 @@ alone belongs to `prompts.py`.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
@@ -17,9 +17,10 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import prompts
 from lume_unlearn.audit.prompts import PROMPTS, Asked
 from lume_unlearn.audit.quantisation import quantised_copy
-from lume_unlearn.audit.rows import POSITIVES, fewer, fitting, held_out, sample
+from lume_unlearn.audit.rows import POSITIVES, fewer, fitting, held_out, sample, training_rows
 from lume_unlearn.audit.rules import ALIKE, TIED, Changes
 from lume_unlearn.audit.stages import Loader, Stage, Work
+from lume_unlearn.data.documents import text_rows
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
 from lume_unlearn.scoring.swap import swap_test
 from lume_unlearn.training.relearning import relearning
@@ -50,22 +51,54 @@ class Probed(Scores):
 
 @dataclass(frozen=True)
 class Suite:
-    """The audited model, and what the probes share."""
+    """The audited model, and how it is probed.
+
+    Changed prompts ask all forget rows, and as many retain rows, but at least `FEWEST`. Copies are trained on the same
+    number of rows (or texts, if there are so many) with the same steps: all weights, AdamW, 8 rows a step (see
+    `relearning`).
+    """
 
     load: Loader
     data: Data
-    rows: Mapping[str, Sequence[Row]]
-    """Rows to train on, of each probe that trains."""
-    training: Mapping[str, Any]
-    sampling: Mapping[str, Any]
-    matcher: Matcher
-    """Judges which rows an answer gives away."""
-    samples: int
-    controls: int
-    chat: bool
-    batch_size: int
-    seed: int
-    tasks: Sequence[str] | None
+    train: Data | None = None
+    """Rows of other documents to train the copies on; by default a sample of ``data``, and forget rows of its documents
+    are then not scored."""
+    unrelated: Sequence[str | Row] = ()
+    """Texts for the probe ``unrelated``."""
+    relearn_rows: int = 32
+    """Rows that a copy is trained on, at most half of the forget rows if they come from ``data``."""
+    relearn_epochs: int = 4
+    relearn_rate: float = 1e-4
+    """Learning rate at the start."""
+    loss_on: Literal["text", "answer"] = "text"
+    """Labelled tokens: the whole text, or the answer and EOS."""
+    samples: int = 8
+    """Answers to sample for each row."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Share of the probability that is sampled from; 1 for all of it."""
+    controls: int = 99
+    """Invented persons of ``multiple_choice``."""
+    chat: bool = True
+    """See `score`."""
+    batch_size: int = 64
+    seed: int = 0
+    """Of the chosen rows, their order and the sampling."""
+    tasks: Sequence[str] | None = None
+    """Tasks to score instead of those that generate answers to the rows."""
+    matcher: Matcher | None = None
+    """Judges which rows an answer gives away; by default one of the rows of ``data``."""
+
+    @cached_property
+    def judge(self) -> Matcher:
+        """The matcher."""
+        return self.matcher or Matcher(self.data.rows)
+
+    @cached_property
+    def rows(self) -> dict[str, Sequence[Row]]:
+        """Rows to train on, of each probe that trains."""
+        texts = sample(text_rows(self.unrelated), self.relearn_rows, self.seed)
+        return training_rows(self.data, self.train, self.relearn_rows, self.seed) | {"unrelated": texts}
 
     def stages(self, chosen: Sequence[str]) -> Iterator[Stage]:
         """Yield what the probes do, in their order."""
@@ -90,7 +123,7 @@ class Suite:
             shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "metadata": SHORT}
             shared |= {"tasks": tasks, "quiet": True}
             scores = score(loaded if model is None else model, tokenizer, data, **shared, **options)
-        return self.judged(scores, scores.answers, Matcher(data.rows) if own else self.matcher)
+        return self.judged(scores, scores.answers, Matcher(data.rows) if own else self.judge)
 
     def judged(self, scores: Scores, answers: Mapping[str, str], matcher: Matcher) -> Probed:
         """Add which rows the answers give away, and their shares as the means ``forget_known`` and ``retain_known``."""
@@ -107,7 +140,7 @@ class Suite:
         scores = self.score(data, own=asked.own)
         if asked.of:
             answers = {row: text for prompt, text in scores.answers.items() for row in asked.of.get(prompt, [prompt])}
-            scores = self.judged(scores, answers, self.matcher)
+            scores = self.judged(scores, answers, self.judge)
         return {asked.title: asdict(scores)}
 
     def plain(self) -> Iterator[Stage]:
@@ -138,7 +171,7 @@ class Suite:
         """Train a copy on retain rows, then score."""
         yield self._trained("repair", f"repaired on {len(self.rows['repair'])} retain rows", self.data)
 
-    def unrelated(self) -> Iterator[Stage]:
+    def unrelated_texts(self) -> Iterator[Stage]:
         """Train a copy on texts that have nothing to do with the rows, then score."""
         yield self._trained("unrelated", f"trained on {len(self.rows['unrelated'])} unrelated texts", self.data)
 
@@ -195,7 +228,8 @@ class Suite:
         answers: dict[str, str] = {}
         given: set[str] = set()
         for number in range(self.samples):
-            scores = self.score(self.data, gen_kwargs=dict(self.sampling), seed=self.seed + number)
+            sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0, "do_sample": True}
+            scores = self.score(self.data, gen_kwargs=sampling, seed=self.seed + number)
             answers |= {row: text for row, text in scores.answers.items() if row not in given}
             known = {side: set(rows) for side, rows in scores.known.items()}
             given |= set().union(*known.values())
@@ -210,25 +244,26 @@ class Suite:
             by_row = {name: {row: leak_at_k(values, k) for row, values in of.items()} for name, of in found.items()}
             means = {name: fmean(values.values()) for name, values in by_row.items() if values}
             expected = Scores({}, means, {}, by_row)
-            last = self.judged(expected, answers, self.matcher) if k == self.samples else Probed(**vars(expected))
+            last = self.judged(expected, answers, self.judge) if k == self.samples else Probed(**vars(expected))
             best[f"best of {k} samples (leak@{k})"] = asdict(replace(last, means=means))
         return best
 
     def _trained(self, probe: str, title: str, data: Data) -> Stage:
         """Return a stage that scores a copy while it is trained on the rows of a probe."""
-        rows = self.rows[probe]
+        rows, epochs = self.rows[probe], self.relearn_epochs
 
         def trained() -> Results:
+            options: dict[str, Any] = {"loss_on": self.loss_on, "chat": self.chat, "seed": self.seed}
+            options |= {"epochs": epochs, "learning_rate": self.relearn_rate}
             found: Results = {}
-            for epoch, model in relearning(*self.load(), rows, **self.training):
-                if epoch == self.training["epochs"]:
+            for epoch, model in relearning(*self.load(), rows, **options):
+                if epoch == epochs:
                     found[title] = asdict(self.score(data, model, attack=True))
                 elif epoch & (epoch - 1) == 0:  # 1, 2, 4, ...
                     found[f"{title}, epoch {epoch}"] = asdict(self.score(data, model))
             return found
 
-        scorings = self.training["epochs"].bit_length()
-        return self._stage(probe, title, trained, self._work(data, scorings, rows, self.training["epochs"]))
+        return self._stage(probe, title, trained, self._work(data, epochs.bit_length(), rows, epochs))
 
     def _scored(self, probe: str, title: str, scored: Callable[[], Probed]) -> Stage:
         return self._stage(probe, title, lambda: {title: asdict(scored())}, self._work())
@@ -254,7 +289,7 @@ PROBES: Mapping[str, tuple[Callable[[Suite], Iterator[Stage]], Changes]] = {
     "quantised": (Suite.quantised, "weights"),
     "repair": (Suite.repair, "weights"),
     "relearn_forget": (Suite.relearn_forget, "weights"),
-    "unrelated": (Suite.unrelated, "weights"),
+    "unrelated": (Suite.unrelated_texts, "weights"),
     "samples": (Suite.sampled, "sampling"),
 }
 """Each probe: its procedure, and what it changes."""

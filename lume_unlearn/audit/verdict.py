@@ -180,7 +180,7 @@ def verdict(
         nonmembers: texts that it was not trained on.
         mmlu: folder of MMLU, to score it as well.
         split: name of the split that the rows are, for messages.
-        probes: see `probe_stages`; "plain" is always part of it.
+        probes: names of `PROBES`; "plain" is always part of it.
         tasks: further tasks of the harness to score before and after.
         require: conditions on `Verdict.numbers`, as "forget_knowledge<=0.05" or "retain_knowledge>=0.9".
         forgotten: rows of earlier requests, which must be gone as well; one entry a request.
@@ -193,7 +193,7 @@ def verdict(
         resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
             Remove it once the verdict is safe.
         after_each: called with the scores of the unlearned model so far, "plain" first, after each step.
-        **options: of `probe_stages`: ``unrelated``, ``relearn_rows``, ``samples``, ...
+        **options: of `Suite`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
     Raises:
         ConfigError: a probe, task or condition that is wrong.

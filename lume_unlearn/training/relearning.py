@@ -29,9 +29,7 @@ def relearning(
     seed: int = 0,
     chat: bool = True,
 ) -> Iterator[tuple[int, Any]]:
-    """Train a copy of a model, all weights of it, on rows, and yield it after each epoch, with the number of the epoch.
-
-    It is always the same copy, which each epoch changes; an adapter is merged into it.
+    """Train a copy of a model on rows, all weights, with the adapter merged; yield it, changed, after each epoch.
 
     AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the negative log-likelihood, with gradients
     clipped to norm 1 and a cosine to 0, on the device where the model is.
@@ -49,6 +47,9 @@ def relearning(
 
     Raises:
         DataError: rows that do not fit the model.
+
+    Yields:
+        (number of the epoch, the copy), in evaluation mode.
     """
     trained = plain_copy(model).requires_grad_(True)
     use_packing(trained)
