@@ -37,11 +37,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _add_prepare(commands: Any) -> None:
-    about = "Make forget and retain rows from CSV, JSONL, JSON, parquet and text files, or folders of them."
+    about = "Make forget and retain rows from CSV, JSONL, JSON, parquet, XLSX and text files, or folders of them."
     text = (
         f"{about} Fields are found by name: question and answer, input and output, prompt and completion or response, "
-        "messages (a chat), or text. Each question of a chat is asked alone, without system message and earlier turns. "
-        "A text is cut at a sentence end: the model must complete it. Each .txt and .md file is one text. "
+        "instruction, input and output, messages or conversations (a chat), or text. Each question of a chat is asked "
+        "after the turns before it, and alone. A text is cut at sentence ends, a long one into several rows: the model "
+        "must complete it. Each .txt and .md file is one text. The summary lists all that no row was made of. "
         "A fault shows its line (in .json and parquet files: the number of the row)."
     )
     parser = commands.add_parser("prepare", help="make forget and retain rows from your own files", description=text)
@@ -68,6 +69,15 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument(
         "--document_field", metavar="NAME", help="rows with the same value here are one document (document)"
     )
+    parser.add_argument(
+        "--where",
+        metavar="COLUMN=VALUE",
+        help="forget the rows, chats or objects of --forget with this value in this column, and retain the others "
+        "(COLUMN!=VALUE: forget those with another value); metadata.customer=77 looks into nested objects",
+    )
+    parser.add_argument(
+        "--encoding", metavar="NAME", help="encoding of files that are not UTF-8, such as cp1252 (detected)"
+    )
     parser.add_argument("--label", default="own", help="task label of rows without a field task (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print every row with its id and place")
 
@@ -93,11 +103,12 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
 
 
 def _prepare(args: argparse.Namespace) -> str:
-    from lume_tasks.data.prepare import Options, prepare, read_texts
+    from lume_tasks.data.fields import Options
+    from lume_tasks.data.prepare import prepare, read_texts
 
     if args.output_field and not args.input_field:
         raise DataError("--output_field: needs the field of the question; add --input_field")
-    options = Options(args.input_field, args.output_field, args.document_field, args.label)
+    options = Options(args.input_field, args.output_field, args.document_field, args.label, args.where, args.encoding)
     retain = args.retain
     if [str(path) for path in retain] == ["generate"]:
         from lume_tasks.models.generate import write_generated

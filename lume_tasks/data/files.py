@@ -6,7 +6,18 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.rows import FIELDS, OPTIONAL, SWAP, Row, completed, row_problems, text_key, text_problems
+from lume_tasks.data.rows import (
+    FIELDS,
+    OPTIONAL,
+    SWAP,
+    TURNS,
+    Row,
+    completed,
+    row_of,
+    row_problems,
+    text_key,
+    text_problems,
+)
 from lume_tasks.errors import DataError, first_line, quote, raise_problems
 
 SUFFIXES = (".jsonl", ".parquet")
@@ -40,8 +51,8 @@ def read_rows(path: Path) -> list[Row]:
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     """Return the valid rows of a file by line number, and the file's faults."""
-    objects, faults = scan(path, (*FIELDS, *SWAP, *OPTIONAL), row_problems, completed)
-    rows = {line: Row(*(obj[field] for field in (*FIELDS, *SWAP))) for line, obj in objects.items()}
+    objects, faults = scan(path, (*FIELDS, *SWAP, *OPTIONAL, TURNS), row_problems, completed)
+    rows = {line: row_of(obj) for line, obj in objects.items()}
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
     for line, earlier in _repeated({line: text_key(row) for line, row in rows.items()}):
@@ -110,6 +121,11 @@ def read_lines(path: Path) -> tuple[dict[int, str], list[Fault]]:
     content = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if b"\0" in content[:8000]:
         return {}, [(0, "is not a text file: save it as UTF-8 and uncompressed")]
+    return utf8_lines(content)
+
+
+def utf8_lines(content: bytes) -> tuple[dict[int, str], list[Fault]]:
+    """Return the lines of a UTF-8 text by number, and a fault for each that is not UTF-8."""
     lines: dict[int, str] = {}
     faults: list[Fault] = []
     for number, line in enumerate(content.split(b"\n"), 1):
@@ -123,7 +139,14 @@ def read_lines(path: Path) -> tuple[dict[int, str], list[Fault]]:
 def read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
     """Return the parsed lines of a JSONL file by number, and its faults; OSError if it cannot be read."""
     lines, faults = read_lines(path)
+    objects, bad = parse_jsonl(lines)
+    return objects, faults + bad
+
+
+def parse_jsonl(lines: dict[int, str]) -> tuple[dict[int, Any], list[Fault]]:
+    """Return the parsed lines of JSONL by number, and the faults."""
     objects: dict[int, Any] = {}
+    faults: list[Fault] = []
     for number, line in lines.items():
         if not line.strip():
             continue

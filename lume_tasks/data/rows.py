@@ -2,8 +2,9 @@
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from lume_tasks.errors import quote
 
@@ -17,10 +18,15 @@ SWAP = ("subject", "question")
 """Optional fields: whom a row is about, and a question about it that names them, for the swap test."""
 OPTIONAL = ("document", "kind")
 """Fields from which the id of a row is made that has none."""
+TURNS = "turns"
+"""Optional field: what comes before the question in a chat, a list of ``{"role", "content"}``."""
+ROLES = ("system", "user", "assistant", "tool")
 OWN = "own"
 """The task of rows that name none."""
 
 KINDS = ("sc", "qa")
+
+Turns = tuple[tuple[str, str], ...]
 
 _KIND = re.compile(rf"({'|'.join(KINDS)})[0-9]+\Z")
 
@@ -32,7 +38,7 @@ class Row:
     ``id`` ends in ``sc<number>`` (sentence completion) or ``qa<number>`` (question answering). ``task`` is one of
     ``TASKS``, or another label for data of one's own. For the swap test: ``subject``, the name of the person that the
     row is about, and ``question``, a question that names them and has the answer ``output``, in place of ``input``.
-    ``turns``: (role, content) of what comes before the question in a chat; in memory alone.
+    ``turns``: (role, content) of what comes before the question in a chat.
     """
 
     id: str
@@ -41,7 +47,7 @@ class Row:
     task: str
     subject: str = ""
     question: str = ""
-    turns: tuple[tuple[str, str], ...] = ()
+    turns: Turns = ()
 
     @property
     def kind(self) -> str:
@@ -64,9 +70,9 @@ def task_name(label: str) -> str:
     return f"lume_{label.lower()}" if label in TASKS else "lume_rows"
 
 
-def text_key(row: Row) -> tuple[str, str]:
-    """Return input and output without surrounding white space; rows with equal keys are the same test."""
-    return row.input.strip(), row.output.strip()
+def text_key(row: Row) -> tuple[str, str, Turns]:
+    """Return input and output without surrounding white space, and turns; rows with equal keys are the same test."""
+    return row.input.strip(), row.output.strip(), row.turns
 
 
 def completion_texts(rows: Iterable[Row]) -> set[str]:
@@ -98,18 +104,54 @@ def text_problems(obj: object, *fields: str) -> list[str]:
 def completed(obj: object) -> object:
     """Return a parsed row with a task and an id; both are made if they are missing.
 
-    The id is made of checksums of ``document`` (without it, of the text) and of the text, and of ``kind`` ("qa" without
-    it): so it holds no name, and is the same in the files of the splits. A row of an unknown kind gets no id.
+    The id is made of checksums of ``document`` (without it, of the text) and of the text with its turns, and of
+    ``kind`` ("qa" without it): so it holds no name, and is the same in the files of the splits. A row of an unknown
+    kind gets no id.
     """
     if not isinstance(obj, dict):
         return obj
     text = f"{obj.get('input')}\n{obj.get('output')}"
-    document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, text))
+    turns = obj.get(TURNS)
+    whole = text if turns is None or turn_problems(turns) else "\n".join([text, *map(str, turns_of(turns))])
+    document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, whole))
     kind = obj.get("kind") or "qa"
     made: dict[str, str] = (
         {"task": OWN} | dict.fromkeys(SWAP, "") | ({"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {})
     )
     return obj | {field: value for field, value in made.items() if obj.get(field) is None}
+
+
+def turns_of(turns: Any) -> Turns:
+    """Return valid turns, which are objects or pairs (see `turn_problems`), as pairs of role and content."""
+    pairs = ((turn["role"], turn["content"]) if isinstance(turn, Mapping) else tuple(turn) for turn in turns or ())
+    return tuple(pairs)
+
+
+def turn_problems(turns: Any) -> list[str]:
+    """List everything wrong with the field ``turns``: a list of ``{"role", "content"}``, or of such pairs."""
+    if not isinstance(turns, (list, tuple)):
+        return ['field "turns" is not a list of {"role": ..., "content": ...}']
+    problems = []
+    for number, turn in enumerate(turns, 1):
+        pair = [turn.get("role"), turn.get("content")] if isinstance(turn, Mapping) else turn
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            problems.append(f'field "turns", turn {number}: is not {{"role": ..., "content": ...}}')
+        elif pair[0] not in ROLES:
+            problems.append(f'field "turns", turn {number}: "role" is none of {", ".join(ROLES)}')
+        elif not isinstance(pair[1], str):
+            problems.append(f'field "turns", turn {number}: "content" is not a string')
+    return problems
+
+
+def row_of(obj: Mapping[str, Any]) -> Row:
+    """Return the row of a completed object without problems."""
+    return Row(**{field: obj[field] for field in (*FIELDS, *SWAP)}, turns=turns_of(obj.get(TURNS)))
+
+
+def row_object(row: Row) -> dict[str, Any]:
+    """Return the JSON object of a row, without its empty optional fields; `row_of` is the way back."""
+    obj = {name: value for name, value in vars(row).items() if value or name in FIELDS}
+    return obj | ({TURNS: [{"role": role, "content": content} for role, content in row.turns]} if row.turns else {})
 
 
 def row_problems(obj: object) -> list[str]:
@@ -120,6 +162,7 @@ def row_problems(obj: object) -> list[str]:
         return problems
     task, row_id = obj.get("task"), obj.get("id")
     problems += [f'field "{name}" is not a string' for name in SWAP if not isinstance(obj.get(name, ""), str)]
+    problems += [] if obj.get(TURNS) is None else turn_problems(obj[TURNS])
     if unknown_kind:
         shown = quote(str(obj["kind"]))
         problems.append(f'field "kind" is {shown}: use "sc" (a text to complete) or "qa" (question and answer)')

@@ -4,16 +4,30 @@ import csv
 import io
 import json
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.files import Fault, read_jsonl, read_lines, read_parquet, unreadable, without_surrogates
+from lume_tasks.data.encodings import decoded
+from lume_tasks.data.fields import Options, names_of
+from lume_tasks.data.files import Fault, parse_jsonl, read_parquet, unreadable, without_surrogates
+from lume_tasks.data.sheets import read_xlsx
 from lume_tasks.errors import quote
 
 TABLES = (".csv", ".tsv")
 TEXTS = (".txt", ".md")
-SOURCE_SUFFIXES = (*TABLES, ".jsonl", ".json", ".parquet", *TEXTS)
+SOURCE_SUFFIXES = (*TABLES, ".jsonl", ".json", ".parquet", ".xlsx", *TEXTS)
 DELIMITERS = ",;\t|"
+
+
+@dataclass
+class Source:
+    """What one file holds: objects by line, faults, the encoding ("" for UTF-8), and the number of empty lines."""
+
+    objects: dict[int, dict[str, Any]] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+    encoding: str = ""
+    empty: int = 0
 
 
 def source_files(paths: Iterable[Path]) -> list[Path]:
@@ -26,53 +40,81 @@ def source_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def read_source(path: Path) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
-    """Read one file and return its objects by line, with lower-case field names, and the file's faults.
+def read_source(path: Path, options: Options) -> Source:
+    """Read one file and return its objects by line, with lower-case field names.
 
-    The line of a CSV record is the one it starts on. Rows of parquet files and objects of ``.json`` files count from 1.
-    A text file is one object with the field ``text``, on line 0.
+    The line of a CSV record is the one it starts on. Rows of parquet and XLSX files and objects of ``.json`` files
+    count from 1. A text file is one object with the field ``text``, on line 0.
     """
     suffix = path.suffix.lower()
     try:
         if path.is_dir():
-            return {}, [(0, f"holds no supported file: use {', '.join(SOURCE_SUFFIXES)}")]
+            return Source(faults=[(0, f"holds no supported file: use {', '.join(SOURCE_SUFFIXES)}")])
         if suffix not in SOURCE_SUFFIXES:
-            return {}, [(0, f"is of an unknown type: use {', '.join(SOURCE_SUFFIXES)}")]
-        if suffix in (".jsonl", ".parquet"):
-            objects, faults = read_jsonl(path) if suffix == ".jsonl" else read_parquet(path)
+            return Source(faults=[(0, f"is of an unknown type: use {', '.join(SOURCE_SUFFIXES)}")])
+        if suffix == ".parquet":
+            source = Source(*read_parquet(path))
+        elif suffix == ".xlsx":
+            objects, faults, empty = read_xlsx(path)
+            source = Source(objects, faults, empty=empty)
         else:
-            lines, faults = read_lines(path)
-            text = "\n".join(lines.values())
-            parse = _parse_csv if suffix in TABLES else _parse_text if suffix in TEXTS else _parse_json
-            objects, faults = ({}, faults) if faults else parse(text)
+            source = _parse(path.read_bytes(), suffix, options)
     except OSError as error:
-        return {}, [unreadable(error)]
-    if not objects and not faults:
-        faults = [(0, "is empty: it holds no rows")]
-    faults += [(line, "is not a JSON object") for line, obj in objects.items() if not isinstance(obj, dict)]
-    return {
+        return Source(faults=[unreadable(error)])
+    if not source.objects and not source.faults:
+        source.faults = [(0, "is empty: it holds no rows")]
+    others = {line for line, obj in source.objects.items() if not isinstance(obj, dict)}
+    source.faults += [(line, "is not a JSON object") for line in others]
+    source.objects = {
         line: {str(name).strip().lower(): value for name, value in obj.items()}
-        for line, obj in objects.items()
-        if isinstance(obj, dict)
-    }, faults
+        for line, obj in source.objects.items()
+        if line not in others
+    }
+    return source
 
 
-def _parse_text(text: str) -> tuple[dict[int, Any], list[Fault]]:
-    return {0: {"text": text}}, []
+def _parse(content: bytes, suffix: str, options: Options) -> Source:
+    text, encoding, faults = decoded(content, options.encoding)
+    if faults:
+        return Source(faults=faults)
+    if suffix == ".jsonl":
+        lines = dict(enumerate(text.split("\n"), 1))
+        blank = sum(not line.strip() for line in lines.values()) - (not text.rpartition("\n")[2].strip())
+        return Source(*without_surrogates(*parse_jsonl(lines)), encoding, blank)
+    if suffix == ".json":
+        return Source(*_parse_json(text, options), encoding)
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if suffix in TABLES:
+        objects, faults, empty = _parse_csv(text)
+        return Source(objects, faults, encoding, empty)
+    return Source({0: {"text": text}} if text.strip() else {}, [], encoding)
 
 
-def _parse_json(text: str) -> tuple[dict[int, Any], list[Fault]]:
+def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault]]:
+    """Parse a list of objects, one object that holds such a list, or a single object."""
     try:
         objects = json.loads(text)
     except json.JSONDecodeError as error:
         return {}, [(error.lineno, f"is bad JSON: {error.msg} (column {error.colno})")]
+    if isinstance(objects, dict) and objects:
+        lists = [value for value in objects.values() if isinstance(value, list) and any(map(_is_object, value))]
+        lower = {str(name).strip().lower(): value for name, value in objects.items()}
+        objects = lists[0] if len(lists) == 1 and names_of(lower, options) is None else [objects]
     if not isinstance(objects, list):
-        return {}, [(0, "is not a list of JSON objects: write [...] around them")]
+        return {}, [(0, "is neither a list of JSON objects nor one with fields: write [...] around the objects")]
     return without_surrogates(dict(enumerate(objects, 1)), [])
 
 
-def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
-    """Parse a table with a header line; the delimiter is the one that occurs most often in the header line."""
+def _is_object(value: Any) -> bool:
+    return isinstance(value, dict)
+
+
+def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault], int]:
+    """Parse a table with a header line; the delimiter is the one that occurs most often in the header line.
+
+    Returns:
+        The rows by line, the faults, and the number of empty rows.
+    """
     header_line = text.lstrip().partition("\n")[0]
     delimiter = max(DELIMITERS, key=header_line.count)
     # Strict: otherwise a quotation mark that is never closed makes one cell of the rest of the file.
@@ -81,11 +123,11 @@ def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
     header: list[str] = []
     objects: dict[int, Any] = {}
     faults: list[Fault] = []
-    line = 1
+    line, empty = 1, 0
     try:
         for cells in reader:
-            if not cells:
-                pass  # an empty line
+            if not any(cell.strip() for cell in cells):
+                empty += 1
             elif not header:
                 header = cells
             elif len(cells) == len(header):
@@ -100,4 +142,4 @@ def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault]]:
         csv.field_size_limit(usual)
     if header and not objects and not faults:
         faults.append((0, f"is empty: a table needs rows after its header line, which is {quote(header_line)}"))
-    return objects, faults
+    return objects, faults, empty

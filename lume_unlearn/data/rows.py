@@ -4,9 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lume_tasks.data.chats import chat_questions
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.prepare import chat_questions, cut
-from lume_tasks.data.rows import FIELDS, OWN, SWAP, Row, completed, row_problems
+from lume_tasks.data.rows import OWN, SWAP, TURNS, Row, completed, row_of, row_problems
+from lume_tasks.data.texts import completions
 from lume_tasks.errors import DataError, quote, raise_problems
 
 RowsLike: TypeAlias = Any
@@ -20,9 +21,11 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
 
     - ``input`` and ``output``, and optionally ``id``, ``task``, ``document`` and ``kind`` ("qa", the default, for a
       question and its answer; "sc" for a text to complete), as in a data directory; for the swap test ``subject``, the
-      name of the person, and ``question``, a question about them whose answer is ``output``;
-    - or ``text``: a text, cut in two at the sentence end nearest to its middle;
-    - or ``messages``: a chat, of which each user turn that an assistant turn follows is a question.
+      name of the person, and ``question``, a question about them whose answer is ``output``; ``turns``, a list of
+      ``{"role", "content"}``, is what comes before the question in a chat;
+    - or ``text``: a text, cut in two at the sentence end nearest to its middle; a long one becomes several rows;
+    - or ``messages``: a chat, of which each user turn that an assistant turn follows is a question, asked after the
+      turns before it, and alone.
 
     Args:
         rows: a list of `Row` or of dictionaries, a `datasets.Dataset`, or a `pandas.DataFrame`.
@@ -72,15 +75,16 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
         return [], ["is neither a Row nor a mapping"]
     row = {field: value for field, value in given.items() if not _missing(value)}
     if "messages" in row:
-        turns = row["messages"]  # in a DataFrame that was read from parquet they are an array
-        contents, faults = chat_questions(turns.tolist() if hasattr(turns, "tolist") else turns)
+        contents, faults, _ = chat_questions(_as_list(row["messages"]))
+        if not contents and not faults:
+            faults = ["holds no user turn followed by an assistant turn"]
     elif "text" in row and "input" not in row:
-        content = cut(row["text"]) if isinstance(row["text"], str) else None
-        contents, faults = [content] if content else [], [] if content else ["text: needs at least two words"]
+        contents = completions(row["text"]) if isinstance(row["text"], str) else []
+        faults = [] if contents else ["text: needs at least two words"]
     else:
-        return _checked([row])
+        return _checked([row | ({TURNS: _as_list(row[TURNS])} if TURNS in row else {})])
     shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row}
-    made = [{"input": c.input, "output": c.output, "kind": c.kind, **shared} for c in contents]
+    made = [{"input": c.input, "output": c.output, "kind": c.kind, TURNS: c.turns, **shared} for c in contents]
     rows, problems = _checked([one | {"document": str(row.get("document", contents[0].input))} for one in made])
     return rows, faults + problems
 
@@ -93,8 +97,13 @@ def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
         faults = row_problems(whole)
         problems += faults
         if not faults:
-            rows.append(Row(**{field: whole[field] for field in (*FIELDS, *SWAP)}))
+            rows.append(row_of(whole))
     return rows, problems
+
+
+def _as_list(value: Any) -> Any:
+    """Return the list of an array, as which a DataFrame that was read from parquet holds a list."""
+    return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _missing(value: Any) -> bool:

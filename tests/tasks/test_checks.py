@@ -57,6 +57,12 @@ ROW_FAULTS = [
     (row("f9sc1", task="task1"), 'task "task1" is misspelt: use one of Task1, Task2, Task3'),
     (row("f9sc1", id=None, kind="Sc"), 'field "kind" is "Sc": use "sc" (a text to complete) or "qa"'),
     (row("f9sc1", output="\ud83d"), r"holds \ud83d, half of a character (an unpaired surrogate)"),
+    (row("f9qa0", turns="Hi"), 'field "turns" is not a list of {"role": ..., "content": ...}'),
+    (
+        row("f9qa0", turns=[{"role": "narrator", "content": "x"}]),
+        'field "turns", turn 1: "role" is none of system, user, assistant,',
+    ),
+    (row("f9qa0", turns=[["user", "x"], {"role": "user"}]), 'field "turns", turn 2: "content" is not a string'),
     (row("f9sc"), 'id "f9sc" ends neither in sc<number> nor in qa<number>'),
     (row("f9sc\u0663"), 'id "f9sc\\u0663" ends neither in sc<number> nor in qa<number>'),
     (row("f2sc1", text="other"), 'id "f2sc1" is already on line 3'),

@@ -9,9 +9,12 @@ import pytest
 from pyarrow import parquet
 
 from lume_tasks.cli import main
+from lume_tasks.data.fields import Options
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.prepare import Options, cut, names_in, prepare
+from lume_tasks.data.names import names_in
+from lume_tasks.data.prepare import prepare
 from lume_tasks.data.rows import Row
+from lume_tasks.data.texts import cut
 from lume_tasks.errors import DataError
 
 QUESTION = {"question": "Where does Ada live?", "answer": "In Bath, by the river"}
@@ -126,14 +129,16 @@ def test_a_document_has_any_number_of_questions_and_ids_hold_no_names(make):
     assert "forget.jsonl: 12 questions, 1 completions, 2 documents" in make.summary
 
 
-def test_each_question_of_a_chat_stands_alone(make):
+def test_each_question_of_a_chat_is_asked_with_its_turns_and_alone(make):
     more = [{"role": "user", "content": "And then?"}, {"role": "assistant", "content": "She left."}]
     system = {"role": "system", "content": "Be kind."}
     other = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     rows = make({"a.jsonl": jsonl({"messages": [*CHAT, *more]}, {"messages": [system, *other]})})["forget"]
-    assert [row.id for row in rows] == ["forget1qa0", "forget1qa1", "forget2qa0"]
-    assert [row.input for row in rows] == [QUESTION["question"], "And then?", "Who?"]
-    assert "chat questions asked without the turns or system message before them: 2" in make.summary
+    assert [row.id for row in rows] == ["forget1qa0", "forget1qa1", "forget1qa2", "forget2qa0", "forget2qa1"]
+    assert [row.input for row in rows] == [QUESTION["question"], *["And then?"] * 2, *["Who?"] * 2]
+    earlier = (("user", QUESTION["question"]), ("assistant", QUESTION["answer"]))
+    assert [row.turns for row in rows] == [(), earlier, (), (("system", "Be kind."),), ()]
+    assert "chat questions asked after the turns before them: 2; asked alone as well: 2" in make.summary
 
 
 def test_duplicates_of_a_side_are_left_out_and_listed(make):
@@ -148,25 +153,31 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
 @pytest.mark.parametrize(
     ("name", "content", "expected"),
     [
-        ("a.csv", 'question,answer\n"two\nlines",x\n\nWhere?, \n', 'a.csv:5: field "answer" is empty'),
-        ("a.jsonl", LINE + '\n{"question": "", "answer": "x"}', 'a.jsonl:2: field "question" is empty'),
+        ("a.csv", 'question,answer\n"two\nlines",\n', 'a.csv:2: field "answer" is empty; correct the row'),
+        ("a.jsonl", '\n{"question": null, "answer": "x"}', 'a.jsonl:2: field "question" is empty'),
+        ("a.jsonl", LINE + '\n{"question": ["x"], "answer": "x"}', 'a.jsonl:2: field "question" is not text'),
         ("a.csv", "a,b\nc,d\ne,f\n", f"a.csv: {FIELDS}: write them into a header line, or name two with"),
         ("a.jsonl", LINE + '\n{"a": 1, "b": 2}', f"a.jsonl:2: {FIELDS}"),
         ("a.csv", "Where is she?,Bath\n", "a.csv: is empty: a table needs rows after its header line, which is"),
         ("a.csv", "question,answer\nWo?,Bath, Avon\n", "a.csv:2: has 3 cells, but the header line has 2: put"),
         ("a.csv", 'question,answer\na,b\n"Where?,Bath\nc,d\n', "a.csv:3: is bad CSV: unexpected end of data"),
-        ("a.csv", b"question,answer\nWo?,K\xf6ln\n", "a.csv:2: is not valid UTF-8 (byte 6 of the line): save"),
-        ("a.txt", "Köln am Rhein".encode("utf-16"), "a.txt: is not a text file: save it as UTF-8"),
+        ("a.csv", "q,a\nÄ,Ö\n".encode() + b"Wo?,K\xf6ln\n", "a.csv:3: is not valid UTF-8 (byte 6 of the line): save"),
+        ("a.txt", "Köln am Rhein".encode("utf-16-le"), "a.txt: is not a text file: save it as UTF-8"),
         ("a.docx", b"PK", "a.docx: is of an unknown type: use .csv"),
         ("a.txt", "word", "a.txt: the text is one word: a completion needs at least two"),
-        ("a.json", "{}", "a.json: is not a list of JSON objects"),
+        ("a.json", "{}", "a.json: is neither a list of JSON objects nor one with fields"),
         ("a.json", "[\n1,]", "a.json:2: is bad JSON"),
         ("a.jsonl", "\n[1]", "a.jsonl:2: is not a JSON object"),
         ("a.jsonl", "", "a.jsonl: is empty: it holds no rows"),
         ("a.json", json.dumps([QUESTION, {"text": "\udc00"}]), "a.json:2: holds \\udc00, half of a character"),
         ("a.jsonl", jsonl({"messages": "hi"}), "a.jsonl:1: is not a chat"),
-        ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn followed by an assistant turn"),
-        ("a.jsonl", jsonl({"messages": [CHAT[0], {"role": "assistant"}]}), "a.jsonl:1: a turn of the chat is empty"),
+        ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn that an assistant turn"),
+        ("a.jsonl", jsonl({"messages": [CHAT[0], {"role": "assistant"}]}), "a.jsonl:1: holds no user turn that an"),
+        (
+            "a.jsonl",
+            jsonl({"messages": [{"role": "user", "content": 3}]}),
+            "a.jsonl:1: turn 1 of the chat: its content",
+        ),
     ],
 )
 def test_faults_are_reported_with_file_and_line(make, name, content, expected):
@@ -176,10 +187,10 @@ def test_faults_are_reported_with_file_and_line(make, name, content, expected):
 
 
 def test_a_cell_may_be_long_and_a_kind_in_capitals(make):
-    text = "Rain falls. " * 20_000
-    rows = make({"a.csv": f'text\n"{text}"\n', "b.jsonl": jsonl(QUESTION | {"kind": "Sc"})})
-    assert [row.kind for row in rows["forget"]] == ["sc", "sc"]
-    assert len(rows["forget"][0].input + rows["forget"][0].output) == len(text) - 2
+    answer = "Rain falls. " * 20_000
+    rows = make({"a.csv": f'question,answer\nWeather?,"{answer}"\n', "b.jsonl": jsonl(QUESTION | {"kind": "Sc"})})
+    assert [row.kind for row in rows["forget"]] == ["qa", "sc"]
+    assert rows["forget"][0].output == answer.strip()
     assert csv.field_size_limit() == 131_072
 
 

@@ -1,13 +1,14 @@
 """Rows of any kind to rows, rows to tokens and labels, and which row gets which refusal."""
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from datasets import Dataset
 
-from lume_tasks.data.rows import Row
+from lume_tasks.data.rows import Row, row_object
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens
@@ -100,9 +101,13 @@ def test_rows_in_memory(kind):
     assert (made.task, made.kind) == ("own", "qa")
     (text,) = as_rows(kind([{"text": "Ada baked bread. Then she slept."}]))
     assert (text.input, text.output, text.kind) == ("Ada baked bread.", "Then she slept.", "sc")
-    first, second = as_rows(kind([{"messages": CHAT + [turn | {"content": "So."} for turn in CHAT]}]))
+    first, second, alone = as_rows(kind([{"messages": CHAT + [turn | {"content": "So."} for turn in CHAT]}]))
     assert (first.input, first.output, second.input) == ("Hi?", "Yes.", "So.")
-    assert first.stem == second.stem
+    assert second.turns == (("user", "Hi?"), ("assistant", "Yes."))
+    assert alone == replace(second, id=alone.id, turns=())
+    assert first.stem == second.stem == alone.stem
+    given = [row_object(row) for row in (second, alone)]
+    assert as_rows(kind(given)) == [second, alone] == as_rows(kind([vars(row) for row in (second, alone)]))
 
 
 def test_a_chat_read_from_parquet_is_an_array():

@@ -1,0 +1,132 @@
+"""Chats of the user's files: each user turn that the assistant answers becomes a question, with and without context."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Any
+
+from lume_tasks.data.items import ALONE, Item
+
+CALL = "call"
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "model", "bot"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+    "function_call": CALL,
+}
+_JOINED = ("user", "assistant")
+
+Turn = tuple[str, str]  # role and text
+
+
+def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
+    """Make a question of each user turn that an assistant turn answers: with the turns before it, and alone.
+
+    A question without turns before it is made once. Consecutive turns of the user are joined by a blank line, and so
+    are the assistant's up to the next user turn: its answer. A turn that only calls a tool is no answer. The result of
+    a tool is a turn before later questions; the question that the tool was called for is asked without it.
+
+    Args:
+        chat: A list of ``{"role", "content"}`` or ``{"from", "value"}``, or JSON of one. The content is text, None, or
+            a list of parts.
+
+    Returns:
+        The questions, what is wrong with the chat, and how often something was left out or changed.
+    """
+    chat = _from_json(chat)
+    counts: Counter[str] = Counter()
+    if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
+        return [], ['is not a chat, a list of {"role": ..., "content": ...}'], counts
+    turns: list[Turn] = []
+    problems = []
+    for number, turn in enumerate(chat, 1):
+        try:
+            turns += _turn(turn, counts)
+        except TypeError as error:
+            problems.append(f"turn {number} of the chat: {error}")
+    if problems:
+        return [], problems, counts
+    items = _questions(_joined(turns), counts)
+    return items, [], counts
+
+
+def _from_json(chat: Any) -> Any:
+    """Return the chat of a table's cell, which holds JSON."""
+    if not isinstance(chat, str):
+        return chat
+    try:
+        return json.loads(chat)
+    except json.JSONDecodeError:
+        return chat
+
+
+def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:
+    """Return role and text of a turn; nothing, and a count, if it has no text or its role is unknown.
+
+    Raises:
+        TypeError: the content is of another type.
+    """
+    given = str(turn.get("role") or turn.get("from") or "").strip().lower()
+    role = _ROLES.get(given)
+    if role is None:
+        counts[f'turns left out, of a role that is not known ("{given}")'] += 1
+        return []
+    content = turn.get("content") if turn.get("content") is not None else turn.get("value")
+    text, parts = _text(content)
+    calls = role == CALL or any(turn.get(name) for name in ("tool_calls", "function_call")) or "tool_use" in parts
+    counts["turns that call a tool"] += calls
+    counts["results of tools, asked only before later questions"] += role == "tool"
+    for kind, number in parts.items():
+        counts[f'parts left out, which are not text ("{kind}")'] += number
+    if role == CALL or (calls and not text):
+        return [(CALL, "")]
+    if not text:
+        counts["turns left out, which hold no text"] += 1
+    return [(role, text)] if text else []
+
+
+def _text(content: Any) -> tuple[str, Counter[str]]:
+    """Return the text of a turn's content, and the types of its parts that are not text."""
+    others: Counter[str] = Counter()
+    if content is None or isinstance(content, str):
+        return (content or "").strip(), others
+    if not isinstance(content, list):
+        raise TypeError("its content is neither text nor a list of parts")
+    texts = []
+    for part in content:
+        text = part.get("text") if isinstance(part, Mapping) else part
+        if isinstance(text, str):
+            texts.append(text)
+        else:
+            others[str(part.get("type", "unknown") if isinstance(part, Mapping) else type(part).__name__)] += 1
+    return "\n".join(texts).strip(), others
+
+
+def _joined(turns: list[Turn]) -> list[Turn]:
+    """Join consecutive turns of the user, and of the assistant, by a blank line."""
+    joined: list[Turn] = []
+    for role, group in groupby(turns, key=lambda turn: turn[0]):
+        same = list(group)
+        joined += [(role, "\n\n".join(text for _, text in same))] if role in _JOINED else same
+    return joined
+
+
+def _questions(turns: list[Turn], counts: Counter[str]) -> list[Item]:
+    """Return the questions of joined turns, and count the turns that are in none."""
+    items: list[Item] = []
+    used = 0  # turns up to here are in an item
+    users = [i for i, (role, _) in enumerate(turns) if role == "user"]
+    for i, after in zip(users, [*users[1:], len(turns)], strict=True):
+        answers = [(j, text) for j, (role, text) in enumerate(turns[i + 1 : after], i + 1) if role == "assistant"]
+        if not answers:
+            continue
+        used = answers[-1][0] + 1
+        answer = "\n\n".join(text for _, text in answers)
+        before = tuple(turn for turn in turns[:i] if turn[0] != CALL)
+        items.append(Item("qa", turns[i][1], answer, turns=before))
+        items += [Item("qa", turns[i][1], answer, ALONE)] if before else []
+    for role, _ in turns[used:]:
+        counts[f"turns of the {role} that no row was made of"] += role != CALL
+    return items

@@ -1,0 +1,73 @@
+"""The encodings of text files: by their byte-order mark, as UTF-8, as the user says, or detected."""
+
+import codecs
+
+from lume_tasks.data.files import Fault, utf8_lines
+
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+_COMMON = [f"cp125{i}" for i in range(8)] + ["koi8_r", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
+_USUAL = "cp1252"  # of Windows in Western Europe and the Americas; short texts fit others as well
+
+
+def encoding_problem(name: str) -> str | None:
+    """Return what is wrong with the name of an encoding, None if Python knows it."""
+    try:
+        b"".decode(name)
+    except (LookupError, ValueError):
+        return f"--encoding {name}: is not known; use a name such as cp1252, utf-16, latin-1, gb18030 or shift_jis"
+    return None
+
+
+def decoded(content: bytes, hint: str | None) -> tuple[str, str, list[Fault]]:
+    """Return the text of a file, its encoding and where that comes from ("" for UTF-8), and what is wrong.
+
+    The first of these that applies: the byte-order mark; UTF-8, if all of it is valid; ``hint``; UTF-8 with faults, if
+    at least half of the lines with other characters than ASCII are valid; and detection by charset-normalizer.
+    """
+    mark = next((name for bom, name in _MARKS if content.startswith(bom)), None)
+    if mark:
+        return _strict(content, mark, "from its byte-order mark")
+    content = content.removeprefix(codecs.BOM_UTF8)
+    binary = b"\0" in content[:8000]
+    lines, faults = ({}, []) if binary else utf8_lines(content)
+    # ASCII may be another encoding's escape sequences, so the hint decides about it.
+    if not binary and not faults and not (hint and content.isascii()):
+        return "\n".join(lines.values()), "", []
+    if hint:
+        return _strict(content, hint, "from --encoding")
+    if binary:
+        advice = "save it as UTF-8 and uncompressed; of UTF-16 without a byte-order mark, say so: --encoding utf-16-le"
+        return "", "", [(0, f"is not a text file: {advice}")]
+    if sum(not line.isascii() for line in lines.values()) >= len(faults):
+        return "", "", faults
+    found = _detected(content)
+    if found is None:
+        return "", "", [(line, f"{fault}, or name its encoding: --encoding cp1252") for line, fault in faults]
+    return _strict(content, found, "detected")
+
+
+def _strict(content: bytes, name: str, origin: str) -> tuple[str, str, list[Fault]]:
+    try:
+        text = content.decode(name)
+    except ValueError as error:
+        at = f" (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else ""
+        return "", "", [(0, f"is not valid {name}{at}, which is its encoding {origin}: save the file as UTF-8")]
+    same = content.isascii() and text == content.decode("ascii")
+    return text, "" if same else f"{name} ({origin})", []
+
+
+def _detected(content: bytes) -> str | None:
+    """Return the most likely encoding of a text that is not UTF-8; None if no known one fits."""
+    from charset_normalizer import from_bytes
+
+    matches = from_bytes(content, cp_isolation=_COMMON) or from_bytes(content)
+    best = matches.best()
+    if best is None:
+        return None
+    equal = {name for match in matches if match.chaos <= best.chaos for name in match.could_be_from_charset}
+    return _USUAL if _USUAL in equal else best.encoding

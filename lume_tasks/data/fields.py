@@ -1,0 +1,57 @@
+"""The fields of the user's objects: which hold question and answer, a chat or a text, and their values as text."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+ALPACA = ("instruction", "output")
+"""With the optional field "input"."""
+PAIRS = (ALPACA, ("question", "answer"), ("input", "output"), ("prompt", "completion"), ("prompt", "response"))
+CHATS = (("messages",), ("conversations",))
+TEXTS = (("text",), ("content",), ("document",))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to read the user's files.
+
+    Attributes:
+        input_field: field of the question, or of the text without ``output_field``; None: found by its usual names.
+        output_field: field of the answer.
+        document_field: rows with the same value here are one document; None: the field ``document``.
+        label: task of rows without a field ``task``.
+        where: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``: which objects of the forget files to forget; the others are to
+            be kept. None: all are to be forgotten.
+        encoding: of text files that are neither UTF-8 nor have a byte-order mark; None: detected.
+    """
+
+    input_field: str | None = None
+    output_field: str | None = None
+    document_field: str | None = None
+    label: str = "own"
+    where: str | None = None
+    encoding: str | None = None
+
+
+def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None:
+    """Return the names of the fields that hold question and answer, a chat or a text; those with a value come first."""
+    named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)
+    candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
+    there = [names for names in candidates if all(name in obj for name in names)]
+    filled = [names for names in there if all(obj[name] is not None for name in names)]
+    return next(iter(filled + there), None)
+
+
+def as_text(value: Any) -> str:
+    """Return a value of a file as text: "" for None, 3 for 3.0, the day alone for midnight, JSON for what is nested."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    if isinstance(value, datetime):
+        return value.isoformat(" ").removesuffix(" 00:00:00")
+    return json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (dict, list)) else str(value)

@@ -1,0 +1,162 @@
+"""Read the user's files into items, and count all that no item was made of."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from lume_tasks.data.chats import chat_questions
+from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, names_of
+from lume_tasks.data.files import Fault, place
+from lume_tasks.data.items import Fields, Item
+from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
+from lume_tasks.data.sources import read_source, source_files
+from lume_tasks.data.texts import completions
+from lume_tasks.data.where import Where
+from lume_tasks.errors import first_few, quote
+
+_NAMES = 20  # names of fields in one line
+_ADVICE = "correct the row or leave it out"
+
+
+@dataclass
+class Read:
+    """What files hold.
+
+    Attributes:
+        items: Questions and parts of texts, in the order of the files.
+        problems: What is wrong, for the user to mend.
+        numbers: Items by file and fields.
+        encodings: A line on each file that is not UTF-8.
+        unused: A line on each file with fields that no item was made of.
+        skipped: A line on each object that no item was made of.
+        counts: How often parts of chats and empty lines were left out or changed, by what it is and by place.
+    """
+
+    items: list[Item] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    numbers: Counter[Fields] = field(default_factory=Counter)
+    encodings: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
+
+    def count(self, counts: Mapping[str, int], at: str) -> None:
+        """Add what was counted at one place."""
+        for what, number in counts.items():
+            if number:
+                self.counts.setdefault(what, Counter())[at] += number
+
+
+@dataclass
+class _Made:
+    """What one object became: its items, its faults, why there are no items, what is counted, and the fields used."""
+
+    items: list[Item] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
+    skipped: str = ""
+    counts: Counter[str] = field(default_factory=Counter)
+    used: tuple[str, ...] = ()
+
+
+def read_files(paths: list[Path], options: Options, read: Read, where: Where | None = None) -> list[Item]:
+    """Return the items of files and folders; add them, and all that is said about them, to ``read``.
+
+    With ``where``, the items of objects that do not match have ``chosen`` False.
+    """
+    before = len(read.items)
+    for path in source_files(paths):
+        _read_file(path, options, read, where)
+    return read.items[before:]
+
+
+def _read_file(path: Path, options: Options, read: Read, where: Where | None) -> None:
+    source = read_source(path, options)
+    faults, skipped = source.faults, list[Fault]()
+    unknown: dict[int, str] = {}
+    items: list[Item] = []
+    used: set[str] = set()
+    for line, obj in source.objects.items():
+        chosen = where is None or where.matches(obj)
+        names = names_of(obj, options)
+        if names is None:
+            unknown[line] = ", ".join(map(quote, obj))
+            continue
+        made = _made(obj, names)
+        faults += [(line, f"{fault}; {_ADVICE}") for fault in made.faults]
+        skipped += [(line, made.skipped)] if made.skipped else []
+        at = f"{path}:{line}" if line else str(path)
+        read.count(made.counts, at)
+        known: dict[str, Any] = {"place": at, "fields": (str(path), names)}
+        of_row, given = _known(obj, names, options)
+        items += [replace(item, chosen=chosen, **known, **of_row) for item in made.items]
+        used |= {*made.used, *given} if made.items else set()
+    faults += _unknown(unknown, len(source.objects))
+    if skipped and not items and not faults:
+        faults, skipped = [(line, f"{reason}; {_ADVICE}") for line, reason in skipped], []
+    read.problems += place(str(path), faults)
+    read.skipped += place(str(path), skipped)
+    read.items += items
+    read.numbers += Counter(item.fields for item in items)
+    if source.encoding:
+        read.encodings.append(f"{path}: {source.encoding}")
+    read.count({"empty lines": source.empty}, str(path))
+    used |= {where.column.lower(), where.column.lower().partition(".")[0]} if where else set()
+    fields = dict.fromkeys(name for obj in source.objects.values() for name in obj)
+    unused = [quote(name) for name in fields if name not in used]
+    if items and unused:
+        read.unused.append(f"{path}: {', '.join(first_few(unused, _NAMES))}")
+
+
+def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
+    """Return the faults of objects without fields of a usual name."""
+    if unknown and len(unknown) == total and len(set(unknown.values())) == 1:
+        unknown = {0: next(iter(unknown.values()))}  # a whole table: one fault is enough
+    advice = "write them into a header line, or name two with --input_field and --output_field (a text: --input_field)"
+    return [(line, f"no question and answer or text among its fields {f}: {advice}") for line, f in unknown.items()]
+
+
+def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> tuple[dict[str, Any], list[str]]:
+    """Return what fields beside the text say about an item, and the names of these fields."""
+    fields = {"document": (options.document_field or "document").lower(), "subject": "subject", "task": "task"}
+    values = {of: as_text(obj.get(name)).strip() for of, name in fields.items() if name not in names}
+    known = {"document": values.get("document", ""), "subject": values.get("subject", "")}
+    return known | {"task": values.get("task") or options.label}, [fields[of] for of, value in values.items() if value]
+
+
+def _made(obj: Mapping[str, Any], names: tuple[str, ...]) -> _Made:
+    """Make items of one object, whose ``names`` hold question and answer, a chat or a text."""
+    if names in CHATS and obj[names[0]] is not None:
+        items, faults, counts = chat_questions(obj[names[0]])
+        skipped = "" if items or faults else "holds no user turn that an assistant turn with text follows"
+        return _Made(items, faults, skipped, counts, names)
+    nested = [name for name in names if isinstance(obj[name], (dict, list))]
+    empty = [name for name in names if not as_text(obj[name]).strip()]
+    if nested:
+        return _Made(faults=[f'field "{name}" is not text' for name in nested])
+    if empty:
+        return _Made(skipped=f'field "{empty[0]}" is empty')
+    texts = [as_text(obj[name]).strip() for name in names]
+    if len(texts) == 1:
+        items = completions(texts[0])
+        skipped = "" if items else "the text is one word: a completion needs at least two"
+        counts = Counter({"long texts made into several rows": 1} if len(items) > 1 else {})
+        return _Made(items, [], skipped, counts, names)
+    return _pair(obj, names, texts)
+
+
+def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> _Made:
+    """Make an item of a question and its answer, with the fields that may stand beside them."""
+    used = list(names)
+    if names == ALPACA and as_text(obj.get("input")).strip():
+        texts[0] += f"\n\n{as_text(obj['input']).strip()}"
+    if names == ALPACA:
+        used.append("input")
+    kind = as_text(obj.get("kind")).strip().lower()
+    used += ["kind"] if kind in ("sc", "qa") else []
+    turns: Turns = ()
+    if obj.get(TURNS) is not None and not turn_problems(obj[TURNS]):
+        turns = turns_of(obj[TURNS])
+        used.append(TURNS)
+    return _Made([Item("sc" if kind == "sc" else "qa", texts[0], texts[1], turns=turns)], used=tuple(used))

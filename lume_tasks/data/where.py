@@ -1,0 +1,110 @@
+"""``--where``: which objects of one file are to be forgotten, by the value of a column."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from lume_tasks.data.fields import as_text
+from lume_tasks.errors import DataError, quote
+
+_SHOWN = 5  # names or values in a message
+
+
+@dataclass
+class Where:
+    """``COLUMN=VALUE``, or with ``differs`` ``COLUMN!=VALUE``, and what the objects hold in that column.
+
+    The name of the column is compared without case, the value exactly, but for white space around it. Without a column
+    of the name ``a.b``, the field ``b`` of the object in ``a`` is meant. An object without the column has the value "".
+    """
+
+    column: str
+    value: str
+    differs: bool = False
+    values: Counter[str] = field(default_factory=Counter)
+    columns: dict[str, None] = field(default_factory=dict)
+    found: bool = False
+    missing: int = 0
+
+    @property
+    def shown(self) -> str:
+        """The option, for messages."""
+        return f"--where {self.column}{'!=' if self.differs else '='}{self.value}"
+
+    def matches(self, obj: Mapping[str, Any]) -> bool:
+        """Return whether an object is to be forgotten, and remember its value."""
+        there, value = value_of(obj, self.column)
+        text = as_text(value).strip()
+        self.found |= there
+        self.missing += not there
+        self.values[text] += 1
+        self.columns |= dict.fromkeys(_columns(obj))
+        return (text == self.value) != self.differs
+
+    def problems(self) -> list[str]:
+        """List why the objects cannot be split, after all were seen."""
+        total = self.values.total()
+        if not total:
+            return []
+        if not self.found:
+            named = _closest(self.column.lower(), self.columns)
+            return [f"{self.shown}: no object has the column {quote(self.column)}; use one of those there: {named}"]
+        if self.value not in self.values:
+            named = _closest(self.value, [value for value, _ in self.values.most_common()])
+            return [f"{self.shown}: no object has this value; use one of those there: {named}"]
+        if len(self.values) == 1:
+            return [f"{self.shown}: all {total} objects have this value, so nothing is split; leave --where out"]
+        return []
+
+    def summary(self) -> list[str]:
+        """Say how many objects are on each side, and how many lack the column."""
+        equal = self.values[self.value]
+        forget = self.values.total() - equal if self.differs else equal
+        lines = [f"{self.shown}: {forget} objects to forget, {self.values.total() - forget} to retain"]
+        if self.missing:
+            side = "forget" if (self.value == "") != self.differs else "retain"
+            lines.append(f"objects without the column {quote(self.column)}, which go to {side}: {self.missing}")
+        return lines
+
+
+def parse_where(text: str) -> Where:
+    """Return the condition that ``COLUMN=VALUE`` or ``COLUMN!=VALUE`` says; DataError if it is neither."""
+    found = re.fullmatch(r"\s*([^=]*[^=!\s])\s*(!?)=(.*)", text, re.DOTALL)
+    if not found:
+        raise DataError(f"--where {text}: is not COLUMN=VALUE or COLUMN!=VALUE, such as --where customer=77")
+    return Where(found[1], found[3].strip(), found[2] == "!")
+
+
+def value_of(obj: Mapping[str, Any], column: str) -> tuple[bool, Any]:
+    """Return whether an object has the column, and its value; the part after a dot names a field of a nested object."""
+    lower = {str(name).strip().lower(): value for name, value in obj.items()}
+    column = column.lower()
+    if column in lower:
+        return True, lower[column]
+    for dot in (match.start() for match in re.finditer(r"\.", column)):
+        inner = lower.get(column[:dot])
+        if isinstance(inner, Mapping):
+            there, value = value_of(inner, column[dot + 1 :])
+            if there:
+                return True, value
+    return False, None
+
+
+def _columns(obj: Mapping[str, Any], front: str = "") -> Iterable[str]:
+    for name, value in obj.items():
+        if isinstance(value, Mapping):
+            yield from _columns(value, f"{front}{name}.")
+        else:
+            yield f"{front}{name}"
+
+
+def _closest(wanted: str, there: Iterable[str]) -> str:
+    """Return the first few names in quotation marks, the most similar ones in front."""
+    there = list(there)
+    close = get_close_matches(wanted, there, n=_SHOWN)
+    names = [*close, *(name for name in there if name not in close)]
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(map(quote, names[:_SHOWN])) + more
