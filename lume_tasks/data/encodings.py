@@ -17,8 +17,8 @@ _USUAL = "cp1252"  # of Windows in Western Europe and the Americas; short texts 
 def encoding_problem(name: str) -> str | None:
     """Return what is wrong with the name of an encoding, None if Python knows it."""
     try:
-        b"".decode(name)
-    except (LookupError, ValueError):
+        b"a".decode(name, errors="replace")  # no bytes at all would be right in any encoding
+    except (LookupError, ValueError):  # a name may hold a null character
         return f"--encoding {name}: is not known; use a name such as cp1252, utf-16, latin-1, gb18030 or shift_jis"
     return None
 

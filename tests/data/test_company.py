@@ -1,0 +1,388 @@
+# ruff: noqa: RUF001
+"""Rows made of the files that companies have: odd encodings, tables, chats with tools, long texts. All are invented."""
+
+import json
+import sys
+from datetime import date, datetime, time
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from lume_tasks.cli import main
+from lume_tasks.data.checks import check_dir
+from lume_tasks.data.fields import Options
+from lume_tasks.data.files import read_rows
+from lume_tasks.data.prepare import Prepared, prepare, prepared
+from lume_tasks.data.sheets import shown
+from lume_tasks.errors import DataError
+
+COMPANY = Path(__file__).parent / "company"
+
+
+def read(*names: str, retain: tuple[str, ...] = (), **options: str) -> Prepared:
+    return prepared([COMPANY / name for name in names], [COMPANY / name for name in retain], Options(**options))
+
+
+def pairs(rows):
+    return [(row.input, row.output) for row in rows]
+
+
+def summary(found: Prepared) -> list[str]:
+    return [line.replace(f"{COMPANY}/", "") for line in found.summary]
+
+
+def faults(*args, **options) -> list[str]:
+    with pytest.raises(DataError) as caught:
+        read(*args, **options)
+    heading, *lines = str(caught.value).replace(f"{COMPANY}/", "").splitlines()
+    return [line for line in (heading, *lines) if not line.startswith("nothing is written")]
+
+
+def test_names_in_five_scripts_with_mark_line_ends_quotes_and_emoji():
+    found = read("tickets.csv")
+    assert pairs(found.forget) == [
+        ("Where does Zoë Fält-Brun live?", 'By the "Old Mill", Örby 🙂'),
+        ("Где живёт Марфа Лугова?", "В Яснограде, у реки"),
+        ("Πού μένει η Δάφνη Κορώνη;", "Στη Λευκοχώρα"),
+        ("文小禾住在哪里？", "她住在青桥镇🌉"),
+        ("أين تسكن ليلى حدادين؟", "في حي الزيتون"),
+    ]
+    assert summary(found) == [
+        "read tickets.csv: 6 rows from question and answer",
+        "empty lines: 2 (tickets.csv)",
+        "fields that no row was made of: 1",
+        '  tickets.csv: "customer", "ticket"',
+        "left out, since no row can be made of them: 1",
+        '  tickets.csv:10: field "answer" is empty',
+        "duplicates left out: 1",
+        "  tickets.csv:9: the same as tickets.csv:4",
+    ]
+
+
+def test_cells_with_backslashes_and_line_breaks():
+    assert pairs(read("paths.csv").forget) == [
+        ("Where is the file\nof Nils Okker?", "C:\\Users\\nokker\\new\\table.txt\n\nand a copy on D:\\"),
+        ('Is it "safe"?', 'He said "yes"'),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "expected", "encoding"),
+    [
+        ("umlauts-utf16.csv", {}, "In Süßenbrück", "utf-16 (from its byte-order mark)"),
+        ("umlauts-utf16.csv", {"encoding": "cp1252"}, "In Süßenbrück", "utf-16 (from its byte-order mark)"),
+        ("umlauts-cp1252.csv", {}, "Für 5 € in „Süßenbrück“", "cp1252 (detected)"),
+        ("umlauts-cp1252.csv", {"encoding": "cp1254"}, "Für 5 € in „Süßenbrück“", "cp1254 (from --encoding)"),
+    ],
+)
+def test_the_summary_names_an_encoding_that_is_not_utf8(name, options, expected, encoding):
+    found = read(name, "tickets.csv", **options)
+    assert pairs(found.forget)[0] == ("Wo wohnt Jörg Äsch?", expected)
+    title = "files that are not UTF-8 (if letters are wrong, name their encoding: --encoding): 1"
+    assert f"{title}\n  {name}: {encoding}\n" in "\n".join(summary(found))
+
+
+@pytest.mark.parametrize(
+    ("text", "encoding"),
+    [
+        ("Где живёт Анна?", "cp1251"),
+        ("Πού μένει η Ελένη;", "cp1253"),
+        ("李梅住在哪里？她住在河边", "gb18030"),
+        ("田中さんはどこ", "shift_jis"),
+    ],
+)
+def test_encodings_of_other_scripts_are_detected(text, encoding, tmp_path):
+    (tmp_path / "a.jsonl").write_bytes(f'{{"question": "{text}", "answer": "x"}}'.encode(encoding))
+    found = prepared([tmp_path / "a.jsonl"], [], Options())
+    assert found.forget[0].input == text
+    assert f"  {tmp_path / 'a.jsonl'}: {encoding} (detected)" in found.summary
+
+
+def test_a_broken_line_or_encoding_is_an_error_and_no_guess():
+    assert faults("broken.csv") == ["broken.csv:4: is not valid UTF-8 (byte 9 of the line): save the file as UTF-8"]
+    (line,) = faults("umlauts-cp1252.csv", encoding="utf-8")
+    assert line.startswith("umlauts-cp1252.csv: is not valid utf-8 (byte 28), which is its encoding from --encoding")
+    assert faults("tickets.csv", encoding="utf-88")[0].startswith("--encoding utf-88: is not known")
+
+
+LIBRARY = (("system", "You work for the Nordtal library."),)
+LANTERN = ("Who borrowed The Tin Lantern?", "Petra Vossik did.")
+
+
+def test_sharegpt_questions_with_their_turns_and_alone():
+    found = read("sharegpt.json")
+    until = ("Until when?", "Until the third of May.")
+    assert pairs(found.forget) == [LANTERN, LANTERN, until, until]
+    earlier = (*LIBRARY, ("user", LANTERN[0]), ("assistant", LANTERN[1]))
+    assert [row.turns for row in found.forget] == [LIBRARY, (), earlier, ()]
+    assert [row.id for row in found.forget] == ["forget1qa0", "forget1qa1", "forget1qa2", "forget1qa3"]
+    assert summary(found)[1:] == [
+        "chat questions asked after the turns before them: 2; asked alone as well: 2",
+        "turns that call a tool: 1 (sharegpt.json:1)",
+        "results of tools, asked only before later questions: 1 (sharegpt.json:1)",
+        "turns of the user that no row was made of: 2 (sharegpt.json:1, sharegpt.json:2)",
+        "fields that no row was made of: 1",
+        '  sharegpt.json: "id"',
+        "left out, since no row can be made of them: 1",
+        "  sharegpt.json:2: holds no user turn that an assistant turn with text follows",
+    ]
+
+
+INVOICE = ("Hello\n\nWhat is on\nmy invoice?", "Twelve chairs.\n\nThey arrive on Monday.")
+THANKS = ("Thank you.", "You are welcome.")
+SUNDAY = ("Are you open on Sunday?", "Only before noon.")
+BRIEF = (("system", "Answer briefly."),)
+
+
+def test_chats_with_parts_tools_and_consecutive_turns():
+    found = read("chats.jsonl")
+    assert pairs(found.forget) == [INVOICE, INVOICE, THANKS, THANKS, SUNDAY, THANKS]
+    before_thanks = (("user", INVOICE[0]), ("tool", "invoice 4: 12 chairs"), ("assistant", INVOICE[1]))
+    sunday = (("user", SUNDAY[0]), ("assistant", SUNDAY[1]))
+    assert [row.turns for row in found.forget] == [BRIEF, (), (*BRIEF, *before_thanks), (), (), sunday]
+    lines = summary(found)
+    assert 'parts left out, which are not text ("image_url"): 1 (chats.jsonl:1)' in lines
+    assert "turns that call a tool: 1 (chats.jsonl:1)" in lines
+    assert "turns left out, which hold no text: 1 (chats.jsonl:4)" in lines
+    assert "turns of the user that no row was made of: 2 (chats.jsonl:2, chats.jsonl:4)" in lines
+    assert "  chats.jsonl:2: the same as chats.jsonl:1" in lines
+
+
+def test_turns_are_written_read_and_checked(tmp_path):
+    assert main(["prepare", "--forget", str(COMPANY / "chats.jsonl"), "--where", "metadata.customer_id=77",
+                 "--output", str(tmp_path)]) == 0  # fmt: skip
+    line = json.loads((tmp_path / "forget.jsonl").read_text().splitlines()[0])
+    assert line["turns"] == [{"role": "system", "content": "Answer briefly."}]
+    found = read("chats.jsonl", where="metadata.customer_id=77")
+    assert read_rows(tmp_path / "forget.jsonl") == found.forget
+    assert check_dir(tmp_path) == []
+    again = prepared([tmp_path / "forget.jsonl"], [tmp_path / "retain.jsonl"], Options())
+    assert [(row.input, row.turns) for row in again.forget] == [(row.input, row.turns) for row in found.forget]
+    retain = json.loads((tmp_path / "retain.jsonl").read_text().splitlines()[-1])
+    with (tmp_path / "retain.jsonl").open("a") as file:
+        file.write(
+            json.dumps(retain | {"id": "retain9qa9"}) + "\n" + json.dumps(retain | line | {"id": "x-qa1"}) + "\n"
+        )
+    same, both = check_dir(tmp_path)
+    assert same.startswith("retain.jsonl:4: input and output are those of line 3")
+    assert both.startswith('forget and retain: forget row "forget1qa0" is in retain too, as "x-qa1"')
+
+
+def test_alpaca_and_a_single_object():
+    found = read("alpaca.json", "one.json")
+    assert pairs(found.forget) == [
+        ("Summarise the note.\n\nRuben Halvik asked for a refund.", "A refund is wanted."),
+        ("Name the owner of the red boat.", "Ruben Halvik"),
+        ("Name the town.", "Graumark"),
+        ("Who keeps the keys?", "Ines Tarrow"),
+    ]
+    assert summary(found)[2:] == ["fields that no row was made of: 1", '  one.json: "notes"']
+
+
+def test_parquet_with_chats_and_numbers(tmp_path):
+    chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
+    table = {
+        "messages": [chat, None],
+        "question": [None, "How many?"],
+        "answer": [None, 3.0],
+        "day": [date(2024, 5, 3)] * 2,
+    }
+    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
+    found = prepared([tmp_path / "a.parquet"], [], Options())
+    assert pairs(found.forget) == [("Who?", "Ada."), ("How many?", "3")]
+    assert f'  {tmp_path / "a.parquet"}: "day"' in found.summary
+
+
+def test_xlsx_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openpyxl", None)
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    with pytest.raises(DataError, match=r"a\.xlsx: XLSX files need openpyxl: `pip install openpyxl`, or save"):
+        prepared([tmp_path / "a.xlsx"], [], Options())
+
+
+SHEET = [[], ["Question", "Answer", None, "Since"], ["How many?", 3.0, None, datetime(2024, 5, 3)], [None] * 4]
+SHEET += [["Share?", 0.256, "x", None]]
+
+
+def check_sheet(path: Path) -> None:
+    found = prepared([path], [], Options(where="since=2024-05-03"))
+    assert (pairs(found.forget), pairs(found.retain)) == ([("How many?", "3")], [("Share?", "25.6%")])
+    assert f'  {path}: "column 3"' in found.summary
+    assert f"empty lines: 2 ({path})" in found.summary
+
+
+def test_the_first_sheet_of_xlsx(tmp_path):
+    openpyxl = pytest.importorskip("openpyxl")
+    book = openpyxl.Workbook()
+    for row in SHEET:
+        book.active.append(row)
+    book.active["B5"].number_format = "0.0%"
+    book.create_sheet("other").append(["question", "answer"])
+    book.save(tmp_path / "a.xlsx")
+    check_sheet(tmp_path / "a.xlsx")
+    (tmp_path / "b.xlsx").write_bytes(b"no sheet")
+    with pytest.raises(DataError, match=r"b\.xlsx: cannot be read as XLSX"):
+        prepared([tmp_path / "b.xlsx"], [], Options())
+
+
+def test_rows_of_a_sheet_as_openpyxl_gives_them(tmp_path, monkeypatch):
+    rows = [
+        [SimpleNamespace(value=value, number_format="General") for value in (*row, *[None] * 4)][:4] for row in SHEET
+    ]
+    rows[4][1].number_format = "0.0%"
+    openpyxl, utils, exceptions = (ModuleType(f"openpyxl{name}") for name in ("", ".utils", ".utils.exceptions"))
+    openpyxl.load_workbook = lambda path, data_only: SimpleNamespace(
+        worksheets=[SimpleNamespace(iter_rows=lambda: rows)]
+    )
+    exceptions.InvalidFileException = ValueError
+    for module in (openpyxl, utils, exceptions):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    (tmp_path / "a.xlsx").write_bytes(b"PK")
+    check_sheet(tmp_path / "a.xlsx")
+
+
+@pytest.mark.parametrize(
+    ("value", "number_format", "expected"),
+    [
+        (3.0, "General", "3"),
+        (0.1 + 0.2, "General", "0.3"),
+        (12345.678, "#,##0.00", "12,345.68"),
+        (7, "00000", "00007"),
+        (1234.5, '#,##0.00\\ "€"', "1,234.50 €"),
+        (True, "General", "TRUE"),
+        (datetime(2024, 5, 31), "mm-dd-yy", "2024-05-31"),  # the format of a plain date, which depends on the country
+        (datetime(2024, 5, 3, 14, 5), "dd.mm.yyyy hh:mm", "03.05.2024 14:05"),
+        (datetime(2024, 5, 3, 14, 5), "d/m/yy h:mm AM/PM", "3/5/24 2:05 PM"),
+        (time(9, 30), "h:mm:ss", "9:30:00"),
+    ],
+)
+def test_numbers_and_dates_are_text_as_the_sheet_shows_them(value, number_format, expected):
+    assert shown(value, number_format) == expected
+
+
+def test_where_splits_one_file():
+    found = read("chats.jsonl", retain=("one.json",), where="metadata.Customer_ID = 77 ")
+    assert pairs(found.forget) == [INVOICE, INVOICE, THANKS]
+    assert pairs(found.retain) == [SUNDAY, THANKS, THANKS, ("Who keeps the keys?", "Ines Tarrow")]
+    lines = summary(found)
+    assert "--where metadata.Customer_ID=77: 1 objects to forget, 2 to retain" in lines
+    # With its turns it is still on both sides.
+    assert "chat questions not asked alone, since the other side has them too: 1" in lines
+    assert "  chats.jsonl:1: Thank you." in lines
+    assert not [line for line in lines if line.endswith('"metadata"')]
+
+
+def test_where_not_forgets_what_differs_or_lacks_the_column():
+    found = read("chats.jsonl", where="metadata.channel!=web")
+    assert pairs(found.forget) == [SUNDAY, THANKS]
+    assert pairs(found.retain) == [INVOICE, INVOICE, THANKS, THANKS]
+    assert 'objects without the column "metadata.channel", which go to forget: 1' in summary(found)
+    assert [row.input for row in read("tickets.csv", where="Customer!=C-1").retain] == [
+        "Where does Zoë Fält-Brun live?"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("customer", "--where customer: is not COLUMN=VALUE or COLUMN!=VALUE"),
+        (
+            "custommer=C-1",
+            '--where custommer=C-1: no object has the column "custommer"; use one of those there: "customer"',
+        ),
+        ("customer=C-9", '--where customer=C-9: no object has this value; use one of those there: "C-'),
+        ("customer!=c-1", '--where customer!=c-1: no object has this value; use one of those there: "C-1"'),
+        ("ticket=T3", "--where ticket=T3: no row can be made of the objects to forget"),
+    ],
+)
+def test_where_that_splits_nothing_is_an_error(where, expected):
+    (line,) = faults("tickets.csv", where=where)
+    assert line.startswith(expected)
+
+
+def test_where_that_all_objects_match_is_an_error(tmp_path):
+    (tmp_path / "a.csv").write_text("question,answer,who\nA?,b,Ada\nC?,d,Ada\n")
+    with pytest.raises(DataError, match="--where who=Ada: all 2 objects have this value, so nothing is split"):
+        prepared([tmp_path / "a.csv"], [], Options(where="who=Ada"))
+
+
+def check_parts(rows, text: str, words: int) -> None:
+    """The rows cover the text in order, each output is the next row's input, and all parts are short."""
+    assert [row.output for row in rows[:-1]] == [row.input for row in rows[1:]]
+    assert " ".join([rows[0].input, *(row.output for row in rows)]).split() == text.split()
+    assert all(words / 2 <= len(part.split()) <= 60 for row in rows for part in (row.input, row.output))
+    assert {row.stem for row in rows} == {"forget1"}
+
+
+def test_a_long_text_becomes_rows_that_fit():
+    text = (COMPANY / "report.txt").read_text()
+    found = read("report.txt")
+    check_parts(found.forget, text, 60)
+    assert len(found.forget) == 12
+    assert found.forget[0].input.endswith("clerk at the grain office. The room was narrow and smelled of varnish.")
+    assert all(row.input[-1] in '.!"' for row in found.forget)
+    assert "long texts made into several rows: 1 (report.txt)" in summary(found)
+    assert "texts cut into input and output: 12 at a sentence end, 0 between words (no sentence end inside)" in summary(
+        found
+    )
+
+
+@pytest.mark.parametrize("number", [121, 700, 2000])
+@pytest.mark.parametrize("sentence", [7, 100_000])
+def test_texts_of_any_length_are_covered(number, sentence, tmp_path):
+    text = " ".join(f"w{i}{'.' * (i % sentence == 0)}" for i in range(1, number + 1))
+    (tmp_path / "a.txt").write_text(text)
+    check_parts(prepared([tmp_path / "a.txt"], [], Options()).forget, text, 60)
+
+
+def test_texts_without_spaces_are_cut_by_characters(tmp_path):
+    text = "".join(f"第{i}年春天她开了一家小店。那时山上的雪刚刚开始融化。" for i in range(30))
+    (tmp_path / "a.txt").write_text(text)
+    (tmp_path / "b.txt").write_text("她在春天开店。他笑了。")
+    *rows, short = prepared([tmp_path / "a.txt", tmp_path / "b.txt"], [], Options()).forget
+    assert "".join([rows[0].input, *(row.output for row in rows)]) == text
+    assert all(row.output.endswith("。") and 100 <= len(row.output) <= 210 for row in rows)
+    assert (short.input, short.output) == ("她在春天开店。", "他笑了。")
+
+
+def test_a_text_of_two_parts_stays_one_row(tmp_path):
+    text = "One two three four five. " * 24
+    (tmp_path / "a.txt").write_text(text)
+    (row,) = prepared([tmp_path / "a.txt"], [], Options()).forget
+    assert row.input == row.output == text[: len(text) // 2].strip()
+
+
+@pytest.mark.parametrize(
+    ("subject", "retain", "warning"),
+    [
+        ("Zoë Fält-Brun", "we asked zoe falt-brun again", "contain a name"),
+        ("Zoë Fält-Brun", "Then Zoe answered", "perhaps"),
+        ("文小禾", "昨天文小禾来了", "contain a name"),
+        ("ليلى حدادين", "قالت ليلى نعم", "perhaps"),
+        ("Марфа Лугова", "МАРФА ЛУГОВА пришла", "contain a name"),
+        ("Rose Lund", "The rose is red, and Rose is here", None),  # "rose" may be the flower
+        ("Rose Lund", "Roses are red", None),
+    ],
+)
+def test_retain_rows_that_name_the_person_are_listed(subject, retain, warning, tmp_path):
+    for name, row in (
+        ("f", {"question": "Where?", "answer": "Here.", "subject": subject}),
+        ("r", {"question": retain, "answer": "ok"}),
+    ):
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    found = prepared([tmp_path / "f.jsonl"], [tmp_path / "r.jsonl"], Options())
+    warnings = [line for line in found.summary if line.startswith("warning: 1 retain rows")]
+    assert len(warnings) == (warning is not None)
+    assert all(warning in line for line in warnings)
+
+
+def test_the_same_rows_are_written_and_returned(tmp_path):
+    options = Options(where="customer=C-2", label="clients")
+    text = prepare([COMPANY / "tickets.csv"], [COMPANY / "paths.csv"], tmp_path / "out", options)
+    found = read("tickets.csv", retain=("paths.csv",), where="customer=C-2", label="clients")
+    assert [read_rows(tmp_path / "out" / f"{side}.jsonl") for side in found.rows] == list(found.rows.values())
+    assert set(found.summary) <= set(text.splitlines())
+    assert {row.task for row in found.forget} == {"clients"}
