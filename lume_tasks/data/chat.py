@@ -23,7 +23,7 @@ def chat_prompt(tokenizer: Any, question: str, turns: Sequence[tuple[str, str]] 
     Args:
         tokenizer: with a chat template.
         question: of the user.
-        turns: (role, content) of what comes before it; the role is "system", "user" or "assistant".
+        turns: (role, content) of what comes before it; the role is one of `rows.ROLES`.
 
     Raises:
         DataError: the template cannot be used without a system text or for other reasons.
@@ -32,8 +32,11 @@ def chat_prompt(tokenizer: Any, question: str, turns: Sequence[tuple[str, str]] 
     try:
         text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
     except Exception as error:  # templates raise errors of jinja2 and of their own
+        roles = ", ".join(dict.fromkeys(role for role, _ in turns))
+        what = f"a question after turns of {roles}" if turns else "a single question"
+        advice = "leave the field turns out of these rows, or ask without it" if turns else "ask without it"
         raise DataError(
-            f"the tokenizer's chat template refuses a single question ({first_line(error)}); ask without it: --chat "
+            f"the tokenizer's chat template refuses {what} ({first_line(error)}); {advice}: --chat "
             "false (lm_eval: --metadata '{\"lume_chat\": false}')"
         ) from error
     bos = tokenizer.bos_token

@@ -36,10 +36,14 @@ class Options:
 
 
 def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None:
-    """Return the names of the fields that hold question and answer, a chat or a text; those with a value come first."""
+    """Return the names of the fields that hold question and answer, a chat or a text; those with a value come first.
+
+    The content of a single turn, which has a role, is no text.
+    """
     named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)
     candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
     there = [names for names in candidates if all(name in obj for name in names)]
+    there = [names for names in there if names != ("content",) or "role" not in obj or names == named]
     filled = [names for names in there if all(obj[name] is not None for name in names)]
     return next(iter(filled + there), None)
 

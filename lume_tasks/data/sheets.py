@@ -31,7 +31,7 @@ def read_xlsx(path: Path) -> tuple[dict[int, dict[str, Any]], list[Fault], int]:
     try:
         sheet = load_workbook(path, data_only=True).worksheets[0]
     except (BadZipFile, InvalidFileException, KeyError, IndexError, ValueError) as error:
-        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}")], 0
+        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}; save it as XLSX or CSV again")], 0
     objects: dict[int, dict[str, Any]] = {}
     header: list[str] = []
     empty = 0

@@ -91,7 +91,7 @@ def _parse(content: bytes, suffix: str, options: Options) -> Source:
 
 
 def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault]]:
-    """Parse a list of objects, one object that holds such a list, or a single object."""
+    """Parse a list of objects, one object that holds such a list, a single object, or a single chat."""
     try:
         objects = json.loads(text)
     except json.JSONDecodeError as error:
@@ -100,6 +100,8 @@ def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault
         lists = [value for value in objects.values() if isinstance(value, list) and any(map(_is_object, value))]
         lower = {str(name).strip().lower(): value for name, value in objects.items()}
         objects = lists[0] if len(lists) == 1 and names_of(lower, options) is None else [objects]
+    if isinstance(objects, list) and objects and all(map(_is_turn, objects)):
+        objects = [{"messages": objects}]
     if not isinstance(objects, list):
         return {}, [(0, "is neither a list of JSON objects nor one with fields: write [...] around the objects")]
     return without_surrogates(dict(enumerate(objects, 1)), [])
@@ -107,6 +109,10 @@ def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault
 
 def _is_object(value: Any) -> bool:
     return isinstance(value, dict)
+
+
+def _is_turn(value: Any) -> bool:
+    return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
 def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault], int]:

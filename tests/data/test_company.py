@@ -2,10 +2,8 @@
 """Rows made of the files that companies have: odd encodings, tables, chats with tools, long texts. All are invented."""
 
 import json
-import sys
-from datetime import date, datetime, time
+from datetime import date
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pyarrow as pa
 import pytest
@@ -16,7 +14,6 @@ from lume_tasks.data.checks import check_dir
 from lume_tasks.data.fields import Options
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.prepare import Prepared, prepare, prepared
-from lume_tasks.data.sheets import shown
 from lume_tasks.errors import DataError
 
 COMPANY = Path(__file__).parent / "company"
@@ -182,6 +179,16 @@ def test_alpaca_and_a_single_object():
     assert summary(found)[2:] == ["fields that no row was made of: 1", '  one.json: "notes"']
 
 
+def test_a_file_that_is_one_chat_is_no_list_of_texts(tmp_path):
+    chat = [{"role": "user", "content": "Who is it?"}, {"role": "assistant", "content": "It is Ada."}]
+    (tmp_path / "a.json").write_text(json.dumps(chat))
+    (tmp_path / "b.json").write_text(json.dumps({"messages": [chat[0] | {"content": "Who?"}, chat[1]]}))
+    assert pairs(prepared([tmp_path], [], Options()).forget) == [("Who is it?", "It is Ada."), ("Who?", "It is Ada.")]
+    (tmp_path / "c.jsonl").write_text("\n".join(map(json.dumps, chat)))
+    with pytest.raises(DataError, match='no question and answer or text among its fields "role", "content"'):
+        prepared([tmp_path / "c.jsonl"], [], Options())
+
+
 def test_parquet_with_chats_and_numbers(tmp_path):
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     table = {
@@ -194,73 +201,6 @@ def test_parquet_with_chats_and_numbers(tmp_path):
     found = prepared([tmp_path / "a.parquet"], [], Options())
     assert pairs(found.forget) == [("Who?", "Ada."), ("How many?", "3")]
     assert f'  {tmp_path / "a.parquet"}: "day"' in found.summary
-
-
-def test_xlsx_without_openpyxl_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "openpyxl", None)
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
-    with pytest.raises(DataError, match=r"a\.xlsx: XLSX files need openpyxl: `pip install openpyxl`, or save"):
-        prepared([tmp_path / "a.xlsx"], [], Options())
-
-
-SHEET = [[], ["Question", "Answer", None, "Since"], ["How many?", 3.0, None, datetime(2024, 5, 3)], [None] * 4]
-SHEET += [["Share?", 0.256, "x", None]]
-
-
-def check_sheet(path: Path) -> None:
-    found = prepared([path], [], Options(where="since=2024-05-03"))
-    assert (pairs(found.forget), pairs(found.retain)) == ([("How many?", "3")], [("Share?", "25.6%")])
-    assert f'  {path}: "column 3"' in found.summary
-    assert f"empty lines: 2 ({path})" in found.summary
-
-
-def test_the_first_sheet_of_xlsx(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
-    book = openpyxl.Workbook()
-    for row in SHEET:
-        book.active.append(row)
-    book.active["B5"].number_format = "0.0%"
-    book.create_sheet("other").append(["question", "answer"])
-    book.save(tmp_path / "a.xlsx")
-    check_sheet(tmp_path / "a.xlsx")
-    (tmp_path / "b.xlsx").write_bytes(b"no sheet")
-    with pytest.raises(DataError, match=r"b\.xlsx: cannot be read as XLSX"):
-        prepared([tmp_path / "b.xlsx"], [], Options())
-
-
-def test_rows_of_a_sheet_as_openpyxl_gives_them(tmp_path, monkeypatch):
-    rows = [
-        [SimpleNamespace(value=value, number_format="General") for value in (*row, *[None] * 4)][:4] for row in SHEET
-    ]
-    rows[4][1].number_format = "0.0%"
-    openpyxl, utils, exceptions = (ModuleType(f"openpyxl{name}") for name in ("", ".utils", ".utils.exceptions"))
-    openpyxl.load_workbook = lambda path, data_only: SimpleNamespace(
-        worksheets=[SimpleNamespace(iter_rows=lambda: rows)]
-    )
-    exceptions.InvalidFileException = ValueError
-    for module in (openpyxl, utils, exceptions):
-        monkeypatch.setitem(sys.modules, module.__name__, module)
-    (tmp_path / "a.xlsx").write_bytes(b"PK")
-    check_sheet(tmp_path / "a.xlsx")
-
-
-@pytest.mark.parametrize(
-    ("value", "number_format", "expected"),
-    [
-        (3.0, "General", "3"),
-        (0.1 + 0.2, "General", "0.3"),
-        (12345.678, "#,##0.00", "12,345.68"),
-        (7, "00000", "00007"),
-        (1234.5, '#,##0.00\\ "€"', "1,234.50 €"),
-        (True, "General", "TRUE"),
-        (datetime(2024, 5, 31), "mm-dd-yy", "2024-05-31"),  # the format of a plain date, which depends on the country
-        (datetime(2024, 5, 3, 14, 5), "dd.mm.yyyy hh:mm", "03.05.2024 14:05"),
-        (datetime(2024, 5, 3, 14, 5), "d/m/yy h:mm AM/PM", "3/5/24 2:05 PM"),
-        (time(9, 30), "h:mm:ss", "9:30:00"),
-    ],
-)
-def test_numbers_and_dates_are_text_as_the_sheet_shows_them(value, number_format, expected):
-    assert shown(value, number_format) == expected
 
 
 def test_where_splits_one_file():
@@ -307,52 +247,6 @@ def test_where_that_all_objects_match_is_an_error(tmp_path):
     (tmp_path / "a.csv").write_text("question,answer,who\nA?,b,Ada\nC?,d,Ada\n")
     with pytest.raises(DataError, match="--where who=Ada: all 2 objects have this value, so nothing is split"):
         prepared([tmp_path / "a.csv"], [], Options(where="who=Ada"))
-
-
-def check_parts(rows, text: str, words: int) -> None:
-    """The rows cover the text in order, each output is the next row's input, and all parts are short."""
-    assert [row.output for row in rows[:-1]] == [row.input for row in rows[1:]]
-    assert " ".join([rows[0].input, *(row.output for row in rows)]).split() == text.split()
-    assert all(words / 2 <= len(part.split()) <= 60 for row in rows for part in (row.input, row.output))
-    assert {row.stem for row in rows} == {"forget1"}
-
-
-def test_a_long_text_becomes_rows_that_fit():
-    text = (COMPANY / "report.txt").read_text()
-    found = read("report.txt")
-    check_parts(found.forget, text, 60)
-    assert len(found.forget) == 12
-    assert found.forget[0].input.endswith("clerk at the grain office. The room was narrow and smelled of varnish.")
-    assert all(row.input[-1] in '.!"' for row in found.forget)
-    assert "long texts made into several rows: 1 (report.txt)" in summary(found)
-    assert "texts cut into input and output: 12 at a sentence end, 0 between words (no sentence end inside)" in summary(
-        found
-    )
-
-
-@pytest.mark.parametrize("number", [121, 700, 2000])
-@pytest.mark.parametrize("sentence", [7, 100_000])
-def test_texts_of_any_length_are_covered(number, sentence, tmp_path):
-    text = " ".join(f"w{i}{'.' * (i % sentence == 0)}" for i in range(1, number + 1))
-    (tmp_path / "a.txt").write_text(text)
-    check_parts(prepared([tmp_path / "a.txt"], [], Options()).forget, text, 60)
-
-
-def test_texts_without_spaces_are_cut_by_characters(tmp_path):
-    text = "".join(f"第{i}年春天她开了一家小店。那时山上的雪刚刚开始融化。" for i in range(30))
-    (tmp_path / "a.txt").write_text(text)
-    (tmp_path / "b.txt").write_text("她在春天开店。他笑了。")
-    *rows, short = prepared([tmp_path / "a.txt", tmp_path / "b.txt"], [], Options()).forget
-    assert "".join([rows[0].input, *(row.output for row in rows)]) == text
-    assert all(row.output.endswith("。") and 100 <= len(row.output) <= 210 for row in rows)
-    assert (short.input, short.output) == ("她在春天开店。", "他笑了。")
-
-
-def test_a_text_of_two_parts_stays_one_row(tmp_path):
-    text = "One two three four five. " * 24
-    (tmp_path / "a.txt").write_text(text)
-    (row,) = prepared([tmp_path / "a.txt"], [], Options()).forget
-    assert row.input == row.output == text[: len(text) // 2].strip()
 
 
 @pytest.mark.parametrize(
