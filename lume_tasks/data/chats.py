@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import Any
 
 from lume_tasks.data.items import ALONE, Item
@@ -77,7 +77,7 @@ def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:
     text, parts = _text(content)
     calls = role == CALL or any(turn.get(name) for name in ("tool_calls", "function_call")) or "tool_use" in parts
     counts["turns that call a tool"] += calls
-    counts["results of tools, asked only before later questions"] += role == "tool"
+    counts["results of tools, which are turns before later questions"] += role == "tool"
     for kind, number in parts.items():
         counts[f'parts left out, which are not text ("{kind}")'] += number
     if role == CALL or (calls and not text):
@@ -118,7 +118,7 @@ def _questions(turns: list[Turn], counts: Counter[str]) -> list[Item]:
     items: list[Item] = []
     used = 0  # turns up to here are in an item
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]
-    for i, after in zip(users, [*users[1:], len(turns)], strict=True):
+    for i, after in pairwise([*users, len(turns)]):
         answers = [(j, text) for j, (role, text) in enumerate(turns[i + 1 : after], i + 1) if role == "assistant"]
         if not answers:
             continue

@@ -17,6 +17,8 @@ from lume_tasks.data.rows import SIDES, Row, row_object, row_problems
 from lume_tasks.data.where import Where, parse_where
 from lume_tasks.errors import DataError, first_few, raise_problems
 
+__all__ = ["Options", "Prepared", "prepare", "prepared", "read_texts"]
+
 LISTED = 20  # lines of one list in the summary
 PLACES = 5  # places in one line
 

@@ -119,7 +119,7 @@ def test_sharegpt_questions_with_their_turns_and_alone():
     assert summary(found)[1:] == [
         "chat questions asked after the turns before them: 2; asked alone as well: 2",
         "turns that call a tool: 1 (sharegpt.json:1)",
-        "results of tools, asked only before later questions: 1 (sharegpt.json:1)",
+        "results of tools, which are turns before later questions: 1 (sharegpt.json:1)",
         "turns of the user that no row was made of: 2 (sharegpt.json:1, sharegpt.json:2)",
         "fields that no row was made of: 1",
         '  sharegpt.json: "id"',

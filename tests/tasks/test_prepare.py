@@ -173,6 +173,7 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
         ("a.jsonl", jsonl({"messages": "hi"}), "a.jsonl:1: is not a chat"),
         ("a.jsonl", jsonl({"messages": CHAT[:1]}), "a.jsonl:1: holds no user turn that an assistant turn"),
         ("a.jsonl", jsonl({"messages": [CHAT[0], {"role": "assistant"}]}), "a.jsonl:1: holds no user turn that an"),
+        ("a.jsonl", jsonl({"messages": CHAT[1:]}), "a.jsonl:1: holds no user turn that an assistant turn"),
         (
             "a.jsonl",
             jsonl({"messages": [{"role": "user", "content": 3}]}),
