@@ -49,7 +49,8 @@ def shared_names(forget: list[Item], retain: list[Item]) -> tuple[list[str], lis
 def _names(items: list[Item]) -> set[str]:
     """Return the names of forget items, with a space between all tokens."""
     found = Counter(name for item in items for name in names_in(item.text))
-    names = {name for name, number in found.items() if number > 1}
+    # "Did Ada Byron" is less frequent than "Ada Byron", so "Did" only begins sentences.
+    names = {name for name, number in found.items() if number > 1 and number >= found[name.partition(" ")[2]]}
     values = {item.subject for item in items}
     values |= {item.document for item in items if item.document[:1].isupper() and len(item.document) > 2}
     values |= {item.document for item in items if len(item.document) > 1 and _caseless(item.document)}

@@ -280,3 +280,12 @@ def test_the_same_rows_are_written_and_returned(tmp_path):
     assert [read_rows(tmp_path / "out" / f"{side}.jsonl") for side in found.rows] == list(found.rows.values())
     assert set(found.summary) <= set(text.splitlines())
     assert {row.task for row in found.forget} == {"clients"}
+
+
+def test_a_word_that_begins_questions_is_no_part_of_a_name(tmp_path):
+    asked = ("Did Ada Byron call?", "Did Ada Byron write?", "Where is Ada Byron?")
+    (tmp_path / "f.jsonl").write_text("\n".join(json.dumps({"question": text, "answer": "No."}) for text in asked))
+    (tmp_path / "r.csv").write_text("question,answer\nDid it rain?,Yes\nWho is Byron?,A poet\n")
+    found = prepared([tmp_path / "f.jsonl"], [tmp_path / "r.csv"], Options())
+    assert found.summary[-2].startswith("warning: 1 retain rows: perhaps they are about the person to forget")
+    assert found.summary[-1] == f"  {tmp_path / 'r.csv'}:3: Byron"
