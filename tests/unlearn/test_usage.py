@@ -11,6 +11,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.arguments import UnlearningArguments
 
 NEEDED = {"run": "--method gd --model m --output o", "merge": "--adapter a --output o", "report": "results"}
+NEEDED["card"] = "--model_dir m --results r"
 
 
 @pytest.mark.parametrize(
@@ -55,8 +56,8 @@ def test_names_of_other_programs_are_answered_with_ours(words, meant, command):
     ("words", "answer"),
     [
         ("compare --lr 1", "compare tunes the learning rate"),
-        ("run --gpu 0", "CUDA_VISIBLE_DEVICES"),
-        ("alternatives --device cuda", "CUDA_VISIBLE_DEVICES"),
+        ("run --gpu 0", "the variable CUDA_VISIBLE_DEVICES"),
+        ("alternatives --device cuda", "the variable CUDA_VISIBLE_DEVICES"),
         ("audit --tokenizer t", "the tokenizer is read from the folder of the model"),
         ("path --gpu 1", "see --help"),
     ],
