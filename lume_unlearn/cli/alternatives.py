@@ -31,13 +31,14 @@ def execute(options: dict[str, Any]) -> None:
     from lume_unlearn.audit.alternatives import unused_part, write_alternatives
     from lume_unlearn.cli.training import take
     from lume_unlearn.data.sources import Source
-    from lume_unlearn.model.load import bfloat16_here, load_model, load_tokenizer
+    from lume_unlearn.model.load import bfloat16_here, load_model, load_tokenizer, require_model
 
     output = Path(options.pop("output"))
     if output.suffix != ".jsonl":
         raise ConfigError(f"--output {output}: name a file that ends in .jsonl")
     unused_part(output)
     name, trust = options.pop("model"), options.pop("trust_remote_code", False)
+    require_model(name)
     rows = Source(**take(options, ("data", "split", "forget"))).rows()["forget"]
     tokenizer = load_tokenizer(name, trust)
     model = load_model(name, torch.bfloat16 if bfloat16_here() else torch.float32, trust)

@@ -10,7 +10,7 @@ from lume_unlearn.cli.training import take
 from lume_unlearn.errors import ConfigError, require_unused
 
 TEXTS = {
-    "model": "Model to audit: a folder or a hub name.",
+    "model": "Model to audit: a folder (also of an adapter) or a hub name.",
     "output": "Folder for audit.json, and for the verdict if --before is given.",
     "peft": "Adapter on the model, if the unlearned model is one.",
     "before": "Model before unlearning. With it the audit ends in a verdict, in verdict.json and verdict.html: gone "
@@ -45,6 +45,8 @@ TEXTS = {
 }
 LOADING = ("model", "peft", "trust_remote_code", "device")
 """Options that say which model is audited, and where."""
+MODELS = ("model", "peft", "device", "before", "control")
+"""Options that are checked first; see `require_models`."""
 
 
 def add_options(parser: Any) -> None:
@@ -70,6 +72,7 @@ def execute(options: dict[str, Any]) -> int:
     output = Path(options.pop("output"))
     if not (output / UNFINISHED).exists():
         require_unused(output)
+    require_models(**{name: options[name] for name in MODELS if name in options})
     if "unrelated" in options:
         options["unrelated"] = read_texts("unrelated", options["unrelated"])
     if "probes" in options:
@@ -116,12 +119,12 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
     loading = take(options, LOADING)
     model, tokenizer, device = load_audited(**loading)
 
-    def load(folder: str) -> tuple[Any, Any]:
+    def load(role: str, folder: str) -> tuple[Any, Any]:
         model.to("cpu")  # one model at a time on the device
-        other, own, _ = load_audited(**(loading | {"model": folder, "peft": None}))
+        other, own, _ = load_audited(**(loading | {"model": folder, "peft": None, "option": f"--{role}"}))
         return other.to(device), own
 
-    loaders: dict[str, Any] = {role: partial(load, folder) for role, folder in others.items()}
+    loaders: dict[str, Any] = {role: partial(load, role, folder) for role, folder in others.items()}
     name, resume = loading.get("peft") or loading["model"], output / UNFINISHED
     found = verdict(
         lambda: (model.to(device), tokenizer),
@@ -141,18 +144,49 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
     return found.exit_status
 
 
-def load_audited(
-    model: str, peft: str | None = None, trust_remote_code: bool = False, device: str | None = None
-) -> tuple[Any, Any, str]:
-    """Return model and tokenizer, and the device to move the model to."""
+def require_models(model: str, peft: str | None = None, device: str | None = None, **others: Any) -> None:
+    """Check the options that name models, before data is read or a model is loaded.
+
+    Args:
+        model: of ``--model``.
+        peft: of ``--peft``.
+        device: of ``--device``.
+        **others: name of another option to the model it names.
+
+    Raises:
+        ConfigError: names the option that is wrong.
+    """
     import torch
 
     from lume_unlearn.model import load
+    from lume_unlearn.model.places import with_adapter
+
+    with_adapter(load.require_model(model), peft, "--peft")
+    for option, name in others.items():
+        load.require_model(name, f"--{option}")
+    try:
+        torch.device(device or "cpu")
+    except RuntimeError as error:
+        raise ConfigError(f"--device {device}: no device of torch; name one such as cpu, cuda or cuda:1") from error
+
+
+def load_audited(
+    model: str,
+    peft: str | None = None,
+    trust_remote_code: bool = False,
+    device: str | None = None,
+    option: str = "--model",
+) -> tuple[Any, Any, str]:
+    """Return model and tokenizer, and the device to move the model to; ``option`` names the model in messages."""
+    import torch
+
+    from lume_unlearn.model import load
+    from lume_unlearn.model.places import find_model, with_adapter
 
     if peft:
-        load.adapter_config(peft, "--peft")
         loaded = load.merged_model(model, peft, trust_remote_code, option="--peft")
     else:
-        loaded = load.load_model(model, torch.float32, trust_remote_code)
+        loaded = load.load_model(model, torch.float32, trust_remote_code, option)
+    tokenizer = load.load_tokenizer(with_adapter(find_model(model, option), peft, "--peft"), trust_remote_code, option)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    return loaded.eval(), load.load_tokenizer(model, trust_remote_code), device
+    return loaded.eval(), tokenizer, device

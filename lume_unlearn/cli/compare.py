@@ -39,15 +39,19 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Compare, and say where the page is; 2 if a trial or run has no result."""
-    from lume_tasks.data.locate import data_dir
     from lume_unlearn.compare.run import PAGE, compare
+    from lume_unlearn.data.sources import named_directory
+    from lume_unlearn.model.load import require_model
 
     for name in ("methods", "tunings", "probes"):
         if name in options:
             options[name] = names(options[name])
     if options.get("probes") == ["none"]:
         options["probes"] = []
-    options["data"] = options.get("data") or data_dir()
+    for name in ("model", "retrained"):
+        if name in options:
+            require_model(options[name], f"--{name}")
+    options["data"] = named_directory(options.get("data"))
     content = compare(**options)
     print(f"Written to {options['output']}/{PAGE}.")
     for name, reason in content["failures"].items():

@@ -65,5 +65,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
 
     # PEFT reads this attribute of every model, and transformers calls it deprecated; users can do nothing about it.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    # PEFT looks for the vocabulary of an adapter's base, which may be the folder of an adapter.
+    warnings.filterwarnings("ignore", "Could not find a config file in", UserWarning)
     module = import_module(f"{__package__}.{command}")
     return module.execute(parse(command, module, words)) or 0

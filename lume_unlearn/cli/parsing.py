@@ -1,37 +1,23 @@
 """The parser of a command: errors in one line, suggestions, recipes, and options from the fields of a dataclass."""
 
 import argparse
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
-from difflib import get_close_matches
 from enum import Enum
 from inspect import isclass
 from types import NoneType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_type_hints
 
 import jsonargparse
 
-from lume_unlearn.checks import RANGES, NonNegativeInt, PositiveFloat, PositiveInt, Share
+from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from lume_unlearn.cli import COMMANDS
+from lume_unlearn.cli.messages import usage_error
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.recipes import find_recipe
 
 UNSET = argparse.SUPPRESS
 """Default of an option that is passed on only if it is given, so that the library's own default applies."""
-RENAMED = {
-    "epochs": "num_train_epochs",
-    "batch_size": "per_device_train_batch_size",
-    "micro_batch_size": "gradient_accumulation_steps",
-    "lr": "learning_rate",
-    "warmup": "warmup_steps",
-    "precision": "bf16",
-    "evaluate_every": "eval_strategy",
-    "evaluate_batch_size": "per_device_eval_batch_size",
-    "best_metric": "metric_for_best_model",
-    "resume_from_checkpoint": "resume",
-}
-"""What other programs, or earlier versions, call an option whose name here is not the most similar one."""
 KINDS: dict[str, Any] = {
     "split": Literal["all", "train", "validation", "test"],
     "loss_on": Literal["text", "answer"],
@@ -50,7 +36,6 @@ SHARED = {
     "trust_remote_code": "Run code that a hub model brings along.",
 }
 """Options that several commands share, with their help."""
-WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -94,8 +79,9 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
             action.nargs, action.const = "?", True
     try:
         options: dict[str, Any] = parser.parse_args(_recipes_first(argv)).as_dict()
-    except jsonargparse.ArgumentError as error:
-        raise ConfigError(_in_a_line(str(error), parser)) from error
+    except argparse.ArgumentError as error:
+        actions = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
+        raise ConfigError(usage_error(str(error), command, actions)) from error
     recipe, given = options.pop("config", None), any("--trust_remote_code" in word for word in argv)
     if recipe and options.get("trust_remote_code") and not given:
         raise ConfigError("--config: a recipe may not set trust_remote_code; give it on the command line")
@@ -104,41 +90,10 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
 
 def _recipes_first(argv: Sequence[str]) -> list[str]:
     """Move each ``--config RECIPE`` to the front, so that options win, and replace a shipped name by its path."""
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
     found, others = finder.parse_known_args(argv)
     return [*(f"--config={find_recipe(name)}" for name in found.config), *others]
-
-
-def _in_a_line(message: str, parser: Parser) -> str:
-    """Return what is wrong with the options, from the message of jsonargparse."""
-    known = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
-    message = " ".join(message.split())
-    if unknown := re.match(r"unrecognized arguments: (.*)|Option '(.*)' is not accepted", message):
-        words = (unknown[1] or f"--{unknown[2]}").split()
-        given = [word.split("=")[0] for word in words if word.startswith("-")]
-        return "; ".join(_unknown(name, known) for name in given) or f"{words[0]}: not an option; see --help"
-    wrong = re.match(r'Parser key "([^"]+)": (.*)', message)
-    if not wrong:
-        return message.replace("the following arguments are required:", "give the options")
-    name, reason = wrong[1], wrong[2]
-    wanted = _in_words(getattr(known.get(name), "_typehint", None))
-    value = re.search(r".*Got value: (.*)|.*: (.*) does not conform", reason)
-    return f"--{name} {value[1] or value[2]}: must be {wanted}" if wanted and value else f"--{name}: {reason}"
-
-
-def _unknown(option: str, known: Iterable[str]) -> str:
-    name = option.lstrip("-").replace("-", "_")
-    near = [RENAMED[name]] if RENAMED.get(name, "") in known else get_close_matches(name, known, 1)
-    return f"{option}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
-
-
-def _in_words(hint: Any) -> str | None:
-    """Return what a value of this type is, or None for a type without words."""
-    if get_origin(hint) is Literal:
-        return f"one of {', '.join(map(str, get_args(hint)))}"
-    words = [WORDS.get(kind) for kind in get_args(hint) or (hint,) if kind is not NoneType]
-    return words[0] if len(words) == 1 else None
 
 
 def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = ()) -> None:

@@ -1,5 +1,6 @@
 """`lume-unlearn run`."""
 
+import shlex
 from typing import Any
 
 from lume_unlearn.cli.parsing import UNSET, add_texts
@@ -40,6 +41,7 @@ def execute(options: dict[str, Any]) -> None:
     from lume_unlearn.data.sources import Source
     from lume_unlearn.methods.registry import method_of
     from lume_unlearn.methods.table import parameters
+    from lume_unlearn.model.places import find_model
     from lume_unlearn.scoring.command import scoring_command
     from lume_unlearn.training.callbacks.scores import best_line
     from lume_unlearn.training.run import run
@@ -50,9 +52,14 @@ def execute(options: dict[str, Any]) -> None:
     def saved(output: Path) -> None:
         where = {name: options[name] for name in ("data", "split", "trust_remote_code") if name in options}
         directory = Source(where.get("data"), where.get("split", "all"), options.get("forget")).directory
-        adapter = options.get("tuning", "lora") == "lora"
-        command = scoring_command(model, str(output), adapter=adapter, directory=directory, chat=args.chat, **where)
-        print(f"Written to {output}. Score it with:\n  {command}")
+        adapter, start = options.get("tuning", "lora") == "lora", find_model(model)
+        result, first = str(output), ""
+        if adapter and start.adapters:
+            adapter, result = False, str(output / "merged")
+            merge = shlex.join(["lume-unlearn", "merge", "--adapter", str(output), "--output", result])
+            first = f" It is an adapter on an adapter, which lm_eval does not load: merge it first.\n  {merge}\n"
+        command = scoring_command(start.name, result, adapter=adapter, directory=directory, chat=args.chat, **where)
+        print(f"Written to {output}.{first or ' '}Score it with:\n  {command}")
         if best := best_line(output):
             print(best, flush=True)
 

@@ -39,7 +39,7 @@ ELSEWHERE = (
 def add_loading_options(parser: Any) -> None:
     """Add the options that name model, output and data directory."""
     texts = {
-        "model": "Model to train: a folder or a hub name.",
+        "model": "Model to train: a folder (also of an adapter) or a hub name.",
         "output": "Folder for the result (Trainer's output_dir).",
         **SHARED,
         "resume": "Continue from the last checkpoint in the output.",

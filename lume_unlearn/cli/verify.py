@@ -23,7 +23,7 @@ def add_options(parser: Any) -> None:
 def execute(options: dict[str, Any]) -> int:
     """Compute the hashes again, and print what no longer matches (exit status 1)."""
     from lume_unlearn.audit.writing import verify
-    from lume_unlearn.cli.audit import load_audited
+    from lume_unlearn.cli.audit import MODELS, load_audited, require_models
     from lume_unlearn.cli.training import take
     from lume_unlearn.data.sources import Source
 
@@ -32,6 +32,7 @@ def execute(options: dict[str, Any]) -> int:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--verdict {path}: cannot be read ({error})") from error
+    require_models(**{name: options[name] for name in MODELS if name in options})
     data = Source(**take(options, ("data", "split"))).loaded()
     assert data is not None, "None only where files are named"
     model, _, _ = load_audited(**options, device="cpu")

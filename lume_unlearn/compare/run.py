@@ -30,6 +30,8 @@ from lume_unlearn.training.distributed import processes
 
 PROBES = ("quantised", "relearn_forget", "repair")
 """Probes that change the weights, so that the results can be judged without generating text."""
+OPTIONS = {"target": "--model", "retrained": "--retrained"}
+"""The options that name the models."""
 RESULTS = "compare.json"
 PAGE = "compare.html"
 LOG = "compare.log"
@@ -111,7 +113,7 @@ def compare(
     tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
     settings = {"probes": list(probes), "relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed}
     comparison = Comparison(
-        models={name: loader(given, trust_remote_code) for name, given in named.items()},
+        models={name: loader(given, trust_remote_code, OPTIONS[name]) for name, given in named.items()},
         contestants=entered,
         parts=divided(whole, tuning_share, seed),
         judge=Judge(tokenizer, per_device_eval_batch_size),
@@ -163,7 +165,9 @@ def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_co
     if tokenizer is None and "target" not in named:
         raise ConfigError("tokenizer: is needed with a model in memory; give the model's own")
     own = tokenizer or load_tokenizer(named["target"], trust_remote_code)
-    if "retrained" in named and load_tokenizer(named["retrained"], trust_remote_code).get_vocab() != own.get_vocab():
+    if "retrained" not in named:
+        return own
+    if load_tokenizer(named["retrained"], trust_remote_code, OPTIONS["retrained"]).get_vocab() != own.get_vocab():
         raise ConfigError(
             f"--retrained {named['retrained']}: has another tokenizer than --model, so their numbers cannot be "
             "compared; train it from the same base with `lume-unlearn finetune --rows retain`"

@@ -22,12 +22,17 @@ Load: TypeAlias = Callable[[torch.dtype], Any]
 """Returns a model that the caller may change, with weights of this dtype."""
 
 
-def loader(model: Any, trust_remote_code: bool) -> Load:
-    """Return a function that loads a model from its folder or the hub, or copies an object; adapters are merged."""
+def loader(model: Any, trust_remote_code: bool, option: str = "--model") -> Load:
+    """Return a function that loads a model from its folder or the hub, or copies an object; adapters are merged.
+
+    ``option`` names the model in messages.
+    """
 
     def load(dtype: torch.dtype) -> Any:
-        named = isinstance(model, str | PathLike)
-        found = load_model(str(model), dtype, trust_remote_code) if named else plain_copy(model).requires_grad_(True)
+        if isinstance(model, str | PathLike):
+            found = load_model(str(model), dtype, trust_remote_code, option)
+        else:
+            found = plain_copy(model).requires_grad_(True)
         return found.to("cuda" if torch.cuda.is_available() else "cpu", dtype).eval()
 
     return load

@@ -1,7 +1,10 @@
 """Read the rows and texts that the options of a command name."""
 
+import logging
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from lume_tasks.data import locate
@@ -12,6 +15,11 @@ from lume_tasks.errors import DataError
 from lume_unlearn.checks import names
 from lume_unlearn.data.documents import new_texts, read_texts
 from lume_unlearn.errors import ConfigError
+
+_log = logging.getLogger("lume_unlearn")
+
+OWN_DATA = "your own: --data DIR (`lume-tasks prepare` makes one)"
+"""How to use other rows than the published LUME."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +95,21 @@ def named_directory(data: str | None, option: str = "--data") -> Path:
     """Return the data directory that an option names, or without it LUME_DATA_DIR or the published files."""
     if data is not None and not Path(data).expanduser().is_dir():
         raise ConfigError(f"{option} {data}: is not a directory")
-    return locate.data_dir(data)
+    if data is not None or os.environ.get(locate.DATA_VARIABLE):
+        return locate.data_dir(data)
+    _say_default()
+    try:
+        return locate.data_dir()
+    except DataError as error:
+        message = f"{option}: none given; {OWN_DATA}. The published LUME rows, used otherwise, cannot be had:"
+        raise DataError(f"{message}\n{error}") from error
+
+
+@cache
+def _say_default() -> None:
+    """Say once which rows are used where nobody named any."""
+    if os.environ.get("RANK", "0") == "0":  # of several processes, the first
+        _log.warning("no --data: using the published LUME rows; %s", OWN_DATA)
 
 
 def named_file(named: str, side: str) -> Path:

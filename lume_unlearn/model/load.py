@@ -1,20 +1,22 @@
 """Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.utils.hub import cached_file
 
 from lume_tasks.errors import first_few
 from lume_unlearn.checks import names
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, decoder_layers
+from lume_unlearn.model.places import ADAPTER, MODEL, Place, find_adapter, find_model, with_adapter
 
 TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 
@@ -24,38 +26,91 @@ def bfloat16_here() -> bool:
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
-def load_tokenizer(name: str, trust_remote_code: bool = False) -> Any:
-    """Load the tokenizer of a model folder or hub name; raise `ConfigError` if it cannot be loaded."""
-    return _load(AutoTokenizer, "tokenizer", name, trust_remote_code=trust_remote_code)
+def require_model(name: str, option: str = "--model") -> Place:
+    """Find a model without loading it: its folder, or the configuration of a hub model. Return where it is.
+
+    Raises:
+        ConfigError: there is no such model (see `find_model`); names ``option``.
+    """
+    place = find_model(name, option)
+    if not Path(place.base).is_dir():
+        with _loading("configuration", place, option):
+            try:
+                cached_file(place.base, MODEL)
+            except OSError:
+                cached_file(place.base, ADAPTER)  # a hub's adapter, which transformers loads with its base
+    return place
 
 
-def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False) -> Any:
+def load_tokenizer(model: str | Place, trust_remote_code: bool = False, option: str = "--model") -> Any:
+    """Load the tokenizer of a model: that of the adapter's folder if it has one, else the base model's.
+
+    Args:
+        model: folder or hub name (see `load_model`), or what `find_model` found.
+        trust_remote_code: run code that a hub model brings along.
+        option: which option names the model, for messages.
+
+    Raises:
+        ConfigError: it cannot be loaded.
+    """
+    place = find_model(model, option) if isinstance(model, str) else model
+    _require_bool(trust_remote_code)
+    with _loading("tokenizer", place, option):
+        return AutoTokenizer.from_pretrained(place.tokenizer, trust_remote_code=trust_remote_code)
+
+
+def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--model") -> Any:
     """Load a causal language model from safetensors files, with weights of this dtype.
+
+    Args:
+        name: folder or hub name. The folder of a LoRA adapter gives its base model with the adapter merged into it, in
+            float32; the base may be the folder of an adapter as well.
+        dtype: of the weights.
+        trust_remote_code: run code that a hub model brings along.
+        option: which option names the model, for messages.
 
     Raises:
         ConfigError: it cannot be loaded, or weights that its configuration names are missing.
     """
-    if (Path(name) / "adapter_config.json").is_file() and not (Path(name) / "config.json").is_file():
-        raise ConfigError(f"--model {name}: is an adapter; merge it into its model with `lume-unlearn merge`")
-    options = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": trust_remote_code}
-    model, info = _load(AutoModelForCausalLM, "weights", name, output_loading_info=True, **options)
+    place = find_model(name, option)
+    _require_bool(trust_remote_code)
+    options: dict[str, Any] = {"dtype": torch.float32 if place.adapters else dtype, "use_safetensors": True}
+    options |= {"trust_remote_code": trust_remote_code, "output_loading_info": True}
+    with _loading("weights", place, option):
+        found: Any = AutoModelForCausalLM.from_pretrained(place.base, **options)
+    model, info = found
     if info["missing_keys"]:  # transformers fills them with random numbers
         missing = ", ".join(first_few(sorted(info["missing_keys"]), 3))
-        raise ConfigError(f"--model {name}: its weights do not fit its config.json, missing are: {missing}")
+        subject = place.subject(option)
+        raise ConfigError(f"{subject}: its weights do not fit its config.json, missing are: {missing}{place.advice}")
+    for adapter in place.adapters:
+        model = merged_model(model, adapter, option=option)
+    if place.adapters:
+        # An adapter that is trained on this model records the name of its base: not the plain base model.
+        model.name_or_path = model.config._name_or_path = place.name
+        model.to(dtype).requires_grad_(True)  # PEFT has frozen the weights
     return model
 
 
-def _load(kind: Any, part: str, name: str, **options: Any) -> Any:
-    if not isinstance(options["trust_remote_code"], bool):  # the word "false" is true in Python
-        raise ConfigError(f"--trust_remote_code {options['trust_remote_code']!r}: must be True or False")
+def _require_bool(trust_remote_code: bool) -> None:
+    if not isinstance(trust_remote_code, bool):  # the word "false" is true in Python
+        raise ConfigError(f"--trust_remote_code {trust_remote_code!r}: must be True or False")
+
+
+@contextmanager
+def _loading(part: str, place: Place, option: str) -> Iterator[None]:
+    """Turn what goes wrong with a part of a model into a message; out of memory stays as it is."""
     try:
-        return kind.from_pretrained(name, **options)
+        yield
     except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # broken files raise anything from KeyError to errors of the tokenizers library
-        where = "" if Path(name).is_dir() else " (no such folder here, so the hub was asked)"
+        here = Path(place.base).is_dir()
+        where = "" if here else " (no such folder here, so the hub was asked)"
+        reason = str(error) if here else " ".join(str(error).split())
         raise ConfigError(
-            f"--model {name}{where}: its {part} cannot be loaded: {type(error).__name__}: {error}"
+            f"{place.subject(option)}{where}: its {part} cannot be loaded: {type(error).__name__}: {reason}"
+            f"{place.advice}"
         ) from error
 
 
@@ -204,41 +259,36 @@ def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
     Raises:
         ConfigError: the folder holds no adapter, or its configuration cannot be read.
     """
-    if not (Path(adapter) / "adapter_config.json").is_file():
-        raise ConfigError(f"{option} {adapter}: not an adapter's folder, there is no adapter_config.json in it")
+    folder = find_adapter(adapter, option)
     try:
-        config: PeftConfig = PeftConfig.from_pretrained(adapter)
+        config: PeftConfig = PeftConfig.from_pretrained(folder)
     except Exception as error:  # the file's content becomes arguments, which fail in any way
         raise ConfigError(f"{option} {adapter}: its adapter_config.json cannot be read: {error!r}") from error
     return config
 
 
-def adapted_model(
-    model: Any, adapter: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--adapter"
-) -> PeftModel:
-    """Load a model, or take one that is in memory, with a LoRA adapter on it.
+def merged_model(model: Any, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
+    """Return a model in float32 with a LoRA adapter merged into it.
+
+    Args:
+        model: a folder or a hub name, or a model in memory, which is changed in place.
+        adapter: folder of the adapter.
+        trust_remote_code: run code that a hub model brings along.
+        option: which option names the adapter, for messages.
 
     Raises:
-        ConfigError: the folder holds no adapter in safetensors, or it does not fit the model; names ``option``.
+        ConfigError: the folder holds no adapter in safetensors, it does not fit the model, or is part of it already.
     """
-    config = adapter_config(adapter, option)
-    if not (Path(adapter) / SAFETENSORS_WEIGHTS_NAME).is_file():
-        raise ConfigError(f"{option} {adapter}: no {SAFETENSORS_WEIGHTS_NAME} in it; pickles are not loaded")
-    loaded = load_model(model, dtype, trust_remote_code) if isinstance(model, str) else model.to(dtype)
+    config, folder = adapter_config(adapter, option), find_adapter(adapter, option)
+    if isinstance(model, str):
+        with_adapter(find_model(model), adapter, option)
+        model = load_model(model, torch.float32, trust_remote_code)
+    name = model.config._name_or_path or type(model).__name__
     try:
-        adapted = PeftModel(loaded, config)
-        missing = adapted.load_adapter(adapter, "default").missing_keys
+        adapted = PeftModel(model.float(), config)
+        missing = adapted.load_adapter(folder, "default").missing_keys
     except Exception as error:  # broken files raise anything from KeyError to SafetensorError
-        raise ConfigError(f"{option} {adapter}: does not fit the model {_name(model)}: {error!r}") from error
+        raise ConfigError(f"{option} {adapter}: does not fit the model {name}: {error!r}") from error
     if missing:  # PEFT leaves them random
-        raise ConfigError(f"{option} {adapter}: does not fit the model {_name(model)}: missing are {missing}")
-    return adapted
-
-
-def _name(model: Any) -> str:
-    return model if isinstance(model, str) else model.config._name_or_path or type(model).__name__
-
-
-def merged_model(model: Any, adapter: str, trust_remote_code: bool = False, option: str = "--adapter") -> Any:
-    """Load a model in float32 and merge an adapter into it (see `adapted_model`)."""
-    return adapted_model(model, adapter, torch.float32, trust_remote_code, option).merge_and_unload()
+        raise ConfigError(f"{option} {adapter}: does not fit the model {name}: missing are {missing}")
+    return adapted.merge_and_unload()

@@ -6,6 +6,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import psutil
@@ -189,8 +190,8 @@ class UnlearningArguments(TrainingArguments):
             self.gradient_checkpointing = None
         try:
             super().__post_init__()  # type: ignore[no-untyped-call]
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
+        except (ValueError, OSError, ImportError) as error:
+            raise ConfigError(_refused(self, error)) from error
         self.torch_compile = compile_layers
         check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
@@ -201,8 +202,8 @@ class UnlearningArguments(TrainingArguments):
             faults += [f"--{name} {value}: not supported, {why}"] * bool(re.search(pattern, value))
         unknown = ", ".join(name for name in self.report_to if name not in reporters)
         if unknown:
-            known = ", ".join(reporters)
-            faults.append(f"--report_to {unknown}: not known or not installed; choose from none, all, {known}")
+            known = ", ".join(("none", "all", *reporters))
+            faults.append(f"--report_to {unknown}: not known or not installed; choose from {known}")
         if self.seed < 0:
             faults.append(f"--seed {self.seed}: must be 0 or more")
         raise_faults(faults)
@@ -214,6 +215,18 @@ class UnlearningArguments(TrainingArguments):
         """Forget rows of one optimiser step, over all processes."""
         assert self.per_device_train_batch_size is not None
         return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size)
+
+
+def _refused(args: TrainingArguments, error: Exception) -> str:
+    """Return the message of an option that Trainer refuses, without its list of 50 values."""
+    message = " ".join(str(error).split())
+    found = re.match(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", message)
+    if not found:
+        return f"an option of Trainer cannot work: {message}"
+    names = [f"--{f.name}" for f in fields(args) if str(getattr(args, f.name, None)) == found[1]]
+    near = ", ".join(get_close_matches(found[1], re.findall(r"'([^']+)'", found[2]), 3))
+    advice = f"did you mean {near}?" if near else "the documentation of TrainingArguments lists the values"
+    return f"{(names or ['Trainer:'])[0]} {found[1]}: no such value; {advice}"
 
 
 _FILLED_IN = (*(name for name in DEFAULTS if name in TrainingArguments.__dataclass_fields__), "learning_rate")

@@ -13,6 +13,7 @@ from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.files import fresh_partial, only_run, publish_result, writing
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
+from lume_unlearn.model.places import TOKENIZER, Place, find_model, with_adapter
 
 
 @torch.no_grad()
@@ -40,13 +41,9 @@ def merge(
     if output is not None:
         require_unused(Path(output))
     with only_run(Path(output)) if output is not None else nullcontext():
-        base: Any = load.adapter_config(str(adapter)).base_model_name_or_path if model is None else model
-        if not base:
-            raise ConfigError(f"--adapter {adapter}: names no model; name it with --model")
-        adapted: Any = base.float() if adapter is None else load.adapted_model(base, adapter, torch.float32)
-        merged = adapted.merge_and_unload().to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        merged = _merged(model, adapter).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if output is not None:
-            tokenizer = _tokenizer(base, adapter)
+            tokenizer = _tokenizer(model, adapter)
             with writing(Path(output)):
                 partial = fresh_partial(Path(output))
                 merged.save_pretrained(partial)
@@ -56,13 +53,24 @@ def merge(
     return merged
 
 
-def _tokenizer(base: Any, adapter: str | None) -> Any:
+def _merged(model: Any, adapter: str | None) -> Any:
+    """Return the model in float32 with the adapter merged into it; see `merge`."""
+    if adapter is None:
+        return model.float().merge_and_unload()
+    load.adapter_config(adapter)  # `load_model` would take a model's folder as well
+    if model is None:
+        return load.load_model(adapter, torch.float32, option="--adapter")
+    return load.merged_model(model, adapter)
+
+
+def _tokenizer(model: Any, adapter: str | None) -> Any:
     """Return the tokenizer of the adapter's folder, or else of the model; None for a model that was in no folder."""
-    name = base if isinstance(base, str) else base.config._name_or_path
-    found = [folder for folder in (adapter, name) if folder and (Path(folder) / "tokenizer_config.json").exists()]
-    if not found and not isinstance(base, str):
-        return None
-    return load.load_tokenizer(found[0] if found else name)
+    if model is None:
+        return load.load_tokenizer(str(adapter), option="--adapter")
+    if isinstance(model, str):
+        return load.load_tokenizer(with_adapter(find_model(model), adapter))
+    place = with_adapter(Place(model.config._name_or_path, model.config._name_or_path), adapter)
+    return load.load_tokenizer(place) if (Path(place.tokenizer or ".") / TOKENIZER).is_file() else None
 
 
 @torch.no_grad()

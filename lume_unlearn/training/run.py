@@ -52,7 +52,7 @@ def run(
     """Unlearn the forget rows from a model; return the folder with model or adapter, tokenizer and `Record`.
 
     Args:
-        model: folder or hub name.
+        model: folder, also of an adapter, or hub name.
         args: arguments of the training.
         method: see `UnlearningTrainer`.
         data: data directory (see `Source`).
@@ -74,6 +74,7 @@ def run(
     """
     output, source = Path(str(args.output_dir)), Source(data, split, forget, retain)
     with in_output(output, args, resume) as checkpoint:
+        load.require_model(model)
         rows = source.rows()
         given: dict[str, Any] = {"alternatives": alternatives and read_alternatives(Path(alternatives), rows["forget"])}
         given |= {"substitutes": substitutes and read_substitutes(substitutes)}
@@ -116,6 +117,7 @@ def finetune_files(
     """
     output = Path(str(args.output_dir))
     with in_output(output, args, resume) as checkpoint:
+        load.require_model(model)
         found = finetune_rows(data, split, rows, texts)
         loading = FINETUNING | loading
         loaded, tokenizer = load_trained(model, args, **loading)

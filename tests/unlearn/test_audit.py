@@ -22,6 +22,7 @@ from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.model import load
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
 from lume_unlearn.scoring.swap import Swapped
 from lume_unlearn.training.relearning import plain_copy, trained_copy
@@ -292,15 +293,22 @@ def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
         (("--unrelated", "nowhere"), "--unrelated nowhere: there is no such file"),
         (("--require", "forget_knowledge<=0.05"), "--require: only with --before"),
         (("--controls", 40), "--controls: only with --before"),
-        (("--before", "m", "--require", "a<=1.2.3"), "--require a<=1.2.3: write NUMBER<=LIMIT"),
-        (("--peft", "nope"), "--peft nope: not an adapter's folder"),
-        (("--before", "m", "--peft", "nope"), "--peft nope: not an adapter's folder"),
+        (("--before", "MODEL", "--require", "a<=1.2.3"), "--require a<=1.2.3: write NUMBER<=LIMIT"),
+        (("--peft", "nope"), "--peft nope: no such folder"),
+        (("--before", "MODEL", "--peft", "nope"), "--peft nope: no such folder"),
     ],
 )
 def test_wrong_options_end_the_command_with_status_2_before_anything_is_scored(
-    options: tuple[Any, ...], said: str, data_dir: Path, tmp_path: Path, command: Command
+    options: tuple[Any, ...],
+    said: str,
+    model_dir: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
 ) -> None:
-    where = ("--model", "no/such/model", "--data", data_dir, "--output", tmp_path / "out")
-    code, _, err = command("audit", *where, *options)
+    monkeypatch.setattr(load, "load_model", lambda *args: pytest.fail("loaded a model"))
+    where = ("--model", model_dir, "--data", data_dir, "--output", tmp_path / "out")
+    code, _, err = command("audit", *where, *(model_dir if word == "MODEL" else word for word in options))
     assert (code, said in err) == (2, True), err
     assert not (tmp_path / "out").exists()

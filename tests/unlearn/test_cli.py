@@ -69,8 +69,8 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo --epochs 3", "--epochs: no such option; did you mean --num_train_epochs?"),
         (f"{RUN} npo --xyzzy 1", "--xyzzy: no such option"),
         (f"{RUN} npo xyzzy", "xyzzy: not an option"),
-        ("run --config sugd_lora", "model, output"),
-        ("merge --adapter a", "output"),
+        ("run --config sugd_lora", "give --model, --output"),
+        ("merge --adapter a", "give --output"),
         ("finetune --model MODEL --output OUT --rows some", "--rows some: must be one of all, retain"),
     ],
 )

@@ -105,8 +105,8 @@ def test_model_and_adapter_in_memory_merge_as_folders_do(adapt, model_dir, tmp_p
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"adapter": "none"}, r"--adapter .*none: .*no adapter_config\.json"),
-        ({"adapter": "nameless"}, "nameless: names no model; name it with --model"),
+        ({"adapter": "none"}, r"--adapter .*none: no such folder"),
+        ({"adapter": "nameless"}, "nameless: names no base model; name it in .*--model MODEL"),
         ({"adapter": None}, "--adapter: name the adapter's folder"),
         ({"model": "nowhere"}, "--model nowhere"),
     ],
