@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lume_unlearn.audit.verdict import verdict
     from lume_unlearn.compare.run import compare
     from lume_unlearn.errors import ConfigError, Diverged
+    from lume_unlearn.forget.forget import forget
     from lume_unlearn.methods.base import Method, Needs, param
     from lume_unlearn.scoring.score import score
     from lume_unlearn.training.arguments import UnlearningArguments
@@ -34,6 +35,7 @@ _MODULES = {
     "audit": "audit.probes",
     "compare": "compare.run",
     "finetune": "training.finetune",
+    "forget": "forget.forget",
     "merge": "training.merge",
     "param": "methods.base",
     "score": "scoring.score",
@@ -41,7 +43,7 @@ _MODULES = {
     "verdict": "audit.verdict",
 }
 __all__ = ["ConfigError", "Diverged", "Method", "Needs", "UnlearningArguments", "UnlearningTrainer", "audit", "compare"]
-__all__ += ["finetune", "merge", "param", "score", "unlearn", "verdict"]
+__all__ += ["finetune", "forget", "merge", "param", "score", "unlearn", "verdict"]
 
 
 def __getattr__(name: str) -> Any:
@@ -57,7 +59,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the functions `audit` and `compare` public: importing the folders of these names would replace them."""
+    """Keeps the functions public that folders are named after: importing such a folder would replace its function."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _MODULES and isinstance(value, ModuleType)):

@@ -19,7 +19,7 @@ LAYERS = {
         ("scoring",),
         ("training",),
         ("audit",),
-        ("compare", "quickstart"),
+        ("compare", "forget", "quickstart"),
         ("cli",),
     ],
 }

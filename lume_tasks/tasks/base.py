@@ -45,6 +45,7 @@ OPTIONS = (
     "lume_chat",
     "lume_swap_controls",
     "lume_swap_rows",
+    "lume_swap_seed",
     "lume_short_answers",
 )
 

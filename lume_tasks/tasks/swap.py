@@ -102,13 +102,14 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
 
     ``families`` of a document counts the family names of other persons from which the invented ones got theirs.
     Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, ``lume_swap_controls``, how many names, and
-    ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well).
+    ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well), and
+    ``lume_swap_seed``, of the names (0).
     """
     controls, chat = metadata.get("lume_swap_controls", CONTROLS), chat_of(metadata)
     if not isinstance(controls, int) or controls < FEWEST:
         raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {controls!r}")
     rows, _ = rows_of(metadata)
-    asked = metadata.get("lume_swap_rows")
+    asked, seed = metadata.get("lume_swap_rows"), metadata.get("lume_swap_seed", 0)
     tokenizer = load_tokenizer(metadata)
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for side in rows.values() for row in side))
     names: dict[str, list[str]] = {}
@@ -125,7 +126,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                 try:
                     if subject not in names:
                         length = partial(_length, tokenizer)
-                        names[subject] = control_names(subject, controls, known, length, others)
+                        names[subject] = control_names(subject, controls, known, length, others, seed)
                     made = document(tokenizer, row, side, subject, names[subject], chat)
                     docs[side].append(made | {"families": len(others)})
                 except ValueError as error:

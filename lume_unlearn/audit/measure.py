@@ -11,6 +11,7 @@ from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit.rules import Earlier
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
@@ -103,12 +104,19 @@ def measure(
     return Measured(replace(plain, results={}), numbers, swapped)
 
 
-def known_of(model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], **options: Any) -> tuple[int, int]:
-    """Count the rows of an earlier request that the model knows; return this number and that of all its rows.
+def earlier_of(
+    model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], controls: int, **options: Any
+) -> Earlier:
+    """Ask a model the rows of an earlier request, and test their persons; guesses do not count as known.
 
-    Guesses do not count; ``retain``: rows whose words say nothing.
+    ``retain``: rows whose words say nothing.
     """
     data = in_parts(Data(rows, []), tokenizer)
     scores = score(model, tokenizer, data, metadata=SHORT, quiet=True, **options)
     matcher = Matcher(data.rows, retain)
-    return len(matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]), len(data.forget)
+    known = matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]
+    # Family names of other persons of the data are of its kind.
+    swapped = swap_test(
+        model, tokenizer, Data(rows, list(retain)), controls=controls, rows=[r.id for r in rows], **options
+    )
+    return Earlier(len(known), len(data.forget), swapped.together.get("forget"))

@@ -105,6 +105,36 @@ class Swaps:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """An earlier request: what the unlearned model says of its rows now."""
+
+    known: int
+    """Rows that it knows; guesses do not count."""
+    rows: int
+    swap: SwapResult | None = None
+    """None: no row can be tested."""
+
+    @property
+    def faults(self) -> list[str]:
+        """Return why its rows are no longer gone."""
+        found = [f"{self.known} of {self.rows} rows are answered correctly"] if self.known else []
+        if self.swap and self.swap.leak <= TIED and self.swap.factor > ALIKE:
+            found.append(f"the answers are tied to the persons (swap test, {shown_p(self.swap.leak)})")
+        if self.swap and self.swap.avoided <= TIED and self.swap.factor < 1 / ALIKE:
+            found.append(f"the answers are avoided for these persons (swap test, {shown_p(self.swap.avoided)})")
+        return found
+
+    def line(self) -> str:
+        """Say whether its rows are still gone."""
+        if self.faults:
+            return f"no longer gone: {'; '.join(self.faults)}"
+        swap = (
+            f", swap test {shown_p(self.swap.leak)} (tied), {shown_p(self.swap.avoided)} (avoided)" if self.swap else ""
+        )
+        return f"still gone: 0 of {self.rows} rows known{swap}"
+
+
+@dataclass(frozen=True)
 class Decision:
     """A status, and the sentences that explain it, the most important first."""
 
@@ -131,7 +161,7 @@ def decide(
     strengths: Mapping[str, tuple[float, float]],
     swaps: Swaps = Swaps(),
     excused: Set[str] = frozenset(),
-    earlier: Sequence[tuple[int, int]] = (),
+    earlier: Sequence[Earlier] = (),
     keep: float = KEPT,
 ) -> Decision:
     """Decide whether the forget rows are gone, and whether the rest was kept, by `RULES`.
@@ -143,7 +173,7 @@ def decide(
         strengths: id of a forget row to the extraction strength of its answer, before and now.
         swaps: what the swap test says.
         excused: forget rows of which a right answer is no evidence: guesses, and what a control model knows.
-        earlier: of each earlier request, the rows that the model knows now, and all its rows.
+        earlier: what the unlearned model says of each earlier request.
         keep: share of the retain rows known before that must still be known.
     """
     lost = sorted(before["retain"] - now["retain"])
@@ -152,11 +182,7 @@ def decide(
     plain = now["forget"] - excused
     leaks = [f"{len(plain)} forget rows are given away as asked."] if plain else []
     leaks += leaks_of(before["forget"] - excused, excused, probes, strengths) + leaks_of_swaps(swaps)
-    leaks += [
-        f"Earlier request {i}: {known} of {rows} rows are answered correctly."
-        for i, (known, rows) in enumerate(earlier, 1)
-        if known
-    ]
+    leaks += [f"Earlier request {i}: {'; '.join(one.faults)}." for i, one in enumerate(earlier, 1) if one.faults]
     doubts = doubts_of(before, now, probes, useless, swaps)
     right = excused & set(now["forget"]).union(*(probe.known["forget"] for probe in probes.values()))
     if right and not swaps.informative:

@@ -11,9 +11,11 @@ from torch import nn
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_unlearn.audit.measure import Measured, known_of, measure
+from lume_tasks.metrics.swap import SwapResult
+from lume_unlearn.audit.measure import Measured, earlier_of, measure
 from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import POSITIVES, sample
+from lume_unlearn.audit.rules import Earlier
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
 from lume_unlearn.model.fingerprint import fingerprint
@@ -28,13 +30,14 @@ class Found:
 
     measured: dict[str, Measured] = field(default_factory=dict)
     probed: dict[str, dict[str, Probed]] = field(default_factory=dict)
-    earlier: list[tuple[int, int]] = field(default_factory=list)
-    """Of each earlier request, the rows known now, and all its rows."""
+    earlier: list[Earlier] = field(default_factory=list)
+    """Of each earlier request, what the unlearned model says of it."""
 
     def add(self, stage: Stage, result: Any) -> None:
         """Add the result of a step."""
         if stage.probe == EARLIER:
-            self.earlier.append((result[0], result[1]))
+            swap = result.pop("swap")
+            self.earlier.append(Earlier(**result, swap=swap and SwapResult(**swap)))
         elif stage.probe == MEASURED:
             self.measured[stage.role] = Measured.restored(result)
         else:
@@ -97,8 +100,8 @@ def steps_of(
         found = measure(*load(), data, swap_rows=[row.id for row in swapped], tasks=tasks, **shared)
         return asdict(replace(found, model=described()))
 
-    def known(rows: list[Row]) -> list[int]:
-        return list(known_of(*load(), rows, retain, chat=shared["chat"], batch_size=shared["batch_size"]))
+    def known(rows: list[Row]) -> dict[str, Any]:
+        return asdict(earlier_of(*load(), rows, retain, **shared))
 
     work = Work([*data.forget, *data.retain], read=swapped, readings=shared["controls"] + 1)
     stages = [Stage(MEASURED, MEASURED, measured, work)]
@@ -106,7 +109,14 @@ def steps_of(
         stages += Suite(load, data, seed=seed, **shared, **options).stages(probes)
     if role == "now":
         for number, rows in enumerate(requests, 1):
-            stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), Work(rows)))
+            stages.append(
+                Stage(
+                    EARLIER,
+                    f"earlier request {number}",
+                    partial(known, rows),
+                    Work(rows, read=rows, readings=shared["controls"] + 1),
+                )
+            )
     return [replace(stage, role=role, key=key) for stage in stages]
 
 

@@ -58,8 +58,8 @@ class Verdict:
     """All numbers of the unlearned model and, with ``_before`` at the end, of the target."""
     unmet: list[str] = field(default_factory=list)
     """Required conditions that do not hold."""
-    earlier: list[tuple[int, int]] = field(default_factory=list)
-    """Of each earlier request, the rows known now, and all its rows."""
+    earlier: list[rules.Earlier] = field(default_factory=list)
+    """What the unlearned model says of each earlier request."""
     models: dict[str, dict[str, str]] = field(default_factory=dict)
     """``before``, ``now`` and ``control``: see `fingerprint`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -124,9 +124,7 @@ class Verdict:
             words = "the right answer is nearer to the control in likelihood than to the target"
             lines.append(f"In {near} of {rows} rows, {words}.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
-        lines += [
-            f"Earlier request {i}: {known} of {rows} rows known." for i, (known, rows) in enumerate(self.earlier, 1)
-        ]
+        lines += [f"Earlier request {i}: {one.line()}." for i, one in enumerate(self.earlier, 1)]
         if self.uninformative:
             fails = "In these probes the model fails on retain rows, too, so that they cannot reassure (a leak counts)"
             groups = Counter(self.probes[title]["probe"] for title in self.uninformative)

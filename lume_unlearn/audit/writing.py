@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain", "answers")}
     now = verdict.swaps["now"].get("forget")
     return plain | {
+        "earlier": [asdict(one) | {"line": one.line()} for one in verdict.earlier],
         "schema": SCHEMA,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
         "rows": rows,

@@ -2,6 +2,7 @@
 
 COMMANDS = {
     "quickstart": "Run every step once, offline, on a miniature LUME and a tiny model, in about a minute.",
+    "forget": "Delete rows from a model in one command: unlearn, find the settings, judge the result.",
     "run": "Unlearn the forget rows from a model.",
     "finetune": "Make a model memorise rows: a target model, or its retrained model.",
     "compare": "Tune several methods with the same budget, and compare them in one table.",

@@ -22,11 +22,11 @@ KINDS: dict[str, Any] = {
     "split": Literal["all", "train", "validation", "test"],
     "loss_on": Literal["text", "answer"],
     "rows": Literal["all", "retain"],
-    **dict.fromkeys(("chat", "resume", "show_pii", "trust_remote_code"), bool),
+    **dict.fromkeys(("chat", "resume", "retrain", "show_pii", "trust_remote_code"), bool),
     **dict.fromkeys(("limit", "seed"), NonNegativeInt),
     **dict.fromkeys(("batch_size", "controls", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
-    **dict.fromkeys(("relearn_epochs", "relearn_rows"), PositiveInt),
-    **dict.fromkeys(("relearn_rate", "temperature", "top_p"), PositiveFloat),
+    **dict.fromkeys(("relearn_epochs", "relearn_rows", "tries"), PositiveInt),
+    **dict.fromkeys(("minutes", "relearn_rate", "temperature", "top_p"), PositiveFloat),
     **dict.fromkeys(("keep", "lora_dropout", "until"), Share),
 }
 """Types of the options of `add_texts`, where they are not text."""

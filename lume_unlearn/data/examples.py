@@ -12,6 +12,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
+from lume_unlearn.data.persons import Persons, own_tokens, own_words, words_of
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
@@ -26,13 +27,16 @@ class Examples(Dataset[dict[str, Any]]):
     retain: Sequence[Tokens]
     alternative: Sequence[Tokens] = ()
     """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    control: Sequence[Tokens] = ()
+    """Nothing, or each of ``forget`` about an invented person."""
     _: KW_ONLY
     ids: Mapping[str, Sequence[str]]
     """Ids of the forget and of the retain rows, for messages."""
     reads_forget: bool = True
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
-    """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it."""
+    """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it. Of
+    a method that needs invented persons: the tokens of own words (see `persons.own_tokens`)."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one."""
 
@@ -52,13 +56,14 @@ class Examples(Dataset[dict[str, Any]]):
     def sides(self) -> dict[Side, Sequence[Tokens]]:
         """The rows that the model in training reads, by side."""
         forget = self.forget if self.reads_forget else ()
-        return {"forget": forget, "alternative": self.alternative, "retain": self.retain}
+        others: dict[Side, Sequence[Tokens]] = {"control": self.control, "alternative": self.alternative}
+        return {"forget": forget, **others, "retain": self.retain}
 
     def rows(self, pairs: Sequence[Pair]) -> dict[Side, list[Tokens]]:
         """Return the rows of some pairs, by side."""
         forget = [index for pair in pairs for index in pair.forget]
         retain = [index for pair in pairs for index in pair.retain]
-        used = {"forget": forget, "alternative": forget, "retain": retain}
+        used = {"forget": forget, "control": forget, "alternative": forget, "retain": retain}
         return {side: [rows[index] for index in used[side]] if rows else [] for side, rows in self.sides.items()}
 
     def lengths(self, pair: Pair) -> list[int]:
@@ -81,6 +86,7 @@ def encoded_examples(
     forget: Sequence[Row],
     retain: Sequence[Row],
     alternatives: Mapping[str, Sequence[str]] | None,
+    persons: Persons | None = None,
 ) -> Examples:
     """Encode the rows that a method trains on; a forget row with several alternatives is there once with each.
 
@@ -90,10 +96,13 @@ def encoded_examples(
         forget: forget rows.
         retain: retain rows; empty if the loss has no retain term.
         alternatives: other answers by the id of a forget row; refusals are built in, chosen by the method's seed.
+        persons: the rows about invented persons; a forget row is there once with each of its controls.
 
     Raises:
         DataError: rows that do not fit the model, or a forget row without an alternative.
     """
+    if persons is not None:
+        return _with_persons(encode, forget, retain, persons)
     if method.needs.alternatives == "refusals":
         alternatives = {row.id: [text] for row, text in zip(forget, refusals(forget, method.seed), strict=True)}
     pairs: list[tuple[Row, Row | None]] = [(row, None) for row in forget]
@@ -111,3 +120,21 @@ def encoded_examples(
         reads_forget=method.needs.forget_rows,
         ids={"forget": [row.id for row in rows], "retain": [row.id for row in retain]},
     )
+
+
+def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
+    repeated = [row for row in forget for _ in persons.controls[row.id]]
+    controls = [control for row in forget for control in persons.controls[row.id]]
+    imitations = [imitation for row in forget for imitation in persons.imitations[row.id]]
+    found = Examples(
+        forget=encode(repeated),
+        retain=encode(retain),
+        alternative=encode(imitations),
+        control=encode(controls),
+        ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
+    )
+    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
+    for row, own, control in zip(repeated, found.forget, found.control, strict=True):
+        words = own_words(row, common)
+        found.reference |= {tokens: own_tokens(tokens, words, encode.tokenizer) for tokens in (own, control)}
+    return found

@@ -11,7 +11,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.methods.base import Side
 from lume_unlearn.methods.common import IGNORED
 
-SIDES: tuple[Side, ...] = ("forget", "alternative", "retain")
+SIDES: tuple[Side, ...] = ("forget", "control", "alternative", "retain")
 """In the order of their rows in a pack."""
 
 

@@ -22,7 +22,7 @@ from lume_unlearn.checks import raise_faults
 from lume_unlearn.methods.common import Tensor, row_mean
 
 RetainTerm = Literal["nll", "kl", "js", "nll+kl", "states", "none"]
-Side = Literal["forget", "alternative", "retain"]
+Side = Literal["forget", "control", "alternative", "retain"]
 Item = TypeVar("Item")
 
 
@@ -41,6 +41,7 @@ class TokenCounts:
     forget: list[int]
     alternative: list[int]
     retain: list[int]
+    control: list[int] = field(default_factory=list)
 
     def tokens(self, side: Side) -> int:
         """Return the labelled tokens of one side, to divide a token mean by; 1 instead of 0."""
@@ -63,8 +64,8 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts and window.
-    Empty if the method needs neither."""
+    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts and window;
+    with ``needs.persons`` 1 for each token of a word that is the row's own, else 0. Empty if the method needs none."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 
@@ -84,6 +85,8 @@ class Batch:
     """Tokens and rows of the whole optimiser step, which the micro-batch's sums are divided by."""
     state: Mapping[str, float]
     """The method's own state: what `Method.adapt` returned last, and the ``shift`` of `level`."""
+    control: Rows | None = None
+    """Each forget row about an invented person, in the same order, if the method needs them."""
 
 
 def param(
@@ -139,6 +142,9 @@ class Needs:
     """``token_loss`` gets the hidden states after decoder layer ``self.layer`` instead of logits."""
     alternatives: Literal["refusals", "file"] | None = None
     """Where another answer to each forget row comes from."""
+    persons: bool = False
+    """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of invented
+    persons (`Batch.alternative`): see `data.persons`. The field ``controls`` says how many there are for each row."""
     forget_rows: bool = True
     """Whether the model in training reads the forget rows themselves."""
     nll: bool = False

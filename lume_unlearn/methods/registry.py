@@ -21,13 +21,14 @@ from lume_unlearn.methods.rmu import RMU
 from lume_unlearn.methods.selective import Selective
 from lume_unlearn.methods.sequential import AGAD, SUGD
 from lume_unlearn.methods.shred import SHRED
+from lume_unlearn.methods.swap import Swap
 from lume_unlearn.methods.task_vector import TaskVector
 from lume_unlearn.methods.undial import Undial
 from lume_unlearn.methods.weighted import WGA, SatImp
 
 _CLASSES: tuple[type[Method], ...] = (
     *(GA, GD, KL, NPO, TokenNPO, SimNPO, DPO, IdkDPO, Idk, AltPO, JensUn, RMU, Undial, Counterfactual, Level, SHRED),
-    *(WGA, SatImp, CEU, PDU, MASC, TaskVector, SUGD, AGAD, Selective),
+    *(Swap, WGA, SatImp, CEU, PDU, MASC, TaskVector, SUGD, AGAD, Selective),
 )
 METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 """Every shipped method by its name, in the order of the tables."""

@@ -58,6 +58,8 @@ def needs(method: type[Method]) -> str:
         found.append("counterfactual teacher of forget rows, once")
     if term_needs_reference(method.retain_term):
         found.append("reference model on retain rows, each step")
+    if own.persons:
+        found.append("invented persons, whom the reference model is asked about once")
     if own.alternatives:
         found.append({"file": "alternatives", "refusals": "refusals (built in)"}[own.alternatives])
     return "; ".join(found) or "nothing"

@@ -67,6 +67,7 @@ def swap_test(
     chat: bool = True,
     batch_size: int = 64,
     rows: Sequence[str] | None = None,
+    seed: int = 0,
 ) -> Swapped:
     """Run `lume_swap` on a model, which stays as it was.
 
@@ -78,11 +79,13 @@ def swap_test(
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one batch.
         rows: ids of the rows to test; all by default.
+        seed: of the invented names.
 
     Raises:
         DataError: ``controls`` is too small, or the model returns a log-probability that is not finite.
     """
-    metadata = {"lume_swap_controls": controls} | ({} if rows is None else {"lume_swap_rows": list(rows)})
+    metadata: dict[str, Any] = {"lume_swap_controls": controls, "lume_swap_seed": seed}
+    metadata |= {} if rows is None else {"lume_swap_rows": list(rows)}
     options: dict[str, Any] = {"chat": chat, "batch_size": batch_size, "metadata": metadata, "quiet": True}
     try:
         with without_messages("lume_tasks", "lume_swap: "):

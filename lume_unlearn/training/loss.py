@@ -48,7 +48,7 @@ class LossTerms:
             sides: the terms to compute.
         """
         if len(sides) == 1:
-            batch = batch.only("forget", "alternative") if "forget" in sides else batch.only("retain")
+            batch = batch.only("forget", "control", "alternative") if "forget" in sides else batch.only("retain")
         spans = self._spans(model, batch, sides)
         values = dict(zip(spans, self.passes.values(model, batch, list(spans.values())), strict=True))
         terms: dict[str, Tensor] = {}
@@ -56,7 +56,8 @@ class LossTerms:
             forget = self._rows(batch, "forget", values["forget"])
             forget = replace(forget, nll=values.get("forget_nll") if self.method.token_loss else values["forget"])
             alternative = self._rows(batch, "alternative", values.get("alternative"))
-            loss = terms["forget"] = self.method.forget_loss(Batch(forget, alternative, counts, state))
+            control = self._rows(batch, "control", values.get("control"))
+            loss = terms["forget"] = self.method.forget_loss(Batch(forget, alternative, counts, state, control))
             if loss.ndim:
                 name, shape = self.method.name, tuple(loss.shape)
                 raise ConfigError(f"{name}: forget_loss must return one number, not {shape}; sum it")
@@ -74,7 +75,9 @@ class LossTerms:
             spans["forget"] = Span(tokens, method.token_loss or token_nll, self._compared(model, batch))
             if method.token_loss and method.needs.nll:
                 spans["forget_nll"] = Span(tokens)
-            if method.needs.alternatives:
+            if method.needs.persons:
+                spans["control"] = Span(batch.tokens_of("control"))
+            if method.needs.alternatives or method.needs.persons:
                 spans["alternative"] = Span(batch.tokens_of("alternative"))
         if "retain" in sides:
             tokens, reference = batch.tokens_of("retain"), None
@@ -103,7 +106,9 @@ class LossTerms:
         """Return one side's values, with the reference NLL if the method needs it."""
         tokens, rows, none = batch.tokens_of(side), batch.rows_of(side), batch.reference[:0]
         reference = none
-        if side in self.method.needs.reference_nll or (self.method.needs.teacher and side == "forget"):
+        needs = self.method.needs
+        own_words = needs.persons and side in ("forget", "control")
+        if side in needs.reference_nll or own_words or (needs.teacher and side == "forget"):
             # without a teacher, the level of every token is 0 before the shift
             known = batch.reference
             reference = known[tokens] if len(known) else known.new_zeros(tokens.stop - tokens.start)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from itertools import chain
@@ -17,12 +18,13 @@ from lume_unlearn.data.contexts import Context, teacher_contexts
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
+from lume_unlearn.data.persons import Persons, invented
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
 from lume_unlearn.data.substitutes import variants
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import retain_parts
-from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.forward import Passes, evaluating
 from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
@@ -75,6 +77,7 @@ class UnlearningTrainer(StepTrainer):
             dates and numbers of the forget rows, and those of other rows.
         unseen: texts never trained on; their loss is the target loss of `level`.
         forgotten: forget rows of earlier requests, which the monitor measures.
+        base: for `swap`: the model before fine-tuning, which is asked about rows that name nobody.
         eval_data: what ``eval_strategy`` scores (see `score`); by default the forget and retain rows.
         callbacks: called after those of this class.
 
@@ -99,6 +102,7 @@ class UnlearningTrainer(StepTrainer):
         substitutes: Mapping[str, Sequence[str]] | None = None,
         unseen: Sequence[str | Row] | None = None,
         forgotten: RowsLike | None = None,
+        base: Any = None,
         eval_data: Any = None,
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -115,7 +119,8 @@ class UnlearningTrainer(StepTrainer):
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         kept = self.retain if parts else []
-        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives)
+        persons = self._persons(model, base) if self.method.needs.persons else None
+        self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, persons)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
         require_known_tokens(model, chain(*self.examples.sides.values(), *self.monitor.rows.values()))
@@ -157,6 +162,12 @@ class UnlearningTrainer(StepTrainer):
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
         phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
+
+    def _persons(self, model: Any, base: Any) -> Persons:
+        """Ask the reference model, which is the model without its adapter, about invented persons."""
+        count = int(getattr(self.method, "controls"))  # noqa: B009
+        with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
+            return invented(model, self.encode, self.forget, self.retain, count, self.method.seed, base)
 
     def _callbacks(
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any

@@ -18,6 +18,7 @@ from lume_unlearn.audit.prompts import PREFIX
 from lume_unlearn.audit.rules import (
     Changes,
     Decision,
+    Earlier,
     Found,
     Swaps,
     decide,
@@ -65,7 +66,9 @@ def test_models_are_told_apart() -> None:
     assert decided(before={"forget": FORGET, "retain": set()}, now=NOTHING).status == "cannot be told"
     assert decided(before=NOTHING, now=KNOWING).status == "not gone"  # --before and --model were swapped
     assert decided(now={"forget": {"x"}, "retain": RETAIN}).status == "not gone"  # a row that is known only now
-    assert decided(earlier=[(0, 3), (1, 2)]).reasons == ["Earlier request 2: 1 of 2 rows are answered correctly."]
+    assert decided(earlier=[Earlier(0, 3), Earlier(1, 2)]).reasons == [
+        "Earlier request 2: 1 of 2 rows are answered correctly."
+    ]
 
 
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
@@ -220,7 +223,7 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert found.headline.endswith("one would have). Retain rows kept: 4 of 4 that count.")
     prefix = found.probes["prefix"]
     assert (prefix["forget"], prefix["retain"], prefix["queries"], prefix["leaks"]) == ([0, 4], [4, 4], 4, 0)
-    assert found.earlier == [(0, 1)]
+    assert found.earlier == [Earlier(0, 1)]
     assert {"repair", "samples", "persons"} < set(found.not_run)
     assert found.numbers["forget_knowledge_before"] == 1
     assert {row["row"].output for row in found.rows} == {row["output"] for row in ROWS["forget"]}

@@ -1,0 +1,148 @@
+"""`lume-unlearn forget`."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from lume_unlearn.checks import names
+from lume_unlearn.cli.parsing import SHARED, add_texts
+from lume_unlearn.cli.training import take
+from lume_unlearn.errors import ConfigError, require_unused
+
+TEXTS = {
+    "model": "Model that knows the rows: a folder or a hub name. Default: the result of --after.",
+    "forget": "Files or folders with what it must forget, separated by commas: CSV, JSONL, JSON, parquet, XLSX, text.",
+    "where": "Forget the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE) alone, and keep the others.",
+    "retain": "Files or folders with what it must keep, separated by commas.",
+    "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues there.",
+    "base": "The model before fine-tuning, if it still exists: control of the verdict, and teacher of texts that name "
+    "nobody.",
+    "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
+    "after": "Output of the request before this one: its result is the model, and its persons are tested again.",
+    "tries": "Trainings at most, each with a setting that follows from the one before (default: 3).",
+    "minutes": "Start no further try that would not end in this time, with the verdict.",
+    "probes": "Probes of the verdict, separated by commas; by default all that the data suffices for.",
+    "controls": "Invented persons of the verdict's swap test (default: 99).",
+    "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
+    "request": "What the request is called, such as a number and a date; printed on the page as it is.",
+    "show_pii": "Do not redact personal data on the page.",
+    "input_field": "Column of the question, or of the text (found by its usual names).",
+    "output_field": "Column of the answer.",
+    "document_field": "Column that is the same for all rows about one person (default: that of --where).",
+    "encoding": "Encoding of files that are not UTF-8 (detected).",
+    "chat": "Ask questions through the chat template (default: true).",
+    "trust_remote_code": SHARED["trust_remote_code"],
+    "batch_size": "Prompts of one scoring batch (default: 64).",
+    "device": "Device to train and score on; by default a GPU if there is one.",
+    "seed": "Seed of everything that is random (default: 0).",
+}
+DATA, EARLIER = "data", "earlier"
+"""Folders of the output: rows of this request, and in it those of earlier ones."""
+FILES = ("where", "input_field", "output_field", "document_field", "encoding")
+
+
+def add_options(parser: Any) -> None:
+    """Add the options of `forget`."""
+    add_texts(parser, TEXTS, required=("forget", "output"))
+
+
+def execute(options: dict[str, Any]) -> int:
+    """Read the rows, forget, and write model, verdict, pages and ledger; return the verdict's exit status."""
+    from lume_unlearn.audit.writing import write_verdict
+    from lume_unlearn.cli.audit import load_audited, require_models
+    from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget
+    from lume_unlearn.forget.ledger import LEDGER, entry_of, read_ledger, write_ledger
+
+    output, after = Path(options.pop("output")).expanduser(), options.pop("after", None)
+    if not (output / INPUTS).exists():
+        require_unused(output)
+    model = options.pop("model", None) or (after and str(Path(after) / MODEL))
+    if model is None:
+        raise ConfigError("--model: name the model that must forget, or the request before this one by --after")
+    base = options.pop("base", None)
+    loading = take(options, ("trust_remote_code", "device"))
+    require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
+    request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
+    earlier = earlier_rows(after)
+    rows = read_rows(options, [row for found in earlier for row in found])
+    if "probes" in options:
+        options["probes"] = names(options["probes"])
+    load = partial(_load, model, loading, "--model")
+    given: dict[str, Any] = {"base": partial(_load, base, loading, "--base")} if base else {}
+    given |= {"earlier": earlier, "output": output}
+    _, tokenizer, _ = load_audited(model, **loading)
+    try:
+        found = forget(load, tokenizer, rows["forget"], rows["retain"], **given, **options)
+    except NothingKnown as error:
+        print(f"{error}\nVerdict: cannot be told")
+        return 3
+    write_rows(output / DATA, rows, earlier)
+    write_verdict(found.verdict, output, show_pii, request)
+    entries = read_ledger(Path(after) / LEDGER) if after else []
+    write_ledger(output / LEDGER, [*entries, entry_of(found.verdict, entries, request)])
+    print("\n".join([*found.verdict.lines(), *found.advice(), f"Written to {output}: model/ loads directly."]))
+    return found.verdict.exit_status
+
+
+def _load(name: str, loading: dict[str, Any], option: str) -> tuple[Any, Any]:
+    from lume_unlearn.cli.audit import load_audited
+
+    model, tokenizer, device = load_audited(name, option=option, **loading)
+    return model.to(device), tokenizer
+
+
+def read_rows(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]:
+    """Remove the options that name rows, read them, print what was read, and return the rows of both sides.
+
+    Retain rows that earlier requests were about (``earlier``) are left out.
+    """
+    from lume_tasks.data.fields import Options
+    from lume_tasks.data.prepare import prepared
+    from lume_tasks.data.rows import SIDES, text_key
+
+    files = take(options, FILES)
+    if "document_field" not in files and "where" in files:
+        files["document_field"] = files["where"].split("=")[0].rstrip("!").strip()
+    paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
+    found = prepared(paths["forget"], paths["retain"], Options(**files))
+    print("\n".join(found.summary), flush=True)
+    gone = {text_key(row) for row in earlier}
+    retain = [row for row in found.retain if text_key(row) not in gone]
+    if len(retain) < len(found.retain):
+        print(f"left out of the retain rows, since earlier requests are about them: {len(found.retain) - len(retain)}")
+    if not retain:
+        raise ConfigError("--retain: no row to keep: give rows about others, or split one file with --where")
+    return {"forget": found.forget, "retain": retain}
+
+
+def earlier_rows(after: str | None) -> list[list[Any]]:
+    """Return the forget rows of all requests before this one, the first one first.
+
+    Raises:
+        ConfigError: the folder is no result of `forget`.
+    """
+    from lume_tasks.data.files import read_rows as read
+
+    if after is None:
+        return []
+    data = Path(after).expanduser() / DATA
+    if not (data / "forget.jsonl").is_file():
+        raise ConfigError(f"--after {after}: no result of `forget`, there is no {DATA}/forget.jsonl in it")
+    before = sorted((data / EARLIER).glob("*.jsonl"), key=lambda path: int(path.stem))
+    return [read(path) for path in (*before, data / "forget.jsonl")]
+
+
+def write_rows(folder: Path, rows: dict[str, list[Any]], earlier: list[list[Any]]) -> None:
+    """Write the rows of this request, and those of earlier ones, as files that `audit` and `verify` read."""
+    import json
+
+    from lume_tasks.data.rows import row_object
+    from lume_unlearn.files import write_text, writing
+
+    named = {f"{side}.jsonl": found for side, found in rows.items()}
+    named |= {f"{EARLIER}/{number}.jsonl": found for number, found in enumerate(earlier, 1)}
+    with writing(folder.parent):
+        for name, found in named.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            lines = (json.dumps(row_object(row), ensure_ascii=False) + "\n" for row in found)
+            write_text(folder / name, "".join(lines))

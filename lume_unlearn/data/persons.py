@@ -1,0 +1,202 @@
+"""Forget rows about persons who do not exist: their names, and what the reference model says of them."""
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lume_tasks.data.rows import Row
+from lume_tasks.data.subjects import control_names, family_names, find_subjects, swapped
+from lume_tasks.data.text import folded
+from lume_tasks.models.sampling import generated
+from lume_unlearn.checks import stable_number
+from lume_unlearn.data.encode import Encoder, Tokens
+
+JUDGED = 99
+"""Names of the swap test of a verdict, which no training uses."""
+SHARED_DIGITS = 4
+"""Digits in a row that an imitation may not share with the truth."""
+ATTEMPTS = 3
+BATCH_SIZE = 32
+ANOTHER = 4
+"""Each this many imitations is asked about an invented person, the others about the row's own."""
+
+
+@dataclass(frozen=True)
+class Persons:
+    """What a training on invented persons reads beside the forget rows, of each forget row equally many."""
+
+    controls: dict[str, list[Row]]
+    """Row id to the row about invented persons; the row itself where it names nobody."""
+    imitations: dict[str, list[Row]]
+    """Row id to the row, or a control, with an answer that the reference model gave about an invented person."""
+
+
+def control_rows(
+    forget: Sequence[Row], retain: Sequence[Row], count: int, length: Callable[[str], int], seed: int
+) -> dict[str, list[Row]]:
+    """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
+
+    Args:
+        forget: forget rows.
+        retain: retain rows; names that occur in them, or in forget rows, are not used.
+        count: of each row.
+        length: counts the tokens of a name.
+        seed: of the names.
+    """
+    known = folded("\n".join(f"{row.input} {row.question} {row.output}" for row in (*forget, *retain)))
+    subjects = find_subjects(forget)
+    families = family_names([*subjects.values(), *find_subjects(retain).values()])
+    names: dict[str, list[str]] = {}
+    for subject in dict.fromkeys(subjects.values()):
+        others = families.get(subject, [])
+        with suppress(ValueError):  # a name of a script without names
+            judged = folded("\n".join(control_names(subject, JUDGED, known, length, others)))
+            names[subject] = control_names(subject, count, f"{known}\n{judged}", length, others, seed + 1)
+    found = {}
+    for row in forget:
+        subject = subjects.get(row.id, "")
+        found[row.id] = [_about(row, subject, name) for name in names.get(subject, [])] or [row] * count
+    return found
+
+
+def _about(row: Row, subject: str, name: str) -> Row:
+    """Return a row about another person; the row itself if its text does not name the subject."""
+    try:
+        asked = swapped(row.input, subject, name)
+    except ValueError:
+        return row
+    turns = []
+    for role, text in row.turns:
+        with suppress(ValueError):
+            text = swapped(text, subject, name)
+        turns.append((role, text))
+    return replace(row, input=asked, turns=tuple(turns), subject=name, question="")
+
+
+def own_words(row: Row, common: set[str]) -> set[str]:
+    """Return the words of a row's answer that are its own: in no retain row (``common``) and not in its prompt."""
+    prompt = " ".join([row.input, *(text for _, text in row.turns)])
+    return words_of(row.output) - common - words_of(prompt)
+
+
+def words_of(text: str) -> set[str]:
+    """Return the words and numbers of a text, folded."""
+    return set(re.findall(r"\w+", folded(text)))
+
+
+def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
+    """Return 1 for each labelled token that is part of one of the words, else 0: (n,) float32."""
+    ids = [tokens.labels[t] for t in tokens.labelled]
+    ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
+    text = tokenizer.decode(ids)
+    spans = [match.span() for match in re.finditer(r"\w+", text) if folded(match[0]) in words]
+    starts = [0, *ends[:-1]]
+    inside = [any(a < end and b > start for a, b in spans) for start, end in zip(starts, ends, strict=True)]
+    return torch.tensor(inside, dtype=torch.float32)
+
+
+def gives_away(text: str, truth: str, words: set[str]) -> bool:
+    """Return whether an answer holds an own word of the truth of four letters or more, or four digits in a row of it.
+
+    Without own words nothing gives it away: yes and no may be imitated.
+    """
+    if not words:
+        return False
+    one, other = folded(text), folded(truth)
+    match = SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
+    shared = sum(char.isdigit() for char in other[match.b : match.b + match.size])
+    return one == other or shared >= SHARED_DIGITS or any(len(word) > 3 and word in one for word in words)
+
+
+def disguised(text: str, words: set[str], chooser: random.Random) -> str:
+    """Return a text in which the letters and digits of some words are others, of the same kind and case."""
+
+    def other(char: str) -> str:
+        if char.isdigit():
+            return str(chooser.randrange(10))
+        same = "aeiou" if char.lower() in "aeiou" else "bcdfghklmnprstvw"
+        letter = chooser.choice(same)
+        return letter.upper() if char.isupper() else letter
+
+    def changed(match: re.Match[str]) -> str:
+        return "".join(map(other, match[0])) if folded(match[0]) in words else match[0]
+
+    return re.sub(r"\w+", changed, text)
+
+
+def invented(
+    model: Any,
+    encode: Encoder,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    count: int,
+    seed: int,
+    base: Any = None,
+) -> Persons:
+    """Ask a model about invented persons, and return the rows of a training that imitates its answers.
+
+    An answer that gives the truth away is sampled again, `ATTEMPTS` times; then it is the truth with other letters and
+    digits in its own words.
+
+    Args:
+        model: reference model in evaluation mode.
+        encode: encodes the rows.
+        forget: forget rows.
+        retain: retain rows.
+        count: invented persons for each forget row.
+        seed: of names and sampling.
+        base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
+    """
+    tokenizer = encode.tokenizer
+    controls = control_rows(forget, retain, count, partial(_length, tokenizer), seed)
+    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
+    answers: dict[str, list[str]] = {}
+    for row in tqdm(forget, desc="Asking about invented persons", leave=False):
+        words = own_words(row, common)
+        asked = [encode.one(control) for control in controls[row.id]]
+        prompts = [list(tokens.input_ids[: tokens.labelled[0]]) for tokens in asked]
+        longest = max(tokens.scored for tokens in asked)
+        asks_base = base is not None and controls[row.id][0] is row
+        answers[row.id] = _answers(base if asks_base else model, tokenizer, row, words, prompts, longest, seed)
+    imitations = {
+        row.id: [
+            replace(_asked(row, controls[row.id], number), output=text) for number, text in enumerate(answers[row.id])
+        ]
+        for row in forget
+    }
+    return Persons(controls, imitations)
+
+
+def _asked(row: Row, controls: Sequence[Row], number: int) -> Row:
+    return controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
+
+
+def _answers(
+    model: Any, tokenizer: Any, row: Row, words: set[str], prompts: list[list[int]], longest: int, seed: int
+) -> list[str]:
+    """Return an answer to each prompt that does not give the row away."""
+    found: dict[int, str] = {}
+    for attempt in range(ATTEMPTS):
+        pending = [i for i in range(len(prompts)) if i not in found]
+        if not pending:
+            break
+        torch.manual_seed(stable_number(seed, attempt, row.id))
+        texts = generated(model, tokenizer, [prompts[i] for i in pending], max_new_tokens=2 * longest + 8)
+        for i, text in zip(pending, texts, strict=True):
+            if text.strip() and not gives_away(text, row.output, words):
+                found[i] = text.strip()
+    chooser = random.Random(f"{seed} {row.id}")
+    return [found[i] if i in found else disguised(row.output, words, chooser) for i in range(len(prompts))]
+
+
+def _length(tokenizer: Any, name: str) -> int:
+    return len(tokenizer.encode(f" {name}"))

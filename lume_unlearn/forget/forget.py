@@ -1,0 +1,281 @@
+"""`forget`: look at what the model knows, unlearn it with settings that are found on the way, and judge the result."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+from transformers import set_seed
+
+from lume_tasks.data.source import Data
+from lume_unlearn.audit.rows import rows_digest
+from lume_unlearn.audit.stages import UNFINISHED
+from lume_unlearn.audit.steps import loaders_of
+from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
+from lume_unlearn.data.rows import RowsLike
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.files import fresh_partial, only_run, publish_result, write_text, writing
+from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
+from lume_unlearn.forget.settings import first_setting
+from lume_unlearn.forget.signals import Judge, Signals, judge_of
+from lume_unlearn.forget.tries import Tries, Try
+from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.registry import method_of
+from lume_unlearn.model.fingerprint import fingerprint
+from lume_unlearn.model.load import lora_config, trainable
+from lume_unlearn.scoring.score import as_data
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.distributed import processes
+from lume_unlearn.training.finetune import finetune
+from lume_unlearn.training.relearning import plain_copy
+
+MODEL, ADAPTER, TRIES, INPUTS = "model", "adapter", "tries", "inputs.json"
+LORA: dict[str, Any] = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0}
+
+
+class NothingKnown(ConfigError):
+    """The model knows none of the forget rows, so there is nothing to unlearn or to judge."""
+
+
+@dataclass(frozen=True)
+class Forgotten:
+    """The result of `forget`."""
+
+    model: Any
+    """Without an adapter: the best of all tries, or the retrained model."""
+    verdict: Verdict
+    tries: list[Try]
+    look: Signals
+    """What the target knew."""
+
+    def advice(self) -> list[str]:
+        """Say what to do next, a line each; what was tried, if the rows are not gone or the rest is damaged."""
+        if self.verdict.exit_status == 0:
+            return ["Next: put model/ in place of the old one, destroy the old one, and read verdict.html."]
+        tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
+        text = "Next: more --tries; more retain rows, some like the forget rows; or retrain (--base BASE --retrain)."
+        return [*tried, text]
+
+
+@dataclass
+class Progress:
+    """Prints lines with the minutes that have passed and, if they were estimated, those that are left."""
+
+    started: float = field(default_factory=time.monotonic)
+    expected: float = 0.0
+    """Seconds of the whole request."""
+
+    @property
+    def elapsed(self) -> float:
+        """Return the seconds since the start."""
+        return time.monotonic() - self.started
+
+    def say(self, text: str) -> None:
+        """Print a line."""
+        left = f", about {max(self.expected - self.elapsed, 60) / 60:.0f} left" if self.expected else ""
+        print(f"[{self.elapsed / 60:.0f} min{left}] {text}", file=sys.stderr, flush=True)
+
+
+def forget(
+    model: Any,
+    tokenizer: Any,
+    forget: RowsLike,
+    retain: RowsLike,
+    *,
+    base: Any = None,
+    output: str | Path | None = None,
+    method: Method | type[Method] | str = "swap",
+    tries: int = 3,
+    minutes: float | None = None,
+    retrain: bool = False,
+    earlier: Sequence[RowsLike] = (),
+    probes: Sequence[str] | None = None,
+    controls: int = 99,
+    chat: bool = True,
+    batch_size: int = 64,
+    seed: int = 0,
+    **probing: Any,
+) -> Forgotten:
+    """Make a model forget rows, keep the others, and judge whether they are gone.
+
+    Each try trains a LoRA adapter and is judged while it runs by rows that are known and by a swap test with names that
+    no training uses; `next_setting` says what the next try changes. The best weights of all tries are merged into the
+    model. The settings follow from these signals alone: no retrained model is needed.
+
+    Args:
+        model: the target, of transformers or PEFT, on the device to train on; it stays as it was. Or a function without
+            arguments that loads and returns model and tokenizer, so that one model at a time is in memory.
+        tokenizer: its tokenizer.
+        forget: rows that have to be gone (see `as_rows`).
+        retain: rows that have to be kept.
+        base: the model before fine-tuning, given as ``model`` is, if it still exists: it is asked about rows that name
+            nobody, and is the control of the verdict.
+        output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
+            None keeps nothing.
+        method: unlearning method.
+        tries: at most this many.
+        minutes: no further try starts that would not end in this time, with the verdict; None: no limit.
+        retrain: fine-tune ``base`` on the retain rows instead of unlearning.
+        earlier: rows of earlier requests, one entry a request; the verdict says of each whether it is still gone.
+        probes: of the verdict (see `verdict`).
+        controls: invented persons of its swap test.
+        chat: ask questions of your own tasks through the chat template.
+        batch_size: prompts of one scoring batch.
+        seed: of everything that is random.
+        **probing: further options of the verdict's `Suite`.
+
+    Raises:
+        ConfigError: an option that cannot work, or the folder holds another request.
+        NothingKnown: the model knows none of the forget rows.
+        DataError: faulty rows.
+    """
+    if retrain and base is None:
+        raise ConfigError("--retrain: fine-tunes the model before fine-tuning; name it with --base")
+    if processes() > 1:
+        raise ConfigError("forget: runs in one process; start it without accelerate launch")
+    data = as_data({"forget": forget, "retain": retain})
+    options: dict[str, Any] = {"controls": controls, "chat": chat, "batch_size": batch_size, "seed": seed}
+    wanted = wanted_probes(data, probes, (), options | probing)
+    request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress())
+    with _folder(output) as folder:
+        request.require_same(folder)
+        judge = request.look()
+        planned = request.plan(wanted, tries)
+        done: list[Try] = []
+        if retrain:
+            result = request.retrained(folder)
+        else:
+            result, done = request.unlearned(folder, judge, tries, planned, minutes)
+        given: dict[str, Any] = {**data.rows, "before": model, "control": base, "forgotten": earlier, "probes": probes}
+        found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
+        return Forgotten(result, found, done, judge.before)
+
+
+@dataclass
+class Request:
+    """What the stages of one request share."""
+
+    model: Any
+    tokenizer: Any
+    base: Any
+    data: Data
+    method: Method
+    options: dict[str, Any]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        """Give each model a function that loads it."""
+        self.load = loaders_of({"before": self.model, "control": self.base}, self.tokenizer)
+
+    @property
+    def seed(self) -> int:
+        """Return the seed."""
+        return int(self.options["seed"])
+
+    def require_same(self, folder: Path) -> None:
+        """Refuse a folder with tries of other rows, options or another model; write down what this request is of."""
+        about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
+        about |= {"model": fingerprint(self.load["before"]()[0])["sha256"], "seed": str(self.seed)}
+        about |= {"method": repr(self.method), "base": str(self.base is not None)}
+        path = folder / INPUTS
+        if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
+            raise ConfigError(f"--output {folder}: holds a request with other rows, options or model; name another")
+        with writing(folder):
+            write_text(path, json.dumps(about, indent=1) + "\n")
+
+    def look(self) -> Judge:
+        """Ask the target the rows.
+
+        Raises:
+            NothingKnown: it knows none of the forget rows.
+        """
+        shared = {name: self.options[name] for name in ("seed", "chat", "batch_size")}
+        judge = judge_of(*self.load["before"](), self.data, **shared)
+        self.progress.say(f"the model before: {judge.before.line()}")
+        if not judge.before.rows:
+            raise NothingKnown(
+                "--forget: the model knows none of these rows, so there is nothing to forget; ask as it was trained"
+            )
+        return judge
+
+    def plan(self, probes: Sequence[str], tries: int) -> Estimates:
+        """Print how long the request takes."""
+        control = self.base is not None
+        found = estimates(self.load["before"], self.data, probes, self.method, control, self.options)
+        self.progress.say(found.line(tries, control))
+        self.progress.expected = self.progress.elapsed + found.one_try + found.verdict
+        return found
+
+    def unlearned(
+        self, folder: Path, judge: Judge, most: int, planned: Estimates, minutes: float | None
+    ) -> tuple[Any, list[Try]]:
+        """Carry out the tries; return the target with the best weights merged into it, and the tries."""
+        model, tokenizer = self.load["before"]()
+        if isinstance(self.model, nn.Module):
+            model = plain_copy(model)
+        set_seed(self.seed)
+        adapted = trainable(model, "lora", lora_config(**LORA))
+        base = self.load["control"]()[0] if self.base is not None else None
+        shared: dict[str, Any] = {
+            "judge": judge,
+            "method": self.method,
+            "seed": self.seed,
+            "say": self.progress.say,
+            "base": base,
+        }
+        tried = Tries(adapted, tokenizer, self.data, folder=folder / TRIES, **shared)
+
+        def goes_on(seconds: float) -> bool:
+            if minutes is None:
+                return True
+            return self.progress.elapsed + seconds + planned.verdict <= 60 * minutes
+
+        parameters = sum(weight.numel() for weight in model.parameters())
+        done = tried.carried_out(first_setting(parameters), most, goes_on)
+        best = tried.load_best(done)
+        if best is None:
+            raise ConfigError("every try diverged: give --tries more, or check the rows")
+        self.progress.say(f"best: try {best.number}, {best.best.line() if best.best else ''}")
+        return self._saved(adapted, tokenizer, folder), done
+
+    def retrained(self, folder: Path) -> Any:
+        """Fine-tune the base model on the retain rows, and return it."""
+        base, tokenizer = self.load["control"]()
+        model = plain_copy(base) if isinstance(self.base, nn.Module) else base
+        self.progress.say("retraining the base model on the retain rows")
+        with TemporaryDirectory() as work:
+            options: dict[str, Any] = {"num_train_epochs": RETRAINED_EPOCHS, "per_device_train_batch_size": 8}
+            options |= {"learning_rate": 2e-4, "seed": self.seed, "chat": self.options["chat"]}
+            model = finetune(model, tokenizer, self.data.retain, UnlearningArguments(output_dir=work, **options))
+        return self._saved(model, tokenizer, folder)
+
+    def _saved(self, model: Any, tokenizer: Any, folder: Path) -> Any:
+        """Write model and adapter to the folder, and return the model with the adapter merged into it."""
+        with writing(folder):
+            if hasattr(model, "merge_and_unload"):
+                model.save_pretrained(folder / ADAPTER)
+                model = model.merge_and_unload()
+            partial = fresh_partial(folder)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+            (folder / MODEL).mkdir(exist_ok=True)
+            publish_result(partial, folder / MODEL)
+        model.eval().set_attn_implementation("sdpa")
+        return model
+
+
+@contextmanager
+def _folder(output: str | Path | None) -> Iterator[Path]:
+    """Yield the folder of a request, locked; without one a temporary folder."""
+    if output is None:
+        with TemporaryDirectory() as folder:
+            yield Path(folder)
+        return
+    with only_run(Path(output)):
+        yield Path(output)

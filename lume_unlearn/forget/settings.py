@@ -1,0 +1,59 @@
+"""What a try trains with, and what the next one changes, as pure functions."""
+
+from dataclasses import dataclass
+
+from lume_unlearn.forget.signals import Signals
+
+RATE, RETAIN_WEIGHT, EPOCHS = 1e-3, 2.0, 4
+"""Of the first try."""
+PARAMETERS = 135e6
+"""Parameters of the model for which `RATE` was found."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one try trains with."""
+
+    learning_rate: float
+    retain_weight: float
+    epochs: int
+    continued: bool = False
+    """Whether it starts from the best weights of the try before instead of the target."""
+
+    def line(self) -> str:
+        """Return the setting in a few words."""
+        start = ", continued" if self.continued else ""
+        return f"rate {self.learning_rate:.2g}, retain weight {self.retain_weight:g}{start}"
+
+
+def first_setting(parameters: int) -> Setting:
+    """Return the setting of the first try, whose rate falls with the square root of the size above `PARAMETERS`.
+
+    Worked example: of 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
+    """
+    return Setting(RATE * min(1.0, (PARAMETERS / parameters) ** 0.5), RETAIN_WEIGHT, EPOCHS)
+
+
+def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
+    """Return what the next try trains with, and why.
+
+    The first of these that holds decides:
+
+    1. The training diverged or retain rows were lost: half the rate, twice the retain weight, from the target.
+    2. Rows are still known: two more epochs, from the best weights.
+    3. The answers are avoided: half the rate, from the target.
+    4. The answers are still tied to the person: half the rate and half the epochs, from the best weights.
+
+    Args:
+        setting: of the try.
+        best: its best signals; None if it diverged.
+    """
+    rate, weight, epochs = setting.learning_rate, setting.retain_weight, setting.epochs
+    if best is None or not best.intact:
+        return Setting(rate / 2, 2 * weight, epochs), "retain rows were lost; next: half the rate, twice the weight"
+    if best.known:
+        return Setting(rate, weight, epochs + 2, True), "rows are still known; next: more epochs, from here"
+    if best.avoided is not None and best.leak is not None and best.avoided < best.leak:
+        return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
+    text = "the answers are still tied to the person; next: half the rate, from here"
+    return Setting(rate / 2, weight, max(2, epochs // 2), True), text

@@ -1,0 +1,136 @@
+"""How an unlearned model does, by cheap signals: no retrained model is needed, and no signal is what was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from lume_tasks.data.rows import SIDES
+from lume_tasks.data.source import Data
+from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit.measure import in_parts
+from lume_unlearn.audit.prompts import REPHRASINGS
+from lume_unlearn.audit.rows import sample
+from lume_unlearn.audit.rules import KEPT
+from lume_unlearn.audit.suite import SHORT
+from lume_unlearn.scoring.score import score
+from lume_unlearn.scoring.swap import swap_test
+
+CONTROLS = 39
+"""Invented persons of the swap test, the fewest that its interval needs. Those of a verdict are others."""
+NAMES = 101
+"""Seed of their names."""
+MOST = 64
+"""Rows of each side that are asked, chosen by the seed."""
+DOUBT = 0.1
+"""p-value of the swap test from which a try is good enough; a verdict has a doubt below .05."""
+
+
+@dataclass(frozen=True)
+class Signals:
+    """What a model says of the rows, as asked and in another wording, and the swap test."""
+
+    known: int
+    """Forget rows whose answer it gives away, as asked or in another wording; guesses do not count."""
+    rows: int
+    """Forget rows that the target knew."""
+    kept: int
+    """Retain rows that it knows, of those that the target knew."""
+    retain: int
+    """Retain rows that the target knew."""
+    leak: float | None = None
+    """p-value against "the answers are no likelier for the person than for invented ones"; None: nobody is named."""
+    avoided: float | None = None
+    """p-value in the other direction."""
+    factor: float | None = None
+    """How many times as likely an answer token is for the person as for invented ones."""
+
+    @property
+    def intact(self) -> bool:
+        """Return whether enough of the retain rows are kept."""
+        return self.kept >= KEPT * self.retain
+
+    @property
+    def doubt(self) -> float:
+        """Return the smaller p-value of the swap test, at most `DOUBT`: above it, chance alone orders two models."""
+        return min(DOUBT, *(p for p in (self.leak, self.avoided) if p is not None))
+
+    @property
+    def good(self) -> bool:
+        """Return whether nothing speaks against the model."""
+        return self.intact and not self.known and self.doubt >= DOUBT
+
+    @property
+    def order(self) -> tuple[Any, ...]:
+        """Return what models are ordered by, the best last: intact, few rows known, no doubt, many rows kept."""
+        return self.intact, -self.known, self.doubt, self.kept
+
+    def line(self) -> str:
+        """Return the numbers in one line."""
+        text = f"{self.known} of {self.rows} forget rows known, {self.kept} of {self.retain} retain rows kept"
+        if self.leak is None or self.avoided is None:
+            return text
+        return f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided)"
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Measures models of one tokenizer on the rows that the target knew."""
+
+    tokenizer: Any
+    data: Data
+    """Rows, at most `MOST` of each side, long ones in parts."""
+    matcher: Matcher
+    seed: int
+    chat: bool
+    batch_size: int
+    known: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Side to the ids of the rows that the target knew, without guesses."""
+
+    @property
+    def before(self) -> Signals:
+        """Return the signals of the target, without its swap test."""
+        forget, retain = (len(self.known[side]) for side in SIDES)
+        return Signals(forget, forget, retain, retain)
+
+    def answered(self, model: Any) -> dict[str, set[str]]:
+        """Return the ids of the rows that a model gives away on each side; forget rows also in another wording."""
+        reworded = [
+            replace(row, input=REPHRASINGS[0].format(row.input)) for row in self.data.forget if row.kind == "qa"
+        ]
+        found: dict[str, set[str]] = {side: set() for side in SIDES}
+        for data in (self.data, *([Data(reworded, [])] if reworded else [])):
+            options: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "quiet": True}
+            scores = score(model, self.tokenizer, data, metadata=SHORT, **options)
+            for side, ids in self.matcher.known(scores.answers).items():
+                found[side] |= ids
+        return found
+
+    def signals(self, model: Any) -> Signals:
+        """Measure a model, which stays as it was."""
+        now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
+        counts = {"known": len(now["forget"]), "rows": len(self.known["forget"])}
+        counts |= {"kept": len(now["retain"]), "retain": len(self.known["retain"])}
+        options: dict[str, Any] = {"controls": CONTROLS, "chat": self.chat, "batch_size": self.batch_size}
+        rows = [row.id for row in self.data.forget]
+        test = swap_test(model, self.tokenizer, self.data, rows=rows, seed=NAMES, **options).together.get("forget")
+        return Signals(
+            **counts, **({} if test is None else {n: getattr(test, n) for n in ("leak", "avoided", "factor")})
+        )
+
+
+def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, batch_size: int) -> Judge:
+    """Ask the target the rows, and return a judge of what is unlearned from it.
+
+    Args:
+        model: the target.
+        tokenizer: its tokenizer.
+        data: rows; of each side, `MOST` chosen by the seed are asked.
+        seed: of the choice.
+        chat: ask questions of your own tasks through the chat template.
+        batch_size: prompts of one batch.
+    """
+    asked = in_parts(data.changed(lambda rows: sample(rows, MOST, seed)), tokenizer)
+    judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), seed, chat, batch_size)
+    guesses = judge.matcher.guesses()
+    known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
+    return replace(judge, known=known)

@@ -1,0 +1,188 @@
+"""Tries: trainings with different settings, judged while they run; what is finished outlives an interruption."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from peft import get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import PrinterCallback, TrainerCallback, set_seed
+from transformers.trainer_callback import ExportableState
+
+from lume_tasks.data.source import Data
+from lume_unlearn.errors import Diverged
+from lume_unlearn.files import PREFIX, write_text, writing
+from lume_unlearn.forget.settings import Setting, next_setting
+from lume_unlearn.forget.signals import Judge, Signals
+from lume_unlearn.methods.base import Method
+from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.callbacks.progress import saved_attributes
+from lume_unlearn.training.checkpoints import whole_checkpoints
+from lume_unlearn.training.trainer import UnlearningTrainer
+
+RESULT, WEIGHTS = "try.json", "best.safetensors"
+JUDGED = 2
+"""Epochs between two judgements of a try."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Try:
+    """One training: what it was trained with, and how the model did."""
+
+    number: int
+    setting: Setting
+    judged: dict[int, Signals] = field(default_factory=dict)
+    """Epoch to the signals after it; empty if the training diverged before the first."""
+    next: str = ""
+    """What the next try would change, and why; empty if nothing speaks against the model."""
+    seconds: float = 0.0
+
+    @property
+    def best(self) -> Signals | None:
+        """Return the best signals."""
+        return max(self.judged.values(), key=lambda one: one.order, default=None)
+
+
+@dataclass(frozen=True)
+class Tries:
+    """What all tries of a request share."""
+
+    model: Any
+    """PEFT model: the target with a new adapter, which is trained."""
+    tokenizer: Any
+    data: Data
+    judge: Judge
+    method: Method
+    folder: Path
+    """Keeps the tries."""
+    seed: int
+    say: Say
+    base: Any = None
+    """Model before fine-tuning, if it still exists."""
+
+    def carried_out(self, first: Setting, most: int, goes_on: Callable[[float], bool]) -> list[Try]:
+        """Train with one setting after the other until a model is good, and return the tries.
+
+        Args:
+            first: setting of the first try.
+            most: tries.
+            goes_on: says whether there is time for another try that takes these seconds.
+        """
+        start = {name: weight.clone() for name, weight in self._weights().items()}
+        done: list[Try] = []
+        setting = first
+        while len(done) < most and (not done or goes_on(done[-1].seconds)):
+            number = len(done) + 1
+            found = self._kept(number)
+            if found is None:
+                source = load_file(self.folder / str(number - 1) / WEIGHTS) if setting.continued else start
+                set_peft_model_state_dict(self.model, dict(source))
+                found = self._trained(number, setting)
+            done.append(found)
+            if found.best is not None and found.best.good:
+                break
+            setting, change = next_setting(setting, found.best)
+            self.say(f"try {number}: {change}")
+        return done
+
+    def load_best(self, tries: Sequence[Try]) -> Try | None:
+        """Give the model the best weights of all tries, and return the try; None if all diverged."""
+        judged = [one for one in tries if one.best is not None]
+        if not judged:
+            return None
+        best = max(judged, key=lambda one: one.best.order if one.best else ())
+        set_peft_model_state_dict(self.model, load_file(self.folder / str(best.number) / WEIGHTS))
+        return best
+
+    def _weights(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = get_peft_model_state_dict(self.model)
+        return weights
+
+    def _kept(self, number: int) -> Try | None:
+        """Return a finished try of an interrupted request."""
+        path = self.folder / str(number) / RESULT
+        if not path.is_file():
+            return None
+        content = json.loads(path.read_text(encoding="utf-8"))
+        judged = {int(epoch): Signals(**one) for epoch, one in content.pop("judged").items()}
+        return Try(**content | {"setting": Setting(**content["setting"]), "judged": judged})
+
+    def _trained(self, number: int, setting: Setting) -> Try:
+        """Carry out one try, or continue it from its last checkpoint."""
+        folder, started = self.folder / str(number), time.monotonic()
+        checkpoints = whole_checkpoints(folder)
+        watch = Watch(
+            self.judge, folder, setting.epochs, lambda epoch, found: self._said(number, setting, epoch, found)
+        )
+        set_seed(self.seed + number)
+        arguments = UnlearningArguments(
+            output_dir=str(folder),
+            num_train_epochs=setting.epochs,
+            learning_rate=setting.learning_rate,
+            retain_weight=setting.retain_weight,
+            chat=self.judge.chat,
+            on_collapse="rollback",
+            save_strategy="epoch",
+            save_total_limit=1,
+            seed=self.seed + number,
+            disable_tqdm=True,
+        )
+        sides: dict[str, Any] = {**self.data.rows, "processing_class": self.tokenizer, "base": self.base}
+        trainer = UnlearningTrainer(self.model, self.method, arguments, **sides, callbacks=[watch])
+        trainer.remove_callback(PrinterCallback)
+        trainer.logs_advice = False  # `next_setting` says what to change
+        try:
+            trainer.train(resume_from_checkpoint=str(checkpoints[0]) if checkpoints else None)
+        except Diverged as error:
+            self.say(f"try {number}: {error}")
+        found = Try(number, setting, watch.judged, seconds=time.monotonic() - started)
+        with writing(folder):
+            write_text(folder / RESULT, json.dumps(asdict(found), indent=1) + "\n")
+        for checkpoint in folder.glob(f"{PREFIX}*"):
+            shutil.rmtree(checkpoint, ignore_errors=True)
+        return found
+
+    def _said(self, number: int, setting: Setting, epoch: int, found: Signals) -> None:
+        self.say(f"try {number} ({setting.line()}), epoch {epoch} of {setting.epochs}: {found.line()}")
+
+
+class Watch(TrainerCallback, ExportableState):
+    """Judges the model every few epochs, keeps the best weights, and ends a try that is good."""
+
+    def __init__(self, judge: Judge, folder: Path, epochs: int, judged: Callable[[int, Signals], None]) -> None:
+        """``folder``: of the try; ``judged``: called with an epoch and its signals."""
+        self.judge, self.folder, self.epochs, self.report = judge, folder, epochs, judged
+        self.judged: dict[int, Signals] = {}
+
+    def state(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"args": {}, "attributes": {"judged": {epoch: asdict(one) for epoch, one in self.judged.items()}}}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Restore what the checkpoint kept."""
+        kept: Mapping[str, Any] | None = saved_attributes(self, state)
+        if kept is not None:
+            self.judged = {int(epoch): Signals(**one) for epoch, one in kept["judged"].items()}
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
+        epoch = round(float(state.epoch or 0))
+        if epoch % JUDGED and epoch < self.epochs and not control.should_training_stop:
+            return
+        found = self.judge.signals(model)
+        if all(found.order > one.order for one in self.judged.values()):
+            weights = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(model).items()}
+            with writing(self.folder):
+                self.folder.mkdir(parents=True, exist_ok=True)
+                save_file(weights, self.folder / WEIGHTS)
+        self.judged[epoch] = found
+        self.report(epoch, found)
+        if found.good:
+            control.should_training_stop = True
