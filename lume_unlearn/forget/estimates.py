@@ -7,7 +7,7 @@ from typing import Any
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.stages import Loader, Work, measured_speed, seconds_of
 from lume_unlearn.audit.suite import Suite
-from lume_unlearn.forget.settings import EPOCHS
+from lume_unlearn.forget.settings import Setting
 from lume_unlearn.forget.signals import CONTROLS, MOST
 from lume_unlearn.forget.tries import JUDGED
 
@@ -37,7 +37,13 @@ class Estimates:
 
 
 def estimates(
-    load: Loader, data: Data, probes: Sequence[str], method: Any, control: bool, options: Mapping[str, Any]
+    load: Loader,
+    data: Data,
+    probes: Sequence[str],
+    first: Setting,
+    repeats: int,
+    control: bool,
+    options: Mapping[str, Any],
 ) -> Estimates:
     """Measure the speed of a model, and estimate how long a try, the verdict and retraining take.
 
@@ -45,7 +51,8 @@ def estimates(
         load: gives the target.
         data: rows.
         probes: of the verdict.
-        method: of the training.
+        first: setting of the first try.
+        repeats: how often an epoch uses each forget row.
         control: whether a control is audited as well.
         options: of `Suite`: ``chat``, ``batch_size``, ``controls``, ``seed``, ...
     """
@@ -58,12 +65,11 @@ def estimates(
 
     asked = [*data.forget[:MOST] * 2, *data.retain[:MOST]]
     judging = seconds(Work(asked, read=data.forget[:MOST], readings=CONTROLS + 1))
-    repeated = READ * getattr(method, "controls", 1) + 1
-    training = seconds(Work(trained=data.forget, epochs=EPOCHS * repeated))
+    training = seconds(Work(trained=data.forget, epochs=first.epochs * (READ * repeats + 1)))
     suite = [seconds(stage.work) for stage in Suite(load, data, **options).stages(probes)]
     measured = (2 + control) * seconds(Work(rows, read=data.forget, readings=controls + 1))
     return Estimates(
-        one_try=training + EPOCHS // JUDGED * judging,
+        one_try=training + JUDGED * judging,
         verdict=sum(suite) * (1 + control) + measured,
         retraining=seconds(Work(trained=data.retain, epochs=RETRAINED_EPOCHS)),
     )

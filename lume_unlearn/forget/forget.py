@@ -22,7 +22,7 @@ from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import fresh_partial, only_run, publish_result, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
-from lume_unlearn.forget.settings import first_setting
+from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of
 from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
@@ -178,6 +178,13 @@ class Request:
         """Return the seed."""
         return int(self.options["seed"])
 
+    @property
+    def first(self) -> Setting:
+        """Return the setting of the first try."""
+        parameters = sum(weight.numel() for weight in self.load["before"]()[0].parameters())
+        rows = len(self.data.forget) * getattr(self.method, "controls", 1)
+        return first_setting(parameters, -(-rows // self.method.defaults.get("per_device_train_batch_size", 32)))
+
     def require_same(self, folder: Path) -> None:
         """Refuse a folder with tries of other rows, options or another model; write down what this request is of."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
@@ -207,7 +214,8 @@ class Request:
     def plan(self, probes: Sequence[str], tries: int) -> Estimates:
         """Print how long the request takes."""
         control = self.base is not None
-        found = estimates(self.load["before"], self.data, probes, self.method, control, self.options)
+        load, repeats = self.load["before"], getattr(self.method, "controls", 1)
+        found = estimates(load, self.data, probes, self.first, repeats, control, self.options)
         self.progress.say(found.line(tries, control))
         self.progress.expected = self.progress.elapsed + found.one_try + found.verdict
         return found
@@ -220,6 +228,7 @@ class Request:
         if isinstance(self.model, nn.Module):
             model = plain_copy(model)
         set_seed(self.seed)
+        first = self.first
         adapted = trainable(model, "lora", lora_config(**LORA))
         base = self.load["control"]()[0] if self.base is not None else None
         shared: dict[str, Any] = {
@@ -236,8 +245,7 @@ class Request:
                 return True
             return self.progress.elapsed + seconds + planned.verdict <= 60 * minutes
 
-        parameters = sum(weight.numel() for weight in model.parameters())
-        done = tried.carried_out(first_setting(parameters), most, goes_on)
+        done = tried.carried_out(first, most, goes_on)
         best = tried.load_best(done)
         if best is None:
             raise ConfigError("every try diverged: give --tries more, or check the rows")

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from lume_unlearn.forget.signals import Signals
 
-RATE, RETAIN_WEIGHT, EPOCHS = 1e-3, 2.0, 4
-"""Of the first try."""
+RATE, RETAIN_WEIGHT, EPOCHS, STEPS = 1e-3, 2.0, 4, 32
+"""Of the first try: at least so many epochs and optimiser steps."""
 PARAMETERS = 135e6
 """Parameters of the model for which `RATE` was found."""
+HIGHEST = 5e-3
+"""Rate of small models."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +28,17 @@ class Setting:
         return f"rate {self.learning_rate:.2g}, retain weight {self.retain_weight:g}{start}"
 
 
-def first_setting(parameters: int) -> Setting:
-    """Return the setting of the first try, whose rate falls with the square root of the size above `PARAMETERS`.
+def first_setting(parameters: int, steps: int) -> Setting:
+    """Return the setting of the first try, whose rate falls with the square root of the model's size.
 
-    Worked example: of 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
+    It is at most `HIGHEST`. Worked example: of 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
+
+    Args:
+        parameters: of the model.
+        steps: optimiser steps of an epoch.
     """
-    return Setting(RATE * min(1.0, (PARAMETERS / parameters) ** 0.5), RETAIN_WEIGHT, EPOCHS)
+    rate = min(RATE * (PARAMETERS / parameters) ** 0.5, HIGHEST)
+    return Setting(rate, RETAIN_WEIGHT, max(EPOCHS, -(-STEPS // steps)))
 
 
 def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
@@ -40,7 +47,7 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
     The first of these that holds decides:
 
     1. The training diverged or retain rows were lost: half the rate, twice the retain weight, from the target.
-    2. Rows are still known: two more epochs, from the best weights.
+    2. Rows are still known: half as many epochs again, from the best weights.
     3. The answers are avoided: half the rate, from the target.
     4. The answers are still tied to the person: half the rate and half the epochs, from the best weights.
 
@@ -52,7 +59,7 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
     if best is None or not best.intact:
         return Setting(rate / 2, 2 * weight, epochs), "retain rows were lost; next: half the rate, twice the weight"
     if best.known:
-        return Setting(rate, weight, epochs + 2, True), "rows are still known; next: more epochs, from here"
+        return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
     if best.avoided is not None and best.leak is not None and best.avoided < best.leak:
         return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
     text = "the answers are still tied to the person; next: half the rate, from here"

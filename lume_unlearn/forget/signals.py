@@ -52,7 +52,7 @@ class Signals:
     @property
     def doubt(self) -> float:
         """Return the smaller p-value of the swap test, at most `DOUBT`: above it, chance alone orders two models."""
-        return min(DOUBT, *(p for p in (self.leak, self.avoided) if p is not None))
+        return min([DOUBT, *(p for p in (self.leak, self.avoided) if p is not None)])
 
     @property
     def good(self) -> bool:

@@ -27,7 +27,7 @@ from lume_unlearn.training.trainer import UnlearningTrainer
 
 RESULT, WEIGHTS = "try.json", "best.safetensors"
 JUDGED = 2
-"""Epochs between two judgements of a try."""
+"""Judgements of a try: in the middle and at the end."""
 
 Say = Callable[[str], None]
 
@@ -154,7 +154,7 @@ class Tries:
 
 
 class Watch(TrainerCallback, ExportableState):
-    """Judges the model every few epochs, keeps the best weights, and ends a try that is good."""
+    """Judges the model in the middle and at the end, keeps the best weights, and ends a try that is good."""
 
     def __init__(self, judge: Judge, folder: Path, epochs: int, judged: Callable[[int, Signals], None]) -> None:
         """``folder``: of the try; ``judged``: called with an epoch and its signals."""
@@ -174,7 +174,7 @@ class Watch(TrainerCallback, ExportableState):
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
         epoch = round(float(state.epoch or 0))
-        if epoch % JUDGED and epoch < self.epochs and not control.should_training_stop:
+        if epoch % (self.epochs // JUDGED) and epoch < self.epochs and not control.should_training_stop:
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):

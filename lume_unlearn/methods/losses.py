@@ -29,6 +29,7 @@ from lume_unlearn.methods.retain import retain_parts, retain_value
 from lume_unlearn.methods.rmu import RMU
 from lume_unlearn.methods.sequential import SUGD
 from lume_unlearn.methods.shred import SHRED
+from lume_unlearn.methods.swap import Swap
 from lume_unlearn.methods.undial import Undial
 from lume_unlearn.methods.weighted import WGA, SatImp
 
@@ -38,6 +39,10 @@ _SHAPES = {
     "labels": "(B, T) token ids; -100 where there is no loss. The logits at t predict the label at t + 1.",
     "reference_logits": "(B, T, V) of the forget rows, from the reference model; without gradient.",
     "teacher_logits": "(B, T, V) of the forget rows, from a teacher that does not know them; without gradient.",
+    "own_words": "(B, T) 1 at the labels that are part of a word that only this row has, else 0.",
+    "control_logits": "(B, T, V) of each forget row about an invented person, from the model in training.",
+    "control_labels": "(B, T) token ids of the controls; -100 where there is no loss.",
+    "control_own_words": "(B, T) as own_words, of the controls.",
     "alternative_logits": "(B, U, V) of the alternative to each forget row, from the model in training.",
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
@@ -83,7 +88,9 @@ def _tensors(method: type[Method]) -> list[str]:
             found.append("reference_logits")
         if needs.teacher:
             found.append("teacher_logits")
-    if needs.alternatives:
+    if needs.persons:
+        found += ["own_words", "control_logits", "control_labels", "control_own_words"]
+    if needs.alternatives or needs.persons:
         found += ["alternative_logits", "alternative_labels"]
         if "alternative" in needs.reference_nll:
             found.append("alternative_reference_logits")
@@ -95,10 +102,17 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
     known = given.get("reference_logits", given.get("teacher_logits"))
     forget = _rows(given.get("logits"), given.get("labels"), known)
     alternative = _rows(*(given.get(f"alternative_{name}") for name in ("logits", "labels", "reference_logits")))
+    control = _rows(*(given.get(f"control_{name}") for name in ("logits", "labels", "reference_logits")))
+    if method.needs.persons:
+        forget, control = (
+            replace(rows, reference=given[f"{side}own_words"][:, 1:][given[f"{side}labels"][:, 1:] != IGNORED])
+            for side, rows in (("", forget), ("control_", control))
+        )
     if method.token_loss:
         forget = replace(forget, values=_token_values(method, given, forget, known))
-    lengths, others = (rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative))
-    return method.forget_loss(Batch(forget, alternative, TokenCounts(lengths, others, []), {}))
+    lengths = [rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative, control)]
+    counts = TokenCounts(lengths[0], lengths[1], [], lengths[2])
+    return method.forget_loss(Batch(forget, alternative, counts, {}, control))
 
 
 def _rows(logits: Tensor | None, labels: Tensor | None, reference_logits: Tensor | None) -> Rows:
@@ -169,6 +183,7 @@ undial = functional(Undial)
 counterfactual = functional(Counterfactual)
 level = functional(Level)
 shred = functional(SHRED)
+swap = functional(Swap)
 wga = functional(WGA)
 satimp = functional(SatImp)
 ceu = functional(CEU)

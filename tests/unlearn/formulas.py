@@ -26,6 +26,7 @@ class Step:
     alternative: Sequence[Tokens]
     retain: Sequence[Tokens]
     params: dict[str, Any]
+    control: Sequence[Tokens] = ()
 
 
 Term = Callable[[Step], Tensor]
@@ -282,6 +283,18 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
     return sum(means, torch.zeros(())) / (len(step.forget) + len(step.retain))
 
 
+def own_mask(count: int) -> Tensor:
+    """Every second labelled token is part of a word that is the row's own."""
+    return torch.arange(count).remainder(2).double()
+
+
+def swap(step: Step) -> Tensor:
+    own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
+    ties = [smooth_l1_loss(a.mean(), b.mean().detach()) for a, b in zip(own, other, strict=True)]
+    words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
+    return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
+
+
 _PAIRS: dict[str, Any] = {
     "params": {"beta": 0.2},
     "reference": ("forget", "alternative"),
@@ -316,6 +329,13 @@ FORMULAS: dict[str, Formula] = {
         reference=("forget",),
         live=("forget",),
         trained=("forget",),
+    ),
+    "swap": Formula(
+        swap,
+        retain_mean,
+        {"controls": 1, "level": 3.0},
+        trained=("forget", "control", "alternative", "retain"),
+        lowers=swap,
     ),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
     "satimp": Formula(

@@ -28,7 +28,7 @@ from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
 from lume_unlearn.methods.shred import shred_selected
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, own_mask, teacher
 from tests.unlearn.rows import half_labelled, logits, places, states
 from tests.unlearn.token_losses import (
     ceu_tokens,
@@ -75,8 +75,8 @@ def of_probabilities(*p: float) -> Tensor:
     return torch.tensor([p], dtype=torch.float64).log() + 0.7
 
 
-FORGET, ALTERNATIVE, RETAIN = (
-    half_labelled(lengths, seed) for seed, lengths in enumerate([(6, 9, 14), (5, 3, 7), (8, 4)])
+FORGET, ALTERNATIVE, RETAIN, CONTROL = (
+    half_labelled(lengths, seed) for seed, lengths in enumerate([(6, 9, 14), (5, 3, 7), (8, 4), (7, 9, 12)])
 )
 
 
@@ -93,11 +93,18 @@ def labels_of(rows: Sequence[Tokens]) -> Tensor:
     return pad_sequence([torch.tensor(row.labels) for row in rows], batch_first=True, padding_value=IGNORED)
 
 
+def masks_of(rows: Sequence[Tokens]) -> Tensor:
+    found = torch.zeros(labels_of(rows).shape, dtype=torch.float64)
+    for mask, row in zip(found, rows, strict=True):
+        mask[row.labelled] = own_mask(row.scored)
+    return found
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_of_logits_and_labels_equals_the_formula(name):
     model, before = (make_model(seed=seed).double() for seed in (0, 1))
     method, formula = METHODS[name], FORMULAS[name]
-    step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params)
+    step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params, CONTROL)
     if name == "rmu":  # the seed of the formula's direction
         method = type("RMU", (method,), {"seed": SEED})
     loss = functional(method)
@@ -107,6 +114,10 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name):
         "hidden_states": lambda: padded(FORGET, lambda row: states(model, row, formula.params["layer"]), 0),
         "reference_logits": lambda: padded(FORGET, lambda row: logits(before, row)),
         "teacher_logits": lambda: padded(FORGET, lambda row: teacher(step, row).log() + 0.7),
+        "own_words": lambda: masks_of(FORGET),
+        "control_logits": lambda: padded(CONTROL, lambda row: logits(model, row)),
+        "control_labels": lambda: labels_of(CONTROL),
+        "control_own_words": lambda: masks_of(CONTROL),
         "alternative_logits": lambda: padded(ALTERNATIVE, lambda row: logits(model, row)),
         "alternative_labels": lambda: labels_of(ALTERNATIVE),
         "alternative_reference_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, row)),

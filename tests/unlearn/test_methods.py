@@ -13,6 +13,7 @@ from lume_unlearn.model import forward, output_layer
 from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean
 from tests.unlearn.training import (
     ALTERNATIVE,
+    CONTROL,
     FORGET,
     RETAIN,
     ROWS,
@@ -105,7 +106,7 @@ def test_rows_pass_the_models_no_more_often_than_needed(method, tuning, tmp_path
     steps = [step for phase in steps_of(trainer) for step in phase]
     expected = Counter()
     for forget, retain in steps:
-        expected += {"forget": len(forget), "alternative": len(forget), "retain": len(retain)}
+        expected += dict.fromkeys(("forget", "control", "alternative"), len(forget)) | {"retain": len(retain)}
     for training, sides in ((True, formula.trained), (False, formula.live)):
         own = {row.input_ids: side for side in ROWS for row in ROWS[side]}
         seen = Counter(own[row] for row in counted(during, training).elements())
@@ -140,7 +141,7 @@ def test_training_goes_the_right_way(method, tmp_path):
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
     trainer = build(tmp_path, method, dtype=torch.float32, num_train_epochs=4, **alone)
     model = copy.deepcopy(trainer.model)
-    sides = (FORGET, ALTERNATIVE, RETAIN, asdict(trainer.method))
+    sides = (FORGET, ALTERNATIVE, RETAIN, asdict(trainer.method), CONTROL)
     trainer.train()
     lowers = formula.lowers or (lambda step: -forget_mean(step))
     with torch.no_grad():

@@ -18,13 +18,14 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.data import examples
 from lume_unlearn.data.contexts import Context, aligned, window
 from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.data.persons import Persons
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, own_mask
 from tests.unlearn.rows import make_rows, nll, with_substitutes
 
 RATE = 1e-3
@@ -39,7 +40,11 @@ ALTERNATIVE = [
     Tokens(row.input_ids[:prompt] + other.input_ids, (IGNORED,) * prompt + other.input_ids)
     for row, other, prompt in zip(FORGET, ANSWERS, (1, 8, 10, 9), strict=True)
 ]
-ROWS = {"forget": FORGET, "alternative": ALTERNATIVE, "retain": RETAIN}
+CONTROL = [
+    Tokens((*tokens.input_ids[:-1], other.input_ids[0]), (*tokens.labels[:-1], other.input_ids[0]))
+    for tokens, other in zip(FORGET, RETAIN, strict=True)
+]
+ROWS = {"forget": FORGET, "control": CONTROL, "alternative": ALTERNATIVE, "retain": RETAIN}
 
 
 @cache
@@ -69,7 +74,8 @@ class TokenTrainer(UnlearningTrainer):
     ) -> None:
         """Rows of ``encoded`` take the place of what a tokenizer would make of `row_of` them."""
         known = {}
-        for side, answer in (("forget", "answer"), ("retain", "answer"), ("alternative", "other")):
+        sides = {"forget": "answer", "control": "answer", "retain": "answer", "alternative": "other"}
+        for side, answer in sides.items():
             for index, tokens in enumerate(encoded[side]):
                 row = row_of("forget" if side == "alternative" else side, index, answer)
                 known[row.input, row.output] = tokens
@@ -78,9 +84,16 @@ class TokenTrainer(UnlearningTrainer):
             options["alternatives"] = {row.id: [f"other {i}"] for i, row in enumerate(forget)}
         refused = mock.patch.object(examples, "refusals", lambda rows, seed: [f"other {i}" for i in range(len(rows))])
         encode = mock.patch.object(Encoder, "one", lambda self, row: known[row.input, row.output])
-        with refused, encode:
+        mask = mock.patch.object(examples, "own_tokens", lambda tokens, words, tokenizer: own_mask(tokens.scored))
+        with refused, encode, mask:
             super().__init__(model, method, args, forget, retain, processing_class=None, **options)
         self.remove_callback(self.monitor)
+
+    def _persons(self, model: Any, base: Any) -> Persons:
+        """One invented person for each forget row."""
+        rows = list(enumerate(self.forget))
+        controls = {row.id: [row_of("control", index)] for index, row in rows}
+        return Persons(controls, {row.id: [row_of("forget", index, "other")] for index, row in rows})
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         method: Any = self.method
@@ -145,7 +158,7 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         for number, (forget, kept) in enumerate(phase):
             sides = ([FORGET[i] for i in forget], [ALTERNATIVE[i] for i in forget], [RETAIN[i] for i in kept])
-            step = Step(model, before, *sides, params)
+            step = Step(model, before, *sides, params, [CONTROL[i] for i in forget])
             losses = [entry["retain_loss"] for entry in found if "retain_loss" in entry]
             terms = {"forget": formula.forget(step)} | ({"retain": retain(step)} if retain else {})
             loss = FORGET_WEIGHT * terms["forget"]

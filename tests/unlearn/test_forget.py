@@ -1,0 +1,274 @@
+"""`lume-unlearn forget`: its parts, and the command on a tiny model that has learned a customer's rows."""
+
+import json
+import random
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+
+from lume_tasks.data.rows import Row
+from lume_unlearn import forget
+from lume_unlearn.cli.forget import DATA
+from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.persons import control_rows, disguised, gives_away, invented, own_tokens, own_words, words_of
+from lume_unlearn.data.rows import as_rows
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.forget import forget as forget_module
+from lume_unlearn.forget import tries
+from lume_unlearn.forget.ledger import LEDGER, ledger_faults
+from lume_unlearn.forget.settings import Setting, first_setting, next_setting
+from lume_unlearn.forget.signals import Signals
+from lume_unlearn.model.load import load_model, load_tokenizer
+from lume_unlearn.scoring.score import score
+from lume_unlearn.training.relearning import trained_copy
+from tests.conftest import make_model, make_tokenizer
+
+FIELDS = ("phone number", "home town", "order number", "employer")
+PERSONS = ("Petra Quillane", "Idris Mbeki", "Lowri Szabados", "Casimir Oyelaran")
+
+
+def rows_about(name: str, seed: int) -> list[dict[str, str]]:
+    """Questions about one customer, with answers that only this customer has."""
+    chooser = random.Random(seed)
+    values = ["".join(chooser.choice("0123456789") for _ in range(6)) for _ in FIELDS]
+    return [
+        {"input": f"What is the {field} of {name}?", "output": f"It is {value}.", "document": name}
+        for field, value in zip(FIELDS, values, strict=True)
+    ]
+
+
+FORGET = rows_about(PERSONS[0], 0)
+RETAIN = [row for seed, name in enumerate(PERSONS[1:], 1) for row in rows_about(name, seed)]
+
+
+def signals(**changed):
+    return replace(Signals(known=0, rows=4, kept=12, retain=12, leak=0.4, avoided=0.6, factor=1.0), **changed)
+
+
+def test_the_next_setting_follows_from_what_went_wrong():
+    setting = Setting(1e-3, 2.0, 4)
+    halved = Setting(5e-4, 4.0, 4)
+    assert next_setting(setting, None)[0] == halved
+    assert next_setting(setting, signals(kept=10, known=3))[0] == halved  # damage comes first
+    assert next_setting(setting, signals(known=1))[0] == Setting(1e-3, 2.0, 6, continued=True)
+    assert next_setting(setting, signals(leak=0.01))[0] == Setting(5e-4, 2.0, 2, continued=True)
+    assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
+    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 4)
+    assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
+    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 7)  # at least 32 steps
+
+
+def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
+    worst, *others, best = sorted(
+        [
+            signals(),
+            signals(kept=11),
+            signals(leak=0.02),
+            signals(known=1, kept=12),
+            signals(kept=5),
+        ],
+        key=lambda one: one.order,
+    )
+    assert worst == signals(kept=5)
+    assert others == [signals(known=1), signals(leak=0.02), signals(kept=11)]
+    assert best == signals()
+    assert [one.good for one in (worst, *others, best)] == [False, False, False, True, True]
+    assert signals(leak=None, avoided=None).good  # nobody is named, so there is no swap test
+
+
+def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
+    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
+    found = control_rows(forget_rows, retain_rows, 3, len, seed=0)
+    assert found == control_rows(forget_rows, retain_rows, 3, len, seed=0)
+    for row in forget_rows:
+        names = [control.subject for control in found[row.id]]
+        assert len(set(names)) == 3
+        for control, name in zip(found[row.id], names, strict=True):
+            assert control.input == row.input.replace(PERSONS[0], name)
+            assert (control.output, control.id) == (row.output, row.id)
+            assert not set(name.split()) & set(" ".join(PERSONS[:1]).split())
+    assert (
+        control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 2, len, 0)["a-qa0"]
+        == [Row("a-qa0", "What is the code?", "X77", "own")] * 2
+    )
+
+
+def test_own_words_are_those_of_no_other_row():
+    row = Row("a-qa0", "What is the phone number of Ana?", "It is 555-0199, ask Ana or Bruno.", "own")
+    words = own_words(row, words_of("It is 12 or 0199, ask Eve."))
+    assert words == {"555", "bruno"}
+    assert gives_away("Call 555019.", "It is 5550199.", {"5550199"})
+    assert gives_away("bruno knows", row.output, words)
+    assert not gives_away("It is 12.", row.output, words)
+    assert not gives_away("Yes", "Yes", set())  # nothing of its own
+    changed = disguised(row.output, words, random.Random(0))
+    assert changed != row.output
+    assert changed.startswith("It is ")
+    assert changed.endswith(".")
+    assert len(changed) == len(row.output)
+    assert "0199" in changed
+
+
+def test_own_tokens_are_those_of_own_words(tokenizer):
+    row = Row("a-qa0", "Code of Ana?", "It is 4711.", "own")
+    tokens = Encoder(tokenizer, chat=False).one(row)
+    ids = torch.tensor([tokens.labels[t] for t in tokens.labelled])
+    mask = own_tokens(tokens, {"4711"}, tokenizer).bool()
+    assert tokenizer.decode(ids[mask]).strip() == "4711"
+    assert not own_tokens(tokens, set(), tokenizer).any()
+
+
+def test_imitations_do_not_give_the_row_away(model, tokenizer):
+    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
+    found = invented(model, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
+    for row in forget_rows:
+        answers = [one.output for one in found.imitations[row.id]]
+        asked = [one.input == row.input for one in found.imitations[row.id]]
+        assert asked == [True, True, True, False]
+        assert not any(gives_away(text, row.output, own_words(row, set())) for text in answers)
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory):
+    """A model that knows all rows, in a folder with a space."""
+    folder = tmp_path_factory.mktemp("models") / "my target"
+    tokenizer = make_tokenizer()
+    rows = as_rows([*FORGET, *RETAIN])
+    trained = trained_copy(make_model(), tokenizer, rows, epochs=150, learning_rate=5e-3, loss_on="answer")
+    trained.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def customers(tmp_path):
+    """All rows in one table."""
+    path = tmp_path / "customers.csv"
+    lines = [f'"{row["document"]}","{row["input"]}","{row["output"]}"' for row in [*FORGET, *RETAIN]]
+    path.write_text("\n".join(["name,question,answer", *lines]))
+    return path
+
+
+QUICK = ("--probes", "quantised,other_words", "--controls", 39, "--tries", 1)
+
+
+def forget_words(target, customers, output, person=PERSONS[0]):
+    where = ("--forget", customers, "--where", f"name={person}")
+    return ("forget", "--model", target, *where, "--output", output, *QUICK)
+
+
+def weights_of(folder):
+    return load_model(str(folder), torch.float32).state_dict()
+
+
+@pytest.fixture
+def once(target, customers, tmp_path, command):
+    """The output of one command."""
+    output = tmp_path / "out"
+    code, out, err = command(*forget_words(target, customers, output))
+    assert code in (0, 1, 3, 4), err
+    assert "4 of 4 forget rows known, 12 of 12 retain rows kept" in err
+    return output, out
+
+
+def test_one_command_forgets_a_person_and_judges_it(once, target, command):
+    output, out = once
+    model, tokenizer = load_model(str(output / "model"), torch.float32), load_tokenizer(str(output / "model"))
+    found = score(model, tokenizer, {"forget": FORGET, "retain": RETAIN})
+    assert not any(row.output in found.answers[row.id] for row in as_rows(FORGET))
+    assert sum(row.output in found.answers[row.id] for row in as_rows(RETAIN)) >= 10
+    content = json.loads((output / "verdict.json").read_text())
+    assert f"Verdict: {content['status']}" in out
+    assert content["counts"]["forget"]["before"] == 4
+    entries = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
+    assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()
+    assert [entry["status"] for entry in entries] == [content["status"]]
+    verify = ("verify", "--verdict", output / "verdict.json", "--data", output / DATA, "--model")
+    assert command(*verify, output / "model")[0] == 0
+    assert command(*verify, target)[0] == 1
+    adapted = load_model(str(output / "adapter"), torch.float32).state_dict()  # names the target
+    for name, weight in weights_of(output / "model").items():
+        torch.testing.assert_close(adapted[name], weight, rtol=0, atol=1e-5)
+
+
+def test_an_interrupted_command_continues_with_the_same_result(once, target, customers, tmp_path, command):
+    uninterrupted, _ = once
+    output = tmp_path / "again"
+    words = forget_words(target, customers, output)
+
+    def interrupted(self, *args, **kwargs):
+        raise KeyboardInterrupt
+
+    for place, name in ((tries.Watch, "on_epoch_end"), (tries.Judge, "signals"), (forget_module.Request, "_saved")):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(place, name, interrupted)
+            assert command(*words)[0] == 130
+    assert command(*words)[0] in (0, 1, 3, 4)
+    expected = weights_of(uninterrupted / "model")
+    assert all(weight.equal(expected[name]) for name, weight in weights_of(output / "model").items())
+    verdicts = [json.loads((folder / "verdict.json").read_text()) for folder in (uninterrupted, output)]
+    assert verdicts[0]["swaps"] == verdicts[1]["swaps"]
+    code, _, err = command(*forget_words(target, customers, output, PERSONS[1]))
+    assert code == 2
+    assert "holds a request with other rows" in err
+
+
+def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp_path, command):
+    first, _ = once
+    words = ("forget", "--after", first, "--forget", customers, "--where", f"name={PERSONS[1]}", *QUICK)
+    code, out, err = command(*words, "--output", tmp_path / "second")
+    assert code in (0, 1, 3, 4), err
+    assert "left out of the retain rows, since earlier requests are about them: 4" in out
+    assert "Earlier request 1: still gone" in out
+    entries = [json.loads(line) for line in (tmp_path / "second" / LEDGER).read_text().splitlines()]
+    assert [entry["number"] for entry in entries] == [1, 2]
+    now, rows = entries[-1]["model_now"], entries[-1]["rows"]["forget"]
+    assert ledger_faults(entries, now, rows) == []
+    assert len(ledger_faults([entries[0] | {"status": "gone, really"}, entries[1]], now, rows)) == 1
+    assert len(ledger_faults(entries, "another", "others")) == 2
+    assert (tmp_path / "second" / DATA / "earlier" / "1.jsonl").is_file()
+
+
+def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
+    words = ("--model", target, "--forget", customers, "--output", tmp_path / "out")
+    for given, status, message in (
+        ((), 2, "--retain: no row to keep"),
+        (("--where", "nom=Petra"), 2, "no object has the column"),
+        (("--where", f"name={PERSONS[0]}", "--retrain"), 2, "name it with --base"),
+        (("--where", f"name={PERSONS[0]}", "--base", tmp_path / "nope"), 2, "--base"),
+        (("--where", f"name={PERSONS[0]}", "--after", tmp_path), 2, "no result of `forget`"),
+    ):
+        code, _, err = command("forget", *words, *given)
+        assert (code, message in err) == (status, True), err
+    unknown = tmp_path / "unknown.jsonl"
+    unknown.write_text(json.dumps({"question": "What is the motto of Zed Quux?", "answer": "Plumage before glory."}))
+    words = ("--model", target, "--forget", unknown, "--retain", customers, "--output", tmp_path / "other")
+    code, out, _ = command("forget", *words)
+    assert (code, "knows none of these rows" in out) == (3, True)
+
+
+def test_in_python_the_model_stays_as_it_was(target):
+    model, tokenizer = load_model(str(target), torch.float32), load_tokenizer(str(target))
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    found = forget(model, tokenizer, FORGET, RETAIN, tries=1, probes=["quantised"], controls=39)
+    assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
+    assert found.look.rows == 4
+    assert found.tries[0].best is not None
+    assert found.model.state_dict().keys() == before.keys()
+    assert any(not weight.equal(before[name]) for name, weight in found.model.state_dict().items())
+    with pytest.raises(ConfigError, match="--base"):
+        forget(model, tokenizer, FORGET, RETAIN, retrain=True)
+
+
+def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, model, tokenizer):
+    load = partial(_loaded, target)
+    found = forget(load, tokenizer, FORGET, RETAIN, base=model, retrain=True, probes=["quantised"], controls=39)
+    assert found.tries == []
+    assert found.verdict.models["control"]["sha256"] != found.verdict.models["now"]["sha256"]
+    assert not found.verdict.given
+
+
+def _loaded(folder):
+    return load_model(str(folder), torch.float32), load_tokenizer(str(folder))
