@@ -117,7 +117,7 @@ class Earlier:
     @property
     def faults(self) -> list[str]:
         """Return why its rows are no longer gone."""
-        found = [f"{self.known} of {self.rows} rows are answered correctly"] if self.known else []
+        found = [f"{self.known} of {self.rows} rows known"] if self.known else []
         if self.swap and self.swap.leak <= TIED and self.swap.factor > ALIKE:
             found.append(f"the answers are tied to the persons (swap test, {shown_p(self.swap.leak)})")
         if self.swap and self.swap.avoided <= TIED and self.swap.factor < 1 / ALIKE:

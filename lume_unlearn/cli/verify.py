@@ -21,11 +21,12 @@ def add_options(parser: Any) -> None:
 
 
 def execute(options: dict[str, Any]) -> int:
-    """Compute the hashes again, and print what no longer matches (exit status 1)."""
+    """Compute the hashes again, and print what no longer matches (exit status 1); so for the ledger beside it."""
     from lume_unlearn.audit.writing import verify
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
     from lume_unlearn.cli.training import take
     from lume_unlearn.data.sources import Source
+    from lume_unlearn.forget.ledger import LEDGER, ledger_faults, read_ledger
 
     path = options.pop("verdict")
     try:
@@ -37,5 +38,7 @@ def execute(options: dict[str, Any]) -> int:
     assert data is not None, "None only where files are named"
     model, _, _ = load_audited(**options, device="cpu")
     faults = verify(content, model, data)
+    entries = read_ledger(Path(path).parent / LEDGER)
+    faults += ledger_faults(entries, content["models"]["now"]["sha256"], content["data_sha256"]["forget"])
     print("\n".join(faults) or f"The weights and rows are those of the verdict ({content['status']}).")
     return 1 if faults else 0

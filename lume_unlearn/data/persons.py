@@ -2,12 +2,12 @@
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from lume_tasks.data.text import folded
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.methods.base import in_batches
 
 JUDGED = 99
 """Names of the swap test of a verdict, which no training uses."""
@@ -26,6 +27,8 @@ SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
 ATTEMPTS = 3
 BATCH_SIZE = 32
+SPARE = 8
+"""New tokens of an answer beyond twice those of the truth."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -156,46 +159,53 @@ def invented(
         seed: of names and sampling.
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
     """
-    tokenizer = encode.tokenizer
-    controls = control_rows(forget, retain, count, partial(_length, tokenizer), seed)
+    controls = control_rows(forget, retain, count, partial(_length, encode.tokenizer), seed)
     common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
-    answers: dict[str, list[str]] = {}
-    for row in tqdm(forget, desc="Asking about invented persons", leave=False):
-        words = own_words(row, common)
-        asked = [encode.one(control) for control in controls[row.id]]
-        prompts = [list(tokens.input_ids[: tokens.labelled[0]]) for tokens in asked]
-        longest = max(tokens.scored for tokens in asked)
-        asks_base = base is not None and controls[row.id][0] is row
-        answers[row.id] = _answers(base if asks_base else model, tokenizer, row, words, prompts, longest, seed)
-    imitations = {
-        row.id: [
-            replace(_asked(row, controls[row.id], number), output=text) for number, text in enumerate(answers[row.id])
-        ]
-        for row in forget
-    }
+    words = {row.id: own_words(row, common) for row in forget}
+    by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
+    asked = [Asked(row, number, control) for row in forget for number, control in enumerate(controls[row.id])]
+    found: dict[tuple[str, int], str] = {}
+    for asks, one in ((False, model), (True, base)):
+        found |= _answers(one, encode, [one for one in asked if by_base[one.row.id] == asks], words, seed)
+    chooser = random.Random(seed)
+    imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
+    for row, number, _ in asked:
+        others = controls[row.id]
+        about = others[(number + 1) % len(others)] if number % ANOTHER == ANOTHER - 1 else row
+        answer = found.get((row.id, number)) or disguised(row.output, words[row.id], chooser)
+        imitations[row.id].append(replace(about, output=answer))
     return Persons(controls, imitations)
 
 
-def _asked(row: Row, controls: Sequence[Row], number: int) -> Row:
-    return controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
+class Asked(NamedTuple):
+    """A question about an invented person: ``control`` is the row about it, the row's ``number``-th."""
+
+    row: Row
+    number: int
+    control: Row
 
 
 def _answers(
-    model: Any, tokenizer: Any, row: Row, words: set[str], prompts: list[list[int]], longest: int, seed: int
-) -> list[str]:
-    """Return an answer to each prompt that does not give the row away."""
-    found: dict[int, str] = {}
+    model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
+) -> dict[tuple[str, int], str]:
+    """Return usable answers by row id and number; ``words``: own words of each row."""
+    found: dict[tuple[str, int], str] = {}
+    pending = []
+    for one in asked:
+        tokens = encode.one(one.control)
+        pending.append((one, list(tokens.input_ids[: tokens.labelled[0]]), 2 * tokens.scored + SPARE))
+    pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
     for attempt in range(ATTEMPTS):
-        pending = [i for i in range(len(prompts)) if i not in found]
-        if not pending:
-            break
-        torch.manual_seed(stable_number(seed, attempt, row.id))
-        texts = generated(model, tokenizer, [prompts[i] for i in pending], max_new_tokens=2 * longest + 8)
-        for i, text in zip(pending, texts, strict=True):
-            if text.strip() and not gives_away(text, row.output, words):
-                found[i] = text.strip()
-    chooser = random.Random(f"{seed} {row.id}")
-    return [found[i] if i in found else disguised(row.output, words, chooser) for i in range(len(prompts))]
+        batches = in_batches(pending, BATCH_SIZE)
+        for number, batch in enumerate(tqdm(batches, desc="asking about invented persons", disable=None, leave=False)):
+            torch.manual_seed(stable_number(seed, attempt, number))
+            prompts, most = [prompt for _, prompt, _ in batch], max(most for *_, most in batch)
+            texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most)
+            for (one, *_), text in zip(batch, texts, strict=True):
+                if text.strip() and not gives_away(text, one.row.output, words[one.row.id]):
+                    found[one.row.id, one.number] = text.strip()
+        pending = [item for item in pending if (item[0].row.id, item[0].number) not in found]
+    return found
 
 
 def _length(tokenizer: Any, name: str) -> int:

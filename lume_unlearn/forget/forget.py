@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from torch import nn
+from tqdm import tqdm
 from transformers import set_seed
 
 from lume_tasks.data.source import Data
@@ -79,7 +80,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print a line."""
         left = f", about {max(self.expected - self.elapsed, 60) / 60:.0f} left" if self.expected else ""
-        print(f"[{self.elapsed / 60:.0f} min{left}] {text}", file=sys.stderr, flush=True)
+        tqdm.write(f"[{self.elapsed / 60:.0f} min{left}] {text}", file=sys.stderr)
 
 
 def forget(

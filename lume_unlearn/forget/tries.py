@@ -11,6 +11,7 @@ from typing import Any
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
@@ -160,6 +161,7 @@ class Watch(TrainerCallback, ExportableState):
         """``folder``: of the try; ``judged``: called with an epoch and its signals."""
         self.judge, self.folder, self.epochs, self.report = judge, folder, epochs, judged
         self.judged: dict[int, Signals] = {}
+        self.bar = tqdm(desc=f"try {folder.name}", unit="step", disable=None, leave=False)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -170,6 +172,16 @@ class Watch(TrainerCallback, ExportableState):
         kept: Mapping[str, Any] | None = saved_attributes(self, state)
         if kept is not None:
             self.judged = {int(epoch): Signals(**one) for epoch, one in kept["judged"].items()}
+        self.bar.reset(total=state.max_steps)
+        self.bar.update(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Move the bar."""
+        self.bar.update()
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Remove the bar."""
+        self.bar.close()
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
@@ -183,6 +195,7 @@ class Watch(TrainerCallback, ExportableState):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_file(weights, self.folder / WEIGHTS)
         self.judged[epoch] = found
+        self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
         self.report(epoch, found)
         if found.good:
             control.should_training_stop = True

@@ -118,8 +118,7 @@ class UnlearningTrainer(StepTrainer):
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
-        kept = self.retain if parts else []
-        persons = self._persons(model, base) if self.method.needs.persons else None
+        kept, persons = self.retain if parts else [], self._persons(model, base)
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, persons)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
@@ -130,8 +129,8 @@ class UnlearningTrainer(StepTrainer):
         self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        args.gradient_accumulation_steps = 1  # Trainer sees a whole optimiser step as one batch
-        args.metric_for_best_model = None  # Trainer's needs a value at each evaluation
+        # Trainer sees a whole optimiser step as one batch, and its own metric needs a value at each evaluation.
+        args.gradient_accumulation_steps, args.metric_for_best_model = 1, None
         args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,
@@ -163,8 +162,10 @@ class UnlearningTrainer(StepTrainer):
         phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
 
-    def _persons(self, model: Any, base: Any) -> Persons:
-        """Ask the reference model, which is the model without its adapter, about invented persons."""
+    def _persons(self, model: Any, base: Any) -> Persons | None:
+        """Ask the reference model, which is the model without its adapter, about invented persons, if they count."""
+        if not self.method.needs.persons:
+            return None
         count = int(getattr(self.method, "controls"))  # noqa: B009
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
             return invented(model, self.encode, self.forget, self.retain, count, self.method.seed, base)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss, softmax
 
 from lume_unlearn.data.encode import Tokens
-from tests.unlearn.rows import js, logits, nll, places, states, with_substitutes
+from tests.unlearn.rows import js, logits, mean, nll, own_mask, places, rows_mean, states, with_substitutes
 
 
 @dataclass(frozen=True)
@@ -54,16 +54,6 @@ class Formula:
 
 
 # All rows of a side.
-
-
-def mean(parts: list[Tensor]) -> Tensor:
-    """Over all tokens; 0 without any."""
-    joined = torch.cat(parts) if parts else torch.zeros(0)
-    return joined.sum() / max(len(joined), 1)
-
-
-def rows_mean(parts: list[Tensor]) -> Tensor:
-    return torch.stack([part.mean() for part in parts]).mean()
 
 
 def gains(step: Step, side: Sequence[Tokens]) -> list[Tensor]:
@@ -283,11 +273,6 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
     return sum(means, torch.zeros(())) / (len(step.forget) + len(step.retain))
 
 
-def own_mask(count: int) -> Tensor:
-    """Every second labelled token is part of a word that is the row's own."""
-    return torch.arange(count).remainder(2).double()
-
-
 def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
     ties = [smooth_l1_loss(a.mean(), b.mean().detach()) for a, b in zip(own, other, strict=True)]
@@ -295,6 +280,7 @@ def swap(step: Step) -> Tensor:
     return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
 
 
+_ALL_SIDES = ("forget", "control", "alternative", "retain")
 _PAIRS: dict[str, Any] = {
     "params": {"beta": 0.2},
     "reference": ("forget", "alternative"),
@@ -330,13 +316,7 @@ FORMULAS: dict[str, Formula] = {
         live=("forget",),
         trained=("forget",),
     ),
-    "swap": Formula(
-        swap,
-        retain_mean,
-        {"controls": 1, "level": 3.0},
-        trained=("forget", "control", "alternative", "retain"),
-        lowers=swap,
-    ),
+    "swap": Formula(swap, retain_mean, {"controls": 1, "level": 3.0}, trained=_ALL_SIDES, lowers=swap),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
     "satimp": Formula(
         lambda step: weighted(step, step.params["beta1"], step.params["beta2"]), retain_mean, {"beta1": 2, "beta2": 0.5}

@@ -2,14 +2,17 @@
 
 import json
 import random
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
+from io import StringIO
 
 import pytest
 import torch
 
 from lume_tasks.data.rows import Row
 from lume_unlearn import forget
+from lume_unlearn.cli import main as cli
 from lume_unlearn.cli.forget import DATA
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.persons import control_rows, disguised, gives_away, invented, own_tokens, own_words, words_of
@@ -142,10 +145,10 @@ def target(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def customers(tmp_path):
+@pytest.fixture(scope="module")
+def customers(tmp_path_factory):
     """All rows in one table."""
-    path = tmp_path / "customers.csv"
+    path = tmp_path_factory.mktemp("files") / "customers.csv"
     lines = [f'"{row["document"]}","{row["input"]}","{row["output"]}"' for row in [*FORGET, *RETAIN]]
     path.write_text("\n".join(["name,question,answer", *lines]))
     return path
@@ -163,14 +166,15 @@ def weights_of(folder):
     return load_model(str(folder), torch.float32).state_dict()
 
 
-@pytest.fixture
-def once(target, customers, tmp_path, command):
-    """The output of one command."""
-    output = tmp_path / "out"
-    code, out, err = command(*forget_words(target, customers, output))
-    assert code in (0, 1, 3, 4), err
-    assert "4 of 4 forget rows known, 12 of 12 retain rows kept" in err
-    return output, out
+@pytest.fixture(scope="module")
+def once(target, customers, tmp_path_factory):
+    """The output folder of one command, and what it printed."""
+    output, out, err = tmp_path_factory.mktemp("once") / "out", StringIO(), StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = cli.main([str(word) for word in forget_words(target, customers, output)])
+    assert code in (0, 1, 3, 4), err.getvalue()
+    assert "4 of 4 forget rows known, 12 of 12 retain rows kept" in err.getvalue()
+    return output, out.getvalue()
 
 
 def test_one_command_forgets_a_person_and_judges_it(once, target, command):

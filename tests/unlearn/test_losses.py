@@ -28,8 +28,8 @@ from lume_unlearn.methods.rmu import rmu_direction
 from lume_unlearn.methods.selective import selective_weight
 from lume_unlearn.methods.shred import shred_selected
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, own_mask, teacher
-from tests.unlearn.rows import half_labelled, logits, places, states
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
+from tests.unlearn.rows import half_labelled, logits, own_mask, places, states
 from tests.unlearn.token_losses import (
     ceu_tokens,
     divergence_tokens,

@@ -25,8 +25,8 @@ from lume_unlearn.model import load
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
-from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term, own_mask
-from tests.unlearn.rows import make_rows, nll, with_substitutes
+from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
+from tests.unlearn.rows import make_rows, nll, own_mask, with_substitutes
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
@@ -89,8 +89,10 @@ class TokenTrainer(UnlearningTrainer):
             super().__init__(model, method, args, forget, retain, processing_class=None, **options)
         self.remove_callback(self.monitor)
 
-    def _persons(self, model: Any, base: Any) -> Persons:
+    def _persons(self, model: Any, base: Any) -> Persons | None:
         """One invented person for each forget row."""
+        if not self.method.needs.persons:
+            return None
         rows = list(enumerate(self.forget))
         controls = {row.id: [row_of("control", index)] for index, row in rows}
         return Persons(controls, {row.id: [row_of("forget", index, "other")] for index, row in rows})
