@@ -10,7 +10,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.measure import in_parts
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
-from lume_unlearn.audit.rules import KEPT
+from lume_unlearn.audit.rules import KEPT, LEANING
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.scoring.score import score
 from lume_unlearn.scoring.swap import swap_test
@@ -21,8 +21,8 @@ NAMES = 101
 """Seed of their names."""
 MOST = 64
 """Rows of each side that are asked, chosen by the seed."""
-DOUBT = 0.1
-"""p-value of the swap test from which a try is good enough; a verdict has a doubt below .05."""
+DOUBT = LEANING + 0.01
+"""p-value of the swap test from which a try is good enough: a verdict has a doubt up to `LEANING`."""
 
 
 @dataclass(frozen=True)

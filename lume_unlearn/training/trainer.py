@@ -107,8 +107,7 @@ class UnlearningTrainer(StepTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Make the model ready and encode the rows."""
-        self._max_tokens_open = args.max_tokens is None
-        self.method = method_of(method)
+        self._max_tokens_open, self.method = args.max_tokens is None, method_of(method)
         self.method.seed = args.seed  # type: ignore[misc]  # of this trainer's own copy
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
@@ -129,7 +128,7 @@ class UnlearningTrainer(StepTrainer):
         self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        # Trainer sees a whole optimiser step as one batch, and its own metric needs a value at each evaluation.
+        # Trainer sees a step as one batch, and its own metric needs a value at each evaluation.
         args.gradient_accumulation_steps, args.metric_for_best_model = 1, None
         args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
