@@ -225,32 +225,26 @@ class Request:
         self, folder: Path, judge: Judge, most: int, planned: Estimates, minutes: float | None
     ) -> tuple[Any, list[Try]]:
         """Carry out the tries; return the target with the best weights merged into it, and the tries."""
-        model, tokenizer = self.load["before"]()
+        first, (model, tokenizer) = self.first, self.load["before"]()
         if isinstance(self.model, nn.Module):
             model = plain_copy(model)
-        set_seed(self.seed)
-        first = self.first
+        base = None if self.base is None else self.load["control"]()[0]
+        attention = model.config._attn_implementation  # training switches to packed rows
+        set_seed(self.seed)  # of the adapter's initial weights
         adapted = trainable(model, "lora", lora_config(**LORA))
-        base = self.load["control"]()[0] if self.base is not None else None
-        shared: dict[str, Any] = {
-            "judge": judge,
-            "method": self.method,
-            "seed": self.seed,
-            "say": self.progress.say,
-            "base": base,
-        }
-        tried = Tries(adapted, tokenizer, self.data, folder=folder / TRIES, **shared)
+        say, work = self.progress.say, folder / TRIES
+        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base)
 
         def goes_on(seconds: float) -> bool:
-            if minutes is None:
-                return True
-            return self.progress.elapsed + seconds + planned.verdict <= 60 * minutes
+            left = float("inf") if minutes is None else 60 * minutes - self.progress.elapsed
+            return seconds + planned.verdict <= left
 
         done = tried.carried_out(first, most, goes_on)
         best = tried.load_best(done)
-        if best is None:
-            raise ConfigError("every try diverged: give --tries more, or check the rows")
-        self.progress.say(f"best: try {best.number}, {best.best.line() if best.best else ''}")
+        if best is None or best.best is None:
+            raise ConfigError("--tries: the training of every try diverged; give more tries, or look at the rows")
+        say(f"best: try {best.number}: {best.best.line()}")
+        model.set_attn_implementation(attention)
         return self._saved(adapted, tokenizer, folder), done
 
     def retrained(self, folder: Path) -> Any:
@@ -265,7 +259,7 @@ class Request:
         return self._saved(model, tokenizer, folder)
 
     def _saved(self, model: Any, tokenizer: Any, folder: Path) -> Any:
-        """Write model and adapter to the folder, and return the model with the adapter merged into it."""
+        """Merge the adapter into the model, if it has one, write both to the folder, and return the model."""
         with writing(folder):
             if hasattr(model, "merge_and_unload"):
                 model.save_pretrained(folder / ADAPTER)
@@ -275,8 +269,7 @@ class Request:
             tokenizer.save_pretrained(partial)
             (folder / MODEL).mkdir(exist_ok=True)
             publish_result(partial, folder / MODEL)
-        model.eval().set_attn_implementation("sdpa")
-        return model
+        return model.eval()
 
 
 @contextmanager
