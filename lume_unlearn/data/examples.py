@@ -12,7 +12,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
-from lume_unlearn.data.persons import Persons, own_tokens, own_words, words_of
+from lume_unlearn.data.persons import Persons, own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
@@ -133,8 +133,7 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         control=encode(controls),
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
     )
-    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
+    words = own_words(forget, retain)
     for row, own, control in zip(repeated, found.forget, found.control, strict=True):
-        words = own_words(row, common)
-        found.reference |= {tokens: own_tokens(tokens, words, encode.tokenizer) for tokens in (own, control)}
+        found.reference |= {tokens: own_tokens(tokens, words[row.id], encode.tokenizer) for tokens in (own, control)}
     return found

@@ -85,10 +85,14 @@ def _about(row: Row, subject: str, name: str) -> Row:
     return replace(row, input=asked, turns=tuple(turns), subject=name, question="")
 
 
-def own_words(row: Row, common: set[str]) -> set[str]:
-    """Return the words of a row's answer that are its own: in no retain row (``common``) and not in its prompt."""
-    prompt = " ".join([row.input, *(text for _, text in row.turns)])
-    return words_of(row.output) - common - words_of(prompt)
+def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:
+    """Return the words of each forget row's answer that are its own: in no retain row and not in its prompt."""
+    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
+    found = {}
+    for row in forget:
+        prompt = " ".join([row.input, *(text for _, text in row.turns)])
+        found[row.id] = words_of(row.output) - common - words_of(prompt)
+    return found
 
 
 def words_of(text: str) -> set[str]:
@@ -160,8 +164,7 @@ def invented(
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
     """
     controls = control_rows(forget, retain, count, partial(_length, encode.tokenizer), seed)
-    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
-    words = {row.id: own_words(row, common) for row in forget}
+    words = own_words(forget, retain)
     by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
     asked = [Asked(row, number, control) for row in forget for number, control in enumerate(controls[row.id])]
     found: dict[tuple[str, int], str] = {}

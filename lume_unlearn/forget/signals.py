@@ -80,7 +80,6 @@ class Judge:
     data: Data
     """Rows, at most `MOST` of each side, long ones in parts."""
     matcher: Matcher
-    seed: int
     chat: bool
     batch_size: int
     known: Mapping[str, frozenset[str]] = field(default_factory=dict)
@@ -130,7 +129,7 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, b
         batch_size: prompts of one batch.
     """
     asked = in_parts(data.changed(lambda rows: sample(rows, MOST, seed)), tokenizer)
-    judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), seed, chat, batch_size)
+    judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), chat, batch_size)
     guesses = judge.matcher.guesses()
     known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
     return replace(judge, known=known)

@@ -21,6 +21,7 @@ from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.base import Method
+from lume_unlearn.scoring.score import without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
 from lume_unlearn.training.checkpoints import whole_checkpoints
@@ -41,8 +42,6 @@ class Try:
     setting: Setting
     judged: dict[int, Signals] = field(default_factory=dict)
     """Epoch to the signals after it; empty if the training diverged before the first."""
-    next: str = ""
-    """What the next try would change, and why; empty if nothing speaks against the model."""
     seconds: float = 0.0
 
     @property
@@ -140,7 +139,8 @@ class Tries:
         trainer.remove_callback(PrinterCallback)
         trainer.logs_advice = False  # `next_setting` says what to change
         try:
-            trainer.train(resume_from_checkpoint=str(checkpoints[0]) if checkpoints else None)
+            with without_messages("lume_unlearn", "--model hardly knows"):  # a continued try starts from such a model
+                trainer.train(resume_from_checkpoint=str(checkpoints[0]) if checkpoints else None)
         except Diverged as error:
             self.say(f"try {number}: {error}")
         found = Try(number, setting, watch.judged, seconds=time.monotonic() - started)

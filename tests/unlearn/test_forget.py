@@ -6,16 +6,20 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
 from io import StringIO
+from unittest import mock
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
+from safetensors.torch import load_file
 
 from lume_tasks.data.rows import Row
-from lume_unlearn import forget
+from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli
 from lume_unlearn.cli.forget import DATA
+from lume_unlearn.data import persons
 from lume_unlearn.data.encode import Encoder
-from lume_unlearn.data.persons import control_rows, disguised, gives_away, invented, own_tokens, own_words, words_of
+from lume_unlearn.data.persons import control_rows, disguised, gives_away, invented, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.forget import forget as forget_module
@@ -100,7 +104,7 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
 
 def test_own_words_are_those_of_no_other_row():
     row = Row("a-qa0", "What is the phone number of Ana?", "It is 555-0199, ask Ana or Bruno.", "own")
-    words = own_words(row, words_of("It is 12 or 0199, ask Eve."))
+    words = own_words([row], [Row("b-qa0", "Who?", "It is 12 or 0199, ask Eve.", "own")])[row.id]
     assert words == {"555", "bruno"}
     assert gives_away("Call 555019.", "It is 5550199.", {"5550199"})
     assert gives_away("bruno knows", row.output, words)
@@ -130,7 +134,7 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
         answers = [one.output for one in found.imitations[row.id]]
         asked = [one.input == row.input for one in found.imitations[row.id]]
         assert asked == [True, True, True, False]
-        assert not any(gives_away(text, row.output, own_words(row, set())) for text in answers)
+        assert not any(gives_away(text, row.output, own_words([row], [])[row.id]) for text in answers)
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +268,38 @@ def test_in_python_the_model_stays_as_it_was(target):
     assert any(not weight.equal(before[name]) for name, weight in found.model.state_dict().items())
     with pytest.raises(ConfigError, match="--base"):
         forget(model, tokenizer, FORGET, RETAIN, retrain=True)
+
+
+def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_path):
+    first, second, third = (signals(known=2), signals(known=1)), [signals(kept=3)] * 2, [signals(known=2)] * 2
+    seen, answers = [], iter([*first, *second, *third])
+
+    def judged(self, model):
+        seen.append({name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()})
+        return next(answers)
+
+    load = partial(_loaded, target)
+    options = {"tries": 3, "probes": ["quantised"], "controls": 39, "output": tmp_path, "method": Swap(controls=2)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tries.Judge, "signals", judged)
+        found = forget(load, load()[1], FORGET, RETAIN, **options)
+    settings = [one.setting for one in found.tries]
+    rate = settings[0].learning_rate
+    assert settings[1] == Setting(rate, 2.0, settings[0].epochs * 3 // 2, continued=True)
+    assert settings[2] == Setting(rate / 2, 4.0, settings[1].epochs)
+    best = load_file(tmp_path / "tries" / "1" / tries.WEIGHTS)
+    assert all(weight.equal(seen[1][name]) for name, weight in best.items())
+    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert all(weight.equal(best[name]) for name, weight in adapter.items())
+
+
+def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
+    rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
+    model, base = make_model(), make_model(seed=1)
+    with mock.patch.object(persons, "generated", return_value=["blue"] * 2) as generated:
+        found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 0, base)
+    assert [call.args[0] for call in generated.call_args_list] == [base]
+    assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]
 
 
 def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, model, tokenizer):
