@@ -28,7 +28,8 @@ SHARED_DIGITS = 4
 ATTEMPTS = 3
 BATCH_SIZE = 32
 SPARE = 8
-"""New tokens of an answer beyond twice those of the truth."""
+"""New tokens of an answer beyond twice those of the truth, which are at most `LONGEST` more."""
+LONGEST = 64
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -168,8 +169,9 @@ def invented(
     by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
     asked = [Asked(row, number, control) for row in forget for number, control in enumerate(controls[row.id])]
     found: dict[tuple[str, int], str] = {}
-    for asks, one in ((False, model), (True, base)):
-        found |= _answers(one, encode, [one for one in asked if by_base[one.row.id] == asks], words, seed)
+    for of_base, answering in ((False, model), (True, base)):
+        own = [one for one in asked if by_base[one.row.id] == of_base]
+        found |= _answers(answering, encode, own, words, seed)
     chooser = random.Random(seed)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
     for row, number, _ in asked:
@@ -196,7 +198,8 @@ def _answers(
     pending = []
     for one in asked:
         tokens = encode.one(one.control)
-        pending.append((one, list(tokens.input_ids[: tokens.labelled[0]]), 2 * tokens.scored + SPARE))
+        most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
+        pending.append((one, list(tokens.input_ids[: tokens.labelled[0]]), most))
     pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
     for attempt in range(ATTEMPTS):
         batches = in_batches(pending, BATCH_SIZE)
