@@ -155,6 +155,8 @@ def _fault(name: str) -> str | None:
     path = Path(name)
     if (path / MODEL).is_file():
         return None
+    if (path / "model" / MODEL).is_file():  # the output of `forget`
+        return f"holds no model itself; name {path / 'model'}"
     if path.is_dir():
         return UNFINISHED if _unfinished(path) else f"holds no model: neither {MODEL} nor {ADAPTER}"
     if path.exists():

@@ -193,6 +193,8 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     entries = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
     assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()
     assert [entry["status"] for entry in entries] == [content["status"]]
+    code, _, err = command("audit", "--model", output, "--data", output / DATA, "--output", output / "audit")
+    assert (code, f"name {output / 'model'}" in err) == (2, True)
     verify = ("verify", "--verdict", output / "verdict.json", "--data", output / DATA, "--model")
     assert command(*verify, output / "model")[0] == 0
     assert command(*verify, target)[0] == 1
