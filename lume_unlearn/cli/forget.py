@@ -23,7 +23,6 @@ TEXTS = {
     "minutes": "Start no further try that would not end in this time, with the verdict.",
     "probes": "Probes of the verdict, separated by commas; by default all that the data suffices for.",
     "controls": "Invented persons of the verdict's swap test (default: 99).",
-    "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
     "request": "What the request is called, such as a number and a date; printed on the page as it is.",
     "show_pii": "Do not redact personal data on the page.",
     "input_field": "Column of the question, or of the text (found by its usual names).",
@@ -48,12 +47,14 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Read the rows, forget, and write model, verdict, pages and ledger; return the verdict's exit status."""
-    from lume_unlearn.audit.writing import write_verdict
+    from lume_unlearn.audit.writing import VERDICT, write_verdict
     from lume_unlearn.cli.audit import load_audited, require_models
     from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget
     from lume_unlearn.forget.ledger import LEDGER, entry_of, read_ledger, write_ledger
 
     output, after = Path(options.pop("output")).expanduser(), options.pop("after", None)
+    if (output / VERDICT).exists():
+        raise ConfigError(f"--output {output}: the request there is finished; name another folder")
     if not (output / INPUTS).exists():
         require_unused(output)
     model = options.pop("model", None) or (after and str(Path(after) / MODEL))
@@ -80,6 +81,7 @@ def execute(options: dict[str, Any]) -> int:
     write_verdict(found.verdict, output, show_pii, request)
     entries = read_ledger(Path(after) / LEDGER) if after else []
     write_ledger(output / LEDGER, [*entries, entry_of(found.verdict, entries, request)])
+    found.finish(output)
     print("\n".join([*found.verdict.lines(), *found.advice(), f"Written to {output}: model/ loads directly."]))
     return found.verdict.exit_status
 

@@ -1,11 +1,12 @@
 """`forget`: look at what the model knows, unlearn it with settings that are found on the way, and judge the result."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,6 +63,13 @@ class Forgotten:
         tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
         text = "Next: more --tries; more retain rows, some like the forget rows; or retrain (--base BASE --retrain)."
         return [*tried, text]
+
+    def finish(self, folder: Path) -> None:
+        """Write ``tries.json``, and remove what a continued request needs, once verdict and pages are safe."""
+        with writing(folder):
+            write_text(folder / f"{TRIES}.json", json.dumps([asdict(one) for one in self.tries], indent=1) + "\n")
+            shutil.rmtree(folder / TRIES, ignore_errors=True)
+            (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 @dataclass

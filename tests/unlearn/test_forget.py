@@ -193,6 +193,10 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     entries = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
     assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()
     assert [entry["status"] for entry in entries] == [content["status"]]
+    assert [one["setting"]["epochs"] for one in json.loads((output / "tries.json").read_text())] == [16]
+    assert not (output / "tries").exists()
+    code, _, err = command("forget", "--model", target, "--forget", output / DATA, "--output", output)
+    assert (code, "the request there is finished" in err) == (2, True)
     code, _, err = command("audit", "--model", output, "--data", output / DATA, "--output", output / "audit")
     assert (code, f"name {output / 'model'}" in err) == (2, True)
     verify = ("verify", "--verdict", output / "verdict.json", "--data", output / DATA, "--model")
@@ -211,18 +215,18 @@ def test_an_interrupted_command_continues_with_the_same_result(once, target, cus
     def interrupted(self, *args, **kwargs):
         raise KeyboardInterrupt
 
-    for place, name in ((tries.Watch, "on_epoch_end"), (tries.Judge, "signals"), (forget_module.Request, "_saved")):
+    places = ((tries.Watch, "on_epoch_end"), (tries.Judge, "signals"), (forget_module.Request, "_saved"))
+    for place, name in places:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(place, name, interrupted)
             assert command(*words)[0] == 130
+        code, _, err = command(*forget_words(target, customers, output, PERSONS[1]))
+        assert (code, "holds a request with other rows" in err) == (2, True)
     assert command(*words)[0] in (0, 1, 3, 4)
     expected = weights_of(uninterrupted / "model")
     assert all(weight.equal(expected[name]) for name, weight in weights_of(output / "model").items())
     verdicts = [json.loads((folder / "verdict.json").read_text()) for folder in (uninterrupted, output)]
     assert verdicts[0]["swaps"] == verdicts[1]["swaps"]
-    code, _, err = command(*forget_words(target, customers, output, PERSONS[1]))
-    assert code == 2
-    assert "holds a request with other rows" in err
 
 
 def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp_path, command):
