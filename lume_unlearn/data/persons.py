@@ -2,11 +2,13 @@
 
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
+from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -16,13 +18,16 @@ from tqdm import tqdm
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import control_names, family_names, find_subjects, swapped
 from lume_tasks.data.text import folded
+from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.methods.base import in_batches
 
-JUDGED = 99
-"""Names of the swap test of a verdict, which no training uses."""
+JUDGED, MOST_NAMES = 99, 64
+"""Names of the swap test of a verdict, which no training uses, and names of one person's rows in a training: with few
+names, the model learns to treat these alike, but not others."""
+SELDOM = 10
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
 ATTEMPTS = 3
@@ -59,16 +64,17 @@ def control_rows(
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for row in (*forget, *retain)))
     subjects = find_subjects(forget)
     families = family_names([*subjects.values(), *find_subjects(retain).values()])
-    names: dict[str, list[str]] = {}
-    for subject in dict.fromkeys(subjects.values()):
+    names: dict[str, Iterator[str]] = {}
+    for subject, rows in Counter(subjects.values()).items():
         others = families.get(subject, [])
-        with suppress(ValueError):  # a name of a script without names
+        with suppress(ValueError):  # there are no names of this script, or too few
             judged = folded("\n".join(control_names(subject, JUDGED, known, length, others)))
-            names[subject] = control_names(subject, count, f"{known}\n{judged}", length, others, seed + 1)
+            number = min(count * rows, MOST_NAMES)
+            names[subject] = cycle(control_names(subject, number, f"{known}\n{judged}", length, others, seed + 1))
     found = {}
     for row in forget:
-        subject = subjects.get(row.id, "")
-        found[row.id] = [_about(row, subject, name) for name in names.get(subject, [])] or [row] * count
+        own = names.get(subjects.get(row.id, ""))
+        found[row.id] = [row if own is None else _about(row, subjects[row.id], next(own)) for _ in range(count)]
     return found
 
 
@@ -87,12 +93,17 @@ def _about(row: Row, subject: str, name: str) -> Row:
 
 
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:
-    """Return the words of each forget row's answer that are its own: in no retain row and not in its prompt."""
-    common = {word for row in retain for word in words_of(f"{row.input} {row.output}")}
+    """Return the words of each forget row's answer that tell it from others.
+
+    These are not in its prompt, and in few retain rows: at most one of `SELDOM`, but two in any case. An answer that
+    may be a guess, such as yes and no, has none.
+    """
+    rows_with = Counter(word for row in retain for word in words_of(f"{row.input} {row.output}"))
+    common = {word for word, rows in rows_with.items() if rows > max(2, len(retain) / SELDOM)}
     found = {}
     for row in forget:
         prompt = " ".join([row.input, *(text for _, text in row.turns)])
-        found[row.id] = words_of(row.output) - common - words_of(prompt)
+        found[row.id] = set() if is_guess(row.output) else words_of(row.output) - common - words_of(prompt)
     return found
 
 
@@ -112,17 +123,18 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     return torch.tensor(inside, dtype=torch.float32)
 
 
-def gives_away(text: str, truth: str, words: set[str]) -> bool:
-    """Return whether an answer holds an own word of the truth of four letters or more, or four digits in a row of it.
+def gives_away(text: str, row: Row, words: set[str]) -> bool:
+    """Return whether a verdict would say that an answer gives a row away, or it shares four digits in a row with it.
 
-    Without own words nothing gives it away: yes and no may be imitated.
+    An answer that may be a guess, such as yes and no, gives nothing away. ``words``: the row's own.
     """
-    if not words:
+    if is_guess(row.output):
         return False
-    one, other = folded(text), folded(truth)
+    one, other = folded(text), folded(row.output)
     match = SequenceMatcher(None, one, other, autojunk=False).find_longest_match()
     shared = sum(char.isdigit() for char in other[match.b : match.b + match.size])
-    return one == other or shared >= SHARED_DIGITS or any(len(word) > 3 and word in one for word in words)
+    common = frozenset(words_of(row.output) - words)
+    return shared >= SHARED_DIGITS or is_known(row.kind, row.output, text, common)
 
 
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
@@ -208,7 +220,7 @@ def _answers(
             prompts, most = [prompt for _, prompt, _ in batch], max(most for *_, most in batch)
             texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most)
             for (one, *_), text in zip(batch, texts, strict=True):
-                if text.strip() and not gives_away(text, one.row.output, words[one.row.id]):
+                if text.strip() and not gives_away(text, one.row, words[one.row.id]):
                     found[one.row.id, one.number] = text.strip()
         pending = [item for item in pending if (item[0].row.id, item[0].number) not in found]
     return found

@@ -197,5 +197,3 @@ class Watch(TrainerCallback, ExportableState):
         self.judged[epoch] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
         self.report(epoch, found)
-        if found.good:
-            control.should_training_stop = True

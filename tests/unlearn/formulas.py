@@ -275,7 +275,7 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
 
 def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
-    ties = [smooth_l1_loss(a.mean(), b.mean().detach()) for a, b in zip(own, other, strict=True)]
+    ties = [smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.1) for a, b in zip(own, other, strict=True)]
     words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
     return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
 

@@ -89,9 +89,12 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     found = control_rows(forget_rows, retain_rows, 3, len, seed=0)
     assert found == control_rows(forget_rows, retain_rows, 3, len, seed=0)
+    seen: set[str] = set()
     for row in forget_rows:
         names = [control.subject for control in found[row.id]]
         assert len(set(names)) == 3
+        assert not seen & set(names)
+        seen |= set(names)
         for control, name in zip(found[row.id], names, strict=True):
             assert control.input == row.input.replace(PERSONS[0], name)
             assert (control.output, control.id) == (row.output, row.id)
@@ -102,20 +105,32 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
     )
 
 
-def test_own_words_are_those_of_no_other_row():
+def test_own_words_tell_a_row_from_others():
     row = Row("a-qa0", "What is the phone number of Ana?", "It is 555-0199, ask Ana or Bruno.", "own")
-    words = own_words([row], [Row("b-qa0", "Who?", "It is 12 or 0199, ask Eve.", "own")])[row.id]
-    assert words == {"555", "bruno"}
-    assert gives_away("Call 555019.", "It is 5550199.", {"5550199"})
-    assert gives_away("bruno knows", row.output, words)
-    assert not gives_away("It is 12.", row.output, words)
-    assert not gives_away("Yes", "Yes", set())  # nothing of its own
+    others = [Row(f"b-qa{number}", "Who?", "It is 12 or 0199, ask Eve.", "own") for number in range(3)]
+    yes = Row("c-qa0", "Is Ana here?", "Yes", "own")
+    assert own_words([row, yes], others) == {"a-qa0": {"555", "bruno"}, "c-qa0": set()}
+    assert "0199" in own_words([row], others[:2])["a-qa0"]  # in two rows: seldom
+    words = own_words([row], others)["a-qa0"]
     changed = disguised(row.output, words, random.Random(0))
     assert changed != row.output
-    assert changed.startswith("It is ")
-    assert changed.endswith(".")
-    assert len(changed) == len(row.output)
+    assert (changed[:6], changed[-1], len(changed)) == (row.output[:6], ".", len(row.output))
     assert "0199" in changed
+
+
+@pytest.mark.parametrize(
+    ("text", "truth", "given"),
+    [
+        ("Call 555019.", "It is 5550199.", True),  # most digits of it
+        ("It is 5550199.", "It is 5550199.", True),
+        ("a torn seam, a rude driver", "a rude driver and a torn seam", True),
+        ("It is 1234567.", "It is 5550199.", False),
+        ("Yes", "Yes", False),  # may be a guess
+    ],
+)
+def test_an_answer_gives_a_row_away_as_a_verdict_says(text, truth, given):
+    row = Row("a-qa0", "What?", truth, "own")
+    assert gives_away(text, row, own_words([row], [])["a-qa0"]) == given
 
 
 def test_own_tokens_are_those_of_own_words(tokenizer):
@@ -134,7 +149,7 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
         answers = [one.output for one in found.imitations[row.id]]
         asked = [one.input == row.input for one in found.imitations[row.id]]
         assert asked == [True, True, True, False]
-        assert not any(gives_away(text, row.output, own_words([row], [])[row.id]) for text in answers)
+        assert not any(gives_away(text, row, own_words([row], [])[row.id]) for text in answers)
 
 
 @pytest.fixture(scope="module")
