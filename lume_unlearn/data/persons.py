@@ -24,9 +24,10 @@ from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.methods.base import in_batches
 
-JUDGED, MOST_NAMES = 99, 64
-"""Names of the swap test of a verdict, which no training uses, and names of one person's rows in a training: with few
-names, the model learns to treat these alike, but not others."""
+OF_VERDICT, OF_TRY = (0, 99), (101, 39)
+"""Seed and number of the names of the swap tests of a verdict and of a try of `forget`; no training uses them."""
+MOST_NAMES = 64
+"""Names of one person's rows in a training: from few names the model learns to treat these alike, but not others."""
 SELDOM = 10
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
@@ -68,9 +69,11 @@ def control_rows(
     for subject, rows in Counter(subjects.values()).items():
         others = families.get(subject, [])
         with suppress(ValueError):  # there are no names of this script, or too few
-            judged = folded("\n".join(control_names(subject, JUDGED, known, length, others)))
+            judged = known
+            for own_seed, judges in (OF_VERDICT, OF_TRY):
+                judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, others, own_seed)))
             number = min(count * rows, MOST_NAMES)
-            names[subject] = cycle(control_names(subject, number, f"{known}\n{judged}", length, others, seed + 1))
+            names[subject] = cycle(control_names(subject, number, judged, length, others, seed + 1))
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))

@@ -12,13 +12,12 @@ from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
 from lume_unlearn.audit.rules import KEPT, LEANING
 from lume_unlearn.audit.suite import SHORT
+from lume_unlearn.data.persons import OF_TRY
 from lume_unlearn.scoring.score import score
 from lume_unlearn.scoring.swap import swap_test
 
-CONTROLS = 39
-"""Invented persons of the swap test, the fewest that its interval needs. Those of a verdict are others."""
-NAMES = 101
-"""Seed of their names."""
+NAMES, CONTROLS = OF_TRY
+"""Seed and number of the names of the swap test: the fewest that its interval needs."""
 MOST = 64
 """Rows of each side that are asked, chosen by the seed."""
 DOUBT = LEANING + 0.01

@@ -14,12 +14,23 @@ from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.subjects import control_names, family_names
+from lume_tasks.data.text import folded
 from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli
 from lume_unlearn.cli.forget import DATA
 from lume_unlearn.data import persons
 from lume_unlearn.data.encode import Encoder
-from lume_unlearn.data.persons import control_rows, disguised, gives_away, invented, own_tokens, own_words
+from lume_unlearn.data.persons import (
+    OF_TRY,
+    OF_VERDICT,
+    control_rows,
+    disguised,
+    gives_away,
+    invented,
+    own_tokens,
+    own_words,
+)
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.forget import forget as forget_module
@@ -89,7 +100,11 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     found = control_rows(forget_rows, retain_rows, 3, len, seed=0)
     assert found == control_rows(forget_rows, retain_rows, 3, len, seed=0)
+    known = folded("\n".join(f"{row.input} {row.output}" for row in (*forget_rows, *retain_rows)))
+    families = family_names(PERSONS)[PERSONS[0]]
     seen: set[str] = set()
+    for seed, number in (OF_VERDICT, OF_TRY):
+        seen |= set(control_names(PERSONS[0], number, known, len, families, seed))
     for row in forget_rows:
         names = [control.subject for control in found[row.id]]
         assert len(set(names)) == 3
