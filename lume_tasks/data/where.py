@@ -1,10 +1,12 @@
 """``--where``: which objects of one file are to be forgotten, by the value of a column."""
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from textwrap import shorten
 from typing import Any
 
 from lume_tasks.data.fields import as_text
@@ -17,8 +19,9 @@ _SHOWN = 5  # names or values in a message
 class Where:
     """``COLUMN=VALUE``, or with ``differs`` ``COLUMN!=VALUE``, and what the objects hold in that column.
 
-    The name of the column is compared without case, the value exactly, but for white space around it. Without a column
-    of the name ``a.b``, the field ``b`` of the object in ``a`` is meant. An object without the column has the value "".
+    The name of the column is compared without case, the value exactly, but for white space around it and the encoding
+    of accents. Without a column of the name ``a.b``, the field ``b`` of the object in ``a`` is meant. An object without
+    the column has the value "".
     """
 
     column: str
@@ -37,7 +40,7 @@ class Where:
     def matches(self, obj: Mapping[str, Any]) -> bool:
         """Return whether an object is to be forgotten, and remember its value."""
         there, value = value_of(obj, self.column)
-        text = as_text(value).strip()
+        text = unicodedata.normalize("NFC", as_text(value).strip())  # accents of other systems are letters apart
         self.found |= there
         self.missing += not there
         self.values[text] += 1
@@ -75,7 +78,7 @@ def parse_where(text: str) -> Where:
     found = re.fullmatch(r"\s*([^=]*[^=!\s])\s*(!?)=(.*)", text, re.DOTALL)
     if not found:
         raise DataError(f"--where {text}: is not COLUMN=VALUE or COLUMN!=VALUE, such as --where customer=77")
-    return Where(found[1], found[3].strip(), found[2] == "!")
+    return Where(found[1], unicodedata.normalize("NFC", found[3].strip()), found[2] == "!")
 
 
 def value_of(obj: Mapping[str, Any], column: str) -> tuple[bool, Any]:
@@ -107,4 +110,4 @@ def _closest(wanted: str, there: Iterable[str]) -> str:
     close = get_close_matches(wanted, there, n=_SHOWN)
     names = [*close, *(name for name in there if name not in close)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(quote, names[:_SHOWN])) + more
+    return ", ".join(f'"{shorten(name, 80)}"' for name in names[:_SHOWN]) + more  # letters as the user writes them

@@ -1,0 +1,19 @@
+"""`--where` with names that have accents."""
+
+import unicodedata
+
+import pytest
+
+from lume_tasks.data.fields import Options
+from lume_tasks.data.prepare import prepared
+from lume_tasks.errors import DataError
+
+
+def test_accents_are_compared_and_shown_as_the_user_writes_them(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("name,question,answer\nZoë Lefèvre,Who?,A\nAda,Who else?,B\n", encoding="utf-8")
+    apart = unicodedata.normalize("NFD", "Zoë Lefèvre")
+    found = prepared([table], [], Options(where=f"name={apart}"))
+    assert [row.output for row in found.forget] == ["A"]
+    with pytest.raises(DataError, match='"Zoë Lefèvre"'):
+        prepared([table], [], Options(where="name=Zoe Lefevre"))
