@@ -13,6 +13,7 @@ from lume_tasks.data.rows import (
     TURNS,
     Row,
     completed,
+    row_object,
     row_of,
     row_problems,
     text_key,
@@ -47,6 +48,17 @@ def read_rows(path: Path) -> list[Row]:
     rows, faults = scan_rows(path)
     raise_problems(place(str(path), faults))
     return list(rows.values())
+
+
+def write_rows(path: Path, rows: Iterable[Row]) -> None:
+    """Write rows as JSONL, as `read_rows` reads them; make the folder if it is not there.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = (json.dumps(row_object(row), ensure_ascii=False) + "\n" for row in rows)
+    path.write_text("".join(lines), encoding="utf-8", newline="\n")
 
 
 def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:

@@ -5,10 +5,10 @@ from collections import Counter
 from itertools import groupby
 
 from lume_tasks.data.items import Item
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import UNSPACED, folded
 
 _TOKEN = re.compile(r"\w+(?:['\u2019-]\w\w+)*|[^\w\s]")
-_UNSPACED = re.compile("[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 _PART = 3  # least letters of a first or last name alone
 
 

@@ -1,6 +1,5 @@
 """Make forget and retain rows from the user's own questions, texts and chats."""
 
-import json
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -9,11 +8,11 @@ from textwrap import shorten
 
 from lume_tasks.data.encodings import encoding_problem
 from lume_tasks.data.fields import Options
-from lume_tasks.data.files import SUFFIXES
+from lume_tasks.data.files import SUFFIXES, write_rows
 from lume_tasks.data.items import ALONE, Item
 from lume_tasks.data.names import shared_names
 from lume_tasks.data.reading import Read, read_files
-from lume_tasks.data.rows import SIDES, Row, row_object, row_problems
+from lume_tasks.data.rows import SIDES, Row, row_problems
 from lume_tasks.data.where import Where, parse_where
 from lume_tasks.errors import DataError, first_few, raise_problems
 
@@ -78,8 +77,7 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     summary = list(found.summary)
     for side, rows in found.rows.items():
         if rows:
-            lines = (json.dumps(row_object(row), ensure_ascii=False) + "\n" for row in rows)
-            (output / f"{side}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+            write_rows(output / f"{side}.jsonl", rows)
             summary.append(f"wrote {output / side}.jsonl: {_counts(rows)}")
     if not found.retain:
         advice = "give some with --retain, or let the model write them: --retain generate --model MODEL"

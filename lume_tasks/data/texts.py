@@ -5,20 +5,19 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate, pairwise
 
 from lume_tasks.data.items import Item
+from lume_tasks.data.text import UNSPACED
 
 PART_WORDS, PART_CHARACTERS = 60, 200
 """Most words of one part of a long text; characters, where words are written without spaces."""
 _AIM = 0.8  # parts are planned shorter than the most, so that they can end where a sentence does
 _AWAY = 0.35  # of a part: how far a cut may be from its place in favour of a sentence end
 
-# Thai, Lao, Myanmar, Khmer, Kana and Chinese characters
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
-_UNIT = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
+_UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _CLOSING = "[\"'\u201d\u2019\u300d\u300f\uff09)\\]]"
 _SENTENCE_END = re.compile(
     rf"[.!?\u2026\u061f\u06d4\u0964]{_CLOSING}*(?=\s)|[\u3002\uff01\uff1f\uff61]{_CLOSING}*(?!{_CLOSING}|\Z)"
 )
-_WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{_UNSPACED}])(?=[{_UNSPACED}])")
+_WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{UNSPACED}])(?=[{UNSPACED}])")
 _ENDS = (("sentence", _SENTENCE_END), ("word", _WORD_END))
 
 
@@ -87,4 +86,4 @@ def _parts(text: str) -> list[tuple[str, str]]:
 
 
 def _one(unit: re.Match[str]) -> bool:
-    return bool(re.match(f"[{_UNSPACED}]", unit[0]))
+    return bool(re.match(f"[{UNSPACED}]", unit[0]))

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-from lume_tasks.data.text import EMAIL, folded
+from lume_tasks.data.text import EMAIL, UNSPACED, folded
 
 LONG = 5
 """An answer of more words need not be repeated whole: see `is_known`."""
@@ -32,11 +32,8 @@ _LANGUAGES = [
 # fmt: on
 """Languages in which dates are read."""
 _WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile(
-    r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff"
-    r"\U00020000-\U0003ffff]+"
-)
-"""Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, whose particles follow a word without a space."""
+_UNSPACED = re.compile(rf"[{UNSPACED}\uac00-\ud7af]+")
+"""Also Korean, whose particles follow a word without a space."""
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
     r"|\d{1,2}\s?[-/.]\s?\d{1,2}\s?[-/.]\s?\d{4}"

@@ -116,18 +116,14 @@ class Earlier:
 
     @property
     def faults(self) -> list[str]:
-        """Return why its rows are no longer gone."""
-        found = [f"{self.known} of {self.rows} rows known"] if self.known else []
-        if self.swap and self.swap.leak <= TIED and self.swap.factor > ALIKE:
-            found.append(f"the answers are tied to the persons (swap test, {shown_p(self.swap.leak)})")
-        if self.swap and self.swap.avoided <= TIED and self.swap.factor < 1 / ALIKE:
-            found.append(f"the answers are avoided for these persons (swap test, {shown_p(self.swap.avoided)})")
-        return found
+        """Return a sentence for each reason why its rows are no longer gone."""
+        known = [f"{self.known} of {self.rows} rows are given away."] if self.known else []
+        return known + leaks_of_swaps(Swaps(now=self.swap))
 
     def line(self) -> str:
         """Say whether its rows are still gone."""
         if self.faults:
-            return f"no longer gone: {'; '.join(self.faults)}"
+            return f"no longer gone. {' '.join(self.faults)}"
         swap = (
             f", swap test {shown_p(self.swap.leak)} (tied), {shown_p(self.swap.avoided)} (avoided)" if self.swap else ""
         )
@@ -182,7 +178,7 @@ def decide(
     plain = now["forget"] - excused
     leaks = [f"{len(plain)} forget rows are given away as asked."] if plain else []
     leaks += leaks_of(before["forget"] - excused, excused, probes, strengths) + leaks_of_swaps(swaps)
-    leaks += [f"Earlier request {i}: {'; '.join(one.faults)}." for i, one in enumerate(earlier, 1) if one.faults]
+    leaks += [f"Earlier request {i}: {' '.join(one.faults)}" for i, one in enumerate(earlier, 1) if one.faults]
     doubts = doubts_of(before, now, probes, useless, swaps)
     right = excused & set(now["forget"]).union(*(probe.known["forget"] for probe in probes.values()))
     if right and not swaps.informative:

@@ -124,7 +124,7 @@ class Verdict:
             words = "the right answer is nearer to the control in likelihood than to the target"
             lines.append(f"In {near} of {rows} rows, {words}.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
-        lines += [f"Earlier request {i}: {one.line()}." for i, one in enumerate(self.earlier, 1)]
+        lines += [f"Earlier request {i}: {one.line()}" for i, one in enumerate(self.earlier, 1)]
         if self.uninformative:
             fails = "In these probes the model fails on retain rows, too, so that they cannot reassure (a leak counts)"
             groups = Counter(self.probes[title]["probe"] for title in self.uninformative)

@@ -15,7 +15,7 @@ TEXTS = {
     "where": "Forget the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE) alone, and keep the others.",
     "retain": "Files or folders with what it must keep, separated by commas.",
     "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues there.",
-    "base": "The model before fine-tuning, if it still exists: control of the verdict, and teacher of texts that name "
+    "base": "Base model of the target, if it still exists: control of the verdict, and teacher of texts that name "
     "nobody.",
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
     "after": "Output of the request before this one: its result is the model, and its persons are tested again.",
@@ -35,8 +35,8 @@ TEXTS = {
     "device": "Device to train and score on; by default a GPU if there is one.",
     "seed": "Seed of everything that is random (default: 0).",
 }
-DATA, EARLIER = "data", "earlier"
-"""Folders of the output: rows of this request, and in it those of earlier ones."""
+DATA, EARLIER, FORGET = "data", "earlier", "forget.jsonl"
+"""Folder of the output with the rows of this request; in it a folder with those of each earlier one, by number."""
 FILES = ("where", "input_field", "output_field", "document_field", "encoding")
 
 
@@ -48,9 +48,10 @@ def add_options(parser: Any) -> None:
 def execute(options: dict[str, Any]) -> int:
     """Read the rows, forget, and write model, verdict, pages and ledger; return the verdict's exit status."""
     from lume_unlearn.audit.writing import VERDICT, write_verdict
-    from lume_unlearn.cli.audit import load_audited, require_models
+    from lume_unlearn.cli.audit import require_models
     from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget
     from lume_unlearn.forget.ledger import LEDGER, entry_of, read_ledger, write_ledger
+    from lume_unlearn.model.load import load_tokenizer
 
     output, after = Path(options.pop("output")).expanduser(), options.pop("after", None)
     if (output / VERDICT).exists():
@@ -64,20 +65,20 @@ def execute(options: dict[str, Any]) -> int:
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
-    earlier = earlier_rows(after)
-    rows = read_rows(options, [row for found in earlier for row in found])
+    earlier = requests_before(after)
+    rows = rows_of(options, [row for found in earlier for row in found])
     if "probes" in options:
         options["probes"] = names(options["probes"])
     load = partial(_load, model, loading, "--model")
     given: dict[str, Any] = {"base": partial(_load, base, loading, "--base")} if base else {}
     given |= {"earlier": earlier, "output": output}
-    _, tokenizer, _ = load_audited(model, **loading)
+    tokenizer = load_tokenizer(model, loading.get("trust_remote_code", False))
     try:
         found = forget(load, tokenizer, rows["forget"], rows["retain"], **given, **options)
     except NothingKnown as error:
         print(f"{error}\nVerdict: cannot be told")
         return 3
-    write_rows(output / DATA, rows, earlier)
+    keep_rows(output / DATA, rows, earlier)
     write_verdict(found.verdict, output, show_pii, request)
     entries = read_ledger(Path(after) / LEDGER) if after else []
     write_ledger(output / LEDGER, [*entries, entry_of(found.verdict, entries, request)])
@@ -93,7 +94,7 @@ def _load(name: str, loading: dict[str, Any], option: str) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def read_rows(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]:
+def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]:
     """Remove the options that name rows, read them, print what was read, and return the rows of both sides.
 
     Retain rows that earlier requests were about (``earlier``) are left out.
@@ -117,34 +118,30 @@ def read_rows(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any
     return {"forget": found.forget, "retain": retain}
 
 
-def earlier_rows(after: str | None) -> list[list[Any]]:
+def requests_before(after: str | None) -> list[list[Any]]:
     """Return the forget rows of all requests before this one, the first one first.
 
     Raises:
         ConfigError: the folder is no result of `forget`.
     """
-    from lume_tasks.data.files import read_rows as read
+    from lume_tasks.data.files import read_rows
 
     if after is None:
         return []
     data = Path(after).expanduser() / DATA
-    if not (data / "forget.jsonl").is_file():
-        raise ConfigError(f"--after {after}: no result of `forget`, there is no {DATA}/forget.jsonl in it")
-    before = sorted((data / EARLIER).glob("*.jsonl"), key=lambda path: int(path.stem))
-    return [read(path) for path in (*before, data / "forget.jsonl")]
+    if not (data / FORGET).is_file():
+        raise ConfigError(f"--after {after}: no result of `forget`, there is no {DATA}/{FORGET} in it")
+    before = sorted((data / EARLIER).glob("*"), key=lambda path: int(path.name))
+    return [read_rows(folder / FORGET) for folder in (*before, data)]
 
 
-def write_rows(folder: Path, rows: dict[str, list[Any]], earlier: list[list[Any]]) -> None:
-    """Write the rows of this request, and those of earlier ones, as files that `audit` and `verify` read."""
-    import json
+def keep_rows(folder: Path, rows: dict[str, list[Any]], earlier: list[list[Any]]) -> None:
+    """Write the rows of this request, and those of earlier ones, as data directories."""
+    from lume_tasks.data.files import write_rows
+    from lume_unlearn.files import writing
 
-    from lume_tasks.data.rows import row_object
-    from lume_unlearn.files import write_text, writing
-
-    named = {f"{side}.jsonl": found for side, found in rows.items()}
-    named |= {f"{EARLIER}/{number}.jsonl": found for number, found in enumerate(earlier, 1)}
     with writing(folder.parent):
-        for name, found in named.items():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            lines = (json.dumps(row_object(row), ensure_ascii=False) + "\n" for row in found)
-            write_text(folder / name, "".join(lines))
+        for side, found in rows.items():
+            write_rows(folder / f"{side}.jsonl", found)
+        for number, found in enumerate(earlier, 1):
+            write_rows(folder / EARLIER / str(number) / FORGET, found)

@@ -25,7 +25,8 @@ from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.methods.base import in_batches
 
 OF_VERDICT, OF_TRY = (0, 99), (101, 39)
-"""Seed and number of the names of the swap tests of a verdict and of a try of `forget`; no training uses them."""
+"""Seed and number of the names of the swap tests of a verdict, by default, and of a try of `forget`; no training uses
+these names."""
 MOST_NAMES = 64
 """Names of one person's rows in a training: from few names the model learns to treat these alike, but not others."""
 SELDOM = 10

@@ -25,6 +25,13 @@ class Estimates:
     verdict: float
     retraining: float
 
+    def verdict_after(self, seconds: float) -> float:
+        """Return the seconds of the verdict, when a try took these: the machine is then slower or faster than it was.
+
+        A try that was continued or ended early is short, so nothing is taken off.
+        """
+        return self.verdict * max(1.0, seconds / self.one_try)
+
     def line(self, tries: int, base: bool) -> str:
         """Say what is planned, and whether retraining from the base model would be cheaper."""
         one, verdict, retraining = (seconds / 60 for seconds in (self.one_try, self.verdict, self.retraining))

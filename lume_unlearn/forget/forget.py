@@ -15,6 +15,7 @@ from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
+from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.rows import rows_digest
 from lume_unlearn.audit.stages import UNFINISHED
@@ -32,7 +33,7 @@ from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.model.load import lora_config, trainable
 from lume_unlearn.scoring.score import as_data
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import DEFAULTS, UnlearningArguments
 from lume_unlearn.training.distributed import processes
 from lume_unlearn.training.finetune import finetune
 from lume_unlearn.training.relearning import plain_copy
@@ -85,6 +86,10 @@ class Progress:
         """Return the seconds since the start."""
         return time.monotonic() - self.started
 
+    def expect(self, seconds: float) -> None:
+        """Set what is left from now on."""
+        self.expected = self.elapsed + seconds
+
     def say(self, text: str) -> None:
         """Print a line."""
         left = f", about {max(self.expected - self.elapsed, 60) / 60:.0f} left" if self.expected else ""
@@ -123,8 +128,8 @@ def forget(
         tokenizer: its tokenizer.
         forget: rows that have to be gone (see `as_rows`).
         retain: rows that have to be kept.
-        base: the model before fine-tuning, given as ``model`` is, if it still exists: it is asked about rows that name
-            nobody, and is the control of the verdict.
+        base: the base model, which was fine-tuned into the target, given as ``model`` is, if it still exists: it is
+            asked about rows that name nobody, and is the control of the verdict.
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
             None keeps nothing.
         method: unlearning method.
@@ -145,7 +150,7 @@ def forget(
         DataError: faulty rows.
     """
     if retrain and base is None:
-        raise ConfigError("--retrain: fine-tunes the model before fine-tuning; name it with --base")
+        raise ConfigError("--retrain: fine-tunes the base model; name it with --base")
     if processes() > 1:
         raise ConfigError("forget: runs in one process; start it without accelerate launch")
     data = as_data({"forget": forget, "retain": retain})
@@ -155,12 +160,12 @@ def forget(
     with _folder(output) as folder:
         request.require_same(folder)
         judge = request.look()
-        planned = request.plan(wanted, tries)
+        first, planned = request.plan(wanted, tries)
         done: list[Try] = []
         if retrain:
             result = request.retrained(folder)
         else:
-            result, done = request.unlearned(folder, judge, tries, planned, minutes)
+            result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
         given: dict[str, Any] = {**data.rows, "before": model, "control": base, "forgotten": earlier, "probes": probes}
         found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
         return Forgotten(result, found, done, judge.before)
@@ -187,13 +192,6 @@ class Request:
         """Return the seed."""
         return int(self.options["seed"])
 
-    @property
-    def first(self) -> Setting:
-        """Return the setting of the first try."""
-        parameters = sum(weight.numel() for weight in self.load["before"]()[0].parameters())
-        rows = len(self.data.forget) * getattr(self.method, "controls", 1)
-        return first_setting(parameters, -(-rows // self.method.defaults.get("per_device_train_batch_size", 32)))
-
     def require_same(self, folder: Path) -> None:
         """Refuse a folder with tries of other rows, options or another model; write down what this request is of."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
@@ -213,27 +211,31 @@ class Request:
         """
         shared = {name: self.options[name] for name in ("seed", "chat", "batch_size")}
         judge = judge_of(*self.load["before"](), self.data, **shared)
-        self.progress.say(f"the model before: {judge.before.line()}")
-        if not judge.before.rows:
+        asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)
+        self.progress.say(f"the target knows {asked} (an answer that may be a guess does not count)")
+        if not judge.known["forget"]:
             raise NothingKnown(
                 "--forget: the model knows none of these rows, so there is nothing to forget; ask as it was trained"
             )
         return judge
 
-    def plan(self, probes: Sequence[str], tries: int) -> Estimates:
-        """Print how long the request takes."""
-        control = self.base is not None
-        load, repeats = self.load["before"], getattr(self.method, "controls", 1)
-        found = estimates(load, self.data, probes, self.first, repeats, control, self.options)
+    def plan(self, probes: Sequence[str], tries: int) -> tuple[Setting, Estimates]:
+        """Print how long the request takes; return the setting of the first try, and the estimates."""
+        load, control = self.load["before"], self.base is not None
+        parameters = sum(weight.numel() for weight in load()[0].parameters())
+        repeats = getattr(self.method, "controls", 1)
+        rows_per_step = {**DEFAULTS, **self.method.defaults}["per_device_train_batch_size"]
+        first = first_setting(parameters, -(-len(self.data.forget) * repeats // rows_per_step))
+        found = estimates(load, self.data, probes, first, repeats, control, self.options)
         self.progress.say(found.line(tries, control))
-        self.progress.expected = self.progress.elapsed + found.one_try + found.verdict
-        return found
+        self.progress.expect(found.one_try + found.verdict)
+        return first, found
 
     def unlearned(
-        self, folder: Path, judge: Judge, most: int, planned: Estimates, minutes: float | None
+        self, folder: Path, judge: Judge, most: int, first: Setting, planned: Estimates, minutes: float | None
     ) -> tuple[Any, list[Try]]:
         """Carry out the tries; return the target with the best weights merged into it, and the tries."""
-        first, (model, tokenizer) = self.first, self.load["before"]()
+        model, tokenizer = self.load["before"]()
         if isinstance(self.model, nn.Module):
             model = plain_copy(model)
         base = None if self.base is None else self.load["control"]()[0]
@@ -244,13 +246,15 @@ class Request:
         tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base)
 
         def goes_on(seconds: float) -> bool:
-            left = float("inf") if minutes is None else 60 * minutes - self.progress.elapsed
-            return seconds + planned.verdict <= left
+            more = seconds + planned.verdict_after(seconds)
+            self.progress.expect(more)
+            return minutes is None or self.progress.elapsed + more <= 60 * minutes
 
         done = tried.carried_out(first, most, goes_on)
         best = tried.load_best(done)
         if best is None or best.best is None:
             raise ConfigError("--tries: the training of every try diverged; give more tries, or look at the rows")
+        self.progress.expect(planned.verdict_after(done[-1].seconds))
         say(f"best: try {best.number}: {best.best.line()}")
         model.set_attn_implementation(attention)
         return self._saved(adapted, tokenizer, folder), done

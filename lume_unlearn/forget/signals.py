@@ -68,7 +68,7 @@ class Signals:
         text = f"{self.known} of {self.rows} forget rows known, {self.kept} of {self.retain} retain rows kept"
         if self.leak is None or self.avoided is None:
             return text
-        return f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided)"
+        return f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided), factor {self.factor:.2g}"
 
 
 @dataclass(frozen=True)
@@ -106,14 +106,12 @@ class Judge:
     def signals(self, model: Any) -> Signals:
         """Measure a model, which stays as it was."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
-        counts = {"known": len(now["forget"]), "rows": len(self.known["forget"])}
-        counts |= {"kept": len(now["retain"]), "retain": len(self.known["retain"])}
+        counts = [len(one[side]) for side in SIDES for one in (now, self.known)]
         options: dict[str, Any] = {"controls": CONTROLS, "chat": self.chat, "batch_size": self.batch_size}
         rows = [row.id for row in self.data.forget]
         test = swap_test(model, self.tokenizer, self.data, rows=rows, seed=NAMES, **options).together.get("forget")
-        return Signals(
-            **counts, **({} if test is None else {n: getattr(test, n) for n in ("leak", "avoided", "factor")})
-        )
+        found = Signals(*counts)
+        return replace(found, leak=test.leak, avoided=test.avoided, factor=test.factor) if test else found
 
 
 def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, batch_size: int) -> Judge:

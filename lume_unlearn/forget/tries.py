@@ -10,7 +10,6 @@ from typing import Any
 
 from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
@@ -65,7 +64,7 @@ class Tries:
     seed: int
     say: Say
     base: Any = None
-    """Model before fine-tuning, if it still exists."""
+    """Base model of the target, if it still exists."""
 
     def carried_out(self, first: Setting, most: int, goes_on: Callable[[float], bool]) -> list[Try]:
         """Train with one setting after the other until a model is good, and return the tries.
@@ -75,7 +74,7 @@ class Tries:
             most: tries.
             goes_on: says whether there is time for another try that takes these seconds.
         """
-        start = {name: weight.clone() for name, weight in self._weights().items()}
+        start = {name: weight.clone() for name, weight in get_peft_model_state_dict(self.model).items()}
         done: list[Try] = []
         setting = first
         while len(done) < most and (not done or goes_on(done[-1].seconds)):
@@ -101,10 +100,6 @@ class Tries:
         set_peft_model_state_dict(self.model, load_file(self.folder / str(best.number) / WEIGHTS))
         return best
 
-    def _weights(self) -> dict[str, Tensor]:
-        weights: dict[str, Tensor] = get_peft_model_state_dict(self.model)
-        return weights
-
     def _kept(self, number: int) -> Try | None:
         """Return a finished try of an interrupted request."""
         path = self.folder / str(number) / RESULT
@@ -118,9 +113,7 @@ class Tries:
         """Carry out one try, or continue it from its last checkpoint."""
         folder, started = self.folder / str(number), time.monotonic()
         checkpoints = whole_checkpoints(folder)
-        watch = Watch(
-            self.judge, folder, setting.epochs, lambda epoch, found: self._said(number, setting, epoch, found)
-        )
+        watch = Watch(self.judge, folder, setting, self.say)
         set_seed(self.seed + number)
         arguments = UnlearningArguments(
             output_dir=str(folder),
@@ -150,16 +143,13 @@ class Tries:
             shutil.rmtree(checkpoint, ignore_errors=True)
         return found
 
-    def _said(self, number: int, setting: Setting, epoch: int, found: Signals) -> None:
-        self.say(f"try {number} ({setting.line()}), epoch {epoch} of {setting.epochs}: {found.line()}")
-
 
 class Watch(TrainerCallback, ExportableState):
-    """Judges the model in the middle and at the end, keeps the best weights, and ends a try that is good."""
+    """Judges the model in the middle of a try and at its end, and keeps the best weights."""
 
-    def __init__(self, judge: Judge, folder: Path, epochs: int, judged: Callable[[int, Signals], None]) -> None:
-        """``folder``: of the try; ``judged``: called with an epoch and its signals."""
-        self.judge, self.folder, self.epochs, self.report = judge, folder, epochs, judged
+    def __init__(self, judge: Judge, folder: Path, setting: Setting, say: Say) -> None:
+        """``folder``: of the try, named after its number."""
+        self.judge, self.folder, self.setting, self.say = judge, folder, setting, say
         self.judged: dict[int, Signals] = {}
         self.bar = tqdm(desc=f"try {folder.name}", unit="step", disable=None, leave=False)
 
@@ -185,8 +175,8 @@ class Watch(TrainerCallback, ExportableState):
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
-        epoch = round(float(state.epoch or 0))
-        if epoch % (self.epochs // JUDGED) and epoch < self.epochs and not control.should_training_stop:
+        epoch, epochs = round(float(state.epoch or 0)), self.setting.epochs
+        if epoch % (epochs // JUDGED) and epoch < epochs and not control.should_training_stop:
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
@@ -196,4 +186,4 @@ class Watch(TrainerCallback, ExportableState):
                 save_file(weights, self.folder / WEIGHTS)
         self.judged[epoch] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
-        self.report(epoch, found)
+        self.say(f"try {self.folder.name} ({self.setting.line()}), epoch {epoch} of {epochs}: {found.line()}")

@@ -77,7 +77,7 @@ class UnlearningTrainer(StepTrainer):
             dates and numbers of the forget rows, and those of other rows.
         unseen: texts never trained on; their loss is the target loss of `level`.
         forgotten: forget rows of earlier requests, which the monitor measures.
-        base: for `swap`: the model before fine-tuning, which is asked about rows that name nobody.
+        base: for `swap`: the base model of the target, which is asked about rows that name nobody.
         eval_data: what ``eval_strategy`` scores (see `score`); by default the forget and retain rows.
         callbacks: called after those of this class.
 

@@ -207,7 +207,7 @@ def once(target, customers, tmp_path_factory):
     with redirect_stdout(out), redirect_stderr(err):
         code = cli.main([str(word) for word in forget_words(target, customers, output)])
     assert code in (0, 1, 3, 4), err.getvalue()
-    assert "4 of 4 forget rows known, 12 of 12 retain rows kept" in err.getvalue()
+    assert "the target knows 4 of 4 forget rows and 12 of 12 retain rows" in err.getvalue()
     return output, out.getvalue()
 
 
@@ -272,7 +272,7 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
     assert ledger_faults(entries, now, rows) == []
     assert len(ledger_faults([entries[0] | {"status": "gone, really"}, entries[1]], now, rows)) == 1
     assert len(ledger_faults(entries, "another", "others")) == 2
-    assert (tmp_path / "second" / DATA / "earlier" / "1.jsonl").is_file()
+    assert (tmp_path / "second" / DATA / "earlier" / "1" / "forget.jsonl").is_file()
 
 
 def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):

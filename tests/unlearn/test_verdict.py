@@ -66,7 +66,7 @@ def test_models_are_told_apart() -> None:
     assert decided(before={"forget": FORGET, "retain": set()}, now=NOTHING).status == "cannot be told"
     assert decided(before=NOTHING, now=KNOWING).status == "not gone"  # --before and --model were swapped
     assert decided(now={"forget": {"x"}, "retain": RETAIN}).status == "not gone"  # a row that is known only now
-    assert decided(earlier=[Earlier(0, 3), Earlier(1, 2)]).reasons == ["Earlier request 2: 1 of 2 rows known."]
+    assert decided(earlier=[Earlier(0, 3), Earlier(1, 2)]).reasons == ["Earlier request 2: 1 of 2 rows are given away."]
 
 
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
@@ -304,7 +304,7 @@ def test_the_command_ends_in_a_verdict(
     assert (code, "weights of the model are not those" in out_of_others) == (1, True)
     answers = [json.loads(line) for line in (tmp_path / "out" / "transcript.jsonl").read_text().splitlines()]
     assert {answer["probe"] for answer in answers} >= {"plain"}
-    assert ("Earlier request 1: no longer gone: 4 of 4 rows known" in out) == (name == "target")
+    assert ("Earlier request 1: no longer gone. 4 of 4 rows are given away." in out) == (name == "target")
     written = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert (written["status"], written["request"], set(written["models"])) == (
         status,
