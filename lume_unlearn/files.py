@@ -9,6 +9,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
@@ -55,6 +56,20 @@ def publish_result(partial: Path, output: Path) -> None:
         if path.name != "training_args.bin":  # a pickle; unlearning.json has the options
             os.replace(path, output / path.name)
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def save_whole(model: Any, tokenizer: Any, output: Path) -> None:
+    """Write a model and, if it is not None, its tokenizer to a folder, each file whole or not at all.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
+    with writing(output):
+        partial = fresh_partial(output)
+        model.save_pretrained(partial)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(partial)
+        publish_result(partial, output)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.files import fresh_partial, only_run, publish_result, write_text, writing
+from lume_unlearn.files import only_run, save_whole, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of
@@ -272,15 +272,11 @@ class Request:
 
     def _saved(self, model: Any, tokenizer: Any, folder: Path) -> Any:
         """Merge the adapter into the model, if it has one, write both to the folder, and return the model."""
-        with writing(folder):
-            if hasattr(model, "merge_and_unload"):
+        if hasattr(model, "merge_and_unload"):
+            with writing(folder):
                 model.save_pretrained(folder / ADAPTER)
-                model = model.merge_and_unload()
-            partial = fresh_partial(folder)
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-            (folder / MODEL).mkdir(exist_ok=True)
-            publish_result(partial, folder / MODEL)
+            model = model.merge_and_unload()
+        save_whole(model, tokenizer, folder / MODEL)
         return model.eval()
 
 

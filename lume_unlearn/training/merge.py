@@ -10,7 +10,7 @@ from peft import PeftModel
 from torch import Tensor
 
 from lume_unlearn.errors import ConfigError, require_unused
-from lume_unlearn.files import fresh_partial, only_run, publish_result, writing
+from lume_unlearn.files import only_run, save_whole
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
 from lume_unlearn.model.places import TOKENIZER, Place, find_model, with_adapter
@@ -43,13 +43,7 @@ def merge(
     with only_run(Path(output)) if output is not None else nullcontext():
         merged = _merged(model, adapter).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
         if output is not None:
-            tokenizer = _tokenizer(model, adapter)
-            with writing(Path(output)):
-                partial = fresh_partial(Path(output))
-                merged.save_pretrained(partial)
-                if tokenizer is not None:
-                    tokenizer.save_pretrained(partial)
-                publish_result(partial, Path(output))
+            save_whole(merged, _tokenizer(model, adapter), Path(output))
     return merged
 
 
