@@ -89,14 +89,16 @@ def packed_attention(
         (1, T, heads, head size), and None for the attention weights.
     """
     bounds, rows = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
+    window = kwargs.get("sliding_window")
     if bounds is None or rows is None:
+        if attention_mask is None and window and key.shape[2] == query.shape[2] > window:
+            attention_mask = _window_mask(query.shape[2], window, query.device)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if torch.is_autocast_enabled(query.device.type):
         # Rotary positions leave queries and keys in float32; SDPA casts them itself.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
-    window = kwargs.get("sliding_window")
     if not dropout and _varlen_runs(query, value):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         groups = q.shape[1] // k.shape[1]
@@ -134,9 +136,14 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
     return (distance >= 0) & (distance < window)
 
 
-def packed_mask(*args: Any, **kwargs: Any) -> Tensor | None:
-    """Return no mask for a pack, whose rows the attention keeps apart; else SDPA's padding mask."""
-    return sdpa_mask(*args, **kwargs) if kwargs.get("attention_mask") is not None else None
+def packed_mask(**kwargs: Any) -> Tensor | None:
+    """Return no mask for a pack, whose rows the attention keeps apart; else SDPA's mask.
+
+    A pack is one sequence without padding and without cached keys. The scorer passes several tokens after a cached
+    prefix: without a mask, SDPA would take them as the first tokens, which see one cached key, two, three, ...
+    """
+    packed = kwargs.get("attention_mask") is None and kwargs["batch_size"] == 1
+    return None if packed and kwargs["q_length"] == kwargs["kv_length"] else sdpa_mask(**kwargs)
 
 
 # Compiled layers call this attention uncompiled: it is one kernel already, or a loop over rows.

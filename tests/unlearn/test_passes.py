@@ -7,6 +7,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
+from transformers import DynamicCache
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import pack_rows
@@ -208,3 +209,20 @@ def test_an_attention_of_transformers_can_be_chosen(monkeypatch):
     torch.testing.assert_close(labelled_logits(model, model.config, BATCH), expected, rtol=1e-5, atol=1e-5)
     with pytest.raises(ConfigError, match=r"^--attention sdpa: does not keep rows apart"):
         use_packing(make("lfm2")[1], "sdpa")
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral"])
+def test_a_model_that_is_judged_while_it_trains_scores_as_ever(family: str) -> None:
+    """Scoring goes on from a cached beginning, reads rows of one length, and pads: none of these is a pack."""
+    model, plain = make(family)
+    ids = torch.randint(3, VOCABULARY, (2, 14))
+    ids[1, :9] = ids[0, :9]
+    padding = torch.ones_like(ids)
+    padding[1, :4] = 0
+    for one, arguments in [(ids, {}), (ids[:1], {}), (ids, {"attention_mask": padding})]:
+        kept = padding.bool() if arguments else torch.ones_like(one, dtype=torch.bool)
+        torch.testing.assert_close(model(one, **arguments).logits[kept], plain(one, **arguments).logits[kept])
+    cache = DynamicCache(config=model.config)
+    model(ids[:1, :9], cache=cache, use_cache=True)
+    cache.batch_repeat_interleave(2)
+    torch.testing.assert_close(model(ids[:, 9:], cache=cache).logits, plain(ids).logits[:, 9:])
