@@ -49,9 +49,11 @@ VALUE = r".*Got value: (.*)|.*: (.*) does not conform|.*: could not convert stri
 """Where a message of jsonargparse names the value that it refuses."""
 TUNED = "compare tunes the learning rate; a recipe among --methods can name one"
 ON_GPU = "the variable CUDA_VISIBLE_DEVICES chooses the GPU"
+STRAY = "not an option; a value with blanks needs quotes around it, and options are under --help"
 ANSWERS = {
     "compare --learning_rate": TUNED,
     "compare --lr": TUNED,
+    "forget --resume": "the same command continues by itself",
     "--cuda": ON_GPU,
     "--device": ON_GPU,
     "--gpu": ON_GPU,
@@ -73,7 +75,7 @@ def usage_error(message: str, command: str, actions: Mapping[str, Any]) -> str:
     if unknown := re.match(r"unrecognized arguments: (.*)|Option '(.*)' is not accepted", message):
         words = (unknown[1] or f"--{unknown[2]}").split()
         given = [word.split("=")[0] for word in words if word.startswith("-")]
-        return "; ".join(_unknown(name, command, actions) for name in given) or f"{words[0]}: not an option; see --help"
+        return "; ".join(_unknown(name, command, actions) for name in given) or f"{words[0]}: {STRAY}"
     if missing := re.match(r"the following arguments are required: (.*)", message):
         named = [f"--{name}" if name in actions else name for name in missing[1].split(", ")]
         return f"give {', '.join(named)}; see --help"

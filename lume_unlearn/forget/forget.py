@@ -32,7 +32,7 @@ from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.model.load import lora_config, trainable
-from lume_unlearn.scoring.score import as_data
+from lume_unlearn.scoring.score import as_data, without_messages
 from lume_unlearn.training.arguments import DEFAULTS, UnlearningArguments
 from lume_unlearn.training.distributed import processes
 from lume_unlearn.training.finetune import finetune
@@ -167,7 +167,8 @@ def forget(
         else:
             result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
         given: dict[str, Any] = {**data.rows, "before": model, "control": base, "forgotten": earlier, "probes": probes}
-        found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
+        with without_messages("lume_unlearn", "probe left out"):  # said at the start
+            found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
         return Forgotten(result, found, done, judge.before)
 
 

@@ -176,7 +176,9 @@ class Watch(TrainerCallback, ExportableState):
     def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
         epoch, epochs = round(float(state.epoch or 0)), self.setting.epochs
+        where = f"try {self.folder.name} ({self.setting.line()}), epoch {epoch} of {epochs}"
         if epoch % (epochs // JUDGED) and epoch < epochs and not control.should_training_stop:
+            self.say(where)
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
@@ -186,4 +188,4 @@ class Watch(TrainerCallback, ExportableState):
                 save_file(weights, self.folder / WEIGHTS)
         self.judged[epoch] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
-        self.say(f"try {self.folder.name} ({self.setting.line()}), epoch {epoch} of {epochs}: {found.line()}")
+        self.say(f"{where}: {found.line()}")
