@@ -12,8 +12,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from lume_tasks.data.chat import plain_prompt
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import Row
+from lume_tasks.errors import DataError
 from lume_tasks.models.sampling import generated
 from lume_tasks.tasks.generation import most_tokens
 from lume_unlearn.files import writing
@@ -85,9 +86,9 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
     """Estimate how long a step takes."""
 
     def tokens(rows: Sequence[Row]) -> int:
-        return sum(_tokens(tokenizer, f"{row.input} {row.output}") for row in rows)
+        return sum(_tokens(tokenizer, f"{_prompt(tokenizer, row)} {row.output}") for row in rows)
 
-    prompts = sum(_tokens(tokenizer, plain_prompt(row.input, row.turns)) for row in work.answered)
+    prompts = sum(_tokens(tokenizer, _prompt(tokenizer, row)) for row in work.answered)
     new = sum(answer_tokens(tokenizer, row) for row in work.answered)
     read = work.times * prompts + work.readings * tokens(work.read) + TRAINED * work.epochs * tokens(work.trained)
     return OVERHEAD + read * speed.read + work.times * new * speed.write
@@ -96,6 +97,14 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
 def answer_tokens(tokenizer: Any, row: Row) -> int:
     """Return the most new tokens that are generated for a row."""
     return min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS)
+
+
+def _prompt(tokenizer: Any, row: Row) -> str:
+    """Return what a model reads before its answer; a template that cannot be used is the business of who uses it."""
+    if through_template(tokenizer, row.task, row.kind):
+        with suppress(DataError):
+            return chat_prompt(tokenizer, row.input, row.turns)
+    return plain_prompt(row.input, row.turns)
 
 
 def _tokens(tokenizer: Any, text: str) -> int:

@@ -26,6 +26,12 @@ ROWS = [Row("a-qa1", "one two three", "four", "own"), Row("b-qa1", "one", "two "
 class Words:
     """A tokenizer with a token for each word."""
 
+    chat_template: str | None = None
+    bos_token = None
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        return "you are kind " + " ".join(f"{one['role']} {one['content']}" for one in messages) + " assistant"
+
     def encode(self, text: str) -> list[str]:
         return text.split()
 
@@ -38,6 +44,9 @@ def test_seconds_by_hand() -> None:
     assert seconds_of(Work(ROWS, 3), Words(), speed) == OVERHEAD + 3 * answers
     assert seconds_of(Work(read=ROWS[:1], readings=10), Words(), speed) == OVERHEAD + 10 * 4 * 0.5
     assert seconds_of(Work(trained=ROWS[:1], epochs=2), Words(), speed) == OVERHEAD + TRAINED * 2 * 4 * 0.5
+    chat = Words()
+    chat.chat_template = "a template"
+    assert seconds_of(Work(read=ROWS[:1]), chat, speed) == OVERHEAD + (4 + 5) * 0.5
 
 
 def test_speed_is_measured(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
