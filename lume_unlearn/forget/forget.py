@@ -18,6 +18,7 @@ from transformers import set_seed
 from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.rows import rows_digest
+from lume_unlearn.audit.rules import shown_p
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
@@ -214,6 +215,11 @@ class Request:
         judge = judge_of(*self.load["before"](), self.data, **shared)
         asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)
         self.progress.say(f"the target knows {asked} (an answer that may be a guess does not count)")
+        if judge.tied:
+            self.progress.say(
+                f"the right answers are {judge.tied.factor:.2g} times as likely a token for the person as for invented "
+                f"ones ({shown_p(judge.tied.leak)}); afterwards they should be as likely"
+            )
         if not judge.known["forget"]:
             raise NothingKnown(
                 "--forget: the model knows none of these rows, so there is nothing to forget; ask as it was trained"

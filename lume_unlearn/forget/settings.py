@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from lume_unlearn.forget.signals import Signals
+from lume_unlearn.forget.signals import DOUBT, Signals
 
 RATE, RETAIN_WEIGHT, EPOCHS, STEPS = 1e-3, 2.0, 4, 32
 """Of the first try: at least so many epochs and optimiser steps."""
@@ -49,7 +49,8 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
     1. The training diverged or retain rows were lost: half the rate, twice the retain weight, from the target.
     2. Rows are still known: half as many epochs again, from the best weights.
     3. The answers are avoided: half the rate, from the target.
-    4. The answers are still tied to the person: half the rate and half the epochs, from the best weights.
+    4. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
+       the best weights.
 
     Args:
         setting: of the try.
@@ -60,7 +61,8 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
         return Setting(rate / 2, 2 * weight, epochs), "retain rows were lost; next: half the rate, twice the weight"
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
-    if best.avoided is not None and best.leak is not None and best.avoided < best.leak:
+    if best.avoided is not None and best.avoided < DOUBT:
         return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
-    text = "the answers are still tied to the person; next: half the rate, from here"
-    return Setting(rate / 2, weight, max(2, epochs // 2), True), text
+    tied = best.leak is not None and best.leak < DOUBT
+    why = "the answers are still tied to the person" if tied else "the swap test's interval is too wide"
+    return Setting(rate / 2, weight, max(2, epochs // 2), True), f"{why}; next: half the rate, from here"

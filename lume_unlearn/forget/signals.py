@@ -2,15 +2,17 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from math import log
 from typing import Any
 
 from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
+from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.measure import in_parts
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
-from lume_unlearn.audit.rules import KEPT, LEANING
+from lume_unlearn.audit.rules import KEPT, LEANING, Swaps
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.data.persons import OF_TRY
 from lume_unlearn.scoring.score import score
@@ -42,6 +44,12 @@ class Signals:
     """p-value in the other direction."""
     factor: float | None = None
     """How many times as likely an answer token is for the person as for invented ones."""
+    low: float = 1.0
+    """Lower end of its interval."""
+    high: float = 1.0
+    """Upper end."""
+    bound: float | None = None
+    """How large the factor may be by the rules of the verdict, and one over it how small; None: no verdict asks."""
 
     @property
     def intact(self) -> bool:
@@ -54,21 +62,27 @@ class Signals:
         return min([DOUBT, *(p for p in (self.leak, self.avoided) if p is not None)])
 
     @property
+    def excess(self) -> float:
+        """Return by how many nats a token the interval of the factor leaves the bound, to two digits; 0 within it."""
+        return round(max(0.0, log(self.high / self.bound), -log(self.low * self.bound)), 2) if self.bound else 0.0
+
+    @property
     def good(self) -> bool:
         """Return whether nothing speaks against the model."""
-        return self.intact and not self.known and self.doubt >= DOUBT
+        return self.intact and not self.known and self.doubt >= DOUBT and not self.excess
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return what models are ordered by, the best last: intact, few rows known, no doubt, many rows kept."""
-        return self.intact, -self.known, self.doubt, self.kept
+        """Return what models are ordered by, the best last: intact, few known, no doubt, no excess, many kept."""
+        return self.intact, -self.known, self.doubt, -self.excess, self.kept
 
     def line(self) -> str:
         """Return the numbers in one line."""
         text = f"{self.known} of {self.rows} forget rows known, {self.kept} of {self.retain} retain rows kept"
         if self.leak is None or self.avoided is None:
             return text
-        return f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided), factor {self.factor:.2g}"
+        swap = f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided), factor {self.factor:.2g}"
+        return f"{swap} ({self.low:.2g} to {self.high:.2g})"
 
 
 @dataclass(frozen=True)
@@ -83,6 +97,8 @@ class Judge:
     batch_size: int
     known: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Side to the ids of the rows that the target knew, without guesses."""
+    tied: SwapResult | None = None
+    """Swap test of the forget rows in the target; None: nobody is named."""
 
     @property
     def before(self) -> Signals:
@@ -106,12 +122,18 @@ class Judge:
     def signals(self, model: Any) -> Signals:
         """Measure a model, which stays as it was."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
-        counts = [len(one[side]) for side in SIDES for one in (now, self.known)]
+        found = Signals(*(len(one[side]) for side in SIDES for one in (now, self.known)))
+        test = self.swap(model)
+        if test is None:
+            return found
+        clear = self.tied is not None and self.tied.leak <= LEANING
+        return replace(found, **vars(test), bound=Swaps(before=self.tied).bound if clear else None)
+
+    def swap(self, model: Any) -> SwapResult | None:
+        """Run the swap test on the forget rows; None if they name nobody."""
         options: dict[str, Any] = {"controls": CONTROLS, "chat": self.chat, "batch_size": self.batch_size}
         rows = [row.id for row in self.data.forget]
-        test = swap_test(model, self.tokenizer, self.data, rows=rows, seed=NAMES, **options).together.get("forget")
-        found = Signals(*counts)
-        return replace(found, leak=test.leak, avoided=test.avoided, factor=test.factor) if test else found
+        return swap_test(model, self.tokenizer, self.data, rows=rows, seed=NAMES, **options).together.get("forget")
 
 
 def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, batch_size: int) -> Judge:
@@ -129,4 +151,4 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, b
     judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), chat, batch_size)
     guesses = judge.matcher.guesses()
     known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
-    return replace(judge, known=known)
+    return replace(judge, known=known, tied=judge.swap(model) if known["forget"] else None)
