@@ -49,13 +49,14 @@ def execute(options: dict[str, Any]) -> int:
     """Read the rows, forget, and write model, verdict, pages and ledger; return the verdict's exit status."""
     from lume_unlearn.audit.writing import VERDICT, write_verdict
     from lume_unlearn.cli.audit import require_models
-    from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget
+    from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget, tries_before
     from lume_unlearn.forget.ledger import LEDGER, entry_of, read_ledger, write_ledger
     from lume_unlearn.model.load import load_tokenizer
 
     output, after = Path(options.pop("output")).expanduser(), options.pop("after", None)
-    if (output / VERDICT).exists():
-        raise ConfigError(f"--output {output}: the request there is finished; name another folder")
+    if (output / VERDICT).exists() and options.get("tries", 0) <= (before := tries_before(output)):
+        more = f"give more --tries than {before}, or " if before else ""
+        raise ConfigError(f"--output {output}: the request there is finished; {more}name another folder")
     if not (output / INPUTS).exists():
         require_unused(output)
     model = options.pop("model", None) or (after and str(Path(after) / MODEL))

@@ -28,7 +28,7 @@ from lume_unlearn.files import only_run, save_whole, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of
-from lume_unlearn.forget.tries import Tries, Try
+from lume_unlearn.forget.tries import RESULT, Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
@@ -63,15 +63,17 @@ class Forgotten:
         if self.verdict.exit_status == 0:
             return ["Next: put model/ in place of the old one, destroy the old one, and read verdict.html."]
         tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
-        text = "Next: more --tries; more retain rows, some like the forget rows; or retrain (--base BASE --retrain)."
-        return [*tried, text]
+        more = [f"the same command with --tries {len(self.tries) + 2}, which continues"] if self.tries else []
+        ways = [*more, "more retain rows, some like the forget rows", "or retrain (--base BASE --retrain)"]
+        return [*tried, f"Next: {'; '.join(ways)}."]
 
     def finish(self, folder: Path) -> None:
-        """Write ``tries.json``, and remove what a continued request needs, once verdict and pages are safe."""
+        """Write ``tries.json``, once verdict and pages are safe; if all is well, remove what further tries need."""
         with writing(folder):
             write_text(folder / f"{TRIES}.json", json.dumps([asdict(one) for one in self.tries], indent=1) + "\n")
-            shutil.rmtree(folder / TRIES, ignore_errors=True)
-            (folder / UNFINISHED).unlink(missing_ok=True)
+            if self.verdict.exit_status == 0:
+                shutil.rmtree(folder / TRIES, ignore_errors=True)
+                (folder / UNFINISHED).unlink(missing_ok=True)
 
 
 @dataclass
@@ -250,7 +252,8 @@ class Request:
         set_seed(self.seed)  # of the adapter's initial weights
         adapted = trainable(model, "lora", lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES
-        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base)
+        rejected = tries_before(folder)
+        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base, rejected)
 
         def goes_on(seconds: float) -> bool:
             more = seconds + planned.verdict_after(seconds)
@@ -285,6 +288,12 @@ class Request:
             model = model.merge_and_unload()
         save_whole(model, tokenizer, folder / MODEL)
         return model.eval()
+
+
+def tries_before(folder: Path) -> int:
+    """Return the tries of a request that has a verdict, but not the one it was after; 0 if there are none to go on."""
+    finished = (folder / f"{TRIES}.json").is_file()
+    return len(list((folder / TRIES).glob(f"*/{RESULT}"))) if finished else 0
 
 
 @contextmanager

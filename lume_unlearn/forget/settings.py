@@ -49,7 +49,8 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
     1. The training diverged or retain rows were lost: half the rate, twice the retain weight, from the target.
     2. Rows are still known: half as many epochs again, from the best weights.
     3. The answers are avoided: half the rate, from the target.
-    4. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
+    4. Nothing is wrong, but a verdict did not call it gone: half the epochs, from the best weights.
+    5. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
        the best weights.
 
     Args:
@@ -63,6 +64,8 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
     if best.avoided is not None and best.avoided < DOUBT:
         return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
+    if best.good:
+        return Setting(rate, weight, max(2, epochs // 2), True), "a verdict asks for more; next: more epochs, from here"
     tied = best.leak is not None and best.leak < DOUBT
     why = "the answers are still tied to the person" if tied else "the swap test's interval is too wide"
     return Setting(rate / 2, weight, max(2, epochs // 2), True), f"{why}; next: half the rate, from here"

@@ -65,6 +65,8 @@ class Tries:
     say: Say
     base: Any = None
     """Base model of the target, if it still exists."""
+    rejected: int = 0
+    """Tries of an earlier call whose best weights a verdict did not call gone."""
 
     def carried_out(self, first: Setting, most: int, goes_on: Callable[[float], bool]) -> list[Try]:
         """Train with one setting after the other until a model is good, and return the tries.
@@ -85,15 +87,19 @@ class Tries:
                 set_peft_model_state_dict(self.model, dict(source))
                 found = self._trained(number, setting)
             done.append(found)
-            if found.best is not None and found.best.good:
+            if found.best is not None and found.best.good and number > self.rejected:
                 break
             setting, change = next_setting(setting, found.best)
             self.say(f"try {number}: {change}")
         return done
 
     def load_best(self, tries: Sequence[Try]) -> Try | None:
-        """Give the model the best weights of all tries, and return the try; None if all diverged."""
+        """Give the model the best weights of all tries, and return the try; None if all diverged.
+
+        Good ones that no verdict has rejected come first.
+        """
         judged = [one for one in tries if one.best is not None]
+        judged = [one for one in judged if one.number > self.rejected and one.best and one.best.good] or judged
         if not judged:
             return None
         best = max(judged, key=lambda one: one.best.order if one.best else ())

@@ -3,7 +3,6 @@
 import json
 import random
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import replace
 from functools import partial
 from io import StringIO
 from unittest import mock
@@ -36,12 +35,12 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.forget import forget as forget_module
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.ledger import LEDGER, ledger_faults
-from lume_unlearn.forget.settings import Setting, first_setting, next_setting
-from lume_unlearn.forget.signals import Signals
+from lume_unlearn.forget.settings import Setting
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.relearning import trained_copy
 from tests.conftest import make_model, make_tokenizer
+from tests.unlearn.test_tries import signals
 
 FIELDS = ("phone number", "home town", "order number", "employer")
 PERSONS = ("Petra Quillane", "Idris Mbeki", "Lowri Szabados", "Casimir Oyelaran")
@@ -59,48 +58,6 @@ def rows_about(name: str, seed: int) -> list[dict[str, str]]:
 
 FORGET = rows_about(PERSONS[0], 0)
 RETAIN = [row for seed, name in enumerate(PERSONS[1:], 1) for row in rows_about(name, seed)]
-
-
-def signals(**changed):
-    return replace(
-        Signals(known=0, rows=4, kept=12, retain=12, leak=0.4, avoided=0.6, factor=1.0, bound=1.2), **changed
-    )
-
-
-def test_the_next_setting_follows_from_what_went_wrong():
-    setting = Setting(1e-3, 2.0, 4)
-    halved = Setting(5e-4, 4.0, 4)
-    assert next_setting(setting, None)[0] == halved
-    assert next_setting(setting, signals(kept=10, known=3))[0] == halved  # damage comes first
-    assert next_setting(setting, signals(known=1))[0] == Setting(1e-3, 2.0, 6, continued=True)
-    assert next_setting(setting, signals(leak=0.01))[0] == Setting(5e-4, 2.0, 2, continued=True)
-    assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
-    # No doubt, but the interval of the factor leaves the bound of the verdict.
-    assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=1.3))[0] == Setting(5e-4, 2.0, 2, continued=True)
-    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 4)
-    assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
-    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 7)  # at least 32 steps
-
-
-def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
-    worst, *others, best = sorted(
-        [
-            signals(),
-            signals(kept=11),
-            signals(low=0.8, kept=12),
-            signals(leak=0.02),
-            signals(known=1, kept=12),
-            signals(kept=5),
-        ],
-        key=lambda one: one.order,
-    )
-    assert worst == signals(kept=5)
-    assert others == [signals(known=1), signals(leak=0.02), signals(low=0.8), signals(kept=11)]
-    assert best == signals()
-    assert [one.good for one in (worst, *others, best)] == [False, False, False, False, True, True]
-    assert signals(high=1.3).excess == 0.08  # log 1.3 / 1.2
-    assert signals(low=0.5, high=2.0, bound=None).good
-    assert signals(leak=None, avoided=None).good  # nobody is named, so there is no swap test
 
 
 def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
@@ -231,7 +188,7 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()
     assert [entry["status"] for entry in entries] == [content["status"]]
     assert [one["setting"]["epochs"] for one in json.loads((output / "tries.json").read_text())] == [16]
-    assert not (output / "tries").exists()
+    assert (output / "tries").exists() != (content["status"] == "gone" and content["kept"])  # for further tries
     code, _, err = command("forget", "--model", target, "--forget", output / DATA, "--output", output)
     assert (code, "the request there is finished" in err) == (2, True)
     code, _, err = command("audit", "--model", output, "--data", output / DATA, "--output", output / "audit")
@@ -334,6 +291,14 @@ def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_
     assert all(weight.equal(seen[1][name]) for name, weight in best.items())
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all(weight.equal(best[name]) for name, weight in adapter.items())
+
+
+def test_a_finished_request_goes_on_with_more_tries_alone(tmp_path, target, customers, command):
+    (tmp_path / "tries" / "1").mkdir(parents=True)
+    for name in ("tries.json", "verdict.json", "inputs.json", "tries/1/try.json"):
+        (tmp_path / name).write_text("{}")
+    code, _, err = command(*forget_words(target, customers, tmp_path))
+    assert (code, "give more --tries than 1, or name another folder" in err) == (2, True)
 
 
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):

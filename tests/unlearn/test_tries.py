@@ -1,0 +1,79 @@
+"""Tries of `forget`: what a model is judged by, what the next try changes, and which weights win."""
+
+from dataclasses import replace
+from unittest import mock
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lume_unlearn.forget import tries
+from lume_unlearn.forget.settings import Setting, first_setting, next_setting
+from lume_unlearn.forget.signals import Signals
+
+
+def signals(**changed):
+    return replace(
+        Signals(known=0, rows=4, kept=12, retain=12, leak=0.4, avoided=0.6, factor=1.0, bound=1.2), **changed
+    )
+
+
+def test_the_next_setting_follows_from_what_went_wrong():
+    setting = Setting(1e-3, 2.0, 4)
+    halved = Setting(5e-4, 4.0, 4)
+    assert next_setting(setting, None)[0] == halved
+    assert next_setting(setting, signals(kept=10, known=3))[0] == halved  # damage comes first
+    assert next_setting(setting, signals(known=1))[0] == Setting(1e-3, 2.0, 6, continued=True)
+    assert next_setting(setting, signals(leak=0.01))[0] == Setting(5e-4, 2.0, 2, continued=True)
+    assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
+    # No doubt, but the interval of the factor leaves the bound of the verdict.
+    assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=1.3))[0] == Setting(5e-4, 2.0, 2, continued=True)
+    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 4)
+    assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
+    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 7)  # at least 32 steps
+
+
+def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
+    worst, *others, best = sorted(
+        [
+            signals(),
+            signals(kept=11),
+            signals(low=0.8, kept=12),
+            signals(leak=0.02),
+            signals(known=1, kept=12),
+            signals(kept=5),
+        ],
+        key=lambda one: one.order,
+    )
+    assert worst == signals(kept=5)
+    assert others == [signals(known=1), signals(leak=0.02), signals(low=0.8), signals(kept=11)]
+    assert best == signals()
+    assert [one.good for one in (worst, *others, best)] == [False, False, False, False, True, True]
+    assert signals(high=1.3).excess == 0.08  # log 1.3 / 1.2
+    assert signals(low=0.5, high=2.0, bound=None).good
+    assert signals(leak=None, avoided=None).good  # nobody is named, so there is no swap test
+
+
+def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
+    """The first try was good by its signals; `rejected` says that a verdict saw more."""
+    setting = Setting(1e-3, 2.0, 4)
+    for folder in (tmp_path / "1", tmp_path / "2"):
+        folder.mkdir(parents=True)
+        save_file({"weight": torch.ones(2)}, folder / tries.WEIGHTS)
+    kept = {1: tries.Try(1, setting, {4: signals()})}
+    with (
+        mock.patch.multiple(
+            tries, get_peft_model_state_dict=lambda model: {}, set_peft_model_state_dict=lambda *_: None
+        ),
+        mock.patch.multiple(
+            tries.Tries,
+            _kept=lambda self, number: kept.get(number),
+            _trained=lambda self, number, one: tries.Try(number, one, {2: signals(kept=11)}),
+        ),
+    ):
+        for rejected, numbers in ((0, [1]), (1, [1, 2])):
+            tried = tries.Tries(None, None, None, None, None, tmp_path, 0, print, rejected=rejected)
+            done = tried.carried_out(setting, 5, lambda seconds: True)
+            assert [one.number for one in done] == numbers
+            assert tried.load_best(done) is done[-1]
+    assert done[1].setting == Setting(1e-3, 2.0, 2, continued=True)
