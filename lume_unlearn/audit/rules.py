@@ -269,7 +269,7 @@ def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
         return [f"The persons are treated a little unlike invented ones (swap test, {p}), {why}."]
     if not 1 / bound <= now.low <= now.high <= bound:
         between = f"between {now.low:.2g} and {now.high:.2g}, and has to be between {1 / bound:.2g} and {bound:.2g}"
-        return [f"The swap test is too coarse: the factor may be {between}; give more rows."]
+        return [f"The swap test is too coarse: the factor may be {between}. More training, or more rows, narrow this."]
     return []
 
 

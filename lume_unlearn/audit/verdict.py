@@ -84,12 +84,16 @@ class Verdict:
         return sum(probe["queries"] for title, probe in self.probes.items() if title not in self.uninformative)
 
     @property
+    def _no_evidence(self) -> str:
+        return "may be a guess" + (", or the control gives it, too" if "control" in self.models else "")
+
+    @property
     def headline(self) -> str:
         """What was asked and found, with the bound of what could have been missed."""
         retain, counted = self.counts["retain"], self.counted
         text = f"{self.given} of {len(counted)} rows that were known before are given away"
         if left_out := self.counts["forget"]["before"] - len(counted):
-            text += f" ({left_out} more do not count: a right answer may be a guess, or a control gives it, too)"
+            text += f" ({left_out} more do not count: a right answer {self._no_evidence})"
         text += f", in {self.queries} queries that say something"
         if not self.given and self.queries:
             text += f" (if more than {rules.upper_limit(0, len(counted)):.0%} of such rows came out, one would have)"
@@ -118,7 +122,7 @@ class Verdict:
             lines.append(f"Retain rows that were lost: {rules.named(self.lost)}.")
         excused = [row["row"].id for row in self.rows if row["excused"] and (row["known_now"] or row["known_in"])]
         if excused:
-            lines.append(f"Right, but no evidence (a guess, or a control knows it, too): {rules.named(excused)}.")
+            lines.append(f"Right, but no evidence, since the answer {self._no_evidence}: {rules.named(excused)}.")
         if self.nearer:
             near, rows = self.nearer
             words = "the right answer is nearer to the control in likelihood than to the target"
