@@ -41,6 +41,10 @@ ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
 
+def _any_length(name: str) -> int:
+    return 0
+
+
 @dataclass(frozen=True)
 class Persons:
     """What a training on invented persons reads beside the forget rows, of each forget row equally many."""
@@ -56,11 +60,14 @@ def control_rows(
 ) -> dict[str, list[Row]]:
     """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
 
+    All family names of the data are used alike, and names of any length: what is forgotten for some names alone, the
+    model still says of persons with the others.
+
     Args:
         forget: forget rows.
         retain: retain rows; names that occur in them, or in forget rows, are not used.
         count: of each row.
-        length: counts the tokens of a name.
+        length: counts the tokens of a name; those of a verdict are of a like length.
         seed: of the names.
     """
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for row in (*forget, *retain)))
@@ -74,7 +81,7 @@ def control_rows(
             for own_seed, judges in (OF_VERDICT, OF_TRY):
                 judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, others, own_seed)))
             number = min(count * rows, MOST_NAMES)
-            names[subject] = cycle(control_names(subject, number, judged, length, others, seed + 1))
+            names[subject] = cycle(control_names(subject, number, judged, _any_length, others, seed + 1))
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))

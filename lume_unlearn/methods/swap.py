@@ -25,7 +25,7 @@ class Swap(Method):
     )
 
     controls: int = param(4, "invented persons for each row")
-    level: float = param(2.5, "NLL in nats up to which the own words of an answer are pushed", zero=True)
+    level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match a person to invented ones: three terms, each with weight 1.
