@@ -41,10 +41,6 @@ ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
 
-def _any_length(name: str) -> int:
-    return 0
-
-
 @dataclass(frozen=True)
 class Persons:
     """What a training on invented persons reads beside the forget rows, of each forget row equally many."""
@@ -81,12 +77,24 @@ def control_rows(
             for own_seed, judges in (OF_VERDICT, OF_TRY):
                 judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, others, own_seed)))
             number = min(count * rows, MOST_NAMES)
-            names[subject] = cycle(control_names(subject, number, judged, _any_length, others, seed + 1))
+            names[subject] = cycle(_of_all_families(subject, number, judged, others, seed + 1))
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
         found[row.id] = [row if own is None else _about(row, subjects[row.id], next(own)) for _ in range(count)]
     return found
+
+
+def _of_all_families(subject: str, number: int, known: str, families: Sequence[str], seed: int) -> list[str]:
+    """Return at least ``number`` invented names, one of each family name after the other, of any length."""
+    kinds: list[list[str]] = [[family] for family in families] or [[]]
+    each, found = -(-number // len(kinds)), []
+    for one, kind in enumerate(kinds):
+        with suppress(ValueError):  # too few names with this family name
+            found.append(control_names(subject, each, known, lambda name: 0, kind, 1000 * one + seed))
+    if not found:
+        raise ValueError(f"no names like {subject}")
+    return [name for together in zip(*found, strict=True) for name in together]
 
 
 def _about(row: Row, subject: str, name: str) -> Row:
