@@ -85,12 +85,17 @@ def measured_speed(model: Any, tokenizer: Any, rows: Sequence[Row]) -> Speed:
 def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
     """Estimate how long a step takes."""
 
-    def tokens(rows: Sequence[Row]) -> int:
-        return sum(_tokens(tokenizer, f"{_prompt(tokenizer, row)} {row.output}") for row in rows)
+    def prompts(rows: Sequence[Row]) -> int:
+        texts = sum(_tokens(tokenizer, plain_prompt(row.input, row.turns)) for row in rows)
+        asked = sum(through_template(tokenizer, row.task, row.kind) for row in rows)
+        return texts + (asked * _frame(tokenizer) if asked else 0)
 
-    prompts = sum(_tokens(tokenizer, _prompt(tokenizer, row)) for row in work.answered)
+    def tokens(rows: Sequence[Row]) -> int:
+        return prompts(rows) + sum(_tokens(tokenizer, row.output) for row in rows)
+
     new = sum(answer_tokens(tokenizer, row) for row in work.answered)
-    read = work.times * prompts + work.readings * tokens(work.read) + TRAINED * work.epochs * tokens(work.trained)
+    trained = TRAINED * work.epochs * tokens(work.trained)
+    read = work.times * prompts(work.answered) + work.readings * tokens(work.read) + trained
     return OVERHEAD + read * speed.read + work.times * new * speed.write
 
 
@@ -99,12 +104,12 @@ def answer_tokens(tokenizer: Any, row: Row) -> int:
     return min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS)
 
 
-def _prompt(tokenizer: Any, row: Row) -> str:
-    """Return what a model reads before its answer; a template that cannot be used is the business of who uses it."""
-    if through_template(tokenizer, row.task, row.kind):
-        with suppress(DataError):
-            return chat_prompt(tokenizer, row.input, row.turns)
-    return plain_prompt(row.input, row.turns)
+def _frame(tokenizer: Any) -> int:
+    """Return the tokens that a chat template adds to a question; 0 if it cannot be used, which its user is told."""
+    try:
+        return _tokens(tokenizer, chat_prompt(tokenizer, ""))
+    except DataError:
+        return 0
 
 
 def _tokens(tokenizer: Any, text: str) -> int:

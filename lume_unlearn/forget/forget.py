@@ -28,7 +28,7 @@ from lume_unlearn.files import only_run, save_whole, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of
-from lume_unlearn.forget.tries import RESULT, Tries, Try
+from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
@@ -291,9 +291,11 @@ class Request:
 
 
 def tries_before(folder: Path) -> int:
-    """Return the tries of a request that has a verdict, but not the one it was after; 0 if there are none to go on."""
-    finished = (folder / f"{TRIES}.json").is_file()
-    return len(list((folder / TRIES).glob(f"*/{RESULT}"))) if finished else 0
+    """Return how many tries the verdict in a folder has judged; 0 without one, or if all was well."""
+    finished = folder / f"{TRIES}.json"
+    if not finished.is_file() or not (folder / TRIES).is_dir():
+        return 0
+    return len(json.loads(finished.read_text(encoding="utf-8")))
 
 
 @contextmanager

@@ -62,10 +62,9 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
         return Setting(rate / 2, 2 * weight, epochs), "retain rows were lost; next: half the rate, twice the weight"
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
-    if best.avoided is not None and best.avoided < DOUBT:
+    if best.swap and best.swap.avoided < DOUBT:
         return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
     if best.good:
         return Setting(rate, weight, max(2, epochs // 2), True), "a verdict asks for more; next: more epochs, from here"
-    tied = best.leak is not None and best.leak < DOUBT
-    why = "the answers are still tied to the person" if tied else "the swap test's interval is too wide"
+    why = "the answers are still tied to the person" if best.doubt < DOUBT else "the swap test's interval is too wide"
     return Setting(rate / 2, weight, max(2, epochs // 2), True), f"{why}; next: half the rate, from here"

@@ -38,16 +38,8 @@ class Signals:
     """Retain rows that it knows, of those that the target knew."""
     retain: int
     """Retain rows that the target knew."""
-    leak: float | None = None
-    """p-value against "the answers are no likelier for the person than for invented ones"; None: nobody is named."""
-    avoided: float | None = None
-    """p-value in the other direction."""
-    factor: float | None = None
-    """How many times as likely an answer token is for the person as for invented ones."""
-    low: float = 1.0
-    """Lower end of its interval."""
-    high: float = 1.0
-    """Upper end."""
+    swap: SwapResult | None = None
+    """Swap test of the forget rows; None: they name nobody."""
     bound: float | None = None
     """How large the factor may be by the rules of the verdict, and one over it how small; None: no verdict asks."""
 
@@ -59,12 +51,14 @@ class Signals:
     @property
     def doubt(self) -> float:
         """Return the smaller p-value of the swap test, at most `DOUBT`: above it, chance alone orders two models."""
-        return min([DOUBT, *(p for p in (self.leak, self.avoided) if p is not None)])
+        return min(DOUBT, self.swap.leak, self.swap.avoided) if self.swap else DOUBT
 
     @property
     def excess(self) -> float:
         """Return by how many nats a token the interval of the factor leaves the bound, to two digits; 0 within it."""
-        return round(max(0.0, log(self.high / self.bound), -log(self.low * self.bound)), 2) if self.bound else 0.0
+        if self.swap is None or self.bound is None:
+            return 0.0
+        return round(max(0.0, log(self.swap.high / self.bound), -log(self.swap.low * self.bound)), 2)
 
     @property
     def good(self) -> bool:
@@ -79,10 +73,16 @@ class Signals:
     def line(self) -> str:
         """Return the numbers in one line."""
         text = f"{self.known} of {self.rows} forget rows known, {self.kept} of {self.retain} retain rows kept"
-        if self.leak is None or self.avoided is None:
+        if self.swap is None:
             return text
-        swap = f"{text}, swap test p {self.leak:.2g} (tied), {self.avoided:.2g} (avoided), factor {self.factor:.2g}"
-        return f"{swap} ({self.low:.2g} to {self.high:.2g})"
+        found = f"p {self.swap.leak:.2g} (tied), {self.swap.avoided:.2g} (avoided), factor {self.swap.factor:.2g}"
+        return f"{text}, swap test {found} ({self.swap.low:.2g} to {self.swap.high:.2g})"
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> "Signals":
+        """Return signals from what `dataclasses.asdict` made of them."""
+        test = content["swap"]
+        return cls(**{**content, "swap": test and SwapResult(**test)})
 
 
 @dataclass(frozen=True)
@@ -122,12 +122,10 @@ class Judge:
     def signals(self, model: Any) -> Signals:
         """Measure a model, which stays as it was."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
-        found = Signals(*(len(one[side]) for side in SIDES for one in (now, self.known)))
-        test = self.swap(model)
-        if test is None:
-            return found
         clear = self.tied is not None and self.tied.leak <= LEANING
-        return replace(found, **vars(test), bound=Swaps(before=self.tied).bound if clear else None)
+        known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
+        bound = Swaps(before=self.tied).bound if clear else None
+        return Signals(known, rows, kept, retain, swap=self.swap(model), bound=bound)
 
     def swap(self, model: Any) -> SwapResult | None:
         """Run the swap test on the forget rows; None if they name nobody."""

@@ -112,7 +112,7 @@ class Tries:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        judged = {int(epoch): Signals(**one) for epoch, one in content.pop("judged").items()}
+        judged = {int(epoch): Signals.read(one) for epoch, one in content.pop("judged").items()}
         return Try(**content | {"setting": Setting(**content["setting"]), "judged": judged})
 
     def _trained(self, number: int, setting: Setting) -> Try:
@@ -167,7 +167,7 @@ class Watch(TrainerCallback, ExportableState):
         """Restore what the checkpoint kept."""
         kept: Mapping[str, Any] | None = saved_attributes(self, state)
         if kept is not None:
-            self.judged = {int(epoch): Signals(**one) for epoch, one in kept["judged"].items()}
+            self.judged = {int(epoch): Signals.read(one) for epoch, one in kept["judged"].items()}
         self.bar.reset(total=state.max_steps)
         self.bar.update(state.global_step)
 

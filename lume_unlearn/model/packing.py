@@ -89,16 +89,14 @@ def packed_attention(
         (1, T, heads, head size), and None for the attention weights.
     """
     bounds, rows = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
-    window = kwargs.get("sliding_window")
     if bounds is None or rows is None:
-        if attention_mask is None and window and key.shape[2] == query.shape[2] > window:
-            attention_mask = _window_mask(query.shape[2], window, query.device)
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
     if torch.is_autocast_enabled(query.device.type):
         # Rotary positions leave queries and keys in float32; SDPA casts them itself.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))
+    window = kwargs.get("sliding_window")
     if not dropout and _varlen_runs(query, value):
         q, k, v = (states[0].transpose(0, 1) for states in (query, key, value))
         groups = q.shape[1] // k.shape[1]
@@ -139,11 +137,12 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 def packed_mask(**kwargs: Any) -> Tensor | None:
     """Return no mask for a pack, whose rows the attention keeps apart; else SDPA's mask.
 
-    A pack is one sequence without padding and without cached keys. The scorer passes several tokens after a cached
-    prefix: without a mask, SDPA would take them as the first tokens, which see one cached key, two, three, ...
+    transformers knows a pack of several rows by its positions, which forbid the plain causal mask, and has none with
+    padding or cached keys. All other calls, such as those of a scorer, get what SDPA would get.
     """
-    packed = kwargs.get("attention_mask") is None and kwargs["batch_size"] == 1
-    return None if packed and kwargs["q_length"] == kwargs["kv_length"] else sdpa_mask(**kwargs)
+    alone = kwargs["batch_size"] == 1 and kwargs["q_length"] == kwargs["kv_length"]
+    pack = alone and kwargs.get("attention_mask") is None and not kwargs["allow_is_causal_skip"]
+    return None if pack else sdpa_mask(**kwargs)
 
 
 # Compiled layers call this attention uncompiled: it is one kernel already, or a loop over rows.

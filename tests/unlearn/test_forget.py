@@ -295,8 +295,9 @@ def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_
 
 def test_a_finished_request_goes_on_with_more_tries_alone(tmp_path, target, customers, command):
     (tmp_path / "tries" / "1").mkdir(parents=True)
-    for name in ("tries.json", "verdict.json", "inputs.json", "tries/1/try.json"):
+    for name in ("verdict.json", "inputs.json"):
         (tmp_path / name).write_text("{}")
+    (tmp_path / "tries.json").write_text("[{}]")
     code, _, err = command(*forget_words(target, customers, tmp_path))
     assert (code, "give more --tries than 1, or name another folder" in err) == (2, True)
 

@@ -1,21 +1,23 @@
 """Tries of `forget`: what a model is judged by, what the next try changes, and which weights win."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from unittest import mock
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.forget import tries
+from lume_unlearn.forget.forget import tries_before
 from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Signals
 
 
-def signals(**changed):
-    return replace(
-        Signals(known=0, rows=4, kept=12, retain=12, leak=0.4, avoided=0.6, factor=1.0, bound=1.2), **changed
-    )
+def signals(known=0, kept=12, bound=1.2, **swap):
+    found = SwapResult(**{"leak": 0.4, "avoided": 0.6, "factor": 1.0, "low": 1.0, "high": 1.0} | swap)
+    return Signals(known=known, rows=4, kept=kept, retain=12, swap=found, bound=bound)
 
 
 def test_the_next_setting_follows_from_what_went_wrong():
@@ -51,7 +53,9 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
     assert [one.good for one in (worst, *others, best)] == [False, False, False, False, True, True]
     assert signals(high=1.3).excess == 0.08  # log 1.3 / 1.2
     assert signals(low=0.5, high=2.0, bound=None).good
-    assert signals(leak=None, avoided=None).good  # nobody is named, so there is no swap test
+    assert replace(signals(), swap=None).good  # nobody is named, so there is no swap test
+    for one in (signals(leak=0.02), replace(signals(), swap=None)):
+        assert Signals.read(json.loads(json.dumps(asdict(one)))) == one
 
 
 def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
@@ -77,3 +81,8 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
             assert [one.number for one in done] == numbers
             assert tried.load_best(done) is done[-1]
     assert done[1].setting == Setting(1e-3, 2.0, 2, continued=True)
+    assert done[0].setting == setting
+    (tmp_path / "tries.json").write_text("[{}]")
+    assert tries_before(tmp_path) == 0  # it was gone
+    (tmp_path / "tries" / "2").mkdir(parents=True)  # begun after the verdict, so not judged by it
+    assert tries_before(tmp_path) == 1
