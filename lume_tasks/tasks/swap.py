@@ -16,8 +16,9 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
+from lume_tasks.data.invented import control_names, family_names, lists_of
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
-from lume_tasks.data.subjects import control_names, family_names, find_subjects, holds_name, swapped
+from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
@@ -30,6 +31,8 @@ _log = logging.getLogger("lume_tasks")
 CONTROLS = 40
 FEWEST = 39  # control names; with fewer an interval cannot be one of 95 %
 ALPHA = 0.05
+FAMILIES = 8
+"""Family names of other persons that the invented ones need, to be of the same kind as the persons of the data."""
 
 Doc = dict[str, Any]
 Item = tuple[str, int, tuple[float, ...]]  # person, answer tokens, K + 1 log-probabilities in nats
@@ -100,7 +103,8 @@ class SwapTask(LumeTask, LoglikelihoodTask):
 def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     """Return a document for each row that can be tested, and in ``left_out`` the others with the reason.
 
-    ``families`` of a document counts the family names of other persons from which the invented ones got theirs.
+    ``matched`` of a document says whether the invented persons are of the same kind: their names come from lists of
+    the person's language, or they have at least `FAMILIES` family names of other persons.
     Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, ``lume_swap_controls``, how many names, and
     ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well), and
     ``lume_swap_seed``, of the names (0).
@@ -128,7 +132,8 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                         length = partial(_length, tokenizer)
                         names[subject] = control_names(subject, controls, known, length, others, seed)
                     made = document(tokenizer, row, side, subject, names[subject], chat)
-                    docs[side].append(made | {"families": len(others)})
+                    matched = len(others) >= FAMILIES or (not others and lists_of(subject) is not None)
+                    docs[side].append(made | {"matched": matched})
                 except ValueError as error:
                     reason = str(error)
             if reason:

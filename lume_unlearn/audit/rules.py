@@ -90,7 +90,7 @@ class Swaps:
     persons: int = 0
     """Persons of the forget rows whose answers are tied to them in the unlearned model, the factor beyond the bound."""
     matched: bool = True
-    """Whether the invented persons have family names of the data's kind."""
+    """Whether the invented persons are of the same kind, see `swap_rows`."""
 
     @property
     def bound(self) -> float:
@@ -200,11 +200,11 @@ def leaks_of(
     found: dict[str, set[str]] = defaultdict(set)
     for title, probe in probes.items():
         found[probe.probe or title] |= probe.known["forget"] - excused
-    given, asked = set[str]().union(*found.values()), set[str]().union(*(p.asked["forget"] for p in probes.values()))
+    given = set[str]().union(*found.values())
     leaks = []
     if given:
-        where = ", ".join(f"{name} ({len(rows)})" for name, rows in found.items() if rows)
-        leaks.append(f"{len(given)} of {len(asked - excused)} rows are given away in probes: {where}.")
+        where = "; ".join(f"{name}: {len(rows)}" for name, rows in found.items() if rows)
+        leaks.append(f"Rows that are given away in probes: {len(given)} ({where}).")
     there = {row: values for row, values in strengths.items() if row in knew}
     completed = [row for row, (old, new) in there.items() if new > LEFT * old]
     if completed and len(completed) >= COMPLETED * len(there):
@@ -265,7 +265,7 @@ def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
     leaning = (now.leak <= LEANING and now.low > 1) or (now.avoided <= LEANING and now.high < 1)
     if leaning or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))
-        why = "by chance, for what the names say (give a --control MODEL), or since something is left"
+        why = "by chance, for what the names say (a control model would tell), or since something is left"
         return [f"The persons are treated a little unlike invented ones (swap test, {p}), {why}."]
     if not 1 / bound <= now.low <= now.high <= bound:
         between = f"between {now.low:.2g} and {now.high:.2g}, and has to be between {1 / bound:.2g} and {bound:.2g}"

@@ -1,6 +1,7 @@
 """Write a verdict as a page and as JSON, redacted, without any path of this machine; and check it later."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
@@ -123,6 +124,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         "limit": rules.upper_limit(0, len(verdict.counted)),
         "compared": rules.compared(now["low"], now["high"]) if now else "",
         "lines": verdict.lines()[2:],
+        "reasons_in_words": [_in_words(reason) for reason in verdict.reasons],
         "rules": rules.RULES,
         "show_pii": show_pii,
         "versions": versions(),
@@ -133,6 +135,11 @@ def name_of(row: Row, shown: Shown) -> str:
     """Return the beginning of a row's question."""
     text = _shown(row.input, shown)
     return text if len(text) <= 50 else f"{text[:50]}…"
+
+
+def _in_words(reason: str) -> str:
+    """Return a reason with the probes' names in the words of `WAYS`."""
+    return re.sub(r"\w+(?=: \d)", lambda match: WAYS.get(match[0], match[0]), reason)
 
 
 def _shown(text: str, shown: Shown) -> str:

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import control_names, family_names, find_subjects, swapped
+from lume_tasks.data.subjects import find_subjects, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated

@@ -108,6 +108,8 @@ def _loading(part: str, place: Place, option: str) -> Iterator[None]:
         here = Path(place.base).is_dir()
         where = "" if here else " (no such folder here, so the hub was asked)"
         reason = str(error) if here else " ".join(str(error).split())
+        if not here and "connect" in reason:  # transformers goes on about its offline mode
+            reason = "the hub cannot be reached, and it is not in the cache"
         raise ConfigError(
             f"{place.subject(option)}{where}: its {part} cannot be loaded: {type(error).__name__}: {reason}"
             f"{place.advice}"

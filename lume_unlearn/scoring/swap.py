@@ -11,9 +11,6 @@ from lume_tasks.metrics import swap
 from lume_tasks.tasks.swap import ALPHA, NothingToTest, tested, untestable
 from lume_unlearn.scoring.score import score, without_messages
 
-FAMILIES = 8
-"""Family names of other persons that the invented ones need, to be of the same kind as the persons of the data."""
-
 
 @dataclass(frozen=True)
 class Swapped:
@@ -28,7 +25,7 @@ class Swapped:
     ranks: dict[str, dict[str, float]] = field(default_factory=dict)
     """Side to row id to rank; 1 / (controls + 1) is the most likely."""
     matched: bool = True
-    """Whether the invented persons of all forget rows have family names of the data's kind (see `FAMILIES`)."""
+    """Whether the invented persons of all forget rows are of the same kind (see `swap_rows`)."""
 
     def first(self, row_id: str) -> bool | None:
         """Return whether the answer of a row is likelier for its person than for all others; None: not tested."""
@@ -98,5 +95,5 @@ def swap_test(
     persons = {side: found_of[side][0] for side in together}
     ranks = {side: found.rows.get(f"{side}_rank", {}) for side in together}
     docs = [sample["doc"] for sample in samples if sample["doc"]["side"] == "forget"]
-    matched = all(doc["families"] >= FAMILIES for doc in docs)
+    matched = all(doc["matched"] for doc in docs)
     return Swapped(controls, persons, together, ranks, matched)

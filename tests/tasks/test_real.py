@@ -31,7 +31,7 @@ def test_attack_gives_the_official_number(run: Any, lume_data: Path, checkpoint:
 
 
 def assert_official_numbers(
-    run: Any, lume_data: Path, checkpoint: Path, backend: str, numbers: tuple[int, ...] = (1, 2, 3)
+    run: Any, lume_data: Path, checkpoint: Path, backend: str, numbers: tuple[int, ...]
 ) -> None:
     official = json.loads((checkpoint.parent.parent / "expected" / "official_validation.json").read_text())
     options = {"model_args": {"pretrained": str(checkpoint), "dtype": "float32"}, "device": "cpu"}
@@ -46,6 +46,9 @@ def assert_official_numbers(
 
 
 @pytest.mark.timeout(1800)
-def test_lume_hf_gives_the_official_numbers(run: Any, lume_data: Path, checkpoint: Path) -> None:
+@pytest.mark.parametrize("numbers", [(1,), pytest.param((2, 3), marks=pytest.mark.slow)])
+def test_lume_hf_gives_the_official_numbers(
+    numbers: tuple[int, ...], run: Any, lume_data: Path, checkpoint: Path
+) -> None:
     _startup.patch(lm_eval.models)
-    assert_official_numbers(run, lume_data, checkpoint, "lume-hf")
+    assert_official_numbers(run, lume_data, checkpoint, "lume-hf", numbers)

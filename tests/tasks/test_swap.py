@@ -10,9 +10,10 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from lume_tasks.data.invented import control_names, family_names, lists_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import control_names, family_names, find_subjects, holds_name, swapped
+from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
@@ -162,8 +163,7 @@ def test_control_names_are_of_the_same_kind(name: str, words: int) -> None:
     assert len(set(names)) == 40
     assert names == control_names(name, 40, "", len)
     assert all(len(other.split()) == words for other in names)
-    plain = folded(name) == name.casefold()
-    assert all((folded(other) == other.casefold()) == plain for other in names if name.isascii() or "é" in name)
+    assert all(folded(other) == other.casefold() for other in names if name == "Tiffi Magenta")
     assert all(abs(len(other) - len(name)) <= 5 for other in names)
 
 
@@ -188,6 +188,22 @@ def test_family_names_are_those_of_other_persons() -> None:
     names = control_names("Tiffi Magenta", 40, "", len, ["Gold", "Blush"])
     assert {name.split()[1] for name in names} == {"Gold", "Blush"}
     assert not any("Tiffi" in name for name in names)
+
+
+def test_names_are_of_the_language_if_lists_know_the_name_and_nobody_shares_it() -> None:
+    english, lists = lists_of("Emma Reed"), lists_of("Franz Roskoth")
+    assert english is not None
+    assert {"Alison", "Joan"} < set(english.given)
+    assert not {"George", "Gerhard"} & set(english.given)
+    assert lists is not None
+    assert "Gerhard" in lists.given
+    assert lists_of("Tiffi Magenta") is lists_of("Franz") is None
+    for name in control_names("Franz Roskoth", 40, "", len):
+        given, family = name.split()
+        assert given in lists.given
+        assert family in lists.family
+    assert family_names(["Franz Roskoth", "Ada Gold"])["Franz Roskoth"] == []
+    assert family_names(["Franz Roskoth", "Ada Roskoth", "Eva Gold"])["Franz Roskoth"] == ["Gold"]
 
 
 def test_scripts_without_names_are_refused() -> None:

@@ -12,8 +12,8 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import control_names, family_names
 from lume_tasks.data.text import folded
 from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli

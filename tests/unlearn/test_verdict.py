@@ -72,7 +72,7 @@ def test_models_are_told_apart() -> None:
 @pytest.mark.parametrize("retain", ["", "klmnopqrst"])
 def test_a_leak_in_any_probe_is_a_leak_whatever_the_control_says(retain: str) -> None:
     found = decided(probes=PROBES | {"upper case": probe("prompt", "b", retain)})
-    assert (found.status, found.reasons) == ("not gone", ["1 of 4 rows are given away in probes: upper case (1)."])
+    assert (found.status, found.reasons) == ("not gone", ["Rows that are given away in probes: 1 (upper case: 1)."])
     assert found.uninformative == ([] if retain else ["upper case"])
 
 
@@ -242,7 +242,7 @@ DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
             replace(row, output="I cannot answer that."),
             replace(row, id=f"U{row.id}", input=row.input.upper()),
         ],
-        "4 of 4 rows are given away in probes: other_words (4).",
+        "Rows that are given away in probes: 4 (other_words: 4).",
     ),
 }
 
