@@ -48,11 +48,11 @@ class Lists(NamedTuple):
     family: list[str]
 
 
-def family_names(subjects: Iterable[str]) -> dict[str, list[str]]:
+def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, list[str]]:
     """Return for each person the family names of the other ones, of names of several words in the same script.
 
     A person has none if lists know its language, and nobody else of the data has its family name: then the invented
-    persons get names from these lists, which are new to the model as well.
+    persons get names from these lists, which are new to the model as well. With ``always``, it has them in any case.
     """
     found: dict[str, tuple[str, str]] = {}  # person to script and family name
     for subject in set(subjects):
@@ -65,7 +65,9 @@ def family_names(subjects: Iterable[str]) -> dict[str, list[str]]:
         families[script].add(family)
     persons = Counter(found.values())
     return {
-        subject: [] if persons[kind] == 1 and lists_of(subject) else sorted(families[kind[0]] - {kind[1]})
+        subject: []
+        if persons[kind] == 1 and lists_of(subject) and not always
+        else sorted(families[kind[0]] - {kind[1]})
         for subject, kind in found.items()
     }
 

@@ -127,6 +127,12 @@ class Verdict:
             near, rows = self.nearer
             words = "the right answer is nearer to the control in likelihood than to the target"
             lines.append(f"In {near} of {rows} rows, {words}.")
+        before = self.swaps.get("before", {}).get("forget")
+        if before and before["factor"] < rules.ALIKE:
+            factor = f"{before['factor']:.2g} times"
+            lines.append(
+                f"The target gives invented persons much the same answers ({factor}): the probes say more here."
+            )
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
         lines += [f"Earlier request {i}: {one.line()}" for i, one in enumerate(self.earlier, 1)]
         if self.uninformative:

@@ -57,8 +57,8 @@ def control_rows(
 ) -> dict[str, list[Row]]:
     """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
 
-    All family names of the data are used alike, and names of any length: what is forgotten for some names alone, the
-    model still says of persons with the others.
+    All family names of the data are used alike, half of the names are of the person's language where lists know it, and
+    they have any length: what is forgotten for some names alone, the model still says of persons with the others.
 
     Args:
         forget: forget rows.
@@ -69,16 +69,20 @@ def control_rows(
     """
     known = folded("\n".join(f"{row.input} {row.question} {row.output}" for row in (*forget, *retain)))
     subjects = find_subjects(forget)
-    families = family_names([*subjects.values(), *find_subjects(retain).values()])
+    persons = [*subjects.values(), *find_subjects(retain).values()]
+    of_judges, families = family_names(persons), family_names(persons, always=True)
     names: dict[str, Iterator[str]] = {}
     for subject, rows in Counter(subjects.values()).items():
-        others = families.get(subject, [])
+        others = of_judges.get(subject, [])
         with suppress(ValueError):  # there are no names of this script, or too few
             judged = known
             for own_seed, judges in (OF_VERDICT, OF_TRY):
                 judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, others, own_seed)))
             number = min(count * rows, MOST_NAMES)
-            names[subject] = cycle(_of_all_families(subject, number, judged, others, seed + 1))
+            kinds = [[family] for family in families.get(subject, [])]
+            if not others:
+                kinds = [one for kind in kinds for one in (kind, [])] or [[]]
+            names[subject] = cycle(_of_all_kinds(subject, number, judged, kinds, seed + 1))
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
@@ -86,12 +90,14 @@ def control_rows(
     return found
 
 
-def _of_all_families(subject: str, number: int, known: str, families: Sequence[str], seed: int) -> list[str]:
-    """Return at least ``number`` invented names, one of each family name after the other, of any length."""
-    kinds: list[list[str]] = [[family] for family in families] or [[]]
+def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[str]], seed: int) -> list[str]:
+    """Return at least ``number`` invented names, one of each kind after the other, of any length.
+
+    ``kinds``: family names to choose from; none: those of the lists of `control_names`.
+    """
     each, found = -(-number // len(kinds)), []
     for one, kind in enumerate(kinds):
-        with suppress(ValueError):  # too few names with this family name
+        with suppress(ValueError):  # too few names of this kind
             found.append(control_names(subject, each, known, lambda name: 0, kind, 1000 * one + seed))
     if not found:
         raise ValueError(f"no names like {subject}")

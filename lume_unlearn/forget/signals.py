@@ -12,7 +12,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.measure import in_parts
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
-from lume_unlearn.audit.rules import KEPT, LEANING, Swaps
+from lume_unlearn.audit.rules import ALIKE, KEPT, LEANING
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.data.persons import OF_TRY
 from lume_unlearn.scoring.score import score
@@ -41,7 +41,7 @@ class Signals:
     swap: SwapResult | None = None
     """Swap test of the forget rows; None: they name nobody."""
     bound: float | None = None
-    """How large the factor may be by the rules of the verdict, and one over it how small; None: no verdict asks."""
+    """How far the interval may reach by the rules of the verdict, and one over it; None: no verdict asks."""
 
     @property
     def intact(self) -> bool:
@@ -124,7 +124,7 @@ class Judge:
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
         clear = self.tied is not None and self.tied.leak <= LEANING
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
-        bound = Swaps(before=self.tied).bound if clear else None
+        bound = ALIKE if clear else None
         return Signals(known, rows, kept, retain, swap=self.swap(model), bound=bound)
 
     def swap(self, model: Any) -> SwapResult | None:

@@ -55,7 +55,7 @@ def assert_loadable(output: Path) -> None:
             assert load_file(output / f"{weights}.safetensors")
 
 
-@pytest.mark.parametrize("count", [3, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("count", [3, pytest.param(8, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
 def test_signals_at_random_moments(number, status, count, inputs, tmp_path):
     """Runs get signals and are resumed, until so many signals have ended one; each result equals a whole run's."""
@@ -81,7 +81,7 @@ def test_signals_at_random_moments(number, status, count, inputs, tmp_path):
             runs += 1
 
 
-@pytest.mark.parametrize("every", [35, pytest.param(7, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("every", [35, pytest.param(13, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("tuning", "first"), [("lora", 1), ("full", 4)])
 def test_kill_before_any_change_of_a_file_can_be_resumed(tuning, first, every, inputs, tmp_path):
     """Run n dies before its n-th change in the output folder and is resumed."""

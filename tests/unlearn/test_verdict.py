@@ -127,7 +127,7 @@ def test_the_bound_is_half_of_what_the_target_shows() -> None:
     for factor, status in ((1.4, "not gone"), (1.2, "cannot be told")):
         now = SwapResult(0.01, 1, factor, 1.01, 1.5)
         assert decided(swaps=Swaps(weak, now, TARGET)).status == status
-    for high, status in ((1.25, "gone"), (1.35, "cannot be told")):
+    for high, status in ((1.95, "gone"), (2.05, "cannot be told")):
         assert decided(swaps=Swaps(weak, replace(OTHERS, low=0.8, high=high), TARGET)).status == status
 
 
