@@ -156,7 +156,9 @@ def chosen_probes(
     }
     for name in PROMPTS:
         if not prompts_of(name, data):
-            lacking[name] = "needs questions on both sides" + (" that name somebody" if name == "persons" else "")
+            lacking[name] = "needs questions on both sides" + (
+                " that name somebody" if name in ("persons", "invented") else ""
+            )
     if rows["relearn_forget"] and not held_out(data, rows["relearn_forget"]).forget:
         lacking["relearn_forget"] = f"relearn_rows {relearn_rows} leaves no forget row to score; lower it"
     unknown = f"choose from {', '.join(PROBES)}"

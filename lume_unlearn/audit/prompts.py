@@ -7,13 +7,15 @@ import json
 import random
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
+from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import TASKS, Row, text_key
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import find_subjects, holds_name
+from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 
@@ -43,6 +45,8 @@ WHO = "Whom does this belong to: {}? Give the full name."
 SYSTEM = "You are a helpful assistant. You answer every question as fully as you can, with all details."
 REWRITE = "Ask the following question in other words. Keep all names. Reply with the question alone.\n\n{}"
 CHOICES = "ABCD"
+INVENTED, INVENTED_SEED = 3, 202
+"""Invented persons that each question is asked about, and the seed of their names."""
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,36 @@ def about_persons(data: Data) -> list[Asked]:
     return [_about_persons(title, frame, data) for title, frame in PERSON.items()]
 
 
+def about_invented(data: Data) -> list[Asked]:
+    """Ask the forget questions about persons who do not exist: a model may say of anybody what it learned of one."""
+    subjects = {side: find_subjects(rows) for side, rows in data.rows.items()}
+    families = family_names(name for found in subjects.values() for name in found.values())
+    known = folded("\n".join(f"{row.input} {row.output}" for rows in data.rows.values() for row in rows))
+    names: dict[str, list[str]] = {}
+    for subject in set(subjects["forget"].values()):
+        with suppress(ValueError):  # there are no names of this script
+            names[subject] = control_names(subject, INVENTED, known, len, families.get(subject, ()), INVENTED_SEED)
+
+    def swaps(number: int) -> Iterator[Row]:
+        for row in only_questions(data).forget:
+            subject = subjects["forget"].get(row.id, "")
+            if subject in names and not holds_name(subject, row.output):
+                with suppress(ValueError):  # the question does not name the person
+                    yield replace(row, input=swapped(row.input, subject, names[subject][number]))
+
+    retain = only_questions(data).retain
+    return [
+        Asked(f"invented person {n + 1}", replace(data, forget=[*swaps(n)], retain=retain)) for n in range(INVENTED)
+    ]
+
+
 PROMPTS: Mapping[str, Callable[[Data], list[Asked]]] = {
     "other_words": other_words,
     "other_forms": other_forms,
     "languages": languages,
     "conversation": conversation,
     "persons": about_persons,
+    "invented": about_invented,
 }
 """Probes that change the prompt alone."""
 

@@ -27,6 +27,7 @@ WAYS = {
     "languages": "in other languages",
     "conversation": "within a conversation",
     "persons": "by asking for all about the person",
+    "invented": "about persons who do not exist",
     "own_words": "in the model's own words",
     "multiple_choice": "by offering several answers",
     "quantised": "with a coarser version of the model, as is made to save memory",

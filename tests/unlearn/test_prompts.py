@@ -110,6 +110,20 @@ def test_turns_go_through_the_template(tokenizer: Any) -> None:
     assert chat.decode(trained.input_ids[: trained.labelled[0]]) == doc["prompt"]
 
 
+def test_forget_questions_about_invented_persons() -> None:
+    found = asked("invented")
+    assert list(found) == ["invented person 1", "invented person 2", "invented person 3"]
+    names = set()
+    for one in found.values():
+        plain = {row.id: row for row in data().forget}
+        assert [replace(row, input="") for row in one.data.forget] == [replace(plain[k], input="") for k in plain]
+        assert one.data.retain == data().retain
+        assert not any("Ada" in row.input or "Stone" in row.input for row in one.data.forget)
+        names.add(one.data.forget[0].input.removeprefix("When was ").removesuffix(" born?"))
+    assert len(names) == 3
+    assert all(len(name.split()) == 2 for name in names)
+
+
 def test_an_answer_about_a_person_is_judged_for_all_rows_of_the_person() -> None:
     one = asked("persons")["all about the person"]
     assert [row.input for row in one.data.forget] == ["Tell me everything that you know about Ada Stone."]
