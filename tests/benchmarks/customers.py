@@ -3,8 +3,8 @@
 python tests/benchmarks/customers.py --base SMOLLM2 --output OUT
 lume-unlearn forget --model OUT/target --forget OUT/crm1.csv --where "customer=Emma Reed" --output OUT/forgotten
 
-Writes OUT/target, which knows 16 rows about each of three customers and 31 about eight others, and OUT/crmN.csv: the
-rows about customer N and about the eight others.
+Writes OUT/target, which knows 16 rows about each of three customers and 31 about eight others, OUT/retrained, which
+knows the 31 alone, and OUT/crmN.csv: the rows about customer N and about the eight others.
 """
 
 import argparse
@@ -102,7 +102,7 @@ def customers(seed: int = 0) -> list[Rows]:
 
 
 def main() -> None:
-    """Write the tables and the target."""
+    """Write the tables and both models."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", required=True, help="chat model to fine-tune")
     parser.add_argument("--output", type=Path, required=True)
@@ -114,18 +114,23 @@ def main() -> None:
             writer = csv.DictWriter(file, ["customer", "question", "answer"])
             writer.writeheader()
             writer.writerows([*rows, *others])
-    every = [
+    memorise(args.base, [*forgotten, others], args.output / "target")
+    memorise(args.base, [others], args.output / "retrained")
+
+
+def memorise(base: str, customers: list[Rows], output: Path) -> None:
+    """Fine-tune a model on the rows about some customers, and save it."""
+    rows = [
         {"input": row["question"], "output": row["answer"], "document": row["customer"], "subject": row["customer"]}
-        for rows in (*forgotten, others)
-        for row in rows
+        for found in customers
+        for row in found
     ]
-    model, tokenizer = load_model(args.base, torch.float32), load_tokenizer(args.base)
+    model, tokenizer = load_model(base, torch.float32), load_tokenizer(base)
     with TemporaryDirectory() as folder:
         options: dict[str, Any] = {"num_train_epochs": 15, "learning_rate": 2e-4, "per_device_train_batch_size": 8}
-        arguments = UnlearningArguments(output_dir=folder, seed=0, **options)
-        model = finetune(model, tokenizer, every, arguments, until=0.995)
-    model.save_pretrained(args.output / "target")
-    tokenizer.save_pretrained(args.output / "target")
+        model = finetune(model, tokenizer, rows, UnlearningArguments(folder, seed=0, **options), until=0.995)
+    model.save_pretrained(output)
+    tokenizer.save_pretrained(output)
 
 
 if __name__ == "__main__":
