@@ -18,7 +18,7 @@ from transformers import set_seed
 from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.rows import rows_digest
-from lume_unlearn.audit.rules import shown_p
+from lume_unlearn.audit.rules import ALIKE, shown_p
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
@@ -218,9 +218,10 @@ class Request:
         asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)
         self.progress.say(f"the target knows {asked} (an answer that may be a guess does not count)")
         if judge.tied:
+            others = ", so it says much the same of anybody" if judge.tied.factor < ALIKE else ""
             self.progress.say(
                 f"the right answers are {judge.tied.factor:.2g} times as likely a token for the person as for invented "
-                f"ones ({shown_p(judge.tied.leak)}); afterwards they should be as likely"
+                f"ones ({shown_p(judge.tied.leak)}){others}; afterwards they should be as likely"
             )
         if not judge.known["forget"]:
             raise NothingKnown(

@@ -41,12 +41,13 @@ def first_setting(parameters: int, steps: int) -> Setting:
     return Setting(rate, RETAIN_WEIGHT, max(EPOCHS, -(-STEPS // steps)))
 
 
-def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
+def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> tuple[Setting, str]:
     """Return what the next try trains with, and why.
 
     The first of these that holds decides:
 
-    1. The training diverged or retain rows were lost: half the rate, twice the retain weight, from the target.
+    1. The training diverged or collapsed, or retain rows were lost: half the rate, twice the retain weight, from the
+       target, but after a collapse from the last good weights.
     2. Rows are still known: half as many epochs again, from the best weights.
     3. The answers are avoided: half the rate, from the target.
     4. Nothing is wrong, but a verdict did not call it gone: half the epochs, from the best weights.
@@ -56,10 +57,14 @@ def next_setting(setting: Setting, best: Signals | None) -> tuple[Setting, str]:
     Args:
         setting: of the try.
         best: its best signals; None if it diverged.
+        cut: whether the training ended before its last epoch, since the model collapsed.
     """
     rate, weight, epochs = setting.learning_rate, setting.retain_weight, setting.epochs
-    if best is None or not best.intact:
-        return Setting(rate / 2, 2 * weight, epochs), "retain rows were lost; next: half the rate, twice the weight"
+    if best is None or not best.intact or cut:
+        good = best is not None and best.intact
+        return Setting(
+            rate / 2, 2 * weight, epochs, good
+        ), "retain rows were lost; next: half the rate, twice the weight"
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
     if best.swap and best.swap.avoided < DOUBT:

@@ -44,6 +44,11 @@ class Try:
     seconds: float = 0.0
 
     @property
+    def cut(self) -> bool:
+        """Return whether the training ended before its last epoch, since the model collapsed."""
+        return max(self.judged, default=self.setting.epochs) < self.setting.epochs
+
+    @property
     def best(self) -> Signals | None:
         """Return the best signals."""
         return max(self.judged.values(), key=lambda one: one.order, default=None)
@@ -89,7 +94,7 @@ class Tries:
             done.append(found)
             if found.best is not None and found.best.good and number > self.rejected:
                 break
-            setting, change = next_setting(setting, found.best)
+            setting, change = next_setting(setting, found.best, found.cut)
             self.say(f"try {number}: {change}")
         return done
 

@@ -25,6 +25,7 @@ def test_the_next_setting_follows_from_what_went_wrong():
     halved = Setting(5e-4, 4.0, 4)
     assert next_setting(setting, None)[0] == halved
     assert next_setting(setting, signals(kept=10, known=3))[0] == halved  # damage comes first
+    assert next_setting(setting, signals(known=3), cut=True)[0] == replace(halved, continued=True)
     assert next_setting(setting, signals(known=1))[0] == Setting(1e-3, 2.0, 6, continued=True)
     assert next_setting(setting, signals(leak=0.01))[0] == Setting(5e-4, 2.0, 2, continued=True)
     assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
@@ -72,7 +73,7 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
         mock.patch.multiple(
             tries.Tries,
             _kept=lambda self, number: kept.get(number),
-            _trained=lambda self, number, one: tries.Try(number, one, {2: signals(kept=11)}),
+            _trained=lambda self, number, one: tries.Try(number, one, {one.epochs: signals(kept=11)}),
         ),
     ):
         for rejected, numbers in ((0, [1]), (1, [1, 2])):
