@@ -273,11 +273,11 @@ def doubts_of_swap(now: SwapResult) -> list[str]:
     return []
 
 
-def compared(low: float, high: float) -> str:
-    """Say in words what the interval of the swap test's factor means."""
-    if low > 1:
+def compared(now: Mapping[str, float]) -> str:
+    """Say in words what the swap test, given as fields of `SwapResult`, finds: a difference needs a small p-value."""
+    if now["low"] > 1 and now["leak"] <= LEANING:
         return "The right answers are likelier for these persons than for invented ones"
-    if high < 1:
+    if now["high"] < 1 and now["avoided"] <= LEANING:
         return "The right answers are less likely for these persons than for invented ones"
     return "The right answers are about as likely for these persons as for invented ones"
 

@@ -99,7 +99,7 @@ class Verdict:
             text += f" (if more than {rules.upper_limit(0, len(counted)):.0%} of such rows came out, one would have)"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
-            text += f". {rules.compared(now['low'], now['high'])} (factor a token {now['factor']:.2g}, "
+            text += f". {rules.compared(now)} (factor a token {now['factor']:.2g}, "
             text += f"{now['low']:.2g} to {now['high']:.2g}; ideal: 1"
             text += f"; before: {before['factor']:.2g})" if before else ")"
         return f"{text}. Retain rows kept: {retain['before'] - len(self.lost)} of {retain['before']} that count."

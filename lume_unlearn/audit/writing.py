@@ -123,7 +123,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         "counted": len(verdict.counted),
         "given": verdict.given,
         "limit": rules.upper_limit(0, len(verdict.counted)),
-        "compared": rules.compared(now["low"], now["high"]) if now else "",
+        "compared": rules.compared(now) if now else "",
         "lines": verdict.lines()[2:],
         "reasons_in_words": [_in_words(reason) for reason in verdict.reasons],
         "rules": rules.RULES,
