@@ -37,6 +37,8 @@ trained on LUME's, has 0.003; one that never saw them has 7."""
 FACTOR, LEAST_RISE = 10.0, 0.2
 """The model has also collapsed when the retain NLL is this many times the reference NLL and this many nats above it:
 retain rows that it knew by heart have lost a fifth of their tokens' probability."""
+ON_THE_WAY = 0.5
+"""The same before the last step: while the learning rate is high, a good training may pass through more."""
 SAMPLE = 16
 """Rows of each side to measure."""
 
@@ -54,8 +56,8 @@ class Monitor(TrainerCallback, ExportableState):
     """Measures NLL every few optimiser steps and acts when the model collapses.
 
     The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL, or
-    many times as high (`FACTOR`, `LEAST_RISE`). The policy ``on_collapse`` is then to warn, to stop with an error, or
-    to roll back to the weights of the last good measurement and end there.
+    many times as high (`FACTOR`, `LEAST_RISE`, `ON_THE_WAY`). The policy ``on_collapse`` is then to warn, to stop with
+    an error, or to roll back to the weights of the last good measurement and end there.
     """
 
     def __init__(
@@ -101,12 +103,13 @@ class Monitor(TrainerCallback, ExportableState):
         due = args.monitor_steps and state.global_step % args.monitor_steps == 0
         if not due and state.global_step != state.max_steps:
             return
-        good_before = self._good()
+        least = LEAST_RISE if state.global_step == state.max_steps else ON_THE_WAY
+        good_before = self._good(least)
         self.measure(model, state.global_step)
         if self._good():
             self._keep_weights(model)
-        elif self.trainer.method.negated:
-            pass  # only the negated weights can collapse: see `check_result`
+        elif self._good(least) or self.trainer.method.negated:
+            pass  # of a task vector, only the negated weights can collapse: see `check_result`
         elif self.policy == "rollback":
             self._roll_back(model, control)
         elif good_before or self.policy == "stop":
@@ -140,8 +143,8 @@ class Monitor(TrainerCallback, ExportableState):
             self.measured.append(entry)
         return self.measured[-1]
 
-    def _good(self) -> bool:
-        return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound)
+    def _good(self, least: float = LEAST_RISE) -> bool:
+        return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound, least)
 
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
@@ -188,14 +191,14 @@ def nll_increase(entry: Entry, reference: Entry, side: str = "retain") -> float:
     return entry[name] - reference[name] if name in reference else 0.0
 
 
-def is_good(entry: Entry, reference: Entry, bound: float) -> bool:
+def is_good(entry: Entry, reference: Entry, bound: float, least: float = LEAST_RISE) -> bool:
     """Return whether the retain NLL shows no collapse (see `Monitor`); false for NaN.
 
-    Worked example: a reference of 0.012 allows 0.2 (a rise below `LEAST_RISE`), not 0.33; one of 0.5 allows 1.4 at a
-    bound of 1.
+    ``least``: nats that many times the reference have to be above it. Worked example: a reference of 0.012 allows 0.2
+    (a rise below `LEAST_RISE`), not 0.33; one of 0.5 allows 1.4 at a bound of 1.
     """
     rise = nll_increase(entry, reference)
-    many_times = rise > LEAST_RISE and entry["retain_nll"] > FACTOR * reference["retain_nll"]
+    many_times = rise > least and entry["retain_nll"] > FACTOR * reference["retain_nll"]
     return rise <= bound and not many_times
 
 
