@@ -250,7 +250,7 @@ def made(
     knew, know = (matcher.known(one.plain.answers) for one in (before, now))
     guesses = matcher.guesses()
     knew["retain"] -= guesses["retain"]
-    excused = {row for row in guesses["forget"] if not now.swapped.first(row)}
+    excused = {row for row in guesses["forget"] if not now.swapped.tied(row)}
     excused |= matcher.known(control.plain.answers)["forget"] if control else set()
     probed = {title: found_in(one, found.probed.get("control", {}).get(title)) for title, one in scores.items()}
     decision = rules.decide(

@@ -22,7 +22,7 @@ TEXTS = {
     "tries": "Trainings at most, each with a setting that follows from the one before (default: 3).",
     "minutes": "Start no further try that would not end in this time, with the verdict.",
     "probes": "Probes of the verdict, separated by commas; by default all that the data suffices for.",
-    "controls": "Invented persons of the verdict's swap test (default: 99).",
+    "controls": "Invented persons of the verdict's swap test (default: 99; fewer cannot be clear about one person).",
     "request": "What the request is called, such as a number and a date; printed on the page as it is.",
     "show_pii": "Do not redact personal data on the page.",
     "input_field": "Column of the question, or of the text (found by its usual names).",

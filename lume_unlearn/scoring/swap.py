@@ -34,6 +34,11 @@ class Swapped:
                 return ranks[row_id] * (self.controls + 1) < 1.5
         return None
 
+    def tied(self, row_id: str) -> bool:
+        """Return whether a row is `first`, and the forget rows together lean to tied, as one row is first by chance."""
+        together = self.together.get("forget")
+        return together is not None and together.leak <= ALPHA and bool(self.first(row_id))
+
     def summary(self) -> dict[str, Any]:
         """Return numbers without names: of each side the test of all, fifths of the ranks, and numbers of persons."""
         return {

@@ -12,6 +12,7 @@ import torch
 from lume_tasks.data.locate import load_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import PART, in_parts
 from lume_unlearn.audit.prompts import PREFIX
 from lume_unlearn.audit.rules import (
@@ -22,6 +23,7 @@ from lume_unlearn.audit.verdict import Verdict, verdict
 from lume_unlearn.audit.writing import WAYS, write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.model.load import load_model, load_tokenizer
+from lume_unlearn.scoring.swap import Swapped
 from lume_unlearn.training.relearning import trained_copy
 from tests.conftest import Command, make_model, make_tokenizer
 
@@ -123,6 +125,15 @@ def test_page_and_json_are_redacted_and_name_no_path(
     assert json.loads((tmp_path / "verdict.json").read_text())["status"] == "gone"
     write_verdict(found, tmp_path, show_pii=True)
     assert "forgethouse" in (tmp_path / "verdict.html").read_text()
+
+
+def test_a_guess_counts_if_its_row_is_first_and_all_rows_lean() -> None:
+    ranks = {"forget": {"yes": 0.01, "no": 0.5}}
+    for leak, tied in ((0.05, {"yes"}), (0.06, set())):
+        together = {"forget": SwapResult(leak, 1, 1.5, 1.1, 2)}
+        found = Swapped(99, together=together, ranks=ranks)
+        assert {row for row in ("yes", "no") if found.tied(row)} == tied
+    assert not Swapped().tied("yes")
 
 
 def test_rows_longer_than_a_generation_are_judged_in_parts() -> None:
