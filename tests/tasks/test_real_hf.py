@@ -10,5 +10,5 @@ from tests.tasks.test_real import assert_official_numbers
 
 @pytest.mark.timeout(1800)
 def test_hf_gives_the_official_numbers(run: Any, lume_data: Path, checkpoint: Path) -> None:
-    """One task: the others differ in their rows alone, and `lume-hf` is tested on all of them among the slow tests."""
+    """One task: the others differ in their rows alone, and `lume-hf` is tested on the second among the slow tests."""
     assert_official_numbers(run, lume_data, checkpoint, "hf", (1,))
