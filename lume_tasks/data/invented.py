@@ -9,11 +9,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from typing import Any
 from warnings import catch_warnings, simplefilter
 
+from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import PARTICLES, name_words
 from lume_tasks.data.text import folded
 from lume_tasks.errors import quote
@@ -41,13 +42,6 @@ _LOCALES = {
 _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
-class Lists(NamedTuple):
-    """Names to choose from."""
-
-    given: list[str]
-    family: list[str]
-
-
 def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, list[str]]:
     """Return for each person the family names of the other ones, of names of several words in the same script.
 
@@ -66,30 +60,43 @@ def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, lis
     persons = Counter(found.values())
     return {
         subject: []
-        if persons[kind] == 1 and lists_of(subject) and not always
+        if persons[kind] == 1 and locales_of(subject) and not always
         else sorted(families[kind[0]] - {kind[1]})
         for subject, kind in found.items()
     }
 
 
-@cache
-def lists_of(subject: str) -> Lists | None:
-    """Return the names of all locales of Faker that list both the given and the family name; None without one.
+def texts_of(rows: Iterable[Row]) -> str:
+    """Return all texts of rows, as `folded` gives them: what `control_names` must not draw names from."""
+    return folded("\n".join(f"{row.input} {row.question} {row.output}" for row in rows))
 
-    Given names are those of the lists that hold the subject's: of men, of women, or of both.
-    """
+
+@lru_cache(maxsize=100_000)
+def locales_of(subject: str) -> tuple[str, ...]:
+    """Return the locales of Faker that list both the given and the family name."""
     from faker.config import AVAILABLE_LOCALES
 
-    words = [word for word in subject.split() if word not in PARTICLES]
-    given: set[str] = set()
-    family: set[str] = set()
-    for locale in AVAILABLE_LOCALES if len(words) > 1 else ():
-        of_men, of_women, of_both, last = _listed(locale)
-        if words[-1] in last and any(words[0] in names for names in (of_men, of_women, of_both)):
-            family |= last
-            own = [names for names in (of_men, of_women) if words[0] in names]
-            given = given.union(*(own or [of_both]))
-    return Lists(sorted(given), sorted(family)) if family else None
+    words = _words(subject)
+    if len(words) < 2:
+        return ()
+    return tuple(
+        locale
+        for locale in AVAILABLE_LOCALES
+        if words[-1] in _listed(locale)[-1] and any(words[0] in names for names in _listed(locale)[:-1])
+    )
+
+
+def _names_like(subject: str) -> tuple[list[str], list[str]]:
+    """Return given and family names of the subject's locales; given names of the lists that hold the subject's.
+
+    Lists of both genders count where no list of one holds it.
+    """
+    first, given, family = _words(subject)[0], set[str](), set[str]()
+    for locale in locales_of(subject):
+        *of_one, of_both, last = _listed(locale)
+        family |= last
+        given = given.union(*([names for names in of_one if first in names] or [of_both]))
+    return sorted(given), sorted(family)
 
 
 @cache
@@ -126,7 +133,7 @@ def control_names(
     Args:
         subject: the name to replace.
         number: how many to sample.
-        known: all texts of the data, as `folded` gives them; names that occur there are left out.
+        known: all texts of the data, see `texts_of`; names that occur there are left out.
         length: counts the tokens of a name.
         families: family names of other persons, see `family_names`; none: from the lists.
         seed: of the sampling.
@@ -134,13 +141,15 @@ def control_names(
     Raises:
         ValueError: there are no names of that script, or too few.
     """
-    words = sum(word not in PARTICLES for word in subject.split())
+    words = len(_words(subject))
     own = set(name_words(subject))
     pool: dict[str, None] = {}
     missed = 0
-    lists = None if families else lists_of(subject)
     key = f"{seed} {subject}"
-    names = _of_lists(lists, words, key) if lists else _of_script(_script(subject), words, families, key)
+    if families or not locales_of(subject):
+        names = _of_script(_script(subject), words, families, key)
+    else:
+        names = _of_lists(*_names_like(subject), words, key)
     while len(pool) < number * _POOL and missed < _MOST:
         name = next(names)
         fits = folded(name) not in known and not own & set(name_words(name)) and len(name.split()) == words
@@ -151,6 +160,11 @@ def control_names(
         raise ValueError(f"only {len(pool)} names like {quote(subject)} can be sampled, {number} are needed")
     wanted = length(subject)
     return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
+
+
+def _words(name: str) -> list[str]:
+    """Return the words of a name without particles."""
+    return [word for word in name.split() if word not in PARTICLES]
 
 
 def _script(name: str) -> str:
@@ -164,11 +178,11 @@ def _script(name: str) -> str:
     return script
 
 
-def _of_lists(lists: Lists, words: int, seed: str) -> Iterator[str]:
+def _of_lists(given: Sequence[str], families: Sequence[str], words: int, seed: str) -> Iterator[str]:
     """Yield names from lists without end."""
     draw = random.Random(seed)
     while True:
-        yield " ".join([*(draw.choice(lists.given) for _ in range(words - 1)), draw.choice(lists.family)])
+        yield " ".join([*(draw.choice(given) for _ in range(words - 1)), draw.choice(families)])
 
 
 def _of_script(script: str, words: int, families: Sequence[str], seed: str) -> Iterator[str]:

@@ -16,10 +16,9 @@ from datasets import Dataset
 from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
-from lume_tasks.data.invented import control_names, family_names, lists_of
+from lume_tasks.data.invented import control_names, family_names, locales_of, texts_of
 from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
-from lume_tasks.data.text import folded
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
@@ -115,7 +114,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     rows, _ = rows_of(metadata)
     asked, seed = metadata.get("lume_swap_rows"), metadata.get("lume_swap_seed", 0)
     tokenizer = load_tokenizer(metadata)
-    known = folded("\n".join(f"{row.input} {row.question} {row.output}" for side in rows.values() for row in side))
+    known = texts_of(row for side in rows.values() for row in side)
     names: dict[str, list[str]] = {}
     docs: dict[str, list[Doc]] = {side: [] for side in SIDES}
     left_out: list[Doc] = []
@@ -132,7 +131,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                         length = partial(_length, tokenizer)
                         names[subject] = control_names(subject, controls, known, length, others, seed)
                     made = document(tokenizer, row, side, subject, names[subject], chat)
-                    matched = len(others) >= FAMILIES or (not others and lists_of(subject) is not None)
+                    matched = len(others) >= FAMILIES or (not others and bool(locales_of(subject)))
                     docs[side].append(made | {"matched": matched})
                 except ValueError as error:
                     reason = str(error)

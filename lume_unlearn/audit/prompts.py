@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from zlib import crc32
 
-from lume_tasks.data.invented import control_names, family_names
+from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import TASKS, Row, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
@@ -106,7 +106,7 @@ def about_invented(data: Data) -> list[Asked]:
     """Ask the forget questions about persons who do not exist: a model may say of anybody what it learned of one."""
     subjects = {side: find_subjects(rows) for side, rows in data.rows.items()}
     families = family_names(name for found in subjects.values() for name in found.values())
-    known = folded("\n".join(f"{row.input} {row.output}" for rows in data.rows.values() for row in rows))
+    known = texts_of(row for rows in data.rows.values() for row in rows)
     names: dict[str, list[str]] = {}
     for subject in set(subjects["forget"].values()):
         with suppress(ValueError):  # there are no names of this script

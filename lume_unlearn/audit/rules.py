@@ -263,8 +263,7 @@ def doubts_of(
 
 def doubts_of_swap(now: SwapResult) -> list[str]:
     """Return a sentence if the swap test shows neither a clear difference nor that there is none."""
-    leaning = (now.leak <= LEANING and now.low > 1) or (now.avoided <= LEANING and now.high < 1)
-    if leaning or min(now.leak, now.avoided) <= TIED:
+    if leaning(vars(now)) or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))
         why = "by chance, for what the names say (a control model would tell), or since something is left"
         return [f"The persons are treated a little unlike invented ones (swap test, {p}), {why}."]
@@ -274,12 +273,17 @@ def doubts_of_swap(now: SwapResult) -> list[str]:
     return []
 
 
+def leaning(now: Mapping[str, float]) -> Literal["likelier", "less likely", ""]:
+    """Say where the swap test, given as fields of `SwapResult`, leans: p-value and interval have to agree."""
+    if now["leak"] <= LEANING and now["low"] > 1:
+        return "likelier"
+    return "less likely" if now["avoided"] <= LEANING and now["high"] < 1 else ""
+
+
 def compared(now: Mapping[str, float]) -> str:
-    """Say in words what the swap test, given as fields of `SwapResult`, finds: a difference needs a small p-value."""
-    if now["low"] > 1 and now["leak"] <= LEANING:
-        return "The right answers are likelier for these persons than for invented ones"
-    if now["high"] < 1 and now["avoided"] <= LEANING:
-        return "The right answers are less likely for these persons than for invented ones"
+    """Say in words what the swap test finds; see `leaning`."""
+    if way := leaning(now):
+        return f"The right answers are {way} for these persons than for invented ones"
     return "The right answers are about as likely for these persons as for invented ones"
 
 

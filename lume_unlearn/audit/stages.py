@@ -105,7 +105,7 @@ def answer_tokens(tokenizer: Any, row: Row) -> int:
 
 
 def _frame(tokenizer: Any) -> int:
-    """Return the tokens that a chat template adds to a question; 0 if it cannot be used, which its user is told."""
+    """Return the tokens that a chat template adds to a question; 0 if the template fails, which scoring reports."""
     try:
         return _tokens(tokenizer, chat_prompt(tokenizer, ""))
     except DataError:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from lume_tasks.data.invented import control_names, family_names
+from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import find_subjects, swapped
 from lume_tasks.data.text import folded
@@ -67,7 +67,7 @@ def control_rows(
         length: counts the tokens of a name; those of a verdict are of a like length.
         seed: of the names.
     """
-    known = folded("\n".join(f"{row.input} {row.question} {row.output}" for row in (*forget, *retain)))
+    known = texts_of((*forget, *retain))
     subjects = find_subjects(forget)
     persons = [*subjects.values(), *find_subjects(retain).values()]
     of_judges, families = family_names(persons), family_names(persons, always=True)

@@ -60,11 +60,11 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
         cut: whether the training ended before its last epoch, since the model collapsed.
     """
     rate, weight, epochs = setting.learning_rate, setting.retain_weight, setting.epochs
-    if best is None or not best.intact or cut:
-        good = best is not None and best.intact
-        return Setting(
-            rate / 2, 2 * weight, epochs, good
-        ), "retain rows were lost; next: half the rate, twice the weight"
+    lost = "retain rows were lost; next: half the rate, twice the weight"
+    if best is None or not best.intact:
+        return Setting(rate / 2, 2 * weight, epochs), lost
+    if cut:
+        return Setting(rate / 2, 2 * weight, epochs, True), f"{lost}, from here"
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
     if best.swap and best.swap.avoided < DOUBT:

@@ -40,8 +40,8 @@ class Signals:
     """Retain rows that the target knew."""
     swap: SwapResult | None = None
     """Swap test of the forget rows; None: they name nobody."""
-    bound: float | None = None
-    """How far the interval may reach by the rules of the verdict, and one over it; None: no verdict asks."""
+    clear: bool = False
+    """Whether the target clearly ties the answers to the person; else no verdict asks for the interval."""
 
     @property
     def intact(self) -> bool:
@@ -55,10 +55,10 @@ class Signals:
 
     @property
     def excess(self) -> float:
-        """Return by how many nats a token the interval of the factor leaves the bound, to two digits; 0 within it."""
-        if self.swap is None or self.bound is None:
+        """Return by how many nats a token the interval of the factor leaves that of `ALIKE`, to two digits."""
+        if self.swap is None or not self.clear:
             return 0.0
-        return round(max(0.0, log(self.swap.high / self.bound), -log(self.swap.low * self.bound)), 2)
+        return round(max(0.0, log(self.swap.high / ALIKE), -log(self.swap.low * ALIKE)), 2)
 
     @property
     def good(self) -> bool:
@@ -124,8 +124,7 @@ class Judge:
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
         clear = self.tied is not None and self.tied.leak <= LEANING
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
-        bound = ALIKE if clear else None
-        return Signals(known, rows, kept, retain, swap=self.swap(model), bound=bound)
+        return Signals(known, rows, kept, retain, self.swap(model), clear)
 
     def swap(self, model: Any) -> SwapResult | None:
         """Run the swap test on the forget rows; None if they name nobody."""

@@ -10,7 +10,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lume_tasks.data.invented import control_names, family_names, lists_of
+from lume_tasks.data.invented import control_names, family_names, locales_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
@@ -191,17 +191,12 @@ def test_family_names_are_those_of_other_persons() -> None:
 
 
 def test_names_are_of_the_language_if_lists_know_the_name_and_nobody_shares_it() -> None:
-    english, lists = lists_of("Emma Reed"), lists_of("Franz Roskoth")
-    assert english is not None
-    assert {"Alison", "Joan"} < set(english.given)
-    assert not {"George", "Gerhard"} & set(english.given)
-    assert lists is not None
-    assert "Gerhard" in lists.given
-    assert lists_of("Tiffi Magenta") is lists_of("Franz") is None
-    for name in control_names("Franz Roskoth", 40, "", len):
-        given, family = name.split()
-        assert given in lists.given
-        assert family in lists.family
+    assert "de_DE" in locales_of("Franz Roskoth")
+    assert locales_of("Tiffi Magenta") == locales_of("Franz") == ()
+    german, english = (control_names(name, 300, "", len) for name in ("Franz Roskoth", "Emma Reed"))
+    assert all(set(locales_of(name)) & set(locales_of("Franz Roskoth")) for name in german)
+    assert not {"George", "James", "Gerhard"} & {name.split()[0] for name in english}
+    assert len({name.split()[1] for name in english}) > 30
     assert family_names(["Franz Roskoth", "Ada Gold"])["Franz Roskoth"] == []
     assert family_names(["Franz Roskoth", "Ada Roskoth", "Eva Gold"])["Franz Roskoth"] == ["Gold"]
 

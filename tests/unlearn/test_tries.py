@@ -15,9 +15,9 @@ from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Signals
 
 
-def signals(known=0, kept=12, bound=1.2, **swap):
+def signals(known=0, kept=12, clear=True, **swap):
     found = SwapResult(**{"leak": 0.4, "avoided": 0.6, "factor": 1.0, "low": 1.0, "high": 1.0} | swap)
-    return Signals(known=known, rows=4, kept=kept, retain=12, swap=found, bound=bound)
+    return Signals(known=known, rows=4, kept=kept, retain=12, swap=found, clear=clear)
 
 
 def test_the_next_setting_follows_from_what_went_wrong():
@@ -29,8 +29,8 @@ def test_the_next_setting_follows_from_what_went_wrong():
     assert next_setting(setting, signals(known=1))[0] == Setting(1e-3, 2.0, 6, continued=True)
     assert next_setting(setting, signals(leak=0.01))[0] == Setting(5e-4, 2.0, 2, continued=True)
     assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
-    # No doubt, but the interval of the factor leaves the bound of the verdict.
-    assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=1.3))[0] == Setting(5e-4, 2.0, 2, continued=True)
+    # No doubt, but the interval of the factor is wider than a verdict allows.
+    assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=2.2))[0] == Setting(5e-4, 2.0, 2, continued=True)
     assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 4)
     assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
     assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 7)  # at least 32 steps
@@ -41,7 +41,7 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
         [
             signals(),
             signals(kept=11),
-            signals(low=0.8, kept=12),
+            signals(low=0.45, kept=12),
             signals(leak=0.02),
             signals(known=1, kept=12),
             signals(kept=5),
@@ -49,11 +49,11 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
         key=lambda one: one.order,
     )
     assert worst == signals(kept=5)
-    assert others == [signals(known=1), signals(leak=0.02), signals(low=0.8), signals(kept=11)]
+    assert others == [signals(known=1), signals(leak=0.02), signals(low=0.45), signals(kept=11)]
     assert best == signals()
     assert [one.good for one in (worst, *others, best)] == [False, False, False, False, True, True]
-    assert signals(high=1.3).excess == 0.08  # log 1.3 / 1.2
-    assert signals(low=0.5, high=2.0, bound=None).good
+    assert signals(high=2.2).excess == 0.1  # log 2.2 / 2
+    assert signals(low=0.4, high=2.5, clear=False).good
     assert replace(signals(), swap=None).good  # nobody is named, so there is no swap test
     for one in (signals(leak=0.02), replace(signals(), swap=None)):
         assert Signals.read(json.loads(json.dumps(asdict(one)))) == one
