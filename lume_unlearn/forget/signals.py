@@ -61,14 +61,19 @@ class Signals:
         return round(max(0.0, log(self.swap.high / ALIKE), -log(self.swap.low * ALIKE)), 2)
 
     @property
+    def off(self) -> float:
+        """Return how far the factor is from 1, in nats a token, to one digit."""
+        return round(abs(log(self.swap.factor)), 1) if self.swap else 0.0
+
+    @property
     def good(self) -> bool:
         """Return whether nothing speaks against the model."""
         return self.intact and not self.known and self.doubt >= DOUBT and not self.excess
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return what models are ordered by, the best last: intact, few known, no doubt, no excess, many kept."""
-        return self.intact, -self.known, self.doubt, -self.excess, self.kept
+        """Return what models are ordered by, the best last: intact, few known, no doubt or excess, near, many kept."""
+        return self.intact, -self.known, self.doubt, -self.excess, -self.off, self.kept
 
     def line(self) -> str:
         """Return the numbers in one line."""

@@ -52,6 +52,8 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
     assert others == [signals(known=1), signals(leak=0.02), signals(low=0.45), signals(kept=11)]
     assert best == signals()
     assert [one.good for one in (worst, *others, best)] == [False, False, False, False, True, True]
+    near, far = signals(factor=0.95, kept=11), signals(factor=0.85)
+    assert near.order > far.order  # 0.1 and 0.2 nats a token from invented persons
     assert signals(high=2.2).excess == 0.1  # log 2.2 / 2
     assert signals(low=0.4, high=2.5, clear=False).good
     assert replace(signals(), swap=None).good  # nobody is named, so there is no swap test
