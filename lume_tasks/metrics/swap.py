@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import kstest
 
 Floats = NDArray[np.float64]
 
@@ -55,6 +56,16 @@ def fifths(ranks: Sequence[float]) -> list[int]:
     """Count the ranks in each fifth of (0, 1], the most likely first; alike if they are uniform."""
     counts, _ = np.histogram(np.asarray(ranks) - 1e-9, bins=5, range=(0, 1))
     return [int(count) for count in counts]
+
+
+def distance(ranks: Sequence[float]) -> float:
+    """Compute how far ranks are from uniform: the largest difference between the shares up to a rank (Kolmogorov).
+
+    0 is ideal, 1 the largest. Of n rows that are not tied to their persons it is about 0.9 / sqrt(n) on average.
+
+    Worked example: all of four ranks are 1 / 4: the share up to 1 / 4 is 1 instead of 1 / 4, the distance 3 / 4.
+    """
+    return float(kstest(ranks, "uniform").statistic)
 
 
 def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:

@@ -11,21 +11,16 @@ import torch
 
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
-from lume_tasks.metrics.unlearning import RowScores, distances
-from lume_tasks.tasks.results import row_scores
-from lume_unlearn.compare.callbacks import Curve, Pruner
+from lume_unlearn.compare.callbacks import Curve
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
-from lume_unlearn.compare.judge import Judge, numbers, shortfall
+from lume_unlearn.compare.judge import Judge, objective
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
 from lume_unlearn.compare.training import Load, default_arguments, unlearned
 from lume_unlearn.compare.tuning import Setting, default_setting, ranges, tasks
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.model.fingerprint import weights_sha256
-from lume_unlearn.model.forward import Passes
-from lume_unlearn.scoring.score import MEMORIZATION, Scores
 from lume_unlearn.training.arguments import UnlearningArguments
-from lume_unlearn.training.callbacks.monitor import mean_nll
 
 CURVE_QUESTIONS = 2
 """MMLU questions of each subject for the curves."""
@@ -57,10 +52,8 @@ class Comparison:
     """Contestant to its trials."""
     finals: dict[str, Queue] = field(default_factory=dict)
     """`MODELS`, and each contestant to its final runs."""
-    goals: dict[Any, float] = field(default_factory=dict)
-    """Monitored forget rows to the retrained model's token probability."""
-    retrained_rows: dict[bool, RowScores] = field(default_factory=dict)
-    """With or without the chat template, to the retrained model's scores of the tuning documents."""
+    before: dict[bool, dict[str, float]] = field(default_factory=dict)
+    """With or without the chat template, to the target's numbers of the tuning documents."""
 
     def run(self, make_queue: Callable[[str, dict[str, Any], Sequence[Task]], Queue]) -> None:
         """Run the trials and the final runs that no other process runs, and wait for those.
@@ -134,15 +127,16 @@ class Comparison:
         contestant, args = self.contestants[task["contestant"]], self.args[task["contestant"]]
         ends = ranges(contestant.method, default_setting(contestant.method, args))
         setting = {name: trial.suggest_float(name, *ends[name], log=True) for name in ends}
-        data, pruner = self.parts.tuning, Pruner(trial, self._goal)
+        data, chat = self.parts.tuning, contestant.chat
         size = max(1, round(args.rows_per_step * len(data.forget) / len(self.parts.whole.forget)))
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-        model = self._unlearned(contestant, setting | steps, data, pruner)
-        if pruner.pruned:
-            queue.end(trial, state=queue.states.PRUNED)
-            return
-        scores = self.judge.judged(model, data, contestant.chat)
-        queue.end(trial, self._objective(scores, contestant.chat), numbers=numbers(scores))
+        found = self.judge.judged(self._unlearned(contestant, setting | steps, data), data, chat)
+        if chat not in self.before:
+            self.before[chat] = self.judge.judged(self.models["target"](torch.float32), data, chat)
+        value = objective(found, self.before[chat])
+        if not math.isfinite(value):
+            raise Diverged("the scores of the result are not finite numbers")
+        queue.end(trial, value, numbers=found)
 
     def _run_final(self, queue: Queue, trial: Any, task: Task) -> None:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
@@ -152,7 +146,7 @@ class Comparison:
             return
         contestant, seed = self.contestants[task["contestant"]], task["seed"]
         chat, final = contestant.chat, self.parts.final
-        curve = Curve(lambda model: numbers(self.judge.judged(model, final, chat, CURVE_QUESTIONS)))
+        curve = Curve(lambda model: self.judge.followed(model, final, chat, CURVE_QUESTIONS))
         started = time.perf_counter()
         model = self._unlearned(contestant, task["setting"] | {"seed": seed}, self.parts.whole, curve)
         seconds = time.perf_counter() - started - curve.seconds
@@ -161,37 +155,11 @@ class Comparison:
         result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
         queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
 
-    def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any) -> Any:
+    def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any = None) -> Any:
         """Unlearn from the target, with the alternatives of these rows; see `unlearned`."""
         others = None if self.alternatives is None else {row.id: self.alternatives[row.id] for row in data.forget}
         given = {"processing_class": self.judge.tokenizer, "alternatives": others}
         return unlearned(self.models["target"], contestant, setting, data, callback, given)
-
-    def _objective(self, scores: Scores, chat: bool) -> float:
-        """Return what tuning minimises: the distance to the retrained model, without one `shortfall`.
-
-        Raises:
-            Diverged: it is not a finite number.
-        """
-        if "retrained" not in self.models:
-            value = shortfall(numbers(scores))
-        else:
-            if chat not in self.retrained_rows:
-                model = self.models["retrained"](torch.float32)
-                judged = self.judge.judged(model, self.parts.tuning, chat)
-                self.retrained_rows[chat] = row_scores(judged.results, MEMORIZATION)
-            value = distances(row_scores(scores.results, MEMORIZATION), self.retrained_rows[chat])["distance"]
-        if not math.isfinite(value):
-            raise Diverged("the scores of the result are not finite numbers")
-        return value
-
-    def _goal(self, rows: Sequence[Any], max_tokens: int) -> float:
-        """Return the retrained model's token probability exp(-NLL) of these rows; 0 without a retrained model."""
-        key = tuple(rows)
-        if "retrained" in self.models and key not in self.goals:
-            model = self.models["retrained"](torch.float32)
-            self.goals[key] = math.exp(-mean_nll(model, Passes(model), rows, max_tokens))
-        return self.goals.get(key, 0.0)
 
 
 def row_of(model: str, chat: bool) -> str:

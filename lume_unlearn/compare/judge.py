@@ -7,15 +7,23 @@ from statistics import fmean
 from typing import Any
 
 from lume_tasks.data.source import Data
-from lume_tasks.metrics.aggregate import mia_score
+from lume_tasks.metrics import swap
 from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
-from lume_unlearn.scoring.score import ATTACKS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
+from lume_unlearn.scoring.score import ATTACKS, MEMORIZATION, SWAP, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.scoring.swap import names_somebody
 
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
+BUDGET = 0.02
+"""Token probability of the retain rows that a setting may lose against the target."""
+OBJECTIVE = (
+    "half the mean of two numbers of the forget rows: their extraction strength and, where they name somebody, how far "
+    f"the ranks of the swap test are from uniform. A setting whose retain rows lose more than {BUDGET} of their token "
+    "probability is worse than any that does not"
+)
+"""What `objective` is, for the page."""
 
 Result = dict[str, Any]
 """How a model or the result of a final run did on the final documents.
@@ -32,13 +40,16 @@ class Judge:
     batch_size: int
     """Prompts of one scoring batch."""
 
-    def judged(self, model: Any, data: Data, chat: bool, mmlu: int = 0) -> Scores:
-        """Score a model with `tasks_of` the data: one forward pass over each row and document.
+    def judged(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
+        """Score a model with `tasks_of` the data, and return its `numbers`; ``chat``: see `score`."""
+        only = {"lume_swap_rows": [row.id for row in data.forget]}
+        return numbers(self._score(model, data, chat, tasks_of(data), only))
 
-        ``chat``: see `score`; ``mmlu``: questions of each subject of MMLU to score as well.
-        """
-        tasks = [*tasks_of(data), *["lume_mmlu"] * bool(mmlu and data.mmlu)]
-        return self._score(model, data, chat, tasks, {"lume_mmlu_limit": mmlu} if mmlu else None)
+    def followed(self, model: Any, data: Data, chat: bool, mmlu: int) -> dict[str, float]:
+        """Score a model in training: as `judged`, without the swap test, and ``mmlu`` questions of each subject."""
+        tasks = [task for task in tasks_of(data) if task != "lume_swap"]
+        tasks += ["lume_mmlu"] * (data.mmlu is not None)
+        return numbers(self._score(model, data, chat, tasks, {"lume_mmlu_limit": mmlu}))
 
     def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
         """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
@@ -63,41 +74,46 @@ class Judge:
         return result
 
     def _score(
-        self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, int] | None = None
+        self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, Any] | None = None
     ) -> Scores:
         options: dict[str, Any] = {"batch_size": self.batch_size, "log_samples": True, "metadata": metadata}
         return score(model, self.tokenizer, data, tasks=tasks, chat=chat, **options)
 
 
 def tasks_of(data: Data) -> list[str]:
-    """Return the tasks that judge a model: `lume_memorization` and, with members and non-members, `lume_mia`."""
-    return [*memorization_tasks(data), *["lume_mia"] * bool(data.members and data.nonmembers)]
+    """Return the tasks that judge a model: `lume_memorization`, and `lume_swap` and `lume_mia` if there is data."""
+    attack = bool(data.members and data.nonmembers)
+    return [*memorization_tasks(data), *["lume_swap"] * names_somebody(data), *["lume_mia"] * attack]
 
 
 def numbers(scores: Scores) -> dict[str, float]:
-    """Return the means over the rows of `NUMBERS`, the AUCs of the attack, and the accuracy of MMLU if it is there."""
-    found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
-    mmlu = scores.metric("lume_mmlu", "acc")
-    attacks = {name: scores.means[name] for name in ATTACKS if name in scores.means}
-    return found | attacks | ({} if mmlu is None else {"mmlu": mmlu})
+    """Return what `tasks_of` found.
 
-
-def shortfall(found: Mapping[str, float]) -> float:
-    """Compute 1 minus the mean of forgetting (1 - forget numbers), retention (retain numbers) and `mia_score`.
-
-    The objective where no retrained model is named. Worked example: forget .2, retain .9, AUC .7 (MIA score .6):
-    1 - (.8 + .9 + .6) / 3 = .2333.
+    The means over the rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform, and
+    `SWAP`; the AUCs of the attack; the accuracy of MMLU if it is there.
     """
-    forget, retain = ([found[name] for name in NUMBERS if name.startswith(side)] for side in ("forget", "retain"))
-    attack = [mia_score(found["loss_auc"])] if "loss_auc" in found else []
-    return 1 - fmean([1 - fmean(forget), fmean(retain), *attack])
+    found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
+    if ranks := scores.rows.get("forget_rank"):
+        found["swap_distance"] = swap.distance(list(ranks.values()))
+    mmlu = scores.metric("lume_mmlu", "acc")
+    means = {name: scores.means[name] for name in (*ATTACKS, *SWAP) if name in scores.means}
+    return found | means | ({} if mmlu is None else {"mmlu": mmlu})
 
 
-def words(retrained: bool, attack: bool) -> str:
-    """Say in one sentence what tuning minimises, for the page."""
-    found = "exact memorisation, extraction strength and token probability of the answers"
-    if retrained:
-        losses = ", and the Kolmogorov-Smirnov distances of the losses of members and non-members" if attack else ""
-        return f"the distance from the retrained model, row by row: the mean absolute differences of {found}{losses}"
-    groups = "forgetting, retention" + (" and MIA score" if attack else "")
-    return f"1 minus the mean of {groups}, where forgetting and retention are means over {found}"
+def objective(found: Mapping[str, float], target: Mapping[str, float]) -> float:
+    """Compute what tuning minimises, between 0 and 1, from the numbers of a model and of the target.
+
+    It needs no retrained model, and is near 0 for one. With r the token probability of the retain rows:
+
+    - If r is more than `BUDGET` below the target's: (1 + the loss) / 2, so any model within the budget is better.
+    - Else half the mean of the extraction strength of the forget rows and, where they name somebody, of the distance of
+      the swap test.
+
+    Worked example: swap distance .3, extraction strength .1, r .97, of the target .98: (.3 + .1) / 2 / 2 = .1. With
+    r .9: (1 + .08) / 2 = .54.
+    """
+    lost = target["retain_probability"] - found["retain_probability"]
+    if lost > BUDGET:
+        return (1 + lost) / 2
+    parts = [found[name] for name in ("forget_extraction_strength", "swap_distance") if name in found]
+    return fmean(parts) / 2

@@ -40,19 +40,21 @@ def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, An
     models = _results(comparison)
     chats = {row_of(name, chat): chat for name in comparison.models for chat in (True, False)}
     chats |= {name: contestant.chat for name, contestant in comparison.contestants.items()}
-    with_retrained = "retrained" in comparison.models
-    goals = {name: models[row_of("retrained", chats[name])][0] for name in models} if with_retrained else {}
+    targets, goals = (
+        {name: models[row_of(model, chats[name])][0] for name in models} if model in comparison.models else {}
+        for model in ("target", "retrained")
+    )
     entered = {name: models[name] for name in comparison.contestants if name in models}
     queues = [*comparison.queues.values(), *comparison.finals.values()]
     results = [(f"{q.name}, {slot}", trial) for q in comparison.finals.values() for slot, trial in q.results().items()]
     return {
         "options": {**options, "trials": comparison.trials, "seeds": comparison.seeds},
-        "objective": judge.words(with_retrained, bool(comparison.parts.tuning.members)),
+        "objective": judge.OBJECTIVE,
         "settings": {name: _setting(comparison, name) for name in comparison.contestants},
         "trials": {name: [_trial(*found) for found in q.results().items()] for name, q in comparison.queues.items()},
         "failures": {f"{queue.name}, {slot}": error for queue in queues for slot, error in queue.errors().items()},
         "diverged": {name: trial.user_attrs["reason"] for name, trial in results if "reason" in trial.user_attrs},
-        "table": {name: row(found, goals.get(name)) for name, found in models.items()},
+        "table": {name: row(found, targets[name], goals.get(name)) for name, found in models.items()},
         "alike": alike(entered, goals),
         "audits": {name: found[0]["audits"] for name, found in models.items() if "audits" in found[0]},
         "judged": {name: found[0]["judged"] for name, found in models.items()},
@@ -70,17 +72,16 @@ def _results(comparison: Comparison) -> dict[str, list[Result]]:
     return models
 
 
-def row(results: Sequence[Result], retrained: Result | None) -> dict[str, list[float]]:
+def row(results: Sequence[Result], target: Result, retrained: Result | None) -> dict[str, list[float]]:
     """Return each column's mean, lowest and highest value over the seeds; without columns that have no value.
 
-    The first column is the distance to the retrained model with its 95 % interval over documents and seeds
-    (`distance_interval`), without such a model the shortfall.
+    ``distance`` is that to the retrained model, if there is one, with its 95 % interval over documents and seeds
+    (`distance_interval`).
     """
     metrics = {name: f"{task} {name}" for task, names in METRICS.items() for name in names}
     columns = {name: [r["scores"][key] for r in results if key in r["scores"]] for name, key in metrics.items()}
     columns["seconds"] = [result["seconds"] for result in results if "seconds" in result]
-    if retrained is None:
-        columns["distance"] = [judge.shortfall(result["judged"]) for result in results]
+    columns["objective"] = [judge.objective(result["judged"], target["judged"]) for result in results]
     found = {name: [fmean(values), min(values), max(values)] for name, values in columns.items() if values}
     if retrained is not None:
         found["distance"] = list(distance_interval(_rows(results), *_rows([retrained])))
@@ -122,7 +123,8 @@ def _trial(slot: str, trial: Any) -> dict[str, Any]:
 def page(content: Mapping[str, Any]) -> str:
     """Return the page as HTML, from what `contents` gathered."""
     table = content["table"]
-    order = sorted(table, key=lambda name: (name in content["settings"], table[name]["distance"][0]))
+    first = "distance" if content["options"]["retrained"] else "objective"
+    order = sorted(table, key=lambda name: (name in content["settings"], table[name][first][0]))
     figures = curves(content["curves"], content["judged"].get("retrained", {}))
     shown = {"order": order, "measured": {name for row in table.values() for name in row}, "curves": figures}
     return template("compare.html.j2", autoescape=True).render(shown, content=content)

@@ -26,11 +26,11 @@ WAIT = 2.0
 TRIES = 3
 """How often a trial that ends with an error is run before the comparison goes on without it."""
 FIRST_TRIALS = 3
-"""Trials before the sampler (TPE) and the pruner use the results."""
+"""Trials before the sampler (TPE) uses the results."""
 WORST = 1.0
 """Value of a setting that diverged: objectives lie between 0 and 1."""
-DONE = ("COMPLETE", "PRUNED")
-"""Optuna's states of a trial that has a result."""
+DONE = "COMPLETE"
+"""Optuna's state of a trial that has a result."""
 
 Task = dict[str, Any]
 """What a trial is: its number or name as ``slot``, ``fixed`` parameters, and what else the trial needs to know.
@@ -96,7 +96,6 @@ class Queue:
             )
             self._require_same(comparison)
             self._fill(anew=True)
-        self.study.pruner = optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS, n_warmup_steps=1)
 
     def _require_same(self, comparison: dict[str, Any]) -> None:
         """Note what all trials depend on, or compare it with what the process noted that made the study."""
@@ -132,14 +131,14 @@ class Queue:
         found: dict[str, Any] = {}
         for trial in self._trials():
             slot = trial.user_attrs["slot"]
-            if slot not in found or found[slot].state.name not in DONE:
+            if slot not in found or found[slot].state.name != DONE:
                 found[slot] = trial
         return found
 
     def results(self) -> dict[str, Any]:
-        """Return slot to the trial that has a result (complete, diverged or pruned), in the order of the tasks."""
+        """Return slot to the trial that has a result (complete, or diverged), in the order of the tasks."""
         found = self._decisive()
-        return {slot: found[slot] for slot in self.tasks if slot in found and found[slot].state.name in DONE}
+        return {slot: found[slot] for slot in self.tasks if slot in found and found[slot].state.name == DONE}
 
     def errors(self) -> dict[str, str]:
         """Return slot to the error of each task that has no result after `TRIES` attempts."""

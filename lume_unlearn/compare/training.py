@@ -60,8 +60,8 @@ def unlearned(
         contestant: what to run.
         setting: values in place of its defaults: those tuned, and others, such as the seed.
         data: rows.
-        callback: a `TrainerCallback`, which is given the trainer as ``trainer``. A task vector is made after training,
-            until which the model learns the forget rows: such a method trains without the callback.
+        callback: a `TrainerCallback`, or None. A task vector is made after training, until which the model learns the
+            forget rows: such a method trains without the callback.
         given: further arguments of the trainer: the tokenizer, and alternatives of these rows.
 
     Raises:
@@ -77,12 +77,12 @@ def unlearned(
         set_seed(args.seed)  # of the adapter's initial weights
         model = trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
-        callback.trainer = trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **texts, **given)
-        if not method.negated:
+        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **texts, **given)
+        if callback and not method.negated:
             trainer.add_callback(callback)
         trainer.train()
     # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
-    del trainer, callback.trainer
+    del trainer
     release_memory()
     return model.float().eval()

@@ -25,6 +25,8 @@ MEMORIZATION = ("exact_memorization", "extraction_strength", "probability")
 """Metrics of the memorisation tasks, each for forget and retain rows."""
 ATTACKS = ("loss_auc", "min_k_plus_plus_auc")
 """Metrics of `lume_mia` that are in `Scores.means`."""
+SWAP = ("forget_leak_p", "forget_avoided_p")
+"""Metrics of `lume_swap` that are in `Scores.means`."""
 MEAN = "mean of the task scores"
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
 """Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
@@ -41,7 +43,7 @@ class Scores:
     results: dict[str, Any] = field(default_factory=dict)
     """The harness's results, as `simple_evaluate` returns them; ``samples`` only with ``log_samples``."""
     means: dict[str, float] = field(default_factory=dict)
-    """`MEANS` of all rows, ``TASK MEAN`` of each task, and `ATTACKS`; without those that have no value."""
+    """`MEANS` of all rows, ``TASK MEAN`` of each task, `ATTACKS` and `SWAP`; without those that have no value."""
     answers: dict[str, str] = field(default_factory=dict)
     """Row id to the generated text."""
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -141,6 +143,7 @@ def score(
     values = {mean: scores.metric("lume_score", mean) for mean in MEANS}
     values |= {f"{task} {mean}": scores.metric(task, mean) for task in ROW_TASKS for mean in MEANS}
     values |= {name: scores.metric("lume_mia", name) for name in ATTACKS}
+    values |= {name: scores.metric("lume_swap", name) for name in SWAP}
     scores.means.update({name: value for name, value in values.items() if value is not None})
     return scores
 

@@ -40,6 +40,13 @@ def test_fifths_of_uniform_ranks_are_alike() -> None:
     assert swap.fifths([1 / 41] * 3 + [1.0]) == [3, 0, 0, 0, 1]
 
 
+def test_distance_from_uniform() -> None:
+    assert swap.distance([0.25] * 4) == pytest.approx(0.75)
+    assert swap.distance([0.2, 0.4, 0.6, 0.8, 1.0]) == pytest.approx(0.2)
+    draw = np.random.default_rng(0)
+    assert np.mean([swap.distance(draw.random(36)) for _ in range(400)]) == pytest.approx(0.9 / 6, abs=0.02)
+
+
 def test_one_row_by_hand() -> None:
     found = swap.of_person(np.array([[3.0, 2.0, 1.0, 0.0]]), [2])
     assert (found.leak, found.avoided) == (1 / 4, 1)

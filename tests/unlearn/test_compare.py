@@ -18,7 +18,7 @@ from lume_unlearn.compare import comparison, judge, training, tuning
 from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.documents import divided
-from lume_unlearn.compare.judge import shortfall
+from lume_unlearn.compare.judge import objective
 from lume_unlearn.compare.page import alike
 from lume_unlearn.compare.queue import TRIES
 from lume_unlearn.compare.run import compare
@@ -63,11 +63,13 @@ def test_documents_are_divided_whole_and_by_task_and_attack_documents_follow_the
     assert (parts.tuning.mmlu, parts.final.mmlu) == (None, "mmlu")
 
 
-def test_shortfall_by_hand():
-    numbers = {f"{side}_{kind}": value for kind in ("exact_memorization", "extraction_strength", "probability")
-               for side, value in (("forget", 0.2), ("retain", 0.9))}  # fmt: skip
-    assert shortfall(numbers) == pytest.approx(1 - (0.8 + 0.9) / 2)
-    assert shortfall(numbers | {"loss_auc": 0.7}) == pytest.approx(0.23333333)
+def test_objective_by_hand():
+    target = {"retain_probability": 0.98}
+    found = {"retain_probability": 0.97, "swap_distance": 0.3, "forget_extraction_strength": 0.1}
+    assert objective(found, target) == pytest.approx(0.1)
+    assert objective(found | {"retain_probability": 0.9}, target) == pytest.approx(0.54)
+    del found["swap_distance"]  # nobody is named
+    assert objective(found, target) == pytest.approx(0.05)
 
 
 @pytest.mark.parametrize("name", METHODS)
