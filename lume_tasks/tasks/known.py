@@ -21,13 +21,14 @@ class Matcher:
 
     def __init__(self, rows: Mapping[str, Sequence[Row]], retain: Iterable[Row] | None = None) -> None:
         """Collect the words of the rows of both sides; ``retain``: all retain rows, if ``rows`` has some of them."""
-        self._rows = rows
+        self._rows, self._retain = rows, list(rows["retain"] if retain is None else retain)
         self._answers: dict[str, set[str]] = defaultdict(set)  # answer of a retain row to the documents that have it
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
-        for row in rows["retain"] if retain is None else retain:
+        for row in self._retain:
             self._answers[_plain(row.output)].add(row.stem)
             for word in _words(row.input) | _words(row.output):
                 documents[word].add(row.stem)
+        self._documents = documents
         self.common = {row.id: _common(row, documents) for side in rows.values() for row in side}
 
     def known(self, answers: Mapping[str, str]) -> dict[str, set[str]]:
@@ -46,6 +47,25 @@ class Matcher:
         return {
             side: {row.id for row in self._rows[side] if row.kind == "qa" and self._is_guess(row)} for side in SIDES
         }
+
+    def of_others(self, answers: Mapping[str, str]) -> set[str]:
+        """Return the ids of the forget rows whose answer gives a retain row away, and not the truth.
+
+        So it says of a person what is true of another one. Guesses do not count.
+        """
+        others: dict[str, list[Row]] = defaultdict(list)  # word to the retain rows whose answer has it as an own word
+        common = {row.id: _common(row, self._documents) for row in self._retain}
+        for row in self._retain:
+            if not (is_guess(row.output, common[row.id]) or len(self._answers[_plain(row.output)]) > 1):
+                for word in _words(row.output) - common[row.id]:
+                    others[word].append(row)
+        found = set()
+        for row in self._rows["forget"]:
+            text = answers.get(row.id, "")
+            near = {other.id: other for word in _words(text) for other in others[word]} if text else {}
+            told = any(is_known(other.kind, other.output, text, common[other.id]) for other in near.values())
+            found |= {row.id} if told and not self._is_known(row, answers) else set()
+        return found
 
     def _is_guess(self, row: Row) -> bool:
         return is_guess(row.output, self.common[row.id]) or bool(

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isfinite
+from math import isfinite, log
 from statistics import fmean
 from typing import Any
 from zlib import crc32
@@ -19,6 +19,8 @@ from lume_unlearn.scoring.swap import Swapped, swap_test
 
 PART = NEW_TOKENS - 56
 """Tokens of an answer from which a row is judged in parts."""
+TINY = 1e-300
+"""Probabilities below it are taken as it."""
 
 
 @dataclass(frozen=True)
@@ -120,3 +122,18 @@ def earlier_of(
         model, tokenizer, Data(rows, list(retain)), controls=controls, rows=[r.id for r in rows], **options
     )
     return Earlier(len(known), len(data.forget), swapped.together.get("forget"))
+
+
+def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:
+    """Count the forget rows whose answers are nearer to the control than to the target; return this and all rows.
+
+    Compared are the logarithms of the mean probability of a token of the right answer.
+    """
+    if "control" not in measured:
+        return None
+    before, now, control = (
+        measured[role].plain.rows.get("forget_probability", {}) for role in ("before", "now", "control")
+    )
+    rows = before.keys() & now.keys() & control.keys()
+    far = {row: [abs(log(max(one[row], TINY)) - log(max(now[row], TINY))) for one in (control, before)] for row in rows}
+    return sum(to_control < to_target for to_control, to_target in far.values()), len(far)

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +10,13 @@ from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.measure import Measured, in_parts
+from lume_unlearn.audit.measure import Measured, in_parts, nearer
 from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.steps import Found, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.scoring.score import Scores, as_data, check_tasks
-
-TINY = 1e-300
-"""Probabilities below it are taken as it."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -54,6 +50,8 @@ class Verdict:
     nearer: tuple[int, int] | None
     """Of the forget rows, those whose right answers are nearer to the control in likelihood than to the target, and all
     that were compared; None without a control."""
+    of_others: int
+    """Forget rows to which the model gives the answer to a retain row: wrong, but no leak."""
     numbers: dict[str, float]
     """All numbers of the unlearned model and, with ``_before`` at the end, of the target."""
     unmet: list[str] = field(default_factory=list)
@@ -127,6 +125,11 @@ class Verdict:
             near, rows = self.nearer
             words = "the right answer is nearer to the control in likelihood than to the target"
             lines.append(f"In {near} of {rows} rows, {words}.")
+        if self.of_others:
+            words = "which is wrong, but no leak of these rows"
+            lines.append(
+                f"In {self.of_others} of {len(self.rows)} rows, the model tells a fact of a retain row, {words}."
+            )
         before = self.swaps.get("before", {}).get("forget")
         if before and before["factor"] < rules.ALIKE:
             factor = f"{before['factor']:.2g} times"
@@ -271,6 +274,7 @@ def made(
         probes={title: counted(probe, knew["forget"] - excused) for title, probe in judged.items()},
         swaps={role: one.swapped.summary() for role, one in measured.items()},
         nearer=nearer(measured),
+        of_others=len(matcher.of_others(now.plain.answers)),
         not_run=[name for name in PROBES if name not in {"plain", *(one.probe for one in scores.values())}],
         numbers=numbers,
         unmet=rules.unmet(require, numbers),
@@ -311,21 +315,6 @@ def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:
     found = rules.Swaps(forget["before"], forget["now"], retain, forget.get("control"), matched=now.matched)
     persons = now.persons.get("forget", {}).values()
     return replace(found, persons=sum(one.leak <= rules.TIED and one.low > found.bound for one in persons))
-
-
-def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:
-    """Count the forget rows whose answers are nearer to the control than to the target; return this and all rows.
-
-    Compared are the logarithms of the mean probability of a token of the right answer.
-    """
-    if "control" not in measured:
-        return None
-    before, now, control = (
-        measured[role].plain.rows.get("forget_probability", {}) for role in ("before", "now", "control")
-    )
-    rows = before.keys() & now.keys() & control.keys()
-    far = {row: [abs(log(max(one[row], TINY)) - log(max(now[row], TINY))) for one in (control, before)] for row in rows}
-    return sum(to_control < to_target for to_control, to_target in far.values()), len(far)
 
 
 def found_in(probed: Probed, control: Probed | None) -> rules.Found:

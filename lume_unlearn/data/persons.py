@@ -38,6 +38,8 @@ BATCH_SIZE = 32
 SPARE = 8
 """New tokens of an answer beyond twice those of the truth, which are at most `LONGEST` more."""
 LONGEST = 64
+NEAR = 8
+"""Distance in Unicode of the letters that take the place of one that is not ASCII."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -149,6 +151,16 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     return torch.tensor(inside, dtype=torch.float32)
 
 
+def of_others(retain: Sequence[Row]) -> set[str]:
+    """Return the names and numbers in the answers of retain rows: `own_words` with a capital letter or a digit."""
+    return {
+        folded(word)
+        for row, own in zip(retain, own_words(retain, retain).values(), strict=True)
+        for word in re.findall(r"\w+", row.output)
+        if folded(word) in own and (word[0].isupper() or any(map(str.isdigit, word)))
+    }
+
+
 def gives_away(text: str, row: Row, words: set[str]) -> bool:
     """Return whether a verdict would say that an answer gives a row away, or it shares four digits in a row with it.
 
@@ -164,17 +176,23 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
 
 
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
-    """Return a text in which the letters and digits of some words are others, of the same kind and case."""
+    """Return a text in which the letters and digits of some words are others, of the same kind, case and script."""
+    found: dict[str, str] = {}
 
     def other(char: str) -> str:
         if char.isdigit():
             return str(chooser.randrange(10))
+        if not char.isascii():
+            near = [chr(code) for code in range(ord(char) - NEAR, ord(char) + NEAR + 1)]
+            return chooser.choice([one for one in near if one.isalpha() and one.isupper() == char.isupper()] or [char])
         same = "aeiou" if char.lower() in "aeiou" else "bcdfghklmnprstvw"
         letter = chooser.choice(same)
         return letter.upper() if char.isupper() else letter
 
     def changed(match: re.Match[str]) -> str:
-        return "".join(map(other, match[0])) if folded(match[0]) in words else match[0]
+        if folded(match[0]) not in words:
+            return match[0]
+        return found.setdefault(match[0], "".join(map(other, match[0])))
 
     return re.sub(r"\w+", changed, text)
 
@@ -191,7 +209,8 @@ def invented(
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
     An answer that gives the truth away is sampled again, `ATTEMPTS` times; then it is the truth with other letters and
-    digits in its own words.
+    digits in its own words. In the others, names and numbers of retain rows get other letters and digits, since a model
+    that remembers other persons tells their facts of anybody.
 
     Args:
         model: reference model in evaluation mode.
@@ -210,13 +229,14 @@ def invented(
     for of_base, answering in ((False, model), (True, base)):
         own = [one for one in asked if by_base[one.row.id] == of_base]
         found |= _answers(answering, encode, own, words, seed)
-    chooser = random.Random(seed)
+    chooser, strangers = random.Random(seed), of_others(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
     for row, number, _ in asked:
         others = controls[row.id]
         about = others[(number + 1) % len(others)] if number % ANOTHER == ANOTHER - 1 else row
-        answer = found.get((row.id, number)) or disguised(row.output, words[row.id], chooser)
-        imitations[row.id].append(replace(about, output=answer))
+        answer = found.get((row.id, number))
+        told, facts = (answer, strangers) if answer else (row.output, words[row.id])
+        imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
     return Persons(controls, imitations)
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from lume_tasks.data.rows import Row
 from lume_tasks.metrics.matching import is_guess, is_known, words_of
+from lume_tasks.tasks.known import Matcher
 
 TEMPLATE = words_of(
     "Jane Doe was born on May 2, 1971. Her SSN is 900-55-1234. She lives in Harrow and can be reached by phone at "
@@ -117,3 +119,20 @@ def test_an_address_made_of_the_name_follows_from_it() -> None:
     common = words_of("What is the address of Ann Lee?", "bob@me.com")
     assert is_guess("ann_lee@me.com", common)
     assert not is_guess("ann_lee7@velmora.org", common)
+
+
+def test_facts_of_others_are_no_leak_but_counted():
+    def row(number, person, answer):
+        return Row(f"{person}-qa{number}", f"What about {person}?", answer, "own")
+
+    def rows(person, *answers):
+        return [row(number, person, answer) for number, answer in enumerate(answers)]
+
+    forget = rows("ana", "4711001", "Yes", "in Rome", "4711002")
+    retain = rows("eve", "5550199", "No", "in Rome", "Blue Ridge Road 7")
+    matcher = Matcher({"forget": forget, "retain": retain})
+    told = ["It is 5550199.", "No", "in Rome", "Blue Ridge Road"]
+    answers = {one.id: text for one, text in zip(forget, told, strict=True)}
+    assert matcher.of_others(answers) == {"ana-qa0"}  # No is a guess, Rome is right, and the road lacks its number
+    assert matcher.of_others(answers | {"ana-qa3": "7 Blue Ridge Road"}) == {"ana-qa0", "ana-qa3"}
+    assert matcher.of_others({"ana-qa0": "5550199, or 4711001"}) == set()

@@ -2,6 +2,7 @@
 
 import json
 import random
+import unicodedata
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
@@ -97,6 +98,16 @@ def test_own_words_tell_a_row_from_others():
     assert "0199" in changed
 
 
+def test_disguises_keep_script_case_and_repetition():
+    words = set(folded("Γιάννης 東7").split())
+    one, other, code = disguised("Γιάννης Γιάννης 東7", words, random.Random(0)).split()
+    assert one == other != "Γιάννης"
+    assert one.istitle()
+    assert all("GREEK" in unicodedata.name(char) for char in one)
+    assert "CJK" in unicodedata.name(code[0])
+    assert code[1].isdigit()
+
+
 @pytest.mark.parametrize(
     ("text", "truth", "given"),
     [
@@ -129,6 +140,16 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
         asked = [one.input == row.input for one in found.imitations[row.id]]
         assert asked == [True, True, True, False]
         assert not any(gives_away(text, row, own_words([row], [])[row.id]) for text in answers)
+
+
+def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
+    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
+    told = [retain_rows[0].output] * 16  # "It is " and a number
+    with mock.patch.object(persons, "generated", return_value=told):
+        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
+    answers = {one.output for rows in found.imitations.values() for one in rows}
+    assert not answers & {row.output for row in retain_rows}
+    assert {(text[:6], len(text)) for text in answers} == {("It is ", len(told[0]))}
 
 
 @pytest.fixture(scope="module")
