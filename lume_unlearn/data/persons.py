@@ -176,7 +176,10 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
 
 
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
-    """Return a text in which the letters and digits of some words are others, of the same kind, case and script."""
+    """Return a text in which the letters and digits of some words are others, of the same kind, case and script.
+
+    A number of two digits becomes one that is not larger, and a year keeps its century, so that a date remains one.
+    """
     found: dict[str, str] = {}
 
     def other(char: str) -> str:
@@ -189,10 +192,16 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
         letter = chooser.choice(same)
         return letter.upper() if char.isupper() else letter
 
+    def another(word: str) -> str:
+        if re.fullmatch("[0-9]{2}", word):
+            return f"{chooser.randint(1, max(1, int(word))):02}"
+        kept = 2 if re.fullmatch("(19|20)[0-9]{2}", word) else 0
+        return word[:kept] + "".join(map(other, word[kept:]))
+
     def changed(match: re.Match[str]) -> str:
         if folded(match[0]) not in words:
             return match[0]
-        return found.setdefault(match[0], "".join(map(other, match[0])))
+        return found.setdefault(match[0], another(match[0]))
 
     return re.sub(r"\w+", changed, text)
 

@@ -1,5 +1,6 @@
 """`lume-unlearn forget`: its parts, and the command on a tiny model that has learned a customer's rows."""
 
+import datetime
 import json
 import random
 import unicodedata
@@ -106,6 +107,10 @@ def test_disguises_keep_script_case_and_repetition():
     assert all("GREEK" in unicodedata.name(char) for char in one)
     assert "CJK" in unicodedata.name(code[0])
     assert code[1].isdigit()
+    for seed in range(20):
+        date = disguised("1956-03-02", {"1956", "03", "02"}, random.Random(seed))
+        assert date.startswith("19")
+        assert datetime.date.fromisoformat(date) != datetime.date(1956, 3, 2)
 
 
 @pytest.mark.parametrize(
