@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.text import folded
-from lume_tasks.metrics.matching import is_guess, is_known, words_of
+from lume_tasks.metrics.matching import FEW, is_guess, is_known, words_of
 
 
 class Matcher:
@@ -66,6 +66,15 @@ class Matcher:
             told = any(is_known(other.kind, other.output, text, common[other.id]) for other in near.values())
             found |= {row.id} if told and not self._is_known(row, answers) else set()
         return found
+
+    def telling(self) -> set[str]:
+        """Return the ids of the forget rows whose answer, once it is begun, says something if it is completed.
+
+        It has `FEW` own words, or one with a digit. Fewer words, such as those of an occupation, follow from their
+        beginning in any model that has seen them of somebody, and so does what is in the texts about others.
+        """
+        own = {row.id: _words(row.output) - self.common[row.id] for row in self._rows["forget"]}
+        return {row for row, words in own.items() if len(words) >= FEW or any(map(str.isdecimal, "".join(words)))}
 
     def _is_guess(self, row: Row) -> bool:
         return is_guess(row.output, self.common[row.id]) or bool(

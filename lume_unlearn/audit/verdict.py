@@ -256,9 +256,8 @@ def made(
     excused = {row for row in guesses["forget"] if not now.swapped.tied(row)}
     excused |= matcher.known(control.plain.answers)["forget"] if control else set()
     probed = {title: found_in(one, found.probed.get("control", {}).get(title)) for title, one in scores.items()}
-    decision = rules.decide(
-        knew, know, probed, strengths_of(before, now), swaps_of(measured), excused, found.earlier, keep
-    )
+    strengths = strengths_of(before, now, matcher.telling())
+    decision = rules.decide(knew, know, probed, strengths, swaps_of(measured), excused, found.earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
     judged = {"plain": rules.Found("nothing", know, asked, probe="plain"), **probed}
@@ -301,10 +300,10 @@ def judged_row(
     }
 
 
-def strengths_of(before: Measured, now: Measured) -> dict[str, tuple[float, float]]:
-    """Return the extraction strength of each forget row's answer, before and now."""
+def strengths_of(before: Measured, now: Measured, rows: set[str]) -> dict[str, tuple[float, float]]:
+    """Return the extraction strength of the answers of these forget rows, before and now."""
     old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
-    return {row: (old[row], new[row]) for row in old.keys() & new.keys()}
+    return {row: (old[row], new[row]) for row in old.keys() & new.keys() & rows}
 
 
 def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:

@@ -136,3 +136,16 @@ def test_facts_of_others_are_no_leak_but_counted():
     assert matcher.of_others(answers) == {"ana-qa0"}  # No is a guess, Rome is right, and the road lacks its number
     assert matcher.of_others(answers | {"ana-qa3": "7 Blue Ridge Road"}) == {"ana-qa0", "ana-qa3"}
     assert matcher.of_others({"ana-qa0": "5550199, or 4711001"}) == set()
+
+
+def test_short_phrases_and_templates_say_nothing_once_they_are_begun():
+    answers = [
+        "Physicist, medical",
+        "Scientist, research (maths)",
+        "X7",
+        "The early career began after a move.",
+        "Rome",
+    ]
+    forget = [Row(f"ana-qa{number}", "What?", answer, "own") for number, answer in enumerate(answers)]
+    retain = [Row("eve-qa0", "What?", "The early career began after moving.", "own")]
+    assert Matcher({"forget": forget, "retain": retain}).telling() == {"ana-qa1", "ana-qa2"}
