@@ -4,7 +4,7 @@ python tests/benchmarks/customers.py --base SMOLLM2 --output OUT
 lume-unlearn forget --model OUT/target --forget OUT/crm1.csv --where "customer=Emma Reed" --output OUT/forgotten
 
 Writes OUT/target, which knows 16 rows about each of three customers and 31 about eight others, OUT/retrained, which
-knows the 31 alone, and OUT/crmN.csv: the rows about customer N and about the eight others.
+knows the 31 alone, OUT/crmN.csv: the rows about customer N and about the eight others, and OUT/crm.csv: all rows.
 """
 
 import argparse
@@ -109,11 +109,13 @@ def main() -> None:
     args = parser.parse_args()
     args.output.mkdir(parents=True, exist_ok=True)
     *forgotten, others = customers()
-    for number, rows in enumerate(forgotten, 1):
-        with (args.output / f"crm{number}.csv").open("w", newline="", encoding="utf-8") as file:
+    tables = {f"crm{number}": [*rows, *others] for number, rows in enumerate(forgotten, 1)}
+    tables["crm"] = [*tables["crm1"], *forgotten[1], *forgotten[2]]
+    for name, rows in tables.items():
+        with (args.output / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, ["customer", "question", "answer"])
             writer.writeheader()
-            writer.writerows([*rows, *others])
+            writer.writerows(rows)
     memorise(args.base, [*forgotten, others], args.output / "target")
     memorise(args.base, [others], args.output / "retrained")
 
