@@ -159,15 +159,17 @@ class UnlearningArguments(TrainingArguments):
     on_collapse: Literal["warn", "stop", "rollback"] = option(
         "warn", "What to do then: warn; stop with an error; rollback to the last good weights and end."
     )
-    robust: Literal["none", "sam", "path"] = option(
+    robust: Literal["none", "sam", "path", "select"] = option(
         "none",
         "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
-        "weights; path: take the forget gradient at weights after a simulated relearning.",
+        "weights; path: take the forget gradient at weights after a simulated relearning; select: damp the directions "
+        "that the forget gradients of all rows share.",
     )
     sam_rho: PositiveFloat = option(0.01, "SAM radius.")
     path_every: PositiveInt = option(5, "Optimiser steps between two simulated relearnings.")
     path_steps: PositiveInt = option(4, "Steps of each relearning, on 8 forget rows each.")
     path_rate: PositiveFloat = option(1e-4, "Learning rate of the relearning (AdamW).")
+    select_share: PositiveFloat = option(0.25, "Share of the components of each weight's gradient that select damps.")
     evaluate_tasks: str | None = option(
         None, "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
     )

@@ -1,4 +1,4 @@
-"""``robust``: take the forget gradient at other weights, so that forgetting outlasts further training."""
+"""``robust``: change the forget gradient, so that forgetting outlasts further training and spares the rest."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +24,8 @@ Gradients: TypeAlias = list[Tensor | None]
 FURTHEST = 1.3
 """Forget gradients are taken up to so many times as far as the simulated relearning went."""
 FILE = "wrapper.safetensors"
+ITERATIONS = 4
+"""Power iterations of a singular value decomposition."""
 
 
 def steepest(gradient: Gradients, rho: float) -> Gradients:
@@ -35,13 +37,45 @@ def steepest(gradient: Gradients, rho: float) -> Gradients:
     return [None if g is None else g * (rho / norm) for g in gradient]
 
 
+@torch.no_grad()
+def selected(gradient: Gradients, share: float) -> Gradients:
+    """Return a gradient without what its weights share most: each matrix `damped`, all scaled to the length before."""
+    found = [None if g is None else damped(g, share) for g in gradient]
+    return steepest(found, float(total_norm(gradient)))
+
+
+def damped(gradient: Tensor, share: float) -> Tensor:
+    """Divide the largest singular values of a matrix G of (rows, columns); other tensors stay as they are.
+
+    With the first k singular values s_1 >= ... >= s_k, k = share * min(rows, columns), and t_i = s_i / s_k, the i-th
+    becomes s_i / t_i^2: once for the inputs of the layer, G - (G V - G V / t) V', and once for its outputs, with U.
+
+    Worked example: singular values 4, 2, 1 and k = 2: t = (2, 1), so they become 1, 2, 1.
+
+    Source: RepSelect (Sondej, Yang and Mahdi 2026, arXiv 2606.17168), after its code: the directions that most rows
+    share are those of general skills, and of relearning. Deviations: in every step instead of once, and without
+    training a LoRA on the forget rows first.
+    """
+    components = round(share * min(gradient.shape)) if gradient.ndim == 2 else 0
+    if components < 2 or not gradient.any():
+        return gradient
+    result = gradient.float()
+    with torch.random.fork_rng([gradient.device] if gradient.is_cuda else []):
+        torch.manual_seed(0)  # alike in all processes, and without a trace in the training's random numbers
+        left, values, right = torch.svd_lowrank(result, q=components, niter=ITERATIONS)
+    shrink = 1 - values.min().clamp(min=torch.finfo(values.dtype).tiny) / values
+    result = result - (result @ right * shrink) @ right.T
+    return (result - left @ (shrink[:, None] * (left.T @ result))).to(gradient)
+
+
 class Robust(TrainerCallback):
-    """Computes the gradient of a step: of the forget loss at moved weights, of the retain term where they are.
+    """Computes the gradient of a step: of the forget loss changed or at moved weights, of the retain term as it is.
 
     sam takes the forget gradient at ``theta + rho g / |g|``, g the forget gradient at theta: Fan et al. 2025 (arXiv
     2502.05374), smoothness against relearning. path takes it at ``theta + u delta``: delta is how far a few AdamW steps
     on random forget rows lead, computed anew every few steps, and u is uniform in (0, 1.3). It is the first-order form
     of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the forget loss logged is that at the moved weights.
+    select damps what the forget gradients of all rows share: see `damped`.
     """
 
     def __init__(self, trainer: "UnlearningTrainer") -> None:
@@ -53,6 +87,8 @@ class Robust(TrainerCallback):
         """Add the gradients of one optimiser step to the weights' gradients; return the step's loss."""
         trainer = self.trainer
         weights = [weight for weight in model.parameters() if weight.requires_grad]
+        if trainer.args.robust == "select":
+            return self._select(model, inputs, weights)
         sam = trainer.args.robust == "sam"
         if sam:
             trainer.add_gradients(model, inputs, ("forget",))
@@ -65,6 +101,13 @@ class Robust(TrainerCallback):
         with _moved(weights, offset):
             # sam has logged the forget loss at theta
             return total + trainer.add_gradients(model, inputs, ("forget",), log=not sam)
+
+    def _select(self, model: nn.Module, inputs: dict[str, Any], weights: Sequence[nn.Parameter]) -> Tensor:
+        trainer = self.trainer
+        total = trainer.add_gradients(model, inputs, ("forget",))
+        for weight, gradient in zip(weights, selected(_taken(weights), trainer.args.select_share), strict=True):
+            weight.grad = gradient
+        return total + trainer.add_gradients(model, inputs, ("retain",)) if trainer.terms.retain_parts else total
 
     def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
         """Return a random share of the way that relearning leads."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lume_unlearn.training import robust
-from lume_unlearn.training.robust import steepest
+from lume_unlearn.training.robust import damped, selected, steepest
 from tests.unlearn.formulas import FORMULAS, Step
 from tests.unlearn.rows import nll
 from tests.unlearn.training import ALTERNATIVE, CONTROL, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, weights
@@ -102,3 +102,26 @@ def test_path_takes_the_forget_gradient_where_relearning_leads(tuning, max_token
         between = moved(model, [share * (end - start).detach() for end, start in pairs if start.requires_grad])
         forget, retain = gradients(between, model, "gd", "forget"), gradients(model, model, "gd", "retain")
         torch.testing.assert_close(flat(after_step(trainer)), flat(forget) + flat(retain), rtol=1e-6, atol=1e-9)
+
+
+def test_damping_by_hand():
+    left, _ = torch.linalg.qr(torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    right, _ = torch.linalg.qr(torch.randn(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))
+    gradient = left @ torch.diag(torch.tensor([4.0, 2.0, 1.0], dtype=torch.float64)) @ right.T
+    values = torch.linalg.svdvals(damped(gradient, 0.5))  # two of four components: 4 / 2^2, 2 and 1
+    torch.testing.assert_close(values, torch.tensor([2.0, 1.0, 1.0, 0.0], dtype=torch.float64), rtol=1e-3, atol=1e-3)
+    for other in (torch.zeros(4, 4), torch.randn(4), torch.randn(1, 9)):
+        assert damped(other, 0.5).equal(other)
+
+
+def test_select_damps_the_forget_gradient_and_leaves_its_length_and_the_retain_term(tmp_path):
+    trainer = build(tmp_path, "gd", "full", robust="select", select_share=0.5)
+    model = trainer.model
+    forget, retain = (gradients(model, model, "gd", side) for side in ("forget", "retain"))
+    found = after_step(trainer)
+    random = torch.get_rng_state()
+    expected = selected([g.float() for g in forget], 0.5)
+    assert torch.get_rng_state().equal(random)
+    torch.testing.assert_close(flat(found), flat(expected) + flat(retain), rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(flat(expected).norm(), flat(forget).norm().float())
+    assert (flat(expected) - flat(forget)).norm() > 0.1 * flat(forget).norm()
