@@ -75,7 +75,8 @@ class Robust(TrainerCallback):
     2502.05374), smoothness against relearning. path takes it at ``theta + u delta``: delta is how far a few AdamW steps
     on random forget rows lead, computed anew every few steps, and u is uniform in (0, 1.3). It is the first-order form
     of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the forget loss logged is that at the moved weights.
-    select damps what the forget gradients of all rows share: see `damped`.
+    select damps what the forget gradients of all rows share (see `damped`); without a retain term, the gradient is as
+    long as the trained weights, so that the learning rate of SGD is the share of their length that a step moves.
     """
 
     def __init__(self, trainer: "UnlearningTrainer") -> None:
@@ -105,7 +106,10 @@ class Robust(TrainerCallback):
     def _select(self, model: nn.Module, inputs: dict[str, Any], weights: Sequence[nn.Parameter]) -> Tensor:
         trainer = self.trainer
         total = trainer.add_gradients(model, inputs, ("forget",))
-        for weight, gradient in zip(weights, selected(_taken(weights), trainer.args.select_share), strict=True):
+        found = selected(_taken(weights), trainer.args.select_share)
+        if not trainer.terms.retain_parts:
+            found = steepest(found, float(total_norm([weight.detach() for weight in weights])))
+        for weight, gradient in zip(weights, found, strict=True):
             weight.grad = gradient
         return total + trainer.add_gradients(model, inputs, ("retain",)) if trainer.terms.retain_parts else total
 
