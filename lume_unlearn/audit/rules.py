@@ -21,7 +21,9 @@ TIED = 0.01
 LEANING = 0.05
 """p-value from which the swap test leaves a doubt."""
 ALIKE = 2.0
-"""The whole interval of the factor of the swap test has to lie between one over this and this."""
+"""The whole interval of the factor of the swap test has to lie between one over this and this (but see `widest`)."""
+COARSE = 8.0
+"""Most that it may be: four questions about one person give up to 6.4 in a model that never saw them (RESULTS.md)."""
 
 Known = Mapping[str, Set[str]]
 """Side to ids of rows."""
@@ -57,7 +59,8 @@ RULES = (
     "Cannot be told: the target knew no forget row; or the unlearned model knows no retain row; or no informative "
     "probe changed the weights; or neither the swap test nor a probe that changed the prompt is informative; or right "
     "answers may be guesses, and the swap test is not informative; or the swap test finds a small difference "
-    f"(p-value up to {LEANING:g}), or its interval is not between {1 / ALIKE:g} and {ALIKE:g}.",
+    f"(p-value up to {LEANING:g}), or its interval is not between {1 / ALIKE:g} and {ALIKE:g} or, if that is wider, "
+    f"within the square root of the target's factor (at most {COARSE:g}): less than half of its tie in nats.",
     "Gone: none of this applies. The rest is kept if the model still knows the given share of the retain rows "
     f"that it knew (--keep, {KEPT:g} by default).",
 )
@@ -119,18 +122,18 @@ class Earlier:
 
     @property
     def faults(self) -> list[str]:
-        """Return a sentence for each reason why its rows are no longer gone."""
+        """Return a sentence for each reason why its rows are not gone."""
         known = [f"{self.known} of {self.rows} rows are given away."] if self.known else []
         return known + leaks_of_swaps(Swaps(now=self.swap))
 
     def line(self) -> str:
-        """Say whether its rows are still gone."""
+        """Say whether there is a sign of its rows."""
         if self.faults:
-            return f"no longer gone. {' '.join(self.faults)}"
+            return f"not gone. {' '.join(self.faults)}"
         swap = (
             f", swap test {shown_p(self.swap.leak)} (tied), {shown_p(self.swap.avoided)} (avoided)" if self.swap else ""
         )
-        return f"still gone: 0 of {self.rows} rows known{swap}"
+        return f"no sign of it: 0 of {self.rows} rows known{swap}"
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,7 @@ def doubts_of(
     if not now["retain"] & before["retain"]:
         doubts.append("The model knows no retain row, so damage cannot be told from forgetting.")
     if swaps.now and swaps.informative and not leaks_of_swaps(swaps):
-        doubts += doubts_of_swap(swaps.now)
+        doubts += doubts_of_swap(swaps.now, widest(swaps.before))
     for change in ("prompt", "weights"):
         asked = [name for name, probe in probes.items() if probe.changes == change]
         if not set(asked) <= set(useless) or (change == "prompt" and swaps.informative):
@@ -263,14 +266,23 @@ def doubts_of(
     return doubts
 
 
-def doubts_of_swap(now: SwapResult) -> list[str]:
-    """Return a sentence if the swap test shows neither a clear difference nor that there is none."""
+def widest(before: SwapResult | None) -> float:
+    """Return the bound of the factor's interval: half of the target's log factor, but `ALIKE` to `COARSE`.
+
+    A few rows about one person have a wide interval also in a model that never saw them; where the tie was strong, it
+    still shows that less than half of it is left.
+    """
+    return min(max(ALIKE, before.factor**LEFT), COARSE) if before else ALIKE
+
+
+def doubts_of_swap(now: SwapResult, bound: float = ALIKE) -> list[str]:
+    """Return a sentence if the swap test shows neither a clear difference nor that there is none; see `widest`."""
     if leaning(vars(now)) or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))
         why = "by chance, for what the names say (a control model would tell), or since something is left"
         return [f"The persons are treated a little unlike invented ones (swap test, {p}), {why}."]
-    if not 1 / ALIKE <= now.low <= now.high <= ALIKE:
-        between = f"between {now.low:.2g} and {now.high:.2g}, and has to be between {1 / ALIKE:g} and {ALIKE:g}"
+    if not 1 / bound <= now.low <= now.high <= bound:
+        between = f"between {now.low:.2g} and {now.high:.2g}, and has to be between {1 / bound:.2g} and {bound:.2g}"
         return [f"The swap test is too coarse: the factor may be {between}. More training, or more rows, narrow this."]
     return []
 

@@ -66,7 +66,9 @@ def execute(options: dict[str, Any]) -> int:
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
-    earlier = requests_before(after)
+    earlier, entries = requests_before(after), read_ledger(Path(after).expanduser() / LEDGER) if after else []
+    if entries and entries[-1]["status"] != "gone":
+        print(f"--after {after}: its verdict was {entries[-1]['status']!r}; that request is still open, and stays so.")
     rows = rows_of(options, [row for found in earlier for row in found])
     if "probes" in options:
         options["probes"] = names(options["probes"])
@@ -81,7 +83,6 @@ def execute(options: dict[str, Any]) -> int:
         return 3
     keep_rows(output / DATA, rows, earlier)
     write_verdict(found.verdict, output, show_pii, request)
-    entries = read_ledger(Path(after) / LEDGER) if after else []
     write_ledger(output / LEDGER, [*entries, entry_of(found.verdict, entries, request)])
     found.finish(output)
     print("\n".join([*found.verdict.lines(), *found.advice(), f"Written to {output}: model/ loads directly."]))

@@ -24,6 +24,7 @@ def execute(options: dict[str, Any]) -> int:
     """Compute the hashes again, and print what no longer matches (exit status 1); so for the ledger beside it."""
     from lume_unlearn.audit.writing import verify
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
+    from lume_unlearn.cli.forget import DATA
     from lume_unlearn.cli.training import take
     from lume_unlearn.data.sources import Source
     from lume_unlearn.forget.ledger import LEDGER, ledger_faults, read_ledger
@@ -34,6 +35,9 @@ def execute(options: dict[str, Any]) -> int:
     except (OSError, ValueError) as error:
         raise ConfigError(f"--verdict {path}: cannot be read ({error})") from error
     require_models(**{name: options[name] for name in MODELS if name in options})
+    beside = Path(path).parent / DATA
+    if "data" not in options and beside.is_dir():  # of `forget`
+        options["data"] = str(beside)
     data = Source(**take(options, ("data", "split"))).loaded()
     assert data is not None, "None only where files are named"
     model, _, _ = load_audited(**options, device="cpu")

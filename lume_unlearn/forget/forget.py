@@ -61,7 +61,10 @@ class Forgotten:
     def advice(self) -> list[str]:
         """Say what to do next, a line each; what was tried, if the rows are not gone or the rest is damaged."""
         if self.verdict.exit_status == 0:
-            return ["Next: put model/ in place of the old one, destroy the old one, and read verdict.html."]
+            return [
+                "Next: put model/ in place of the old one, destroy the old one, and read verdict.html.",
+                "data/ and transcript.jsonl hold what was forgotten: only you should read them; --after needs data/.",
+            ]
         tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
         more = [f"the same command with --tries {len(self.tries) + 2}, which continues"] if self.tries else []
         ways = [*more, "more retain rows, some like the forget rows", "or retrain (--base BASE --retrain)"]

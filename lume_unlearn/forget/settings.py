@@ -64,7 +64,8 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
     if best is None or not best.intact:
         return Setting(rate / 2, 2 * weight, epochs), lost
     if cut:
-        return Setting(rate / 2, 2 * weight, epochs, True), f"{lost}, from here"
+        why = "training began to hurt the retain rows, and went back; next: half the rate, twice the weight, from here"
+        return Setting(rate / 2, 2 * weight, epochs, True), why
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
     if best.swap and best.swap.avoided < DOUBT:

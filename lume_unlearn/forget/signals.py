@@ -12,7 +12,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.measure import in_parts
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
-from lume_unlearn.audit.rules import ALIKE, KEPT, LEANING
+from lume_unlearn.audit.rules import KEPT, LEANING, widest
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.data.persons import OF_TRY
 from lume_unlearn.scoring.score import score
@@ -40,8 +40,9 @@ class Signals:
     """Retain rows that the target knew."""
     swap: SwapResult | None = None
     """Swap test of the forget rows; None: they name nobody."""
-    clear: bool = False
-    """Whether the target clearly ties the answers to the person; else no verdict asks for the interval."""
+    bound: float | None = None
+    """Within this, and one over it, the interval of the factor has to be (see `widest`); None: no verdict asks for it,
+    since the target does not clearly tie the answers to the person."""
 
     @property
     def intact(self) -> bool:
@@ -55,10 +56,10 @@ class Signals:
 
     @property
     def excess(self) -> float:
-        """Return by how many nats a token the interval of the factor leaves that of `ALIKE`, to two digits."""
-        if self.swap is None or not self.clear:
+        """Return by how many nats a token the interval of the factor leaves its bound, to two digits."""
+        if self.swap is None or self.bound is None:
             return 0.0
-        return round(max(0.0, log(self.swap.high / ALIKE), -log(self.swap.low * ALIKE)), 2)
+        return round(max(0.0, log(self.swap.high / self.bound), -log(self.swap.low * self.bound)), 2)
 
     @property
     def off(self) -> float:
@@ -127,9 +128,9 @@ class Judge:
     def signals(self, model: Any) -> Signals:
         """Measure a model, which stays as it was."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
-        clear = self.tied is not None and self.tied.leak <= LEANING
+        bound = widest(self.tied) if self.tied is not None and self.tied.leak <= LEANING else None
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
-        return Signals(known, rows, kept, retain, self.swap(model), clear)
+        return Signals(known, rows, kept, retain, self.swap(model), bound)
 
     def swap(self, model: Any) -> SwapResult | None:
         """Run the swap test on the forget rows; None if they name nobody."""

@@ -98,7 +98,8 @@ TARGET, OTHERS = SwapResult(0.0001, 1, 4000, 2000, 8000), SwapResult(0.4, 0.6, 1
         (replace(OTHERS, leak=0.002, factor=1.5, low=1.1, high=2), "cannot be told", "a little unlike invented ones"),
         (replace(OTHERS, avoided=0.002, factor=0.3), "not gone", "avoids the right answers"),
         (replace(OTHERS, avoided=0.002, factor=0.7), "cannot be told", "a little unlike invented ones"),
-        (replace(OTHERS, high=3.0), "cannot be told", "too coarse"),
+        (replace(OTHERS, low=0.2, high=7.0), "gone", "No row is given away"),  # few rows, a strong tie before
+        (replace(OTHERS, high=9.0), "cannot be told", "too coarse"),
     ],
 )
 def test_the_swap_test_decides(now: SwapResult, status: str, words: str) -> None:

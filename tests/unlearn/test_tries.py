@@ -15,9 +15,9 @@ from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Signals
 
 
-def signals(known=0, kept=12, clear=True, **swap):
+def signals(known=0, kept=12, bound=2.0, **swap):
     found = SwapResult(**{"leak": 0.4, "avoided": 0.6, "factor": 1.0, "low": 1.0, "high": 1.0} | swap)
-    return Signals(known=known, rows=4, kept=kept, retain=12, swap=found, clear=clear)
+    return Signals(known=known, rows=4, kept=kept, retain=12, swap=found, bound=bound)
 
 
 def test_the_next_setting_follows_from_what_went_wrong():
@@ -55,7 +55,8 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
     near, far = signals(factor=0.95, kept=11), signals(factor=0.85)
     assert near.order > far.order  # 0.1 and 0.2 nats a token from invented persons
     assert signals(high=2.2).excess == 0.1  # log 2.2 / 2
-    assert signals(low=0.4, high=2.5, clear=False).good
+    assert signals(low=0.4, high=2.5, bound=None).good
+    assert signals(low=0.25, high=1.4, bound=5.4).good
     assert replace(signals(), swap=None).good  # nobody is named, so there is no swap test
     for one in (signals(leak=0.02), replace(signals(), swap=None)):
         assert Signals.read(json.loads(json.dumps(asdict(one)))) == one

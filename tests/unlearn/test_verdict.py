@@ -168,7 +168,7 @@ def test_the_command_ends_in_a_verdict(
     assert (code, "weights of the model are not those" in out_of_others) == (1, True)
     answers = [json.loads(line) for line in (tmp_path / "out" / "transcript.jsonl").read_text().splitlines()]
     assert {answer["probe"] for answer in answers} >= {"plain"}
-    assert ("Earlier request 1: no longer gone. 4 of 4 rows are given away." in out) == (name == "target")
+    assert ("Earlier request 1: not gone. 4 of 4 rows are given away." in out) == (name == "target")
     written = json.loads((tmp_path / "out" / "verdict.json").read_text())
     assert (written["status"], written["request"], set(written["models"])) == (
         status,
