@@ -49,9 +49,10 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
     1. The training diverged or collapsed, or retain rows were lost: half the rate, twice the retain weight, from the
        target, but after a collapse from the last good weights.
     2. Rows are still known: half as many epochs again, from the best weights.
-    3. The answers are avoided: half the rate, from the target.
-    4. Nothing is wrong, but a verdict did not call it gone: half the epochs, from the best weights.
-    5. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
+    3. Some retain rows were lost, though fewer than a verdict allows: as 1.
+    4. The answers are avoided: half the rate, from the target.
+    5. Nothing is wrong, but a verdict did not call it gone: half the epochs, from the best weights.
+    6. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
        the best weights.
 
     Args:
@@ -68,6 +69,8 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
         return Setting(rate / 2, 2 * weight, epochs, True), why
     if best.known:
         return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
+    if not best.spared:
+        return Setting(rate / 2, 2 * weight, epochs), f"some {lost}"
     if best.swap and best.swap.avoided < DOUBT:
         return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
     if best.good:

@@ -22,6 +22,8 @@ NAMES, CONTROLS = OF_TRY
 """Seed and number of the names of the swap test: the fewest that its interval needs."""
 MOST = 64
 """Rows of each side that are asked, chosen by the seed."""
+SPARED = 0.95
+"""Share of the retain rows that a good try keeps; a verdict asks for `KEPT`."""
 DOUBT = LEANING + 0.01
 """p-value of the swap test from which a try is good enough: a verdict has a doubt up to `LEANING`."""
 
@@ -50,6 +52,11 @@ class Signals:
         return self.kept >= KEPT * self.retain
 
     @property
+    def spared(self) -> bool:
+        """Return whether nearly all of the retain rows are kept."""
+        return self.kept >= SPARED * self.retain
+
+    @property
     def doubt(self) -> float:
         """Return the smaller p-value of the swap test, at most `DOUBT`: above it, chance alone orders two models."""
         return min(DOUBT, self.swap.leak, self.swap.avoided) if self.swap else DOUBT
@@ -69,12 +76,12 @@ class Signals:
     @property
     def good(self) -> bool:
         """Return whether nothing speaks against the model."""
-        return self.intact and not self.known and self.doubt >= DOUBT and not self.excess
+        return self.spared and not self.known and self.doubt >= DOUBT and not self.excess
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return what models are ordered by, the best last: intact, few known, no doubt or excess, near, many kept."""
-        return self.intact, -self.known, self.doubt, -self.excess, -self.off, self.kept
+        """Return what models are ordered by, the best last: intact, few known, no doubt or excess, spared, near."""
+        return self.intact, -self.known, self.doubt, -self.excess, self.spared, -self.off, self.kept
 
     def line(self) -> str:
         """Return the numbers in one line."""
