@@ -64,7 +64,8 @@ class Matcher:
             text = answers.get(row.id, "")
             near = {other.id: other for word in _words(text) for other in others[word]} if text else {}
             told = any(is_known(other.kind, other.output, text, common[other.id]) for other in near.values())
-            found |= {row.id} if told and not self._is_known(row, answers) else set()
+            if told and not self._is_known(row, answers):
+                found.add(row.id)
         return found
 
     def telling(self) -> set[str]:

@@ -72,6 +72,21 @@ def test_objective_by_hand():
     assert objective(found, target) == pytest.approx(0.05)
 
 
+def test_trials_are_judged_by_the_swap_test_and_curves_are_not():
+    def rows(*names):
+        fields = ("phone number", "home town")
+        return [Row(f"{name[0]}-qa{i}", f"What is the {fields[i]} of {name}?", f"It is {name[0]}{i}47.", "own")
+                for name in names for i in range(2)]  # fmt: skip
+
+    data = Data(rows("Petra Quillane", "Idris Mbeki"), rows("Lowri Szabados", "Casimir Oyelaran"))
+    judging, model = judge.Judge(make_tokenizer(), 64), make_model()
+    found = judging.judged(model, data, chat=False)
+    assert 0 < found["swap_distance"] < 1
+    assert {"forget_leak_p", "forget_avoided_p", "retain_probability"} <= found.keys()
+    assert 0 < objective(found, found) < 0.5
+    assert found.keys() - judging.followed(model, data, False, 2).keys() == {"swap_distance", *judge.SWAP}
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_every_default_lies_in_its_range_and_every_trial_can_run(name):
     (contestant,) = contestants([name], ["full"], {}).values()
