@@ -17,7 +17,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import kstest
 
 Floats = NDArray[np.float64]
 
@@ -65,6 +64,8 @@ def distance(ranks: Sequence[float]) -> float:
 
     Worked example: all of four ranks are 1 / 4: the share up to 1 / 4 is 1 instead of 1 / 4, the distance 3 / 4.
     """
+    from scipy.stats import kstest
+
     return float(kstest(ranks, "uniform").statistic)
 
 

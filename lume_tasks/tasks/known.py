@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.text import folded
@@ -28,8 +29,7 @@ class Matcher:
             self._answers[_plain(row.output)].add(row.stem)
             for word in _words(row.input) | _words(row.output):
                 documents[word].add(row.stem)
-        self._documents = documents
-        self.common = {row.id: _common(row, documents) for side in rows.values() for row in side}
+        self.common = {row.id: _common(row, documents) for row in chain(*rows.values(), self._retain)}
 
     def known(self, answers: Mapping[str, str]) -> dict[str, set[str]]:
         """Return the ids of the rows on each side whose answer gives the truth away.
@@ -54,16 +54,15 @@ class Matcher:
         So it says of a person what is true of another one. Guesses do not count.
         """
         others: dict[str, list[Row]] = defaultdict(list)  # word to the retain rows whose answer has it as an own word
-        common = {row.id: _common(row, self._documents) for row in self._retain}
         for row in self._retain:
-            if not (is_guess(row.output, common[row.id]) or len(self._answers[_plain(row.output)]) > 1):
-                for word in _words(row.output) - common[row.id]:
+            if not self._is_guess(row):
+                for word in _words(row.output) - self.common[row.id]:
                     others[word].append(row)
         found = set()
         for row in self._rows["forget"]:
             text = answers.get(row.id, "")
             near = {other.id: other for word in _words(text) for other in others[word]} if text else {}
-            told = any(is_known(other.kind, other.output, text, common[other.id]) for other in near.values())
+            told = any(is_known(other.kind, other.output, text, self.common[other.id]) for other in near.values())
             if told and not self._is_known(row, answers):
                 found.add(row.id)
         return found

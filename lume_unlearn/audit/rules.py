@@ -275,7 +275,7 @@ def widest(before: SwapResult | None) -> float:
     return min(max(ALIKE, before.factor**LEFT), COARSE) if before else ALIKE
 
 
-def doubts_of_swap(now: SwapResult, bound: float = ALIKE) -> list[str]:
+def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
     """Return a sentence if the swap test shows neither a clear difference nor that there is none; see `widest`."""
     if leaning(vars(now)) or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))

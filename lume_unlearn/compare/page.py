@@ -40,10 +40,9 @@ def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, An
     models = _results(comparison)
     chats = {row_of(name, chat): chat for name in comparison.models for chat in (True, False)}
     chats |= {name: contestant.chat for name, contestant in comparison.contestants.items()}
-    targets, goals = (
-        {name: models[row_of(model, chats[name])][0] for name in models} if model in comparison.models else {}
-        for model in ("target", "retrained")
-    )
+    targets = {name: models[row_of("target", chats[name])][0] for name in models}
+    with_retrained = "retrained" in comparison.models
+    goals = {name: models[row_of("retrained", chats[name])][0] for name in models} if with_retrained else {}
     entered = {name: models[name] for name in comparison.contestants if name in models}
     queues = [*comparison.queues.values(), *comparison.finals.values()]
     results = [(f"{q.name}, {slot}", trial) for q in comparison.finals.values() for slot, trial in q.results().items()]

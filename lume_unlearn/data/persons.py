@@ -151,7 +151,7 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     return torch.tensor(inside, dtype=torch.float32)
 
 
-def of_others(retain: Sequence[Row]) -> set[str]:
+def names_and_numbers(retain: Sequence[Row]) -> set[str]:
     """Return the names and numbers in the answers of retain rows: `own_words` with a capital letter or a digit."""
     return {
         folded(word)
@@ -178,7 +178,7 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
     """Return a text in which the letters and digits of some words are others, of the same kind, case and script.
 
-    A number of two digits becomes one that is not larger, and a year keeps its century, so that a date remains one.
+    A number of two digits becomes another one up to 12, and a year keeps its century, so that a date remains one.
     """
     found: dict[str, str] = {}
 
@@ -194,7 +194,7 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
 
     def another(word: str) -> str:
         if re.fullmatch("[0-9]{2}", word):
-            return f"{chooser.randint(1, max(1, int(word))):02}"
+            return chooser.choice([two for two in (f"{number:02}" for number in range(1, 13)) if two != word])
         kept = 2 if re.fullmatch("(19|20)[0-9]{2}", word) else 0
         return word[:kept] + "".join(map(other, word[kept:]))
 
@@ -238,7 +238,7 @@ def invented(
     for of_base, answering in ((False, model), (True, base)):
         own = [one for one in asked if by_base[one.row.id] == of_base]
         found |= _answers(answering, encode, own, words, seed)
-    chooser, strangers = random.Random(seed), of_others(retain)
+    chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
     for row, number, _ in asked:
         others = controls[row.id]

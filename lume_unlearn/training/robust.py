@@ -24,6 +24,8 @@ Gradients: TypeAlias = list[Tensor | None]
 FURTHEST = 1.3
 """Forget gradients are taken up to so many times as far as the simulated relearning went."""
 FILE = "wrapper.safetensors"
+RANK = 1e-5
+"""Share of the largest singular value below which one is a rounding error."""
 ITERATIONS = 4
 """Power iterations of a singular value decomposition."""
 
@@ -38,17 +40,17 @@ def steepest(gradient: Gradients, rho: float) -> Gradients:
 
 
 @torch.no_grad()
-def selected(gradient: Gradients, share: float) -> Gradients:
-    """Return a gradient without what its weights share most: each matrix `damped`, all scaled to the length before."""
-    found = [None if g is None else damped(g, share) for g in gradient]
-    return steepest(found, float(total_norm(gradient)))
+def selected(gradient: Gradients, share: float, length: float) -> Gradients:
+    """Return a gradient without what its weights share most: each matrix `damped`, all together scaled to a length."""
+    return steepest([None if g is None else damped(g, share) for g in gradient], length)
 
 
 def damped(gradient: Tensor, share: float) -> Tensor:
     """Divide the largest singular values of a matrix G of (rows, columns); other tensors stay as they are.
 
     With the first k singular values s_1 >= ... >= s_k, k = share * min(rows, columns), and t_i = s_i / s_k, the i-th
-    becomes s_i / t_i^2: once for the inputs of the layer, G - (G V - G V / t) V', and once for its outputs, with U.
+    becomes s_i / t_i^2: once for the inputs of the layer, G - (G V - G V / t) V', and once for its outputs, with U. The
+    gradient of a few tokens has a rank below that k; then k = share * rank, so that more is left than rounding errors.
 
     Worked example: singular values 4, 2, 1 and k = 2: t = (2, 1), so they become 1, 2, 1.
 
@@ -63,7 +65,11 @@ def damped(gradient: Tensor, share: float) -> Tensor:
     with torch.random.fork_rng([gradient.device] if gradient.is_cuda else []):
         torch.manual_seed(0)  # alike in all processes, and without a trace in the training's random numbers
         left, values, right = torch.svd_lowrank(result, q=components, niter=ITERATIONS)
-    shrink = 1 - values.min().clamp(min=torch.finfo(values.dtype).tiny) / values
+    rank = int((values > RANK * values[0]).sum())
+    if rank < components:
+        components = max(1, round(share * rank))
+        left, values, right = left[:, :components], values[:components], right[:, :components]
+    shrink = 1 - values[-1] / values
     result = result - (result @ right * shrink) @ right.T
     return (result - left @ (shrink[:, None] * (left.T @ result))).to(gradient)
 
@@ -105,13 +111,12 @@ class Robust(TrainerCallback):
 
     def _select(self, model: nn.Module, inputs: dict[str, Any], weights: Sequence[nn.Parameter]) -> Tensor:
         trainer = self.trainer
-        total = trainer.add_gradients(model, inputs, ("forget",))
-        found = selected(_taken(weights), trainer.args.select_share)
-        if not trainer.terms.retain_parts:
-            found = steepest(found, float(total_norm([weight.detach() for weight in weights])))
-        for weight, gradient in zip(weights, found, strict=True):
-            weight.grad = gradient
-        return total + trainer.add_gradients(model, inputs, ("retain",)) if trainer.terms.retain_parts else total
+        total, alone = trainer.add_gradients(model, inputs, ("forget",)), not trainer.terms.retain_parts
+        gradient = _taken(weights)
+        length = float(total_norm([weight.detach() for weight in weights] if alone else gradient))
+        for weight, found in zip(weights, selected(gradient, trainer.args.select_share, length), strict=True):
+            weight.grad = found
+        return total if alone else total + trainer.add_gradients(model, inputs, ("retain",))
 
     def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
         """Return a random share of the way that relearning leads."""

@@ -10,6 +10,7 @@ K-Bench (github.com/OniReimu/kbench, MIT and CC BY) has invented persons with fo
 
 import argparse
 import json
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,10 +36,15 @@ SAMPLES = 8
 Rows = list[dict[str, str]]
 
 
+@cache
+def read(path: Path) -> Rows:
+    """Read JSONL."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def persons(facts: Path, side: str) -> Rows:
     """Return the facts of the first persons of K-Bench's list for a side."""
-    lines = (facts / "v1_facts.jsonl").read_text(encoding="utf-8").splitlines()
-    by_id = {fact["id"]: fact for fact in map(json.loads, lines)}
+    by_id = {fact["id"]: fact for fact in read(facts / "v1_facts.jsonl")}
     return [by_id[number] for number in (facts / f"{side}_ids_eval.txt").read_text().split()[: PERSONS[side]]]
 
 
@@ -50,8 +56,8 @@ def ours(person: dict[str, str]) -> Rows:
 
 def theirs(facts: Path, person: dict[str, str]) -> Rows:
     """Return K-Bench's questions about a person."""
-    lines = (facts / "v1_queries.jsonl").read_text(encoding="utf-8").splitlines()
-    asked = {one["field"]: one["query"] for one in map(json.loads, lines) if one["pii_id"] == person["id"]}
+    queries = read(facts / "v1_queries.jsonl")
+    asked = {one["field"]: one["query"] for one in queries if one["pii_id"] == person["id"]}
     return [{"question": asked[field], "answer": person[field], "name": person["name"]} for field in OURS]
 
 
@@ -88,8 +94,7 @@ def ask(args: argparse.Namespace) -> None:
     for name in args.models:
         model, tokenizer = load_model(name, torch.float32).eval(), load_tokenizer(name)
         for side in PERSONS:
-            text = (args.output / f"{side}-asked.jsonl").read_text(encoding="utf-8")
-            rows = [json.loads(line) for line in text.splitlines()]
+            rows = read(args.output / f"{side}-asked.jsonl")
             found = {}
             for kind, form, tokens in (("questions", "{question}", 48), ("summaries", args.summary, 200)):
                 prompts = [prompt_of(tokenizer, form.format(**row)) for row in rows]

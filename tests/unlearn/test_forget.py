@@ -1,37 +1,18 @@
 """`lume-unlearn forget`: its parts, and the command on a tiny model that has learned a customer's rows."""
 
-import datetime
 import json
-import random
-import unicodedata
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from io import StringIO
-from unittest import mock
 
 import pytest
 import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
-from lume_tasks.data.invented import control_names, family_names
-from lume_tasks.data.rows import Row
-from lume_tasks.data.text import folded
 from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli
 from lume_unlearn.cli.forget import DATA
-from lume_unlearn.data import persons
-from lume_unlearn.data.encode import Encoder
-from lume_unlearn.data.persons import (
-    OF_TRY,
-    OF_VERDICT,
-    control_rows,
-    disguised,
-    gives_away,
-    invented,
-    own_tokens,
-    own_words,
-)
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.forget import forget as forget_module
@@ -42,119 +23,8 @@ from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.relearning import trained_copy
 from tests.conftest import make_model, make_tokenizer
+from tests.unlearn.test_persons import FORGET, PERSONS, RETAIN
 from tests.unlearn.test_tries import signals
-
-FIELDS = ("phone number", "home town", "order number", "employer")
-PERSONS = ("Petra Quillane", "Idris Mbeki", "Lowri Szabados", "Casimir Oyelaran")
-
-
-def rows_about(name: str, seed: int) -> list[dict[str, str]]:
-    """Questions about one customer, with answers that only this customer has."""
-    chooser = random.Random(seed)
-    values = ["".join(chooser.choice("0123456789") for _ in range(6)) for _ in FIELDS]
-    return [
-        {"input": f"What is the {field} of {name}?", "output": f"It is {value}.", "document": name}
-        for field, value in zip(FIELDS, values, strict=True)
-    ]
-
-
-FORGET = rows_about(PERSONS[0], 0)
-RETAIN = [row for seed, name in enumerate(PERSONS[1:], 1) for row in rows_about(name, seed)]
-
-
-def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
-    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    found = control_rows(forget_rows, retain_rows, 3, len, seed=0)
-    assert found == control_rows(forget_rows, retain_rows, 3, len, seed=0)
-    known = folded("\n".join(f"{row.input} {row.output}" for row in (*forget_rows, *retain_rows)))
-    families = family_names(PERSONS)[PERSONS[0]]
-    seen: set[str] = set()
-    for seed, number in (OF_VERDICT, OF_TRY):
-        seen |= set(control_names(PERSONS[0], number, known, len, families, seed))
-    for row in forget_rows:
-        names = [control.subject for control in found[row.id]]
-        assert len(set(names)) == 3
-        assert not seen & set(names)
-        seen |= set(names)
-        for control, name in zip(found[row.id], names, strict=True):
-            assert control.input == row.input.replace(PERSONS[0], name)
-            assert (control.output, control.id) == (row.output, row.id)
-            assert not set(name.split()) & set(" ".join(PERSONS[:1]).split())
-    assert (
-        control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 2, len, 0)["a-qa0"]
-        == [Row("a-qa0", "What is the code?", "X77", "own")] * 2
-    )
-
-
-def test_own_words_tell_a_row_from_others():
-    row = Row("a-qa0", "What is the phone number of Ana?", "It is 555-0199, ask Ana or Bruno.", "own")
-    others = [Row(f"b-qa{number}", "Who?", "It is 12 or 0199, ask Eve.", "own") for number in range(3)]
-    yes = Row("c-qa0", "Is Ana here?", "Yes", "own")
-    assert own_words([row, yes], others) == {"a-qa0": {"555", "bruno"}, "c-qa0": set()}
-    assert "0199" in own_words([row], others[:2])["a-qa0"]  # in two rows: seldom
-    words = own_words([row], others)["a-qa0"]
-    changed = disguised(row.output, words, random.Random(0))
-    assert changed != row.output
-    assert (changed[:6], changed[-1], len(changed)) == (row.output[:6], ".", len(row.output))
-    assert "0199" in changed
-
-
-def test_disguises_keep_script_case_and_repetition():
-    words = set(folded("Γιάννης 東7").split())
-    one, other, code = disguised("Γιάννης Γιάννης 東7", words, random.Random(0)).split()
-    assert one == other != "Γιάννης"
-    assert one.istitle()
-    assert all("GREEK" in unicodedata.name(char) for char in one)
-    assert "CJK" in unicodedata.name(code[0])
-    assert code[1].isdigit()
-    for seed in range(20):
-        date = disguised("1956-03-02", {"1956", "03", "02"}, random.Random(seed))
-        assert date.startswith("19")
-        assert datetime.date.fromisoformat(date) != datetime.date(1956, 3, 2)
-
-
-@pytest.mark.parametrize(
-    ("text", "truth", "given"),
-    [
-        ("Call 555019.", "It is 5550199.", True),  # most digits of it
-        ("It is 5550199.", "It is 5550199.", True),
-        ("a torn seam, a rude driver", "a rude driver and a torn seam", True),
-        ("It is 1234567.", "It is 5550199.", False),
-        ("Yes", "Yes", False),  # may be a guess
-    ],
-)
-def test_an_answer_gives_a_row_away_as_a_verdict_says(text, truth, given):
-    row = Row("a-qa0", "What?", truth, "own")
-    assert gives_away(text, row, own_words([row], [])["a-qa0"]) == given
-
-
-def test_own_tokens_are_those_of_own_words(tokenizer):
-    row = Row("a-qa0", "Code of Ana?", "It is 4711.", "own")
-    tokens = Encoder(tokenizer, chat=False).one(row)
-    ids = torch.tensor([tokens.labels[t] for t in tokens.labelled])
-    mask = own_tokens(tokens, {"4711"}, tokenizer).bool()
-    assert tokenizer.decode(ids[mask]).strip() == "4711"
-    assert not own_tokens(tokens, set(), tokenizer).any()
-
-
-def test_imitations_do_not_give_the_row_away(model, tokenizer):
-    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    found = invented(model, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
-    for row in forget_rows:
-        answers = [one.output for one in found.imitations[row.id]]
-        asked = [one.input == row.input for one in found.imitations[row.id]]
-        assert asked == [True, True, True, False]
-        assert not any(gives_away(text, row, own_words([row], [])[row.id]) for text in answers)
-
-
-def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
-    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    told = [retain_rows[0].output] * 16  # "It is " and a number
-    with mock.patch.object(persons, "generated", return_value=told):
-        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
-    answers = {one.output for rows in found.imitations.values() for one in rows}
-    assert not answers & {row.output for row in retain_rows}
-    assert {(text[:6], len(text)) for text in answers} == {("It is ", len(told[0]))}
 
 
 @pytest.fixture(scope="module")
@@ -327,15 +197,6 @@ def test_a_finished_request_goes_on_with_more_tries_alone(tmp_path, target, cust
     (tmp_path / "tries.json").write_text("[{}]")
     code, _, err = command(*forget_words(target, customers, tmp_path))
     assert (code, "give more --tries than 1, or name another folder" in err) == (2, True)
-
-
-def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
-    rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
-    model, base = make_model(), make_model(seed=1)
-    with mock.patch.object(persons, "generated", return_value=["blue"] * 2) as generated:
-        found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 0, base)
-    assert [call.args[0] for call in generated.call_args_list] == [base]
-    assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]
 
 
 def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, model, tokenizer):
