@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from itertools import pairwise
+from itertools import cycle, pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -39,8 +39,7 @@ def remembered(checkpoint: Path) -> tuple[dict[str, float], int]:
     return values, sum(after > before for before, after in pairwise(rates))
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "tuning"), zip(METHODS, cycle(("full", "lora")), strict=False))
 def test_every_method_resumes_bit_for_bit(method, tuning, inputs, tmp_path):
     options = REMEMBERING.get(method, {})
     whole = make(inputs, tmp_path / "whole", method, tuning, **options)()
