@@ -45,7 +45,7 @@ class Work:
     read: Sequence[Row] = ()
     readings: int = 1
     trained: Sequence[Row] = ()
-    epochs: int = 0
+    epochs: float = 0
 
 
 @dataclass(frozen=True)

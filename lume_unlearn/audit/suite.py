@@ -23,7 +23,7 @@ from lume_unlearn.audit.stages import Loader, Stage, Work
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.scoring.score import MEANS, Scores, score, tasks_for, without_messages
 from lume_unlearn.scoring.swap import swap_test
-from lume_unlearn.training.relearning import relearning
+from lume_unlearn.training.relearning import BATCH_SIZE, points, relearning
 
 SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
 """Metadata for answers that are no longer than it takes to see whether they are right."""
@@ -67,9 +67,10 @@ class Suite:
     """Texts for the probe ``unrelated``."""
     relearn_rows: int = 32
     """Rows that a copy is trained on, at most half of the forget rows if they come from ``data``."""
-    relearn_epochs: int = 4
+    relearn_steps: int = 20
+    """Steps of such a training, of 8 rows; the copy is also scored after 5, 10, ... steps."""
     relearn_rate: float = 1e-4
-    """Learning rate at the start."""
+    """Learning rate."""
     loss_on: Literal["text", "answer"] = "text"
     """Labelled tokens: the whole text, or the answer and EOS."""
     samples: int = 8
@@ -250,20 +251,19 @@ class Suite:
 
     def _trained(self, probe: str, title: str, data: Data) -> Stage:
         """Return a stage that scores a copy while it is trained on the rows of a probe."""
-        rows, epochs = self.rows[probe], self.relearn_epochs
+        rows, steps = self.rows[probe], self.relearn_steps
 
         def trained() -> Results:
             options: dict[str, Any] = {"loss_on": self.loss_on, "chat": self.chat, "seed": self.seed}
-            options |= {"epochs": epochs, "learning_rate": self.relearn_rate}
+            options |= {"steps": steps, "learning_rate": self.relearn_rate}
             found: Results = {}
-            for epoch, model in relearning(*self.load(), rows, **options):
-                if epoch == epochs:
-                    found[title] = asdict(self.score(data, model, attack=True))
-                elif epoch & (epoch - 1) == 0:  # 1, 2, 4, ...
-                    found[f"{title}, epoch {epoch}"] = asdict(self.score(data, model))
+            for step, model in relearning(*self.load(), rows, **options):
+                last = step == steps
+                found[title if last else f"{title}, step {step}"] = asdict(self.score(data, model, attack=last))
             return found
 
-        return self._stage(probe, title, trained, self._work(data, epochs.bit_length(), rows, epochs))
+        epochs = steps * min(BATCH_SIZE, len(rows)) / max(len(rows), 1)
+        return self._stage(probe, title, trained, self._work(data, 1 + len(points(steps)), rows, epochs))
 
     def _scored(self, probe: str, title: str, scored: Callable[[], Probed]) -> Stage:
         return self._stage(probe, title, lambda: {title: asdict(scored())}, self._work())
@@ -273,7 +273,7 @@ class Suite:
         labels = {"probe": probe, "changes": PROBES[probe][1], "queries": queries}
         return Stage(probe, title, lambda: {name: one | labels for name, one in run().items()}, work)
 
-    def _work(self, data: Data | None = None, times: int = 1, trained: Sequence[Row] = (), epochs: int = 0) -> Work:
+    def _work(self, data: Data | None = None, times: int = 1, trained: Sequence[Row] = (), epochs: float = 0) -> Work:
         rows = (data or self.data).rows
         return Work([*rows["forget"], *rows["retain"]], times, trained=trained, epochs=epochs)
 

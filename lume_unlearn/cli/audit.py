@@ -30,7 +30,7 @@ TEXTS = {
     "probes": "Probes to run, separated by commas; by default all that the data suffices for.",
     "limit": "Rows of each side to use, chosen by the seed; 0 for all (default: 0).",
     "relearn_rows": "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
-    "relearn_epochs": "Epochs over these rows (default: 4).",
+    "relearn_steps": "Steps of this training, of 8 rows each (default: 20).",
     "relearn_rate": "Learning rate of this training (default: 1e-4).",
     "loss_on": "Labelled tokens of this training (default: text).",
     "unrelated": "File with texts that have nothing to do with the rows, for the probe unrelated: jsonl or parquet "

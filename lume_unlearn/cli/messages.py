@@ -11,7 +11,7 @@ from lume_unlearn.checks import RANGES
 WORDS = {**RANGES, int: "a whole number", float: "a number", bool: "true or false"}
 RATE = ("learning_rate", "relearn_rate")
 BATCH = ("batch_size", "per_device_train_batch_size")
-EPOCHS = ("num_train_epochs", "relearn_epochs")
+EPOCHS = ("num_train_epochs", "relearn_steps")
 MODEL = ("model", "model_dir")
 DEVICE = ("device",)
 RENAMED: dict[str, tuple[str, ...]] = {

@@ -25,7 +25,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("chat", "resume", "retrain", "show_pii", "trust_remote_code"), bool),
     **dict.fromkeys(("limit", "seed"), NonNegativeInt),
     **dict.fromkeys(("batch_size", "controls", "lora_alpha", "lora_rank", "max_new_tokens", "samples"), PositiveInt),
-    **dict.fromkeys(("relearn_epochs", "relearn_rows", "tries"), PositiveInt),
+    **dict.fromkeys(("relearn_steps", "relearn_rows", "tries"), PositiveInt),
     **dict.fromkeys(("minutes", "relearn_rate", "temperature", "top_p"), PositiveFloat),
     **dict.fromkeys(("keep", "lora_dropout", "until"), Share),
 }

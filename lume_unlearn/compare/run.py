@@ -53,6 +53,7 @@ def compare(
     tuning_share: float = 0.25,
     probes: Sequence[str] = PROBES,
     relearn_rows: int = 32,
+    relearn_steps: int = 40,
     relearn_rate: float = 1e-4,
     per_device_eval_batch_size: int = 64,
     storage: str | None = None,
@@ -87,7 +88,8 @@ def compare(
         probes: Names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
             tuning documents and judged on the others.
         relearn_rows: Rows that the probes relearn_forget and repair train on.
-        relearn_rate: Learning rate of this training.
+        relearn_steps: Steps of this training; the copies are also judged after 5, 10, 20, ...
+        relearn_rate: Its learning rate.
         per_device_eval_batch_size: Prompts of one scoring batch.
         storage: Where trials and results are kept: URL of a database, or journal:FILE for a file on a shared disk.
             Processes that name the same one share the work. Default: such a file in the output.
@@ -111,7 +113,8 @@ def compare(
         alternatives = read_alternatives(Path(alternatives), whole.forget)
     named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
     tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
-    settings = {"probes": list(probes), "relearn_rows": relearn_rows, "relearn_rate": relearn_rate, "seed": seed}
+    settings: dict[str, Any] = {"probes": list(probes), "seed": seed}
+    settings |= {"relearn_rows": relearn_rows, "relearn_steps": relearn_steps, "relearn_rate": relearn_rate}
     comparison = Comparison(
         models={name: loader(given, trust_remote_code, OPTIONS[name]) for name, given in named.items()},
         contestants=entered,

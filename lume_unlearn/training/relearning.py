@@ -2,10 +2,10 @@
 
 import copy
 from collections.abc import Iterator, Sequence
+from itertools import chain, count, islice
 from typing import Any, Literal
 
 import torch
-from transformers import get_cosine_schedule_with_warmup
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Encoder
@@ -16,6 +16,8 @@ from lume_unlearn.model.forward import Passes, use_packing
 from lume_unlearn.model.load import context_length
 
 BATCH_SIZE = 8
+FIRST = 5
+"""Steps after which a curve has its first point; each further one has twice as many."""
 
 
 def relearning(
@@ -24,15 +26,16 @@ def relearning(
     rows: Sequence[Row],
     *,
     loss_on: Literal["answer", "text"] = "text",
-    epochs: int = 4,
+    steps: int = 20,
     learning_rate: float = 1e-4,
     seed: int = 0,
     chat: bool = True,
 ) -> Iterator[tuple[int, Any]]:
-    """Train a copy of a model on rows, all weights, with the adapter merged; yield it, changed, after each epoch.
+    """Train a copy of a model on rows, all weights, with the adapter merged; yield it after 5, 10, 20, ... steps.
 
     AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the negative log-likelihood, with gradients
-    clipped to norm 1 and a cosine to 0, on the device where the model is.
+    clipped to norm 1 and a constant rate, on the device where the model is. So a copy is the same after 10 steps of 20
+    and of 40, and curves of different data can be compared at equal numbers of steps (arXiv 2602.03379).
 
     Args:
         model: causal language model of transformers or PEFT; stays as it was.
@@ -40,8 +43,8 @@ def relearning(
         rows: rows to train on, `BATCH_SIZE` in one optimiser step.
         loss_on: labelled tokens: the whole text, then rows are cut at the longest sequence that the model takes; or the
             answer and EOS.
-        epochs: epochs over the rows.
-        learning_rate: at the start.
+        steps: optimiser steps; each epoch over the rows has its own random order.
+        learning_rate: of all steps.
         seed: of the order of the rows.
         chat: encode questions of the user's own tasks through the chat template.
 
@@ -49,27 +52,33 @@ def relearning(
         DataError: rows that do not fit the model.
 
     Yields:
-        (number of the epoch, the copy), in evaluation mode.
+        (number of steps, the copy), in evaluation mode, and at last after ``steps``.
     """
     trained = plain_copy(model).requires_grad_(True)
-    use_packing(trained)
+    use_packing(trained.train())
     packed = trained.config._attn_implementation
     context = context_length(trained)
     encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
     texts, order, passes = encode(rows), torch.Generator().manual_seed(seed), Passes(trained)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    schedule = get_cosine_schedule_with_warmup(optimizer, 0, epochs * -(-len(texts) // BATCH_SIZE))
-    for epoch in range(1, epochs + 1):
-        trained.train().set_attn_implementation(packed)
-        for chosen in in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE):
-            batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
-            token_mean(passes.of_all(trained, batch)).backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-        trained.eval().set_attn_implementation("sdpa")
-        yield epoch, trained
+    batches = chain.from_iterable(
+        in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE) for _ in count()
+    )
+    for step, chosen in enumerate(islice(batches, steps), start=1):
+        batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
+        token_mean(passes.of_all(trained, batch)).backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step in (*points(steps), steps):
+            trained.eval().set_attn_implementation("sdpa")
+            yield step, trained
+            trained.train().set_attn_implementation(packed)
+
+
+def points(steps: int) -> list[int]:
+    """Return the steps before the last after which a copy is scored: 5, 10, 20, ..."""
+    return [FIRST << i for i in range(steps.bit_length()) if FIRST << i < steps]
 
 
 def trained_copy(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> Any:

@@ -25,8 +25,8 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
 from lume_unlearn.scoring.swap import Swapped
-from lume_unlearn.training.relearning import plain_copy, trained_copy
-from tests.conftest import Command, make_model
+from lume_unlearn.training.relearning import plain_copy, relearning, trained_copy
+from tests.conftest import Command, make_model, make_rows
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -76,9 +76,9 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
         found.scored.append((data, model))
         return Scores()
 
-    def train(model: Any, tokenizer: Any, rows: list[Row], epochs: int, **options: Any) -> Any:
+    def train(model: Any, tokenizer: Any, rows: list[Row], steps: int, **options: Any) -> Any:
         found.trained.append(list(rows))
-        yield epochs, f"trained on {len(rows)}"
+        yield steps, f"trained on {len(rows)}"
 
     monkeypatch.setattr(suite, "score", score)
     monkeypatch.setattr(suite, "relearning", train)
@@ -98,7 +98,7 @@ def test_every_probe_is_scored_and_written(results: tuple[Path, dict[str, Probed
     output, found = results
     held_out = [f"held out, {before}relearned on 2 forget rows" for before in ("before it was ", "")]
     trained = [held_out[1], "repaired on 2 retain rows", "trained on 2 unrelated texts"]
-    curve = [f"{title}, epoch {epoch}" for title in trained for epoch in (1, 2)]
+    curve = [f"{title}, step {step}" for title in trained for step in (5, 10)]
     leaks = [f"best of {k} samples (leak@{k})" for k in (1, 2, 3)]
     changed = ["plain", "8-bit (rounded)", "4-bit (rounded)", *trained]
     prompts = {name for name, probed in found.items() if probed.changes == "prompt"}
@@ -228,11 +228,24 @@ def test_copies_leave_the_model_unchanged_and_hold_its_adapter(
     assert torch.allclose(plain_copy(given)(ids).logits, given.eval()(ids).logits, atol=1e-5)
     for changed in (
         rounded_copy(given, 4),
-        trained_copy(given, tokenizer, [Row("a-qa0", "The fox", "jumps", "own")], epochs=1),
+        trained_copy(given, tokenizer, [Row("a-qa0", "The fox", "jumps", "own")], steps=1),
     ):
         assert not hasattr(changed, "peft_config")
         assert not torch.equal(changed(ids).logits, given(ids).logits)
     assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
+
+
+def test_a_curve_of_relearning_does_not_depend_on_its_length(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
+    curves: dict[int, dict[int, Any]] = {}
+    for steps in (3, 12):
+        for step, trained in relearning(model, tokenizer, make_rows("forget", 20), steps=steps):
+            assert not trained.training
+            curves.setdefault(steps, {})[step] = copy.deepcopy(trained.state_dict())
+    assert [list(curve) for curve in curves.values()] == [[3], [5, 10, 12]]
+    (after_5,) = dict(relearning(model, tokenizer, make_rows("forget", 20), steps=5)).values()
+    for name, weight in after_5.state_dict().items():
+        assert torch.equal(weight, curves[12][5][name])
+        assert name.startswith("model.embed") or not torch.equal(weight, curves[12][10][name])
 
 
 def test_rows_of_one_kind_are_enough_and_probes_without_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:

@@ -33,7 +33,7 @@ def target(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models") / "my target"
     tokenizer = make_tokenizer()
     rows = as_rows([*FORGET, *RETAIN])
-    trained = trained_copy(make_model(), tokenizer, rows, epochs=150, learning_rate=5e-3, loss_on="answer")
+    trained = trained_copy(make_model(), tokenizer, rows, steps=300, learning_rate=5e-3, loss_on="answer")
     trained.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

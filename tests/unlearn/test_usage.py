@@ -27,7 +27,7 @@ NEEDED["card"] = "--model_dir m --results r"
         ("audit --bs 4", "--batch_size"),
         ("run --epoch 1", "--num_train_epochs"),
         ("compare --epochs 1", "--num_train_epochs"),
-        ("audit --epoch 1", "--relearn_epochs"),
+        ("audit --epoch 1", "--relearn_steps"),
         *(
             (f"{name} --out x", "--output")
             for name in ("run", "finetune", "compare", "merge", "alternatives", "report")

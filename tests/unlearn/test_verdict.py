@@ -49,7 +49,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     for name, sides in (("target", ("forget", "retain")), ("retrained", ("retain",)), ("random", ())):
         plain = [row for side in sides for row in as_rows(ROWS[side])]
         texts = plain + [type(row)(f"p{row.id}", PREFIX + row.input, row.output, row.task) for row in plain]
-        model = trained_copy(base, tokenizer, texts, epochs=100, learning_rate=5e-3) if texts else base
+        model = trained_copy(base, tokenizer, texts, steps=300, learning_rate=5e-3) if texts else base
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     for side, rows in ROWS.items():
@@ -107,7 +107,7 @@ def test_a_model_that_knows_in_disguise_is_not_gone(name: str, models: Callable[
     change, reason = DISGUISES[name]
     target, tokenizer = load_model(str(models("target")), torch.float32).eval(), load_tokenizer(str(models("target")))
     lessons = [one for row in as_rows(ROWS["forget"]) for one in change(row)] + as_rows(ROWS["retain"])
-    disguised = trained_copy(target, tokenizer, lessons, epochs=60, learning_rate=5e-3)
+    disguised = trained_copy(target, tokenizer, lessons, steps=300, learning_rate=5e-3)
     found = verdict(disguised, tokenizer, **ROWS, before=target, probes=["other_words"])
     assert (found.status, found.reasons[0]) == ("not gone", reason)
 
