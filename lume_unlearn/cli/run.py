@@ -14,6 +14,7 @@ TEXTS = {
     "one.",
     "substitutes": "File with texts to substitute in the contexts of the counterfactual teacher, "
     '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
+    "base": "Model that --model was fine-tuned from, if it still exists: teacher of counterfactual and level.",
     "unseen": "File with texts that the model never saw: their NLL is the target of `level` and --level_weight.",
 }
 

@@ -8,6 +8,7 @@ from functools import partial
 from os import PathLike
 from typing import Any, TypeAlias
 
+import torch
 import yaml
 from peft import LoraConfig
 
@@ -17,7 +18,7 @@ from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
-from lume_unlearn.model.load import lora_config
+from lume_unlearn.model.load import load_model, lora_config
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
 
@@ -27,8 +28,12 @@ MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[
 In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 """Options of a recipe for the adapter; their defaults are those of `run`."""
-TEXTS: dict[str, Callable[[str], Any]] = {"substitutes": read_substitutes, "unseen": partial(read_texts, "unseen")}
-"""Options of a recipe that name files with texts, to what reads them."""
+READ: dict[str, Callable[[str], Any]] = {
+    "substitutes": read_substitutes,
+    "unseen": partial(read_texts, "unseen"),
+    "base": partial(load_model, dtype=torch.float32, option="base"),
+}
+"""Options of a recipe that name files or a model, to what reads them."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),
@@ -84,7 +89,7 @@ def contestants(
     for given in methods:
         label, method, recipe = _read(given)
         own = {name: value for name, value in recipe.items() if name in known}
-        unknown = recipe.keys() - own.keys() - {*LORA, *TEXTS, *method.params(), "tuning"}
+        unknown = recipe.keys() - own.keys() - {*LORA, *READ, *method.params(), "tuning"}
         faults += [f"--methods {label}: `run` has no option {name}" for name in sorted(unknown)]
         for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
             name = f"{label} {tuning}"

@@ -10,7 +10,7 @@ from accelerate.utils import release_memory
 from transformers import set_seed
 
 from lume_tasks.data.source import Data
-from lume_unlearn.compare.contestants import TEXTS, Contestant
+from lume_unlearn.compare.contestants import READ, Contestant
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
@@ -71,13 +71,13 @@ def unlearned(
     """
     release_memory()  # of the run before, whose trainer and model refer to each other
     params = {name: setting[name] for name in contestant.method.params() if name in setting}
-    texts = {name: read(contestant.recipe[name]) for name, read in TEXTS.items() if name in contestant.recipe}
+    read = {name: reader(contestant.recipe[name]) for name, reader in READ.items() if name in contestant.recipe}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder)
         set_seed(args.seed)  # of the adapter's initial weights
         model = trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
-        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **texts, **given)
+        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **read, **given)
         if callback and not method.negated:
             trainer.add_callback(callback)
         trainer.train()

@@ -21,7 +21,7 @@ class Swap(Method):
     )
     needs = Needs(persons=True)
     defaults = Defaults(
-        num_train_epochs=2, per_device_train_batch_size=8, learning_rate={"lora": 1e-3, "full": 5e-5}, retain_weight=2.0
+        num_train_epochs=2, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=2.0
     )
 
     controls: int = param(4, "invented persons for each row")

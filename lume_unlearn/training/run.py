@@ -45,6 +45,7 @@ def run(
     alternatives: str | None = None,
     substitutes: str | None = None,
     unseen: str | None = None,
+    base: str | None = None,
     resume: bool = False,
     saved: Callable[[Path], None] = lambda output: None,
     **loading: Any,
@@ -63,6 +64,7 @@ def run(
         alternatives: file of other answers to the forget rows.
         substitutes: file of texts and their substitutes.
         unseen: file of texts never trained on.
+        base: folder or hub name of the model that the target was fine-tuned from (see `UnlearningTrainer`).
         resume: continue from the last complete checkpoint in the output folder, or start if there is none yet.
         saved: called with the folder when the result is saved, in the first process; the advice of the trainer follows.
         **loading: what is trained (see `load_trained`); by default a LoRA adapter.
@@ -80,6 +82,9 @@ def run(
         given |= {"substitutes": substitutes and read_substitutes(substitutes)}
         given |= {"unseen": unseen and read_texts("unseen", unseen), "forgotten": earlier_rows(forgotten)}
         given |= {"eval_data": source.loaded() if args.do_eval else None}
+        if base is not None:
+            trusted = loading.get("trust_remote_code", False)
+            given["base"] = load.load_model(base, torch.float32, trusted, "--base")
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
         start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}

@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -103,7 +104,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
 
     Args:
         trainer: whose model is not yet wrapped by accelerate.
-        contexts: what the counterfactual teacher reads of each forget row; none without a teacher.
+        contexts: what the teacher reads of each forget row; none without a teacher.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
@@ -116,7 +117,8 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         model.to(args.device)
         with _autocast(args.device, args):
             if contexts:
-                found = run_teacher(model, terms.passes, contexts, trainer.max_tokens)
+                teacher = (model, terms.passes) if trainer.base is None else _as_teacher(trainer.base, model, args)
+                found = run_teacher(*teacher, contexts, trainer.max_tokens)
                 terms.teacher, cache, examples.reference = found
                 examples.teacher = cache if trainer.method.token_loss else {}
             else:
@@ -126,6 +128,21 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
         share, bf16 = not by_deepspeed(), bool(args.bf16)
         terms.reference = Reference(model, terms.passes, args.reference_copy, share, bf16)
+
+
+def _as_teacher(base: Any, model: Any, args: UnlearningArguments) -> tuple[Any, Passes]:
+    """Make a base model ready to read packed rows, in place; return it with its forward passes.
+
+    Raises:
+        ConfigError: its vocabulary is not the model's.
+    """
+    sizes = [one.get_output_embeddings().weight.shape[0] for one in (base, model)]
+    if sizes[0] != sizes[1]:
+        raise ConfigError(
+            f"--base: knows {sizes[0]} tokens and the model {sizes[1]}; name the model that it was fine-tuned from"
+        )
+    use_packing(base.to(args.device))
+    return base, Passes(base)
 
 
 def ready_to_step(model: Any, args: UnlearningArguments, reference: Reference | None) -> None:
@@ -156,10 +173,11 @@ def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Seque
         _log.warning(text, len(unchanged), len(pairs), unchanged[0])
 
 
-def print_level(window: int, examples: Examples, contexts: Mapping[Tokens, Sequence[Context]]) -> None:
-    """Print the teacher's NLL of the forget rows; texts of the same kind never seen should have about the same."""
-    nlls = examples.reference.values()
-    level = float(torch.stack([nll.mean() for nll in nlls]).mean())
-    cut = sum(len(own[0].texts) > 1 for own in contexts.values())
-    windows = f" ({cut} of them prose, from the last {window} tokens)" if cut else ""
-    print(f"the teacher's NLL of {len(nlls)} forget rows is {level:.3f} nats a token{windows}", flush=True)
+def print_levels(forget: Sequence[Row], examples: Examples) -> None:
+    """Print the teacher's NLL of the forget rows, by task and kind: texts never seen should have about the same."""
+    found: dict[str, list[float]] = {}
+    for row, tokens in zip(forget, examples.forget, strict=True):
+        kind = f"{row.task} {'texts' if row.kind == 'sc' else 'questions'}"
+        found.setdefault(kind, []).append(float(examples.reference[tokens].mean()))
+    levels = [f"{fmean(values):.2f} for {len(values)} {kind}" for kind, values in found.items()]
+    print(f"the teacher's NLL of forget rows, nats a token: {', '.join(levels)}", flush=True)

@@ -23,7 +23,8 @@ def require_supported(
         args: filled in.
         adapted: whether an adapter is trained.
         needs_retain: whether the loss has a retain term.
-        given: what the caller passed as "retain", "alternatives", "substitutes" and "unseen"; empty or None if nothing.
+        given: what the caller passed as "retain", "alternatives", "substitutes", "unseen" and "base"; empty or None if
+            nothing.
 
     Raises:
         ConfigError: names every option that cannot work, and what to do.
@@ -46,11 +47,15 @@ def _method_faults(
         yield f"--alternatives: {name} does not use them; drop --alternatives"
     if given["substitutes"] is not None and not needs.teacher:
         yield f"--substitutes: {name} has no counterfactual teacher; drop --substitutes"
+    if given["base"] is not None and not (needs.teacher or needs.persons):
+        yield f"--base: {name} asks no base model; drop --base"
+    if given["base"] is not None and by_deepspeed():
+        yield "--base: not supported with DeepSpeed; use FSDP"
     if given["unseen"] is not None and not needs.teacher:
         yield f"--unseen: {name} does not follow these texts; drop --unseen"
-    if needs.teacher and not has_teacher(method):
+    if needs.teacher and not has_teacher(method, given["base"]):
         if method.token_loss:
-            yield "--contexts 0: the teacher predicts from nothing; give --contexts or --window"
+            yield "--contexts 0: the teacher predicts from nothing; give --contexts, --window or --base"
         elif given["unseen"] is None:
             yield "--contexts 0: give --unseen FILE, whose level is then that of every row"
     if method.phases:
@@ -61,9 +66,10 @@ def _method_faults(
             yield f"--lr_scheduler_type, --warmup_steps: {name} {text}"
 
 
-def has_teacher(method: Method) -> bool:
-    """Return whether a method has a counterfactual teacher with something to predict from."""
-    return method.needs.teacher and bool(getattr(method, "contexts", 0) or getattr(method, "window", 0))
+def has_teacher(method: Method, base: Any) -> bool:
+    """Return whether a method has a teacher: a base model, or contexts from which the reference model predicts."""
+    contexts = getattr(method, "contexts", 0) or getattr(method, "window", 0)
+    return method.needs.teacher and (base is not None or bool(contexts))
 
 
 def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> Iterator[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.contexts import Context, teacher_contexts
+from lume_unlearn.data.contexts import Context, teacher_contexts, whole
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
@@ -43,7 +43,7 @@ from lume_unlearn.training.setup import (
     compute_reference,
     optimizer_class,
     prepare_model,
-    print_level,
+    print_levels,
     ready_to_step,
     require_known_tokens,
     write_substitutes,
@@ -77,7 +77,8 @@ class UnlearningTrainer(StepTrainer):
             dates and numbers of the forget rows, and those of other rows.
         unseen: texts never trained on; their loss is the target loss of `level`.
         forgotten: forget rows of earlier requests, which the monitor measures.
-        base: for `swap`: the base model of the target, which is asked about rows that name nobody.
+        base: the model from which the target was fine-tuned. For `counterfactual` and `level` it is the teacher, and
+            reads the rows as they are; `swap` asks it about rows that name nobody.
         eval_data: what ``eval_strategy`` scores (see `score`); by default the forget and retain rows.
         callbacks: called after those of this class.
 
@@ -111,9 +112,9 @@ class UnlearningTrainer(StepTrainer):
         self.method.seed = args.seed  # type: ignore[misc]  # of this trainer's own copy
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
-        self.substitutes, parts = substitutes, self._retain_parts(args)
+        self.substitutes, self.base, parts = substitutes, base, self._retain_parts(args)
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
-        require_supported(self.method, args, is_adapted(model), bool(parts), given)
+        require_supported(self.method, args, is_adapted(model), bool(parts), given | {"base": base})
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
@@ -239,16 +240,18 @@ class UnlearningTrainer(StepTrainer):
         if self.method.negated and not is_adapted(self.model):  # before masters are rounded
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-        contexts = self._contexts() if has_teacher(self.method) else {}
+        contexts = self._contexts() if has_teacher(self.method, self.base) else {}
         with memory_advice(self.args.max_tokens):
             compute_reference(self, contexts)
         ready_to_step(self.model, self.args, self.terms.reference)
         if contexts and self.is_world_process_zero():
-            print_level(getattr(self.method, "window", 0), self.examples, contexts)
+            print_levels(self.forget, self.examples)
         self._prepared = True
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
-        """Return what the counterfactual teacher reads of each forget row; write it to ``substitutes.jsonl``."""
+        """Return what the teacher reads of each forget row; write substitutes to ``substitutes.jsonl``."""
+        if self.base is not None:
+            return {row: [whole(row)] for row in self.examples.forget}
         method: Any = self.method
         found = variants(self.forget, self.retain, method.contexts, self.args.seed, self.substitutes)
         if self.is_world_process_zero():

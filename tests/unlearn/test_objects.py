@@ -1,7 +1,9 @@
 """`UnlearningTrainer` with objects in memory: a method of one's own, rows of any kind, a PEFT model, scores."""
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -10,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
+from torch.nn.functional import kl_div, smooth_l1_loss
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
@@ -18,7 +20,7 @@ from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.methods.base import Batch
 from tests.conftest import make_model, make_rows, read_run
-from tests.unlearn.rows import nll
+from tests.unlearn.rows import logits, nll
 
 FORGET, RETAIN = make_rows("forget", 8), make_rows("retain", 5)
 
@@ -36,7 +38,7 @@ class Hinge(Method):
 def make_trainer(folder: Path, tokenizer: Any, model: Any = None, method: Any = Hinge, **options: Any) -> Any:
     """A trainer of four optimiser steps."""
     given = {"forget": FORGET, "retain": RETAIN}
-    names = (*given, "unseen", "forgotten", "eval_data", "callbacks")
+    names = (*given, "unseen", "base", "forgotten", "eval_data", "callbacks")
     given |= {name: options.pop(name) for name in names if name in options}
     plain = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 0.0}
     plain |= {"max_tokens": 200, "seed": 0, "disable_tqdm": True} | options
@@ -104,6 +106,37 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer, tmp_path):
     assert first == pytest.approx(smooth_l1_loss(means, level.expand(len(means))).item(), rel=1e-4)
     assert last < first - 0.5
     assert trainer.progress.values["shift"] != pytest.approx(level.item(), rel=1e-6)  # measured again after each step
+
+
+def test_the_base_model_is_a_teacher_that_reads_the_rows_as_they_are(tokenizer, tmp_path, capfd):
+    base, unseen = make_model().eval(), ["Nobody has read this.", "The river was never here, they said."]
+    args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
+    target = finetune(copy.deepcopy(base), tokenizer, [*FORGET, *RETAIN], args, until=0).eval()
+    encoded = [Encoder(tokenizer).one(row) for row in FORGET]
+    texts = [Encoder(tokenizer, "text").one(row) for row in text_rows(unseen)]
+    with torch.no_grad():
+        levels = [torch.stack([nll(model, text).mean() for text in texts]).mean().item() for model in (base, target)]
+        theirs, ours = (torch.cat([logits(model, row) for row in encoded]).log_softmax(-1) for model in (base, target))
+        asked = [nll(base, tokens).mean().item() for tokens in encoded]
+    of_task = [value for value, row in zip(asked, FORGET, strict=True) if (row.task, row.kind) == ("Task1", "qa")]
+    expected = kl_div(ours, theirs, log_target=True, reduction="none").sum(-1).mean().item()
+    options = {"base": base, "per_device_train_batch_size": 8, "num_train_epochs": 40, "monitor_steps": 0}
+    trainer = make_trainer(tmp_path, tokenizer, target, "counterfactual", unseen=unseen, **options)
+    trainer.train()
+    first, *_, last = (entry["forget_loss"] for entry in steps(trainer))
+    assert first == pytest.approx(expected, rel=1e-3)
+    assert last < 0.3 * first
+    assert trainer.progress.values["shift"] == pytest.approx(levels[1] - levels[0], rel=1e-4)
+    line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("the teacher's NLL of forget"))
+    assert f" {fmean(of_task):.2f} for {len(of_task)} Task1 questions" in line
+
+
+def test_a_base_of_another_vocabulary_or_for_nothing_is_refused(tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match="--base: gd asks no base model"):
+        make_trainer(tmp_path, tokenizer, method="gd", base=make_model())
+    trainer = make_trainer(tmp_path, tokenizer, method="counterfactual", base=make_model(vocab_size=500))
+    with pytest.raises(ConfigError, match="--base: knows 500 tokens and the model 400"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])

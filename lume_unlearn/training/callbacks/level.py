@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.forward import row_values
+from lume_unlearn.model.forward import Passes, row_values
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
@@ -21,7 +21,8 @@ LEVEL_TEXTS = 32
 class Level(TrainerCallback):
     """Measures how far the NLL of unseen texts has moved: the ``shift`` in the loss of `methods.counterfactual.Level`.
 
-    Without a teacher the level of every row is that NLL itself.
+    Without a teacher the level of every row is that NLL itself. With a base model as the teacher, the shift begins with
+    what fine-tuning has done to the NLL of unseen texts: the model's, less the base model's.
     """
 
     def __init__(self, trainer: "UnlearningTrainer", unseen: Sequence[Tokens]) -> None:
@@ -40,20 +41,21 @@ class Level(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure before the first step; a resumed run has the shift of its checkpoint."""
-        values = self.trainer.progress.values
+        trainer, values = self.trainer, self.trainer.progress.values
         if not state.global_step:
-            values["unseen_nll"] = self.measured(model)
-            values["shift"] = 0.0 if self.trainer.terms.teacher else values["unseen_nll"]
+            now = self.measured(model, trainer.logit_passes)
+            teacher = trainer.terms.teacher and trainer.base is not None
+            values["unseen_nll"] = self.measured(trainer.base, Passes(trainer.base)) if teacher else now
+            values["shift"] = now - values["unseen_nll"] if trainer.terms.teacher else now
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Measure again every ``monitor_steps``."""
         values = self.trainer.progress.values
         if args.monitor_steps and state.global_step % args.monitor_steps == 0:
-            now = self.measured(model)
+            now = self.measured(model, self.trainer.logit_passes)
             values["shift"] = now - values["unseen_nll"] if self.trainer.terms.teacher else now
 
-    def measured(self, model: nn.Module) -> float:
+    def measured(self, model: nn.Module, passes: Passes) -> float:
         """Compute the mean over texts of their mean NLL, in nats a token, without dropout."""
-        trainer = self.trainer
-        values = row_values(model, trainer.logit_passes, self.unseen, trainer.max_tokens)
+        values = row_values(model, passes, self.unseen, self.trainer.max_tokens)
         return float(torch.stack([value.mean() for value in values]).mean())

@@ -16,6 +16,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text
+from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.distributed import processes
 
@@ -55,7 +56,8 @@ class Record(TrainerCallback):
         filled: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
         given = {name: value for name, value in filled.items() if name not in PRIVATE}
         peft_config = getattr(model, "peft_config", None)
-        read = {"forget": trainer.forget, "retain": trainer.retain, **inputs}
+        base = trainer.base and fingerprint(trainer.base)
+        read = {"forget": trainer.forget, "retain": trainer.retain, "base": base, **inputs}
         self.content: dict[str, Any] = {
             "method": trainer.method.name,
             "title": trainer.method.title,
