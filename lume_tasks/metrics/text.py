@@ -14,3 +14,13 @@ def rouge_recall(reference: str, generation: str) -> dict[str, float]:
 def exact_match(reference: str, generation: str) -> float:
     """Return 1.0 if both texts are equal after stripping white space at the ends and lower-casing, else 0.0."""
     return float(reference.strip().lower() == generation.strip().lower())
+
+
+def repetition(text: str, length: int = 10) -> float:
+    """Compute which share of the text's windows of ``length`` characters occurred in it before, in [0, 1].
+
+    A text shorter than a window has 0. Worked example: "abababababab", length 10: 3 windows, "ab...", "ba...", and
+    "ab..." again: 1/3.
+    """
+    windows = [text[start : start + length] for start in range(len(text) - length + 1)]
+    return 1 - len(set(windows)) / len(windows) if windows else 0.0

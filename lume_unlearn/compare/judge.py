@@ -8,6 +8,8 @@ from typing import Any
 
 from lume_tasks.data.source import Data
 from lume_tasks.metrics import swap
+from lume_tasks.metrics.text import repetition
+from lume_tasks.tasks.known import Matcher
 from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
@@ -66,6 +68,7 @@ class Judge:
             for name, value in metrics.items()
             if isfinite(value)
         }
+        flat |= {f"answers {name}": value for name, value in quality(scores.answers, data).items()}
         result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
         if probes:
             options: dict[str, Any] = {"train": parts.tuning, "tasks": tasks_of(data), "chat": chat, **probes}
@@ -78,6 +81,16 @@ class Judge:
     ) -> Scores:
         options: dict[str, Any] = {"batch_size": self.batch_size, "log_samples": True, "metadata": metadata}
         return score(model, self.tokenizer, data, tasks=tasks, chat=chat, **options)
+
+
+def quality(answers: Mapping[str, str], data: Data) -> dict[str, float]:
+    """Say how sane answers are, by row id, that a model wrote to the rows of ``data``.
+
+    ``repetition`` is the mean over all answers of the share that repeats itself, ``other_facts`` the share of forget
+    rows that are answered with a fact of a retain row.
+    """
+    others = Matcher(data.rows).of_others(answers)
+    return {"repetition": fmean(map(repetition, answers.values())), "other_facts": len(others) / len(data.forget)}
 
 
 def tasks_of(data: Data) -> list[str]:

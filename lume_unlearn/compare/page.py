@@ -19,6 +19,7 @@ METRICS = {
     "lume_mia": ("loss_auc", "loss_tpr_at_1", "min_k_plus_plus_auc"),
     "lume_swap": ("forget_rank", "forget_leak_p", "forget_avoided_p", "retain_rank"),
     "lume_mmlu": ("acc",),
+    "answers": ("repetition", "other_facts"),
 }
 """Task to its metrics in the table."""
 CURVES = {

@@ -10,7 +10,7 @@ import pytest
 
 from lume_tasks.metrics import aggregate
 from lume_tasks.metrics.aggregate import Mean, mean
-from lume_tasks.metrics.text import exact_match, rouge_recall
+from lume_tasks.metrics.text import exact_match, repetition, rouge_recall
 from lume_tasks.metrics.unlearning import leak_at_k
 
 
@@ -41,6 +41,14 @@ def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: 
 )
 def test_exact_match(reference: str, generation: str, score: float) -> None:
     assert exact_match(reference, generation) == score
+
+
+@pytest.mark.parametrize(
+    ("text", "share"),
+    [("abababababab", 1 / 3), ("7" * 20, 10 / 11), ("Ada lived in Rome.", 0.0), ("short", 0.0), ("", 0.0)],
+)
+def test_repetition(text: str, share: float) -> None:
+    assert repetition(text) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(("auc", "score"), [(0.5, 1.0), (1.0, 0.0), (0.0, 0.0), (0.75, 0.5), (0.25, 0.5)])

@@ -132,6 +132,15 @@ def command(files: Path, output: Path, *more: str) -> list[str]:
     return [*plain, "--loss_on", "text", "--probes", "repair", *more]
 
 
+def test_quality_of_answers_by_hand():
+    data = Data(
+        [Row("ana-qa0", "Where does Ana live?", "7 Elm Road", "own")], [Row("bo-qa0", "And Bo?", "5 Oak Street", "own")]
+    )
+    found = judge.quality({"ana-qa0": "5 Oak Street", "bo-qa0": "7" * 20}, data)
+    assert found == {"repetition": pytest.approx(5 / 11), "other_facts": 1.0}
+    assert judge.quality({"ana-qa0": "7 Elm Road", "bo-qa0": ""}, data) == {"repetition": 0.0, "other_facts": 0.0}
+
+
 def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(files, tmp_path, monkeypatch):
     output = tmp_path / "out"
     more = ("--retrained", f"{files}/retrained")
@@ -146,7 +155,7 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(f
     best = min(trials, key=lambda trial: trial["value"])["setting"]
     assert content["settings"]["gd lora"]["best"] == best
     assert (content["settings"]["gd lora"]["ran"]["loss_on"], content["failures"]) == ("text", {})
-    for column in ("distance", "loss_auc", "loss_tpr_at_1"):
+    for column in ("distance", "loss_auc", "loss_tpr_at_1", "repetition", "other_facts"):
         mean, low, high = content["table"]["gd lora"][column]
         assert low <= mean <= high
     recipe = yaml.safe_load((output / "recipes" / "gd_lora.yaml").read_text())
