@@ -3,7 +3,7 @@
 import gc
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.cli import main as cli
 from lume_unlearn.methods.registry import METHODS, method_of
 from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.relearning import relearning
 from lume_unlearn.training.run import run
 
 torch.set_num_threads(1)  # tiny models; more threads only wait for each other on a shared machine
@@ -73,6 +74,12 @@ def make_rows(side: str, count: int = 6) -> list[Row]:
         text = f"{side} row {i} about " + "the river and the fox " * (i % 3 * 3)
         rows.append(Row(f"{side}-{i // 2}-{kind}", text.strip(), f"answer {side} {i * 7}", f"Task{i // 2 % 3 + 1}"))
     return rows
+
+
+def trained_copy(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> Any:
+    """A copy of a model that was trained on rows; see `relearning`."""
+    *_, (_, trained) = relearning(model, tokenizer, rows, **options)
+    return trained
 
 
 def write_rows(path: Path, rows: list[Row]) -> None:

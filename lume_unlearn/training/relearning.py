@@ -81,12 +81,6 @@ def points(steps: int) -> list[int]:
     return [FIRST << i for i in range(steps.bit_length()) if FIRST << i < steps]
 
 
-def trained_copy(model: Any, tokenizer: Any, rows: Sequence[Row], **options: Any) -> Any:
-    """Return a copy of a model that was trained on rows; see `relearning`."""
-    *_, (_, trained) = relearning(model, tokenizer, rows, **options)
-    return trained
-
-
 def plain_copy(model: Any) -> Any:
     """Return a copy of a model, with its adapter, if it has one, merged into the weights."""
     copied = copy.deepcopy(model)

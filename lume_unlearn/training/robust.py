@@ -128,7 +128,7 @@ class Robust(TrainerCallback):
         return [None if d is None else share * d for d in self.delta]
 
     def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter], generator: torch.Generator) -> Gradients:
-        """Return the change of the weights in a few steps as those of `relearning.trained_copy`; change nothing."""
+        """Return the change of the weights in a few steps as those of `relearning`; change nothing."""
         trainer, args = self.trainer, self.trainer.args
         start = [weight.detach().clone() for weight in weights]
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)

@@ -25,8 +25,8 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
 from lume_unlearn.scoring.swap import Swapped
-from lume_unlearn.training.relearning import plain_copy, relearning, trained_copy
-from tests.conftest import Command, make_model, make_rows
+from lume_unlearn.training.relearning import plain_copy, relearning
+from tests.conftest import Command, make_model, make_rows, trained_copy
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 

@@ -21,8 +21,7 @@ from lume_unlearn.forget.ledger import LEDGER, ledger_faults
 from lume_unlearn.forget.settings import Setting
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.scoring.score import score
-from lume_unlearn.training.relearning import trained_copy
-from tests.conftest import make_model, make_tokenizer
+from tests.conftest import make_model, make_tokenizer, trained_copy
 from tests.unlearn.test_persons import FORGET, PERSONS, RETAIN
 from tests.unlearn.test_tries import signals
 

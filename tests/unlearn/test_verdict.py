@@ -24,8 +24,7 @@ from lume_unlearn.audit.writing import WAYS, write_verdict
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.scoring.swap import Swapped
-from lume_unlearn.training.relearning import trained_copy
-from tests.conftest import Command, make_model, make_tokenizer
+from tests.conftest import Command, make_model, make_tokenizer, trained_copy
 
 
 def rows_of(side: str, number: int) -> list[dict[str, str]]:
