@@ -261,6 +261,17 @@ def compile_layers(model: nn.Module) -> None:
 
 
 @contextmanager
+def placed(model: Any, device: torch.device) -> Iterator[None]:
+    """Move a model to a device within the block, and back afterwards."""
+    before = model.device
+    model.to(device)
+    try:
+        yield
+    finally:
+        model.to(before)
+
+
+@contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Put the model into evaluation mode within the block.
 

@@ -21,7 +21,7 @@ from lume_unlearn.files import write_text, writing
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.retain import part_needs_reference
 from lume_unlearn.model import load
-from lume_unlearn.model.forward import Passes, compile_layers, evaluating, use_packing
+from lume_unlearn.model.forward import Passes, compile_layers, evaluating, placed, use_packing
 from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.model.teacher import run_teacher
@@ -117,8 +117,10 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         model.to(args.device)
         with _autocast(args.device, args):
             if contexts:
-                teacher = (model, terms.passes) if trainer.base is None else _as_teacher(trainer.base, model, args)
-                found = run_teacher(*teacher, contexts, trainer.max_tokens)
+                teacher = model if trainer.base is None else trainer.base
+                with placed(teacher, args.device):
+                    passes = terms.passes if teacher is model else _passes_of_base(teacher, model)
+                    found = run_teacher(teacher, passes, contexts, trainer.max_tokens)
                 terms.teacher, cache, examples.reference = found
                 examples.teacher = cache if trainer.method.token_loss else {}
             else:
@@ -130,8 +132,8 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         terms.reference = Reference(model, terms.passes, args.reference_copy, share, bf16)
 
 
-def _as_teacher(base: Any, model: Any, args: UnlearningArguments) -> tuple[Any, Passes]:
-    """Make a base model ready to read packed rows, in place; return it with its forward passes.
+def _passes_of_base(base: Any, model: Any) -> Passes:
+    """Make a base model ready to read packed rows, in place, and return its forward passes.
 
     Raises:
         ConfigError: its vocabulary is not the model's.
@@ -141,8 +143,8 @@ def _as_teacher(base: Any, model: Any, args: UnlearningArguments) -> tuple[Any, 
         raise ConfigError(
             f"--base: knows {sizes[0]} tokens and the model {sizes[1]}; name the model that it was fine-tuned from"
         )
-    use_packing(base.to(args.device))
-    return base, Passes(base)
+    use_packing(base)
+    return Passes(base)
 
 
 def ready_to_step(model: Any, args: UnlearningArguments, reference: Reference | None) -> None:

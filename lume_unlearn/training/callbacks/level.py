@@ -9,7 +9,7 @@ from transformers import TrainerCallback
 
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.model.forward import Passes, row_values
+from lume_unlearn.model.forward import Passes, placed, row_values
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
@@ -44,8 +44,10 @@ class Level(TrainerCallback):
         trainer, values = self.trainer, self.trainer.progress.values
         if not state.global_step:
             now = self.measured(model, trainer.logit_passes)
-            teacher = trainer.terms.teacher and trainer.base is not None
-            values["unseen_nll"] = self.measured(trainer.base, Passes(trainer.base)) if teacher else now
+            values["unseen_nll"] = now
+            if trainer.base is not None:
+                with placed(trainer.base, args.device):
+                    values["unseen_nll"] = self.measured(trainer.base, Passes(trainer.base))
             values["shift"] = now - values["unseen_nll"] if trainer.terms.teacher else now
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
