@@ -62,6 +62,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo --tuning modules:mpl", "--tuning modules:mpl: found in no weight's name"),
         (f"{RUN} npo --model no/such", "--model no/such (no such folder here, so the hub was asked)"),
         (f"{RUN} npo --model no/such --output DATA", "it exists and is not empty"),  # before loading
+        (f"{RUN} level --base no/such", "--base no/such (no such folder here, so the hub was asked)"),
         (f"{RUN} npo --resume", "--resume: there is no run in"),
         (f"{RUN} npo --max_length 3", "within 3 tokens: raise --max_length"),
         (f"{RUN} npo --lora_targets q_proj,v_porj", "the model has no module v_porj"),

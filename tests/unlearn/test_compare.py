@@ -25,6 +25,7 @@ from lume_unlearn.compare.run import compare
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.methods.base import Method, param
 from lume_unlearn.methods.registry import METHODS
+from lume_unlearn.model.load import load_model
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 pytest.importorskip("optuna")
@@ -187,6 +188,23 @@ def test_objects_and_a_method_of_ones_own(tmp_path):
     assert all(weight.equal(before[name]) for name, weight in target.state_dict().items())
     with pytest.raises(ConfigError, match="tokenizer"):
         compare(target, [Push], data, tmp_path, **QUICK)
+
+
+def test_a_recipe_may_name_the_base_model(files, tmp_path, monkeypatch):
+    seen = []
+
+    class Trainer(training.UnlearningTrainer):
+        def __init__(self, *args, base, **more):
+            seen.append(base.state_dict())
+            super().__init__(*args, base=base, **more)
+
+    monkeypatch.setattr(training, "UnlearningTrainer", Trainer)
+    taught = {"method": "counterfactual", "name": "taught", "base": f"{files}/retrained"}
+    content = compare(str(files / "target"), [taught], files / "data", tmp_path, **QUICK)
+    assert (set(content["table"]), content["failures"]) == ({"target", "taught lora"}, {})
+    weights = load_model(f"{files}/retrained", torch.float32).state_dict()
+    assert all(weight.equal(weights[name]) for base in seen for name, weight in base.items())
+    assert len(seen) == 2
 
 
 def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files, tmp_path, monkeypatch):

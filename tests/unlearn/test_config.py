@@ -30,7 +30,7 @@ def supported(method: str = "npo", tuning: str = "full", **options: Any) -> None
     """Raise what `UnlearningTrainer` raises before it computes anything."""
     params = {name: options.pop(name) for name in METHODS[method].params() if name in options}
     alternatives = {"row": ["answer"]} if METHODS[method].needs.alternatives == "file" else None
-    given = {"retain": ["row"], "alternatives": alternatives, "substitutes": None, "unseen": None}
+    given = {"retain": ["row"], "alternatives": alternatives, "substitutes": None, "unseen": None, "base": None}
     given = {name: options.pop(name, value) for name, value in given.items()}
     chosen = method_of(method, **params)
     args = arguments(chosen, tuning, **options)
@@ -90,6 +90,7 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name):
         ({"alternatives": {"row": ["answer"]}}, "--alternatives: npo does not use them"),
         ({"substitutes": {}}, "--substitutes: npo has no counterfactual teacher"),
         ({"unseen": ["text"]}, "--unseen: npo does not follow these texts"),
+        ({"base": "model"}, "--base: npo asks no base model; drop --base"),
         ({"method": "counterfactual", "contexts": 0}, "--contexts 0: the teacher predicts from nothing"),
         ({"method": "level", "contexts": 0}, "--contexts 0: give --unseen FILE"),
         ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),

@@ -199,7 +199,7 @@ FSDP, DEEPSPEED = {"ACCELERATE_USE_FSDP": "true"}, {"ACCELERATE_USE_DEEPSPEED": 
 def test_options_that_a_launch_does_not_support_are_refused(environment, method, options, fault, monkeypatch):
     chosen = method_of(method)
     args = filled_in(UnlearningArguments(output_dir="out", **options), chosen, nn.Linear(1, 1))
-    given = dict.fromkeys(("retain", "alternatives", "substitutes", "unseen"))
+    given = dict.fromkeys(("retain", "alternatives", "substitutes", "unseen", "base"))
     require = partial(require_supported, chosen, args, False, False, given)
     require()
     for name, value in environment.items():
