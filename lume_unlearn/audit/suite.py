@@ -262,8 +262,8 @@ class Suite:
                 found[title if last else f"{title}, step {step}"] = asdict(self.score(data, model, attack=last))
             return found
 
-        epochs = steps * min(BATCH_SIZE, len(rows)) / max(len(rows), 1)
-        return self._stage(probe, title, trained, self._work(data, 1 + len(points(steps)), rows, epochs))
+        epochs = steps / max(-(-len(rows) // BATCH_SIZE), 1)
+        return self._stage(probe, title, trained, self._work(data, len(points(steps)), rows, epochs))
 
     def _scored(self, probe: str, title: str, scored: Callable[[], Probed]) -> Stage:
         return self._stage(probe, title, lambda: {title: asdict(scored())}, self._work())

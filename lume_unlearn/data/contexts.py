@@ -66,11 +66,6 @@ def window(row: Tokens, size: int, start: Sequence[int]) -> Context:
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
 
-def whole(row: Tokens) -> Context:
-    """Return the row itself, for a teacher that never saw it."""
-    return Context((row,), tuple(range(row.scored)), tuple(row.input_ids[t] for t in row.labelled))
-
-
 def teacher_contexts(
     rows: Sequence[Row],
     tokens: Sequence[Tokens],

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from itertools import chain, count, islice
+from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
@@ -62,7 +62,7 @@ def relearning(
     texts, order, passes = encode(rows), torch.Generator().manual_seed(seed), Passes(trained)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
     batches = chain.from_iterable(
-        in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE) for _ in count()
+        in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE) for _ in range(steps)
     )
     for step, chosen in enumerate(islice(batches, steps), start=1):
         batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
@@ -70,15 +70,15 @@ def relearning(
         torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        if step in (*points(steps), steps):
+        if step in points(steps):
             trained.eval().set_attn_implementation("sdpa")
             yield step, trained
             trained.train().set_attn_implementation(packed)
 
 
 def points(steps: int) -> list[int]:
-    """Return the steps before the last after which a copy is scored: 5, 10, 20, ..."""
-    return [FIRST << i for i in range(steps.bit_length()) if FIRST << i < steps]
+    """Return the steps after which a copy is scored: 5, 10, 20, ... and the last."""
+    return [*(FIRST << i for i in range(steps.bit_length()) if FIRST << i < steps), steps]
 
 
 def plain_copy(model: Any) -> Any:

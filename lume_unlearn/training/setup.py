@@ -85,6 +85,16 @@ def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | N
     return known[optim], {"lr": args.learning_rate, "bf16_stochastic_round": True}
 
 
+def matching(base: Any, model: Any) -> Any:
+    """Return a base model, or None; `ConfigError` if its vocabulary has not the size of the model's."""
+    ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, model if base is None else base))
+    if ours != theirs:
+        raise ConfigError(
+            f"--base: knows {theirs} tokens and the model {ours}; name the model that it was fine-tuned from"
+        )
+    return base
+
+
 def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
     """Raise `ConfigError` for tokens without an embedding: looking one up crashes a GPU."""
     highest = max(max(row.input_ids) for row in rows)
@@ -118,8 +128,8 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         with _autocast(args.device, args):
             if contexts:
                 teacher = model if trainer.base is None else trainer.base
+                passes = terms.passes if teacher is model else Passes(teacher)
                 with placed(teacher, args.device):
-                    passes = terms.passes if teacher is model else _passes_of_base(teacher, model)
                     found = run_teacher(teacher, passes, contexts, trainer.max_tokens)
                 terms.teacher, cache, examples.reference = found
                 examples.teacher = cache if trainer.method.token_loss else {}
@@ -130,21 +140,6 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
         share, bf16 = not by_deepspeed(), bool(args.bf16)
         terms.reference = Reference(model, terms.passes, args.reference_copy, share, bf16)
-
-
-def _passes_of_base(base: Any, model: Any) -> Passes:
-    """Make a base model ready to read packed rows, in place, and return its forward passes.
-
-    Raises:
-        ConfigError: its vocabulary is not the model's.
-    """
-    sizes = [one.get_output_embeddings().weight.shape[0] for one in (base, model)]
-    if sizes[0] != sizes[1]:
-        raise ConfigError(
-            f"--base: knows {sizes[0]} tokens and the model {sizes[1]}; name the model that it was fine-tuned from"
-        )
-    use_packing(base)
-    return Passes(base)
 
 
 def ready_to_step(model: Any, args: UnlearningArguments, reference: Reference | None) -> None:
@@ -178,7 +173,9 @@ def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Seque
 def print_levels(forget: Sequence[Row], examples: Examples) -> None:
     """Print the teacher's NLL of the forget rows, by task and kind: texts never seen should have about the same."""
     found: dict[str, list[float]] = {}
-    for row, tokens in zip(forget, examples.forget, strict=True):
+    rows = {row.id: row for row in forget}
+    for tokens, row_id in zip(examples.forget, examples.ids["forget"], strict=True):
+        row = rows[row_id]
         kind = f"{row.task} {'texts' if row.kind == 'sc' else 'questions'}"
         found.setdefault(kind, []).append(float(examples.reference[tokens].mean()))
     levels = [f"{fmean(values):.2f} for {len(values)} {kind}" for kind, values in found.items()]

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.contexts import Context, teacher_contexts, whole
+from lume_unlearn.data.contexts import Context, aligned, teacher_contexts
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
@@ -41,6 +41,7 @@ from lume_unlearn.training.merge import negate
 from lume_unlearn.training.robust import Robust
 from lume_unlearn.training.setup import (
     compute_reference,
+    matching,
     optimizer_class,
     prepare_model,
     print_levels,
@@ -112,7 +113,7 @@ class UnlearningTrainer(StepTrainer):
         self.method.seed = args.seed  # type: ignore[misc]  # of this trainer's own copy
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
-        self.substitutes, self.base, parts = substitutes, base, self._retain_parts(args)
+        self.substitutes, self.base, parts = substitutes, matching(base, model), self._retain_parts(args)
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
         require_supported(self.method, args, is_adapted(model), bool(parts), given | {"base": base})
         self.passes = prepare_model(model, self.method, args)
@@ -251,7 +252,7 @@ class UnlearningTrainer(StepTrainer):
     def _contexts(self) -> dict[Tokens, list[Context]]:
         """Return what the teacher reads of each forget row; write substitutes to ``substitutes.jsonl``."""
         if self.base is not None:
-            return {row: [whole(row)] for row in self.examples.forget}
+            return {row: [aligned(row, row)] for row in self.examples.forget}
         method: Any = self.method
         found = variants(self.forget, self.retain, method.contexts, self.args.seed, self.substitutes)
         if self.is_world_process_zero():

@@ -129,14 +129,15 @@ def test_the_base_model_is_a_teacher_that_reads_the_rows_as_they_are(tokenizer, 
     assert trainer.progress.values["shift"] == pytest.approx(levels[1] - levels[0], rel=1e-4)
     line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("the teacher's NLL of forget"))
     assert f" {fmean(of_task):.2f} for {len(of_task)} Task1 questions" in line
+    assert base.config._attn_implementation == make_model().config._attn_implementation  # it stays as it was
 
 
 def test_a_base_of_another_vocabulary_or_for_nothing_is_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="--base: gd asks no base model"):
         make_trainer(tmp_path, tokenizer, method="gd", base=make_model())
-    trainer = make_trainer(tmp_path, tokenizer, method="counterfactual", base=make_model(vocab_size=500))
-    with pytest.raises(ConfigError, match="--base: knows 500 tokens and the model 400"):
-        trainer.train()
+    for method in ("counterfactual", "swap"):
+        with pytest.raises(ConfigError, match="--base: knows 500 tokens and the model 400"):
+            make_trainer(tmp_path, tokenizer, method=method, base=make_model(vocab_size=500))
 
 
 @pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])
