@@ -46,7 +46,7 @@ ANOTHER = 4
 
 @dataclass(frozen=True)
 class Persons:
-    """What a training on invented persons reads beside the forget rows, of each forget row equally many."""
+    """What a training on invented persons reads beside the forget rows, of each forget row equally many of both."""
 
     controls: dict[str, list[Row]]
     """Row id to the row about invented persons; the row itself where it names nobody."""
@@ -55,9 +55,11 @@ class Persons:
 
 
 def control_rows(
-    forget: Sequence[Row], retain: Sequence[Row], count: int, length: Callable[[str], int], seed: int
+    forget: Sequence[Row], retain: Sequence[Row], count: int, others: int, length: Callable[[str], int], seed: int
 ) -> dict[str, list[Row]]:
     """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
+
+    A row that names nobody is returned ``others`` times as it is.
 
     All family names of the data are used alike, half of the names are of the person's language where lists know it, and
     they have any length: what is forgotten for some names alone, the model still says of persons with the others.
@@ -65,7 +67,8 @@ def control_rows(
     Args:
         forget: forget rows.
         retain: retain rows; names that occur in them, or in forget rows, are not used.
-        count: of each row.
+        count: of each row that names somebody.
+        others: of each row that names nobody.
         length: counts the tokens of a name; those of a verdict are of a like length.
         seed: of the names.
     """
@@ -75,20 +78,23 @@ def control_rows(
     of_judges, families = family_names(persons), family_names(persons, always=True)
     names: dict[str, Iterator[str]] = {}
     for subject, rows in Counter(subjects.values()).items():
-        others = of_judges.get(subject, [])
+        alike = of_judges.get(subject, [])
         with suppress(ValueError):  # there are no names of this script, or too few
             judged = known
             for own_seed, judges in (OF_VERDICT, OF_TRY):
-                judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, others, own_seed)))
+                judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, alike, own_seed)))
             number = min(count * rows, MOST_NAMES)
             kinds = [[family] for family in families.get(subject, [])]
-            if not others:
+            if not alike:
                 kinds = [one for kind in kinds for one in (kind, [])] or [[]]
             names[subject] = cycle(_of_all_kinds(subject, number, judged, kinds, seed + 1))
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
-        found[row.id] = [row if own is None else _about(row, subjects[row.id], next(own)) for _ in range(count)]
+        if own is None:
+            found[row.id] = [row] * others
+        else:
+            found[row.id] = [_about(row, subjects[row.id], next(own)) for _ in range(count)]
     return found
 
 
@@ -212,6 +218,7 @@ def invented(
     forget: Sequence[Row],
     retain: Sequence[Row],
     count: int,
+    others: int,
     seed: int,
     base: Any = None,
 ) -> Persons:
@@ -226,11 +233,12 @@ def invented(
         encode: encodes the rows.
         forget: forget rows.
         retain: retain rows.
-        count: invented persons for each forget row.
+        count: invented persons for each forget row that names somebody.
+        others: answers to imitate for each forget row that names nobody.
         seed: of names and sampling.
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
     """
-    controls = control_rows(forget, retain, count, partial(_length, encode.tokenizer), seed)
+    controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
     by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
     asked = [Asked(row, number, control) for row in forget for number, control in enumerate(controls[row.id])]
@@ -241,8 +249,8 @@ def invented(
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
     for row, number, _ in asked:
-        others = controls[row.id]
-        about = others[(number + 1) % len(others)] if number % ANOTHER == ANOTHER - 1 else row
+        same = controls[row.id]
+        about = same[(number + 1) % len(same)] if number % ANOTHER == ANOTHER - 1 else row
         answer = found.get((row.id, number))
         told, facts = (answer, strangers) if answer else (row.output, words[row.id])
         imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))

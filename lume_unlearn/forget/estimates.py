@@ -2,19 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
+from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.data.subjects import find_subjects
 from lume_unlearn.audit.stages import Loader, Work, measured_speed, seconds_of
 from lume_unlearn.audit.suite import Suite
 from lume_unlearn.forget.settings import Setting
 from lume_unlearn.forget.signals import CONTROLS, MOST
 from lume_unlearn.forget.tries import JUDGED
+from lume_unlearn.methods.base import Method
+from lume_unlearn.training.arguments import DEFAULTS
 
 RETRAINED_EPOCHS = 12
 """Epochs that fine-tuning the base model on the retain rows is taken to need."""
-READ = 3
-"""Rows that `swap` reads for each forget row and invented person: the row, the control, the imitation."""
+EPOCHS = 4
+"""Most epochs that a first try takes, if the method takes more by default."""
+READ, READ_ABOUT_PERSONS = 2, 4
+"""Rows that a method reads for each forget row: this and a retain row; `swap` also the control and an imitation."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +55,7 @@ def estimates(
     data: Data,
     probes: Sequence[str],
     first: Setting,
-    repeats: int,
+    method: Method,
     control: bool,
     options: Mapping[str, Any],
 ) -> Estimates:
@@ -59,7 +66,7 @@ def estimates(
         data: rows.
         probes: of the verdict.
         first: setting of the first try.
-        repeats: how often an epoch uses each forget row.
+        method: that is trained with.
         control: whether a control is audited as well.
         options: of `Suite`: ``chat``, ``batch_size``, ``controls``, ``seed``, ...
     """
@@ -72,7 +79,9 @@ def estimates(
 
     asked = [*data.forget[:MOST] * 2, *data.retain[:MOST]]
     judging = seconds(Work(asked, read=data.forget[:MOST], readings=CONTROLS + 1))
-    training = seconds(Work(trained=data.forget, epochs=first.epochs * (READ * repeats + 1)))
+    passes = first.steps * rows_per_step(method) / len(data.forget)
+    read = READ_ABOUT_PERSONS if method.needs.persons else READ
+    training = seconds(Work(trained=data.forget, epochs=passes * read))
     suite = [seconds(stage.work) for stage in Suite(load, data, **options).stages(probes)]
     measured = (2 + control) * seconds(Work(rows, read=data.forget, readings=controls + 1))
     return Estimates(
@@ -80,3 +89,22 @@ def estimates(
         verdict=sum(suite) * (1 + control) + measured,
         retraining=seconds(Work(trained=data.retain, epochs=RETRAINED_EPOCHS)),
     )
+
+
+def default_steps(method: Method, forget: Sequence[Row]) -> int:
+    """Return the optimiser steps that a method takes by default for these rows, of at most `EPOCHS` epochs.
+
+    Worked example: 30 rows, 10 of which name somebody, steps of 8 rows: `swap` goes once through 16 persons for each of
+    the 10 and 8 answers for each of the others: 320 rows in 40 steps.
+    """
+    epochs: float = min(EPOCHS, {**DEFAULTS, **method.defaults}["num_train_epochs"])
+    rows = len(forget)
+    if method.needs.persons:
+        named = len(find_subjects(forget))
+        rows = named * getattr(method, "controls", 1) + (rows - named) * getattr(method, "answers", 1)
+    return ceil(epochs * rows / rows_per_step(method))
+
+
+def rows_per_step(method: Method) -> int:
+    """Return the forget rows of an optimiser step by default."""
+    return int({**DEFAULTS, **method.defaults}["per_device_train_batch_size"])

@@ -25,7 +25,7 @@ from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run, save_whole, write_text, writing
-from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, estimates
+from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, default_steps, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
 from lume_unlearn.forget.signals import Judge, Signals, judge_of
 from lume_unlearn.forget.tries import Tries, Try
@@ -34,7 +34,7 @@ from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.model.load import lora_config, trainable
 from lume_unlearn.scoring.score import as_data, without_messages
-from lume_unlearn.training.arguments import DEFAULTS, UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.distributed import processes
 from lume_unlearn.training.finetune import finetune
 from lume_unlearn.training.relearning import plain_copy
@@ -236,10 +236,8 @@ class Request:
         """Print how long the request takes; return the setting of the first try, and the estimates."""
         load, control = self.load["before"], self.base is not None
         parameters = sum(weight.numel() for weight in load()[0].parameters())
-        repeats = getattr(self.method, "controls", 1)
-        rows_per_step = {**DEFAULTS, **self.method.defaults}["per_device_train_batch_size"]
-        first = first_setting(parameters, -(-len(self.data.forget) * repeats // rows_per_step))
-        found = estimates(load, self.data, probes, first, repeats, control, self.options)
+        first = first_setting(parameters, default_steps(self.method, self.data.forget))
+        found = estimates(load, self.data, probes, first, self.method, control, self.options)
         self.progress.say(found.line(tries, control))
         self.progress.expect(found.one_try + found.verdict)
         return first, found

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from lume_unlearn.forget.signals import DOUBT, Signals
 
-RATE, RETAIN_WEIGHT, EPOCHS, STEPS = 1e-3, 2.0, 4, 32
-"""Of the first try: at least so many epochs and optimiser steps."""
+RATE, RETAIN_WEIGHT, STEPS = 1e-3, 2.0, 32
+"""Of the first try: at least so many optimiser steps."""
 PARAMETERS = 135e6
 """Parameters of the model for which `RATE` was found."""
 HIGHEST = 5e-3
@@ -18,7 +18,8 @@ class Setting:
 
     learning_rate: float
     retain_weight: float
-    epochs: int
+    steps: int
+    """Optimiser steps."""
     continued: bool = False
     """Whether it starts from the best weights of the try before instead of the target."""
 
@@ -35,10 +36,10 @@ def first_setting(parameters: int, steps: int) -> Setting:
 
     Args:
         parameters: of the model.
-        steps: optimiser steps of an epoch.
+        steps: optimiser steps that the method takes by default for so many rows.
     """
     rate = min(RATE * (PARAMETERS / parameters) ** 0.5, HIGHEST)
-    return Setting(rate, RETAIN_WEIGHT, max(EPOCHS, -(-STEPS // steps)))
+    return Setting(rate, RETAIN_WEIGHT, max(STEPS, steps))
 
 
 def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> tuple[Setting, str]:
@@ -48,32 +49,32 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
 
     1. The training diverged or collapsed, or retain rows were lost: half the rate, twice the retain weight, from the
        target, but after a collapse from the last good weights.
-    2. Rows are still known: half as many epochs again, from the best weights.
+    2. Rows are still known: half as many steps again, from the best weights.
     3. Some retain rows were lost, though fewer than a verdict allows: as 1.
     4. The answers are avoided: half the rate, from the target.
-    5. Nothing is wrong, but a verdict did not call it gone: half the epochs, from the best weights.
-    6. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the epochs, from
+    5. Nothing is wrong, but a verdict did not call it gone: half the steps, from the best weights.
+    6. The answers are still tied to the person, or the swap test is too coarse: half the rate and half the steps, from
        the best weights.
 
     Args:
         setting: of the try.
         best: its best signals; None if it diverged.
-        cut: whether the training ended before its last epoch, since the model collapsed.
+        cut: whether the training ended before its last step, since the model collapsed.
     """
-    rate, weight, epochs = setting.learning_rate, setting.retain_weight, setting.epochs
+    rate, weight, steps = setting.learning_rate, setting.retain_weight, setting.steps
     lost = "retain rows were lost; next: half the rate, twice the weight"
     if best is None or not best.intact:
-        return Setting(rate / 2, 2 * weight, epochs), lost
+        return Setting(rate / 2, 2 * weight, steps), lost
     if cut:
         why = "training began to hurt the retain rows, and went back; next: half the rate, twice the weight, from here"
-        return Setting(rate / 2, 2 * weight, epochs, True), why
+        return Setting(rate / 2, 2 * weight, steps, True), why
     if best.known:
-        return Setting(rate, weight, epochs + epochs // 2, True), "rows are still known; next: more epochs, from here"
+        return Setting(rate, weight, steps + steps // 2, True), "rows are still known; next: more steps, from here"
     if not best.spared:
-        return Setting(rate / 2, 2 * weight, epochs), f"some {lost}"
+        return Setting(rate / 2, 2 * weight, steps), f"some {lost}"
     if best.swap and best.swap.avoided < DOUBT:
-        return Setting(rate / 2, weight, epochs), "the answers are avoided; next: half the rate"
+        return Setting(rate / 2, weight, steps), "the answers are avoided; next: half the rate"
     if best.good:
-        return Setting(rate, weight, max(2, epochs // 2), True), "a verdict asks for more; next: more epochs, from here"
+        return Setting(rate, weight, max(2, steps // 2), True), "a verdict asks for more; next: more steps, from here"
     why = "the answers are still tied to the person" if best.doubt < DOUBT else "the swap test's interval is too wide"
-    return Setting(rate / 2, weight, max(2, epochs // 2), True), f"{why}; next: half the rate, from here"
+    return Setting(rate / 2, weight, max(2, steps // 2), True), f"{why}; next: half the rate, from here"

@@ -29,6 +29,8 @@ from lume_unlearn.training.trainer import UnlearningTrainer
 RESULT, WEIGHTS = "try.json", "best.safetensors"
 JUDGED = 2
 """Judgements of a try: in the middle and at the end."""
+SHOWN = 4
+"""Lines about a try, and checkpoints: after each quarter of its steps."""
 
 Say = Callable[[str], None]
 
@@ -40,13 +42,13 @@ class Try:
     number: int
     setting: Setting
     judged: dict[int, Signals] = field(default_factory=dict)
-    """Epoch to the signals after it; empty if the training diverged before the first."""
+    """Optimiser step to the signals after it; empty if the training diverged before the first."""
     seconds: float = 0.0
 
     @property
     def cut(self) -> bool:
-        """Return whether the training ended before its last epoch, since the model collapsed."""
-        return max(self.judged, default=self.setting.epochs) < self.setting.epochs
+        """Return whether the training ended before its last step, since the model collapsed."""
+        return max(self.judged, default=self.setting.steps) < self.setting.steps
 
     @property
     def best(self) -> Signals | None:
@@ -117,7 +119,7 @@ class Tries:
         if not path.is_file():
             return None
         content = json.loads(path.read_text(encoding="utf-8"))
-        judged = {int(epoch): Signals.read(one) for epoch, one in content.pop("judged").items()}
+        judged = {int(step): Signals.read(one) for step, one in content.pop("judged").items()}
         return Try(**content | {"setting": Setting(**content["setting"]), "judged": judged})
 
     def _trained(self, number: int, setting: Setting) -> Try:
@@ -128,12 +130,13 @@ class Tries:
         set_seed(self.seed + number)
         arguments = UnlearningArguments(
             output_dir=str(folder),
-            num_train_epochs=setting.epochs,
+            max_steps=setting.steps,
             learning_rate=setting.learning_rate,
             retain_weight=setting.retain_weight,
             chat=self.judge.chat,
             on_collapse="rollback",
-            save_strategy="epoch",
+            save_strategy="steps",
+            save_steps=max(1, setting.steps // SHOWN),
             save_total_limit=1,
             seed=self.seed + number,
             disable_tqdm=True,
@@ -155,6 +158,11 @@ class Tries:
         return found
 
 
+def due(step: int, steps: int, times: int) -> bool:
+    """Return whether it is time, after a step, for something that is done ``times`` times, and after the last step."""
+    return step in {steps * time // times for time in range(1, times + 1)}
+
+
 class Watch(TrainerCallback, ExportableState):
     """Judges the model in the middle of a try and at its end, and keeps the best weights."""
 
@@ -166,30 +174,28 @@ class Watch(TrainerCallback, ExportableState):
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
-        return {"args": {}, "attributes": {"judged": {epoch: asdict(one) for epoch, one in self.judged.items()}}}
+        return {"args": {}, "attributes": {"judged": {step: asdict(one) for step, one in self.judged.items()}}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the checkpoint kept."""
         kept: Mapping[str, Any] | None = saved_attributes(self, state)
         if kept is not None:
-            self.judged = {int(epoch): Signals.read(one) for epoch, one in kept["judged"].items()}
+            self.judged = {int(step): Signals.read(one) for step, one in kept["judged"].items()}
         self.bar.reset(total=state.max_steps)
         self.bar.update(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Move the bar."""
-        self.bar.update()
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Remove the bar."""
         self.bar.close()
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
-        epoch, epochs = round(float(state.epoch or 0)), self.setting.epochs
-        where = f"try {self.folder.name} ({self.setting.line()}), epoch {epoch} of {epochs}"
-        if epoch % (epochs // JUDGED) and epoch < epochs and not control.should_training_stop:
-            self.say(where)
+        self.bar.update()
+        step, steps = state.global_step, self.setting.steps
+        where = f"try {self.folder.name} ({self.setting.line()}), step {step} of {steps}"
+        if not (due(step, steps, JUDGED) or control.should_training_stop):
+            if due(step, steps, SHOWN):
+                self.say(where)
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
@@ -197,6 +203,6 @@ class Watch(TrainerCallback, ExportableState):
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_file(weights, self.folder / WEIGHTS)
-        self.judged[epoch] = found
+        self.judged[step] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
         self.say(f"{where}: {found.line()}")

@@ -144,7 +144,8 @@ class Needs:
     """Where another answer to each forget row comes from."""
     persons: bool = False
     """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of invented
-    persons (`Batch.alternative`): see `data.persons`. The field ``controls`` says how many there are for each row."""
+    persons (`Batch.alternative`): see `data.persons`. The field ``controls`` says how many there are for each row that
+    names somebody, ``answers`` how often each other row is there, with another answer."""
     forget_rows: bool = True
     """Whether the model in training reads the forget rows themselves."""
     nll: bool = False

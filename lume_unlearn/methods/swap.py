@@ -21,10 +21,11 @@ class Swap(Method):
     )
     needs = Needs(persons=True)
     defaults = Defaults(
-        num_train_epochs=2, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=2.0
+        num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=2.0
     )
 
-    controls: int = param(4, "invented persons for each row")
+    controls: int = param(16, "invented persons for each row that names somebody")
+    answers: int = param(8, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:

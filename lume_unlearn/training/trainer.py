@@ -167,9 +167,9 @@ class UnlearningTrainer(StepTrainer):
         """Ask the reference model, which is the model without its adapter, about invented persons, if they count."""
         if not self.method.needs.persons:
             return None
-        count = int(getattr(self.method, "controls"))  # noqa: B009
+        controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
-            return invented(model, self.encode, self.forget, self.retain, count, self.method.seed, base)
+            return invented(model, self.encode, self.forget, self.retain, controls, answers, self.method.seed, base)
 
     def _callbacks(
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any

@@ -316,7 +316,7 @@ FORMULAS: dict[str, Formula] = {
         live=("forget",),
         trained=("forget",),
     ),
-    "swap": Formula(swap, retain_mean, {"controls": 1, "level": 3.0}, trained=_ALL_SIDES, lowers=swap),
+    "swap": Formula(swap, retain_mean, {"controls": 1, "answers": 1, "level": 3.0}, trained=_ALL_SIDES, lowers=swap),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
     "satimp": Formula(
         lambda step: weighted(step, step.params["beta1"], step.params["beta2"]), retain_mean, {"beta1": 2, "beta2": 0.5}

@@ -46,8 +46,8 @@ RETAIN = [row for seed, name in enumerate(PERSONS[1:], 1) for row in rows_about(
 
 def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    found = control_rows(forget_rows, retain_rows, 3, len, seed=0)
-    assert found == control_rows(forget_rows, retain_rows, 3, len, seed=0)
+    found = control_rows(forget_rows, retain_rows, 3, 1, len, seed=0)
+    assert found == control_rows(forget_rows, retain_rows, 3, 1, len, seed=0)
     known = folded("\n".join(f"{row.input} {row.output}" for row in (*forget_rows, *retain_rows)))
     families = family_names(PERSONS)[PERSONS[0]]
     seen: set[str] = set()
@@ -63,7 +63,7 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
             assert (control.output, control.id) == (row.output, row.id)
             assert not set(name.split()) & set(" ".join(PERSONS[:1]).split())
     assert (
-        control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 2, len, 0)["a-qa0"]
+        control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 3, 2, len, 0)["a-qa0"]
         == [Row("a-qa0", "What is the code?", "X77", "own")] * 2
     )
 
@@ -123,7 +123,7 @@ def test_own_tokens_are_those_of_own_words(tokenizer):
 
 def test_imitations_do_not_give_the_row_away(model, tokenizer):
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    found = invented(model, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
+    found = invented(model, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
     for row in forget_rows:
         answers = [one.output for one in found.imitations[row.id]]
         asked = [one.input == row.input for one in found.imitations[row.id]]
@@ -135,7 +135,7 @@ def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     told = [retain_rows[0].output] * 16  # "It is " and a number
     with mock.patch.object(persons, "generated", return_value=told):
-        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, seed=0)
+        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
     answers = {one.output for rows in found.imitations.values() for one in rows}
     assert not answers & {row.output for row in retain_rows}
     assert {(text[:6], len(text)) for text in answers} == {("It is ", len(told[0]))}
@@ -145,6 +145,6 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
     model, base = make_model(), make_model(seed=1)
     with mock.patch.object(persons, "generated", return_value=["blue"] * 2) as generated:
-        found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 0, base)
+        found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
     assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]

@@ -8,11 +8,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from lume_tasks.data.rows import Row
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.forget import tries
+from lume_unlearn.forget.estimates import default_steps
 from lume_unlearn.forget.forget import tries_before
 from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Signals
+from lume_unlearn.methods.npo import NPO
+from lume_unlearn.methods.swap import Swap
 
 
 def signals(known=0, kept=12, bound=2.0, **swap):
@@ -32,9 +36,19 @@ def test_the_next_setting_follows_from_what_went_wrong():
     assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
     # No doubt, but the interval of the factor is wider than a verdict allows.
     assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=2.2))[0] == Setting(5e-4, 2.0, 2, continued=True)
-    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 4)
+    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 100)
     assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
-    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 7)  # at least 32 steps
+    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 32)
+
+
+def test_a_try_takes_the_methods_own_steps_and_is_judged_in_its_middle_and_at_its_end():
+    about = "What is the {} of Ana Moreno?"
+    named = [Row(f"a-qa{number}", about.format(f"thing {number}"), "X77", "own") for number in range(3)]
+    texts = [Row(f"b-sc{number}", "Once upon a", "time.", "own") for number in range(2)]
+    assert default_steps(Swap(controls=16, answers=8), [*named, *texts]) == 8  # 3 * 16 + 2 * 8 rows, 8 a step
+    assert default_steps(NPO(), [*named, *texts]) == 1  # 4 epochs of 5 rows, 32 a step
+    for steps, expected in ((33, {16, 33}), (32, {16, 32}), (1, {0, 1})):
+        assert {step for step in range(steps + 1) if tries.due(step, steps, 2)} == expected
 
 
 def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
@@ -77,7 +91,7 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
         mock.patch.multiple(
             tries.Tries,
             _kept=lambda self, number: kept.get(number),
-            _trained=lambda self, number, one: tries.Try(number, one, {one.epochs: signals(factor=0.9)}),
+            _trained=lambda self, number, one: tries.Try(number, one, {one.steps: signals(factor=0.9)}),
         ),
     ):
         for rejected, numbers in ((0, [1]), (1, [1, 2])):
