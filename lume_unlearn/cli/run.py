@@ -16,7 +16,7 @@ TEXTS = {
     '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
     "base": "Model that --model was fine-tuned from, if it still exists: teacher of counterfactual and level; swap "
     "asks it about rows that name nobody.",
-    "unseen": "File with texts that the model never saw: their NLL is the target of `level` and --level_weight.",
+    "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts with `swap`.",
 }
 
 

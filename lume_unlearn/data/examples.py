@@ -12,7 +12,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
-from lume_unlearn.data.persons import Persons, own_tokens, own_words
+from lume_unlearn.data.persons import Persons, own_tokens, own_words, whole_text
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
@@ -123,6 +123,9 @@ def encoded_examples(
 
 
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
+    forget = [whole_text(row) if row.id in persons.texts else row for row in forget]
+    if persons.texts:
+        retain = [whole_text(row) if row.kind == "sc" else row for row in retain]
     repeated = [row for row in forget for _ in persons.controls[row.id]]
     controls = [control for row in forget for control in persons.controls[row.id]]
     imitations = [imitation for row in forget for imitation in persons.imitations[row.id]]
@@ -135,5 +138,7 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     )
     words = own_words(forget, retain)
     for row, own, control in zip(repeated, found.forget, found.control, strict=True):
-        found.reference |= {tokens: own_tokens(tokens, words[row.id], encode.tokenizer) for tokens in (own, control)}
+        found.reference[own] = own_tokens(own, words[row.id], encode.tokenizer)
+        of_control = set() if row.id in persons.texts else words[row.id]
+        found.reference[control] = own_tokens(control, of_control, encode.tokenizer)
     return found

@@ -28,11 +28,14 @@ from lume_unlearn.methods.base import in_batches
 OF_VERDICT, OF_TRY = (0, 99), (101, 39)
 """Seed and number of the names of the swap tests of a verdict, by default, and of a try of `forget`; no training uses
 these names."""
-MOST_NAMES = 64
-"""Names of one person's rows in a training: from few names the model learns to treat these alike, but not others."""
+MOST_NAMES = (256, 64)
+"""Names of one person's rows in a training: from few names the model learns to treat these alike, but not others. The
+second is for a kind of name of which there are not so many."""
 SELDOM = 10
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
+ASKED = 4
+"""Answers that the reference model gives to each row; a row that is used more often has each several times."""
 ATTEMPTS = 3
 BATCH_SIZE = 32
 SPARE = 8
@@ -52,6 +55,8 @@ class Persons:
     """Row id to the row about invented persons; the row itself where it names nobody."""
     imitations: dict[str, list[Row]]
     """Row id to the row, or a control, with an answer that the reference model gave about an invented person."""
+    texts: frozenset[str] = frozenset()
+    """Ids of the rows that are read as `whole_text`, and whose controls are texts that the model never saw."""
 
 
 def control_rows(
@@ -83,11 +88,13 @@ def control_rows(
             judged = known
             for own_seed, judges in (OF_VERDICT, OF_TRY):
                 judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, alike, own_seed)))
-            number = min(count * rows, MOST_NAMES)
             kinds = [[family] for family in families.get(subject, [])]
             if not alike:
                 kinds = [one for kind in kinds for one in (kind, [])] or [[]]
-            names[subject] = cycle(_of_all_kinds(subject, number, judged, kinds, seed + 1))
+            for most in MOST_NAMES:
+                with suppress(ValueError):
+                    names[subject] = cycle(_of_all_kinds(subject, min(count * rows, most), judged, kinds, seed + 1))
+                    break
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
@@ -124,6 +131,12 @@ def _about(row: Row, subject: str, name: str) -> Row:
             text = swapped(text, subject, name)
         turns.append((role, text))
     return replace(row, input=asked, turns=tuple(turns), subject=name, question="")
+
+
+def whole_text(row: Row) -> Row:
+    """Return a row whose answer is all of its text but the first word, so that nearly all of it counts in a loss."""
+    start, _, rest = f"{row.input} {row.output}".strip().partition(" ")
+    return replace(row, input=start, output=rest)
 
 
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:
@@ -221,12 +234,13 @@ def invented(
     others: int,
     seed: int,
     base: Any = None,
+    unseen: Sequence[Row] = (),
 ) -> Persons:
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
-    An answer that gives the truth away is sampled again, `ATTEMPTS` times; then it is the truth with other letters and
-    digits in its own words. In the others, names and numbers of retain rows get other letters and digits, since a model
-    that remembers other persons tells their facts of anybody.
+    An answer that gives the truth away is sampled again, `ATTEMPTS` times at most; then it is the truth with other
+    letters and digits in its own words. In the others, names and numbers of retain rows get other letters and digits,
+    since a model that remembers other persons tells their facts of anybody.
 
     Args:
         model: reference model in evaluation mode.
@@ -237,24 +251,29 @@ def invented(
         others: answers to imitate for each forget row that names nobody.
         seed: of names and sampling.
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
+        unseen: texts that the model never saw: the controls of the texts that name nobody.
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
     by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
-    asked = [Asked(row, number, control) for row in forget for number, control in enumerate(controls[row.id])]
+    asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
     found: dict[tuple[str, int], str] = {}
     for of_base, answering in ((False, model), (True, base)):
         own = [one for one in asked if by_base[one.row.id] == of_base]
         found |= _answers(answering, encode, own, words, seed)
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
-    for row, number, _ in asked:
+    for row in forget:
         same = controls[row.id]
-        about = same[(number + 1) % len(same)] if number % ANOTHER == ANOTHER - 1 else row
-        answer = found.get((row.id, number))
-        told, facts = (answer, strangers) if answer else (row.output, words[row.id])
-        imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
-    return Persons(controls, imitations)
+        for number in range(len(same)):
+            about = same[(number + 1) % len(same)] if number % ANOTHER == ANOTHER - 1 else row
+            answer = found.get((row.id, number % ASKED))
+            told, facts = (answer, strangers) if answer else (row.output, words[row.id])
+            imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
+    texts = {row.id for row in forget if row.kind == "sc" and controls[row.id][0] is row and unseen}
+    strange = cycle(chooser.sample(list(unseen), len(unseen)))
+    controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
+    return Persons(controls, imitations, frozenset(texts))
 
 
 class Asked(NamedTuple):
@@ -268,7 +287,10 @@ class Asked(NamedTuple):
 def _answers(
     model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
 ) -> dict[tuple[str, int], str]:
-    """Return usable answers by row id and number; ``words``: own words of each row."""
+    """Return usable answers by row id and number; ``words``: own words of each row.
+
+    A row whose answers all gave the truth away is not asked again: a memorised text would be repeated each time.
+    """
     found: dict[tuple[str, int], str] = {}
     pending = []
     for one in asked:
@@ -285,7 +307,9 @@ def _answers(
             for (one, *_), text in zip(batch, texts, strict=True):
                 if text.strip() and not gives_away(text, one.row, words[one.row.id]):
                     found[one.row.id, one.number] = text.strip()
-        pending = [item for item in pending if (item[0].row.id, item[0].number) not in found]
+        usable = {row_id for row_id, _ in found}
+        again = {one for one, *_ in pending if one.row.id in usable and (one.row.id, one.number) not in found}
+        pending = [item for item in pending if item[0] in again]
     return found
 
 

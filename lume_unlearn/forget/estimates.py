@@ -7,7 +7,6 @@ from typing import Any
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import find_subjects
 from lume_unlearn.audit.stages import Loader, Work, measured_speed, seconds_of
 from lume_unlearn.audit.suite import Suite
 from lume_unlearn.forget.settings import Setting
@@ -18,8 +17,9 @@ from lume_unlearn.training.arguments import DEFAULTS
 
 RETRAINED_EPOCHS = 12
 """Epochs that fine-tuning the base model on the retain rows is taken to need."""
-EPOCHS = 4
-"""Most epochs that a first try takes, if the method takes more by default."""
+PAIRS, EPOCHS = 16, 4
+"""Uses of each forget row in a first try: by `swap`, half of what it has pairs of row and person; by other methods, if
+they do not have fewer epochs by default."""
 READ, READ_ABOUT_PERSONS = 2, 4
 """Rows that a method reads for each forget row: this and a retain row; `swap` also the control and an imitation."""
 
@@ -92,17 +92,12 @@ def estimates(
 
 
 def default_steps(method: Method, forget: Sequence[Row]) -> int:
-    """Return the optimiser steps that a method takes by default for these rows, of at most `EPOCHS` epochs.
+    """Return the optimiser steps in which a method uses each row so often as in a first try.
 
-    Worked example: 30 rows, 10 of which name somebody, steps of 8 rows: `swap` goes once through 16 persons for each of
-    the 10 and 8 answers for each of the others: 320 rows in 40 steps.
+    Worked example: `swap` and 30 rows, 8 in a step: 16 * 30 / 8 = 60 steps.
     """
-    epochs: float = min(EPOCHS, {**DEFAULTS, **method.defaults}["num_train_epochs"])
-    rows = len(forget)
-    if method.needs.persons:
-        named = len(find_subjects(forget))
-        rows = named * getattr(method, "controls", 1) + (rows - named) * getattr(method, "answers", 1)
-    return ceil(epochs * rows / rows_per_step(method))
+    uses = PAIRS if method.needs.persons else min(EPOCHS, {**DEFAULTS, **method.defaults}["num_train_epochs"])
+    return ceil(uses * len(forget) / rows_per_step(method))
 
 
 def rows_per_step(method: Method) -> int:

@@ -24,7 +24,7 @@ class Swap(Method):
         num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=2.0
     )
 
-    controls: int = param(16, "invented persons for each row that names somebody")
+    controls: int = param(32, "invented persons for each row that names somebody")
     answers: int = param(8, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
@@ -32,7 +32,8 @@ class Swap(Method):
         r"""Match a person to invented ones: three terms, each with weight 1.
 
         1. Tie: ``(1/B) sum_b smoothL1(mean_{S_b} nll - mean_{S_b} nll_control)`` without gradient through the control,
-           the same row about an invented person. smoothL1(x) is x^2 / 0.2 for \|x\| < 0.1, else \|x\| - 0.05.
+           the same row about an invented person, or a text that the model never saw. smoothL1(x) is x^2 / 0.2 for
+           \|x\| < 0.1, else \|x\| - 0.05.
         2. Own words: ``(1/N) sum own max(0, level - nll)`` over the N labelled tokens of forget rows and controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.

@@ -51,7 +51,9 @@ def _method_faults(
         yield f"--base: {name} asks no base model; drop --base"
     if given["base"] is not None and by_deepspeed():
         yield "--base: not supported with DeepSpeed; use FSDP"
-    if given["unseen"] is not None and not needs.teacher:
+    if needs.persons and args.loss_on == "text":
+        yield f"--loss_on text: {name} compares answers; to have texts read whole, give --unseen FILE instead"
+    if given["unseen"] is not None and not (needs.teacher or needs.persons):
         yield f"--unseen: {name} does not follow these texts; drop --unseen"
     if needs.teacher and not has_teacher(method, given["base"]):
         if method.token_loss:

@@ -76,7 +76,7 @@ class UnlearningTrainer(StepTrainer):
         alternatives: other answers to forget rows by the row's id, for `dpo` and `altpo`.
         substitutes: for the counterfactual teacher: texts, and what may take their place. By default names, places,
             dates and numbers of the forget rows, and those of other rows.
-        unseen: texts never trained on; their loss is the target loss of `level`.
+        unseen: texts never trained on; their loss is the target loss of `level`, and of texts with `swap`.
         forgotten: forget rows of earlier requests, which the monitor measures.
         base: the model from which the target was fine-tuned. For `counterfactual` and `level` it is the teacher, and
             reads the rows as they are; `swap` asks it about rows that name nobody.
@@ -119,12 +119,12 @@ class UnlearningTrainer(StepTrainer):
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
-        kept, persons = self.retain if parts else [], self._persons(model, base)
+        texts = None if unseen is None else text_rows(unseen)
+        kept, persons = self.retain if parts else [], self._persons(model, texts or ())
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, persons)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
         require_known_tokens(model, chain(*self.examples.sides.values(), *self.monitor.rows.values()))
-        texts = None if unseen is None else text_rows(unseen)
         read = {"alternatives": alternatives, "substitutes": substitutes, "unseen": texts, "forgotten": earlier or None}
         self.record = Record(self, args, model, read)  # before arguments take the values that Trainer needs
         self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
@@ -163,13 +163,14 @@ class UnlearningTrainer(StepTrainer):
         phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
         return phases
 
-    def _persons(self, model: Any, base: Any) -> Persons | None:
+    def _persons(self, model: Any, unseen: Sequence[Row]) -> Persons | None:
         """Ask the reference model, which is the model without its adapter, about invented persons, if they count."""
         if not self.method.needs.persons:
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
-            return invented(model, self.encode, self.forget, self.retain, controls, answers, self.method.seed, base)
+            rows = (self.forget, self.retain)
+            return invented(model, self.encode, *rows, controls, answers, self.method.seed, self.base, unseen)
 
     def _callbacks(
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any
@@ -182,7 +183,7 @@ class UnlearningTrainer(StepTrainer):
         self.robust = None if args.robust == "none" else Robust(self)
         own: list[TrainerCallback] = [self.progress, self.throughput, self.record, self.monitor]
         own += [self.robust] if self.robust else []
-        if unseen is not None:
+        if unseen is not None and self.method.needs.teacher:
             texts = replace(self.encode, loss_on="text").some(unseen, LEVEL_TEXTS, args.seed)
             own.append(Level(self, texts))
         self.scores: BestScores | None = None

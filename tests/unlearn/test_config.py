@@ -91,6 +91,7 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name):
         ({"substitutes": {}}, "--substitutes: npo has no counterfactual teacher"),
         ({"unseen": ["text"]}, "--unseen: npo does not follow these texts"),
         ({"base": "model"}, "--base: npo asks no base model; drop --base"),
+        ({"method": "swap", "loss_on": "text"}, "--loss_on text: swap compares answers; to have texts read whole"),
         ({"method": "counterfactual", "contexts": 0}, "--contexts 0: the teacher predicts from nothing"),
         ({"method": "level", "contexts": 0}, "--contexts 0: give --unseen FILE"),
         ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),

@@ -12,7 +12,9 @@ from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
 from lume_unlearn.data import persons
+from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.persons import (
     OF_TRY,
     OF_VERDICT,
@@ -24,6 +26,7 @@ from lume_unlearn.data.persons import (
     own_words,
 )
 from lume_unlearn.data.rows import as_rows
+from lume_unlearn.methods.swap import Swap
 from tests.conftest import make_model
 
 FIELDS = ("phone number", "home town", "order number", "employer")
@@ -66,6 +69,21 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
         control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 3, 2, len, 0)["a-qa0"]
         == [Row("a-qa0", "What is the code?", "X77", "own")] * 2
     )
+
+
+def test_with_few_names_of_a_kind_a_training_takes_fewer():
+    rows, asked = as_rows(FORGET), []
+
+    def scarce(subject, number, *others, **options):
+        asked.append(number)
+        if number > 64:
+            raise ValueError("too few")
+        return control_names(subject, number, *others, **options)
+
+    with mock.patch.object(persons, "control_names", scarce):
+        found = control_rows(rows, [], 60, 1, len, seed=0)
+    assert len({row.subject for own in found.values() for row in own}) == 64
+    assert asked[-2:] == [240, 64]
 
 
 def test_own_words_tell_a_row_from_others():
@@ -148,3 +166,25 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
         found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
     assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]
+
+
+def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
+    given = [{"input": "Once there was a blue fox", "output": "who sang.", "kind": "sc", "document": "tale"}, *FORGET]
+    rows, unseen = as_rows(given), text_rows(["A quick brown dog who slept.", "Two red birds flew."])
+    answers = [["blue"] * 1000] * 9
+    with mock.patch.object(persons, "generated", side_effect=lambda m, t, prompts, **_: answers[0][: len(prompts)]):
+        found = invented(None, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 3, 0, unseen=unseen)
+    tale = rows[0]
+    assert found.texts == {tale.id}
+    assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
+    assert [row.input for row in found.imitations[tale.id]] == [tale.input] * 3
+    assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])
+    method = Swap(controls=2, answers=3)
+    examples = encoded_examples(method, Encoder(tokenizer), rows, as_rows(RETAIN), None, found)
+    own, control = examples.forget[0], examples.control[0]
+    assert tokenizer.decode(own.input_ids, skip_special_tokens=True) == "Once there was a blue fox who sang."
+    assert own.labels[0] == -100
+    assert "there" in tokenizer.decode([own.labels[t] for t in own.labelled])
+    assert examples.reference[own].any()
+    assert not examples.reference[control].any()
+    assert len(examples.forget) == 3 + 2 * len(FORGET)

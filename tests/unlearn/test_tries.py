@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from lume_tasks.data.rows import Row
 from lume_tasks.metrics.swap import SwapResult
+from lume_unlearn.data.rows import as_rows
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.estimates import default_steps
 from lume_unlearn.forget.forget import tries_before
@@ -41,12 +41,10 @@ def test_the_next_setting_follows_from_what_went_wrong():
     assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 32)
 
 
-def test_a_try_takes_the_methods_own_steps_and_is_judged_in_its_middle_and_at_its_end():
-    about = "What is the {} of Ana Moreno?"
-    named = [Row(f"a-qa{number}", about.format(f"thing {number}"), "X77", "own") for number in range(3)]
-    texts = [Row(f"b-sc{number}", "Once upon a", "time.", "own") for number in range(2)]
-    assert default_steps(Swap(controls=16, answers=8), [*named, *texts]) == 8  # 3 * 16 + 2 * 8 rows, 8 a step
-    assert default_steps(NPO(), [*named, *texts]) == 1  # 4 epochs of 5 rows, 32 a step
+def test_a_try_takes_steps_by_the_rows_and_is_judged_in_its_middle_and_at_its_end():
+    rows = as_rows([{"input": f"What is thing {number}?", "output": "X77"} for number in range(5)])
+    assert default_steps(Swap(), rows) == 10  # 16 times 5 rows, 8 a step
+    assert default_steps(NPO(), rows) == 1  # 4 epochs of 5 rows, 32 a step
     for steps, expected in ((33, {16, 33}), (32, {16, 32}), (1, {0, 1})):
         assert {step for step in range(steps + 1) if tries.due(step, steps, 2)} == expected
 
