@@ -14,7 +14,16 @@ from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.compare.documents import Parts
-from lume_unlearn.scoring.score import ATTACKS, MEMORIZATION, SWAP, Scores, memorization_tasks, score, tasks_for
+from lume_unlearn.scoring.score import (
+    ATTACKS,
+    MEMORIZATION,
+    SWAP,
+    Scores,
+    memorization_tasks,
+    score,
+    tasks_for,
+    without_messages,
+)
 from lume_unlearn.scoring.swap import names_somebody
 
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
@@ -45,7 +54,8 @@ class Judge:
     def judged(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
         """Score a model with `tasks_of` the data, and return its `numbers`; ``chat``: see `score`."""
         only = {"lume_swap_rows": [row.id for row in data.forget]}
-        return numbers(self._score(model, data, chat, tasks_of(data), only))
+        with without_messages("lume_tasks", "lume_swap: "):  # the results say which rows are not tested
+            return numbers(self._score(model, data, chat, tasks_of(data), only))
 
     def followed(self, model: Any, data: Data, chat: bool, mmlu: int) -> dict[str, float]:
         """Score a model in training: as `judged`, without the swap test, and ``mmlu`` questions of each subject."""
