@@ -75,10 +75,11 @@ class Source:
         return list(locate.load_mia(self.directory)[0])
 
 
-def members_line(members: Sequence[str], forget: Sequence[Row], loss_on: str) -> str | None:
+def members_line(members: Sequence[str], forget: Sequence[Row], missing: str) -> str | None:
     """Say how many member documents are among the forget rows, and what that means for the membership attack.
 
-    None if there are no member documents.
+    None if there are no member documents. ``missing``: the option without which the loss is on answers alone; empty if
+    it is on whole texts.
     """
     if not members:
         return None
@@ -86,8 +87,8 @@ def members_line(members: Sequence[str], forget: Sequence[Row], loss_on: str) ->
     line = f"{count} of {len(members)} member documents are among the forget rows"
     if count < len(members):
         line += ": the attack (lume_mia) also asks for documents that this run does not unlearn"
-    if count and loss_on == "answer":
-        line += "; a loss on answers alone (--loss_on answer) hardly moves the attack, --loss_on text moves it more"
+    if count and missing:
+        line += f"; a loss on answers alone hardly moves the attack, {missing} moves it more"
     return line
 
 

@@ -88,7 +88,9 @@ def run(
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
         start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
-        members = members_line(source.members(), trainer.forget, args.loss_on)
+        of_texts = "--unseen FILE" if trainer.method.needs.persons else "--loss_on text"
+        whole = args.loss_on == "text" or (trainer.method.needs.persons and unseen)
+        members = members_line(source.members(), trainer.forget, "" if whole else of_texts)
         if members and trainer.is_world_process_zero():
             print(members, flush=True)
         trainer.logs_advice = False  # `saved` comes first

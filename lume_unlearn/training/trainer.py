@@ -170,7 +170,10 @@ class UnlearningTrainer(StepTrainer):
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
             rows = (self.forget, self.retain)
-            return invented(model, self.encode, *rows, controls, answers, self.method.seed, self.base, unseen)
+            found = invented(model, self.encode, *rows, controls, answers, self.method.seed, self.base, unseen)
+        if unseen and not found.texts:
+            _log.warning("--unseen: not used, since no forget row is a text that names nobody; drop it")
+        return found
 
     def _callbacks(
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any

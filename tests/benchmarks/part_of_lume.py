@@ -3,6 +3,7 @@
 python tests/benchmarks/part_of_lume.py LUME OUT --documents 6 6 12 --nonmembers 36 --mmlu MMLU
 python tests/benchmarks/part_of_lume.py LUME SECOND --documents 6 6 12 --nonmembers 36 --other_than OUT
 
+The non-members that the part does not have are written to OUT/unseen.jsonl, for --unseen: texts like the attack's.
 The same options draw the same part. Parts drawn with the same --seed share documents, unless one names the other.
 """
 
@@ -48,6 +49,7 @@ def main() -> None:
     kept = [text for text in members if text.strip() in texts]
     write(options.out / "mia_data/member.jsonl", [{"document": text} for text in kept])
     write(options.out / "mia_data/nonmember.jsonl", [{"document": t} for t in nonmembers[: options.nonmembers]])
+    write(options.out / "unseen.jsonl", [{"document": text} for text in nonmembers[options.nonmembers :]])
     if options.mmlu:
         subjects = sorted(path.parent for path in options.mmlu.glob("*/test*.parquet"))
         for subject in draw.sample(subjects, SUBJECTS):

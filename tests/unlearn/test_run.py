@@ -240,8 +240,8 @@ def test_kinds_of_reference_copies(kind, tuning, make_run):
 def test_member_documents_among_the_forget_rows_are_counted():
     rows = make_rows("forget", 12)
     texts = [f"{row.input} {row.output}" for row in rows if row.kind == "sc"]
-    for count, loss_on, hint in ((0, "answer", False), (2, "answer", True), (3, "text", False)):
-        line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, loss_on) or ""
+    for count, missing, hint in ((0, "--loss_on text", False), (2, "--loss_on text", True), (3, "", False)):
+        line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, missing) or ""
         assert line.startswith(f"{count} of 3 member documents")
-        assert ("hardly moves the attack" in line) == hint
-    assert members_line([], rows, "text") is None
+        assert ("hardly moves the attack, --loss_on text moves it more" in line) == hint
+    assert members_line([], rows, "") is None
