@@ -64,7 +64,7 @@ def control_rows(
 ) -> dict[str, list[Row]]:
     """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
 
-    A row that names nobody is returned ``others`` times as it is.
+    A row that names nobody, at least not in its prompt, is returned ``others`` times as it is.
 
     All family names of the data are used alike, half of the names are of the person's language where lists know it, and
     they have any length: what is forgotten for some names alone, the model still says of persons with the others.
@@ -98,10 +98,8 @@ def control_rows(
     found = {}
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
-        if own is None:
-            found[row.id] = [row] * others
-        else:
-            found[row.id] = [_about(row, subjects[row.id], next(own)) for _ in range(count)]
+        about = [] if own is None else [_about(row, subjects[row.id], next(own)) for _ in range(count)]
+        found[row.id] = about if about and about[0] is not row else [row] * others
     return found
 
 

@@ -18,8 +18,8 @@ from lume_unlearn.training.arguments import DEFAULTS
 RETRAINED_EPOCHS = 12
 """Epochs that fine-tuning the base model on the retain rows is taken to need."""
 PAIRS, EPOCHS = 16, 4
-"""Uses of each forget row in a first try: by `swap`, half of what it has pairs of row and person; by other methods, if
-they do not have fewer epochs by default."""
+"""Uses of each forget row in a first try: by `swap`, each time with another person; by other methods, which may have
+fewer epochs by default."""
 READ, READ_ABOUT_PERSONS = 2, 4
 """Rows that a method reads for each forget row: this and a retain row; `swap` also the control and an imitation."""
 
@@ -92,7 +92,7 @@ def estimates(
 
 
 def default_steps(method: Method, forget: Sequence[Row]) -> int:
-    """Return the optimiser steps in which a method uses each row so often as in a first try.
+    """Return the optimiser steps in which a method uses each row as often as it should in a first try.
 
     Worked example: `swap` and 30 rows, 8 in a step: 16 * 30 / 8 = 60 steps.
     """

@@ -36,7 +36,7 @@ def first_setting(parameters: int, steps: int) -> Setting:
 
     Args:
         parameters: of the model.
-        steps: optimiser steps that the method takes by default for so many rows.
+        steps: optimiser steps for so many rows.
     """
     rate = min(RATE * (PARAMETERS / parameters) ** 0.5, HIGHEST)
     return Setting(rate, RETAIN_WEIGHT, max(STEPS, steps))

@@ -71,6 +71,15 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
     )
 
 
+def test_a_row_that_does_not_name_its_subject_is_one_that_names_nobody():
+    given = [{**row, "subject": PERSONS[0]} for row in FORGET]
+    given.append({"input": "Once there was", "output": "Petra Quillane.", "kind": "sc", "subject": PERSONS[0]})
+    rows = as_rows(given)
+    found = control_rows(rows, [], 3, 2, len, seed=0)
+    assert found[rows[-1].id] == [rows[-1]] * 2
+    assert [len(own) for own in found.values()] == [3] * len(FORGET) + [2]
+
+
 def test_with_few_names_of_a_kind_a_training_takes_fewer():
     rows, asked = as_rows(FORGET), []
 
