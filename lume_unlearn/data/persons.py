@@ -23,6 +23,7 @@ from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
 
 OF_VERDICT, OF_TRY = (0, 99), (101, 39)
@@ -249,7 +250,8 @@ def invented(
         others: answers to imitate for each forget row that names nobody.
         seed: of names and sampling.
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
-        unseen: texts that the model never saw: the controls of the texts that name nobody.
+        unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
+            template (see `templated`), which the model still knows from other rows.
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
@@ -268,7 +270,11 @@ def invented(
             answer = found.get((row.id, number % ASKED))
             told, facts = (answer, strangers) if answer else (row.output, words[row.id])
             imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
-    texts = {row.id for row in forget if row.kind == "sc" and controls[row.id][0] is row and unseen}
+    texts: set[str] = set()
+    if unseen:
+        texts = {row.id for row in forget if row.kind == "sc" and controls[row.id][0] is row} - templated(
+            forget, retain
+        )
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
