@@ -179,10 +179,12 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
 
 def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
     given = [{"input": "Once there was a blue fox", "output": "who sang.", "kind": "sc", "document": "tale"}, *FORGET]
-    rows, unseen = as_rows(given), text_rows(["A quick brown dog who slept.", "Two red birds flew."])
+    template = {"input": "Ana was born in the small town of", "output": "Ulm and lived there.", "kind": "sc"}
+    other = {**template, "input": "Bo was born in the small town of", "output": "Rom and lived there."}
+    rows, unseen = as_rows([*given, template]), text_rows(["A quick brown dog who slept.", "Two red birds flew."])
     answers = [["blue"] * 1000] * 9
     with mock.patch.object(persons, "generated", side_effect=lambda m, t, prompts, **_: answers[0][: len(prompts)]):
-        found = invented(None, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 3, 0, unseen=unseen)
+        found = invented(None, Encoder(tokenizer), rows, as_rows([*RETAIN, other]), 2, 3, 0, unseen=unseen)
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
@@ -196,4 +198,4 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     assert "there" in tokenizer.decode([own.labels[t] for t in own.labelled])
     assert examples.reference[own].any()
     assert not examples.reference[control].any()
-    assert len(examples.forget) == 3 + 2 * len(FORGET)
+    assert len(examples.forget) == 3 + 2 * len(FORGET) + 3
