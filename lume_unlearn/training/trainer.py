@@ -172,7 +172,7 @@ class UnlearningTrainer(StepTrainer):
             rows = (self.forget, self.retain)
             found = invented(model, self.encode, *rows, controls, answers, self.method.seed, self.base, unseen)
         if unseen and not found.texts:
-            _log.warning("--unseen: not used, since no forget row is a text that names nobody; drop it")
+            _log.warning("--unseen: not used, since no forget row is a text that names nobody and follows no template")
         return found
 
     def _callbacks(

@@ -10,6 +10,7 @@ from unittest import mock
 
 import pytest
 
+from lume_unlearn.data import persons
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import masters
@@ -68,6 +69,14 @@ def test_a_target_loss_of_unseen_texts_resumes(contexts, inputs, tmp_path):
     assert values["shift"] != (0.0 if contexts else values["unseen_nll"])
     lines = (whole / "substitutes.jsonl").read_text().splitlines() if contexts else []
     assert [len(json.loads(line)["contexts"]) for line in lines] == ([2] * 7 if contexts else [])
+
+
+def test_texts_tied_to_unseen_ones_resume(inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(persons, "templated", lambda *_: set())  # all made-up rows are alike
+    options = {"unseen": str(inputs / "unseen.jsonl"), "controls": 2, "answers": 2}
+    whole, _ = assert_resumes(3, inputs, tmp_path, "swap", **options)
+    plain = make(inputs, tmp_path / "plain", "swap", **(options | {"unseen": None}))()
+    assert not all(weight.equal(saved_weights(plain)[name]) for name, weight in saved_weights(whole).items())
 
 
 def test_terms_between_two_log_entries_are_not_lost(inputs, tmp_path):
