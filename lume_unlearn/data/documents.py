@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
@@ -45,11 +46,18 @@ def text_rows(texts: Iterable[str | Row], name: str = "text") -> list[Row]:
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
-    """Return the texts that no row holds, each cut at its first space, where `Encoder` puts a space again."""
-    held = {f"{row.input} {row.output}".strip() for row in known}
-    found = []
-    for number, text in enumerate(texts, 1):
-        if text.strip() not in held:
-            start, _, rest = text.strip().partition(" ")
-            found.append(Row(f"{name} {number}", start, rest, ""))
-    return found
+    """Return the texts that no row holds, as rows (see `whole_text`)."""
+    held = {text_of(row) for row in known}
+    numbered = enumerate(map(str.strip, texts), 1)
+    return [whole_text(Row(f"{name} {number}", text, "", "")) for number, text in numbered if text not in held]
+
+
+def text_of(row: Row) -> str:
+    """Return the text of a row: ``input``, a space, ``output``."""
+    return f"{row.input} {row.output}".strip()
+
+
+def whole_text(row: Row) -> Row:
+    """Return a row cut at the first space of its text, where `Encoder` puts a space again: nearly all is its answer."""
+    start, _, rest = text_of(row).partition(" ")
+    return replace(row, input=start, output=rest)

@@ -10,9 +10,10 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
-from lume_unlearn.data.persons import Persons, own_tokens, own_words, whole_text
+from lume_unlearn.data.persons import Persons, own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
@@ -129,16 +130,18 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     repeated = [row for row in forget for _ in persons.controls[row.id]]
     controls = [control for row in forget for control in persons.controls[row.id]]
     imitations = [imitation for row in forget for imitation in persons.imitations[row.id]]
-    found = Examples(
-        forget=encode(repeated),
+    distinct = list(dict.fromkeys([*repeated, *controls, *imitations]))
+    tokens = dict(zip(distinct, encode(distinct), strict=True))
+    words, reference = own_words(forget, retain), {}
+    for row, control in zip(repeated, controls, strict=True):
+        for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
+            if tokens[one] not in reference:
+                reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
+    return Examples(
+        forget=[tokens[row] for row in repeated],
         retain=encode(retain),
-        alternative=encode(imitations),
-        control=encode(controls),
+        alternative=[tokens[row] for row in imitations],
+        control=[tokens[row] for row in controls],
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
+        reference=reference,
     )
-    words = own_words(forget, retain)
-    for row, own, control in zip(repeated, found.forget, found.control, strict=True):
-        found.reference[own] = own_tokens(own, words[row.id], encode.tokenizer)
-        of_control = set() if row.id in persons.texts else words[row.id]
-        found.reference[control] = own_tokens(control, of_control, encode.tokenizer)
-    return found

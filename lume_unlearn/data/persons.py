@@ -132,12 +132,6 @@ def _about(row: Row, subject: str, name: str) -> Row:
     return replace(row, input=asked, turns=tuple(turns), subject=name, question="")
 
 
-def whole_text(row: Row) -> Row:
-    """Return a row whose answer is all of its text but the first word, so that nearly all of it counts in a loss."""
-    start, _, rest = f"{row.input} {row.output}".strip().partition(" ")
-    return replace(row, input=start, output=rest)
-
-
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:
     """Return the words of each forget row's answer that tell it from others.
 
@@ -255,12 +249,11 @@ def invented(
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
-    by_base = {row.id: base is not None and controls[row.id][0] is row for row in forget}
+    nobody = {row.id for row in forget if controls[row.id][0] is row}
+    by_base = nobody if base is not None else set()
     asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
-    found: dict[tuple[str, int], str] = {}
-    for of_base, answering in ((False, model), (True, base)):
-        own = [one for one in asked if by_base[one.row.id] == of_base]
-        found |= _answers(answering, encode, own, words, seed)
+    found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed)
+    found |= _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
     for row in forget:
@@ -270,11 +263,9 @@ def invented(
             answer = found.get((row.id, number % ASKED))
             told, facts = (answer, strangers) if answer else (row.output, words[row.id])
             imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
-    texts: set[str] = set()
-    if unseen:
-        texts = {row.id for row in forget if row.kind == "sc" and controls[row.id][0] is row} - templated(
-            forget, retain
-        )
+    if not unseen:
+        return Persons(controls, imitations)
+    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
