@@ -65,6 +65,8 @@ def dispatch(command: str, words: Sequence[str]) -> int:
     if command not in COMMANDS:
         near = get_close_matches(command, COMMANDS, 1)
         raise ConfigError(f"no such command; {f'did you mean {near[0]}?' if near else 'see lume-unlearn --help'}")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds between two lines of a bar in a log file
     from lume_unlearn.cli.parsing import parse
 
     # PEFT reads this attribute of every model, and transformers calls it deprecated; users can do nothing about it.

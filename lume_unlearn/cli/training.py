@@ -1,5 +1,6 @@
 """Options that `run` and `finetune` share: what to load, what to train, and those of transformers' Trainer."""
 
+import sys
 from collections.abc import Iterable
 from inspect import signature
 from typing import Any
@@ -93,4 +94,6 @@ def arguments(options: dict[str, Any]) -> Any:
     """
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    return UnlearningArguments(options.pop("output"), **take(options, UnlearningArguments.__dataclass_fields__))
+    given = {"disable_tqdm": not sys.stderr.isatty()}  # in a log file, the lines with the losses say enough
+    given |= take(options, UnlearningArguments.__dataclass_fields__)
+    return UnlearningArguments(options.pop("output"), **given)

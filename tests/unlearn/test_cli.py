@@ -14,6 +14,7 @@ import pytest
 from lm_eval.__main__ import cli_evaluate
 from transformers import TrainingArguments
 
+from lume_unlearn.cli.training import arguments
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.scoring.command import scoring_command
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -123,6 +124,14 @@ def test_a_switch_needs_no_value(given, command, monkeypatch):
     monkeypatch.setattr("lume_unlearn.cli.run.execute", seen.update)
     assert command("run", "--model", "m", "--output", "o", "--method", "gd", *given)[0] == 0
     assert seen.get("resume", False) is bool(given)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "given", "hidden"), [(True, {}, False), (False, {}, True), (False, {"disable_tqdm": False}, False)]
+)
+def test_a_log_file_gets_no_bar_of_the_training(terminal, given, hidden, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert arguments({"output": "out", **given}).disable_tqdm is hidden
 
 
 def test_the_advice_is_the_last_line_of_run(model_dir: Path, data_dir: Path, tmp_path: Path, command) -> None:
