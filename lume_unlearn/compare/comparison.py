@@ -106,6 +106,7 @@ class Comparison:
                 run(queue, trial, task)
             except Diverged as error:
                 queue.end(trial, WORST, reason=str(error))
+                self.say(f"{label}: {error}")
             except Exception as error:  # out of memory, a full disk, an option that cannot work
                 traceback.print_exc()
                 known = isinstance(error, (ConfigError, DataError))
@@ -137,6 +138,8 @@ class Comparison:
         if not math.isfinite(value):
             raise Diverged("the scores of the result are not finite numbers")
         queue.end(trial, value, numbers=found)
+        shown = ", ".join(f"{name} {option:.2g}" for name, option in setting.items())
+        self.say(f"{queue.name}, {task['slot']}: objective {value:.3f} with {shown}")
 
     def _run_final(self, queue: Queue, trial: Any, task: Task) -> None:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""

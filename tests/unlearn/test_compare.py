@@ -274,7 +274,10 @@ def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     states = ["diverged"] if diverged else ["complete"] if passes else []
     assert [trial["state"] for trial in content["trials"]["gd lora"]] == states
     assert len(content["failures"]) == (0 if diverged or passes else 1)
-    assert ("OutOfMemoryError: 8 GiB" in capsys.readouterr().out) != diverged
+    out = capsys.readouterr().out
+    assert ("OutOfMemoryError: 8 GiB" in out) != diverged
+    assert ("gd lora, trial 1: objective 0." in out) == passes
+    assert ("gd lora, trial 1: the loss is NaN" in out) == diverged
     assert set(content["table"]) == ({"target", "gd lora"} if passes else {"target"})
 
 
