@@ -81,8 +81,8 @@ def unlearned(
         if callback and not method.negated:
             trainer.add_callback(callback)
         trainer.train()
-    # Without accelerate's autocast: the model is scored in float32, whatever it was trained in.
-    model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
+    # Training has undone its autocast: the model is scored in float32, whatever it was trained in.
+    model = trainer.accelerator.unwrap_model(trainer.model)
     del trainer
     release_memory()
     return model.float().eval()
