@@ -176,12 +176,17 @@ def test_objects_and_a_method_of_ones_own(tmp_path):
     target = make_model()
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
     data = {"forget": make_rows("forget", 12), "retain": [vars(row) for row in make_rows("retain", 12)]}
-    methods = [Push(margin=5.0), {"method": Push, "name": "pushed", "loss_on": "text"}]
+    methods = [
+        Push(margin=5.0),
+        {"method": Push, "name": "pushed", "loss_on": "text"},
+        {"method": Push, "name": "half", "bf16": True},
+    ]
     content = compare(
         target, methods, data, tmp_path, tokenizer=make_tokenizer(), retrained=make_model(seed=1), **QUICK
     )
-    names = {"push(margin=5.0) lora", "pushed lora"}
+    names = {"push(margin=5.0) lora", "pushed lora", "half lora"}
     assert set(content["table"]) == {"target", "retrained", *names}
+    assert (content["failures"], content["settings"]["half lora"]["ran"]["bf16"]) == ({}, True)
     assert content["settings"]["push(margin=5.0) lora"]["default"]["margin"] == 5
     assert content["settings"]["pushed lora"]["ran"]["loss_on"] == "text"
     assert target.state_dict().keys() == before.keys()
