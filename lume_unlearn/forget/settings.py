@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from lume_unlearn.forget.signals import DOUBT, Signals
 
-RATE, RETAIN_WEIGHT, STEPS = 1e-3, 2.0, 32
+RATE, RETAIN_WEIGHT, STEPS = 1e-3, 4.0, 32
 """Of the first try: at least so many optimiser steps."""
 PARAMETERS = 135e6
 """Parameters of the model for which `RATE` was found."""

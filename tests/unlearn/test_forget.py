@@ -82,7 +82,7 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     entries = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
     assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()
     assert [entry["status"] for entry in entries] == [content["status"]]
-    assert [one["setting"]["steps"] for one in json.loads((output / "tries.json").read_text())] == [32, 32]
+    assert [one["setting"]["steps"] for one in json.loads((output / "tries.json").read_text())] == [32]
     assert (output / "tries").exists() != (content["status"] == "gone" and content["kept"])  # for further tries
     code, _, err = command("forget", "--model", target, "--forget", output / DATA, "--output", output)
     assert (code, "the request there is finished" in err) == (2, True)
@@ -181,8 +181,8 @@ def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_
         found = forget(load, load()[1], FORGET, RETAIN, **options)
     settings = [one.setting for one in found.tries]
     rate = settings[0].learning_rate
-    assert settings[1] == Setting(rate, 2.0, settings[0].steps * 3 // 2, continued=True)
-    assert settings[2] == Setting(rate / 2, 4.0, settings[1].steps)
+    assert settings[1] == Setting(rate, 4.0, settings[0].steps * 3 // 2, continued=True)
+    assert settings[2] == Setting(rate / 2, 8.0, settings[1].steps)
     best = load_file(tmp_path / "tries" / "1" / tries.WEIGHTS)
     assert all(weight.equal(seen[1][name]) for name, weight in best.items())
     adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")

@@ -36,9 +36,9 @@ def test_the_next_setting_follows_from_what_went_wrong():
     assert next_setting(setting, signals(leak=0.99, avoided=0.01))[0] == Setting(5e-4, 2.0, 4)
     # No doubt, but the interval of the factor is wider than a verdict allows.
     assert next_setting(setting, signals(leak=0.6, avoided=0.4, high=2.2))[0] == Setting(5e-4, 2.0, 2, continued=True)
-    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 2.0, 100)
+    assert first_setting(135_000_000, steps=100) == Setting(1e-3, 4.0, 100)
     assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
-    assert first_setting(10_000, steps=5) == Setting(5e-3, 2.0, 32)
+    assert first_setting(10_000, steps=5) == Setting(5e-3, 4.0, 32)
 
 
 def test_a_try_takes_steps_by_the_rows_and_is_judged_in_its_middle_and_at_its_end():
