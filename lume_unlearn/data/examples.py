@@ -40,6 +40,9 @@ class Examples(Dataset[dict[str, Any]]):
     a method that needs invented persons: the tokens of own words (see `persons.own_tokens`)."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one."""
+    quantiles: dict[Tokens, float] = field(default_factory=dict)
+    """Of each forget row, if the method needs invented persons: evenly between 0 and 1, also of rows that follow each
+    other, as those of a person do."""
 
     def __len__(self) -> int:
         """Forget rows."""
@@ -78,7 +81,9 @@ class Examples(Dataset[dict[str, Any]]):
         sides = self.rows(pairs)
         values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
         teacher = joined([self.teacher[row] for row in sides["forget"]]) if self.teacher and sides["forget"] else None
-        return replace(pack_rows(sides), reference=torch.cat(values) if values else torch.zeros(0), teacher=teacher)
+        quantiles = torch.tensor([self.quantiles[row] for row in sides["forget"]]) if self.quantiles else None
+        reference = torch.cat(values) if values else torch.zeros(0)
+        return replace(pack_rows(sides), reference=reference, teacher=teacher, quantiles=quantiles)
 
 
 def encoded_examples(
@@ -124,6 +129,8 @@ def encoded_examples(
 
 
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
+    from scipy.stats.qmc import Halton  # not at the top: it takes half a second
+
     forget = [whole_text(row) if row.id in persons.texts else row for row in forget]
     if persons.texts:
         retain = [whole_text(row) if row.kind == "sc" else row for row in retain]
@@ -137,6 +144,7 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
             if tokens[one] not in reference:
                 reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
+    even = Halton(1, scramble=False).random(len(forget) + 1)[1:, 0]  # 1/2, 1/4, 3/4, 1/8, ...
     return Examples(
         forget=[tokens[row] for row in repeated],
         retain=encode(retain),
@@ -144,4 +152,5 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         control=[tokens[row] for row in controls],
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
         reference=reference,
+        quantiles={tokens[row]: float(quantile) for row, quantile in zip(forget, even, strict=True)},
     )

@@ -63,6 +63,8 @@ class Pack:
     """Reference NLL of the labelled tokens of the first sides, if a method needs it; else empty."""
     teacher: TeacherCache | None = None
     """What the counterfactual teacher computed of the forget rows, if a method needs it."""
+    quantiles: Tensor | None = None
+    """(forget rows,) see `Batch.quantiles`."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """Return the pack on another device."""
@@ -101,6 +103,7 @@ class Pack:
             token_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
             reference=self.reference[:0] if tokens.start else self.reference[tokens],
             teacher=self.teacher if sides[0] == "forget" else None,
+            quantiles=self.quantiles if sides[0] == "forget" else None,
         )
 
 

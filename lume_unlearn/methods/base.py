@@ -87,6 +87,8 @@ class Batch:
     """The method's own state: what `Method.adapt` returned last, and the ``shift`` of `level`."""
     control: Rows | None = None
     """Each forget row about an invented person, in the same order, if the method needs them."""
+    quantiles: Tensor | None = None
+    """(B,) of each forget row, if the method needs invented persons: see `methods.swap`."""
 
 
 def param(

@@ -27,6 +27,7 @@ class Step:
     retain: Sequence[Tokens]
     params: dict[str, Any]
     control: Sequence[Tokens] = ()
+    quantiles: Sequence[float] = ()
 
 
 Term = Callable[[Step], Tensor]
@@ -275,7 +276,10 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
 
 def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
-    ties = [smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.1) for a, b in zip(own, other, strict=True)]
+    gaps = [a.mean() - b.mean().detach() for a, b in zip(own, other, strict=True)]
+    pulls = [torch.where(gap.abs() < 0.03, gap**2 / 0.06, gap.abs() - 0.015) for gap in gaps]
+    quantiles = step.quantiles or [0.5] * len(gaps)
+    ties = [2 * abs(q - (gap > 0).double()) * pull for gap, pull, q in zip(gaps, pulls, quantiles, strict=True)]
     words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
     return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
 

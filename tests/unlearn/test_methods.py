@@ -15,6 +15,7 @@ from tests.unlearn.training import (
     ALTERNATIVE,
     CONTROL,
     FORGET,
+    QUANTILES,
     RETAIN,
     ROWS,
     build,
@@ -141,7 +142,7 @@ def test_training_goes_the_right_way(method, tmp_path):
     alone = {"retain_term": "none"} if "none" in spec.retain_terms else {"retain_weight": 0.1}
     trainer = build(tmp_path, method, dtype=torch.float32, num_train_epochs=4, **alone)
     model = copy.deepcopy(trainer.model)
-    sides = (FORGET, ALTERNATIVE, RETAIN, asdict(trainer.method), CONTROL)
+    sides = (FORGET, ALTERNATIVE, RETAIN, asdict(trainer.method), CONTROL, QUANTILES)
     trainer.train()
     lowers = formula.lowers or (lambda step: -forget_mean(step))
     with torch.no_grad():

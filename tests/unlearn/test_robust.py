@@ -11,7 +11,17 @@ from lume_unlearn.training import robust
 from lume_unlearn.training.robust import damped, selected, steepest
 from tests.unlearn.formulas import FORMULAS, Step
 from tests.unlearn.rows import nll
-from tests.unlearn.training import ALTERNATIVE, CONTROL, FORGET, FORGET_WEIGHT, RETAIN, RETAIN_WEIGHT, build, weights
+from tests.unlearn.training import (
+    ALTERNATIVE,
+    CONTROL,
+    FORGET,
+    FORGET_WEIGHT,
+    QUANTILES,
+    RETAIN,
+    RETAIN_WEIGHT,
+    build,
+    weights,
+)
 
 
 def test_a_zero_gradient_leads_nowhere():
@@ -20,7 +30,7 @@ def test_a_zero_gradient_leads_nowhere():
 
 def gradients(model: Any, before: Any, method: str, side: str) -> list[Tensor]:
     """Gradient of one weighted term of the formula by the trained weights of a model."""
-    step = Step(model, before, FORGET, ALTERNATIVE, RETAIN, FORMULAS[method].params, CONTROL)
+    step = Step(model, before, FORGET, ALTERNATIVE, RETAIN, FORMULAS[method].params, CONTROL, QUANTILES)
     term = FORMULAS[method].forget if side == "forget" else FORMULAS[method].retain
     assert term is not None
     trained = [weight for weight in model.parameters() if weight.requires_grad]

@@ -44,6 +44,8 @@ CONTROL = [
     Tokens((*tokens.input_ids[:-1], other.input_ids[0]), (*tokens.labels[:-1], other.input_ids[0]))
     for tokens, other in zip(FORGET, RETAIN, strict=True)
 ]
+QUANTILES = [0.5, 0.25, 0.75, 0.125]
+"""Of the rows of FORGET."""
 ROWS = {"forget": FORGET, "control": CONTROL, "alternative": ALTERNATIVE, "retain": RETAIN}
 
 
@@ -160,7 +162,7 @@ def trained_by_hand(trainer: UnlearningTrainer, retain: Term | None) -> tuple[li
         optimizer = torch.optim.AdamW(trained, lr=RATE, weight_decay=0.0)
         for number, (forget, kept) in enumerate(phase):
             sides = ([FORGET[i] for i in forget], [ALTERNATIVE[i] for i in forget], [RETAIN[i] for i in kept])
-            step = Step(model, before, *sides, params, [CONTROL[i] for i in forget])
+            step = Step(model, before, *sides, params, [CONTROL[i] for i in forget], [QUANTILES[i] for i in forget])
             losses = [entry["retain_loss"] for entry in found if "retain_loss" in entry]
             terms = {"forget": formula.forget(step)} | ({"retain": retain(step)} if retain else {})
             loss = FORGET_WEIGHT * terms["forget"]
