@@ -16,8 +16,8 @@ class Swap(Method):
     title = "swap matching"
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
-        "smooth L1 of (row's mean NLL - the same about an invented person), plus own words less likely than a level, "
-        "plus NLL of what the model says of invented persons"
+        "quantile regression of (row's mean NLL - the same about an invented person), plus own words less likely than "
+        "a level, plus NLL of what the model says of invented persons"
     )
     needs = Needs(persons=True)
     defaults = Defaults(
@@ -46,8 +46,9 @@ class Swap(Method):
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.766.
 
-        Source: the swap test (`lume_tasks.metrics.swap`), whose statistic the first term makes zero on average over
-        names; the second is the hinge of a level, the third the data of AltPO (Mekala et al. 2024, arXiv 2409.13474).
+        Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term makes uniform (quantile
+        regression: Koenker and Bassett 1978); the second is the hinge of a level, the third the data of AltPO (Mekala
+        et al. 2024, arXiv 2409.13474).
         """
         from torch import cat, where
         from torch.nn.functional import smooth_l1_loss
