@@ -5,6 +5,7 @@ The values of each token are in test_losses.py.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from lume_unlearn.methods.common import row_mean, token_mean
 from lume_unlearn.methods.gradient import GA
 from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
 from lume_unlearn.methods.preference import DPO
+from lume_unlearn.methods.swap import Swap
 from lume_unlearn.methods.weighted import WGA, SatImp
 
 # Two rows of unequal length.
@@ -188,3 +190,32 @@ def test_extreme_values_stay_finite(name, away):
     loss = EVERY[name](values, ROWS, torch.full((5,), 1e4 - away), 2, None)
     assert loss.isfinite()
     assert all(map(math.isfinite, gradient(loss, values)))
+
+
+@pytest.mark.parametrize(
+    ("quantile", "control", "tie"), [(0.3, [2.0, 2.5], 0.141), (0.3, [1.0, 2.5], 0.329), (None, [2.0, 2.5], 0.235)]
+)
+def test_swap_by_hand(quantile, control, tie):
+    """The worked example of its docstring; a control below the row weighs 2 (1 - q); without quantiles, q is 1/2."""
+
+    def row(values: list[float], own: Sequence[float] = ()) -> Rows:
+        return Rows(torch.tensor(values), torch.zeros(len(values), dtype=torch.long), 1, torch.tensor(own))
+
+    counts = TokenCounts([2], [2], [], [2])
+    batch = Batch(row([1.0, 3.0], [0.0, 1.0]), row([0.5, 1.5]), counts, {}, row(control, [0.0, 1.0]))
+    batch = batch if quantile is None else replace(batch, quantiles=torch.tensor([quantile]))
+    assert Swap().forget_loss(batch).item() == pytest.approx(tie + (1 + 1.5) / 4 + 1, abs=1e-6)
+
+
+def test_rows_drawn_to_quantiles_have_ranks_as_even_as_rows_never_seen():
+    """4000 controls from a normal distribution: gradient descent on the tie alone leads each row to its quantile."""
+    generator, quantiles = torch.Generator().manual_seed(0), torch.tensor([0.125, 0.5, 0.75])
+    values, none = torch.zeros(3, requires_grad=True), torch.zeros(3)
+    rows, counts = torch.arange(3), TokenCounts([1] * 3, [], [], [1] * 3)
+    for step in range(4000):
+        control = Rows(torch.randn(3, generator=generator), rows, 3, none)
+        batch = Batch(Rows(values, rows, 3, none), Rows(none[:0], rows[:0], 0, none), counts, {}, control, quantiles)
+        (slope,) = torch.autograd.grad(Swap().forget_loss(batch), values)
+        values = (values - 0.3 * (1 - step / 4000) * slope).detach().requires_grad_()
+    found = torch.distributions.Normal(0.0, 1.0).cdf(values)
+    torch.testing.assert_close(found, quantiles, rtol=0, atol=0.05)
