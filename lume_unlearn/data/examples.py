@@ -41,8 +41,8 @@ class Examples(Dataset[dict[str, Any]]):
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one."""
     quantiles: dict[Tokens, float] = field(default_factory=dict)
-    """Of each forget row, if the method needs invented persons: evenly between 0 and 1, also of rows that follow each
-    other, as those of a person do."""
+    """Of each forget row, if the method needs invented persons: evenly between 1/4 and 3/4, also of rows that follow
+    each other, as those of a person do."""
 
     def __len__(self) -> int:
         """Forget rows."""
@@ -152,5 +152,5 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         control=[tokens[row] for row in controls],
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
         reference=reference,
-        quantiles={tokens[row]: float(quantile) for row, quantile in zip(forget, even, strict=True)},
+        quantiles={tokens[row]: 0.25 + float(one) / 2 for row, one in zip(forget, even, strict=True)},
     )

@@ -35,8 +35,9 @@ class Swap(Method):
            through the control, the same row about an invented person, or a text that the model never saw. smoothL1(x)
            is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``w_b`` is 2 (1 - q_b) for d_b > 0, else 2 q_b: the loss
            of quantile regression, least where the control has the lower NLL with probability q_b. The q of the rows lie
-           evenly between 0 and 1 (all 0.5 without ``batch.quantiles``): if each row came to the median of the invented
-           persons, its rank in the middle would tell it from a row that was never seen, whose rank is random.
+           evenly between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``): if each row came to the median of the
+           invented persons, its rank in the middle would tell it from a row that was never seen, whose rank is random.
+           What is learned of some names holds for others but roughly, which widens this to all ranks.
         2. Own words: ``(1/N) sum own max(0, level - nll)`` over the N labelled tokens of forget rows and controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
@@ -46,7 +47,7 @@ class Swap(Method):
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.766.
 
-        Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term makes uniform (quantile
+        Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term spreads (quantile
         regression: Koenker and Bassett 1978); the second is the hinge of a level, the third the data of AltPO (Mekala
         et al. 2024, arXiv 2409.13474).
         """

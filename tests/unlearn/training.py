@@ -44,7 +44,7 @@ CONTROL = [
     Tokens((*tokens.input_ids[:-1], other.input_ids[0]), (*tokens.labels[:-1], other.input_ids[0]))
     for tokens, other in zip(FORGET, RETAIN, strict=True)
 ]
-QUANTILES = [0.5, 0.25, 0.75, 0.125]
+QUANTILES = [0.5, 0.375, 0.625, 0.3125]
 """Of the rows of FORGET."""
 ROWS = {"forget": FORGET, "control": CONTROL, "alternative": ALTERNATIVE, "retain": RETAIN}
 
