@@ -276,10 +276,10 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
 
 def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
-    gaps = [a.mean() - b.mean().detach() for a, b in zip(own, other, strict=True)]
-    pulls = [torch.where(gap.abs() < 0.03, gap**2 / 0.06, gap.abs() - 0.015) for gap in gaps]
-    quantiles = step.quantiles or [0.5] * len(gaps)
-    ties = [2 * abs(q - (gap > 0).double()) * pull for gap, pull, q in zip(gaps, pulls, quantiles, strict=True)]
+    ties = []
+    for a, b, q in zip(own, other, step.quantiles or [0.5] * len(own), strict=True):
+        pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03)
+        ties.append(2 * (1 - q if a.mean() > b.mean() else q) * pull)
     words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
     return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
 
@@ -313,12 +313,7 @@ FORMULAS: dict[str, Formula] = {
     ),
     "level": Formula(level, retain_mean, {"contexts": 2, "window": 0}, lowers=level),
     "shred": Formula(
-        shred,
-        None,
-        {"share": 0.6, "beta": 4.0, "top_k": 20},
-        reference=("forget",),
-        live=("forget",),
-        trained=("forget",),
+        shred, None, {"share": 0.6, "beta": 4.0, "top_k": 20}, ("forget",), live=("forget",), trained=("forget",)
     ),
     "swap": Formula(swap, retain_mean, {"controls": 1, "answers": 1, "level": 3.0}, trained=_ALL_SIDES, lowers=swap),
     "wga": Formula(lambda step: weighted(step, step.params["beta"]), retain_mean, {"beta": 0.5}),
