@@ -37,7 +37,7 @@ class Swap(Method):
            of quantile regression, least where the control has the lower NLL with probability q_b. The q of the rows lie
            evenly between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``): if each row came to the median of the
            invented persons, its rank in the middle would tell it from a row that was never seen, whose rank is random.
-           What is learned of some names holds for others but roughly, which widens this to all ranks.
+           What is learned of some names holds for others only roughly, which widens this to all ranks.
         2. Own words: ``(1/N) sum own max(0, level - nll)`` over the N labelled tokens of forget rows and controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.

@@ -57,8 +57,8 @@ class LossTerms:
             forget = replace(forget, nll=values.get("forget_nll") if self.method.token_loss else values["forget"])
             alternative = self._rows(batch, "alternative", values.get("alternative"))
             control = self._rows(batch, "control", values.get("control"))
-            known = Batch(forget, alternative, counts, state, control, batch.quantiles)
-            loss = terms["forget"] = self.method.forget_loss(known)
+            given = Batch(forget, alternative, counts, state, control, batch.quantiles)
+            loss = terms["forget"] = self.method.forget_loss(given)
             if loss.ndim:
                 name, shape = self.method.name, tuple(loss.shape)
                 raise ConfigError(f"{name}: forget_loss must return one number, not {shape}; sum it")

@@ -207,7 +207,7 @@ def test_swap_by_hand(quantile, control, tie):
     assert Swap().forget_loss(batch).item() == pytest.approx(tie + (1 + 1.5) / 4 + 1, abs=1e-6)
 
 
-def test_rows_drawn_to_quantiles_have_ranks_as_even_as_rows_never_seen():
+def test_rows_come_to_their_quantiles_of_the_invented_persons():
     """4000 controls from a normal distribution: gradient descent on the tie alone leads each row to its quantile."""
     generator, quantiles = torch.Generator().manual_seed(0), torch.tensor([0.125, 0.5, 0.75])
     values, none = torch.zeros(3, requires_grad=True), torch.zeros(3)
