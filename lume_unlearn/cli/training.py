@@ -94,8 +94,7 @@ def arguments(options: dict[str, Any]) -> Any:
     """
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    given: dict[str, Any] = {
-        "disable_tqdm": not sys.stderr.isatty()
-    }  # in a log file, the lines with the losses say enough
+    # In a log file, the lines with the losses say enough.
+    given: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty()}
     given |= take(options, UnlearningArguments.__dataclass_fields__)
     return UnlearningArguments(options.pop("output"), **given)
