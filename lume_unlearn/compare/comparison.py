@@ -97,13 +97,16 @@ class Comparison:
         pairs = [(name, chat) for name in self.models for chat in sorted(chats, reverse=True)]
         return [{"slot": row_of(name, chat), "fixed": {}, "model": name, "chat": chat} for name, chat in pairs]
 
-    def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], None]) -> None:
-        """Run what waits in the queues: divergence is a result; another error is stored, and the trial tried again."""
+    def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], str]) -> None:
+        """Run what waits in the queues, and print what each ``run`` returns.
+
+        Divergence is a result; another error is stored, and the trial tried again.
+        """
         for queue, trial in trials_of(list(queues)):
             label, task = f"{queue.name}, {trial.user_attrs['slot']}", trial.user_attrs["task"]
             self.say(label)
             try:
-                run(queue, trial, task)
+                self.say(f"{label}: {run(queue, trial, task)}")
             except Diverged as error:
                 queue.end(trial, WORST, reason=str(error))
                 self.say(f"{label}: {error}")
@@ -120,8 +123,8 @@ class Comparison:
         judged = [trial for trial in found if "reason" not in trial.user_attrs]
         return dict(min(judged, key=lambda trial: trial.value).params) if judged else None
 
-    def _run_trial(self, queue: Queue, trial: Any, task: Task) -> None:
-        """Train with one setting on the tuning rows, judge the result there, and store it in the queue.
+    def _run_trial(self, queue: Queue, trial: Any, task: Task) -> str:
+        """Train with one setting on the tuning rows, judge and store the result, and return it in words.
 
         Tuning has fewer rows than the final runs and proportionally smaller batches, hence as many optimiser steps.
         """
@@ -139,14 +142,14 @@ class Comparison:
             raise Diverged("the scores of the result are not finite numbers")
         queue.end(trial, value, numbers=found)
         shown = ", ".join(f"{name} {option:.2g}" for name, option in setting.items())
-        self.say(f"{queue.name}, {task['slot']}: objective {value:.3f} with {shown}")
+        return f"objective {value:.3f} with {shown}"
 
-    def _run_final(self, queue: Queue, trial: Any, task: Task) -> None:
+    def _run_final(self, queue: Queue, trial: Any, task: Task) -> str:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
         if "model" in task:
             model = self.models[task["model"]](torch.float32)
             queue.end(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], self.probes))
-            return
+            return "scored"
         contestant, seed = self.contestants[task["contestant"]], task["seed"]
         chat, final = contestant.chat, self.parts.final
         curve = Curve(lambda model: self.judge.followed(model, final, chat, CURVE_QUESTIONS))
@@ -157,6 +160,7 @@ class Comparison:
             curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
         result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
         queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
+        return f"trained in {seconds / 60:.0f} minutes, and scored"
 
     def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any = None) -> Any:
         """Unlearn from the target, with the alternatives of these rows; see `unlearned`."""

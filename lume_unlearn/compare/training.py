@@ -81,8 +81,6 @@ def unlearned(
         if callback and not method.negated:
             trainer.add_callback(callback)
         trainer.train()
-    # Training has undone its autocast: the model is scored in float32, whatever it was trained in.
-    model = trainer.accelerator.unwrap_model(trainer.model)
     del trainer
     release_memory()
     return model.float().eval()

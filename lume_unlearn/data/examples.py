@@ -18,6 +18,9 @@ from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
 
+QUANTILES = (0.25, 0.75)
+"""Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (RESULTS.md, "What was tried")."""
+
 
 @dataclass(eq=False)
 class Examples(Dataset[dict[str, Any]]):
@@ -41,7 +44,7 @@ class Examples(Dataset[dict[str, Any]]):
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one."""
     quantiles: dict[Tokens, float] = field(default_factory=dict)
-    """Of each forget row, if the method needs invented persons: evenly between 1/4 and 3/4, also of rows that follow
+    """Of each forget row, if the method needs invented persons: evenly between `QUANTILES`, also of rows that follow
     each other, as those of a person do."""
 
     def __len__(self) -> int:
@@ -129,7 +132,7 @@ def encoded_examples(
 
 
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
-    from scipy.stats.qmc import Halton  # not at the top: it takes half a second
+    from scipy.stats.qmc import Halton, scale  # not at the top: it takes a second
 
     forget = [whole_text(row) if row.id in persons.texts else row for row in forget]
     if persons.texts:
@@ -144,7 +147,8 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
             if tokens[one] not in reference:
                 reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
-    even = Halton(1, scramble=False).random(len(forget) + 1)[1:, 0]  # 1/2, 1/4, 3/4, 1/8, ...
+    even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
+    quantiles = scale(even, *QUANTILES)[:, 0].tolist()
     return Examples(
         forget=[tokens[row] for row in repeated],
         retain=encode(retain),
@@ -152,5 +156,5 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         control=[tokens[row] for row in controls],
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
         reference=reference,
-        quantiles={tokens[row]: 0.25 + float(one) / 2 for row, one in zip(forget, even, strict=True)},
+        quantiles={tokens[row]: quantile for row, quantile in zip(forget, quantiles, strict=True)},
     )

@@ -229,15 +229,16 @@ def undo_autocast(model: Any) -> Callable[[], None]:
     While training, accelerate runs its forward under autocast, and `keep_adapter_inputs_bfloat16` relies on that.
     """
     layers = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.cast_input_dtype_enabled]
-    forward = vars(model).pop("forward") if "_original_forward" in vars(model) and "forward" in vars(model) else None
+    # Both that accelerate sets: with the second alone, its own `unwrap_model` would undo autocast once more.
+    names = ("forward", "_original_forward") if "_original_forward" in vars(model) else ()
+    wrapped = {name: vars(model).pop(name) for name in names if name in vars(model)}
     for layer in layers:
         layer.cast_input_dtype_enabled = True
 
     def redo() -> None:
         for layer in layers:
             layer.cast_input_dtype_enabled = False
-        if forward is not None:
-            model.forward = forward
+        vars(model).update(wrapped)
 
     return redo
 

@@ -162,3 +162,7 @@ def test_scores_between_the_epochs_are_those_after_training(make, tokenizer, tmp
     rows = pd.DataFrame([vars(row) for row in FORGET])
     found = trainer.evaluate({"forget": rows}, metric_key_prefix="x").keys() - {"epoch", "x_mean_of_the_task_scores"}
     assert found == {"x_forget_regurgitation", "x_forget_knowledge"}
+    tokens = torch.tensor([[1, 2]])
+    logits = trainer.model.eval()(tokens).logits
+    unwrapped = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)  # undoes nothing twice
+    assert unwrapped(tokens).logits.equal(logits)
