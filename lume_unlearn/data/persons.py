@@ -35,7 +35,7 @@ second is for a kind of name of which there are not so many."""
 SELDOM = 10
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
-ASKED = 4
+ASKED = 8
 """Answers that the reference model gives to each row; a row that is used more often has each several times."""
 ATTEMPTS = 3
 BATCH_SIZE = 32
@@ -44,6 +44,9 @@ SPARE = 8
 LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
+WINDOW = 8
+"""Last tokens of the prompt of a text that names nobody, which the reference model continues. After more it recalls the
+text (RESULTS.md, "What was tried")."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -251,7 +254,12 @@ def invented(
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     by_base = nobody if base is not None else set()
-    asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
+    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody}
+    asked = [
+        Asked(row, number, one, WINDOW if row.id in texts - by_base else 0)
+        for row in forget
+        for number, one in enumerate(controls[row.id][:ASKED])
+    ]
     found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed)
     found |= _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
@@ -265,7 +273,7 @@ def invented(
             imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
     if not unseen:
         return Persons(controls, imitations)
-    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
+    texts -= templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
@@ -277,6 +285,8 @@ class Asked(NamedTuple):
     row: Row
     number: int
     control: Row
+    last: int = 0
+    """How many of the prompt's last tokens the model reads; 0 for all."""
 
 
 def _answers(
@@ -288,10 +298,13 @@ def _answers(
     """
     found: dict[tuple[str, int], str] = {}
     pending = []
+    by_answer = replace(encode, loss_on="answer")  # what comes before it is asked
     for one in asked:
-        tokens = encode.one(one.control)
+        tokens = by_answer.one(one.control)
         most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
-        pending.append((one, list(tokens.input_ids[: tokens.labelled[0]]), most))
+        prompt = list(tokens.input_ids[: tokens.labelled[0]])
+        start = prompt[:1] if prompt[0] == encode.tokenizer.bos_token_id else []
+        pending.append((one, [*start, *prompt[len(start) :][-one.last :]], most))
     pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
     for attempt in range(ATTEMPTS):
         batches = in_batches(pending, BATCH_SIZE)
