@@ -234,6 +234,8 @@ def invented(
 ) -> Persons:
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
+    A text that names nobody, which the model would recall, is continued from its last tokens alone (`WINDOW`).
+
     An answer that gives the truth away is sampled again, `ATTEMPTS` times at most; then it is the truth with other
     letters and digits in its own words. In the others, names and numbers of retain rows get other letters and digits,
     since a model that remembers other persons tells their facts of anybody.

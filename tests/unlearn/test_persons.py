@@ -177,6 +177,25 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]
 
 
+@pytest.mark.parametrize("loss_on", ["answer", "text"])
+def test_a_text_that_names_nobody_is_continued_from_its_last_tokens_alone(bos_tokenizer, loss_on):
+    tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
+    rows, asked = as_rows([tale, *FORGET[:1]]), []
+
+    def noted(model, tokenizer, prompts, **_):
+        asked.extend(prompts)
+        return ["blue"] * len(prompts)
+
+    with mock.patch.object(persons, "generated", side_effect=noted):
+        found = invented(None, Encoder(bos_tokenizer, loss_on), rows, as_rows(RETAIN), 2, 2, 0)
+    whole = bos_tokenizer.encode(tale["input"])
+    texts = [prompt for prompt in asked if prompt == [whole[0], *whole[-persons.WINDOW :]]]
+    questions = [bos_tokenizer.decode(prompt) for prompt in asked if prompt not in texts]
+    assert (len(texts), len(questions)) == (2, 2)
+    assert all(text.startswith("<bos>What is the") and text.endswith("?") for text in questions)
+    assert [row.input for row in found.imitations[rows[0].id]] == [tale["input"]] * 2  # learned after the whole prompt
+
+
 def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
     given = [{"input": "Once there was a blue fox", "output": "who sang.", "kind": "sc", "document": "tale"}, *FORGET]
     template = {"input": "Ana was born in the small town of", "output": "Ulm and lived there.", "kind": "sc"}
