@@ -43,6 +43,7 @@ _SHAPES = {
     "control_logits": "(B, T, V) of each forget row about an invented person, from the model in training.",
     "control_labels": "(B, T) token ids of the controls; -100 where there is no loss.",
     "control_own_words": "(B, T) as own_words, of the controls.",
+    "quantiles": "(B,) from 0 to 1: each answer becomes less likely than for this share of the invented persons.",
     "alternative_logits": "(B, U, V) of the alternative to each forget row, from the model in training.",
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
@@ -89,7 +90,7 @@ def _tensors(method: type[Method]) -> list[str]:
         if needs.teacher:
             found.append("teacher_logits")
     if needs.persons:
-        found += ["own_words", "control_logits", "control_labels", "control_own_words"]
+        found += ["own_words", "control_logits", "control_labels", "control_own_words", "quantiles"]
     if needs.alternatives or needs.persons:
         found += ["alternative_logits", "alternative_labels"]
         if "alternative" in needs.reference_nll:
@@ -112,7 +113,7 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
         forget = replace(forget, values=_token_values(method, given, forget, known))
     lengths = [rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative, control)]
     counts = TokenCounts(lengths[0], lengths[1], [], lengths[2])
-    return method.forget_loss(Batch(forget, alternative, counts, {}, control))
+    return method.forget_loss(Batch(forget, alternative, counts, {}, control, given.get("quantiles")))
 
 
 def _rows(logits: Tensor | None, labels: Tensor | None, reference_logits: Tensor | None) -> Rows:

@@ -104,7 +104,7 @@ def masks_of(rows: Sequence[Tokens]) -> Tensor:
 def test_the_loss_of_logits_and_labels_equals_the_formula(name):
     model, before = (make_model(seed=seed).double() for seed in (0, 1))
     method, formula = METHODS[name], FORMULAS[name]
-    step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params, CONTROL)
+    step = Step(model, before, FORGET, ALTERNATIVE, [], formula.params, CONTROL, [0.3, 0.5, 0.7])
     if name == "rmu":  # the seed of the formula's direction
         method = type("RMU", (method,), {"seed": SEED})
     loss = functional(method)
@@ -118,6 +118,7 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name):
         "control_logits": lambda: padded(CONTROL, lambda row: logits(model, row)),
         "control_labels": lambda: labels_of(CONTROL),
         "control_own_words": lambda: masks_of(CONTROL),
+        "quantiles": lambda: torch.tensor(step.quantiles),
         "alternative_logits": lambda: padded(ALTERNATIVE, lambda row: logits(model, row)),
         "alternative_labels": lambda: labels_of(ALTERNATIVE),
         "alternative_reference_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, row)),
