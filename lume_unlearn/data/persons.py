@@ -35,7 +35,7 @@ second is for a kind of name of which there are not so many."""
 SELDOM = 10
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
-ASKED = 8
+ASKED = 4
 """Answers that the reference model gives to each row; a row that is used more often has each several times."""
 ATTEMPTS = 3
 BATCH_SIZE = 32

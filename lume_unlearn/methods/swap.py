@@ -25,7 +25,7 @@ class Swap(Method):
     )
 
     controls: int = param(32, "invented persons for each row that names somebody")
-    answers: int = param(16, "answers to imitate for each row that names nobody")
+    answers: int = param(8, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
