@@ -53,15 +53,11 @@ def aligned(row: Tokens, context: Tokens) -> Context:
     )
 
 
-def window(row: Tokens, size: int, start: Sequence[int]) -> Context:
-    """Return for each labelled token the ``size`` tokens before it and itself, which alone is labelled.
-
-    ``start`` is what each of them begins with (a BOS), if the row does.
-    """
-    first = len(start) if row.input_ids[: len(start)] == tuple(start) else 0
+def window(row: Tokens, size: int, bos: int | None) -> Context:
+    """Return for each labelled token the ``size`` tokens before it (see `Tokens.before`) and itself, alone labelled."""
     texts = []
     for t in row.labelled:
-        ids = (*row.input_ids[:first], *row.input_ids[max(t - size, first) : t], row.input_ids[t])
+        ids = (*row.before(t, size, bos), row.input_ids[t])
         texts.append(Tokens(ids, (IGNORED,) * (len(ids) - 1) + ids[-1:]))
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
@@ -90,7 +86,7 @@ def teacher_contexts(
     found: dict[Tokens, list[Context]] = {}
     for row, own, changed in zip(rows, tokens, variants, strict=True):
         if window_size and (row.id not in templates or not changed):
-            found[own] = [window(own, window_size, [] if bos is None else [bos])]
+            found[own] = [window(own, window_size, bos)]
         else:
             found[own] = [aligned(own, encode.one(variant.row).cut(limit)) for variant in changed]
     return found

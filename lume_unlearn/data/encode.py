@@ -35,6 +35,11 @@ class Tokens:
         """Return the first tokens; all of them for None."""
         return Tokens(self.input_ids[:length], self.labels[:length])
 
+    def before(self, position: int, size: int, bos: int | None) -> tuple[int, ...]:
+        """Return the ``size`` tokens before a position; ``bos`` comes first if the row begins with it."""
+        first = int(self.input_ids[0] == bos)
+        return self.input_ids[:first] + self.input_ids[max(position - size, first) : position]
+
 
 @dataclass(frozen=True)
 class Encoder:

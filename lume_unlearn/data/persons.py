@@ -45,8 +45,8 @@ LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
 WINDOW = 8
-"""Last tokens of the prompt of a text that names nobody, which the reference model continues. After more it recalls the
-text (RESULTS.md, "What was tried")."""
+"""Last tokens of the prompt of a text that names nobody, which the reference model continues. After 32 a model of 135 M
+parameters recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -256,13 +256,8 @@ def invented(
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     by_base = nobody if base is not None else set()
-    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody}
-    asked = [
-        Asked(row, number, one, WINDOW if row.id in texts - by_base else 0)
-        for row in forget
-        for number, one in enumerate(controls[row.id][:ASKED])
-    ]
-    found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed)
+    asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
+    found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed, WINDOW)
     found |= _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
@@ -275,7 +270,7 @@ def invented(
             imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
     if not unseen:
         return Persons(controls, imitations)
-    texts -= templated(forget, retain)
+    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
@@ -287,14 +282,14 @@ class Asked(NamedTuple):
     row: Row
     number: int
     control: Row
-    last: int = 0
-    """How many of the prompt's last tokens the model reads; 0 for all."""
 
 
 def _answers(
-    model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
+    model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int, window: int = 0
 ) -> dict[tuple[str, int], str]:
     """Return usable answers by row id and number; ``words``: own words of each row.
+
+    ``window``: tokens of the prompt of a text that names nobody, the last ones; 0 for all.
 
     A row whose answers all gave the truth away is not asked again: a memorised text would be repeated each time.
     """
@@ -304,9 +299,9 @@ def _answers(
     for one in asked:
         tokens = by_answer.one(one.control)
         most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
-        prompt = list(tokens.input_ids[: tokens.labelled[0]])
-        start = prompt[:1] if prompt[0] == encode.tokenizer.bos_token_id else []
-        pending.append((one, [*start, *prompt[len(start) :][-one.last :]], most))
+        end, size = tokens.labelled[0], window if one.control is one.row and one.row.kind == "sc" else 0
+        prompt = tokens.before(end, size or end, encode.tokenizer.bos_token_id)
+        pending.append((one, list(prompt), most))
     pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
     for attempt in range(ATTEMPTS):
         batches = in_batches(pending, BATCH_SIZE)

@@ -84,10 +84,10 @@ def test_tokens_correspond_across_substitutes_of_other_lengths():
 
 def test_windows_hold_the_last_tokens_and_the_bos():
     row = row_of([1, 5, 6, 7, 8], 3)
-    found = window(row, 2, [1])
+    found = window(row, 2, 1)
     assert [text.input_ids for text in found.texts] == [(1, 5, 6, 7), (1, 6, 7, 8)]
     assert (found.index, found.substitute_ids) == ((0, 1), (7, 8))
-    found = window(row, 2, [])
+    found = window(row, 2, None)
     assert [text.input_ids for text in found.texts] == [(5, 6, 7), (6, 7, 8)]
     assert all(text.scored == 1 for text in found.texts)
 
@@ -119,7 +119,7 @@ def test_the_teacher_by_hand():
     model = make_model().eval()
     first, second = FORGET[0], FORGET[1]
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
-    cut = window(second, 2, [])
+    cut = window(second, 2, None)
     contexts = {first: [aligned(first, other) for other in others], second: [cut]}
     _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048)
     with torch.no_grad():

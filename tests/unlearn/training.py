@@ -103,7 +103,7 @@ class TokenTrainer(UnlearningTrainer):
         method: Any = self.method
         count, size = method.contexts, method.window
         return {
-            row: [window(row, size, [])] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
+            row: [window(row, size, None)] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
             for row in self.examples.forget
         }
 
