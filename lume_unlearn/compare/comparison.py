@@ -39,7 +39,7 @@ class Comparison:
     judge: Judge
     alternatives: Mapping[str, Sequence[str]] | None
     trials: int
-    """Trials of each contestant."""
+    """Trials of each contestant; none: its defaults, as they are."""
     seeds: int
     """Final runs of each contestant."""
     probes: Mapping[str, Any]
@@ -118,7 +118,12 @@ class Comparison:
                 self.say(f"{label}: failed ({trial.user_attrs['attempt']} of {TRIES} attempts): {reason}")
 
     def best(self, name: str) -> Setting | None:
-        """Return the setting of a contestant's trial with the lowest value; None if no trial was judged."""
+        """Return the setting of a contestant's trial with the lowest value; None if no trial was judged.
+
+        Without trials, it is the defaults.
+        """
+        if not self.trials:
+            return default_setting(self.contestants[name].method, self.args[name])
         found = [trial for trial in self.queues[name].results().values() if trial.state.name == "COMPLETE"]
         judged = [trial for trial in found if "reason" not in trial.user_attrs]
         return dict(min(judged, key=lambda trial: trial.value).params) if judged else None

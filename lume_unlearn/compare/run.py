@@ -82,7 +82,8 @@ def compare(
         tunings: What to train: "lora", "full", "last:K", "modules:REGEX".
         alternatives: Other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
         trials: Settings to try for each method and tuning: the defaults; learning rate times 5 and retain weight times
-            3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses.
+            3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses. With 0 the
+            defaults, or what a recipe names, are run as they are.
         seeds: Runs of the best setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
         probes: Names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
@@ -147,8 +148,8 @@ def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[
 
 def _require_possible(comparison: Comparison) -> None:
     """Refuse, before the first trial, what cannot work."""
-    counts = {"trials": comparison.trials, "seeds": comparison.seeds}
-    faults = [f"--{name} {value}: must be above 0" for name, value in counts.items() if value < 1]
+    faults = [f"--seeds {comparison.seeds}: must be above 0"] if comparison.seeds < 1 else []
+    faults += [f"--trials {comparison.trials}: must be 0 (the defaults) or more"] if comparison.trials < 0 else []
     entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
     if needing and comparison.alternatives is None:

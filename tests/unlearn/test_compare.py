@@ -235,7 +235,7 @@ def test_options_of_a_recipe_win(files, tmp_path, capsys):
     own = "method: npo\nbeta: 0.3\nretain_weight: 2.0\nrobust: sam\ntuning: full\nchat: false\n"
     recipe.write_text(own + "loss_on: answer\nnum_train_epochs: 2\nlearning_rate: 1e-4\nmodel: elsewhere\nseed: null\n")
     output = tmp_path / "out"
-    options = ("--methods", str(recipe), "--trials", "1", "--seeds", "1", "--probes", "none")
+    options = ("--methods", str(recipe), "--trials", "0", "--seeds", "1", "--probes", "none")
     assert main(command(files, output, *options)) == 0
     content = json.loads((output / "compare.json").read_text())
     name = f"{recipe} full"
@@ -243,7 +243,9 @@ def test_options_of_a_recipe_win(files, tmp_path, capsys):
     ran = content["settings"][name]["ran"]
     assert (ran["num_train_epochs"], ran["loss_on"], ran["chat"], ran["robust"]) == (2, "answer", False, "sam")
     assert [point["epoch"] for point in content["curves"][name]] == [0, 1, 2]
-    assert content["settings"][name]["default"] == {"learning_rate": 1e-4, "retain_weight": 2.0, "beta": 0.3}
+    setting = content["settings"][name]
+    assert setting["default"] == setting["best"] == {"learning_rate": 1e-4, "retain_weight": 2.0, "beta": 0.3}
+    assert content["trials"][name] == []
     written = yaml.safe_load((output / "recipes" / "gentle_full.yaml").read_text())
     assert {"method": "npo", "robust": "sam", "beta": 0.3, "chat": False}.items() <= written.items()
     assert main(command(files, output, *options[:1], f"gd,{recipe}", *options[2:])) == 0  # one more joins
