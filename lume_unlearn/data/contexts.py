@@ -62,6 +62,13 @@ def window(row: Tokens, size: int, bos: int | None) -> Context:
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
 
+def asked(row: Tokens, prompt: tuple[int, ...]) -> Context:
+    """Return the labelled tokens of a row after another prompt."""
+    ids = tuple(row.labels[t] for t in row.labelled)
+    text = Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids)
+    return Context((text,), tuple(range(len(ids))), ids)
+
+
 def teacher_contexts(
     rows: Sequence[Row],
     tokens: Sequence[Tokens],

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
+from lume_unlearn.data.contexts import Context, aligned, asked
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
@@ -40,9 +41,14 @@ class Examples(Dataset[dict[str, Any]]):
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
     """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it. Of
-    a method that needs invented persons: the tokens of own words (see `persons.own_tokens`)."""
+    a method that needs invented persons: 1 for tokens of own words, or of words of an imitation that the reference
+    model did not say, else 0 (see `persons.own_tokens`)."""
+    contexts: dict[Tokens, list[Context]] = field(default_factory=dict)
+    """Of each of ``alternative``, if the method needs invented persons: after which tokens the reference model said
+    it."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
-    """What the counterfactual teacher computed of each forget row, if the method has one."""
+    """What the counterfactual teacher computed of each forget row, if the method has one; of a method that needs
+    invented persons, what the reference model computed in each of ``contexts``."""
     quantiles: dict[Tokens, float] = field(default_factory=dict)
     """Of each forget row, if the method needs invented persons: evenly between `QUANTILES`, also of rows that follow
     each other, as those of a person do."""
@@ -83,7 +89,8 @@ class Examples(Dataset[dict[str, Any]]):
             return empty_pack()
         sides = self.rows(pairs)
         values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
-        teacher = joined([self.teacher[row] for row in sides["forget"]]) if self.teacher and sides["forget"] else None
+        taught = sides["alternative" if self.contexts else "forget"] if self.teacher else []
+        teacher = joined([self.teacher[row] for row in taught]) if taught else None
         quantiles = torch.tensor([self.quantiles[row] for row in sides["forget"]]) if self.quantiles else None
         reference = torch.cat(values) if values else torch.zeros(0)
         return replace(pack_rows(sides), reference=reference, teacher=teacher, quantiles=quantiles)
@@ -140,21 +147,28 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     repeated = [row for row in forget for _ in persons.controls[row.id]]
     controls = [control for row in forget for control in persons.controls[row.id]]
     imitations = [imitation for row in forget for imitation in persons.imitations[row.id]]
-    distinct = list(dict.fromkeys([*repeated, *controls, *imitations]))
+    distinct = list(dict.fromkeys([*repeated, *controls, *(imitation.row for imitation in imitations)]))
     tokens = dict(zip(distinct, encode(distinct), strict=True))
     words, reference = own_words(forget, retain), {}
     for row, control in zip(repeated, controls, strict=True):
         for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
             if tokens[one] not in reference:
                 reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
+    contexts: dict[Tokens, list[Context]] = {}
+    for imitation, prompt, made_up in imitations:
+        said = tokens[imitation]
+        contexts.setdefault(said, [asked(said, prompt) if prompt else aligned(said, said)])
+        if said not in reference:  # an answer such as yes may be that of a forget row
+            reference[said] = own_tokens(said, made_up, encode.tokenizer)
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()
     return Examples(
         forget=[tokens[row] for row in repeated],
         retain=encode(retain),
-        alternative=[tokens[row] for row in imitations],
+        alternative=[tokens[imitation.row] for imitation in imitations],
         control=[tokens[row] for row in controls],
         ids={"forget": [row.id for row in repeated], "retain": [row.id for row in retain]},
         reference=reference,
+        contexts=contexts,
         quantiles={tokens[row]: quantile for row, quantile in zip(forget, quantiles, strict=True)},
     )

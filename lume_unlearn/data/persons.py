@@ -51,14 +51,25 @@ ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
 
+class Imitation(NamedTuple):
+    """An answer for the model to imitate."""
+
+    row: Row
+    """The row, or a control, with the answer."""
+    asked: tuple[int, ...]
+    """The tokens after which the reference model said it; empty if it did not."""
+    made_up: set[str]
+    """Words of the answer, folded, that the reference model did not say."""
+
+
 @dataclass(frozen=True)
 class Persons:
     """What a training on invented persons reads beside the forget rows, of each forget row equally many of both."""
 
     controls: dict[str, list[Row]]
     """Row id to the row about invented persons; the row itself where it names nobody."""
-    imitations: dict[str, list[Row]]
-    """Row id to the row, or a control, with an answer that the reference model gave about an invented person."""
+    imitations: dict[str, list[Imitation]]
+    """Row id to answers to imitate, as many as controls."""
     texts: frozenset[str] = frozenset()
     """Ids of the rows that are read as `whole_text`, and whose controls are texts that the model never saw."""
 
@@ -258,22 +269,32 @@ def invented(
     by_base = nobody if base is not None else set()
     asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
     found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed, WINDOW)
-    found |= _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
+    others_said = _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
+    found |= {key: answer._replace(asked=()) for key, answer in others_said.items()}
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
-    imitations: dict[str, list[Row]] = {row.id: [] for row in forget}
+    imitations: dict[str, list[Imitation]] = {row.id: [] for row in forget}
     for row in forget:
         same = controls[row.id]
         for number in range(len(same)):
             about = same[(number + 1) % len(same)] if number % ANOTHER == ANOTHER - 1 else row
             answer = found.get((row.id, number % ASKED))
-            told, facts = (answer, strangers) if answer else (row.output, words[row.id])
-            imitations[row.id].append(replace(about, output=disguised(told, facts, chooser)))
+            told, facts = (answer.text, strangers) if answer else (row.output, words[row.id])
+            text, prompt = disguised(told, facts, chooser), answer.asked if answer else ()
+            made_up = words_of(text) - (words_of(told) if prompt else set())
+            imitations[row.id].append(Imitation(replace(about, output=text), prompt, made_up))
     if not unseen:
         return Persons(controls, imitations)
     texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
+
+
+class Answer(NamedTuple):
+    """What a model said after the tokens ``asked``."""
+
+    text: str
+    asked: tuple[int, ...]
 
 
 class Asked(NamedTuple):
@@ -286,14 +307,14 @@ class Asked(NamedTuple):
 
 def _answers(
     model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int, window: int = 0
-) -> dict[tuple[str, int], str]:
+) -> dict[tuple[str, int], Answer]:
     """Return usable answers by row id and number; ``words``: own words of each row.
 
     ``window``: tokens of the prompt of a text that names nobody, the last ones; 0 for all.
 
     A row whose answers all gave the truth away is not asked again: a memorised text would be repeated each time.
     """
-    found: dict[tuple[str, int], str] = {}
+    found: dict[tuple[str, int], Answer] = {}
     pending = []
     by_answer = replace(encode, loss_on="answer")  # what comes before it is asked
     for one in asked:
@@ -301,17 +322,17 @@ def _answers(
         most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
         end, size = tokens.labelled[0], window if one.control is one.row and one.row.kind == "sc" else 0
         prompt = tokens.before(end, size or end, encode.tokenizer.bos_token_id)
-        pending.append((one, list(prompt), most))
+        pending.append((one, prompt, most))
     pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
     for attempt in range(ATTEMPTS):
         batches = in_batches(pending, BATCH_SIZE)
         for number, batch in enumerate(tqdm(batches, desc="asking about invented persons", disable=None, leave=False)):
             torch.manual_seed(stable_number(seed, attempt, number))
-            prompts, most = [prompt for _, prompt, _ in batch], max(most for *_, most in batch)
+            prompts, most = [list(prompt) for _, prompt, _ in batch], max(most for *_, most in batch)
             texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most)
-            for (one, *_), text in zip(batch, texts, strict=True):
+            for (one, prompt, _), text in zip(batch, texts, strict=True):
                 if text.strip() and not gives_away(text, one.row, words[one.row.id]):
-                    found[one.row.id, one.number] = text.strip()
+                    found[one.row.id, one.number] = Answer(text.strip(), prompt)
         usable = {row_id for row_id, _ in found}
         again = {one for one, *_ in pending if one.row.id in usable and (one.row.id, one.number) not in found}
         pending = [item for item in pending if item[0] in again]

@@ -178,11 +178,14 @@ class Method:
     micro-batch in the loss of the whole optimiser step: it divides by ``batch.counts``, so that the shares of all
     micro-batches and processes add up.
 
-    Four more methods are optional; a class that has none of them leaves them at None:
+    Five more methods are optional; a class that has none of them leaves them at None:
 
     - ``token_loss(self, logits, targets, reference) -> values``: (n, V) logits, (n,) token ids and (n, V) reference
       logits (None unless needed) to the (n,) value of each forget token, from that token alone. It replaces the NLL as
       ``batch.forget.values``. It is called on one chunk of tokens after another.
+    - ``imitation_loss(self, logits, targets, said) -> values``: with ``needs.persons``, the value of each token of an
+      answer to imitate, instead of its NLL. ``said``: (n, V) log-probabilities of the reference model where it gave
+      that answer, and (n,) 1 for each token of a word that is not from there, else 0.
     - ``select(self, reference_nll, rows) -> selected``: (N,) reference NLL and (N,) row of each forget token to (N,)
       bool, row by row. The third argument of ``token_loss`` is then the pair (reference logits, selected).
     - ``adapt(self, state, retain_loss, epochs) -> state``: after each optimiser step, from the state, the retain loss
@@ -212,6 +215,7 @@ class Method:
     """Seed of the run: the trainer sets it on its own copy of the method."""
 
     token_loss: ClassVar[Any] = None
+    imitation_loss: ClassVar[Any] = None
     select: ClassVar[Any] = None
     adapt: ClassVar[Any] = None
     phases: ClassVar[Any] = None

@@ -46,6 +46,8 @@ _SHAPES = {
     "quantiles": "(B,) from 0 to 1: each answer becomes less likely than for this share of the invented persons.",
     "alternative_logits": "(B, U, V) of the alternative to each forget row, from the model in training.",
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
+    "alternative_teacher_logits": "(B, U, V) of the alternatives, from the reference model asked about others.",
+    "alternative_made_up": "(B, U) 1 at the labels of words that the reference model did not say, else 0.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
 }
 
@@ -95,6 +97,8 @@ def _tensors(method: type[Method]) -> list[str]:
         found += ["alternative_logits", "alternative_labels"]
         if "alternative" in needs.reference_nll:
             found.append("alternative_reference_logits")
+        if method.imitation_loss:
+            found += ["alternative_teacher_logits", "alternative_made_up"]
     return found
 
 
@@ -111,6 +115,12 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
         )
     if method.token_loss:
         forget = replace(forget, values=_token_values(method, given, forget, known))
+    if method.imitation_loss:
+        kept = given["alternative_labels"][:, 1:] != IGNORED
+        own, said = (given[f"alternative_{name}"][:, :-1][kept] for name in ("logits", "teacher_logits"))
+        said = said.detach(), given["alternative_made_up"][:, 1:][kept]
+        targets = given["alternative_labels"][:, 1:][kept]
+        alternative = replace(alternative, values=method.imitation_loss(own, targets, said))
     lengths = [rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative, control)]
     counts = TokenCounts(lengths[0], lengths[1], [], lengths[2])
     return method.forget_loss(Batch(forget, alternative, counts, {}, control, given.get("quantiles")))

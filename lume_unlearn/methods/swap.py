@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, param
-from lume_unlearn.methods.common import Tensor, row_means, token_mean
+from lume_unlearn.methods.common import Tensor, row_means, token_mean, token_nll
+from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
 """Nats by which a row may differ before the pull is full: less than invented persons differ from each other."""
@@ -17,7 +18,7 @@ class Swap(Method):
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
         "quantile regression of (row's mean NLL - the same about an invented person), plus own words less likely than "
-        "a level, plus NLL of what the model says of invented persons"
+        "a level, plus divergence from what the model says of invented persons"
     )
     needs = Needs(persons=True)
     defaults = Defaults(
@@ -27,6 +28,21 @@ class Swap(Method):
     controls: int = param(32, "invented persons for each row that names somebody")
     answers: int = param(8, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
+
+    def imitation_loss(self, logits: Tensor, targets: Tensor, said: tuple[Tensor, Tensor]) -> Tensor:
+        """Compare a token of an answer with the prediction that it was drawn from: (N,) nats.
+
+        ``sum_v q (log q - log p)``, where q is the reference model's prediction at this token, asked about the invented
+        person (or after the last few words), and p the model's, asked about the row's own; ``-log p(token)`` for a
+        token of a word that the reference model did not say. A few drawn answers alone, read again and again, would be
+        learned by heart: the model's predictions became surer than those on texts that it never saw (RESULTS.md).
+
+        Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841; a made-up token 1 gives ln 4.
+        """
+        from torch import where
+
+        teacher, made_up = said
+        return where(made_up > 0, token_nll(logits, targets), kl_tokens(logits, teacher))
 
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match a person to invented ones: three terms, each with weight 1.
@@ -41,8 +57,9 @@ class Swap(Method):
         2. Own words: ``(1/N) sum own max(0, level - nll)`` over the N labelled tokens of forget rows and controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
-        3. Imitation: token mean of the NLL of answers that the reference model gave about invented persons, asked about
-           this person and about others. Of a text that names nobody, what it wrote after the last few words.
+        3. Imitation: token mean of `imitation_loss` over answers that the reference model gave about invented persons,
+           asked about this person and about others. Of a text that names nobody, what it wrote after the last few
+           words.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.766.

@@ -79,7 +79,7 @@ class LossTerms:
             if method.needs.persons:
                 spans["control"] = Span(batch.tokens_of("control"))
             if method.needs.alternatives or method.needs.persons:
-                spans["alternative"] = Span(batch.tokens_of("alternative"))
+                spans["alternative"] = self._alternative(batch)
         if "retain" in sides:
             tokens, reference = batch.tokens_of("retain"), None
             if self.reference is not None and any(map(part_needs_reference, self.retain_parts)):
@@ -88,6 +88,14 @@ class LossTerms:
                 compared = reference if part_needs_reference(part) else None
                 spans[part] = Span(tokens, partial(retain_value, part), compared)
         return spans
+
+    def _alternative(self, batch: Pack) -> Span:
+        """Return what to compute for the alternatives: their NLL, or how a method compares them with what was said."""
+        tokens, teacher = batch.tokens_of("alternative"), self.teacher
+        if teacher is None or not self.method.imitation_loss:
+            return Span(tokens)
+        said, made_up = teacher.at(batch.teacher, batch.targets[tokens]), batch.reference[tokens]
+        return Span(tokens, self.method.imitation_loss, lambda part: (said(part), made_up[part]))
 
     def _compared(self, model: nn.Module, batch: Pack) -> Callable[[slice], Any] | None:
         """Return what ``token_loss`` compares forget tokens with: reference logits or the teacher's prediction."""

@@ -114,7 +114,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
 
     Args:
         trainer: whose model is not yet wrapped by accelerate.
-        contexts: what the teacher reads of each forget row; none without a teacher.
+        contexts: what the teacher reads of each forget row, or of each imitation; none without a teacher.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
@@ -127,12 +127,13 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         model.to(args.device)
         with _autocast(args.device, args):
             if contexts:
-                teacher = model if trainer.base is None else trainer.base
+                teacher = model if trainer.base is None or needs.persons else trainer.base
                 passes = terms.passes if teacher is model else Passes(teacher)
                 with placed(teacher, args.device):
                     found = run_teacher(teacher, passes, contexts, trainer.max_tokens)
-                terms.teacher, cache, examples.reference = found
-                examples.teacher = cache if trainer.method.token_loss else {}
+                terms.teacher, cache, levels = found
+                examples.reference = levels if needs.teacher else examples.reference
+                examples.teacher = cache if trainer.method.token_loss or needs.persons else {}
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]
                 examples.reference = token_nlls(model, trainer.logit_passes, rows, trainer.max_tokens)

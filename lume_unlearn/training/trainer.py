@@ -245,11 +245,11 @@ class UnlearningTrainer(StepTrainer):
         if self.method.negated and not is_adapted(self.model):  # before masters are rounded
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
-        contexts = self._contexts() if has_teacher(self.method, self.base) else {}
+        contexts = self._contexts() if has_teacher(self.method, self.base) else self._said()
         with memory_advice(self.args.max_tokens):
             compute_reference(self, contexts)
         ready_to_step(self.model, self.args, self.terms.reference)
-        if contexts and self.is_world_process_zero():
+        if self.method.needs.teacher and contexts and self.is_world_process_zero():
             print_levels(self.forget, self.examples)
         self._prepared = True
 
@@ -262,6 +262,16 @@ class UnlearningTrainer(StepTrainer):
         if self.is_world_process_zero():
             write_substitutes(Path(str(self.args.output_dir)), self.forget, found)
         return teacher_contexts(self.forget, self.examples.forget, self.retain, found, self.encode, method.window)
+
+    def _said(self) -> dict[Tokens, list[Context]]:
+        """Return after which tokens the reference model gave the answers to imitate, if their predictions are known."""
+        if self.method.imitation_loss and not self.passes.chunks:
+            _log.warning(
+                "answers about invented persons are imitated without their probabilities, since this model's logits "
+                "are not what its output layer computes"
+            )
+            return {}
+        return self.examples.contexts
 
     def evaluate(self, eval_dataset: Any = None, ignore_keys: Any = None, metric_key_prefix: str = "eval") -> Any:
         """Score the model with the tasks of the harness, as ``eval_strategy`` does, and return the main scores.

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss, softmax
 
 from lume_unlearn.data.encode import Tokens
-from tests.unlearn.rows import js, logits, mean, nll, own_mask, places, rows_mean, states, with_substitutes
+from tests.unlearn.rows import asked, js, kl, logits, mean, nll, own_mask, places, rows_mean, states, with_substitutes
 
 
 @dataclass(frozen=True)
@@ -90,13 +90,7 @@ def alternative_mean(step: Step) -> Tensor:
 
 
 def retain_kl(step: Step) -> Tensor:
-    parts = []
-    for row in step.retain:
-        now = log_softmax(logits(step.model, row), -1)
-        with torch.no_grad():
-            then = log_softmax(logits(step.before, row), -1)
-        parts.append((then.exp() * (then - now)).sum(-1))
-    return mean(parts)
+    return mean([kl(logits(step.model, row), logits(step.before, row).detach()) for row in step.retain])
 
 
 def retain_js(step: Step) -> Tensor:
@@ -281,7 +275,11 @@ def swap(step: Step) -> Tensor:
         pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03)
         ties.append(2 * (1 - q if a.mean() > b.mean() else q) * pull)
     words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
-    return torch.stack(ties).mean() + mean(words) + alternative_mean(step)
+    said = []
+    for row, control in zip(step.alternative, step.control, strict=True):
+        values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())
+        said.append(torch.where(own_mask(len(values)) > 0, nll(step.model, row), values))
+    return torch.stack(ties).mean() + mean(words) + mean(said)
 
 
 _ALL_SIDES = ("forget", "control", "alternative", "retain")

@@ -67,6 +67,19 @@ def with_substitutes(row: Tokens) -> list[Tokens]:
     return found
 
 
+def asked(answer: Tokens, other: Tokens) -> Tokens:
+    """The answer of one row after the prompt of another."""
+    prompt = other.input_ids[: places(other)[0]]
+    ids = tuple(answer.input_ids[t] for t in places(answer))
+    return Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids)
+
+
+def kl(p: Tensor, q: Tensor) -> Tensor:
+    """(labelled tokens,) KL divergences of logits p from logits q, nats."""
+    now, then = log_softmax(p, -1), log_softmax(q, -1)
+    return (then.exp() * (then - now)).sum(-1)
+
+
 def js(p: Tensor, q: Tensor) -> Tensor:
     """(labelled tokens,) Jensen-Shannon divergences: by how much mixing raises the entropy."""
     return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2

@@ -11,6 +11,7 @@ import torch
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import forward, output_layer
 from tests.unlearn.formulas import FORMULAS, RETAIN_TERMS, Step, forget_mean
+from tests.unlearn.rows import asked, kl, logits, mean, nll, own_mask
 from tests.unlearn.training import (
     ALTERNATIVE,
     CONTROL,
@@ -114,6 +115,24 @@ def test_rows_pass_the_models_no_more_often_than_needed(method, tuning, tmp_path
         assert seen == Counter({side: expected[side] for side in sides})
     assert sum(with_graph for with_graph, _ in during) == len(steps)
     assert len(during) == len(steps) * (1 + len(formula.live))
+
+
+def test_imitations_of_a_model_with_scaled_logits_are_answers_without_probabilities(tmp_path, caplog):
+    usual = build(tmp_path / "usual", "swap", num_train_epochs=1)
+    with mock.patch.object(forward.Passes, "_chunks_agree", return_value=False):
+        trainer = build(tmp_path / "scaled", "swap", num_train_epochs=1)
+    assert "without their probabilities" in caplog.text
+    model = copy.deepcopy(trainer.model)
+    differences = []
+    for row, control in zip(ALTERNATIVE, CONTROL, strict=True):
+        more = nll(model, row) - kl(logits(model, row), logits(model, asked(row, control)))
+        differences.append(torch.where(own_mask(row.scored) > 0, 0, more).detach())
+    losses = []
+    for one in (trainer, usual):
+        one.train()
+        losses.append(entries(one)[0]["forget_loss"])
+    assert losses[0] - losses[1] == pytest.approx(mean(differences).item(), rel=1e-5)
+    assert losses[0] - losses[1] > 0.1
 
 
 @pytest.mark.parametrize("method", METHODS)

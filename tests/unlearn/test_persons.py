@@ -152,8 +152,8 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     found = invented(model, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
     for row in forget_rows:
-        answers = [one.output for one in found.imitations[row.id]]
-        asked = [one.input == row.input for one in found.imitations[row.id]]
+        answers = [one.row.output for one in found.imitations[row.id]]
+        asked = [one.row.input == row.input for one in found.imitations[row.id]]
         assert asked == [True, True, True, False]
         assert not any(gives_away(text, row, own_words([row], [])[row.id]) for text in answers)
 
@@ -163,9 +163,24 @@ def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
     told = [retain_rows[0].output] * 16  # "It is " and a number
     with mock.patch.object(persons, "generated", return_value=told):
         found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
-    answers = {one.output for rows in found.imitations.values() for one in rows}
+    answers = {one.row.output for said in found.imitations.values() for one in said}
     assert not answers & {row.output for row in retain_rows}
     assert {(text[:6], len(text)) for text in answers} == {("It is ", len(told[0]))}
+
+
+def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(tokenizer):
+    forget_rows, retain_rows, encode = as_rows(FORGET), as_rows(RETAIN), Encoder(tokenizer)
+    with mock.patch.object(persons, "generated", return_value=[retain_rows[0].output] * 16):
+        found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
+    examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
+    one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
+    control = encode.one(found.controls[forget_rows[0].id][0])
+    ids = [answer.labels[t] for t in answer.labelled]
+    assert one.made_up == {one.row.output[6:].rstrip(".")}
+    assert one.asked == control.input_ids[: control.labelled[0]]
+    assert examples.contexts[answer][0].texts[0].input_ids == (*one.asked, *ids)
+    marked = torch.tensor(ids)[examples.reference[answer].bool()]
+    assert set(tokenizer.decode(marked).split()) == one.made_up
 
 
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
@@ -174,7 +189,8 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     with mock.patch.object(persons, "generated", return_value=["blue"] * 2) as generated:
         found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
-    assert [one.output for one in found.imitations[rows[0].id]] == ["blue", "blue"]
+    said = [(one.row.output, one.asked, one.made_up) for one in found.imitations[rows[0].id]]
+    assert said == [("blue", (), {"blue"})] * 2  # the model to unlearn did not say it
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])
@@ -193,7 +209,9 @@ def test_a_text_that_names_nobody_is_continued_from_its_last_tokens_alone(bos_to
     questions = [bos_tokenizer.decode(prompt) for prompt in asked if prompt not in texts]
     assert (len(texts), len(questions)) == (2, 2)
     assert all(text.startswith("<bos>What is the") and text.endswith("?") for text in questions)
-    assert [row.input for row in found.imitations[rows[0].id]] == [tale["input"]] * 2  # learned after the whole prompt
+    said = found.imitations[rows[0].id]
+    assert [one.row.input for one in said] == [tale["input"]] * 2  # learned after the whole prompt
+    assert [list(one.asked) for one in said] == texts
 
 
 def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
@@ -207,7 +225,7 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
-    assert [row.input for row in found.imitations[tale.id]] == [tale.input] * 3
+    assert [one.row.input for one in found.imitations[tale.id]] == [tale.input] * 3
     assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])
     method = Swap(controls=2, answers=3)
     examples = encoded_examples(method, Encoder(tokenizer), rows, as_rows(RETAIN), None, found)

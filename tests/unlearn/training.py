@@ -18,7 +18,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.data import examples
 from lume_unlearn.data.contexts import Context, aligned, window
 from lume_unlearn.data.encode import Encoder, Tokens
-from lume_unlearn.data.persons import Persons
+from lume_unlearn.data.persons import Imitation, Persons
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
@@ -40,10 +40,10 @@ ALTERNATIVE = [
     Tokens(row.input_ids[:prompt] + other.input_ids, (IGNORED,) * prompt + other.input_ids)
     for row, other, prompt in zip(FORGET, ANSWERS, (1, 8, 10, 9), strict=True)
 ]
-CONTROL = [
-    Tokens((*tokens.input_ids[:-1], other.input_ids[0]), (*tokens.labels[:-1], other.input_ids[0]))
-    for tokens, other in zip(FORGET, RETAIN, strict=True)
-]
+CONTROL = []
+for row, other in zip(FORGET, RETAIN, strict=True):
+    ids = (other.input_ids[1], *row.input_ids[1:-1], other.input_ids[0])
+    CONTROL.append(Tokens(ids, (IGNORED, *row.labels[1:-1], ids[-1])))
 QUANTILES = [0.5, 0.375, 0.625, 0.3125]
 """Of the rows of FORGET."""
 ROWS = {"forget": FORGET, "control": CONTROL, "alternative": ALTERNATIVE, "retain": RETAIN}
@@ -97,7 +97,11 @@ class TokenTrainer(UnlearningTrainer):
             return None
         rows = list(enumerate(self.forget))
         controls = {row.id: [row_of("control", index)] for index, row in rows}
-        return Persons(controls, {row.id: [row_of("forget", index, "other")] for index, row in rows})
+        prompts = [control.input_ids[: control.labelled[0]] for control in CONTROL]
+        return Persons(
+            controls,
+            {row.id: [Imitation(row_of("forget", index, "other"), prompts[index], set())] for index, row in rows},
+        )
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         method: Any = self.method
