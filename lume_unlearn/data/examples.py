@@ -13,8 +13,9 @@ from lume_tasks.errors import DataError, first_few
 from lume_unlearn.data.contexts import Context, aligned, asked
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
+from lume_unlearn.data.imitations import Persons
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
-from lume_unlearn.data.persons import Persons, own_tokens, own_words
+from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals

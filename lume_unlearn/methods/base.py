@@ -145,9 +145,9 @@ class Needs:
     alternatives: Literal["refusals", "file"] | None = None
     """Where another answer to each forget row comes from."""
     persons: bool = False
-    """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of invented
-    persons (`Batch.alternative`): see `data.persons`. The field ``controls`` says how many there are for each row that
-    names somebody, ``answers`` how often each other row is there, with another answer."""
+    """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of these
+    (`Batch.alternative`): see `data.imitations`. The field ``controls`` says how many there are for each row that names
+    somebody, ``answers`` how often each other row is there, with another answer."""
     forget_rows: bool = True
     """Whether the model in training reads the forget rows themselves."""
     nll: bool = False

@@ -18,7 +18,7 @@ from lume_unlearn.data.contexts import Context, aligned, teacher_contexts
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
-from lume_unlearn.data.persons import Persons, invented
+from lume_unlearn.data.imitations import Persons, invented
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
 from lume_unlearn.data.substitutes import variants
 from lume_unlearn.methods.base import Method, Pair

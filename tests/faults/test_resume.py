@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from lume_unlearn.data import persons
+from lume_unlearn.data import imitations
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model import masters
@@ -72,7 +72,7 @@ def test_a_target_loss_of_unseen_texts_resumes(contexts, inputs, tmp_path):
 
 
 def test_texts_tied_to_unseen_ones_resume(inputs, tmp_path, monkeypatch):
-    monkeypatch.setattr(persons, "templated", lambda *_: set())  # all made-up rows are alike
+    monkeypatch.setattr(imitations, "templated", lambda *_: set())  # all made-up rows are alike
     options = {"unseen": str(inputs / "unseen.jsonl"), "controls": 2, "answers": 2}
     whole, _ = assert_resumes(3, inputs, tmp_path, "swap", **options)
     plain = make(inputs, tmp_path / "plain", "swap", **(options | {"unseen": None}))()

@@ -11,20 +11,12 @@ import torch
 from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
-from lume_unlearn.data import persons
+from lume_unlearn.data import imitations, persons
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
-from lume_unlearn.data.persons import (
-    OF_TRY,
-    OF_VERDICT,
-    control_rows,
-    disguised,
-    gives_away,
-    invented,
-    own_tokens,
-    own_words,
-)
+from lume_unlearn.data.imitations import disguised, gives_away, invented
+from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import Swap
 from tests.conftest import make_model
@@ -161,7 +153,7 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
 def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     told = [retain_rows[0].output] * 16  # "It is " and a number
-    with mock.patch.object(persons, "generated", return_value=told):
+    with mock.patch.object(imitations, "generated", return_value=told):
         found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
     answers = {one.row.output for said in found.imitations.values() for one in said}
     assert not answers & {row.output for row in retain_rows}
@@ -170,7 +162,7 @@ def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
 
 def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(tokenizer):
     forget_rows, retain_rows, encode = as_rows(FORGET), as_rows(RETAIN), Encoder(tokenizer)
-    with mock.patch.object(persons, "generated", return_value=[retain_rows[0].output] * 16):
+    with mock.patch.object(imitations, "generated", return_value=[retain_rows[0].output] * 16):
         found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
     examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
     one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
@@ -186,7 +178,7 @@ def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(t
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
     model, base = make_model(), make_model(seed=1)
-    with mock.patch.object(persons, "generated", return_value=["blue"] * 2) as generated:
+    with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
         found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
     said = [(one.row.output, one.asked, one.made_up) for one in found.imitations[rows[0].id]]
@@ -202,10 +194,10 @@ def test_a_text_that_names_nobody_is_continued_from_its_last_tokens_alone(bos_to
         asked.extend(prompts)
         return ["blue"] * len(prompts)
 
-    with mock.patch.object(persons, "generated", side_effect=noted):
+    with mock.patch.object(imitations, "generated", side_effect=noted):
         found = invented(None, Encoder(bos_tokenizer, loss_on), rows, as_rows(RETAIN), 2, 2, 0)
     whole = bos_tokenizer.encode(tale["input"])
-    texts = [prompt for prompt in asked if prompt == [whole[0], *whole[-persons.WINDOW :]]]
+    texts = [prompt for prompt in asked if prompt == [whole[0], *whole[-imitations.WINDOW :]]]
     questions = [bos_tokenizer.decode(prompt) for prompt in asked if prompt not in texts]
     assert (len(texts), len(questions)) == (2, 2)
     assert all(text.startswith("<bos>What is the") and text.endswith("?") for text in questions)
@@ -220,7 +212,7 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     other = {**template, "input": "Bo was born in the small town of", "output": "Rom and lived there."}
     rows, unseen = as_rows([*given, template]), text_rows(["A quick brown dog who slept.", "Two red birds flew."])
     answers = [["blue"] * 1000] * 9
-    with mock.patch.object(persons, "generated", side_effect=lambda m, t, prompts, **_: answers[0][: len(prompts)]):
+    with mock.patch.object(imitations, "generated", side_effect=lambda m, t, prompts, **_: answers[0][: len(prompts)]):
         found = invented(None, Encoder(tokenizer), rows, as_rows([*RETAIN, other]), 2, 3, 0, unseen=unseen)
     tale = rows[0]
     assert found.texts == {tale.id}

@@ -18,7 +18,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.data import examples
 from lume_unlearn.data.contexts import Context, aligned, window
 from lume_unlearn.data.encode import Encoder, Tokens
-from lume_unlearn.data.persons import Imitation, Persons
+from lume_unlearn.data.imitations import Imitation, Persons
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
