@@ -8,7 +8,7 @@ import pytest
 
 from lume_tasks.data.rows import SIDES
 from lume_unlearn.errors import Diverged
-from lume_unlearn.training.callbacks.monitor import ON_THE_WAY, advice, is_good
+from lume_unlearn.training.callbacks.monitor import advice, is_good
 from tests.conftest import assert_same_weights
 from tests.faults.runs import assert_equal, broken_off, make, nll_by_hand, record
 
@@ -86,7 +86,7 @@ def test_advice_at_the_end(reference, forget, retain, said):
     found = advice([start, end], bound=1.0)
     assert said in found if said and found else found is said
     assert is_good(end, start, 1.0) == (retain < 0.2)
-    assert is_good(end, start, 1.0, ON_THE_WAY) == (retain < 0.5)
+    assert is_good(end, start, 1.0, at_end=False) == (retain < 1.0)
 
 
 @pytest.mark.parametrize(

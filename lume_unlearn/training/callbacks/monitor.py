@@ -35,10 +35,9 @@ UNKNOWN = 1.0
 """Nats a token. A model with a higher reference NLL hardly knows the forget rows: the stand-in target model, which was
 trained on LUME's, has 0.003; one that never saw them has 7."""
 FACTOR, LEAST_RISE = 10.0, 0.2
-"""The model has also collapsed when the retain NLL is this many times the reference NLL and this many nats above it:
-retain rows that it knew by heart have lost a fifth of their tokens' probability."""
-ON_THE_WAY = 0.5
-"""The same before the last step: while the learning rate is high, a good training may pass through more."""
+"""At the last step, the model has also collapsed when the retain NLL is this many times the reference NLL and this many
+nats above it: retain rows that it knew by heart have lost a fifth of their tokens' probability. Before, while the
+learning rate is high, a good training may pass through more (RESULTS.md, "What was tried")."""
 SAMPLE = 16
 """Rows of each side to measure."""
 
@@ -56,7 +55,7 @@ class Monitor(TrainerCallback, ExportableState):
     """Measures NLL every few optimiser steps and acts when the model collapses.
 
     The model has collapsed when the retain NLL is more than ``collapse_bound`` nats a token above the reference NLL, or
-    many times as high (`FACTOR`, `LEAST_RISE`, `ON_THE_WAY`). The policy ``on_collapse`` is then to warn, to stop with
+    at the end many times as high (`FACTOR`, `LEAST_RISE`). The policy ``on_collapse`` is then to warn, to stop with
     an error, or to roll back to the weights of the last good measurement and end there.
     """
 
@@ -103,12 +102,12 @@ class Monitor(TrainerCallback, ExportableState):
         due = args.monitor_steps and state.global_step % args.monitor_steps == 0
         if not due and state.global_step != state.max_steps:
             return
-        least = LEAST_RISE if state.global_step == state.max_steps else ON_THE_WAY
-        good_before = self._good(least)
+        at_end = state.global_step == state.max_steps
+        good_before = self._good(at_end)
         self.measure(model, state.global_step)
         if self._good():
             self._keep_weights(model)
-        elif self._good(least) or self.trainer.method.negated:
+        elif self._good(at_end) or self.trainer.method.negated:
             pass  # of a task vector, only the negated weights can collapse: see `check_result`
         elif self.policy == "rollback":
             self._roll_back(model, control)
@@ -143,8 +142,8 @@ class Monitor(TrainerCallback, ExportableState):
             self.measured.append(entry)
         return self.measured[-1]
 
-    def _good(self, least: float = LEAST_RISE) -> bool:
-        return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound, least)
+    def _good(self, at_end: bool = True) -> bool:
+        return is_good(self.measured[-1], self.measured[0], self.trainer.args.collapse_bound, at_end)
 
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
@@ -191,14 +190,14 @@ def nll_increase(entry: Entry, reference: Entry, side: str = "retain") -> float:
     return entry[name] - reference[name] if name in reference else 0.0
 
 
-def is_good(entry: Entry, reference: Entry, bound: float, least: float = LEAST_RISE) -> bool:
+def is_good(entry: Entry, reference: Entry, bound: float, at_end: bool = True) -> bool:
     """Return whether the retain NLL shows no collapse (see `Monitor`); false for NaN.
 
-    ``least``: nats that many times the reference have to be above it. Worked example: a reference of 0.012 allows 0.2
-    (a rise below `LEAST_RISE`), not 0.33; one of 0.5 allows 1.4 at a bound of 1.
+    ``at_end``: of the last step. Worked example: a reference of 0.012 allows 0.2 then (a rise below `LEAST_RISE`), not
+    0.33; one of 0.5 allows 1.4 at a bound of 1.
     """
     rise = nll_increase(entry, reference)
-    many_times = rise > least and entry["retain_nll"] > FACTOR * reference["retain_nll"]
+    many_times = at_end and rise > LEAST_RISE and entry["retain_nll"] > FACTOR * reference["retain_nll"]
     return rise <= bound and not many_times
 
 
