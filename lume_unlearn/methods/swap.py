@@ -8,6 +8,9 @@ from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
 """Nats by which a row may differ before the pull is full: less than invented persons differ from each other."""
+TIE = 2.0
+"""Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
+tried")."""
 
 
 @dataclass
@@ -17,7 +20,7 @@ class Swap(Method):
     title = "swap matching"
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
-        "quantile regression of (row's mean NLL - the same about an invented person), plus own words less likely than "
+        "twice the quantile regression of (row's mean NLL - the same about an invented person), plus own words less likely than "
         "a level, plus divergence from what the model says of invented persons"
     )
     needs = Needs(persons=True)
@@ -26,7 +29,7 @@ class Swap(Method):
     )
 
     controls: int = param(32, "invented persons for each row that names somebody")
-    answers: int = param(8, "answers to imitate for each row that names nobody")
+    answers: int = param(16, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
     def imitation_loss(self, logits: Tensor, targets: Tensor, said: tuple[Tensor, Tensor]) -> Tensor:
@@ -45,7 +48,7 @@ class Swap(Method):
         return where(made_up > 0, token_nll(logits, targets), kl_tokens(logits, teacher))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        r"""Match a person to invented ones: three terms, each with weight 1.
+        r"""Match a person to invented ones: three terms, with weights 2, 1 and 1.
 
         1. Tie: ``(1/B) sum_b w_b smoothL1(d_b)``, ``d_b = mean_{S_b} nll - mean_{S_b} nll_control`` without gradient
            through the control, the same row about an invented person, or a text that the model never saw. smoothL1(x)
@@ -62,7 +65,7 @@ class Swap(Method):
            words.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
-        the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.766.
+        the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.
 
         Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term spreads (quantile
         regression: Koenker and Bassett 1978); the second is the hinge of a level, the third the data of AltPO (Mekala
@@ -80,4 +83,4 @@ class Swap(Method):
         tie = tie / counts.rows("forget")
         nll, words = (cat([getattr(forget, name), getattr(control, name)]) for name in ("values", "reference"))
         known = (words * (self.level - nll).clamp(min=0)).sum() / (counts.tokens("forget") + counts.tokens("control"))
-        return tie + known + token_mean(batch.alternative.values, counts.tokens("alternative"))
+        return TIE * tie + known + token_mean(batch.alternative.values, counts.tokens("alternative"))

@@ -279,7 +279,7 @@ def swap(step: Step) -> Tensor:
     for row, control in zip(step.alternative, step.control, strict=True):
         values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())
         said.append(torch.where(own_mask(len(values)) > 0, nll(step.model, row), values))
-    return torch.stack(ties).mean() + mean(words) + mean(said)
+    return 2 * torch.stack(ties).mean() + mean(words) + mean(said)
 
 
 _ALL_SIDES = ("forget", "control", "alternative", "retain")
