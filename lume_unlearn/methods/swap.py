@@ -20,8 +20,8 @@ class Swap(Method):
     title = "swap matching"
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
-        "twice the quantile regression of (row's mean NLL - the same about an invented person), plus own words less likely than "
-        "a level, plus divergence from what the model says of invented persons"
+        "twice the quantile regression of (row's mean NLL - the same about an invented person), plus own words less "
+        "likely than a level, plus divergence from what the model says of invented persons"
     )
     needs = Needs(persons=True)
     defaults = Defaults(

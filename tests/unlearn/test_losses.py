@@ -118,7 +118,7 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name):
         "control_logits": lambda: padded(CONTROL, lambda row: logits(model, row)),
         "control_labels": lambda: labels_of(CONTROL),
         "control_own_words": lambda: masks_of(CONTROL),
-        "quantiles": lambda: torch.tensor(step.quantiles),
+        "quantiles": lambda: torch.tensor(step.quantiles, dtype=torch.float64),
         "alternative_logits": lambda: padded(ALTERNATIVE, lambda row: logits(model, row)),
         "alternative_labels": lambda: labels_of(ALTERNATIVE),
         "alternative_teacher_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, asked(row, other[row]))),
