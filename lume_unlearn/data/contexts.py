@@ -62,11 +62,11 @@ def window(row: Tokens, size: int, bos: int | None) -> Context:
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
 
-def asked(row: Tokens, prompt: tuple[int, ...]) -> Context:
-    """Return the labelled tokens of a row after another prompt."""
+def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None) -> Context:
+    """Return the labelled tokens of a row after another prompt, cut on the left to at most ``limit`` tokens in all."""
     ids = tuple(row.labels[t] for t in row.labelled)
-    text = Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids)
-    return Context((text,), tuple(range(len(ids))), ids)
+    prompt = prompt[max(0, len(prompt) + len(ids) - limit) :] if limit else prompt
+    return Context((Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids),), tuple(range(len(ids))), ids)
 
 
 def teacher_contexts(

@@ -158,7 +158,7 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     contexts: dict[Tokens, list[Context]] = {}
     for imitation, prompt, made_up in imitations:
         said = tokens[imitation]
-        contexts.setdefault(said, [asked(said, prompt) if prompt else aligned(said, said)])
+        contexts.setdefault(said, [asked(said, prompt, encode.context) if prompt else aligned(said, said)])
         if said not in reference:  # an answer such as yes may be that of a forget row
             reference[said] = own_tokens(said, made_up, encode.tokenizer)
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...

@@ -155,8 +155,8 @@ def invented(
     by_base = nobody if base is not None else set()
     asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
     found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed, WINDOW)
-    others_said = _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
-    found |= {key: answer._replace(asked=()) for key, answer in others_said.items()}
+    of_base = _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
+    found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
     imitations: dict[str, list[Imitation]] = {row.id: [] for row in forget}
     for row in forget:

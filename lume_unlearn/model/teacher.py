@@ -52,7 +52,7 @@ class Teacher:
             return lambda part: weight.new_zeros(0, len(weight))
         return lambda part: self.log_probs(cache.states[:, part], cache.substitute_ids[:, part], targets[part])
 
-    def nll(self, row: Tokens, cache: TeacherCache, device: torch.device, chunk: int = 256) -> Tensor:
+    def nll(self, row: Tokens, cache: TeacherCache, device: torch.device | str, chunk: int = 256) -> Tensor:
         """Compute the teacher's NLL of a row's labelled tokens: (n,) float32 on the CPU, in nats."""
         targets = torch.tensor([row.labels[t] for t in row.labelled], device=device)
         at = self.at(cache.to(device), targets)
@@ -62,24 +62,24 @@ class Teacher:
 
 def run_teacher(
     model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
-) -> tuple[Teacher, dict[Tokens, TeacherCache], dict[Tokens, Tensor]]:
-    """Run the reference model on the contexts of each forget row, without dropout.
+) -> tuple[Teacher, dict[Tokens, TeacherCache]]:
+    """Run the reference model on the contexts of each row, without dropout.
 
     Returns:
-        The teacher, its hidden states for each row, and its NLL of each row's labelled tokens: (n,) on the CPU.
+        The teacher, and its hidden states for each row, on the CPU.
 
     Raises:
         ConfigError: see `Teacher`.
     """
     teacher, device = Teacher(passes), next(model.parameters()).device
     teacher.head.to(device)
-    found: dict[Tokens, TeacherCache] = {}
+    every = [context for own in contexts.values() for context in own]
     with evaluating(model), torch.no_grad():
-        for row, own in contexts.items():
-            texts = passes.batches([text for context in own for text in context.texts], max_tokens, device)
-            states = torch.cat([passes.states(model, batch).cpu() for batch in texts])
-            parts = torch.split(states, [sum(text.scored for text in context.texts) for context in own])
-            picked = [part[list(context.index)] for part, context in zip(parts, own, strict=True)]
-            ids = torch.tensor([context.substitute_ids for context in own])
-            found[row] = TeacherCache(torch.stack(picked), ids)
-        return teacher, found, {row: teacher.nll(row, cache, device) for row, cache in found.items()}
+        texts = passes.batches([text for context in every for text in context.texts], max_tokens, device)
+        states = torch.cat([passes.states(model, batch).cpu() for batch in texts])
+    parts = iter(torch.split(states, [sum(text.scored for text in context.texts) for context in every]))
+    found: dict[Tokens, TeacherCache] = {}
+    for row, own in contexts.items():
+        picked = [next(parts)[list(context.index)] for context in own]
+        found[row] = TeacherCache(torch.stack(picked), torch.tensor([context.substitute_ids for context in own]))
+    return teacher, found

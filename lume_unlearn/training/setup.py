@@ -130,9 +130,10 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
                 teacher = model if trainer.base is None or needs.persons else trainer.base
                 passes = terms.passes if teacher is model else Passes(teacher)
                 with placed(teacher, args.device):
-                    found = run_teacher(teacher, passes, contexts, trainer.max_tokens)
-                terms.teacher, cache, levels = found
-                examples.reference = levels if needs.teacher else examples.reference
+                    terms.teacher, cache = run_teacher(teacher, passes, contexts, trainer.max_tokens)
+                if needs.teacher:
+                    head = terms.teacher
+                    examples.reference = {row: head.nll(row, found, args.device) for row, found in cache.items()}
                 examples.teacher = cache if trainer.method.token_loss or needs.persons else {}
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]

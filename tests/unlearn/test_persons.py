@@ -12,6 +12,7 @@ from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
 from lume_unlearn.data import imitations, persons
+from lume_unlearn.data.contexts import asked
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
@@ -171,6 +172,9 @@ def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(t
     assert one.made_up == {one.row.output[6:].rstrip(".")}
     assert one.asked == control.input_ids[: control.labelled[0]]
     assert examples.contexts[answer][0].texts[0].input_ids == (*one.asked, *ids)
+    cut = asked(answer, one.asked, len(ids) + 2).texts[0]  # a longer name may not fit
+    assert cut.input_ids == (*one.asked[-2:], *ids)
+    assert cut.labels == (-100, -100, *ids)
     marked = torch.tensor(ids)[examples.reference[answer].bool()]
     assert set(tokenizer.decode(marked).split()) == one.made_up
 

@@ -121,14 +121,14 @@ def test_the_teacher_by_hand():
     others = [Tokens((*first.input_ids[:2], new, *first.input_ids[3:]), first.labels) for new in (390, 391)]
     cut = window(second, 2, None)
     contexts = {first: [aligned(first, other) for other in others], second: [cut]}
-    _, seen, nlls = run_teacher(model, Passes(model), contexts, 2048)
+    teacher, seen = run_teacher(model, Passes(model), contexts, 2048)
     with torch.no_grad():
         substituted = torch.stack([logits(model, other).softmax(-1) for other in others]).mean(0)
         by_window = torch.stack([logits(model, text)[-1].softmax(-1) for text in cut.texts])
     for row, p in ((first, substituted), (second, by_window)):
         targets = torch.tensor(row.input_ids)[places(row)]
         expected = -p[range(len(targets)), targets].log()
-        torch.testing.assert_close(nlls[row], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(teacher.nll(row, seen[row], "cpu"), expected, rtol=1e-4, atol=1e-5)
     both = joined([seen[first], seen[second]])  # a window counts as often as there are contexts
-    assert both.states.shape[:2] == (2, len(nlls[first]) + len(nlls[second]))
+    assert both.states.shape[:2] == (2, first.scored + second.scored)
     assert both.states[0, -1].equal(both.states[1, -1])
