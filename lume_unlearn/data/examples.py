@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
-from lume_unlearn.data.contexts import Context, aligned, asked
+from lume_unlearn.data.contexts import Context, asked
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.imitations import Persons
@@ -158,7 +158,8 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     contexts: dict[Tokens, list[Context]] = {}
     for imitation, prompt, made_up in imitations:
         said = tokens[imitation]
-        contexts.setdefault(said, [asked(said, prompt, encode.context) if prompt else aligned(said, said)])
+        own_prompt = said.input_ids[: said.labelled[0]]
+        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context)])
         if said not in reference:  # an answer such as yes may be that of a forget row
             reference[said] = own_tokens(said, made_up, encode.tokenizer)
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...

@@ -158,22 +158,38 @@ def invented(
     of_base = _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
     found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
     chooser, strangers = random.Random(seed), names_and_numbers(retain)
-    imitations: dict[str, list[Imitation]] = {row.id: [] for row in forget}
-    for row in forget:
-        same = controls[row.id]
-        for number in range(len(same)):
-            about = same[(number + 1) % len(same)] if number % ANOTHER == ANOTHER - 1 else row
-            answer = found.get((row.id, number % ASKED))
-            told, facts = (answer.text, strangers) if answer else (row.output, words[row.id])
-            text, prompt = disguised(told, facts, chooser), answer.asked if answer else ()
-            made_up = words_of(text) - (words_of(told) if prompt else set())
-            imitations[row.id].append(Imitation(replace(about, output=text), prompt, made_up))
+    imitations = {
+        row.id: _imitations(row, controls[row.id], found, words[row.id], strangers, chooser) for row in forget
+    }
     if not unseen:
         return Persons(controls, imitations)
     texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
+
+
+def _imitations(
+    row: Row,
+    controls: Sequence[Row],
+    found: Mapping[tuple[str, int], "Answer"],
+    words: set[str],
+    strangers: set[str],
+    chooser: random.Random,
+) -> list[Imitation]:
+    """Return as many answers of one row as it has controls, disguised.
+
+    ``words``: the row's own; ``strangers``: names and numbers of retain rows.
+    """
+    imitations = []
+    for number in range(len(controls)):
+        about = controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
+        answer = found.get((row.id, number % ASKED))
+        told, facts = (answer.text, strangers) if answer else (row.output, words)
+        text, prompt = disguised(told, facts, chooser), answer.asked if answer else ()
+        made_up = words_of(text) - (words_of(told) if prompt else set())
+        imitations.append(Imitation(replace(about, output=text), prompt, made_up))
+    return imitations
 
 
 class Answer(NamedTuple):

@@ -116,11 +116,11 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
     if method.token_loss:
         forget = replace(forget, values=_token_values(method, given, forget, known))
     if method.imitation_loss:
-        kept = given["alternative_labels"][:, 1:] != IGNORED
-        own, said = (given[f"alternative_{name}"][:, :-1][kept] for name in ("logits", "teacher_logits"))
-        said = said.detach(), given["alternative_made_up"][:, 1:][kept]
-        targets = given["alternative_labels"][:, 1:][kept]
-        alternative = replace(alternative, values=method.imitation_loss(own, targets, said))
+        labels, made_up = (given[f"alternative_{name}"][:, 1:] for name in ("labels", "made_up"))
+        own, said = (given[f"alternative_{name}"][:, :-1] for name in ("logits", "teacher_logits"))
+        kept = labels != IGNORED
+        values = method.imitation_loss(own[kept], labels[kept], (said[kept].detach(), made_up[kept]))
+        alternative = replace(alternative, values=values)
     lengths = [rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative, control)]
     counts = TokenCounts(lengths[0], lengths[1], [], lengths[2])
     return method.forget_loss(Batch(forget, alternative, counts, {}, control, given.get("quantiles")))

@@ -265,7 +265,9 @@ class UnlearningTrainer(StepTrainer):
 
     def _said(self) -> dict[Tokens, list[Context]]:
         """Return after which tokens the reference model gave the answers to imitate, if their predictions are known."""
-        if self.method.imitation_loss and not self.passes.chunks:
+        if not self.method.imitation_loss:
+            return {}
+        if not self.passes.chunks:
             _log.warning(
                 "answers about invented persons are imitated without their probabilities, since this model's logits "
                 "are not what its output layer computes"
