@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import warnings
+from itertools import pairwise
 from pathlib import Path
 from unittest import mock
 
@@ -14,6 +15,7 @@ import pytest
 from lm_eval.__main__ import cli_evaluate
 from transformers import TrainingArguments
 
+from lume_unlearn.cli import COMMANDS
 from lume_unlearn.cli.training import arguments
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.scoring.command import scoring_command
@@ -107,6 +109,16 @@ def test_help_lists_our_options_and_help_trainer_the_rest_of_trainers(command):
     assert not shown & rest
     assert every - theirs <= shown
     assert {name for method in METHODS.values() for name in method.params()} <= shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_says_something_of_every_option(command, name):
+    status, shown, _ = command(name, "--help")
+    assert status == 0
+    below = pairwise([*shown.splitlines(), ""])
+    assert not [
+        line for line, after in below if re.fullmatch(r"  -\S+( \S+)?", line) and not after.startswith(20 * " ")
+    ]
 
 
 @pytest.mark.parametrize("words", ["--help", "path"])
