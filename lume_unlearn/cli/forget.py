@@ -17,6 +17,7 @@ TEXTS = {
     "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues there.",
     "base": "Base model of the target, if it still exists: control of the verdict, and teacher of texts that name "
     "nobody.",
+    "unseen": "File with texts like those of --forget that the model never saw: texts are then forgotten as wholes.",
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
     "after": "Output of the request before this one: its result is the model, and its persons are tested again.",
     "tries": "Trainings at most, each with a setting that follows from the one before (default: 3).",
@@ -49,6 +50,7 @@ def execute(options: dict[str, Any]) -> int:
     """Read the rows, forget, and write model, verdict, pages and ledger; return the verdict's exit status."""
     from lume_unlearn.audit.writing import VERDICT, write_verdict
     from lume_unlearn.cli.audit import require_models
+    from lume_unlearn.data.documents import read_texts
     from lume_unlearn.forget.forget import INPUTS, MODEL, NothingKnown, forget, tries_before
     from lume_unlearn.forget.ledger import LEDGER, entry_of, read_ledger, write_ledger
     from lume_unlearn.model.load import load_tokenizer
@@ -72,6 +74,8 @@ def execute(options: dict[str, Any]) -> int:
     rows = rows_of(options, [row for found in earlier for row in found])
     if "probes" in options:
         options["probes"] = names(options["probes"])
+    if "unseen" in options:
+        options["unseen"] = read_texts("unseen", options["unseen"])
     load = partial(_load, model, loading, "--model")
     given: dict[str, Any] = {"base": partial(_load, base, loading, "--base")} if base else {}
     given |= {"earlier": earlier, "output": output}

@@ -15,13 +15,14 @@ from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
 
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.rows import rows_digest
 from lume_unlearn.audit.rules import ALIKE, shown_p
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
+from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run, save_whole, write_text, writing
@@ -109,6 +110,7 @@ def forget(
     retain: RowsLike,
     *,
     base: Any = None,
+    unseen: Sequence[str | Row] | None = None,
     output: str | Path | None = None,
     method: Method | type[Method] | str = "swap",
     tries: int = 3,
@@ -136,6 +138,8 @@ def forget(
         retain: rows that have to be kept.
         base: the base model, which was fine-tuned into the target, given as ``model`` is, if it still exists: it is
             asked about rows that name nobody, and is the control of the verdict.
+        unseen: texts like the forget rows that the target never saw. With them texts that name nobody are forgotten as
+            wholes (see `methods.swap`); without, their loss still tells that they were trained on.
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
             None keeps nothing.
         method: unlearning method.
@@ -162,7 +166,8 @@ def forget(
     data = as_data({"forget": forget, "retain": retain})
     options: dict[str, Any] = {"controls": controls, "chat": chat, "batch_size": batch_size, "seed": seed}
     wanted = wanted_probes(data, probes, (), options | probing)
-    request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress())
+    texts = None if unseen is None else text_rows(unseen)
+    request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress(), texts)
     with _folder(output) as folder:
         request.require_same(folder)
         judge = request.look()
@@ -189,6 +194,7 @@ class Request:
     method: Method
     options: dict[str, Any]
     progress: Progress
+    unseen: Sequence[Row] | None = None
 
     def __post_init__(self) -> None:
         """Give each model a function that loads it."""
@@ -204,6 +210,7 @@ class Request:
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         about |= {"model": fingerprint(self.load["before"]()[0])["sha256"], "seed": str(self.seed)}
         about |= {"method": repr(self.method), "base": str(self.base is not None)}
+        about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
         path = folder / INPUTS
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
             raise ConfigError(f"--output {folder}: holds a request with other rows, options or model; name another")
@@ -255,7 +262,8 @@ class Request:
         adapted = trainable(model, "lora", lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES
         rejected = tries_before(folder)
-        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base, rejected)
+        others: dict[str, Any] = {"base": base, "unseen": self.unseen, "rejected": rejected}
+        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, **others)
 
         def goes_on(seconds: float) -> bool:
             more = seconds + planned.verdict_after(seconds)

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
 from transformers.trainer_callback import ExportableState
 
+from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX, write_text, writing
@@ -72,6 +73,8 @@ class Tries:
     say: Say
     base: Any = None
     """Base model of the target, if it still exists."""
+    unseen: Sequence[Row] | None = None
+    """Texts that the target never saw."""
     rejected: int = 0
     """Tries of an earlier call whose best weights a verdict did not call gone."""
 
@@ -142,7 +145,7 @@ class Tries:
             disable_tqdm=True,
         )
         sides: dict[str, Any] = {**self.data.rows, "processing_class": self.tokenizer, "base": self.base}
-        trainer = UnlearningTrainer(self.model, self.method, arguments, **sides, callbacks=[watch])
+        trainer = UnlearningTrainer(self.model, self.method, arguments, **sides, unseen=self.unseen, callbacks=[watch])
         trainer.remove_callback(PrinterCallback)
         trainer.logs_advice = False  # `next_setting` says what to change
         try:

@@ -143,6 +143,7 @@ def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
         (("--where", f"name={PERSONS[0]}", "--retrain"), 2, "name it with --base"),
         (("--where", f"name={PERSONS[0]}", "--base", tmp_path / "nope"), 2, "--base"),
         (("--where", f"name={PERSONS[0]}", "--after", tmp_path), 2, "no result of `forget`"),
+        (("--where", f"name={PERSONS[0]}", "--unseen", tmp_path / "nope"), 2, "--unseen"),
     ):
         code, _, err = command("forget", *words, *given)
         assert (code, message in err) == (status, True), err
@@ -153,10 +154,12 @@ def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
     assert (code, "knows none of these rows" in out) == (3, True)
 
 
-def test_in_python_the_model_stays_as_it_was(target):
+def test_in_python_the_model_stays_as_it_was(target, caplog):
     model, tokenizer = load_model(str(target), torch.float32), load_tokenizer(str(target))
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    found = forget(model, tokenizer, FORGET, RETAIN, tries=2, probes=["quantised"], controls=39)
+    unseen = ["Nobody has read this."]
+    found = forget(model, tokenizer, FORGET, RETAIN, unseen=unseen, tries=2, probes=["quantised"], controls=39)
+    assert "--unseen: not used, since no forget row is a text" in caplog.text
     assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
     assert found.look.rows == 4
     assert found.tries[0].best is not None
