@@ -19,7 +19,7 @@ from numbers import Real
 from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from lume_unlearn.checks import raise_faults
-from lume_unlearn.methods.common import Tensor, row_mean
+from lume_unlearn.methods.common import Tensor, row_lengths, row_mean
 
 RetainTerm = Literal["nll", "kl", "js", "nll+kl", "states", "none"]
 Side = Literal["forget", "control", "alternative", "retain"]
@@ -72,6 +72,17 @@ class Rows:
     def mean(self, count: int) -> Tensor:
         """Return `row_mean` of the values, divided by ``count`` rows."""
         return row_mean(self.values, self.rows, self.count, count)
+
+    def weights(self, rows: int, tokens: int) -> Tensor:
+        """Return each token's part of a mean over rows, or of a mean over tokens if that is more: (N,).
+
+        ``max(1 / (rows |S_b|), 1 / tokens)``, for the rows and tokens of this side in the whole optimiser step. In a
+        mean over tokens alone, a short answer beside long texts hardly counts; in one over rows, a long text's token.
+
+        Worked example: in a step of rows with 1, 3 and 16 tokens, each weighs 1/3, 1/9 and 1/20.
+        """
+        lengths = row_lengths(self.rows, self.count).to(self.values.dtype)
+        return (1 / (rows * lengths)).clamp(min=1 / tokens)[self.rows]
 
 
 @dataclass(frozen=True)

@@ -59,10 +59,14 @@ def row_sums(values: Tensor, rows: Tensor, n_rows: int) -> Tensor:
     return values.new_zeros(n_rows).index_add(0, rows, values)
 
 
+def row_lengths(rows: Tensor, n_rows: int) -> Tensor:
+    """Count the labelled tokens of each row, 1 instead of 0: (n_rows,)."""
+    return rows.bincount(minlength=n_rows).clamp(min=1)
+
+
 def row_means(values: Tensor, rows: Tensor, n_rows: int) -> Tensor:
     """Average ``values`` over the labelled tokens of each row: (n_rows,), 0 for a row without any."""
-    lengths = row_sums(values.new_ones(values.shape), rows, n_rows)
-    return row_sums(values, rows, n_rows) / lengths.clamp(min=1)
+    return row_sums(values, rows, n_rows) / row_lengths(rows, n_rows)
 
 
 def token_mean(values: Tensor, count: Count = None) -> Tensor:

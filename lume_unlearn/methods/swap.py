@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, param
-from lume_unlearn.methods.common import Tensor, row_means, token_mean, token_nll
+from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
+from lume_unlearn.methods.common import Tensor, row_means, token_nll
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
@@ -21,7 +21,8 @@ class Swap(Method):
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
         "twice the quantile regression of (row's mean NLL - the same about an invented person), plus own words less "
-        "likely than a level, plus divergence from what the model says of invented persons"
+        "likely than a level, plus divergence from what the model says of invented persons; a token weighs as in a "
+        "mean over rows, or over tokens if that is more"
     )
     needs = Needs(persons=True)
     defaults = Defaults(
@@ -50,17 +51,21 @@ class Swap(Method):
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match a person to invented ones: three terms, with weights 2, 1 and 1.
 
-        1. Tie: ``(1/B) sum_b w_b smoothL1(d_b)``, ``d_b = mean_{S_b} nll - mean_{S_b} nll_control`` without gradient
+        In all of them a token weighs ``w_t = max(1/(B |S_b|), 1/N)`` (see `Rows.weights`), for B rows and N tokens of
+        its side in the step: neither a token of a long text nor a short answer beside long texts is lost in a mean.
+
+        1. Tie: ``sum_b v_b c_b smoothL1(d_b)``, ``d_b = mean_{S_b} nll - mean_{S_b} nll_control`` without gradient
            through the control, the same row about an invented person, or a text that the model never saw. smoothL1(x)
-           is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``w_b`` is 2 (1 - q_b) for d_b > 0, else 2 q_b: the loss
-           of quantile regression, least where the control has the lower NLL with probability q_b. The q of the rows lie
-           evenly between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``): if each row came to the median of the
-           invented persons, its rank in the middle would tell it from a row that was never seen, whose rank is random.
-           What is learned of some names holds for others only roughly, which widens this to all ranks.
-        2. Own words: ``(1/N) sum own max(0, level - nll)`` over the N labelled tokens of forget rows and controls;
+           is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``v_b`` is the sum of the row's w_t. ``c_b`` is
+           2 (1 - q_b) for d_b > 0, else 2 q_b: the loss of quantile regression, least where the control has the lower
+           NLL with probability q_b. The q of the rows lie evenly between 1/4 and 3/4 (all 0.5 without
+           ``batch.quantiles``): if each row came to the median of the invented persons, its rank in the middle would
+           tell it from a row that was never seen, whose rank is random. What is learned of some names holds for others
+           only roughly, which widens this to all ranks.
+        2. Own words: ``sum_t w_t own max(0, level - nll)``, the mean of that of the forget rows and of the controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
-        3. Imitation: token mean of `imitation_loss` over answers that the reference model gave about invented persons,
+        3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
            asked about this person and about others. Of a text that names nobody, what it wrote after the last few
            words.
 
@@ -71,16 +76,20 @@ class Swap(Method):
         regression: Koenker and Bassett 1978); the second is the hinge of a level, the third the data of AltPO (Mekala
         et al. 2024, arXiv 2409.13474).
         """
-        from torch import cat, where
+        from torch import where
         from torch.nn.functional import smooth_l1_loss
 
-        forget, control, counts = batch.forget, batch.control, batch.counts
+        forget, control, answers, counts = batch.forget, batch.control, batch.alternative, batch.counts
         assert control is not None
+
+        def mean(side: Side, rows: Rows, values: Tensor) -> Tensor:
+            return (rows.weights(counts.rows(side), counts.tokens(side)) * values).sum()
+
         own, other = (row_means(rows.values, rows.rows, rows.count) for rows in (forget, control))
         q = 0.5 if batch.quantiles is None else batch.quantiles
-        weights = where(own > other, 2 * (1 - q), 2 * q)
-        tie = (weights * smooth_l1_loss(own, other.detach(), reduction="none", beta=SMOOTH)).sum()
-        tie = tie / counts.rows("forget")
-        nll, words = (cat([getattr(forget, name), getattr(control, name)]) for name in ("values", "reference"))
-        known = (words * (self.level - nll).clamp(min=0)).sum() / (counts.tokens("forget") + counts.tokens("control"))
-        return TIE * tie + known + token_mean(batch.alternative.values, counts.tokens("alternative"))
+        distances = smooth_l1_loss(own, other.detach(), reduction="none", beta=SMOOTH)
+        distances = where(own > other, 2 * (1 - q), 2 * q) * distances
+        tie = mean("forget", forget, distances[forget.rows])
+        known, said = (rows.reference * (self.level - rows.values).clamp(min=0) for rows in (forget, control))
+        words = (mean("forget", forget, known) + mean("control", control, said)) / 2
+        return TIE * tie + words + mean("alternative", answers, answers.values)

@@ -269,17 +269,20 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
 
 
 def swap(step: Step) -> Tensor:
+    def larger_mean(parts: Sequence[Tensor]) -> Tensor:
+        weights = [max(1 / len(parts) / len(part), 1 / sum(map(len, parts))) for part in parts]
+        return torch.stack([weight * part.sum() for weight, part in zip(weights, parts, strict=True)]).sum()
+
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
-    ties = []
+    ties, said = [], []
     for a, b, q in zip(own, other, step.quantiles or [0.5] * len(own), strict=True):
-        pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03)
+        pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03).expand(len(a))
         ties.append(2 * (1 - q if a.mean() > b.mean() else q) * pull)
-    words = [own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in (*own, *other)]
-    said = []
+    words = [[own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in side] for side in (own, other)]
     for row, control in zip(step.alternative, step.control, strict=True):
         values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())
         said.append(torch.where(own_mask(len(values)) > 0, nll(step.model, row), values))
-    return 2 * torch.stack(ties).mean() + mean(words) + mean(said)
+    return 2 * larger_mean(ties) + (larger_mean(words[0]) + larger_mean(words[1])) / 2 + larger_mean(said)
 
 
 _ALL_SIDES = ("forget", "control", "alternative", "retain")

@@ -192,6 +192,15 @@ def test_extreme_values_stay_finite(name, away):
     assert all(map(math.isfinite, gradient(loss, values)))
 
 
+def test_a_token_weighs_as_in_a_mean_over_rows_or_over_tokens():
+    """Rows of 1, 3 and 16 tokens: a third of the first and of the second row, a twentieth of the step's tokens."""
+    rows = torch.tensor([0] + [1] * 3 + [2] * 16)
+    weights = Rows(torch.zeros(20), rows, 3, torch.zeros(0)).weights(3, 20)
+    assert weights.tolist() == pytest.approx([1 / 3] + [1 / 9] * 3 + [1 / 20] * 16)
+    part = Rows(torch.zeros(16), torch.zeros(16, dtype=torch.long), 1, torch.zeros(0))  # a micro-batch of this step
+    assert part.weights(3, 20).tolist() == pytest.approx([1 / 20] * 16)
+
+
 @pytest.mark.parametrize(
     ("quantile", "control", "tie"), [(0.3, [2.0, 2.5], 0.141), (0.3, [1.0, 2.5], 0.329), (None, [2.0, 2.5], 0.235)]
 )
