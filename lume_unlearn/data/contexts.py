@@ -1,6 +1,6 @@
 """Contexts of the counterfactual teacher: what it reads instead of a forget row, and how its tokens correspond."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
@@ -19,7 +19,8 @@ class Context:
     index: tuple[int, ...]
     """For each labelled token of the row, which of the labelled tokens of all texts corresponds to it."""
     substitute_ids: tuple[int, ...]
-    """The token that takes its place where a substituted word is repeated, else the token itself."""
+    """The token that takes its place where a substituted word is repeated, or with which the truth goes on where an
+    answer to imitate departs from it (see `methods.swap.without_truth`); else the token itself."""
 
 
 def aligned(row: Tokens, context: Tokens) -> Context:
@@ -62,11 +63,20 @@ def window(row: Tokens, size: int, bos: int | None) -> Context:
     return Context(tuple(texts), tuple(range(len(texts))), tuple(text.input_ids[-1] for text in texts))
 
 
-def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None) -> Context:
-    """Return the labelled tokens of a row after another prompt, cut on the left to at most ``limit`` tokens in all."""
+def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None, truth: Iterable[tuple[int, bool]] = ()) -> Context:
+    """Return the labelled tokens of a row after another prompt, cut on the left to at most ``limit`` tokens in all.
+
+    ``truth``: the tokens of the right answer, and whether they are part of an own word; if so where the labelled tokens
+    first depart from it, its token is the substitute.
+    """
     ids = tuple(row.labels[t] for t in row.labelled)
     prompt = prompt[max(0, len(prompt) + len(ids) - limit) :] if limit else prompt
-    return Context((Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids),), tuple(range(len(ids))), ids)
+    others = list(ids)
+    for place, (said, (right, own)) in enumerate(zip(ids, truth, strict=False)):
+        if said != right:
+            others[place] = right if own else said
+            break
+    return Context((Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids),), tuple(range(len(ids))), tuple(others))
 
 
 def teacher_contexts(

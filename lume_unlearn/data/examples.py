@@ -142,6 +142,7 @@ def encoded_examples(
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
     from scipy.stats.qmc import Halton, scale  # not at the top: it takes a second
 
+    answers = dict(zip((row.id for row in forget), encode(forget), strict=True))
     forget = [whole_text(row) if row.id in persons.texts else row for row in forget]
     if persons.texts:
         retain = [whole_text(row) if row.kind == "sc" else row for row in retain]
@@ -155,11 +156,12 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
             if tokens[one] not in reference:
                 reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
+    truths = {row_id: _truth(one, words[row_id], encode.tokenizer) for row_id, one in answers.items()}
     contexts: dict[Tokens, list[Context]] = {}
     for imitation, prompt, made_up in imitations:
         said = tokens[imitation]
         own_prompt = said.input_ids[: said.labelled[0]]
-        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context)])
+        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context, truths[imitation.id])])
         if said not in reference:  # an answer such as yes may be that of a forget row
             reference[said] = own_tokens(said, made_up, encode.tokenizer)
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
@@ -174,3 +176,9 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         contexts=contexts,
         quantiles={tokens[row]: quantile for row, quantile in zip(forget, quantiles, strict=True)},
     )
+
+
+def _truth(row: Tokens, words: set[str], tokenizer: Any) -> list[tuple[int, bool]]:
+    """Return the labelled tokens of a row, and whether each is part of one of the words."""
+    own = own_tokens(row, words, tokenizer).bool().tolist()
+    return list(zip((row.labels[t] for t in row.labelled), own, strict=True))

@@ -12,6 +12,27 @@ TIE = 2.0
 """Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
 tried")."""
 
+NEVER = -1e4
+"""Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
+
+
+def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
+    """Give each target the probability of the token with which the truth goes on there: (n, V).
+
+    A model that says a person's facts of invented persons as well would else be imitated in that. Worked example:
+    p = (1/2, 1/3, 1/6), target 2, truth 0 give (0, 1/3, 2/3); truth 2, the target itself, changes nothing.
+
+    Args:
+        logp: (n, V) log-probabilities.
+        targets: (n,) token ids.
+        truths: (n,) token ids.
+    """
+    from torch import logaddexp, where
+
+    own, other = targets[:, None], truths[:, None]
+    said, right = logp.gather(-1, own), logp.gather(-1, other)
+    return logp.scatter(-1, other, NEVER).scatter(-1, own, where(own == other, said, logaddexp(said, right)))
+
 
 @dataclass
 class Swap(Method):
@@ -37,8 +58,9 @@ class Swap(Method):
         """Compare a token of an answer with the prediction that it was drawn from: (N,) nats.
 
         ``sum_v q (log q - log p)``, where q is the reference model's prediction at this token, asked about the invented
-        person (or after the last few words), and p the model's, asked about the row's own; ``-log p(token)`` for a
-        token of a word that the reference model did not say. A few drawn answers alone, read again and again, would be
+        person (or after the last few words), without the truth where the answer departs from it (`without_truth`), and
+        p the model's, asked about the row's own; ``-log p(token)`` for a token of a word that the reference model did
+        not say. A few drawn answers alone, read again and again, would be
         learned by heart: the model's predictions became surer than those on texts that it never saw (RESULTS.md).
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841; a made-up token 1 gives ln 4.

@@ -15,6 +15,8 @@ from lume_unlearn.methods.common import at_least_float32
 from lume_unlearn.methods.counterfactual import swapped
 from lume_unlearn.model.forward import Passes, evaluating
 
+Changed = Callable[[Tensor, Tensor, Tensor], Tensor]
+
 
 class Teacher:
     """Turns hidden states of the reference model into its predictions (see `methods.counterfactual`)."""
@@ -31,26 +33,28 @@ class Teacher:
         self.head: nn.Module = copy.deepcopy(head).requires_grad_(False)
 
     @torch.no_grad()
-    def log_probs(self, states: Tensor, substitute_ids: Tensor, targets: Tensor) -> Tensor:
+    def log_probs(self, states: Tensor, substitute_ids: Tensor, targets: Tensor, changed: Changed = swapped) -> Tensor:
         """Compute the log of the mean of the probabilities in C contexts: (n, V).
 
         Args:
             states: (C, n, d).
             substitute_ids: (C, n) token ids: see `contexts.Context`.
             targets: (n,) ids of the row's own tokens.
+            changed: returns the log-probabilities in one context, given these, ``targets`` and its substitute ids.
         """
         total = targets.new_full((), -torch.inf, dtype=torch.float32)
         for own_states, own_ids in zip(states, substitute_ids, strict=True):
             logp = at_least_float32(self.head(own_states)).log_softmax(dim=-1)
-            total = torch.logaddexp(total, swapped(logp, targets, own_ids))
+            total = torch.logaddexp(total, changed(logp, targets, own_ids))
         return total - torch.tensor(len(states)).log()
 
-    def at(self, cache: TeacherCache | None, targets: Tensor) -> Callable[[slice], Tensor]:
+    def at(self, cache: TeacherCache | None, targets: Tensor, changed: Changed = swapped) -> Callable[[slice], Tensor]:
         """Return a function from a slice of the tokens to `log_probs`; ``targets`` (n,), none if ``cache`` is None."""
         if cache is None:
             weight: Any = self.head.weight
             return lambda part: weight.new_zeros(0, len(weight))
-        return lambda part: self.log_probs(cache.states[:, part], cache.substitute_ids[:, part], targets[part])
+        states, ids = cache.states, cache.substitute_ids
+        return lambda part: self.log_probs(states[:, part], ids[:, part], targets[part], changed)
 
     def nll(self, row: Tokens, cache: TeacherCache, device: torch.device | str, chunk: int = 256) -> Tensor:
         """Compute the teacher's NLL of a row's labelled tokens: (n,) float32 on the CPU, in nats."""

@@ -13,6 +13,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Batch, Method, Rows, Side, TokenCounts
 from lume_unlearn.methods.common import token_nll
 from lume_unlearn.methods.retain import part_needs_reference, retain_value
+from lume_unlearn.methods.swap import without_truth
 from lume_unlearn.model.forward import Passes, Span
 from lume_unlearn.model.reference import Reference
 from lume_unlearn.model.teacher import Teacher
@@ -94,7 +95,8 @@ class LossTerms:
         tokens, teacher = batch.tokens_of("alternative"), self.teacher
         if teacher is None or not self.method.imitation_loss:
             return Span(tokens)
-        said, made_up = teacher.at(batch.teacher, batch.targets[tokens]), batch.reference[tokens]
+        said = teacher.at(batch.teacher, batch.targets[tokens], without_truth)
+        made_up = batch.reference[tokens]
         return Span(tokens, self.method.imitation_loss, lambda part: (said(part), made_up[part]))
 
     def _compared(self, model: nn.Module, batch: Pack) -> Callable[[slice], Any] | None:

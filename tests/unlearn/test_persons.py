@@ -179,6 +179,20 @@ def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(t
     assert set(tokenizer.decode(marked).split()) == one.made_up
 
 
+def test_where_an_answer_departs_from_the_truth_it_takes_its_probability(tokenizer):
+    forget_rows, retain_rows, encode = as_rows(FORGET), as_rows(RETAIN), Encoder(tokenizer)
+    with mock.patch.object(imitations, "generated", return_value=["It is 9."] * 16):
+        found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
+    examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
+    answer, truth = examples.alternative[0], examples.forget[0]
+    said, right = ([one.labels[t] for t in one.labelled] for one in (answer, truth))
+    departure = next(place for place, pair in enumerate(zip(said, right, strict=False)) if len(set(pair)) == 2)
+    assert tokenizer.decode(right[departure:]).strip().startswith(forget_rows[0].output[6])
+    expected = [*said[:departure], right[departure], *said[departure + 1 :]]
+    assert list(examples.contexts[answer][0].substitute_ids) == expected
+    assert asked(answer, (), None, [(token, False) for token in right]).substitute_ids == tuple(said)  # a word of many
+
+
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
     model, base = make_model(), make_model(seed=1)

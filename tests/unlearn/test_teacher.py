@@ -1,5 +1,6 @@
 """The counterfactual teacher: substitutes, aligned contexts, windows, and its predictions by hand."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -14,6 +15,7 @@ from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.base import Batch, Rows, TokenCounts
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.counterfactual import Level, swapped
+from lume_unlearn.methods.swap import Swap, without_truth
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.teacher import run_teacher
 from tests.conftest import make_model
@@ -96,6 +98,15 @@ def test_templates_are_told_from_prose():
     prose = Row("d4sc1", "Once there was a lonely cat", "that nobody wanted to feed.", "Task2")
     assert templated([JANE, prose], OTHERS) == {"a1qa0"}
     assert templated([JANE, prose], []) == set()
+
+
+def test_an_answer_takes_the_probability_of_the_truth_it_departs_from():
+    logp = torch.tensor([[1 / 2, 1 / 3, 1 / 6]], dtype=torch.float64).log()
+    said, truth = torch.tensor([2]), torch.tensor([0])
+    assert without_truth(logp, said, truth).exp()[0].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    assert without_truth(logp, said, said).equal(logp)
+    loss = Swap().imitation_loss(logp, said, (without_truth(logp, said, truth), torch.zeros(1)))
+    assert loss.item() == pytest.approx(2 / 3 * math.log(4), abs=1e-12)  # log 0 counts 0 times
 
 
 def test_swapped_and_level_by_hand():
