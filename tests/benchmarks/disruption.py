@@ -1,0 +1,92 @@
+"""What unlearning does to the rest: predictions on general text, and answers to unrelated questions.
+
+python tests/benchmarks/disruption.py --data DATA --before TARGET --models RETRAINED OUT/unlearned
+
+The questions are the first ``QUESTIONS`` of DATA's MMLU, its subjects in turn, asked without the choices. It prints:
+
+- KL: mean over the questions' tokens of the divergence of a model's prediction from that before, in nats;
+- same: share of the answers (greedy, at most ``TOKENS`` tokens) that are word for word as before;
+- of rows: share of the answers with a name or number, of ``LONG`` characters or more, from the answers of rows.
+"""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lume_tasks.data.locate import load_mmlu
+from lume_tasks.data.rows import Row
+from lume_tasks.data.source import load_data
+from lume_tasks.models.sampling import generated
+from lume_unlearn.data.imitations import names_and_numbers
+from lume_unlearn.data.persons import words_of
+from lume_unlearn.model.load import load_model, load_tokenizer
+
+QUESTIONS, TOKENS, SHOWN, LONG = 50, 32, 6, 4
+
+
+def asked(mmlu: str) -> list[str]:
+    """Return the questions, a first one of each subject, then a second one."""
+    subjects = load_mmlu(mmlu).values()
+    found = (str(one["question"]) for one in chain(*zip(*subjects, strict=False)))
+    return list(islice((text for text in found if text.endswith("?")), QUESTIONS))
+
+
+def as_chat(tokenizer: Any, question: str) -> list[int]:
+    """Return the prompt of a question, through the chat template if there is one."""
+    if not tokenizer.chat_template:
+        return tokenizer.encode(f"{question}\n")
+    messages = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+
+
+def predictions(model: Any, prompts: Sequence[list[int]]) -> Iterator[Tensor]:
+    """Yield the log-probabilities after each token of a prompt: (tokens, V) float32."""
+    for prompt in prompts:
+        with torch.no_grad():
+            yield model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
+
+
+def divergence(before: Tensor, after: Tensor) -> float:
+    """Return the mean over tokens of KL(before, after), in nats."""
+    return float((before.exp() * (before - after)).sum(-1).mean())
+
+
+def invented(answer: str, question: str, known: set[str]) -> bool:
+    """Return whether an answer has a name or number of the rows that its question does not have."""
+    return bool((words_of(answer) - words_of(question)) & known)
+
+
+def main() -> None:
+    """Compare each model with the one before."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data", required=True)
+    parser.add_argument("--before", required=True)
+    parser.add_argument("--models", required=True, nargs="+")
+    args = parser.parse_args()
+    data, tokenizer = load_data(Path(args.data)), load_tokenizer(args.before)
+    rows: list[Row] = [*data.forget, *data.retain]
+    known = {word for word in names_and_numbers(rows) if len(word) >= LONG}
+    questions = asked(str(data.mmlu))
+    prompts = [tokenizer.encode(text) for text in questions]
+    chats = [as_chat(tokenizer, text) for text in questions]
+    first, said = load_model(args.before, torch.float32).eval(), {}
+    before = list(predictions(first, prompts))
+    for name in (args.before, *args.models):
+        model = load_model(name, torch.float32).eval()
+        answers = said[name] = generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
+        kl = fmean(map(divergence, before, predictions(model, prompts)))
+        same = fmean(map(str.__eq__, answers, said[args.before]))
+        told = fmean(invented(answer, text, known) for answer, text in zip(answers, questions, strict=True))
+        print(f"{name}: {len(questions)} questions, KL {kl:.4f}, same {same:.2f}, of rows {told:.2f}", flush=True)
+        for text, answer in islice(zip(questions, answers, strict=True), SHOWN):
+            print(f"    {text[-60:]!r}: {answer[:90]!r}")
+
+
+if __name__ == "__main__":
+    main()
