@@ -47,7 +47,7 @@ class Swap(Method):
     )
     needs = Needs(persons=True)
     defaults = Defaults(
-        num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=2.0
+        num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=4.0
     )
 
     controls: int = param(32, "invented persons for each row that names somebody")
