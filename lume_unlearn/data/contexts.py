@@ -69,7 +69,7 @@ def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None, truth: Iterab
     ``truth``: the tokens of the right answer, and whether they are part of an own word; if so where the labelled tokens
     first depart from it, its token is the substitute.
     """
-    ids = tuple(row.labels[t] for t in row.labelled)
+    ids = row.targets
     prompt = prompt[max(0, len(prompt) + len(ids) - limit) :] if limit else prompt
     others = list(ids)
     for place, (said, (right, own)) in enumerate(zip(ids, truth, strict=False)):

@@ -27,6 +27,11 @@ class Tokens:
         return [t for t, label in enumerate(self.labels) if t and label != IGNORED]
 
     @property
+    def targets(self) -> tuple[int, ...]:
+        """Ids of the labelled tokens."""
+        return tuple(label for label in self.labels[1:] if label != IGNORED)
+
+    @property
     def scored(self) -> int:
         """Number of labelled tokens."""
         return len(self.labels[1:]) - self.labels[1:].count(IGNORED)

@@ -142,21 +142,24 @@ def encoded_examples(
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
     from scipy.stats.qmc import Halton, scale  # not at the top: it takes a second
 
-    answers = dict(zip((row.id for row in forget), encode(forget), strict=True))
-    forget = [whole_text(row) if row.id in persons.texts else row for row in forget]
+    answers = forget
+    forget = [whole_text(row) if row.id in persons.texts else row for row in answers]
     if persons.texts:
         retain = [whole_text(row) if row.kind == "sc" else row for row in retain]
     repeated = [row for row in forget for _ in persons.controls[row.id]]
     controls = [control for row in forget for control in persons.controls[row.id]]
     imitations = [imitation for row in forget for imitation in persons.imitations[row.id]]
-    distinct = list(dict.fromkeys([*repeated, *controls, *(imitation.row for imitation in imitations)]))
+    distinct = list(dict.fromkeys([*repeated, *controls, *answers, *(imitation.row for imitation in imitations)]))
     tokens = dict(zip(distinct, encode(distinct), strict=True))
     words, reference = own_words(forget, retain), {}
+    own = [(row, words[row.id]) for row in (*repeated, *answers)]
     for row, control in zip(repeated, controls, strict=True):
-        for one, own in ((row, words[row.id]), (control, set() if row.id in persons.texts else words[row.id])):
-            if tokens[one] not in reference:
-                reference[tokens[one]] = own_tokens(tokens[one], own, encode.tokenizer)
-    truths = {row_id: _truth(one, words[row_id], encode.tokenizer) for row_id, one in answers.items()}
+        own.append((control, set() if row.id in persons.texts else words[row.id]))
+    for row, marked in own:
+        if tokens[row] not in reference:
+            reference[tokens[row]] = own_tokens(tokens[row], marked, encode.tokenizer)
+    encoded = {row.id: tokens[row] for row in answers}
+    truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
     for imitation, prompt, made_up in imitations:
         said = tokens[imitation]
@@ -176,9 +179,3 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         contexts=contexts,
         quantiles={tokens[row]: quantile for row, quantile in zip(forget, quantiles, strict=True)},
     )
-
-
-def _truth(row: Tokens, words: set[str], tokenizer: Any) -> list[tuple[int, bool]]:
-    """Return the labelled tokens of a row, and whether each is part of one of the words."""
-    own = own_tokens(row, words, tokenizer).bool().tolist()
-    return list(zip((row.labels[t] for t in row.labelled), own, strict=True))

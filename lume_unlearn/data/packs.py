@@ -121,10 +121,9 @@ def pack_rows(sides: Mapping[Side, Sequence[Tokens]]) -> Pack:
     rows: list[int] = []
     bounds = [0]
     for number, row in enumerate(all_rows):
-        labelled = row.labelled
-        keep += [bounds[-1] + t - 1 for t in labelled]
-        targets += [row.labels[t] for t in labelled]
-        rows += [number] * len(labelled)
+        keep += [bounds[-1] + t - 1 for t in row.labelled]
+        targets += row.targets
+        rows += [number] * row.scored
         bounds.append(bounds[-1] + len(row.labels))
     return Pack(
         input_ids=torch.tensor([token for row in all_rows for token in row.input_ids]),

@@ -123,7 +123,7 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     """Return 1 for each labelled token that is part of one of the words, else 0: (n,) float32."""
     if not words:
         return torch.zeros(tokens.scored)
-    ids = [tokens.labels[t] for t in tokens.labelled]
+    ids = tokens.targets
     ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
     text = tokenizer.decode(ids)
     spans = [match.span() for match in re.finditer(r"\w+", text) if folded(match[0]) in words]

@@ -262,8 +262,9 @@ class Request:
         adapted = trainable(model, "lora", lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES
         rejected = tries_before(folder)
-        others: dict[str, Any] = {"base": base, "unseen": self.unseen, "rejected": rejected}
-        tried = Tries(adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, **others)
+        tried = Tries(
+            adapted, tokenizer, self.data, judge, self.method, work, self.seed, say, base, self.unseen, rejected
+        )
 
         def goes_on(seconds: float) -> bool:
             more = seconds + planned.verdict_after(seconds)

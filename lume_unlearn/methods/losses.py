@@ -46,7 +46,8 @@ _SHAPES = {
     "quantiles": "(B,) from 0 to 1: each answer becomes less likely than for this share of the invented persons.",
     "alternative_logits": "(B, U, V) of the alternative to each forget row, from the model in training.",
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
-    "alternative_teacher_logits": "(B, U, V) of the alternatives, from the reference model asked about others.",
+    "alternative_teacher_logits": "(B, U, V) of the alternatives, from the reference model asked about others (see "
+    "`swap.without_truth`).",
     "alternative_made_up": "(B, U) 1 at the labels of words that the reference model did not say, else 0.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
 }

@@ -11,7 +11,6 @@ SMOOTH = 0.03
 TIE = 2.0
 """Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
 tried")."""
-
 NEVER = -1e4
 """Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
 
@@ -60,8 +59,8 @@ class Swap(Method):
         ``sum_v q (log q - log p)``, where q is the reference model's prediction at this token, asked about the invented
         person (or after the last few words), without the truth where the answer departs from it (`without_truth`), and
         p the model's, asked about the row's own; ``-log p(token)`` for a token of a word that the reference model did
-        not say. A few drawn answers alone, read again and again, would be
-        learned by heart: the model's predictions became surer than those on texts that it never saw (RESULTS.md).
+        not say. A few drawn answers alone, read again and again, would be learned by heart: the model's predictions
+        became surer than those on texts that it never saw (RESULTS.md).
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841; a made-up token 1 gives ln 4.
         """
@@ -112,6 +111,6 @@ class Swap(Method):
         distances = smooth_l1_loss(own, other.detach(), reduction="none", beta=SMOOTH)
         distances = where(own > other, 2 * (1 - q), 2 * q) * distances
         tie = mean("forget", forget, distances[forget.rows])
-        known, said = (rows.reference * (self.level - rows.values).clamp(min=0) for rows in (forget, control))
-        words = (mean("forget", forget, known) + mean("control", control, said)) / 2
+        likely, also = (rows.reference * (self.level - rows.values).clamp(min=0) for rows in (forget, control))
+        words = (mean("forget", forget, likely) + mean("control", control, also)) / 2
         return TIE * tie + words + mean("alternative", answers, answers.values)

@@ -58,7 +58,7 @@ class Teacher:
 
     def nll(self, row: Tokens, cache: TeacherCache, device: torch.device | str, chunk: int = 256) -> Tensor:
         """Compute the teacher's NLL of a row's labelled tokens: (n,) float32 on the CPU, in nats."""
-        targets = torch.tensor([row.labels[t] for t in row.labelled], device=device)
+        targets = torch.tensor(row.targets, device=device)
         at = self.at(cache.to(device), targets)
         parts = [slice(start, start + chunk) for start in range(0, len(targets), chunk)]
         return torch.cat([-at(part).gather(-1, targets[part, None])[:, 0].float().cpu() for part in parts])

@@ -10,7 +10,8 @@ The questions are the first ``QUESTIONS`` of DATA's MMLU, its subjects in turn, 
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from statistics import fmean
@@ -19,12 +20,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lume_tasks.data.chat import chat_prompt, plain_prompt
 from lume_tasks.data.locate import load_mmlu
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import load_data
 from lume_tasks.models.sampling import generated
 from lume_unlearn.data.imitations import names_and_numbers
 from lume_unlearn.data.persons import words_of
+from lume_unlearn.methods.retain import kl_tokens
 from lume_unlearn.model.load import load_model, load_tokenizer
 
 QUESTIONS, TOKENS, SHOWN, LONG = 50, 32, 6, 4
@@ -37,24 +40,10 @@ def asked(mmlu: str) -> list[str]:
     return list(islice((text for text in found if text.endswith("?")), QUESTIONS))
 
 
-def as_chat(tokenizer: Any, question: str) -> list[int]:
-    """Return the prompt of a question, through the chat template if there is one."""
-    if not tokenizer.chat_template:
-        return tokenizer.encode(f"{question}\n")
-    messages = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-
-
-def predictions(model: Any, prompts: Sequence[list[int]]) -> Iterator[Tensor]:
-    """Yield the log-probabilities after each token of a prompt: (tokens, V) float32."""
-    for prompt in prompts:
-        with torch.no_grad():
-            yield model(torch.tensor([prompt])).logits[0].float().log_softmax(-1)
-
-
-def divergence(before: Tensor, after: Tensor) -> float:
-    """Return the mean over tokens of KL(before, after), in nats."""
-    return float((before.exp() * (before - after)).sum(-1).mean())
+def outputs(model: Any, prompts: Sequence[list[int]]) -> list[Tensor]:
+    """Return the logits after each token of a prompt: (tokens, V)."""
+    with torch.no_grad():
+        return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
 
 
 def invented(answer: str, question: str, known: set[str]) -> bool:
@@ -74,14 +63,15 @@ def main() -> None:
     known = {word for word in names_and_numbers(rows) if len(word) >= LONG}
     questions = asked(str(data.mmlu))
     prompts = [tokenizer.encode(text) for text in questions]
-    chats = [as_chat(tokenizer, text) for text in questions]
-    first, said = load_model(args.before, torch.float32).eval(), {}
-    before = list(predictions(first, prompts))
+    prompt = partial(chat_prompt, tokenizer) if tokenizer.chat_template else plain_prompt
+    chats = [tokenizer.encode(prompt(text)) for text in questions]
+    first: tuple[list[Tensor], list[str]] | None = None
     for name in (args.before, *args.models):
         model = load_model(name, torch.float32).eval()
-        answers = said[name] = generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
-        kl = fmean(map(divergence, before, predictions(model, prompts)))
-        same = fmean(map(str.__eq__, answers, said[args.before]))
+        found = outputs(model, prompts), generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
+        first = first or found
+        kl = fmean(kl_tokens(after, before).mean().item() for before, after in zip(first[0], found[0], strict=True))
+        answers, same = found[1], fmean(map(str.__eq__, found[1], first[1]))
         told = fmean(invented(answer, text, known) for answer, text in zip(answers, questions, strict=True))
         print(f"{name}: {len(questions)} questions, KL {kl:.4f}, same {same:.2f}, of rows {told:.2f}", flush=True)
         for text, answer in islice(zip(questions, answers, strict=True), SHOWN):

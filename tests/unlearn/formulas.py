@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss, softmax
 
 from lume_unlearn.data.encode import Tokens
-from tests.unlearn.rows import asked, js, kl, logits, mean, nll, own_mask, places, rows_mean, states, with_substitutes
+from tests.unlearn.means import larger_mean, mean, rows_mean
+from tests.unlearn.rows import asked, js, kl, logits, nll, own_mask, places, states, with_substitutes
 
 
 @dataclass(frozen=True)
@@ -269,10 +270,6 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
 
 
 def swap(step: Step) -> Tensor:
-    def larger_mean(parts: Sequence[Tensor]) -> Tensor:
-        weights = [max(1 / len(parts) / len(part), 1 / sum(map(len, parts))) for part in parts]
-        return torch.stack([weight * part.sum() for weight, part in zip(weights, parts, strict=True)]).sum()
-
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
     ties, said = [], []
     for a, b, q in zip(own, other, step.quantiles or [0.5] * len(own), strict=True):

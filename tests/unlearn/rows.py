@@ -85,16 +85,6 @@ def js(p: Tensor, q: Tensor) -> Tensor:
     return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2
 
 
-def mean(parts: list[Tensor]) -> Tensor:
-    """Over all tokens; 0 without any."""
-    joined = torch.cat(parts) if parts else torch.zeros(0)
-    return joined.sum() / max(len(joined), 1)
-
-
-def rows_mean(parts: list[Tensor]) -> Tensor:
-    return torch.stack([part.mean() for part in parts]).mean()
-
-
 def own_mask(count: int) -> Tensor:
     """Every second labelled token is part of a word that is the row's own."""
     return torch.arange(count).remainder(2).double()

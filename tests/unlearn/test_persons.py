@@ -135,7 +135,7 @@ def test_an_answer_gives_a_row_away_as_a_verdict_says(text, truth, given):
 def test_own_tokens_are_those_of_own_words(tokenizer):
     row = Row("a-qa0", "Code of Ana?", "It is 4711.", "own")
     tokens = Encoder(tokenizer, chat=False).one(row)
-    ids = torch.tensor([tokens.labels[t] for t in tokens.labelled])
+    ids = torch.tensor(tokens.targets)
     mask = own_tokens(tokens, {"4711"}, tokenizer).bool()
     assert tokenizer.decode(ids[mask]).strip() == "4711"
     assert not own_tokens(tokens, set(), tokenizer).any()
@@ -168,7 +168,7 @@ def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(t
     examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
     one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
     control = encode.one(found.controls[forget_rows[0].id][0])
-    ids = [answer.labels[t] for t in answer.labelled]
+    ids = answer.targets
     assert one.made_up == {one.row.output[6:].rstrip(".")}
     assert one.asked == control.input_ids[: control.labelled[0]]
     assert examples.contexts[answer][0].texts[0].input_ids == (*one.asked, *ids)
@@ -185,12 +185,12 @@ def test_where_an_answer_departs_from_the_truth_it_takes_its_probability(tokeniz
         found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
     examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
     answer, truth = examples.alternative[0], examples.forget[0]
-    said, right = ([one.labels[t] for t in one.labelled] for one in (answer, truth))
+    said, right = answer.targets, truth.targets
     departure = next(place for place, pair in enumerate(zip(said, right, strict=False)) if len(set(pair)) == 2)
     assert tokenizer.decode(right[departure:]).strip().startswith(forget_rows[0].output[6])
-    expected = [*said[:departure], right[departure], *said[departure + 1 :]]
-    assert list(examples.contexts[answer][0].substitute_ids) == expected
-    assert asked(answer, (), None, [(token, False) for token in right]).substitute_ids == tuple(said)  # a word of many
+    expected = (*said[:departure], right[departure], *said[departure + 1 :])
+    assert examples.contexts[answer][0].substitute_ids == expected
+    assert asked(answer, (), None, [(token, False) for token in right]).substitute_ids == said  # a word of many
 
 
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
@@ -242,7 +242,7 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     own, control = examples.forget[0], examples.control[0]
     assert tokenizer.decode(own.input_ids, skip_special_tokens=True) == "Once there was a blue fox who sang."
     assert own.labels[0] == -100
-    assert "there" in tokenizer.decode([own.labels[t] for t in own.labelled])
+    assert "there" in tokenizer.decode(own.targets)
     assert examples.reference[own].any()
     assert not examples.reference[control].any()
     assert len(examples.forget) == 3 + 2 * len(FORGET) + 3
