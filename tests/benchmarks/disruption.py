@@ -2,7 +2,7 @@
 
 python tests/benchmarks/disruption.py --data DATA --before TARGET --models RETRAINED OUT/unlearned
 
-The questions are the first ``QUESTIONS`` of DATA's MMLU, its subjects in turn, asked without the choices. It prints:
+The questions are at most ``QUESTIONS`` of DATA's MMLU, its subjects in turn, asked without the choices. It prints:
 
 - KL: mean over the questions' tokens of the divergence of a model's prediction from that before, in nats;
 - same: share of the answers (greedy, at most ``TOKENS`` tokens) that are word for word as before;
