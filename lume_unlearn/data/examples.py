@@ -161,12 +161,12 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     encoded = {row.id: tokens[row] for row in answers}
     truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
-    for imitation, prompt, made_up in imitations:
+    for imitation, prompt in imitations:
         said = tokens[imitation]
         own_prompt = said.input_ids[: said.labelled[0]]
         contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context, truths[imitation.id])])
         if said not in reference:  # an answer such as yes may be that of a forget row
-            reference[said] = own_tokens(said, made_up, encode.tokenizer)
+            reference[said] = torch.full((said.scored,), float(not prompt))
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()
     return Examples(

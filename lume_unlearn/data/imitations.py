@@ -2,11 +2,11 @@
 
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
-from itertools import cycle
+from itertools import compress, cycle
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.encode import Encoder
-from lume_unlearn.data.persons import control_rows, own_words, words_of
+from lume_unlearn.data.persons import control_rows, own_tokens, own_words, words_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
 
@@ -47,8 +47,6 @@ class Imitation(NamedTuple):
     """The row, or a control, with the answer."""
     asked: tuple[int, ...]
     """The tokens after which the reference model said it; empty if it did not."""
-    made_up: set[str]
-    """Words of the answer, folded, that the reference model did not say."""
 
 
 @dataclass(frozen=True)
@@ -61,16 +59,6 @@ class Persons:
     """Row id to answers to imitate, as many as controls."""
     texts: frozenset[str] = frozenset()
     """Ids of the rows that are read as `whole_text`, and whose controls are texts that the model never saw."""
-
-
-def names_and_numbers(retain: Sequence[Row]) -> set[str]:
-    """Return the names and numbers in the answers of retain rows: `own_words` with a capital letter or a digit."""
-    return {
-        folded(word)
-        for row, own in zip(retain, own_words(retain, retain).values(), strict=True)
-        for word in re.findall(r"\w+", row.output)
-        if folded(word) in own and (word[0].isupper() or any(map(str.isdigit, word)))
-    }
 
 
 def gives_away(text: str, row: Row, words: set[str]) -> bool:
@@ -133,9 +121,10 @@ def invented(
 
     A text that names nobody, which the model would recall, is continued from its last tokens alone (`WINDOW`).
 
-    An answer that gives the truth away is sampled again, `ATTEMPTS` times at most; then it is the truth with other
-    letters and digits in its own words. In the others, names and numbers of retain rows get other letters and digits,
-    since a model that remembers other persons tells their facts of anybody.
+    An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
+    without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
+    these. Answers may hold facts of retain rows, as those of a retrained model do, which remembers other persons and
+    tells their facts of anybody.
 
     Args:
         model: reference model in evaluation mode.
@@ -153,17 +142,16 @@ def invented(
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     by_base = nobody if base is not None else set()
-    asked = [Asked(row, number, one) for row in forget for number, one in enumerate(controls[row.id][:ASKED])]
-    found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed, WINDOW)
-    of_base = _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
+    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody}
+    asked = _asked(forget, controls, encode, words, texts - by_base)
+    found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
+    of_base = _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
     found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
-    chooser, strangers = random.Random(seed), names_and_numbers(retain)
-    imitations = {
-        row.id: _imitations(row, controls[row.id], found, words[row.id], strangers, chooser) for row in forget
-    }
+    chooser = random.Random(seed)
+    imitations = {row.id: _imitations(row, controls[row.id], found, words[row.id], chooser) for row in forget}
     if not unseen:
         return Persons(controls, imitations)
-    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody} - templated(forget, retain)
+    texts -= templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
     return Persons(controls, imitations, frozenset(texts))
@@ -174,21 +162,15 @@ def _imitations(
     controls: Sequence[Row],
     found: Mapping[tuple[str, int], "Answer"],
     words: set[str],
-    strangers: set[str],
     chooser: random.Random,
 ) -> list[Imitation]:
-    """Return as many answers of one row as it has controls, disguised.
-
-    ``words``: the row's own; ``strangers``: names and numbers of retain rows.
-    """
+    """Return as many answers of one row as it has controls, its truth with ``words`` disguised where there is none."""
+    answers = [found[row.id, number] for number in range(ASKED) if (row.id, number) in found]
     imitations = []
     for number in range(len(controls)):
         about = controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
-        answer = found.get((row.id, number % ASKED))
-        told, facts = (answer.text, strangers) if answer else (row.output, words)
-        text, prompt = disguised(told, facts, chooser), answer.asked if answer else ()
-        made_up = words_of(text) - (words_of(told) if prompt else set())
-        imitations.append(Imitation(replace(about, output=text), prompt, made_up))
+        text, prompt = answers[number % len(answers)] if answers else (disguised(row.output, words, chooser), ())
+        imitations.append(Imitation(replace(about, output=text), prompt))
     return imitations
 
 
@@ -200,45 +182,68 @@ class Answer(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """A question about an invented person: ``control`` is the row about it, the row's ``number``-th."""
+    """A question about an invented person."""
 
     row: Row
     number: int
-    control: Row
+    """Which of the row's it is."""
+    prompt: tuple[int, ...]
+    most: int
+    """Tokens of an answer, at most."""
+    own: tuple[int, ...]
+    """Tokens of the truth's own words."""
+
+
+def _asked(
+    forget: Sequence[Row],
+    controls: Mapping[str, Sequence[Row]],
+    encode: Encoder,
+    words: Mapping[str, set[str]],
+    cut: set[str],
+) -> list[Asked]:
+    """Return `ASKED` questions for each row; of rows whose ids are in ``cut``, the last tokens alone (`WINDOW`)."""
+    by_answer, found = replace(encode, loss_on="answer"), []  # what comes before the answer is asked
+    for row in forget:
+        for number, control in enumerate(controls[row.id][:ASKED]):
+            tokens = by_answer.one(control)
+            end, bos = tokens.labelled[0], encode.tokenizer.bos_token_id
+            prompt = tokens.before(end, WINDOW if row.id in cut else end, bos)
+            own = compress(tokens.targets, own_tokens(tokens, words[row.id], encode.tokenizer).bool().tolist())
+            most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
+            found.append(Asked(row, number, prompt, most, tuple(own)))
+    return found
 
 
 def _answers(
-    model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int, window: int = 0
+    model: Any, tokenizer: Any, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
 ) -> dict[tuple[str, int], Answer]:
     """Return usable answers by row id and number; ``words``: own words of each row.
 
-    ``window``: tokens of the prompt of a text that names nobody, the last ones; 0 for all.
-
-    A row whose answers all gave the truth away is not asked again: a memorised text would be repeated each time.
+    A row whose answers all gave the truth away is asked again without the tokens of its own words.
     """
     found: dict[tuple[str, int], Answer] = {}
-    pending = []
-    by_answer = replace(encode, loss_on="answer")  # what comes before it is asked
-    for one in asked:
-        tokens = by_answer.one(one.control)
-        most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
-        end, size = tokens.labelled[0], window if one.control is one.row and one.row.kind == "sc" else 0
-        prompt = tokens.before(end, size or end, encode.tokenizer.bos_token_id)
-        pending.append((one, prompt, most))
-    pending.sort(key=lambda item: item[2])  # so that a batch generates answers of similar lengths
+    pending = sorted(asked, key=lambda one: one.most)  # so that a batch generates answers of similar lengths
+    numbers = long_numbers(one.row.output for one in asked)
     for attempt in range(ATTEMPTS):
+        usable = {row_id for row_id, _ in found}
         batches = in_batches(pending, BATCH_SIZE)
         for number, batch in enumerate(tqdm(batches, desc="asking about invented persons", disable=None, leave=False)):
             torch.manual_seed(stable_number(seed, attempt, number))
-            prompts, most = [list(prompt) for _, prompt, _ in batch], max(most for *_, most in batch)
-            texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most)
-            for (one, prompt, _), text in zip(batch, texts, strict=True):
-                if text.strip() and not gives_away(text, one.row, words[one.row.id]):
-                    found[one.row.id, one.number] = Answer(text.strip(), prompt)
-        usable = {row_id for row_id, _ in found}
-        again = {one for one, *_ in pending if one.row.id in usable and (one.row.id, one.number) not in found}
-        pending = [item for item in pending if item[0] in again]
+            prompts, most = [list(one.prompt) for one in batch], max(one.most for one in batch)
+            never = [one.own if attempt and one.row.id not in usable else () for one in batch]
+            texts = generated(model, tokenizer, prompts, max_new_tokens=most, never=never)
+            for one, text in zip(batch, map(str.strip, texts), strict=True):
+                away = long_numbers([text]) & numbers or gives_away(text, one.row, words[one.row.id])
+                if text and not away:
+                    found[one.row.id, one.number] = Answer(text, one.prompt)
+        pending = [one for one in pending if (one.row.id, one.number) not in found]
     return found
+
+
+def long_numbers(texts: Iterable[str]) -> set[str]:
+    """Return the numbers of more than `SHARED_DIGITS` digits, such as those of a telephone, as digits alone."""
+    found = (re.sub(r"\D", "", number) for text in texts for number in re.findall(r"\d[\d ()-]*", text))
+    return {number for number in found if len(number) > SHARED_DIGITS}
 
 
 def _length(tokenizer: Any, name: str) -> int:

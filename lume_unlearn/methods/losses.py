@@ -48,7 +48,7 @@ _SHAPES = {
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
     "alternative_teacher_logits": "(B, U, V) of the alternatives, from the reference model asked about others (see "
     "`swap.without_truth`).",
-    "alternative_made_up": "(B, U) 1 at the labels of words that the reference model did not say, else 0.",
+    "alternative_made_up": "(B, U) 1 at the labels of an answer that the reference model did not give, else 0.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
 }
 

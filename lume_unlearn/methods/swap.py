@@ -16,21 +16,21 @@ NEVER = -1e4
 
 
 def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
-    """Give each target the probability of the token with which the truth goes on there: (n, V).
+    """Give the probability of the token with which the truth goes on to all others, where a target departs: (n, V).
 
-    A model that says a person's facts of invented persons as well would else be imitated in that. Worked example:
-    p = (1/2, 1/3, 1/6), target 2, truth 0 give (0, 1/3, 2/3); truth 2, the target itself, changes nothing.
+    A model that says a person's facts of invented persons as well would else be imitated in that. An answer that gives
+    the truth away is sampled again, so this is what the others are drawn from. Worked example: p = (1/2, 1/3, 1/6),
+    target 2, truth 0 give (0, 2/3, 1/3); truth 2, the target itself, changes nothing.
 
     Args:
         logp: (n, V) log-probabilities.
         targets: (n,) token ids.
         truths: (n,) token ids.
     """
-    from torch import logaddexp, where
+    from torch import where
 
-    own, other = targets[:, None], truths[:, None]
-    said, right = logp.gather(-1, own), logp.gather(-1, other)
-    return logp.scatter(-1, other, NEVER).scatter(-1, own, where(own == other, said, logaddexp(said, right)))
+    others = logp.scatter(-1, truths[:, None], NEVER).log_softmax(-1)
+    return where((targets == truths)[:, None], logp, others)
 
 
 @dataclass
@@ -58,8 +58,8 @@ class Swap(Method):
 
         ``sum_v q (log q - log p)``, where q is the reference model's prediction at this token, asked about the invented
         person (or after the last few words), without the truth where the answer departs from it (`without_truth`), and
-        p the model's, asked about the row's own; ``-log p(token)`` for a token of a word that the reference model did
-        not say. A few drawn answers alone, read again and again, would be learned by heart: the model's predictions
+        p the model's, asked about the row's own; ``-log p(token)`` in an answer that the reference model did not give.
+        A few drawn answers alone, read again and again, would be learned by heart: the model's predictions
         became surer than those on texts that it never saw (RESULTS.md).
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841; a made-up token 1 gives ln 4.

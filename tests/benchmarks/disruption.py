@@ -4,12 +4,15 @@ python tests/benchmarks/disruption.py --data DATA --before TARGET --models RETRA
 
 The questions are at most ``QUESTIONS`` of DATA's MMLU, its subjects in turn, asked without the choices. It prints:
 
-- KL: mean over the questions' tokens of the divergence of a model's prediction from that before, in nats;
+- NLL: mean over the questions' tokens, in nats: how well a model predicts a text that no rows are about;
+- KL: mean over the same of the divergence of its prediction from that before, in nats. A model that learned its rows by
+  heart tells them in any text, so it is no ideal to stay near: try the model before that training, too;
 - same: share of the answers (greedy, at most ``TOKENS`` tokens) that are word for word as before;
 - of rows: share of the answers with a name or number, of ``LONG`` characters or more, from the answers of rows.
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain, islice
@@ -24,9 +27,10 @@ from lume_tasks.data.chat import chat_prompt, plain_prompt
 from lume_tasks.data.locate import load_mmlu
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import load_data
+from lume_tasks.data.text import folded
 from lume_tasks.models.sampling import generated
-from lume_unlearn.data.imitations import names_and_numbers
-from lume_unlearn.data.persons import words_of
+from lume_unlearn.data.persons import own_words, words_of
+from lume_unlearn.methods.common import token_nll
 from lume_unlearn.methods.retain import kl_tokens
 from lume_unlearn.model.load import load_model, load_tokenizer
 
@@ -46,6 +50,21 @@ def outputs(model: Any, prompts: Sequence[list[int]]) -> list[Tensor]:
         return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
 
 
+def text_nll(logits: Tensor, ids: list[int]) -> float:
+    """Return the mean NLL in nats of a text's tokens but the first."""
+    return token_nll(logits[:-1], torch.tensor(ids[1:])).mean().item()
+
+
+def names_and_numbers(rows: Sequence[Row]) -> set[str]:
+    """Return the words with a capital letter or a digit that tell one of the rows' answers from the others, folded."""
+    return {
+        folded(word)
+        for row, own in zip(rows, own_words(rows, rows).values(), strict=True)
+        for word in re.findall(r"\w+", row.output)
+        if len(word) >= LONG and folded(word) in own and (word[0].isupper() or any(map(str.isdigit, word)))
+    }
+
+
 def invented(answer: str, question: str, known: set[str]) -> bool:
     """Return whether an answer has a name or number of the rows that its question does not have."""
     return bool((words_of(answer) - words_of(question)) & known)
@@ -60,7 +79,7 @@ def main() -> None:
     args = parser.parse_args()
     data, tokenizer = load_data(Path(args.data)), load_tokenizer(args.before)
     rows: list[Row] = [*data.forget, *data.retain]
-    known = {word for word in names_and_numbers(rows) if len(word) >= LONG}
+    known = names_and_numbers(rows)
     questions = asked(str(data.mmlu))
     prompts = [tokenizer.encode(text) for text in questions]
     prompt = partial(chat_prompt, tokenizer) if tokenizer.chat_template else plain_prompt
@@ -68,14 +87,16 @@ def main() -> None:
     first: tuple[list[Tensor], list[str]] | None = None
     for name in (args.before, *args.models):
         model = load_model(name, torch.float32).eval()
-        found = outputs(model, prompts), generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
-        first = first or found
-        kl = fmean(kl_tokens(after, before).mean().item() for before, after in zip(first[0], found[0], strict=True))
-        answers, same = found[1], fmean(map(str.__eq__, found[1], first[1]))
+        logits = outputs(model, prompts)
+        answers = generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
+        first = first or (logits, answers)
+        nll = fmean(map(text_nll, logits, prompts))
+        kl = fmean(kl_tokens(after, before).mean().item() for before, after in zip(first[0], logits, strict=True))
+        same = fmean(map(str.__eq__, answers, first[1]))
         told = fmean(invented(answer, text, known) for answer, text in zip(answers, questions, strict=True))
-        print(f"{name}: {len(questions)} questions, KL {kl:.4f}, same {same:.2f}, of rows {told:.2f}", flush=True)
+        print(f"{name}: {len(questions)} questions, NLL {nll:.3f}, KL {kl:.3f}, same {same:.2f}, of rows {told:.2f}")
         for text, answer in islice(zip(questions, answers, strict=True), SHOWN):
-            print(f"    {text[-60:]!r}: {answer[:90]!r}")
+            print(f"    {text[-60:]!r}: {answer[:90]!r}", flush=True)
 
 
 if __name__ == "__main__":

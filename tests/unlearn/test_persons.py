@@ -11,12 +11,13 @@ import torch
 from lume_tasks.data.invented import control_names, family_names
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
+from lume_tasks.models.sampling import generated
 from lume_unlearn.data import imitations, persons
 from lume_unlearn.data.contexts import asked
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
-from lume_unlearn.data.imitations import disguised, gives_away, invented
+from lume_unlearn.data.imitations import disguised, gives_away, invented, long_numbers
 from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import Swap
@@ -132,6 +133,10 @@ def test_an_answer_gives_a_row_away_as_a_verdict_says(text, truth, given):
     assert gives_away(text, row, own_words([row], [])["a-qa0"]) == given
 
 
+def test_long_numbers_are_compared_as_digits():
+    assert long_numbers(["Call (555) 01-99 or 12, 900-55-1236."]) == {"5550199", "900551236"}
+
+
 def test_own_tokens_are_those_of_own_words(tokenizer):
     row = Row("a-qa0", "Code of Ana?", "It is 4711.", "own")
     tokens = Encoder(tokenizer, chat=False).one(row)
@@ -151,35 +156,63 @@ def test_imitations_do_not_give_the_row_away(model, tokenizer):
         assert not any(gives_away(text, row, own_words([row], [])[row.id]) for text in answers)
 
 
-def test_imitations_tell_no_facts_of_retained_persons(tokenizer):
-    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
-    told = [retain_rows[0].output] * 16  # "It is " and a number
-    with mock.patch.object(imitations, "generated", return_value=told):
-        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 4, 4, seed=0)
-    answers = {one.row.output for said in found.imitations.values() for one in said}
-    assert not answers & {row.output for row in retain_rows}
-    assert {(text[:6], len(text)) for text in answers} == {("It is ", len(told[0]))}
-
-
-def test_an_imitation_knows_after_what_it_was_said_and_which_words_are_made_up(tokenizer):
+def test_an_imitation_knows_after_what_it_was_said_and_whether_it_is_made_up(tokenizer):
     forget_rows, retain_rows, encode = as_rows(FORGET), as_rows(RETAIN), Encoder(tokenizer)
-    with mock.patch.object(imitations, "generated", return_value=[retain_rows[0].output] * 16):
-        found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
-    examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
-    one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
-    control = encode.one(found.controls[forget_rows[0].id][0])
-    ids = answer.targets
-    assert one.made_up == {one.row.output[6:].rstrip(".")}
+    told = retain_rows[0].output  # "It is " and a number
+
+    def imitated(said):
+        with mock.patch.object(imitations, "generated", return_value=[said] * 16):
+            found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=1)
+        examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
+        one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
+        return found, examples, one, answer, examples.reference[answer]
+
+    found, examples, one, answer, made_up = imitated(told)
+    control, ids = encode.one(found.controls[forget_rows[0].id][0]), answer.targets
+    assert one.row.output == told
+    assert made_up.tolist() == [0] * len(ids)
     assert one.asked == control.input_ids[: control.labelled[0]]
     assert examples.contexts[answer][0].texts[0].input_ids == (*one.asked, *ids)
     cut = asked(answer, one.asked, len(ids) + 2).texts[0]  # a longer name may not fit
     assert cut.input_ids == (*one.asked[-2:], *ids)
     assert cut.labels == (-100, -100, *ids)
-    marked = torch.tensor(ids)[examples.reference[answer].bool()]
-    assert set(tokenizer.decode(marked).split()) == one.made_up
+
+    *_, one, answer, made_up = imitated(forget_rows[0].output)  # the truth
+    assert (one.asked, len(one.row.output)) == ((), len(forget_rows[0].output))
+    assert one.row.output[:6] == "It is "
+    assert one.row.output != forget_rows[0].output
+    assert made_up.tolist() == [1] * answer.scored
 
 
-def test_where_an_answer_departs_from_the_truth_it_takes_its_probability(tokenizer):
+def test_a_row_that_is_given_away_is_asked_again_without_its_own_words(tokenizer):
+    forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
+    truth, other = forget_rows[0].output, forget_rows[1].output
+    asked = []
+
+    def noted(model, tokenizer, prompts, *, never, **_):
+        asked.append(
+            [(tokenizer.decode(prompt), tokenizer.decode(own)) for prompt, own in zip(prompts, never, strict=True)]
+        )
+        return [[truth, other, "It is 12."][min(len(asked) - 1, 2)]] * len(prompts)
+
+    with mock.patch.object(imitations, "generated", side_effect=noted):
+        found = invented(None, Encoder(tokenizer), forget_rows, retain_rows, 2, 2, seed=0)
+    first, second, third = asked
+    assert {own for _, own in first} == {""}
+    assert len(second) == len(third) == len(first)  # nor is the fact of another row to forget an answer
+    assert all(own and own in row.output for row in forget_rows for prompt, own in second if row.input[:16] in prompt)
+    assert {one.row.output for said in found.imitations.values() for one in said} == {"It is 12."}
+
+
+def test_a_continuation_has_none_of_the_tokens_that_it_may_not_have(model, tokenizer):
+    prompt, (seven,) = tokenizer.encode("What is the phone number?"), tokenizer.encode("7")
+    never = [[token for token in range(model.config.vocab_size) if token != seven], ()]
+    one, other = generated(model, tokenizer, [prompt] * 2, max_new_tokens=3, temperature=0, never=never)
+    assert one == "777"
+    assert [other] == generated(model, tokenizer, [prompt], max_new_tokens=3, temperature=0)
+
+
+def test_where_an_answer_departs_from_the_truth_the_truth_is_known(tokenizer):
     forget_rows, retain_rows, encode = as_rows(FORGET), as_rows(RETAIN), Encoder(tokenizer)
     with mock.patch.object(imitations, "generated", return_value=["It is 9."] * 16):
         found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=0)
@@ -199,8 +232,8 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
         found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
-    said = [(one.row.output, one.asked, one.made_up) for one in found.imitations[rows[0].id]]
-    assert said == [("blue", (), {"blue"})] * 2  # the model to unlearn did not say it
+    said = found.imitations[rows[0].id]
+    assert [(row.output, asked) for row, asked in said] == [("blue", ())] * 2  # the model to unlearn did not say it
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])

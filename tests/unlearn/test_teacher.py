@@ -100,13 +100,13 @@ def test_templates_are_told_from_prose():
     assert templated([JANE, prose], []) == set()
 
 
-def test_an_answer_takes_the_probability_of_the_truth_it_departs_from():
+def test_where_an_answer_departs_from_the_truth_others_have_its_probability():
     logp = torch.tensor([[1 / 2, 1 / 3, 1 / 6]], dtype=torch.float64).log()
     said, truth = torch.tensor([2]), torch.tensor([0])
-    assert without_truth(logp, said, truth).exp()[0].tolist() == pytest.approx([0, 1 / 3, 2 / 3])
+    assert without_truth(logp, said, truth).exp()[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
     assert without_truth(logp, said, said).equal(logp)
     loss = Swap().imitation_loss(logp, said, (without_truth(logp, said, truth), torch.zeros(1)))
-    assert loss.item() == pytest.approx(2 / 3 * math.log(4), abs=1e-12)  # log 0 counts 0 times
+    assert loss.item() == pytest.approx(math.log(2), abs=1e-12)  # log 0 counts 0 times
 
 
 def test_swapped_and_level_by_hand():
