@@ -164,7 +164,7 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     for imitation, prompt in imitations:
         said = tokens[imitation]
         own_prompt = said.input_ids[: said.labelled[0]]
-        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context, truths[imitation.id])])
+        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context, truths.get(imitation.id, ()))])
         if said not in reference:  # an answer such as yes may be that of a forget row
             reference[said] = torch.full((said.scored,), float(not prompt))
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...

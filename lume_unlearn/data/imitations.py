@@ -37,7 +37,8 @@ WINDOW = 8
 """Last tokens of the prompt of a text that names nobody, which the reference model continues. After 32 a model of 135 M
 parameters recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
 ANOTHER = 4
-"""Each this many imitations is asked about an invented person, the others about the row's own."""
+"""Each this many imitations is asked about an invented person, the others about the row's own; of a text that is tied
+to unseen ones, each this many is such a text as a whole, on which nothing should change."""
 
 
 class Imitation(NamedTuple):
@@ -153,7 +154,12 @@ def invented(
         return Persons(controls, imitations)
     texts -= templated(forget, retain)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
-    controls |= {row_id: [next(strange) for _ in range(others)] for row_id in sorted(texts)}
+    for row_id in sorted(texts):
+        controls[row_id] = [next(strange) for _ in range(others)]
+        for number in range(ANOTHER - 1, others, ANOTHER):
+            control = controls[row_id][number]
+            tokens = encode.one(control)
+            imitations[row_id][number] = Imitation(control, tokens.input_ids[: tokens.labelled[0]])
     return Persons(controls, imitations, frozenset(texts))
 
 

@@ -88,7 +88,7 @@ class Swap(Method):
            unlikely for everybody, and words that other rows use as well are left alone.
         3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
            asked about this person and about others. Of a text that names nobody, what it wrote after the last few
-           words.
+           words, and of the texts that the model never saw, what it predicts of them now.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.

@@ -1,19 +1,19 @@
-"""What unlearning does to the rest: predictions on general text, and answers to unrelated questions.
+"""What unlearning does to the rest: predictions on texts that no row holds, and answers to unrelated questions.
 
 python tests/benchmarks/disruption.py --data DATA --before TARGET --models RETRAINED OUT/unlearned
 
 The questions are at most ``QUESTIONS`` of DATA's MMLU, its subjects in turn, asked without the choices. It prints:
 
-- NLL: mean over the questions' tokens, in nats: how well a model predicts a text that no rows are about;
-- KL: mean over the same of the divergence of its prediction from that before, in nats. A model that learned its rows by
-  heart tells them in any text, so it is no ideal to stay near: try the model before that training, too;
+- NLL: mean over the questions' tokens, and over those of DATA's non-members, in nats;
+- KL: mean over the questions' tokens of the divergence of a model's prediction from that before, in nats. A model that
+  learned its rows by heart tells them in any text, so it is no ideal to stay near: try the model before that, too;
 - same: share of the answers (greedy, at most ``TOKENS`` tokens) that are word for word as before;
 - of rows: share of the answers with a name or number, of ``LONG`` characters or more, from the answers of rows.
 """
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -35,6 +35,8 @@ from lume_unlearn.methods.retain import kl_tokens
 from lume_unlearn.model.load import load_model, load_tokenizer
 
 QUESTIONS, TOKENS, SHOWN, LONG = 50, 32, 6, 4
+MOST = 1024
+"""Tokens of a text that are read."""
 
 
 def asked(mmlu: str) -> list[str]:
@@ -44,10 +46,12 @@ def asked(mmlu: str) -> list[str]:
     return list(islice((text for text in found if text.endswith("?")), QUESTIONS))
 
 
-def outputs(model: Any, prompts: Sequence[list[int]]) -> list[Tensor]:
-    """Return the logits after each token of a prompt: (tokens, V)."""
-    with torch.no_grad():
-        return [model(torch.tensor([prompt])).logits[0] for prompt in prompts]
+def outputs(model: Any, texts: Sequence[list[int]]) -> Iterator[Tensor]:
+    """Return the logits after each token of a text: (tokens, V)."""
+    for ids in texts:
+        with torch.no_grad():
+            logits = model(torch.tensor([ids])).logits[0]
+        yield logits
 
 
 def text_nll(logits: Tensor, ids: list[int]) -> float:
@@ -84,17 +88,19 @@ def main() -> None:
     prompts = [tokenizer.encode(text) for text in questions]
     prompt = partial(chat_prompt, tokenizer) if tokenizer.chat_template else plain_prompt
     chats = [tokenizer.encode(prompt(text)) for text in questions]
+    texts = [tokenizer.encode(text)[:MOST] for text in data.nonmembers]
     first: tuple[list[Tensor], list[str]] | None = None
     for name in (args.before, *args.models):
         model = load_model(name, torch.float32).eval()
-        logits = outputs(model, prompts)
+        logits = list(outputs(model, prompts))
         answers = generated(model, tokenizer, chats, max_new_tokens=TOKENS, temperature=0)
         first = first or (logits, answers)
         nll = fmean(map(text_nll, logits, prompts))
+        unseen = fmean(map(text_nll, outputs(model, texts), texts))
         kl = fmean(kl_tokens(after, before).mean().item() for before, after in zip(first[0], logits, strict=True))
         same = fmean(map(str.__eq__, answers, first[1]))
         told = fmean(invented(answer, text, known) for answer, text in zip(answers, questions, strict=True))
-        print(f"{name}: {len(questions)} questions, NLL {nll:.3f}, KL {kl:.3f}, same {same:.2f}, of rows {told:.2f}")
+        print(f"{name}: NLL {nll:.3f}, {unseen:.3f}, KL {kl:.3f}, same {same:.2f}, of rows {told:.2f}")
         for text, answer in islice(zip(questions, answers, strict=True), SHOWN):
             print(f"    {text[-60:]!r}: {answer[:90]!r}", flush=True)
 

@@ -264,13 +264,16 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     rows, unseen = as_rows([*given, template]), text_rows(["A quick brown dog who slept.", "Two red birds flew."])
     answers = [["blue"] * 1000] * 9
     with mock.patch.object(imitations, "generated", side_effect=lambda m, t, prompts, **_: answers[0][: len(prompts)]):
-        found = invented(None, Encoder(tokenizer), rows, as_rows([*RETAIN, other]), 2, 3, 0, unseen=unseen)
+        found = invented(None, Encoder(tokenizer), rows, as_rows([*RETAIN, other]), 2, 4, 0, unseen=unseen)
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
-    assert [one.row.input for one in found.imitations[tale.id]] == [tale.input] * 3
+    assert [one.row.input for one in found.imitations[tale.id]][:3] == [tale.input] * 3
+    whole = found.imitations[tale.id][3]
+    assert whole.row == found.controls[tale.id][3]
+    assert tokenizer.decode(whole.asked).strip() == whole.row.input
     assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])
-    method = Swap(controls=2, answers=3)
+    method = Swap(controls=2, answers=4)
     examples = encoded_examples(method, Encoder(tokenizer), rows, as_rows(RETAIN), None, found)
     own, control = examples.forget[0], examples.control[0]
     assert tokenizer.decode(own.input_ids, skip_special_tokens=True) == "Once there was a blue fox who sang."
@@ -278,4 +281,8 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     assert "there" in tokenizer.decode(own.targets)
     assert examples.reference[own].any()
     assert not examples.reference[control].any()
-    assert len(examples.forget) == 3 + 2 * len(FORGET) + 3
+    assert len(examples.forget) == 4 + 2 * len(FORGET) + 4
+    kept = examples.contexts[examples.alternative[3]][0]
+    assert kept.texts[0].input_ids == examples.control[3].input_ids  # its own prediction is kept
+    assert kept.substitute_ids == examples.control[3].targets
+    assert not examples.reference[examples.control[3]].any()
