@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import groupby, pairwise
 from typing import Any
 
@@ -35,7 +36,9 @@ def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
     Returns:
         The questions, what is wrong with the chat, and how often something was left out or changed.
     """
-    chat = _from_json(chat)
+    if isinstance(chat, str):  # a table's cell
+        with suppress(json.JSONDecodeError):
+            chat = json.loads(chat)
     counts: Counter[str] = Counter()
     if not isinstance(chat, list) or not all(isinstance(turn, Mapping) for turn in chat):
         return [], ['is not a chat, a list of {"role": ..., "content": ...}'], counts
@@ -48,18 +51,7 @@ def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
             problems.append(f"turn {number} of the chat: {error}")
     if problems:
         return [], problems, counts
-    items = _questions(_joined(turns), counts)
-    return items, [], counts
-
-
-def _from_json(chat: Any) -> Any:
-    """Return the chat of a table's cell, which holds JSON."""
-    if not isinstance(chat, str):
-        return chat
-    try:
-        return json.loads(chat)
-    except json.JSONDecodeError:
-        return chat
+    return _questions(_joined(turns), counts), [], counts
 
 
 def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:

@@ -104,7 +104,7 @@ def scan(
     if path.suffix not in SUFFIXES:
         return {}, [(0, "is neither .jsonl nor .parquet")]
     try:
-        objects, faults = read_parquet(path, fields) if path.suffix == ".parquet" else read_jsonl(path)
+        objects, faults = read_parquet(path, fields) if path.suffix == ".parquet" else parse_jsonl(*read_lines(path))
     except OSError as error:
         return {}, [unreadable(error)]
     valid: dict[int, dict[str, Any]] = {}
@@ -148,17 +148,9 @@ def utf8_lines(content: bytes) -> tuple[dict[int, str], list[Fault]]:
     return lines, faults
 
 
-def read_jsonl(path: Path) -> tuple[dict[int, Any], list[Fault]]:
-    """Return the parsed lines of a JSONL file by number, and its faults; OSError if it cannot be read."""
-    lines, faults = read_lines(path)
-    objects, bad = parse_jsonl(lines)
-    return objects, faults + bad
-
-
-def parse_jsonl(lines: dict[int, str]) -> tuple[dict[int, Any], list[Fault]]:
-    """Return the parsed lines of JSONL by number, and the faults."""
+def parse_jsonl(lines: dict[int, str], faults: list[Fault]) -> tuple[dict[int, Any], list[Fault]]:
+    """Return the parsed lines of JSONL by number, and the faults with those of other lines."""
     objects: dict[int, Any] = {}
-    faults: list[Fault] = []
     for number, line in lines.items():
         if not line.strip():
             continue

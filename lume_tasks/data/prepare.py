@@ -55,10 +55,6 @@ class _Split:
     duplicates: list[str] = field(default_factory=list)  # a line on each item left out
     shared: list[str] = field(default_factory=list)
 
-    @property
-    def sides(self) -> dict[str, list[Item]]:
-        return dict(zip(SIDES, (self.forget, self.retain), strict=True))
-
 
 def prepare(forget: list[Path], retain: list[Path], output: Path, options: Options, listed: bool = False) -> str:
     """Write ``forget.jsonl`` and, if there are retain rows, ``retain.jsonl`` to the folder ``output``.
@@ -97,9 +93,10 @@ def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepar
         DataError: lists everything wrong with the files and the options.
     """
     split = _split(forget, retain, options)
-    rows = {side: _rows(side, items) for side, items in split.sides.items()}
-    raise_problems([f"{row.id}: {fault}" for side in SIDES for row in rows[side] for fault in row_problems(vars(row))])
-    return Prepared(rows["forget"], rows["retain"], _summary(split), _listing(split, rows))
+    rows, kept = _rows("forget", split.forget), _rows("retain", split.retain)
+    raise_problems([f"{row.id}: {fault}" for row in (*rows, *kept) for fault in row_problems(vars(row))])
+    listing = _listing([*split.forget, *split.retain], [*rows, *kept])
+    return Prepared(rows, kept, _summary(split), listing)
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
@@ -199,7 +196,8 @@ def _summary(split: _Split) -> list[str]:
     lines += _list("files that are not UTF-8 (if letters are wrong, name their encoding: --encoding)", read.encodings)
     lines += split.where.summary() if split.where else []
     lines += _made([*split.forget, *split.retain])
-    lines += [f"{what}: {_places(places)}" for what, places in read.counts.items()]
+    for what, places in read.counts.items():
+        lines.append(f"{what}: {places.total()} ({', '.join(first_few(list(places), PLACES))})")
     lines += _list("fields that no row was made of", read.unused)
     lines += _list("left out, since no row can be made of them", read.skipped)
     lines += _list("duplicates left out", split.duplicates)
@@ -212,11 +210,6 @@ def _summary(split: _Split) -> list[str]:
     return lines
 
 
-def _places(places: Counter[str]) -> str:
-    """Return a number, and the first places that it is counted at."""
-    return f"{places.total()} ({', '.join(first_few(list(places), PLACES))})"
-
-
 def _made(items: list[Item]) -> list[str]:
     """Say where texts were cut, and how chat questions are asked."""
     lines = []
@@ -225,20 +218,16 @@ def _made(items: list[Item]) -> list[str]:
         cuts = f"{notes['sentence']} at a sentence end, {notes['word']} between words (no sentence end inside)"
         lines.append(f"texts cut into input and output: {cuts}")
     context = sum(bool(item.turns) for item in items)
-    if context:
-        lines.append(
-            f"chat questions asked after the turns before them: {context}; asked alone as well: {notes[ALONE]}"
-        )
-    return lines
+    alone = f"asked alone as well: {notes[ALONE]}"
+    return lines + ([f"chat questions asked after the turns before them: {context}; {alone}"] if context else [])
 
 
-def _listing(split: _Split, rows: dict[str, list[Row]]) -> list[str]:
+def _listing(items: list[Item], rows: list[Row]) -> list[str]:
     """List every row with its id and place."""
     lines = []
-    for side, items in split.sides.items():
-        for row, item in zip(rows[side], items, strict=True):
-            shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
-            lines.append(f"{row.id}  {item.place}  {shown}")
+    for item, row in zip(items, rows, strict=True):
+        shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
+        lines.append(f"{row.id}  {item.place}  {shown}")
     return lines
 
 

@@ -22,12 +22,12 @@ DELIMITERS = ",;\t|"
 
 @dataclass
 class Source:
-    """What one file holds: objects by line, faults, the encoding ("" for UTF-8), and the number of empty lines."""
+    """What one file holds: objects by line, faults, the number of empty lines, and the encoding ("" for UTF-8)."""
 
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    encoding: str = ""
     empty: int = 0
+    encoding: str = ""
 
 
 def source_files(paths: Iterable[Path]) -> list[Path]:
@@ -55,8 +55,7 @@ def read_source(path: Path, options: Options) -> Source:
         if suffix == ".parquet":
             source = Source(*read_parquet(path))
         elif suffix == ".xlsx":
-            objects, faults, empty = read_xlsx(path)
-            source = Source(objects, faults, empty=empty)
+            source = Source(*read_xlsx(path))
         else:
             source = _parse(path.read_bytes(), suffix, options)
     except OSError as error:
@@ -80,14 +79,13 @@ def _parse(content: bytes, suffix: str, options: Options) -> Source:
     if suffix == ".jsonl":
         lines = dict(enumerate(text.split("\n"), 1))
         blank = sum(not line.strip() for line in lines.values()) - (not text.rpartition("\n")[2].strip())
-        return Source(*without_surrogates(*parse_jsonl(lines)), encoding, blank)
+        return Source(*parse_jsonl(lines, []), blank, encoding)
     if suffix == ".json":
-        return Source(*_parse_json(text, options), encoding)
+        return Source(*_parse_json(text, options), encoding=encoding)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if suffix in TABLES:
-        objects, faults, empty = _parse_csv(text)
-        return Source(objects, faults, encoding, empty)
-    return Source({0: {"text": text}} if text.strip() else {}, [], encoding)
+        return Source(*_parse_csv(text), encoding)
+    return Source({0: {"text": text}} if text.strip() else {}, encoding=encoding)
 
 
 def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault]]:
@@ -97,7 +95,7 @@ def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault
     except json.JSONDecodeError as error:
         return {}, [(error.lineno, f"is bad JSON: {error.msg} (column {error.colno})")]
     if isinstance(objects, dict) and objects:
-        lists = [value for value in objects.values() if isinstance(value, list) and any(map(_is_object, value))]
+        lists = [v for v in objects.values() if isinstance(v, list) and any(isinstance(one, dict) for one in v)]
         lower = {str(name).strip().lower(): value for name, value in objects.items()}
         objects = lists[0] if len(lists) == 1 and names_of(lower, options) is None else [objects]
     if isinstance(objects, list) and objects and all(map(_is_turn, objects)):
@@ -105,10 +103,6 @@ def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault
     if not isinstance(objects, list):
         return {}, [(0, "is neither a list of JSON objects nor one with fields: write [...] around the objects")]
     return without_surrogates(dict(enumerate(objects, 1)), [])
-
-
-def _is_object(value: Any) -> bool:
-    return isinstance(value, dict)
 
 
 def _is_turn(value: Any) -> bool:

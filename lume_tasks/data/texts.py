@@ -59,7 +59,8 @@ def _parts(text: str) -> list[tuple[str, str]]:
         The whole text as the only part if it has a size of at most two.
     """
     units = list(_UNIT.finditer(text))
-    sizes = list(accumulate((1 / (PART_CHARACTERS if _one(unit) else PART_WORDS) for unit in units), initial=0.0))
+    most = (PART_CHARACTERS if re.match(f"[{UNSPACED}]", unit[0]) else PART_WORDS for unit in units)
+    sizes = list(accumulate((1 / number for number in most), initial=0.0))
     if sizes[-1] <= 2 + 1e-9:  # sums of fractions
         return [(text, "")]
     starts = [unit.start() for unit in units]
@@ -83,7 +84,3 @@ def _parts(text: str) -> list[tuple[str, str]]:
                 break
     limits = [*(end for end, _ in cuts), len(text)]
     return [(text[a:b].strip(), note) for (a, b), (_, note) in zip(pairwise(limits), cuts, strict=True)]
-
-
-def _one(unit: re.Match[str]) -> bool:
-    return bool(re.match(f"[{UNSPACED}]", unit[0]))

@@ -207,7 +207,7 @@ def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> 
     Raises:
         DataError: ``lume_chat`` is neither true nor false, or the tokenizer or its template cannot be used.
     """
-    chat = chat_of(metadata)
+    chat = flag_of(metadata, "lume_chat", True)
     tokenizer = load_tokenizer(metadata) if chat else None
     for doc in docs:
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
@@ -215,12 +215,12 @@ def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> 
         doc["prompt"] = render(doc["input"], doc["turns"])
 
 
-def chat_of(metadata: Mapping[str, Any]) -> bool:
-    """Return metadata ``lume_chat``, true by default; `DataError` if it is neither true nor false."""
-    chat = metadata.get("lume_chat", True)
-    if not isinstance(chat, bool):
-        raise DataError(f"metadata lume_chat has to be true or false, not {chat!r}")
-    return chat
+def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
+    """Return an option of the metadata; `DataError` if it is neither true nor false."""
+    flag = metadata.get(name, default)
+    if not isinstance(flag, bool):
+        raise DataError(f"metadata {name} has to be true or false, not {flag!r}")
+    return flag
 
 
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:

@@ -77,9 +77,8 @@ class Matcher:
         return {row for row, words in own.items() if len(words) >= FEW or any(map(str.isdecimal, "".join(words)))}
 
     def _is_guess(self, row: Row) -> bool:
-        return is_guess(row.output, self.common[row.id]) or bool(
-            self._answers.get(_plain(row.output), set()) - {row.stem}
-        )
+        elsewhere = self._answers.get(_plain(row.output), set()) - {row.stem}
+        return bool(elsewhere) or is_guess(row.output, self.common[row.id])
 
     def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
         return row.id in answers and is_known(row.kind, row.output, answers[row.id], self.common[row.id])

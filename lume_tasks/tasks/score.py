@@ -12,9 +12,8 @@ from lm_eval.api.group import Group
 
 from lume_tasks.data import locate
 from lume_tasks.data.rows import ROW_TASKS
-from lume_tasks.errors import DataError
 from lume_tasks.metrics import aggregate, intervals
-from lume_tasks.tasks.base import check_metadata
+from lume_tasks.tasks.base import check_metadata, flag_of
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
 
@@ -33,9 +32,7 @@ class LumeScore(Group):
         metadata = config.get("metadata") or {}
         check_metadata(metadata)
         super().__init__(name=config["task"], metadata={"version": metadata.get("version")})
-        self.partial = metadata.get("lume_partial", False)
-        if not isinstance(self.partial, bool):
-            raise DataError(f"metadata lume_partial has to be true or false, not {self.partial!r}")
+        self.partial = flag_of(metadata, "lume_partial", False)
 
     @property
     def has_aggregation(self) -> bool:

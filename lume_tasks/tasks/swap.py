@@ -22,7 +22,7 @@ from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, chat_of, load_tokenizer, rows_of
+from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, flag_of, load_tokenizer, rows_of
 from lume_tasks.tasks.memorization import answer_length
 
 _log = logging.getLogger("lume_tasks")
@@ -108,7 +108,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well), and
     ``lume_swap_seed``, of the names (0).
     """
-    controls, chat = metadata.get("lume_swap_controls", CONTROLS), chat_of(metadata)
+    controls, chat = metadata.get("lume_swap_controls", CONTROLS), flag_of(metadata, "lume_chat", True)
     if not isinstance(controls, int) or controls < FEWEST:
         raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {controls!r}")
     rows, _ = rows_of(metadata)
