@@ -56,9 +56,13 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Load models and data, run the probes, and print a table or, with ``--before``, the verdict."""
+    from lume_tasks.data.source import load_data
+    from lume_unlearn.audit.probes import audit, audit_table
+    from lume_unlearn.audit.rows import limited
     from lume_unlearn.audit.stages import UNFINISHED
+    from lume_unlearn.audit.verdict import wanted_probes
     from lume_unlearn.data.documents import read_texts
-    from lume_unlearn.data.sources import Source
+    from lume_unlearn.data.sources import earlier_rows, named_directory
 
     given = [
         f"--{name}"
@@ -77,47 +81,35 @@ def execute(options: dict[str, Any]) -> int:
         options["unrelated"] = read_texts("unrelated", options["unrelated"])
     if "probes" in options:
         options["probes"] = names(options["probes"])
-    whole = Source(**take(options, ("data", "split"))).loaded()
-    assert whole is not None, "None only where files are named"
-    judge = _verdict if "before" in options else _audit
-    status = judge(whole, output, options)
+    whole = load_data(named_directory(options.pop("data", None)), options.pop("split", "all"))
+    forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
+    require = names(options.pop("require", None))
+    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
+    # A wrong probe ends the command before anything is loaded, a wrong model before anything is scored.
+    options["probes"] = wanted_probes(data, options.get("probes"), require, options)
+    loading, status = take(options, LOADING), 0
+    model, tokenizer, device = audited = load_audited(**loading)
+    name = loading.get("peft") or loading["model"]
+    if "before" in options:
+        status = _verdict(audited, whole, output, name, loading, options | {"require": require, "forgotten": forgotten})
+    else:
+        options.pop("limit", None)
+        print(audit_table(audit(model.to(device), tokenizer, data, output=output, name=name, **options)))
     print(f"Written to {output}.")
     return status
 
 
-def _audit(whole: Any, output: Path, options: dict[str, Any]) -> int:
-    from lume_unlearn.audit.probes import audit, audit_table
-    from lume_unlearn.audit.rows import limited
-    from lume_unlearn.audit.verdict import wanted_probes
-
-    data = limited(whole, options.pop("limit", 0), options.get("seed", 0))
-    # A wrong one ends the command before anything is loaded.
-    options["probes"] = wanted_probes(data, options.get("probes"), (), options)
-    loading = take(options, LOADING)
-    model, tokenizer, device = load_audited(**loading)
-    name = loading.get("peft") or loading["model"]
-    found = audit(model.to(device), tokenizer, data, output=output, name=name, **options)
-    print(audit_table(found))
-    return 0
-
-
-def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
-    """Load the unlearned model first, so that a wrong one ends the command before anything is scored."""
+def _verdict(
+    audited: Any, whole: Any, output: Path, name: str, loading: dict[str, Any], options: dict[str, Any]
+) -> int:
     from lume_unlearn.audit.probes import write_audit
-    from lume_unlearn.audit.rows import limited
     from lume_unlearn.audit.stages import UNFINISHED
-    from lume_unlearn.audit.verdict import verdict, wanted_probes
+    from lume_unlearn.audit.verdict import verdict
     from lume_unlearn.audit.writing import write_verdict
-    from lume_unlearn.data.sources import earlier_rows
 
+    model, tokenizer, device = audited
     show_pii, request = options.pop("show_pii", False), options.pop("request", "")
-    others = take(options, ("before", "control"))
-    forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
-    require, tasks = names(options.pop("require", None)), names(options.pop("tasks", None))
-    data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    options["probes"] = wanted_probes(data, options.get("probes"), require, options)
-    loading = take(options, LOADING)
-    model, tokenizer, device = load_audited(**loading)
+    others, options["tasks"] = take(options, ("before", "control")), names(options.get("tasks"))
 
     def load(role: str, folder: str) -> tuple[Any, Any]:
         model.to("cpu")  # one model at a time on the device
@@ -125,18 +117,10 @@ def _verdict(whole: Any, output: Path, options: dict[str, Any]) -> int:
         return other.to(device), own
 
     loaders: dict[str, Any] = {role: partial(load, role, folder) for role, folder in others.items()}
-    name, resume = loading.get("peft") or loading["model"], output / UNFINISHED
+    options |= {"after_each": lambda scores: write_audit(scores, output, name, whole.split)}
+    resume = output / UNFINISHED
     found = verdict(
-        lambda: (model.to(device), tokenizer),
-        tokenizer,
-        **vars(whole),
-        **loaders,
-        tasks=tasks,
-        require=require,
-        forgotten=forgotten,
-        resume=resume,
-        after_each=lambda scores: write_audit(scores, output, name, whole.split),
-        **options,
+        lambda: (model.to(device), tokenizer), tokenizer, **vars(whole), **loaders, resume=resume, **options
     )
     write_verdict(found, output, show_pii, request)
     resume.unlink()

@@ -39,13 +39,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         message, status = str(error), error.code
     except KeyboardInterrupt:
-        again, resumed = "the same command continues", "--resume continues from the last checkpoint"
+        same = command in ("audit", "compare")
+        advice = "the same command continues" if same else "--resume continues from the last checkpoint"
+        message, status = f"stopped by SIGINT without saving; {advice}", 130
         if command == "forget":
             message = "stopped; finished work is kept in the output folder: give the same command again to continue"
-        else:
-            advice = again if command in ("audit", "compare") else resumed
-            message = f"stopped by SIGINT without saving; {advice}"
-        status = 130
     print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
     return status
 

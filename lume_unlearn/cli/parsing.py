@@ -57,8 +57,7 @@ class Parser(jsonargparse.ArgumentParser):
         """Return the given options as YAML, without what a recipe may not set."""
         cfg = cfg.clone()
         cfg.pop("trust_remote_code", None)
-        printed: str = super().dump(cfg, *args, **kwargs)
-        return printed
+        return str(super().dump(cfg, *args, **kwargs))
 
 
 def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:

@@ -22,11 +22,11 @@ def add_options(parser: Any) -> None:
 
 def execute(options: dict[str, Any]) -> int:
     """Compute the hashes again, and print what no longer matches (exit status 1); so for the ledger beside it."""
+    from lume_tasks.data.source import load_data
     from lume_unlearn.audit.writing import verify
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
     from lume_unlearn.cli.forget import DATA
-    from lume_unlearn.cli.training import take
-    from lume_unlearn.data.sources import Source
+    from lume_unlearn.data.sources import named_directory
     from lume_unlearn.forget.ledger import LEDGER, ledger_faults, read_ledger
 
     path = options.pop("verdict")
@@ -38,8 +38,7 @@ def execute(options: dict[str, Any]) -> int:
     beside = Path(path).parent / DATA
     if "data" not in options and beside.is_dir():  # of `forget`
         options["data"] = str(beside)
-    data = Source(**take(options, ("data", "split"))).loaded()
-    assert data is not None, "None only where files are named"
+    data = load_data(named_directory(options.pop("data", None)), options.pop("split", "all"))
     model, _, _ = load_audited(**options, device="cpu")
     faults = verify(content, model, data)
     entries = read_ledger(Path(path).parent / LEDGER)
