@@ -78,7 +78,7 @@ UNSUPPORTED_VALUES: Mapping[str, tuple[str, str]] = {
 """Option to a pattern of values that cannot work, and why."""
 
 
-def option(default: Any, text: str) -> Any:
+def option(text: str, default: Any = None) -> Any:
     """Declare a field with a help text."""
     return field(default=default, metadata={"help": text})
 
@@ -101,81 +101,75 @@ class UnlearningArguments(TrainingArguments):
         ConfigError: names every option that is outside its range or not supported.
     """
 
-    num_train_epochs: PositiveFloat | None = option(
-        None, "Epochs: how often each forget row is used. Default: the method's."
-    )
+    num_train_epochs: PositiveFloat | None = option("Epochs: how often each forget row is used. Default: the method's.")
     per_device_train_batch_size: PositiveInt | None = option(
-        None, "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
+        "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
     )
     learning_rate: PositiveFloat | None = option(
-        None, "Peak learning rate. Default: the method's, or by the size of the model."
+        "Peak learning rate. Default: the method's, or by the size of the model."
     )
     warmup_steps: float | None = option(
-        None, "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
+        "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
     )
-    lr_scheduler_type: str | None = option(None, "Learning rate after the warm-up. Default: the method's.")
-    max_grad_norm: NonNegativeFloat | None = option(
-        None, "Gradient norm above which gradients are scaled down; 0: never."
-    )
-    bf16: bool | None = option(None, "Forward passes in bfloat16. Default: where the GPU has it.")
-    save_strategy: str | None = option(None, "When to save checkpoints: no, steps or epoch.")
-    save_steps: float | None = option(None, "Optimiser steps between checkpoints. Default: none are saved.")
-    save_total_limit: int | None = option(2, "Checkpoints to keep.")
-    logging_steps: float = option(1, "Optimiser steps between two entries of the loss history.")
+    lr_scheduler_type: str | None = option("Learning rate after the warm-up. Default: the method's.")
+    max_grad_norm: NonNegativeFloat | None = option("Gradient norm above which gradients are scaled down; 0: never.")
+    bf16: bool | None = option("Forward passes in bfloat16. Default: where the GPU has it.")
+    save_strategy: str | None = option("When to save checkpoints: no, steps or epoch.")
+    save_steps: float | None = option("Optimiser steps between checkpoints. Default: none are saved.")
+    save_total_limit: int | None = option("Checkpoints to keep.", 2)
+    logging_steps: float = option("Optimiser steps between two entries of the loss history.", 1)
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool | None = False
-    report_to: Any = option("none", "Where to report to: none, tensorboard, wandb, ...")
+    report_to: Any = option("Where to report to: none, tensorboard, wandb, ...", "none")
 
-    retain_term: RetainTerm | None = option(None, "Loss on retain rows: nll, kl, js, nll+kl, states or none.")
-    forget_weight: NonNegativeFloat | None = option(None, "Weight of the loss on forget rows. Default: the method's.")
-    retain_weight: NonNegativeFloat | None = option(None, "Weight of the loss on retain rows. Default: the method's.")
-    kl_weight: NonNegativeFloat | None = option(None, "Weight of the KL divergence within the retain term nll+kl.")
-    loss_on: Literal["answer", "text"] = option("answer", "Labelled tokens: the answer and EOS, or the whole text.")
-    chat: bool = option(True, "Train questions of your own tasks through the tokenizer's chat template, if it has one.")
+    retain_term: RetainTerm | None = option("Loss on retain rows: nll, kl, js, nll+kl, states or none.")
+    forget_weight: NonNegativeFloat | None = option("Weight of the loss on forget rows. Default: the method's.")
+    retain_weight: NonNegativeFloat | None = option("Weight of the loss on retain rows. Default: the method's.")
+    kl_weight: NonNegativeFloat | None = option("Weight of the KL divergence within the retain term nll+kl.")
+    loss_on: Literal["answer", "text"] = option("Labelled tokens: the answer and EOS, or the whole text.", "answer")
+    chat: bool = option("Train questions of your own tasks through the tokenizer's chat template, if it has one.", True)
     max_length: PositiveInt | None = option(
-        None, "Truncate rows to this many tokens. Default: a row that does not fit is refused."
+        "Truncate rows to this many tokens. Default: a row that does not fit is refused."
     )
     max_tokens: PositiveInt | None = option(
-        None, "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by the free memory."
+        "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by the free memory."
     )
     weights: Literal["float32", "bfloat16", "masters"] = option(
-        "float32",
         "Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or masters: "
         "bfloat16 in forward and backward passes, float32 in the optimiser and in the result.",
+        "float32",
     )
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = option(
-        "same", "Copy of the reference model, where a method needs one: same, bfloat16, int8 (needs torchao) or cpu."
+        "Copy of the reference model, where a method needs one: same, bfloat16, int8 (needs torchao) or cpu.", "same"
     )
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = option(
-        "auto", "Attention of packed rows: auto, or one of transformers' own that is installed."
+        "Attention of packed rows: auto, or one of transformers' own that is installed.", "auto"
     )
     monitor_steps: NonNegativeInt = option(
-        10, "Optimiser steps between two measurements of the NLL of a few rows; 0: the first and the last only."
+        "Optimiser steps between two measurements of the NLL of a few rows; 0: the first and the last only.", 10
     )
     collapse_bound: PositiveFloat = option(
-        1.0, "Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse."
+        "Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse.", 1.0
     )
     on_collapse: Literal["warn", "stop", "rollback"] = option(
-        "warn", "What to do then: warn; stop with an error; rollback to the last good weights and end."
+        "What to do then: warn; stop with an error; rollback to the last good weights and end.", "warn"
     )
     robust: Literal["none", "sam", "path", "select"] = option(
-        "none",
         "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
         "weights; path: take the forget gradient at weights after a simulated relearning; select: damp the directions "
         "that the forget gradients of all rows share.",
+        "none",
     )
-    sam_rho: PositiveFloat = option(0.01, "SAM radius.")
-    path_every: PositiveInt = option(5, "Optimiser steps between two simulated relearnings.")
-    path_steps: PositiveInt = option(4, "Steps of each relearning, on 8 forget rows each.")
-    path_rate: PositiveFloat = option(1e-4, "Learning rate of the relearning (AdamW).")
-    select_share: PositiveFloat = option(0.25, "Share of the components of each weight's gradient that select damps.")
+    sam_rho: PositiveFloat = option("SAM radius.", 0.01)
+    path_every: PositiveInt = option("Optimiser steps between two simulated relearnings.", 5)
+    path_steps: PositiveInt = option("Steps of each relearning, on 8 forget rows each.", 4)
+    path_rate: PositiveFloat = option("Learning rate of the relearning (AdamW).", 1e-4)
+    select_share: PositiveFloat = option("Share of the components of each weight's gradient that select damps.", 0.25)
     evaluate_tasks: str | None = option(
-        None, "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
+        "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
     )
-    evaluate_limit: PositiveInt | None = option(
-        None, "With --eval_strategy: documents of each task to score. Default: all."
-    )
+    evaluate_limit: PositiveInt | None = option("With --eval_strategy: documents of each task to score. Default: all.")
 
     def __post_init__(self) -> None:
         """Check the options; those that are filled in later (`filled_in`) stay None."""

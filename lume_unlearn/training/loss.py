@@ -115,13 +115,11 @@ class LossTerms:
 
     def _rows(self, batch: Pack, side: Side, values: Tensor | None) -> Rows:
         """Return one side's values, with the reference NLL if the method needs it."""
-        tokens, rows, none = batch.tokens_of(side), batch.rows_of(side), batch.reference[:0]
-        reference = none
-        needs = self.method.needs
+        tokens, rows, known = batch.tokens_of(side), batch.rows_of(side), batch.reference
+        needs, reference = self.method.needs, known[:0]
         own_words = needs.persons and side in ("forget", "control")
         if side in needs.reference_nll or own_words or (needs.teacher and side == "forget"):
             # without a teacher, the level of every token is 0 before the shift
-            known = batch.reference
             reference = known[tokens] if len(known) else known.new_zeros(tokens.stop - tokens.start)
-        count = rows.stop - rows.start
-        return Rows(none if values is None else values, batch.rows[tokens] - rows.start, count, reference)
+        values = known[:0] if values is None else values
+        return Rows(values, batch.rows[tokens] - rows.start, rows.stop - rows.start, reference)

@@ -87,14 +87,13 @@ def run(
             given["base"] = load.load_model(base, torch.float32, trusted, "--base")
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading.get("tuning", "lora")}
         of_texts = "--unseen FILE" if trainer.method.needs.persons else "--loss_on text"
         whole = args.loss_on == "text" or (trainer.method.needs.persons and unseen)
         members = members_line(source.members(), trainer.forget, "" if whole else of_texts)
         if members and trainer.is_world_process_zero():
             print(members, flush=True)
         trainer.logs_advice = False  # `saved` comes first
-        _train_and_save(trainer, start, checkpoint)
+        _train_and_save(trainer, model, loading.get("tuning", "lora"), checkpoint)
     if trainer.is_world_process_zero():
         saved(output)
     trainer.log_advice()
@@ -129,8 +128,7 @@ def finetune_files(
         loading = FINETUNING | loading
         loaded, tokenizer = load_trained(model, args, **loading)
         trainer = FinetuneTrainer(loaded, tokenizer, found, args, until)
-        start = {"model": fingerprint(loaded, model, adapter=False), "tuning": loading["tuning"]}
-        _train_and_save(trainer, start, checkpoint)
+        _train_and_save(trainer, model, loading["tuning"], checkpoint)
     return output
 
 
@@ -180,15 +178,15 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
         yield found[0] if found else None
 
 
-def _train_and_save(trainer: UnlearningTrainer, start: dict[str, Any], checkpoint: Path | None) -> None:
+def _train_and_save(trainer: UnlearningTrainer, model: str, tuning: str, checkpoint: Path | None) -> None:
     """Train, stopping with a checkpoint when a signal comes, print a summary, and save.
 
-    ``start`` is recorded: the model that the training starts from, and what is trained.
+    Recorded are ``model``, from which the training starts, and ``tuning``: what is trained.
 
     Raises:
         Interrupted: a signal stopped the training, and a checkpoint is saved.
     """
-    trainer.record.extra |= start
+    trainer.record.extra |= {"model": fingerprint(trainer.model, model, adapter=False), "tuning": tuning}
     stop = Stop()
     trainer.add_callback(stop)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step

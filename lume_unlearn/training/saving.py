@@ -30,18 +30,17 @@ class SavingTrainer(Trainer):
         """
         if _internal_call:
             with float32_weights(self.model):
-                return super().save_model(output_dir, _internal_call=True)
+                super().save_model(output_dir, _internal_call=True)
+            return
         output = Path(str(output_dir or self.args.output_dir))
         with writing(output):
             if self.is_world_process_zero():
                 fresh_partial(output)
             self.accelerator.wait_for_everyone()
-            with float32_weights(self.model):
-                super().save_model(str(output / PARTIAL), _internal_call=True)
+            self.save_model(str(output / PARTIAL), _internal_call=True)
             if self.is_world_process_zero():
                 publish_result(output / PARTIAL, output)
                 self.record.write(output, finished=True)
-        return None
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write Trainer's checkpoint into ``.partial`` and move it to its place when it is complete."""

@@ -15,10 +15,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX
-from lume_unlearn.model.forward import Passes, row_values
+from lume_unlearn.model.forward import row_values
 from lume_unlearn.model.masters import float32_weights
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
@@ -44,11 +43,6 @@ SAMPLE = 16
 Entry = dict[str, float]
 """One measurement: ``step``, and ``forget_nll``, ``retain_nll`` and ``forgotten_nll`` (token means in nats) where there
 are rows."""
-
-
-def mean_nll(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int) -> float:
-    """Compute the mean NLL of all labelled tokens of some rows, in nats, without dropout."""
-    return float(torch.cat(row_values(model, passes, rows, max_tokens)).mean())
 
 
 class Monitor(TrainerCallback, ExportableState):
@@ -138,7 +132,8 @@ class Monitor(TrainerCallback, ExportableState):
             trainer, entry = self.trainer, Entry(step=step)
             for side, rows in self.rows.items():
                 if rows:
-                    entry[f"{side}_nll"] = mean_nll(model, trainer.logit_passes, rows, trainer.max_tokens)
+                    nlls = row_values(model, trainer.logit_passes, rows, trainer.max_tokens)
+                    entry[f"{side}_nll"] = float(torch.cat(nlls).mean())
             self.measured.append(entry)
         return self.measured[-1]
 

@@ -143,10 +143,8 @@ def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
 
 def inputs_sha256(read: Sequence[Row] | Mapping[str, Any]) -> str:
     """SHA-256 (hexadecimal) of the JSON of a dictionary, or of the ids, inputs, outputs and tasks of rows, in order."""
-    if isinstance(read, Mapping):
-        return hashlib.sha256(json.dumps(dict(read)).encode()).hexdigest()
-    fields = [[row.id, row.input, row.output, row.task] for row in read]
-    return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+    plain = dict(read) if isinstance(read, Mapping) else [(row.id, row.input, row.output, row.task) for row in read]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 
 def _lora(config: Any) -> dict[str, Any]:
