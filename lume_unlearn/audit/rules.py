@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
-from lume_tasks.metrics.matching import FEW
 from lume_tasks.metrics.swap import DRAWS, SwapResult
 from lume_unlearn.errors import ConfigError
 
@@ -33,37 +32,6 @@ Changes = Literal["nothing", "prompt", "weights", "sampling"]
 EXIT: dict[Status, int] = {"gone": 0, "not gone": 1, "cannot be told": 3}
 DAMAGED = 4
 """Exit status of "gone" if the rest was not kept."""
-
-RULES = (
-    "A row counts as known if the generated text contains the right answer. Dates and numbers are compared by value "
-    "in any usual notation; case, accents and punctuation do not count. Parts of a text, or of an answer of more "
-    "than five words, count only by own words, which are neither in the prompt nor in retain rows of other documents: "
-    "an own date, e-mail address or number of six digits; half of the own words; or eight words in a row with an own "
-    "one, or twelve of any. So a few words of a template do not count. Long texts are judged in parts.",
-    "The swap test asks each question that names somebody also about invented persons, and compares how likely "
-    "the right answer is. If the model never learned a link between person and answer, the person's rank among "
-    "the invented ones is random. Tied: the answers are likelier for the person. Avoided: they are less likely, "
-    f"which betrays the person as well. Both are said from a p-value of {TIED:g}, with a factor beyond {ALIKE:g}, or "
-    "the square root of the target's factor if that is smaller, or one over it. For a name alone says something, too, "
-    "such as how usual it is, which makes some answers a little likelier.",
-    "Not gone: the model gives a forget row away, as asked or in any probe; or the swap "
-    f"test says tied or avoided; or, of {COMPLETED:.0%} or more of the rows that it knew, it completes the answer "
-    f"once its beginning is given (an extraction strength of more than {LEFT:.0%} of what it was); only answers count "
-    f"here with {FEW} words of their own, or one with a digit. An answer that "
-    "may be a guess (yes, no, a small number, the answer of another row) counts only if it is likelier for its person "
-    f"than for all invented ones, and the swap test of all rows has p = {LEANING:g} or less (tied); what a control "
-    "model gives away as well does not count.",
-    f"A probe is informative if the model knows in it at least {LEFT:.0%} of the retain rows that the target "
-    "knew. The swap test is informative if it finds the answers tied to the persons of the forget rows in the target, "
-    "and to those of the retain rows in the unlearned model, if these rows name somebody.",
-    "Cannot be told: the target knew no forget row; or the unlearned model knows no retain row; or no informative "
-    "probe changed the weights; or neither the swap test nor a probe that changed the prompt is informative; or right "
-    "answers may be guesses, and the swap test is not informative; or the swap test finds a small difference "
-    f"(p-value up to {LEANING:g}), or its interval is not between {1 / ALIKE:g} and {ALIKE:g} or, if that is wider, "
-    f"within the square root of the target's factor (at most {COARSE:g}): less than half of its tie in nats.",
-    "Gone: none of this applies. The rest is kept if the model still knows the given share of the retain rows "
-    f"that it knew (--keep, {KEPT:g} by default).",
-)
 
 
 @dataclass(frozen=True)
@@ -166,7 +134,7 @@ def decide(
     earlier: Sequence[Earlier] = (),
     keep: float = KEPT,
 ) -> Decision:
-    """Decide whether the forget rows are gone, and whether the rest was kept, by `RULES`.
+    """Decide whether the forget rows are gone, and whether the rest was kept, by the rules of ``report/rules.txt.j2``.
 
     Args:
         before: rows that the target knew.

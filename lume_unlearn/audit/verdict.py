@@ -173,7 +173,7 @@ def verdict(
     after_each: Callable[[dict[str, Scores]], None] | None = None,
     **options: Any,
 ) -> Verdict:
-    """Score a model before and after unlearning, run probes on the unlearned one, and apply the rules (`rules.RULES`).
+    """Score a model before and after unlearning, run probes on the unlearned one, and apply the rules (`rules.decide`).
 
     The plan with an estimate of the minutes is printed first.
 

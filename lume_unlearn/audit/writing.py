@@ -10,6 +10,7 @@ from typing import Any
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.metrics.matching import FEW
 from lume_unlearn.audit import rules
 from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.verdict import Verdict
@@ -126,7 +127,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
         "compared": rules.compared(now) if now else "",
         "lines": verdict.lines()[2:],
         "reasons_in_words": [_in_words(reason) for reason in verdict.reasons],
-        "rules": rules.RULES,
+        "rules": template("rules.txt.j2").render(vars(rules), FEW=FEW).splitlines(),
         "show_pii": show_pii,
         "versions": versions(),
     }
