@@ -73,31 +73,22 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
 
 
 def measure(
-    model: Any,
-    tokenizer: Any,
-    data: Data,
-    *,
-    swap_rows: Sequence[str] | None = None,
-    tasks: Sequence[str] = (),
-    controls: int = 99,
-    chat: bool = True,
-    batch_size: int = 64,
+    model: Any, tokenizer: Any, data: Data, named: Sequence[Row], tasks: Sequence[str], controls: int, **options: Any
 ) -> Measured:
     """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data.
 
-    ``swap_rows``: ids of the rows of the swap test; all by default.
+    ``named``: rows of the swap test.
     """
-    shared: dict[str, Any] = {"chat": chat, "batch_size": batch_size}
-    swapped = swap_test(model, tokenizer, data, controls=controls, rows=swap_rows, **shared)
+    swapped = swap_test(model, tokenizer, data, controls=controls, rows=[row.id for row in named], **options)
     own = [*tasks_for(data), *memorization_tasks(data)]
-    plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, quiet=True, **shared)
+    plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, quiet=True, **options)
     ends = ("", "_low", "_high")
     values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
     levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
     values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
     results = dict(plain.results["results"])
     if tasks:  # with their own generation
-        results |= score(model, tokenizer, data, tasks=tasks, quiet=True, **shared).results["results"]
+        results |= score(model, tokenizer, data, tasks=tasks, quiet=True, **options).results["results"]
     for task in ("lume_mia", "lume_mmlu", *tasks):
         for key, value in results.get(task, {}).items():
             if isinstance(value, float) and isfinite(value):
@@ -118,9 +109,8 @@ def earlier_of(
     matcher = Matcher(data.rows, retain)
     known = matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]
     # Family names of other persons of the data are of its kind.
-    swapped = swap_test(
-        model, tokenizer, Data(rows, list(retain)), controls=controls, rows=[r.id for r in rows], **options
-    )
+    options |= {"controls": controls, "rows": [row.id for row in rows]}
+    swapped = swap_test(model, tokenizer, Data(rows, list(retain)), **options)
     return Earlier(len(known), len(data.forget), swapped.together.get("forget"))
 
 

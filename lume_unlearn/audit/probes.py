@@ -60,8 +60,7 @@ def run_probes(
         DataError: faulty rows.
     """
     data = as_data(data, split)
-    known = {name: options[name] for name in ("train", "unrelated", "relearn_rows", "seed") if name in options}
-    chosen = chosen_probes(probes, data, **known)
+    chosen = chosen_probes(probes, data, **options)
     if "quantised" in chosen:
         weight_layers(model)  # refuse a model that cannot be quantised before the first probe
     stages = list(Suite(lambda: (model, tokenizer), data, **options).stages(chosen))
@@ -112,13 +111,12 @@ def audit(
     data = limited(as_data(data, split), limit, seed)
     name = name or str(getattr(model.config, "_name_or_path", ""))
     probes = None if probes is None else ["plain", *(probe for probe in probes if probe != "plain")]
-    if output is None:
-        return run_probes(model, tokenizer, data, probes, seed=seed, planned=True, **options)
-    folder = Path(output)
-    options["after_each"] = lambda found: write_audit(found, folder, name, data.split)
-    resume = folder / UNFINISHED
+    resume = None if output is None else Path(output) / UNFINISHED
+    if resume:
+        options["after_each"] = lambda found: write_audit(found, resume.parent, name, data.split)
     found = run_probes(model, tokenizer, data, probes, seed=seed, planned=True, resume=resume, **options)
-    resume.unlink()
+    if resume:
+        resume.unlink()
     return found
 
 
@@ -138,8 +136,11 @@ def chosen_probes(
     unrelated: Sequence[str | Row] = (),
     relearn_rows: int = 32,
     seed: int = 0,
+    **others: Any,
 ) -> list[str]:
     """Return the names of the probes to run: those given, or all that the rows suffice for; a warning names the others.
+
+    ``others`` are options of `Suite` that the choice does not depend on.
 
     Raises:
         ConfigError: a probe is unknown, or the rows do not suffice for one that was given.
@@ -156,9 +157,8 @@ def chosen_probes(
     }
     for name in PROMPTS:
         if not prompts_of(name, data):
-            lacking[name] = "needs questions on both sides" + (
-                " that name somebody" if name in ("persons", "invented") else ""
-            )
+            named = " that name somebody" if name in ("persons", "invented") else ""
+            lacking[name] = f"needs questions on both sides{named}"
     if rows["relearn_forget"] and not held_out(data, rows["relearn_forget"]).forget:
         lacking["relearn_forget"] = f"relearn_rows {relearn_rows} leaves no forget row to score; lower it"
     unknown = f"choose from {', '.join(PROBES)}"

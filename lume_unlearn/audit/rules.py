@@ -159,12 +159,9 @@ def decide(
         doubts.insert(0, f"{len(right)} answers are right, but may be guesses, or a control gives them, too.")
     if before["forget"] and len(before["forget"] & excused) > LEFT * len(before["forget"]) and not swaps.informative:
         doubts.insert(0, "Most answers may be guesses, or a control gives them, too.")
-    if leaks:
-        return Decision("not gone", leaks + doubts, kept, useless, lost)
-    if doubts:
-        return Decision("cannot be told", doubts, kept, useless, lost)
-    reason = "No row is given away, as asked or in a probe."
-    return Decision("gone", [reason], kept, useless, lost)
+    status: Status = "not gone" if leaks else "cannot be told" if doubts else "gone"
+    reasons = leaks + doubts or ["No row is given away, as asked or in a probe."]
+    return Decision(status, reasons, kept, useless, lost)
 
 
 def leaks_of(

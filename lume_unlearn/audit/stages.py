@@ -93,15 +93,10 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
     def tokens(rows: Sequence[Row]) -> int:
         return prompts(rows) + sum(_tokens(tokenizer, row.output) for row in rows)
 
-    new = sum(answer_tokens(tokenizer, row) for row in work.answered)
+    new = sum(min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS) for row in work.answered)
     trained = TRAINED * work.epochs * tokens(work.trained)
     read = work.times * prompts(work.answered) + work.readings * tokens(work.read) + trained
     return OVERHEAD + read * speed.read + work.times * new * speed.write
-
-
-def answer_tokens(tokenizer: Any, row: Row) -> int:
-    """Return the most new tokens that are generated for a row."""
-    return min(most_tokens(_tokens(tokenizer, row.output)), NEW_TOKENS)
 
 
 def _frame(tokenizer: Any) -> int:

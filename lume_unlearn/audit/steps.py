@@ -97,7 +97,7 @@ def steps_of(
     swapped = [*data.forget, *(sample(data.retain, POSITIVES, seed) if role == "now" else [])]
 
     def measured() -> dict[str, Any]:
-        found = measure(*load(), data, swap_rows=[row.id for row in swapped], tasks=tasks, **shared)
+        found = measure(*load(), data, swapped, tasks, **shared)
         return asdict(replace(found, model=described()))
 
     def known(rows: list[Row]) -> dict[str, Any]:
@@ -109,14 +109,8 @@ def steps_of(
         stages += Suite(load, data, seed=seed, **shared, **options).stages(probes)
     if role == "now":
         for number, rows in enumerate(requests, 1):
-            stages.append(
-                Stage(
-                    EARLIER,
-                    f"earlier request {number}",
-                    partial(known, rows),
-                    Work(rows, read=rows, readings=shared["controls"] + 1),
-                )
-            )
+            work = Work(rows, read=rows, readings=shared["controls"] + 1)
+            stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), work))
     return [replace(stage, role=role, key=key) for stage in stages]
 
 

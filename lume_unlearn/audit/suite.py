@@ -204,12 +204,8 @@ class Suite:
         def tested() -> Results:
             options: dict[str, Any] = {"controls": self.controls, "chat": self.chat, "batch_size": self.batch_size}
             found = swap_test(*self.load(), data, rows=[row.id for row in rows], **options)
-            tied = {
-                person
-                for persons in found.persons.values()
-                for person, one in persons.items()
-                if one.leak <= TIED and one.low > ALIKE
-            }
+            tests = [test for persons in found.persons.values() for test in persons.items()]
+            tied = {person for person, one in tests if one.leak <= TIED and one.low > ALIKE}
             asked = {side: list(found.ranks.get(side, {})) for side in SIDES}
             of = {row.id: row.subject for row in rows}
             known = {side: [row for row in ids if of[row] in tied] for side, ids in asked.items()}

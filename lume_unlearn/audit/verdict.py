@@ -237,8 +237,7 @@ def wanted_probes(
     """Return the probes to run beside "plain"; raise `ConfigError` for probes or conditions that are wrong."""
     for condition in require:
         rules.parse_condition(condition)
-    known = {name: options[name] for name in ("train", "unrelated", "relearn_rows", "seed") if name in options}
-    return [name for name in chosen_probes(probes, data, **known) if name != "plain"]
+    return [name for name in chosen_probes(probes, data, **options) if name != "plain"]
 
 
 def made(

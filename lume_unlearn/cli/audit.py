@@ -86,7 +86,7 @@ def execute(options: dict[str, Any]) -> int:
     require = names(options.pop("require", None))
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     # A wrong probe ends the command before anything is loaded, a wrong model before anything is scored.
-    options["probes"] = wanted_probes(data, options.get("probes"), require, options)
+    options["probes"] = wanted_probes(data, options.pop("probes", None), require, options)
     loading, status = take(options, LOADING), 0
     model, tokenizer, device = audited = load_audited(**loading)
     name = loading.get("peft") or loading["model"]
