@@ -48,6 +48,11 @@ def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None
     return next(iter(filled + there), None)
 
 
+def lower_names(obj: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an object with the names of its fields in lower case, without white space at their ends."""
+    return {str(name).strip().lower(): value for name, value in obj.items()}
+
+
 def as_text(value: Any) -> str:
     """Return a value of a file as text: "" for None, 3 for 3.0, the day alone for midnight, JSON for what is nested."""
     if value is None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.encodings import decoded
-from lume_tasks.data.fields import Options, names_of
+from lume_tasks.data.fields import Options, lower_names, names_of
 from lume_tasks.data.files import Fault, parse_jsonl, read_parquet, unreadable, without_surrogates
 from lume_tasks.data.sheets import read_xlsx
 from lume_tasks.errors import quote
@@ -62,13 +62,9 @@ def read_source(path: Path, options: Options) -> Source:
         return Source(faults=[unreadable(error)])
     if not source.objects and not source.faults:
         source.faults = [(0, "is empty: it holds no rows")]
-    others = {line for line, obj in source.objects.items() if not isinstance(obj, dict)}
-    source.faults += [(line, "is not a JSON object") for line in others]
-    source.objects = {
-        line: {str(name).strip().lower(): value for name, value in obj.items()}
-        for line, obj in source.objects.items()
-        if line not in others
-    }
+    objects = {line: lower_names(obj) for line, obj in source.objects.items() if isinstance(obj, dict)}
+    source.faults += [(line, "is not a JSON object") for line in source.objects.keys() - objects.keys()]
+    source.objects = objects
     return source
 
 
@@ -96,8 +92,7 @@ def _parse_json(text: str, options: Options) -> tuple[dict[int, Any], list[Fault
         return {}, [(error.lineno, f"is bad JSON: {error.msg} (column {error.colno})")]
     if isinstance(objects, dict) and objects:
         lists = [v for v in objects.values() if isinstance(v, list) and any(isinstance(one, dict) for one in v)]
-        lower = {str(name).strip().lower(): value for name, value in objects.items()}
-        objects = lists[0] if len(lists) == 1 and names_of(lower, options) is None else [objects]
+        objects = lists[0] if len(lists) == 1 and names_of(lower_names(objects), options) is None else [objects]
     if isinstance(objects, list) and objects and all(map(_is_turn, objects)):
         objects = [{"messages": objects}]
     if not isinstance(objects, list):

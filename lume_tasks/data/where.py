@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any
 
-from lume_tasks.data.fields import as_text
+from lume_tasks.data.fields import as_text, lower_names
 from lume_tasks.errors import DataError, quote
 
 _SHOWN = 5  # names or values in a message
@@ -83,8 +83,7 @@ def parse_where(text: str) -> Where:
 
 def value_of(obj: Mapping[str, Any], column: str) -> tuple[bool, Any]:
     """Return whether an object has the column, and its value; the part after a dot names a field of a nested object."""
-    lower = {str(name).strip().lower(): value for name, value in obj.items()}
-    column = column.lower()
+    lower, column = lower_names(obj), column.lower()
     if column in lower:
         return True, lower[column]
     for dot in (match.start() for match in re.finditer(r"\.", column)):

@@ -119,11 +119,8 @@ def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozense
     if found and len(found) >= max(SHARE * len(own), min(FEW, len(own))):
         return True
     names = {word for word in own if not word.isdecimal() or len(word) >= SECRET}
-    return any(
-        names.intersection(run) or size == LONG_RUN
-        for size in (RUN, LONG_RUN)
-        for run in _runs(wanted, size) & _runs(given, size)
-    )
+    repeated = _runs(wanted, RUN) & _runs(given, RUN)
+    return any(map(names.intersection, repeated)) or bool(_runs(wanted, LONG_RUN) & _runs(given, LONG_RUN))
 
 
 def _follows(word: str, common: frozenset[str]) -> bool:

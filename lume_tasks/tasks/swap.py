@@ -17,7 +17,7 @@ from lm_eval.api.instance import Instance
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.invented import control_names, family_names, locales_of, texts_of
-from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
@@ -164,7 +164,7 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
         ValueError: the question does not name the subject, or no token boundary separates question and answer.
     """
     question = row.question or row.input
-    asked = through_template(tokenizer, row.task if row.task in TASKS else OWN, "qa", chat)
+    asked = through_template(tokenizer, row.task, "qa", chat)
     texts = [question, *(swapped(question, subject, name) for name in names)]
     render = partial(chat_prompt, tokenizer) if asked else plain_prompt
     prompts = [render(text, row.turns) for text in texts]
@@ -172,16 +172,8 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
     if tokenizer.eos_token and tokenizer.encode(f"{continuation}{tokenizer.eos_token}")[-1] == tokenizer.eos_token_id:
         continuation += tokenizer.eos_token
     lengths = {answer_length(tokenizer, prompt, continuation) for prompt in prompts}
-    return {
-        "id": row.id,
-        "side": side,
-        "person": subject,
-        "input": question,
-        "output": row.output,
-        "prompts": prompts,
-        "continuation": continuation,
-        "tokens": max(lengths),
-    }
+    doc = {"id": row.id, "side": side, "person": subject, "input": question, "output": row.output}
+    return doc | {"prompts": prompts, "continuation": continuation, "tokens": max(lengths)}
 
 
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
