@@ -246,9 +246,8 @@ def made(
     """Apply the rules to what was measured of the target, the unlearned model and, if there is one, the control."""
     measured = found.measured
     before, now, control = measured["before"], measured["now"], measured.get("control")
-    scores = {
-        title: one for title, one in found.probed.get("now", {}).items() if one.asked.get("forget") and not one.control
-    }
+    on_now = found.probed.get("now", {}).items()
+    scores = {title: one for title, one in on_now if one.asked.get("forget") and not one.control}
     knew, know = (matcher.known(one.plain.answers) for one in (before, now))
     guesses = matcher.guesses()
     knew["retain"] -= guesses["retain"]

@@ -43,6 +43,8 @@ TEXTS = {
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
+FOR_VERDICT = ("control", "controls", "keep", "require", "tasks", "forgotten", "request", "show_pii")
+"""Options that have a meaning only with ``--before``."""
 LOADING = ("model", "peft", "trust_remote_code", "device")
 """Options that say which model is audited, and where."""
 MODELS = ("model", "peft", "device", "before", "control")
@@ -64,11 +66,7 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.data.documents import read_texts
     from lume_unlearn.data.sources import earlier_rows, named_directory
 
-    given = [
-        f"--{name}"
-        for name in ("control", "controls", "keep", "require", "tasks", "forgotten", "request", "show_pii")
-        if options.get(name)
-    ]
+    given = [f"--{name}" for name in FOR_VERDICT if options.get(name)]
     if given and "before" not in options:
         raise ConfigError(f"{', '.join(given)}: only with --before, which asks for a verdict")
     if options.get("top_p", 1) > 1:

@@ -73,9 +73,8 @@ class Comparison:
         self.finals[MODELS] = make_queue(MODELS, same, self._models())
         for name, contestant in self.contestants.items():
             task = {"contestant": name, "fixed": {}, "setting": self.best(name)}
-            work = [
-                {"slot": f"seed {seed}", "seed": seed, **task} for seed in range(self.seeds if task["setting"] else 0)
-            ]
+            seeds = range(self.seeds if task["setting"] else 0)
+            work = [{"slot": f"seed {seed}", "seed": seed, **task} for seed in seeds]
             self.finals[name] = make_queue(f"final {name}", same | contestant.identity(), work)
         self._work(self.finals.values(), self._run_final)
         for row, error in self.finals[MODELS].errors().items():

@@ -5,6 +5,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lume_tasks.data.files import place, scan
@@ -75,10 +76,8 @@ def variants(
     found = []
     for number, row in enumerate(forget):
         chooser = random.Random(f"{seed} {number}")
-        if given is None:
-            found.append([_applied(row, names.substitutes(row, chooser)) for _ in range(count)])
-        else:
-            found.append([_applied(row, _given(row, given, chooser)) for _ in range(count)])
+        words = partial(names.substitutes, row, chooser) if given is None else partial(_given, row, given, chooser)
+        found.append([_applied(row, words()) for _ in range(count)])
     return found
 
 

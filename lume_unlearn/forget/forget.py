@@ -4,8 +4,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -168,7 +168,9 @@ def forget(
     wanted = wanted_probes(data, probes, (), options | probing)
     texts = None if unseen is None else text_rows(unseen)
     request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress(), texts)
-    with _folder(output) as folder:
+    holder: Any = TemporaryDirectory() if output is None else nullcontext(output)
+    with holder as place, only_run(Path(place)):
+        folder = Path(place)
         request.require_same(folder)
         judge = request.look()
         first, planned = request.plan(wanted, tries)
@@ -199,11 +201,7 @@ class Request:
     def __post_init__(self) -> None:
         """Give each model a function that loads it."""
         self.load = loaders_of({"before": self.model, "control": self.base}, self.tokenizer)
-
-    @property
-    def seed(self) -> int:
-        """Return the seed."""
-        return int(self.options["seed"])
+        self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
         """Refuse a folder with tries of other rows, options or another model; write down what this request is of."""
@@ -307,14 +305,3 @@ def tries_before(folder: Path) -> int:
     if not finished.is_file() or not (folder / TRIES).is_dir():
         return 0
     return len(json.loads(finished.read_text(encoding="utf-8")))
-
-
-@contextmanager
-def _folder(output: str | Path | None) -> Iterator[Path]:
-    """Yield the folder of a request, locked; without one a temporary folder."""
-    if output is None:
-        with TemporaryDirectory() as folder:
-            yield Path(folder)
-        return
-    with only_run(Path(output)):
-        yield Path(output)

@@ -69,11 +69,8 @@ def ledger_faults(entries: Sequence[dict[str, Any]], model: str, rows: str) -> l
         model: SHA-256 of the model that the last entry is said to be of.
         rows: SHA-256 of its forget rows.
     """
-    faults = [
-        f"Entry {number} of {LEDGER} was changed, or one before {number + 1} is missing."
-        for number, (entry, after) in enumerate(pairwise(entries), 1)
-        if after["previous_sha256"] != _hash(entry)
-    ]
+    changed = [n for n, (entry, after) in enumerate(pairwise(entries), 1) if after["previous_sha256"] != _hash(entry)]
+    faults = [f"Entry {n} of {LEDGER} was changed, or one before {n + 1} is missing." for n in changed]
     if entries and entries[-1]["model_now"] != model:
         faults.append(f"The last entry of {LEDGER} is of another model.")
     if entries and entries[-1]["rows"]["forget"] != rows:

@@ -106,8 +106,8 @@ class Judge:
     data: Data
     """Rows, at most `MOST` of each side, long ones in parts."""
     matcher: Matcher
-    chat: bool
-    batch_size: int
+    asking: Mapping[str, Any]
+    """Options of scoring: ``chat`` and ``batch_size``."""
     known: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Side to the ids of the rows that the target knew, without guesses."""
     tied: SwapResult | None = None
@@ -121,13 +121,11 @@ class Judge:
 
     def answered(self, model: Any) -> dict[str, set[str]]:
         """Return the ids of the rows that a model gives away on each side; forget rows also in another wording."""
-        reworded = [
-            replace(row, input=REPHRASINGS[0].format(row.input)) for row in self.data.forget if row.kind == "qa"
-        ]
+        questions = [row for row in self.data.forget if row.kind == "qa"]
+        reworded = [replace(row, input=REPHRASINGS[0].format(row.input)) for row in questions]
         found: dict[str, set[str]] = {side: set() for side in SIDES}
         for data in (self.data, *([Data(reworded, [])] if reworded else [])):
-            options: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "quiet": True}
-            scores = score(model, self.tokenizer, data, metadata=SHORT, **options)
+            scores = score(model, self.tokenizer, data, metadata=SHORT, quiet=True, **self.asking)
             for side, ids in self.matcher.known(scores.answers).items():
                 found[side] |= ids
         return found
@@ -141,12 +139,12 @@ class Judge:
 
     def swap(self, model: Any) -> SwapResult | None:
         """Run the swap test on the forget rows; None if they name nobody."""
-        options: dict[str, Any] = {"controls": CONTROLS, "chat": self.chat, "batch_size": self.batch_size}
         rows = [row.id for row in self.data.forget]
-        return swap_test(model, self.tokenizer, self.data, rows=rows, seed=NAMES, **options).together.get("forget")
+        options: dict[str, Any] = {"controls": CONTROLS, "seed": NAMES, **self.asking}
+        return swap_test(model, self.tokenizer, self.data, rows=rows, **options).together.get("forget")
 
 
-def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, batch_size: int) -> Judge:
+def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, **asking: Any) -> Judge:
     """Ask the target the rows, and return a judge of what is unlearned from it.
 
     Args:
@@ -154,11 +152,10 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, chat: bool, b
         tokenizer: its tokenizer.
         data: rows; of each side, `MOST` chosen by the seed are asked.
         seed: of the choice.
-        chat: ask questions of your own tasks through the chat template.
-        batch_size: prompts of one batch.
+        **asking: ``chat`` and ``batch_size`` of scoring.
     """
     asked = in_parts(data.changed(lambda rows: sample(rows, MOST, seed)), tokenizer)
-    judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), chat, batch_size)
+    judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), asking)
     guesses = judge.matcher.guesses()
     known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
     return replace(judge, known=known, tied=judge.swap(model) if known["forget"] else None)

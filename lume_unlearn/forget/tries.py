@@ -136,7 +136,7 @@ class Tries:
             max_steps=setting.steps,
             learning_rate=setting.learning_rate,
             retain_weight=setting.retain_weight,
-            chat=self.judge.chat,
+            chat=self.judge.asking["chat"],
             on_collapse="rollback",
             save_strategy="steps",
             save_steps=max(1, setting.steps // SHOWN),

@@ -48,11 +48,6 @@ def method_of(method: Method | type[Method] | str, **params: Any) -> Method:
         raise ConfigError(f"--method {method!r}: choose one of {', '.join(METHODS)}")
     chosen = METHODS[method] if isinstance(method, str) else method
     known = chosen.params()
-    raise_faults(
-        [
-            f"--{name} {value}: {chosen.name} has no such parameter (it has: {', '.join(known) or 'none'})"
-            for name, value in params.items()
-            if name not in known
-        ]
-    )
+    fault = f"{chosen.name} has no such parameter (it has: {', '.join(known) or 'none'})"
+    raise_faults([f"--{name} {value}: {fault}" for name, value in params.items() if name not in known])
     return replace(chosen, **params) if isinstance(chosen, Method) else chosen(**params)

@@ -20,11 +20,6 @@ def part_needs_reference(part: str) -> bool:
     return part != "nll"
 
 
-def term_needs_reference(term: RetainTerm) -> bool:
-    """Return whether any part of a retain term compares with the reference model, in every step."""
-    return any(part_needs_reference(part) for part in retain_parts(term, 1.0))
-
-
 def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     """Compute a part of a retain term for each token: (N,).
 

@@ -5,7 +5,7 @@ from typing import Any, get_type_hints
 
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS
-from lume_unlearn.methods.retain import term_needs_reference
+from lume_unlearn.methods.retain import part_needs_reference, retain_parts
 
 
 def parameters() -> dict[str, tuple[Any, str]]:
@@ -56,7 +56,7 @@ def needs(method: type[Method]) -> str:
         found.append("reference model on forget rows, each step")
     if own.teacher:
         found.append("counterfactual teacher of forget rows, once")
-    if term_needs_reference(method.retain_term):
+    if any(map(part_needs_reference, retain_parts(method.retain_term, 1.0))):
         found.append("reference model on retain rows, each step")
     if own.persons:
         found.append("invented persons, whom the reference model is asked about once")

@@ -175,11 +175,8 @@ def find_runs(models: Sequence[Model]) -> list[Run]:
         found = _CHECKPOINT.match(model.path)
         if found:
             runs.setdefault(Path(found["run"]).resolve(), []).append((int(found["step"]), model))
-    return [
-        Run(path.name, tuple(sorted(points, key=lambda point: point[0])))
-        for path, points in runs.items()
-        if len(points) > 1
-    ]
+    several = {path: sorted(points, key=lambda point: point[0]) for path, points in runs.items() if len(points) > 1}
+    return [Run(path.name, tuple(points)) for path, points in several.items()]
 
 
 def comparability(models: Sequence[Model]) -> list[str]:

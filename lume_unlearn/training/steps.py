@@ -59,15 +59,8 @@ class StepTrainer(SavingTrainer):
             epoch = int(self.state.epoch or 0)
             return schedule.paired(len(examples.forget), len(examples.retain), self.rows_per_step, args.seed, epoch)
 
-        batches = Steps(
-            steps,
-            self.steps_per_epoch,
-            examples.lengths,
-            self.max_tokens,
-            padded=not self.passes.packs,
-            process=args.process_index,
-            processes=args.world_size,
-        )
+        share = {"process": args.process_index, "processes": args.world_size}
+        batches = Steps(steps, self.steps_per_epoch, examples.lengths, self.max_tokens, not self.passes.packs, **share)
         return DataLoader(examples, batch_sampler=batches, collate_fn=lambda steps: steps[0])
 
     @property

@@ -93,18 +93,14 @@ class Record(TrainerCallback):
         """Return what this training would do differently from the one to resume."""
         adapted = bool(self.content["lora"]) and bool(before["lora"])
         ours, theirs = (_options(content, adapted) for content in (self.content, before))
-        faults = [
-            f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}"
-            for name in dict.fromkeys((*ours, *theirs))
-            if name not in RESUME_MAY_CHANGE and ours.get(name) != theirs.get(name)
-        ]
+        differing = [name for name in _differing(ours, theirs) if name not in RESUME_MAY_CHANGE]
+        faults = [f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}" for name in differing]
         if not faults and self.content["trained_parameters"] != before["trained_parameters"]:
             faults.append("--tuning: the run to resume trains other weights")
         model = self.extra.get("model")
         if model is not None and model != before.get("model", model):
             faults.append("--model: its weights are not those that the run to resume started from")
-        read, had_read = self.content["data_sha256"], before["data_sha256"]
-        changed = [name for name in dict.fromkeys((*read, *had_read)) if read.get(name) != had_read.get(name)]
+        changed = _differing(self.content["data_sha256"], before["data_sha256"])
         faults += [f"--{name}: not what the run to resume has read" for name in changed]
         count = before["processes"]
         if count != processes():  # each process has its own random state, and under FSDP its own shards
@@ -132,6 +128,11 @@ class Record(TrainerCallback):
         if state.is_world_process_zero:
             for folder in (checkpoint, Path(str(self.trainer.args.output_dir))):
                 self.write(folder)
+
+
+def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """Return the names under which two mappings have different values; a missing one is None."""
+    return [name for name in dict.fromkeys((*one, *other)) if one.get(name) != other.get(name)]
 
 
 def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
