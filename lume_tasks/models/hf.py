@@ -62,8 +62,7 @@ class LumeHF(HFLM):
         """Score the continuation of each request given its context."""
         if self.gradnorm:
             self._with_gradient = {request.args for request in requests if request.task_name == "lume_mia"}
-        answers: list[Answer] = super().loglikelihood(requests, disable_tqdm=disable_tqdm)
-        return answers
+        return list(super().loglikelihood(requests, disable_tqdm=disable_tqdm))
 
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None

@@ -309,8 +309,7 @@ class MiaTask(LumeTask, LoglikelihoodTask):
         """Call the YAML's result function with the options that metadata gives."""
         if not callable(self.config.process_results):  # --predict_only replaces it
             return super().process_results(doc, results)  # type: ignore[no-any-return]
-        values: dict[str, Any] = self.config.process_results(doc, results, fractions(self.config.metadata))
-        return values
+        return dict(self.config.process_results(doc, results, fractions(self.config.metadata)))
 
     def apply_filters(self) -> Any:
         """Filter the answers; warn where metrics were asked for that sums of log-probabilities do not give."""

@@ -183,10 +183,7 @@ def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, An
         raise DataError(f"lume_swap: the model gives row {quote(doc['id'])} no finite log-probability")
     item = (doc["person"], doc["tokens"], values)
     rank = swap.rank(values)
-    found: dict[str, Any] = dict.fromkeys(SwapTask.metrics)
-    for name in found:
-        if name.startswith(doc["side"]):
-            found[name] = item
+    found: dict[str, Any] = {name: item if name.startswith(doc["side"]) else None for name in SwapTask.metrics}
     return found | {f"{doc['side']}_rank": rank, f"{doc['side']}_first": float(rank * len(values) == 1)}
 
 

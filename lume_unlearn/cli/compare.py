@@ -4,6 +4,7 @@ from typing import Any
 
 from lume_unlearn.checks import names
 from lume_unlearn.cli.parsing import SHARED, add_fields, add_texts
+from lume_unlearn.cli.training import take
 
 TRAINING = (
     *("num_train_epochs", "per_device_train_batch_size", "loss_on", "chat", "max_length", "max_tokens", "bf16"),
@@ -43,9 +44,7 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.data.sources import named_directory
     from lume_unlearn.model.load import require_model
 
-    for name in ("methods", "tunings", "probes"):
-        if name in options:
-            options[name] = names(options[name])
+    options |= {name: names(text) for name, text in take(options, ("methods", "tunings", "probes")).items()}
     if options.get("probes") == ["none"]:
         options["probes"] = []
     for name in ("model", "retrained"):

@@ -61,8 +61,7 @@ class Contestant:
     def identity(self) -> dict[str, Any]:
         """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""
         plain = {"method": asdict(self.method), "options": self.options, "recipe": self.recipe}
-        found: dict[str, Any] = json.loads(json.dumps(plain, default=str))
-        return found
+        return dict(json.loads(json.dumps(plain, default=str)))
 
     @property
     def chat(self) -> bool:

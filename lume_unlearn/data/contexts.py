@@ -36,19 +36,17 @@ def aligned(row: Tokens, context: Tokens) -> Context:
     """
     place = _correspondence(row.input_ids, context.input_ids)
     labelled = row.labelled
-    used = sorted({place[t] for t in labelled})
-    labels = [IGNORED] * len(context.input_ids)
-    for position in used:
-        labels[position] = context.input_ids[position]
+    used = {place[t] for t in labelled}
+    labels = tuple(token if i in used else IGNORED for i, token in enumerate(context.input_ids))
     seen: set[tuple[int, int]] = set()
     repeated = []
     for t, position in enumerate(place):
         pair = row.input_ids[t], context.input_ids[position]
         repeated.append(pair in seen)
         seen.add(pair)
-    number = {position: i for i, position in enumerate(used)}
+    number = {position: i for i, position in enumerate(sorted(used))}
     return Context(
-        (Tokens(context.input_ids, tuple(labels)),),
+        (Tokens(context.input_ids, labels),),
         tuple(number[place[t]] for t in labelled),
         tuple(context.input_ids[place[t]] if repeated[t] else row.input_ids[t] for t in labelled),
     )

@@ -172,8 +172,7 @@ def find_runs(models: Sequence[Model]) -> list[Run]:
     """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models."""
     runs: dict[Path, list[tuple[int, Model]]] = {}
     for model in models:
-        found = _CHECKPOINT.match(model.path)
-        if found:
+        if found := _CHECKPOINT.match(model.path):
             runs.setdefault(Path(found["run"]).resolve(), []).append((int(found["step"]), model))
     several = {path: sorted(points, key=lambda point: point[0]) for path, points in runs.items() if len(points) > 1}
     return [Run(path.name, tuple(points)) for path, points in several.items()]

@@ -160,8 +160,7 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.phases:
             return []
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
-        phases: list[list[list[Pair]]] = self.method.phases(*counts, args.rows_per_step, epochs, args.seed)
-        return phases
+        return list(self.method.phases(*counts, args.rows_per_step, epochs, args.seed))
 
     def _persons(self, model: Any, unseen: Sequence[Row]) -> Persons | None:
         """Ask the reference model, which is the model without its adapter, about invented persons, if they count."""

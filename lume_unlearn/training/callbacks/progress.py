@@ -11,8 +11,7 @@ from transformers.trainer_callback import ExportableState
 def saved_attributes(callback: TrainerCallback, state: Any) -> dict[str, Any] | None:
     """Return what the checkpoint of a resumed run kept of a callback, or None in a run that starts."""
     saved = (state.stateful_callbacks or {}).get(type(callback).__name__)
-    attributes: dict[str, Any] | None = saved["attributes"] if saved is not None and state.global_step else None
-    return attributes
+    return dict(saved["attributes"]) if saved is not None and state.global_step else None
 
 
 class Progress(TrainerCallback, ExportableState):

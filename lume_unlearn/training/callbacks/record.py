@@ -86,8 +86,7 @@ class Record(TrainerCallback):
                 f"--resume_from_checkpoint: {checkpoint / RECORD} cannot be read, or lacks {error}; train without it"
             ) from error
         raise_faults(faults)
-        recorded: dict[str, Any] = before["arguments"]
-        return recorded
+        return dict(before["arguments"])
 
     def _differences(self, before: dict[str, Any]) -> list[str]:
         """Return what this training would do differently from the one to resume."""
