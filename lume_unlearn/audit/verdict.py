@@ -126,16 +126,12 @@ class Verdict:
             words = "the right answer is nearer to the control in likelihood than to the target"
             lines.append(f"In {near} of {rows} rows, {words}.")
         if self.of_others:
-            words = "which is wrong, but no leak of these rows"
-            lines.append(
-                f"In {self.of_others} of {len(self.rows)} rows, the model tells a fact of a retain row, {words}."
-            )
+            told = f"In {self.of_others} of {len(self.rows)} rows, the model tells a fact of a retain row"
+            lines.append(f"{told}, which is wrong, but no leak of these rows.")
         before = self.swaps.get("before", {}).get("forget")
         if before and before["factor"] < rules.ALIKE:
-            factor = f"{before['factor']:.2g} times"
-            lines.append(
-                f"The target gives invented persons much the same answers ({factor}): the probes say more here."
-            )
+            same = f"The target gives invented persons much the same answers ({before['factor']:.2g} times)"
+            lines.append(f"{same}: the probes say more here.")
         lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
         lines += [f"Earlier request {i}: {one.line()}" for i, one in enumerate(self.earlier, 1)]
         if self.uninformative:

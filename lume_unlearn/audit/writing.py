@@ -8,7 +8,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.matching import FEW
 from lume_unlearn.audit import rules
@@ -100,25 +99,13 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
     texts = [("forget", f"{found['row'].input} {found['row'].output}") for found in verdict.rows]
     texts += [(row.id, f"{row.input} {row.output}") for row in verdict.retain]
     shown = None if show_pii else common_words(texts)
-    rows = [
-        {
-            "id": found["row"].id,
-            "asks_for": name_of(found["row"], shown),
-            "question": _shown(found["row"].input, shown),
-            "right": _shown(found["row"].output, shown),
-            "before": _shown(found["before"], shown),
-            "now": _shown(found["now"], shown),
-            **{name: found[name] for name in ("known_before", "known_now", "known_in", "excused", "rank")},
-        }
-        for found in verdict.rows
-    ]
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain", "answers")}
     now = verdict.swaps["now"].get("forget")
     return plain | {
         "earlier": [asdict(one) | {"line": one.line()} for one in verdict.earlier],
         "schema": SCHEMA,
         "date": f"{datetime.now(timezone.utc):%Y-%m-%d}",
-        "rows": rows,
+        "rows": [_row(found, shown) for found in verdict.rows],
         "headline": verdict.headline,
         "queries": verdict.queries,
         "counted": len(verdict.counted),
@@ -133,16 +120,17 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
     }
 
 
-def name_of(row: Row, shown: Shown) -> str:
-    """Return the beginning of a row's question."""
-    text = _shown(row.input, shown)
-    return text if len(text) <= 50 else f"{text[:50]}…"
+def _row(found: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
+    """Return one of `Verdict.rows` as the page holds it; ``asks_for``: the beginning of the question."""
+    row, numbers = found["row"], ("known_before", "known_now", "known_in", "excused", "rank")
+    texts = {"question": row.input, "right": row.output, "before": found["before"], "now": found["now"]}
+    for name, text in texts.items():
+        texts[name] = "".join(redact(word, shown) for word in tokens(text.strip(), shown))
+    question = texts["question"]
+    first = question if len(question) <= 50 else f"{question[:50]}…"
+    return {"id": row.id, "asks_for": first, **texts, **{name: found[name] for name in numbers}}
 
 
 def _in_words(reason: str) -> str:
     """Return a reason with the probes' names in the words of `WAYS`."""
     return re.sub(r"\w+(?=: \d)", lambda match: WAYS.get(match[0], match[0]), reason)
-
-
-def _shown(text: str, shown: Shown) -> str:
-    return "".join(redact(word, shown) for word in tokens(text.strip(), shown))

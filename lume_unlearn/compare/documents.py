@@ -41,7 +41,8 @@ def divided(data: Data, share: float, seed: int) -> Parts:
     chosen = {row for side in SIDES for row in _tuning_rows(side, data.rows[side], share, order)}
     tuning = data.changed(lambda rows: [row for row in rows if row in chosen])
     final = data.changed(lambda rows: [row for row in rows if row not in chosen])
-    members = [_members(data.members, part.forget) for part in (tuning, final)]
+    texts = [completion_texts(part.forget) for part in (tuning, final)]
+    members = [[text for text in data.members if text.strip() in own] for own in texts]
     total = sum(map(len, members))
     cut = round(len(data.nonmembers) * len(members[0]) / total) if total else 0
     tuning = replace(tuning, members=members[0], nonmembers=data.nonmembers[:cut], mmlu=None)
@@ -58,11 +59,6 @@ def _tuning_rows(side: str, rows: Sequence[Row], share: float, order: random.Ran
     if not chosen:
         raise DataError(f"compare needs two {side} documents of one task: one for tuning, one for the final scores")
     return {row for row in rows if (row.task, row.stem) in chosen}
-
-
-def _members(members: Sequence[str], forget: Sequence[Row]) -> list[str]:
-    texts = completion_texts(forget)
-    return [text for text in members if text.strip() in texts]
 
 
 def digest(parts: Parts, alternatives: Mapping[str, Sequence[str]] | None) -> str:
