@@ -32,21 +32,9 @@ Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
 
 OPTIONS = (
-    "lume_data_dir",
-    "lume_split",
-    "lume_mmlu_path",
-    "lume_mmlu_subjects",
-    "lume_mmlu_limit",
-    "lume_min_k",
-    "lume_min_k_plus_plus",
-    "lume_reference_results",
-    "lume_partial",
-    "lume_gen_kwargs",
-    "lume_chat",
-    "lume_swap_controls",
-    "lume_swap_rows",
-    "lume_swap_seed",
-    "lume_short_answers",
+    *("lume_data_dir", "lume_split", "lume_mmlu_path", "lume_mmlu_subjects", "lume_mmlu_limit", "lume_min_k"),
+    *("lume_min_k_plus_plus", "lume_reference_results", "lume_partial", "lume_gen_kwargs", "lume_chat"),
+    *("lume_swap_controls", "lume_swap_rows", "lume_swap_seed", "lume_short_answers"),
 )
 
 # Model arguments of the harness that decide which tokenizer is loaded.

@@ -8,31 +8,14 @@ from typing import Any
 from lume_unlearn.cli.parsing import SHARED, UNSET, OtherHelp, add_fields, add_texts
 
 COMMON = (
-    "num_train_epochs",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "seed",
-    "bf16",
-    "optim",
-    "gradient_checkpointing",
-    "save_steps",
-    "eval_strategy",
-    "report_to",
+    *("num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "seed", "bf16", "optim"),
+    *("gradient_checkpointing", "save_steps", "eval_strategy", "report_to"),
 )
 """Options of Trainer that `--help` lists; the others are in `--help_trainer`."""
 ELSEWHERE = (
-    "output_dir",
-    "resume_from_checkpoint",
-    "parallelism_config",
-    "local_rank",
-    "do_train",
-    "do_eval",
-    "do_predict",
+    *("output_dir", "resume_from_checkpoint", "parallelism_config", "local_rank"),
+    *("do_train", "do_eval", "do_predict"),
 )
 """Fields of Trainer that `--output`, `--resume` and the launcher set, or that say nothing here."""
 
