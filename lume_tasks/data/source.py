@@ -48,7 +48,6 @@ def load_data(directory: Path, split: str = "all") -> Data:
     """
     rows = locate.load_rows(directory, split)
     members, nonmembers = locate.load_mia(directory) if (directory / "mia_data").is_dir() else ([], [])
-    mmlu = locate.mmlu_source(None, directory)
-    return Data(
-        **rows, members=members, nonmembers=nonmembers, mmlu=None if mmlu == locate.MMLU_HUB_ID else mmlu, split=split
-    )
+    source = locate.mmlu_source(None, directory)
+    mmlu = None if source == locate.MMLU_HUB_ID else source
+    return Data(**rows, members=members, nonmembers=nonmembers, mmlu=mmlu, split=split)

@@ -109,10 +109,8 @@ class LumeHF(HFLM):
             else:
                 shared.setdefault(tuple(tokens), []).append(number)
         # Among rows of a like length, those with the same beginning stand side by side: see `logits_at`.
-        rows = sorted(
-            ((list(tokens), numbers) for tokens, numbers in shared.items()),
-            key=lambda row: (-(len(row[0]) // ALIKE), row[0]),
-        )
+        rows = [(list(tokens), numbers) for tokens, numbers in shared.items()]
+        rows.sort(key=lambda row: (-(len(row[0]) // ALIKE), row[0]))
         size = int(self.batch_size)
         for start in range(0, len(rows), size):
             yield rows[start : start + size], False

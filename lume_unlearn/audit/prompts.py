@@ -171,10 +171,8 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
     """Return whether a text asks for the same: another question with the name, and half of the other long words."""
     old, new = (set(re.findall(r"\w{4,}", folded(one))) for one in (row.input, text))
     old -= set(re.findall(r"\w+", folded(subject)))
-    named = folded(subject) in folded(text)
-    return (
-        named and text[-1:] in ("?", "\uff1f") and folded(text) != folded(row.input) and 2 * len(old & new) >= len(old)
-    )
+    named, another = folded(subject) in folded(text), folded(text) != folded(row.input)
+    return named and another and text[-1:] in ("?", "\uff1f") and 2 * len(old & new) >= len(old)
 
 
 def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:

@@ -166,10 +166,8 @@ class Kept:
                 with suppress(ValueError):
                     entry = json.loads(line)
                     self._found[entry["key"]] = entry["result"]
-            print(
-                f"{path} keeps {len(self._found)} finished steps; on other weights, they are made again.",
-                file=sys.stderr,
-            )
+            kept = f"{path} keeps {len(self._found)} finished steps"
+            print(f"{kept}; on other weights, they are made again.", file=sys.stderr)
 
     def once(self, stage: Stage) -> Any:
         """Return the result of a step, made now or before."""

@@ -88,10 +88,8 @@ class Steps(Sampler[list[Step]]):
     def __iter__(self) -> Iterator[list[Step]]:
         """Yield each step, as a batch of one."""
         for pairs in self.steps():
-            shares = [
-                cut(pairs[i :: self.processes], self.lengths, self.max_tokens, self.padded)
-                for i in range(self.processes)
-            ]
+            parts = [pairs[i :: self.processes] for i in range(self.processes)]
+            shares = [cut(part, self.lengths, self.max_tokens, self.padded) for part in parts]
             most = max(len(share) for share in shares)
             own = shares[self.process]
             empty: list[list[Pair]] = [[] for _ in range(most - len(own))]

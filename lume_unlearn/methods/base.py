@@ -45,8 +45,7 @@ class TokenCounts:
 
     def tokens(self, side: Side) -> int:
         """Return the labelled tokens of one side, to divide a token mean by; 1 instead of 0."""
-        tokens: list[int] = getattr(self, side)
-        return max(sum(tokens), 1)
+        return max(int(sum(getattr(self, side))), 1)
 
     def rows(self, side: Side) -> int:
         """Return the rows of one side, to divide a mean over rows by; 1 instead of 0."""

@@ -90,9 +90,8 @@ def packed_attention(
     """
     bounds, rows = kwargs.pop("pack_bounds", None), kwargs.pop("pack_lengths", None)
     if bounds is None or rows is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+        kwargs |= {"dropout": dropout, "scaling": scaling}
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if torch.is_autocast_enabled(query.device.type):
         # Rotary positions leave queries and keys in float32; SDPA casts them itself.
         query, key, value = (x.to(torch.get_autocast_dtype(query.device.type)) for x in (query, key, value))

@@ -21,7 +21,6 @@ from lume_tasks.data.source import load_data
 from lume_tasks.tasks.mmlu import SubjectTask
 from lume_unlearn.data.documents import new_texts
 from lume_unlearn.errors import require_unused
-from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.load import load_model
 from lume_unlearn.quickstart import ROWS
 from lume_unlearn.report.glossary import LEADERBOARD, Score
@@ -100,9 +99,7 @@ def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) ->
     for method, options in UNLEARNING.items():
         model = load_model(str(output / "target"), torch.float32)
         args = UnlearningArguments(str(output / f"unlearned-{method}"), seed=seed, **SHARED, **options)
-        trainer = UnlearningTrainer(
-            model, METHODS[method](), args, data.forget, data.retain, processing_class=tokenizer
-        )
+        trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, processing_class=tokenizer)
         trainer.train()
         trainer.save_model()
 

@@ -63,10 +63,7 @@ LEADERBOARD = (
 TWELVE = {title: _four(task) for task, title in TASKS.items()}
 AUCS = _scores("lume_mia", "*_auc", ATTACKS, "0.5", "* AUC")
 MEMBERS = Score("lume_mia", "members_unlearned", "members among forget rows", "1")
-CAUGHT = {
-    1: _scores("lume_mia", "*_tpr_at_1", ATTACKS, "0.01"),
-    5: _scores("lume_mia", "*_tpr_at_5", ATTACKS, "0.05"),
-}
+CAUGHT = {rate: _scores("lume_mia", f"*_tpr_at_{rate}", ATTACKS, f"0.0{rate}") for rate in (1, 5)}
 MEMORISATION = {
     side: tuple(
         Score(f"lume_memorization_task{number}", f"{side}_{metric}", f"Task {number}: {words}", good)

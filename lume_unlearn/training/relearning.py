@@ -61,9 +61,8 @@ def relearning(
     encode = Encoder(tokenizer, loss_on, chat, context if loss_on == "text" else None, context)
     texts, order, passes = encode(rows), torch.Generator().manual_seed(seed), Passes(trained)
     optimizer = torch.optim.AdamW(trained.parameters(), lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0)
-    batches = chain.from_iterable(
-        in_batches(torch.randperm(len(texts), generator=order).tolist(), BATCH_SIZE) for _ in range(steps)
-    )
+    epochs = (torch.randperm(len(texts), generator=order).tolist() for _ in range(steps))
+    batches = chain.from_iterable(in_batches(epoch, BATCH_SIZE) for epoch in epochs)
     for step, chosen in enumerate(islice(batches, steps), start=1):
         batch = pack_rows({"forget": [texts[i] for i in chosen]}).to(trained.device)
         token_mean(passes.of_all(trained, batch)).backward()  # type: ignore[no-untyped-call]
