@@ -26,10 +26,8 @@ if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
 _MODULES = {
-    "ConfigError": "errors",
-    "Diverged": "errors",
-    "Method": "methods.base",
-    "Needs": "methods.base",
+    **dict.fromkeys(("ConfigError", "Diverged"), "errors"),
+    **dict.fromkeys(("Method", "Needs", "param"), "methods.base"),
     "UnlearningArguments": "training.arguments",
     "UnlearningTrainer": "training.trainer",
     "audit": "audit.probes",
@@ -37,7 +35,6 @@ _MODULES = {
     "finetune": "training.finetune",
     "forget": "forget.forget",
     "merge": "training.merge",
-    "param": "methods.base",
     "score": "scoring.score",
     "unlearn": "training.run",
     "verdict": "audit.verdict",

@@ -14,6 +14,7 @@ from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.alternatives import bare
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.base import in_batches
 from lume_unlearn.model.load import context_length
 
 ATTEMPTS = 10  # samples drawn for one alternative before its row counts as failed
@@ -113,8 +114,7 @@ def sample_alternatives(
     _require_room(rows, prompts, context_length(model), max_new_tokens)
     pairs = [pair for pair in zip(rows, prompts, strict=True) for _ in range(samples)]
     failed: dict[str, None] = {}
-    for number, start in enumerate(range(0, len(pairs), batch_size)):
-        batch = pairs[start : start + batch_size]
+    for number, batch in enumerate(in_batches(pairs, batch_size)):
         texts: dict[int, str] = {}
         for attempt in range(ATTEMPTS):
             pending = [i for i in range(len(batch)) if i not in texts]

@@ -11,7 +11,7 @@ from lume_tasks.errors import raise_problems
 from lume_unlearn.errors import ConfigError
 
 
-def read_texts(option: str, named: str | Path, known: Iterable[Row] = (), name: str = "text") -> list[Row]:
+def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> list[Row]:
     """Read the texts of a file that no row holds, as rows whose ``input``, a space and ``output`` are the text.
 
     They are in the field "document" of a .jsonl or .parquet file, or separated by blank lines in any other file.
@@ -20,7 +20,6 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = (), name: 
         option: that names the file.
         named: the file.
         known: rows whose texts are left out.
-        name: ids are "<name> <number>".
 
     Raises:
         ConfigError: there is no such file.
@@ -37,16 +36,16 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = (), name: 
         documents = dict(enumerate(block for block in blocks if block.strip()))
         faults = faults or ([] if documents else [(0, "is empty: it holds no texts")])
     raise_problems(place(str(path), faults))
-    return new_texts(documents.values(), name, known)
+    return new_texts(documents.values(), "text", known)
 
 
-def text_rows(texts: Iterable[str | Row], name: str = "text") -> list[Row]:
+def text_rows(texts: Iterable[str | Row]) -> list[Row]:
     """Return texts as rows (see `new_texts`); rows pass as they are."""
-    return [row for text in texts for row in ([text] if isinstance(text, Row) else new_texts([text], name, ()))]
+    return [row for text in texts for row in ([text] if isinstance(text, Row) else new_texts([text], "text", ()))]
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
-    """Return the texts that no row holds, as rows (see `whole_text`)."""
+    """Return the texts that no row holds, as rows (see `whole_text`) with the ids "<name> <number>"."""
     held = {text_of(row) for row in known}
     numbered = enumerate(map(str.strip, texts), 1)
     return [whole_text(Row(f"{name} {number}", text, "", "")) for number, text in numbered if text not in held]
