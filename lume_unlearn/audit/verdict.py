@@ -250,7 +250,8 @@ def made(
     excused = {row for row in guesses["forget"] if not now.swapped.tied(row)}
     excused |= matcher.known(control.plain.answers)["forget"] if control else set()
     probed = {title: found_in(one, found.probed.get("control", {}).get(title)) for title, one in scores.items()}
-    strengths = strengths_of(before, now, matcher.telling())
+    old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
+    strengths = {row: (old[row], new[row]) for row in old.keys() & new.keys() & matcher.telling()}
     decision = rules.decide(knew, know, probed, strengths, swaps_of(measured), excused, found.earlier, keep)
     numbers = now.numbers | {f"{name}_before": value for name, value in before.numbers.items()}
     asked = {side: {row.id for row in data.rows[side]} for side in SIDES}
@@ -292,12 +293,6 @@ def judged_row(
         "known_in": list(dict.fromkeys(probe.probe for probe in probes if row.id in probe.known["forget"])),
         "rank": now.swapped.ranks.get("forget", {}).get(row.id),
     }
-
-
-def strengths_of(before: Measured, now: Measured, rows: set[str]) -> dict[str, tuple[float, float]]:
-    """Return the extraction strength of the answers of these forget rows, before and now."""
-    old, new = (one.plain.rows.get("forget_extraction_strength", {}) for one in (before, now))
-    return {row: (old[row], new[row]) for row in old.keys() & new.keys() & rows}
 
 
 def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:
