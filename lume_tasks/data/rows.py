@@ -115,9 +115,8 @@ def completed(obj: object) -> object:
     whole = text if turns is None or turn_problems(turns) else "\n".join([text, *map(str, turns_of(turns))])
     document, number = (zlib.crc32(str(part).encode()) for part in (obj.get("document") or text, whole))
     kind = obj.get("kind") or "qa"
-    made: dict[str, str] = (
-        {"task": OWN} | dict.fromkeys(SWAP, "") | ({"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {})
-    )
+    made = {"task": OWN, **dict.fromkeys(SWAP, "")}
+    made |= {"id": f"{document:08x}-{kind}{number}"} if kind in KINDS else {}
     return obj | {field: value for field, value in made.items() if obj.get(field) is None}
 
 

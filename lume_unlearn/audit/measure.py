@@ -121,9 +121,8 @@ def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:
     """
     if "control" not in measured:
         return None
-    before, now, control = (
-        measured[role].plain.rows.get("forget_probability", {}) for role in ("before", "now", "control")
-    )
+    found = {role: one.plain.rows.get("forget_probability", {}) for role, one in measured.items()}
+    before, now, control = found["before"], found["now"], found["control"]
     rows = before.keys() & now.keys() & control.keys()
     far = {row: [abs(log(max(one[row], TINY)) - log(max(now[row], TINY))) for one in (control, before)] for row in rows}
     return sum(to_control < to_target for to_control, to_target in far.values()), len(far)

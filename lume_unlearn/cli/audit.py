@@ -116,12 +116,10 @@ def _verdict(
 
     loaders: dict[str, Any] = {role: partial(load, role, folder) for role, folder in others.items()}
     options |= {"after_each": lambda scores: write_audit(scores, output, name, whole.split)}
-    resume = output / UNFINISHED
-    found = verdict(
-        lambda: (model.to(device), tokenizer), tokenizer, **vars(whole), **loaders, resume=resume, **options
-    )
+    options |= {"resume": output / UNFINISHED}
+    found = verdict(lambda: (model.to(device), tokenizer), tokenizer, **vars(whole), **loaders, **options)
     write_verdict(found, output, show_pii, request)
-    resume.unlink()
+    (output / UNFINISHED).unlink()
     print("\n".join(found.lines()))
     return found.exit_status
 

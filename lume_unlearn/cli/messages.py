@@ -33,12 +33,10 @@ RENAMED: dict[str, tuple[str, ...]] = {
 """What other programs, or earlier versions, call an option: its names here, of which the first that a command has."""
 VALUE = r".*Got value: (.*)|.*: (.*) does not conform|.*: could not convert string to float: '(.*)'"
 """Where a message of jsonargparse names the value that it refuses."""
+TUNED = "compare tunes the learning rate; a recipe among --methods can name one"
 STRAY = "not an option; a value with blanks needs quotes around it, and options are under --help"
 ANSWERS = {
-    **dict.fromkeys(
-        ("compare --learning_rate", "compare --lr"),
-        "compare tunes the learning rate; a recipe among --methods can name one",
-    ),
+    **dict.fromkeys(("compare --learning_rate", "compare --lr"), TUNED),
     "forget --resume": "the same command continues by itself",
     **dict.fromkeys(("--cuda", "--device", "--gpu", "--gpus"), "the variable CUDA_VISIBLE_DEVICES chooses the GPU"),
     "--tokenizer": "the tokenizer is read from the folder of the model",
