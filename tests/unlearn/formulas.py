@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss
 
 from lume_unlearn.data.encode import Tokens
 from tests.unlearn.means import larger_mean, mean, rows_mean
-from tests.unlearn.rows import asked, js, kl, logits, nll, own_mask, places, states, with_substitutes
+from tests.unlearn.rows import asked, js, kl, logits, made_up, nll, own_mask, places, states, with_substitutes
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,7 @@ def swap(step: Step) -> Tensor:
     words = [[own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in side] for side in (own, other)]
     for row, control in zip(step.alternative, step.control, strict=True):
         values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())
-        said.append(torch.where(own_mask(len(values)) > 0, nll(step.model, row), values))
+        said.append(nll(step.model, row) if made_up(row) else values)
     return 2 * larger_mean(ties) + (larger_mean(words[0]) + larger_mean(words[1])) / 2 + larger_mean(said)
 
 

@@ -85,6 +85,11 @@ def js(p: Tensor, q: Tensor) -> Tensor:
     return entr((p + q) / 2).sum(-1) - (entr(p) + entr(q)).sum(-1) / 2
 
 
+def made_up(answer: Tokens) -> bool:
+    """Whether an answer to imitate is not from the reference model: here those of an odd number of labelled tokens."""
+    return answer.scored % 2 == 1
+
+
 def own_mask(count: int) -> Tensor:
     """Every second labelled token is part of a word that is the row's own."""
     return torch.arange(count).remainder(2).double()

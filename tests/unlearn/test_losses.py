@@ -29,7 +29,7 @@ from lume_unlearn.methods.selective import selective_weight
 from lume_unlearn.methods.shred import shred_selected
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, RETAIN_TERMS, SEED, Step, teacher
-from tests.unlearn.rows import asked, half_labelled, logits, own_mask, places, states
+from tests.unlearn.rows import asked, half_labelled, logits, made_up, own_mask, places, states
 from tests.unlearn.token_losses import (
     ceu_tokens,
     divergence_tokens,
@@ -108,6 +108,7 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name):
     if name == "rmu":  # the seed of the formula's direction
         method = type("RMU", (method,), {"seed": SEED})
     loss, other = functional(method), dict(zip(ALTERNATIVE, CONTROL, strict=True))
+    made_ups = [made_up(row) for row in ALTERNATIVE]
     available = {
         "logits": lambda: padded(FORGET, lambda row: logits(model, row)),
         "labels": lambda: labels_of(FORGET),
@@ -122,7 +123,7 @@ def test_the_loss_of_logits_and_labels_equals_the_formula(name):
         "alternative_logits": lambda: padded(ALTERNATIVE, lambda row: logits(model, row)),
         "alternative_labels": lambda: labels_of(ALTERNATIVE),
         "alternative_teacher_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, asked(row, other[row]))),
-        "alternative_made_up": lambda: masks_of(ALTERNATIVE),
+        "alternative_made_up": lambda: torch.ones(labels_of(ALTERNATIVE).shape) * torch.tensor(made_ups)[:, None],
         "alternative_reference_logits": lambda: padded(ALTERNATIVE, lambda row: logits(before, row)),
     }
     tensors = [available[key]() for key in signature(loss).parameters if key in available]

@@ -26,7 +26,7 @@ from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.trainer import UnlearningTrainer
 from tests.conftest import make_model
 from tests.unlearn.formulas import FORMULAS, KL_WEIGHT, SEED, Step, Term
-from tests.unlearn.rows import make_rows, nll, own_mask, with_substitutes
+from tests.unlearn.rows import made_up, make_rows, nll, own_mask, with_substitutes
 
 RATE = 1e-3
 FORGET_WEIGHT, RETAIN_WEIGHT = 0.7, 1.3
@@ -97,11 +97,12 @@ class TokenTrainer(UnlearningTrainer):
             return None
         rows = list(enumerate(self.forget))
         controls = {row.id: [row_of("control", index)] for index, row in rows}
-        prompts = [control.input_ids[: control.labelled[0]] for control in CONTROL]
-        return Persons(
-            controls,
-            {row.id: [Imitation(row_of("forget", index, "other"), prompts[index], set())] for index, row in rows},
-        )
+        prompts = [
+            () if made_up(answer) else control.input_ids[: control.labelled[0]]
+            for answer, control in zip(ALTERNATIVE, CONTROL, strict=True)
+        ]
+        said = {row.id: [Imitation(row_of("forget", index, "other"), prompts[index])] for index, row in rows}
+        return Persons(controls, said)
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         method: Any = self.method
