@@ -40,15 +40,20 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> lis
 
 
 def text_rows(texts: Iterable[str | Row]) -> list[Row]:
-    """Return texts as rows (see `new_texts`); rows pass as they are."""
-    return [row for text in texts for row in ([text] if isinstance(text, Row) else new_texts([text], "text", ()))]
+    """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows pass as they are."""
+    numbered = enumerate(texts, 1)
+    return [text if isinstance(text, Row) else _text_row(f"text {number}", text.strip()) for number, text in numbered]
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
     """Return the texts that no row holds, as rows (see `whole_text`) with the ids "<name> <number>"."""
     held = {text_of(row) for row in known}
     numbered = enumerate(map(str.strip, texts), 1)
-    return [whole_text(Row(f"{name} {number}", text, "", "")) for number, text in numbered if text not in held]
+    return [_text_row(f"{name} {number}", text) for number, text in numbered if text not in held]
+
+
+def _text_row(name: str, text: str) -> Row:
+    return whole_text(Row(name, text, "", ""))
 
 
 def text_of(row: Row) -> str:

@@ -184,6 +184,16 @@ def test_an_imitation_knows_after_what_it_was_said_and_whether_it_is_made_up(tok
     assert made_up.tolist() == [1] * answer.scored
 
 
+def test_texts_in_memory_have_numbers():
+    row = Row("a", "Once", "there.", "own")
+    found = text_rows(["A fox. ", row, "Two birds"])
+    assert [(one.id, one.input, one.output) for one in found] == [
+        ("text 1", "A", "fox."),
+        ("a", "Once", "there."),
+        ("text 3", "Two", "birds"),
+    ]
+
+
 def test_a_row_that_is_given_away_is_asked_again_without_its_own_words(tokenizer):
     forget_rows, retain_rows = as_rows(FORGET), as_rows(RETAIN)
     truth, other = forget_rows[0].output, forget_rows[1].output
