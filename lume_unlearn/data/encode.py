@@ -36,6 +36,11 @@ class Tokens:
         """Number of labelled tokens."""
         return len(self.labels[1:]) - self.labels[1:].count(IGNORED)
 
+    @property
+    def prompt(self) -> tuple[int, ...]:
+        """The tokens before the first labelled one."""
+        return self.input_ids[: self.labelled[0]]
+
     def cut(self, length: int | None) -> "Tokens":
         """Return the first tokens; all of them for None."""
         return Tokens(self.input_ids[:length], self.labels[:length])

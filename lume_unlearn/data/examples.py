@@ -10,14 +10,15 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
-from lume_unlearn.data.contexts import Context, asked
+from lume_unlearn.data.contexts import Context, asked, window
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
-from lume_unlearn.data.imitations import Persons
+from lume_unlearn.data.imitations import WINDOW, Persons
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
 from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
+from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.refusals import refusals
 
 QUANTILES = (0.25, 0.75)
@@ -42,11 +43,10 @@ class Examples(Dataset[dict[str, Any]]):
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
     """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it. Of
-    a method that needs invented persons: 1 for tokens of own words, or of words of an imitation that the reference
-    model did not say, else 0 (see `persons.own_tokens`)."""
+    a method that needs invented persons: 1 for tokens of own words, else 0 (see `persons.own_tokens`)."""
     contexts: dict[Tokens, list[Context]] = field(default_factory=dict)
     """Of each of ``alternative``, if the method needs invented persons: after which tokens the reference model said
-    it."""
+    it, or predicts its tokens."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
     """What the counterfactual teacher computed of each forget row, if the method has one; of a method that needs
     invented persons, what the reference model computed in each of ``contexts``."""
@@ -161,12 +161,17 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     encoded = {row.id: tokens[row] for row in answers}
     truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
-    for imitation, prompt in imitations:
+    for imitation, prompt, windowed in imitations:
         said = tokens[imitation]
-        own_prompt = said.input_ids[: said.labelled[0]]
-        contexts.setdefault(said, [asked(said, prompt or own_prompt, encode.context, truths.get(imitation.id, ()))])
-        if said not in reference:  # an answer such as yes may be that of a forget row
-            reference[said] = torch.full((said.scored,), float(not prompt))
+        if said in contexts:
+            continue
+        if windowed:
+            context = window(said, WINDOW, encode.tokenizer.bos_token_id)
+        else:
+            context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
+            if not prompt:  # the reference model did not say it
+                context = replace(context, substitute_ids=(IGNORED,) * said.scored)
+        contexts[said] = [context]
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()
     return Examples(

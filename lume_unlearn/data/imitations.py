@@ -2,7 +2,7 @@
 
 import random
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from functools import partial
@@ -17,6 +17,7 @@ from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
+from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.persons import control_rows, own_tokens, own_words, words_of
 from lume_unlearn.data.substitutes import templated
@@ -34,11 +35,10 @@ LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
 WINDOW = 8
-"""Last tokens of the prompt of a text that names nobody, which the reference model continues. After 32 a model of 135 M
+"""Tokens of a text that names nobody from which the reference model predicts the next. After 32 a model of 135 M
 parameters recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
 ANOTHER = 4
-"""Each this many imitations is asked about an invented person, the others about the row's own; of a text that is tied
-to unseen ones, each this many is such a text as a whole, on which nothing should change."""
+"""Each this many imitations is asked about an invented person, the others about the row's own."""
 
 
 class Imitation(NamedTuple):
@@ -48,6 +48,8 @@ class Imitation(NamedTuple):
     """The row, or a control, with the answer."""
     asked: tuple[int, ...]
     """The tokens after which the reference model said it; empty if it did not."""
+    window: bool = False
+    """Whether it is the row itself, each token of which the reference model predicts from the last `WINDOW` alone."""
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,12 @@ def invented(
     seed: int,
     base: Any = None,
     unseen: Sequence[Row] = (),
+    predictions: bool = True,
 ) -> Persons:
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
-    A text that names nobody, which the model would recall, is continued from its last tokens alone (`WINDOW`).
+    Of a text that names nobody, which the model would recall, it imitates the predictions from few tokens (`WINDOW`),
+    and keeps those of the unseen texts that such texts are compared with.
 
     An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
     without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
@@ -138,29 +142,34 @@ def invented(
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
         unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
             template (see `templated`), which the model still knows from other rows.
+        predictions: whether predictions can be imitated, not answers alone; else a text that names nobody has answers
+            as well, which continue its prompt from the last `WINDOW` tokens.
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     by_base = nobody if base is not None else set()
-    texts = {row.id for row in forget if row.kind == "sc" and row.id in nobody}
-    asked = _asked(forget, controls, encode, words, texts - by_base)
+    texts = {row.id: row for row in forget if row.kind == "sc" and row.id in nobody}
+    own = texts.keys() - by_base
+    windows = own if predictions else set[str]()
+    asked = _asked([row for row in forget if row.id not in windows], controls, encode, words, own)
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
     of_base = _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
     found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
     chooser = random.Random(seed)
     imitations = {row.id: _imitations(row, controls[row.id], found, words[row.id], chooser) for row in forget}
+    imitations |= {key: [Imitation(texts[key], (), True)] * others for key in windows}
     if not unseen:
         return Persons(controls, imitations)
-    texts -= templated(forget, retain)
+    tied = sorted(texts.keys() - templated(forget, retain))
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
-    for row_id in sorted(texts):
-        controls[row_id] = [next(strange) for _ in range(others)]
-        for number in range(ANOTHER - 1, others, ANOTHER):
-            control = controls[row_id][number]
-            tokens = encode.one(control)
-            imitations[row_id][number] = Imitation(control, tokens.input_ids[: tokens.labelled[0]])
-    return Persons(controls, imitations, frozenset(texts))
+    for key in tied:
+        controls[key] = [next(strange) for _ in range(others)]
+        if key in windows:
+            learned = Imitation(whole_text(texts[key]), (), True)
+            kept = [Imitation(row, encode.one(row).prompt) for row in controls[key]]
+            imitations[key] = [one if number % 2 else learned for number, one in enumerate(kept)]
+    return Persons(controls, imitations, frozenset(tied))
 
 
 def _imitations(
@@ -205,7 +214,7 @@ def _asked(
     controls: Mapping[str, Sequence[Row]],
     encode: Encoder,
     words: Mapping[str, set[str]],
-    cut: set[str],
+    cut: Set[str],
 ) -> list[Asked]:
     """Return `ASKED` questions for each row; of rows whose ids are in ``cut``, the last tokens alone (`WINDOW`)."""
     by_answer, found = replace(encode, loss_on="answer"), []  # what comes before the answer is asked

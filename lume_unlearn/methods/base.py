@@ -195,7 +195,7 @@ class Method:
       ``batch.forget.values``. It is called on one chunk of tokens after another.
     - ``imitation_loss(self, logits, targets, said) -> values``: with ``needs.persons``, the value of each token of an
       answer to imitate, instead of its NLL. ``said``: (n, V) log-probabilities of the reference model where it gave
-      that answer, and (n,) 1 for each token of an answer that is not from there, else 0.
+      that answer.
     - ``select(self, reference_nll, rows) -> selected``: (N,) reference NLL and (N,) row of each forget token to (N,)
       bool, row by row. The third argument of ``token_loss`` is then the pair (reference logits, selected).
     - ``adapt(self, state, retain_loss, epochs) -> state``: after each optimiser step, from the state, the retain loss

@@ -48,7 +48,6 @@ _SHAPES = {
     "alternative_labels": "(B, U) token ids of the alternatives; -100 where there is no loss.",
     "alternative_teacher_logits": "(B, U, V) of the alternatives, from the reference model asked about others (see "
     "`swap.without_truth`).",
-    "alternative_made_up": "(B, U) 1 at the labels of an answer that the reference model did not give, else 0.",
     "alternative_reference_logits": "(B, U, V) of the alternatives, from the reference model; without gradient.",
 }
 
@@ -99,7 +98,7 @@ def _tensors(method: type[Method]) -> list[str]:
         if "alternative" in needs.reference_nll:
             found.append("alternative_reference_logits")
         if method.imitation_loss:
-            found += ["alternative_teacher_logits", "alternative_made_up"]
+            found.append("alternative_teacher_logits")
     return found
 
 
@@ -117,10 +116,10 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
     if method.token_loss:
         forget = replace(forget, values=_token_values(method, given, forget, known))
     if method.imitation_loss:
-        labels, made_up = (given[f"alternative_{name}"][:, 1:] for name in ("labels", "made_up"))
+        labels = given["alternative_labels"][:, 1:]
         own, said = (given[f"alternative_{name}"][:, :-1] for name in ("logits", "teacher_logits"))
         kept = labels != IGNORED
-        values = method.imitation_loss(own[kept], labels[kept], (said[kept].detach(), made_up[kept]))
+        values = method.imitation_loss(own[kept], labels[kept], said[kept].detach())
         alternative = replace(alternative, values=values)
     lengths = [rows.rows.bincount(minlength=rows.count).tolist() for rows in (forget, alternative, control)]
     counts = TokenCounts(lengths[0], lengths[1], [], lengths[2])

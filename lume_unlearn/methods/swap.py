@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
-from lume_unlearn.methods.common import Tensor, row_means, token_nll
+from lume_unlearn.methods.common import Tensor, row_means
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
@@ -25,12 +25,14 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
     Args:
         logp: (n, V) log-probabilities.
         targets: (n,) token ids.
-        truths: (n,) token ids.
+        truths: (n,) token ids; negative in an answer that the model did not give, whose target has all probability.
     """
-    from torch import where
+    from torch import full_like, where
 
-    others = logp.scatter(-1, truths[:, None], NEVER).log_softmax(-1)
-    return where((targets == truths)[:, None], logp, others)
+    others = logp.scatter(-1, truths.clamp(min=0)[:, None], NEVER).log_softmax(-1)
+    certain = full_like(logp, NEVER).scatter(-1, targets[:, None], 0.0)
+    found = where((targets == truths)[:, None], logp, others)
+    return where((truths < 0)[:, None], certain, found)
 
 
 @dataclass
@@ -53,21 +55,18 @@ class Swap(Method):
     answers: int = param(16, "answers to imitate for each row that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
-    def imitation_loss(self, logits: Tensor, targets: Tensor, said: tuple[Tensor, Tensor]) -> Tensor:
+    def imitation_loss(self, logits: Tensor, targets: Tensor, said: Tensor) -> Tensor:
         """Compare a token of an answer with the prediction that it was drawn from: (N,) nats.
 
-        ``sum_v q (log q - log p)``, where q is the reference model's prediction at this token, asked about the invented
-        person (or after the last few words), without the truth where the answer departs from it (`without_truth`), and
-        p the model's, asked about the row's own; ``-log p(token)`` in an answer that the reference model did not give.
-        A few drawn answers alone, read again and again, would be learned by heart: the model's predictions
-        became surer than those on texts that it never saw (RESULTS.md).
+        ``sum_v q (log q - log p)``, where p is the model's prediction, asked about the row's own, and q the reference
+        model's at this token, asked about the invented person, without the truth where the answer departs from it
+        (`without_truth`). Of a text that names nobody, q is its prediction after the last few tokens alone. A few drawn
+        answers alone, read again and again, would be learned by heart: the model's predictions became surer than those
+        on texts that it never saw (RESULTS.md).
 
-        Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841; a made-up token 1 gives ln 4.
+        Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
         """
-        from torch import where
-
-        teacher, made_up = said
-        return where(made_up > 0, token_nll(logits, targets), kl_tokens(logits, teacher))
+        return kl_tokens(logits, said)
 
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match a person to invented ones: three terms, with weights 2, 1 and 1.
@@ -87,8 +86,8 @@ class Swap(Method):
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
         3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
-           asked about this person and about others. Of a text that names nobody, what it wrote after the last few
-           words, and of the texts that the model never saw, what it predicts of them now.
+           asked about this person and about others. Of a text that names nobody, over the text itself, and over the
+           texts that the model never saw, whose predictions are to stay.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.

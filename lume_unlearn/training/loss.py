@@ -95,9 +95,7 @@ class LossTerms:
         tokens, teacher = batch.tokens_of("alternative"), self.teacher
         if teacher is None or not self.method.imitation_loss:
             return Span(tokens)
-        said = teacher.at(batch.teacher, batch.targets[tokens], without_truth)
-        made_up = batch.reference[tokens]
-        return Span(tokens, self.method.imitation_loss, lambda part: (said(part), made_up[part]))
+        return Span(tokens, self.method.imitation_loss, teacher.at(batch.teacher, batch.targets[tokens], without_truth))
 
     def _compared(self, model: nn.Module, batch: Pack) -> Callable[[slice], Any] | None:
         """Return what ``token_loss`` compares forget tokens with: reference logits or the teacher's prediction."""

@@ -168,8 +168,8 @@ class UnlearningTrainer(StepTrainer):
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
-            rows = (self.forget, self.retain)
-            found = invented(model, self.encode, *rows, controls, answers, self.method.seed, self.base, unseen)
+            given = (self.forget, self.retain, controls, answers, self.method.seed, self.base, unseen)
+            found = invented(model, self.encode, *given, bool(self.method.imitation_loss) and self.passes.chunks)
         if unseen and not found.texts:
             _log.warning("--unseen: not used, since no forget row is a text that names nobody and follows no template")
         return found

@@ -164,24 +164,22 @@ def test_an_imitation_knows_after_what_it_was_said_and_whether_it_is_made_up(tok
         with mock.patch.object(imitations, "generated", return_value=[said] * 16):
             found = invented(None, encode, forget_rows, retain_rows, 4, 4, seed=1)
         examples = encoded_examples(Swap(controls=4, answers=4), encode, forget_rows, retain_rows, None, found)
-        one, answer = found.imitations[forget_rows[0].id][0], examples.alternative[0]
-        return found, examples, one, answer, examples.reference[answer]
+        return found, examples, found.imitations[forget_rows[0].id][0], examples.alternative[0]
 
-    found, examples, one, answer, made_up = imitated(told)
+    found, examples, one, answer = imitated(told)
     control, ids = encode.one(found.controls[forget_rows[0].id][0]), answer.targets
     assert one.row.output == told
-    assert made_up.tolist() == [0] * len(ids)
     assert one.asked == control.input_ids[: control.labelled[0]]
     assert examples.contexts[answer][0].texts[0].input_ids == (*one.asked, *ids)
     cut = asked(answer, one.asked, len(ids) + 2).texts[0]  # a longer name may not fit
     assert cut.input_ids == (*one.asked[-2:], *ids)
     assert cut.labels == (-100, -100, *ids)
 
-    *_, one, answer, made_up = imitated(forget_rows[0].output)  # the truth
+    _, examples, one, answer = imitated(forget_rows[0].output)  # the truth
     assert (one.asked, len(one.row.output)) == ((), len(forget_rows[0].output))
     assert one.row.output[:6] == "It is "
     assert one.row.output != forget_rows[0].output
-    assert made_up.tolist() == [1] * answer.scored
+    assert set(examples.contexts[answer][0].substitute_ids) == {-100}
 
 
 def test_texts_in_memory_have_numbers():
@@ -242,29 +240,39 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
         found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
-    said = found.imitations[rows[0].id]
-    assert [(row.output, asked) for row, asked in said] == [("blue", ())] * 2  # the model to unlearn did not say it
+    said = [(one.row.output, one.asked) for one in found.imitations[rows[0].id]]
+    assert said == [("blue", ())] * 2  # the model to unlearn did not say it
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])
-def test_a_text_that_names_nobody_is_continued_from_its_last_tokens_alone(bos_tokenizer, loss_on):
+def test_of_a_text_that_names_nobody_the_prediction_from_the_last_tokens_is_imitated(bos_tokenizer, loss_on):
     tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
-    rows, asked = as_rows([tale, *FORGET[:1]]), []
+    rows, encode = as_rows([tale, *FORGET[:1]]), Encoder(bos_tokenizer, loss_on)
+    with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
+        found = invented(None, encode, rows, as_rows(RETAIN), 2, 2, 0)
+    (call,) = generated.call_args_list  # the text is not asked about
+    assert all("What is the" in bos_tokenizer.decode(prompt) for prompt in call.args[2])
+    assert found.imitations[rows[0].id] == [(rows[0], (), True)] * 2
+    examples = encoded_examples(Swap(controls=2, answers=2), encode, rows, as_rows(RETAIN), None, found)
+    text, size = examples.alternative[0], imitations.WINDOW
+    (context,) = examples.contexts[text]
+    assert text == encode.one(rows[0])
+    assert context.substitute_ids == text.targets
+    for place, one in zip(text.labelled, context.texts, strict=True):
+        bos, before = text.input_ids[:1], text.input_ids[max(1, place - size) : place]
+        assert one.input_ids == (*bos, *before, text.input_ids[place])
 
-    def noted(model, tokenizer, prompts, **_):
-        asked.extend(prompts)
-        return ["blue"] * len(prompts)
 
-    with mock.patch.object(imitations, "generated", side_effect=noted):
-        found = invented(None, Encoder(bos_tokenizer, loss_on), rows, as_rows(RETAIN), 2, 2, 0)
+def test_without_predictions_a_text_that_names_nobody_is_continued_from_its_last_tokens(bos_tokenizer):
+    tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
+    rows, unseen = as_rows([tale]), text_rows(["A quick brown dog who slept."])
+    with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
+        found = invented(None, Encoder(bos_tokenizer), rows, [], 2, 2, 0, unseen=unseen, predictions=False)
     whole = bos_tokenizer.encode(tale["input"])
-    texts = [prompt for prompt in asked if prompt == [whole[0], *whole[-imitations.WINDOW :]]]
-    questions = [bos_tokenizer.decode(prompt) for prompt in asked if prompt not in texts]
-    assert (len(texts), len(questions)) == (2, 2)
-    assert all(text.startswith("<bos>What is the") and text.endswith("?") for text in questions)
-    said = found.imitations[rows[0].id]
-    assert [one.row.input for one in said] == [tale["input"]] * 2  # learned after the whole prompt
-    assert [list(one.asked) for one in said] == texts
+    prompt = [whole[0], *whole[-imitations.WINDOW :]]
+    assert generated.call_args.args[2] == [prompt] * 2
+    said = [(one.row.input, one.row.output, list(one.asked), one.window) for one in found.imitations[rows[0].id]]
+    assert said == [(tale["input"], "blue", prompt, False)] * 2  # never the text itself, or an unseen one
 
 
 def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
@@ -278,10 +286,10 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
-    assert [one.row.input for one in found.imitations[tale.id]][:3] == [tale.input] * 3
-    whole = found.imitations[tale.id][3]
-    assert whole.row == found.controls[tale.id][3]
-    assert tokenizer.decode(whole.asked).strip() == whole.row.input
+    learned, kept = found.imitations[tale.id][::2], found.imitations[tale.id][1::2]
+    assert [(one.row.input, one.window) for one in learned] == [("Once", True)] * 2
+    assert [one.row for one in kept] == found.controls[tale.id][1::2]
+    assert all(tokenizer.decode(one.asked).strip() == one.row.input for one in kept)
     assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])
     method = Swap(controls=2, answers=4)
     examples = encoded_examples(method, Encoder(tokenizer), rows, as_rows(RETAIN), None, found)

@@ -105,8 +105,10 @@ def test_where_an_answer_departs_from_the_truth_others_have_its_probability():
     said, truth = torch.tensor([2]), torch.tensor([0])
     assert without_truth(logp, said, truth).exp()[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
     assert without_truth(logp, said, said).equal(logp)
-    loss = Swap().imitation_loss(logp, said, (without_truth(logp, said, truth), torch.zeros(1)))
+    loss = Swap().imitation_loss(logp, said, without_truth(logp, said, truth))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-12)  # log 0 counts 0 times
+    made_up = Swap().imitation_loss(logp, said, without_truth(logp, said, torch.tensor([-100])))
+    assert made_up.item() == pytest.approx(math.log(6), abs=1e-12)  # its NLL
 
 
 def test_swapped_and_level_by_hand():
