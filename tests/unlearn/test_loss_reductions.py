@@ -216,6 +216,16 @@ def test_swap_by_hand(quantile, control, tie):
     assert Swap().forget_loss(batch).item() == pytest.approx(2 * tie + (1 + 1.5) / 4 + 1, abs=2e-6)
 
 
+def test_the_tie_does_not_look_at_how_unlikely_an_unlikely_token_is():
+    none, rows = torch.zeros(2), torch.zeros(2, dtype=torch.long)
+    values, counts = torch.tensor([1.0, 20.0], requires_grad=True), TokenCounts([2], [], [], [2])
+    control = Rows(torch.tensor([3.0, 30.0]), rows, 1, none)
+    batch = Batch(Rows(values, rows, 1, none), Rows(none[:0], rows[:0], 0, none), counts, {}, control)
+    loss = Swap().forget_loss(batch)
+    assert loss.item() == pytest.approx(2 * ((3 + 12) / 2 - (1 + 12) / 2 - 0.015))
+    assert torch.autograd.grad(loss, values)[0].tolist() == [-1, 0]
+
+
 def test_rows_come_to_their_quantiles_of_the_invented_persons():
     """4000 controls from a normal distribution: gradient descent on the tie alone leads each row to its quantile."""
     generator, quantiles = torch.Generator().manual_seed(0), torch.tensor([0.125, 0.5, 0.75])
