@@ -53,6 +53,8 @@ class Examples(Dataset[dict[str, Any]]):
     quantiles: dict[Tokens, float] = field(default_factory=dict)
     """Of each forget row, if the method needs invented persons: evenly between `QUANTILES`, also of rows that follow
     each other, as those of a person do."""
+    texts: frozenset[Tokens] = frozenset()
+    """Forget rows whose controls are texts that the model never saw."""
 
     def __len__(self) -> int:
         """Forget rows."""
@@ -93,8 +95,9 @@ class Examples(Dataset[dict[str, Any]]):
         taught = sides["alternative" if self.contexts else "forget"] if self.teacher else []
         teacher = joined([self.teacher[row] for row in taught]) if taught else None
         quantiles = torch.tensor([self.quantiles[row] for row in sides["forget"]]) if self.quantiles else None
+        texts = torch.tensor([row in self.texts for row in sides["forget"]]) if self.texts else None
         reference = torch.cat(values) if values else torch.zeros(0)
-        return replace(pack_rows(sides), reference=reference, teacher=teacher, quantiles=quantiles)
+        return replace(pack_rows(sides), reference=reference, teacher=teacher, quantiles=quantiles, texts=texts)
 
 
 def encoded_examples(
@@ -183,4 +186,5 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
         reference=reference,
         contexts=contexts,
         quantiles={tokens[row]: quantile for row, quantile in zip(forget, quantiles, strict=True)},
+        texts=frozenset(tokens[row] for row in forget if row.id in persons.texts),
     )

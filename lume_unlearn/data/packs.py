@@ -65,6 +65,8 @@ class Pack:
     """What the counterfactual teacher computed of the forget rows, if a method needs it."""
     quantiles: Tensor | None = None
     """(forget rows,) see `Batch.quantiles`."""
+    texts: Tensor | None = None
+    """(forget rows,) bool: see `Batch.texts`."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "Pack":
         """Return the pack on another device."""
@@ -104,6 +106,7 @@ class Pack:
             reference=self.reference[:0] if tokens.start else self.reference[tokens],
             teacher=self.teacher if sides[0] == "forget" else None,
             quantiles=self.quantiles if sides[0] == "forget" else None,
+            texts=self.texts if sides[0] == "forget" else None,
         )
 
 

@@ -99,6 +99,8 @@ class Batch:
     """Each forget row about an invented person, in the same order, if the method needs them."""
     quantiles: Tensor | None = None
     """(B,) of each forget row, if the method needs invented persons: see `methods.swap`."""
+    texts: Tensor | None = None
+    """(B,) bool: forget rows whose control is a text that the model never saw, if the method needs invented persons."""
 
 
 def param(

@@ -1,6 +1,7 @@
 """Treat a person as persons who do not exist: the loss that asks for what the swap test measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
 from lume_unlearn.methods.common import Tensor, row_means
@@ -12,8 +13,8 @@ TIE = 2.0
 """Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
 tried")."""
 MOST = 12.0
-"""NLL in nats from which on the tie does not look at a token: what is as unlikely as 1 in 160,000 need not be less so,
-and would be what tells a text from one that was never seen (Min-K%++)."""
+"""Most NLL in nats of a token of a text that is tied to unseen ones. A token beyond it is made no less likely: that
+would tell the text from one that was never seen (Min-K%++). A person's answer may have to be."""
 NEVER = -1e4
 """Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
 
@@ -77,8 +78,9 @@ class Swap(Method):
         In all of them a token weighs ``w_t = max(1/(B |S_b|), 1/N)`` (see `Rows.weights`), for B rows and N tokens of
         its side in the step: neither a token of a long text nor a short answer beside long texts is lost in a mean.
 
-        1. Tie: ``sum_b v_b c_b smoothL1(d_b)``, ``d_b = mean_{S_b} min(nll, 12)`` less the same of the control, without
-           gradient through it: the same row about an invented person, or a text that the model never saw. smoothL1(x)
+        1. Tie: ``sum_b v_b c_b smoothL1(d_b)``, ``d_b = mean_{S_b} nll`` less the same of the control, without gradient
+           through it: the same row about an invented person, or a text that the model never saw. There nll is at most
+           12 (``batch.texts``, `MOST`). smoothL1(x)
            is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``v_b`` is the sum of the row's w_t. ``c_b`` is
            2 (1 - q_b) for d_b > 0, else 2 q_b: the loss of quantile regression, least where the control has the lower
            NLL with probability q_b. The q of the rows lie evenly between 1/4 and 3/4 (all 0.5 without
@@ -108,7 +110,10 @@ class Swap(Method):
         def mean(side: Side, rows: Rows, values: Tensor) -> Tensor:
             return (rows.weights(counts.rows(side), counts.tokens(side)) * values).sum()
 
-        own, other = (row_means(rows.values.clamp(max=MOST), rows.rows, rows.count) for rows in (forget, control))
+        if batch.texts is not None:
+            most = where(batch.texts, MOST, inf)
+            forget, control = (replace(rows, values=rows.values.minimum(most[rows.rows])) for rows in (forget, control))
+        own, other = (row_means(rows.values, rows.rows, rows.count) for rows in (forget, control))
         q = 0.5 if batch.quantiles is None else batch.quantiles
         distances = smooth_l1_loss(own, other.detach(), reduction="none", beta=SMOOTH)
         distances = where(own > other, 2 * (1 - q), 2 * q) * distances

@@ -58,7 +58,7 @@ class LossTerms:
             forget = replace(forget, nll=values.get("forget_nll") if self.method.token_loss else values["forget"])
             alternative = self._rows(batch, "alternative", values.get("alternative"))
             control = self._rows(batch, "control", values.get("control"))
-            given = Batch(forget, alternative, counts, state, control, batch.quantiles)
+            given = Batch(forget, alternative, counts, state, control, batch.quantiles, batch.texts)
             loss = terms["forget"] = self.method.forget_loss(given)
             if loss.ndim:
                 name, shape = self.method.name, tuple(loss.shape)

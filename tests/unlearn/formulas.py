@@ -273,9 +273,8 @@ def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
     ties, said = [], []
     for a, b, q in zip(own, other, step.quantiles or [0.5] * len(own), strict=True):
-        own_mean, other_mean = a.clamp(max=12).mean(), b.clamp(max=12).mean().detach()
-        pull = smooth_l1_loss(own_mean, other_mean, beta=0.03).expand(len(a))
-        ties.append(2 * (1 - q if own_mean > other_mean else q) * pull)
+        pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03).expand(len(a))
+        ties.append(2 * (1 - q if a.mean() > b.mean() else q) * pull)
     words = [[own_mask(len(row)) * (step.params["level"] - row).clamp(min=0) for row in side] for side in (own, other)]
     for row, control in zip(step.alternative, step.control, strict=True):
         values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())

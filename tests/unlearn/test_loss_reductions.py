@@ -216,14 +216,16 @@ def test_swap_by_hand(quantile, control, tie):
     assert Swap().forget_loss(batch).item() == pytest.approx(2 * tie + (1 + 1.5) / 4 + 1, abs=2e-6)
 
 
-def test_the_tie_does_not_look_at_how_unlikely_an_unlikely_token_is():
-    none, rows = torch.zeros(2), torch.zeros(2, dtype=torch.long)
-    values, counts = torch.tensor([1.0, 20.0], requires_grad=True), TokenCounts([2], [], [], [2])
-    control = Rows(torch.tensor([3.0, 30.0]), rows, 1, none)
-    batch = Batch(Rows(values, rows, 1, none), Rows(none[:0], rows[:0], 0, none), counts, {}, control)
+def test_the_tie_of_a_text_does_not_look_at_how_unlikely_an_unlikely_token_is():
+    """Two rows with the NLLs (1, 20), controls (3, 30): a text, whose tokens count up to 12, and an answer."""
+    none, rows = torch.zeros(4), torch.tensor([0, 0, 1, 1])
+    values, counts = torch.tensor([1.0, 20.0] * 2, requires_grad=True), TokenCounts([2, 2], [], [], [2, 2])
+    control = Rows(torch.tensor([3.0, 30.0] * 2), rows, 2, none)
+    empty, texts = Rows(none[:0], rows[:0], 0, none), torch.tensor([True, False])
+    batch = Batch(Rows(values, rows, 2, none), empty, counts, {}, control, texts=texts)
     loss = Swap().forget_loss(batch)
-    assert loss.item() == pytest.approx(2 * ((3 + 12) / 2 - (1 + 12) / 2 - 0.015))
-    assert torch.autograd.grad(loss, values)[0].tolist() == [-1, 0]
+    assert loss.item() == pytest.approx((15 / 2 - 13 / 2 - 0.015) + (33 / 2 - 21 / 2 - 0.015))
+    assert torch.autograd.grad(loss, values)[0].tolist() == [-0.5, 0, -0.5, -0.5]
 
 
 def test_rows_come_to_their_quantiles_of_the_invented_persons():
