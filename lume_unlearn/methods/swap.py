@@ -1,7 +1,6 @@
 """Treat a person as persons who do not exist: the loss that asks for what the swap test measures."""
 
-from dataclasses import dataclass, replace
-from math import inf
+from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
 from lume_unlearn.methods.common import Tensor, row_means
@@ -12,9 +11,6 @@ SMOOTH = 0.03
 TIE = 2.0
 """Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
 tried")."""
-MOST = 12.0
-"""Most NLL in nats of a token of a text that is tied to unseen ones. A token beyond it is made no less likely: that
-would tell the text from one that was never seen (Min-K%++). A person's answer may have to be."""
 NEVER = -1e4
 """Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
 
@@ -37,6 +33,19 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
     certain = full_like(logp, NEVER).scatter(-1, targets[:, None], 0.0)
     found = where((targets == truths)[:, None], logp, others)
     return where((truths < 0)[:, None], certain, found)
+
+
+def at_ranks(own: Tensor, other: Tensor) -> Tensor:
+    """Give each value of one row what the other row has at its rank: (n,), without gradient.
+
+    Worked example: own (5, 1), other (3, 30): the ranks are at 3/4 and 1/4 of the other's, so (23.25, 9.75).
+
+    Args:
+        own: (n,) values.
+        other: (m,) values.
+    """
+    ranks = own.detach().argsort().argsort().to(own.dtype)
+    return other.detach().quantile((ranks + 0.5) / len(own))
 
 
 @dataclass
@@ -78,15 +87,15 @@ class Swap(Method):
         In all of them a token weighs ``w_t = max(1/(B |S_b|), 1/N)`` (see `Rows.weights`), for B rows and N tokens of
         its side in the step: neither a token of a long text nor a short answer beside long texts is lost in a mean.
 
-        1. Tie: ``sum_b v_b c_b smoothL1(d_b)``, ``d_b = mean_{S_b} nll`` less the same of the control, without gradient
-           through it: the same row about an invented person, or a text that the model never saw. There nll is at most
-           12 (``batch.texts``, `MOST`). smoothL1(x)
-           is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``v_b`` is the sum of the row's w_t. ``c_b`` is
-           2 (1 - q_b) for d_b > 0, else 2 q_b: the loss of quantile regression, least where the control has the lower
-           NLL with probability q_b. The q of the rows lie evenly between 1/4 and 3/4 (all 0.5 without
-           ``batch.quantiles``): if each row came to the median of the invented persons, its rank in the middle would
-           tell it from a row that was never seen, whose rank is random. What is learned of some names holds for others
-           only roughly, which widens this to all ranks.
+        1. Tie: ``sum_t w_t c_t smoothL1(d_t)``. Of a row about a person, d_t is the row's mean NLL less that of the
+           same row about an invented person, without gradient through the latter. Of a text whose control is one that
+           the model never saw, d_t is the token's NLL less that which the control has at its rank (`at_ranks`): so its
+           likely and unlikely tokens, which Min-K% looks at, come to those of such a text, and not its mean alone.
+           smoothL1(x) is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``c_t`` is 2 (1 - q_b) for d_t > 0, else
+           2 q_b: the loss of quantile regression, least where the control has the lower NLL with probability q_b. The q
+           of the rows lie evenly between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``): if each row came to the
+           median of the invented persons, its rank in the middle would tell it from a row that was never seen, whose
+           rank is random. What is learned of some names holds for others only roughly, which widens this to all ranks.
         2. Own words: ``sum_t w_t own max(0, level - nll)``, the mean of that of the forget rows and of the controls;
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
@@ -110,14 +119,14 @@ class Swap(Method):
         def mean(side: Side, rows: Rows, values: Tensor) -> Tensor:
             return (rows.weights(counts.rows(side), counts.tokens(side)) * values).sum()
 
-        if batch.texts is not None:
-            most = where(batch.texts, MOST, inf)
-            forget, control = (replace(rows, values=rows.values.minimum(most[rows.rows])) for rows in (forget, control))
-        own, other = (row_means(rows.values, rows.rows, rows.count) for rows in (forget, control))
-        q = 0.5 if batch.quantiles is None else batch.quantiles
-        distances = smooth_l1_loss(own, other.detach(), reduction="none", beta=SMOOTH)
-        distances = where(own > other, 2 * (1 - q), 2 * q) * distances
-        tie = mean("forget", forget, distances[forget.rows])
+        own, other = (row_means(rows.values, rows.rows, rows.count)[forget.rows] for rows in (forget, control))
+        other = other.detach()
+        for row in () if batch.texts is None else batch.texts.nonzero()[:, 0]:
+            text = forget.rows == row
+            own[text] = forget.values[text]
+            other[text] = at_ranks(own[text], control.values[control.rows == row])
+        q = 0.5 if batch.quantiles is None else batch.quantiles[forget.rows]
+        tie = where(own > other, 2 * (1 - q), 2 * q) * smooth_l1_loss(own, other, reduction="none", beta=SMOOTH)
         likely, also = (rows.reference * (self.level - rows.values).clamp(min=0) for rows in (forget, control))
         words = (mean("forget", forget, likely) + mean("control", control, also)) / 2
-        return TIE * tie + words + mean("alternative", answers, answers.values)
+        return TIE * mean("forget", forget, tie) + words + mean("alternative", answers, answers.values)

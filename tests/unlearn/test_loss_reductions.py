@@ -17,7 +17,7 @@ from lume_unlearn.methods.common import row_mean, token_mean
 from lume_unlearn.methods.gradient import GA
 from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
 from lume_unlearn.methods.preference import DPO
-from lume_unlearn.methods.swap import Swap
+from lume_unlearn.methods.swap import Swap, at_ranks
 from lume_unlearn.methods.weighted import WGA, SatImp
 
 # Two rows of unequal length.
@@ -216,16 +216,20 @@ def test_swap_by_hand(quantile, control, tie):
     assert Swap().forget_loss(batch).item() == pytest.approx(2 * tie + (1 + 1.5) / 4 + 1, abs=2e-6)
 
 
-def test_the_tie_of_a_text_does_not_look_at_how_unlikely_an_unlikely_token_is():
-    """Two rows with the NLLs (1, 20), controls (3, 30): a text, whose tokens count up to 12, and an answer."""
+def test_a_text_is_tied_token_by_token_and_an_answer_by_its_mean():
+    """Two rows with the NLLs (20, 1), controls (3, 30), whose quantiles 3/4 and 1/4 are 23.25 and 9.75."""
+    assert at_ranks(torch.tensor([5.0, 1.0]), torch.tensor([3.0, 30.0])).tolist() == [23.25, 9.75]
     none, rows = torch.zeros(4), torch.tensor([0, 0, 1, 1])
-    values, counts = torch.tensor([1.0, 20.0] * 2, requires_grad=True), TokenCounts([2, 2], [], [], [2, 2])
+    values, counts = torch.tensor([20.0, 1.0] * 2, requires_grad=True), TokenCounts([2, 2], [], [], [2, 2])
     control = Rows(torch.tensor([3.0, 30.0] * 2), rows, 2, none)
     empty, texts = Rows(none[:0], rows[:0], 0, none), torch.tensor([True, False])
     batch = Batch(Rows(values, rows, 2, none), empty, counts, {}, control, texts=texts)
     loss = Swap().forget_loss(batch)
-    assert loss.item() == pytest.approx((15 / 2 - 13 / 2 - 0.015) + (33 / 2 - 21 / 2 - 0.015))
-    assert torch.autograd.grad(loss, values)[0].tolist() == [-0.5, 0, -0.5, -0.5]
+    assert loss.item() == pytest.approx((3.25 + 8.75) / 2 - 0.015 + (33 - 21) / 2 - 0.015)
+    assert torch.autograd.grad(loss, values)[0].tolist() == [-0.5] * 4
+    far = replace(batch, forget=Rows(torch.tensor([40.0, 1.0] * 2, requires_grad=True), rows, 2, none))
+    (slope,) = torch.autograd.grad(Swap().forget_loss(far), far.forget.values)
+    assert slope.tolist() == [0.5, -0.5, 0.5, 0.5]  # the mean of the text's is above its control's, a token is below
 
 
 def test_rows_come_to_their_quantiles_of_the_invented_persons():
