@@ -44,7 +44,7 @@ def generated(
     with torch.no_grad():
         output = model.generate(
             **inputs,
-            logits_processor=LogitsProcessorList([allowed]),
+            logits_processor=LogitsProcessorList([allowed] if any(never) else []),
             **(sampling if temperature else {"do_sample": False}),
             max_new_tokens=max_new_tokens,
             eos_token_id=sorted(stops),

@@ -159,9 +159,7 @@ def invented(
     chooser = random.Random(seed)
     imitations = {row.id: _imitations(row, controls[row.id], found, words[row.id], chooser) for row in forget}
     imitations |= {key: [Imitation(texts[key], (), True)] * others for key in windows}
-    if not unseen:
-        return Persons(controls, imitations)
-    tied = sorted(texts.keys() - templated(forget, retain))
+    tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     for key in tied:
         controls[key] = [next(strange) for _ in range(others)]
@@ -221,8 +219,9 @@ def _asked(
     for row in forget:
         for number, control in enumerate(controls[row.id][:ASKED]):
             tokens = by_answer.one(control)
-            end, bos = tokens.labelled[0], encode.tokenizer.bos_token_id
-            prompt = tokens.before(end, WINDOW if row.id in cut else end, bos)
+            prompt = tokens.prompt
+            if row.id in cut:
+                prompt = tokens.before(len(prompt), WINDOW, encode.tokenizer.bos_token_id)
             own = compress(tokens.targets, own_tokens(tokens, words[row.id], encode.tokenizer).bool().tolist())
             most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
             found.append(Asked(row, number, prompt, most, tuple(own)))
