@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from unittest import mock
 
 import sklearn.feature_extraction.text  # noqa: F401  # draws a random number when it is first imported
 import torch
+import tqdm.auto
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.data.files import read_rows
@@ -136,6 +138,8 @@ def _work_and_leave(work: Callable[[], Any]) -> NoReturn:
     status = 1
     try:
         torch.set_num_threads(1)
+        for bars in (tqdm.std.tqdm, tqdm.auto.tqdm):
+            bars.set_lock(threading.RLock())  # theirs is shared with the parent: a killed child would hold it for ever
         work()
         status = 0
     except BaseException:
