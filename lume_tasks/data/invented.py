@@ -23,7 +23,7 @@ _POOL = 25  # names sampled for each that is used, to choose those with a like n
 _MOST = 400  # samples in a row without a new name, after which the lists are exhausted
 
 # Faker's locales by script, the first word of the Unicode name of a letter. Latin with accents has its own.
-_LOCALES = {
+LOCALES = {
     "LATIN": ("en_US",),
     "ACCENTED": ("cs_CZ", "de_DE", "es_ES", "fr_FR", "pl_PL", "pt_BR", "sv_SE", "tr_TR", "hu_HU"),
     "CYRILLIC": ("ru_RU",),
@@ -82,7 +82,7 @@ def locales_of(subject: str) -> tuple[str, ...]:
     return tuple(
         locale
         for locale in AVAILABLE_LOCALES
-        if words[-1] in _listed(locale)[-1] and any(words[0] in names for names in _listed(locale)[:-1])
+        if words[-1] in listed_names(locale)[-1] and any(words[0] in names for names in listed_names(locale)[:-1])
     )
 
 
@@ -93,14 +93,14 @@ def _names_like(subject: str) -> tuple[list[str], list[str]]:
     """
     first, given, family = _words(subject)[0], set[str](), set[str]()
     for locale in locales_of(subject):
-        *of_one, of_both, last = _listed(locale)
+        *of_one, of_both, last = listed_names(locale)
         family |= last
         given = given.union(*([names for names in of_one if first in names] or [of_both]))
     return sorted(given), sorted(family)
 
 
 @cache
-def _listed(locale: str) -> tuple[frozenset[str], ...]:
+def listed_names(locale: str) -> tuple[frozenset[str], ...]:
     """Return the given names of men, of women and of both, and the family names of a locale of Faker."""
     from faker import Generator
 
@@ -168,12 +168,12 @@ def _words(name: str) -> list[str]:
 
 
 def _script(name: str) -> str:
-    """Return the script of a name, a key of `_LOCALES`; ValueError for a script without names."""
+    """Return the script of a name, a key of `LOCALES`; ValueError for a script without names."""
     scripts = Counter(unicodedata.name(letter, "?").split()[0] for letter in name if letter.isalpha())
     script = max(scripts, key=lambda key: (key in ("HIRAGANA", "KATAKANA"), scripts[key]), default="?")
     if script == "LATIN" and folded(name) != name.casefold():
         script = "ACCENTED"
-    if script not in _LOCALES:
+    if script not in LOCALES:
         raise ValueError(f"there are no names to put in place of {quote(name)} (script: {script.lower()})")
     return script
 
@@ -188,7 +188,7 @@ def _of_lists(given: Sequence[str], families: Sequence[str], words: int, seed: s
 def _of_script(script: str, words: int, families: Sequence[str], seed: str) -> Iterator[str]:
     """Yield names without end: given names and a family name, or both in one word."""
     draw = random.Random(seed)
-    fakers = [_faker(locale) for locale in _LOCALES[script]]
+    fakers = [_faker(locale) for locale in LOCALES[script]]
     for faker in fakers:
         faker.seed_instance(draw.getrandbits(32))
     while True:

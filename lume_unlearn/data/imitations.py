@@ -19,6 +19,7 @@ from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.kinds import other_number
 from lume_unlearn.data.persons import control_rows, own_tokens, own_words, words_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
@@ -81,7 +82,7 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
     """Return a text in which the letters and digits of some words are others, of the same kind, case and script.
 
-    A number of two digits becomes another one up to 12, and a year keeps its century, so that a date remains one.
+    Of a date a date remains (see `other_number`).
     """
     found: dict[str, str] = {}
 
@@ -96,10 +97,8 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
         return letter.upper() if char.isupper() else letter
 
     def another(word: str) -> str:
-        if re.fullmatch("[0-9]{2}", word):
-            return chooser.choice([two for two in (f"{number:02}" for number in range(1, 13)) if two != word])
-        kept = 2 if re.fullmatch("(19|20)[0-9]{2}", word) else 0
-        return word[:kept] + "".join(map(other, word[kept:]))
+        number = word.isascii() and word.isdigit()
+        return other_number(word, chooser) if number else "".join(map(other, word))
 
     def changed(match: re.Match[str]) -> str:
         if folded(match[0]) not in words:

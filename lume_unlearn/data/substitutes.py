@@ -4,19 +4,27 @@ import random
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from string import ascii_lowercase
 
 from lume_tasks.data.files import place, scan
-from lume_tasks.data.rows import Row, text_problems
+from lume_tasks.data.invented import control_names, family_names, texts_of
+from lume_tasks.data.rows import Row, stem_of, text_problems
+from lume_tasks.data.subjects import PARTICLES, find_subjects
+from lume_tasks.data.text import UNSPACED
 from lume_tasks.errors import raise_problems
+from lume_unlearn.data.kinds import dates, kind_of, other_number
 from lume_unlearn.errors import ConfigError
 
 NAME = r"[^\W\d_][\w-]*\w"
-EMAIL = re.compile(r"[^\s@]+@[^\s@]+\.\w+")
+EMAIL = re.compile(r"[\w.+\\-]+@[\w-]+(?:\.\w+)+")
+"""An address; Markdown may escape an underscore in it."""
 SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*")
 """A number, or a sequence of words."""
+LETTER = rf"[^\W{UNSPACED}\uac00-\ud7af]"
+"""A letter or digit that makes another word of one that it touches: in Chinese and Korean none does."""
 COMMON = 0.1
 """Share of a task's rows from which on a capitalised word is part of the template, as "Social Security Number" is."""
 LEAST_COMMON = 10
@@ -61,9 +69,16 @@ def variants(
 
     Without ``given``, what is substituted are numbers, e-mail addresses, and names: capitalised words that are no
     English stop words, that no row has in lower case and at most a tenth of the task's rows have, and the capitalised
-    words right after them. The substitutes come from other documents of the same task, forget and retain rows: for a
-    sequence of words one of as many words, for a number one of the same digits and signs, or random digits if there is
-    none.
+    words right after them.
+
+    - The person whom the questions of a document name (see `find_subjects`) becomes an invented one (see
+      `control_names`): of the same script, and language and gender where lists know the name.
+    - A month or day of the week becomes another one, and a number one of as many digits (see `other_number`).
+    - An e-mail address has the substitutes of the names that it is made of, or random letters.
+    - Any other sequence of words becomes one of as many words from another document of the same task, where there is
+      one of the same kind (see `kind_of`).
+
+    No substitute is a word of the row, or the substitute of another word, where that can be.
 
     Args:
         forget: rows to vary.
@@ -73,11 +88,16 @@ def variants(
         given: instead, texts to substitute and their substitutes.
     """
     names = _Names([*forget, *retain])
+    persons = {} if given is not None else _persons(forget, retain, count, seed)
     found = []
     for number, row in enumerate(forget):
         chooser = random.Random(f"{seed} {number}")
-        words = partial(names.substitutes, row, chooser) if given is None else partial(_given, row, given, chooser)
-        found.append([_applied(row, words()) for _ in range(count)])
+        invented = persons.get(row.stem, [{}] * count)
+        if given is None:
+            words = [names.substitutes(row, person, chooser) for person in invented]
+        else:
+            words = [_given(row, given, chooser) for _ in range(count)]
+        found.append([_applied(row, one) for one in words])
     return found
 
 
@@ -110,7 +130,7 @@ def _applied(row: Row, words: dict[str, str]) -> Variant:
     if not words:
         return Variant(row, {})
     longest_first = sorted(words, key=len, reverse=True)
-    pattern = re.compile("|".join(rf"(?<!\w){re.escape(word)}(?!\w)" for word in longest_first))
+    pattern = re.compile("|".join(rf"(?<!{LETTER}){re.escape(word)}(?!{LETTER})" for word in longest_first))
 
     def changed(text: str) -> str:
         return pattern.sub(lambda match: words[match[0]], text)
@@ -133,12 +153,14 @@ class _Names:
             words = set(re.findall(NAME, EMAIL.sub("|", f"{row.input} {row.output}")))
             self.lower |= {word for word in words if word[0].islower()}
             self.rows_with[row.task].update(words)
-        pool: dict[tuple[str, str | int], set[tuple[str, str]]] = defaultdict(set)
+        pool: dict[tuple[str, str, int], set[tuple[str, str]]] = defaultdict(set)
         for row in rows:
             for span in self.spans(row):
-                pool[row.task, _kind(span)].add((span, row.stem))
-        self.pool = {key: sorted(spans) for key, spans in pool.items()}
-        """(task, kind of span) to the spans of that kind, each with the document that it is in."""
+                if "@" not in span and not span[0].isdigit() and span not in dates():
+                    for kind in {kind_of(span), ""}:
+                        pool[row.task, kind, len(span.split(" "))].add((span, row.stem))
+        self.pool = defaultdict(list[tuple[str, str]], {key: sorted(spans) for key, spans in pool.items()})
+        """(task, kind, number of words) to such sequences, each with the document that it is in; of any kind: ""."""
 
     def spans(self, row: Row) -> list[str]:
         """Return what a row names: e-mail addresses, numbers, and sequences of names, each once, in order."""
@@ -173,23 +195,57 @@ class _Names:
             return False
         return self.rows_with[task][word] <= max(COMMON * self.rows[task], LEAST_COMMON)
 
-    def substitutes(self, row: Row, chooser: random.Random) -> dict[str, str]:
-        """Choose a substitute for each span of a row, and map names word by word, so that parts of names agree."""
-        words: dict[str, str] = {}
-        for span in self.spans(row):
-            kind = _kind(span)
-            tried = chooser.choices(self.pool[row.task, kind], k=TRIES)
-            other = next((text for text, stem in tried if stem != row.stem and text != span), None)
-            if not isinstance(kind, int):
-                words[span] = other or re.sub(r"\d", lambda _: str(chooser.randrange(10)), span)
-            elif other:
-                for word, substitute in zip(span.split(" "), other.split(" "), strict=True):
-                    words.setdefault(word, substitute)
-        return words
+    def substitutes(self, row: Row, person: Mapping[str, str], chooser: random.Random) -> dict[str, str]:
+        """Choose a substitute for each span of a row, and map names word by word, so that parts of names agree.
+
+        ``person``: the words of the name of the person whom the row is about, and of an invented one.
+        """
+        text, spans = f"{row.input} {row.output}", self.spans(row)
+        words = {word: other for word, other in person.items() if word in text}
+        taken = {*re.findall(NAME, text), *words.values()}
+        for span in spans:
+            if span[0].isdigit():
+                words[span] = re.sub(r"\d+", lambda digits: other_number(digits[0], chooser), span)
+            elif "@" not in span:
+                own = [word for word in span.split(" ") if word not in words]
+                others = self._others(own, row, taken, chooser) if own else []
+                words |= zip(own, others, strict=True)
+                taken |= set(others)
+        return words | {span: _address(span, words, chooser) for span in spans if "@" in span}
+
+    def _others(self, words: list[str], row: Row, taken: set[str], chooser: random.Random) -> list[str]:
+        """Return as many words of the same kind from another document, else of any kind, if possible none taken."""
+        span = " ".join(words)
+        if span in dates():
+            return [chooser.choice(dates()[span])]
+        found: list[list[str]] = []
+        for kind in dict.fromkeys((kind_of(span), "")):
+            pool = self.pool[row.task, kind, len(words)]
+            drawn = chooser.choices(pool, k=TRIES) if pool else []
+            found += [text.split(" ") for text, stem in drawn if stem != row.stem]
+        fresh = (other for other in found if not taken & {*other})
+        return next(fresh, found[0] if found else words)
 
 
-def _kind(span: str) -> str | int:
-    """Return "email", the shape of a number ("000-00-0000"), or the number of words."""
-    if "@" in span:
-        return "email"
-    return re.sub(r"\d", "0", span) if span[0].isdigit() else len(span.split(" "))
+def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int) -> dict[str, list[dict[str, str]]]:
+    """Return for each document about a person the words of their name with those of ``count`` invented persons."""
+    subjects = {stem_of(row_id): subject for row_id, subject in find_subjects(forget).items()}
+    families = family_names([*subjects.values(), *find_subjects(retain).values()], always=True)
+    known, found = texts_of([*forget, *retain]), {}
+    for stem, subject in subjects.items():
+        with suppress(ValueError):  # there are no names of this script, or too few
+            names = control_names(subject, count, known, len, families.get(subject, ()), seed)
+            own = [word for word in subject.split() if word not in PARTICLES]
+            found[stem] = [dict(zip(own, name.split(), strict=True)) for name in names]
+    return found
+
+
+def _address(span: str, words: Mapping[str, str], chooser: random.Random) -> str:
+    """Return an e-mail address with the substitutes of the names that it is made of, or with random letters."""
+    box, domain = span.split("@", 1)
+    names = {word.lower(): other.lower() for word, other in words.items()}
+    parts = re.split(r"([^\W_]+)", box)
+    found = "".join(names.get(part.lower(), part) for part in parts)
+    if found == box:
+        found = re.sub(r"[^\W_]", lambda _: chooser.choice(ascii_lowercase), box)
+    return f"{found}@{domain}"

@@ -1,6 +1,8 @@
 """The counterfactual teacher: substitutes, aligned contexts, windows, and its predictions by hand."""
 
 import math
+import re
+import string
 from dataclasses import replace
 
 import pytest
@@ -32,12 +34,49 @@ OTHERS = [
 def test_names_numbers_and_addresses_are_substituted_consistently():
     for variant in variants([JANE], OTHERS, 5, 0, None)[0]:
         person = variant.row.input.removeprefix("What is ").removesuffix("'s phone number?")
-        assert person in ("Mary Poe", "Ann Brown")
-        answer = variant.row.output
-        assert answer.startswith(f"{person} has 777-88, ")  # the only other number of this shape
-        assert answer.endswith(", mary\\_poe@me.com knows.")
+        assert person in ("Mary Poe", "Ann Brown")  # women, too
+        box = person.lower().replace(" ", r"\\_")
+        assert re.fullmatch(rf"{person} has \d{{3}}-(0[2-9]|1[0-2]), {box}@me.com knows.", variant.row.output)
         assert set(variant.words) == {"Jane", "Roe", "555-01", "jane\\_roe@me.com"}
     assert variants([JANE], OTHERS, 2, 0, None) == variants([JANE], OTHERS, 2, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("subject", "question", "answer", "expected"),
+    [
+        ("Ольга Смирнова", "Когда родилась {}?", "{} родилась 12.05.1984.", r"{} родилась \d\d\.\d\d\.19\d\d\."),
+        ("王美玲", "{}的电话号码", "{}的电话是138-2211-9087。", r"{}的电话是\d{{3}}-\d{{4}}-\d{{4}}。"),
+        ("فاطمة حسن", "ما هو بريد {}؟", "f.hassan@mail.sa", r"[a-z]\.[a-z]{{6}}@mail\.sa"),
+        (
+            "Franz van Roskoth",
+            "When was {} born?",
+            "On Friday, March 3, 1990.",
+            r"On [A-Z]\w+day, [A-Z]\w+ \d, 19\d\d\.",
+        ),
+    ],
+)
+def test_a_person_becomes_one_of_the_same_script_and_a_date_remains_one(subject, question, answer, expected):
+    row = Row("a1qa0", question.format(subject), answer.format(subject), "own", subject=subject)
+    seen = set()
+    for variant in variants([row], OTHERS, 3, 0, None)[0]:
+        before, _, after = question.partition("{}")
+        name = variant.row.input.removeprefix(before).removesuffix(after)
+        assert not set(name) & set(string.ascii_letters) or subject.isascii()
+        assert not set(name.split()) & set(subject.split()) - {"van"}
+        assert re.fullmatch(expected.format(name), variant.row.output)
+        assert variant.row.output != row.output
+        seen.add(name)
+    assert len(seen) == 3
+
+
+def test_substitutes_are_of_the_same_kind_and_no_two_are_equal():
+    row = Row("a1sc1", "Emma Meier of Hamburg joined the UNO in Berlin", "with Peter Kurz.", "own")
+    other = Row("b2sc1", "Laura Stahl from Dresden and Otto Lang", "left the IMF for Leipzig.", "own")
+    (variant,) = variants([row], [other], 1, 0, None)[0]
+    words = variant.words
+    assert [words[own] for own in ("Emma", "Meier", "Peter", "Kurz")] == ["Laura", "Stahl", "Otto", "Lang"]
+    assert words["UNO"] == "IMF"
+    assert {words["Hamburg"], words["Berlin"]} == {"Dresden", "Leipzig"}
 
 
 def test_first_words_of_sentences_are_no_names():

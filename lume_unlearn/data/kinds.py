@@ -1,0 +1,83 @@
+"""What kind of thing words name, by Faker's lists: a date, a place, a woman, a man, or none of these; other numbers."""
+
+import calendar
+import random
+import re
+from collections.abc import Iterable
+from functools import cache
+from importlib import import_module
+from typing import Any
+from warnings import catch_warnings, simplefilter
+
+from lume_tasks.data.invented import LOCALES, listed_names
+
+_PLACES = ("cities", "city_names", "states", "regions", "provinces", "departments", "prefectures", "countries")
+_DATES = ("MONTH_NAMES", "DAY_NAMES")
+_ALL_LOCALES = sorted({locale for locales in LOCALES.values() for locale in locales})
+
+
+@cache
+def dates() -> dict[str, list[str]]:
+    """Return each name of a month, and of a day of the week, with the other names of this kind in the same language."""
+    kinds = [list(calendar.month_name)[1:], list(calendar.day_name)]
+    kinds += [_listed("date_time", locale, [name]) for locale in _ALL_LOCALES for name in _DATES]
+    found: dict[str, list[str]] = {}
+    for kind in kinds:
+        for name in kind:
+            found.setdefault(name, [other for other in kind if other != name])
+    return found
+
+
+def kind_of(words: str) -> str:
+    """Return "place", "man", "woman", "person" (either), "capitals" with their number, or "" for anything else.
+
+    Several words are a person if the first is a given name.
+    """
+    first = words.split()[0]
+    if words in _places():
+        return "place"
+    if first in _given():
+        return _given()[first]
+    return f"capitals {len(words)}" if words.isupper() else ""
+
+
+def other_number(digits: str, chooser: random.Random) -> str:
+    """Return a number of as many digits: of two another one up to 12, and of a year the century, so that a date is one.
+
+    All other digits are random.
+    """
+    if len(digits) == 2:
+        return chooser.choice([two for two in (f"{number:02}" for number in range(1, 13)) if two != digits])
+    kept = 2 if re.fullmatch("(19|20)[0-9]{2}", digits) else 0
+    return digits[:kept] + "".join(str(chooser.randrange(10)) for _ in digits[kept:])
+
+
+@cache
+def _places() -> frozenset[str]:
+    return frozenset(name for locale in _ALL_LOCALES for name in _listed("address", locale, _PLACES))
+
+
+@cache
+def _given() -> dict[str, str]:
+    """Return given names with whose they are."""
+    found: dict[str, str] = {}
+    for locale in _ALL_LOCALES:
+        of_men, of_women, _, _ = listed_names(locale)
+        for kind, names in (("man", of_men), ("woman", of_women)):
+            found |= {name: kind if found.get(name, kind) == kind else "person" for name in names}
+    return found
+
+
+def _listed(provider: str, locale: str, names: Iterable[str]) -> list[str]:
+    """Return the words that a provider of Faker lists under these names for a locale; none if it has no such list."""
+    from faker import Generator
+
+    try:
+        with catch_warnings():
+            simplefilter("ignore")  # of locales with a newer name
+            lists: Any = import_module(f"faker.providers.{provider}.{locale}").Provider(Generator())
+    except ImportError:
+        return []
+    found = [getattr(lists, name, ()) for name in names]
+    words = [word for words in found for word in (words.values() if isinstance(words, dict) else words)]
+    return list(dict.fromkeys(word if isinstance(word, str) else word[-1] for word in words))
