@@ -20,8 +20,7 @@ class Context:
     """For each labelled token of the row, which of the labelled tokens of all texts corresponds to it."""
     substitute_ids: tuple[int, ...]
     """The token that takes its place where a substituted word is repeated, or with which the truth goes on where an
-    answer to imitate departs from it, or -100 in an answer that the model did not give (see
-    `methods.swap.without_truth`); else the token itself."""
+    answer to imitate departs from it, or a mark (see `methods.swap.without_truth`); else the token itself."""
 
 
 def aligned(row: Tokens, context: Tokens) -> Context:

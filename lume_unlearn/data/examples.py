@@ -10,16 +10,17 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
-from lume_unlearn.data.contexts import Context, asked, window
+from lume_unlearn.data.contexts import Context, asked
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
-from lume_unlearn.data.imitations import WINDOW, Persons
+from lume_unlearn.data.imitations import Persons
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
 from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.refusals import refusals
+from lume_unlearn.methods.swap import ITSELF
 
 QUANTILES = (0.25, 0.75)
 """Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (RESULTS.md, "What was tried")."""
@@ -164,16 +165,13 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     encoded = {row.id: tokens[row] for row in answers}
     truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
-    for imitation, prompt, windowed in imitations:
+    for imitation, prompt, truth in imitations:
         said = tokens[imitation]
         if said in contexts:
             continue
-        if windowed:
-            context = window(said, WINDOW, encode.tokenizer.bos_token_id)
-        else:
-            context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
-            if not prompt:  # the reference model did not say it
-                context = replace(context, substitute_ids=(IGNORED,) * said.scored)
+        context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
+        if not prompt:  # the reference model did not say it, or it is the truth
+            context = replace(context, substitute_ids=(ITSELF if truth else IGNORED,) * said.scored)
         contexts[said] = [context]
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()

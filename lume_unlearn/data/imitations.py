@@ -36,8 +36,8 @@ LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
 WINDOW = 8
-"""Tokens of a text that names nobody from which the reference model predicts the next. After 32 a model of 135 M
-parameters recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
+"""Tokens of a text that names nobody after which the reference model continues it. After 32 a model of 135 M parameters
+recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -49,8 +49,8 @@ class Imitation(NamedTuple):
     """The row, or a control, with the answer."""
     asked: tuple[int, ...]
     """The tokens after which the reference model said it; empty if it did not."""
-    window: bool = False
-    """Whether it is the row itself, each token of which the reference model predicts from the last `WINDOW` alone."""
+    truth: bool = False
+    """Whether it is the row itself, each token of which is left out of what the model predicts there."""
 
 
 @dataclass(frozen=True)
@@ -122,8 +122,9 @@ def invented(
 ) -> Persons:
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
-    Of a text that names nobody, which the model would recall, it imitates the predictions from few tokens (`WINDOW`),
-    and keeps those of the unseen texts that such texts are compared with.
+    A text that names nobody is continued from its last tokens alone (`WINDOW`), since after more of them the model
+    recalls it. If it is compared with unseen texts, the model imitates instead what it predicts at each place without
+    the right token, and of the unseen texts what it predicts.
 
     An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
     without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
@@ -141,8 +142,7 @@ def invented(
         base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
         unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
             template (see `templated`), which the model still knows from other rows.
-        predictions: whether predictions can be imitated, not answers alone; else a text that names nobody has answers
-            as well, which continue its prompt from the last `WINDOW` tokens.
+        predictions: whether predictions can be imitated, not answers alone; else every text is continued.
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
@@ -150,22 +150,21 @@ def invented(
     by_base = nobody if base is not None else set()
     texts = {row.id: row for row in forget if row.kind == "sc" and row.id in nobody}
     own = texts.keys() - by_base
-    windows = own if predictions else set[str]()
-    asked = _asked([row for row in forget if row.id not in windows], controls, encode, words, own)
+    tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
+    recalled = own.intersection(tied) if predictions else set[str]()
+    asked = _asked([row for row in forget if row.id not in recalled], controls, encode, words, own)
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
     of_base = _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
     found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
     chooser = random.Random(seed)
     imitations = {row.id: _imitations(row, controls[row.id], found, words[row.id], chooser) for row in forget}
-    imitations |= {key: [Imitation(texts[key], (), True)] * others for key in windows}
-    tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     for key in tied:
         controls[key] = [next(strange) for _ in range(others)]
-        if key in windows:
-            learned = Imitation(whole_text(texts[key]), (), True)
+        if key in recalled:
+            itself = Imitation(whole_text(texts[key]), (), True)
             kept = [Imitation(row, encode.one(row).prompt) for row in controls[key]]
-            imitations[key] = [one if number % 2 else learned for number, one in enumerate(kept)]
+            imitations[key] = [one if number % 2 else itself for number, one in enumerate(kept)]
     return Persons(controls, imitations, frozenset(tied))
 
 

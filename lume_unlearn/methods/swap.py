@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
-from lume_unlearn.methods.common import Tensor, row_means
+from lume_unlearn.methods.common import IGNORED, Tensor, row_means
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
@@ -13,6 +13,8 @@ TIE = 2.0
 tried")."""
 NEVER = -1e4
 """Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
+ITSELF = -1
+"""In place of the truth: the target is the truth."""
 
 
 def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
@@ -20,19 +22,20 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
 
     A model that says a person's facts of invented persons as well would else be imitated in that. An answer that gives
     the truth away is sampled again, so this is what the others are drawn from. Worked example: p = (1/2, 1/3, 1/6),
-    target 2, truth 0 give (0, 2/3, 1/3); truth 2, the target itself, changes nothing.
+    target 2, truth 0 give (0, 2/3, 1/3); truth 2, the target itself, changes nothing, but `ITSELF` gives (3/5, 2/5, 0).
 
     Args:
         logp: (n, V) log-probabilities.
         targets: (n,) token ids.
-        truths: (n,) token ids; negative in an answer that the model did not give, whose target has all probability.
+        truths: (n,) token ids; `ITSELF` in a text that is the truth, whose tokens all are left out; -100 in an answer
+            that the model did not give, whose target has all probability.
     """
     from torch import full_like, where
 
-    others = logp.scatter(-1, truths.clamp(min=0)[:, None], NEVER).log_softmax(-1)
+    others = logp.scatter(-1, where(truths < 0, targets, truths)[:, None], NEVER).log_softmax(-1)
     certain = full_like(logp, NEVER).scatter(-1, targets[:, None], 0.0)
     found = where((targets == truths)[:, None], logp, others)
-    return where((truths < 0)[:, None], certain, found)
+    return where((truths == IGNORED)[:, None], certain, found)
 
 
 def at_ranks(own: Tensor, other: Tensor) -> Tensor:
@@ -73,9 +76,9 @@ class Swap(Method):
 
         ``sum_v q (log q - log p)``, where p is the model's prediction, asked about the row's own, and q the reference
         model's at this token, asked about the invented person, without the truth where the answer departs from it
-        (`without_truth`). Of a text that names nobody, q is its prediction after the last few tokens alone. A few drawn
-        answers alone, read again and again, would be learned by heart: the model's predictions became surer than those
-        on texts that it never saw (RESULTS.md).
+        (`without_truth`). A few drawn answers alone, read again and again, would be learned by heart: the model's
+        predictions became surer than those on texts that it never saw (RESULTS.md). Of a text that is tied to unseen
+        ones, q is the prediction without the right token at each place: what the model would have said next.
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
         """
@@ -100,8 +103,8 @@ class Swap(Method):
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
         3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
-           asked about this person and about others. Of a text that names nobody, over the text itself, and over the
-           texts that the model never saw, whose predictions are to stay.
+           asked about this person and about others. Of a text that is tied to unseen ones, over the text itself, and
+           over the unseen ones, whose predictions are to stay.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.

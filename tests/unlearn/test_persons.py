@@ -20,7 +20,7 @@ from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import disguised, gives_away, invented, long_numbers
 from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
-from lume_unlearn.methods.swap import Swap
+from lume_unlearn.methods.swap import ITSELF, Swap
 from tests.conftest import make_model
 
 FIELDS = ("phone number", "home town", "order number", "employer")
@@ -245,34 +245,21 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])
-def test_of_a_text_that_names_nobody_the_prediction_from_the_last_tokens_is_imitated(bos_tokenizer, loss_on):
+@pytest.mark.parametrize("predictions", [True, False])
+def test_a_text_that_names_nobody_is_continued_from_its_last_tokens(predictions, loss_on, bos_tokenizer):
     tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
-    rows, encode = as_rows([tale, *FORGET[:1]]), Encoder(bos_tokenizer, loss_on)
+    rows, encode = as_rows([tale]), Encoder(bos_tokenizer, loss_on)
+    unseen = [] if predictions else text_rows(["A quick brown dog who slept."])
     with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
-        found = invented(None, encode, rows, as_rows(RETAIN), 2, 2, 0)
-    (call,) = generated.call_args_list  # the text is not asked about
-    assert all("What is the" in bos_tokenizer.decode(prompt) for prompt in call.args[2])
-    assert found.imitations[rows[0].id] == [(rows[0], (), True)] * 2
-    examples = encoded_examples(Swap(controls=2, answers=2), encode, rows, as_rows(RETAIN), None, found)
-    text, size = examples.alternative[0], imitations.WINDOW
-    (context,) = examples.contexts[text]
-    assert text == encode.one(rows[0])
-    assert context.substitute_ids == text.targets
-    for place, one in zip(text.labelled, context.texts, strict=True):
-        bos, before = text.input_ids[:1], text.input_ids[max(1, place - size) : place]
-        assert one.input_ids == (*bos, *before, text.input_ids[place])
-
-
-def test_without_predictions_a_text_that_names_nobody_is_continued_from_its_last_tokens(bos_tokenizer):
-    tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
-    rows, unseen = as_rows([tale]), text_rows(["A quick brown dog who slept."])
-    with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
-        found = invented(None, Encoder(bos_tokenizer), rows, [], 2, 2, 0, unseen=unseen, predictions=False)
+        found = invented(None, encode, rows, [], 2, 2, 0, unseen=unseen, predictions=predictions)
     whole = bos_tokenizer.encode(tale["input"])
-    prompt = [whole[0], *whole[-imitations.WINDOW :]]
-    assert generated.call_args.args[2] == [prompt] * 2
-    said = [(one.row.input, one.row.output, list(one.asked), one.window) for one in found.imitations[rows[0].id]]
-    assert said == [(tale["input"], "blue", prompt, False)] * 2  # never the text itself, or an unseen one
+    prompt = (whole[0], *whole[-imitations.WINDOW :])
+    assert generated.call_args.args[2] == [list(prompt)] * 2
+    said = [(one.row.input, one.row.output, one.asked) for one in found.imitations[rows[0].id]]
+    assert said == [(tale["input"], "blue", prompt)] * 2  # never the text itself, or an unseen one
+    examples = encoded_examples(Swap(controls=2, answers=2), encode, rows, as_rows(RETAIN), None, found)
+    (context,) = examples.contexts[examples.alternative[0]]
+    assert context.texts[0].input_ids[: len(prompt)] == prompt
 
 
 def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokenizer):
@@ -287,7 +274,7 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
     learned, kept = found.imitations[tale.id][::2], found.imitations[tale.id][1::2]
-    assert [(one.row.input, one.window) for one in learned] == [("Once", True)] * 2
+    assert [(one.row.input, one.truth) for one in learned] == [("Once", True)] * 2
     assert [one.row for one in kept] == found.controls[tale.id][1::2]
     assert all(tokenizer.decode(one.asked).strip() == one.row.input for one in kept)
     assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])
@@ -300,6 +287,9 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     assert examples.reference[own].any()
     assert not examples.reference[control].any()
     assert len(examples.forget) == 4 + 2 * len(FORGET) + 4
+    said = examples.contexts[examples.alternative[0]][0]
+    assert said.texts[0].input_ids == own.input_ids  # what it predicts there without the right tokens
+    assert said.substitute_ids == (ITSELF,) * own.scored
     kept = examples.contexts[examples.alternative[3]][0]
     assert kept.texts[0].input_ids == examples.control[3].input_ids  # its own prediction is kept
     assert kept.substitute_ids == examples.control[3].targets

@@ -17,7 +17,7 @@ from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.base import Batch, Rows, TokenCounts
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.counterfactual import Level, swapped
-from lume_unlearn.methods.swap import Swap, without_truth
+from lume_unlearn.methods.swap import ITSELF, Swap, without_truth
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.teacher import run_teacher
 from tests.conftest import make_model
@@ -148,6 +148,16 @@ def test_where_an_answer_departs_from_the_truth_others_have_its_probability():
     assert loss.item() == pytest.approx(math.log(2), abs=1e-12)  # log 0 counts 0 times
     made_up = Swap().imitation_loss(logp, said, without_truth(logp, said, torch.tensor([-100])))
     assert made_up.item() == pytest.approx(math.log(6), abs=1e-12)  # its NLL
+
+
+def test_of_a_text_that_is_the_truth_the_next_best_tokens_are_imitated():
+    reference = torch.tensor([[0.98, 0.01, 0.01]], dtype=torch.float64).log()
+    target = torch.tensor([0])
+    others = without_truth(reference, target, torch.tensor([ITSELF]))
+    assert others.exp()[0].tolist() == pytest.approx([0, 1 / 2, 1 / 2])
+    logits = torch.tensor([[1 / 2, 3 / 8, 1 / 8]], dtype=torch.float64).log() + 7
+    loss = Swap().imitation_loss(logits, target, others)
+    assert loss.item() == pytest.approx(math.log(4 / 3) / 2 + math.log(2), abs=1e-12)  # it has half of the probability
 
 
 def test_swapped_and_level_by_hand():
