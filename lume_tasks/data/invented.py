@@ -15,7 +15,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import PARTICLES, name_words
+from lume_tasks.data.subjects import name_words, without_particles
 from lume_tasks.data.text import folded
 from lume_tasks.errors import quote
 
@@ -76,7 +76,7 @@ def locales_of(subject: str) -> tuple[str, ...]:
     """Return the locales of Faker that list both the given and the family name."""
     from faker.config import AVAILABLE_LOCALES
 
-    words = _words(subject)
+    words = without_particles(subject)
     if len(words) < 2:
         return ()
     return tuple(
@@ -91,7 +91,7 @@ def _names_like(subject: str) -> tuple[list[str], list[str]]:
 
     Lists of both genders count where no list of one holds it.
     """
-    first, given, family = _words(subject)[0], set[str](), set[str]()
+    first, given, family = without_particles(subject)[0], set[str](), set[str]()
     for locale in locales_of(subject):
         *of_one, of_both, last = listed_names(locale)
         family |= last
@@ -102,17 +102,22 @@ def _names_like(subject: str) -> tuple[list[str], list[str]]:
 @cache
 def listed_names(locale: str) -> tuple[frozenset[str], ...]:
     """Return the given names of men, of women and of both, and the family names of a locale of Faker."""
-    from faker import Generator
-
     kinds = ("first_names_male",), ("first_names_female",), ("first_names",)
     families = "last_names", "last_names_male", "last_names_female"
+    provider = provider_of("person", locale)
+    return tuple(frozenset().union(*(getattr(provider, name, ()) for name in names)) for names in (*kinds, families))
+
+
+def provider_of(kind: str, locale: str) -> Any:
+    """Return Faker's lists of a kind ("person", "address", "date_time") for a locale; None if it has none."""
+    from faker import Generator
+
     try:
         with catch_warnings():
             simplefilter("ignore")  # of locales with a newer name
-            provider = import_module(f"faker.providers.person.{locale}").Provider(Generator())
-    except ImportError:  # a locale without names of its own
-        return (frozenset(),) * 4
-    return tuple(frozenset().union(*(getattr(provider, name, ()) for name in names)) for names in (*kinds, families))
+            return import_module(f"faker.providers.{kind}.{locale}").Provider(Generator())
+    except ImportError:
+        return None
 
 
 def control_names(
@@ -141,7 +146,7 @@ def control_names(
     Raises:
         ValueError: there are no names of that script, or too few.
     """
-    words = len(_words(subject))
+    words = len(without_particles(subject))
     own = set(name_words(subject))
     pool: dict[str, None] = {}
     missed = 0
@@ -160,11 +165,6 @@ def control_names(
         raise ValueError(f"only {len(pool)} names like {quote(subject)} can be sampled, {number} are needed")
     wanted = length(subject)
     return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
-
-
-def _words(name: str) -> list[str]:
-    """Return the words of a name without particles."""
-    return [word for word in name.split() if word not in PARTICLES]
 
 
 def _script(name: str) -> str:

@@ -90,11 +90,16 @@ def swapped(text: str, subject: str, name: str) -> str:
     if not re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) and (" " in subject or subject not in text):
         raise ValueError(f"{quote(subject)} is not in the question")
     text = text.replace(subject, name)
-    words, others = ([w for w in one.split() if w not in PARTICLES] for one in (subject, name))
+    words, others = map(without_particles, (subject, name))
     for word, other in zip(words, others, strict=True):
         if len(word) > 2 and word not in others:
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", other, text)
     return text
+
+
+def without_particles(name: str) -> list[str]:
+    """Return the words of a name without particles such as "van"."""
+    return [word for word in name.split() if word not in PARTICLES]
 
 
 def name_words(name: str) -> list[str]:

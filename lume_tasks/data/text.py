@@ -6,6 +6,8 @@ import unicodedata
 EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese; as in brackets of a pattern."""
+ATTACHED = f"{UNSPACED}\uac00-\ud7af"
+"""The same and Korean, whose words carry particles; as in brackets of a pattern."""
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
 
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
 
-from lume_tasks.data.text import EMAIL, UNSPACED, folded
+from lume_tasks.data.text import ATTACHED, EMAIL, folded
 
 LONG = 5
 """An answer of more words need not be repeated whole: see `is_known`."""
@@ -32,7 +32,7 @@ _LANGUAGES = [
 # fmt: on
 """Languages in which dates are read."""
 _WORD = re.compile(r"[^\W_]+")
-_UNSPACED = re.compile(rf"[{UNSPACED}\uac00-\ud7af]+")
+_UNSPACED = re.compile(f"[{ATTACHED}]+")
 """Also Korean, whose particles follow a word without a space."""
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"

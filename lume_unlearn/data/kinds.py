@@ -5,11 +5,8 @@ import random
 import re
 from collections.abc import Iterable
 from functools import cache
-from importlib import import_module
-from typing import Any
-from warnings import catch_warnings, simplefilter
 
-from lume_tasks.data.invented import LOCALES, listed_names
+from lume_tasks.data.invented import LOCALES, listed_names, provider_of
 
 _PLACES = ("cities", "city_names", "states", "regions", "provinces", "departments", "prefectures", "countries")
 _DATES = ("MONTH_NAMES", "DAY_NAMES")
@@ -70,14 +67,7 @@ def _given() -> dict[str, str]:
 
 def _listed(provider: str, locale: str, names: Iterable[str]) -> list[str]:
     """Return the words that a provider of Faker lists under these names for a locale; none if it has no such list."""
-    from faker import Generator
-
-    try:
-        with catch_warnings():
-            simplefilter("ignore")  # of locales with a newer name
-            lists: Any = import_module(f"faker.providers.{provider}.{locale}").Provider(Generator())
-    except ImportError:
-        return []
+    lists = provider_of(provider, locale)
     found = [getattr(lists, name, ()) for name in names]
     words = [word for words in found for word in (words.values() if isinstance(words, dict) else words)]
     return list(dict.fromkeys(word if isinstance(word, str) else word[-1] for word in words))

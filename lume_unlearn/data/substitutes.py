@@ -6,24 +6,25 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from string import ascii_lowercase
 
 from lume_tasks.data.files import place, scan
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row, stem_of, text_problems
-from lume_tasks.data.subjects import PARTICLES, find_subjects
-from lume_tasks.data.text import UNSPACED
+from lume_tasks.data.subjects import find_subjects, without_particles
+from lume_tasks.data.text import ATTACHED, EMAIL
 from lume_tasks.errors import raise_problems
 from lume_unlearn.data.kinds import dates, kind_of, other_number
 from lume_unlearn.errors import ConfigError
 
 NAME = r"[^\W\d_][\w-]*\w"
-EMAIL = re.compile(r"[\w.+\\-]+@[\w-]+(?:\.\w+)+")
-"""An address; Markdown may escape an underscore in it."""
+ADDRESS = re.compile(rf"(?:[\w.+-]+\\)*{EMAIL}")
+"""An e-mail address; Markdown may escape an underscore in it."""
 SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*")
 """A number, or a sequence of words."""
-LETTER = rf"[^\W{UNSPACED}\uac00-\ud7af]"
+LETTER = rf"[^\W{ATTACHED}]"
 """A letter or digit that makes another word of one that it touches: in Chinese and Korean none does."""
 COMMON = 0.1
 """Share of a task's rows from which on a capitalised word is part of the template, as "Social Security Number" is."""
@@ -150,23 +151,27 @@ class _Names:
         self.rows_with: dict[str, Counter[str]] = defaultdict(Counter)
         self.rows = Counter(row.task for row in rows)
         for row in rows:
-            words = set(re.findall(NAME, EMAIL.sub("|", f"{row.input} {row.output}")))
+            words = set(re.findall(NAME, ADDRESS.sub("|", f"{row.input} {row.output}")))
             self.lower |= {word for word in words if word[0].islower()}
             self.rows_with[row.task].update(words)
+        self.all_rows = rows
+
+    @cached_property
+    def pool(self) -> dict[tuple[str, str, int], list[tuple[str, str]]]:
+        """Return sequences of words, each with its document, by task, kind ("": any) and number of words."""
         pool: dict[tuple[str, str, int], set[tuple[str, str]]] = defaultdict(set)
-        for row in rows:
+        for row in self.all_rows:
             for span in self.spans(row):
                 if "@" not in span and not span[0].isdigit() and span not in dates():
                     for kind in {kind_of(span), ""}:
                         pool[row.task, kind, len(span.split(" "))].add((span, row.stem))
-        self.pool = defaultdict(list[tuple[str, str]], {key: sorted(spans) for key, spans in pool.items()})
-        """(task, kind, number of words) to such sequences, each with the document that it is in; of any kind: ""."""
+        return {key: sorted(spans) for key, spans in pool.items()}
 
     def spans(self, row: Row) -> list[str]:
         """Return what a row names: e-mail addresses, numbers, and sequences of names, each once, in order."""
         text = f"{row.input} {row.output}"
-        found: dict[str, None] = dict.fromkeys(EMAIL.findall(text))
-        for match in SPAN.finditer(EMAIL.sub("|", text)):
+        found: dict[str, None] = dict.fromkeys(ADDRESS.findall(text))
+        for match in SPAN.finditer(ADDRESS.sub("|", text)):
             if match[0][0].isdigit():
                 found[match[0]] = None
                 continue
@@ -220,7 +225,7 @@ class _Names:
             return [chooser.choice(dates()[span])]
         found: list[list[str]] = []
         for kind in dict.fromkeys((kind_of(span), "")):
-            pool = self.pool[row.task, kind, len(words)]
+            pool = self.pool.get((row.task, kind, len(words)), [])
             drawn = chooser.choices(pool, k=TRIES) if pool else []
             found += [text.split(" ") for text, stem in drawn if stem != row.stem]
         fresh = (other for other in found if not taken & {*other})
@@ -235,8 +240,7 @@ def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int
     for stem, subject in subjects.items():
         with suppress(ValueError):  # there are no names of this script, or too few
             names = control_names(subject, count, known, len, families.get(subject, ()), seed)
-            own = [word for word in subject.split() if word not in PARTICLES]
-            found[stem] = [dict(zip(own, name.split(), strict=True)) for name in names]
+            found[stem] = [dict(zip(without_particles(subject), name.split(), strict=True)) for name in names]
     return found
 
 

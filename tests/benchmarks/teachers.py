@@ -27,7 +27,9 @@ from lume_tasks.data.source import load_data
 from lume_unlearn.data.contexts import Context, aligned, teacher_contexts, window
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.substitutes import variants
+from lume_unlearn.methods.common import token_nll
 from lume_unlearn.methods.retain import kl_tokens
+from lume_unlearn.methods.swap import ITSELF, without_truth
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.model.teacher import run_teacher
@@ -72,28 +74,25 @@ def main() -> None:
         teachers["window"] = args.model, {row: [window(row, args.window, tokenizer.bos_token_id)] for row in tokens}
     retrained = predictions(args.retrained, plain)
     print_row(["", *kinds(forget)])
-    print_row(
-        ["NLL (retrained)", *by_kind(forget, [nll(logp, row) for logp, row in zip(retrained, tokens, strict=True)])]
-    )
+    print_row(["NLL (retrained)", *by_kind(forget, list(map(nll, retrained, tokens)))])
     said = {name: predictions(model, contexts) for name, (model, contexts) in teachers.items()}
     said["blend"] = list(map(blend, said["itself"], said["substitutes"], tokens))
     for name, found in said.items():
-        print_row([f"NLL {name}", *by_kind(forget, [nll(logp, row) for logp, row in zip(found, tokens, strict=True)])])
-        divergences = [kl_tokens(logp, target) for logp, target in zip(found, retrained, strict=True)]
-        print_row([f"KL {name}", *by_kind(forget, divergences)])
+        print_row([f"NLL {name}", *by_kind(forget, list(map(nll, found, tokens)))])
+        print_row([f"KL {name}", *by_kind(forget, list(map(kl_tokens, found, retrained)))])
 
 
 def blend(logp: Tensor, other: Tensor, row: Tokens) -> Tensor:
     """Give the right tokens their probabilities in another prediction, and all others what is left, in proportion."""
-    own = torch.tensor(row.targets)[:, None]
-    right = other.gather(-1, own)
-    rest = logp.scatter(-1, own, -torch.inf).log_softmax(-1) + torch.log1p(-right.exp().clamp(max=MOST))
-    return rest.scatter(-1, own, right)
+    targets = torch.tensor(row.targets)
+    right = other.gather(-1, targets[:, None])
+    rest = without_truth(logp, targets, torch.full_like(targets, ITSELF))
+    return (rest + torch.log1p(-right.exp().clamp(max=MOST))).scatter(-1, targets[:, None], right)
 
 
 def nll(logp: Tensor, row: Tokens) -> Tensor:
     """Return the NLL of a row's output tokens: (n,)."""
-    return -logp.gather(-1, torch.tensor(row.targets)[:, None])[:, 0]
+    return token_nll(logp, torch.tensor(row.targets))
 
 
 def kinds(rows: Sequence[Row]) -> list[str]:
