@@ -9,6 +9,10 @@ from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.substitutes import Variant, templated
 from lume_unlearn.methods.common import IGNORED
 
+WINDOW = 8
+"""Tokens after which a text is not recalled. After 32 a model of 135 M parameters recalled some, after 16 none
+(RESULTS.md, "What was tried")."""
+
 
 @dataclass(frozen=True)
 class Context:
@@ -83,25 +87,29 @@ def teacher_contexts(
     retain: Sequence[Row],
     variants: Sequence[Sequence[Variant]],
     encode: Encoder,
-    window_size: int = 0,
+    prose: bool = True,
 ) -> dict[Tokens, list[Context]]:
     """Return what the counterfactual teacher reads of each forget row: the row with substitutes, or windows of it.
+
+    In prose the words that are left recall the row, whatever is substituted. So of a text that follows no template (see
+    `templated`) it reads windows of `WINDOW` tokens.
 
     Args:
         rows: the forget rows.
         tokens: the same rows, encoded.
-        retain: the retain rows; words that many rows share are a template, the others are a row's own.
+        retain: the retain rows.
         variants: of each forget row, the row with substitutes. They may be longer than their row, so they are cut.
         encode: encoded the rows.
-        window_size: tokens of a window, for rows that are no templates; 0 to read all rows with substitutes.
+        prose: whether to read windows of such texts; else the substitutes, as of other rows.
     """
     bos = getattr(encode.tokenizer, "bos_token_id", None)
     limit = min((length for length in (encode.context, encode.max_length) if length), default=None)
-    templates = templated(rows, retain) if window_size else set()
+    texts = [row for row in rows if row.kind == "sc" and prose]
+    by_window = {row.id for row in texts} - templated(texts, retain) if texts else set[str]()
     found: dict[Tokens, list[Context]] = {}
     for row, own, changed in zip(rows, tokens, variants, strict=True):
-        if window_size and (row.id not in templates or not changed):
-            found[own] = [window(own, window_size, bos)]
+        if row.id in by_window:
+            found[own] = [window(own, WINDOW, bos)]
         else:
             found[own] = [aligned(own, encode.one(variant.row).cut(limit)) for variant in changed]
     return found

@@ -17,6 +17,7 @@ from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
+from lume_unlearn.data.contexts import WINDOW
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.kinds import other_number
@@ -35,9 +36,6 @@ SPARE = 8
 LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
-WINDOW = 8
-"""Tokens of a text that names nobody after which the reference model continues it. After 32 a model of 135 M parameters
-recalled some texts, after 16 none (RESULTS.md, "What was tried")."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 

@@ -63,8 +63,8 @@ class Rows:
     count: int
     """Rows of this side in this micro-batch."""
     reference: Tensor
-    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts and window;
-    with ``needs.persons`` 1 for each token of a word that is the row's own, else 0. Empty if the method needs none."""
+    """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts; with
+    ``needs.persons`` 1 for each token of a word that is the row's own, else 0. Empty if the method needs none."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 
@@ -150,8 +150,8 @@ class Needs:
     """Reference logits of forget rows, in every step: the third argument of ``token_loss``."""
     teacher: bool = False
     """The counterfactual teacher (see `methods.counterfactual`): its log-probabilities are the third argument of
-    ``token_loss``, and its NLL is `Rows.reference` of forget rows. The fields ``contexts`` and ``window`` say what it
-    predicts from."""
+    ``token_loss``, and its NLL is `Rows.reference` of forget rows. The field ``contexts`` says how often it
+    predicts, each time with other words substituted; a field ``blend`` see `Counterfactual`."""
     hidden_states: bool = False
     """``token_loss`` gets the hidden states after decoder layer ``self.layer`` instead of logits."""
     alternatives: Literal["refusals", "file"] | None = None

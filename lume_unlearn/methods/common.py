@@ -31,6 +31,8 @@ else:
     Tensor = Any
 
 IGNORED = -100
+NEVER = -1e4
+"""Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
 
 Count: TypeAlias = Tensor | float | None
 """What a sum is divided by: the tokens or rows of the whole optimiser step, or None for the batch's own."""

@@ -1,15 +1,19 @@
 """Aim at the retrained model: a teacher that does not know the forget rows, and the level of unseen text.
 
-The teacher is the reference model in a context where names, places, dates and numbers are substituted (see
-`data.substitutes`), averaged over several contexts, or from which all but the last tokens are missing.
+How likely the right token is, the reference model says in a context where names, places, dates and numbers are
+substituted (see `data.substitutes`), averaged over several contexts, or in prose after the last few tokens alone. All
+else it predicts as it does without a change (see `blended`).
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
 from lume_unlearn.methods.base import Batch, Method, Needs, param
-from lume_unlearn.methods.common import Tensor, at_least_float32, row_means, token_mean
+from lume_unlearn.methods.common import NEVER, Tensor, at_least_float32, row_means, token_mean
 from lume_unlearn.methods.retain import js_tokens, kl_tokens
+
+MOST = 1 - 1e-6
+"""The largest probability of which something is left for other tokens."""
 
 
 def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
@@ -27,11 +31,28 @@ def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
     return logp.scatter(-1, own, logp.gather(-1, other)).scatter(-1, other, logp.gather(-1, own))
 
 
+def blended(logp: Tensor, targets: Tensor, right: Tensor) -> Tensor:
+    """Give the right tokens other probabilities, and all other tokens what is left, in proportion: (n, V).
+
+    Worked example: p = (1/2, 1/3, 1/6), target 0, right ln(1/4) give (1/4, 1/2, 1/4).
+
+    Args:
+        logp: (n, V) log-probabilities.
+        targets: (n,) ids of the right tokens.
+        right: (n,) their log-probabilities.
+    """
+    from torch import log1p
+
+    own, right = targets[:, None], right[:, None].to(logp.dtype)
+    others = logp.scatter(-1, own, NEVER).log_softmax(-1)
+    return (others + log1p(-right.exp().clamp(max=MOST))).scatter(-1, own, right)
+
+
 @dataclass
 class Level(Method):
     """Match the NLL of each forget row to the level of unseen text: see `forget_loss`.
 
-    Without a teacher (``contexts`` and ``window`` 0) the level of every row is the NLL of the unseen texts.
+    Without a teacher (``contexts`` 0) the level of every row is the NLL of the unseen texts.
     """
 
     title = "level matching"
@@ -43,7 +64,6 @@ class Level(Method):
     needs = Needs(teacher=True)
 
     contexts: int = param(4, "contexts with substituted words; the teacher averages its predictions", zero=True)
-    window: int = param(0, "context length for free text, in tokens; 0 uses name substitution", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match each row's mean NLL to a level: ``(1/B) sum_b smoothL1(mean_{S_b} nll - mean_{S_b} teacher - shift)``.
@@ -75,10 +95,11 @@ class Counterfactual(Level):
     title = "distillation from a counterfactual teacher"
     source = "Liu et al. 2024, arXiv 2407.16997"
     formula = (
-        "divergence from the reference model's prediction with substituted words, token mean; level_weight times the "
-        "loss of `level`"
+        "divergence from the reference model's prediction with the right token as likely as with substituted words, "
+        "token mean; level_weight times the loss of `level`"
     )
 
+    blend: bool = param(True, "take over how likely the right token is with substituted words, and nothing else")
     divergence: Literal["kl", "reverse", "js"] = param("kl", "divergence from the teacher")
     level_weight: float = param(0.0, "weight of the loss of level beside the divergence", zero=True)
 
@@ -96,7 +117,9 @@ class Counterfactual(Level):
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2): 0.143841, 0.130812 and 0.033822.
 
         Source: Liu et al. 2024 (arXiv 2407.16997), where the teacher is averaged over substitutes of one name and the
-        divergence is "kl". Deviation: names, places, dates and numbers are substituted, not the person's name alone.
+        divergence is "kl". Deviations: names, places, dates and numbers are substituted, not the person's name alone;
+        and with ``blend`` only the right token's probability is the average, since on a real model this is nearer to
+        the retrained one (RESULTS.md, "Teachers of `counterfactual`").
         """
         if self.divergence == "kl":
             return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves

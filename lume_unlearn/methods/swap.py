@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
-from lume_unlearn.methods.common import IGNORED, Tensor, row_means
+from lume_unlearn.methods.common import IGNORED, NEVER, Tensor, row_means
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
@@ -11,8 +11,6 @@ SMOOTH = 0.03
 TIE = 2.0
 """Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
 tried")."""
-NEVER = -1e4
-"""Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
 ITSELF = -1
 """In place of the truth: the target is the truth."""
 

@@ -12,6 +12,7 @@ from lume_unlearn.data.packs import Pack
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Batch, Method, Rows, Side, TokenCounts
 from lume_unlearn.methods.common import token_nll
+from lume_unlearn.methods.counterfactual import blended
 from lume_unlearn.methods.retain import part_needs_reference, retain_value
 from lume_unlearn.methods.swap import without_truth
 from lume_unlearn.model.forward import Passes, Span
@@ -101,7 +102,10 @@ class LossTerms:
         """Return what ``token_loss`` compares forget tokens with: reference logits or the teacher's prediction."""
         method = self.method
         if self.teacher is not None and method.token_loss:
-            return self.teacher.at(batch.teacher, batch.targets[batch.tokens_of("forget")])
+            tokens = batch.tokens_of("forget")
+            targets, right = batch.targets[tokens], -batch.reference[tokens]
+            said = self.teacher.at(batch.teacher, targets)
+            return lambda part: blended(said(part), targets[part], right[part])
         if self.reference is None or not method.needs.reference_logits:
             return None
         logits = self.reference.at(model, batch.only("forget"))

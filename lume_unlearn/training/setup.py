@@ -12,7 +12,7 @@ from peft import PeftModel
 from transformers.training_args import OptimizerNames
 
 from lume_tasks.data.rows import Row
-from lume_unlearn.data.contexts import Context
+from lume_unlearn.data.contexts import Context, aligned
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.examples import Examples
 from lume_unlearn.data.substitutes import Variant
@@ -134,6 +134,9 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
                 if needs.teacher:
                     head = terms.teacher
                     examples.reference = {row: head.nll(row, found, args.device) for row, found in cache.items()}
+                    if teacher is model and getattr(trainer.method, "blend", False):
+                        plain = {row: [aligned(row, row)] for row in contexts}
+                        cache = run_teacher(model, passes, plain, trainer.max_tokens)[1]
                 examples.teacher = cache if trainer.method.token_loss or needs.persons else {}
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]

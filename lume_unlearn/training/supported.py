@@ -57,7 +57,7 @@ def _method_faults(
         yield f"--unseen: {name} does not follow these texts; drop --unseen"
     if needs.teacher and not has_teacher(method, given["base"]):
         if method.token_loss:
-            yield "--contexts 0: the teacher predicts from nothing; give --contexts, --window or --base"
+            yield "--contexts 0: the teacher predicts from nothing; give --contexts or --base"
         elif given["unseen"] is None:
             yield "--contexts 0: give --unseen FILE, whose level is then that of every row"
     if method.phases:
@@ -70,8 +70,7 @@ def _method_faults(
 
 def has_teacher(method: Method, base: Any) -> bool:
     """Return whether a method has a teacher: a base model, or contexts from which the reference model predicts."""
-    contexts = getattr(method, "contexts", 0) or getattr(method, "window", 0)
-    return method.needs.teacher and (base is not None or bool(contexts))
+    return method.needs.teacher and (base is not None or bool(getattr(method, "contexts", 0)))
 
 
 def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> Iterator[str]:

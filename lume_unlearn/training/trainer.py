@@ -260,7 +260,9 @@ class UnlearningTrainer(StepTrainer):
         found = variants(self.forget, self.retain, method.contexts, self.args.seed, self.substitutes)
         if self.is_world_process_zero():
             write_substitutes(Path(str(self.args.output_dir)), self.forget, found)
-        return teacher_contexts(self.forget, self.examples.forget, self.retain, found, self.encode, method.window)
+        return teacher_contexts(
+            self.forget, self.examples.forget, self.retain, found, self.encode, self.substitutes is None
+        )
 
     def _said(self) -> dict[Tokens, list[Context]]:
         """Return after which tokens the reference model gave the answers to imitate, if their predictions are known."""

@@ -289,7 +289,7 @@ def lume(args: argparse.Namespace) -> None:
     gd = partial(unlearned, GD(), both, learning_rate=2e-4, num_train_epochs=5, retain_weight=3.0)
     build.add("gd", "knows", args.target, gd)
     # The NLL of the right answers is near that of the retrained model: 5.7 nats a token.
-    method = Counterfactual(contexts=4, window=3, level_weight=1.0)
+    method = Counterfactual(level_weight=1.0)
     options: dict[str, Any] = {"learning_rate": 3e-4, "num_train_epochs": 12, "per_device_train_batch_size": 8}
     counterfactual = partial(unlearned, method, both, **options, retain_weight=8.0, loss_on="text", weight_decay=0.01)
     build.add("counterfactual", "does not know", args.target, counterfactual)

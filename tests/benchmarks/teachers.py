@@ -1,6 +1,6 @@
 """How near the teachers of `counterfactual` come to a model that never saw the forget rows.
 
-python tests/benchmarks/teachers.py --model TARGET --retrained RETRAINED --data DATA --window 3
+python tests/benchmarks/teachers.py --model TARGET --retrained RETRAINED --data DATA
 
 It prints, for each task and kind of row, the mean over its output tokens, in nats, of
 
@@ -8,8 +8,8 @@ It prints, for each task and kind of row, the mean over its output tokens, in na
 - KL: the divergence of each teacher's prediction from the retrained model's, ``sum_v r (log r - log q)``.
 
 Teachers are the model itself ("itself"), the same with substituted names, places, dates and numbers ("substitutes"),
-with ``--base`` the model before fine-tuning ("base"), with ``--window`` the model that sees the last tokens alone
-("window"), and the model itself with the probability that "substitutes" gives to the right token ("blend").
+the model that sees the last `WINDOW` tokens alone ("window"), the model itself with the right token's probability of
+"substitutes", in prose of "window" ("blend", the default), and with ``--base`` the model before fine-tuning ("base").
 """
 
 import argparse
@@ -24,18 +24,17 @@ from torch import Tensor
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import load_data
-from lume_unlearn.data.contexts import Context, aligned, teacher_contexts, window
+from lume_unlearn.data.contexts import WINDOW, Context, aligned, teacher_contexts, window
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.substitutes import variants
 from lume_unlearn.methods.common import token_nll
+from lume_unlearn.methods.counterfactual import blended
 from lume_unlearn.methods.retain import kl_tokens
-from lume_unlearn.methods.swap import ITSELF, without_truth
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.model.teacher import run_teacher
 
 CONTEXTS = 4
-MOST = 1 - 1e-6
 TOKENS_A_PASS = 4096
 
 Contexts = Mapping[Tokens, Sequence[Context]]
@@ -56,7 +55,6 @@ def main() -> None:
     parser.add_argument("--retrained", required=True)
     parser.add_argument("--data", required=True)
     parser.add_argument("--base")
-    parser.add_argument("--window", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     data, tokenizer = load_data(Path(args.data)), load_tokenizer(args.model)
@@ -66,28 +64,24 @@ def main() -> None:
     changed = variants(forget, retain, CONTEXTS, args.seed, None)
     teachers: dict[str, tuple[str, Contexts]] = {
         "itself": (args.model, plain),
-        "substitutes": (args.model, teacher_contexts(forget, tokens, retain, changed, encode)),
+        "substitutes": (args.model, teacher_contexts(forget, tokens, retain, changed, encode, prose=False)),
+        "window": (args.model, {row: [window(row, WINDOW, tokenizer.bos_token_id)] for row in tokens}),
+        "blend": (args.model, teacher_contexts(forget, tokens, retain, changed, encode)),
     }
     if args.base:
         teachers["base"] = args.base, plain
-    if args.window:
-        teachers["window"] = args.model, {row: [window(row, args.window, tokenizer.bos_token_id)] for row in tokens}
     retrained = predictions(args.retrained, plain)
     print_row(["", *kinds(forget)])
     print_row(["NLL (retrained)", *by_kind(forget, list(map(nll, retrained, tokens)))])
     said = {name: predictions(model, contexts) for name, (model, contexts) in teachers.items()}
-    said["blend"] = list(map(blend, said["itself"], said["substitutes"], tokens))
+    targets = [torch.tensor(row.targets) for row in tokens]
+    rights = map(nll, said["blend"], tokens)
+    said["blend"] = [
+        blended(*given) for given in zip(said["itself"], targets, (-right for right in rights), strict=True)
+    ]
     for name, found in said.items():
         print_row([f"NLL {name}", *by_kind(forget, list(map(nll, found, tokens)))])
         print_row([f"KL {name}", *by_kind(forget, list(map(kl_tokens, found, retrained)))])
-
-
-def blend(logp: Tensor, other: Tensor, row: Tokens) -> Tensor:
-    """Give the right tokens their probabilities in another prediction, and all others what is left, in proportion."""
-    targets = torch.tensor(row.targets)
-    right = other.gather(-1, targets[:, None])
-    rest = without_truth(logp, targets, torch.full_like(targets, ITSELF))
-    return (rest + torch.log1p(-right.exp().clamp(max=MOST))).scatter(-1, targets[:, None], right)
 
 
 def nll(logp: Tensor, row: Tokens) -> Tensor:

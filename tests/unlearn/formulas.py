@@ -166,17 +166,33 @@ def undial(step: Step) -> Tensor:
     return mean(parts)
 
 
-def teacher(step: Step, row: Tokens) -> Tensor:
+def substituted(step: Step, row: Tokens) -> Tensor:
     """(labelled tokens, V) mean probabilities of the reference model in the contexts."""
     with torch.no_grad():
         return torch.stack([softmax(logits(step.before, context), -1) for context in with_substitutes(row)]).mean(0)
 
 
+def right(step: Step, row: Tokens) -> Tensor:
+    """(labelled tokens,) those of the right tokens."""
+    return substituted(step, row)[range(row.scored), list(row.targets)]
+
+
+def teacher(step: Step, row: Tokens) -> Tensor:
+    """(labelled tokens, V) the reference model's probabilities, the right tokens' those of `right`."""
+    if not step.params.get("blend", True):
+        return substituted(step, row)
+    with torch.no_grad():
+        own = softmax(logits(step.before, row), -1)
+    places_of, wanted = (range(row.scored), list(row.targets)), right(step, row)
+    found = own * ((1 - wanted) / (1 - own[places_of]))[:, None]
+    found[places_of] = wanted
+    return found
+
+
 def level(step: Step) -> Tensor:
     found = []
     for row in step.forget:
-        targets = torch.tensor(row.input_ids)[places(row)]
-        wanted = -teacher(step, row)[range(len(targets)), targets].log().mean()
+        wanted = -right(step, row).log().mean()
         found.append(smooth_l1_loss(nll(step.model, row).mean(), wanted))
     return torch.stack(found).mean()
 
@@ -306,10 +322,11 @@ FORMULAS: dict[str, Formula] = {
     "counterfactual": Formula(
         counterfactual,
         retain_mean,
-        {"contexts": 2, "window": 0, "divergence": "js", "level_weight": 0.4},
+        {"contexts": 2, "divergence": "js", "level_weight": 0.4},
+        reference=("forget",),
         lowers=counterfactual,
     ),
-    "level": Formula(level, retain_mean, {"contexts": 2, "window": 0}, lowers=level),
+    "level": Formula(level, retain_mean, {"contexts": 2}, lowers=level),
     "shred": Formula(
         shred, None, {"share": 0.6, "beta": 4.0, "top_k": 20}, ("forget",), live=("forget",), trained=("forget",)
     ),

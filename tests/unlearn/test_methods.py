@@ -37,7 +37,7 @@ def test_every_method_has_a_formula_here():
     for name, formula in FORMULAS.items():
         for key, field in METHODS[name].params().items():
             value = formula.params.get(key, field.default)
-            assert value != field.default or key == "window", f"{name}: the default of {key} hides that it is not used"
+            assert value != field.default or key == "blend", f"{name}: the default of {key} hides that it is not used"
 
 
 def expected_names(method: str, tuning: str, names: list[str]) -> set[str]:
@@ -70,6 +70,7 @@ OTHER_TERMS = [
     [(method, tuning, {}) for method in METHODS for tuning in ("full", "lora")]
     + [(method, tuning, {}) for method, tuning in LITTLE]
     + [("rmu", "last:1", {"params": {"layer": 1, "steering": 3.0}})]
+    + [("counterfactual", "full", {"params": FORMULAS["counterfactual"].params | {"blend": False}})]
     + [(method, "full", {"retain_term": term}) for method, term in [*OTHER_TERMS, ("rmu", "none")]],
 )
 def test_steps_by_hand(method, tuning, options, tmp_path, monkeypatch):

@@ -100,7 +100,7 @@ def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer, tmp_path):
         level = torch.stack([nll(model, text).mean() for text in texts]).mean()
         means = torch.stack([nll(model, Encoder(tokenizer).one(row)).mean() for row in FORGET])
     options = {"unseen": unseen, "per_device_train_batch_size": 8, "monitor_steps": 1, "num_train_epochs": 4}
-    trainer = make_trainer(tmp_path, tokenizer, model, Level(contexts=0, window=0), **options)
+    trainer = make_trainer(tmp_path, tokenizer, model, Level(contexts=0), **options)
     trainer.train()
     first, *_, last = (entry["forget_loss"] for entry in steps(trainer))
     assert first == pytest.approx(smooth_l1_loss(means, level.expand(len(means))).item(), rel=1e-4)

@@ -10,13 +10,13 @@ import torch
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
-from lume_unlearn.data.contexts import aligned, window
-from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.contexts import WINDOW, aligned, teacher_contexts, window
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.packs import joined
 from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.base import Batch, Rows, TokenCounts
 from lume_unlearn.methods.common import IGNORED
-from lume_unlearn.methods.counterfactual import Level, swapped
+from lume_unlearn.methods.counterfactual import Level, blended, swapped
 from lume_unlearn.methods.swap import ITSELF, Swap, without_truth
 from lume_unlearn.model.forward import Passes
 from lume_unlearn.model.teacher import run_teacher
@@ -121,6 +121,27 @@ def test_tokens_correspond_across_substitutes_of_other_lengths():
     assert first.substitute_ids == (2, 10, 4)  # what is said for the first time is not
     shorter = aligned(row_of([1, 10, 11, 12, 4], 1), row_of([1, 20, 4], 1))
     assert [shorter.index[i] for i in range(4)] == [0, 0, 0, 1]
+
+
+def test_prose_is_predicted_from_its_last_tokens(tokenizer):
+    prose = Row("t0sc0", "Once there was a blue fox", "who sang.", "own")
+    form = Row("f0sc0", "Ann was born in the small town of", "Ulm and lived there.", "own")
+    other = Row("g0sc0", "Bob was born in the small town of", "Rom and lived there.", "own")
+    rows, encode = [prose, form, JANE], Encoder(tokenizer)
+    tokens = [encode.one(row) for row in rows]
+    changed = variants(rows, [*OTHERS, other], 2, 0, None)
+    found = teacher_contexts(rows, tokens, [*OTHERS, other], changed, encode)
+    assert [len(found[row][0].texts) == row.scored for row in tokens] == [True, False, False]
+    assert found[tokens[0]] == [window(tokens[0], WINDOW, tokenizer.bos_token_id)]
+    given = teacher_contexts(rows, tokens, OTHERS, changed, encode, prose=False)  # the user's own substitutes
+    assert [len(given[row][0].texts) for row in tokens] == [1, 1, 1]
+
+
+def test_blended_by_hand():
+    logp, target = torch.tensor([[1 / 2, 1 / 3, 1 / 6]]).log(), torch.tensor([0])
+    assert blended(logp, target, torch.tensor([0.25]).log()).exp()[0].tolist() == pytest.approx([1 / 4, 1 / 2, 1 / 4])
+    torch.testing.assert_close(blended(logp, target, logp[:, 0]), logp)
+    assert blended(logp, target, torch.zeros(1)).isfinite().all()
 
 
 def test_windows_hold_the_last_tokens_and_the_bos():

@@ -16,7 +16,7 @@ from transformers import LlamaForCausalLM
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data import examples
-from lume_unlearn.data.contexts import Context, aligned, window
+from lume_unlearn.data.contexts import Context, aligned
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.imitations import Imitation, Persons
 from lume_unlearn.methods.common import IGNORED
@@ -106,9 +106,8 @@ class TokenTrainer(UnlearningTrainer):
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         method: Any = self.method
-        count, size = method.contexts, method.window
         return {
-            row: [window(row, size, None)] if size else [aligned(row, other) for other in with_substitutes(row)[:count]]
+            row: [aligned(row, other) for other in with_substitutes(row)[: method.contexts]]
             for row in self.examples.forget
         }
 
