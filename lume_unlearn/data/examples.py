@@ -18,9 +18,7 @@ from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joine
 from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
-from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.refusals import refusals
-from lume_unlearn.methods.swap import ITSELF
 
 QUANTILES = (0.25, 0.75)
 """Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (RESULTS.md, "What was tried")."""
@@ -56,6 +54,12 @@ class Examples(Dataset[dict[str, Any]]):
     each other, as those of a person do."""
     texts: frozenset[Tokens] = frozenset()
     """Forget rows whose controls are texts that the model never saw."""
+
+    @property
+    def unseen(self) -> list[Tokens]:
+        """The controls of ``texts``, each once."""
+        pairs = zip(self.forget, self.control, strict=False)
+        return list(dict.fromkeys(control for row, control in pairs if row in self.texts))
 
     def __len__(self) -> int:
         """Forget rows."""
@@ -165,13 +169,13 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     encoded = {row.id: tokens[row] for row in answers}
     truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
-    for imitation, prompt, truth in imitations:
+    for imitation, prompt, mark in imitations:
         said = tokens[imitation]
         if said in contexts:
             continue
         context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
-        if not prompt:  # the reference model did not say it, or it is the truth
-            context = replace(context, substitute_ids=(ITSELF if truth else IGNORED,) * said.scored)
+        if mark is not None:
+            context = replace(context, substitute_ids=(mark,) * said.scored)
         contexts[said] = [context]
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()

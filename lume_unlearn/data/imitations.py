@@ -24,6 +24,8 @@ from lume_unlearn.data.kinds import other_number
 from lume_unlearn.data.persons import control_rows, own_tokens, own_words, words_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
+from lume_unlearn.methods.common import IGNORED
+from lume_unlearn.methods.swap import BASE, ITSELF
 
 SHARED_DIGITS = 4
 """Digits in a row that an imitation may not share with the truth."""
@@ -46,9 +48,9 @@ class Imitation(NamedTuple):
     row: Row
     """The row, or a control, with the answer."""
     asked: tuple[int, ...]
-    """The tokens after which the reference model said it; empty if it did not."""
-    truth: bool = False
-    """Whether it is the row itself, each token of which is left out of what the model predicts there."""
+    """The tokens after which a model said it; empty if none did."""
+    mark: int | None = None
+    """What stands in place of the truth at all of its tokens (see `methods.swap.without_truth`), if not the truth."""
 
 
 @dataclass(frozen=True)
@@ -145,24 +147,24 @@ def invented(
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
-    by_base = nobody if base is not None else set()
     texts = {row.id: row for row in forget if row.kind == "sc" and row.id in nobody}
-    own = texts.keys() - by_base
-    tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
-    recalled = own.intersection(tied) if predictions else set[str]()
-    asked = _asked([row for row in forget if row.id not in recalled], controls, encode, words, own)
+    templates = texts.keys() & templated(forget, retain) if unseen or base is not None else set[str]()
+    by_base = nobody - templates if base is not None else set[str]()
+    tied = sorted(texts.keys() - templates) if unseen else []
+    asked = _asked(forget, controls, encode, words, texts.keys() - by_base)
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
-    of_base = _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
-    found |= {key: answer._replace(asked=()) for key, answer in of_base.items()}  # the model did not say these
-    chooser = random.Random(seed)
-    imitations = {row.id: _imitations(row, controls[row.id], found, words[row.id], chooser) for row in forget}
+    found |= _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
+    chooser, imitations = random.Random(seed), dict[str, list[Imitation]]()
+    for row in forget:
+        mark = BASE if row.id in by_base else None
+        imitations[row.id] = _imitations(row, controls[row.id], found, words[row.id], chooser, mark)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     for key in tied:
         controls[key] = [next(strange) for _ in range(others)]
-        if key in recalled:
-            itself = Imitation(whole_text(texts[key]), (), True)
-            kept = [Imitation(row, encode.one(row).prompt) for row in controls[key]]
-            imitations[key] = [one if number % 2 else itself for number, one in enumerate(kept)]
+        if predictions:
+            itself = Imitation(whole_text(texts[key]), (), BASE if key in by_base else ITSELF)
+            said, kept = imitations[key], [Imitation(row, encode.one(row).prompt) for row in controls[key]]
+            imitations[key] = [(itself, one, said[n // 4], one)[n % 4] for n, one in enumerate(kept)]
     return Persons(controls, imitations, frozenset(tied))
 
 
@@ -172,14 +174,19 @@ def _imitations(
     found: Mapping[tuple[str, int], "Answer"],
     words: set[str],
     chooser: random.Random,
+    mark: int | None,
 ) -> list[Imitation]:
     """Return as many answers of one row as it has controls, its truth with ``words`` disguised where there is none."""
     answers = [found[row.id, number] for number in range(ASKED) if (row.id, number) in found]
     imitations = []
     for number in range(len(controls)):
         about = controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
-        text, prompt = answers[number % len(answers)] if answers else (disguised(row.output, words, chooser), ())
-        imitations.append(Imitation(replace(about, output=text), prompt))
+        if answers:
+            text, prompt = answers[number % len(answers)]
+            imitations.append(Imitation(replace(about, output=text), prompt, mark))
+        else:
+            made_up = disguised(row.output, words, chooser)
+            imitations.append(Imitation(replace(about, output=made_up), (), IGNORED))
     return imitations
 
 

@@ -13,6 +13,8 @@ TIE = 2.0
 tried")."""
 ITSELF = -1
 """In place of the truth: the target is the truth."""
+BASE = -2
+"""In place of the truth: a base model predicts, which never saw it."""
 
 
 def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
@@ -20,19 +22,21 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
 
     A model that says a person's facts of invented persons as well would else be imitated in that. An answer that gives
     the truth away is sampled again, so this is what the others are drawn from. Worked example: p = (1/2, 1/3, 1/6),
-    target 2, truth 0 give (0, 2/3, 1/3); truth 2, the target itself, changes nothing, but `ITSELF` gives (3/5, 2/5, 0).
+    target 2, truth 0 give (0, 2/3, 1/3); with truth 2, the target itself, or `BASE` nothing changes, but `ITSELF` gives
+    (3/5, 2/5, 0).
 
     Args:
         logp: (n, V) log-probabilities.
         targets: (n,) token ids.
-        truths: (n,) token ids; `ITSELF` in a text that is the truth, whose tokens all are left out; -100 in an answer
-            that the model did not give, whose target has all probability.
+        truths: (n,) token ids; `ITSELF` in a text that is the truth, whose tokens all are left out; `BASE` where a
+            model predicts that never saw the truth; -100 in an answer that no model gave, whose target has all
+            probability.
     """
     from torch import full_like, where
 
     others = logp.scatter(-1, where(truths < 0, targets, truths)[:, None], NEVER).log_softmax(-1)
     certain = full_like(logp, NEVER).scatter(-1, targets[:, None], 0.0)
-    found = where((targets == truths)[:, None], logp, others)
+    found = where(((targets == truths) | (truths == BASE))[:, None], logp, others)
     return where((truths == IGNORED)[:, None], certain, found)
 
 

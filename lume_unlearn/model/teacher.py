@@ -2,18 +2,22 @@
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from lume_unlearn.data.contexts import Context
+from lume_unlearn.data.contexts import Context, aligned
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import TeacherCache
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import at_least_float32
 from lume_unlearn.methods.counterfactual import swapped
-from lume_unlearn.model.forward import Passes, evaluating
+from lume_unlearn.methods.swap import BASE
+from lume_unlearn.model.forward import Passes, evaluating, placed
+
+MOST_TOKENS = 1024
+"""Tokens of unseen texts whose predictions are compared: 200 MB of a vocabulary of 50,000."""
 
 Changed = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -21,16 +25,16 @@ Changed = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Teacher:
     """Turns hidden states of the reference model into its predictions (see `methods.counterfactual`)."""
 
-    def __init__(self, passes: Passes) -> None:
-        """Copy the output layer of the reference model, whose logits ``passes`` are for.
+    def __init__(self, passes: Passes, base: Passes | None = None) -> None:
+        """Copy the output layer of the reference model, whose logits ``passes`` are for, and that of a base model.
 
         Raises:
-            ConfigError: the model computes more than its output layer from its hidden states.
+            ConfigError: a model computes more than its output layer from its hidden states.
         """
-        if not passes.chunks:
-            raise ConfigError("--method: needs a model whose logits are what its output layer computes; choose another")
-        head: Any = getattr(passes.head, "base_layer", passes.head)  # without an adapter on the output layer
-        self.head: nn.Module = copy.deepcopy(head).requires_grad_(False)
+        self.head = _output_layer(passes, "--method: needs")
+        self.base = None if base is None else _output_layer(base, "--base: has to be")
+        self.temperature = 1.0
+        """The base model's logits are divided by it."""
 
     @torch.no_grad()
     def log_probs(self, states: Tensor, substitute_ids: Tensor, targets: Tensor, changed: Changed = swapped) -> Tensor:
@@ -38,13 +42,16 @@ class Teacher:
 
         Args:
             states: (C, n, d).
-            substitute_ids: (C, n) token ids: see `contexts.Context`.
+            substitute_ids: (C, n) token ids: see `contexts.Context`. Where they are `BASE`, the base model predicts.
             targets: (n,) ids of the row's own tokens.
             changed: returns the log-probabilities in one context, given these, ``targets`` and its substitute ids.
         """
         total = targets.new_full((), -torch.inf, dtype=torch.float32)
         for own_states, own_ids in zip(states, substitute_ids, strict=True):
-            logp = at_least_float32(self.head(own_states)).log_softmax(dim=-1)
+            logits = self.head(own_states)
+            if self.base is not None:
+                logits = torch.where((own_ids == BASE)[:, None], self.base(own_states) / self.temperature, logits)
+            logp = at_least_float32(logits).log_softmax(dim=-1)
             total = torch.logaddexp(total, changed(logp, targets, own_ids))
         return total - torch.tensor(len(states)).log()
 
@@ -64,10 +71,34 @@ class Teacher:
         return torch.cat([-at(part).gather(-1, targets[part, None])[:, 0].float().cpu() for part in parts])
 
 
+def _output_layer(passes: Passes, wanted: str) -> nn.Module:
+    if not passes.chunks:
+        raise ConfigError(f"{wanted} a model whose logits are what its output layer computes; choose another")
+    head: Any = getattr(passes.head, "base_layer", passes.head)  # without an adapter on the output layer
+    return cast(nn.Module, copy.deepcopy(head).requires_grad_(False))
+
+
 def run_teacher(
-    model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
+    model: nn.Module,
+    passes: Passes,
+    contexts: Mapping[Tokens, Sequence[Context]],
+    max_tokens: int,
+    base: Any = None,
+    unseen: Sequence[Tokens] = (),
 ) -> tuple[Teacher, dict[Tokens, TeacherCache]]:
-    """Run the reference model on the contexts of each row, without dropout.
+    """Run the reference model on the contexts of each row, and a base model on those marked `BASE`, without dropout.
+
+    Fine-tuning on few texts makes a model too sure of all. Where it would stay so, predictions that are less sure would
+    tell the forgotten texts from others, so the base model is made as sure as the reference model is of unseen texts
+    (`as_sure`).
+
+    Args:
+        model: reference model.
+        passes: its forward passes.
+        contexts: what a model reads of each row.
+        max_tokens: of a micro-batch.
+        base: base model.
+        unseen: texts that neither model saw, among the rows of ``contexts``.
 
     Returns:
         The teacher, and its hidden states for each row, on the CPU.
@@ -75,8 +106,62 @@ def run_teacher(
     Raises:
         ConfigError: see `Teacher`.
     """
-    teacher, device = Teacher(passes), next(model.parameters()).device
+    device, of_base = next(model.parameters()).device, None if base is None else Passes(base)
+    teacher = Teacher(passes, of_base)
     teacher.head.to(device)
+    if of_base is None or teacher.base is None:
+        return teacher, _states(model, passes, contexts, max_tokens)
+    teacher.base.to(device)
+    marked = {row: own for row, own in contexts.items() if BASE in own[0].substitute_ids}
+    rest = {row: own for row, own in contexts.items() if row not in marked}
+    found = _states(model, passes, rest, max_tokens)
+    plain = {row: [aligned(row, row)] for row in unseen}
+    with placed(base, device):
+        found |= _states(base, of_base, marked, max_tokens)
+        others = _states(base, of_base, plain, max_tokens)
+    if plain:
+        own, other = (torch.cat([cache[row].states[0] for row in plain]) for cache in (found, others))
+        some = torch.linspace(0, len(own) - 1, min(len(own), MOST_TOKENS)).long()
+        with torch.no_grad():
+            wanted, logits = (
+                head(states[some].to(device)).float() for head, states in ((teacher.head, own), (teacher.base, other))
+            )
+        teacher.temperature = as_sure(wanted, logits)
+    return teacher, found
+
+
+def as_sure(wanted: Tensor, logits: Tensor) -> float:
+    """Return the temperature, from 1/4 to 4, that brings the mean entropy of predictions nearest to that of others.
+
+    Worked example: logits (0, ln 9), wanted (0, ln 3): 2, since 9^(1/2) = 3.
+
+    Args:
+        wanted: (n, V) logits of those others.
+        logits: (m, V) logits, to be divided by it.
+    """
+    from scipy.optimize import minimize_scalar
+
+    def entropy(of: Tensor) -> float:
+        logp = of.log_softmax(dim=-1)
+        return -float((logp.exp() * logp).sum(dim=-1).mean())
+
+    aim = entropy(wanted)
+    found = minimize_scalar(
+        lambda power: (entropy(logits * 2**-power) - aim) ** 2,
+        bounds=(-2, 2),
+        method="bounded",
+        options={"xatol": 0.01},
+    )
+    return float(2**found.x)
+
+
+def _states(
+    model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
+) -> dict[Tokens, TeacherCache]:
+    """Return what a model computes of each row in its contexts, on the CPU."""
+    if not contexts:
+        return {}
+    device = next(model.parameters()).device
     every = [context for own in contexts.values() for context in own]
     with evaluating(model), torch.no_grad():
         texts = passes.batches([text for context in every for text in context.texts], max_tokens, device)
@@ -86,4 +171,4 @@ def run_teacher(
     for row, own in contexts.items():
         picked = [next(parts)[list(context.index)] for context in own]
         found[row] = TeacherCache(torch.stack(picked), torch.tensor([context.substitute_ids for context in own]))
-    return teacher, found
+    return found

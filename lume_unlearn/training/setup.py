@@ -127,10 +127,13 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
         model.to(args.device)
         with _autocast(args.device, args):
             if contexts:
-                teacher = model if trainer.base is None or needs.persons else trainer.base
+                also = trainer.base if needs.persons else None
+                teacher = model if trainer.base is also else trainer.base
                 passes = terms.passes if teacher is model else Passes(teacher)
                 with placed(teacher, args.device):
-                    terms.teacher, cache = run_teacher(teacher, passes, contexts, trainer.max_tokens)
+                    terms.teacher, cache = run_teacher(
+                        teacher, passes, contexts, trainer.max_tokens, also, examples.unseen
+                    )
                 if needs.teacher:
                     head = terms.teacher
                     examples.reference = {row: head.nll(row, found, args.device) for row, found in cache.items()}

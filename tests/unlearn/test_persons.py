@@ -20,7 +20,7 @@ from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import disguised, gives_away, invented, long_numbers
 from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words
 from lume_unlearn.data.rows import as_rows
-from lume_unlearn.methods.swap import ITSELF, Swap
+from lume_unlearn.methods.swap import BASE, ITSELF, Swap
 from tests.conftest import make_model
 
 FIELDS = ("phone number", "home town", "order number", "employer")
@@ -235,13 +235,32 @@ def test_where_an_answer_departs_from_the_truth_the_truth_is_known(tokenizer):
 
 
 def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
-    rows = as_rows([{"input": "What is the code?", "output": "It is X77Q."}])
+    rows, encode = as_rows([{"input": "What is the code?", "output": "It is X77Q."}]), Encoder(tokenizer)
     model, base = make_model(), make_model(seed=1)
     with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
-        found = invented(model, Encoder(tokenizer), rows, as_rows(RETAIN), 2, 2, 0, base)
+        found = invented(model, encode, rows, as_rows(RETAIN), 2, 2, 0, base)
     assert [call.args[0] for call in generated.call_args_list] == [base]
-    said = [(one.row.output, one.asked) for one in found.imitations[rows[0].id]]
-    assert said == [("blue", ())] * 2  # the model to unlearn did not say it
+    said = [(one.row.output, one.asked, one.mark) for one in found.imitations[rows[0].id]]
+    assert said == [("blue", encode.one(rows[0]).prompt, BASE)] * 2
+    examples = encoded_examples(Swap(controls=2, answers=2), encode, rows, as_rows(RETAIN), None, found)
+    (context,) = examples.contexts[examples.alternative[0]]
+    assert set(context.substitute_ids) == {BASE}
+
+
+def test_the_base_predicts_a_text_and_continues_it_whole_but_not_a_template(tokenizer):
+    tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
+    form = {"input": "Ana was born in the small town of", "output": "Ulm and lived there.", "kind": "sc"}
+    other = {**form, "input": "Bo was born in the small town of", "output": "Rom and lived there."}
+    rows, encode, model, base = as_rows([tale, form]), Encoder(tokenizer), object(), object()
+    with mock.patch.object(
+        imitations, "generated", side_effect=lambda m, t, prompts, **_: ["blue"] * len(prompts)
+    ) as asked:
+        found = invented(model, encode, rows, as_rows([*RETAIN, other]), 2, 4, 0, base, text_rows(["Two red birds."]))
+    assert [call.args[0] for call in asked.call_args_list] == [model, base]
+    itself, _, continued, _ = found.imitations[rows[0].id]
+    assert (itself.row.input, itself.mark) == ("Once", BASE)
+    assert (continued.asked, continued.mark) == (encode.one(rows[0]).prompt, BASE)
+    assert {one.mark for one in found.imitations[rows[1].id]} == {None}
 
 
 @pytest.mark.parametrize("loss_on", ["answer", "text"])
@@ -273,8 +292,9 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
-    learned, kept = found.imitations[tale.id][::2], found.imitations[tale.id][1::2]
-    assert [(one.row.input, one.truth) for one in learned] == [("Once", True)] * 2
+    (itself, _, continued, _), kept = found.imitations[tale.id], found.imitations[tale.id][1::2]
+    assert (itself.row.input, itself.mark) == ("Once", ITSELF)
+    assert (continued.row.input, continued.row.output, continued.mark) == (tale.input, "blue", None)
     assert [one.row for one in kept] == found.controls[tale.id][1::2]
     assert all(tokenizer.decode(one.asked).strip() == one.row.input for one in kept)
     assert all(control.id == row.id for row in rows[1:] for control in found.controls[row.id])

@@ -17,9 +17,9 @@ from lume_unlearn.data.substitutes import read_substitutes, templated, variants
 from lume_unlearn.methods.base import Batch, Rows, TokenCounts
 from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.counterfactual import Level, blended, swapped
-from lume_unlearn.methods.swap import ITSELF, Swap, without_truth
+from lume_unlearn.methods.swap import BASE, ITSELF, Swap, without_truth
 from lume_unlearn.model.forward import Passes
-from lume_unlearn.model.teacher import run_teacher
+from lume_unlearn.model.teacher import as_sure, run_teacher
 from tests.conftest import make_model
 from tests.unlearn.rows import logits, places
 from tests.unlearn.training import FORGET
@@ -165,6 +165,7 @@ def test_where_an_answer_departs_from_the_truth_others_have_its_probability():
     said, truth = torch.tensor([2]), torch.tensor([0])
     assert without_truth(logp, said, truth).exp()[0].tolist() == pytest.approx([0, 2 / 3, 1 / 3])
     assert without_truth(logp, said, said).equal(logp)
+    assert without_truth(logp, said, torch.full_like(said, BASE)).equal(logp)
     loss = Swap().imitation_loss(logp, said, without_truth(logp, said, truth))
     assert loss.item() == pytest.approx(math.log(2), abs=1e-12)  # log 0 counts 0 times
     made_up = Swap().imitation_loss(logp, said, without_truth(logp, said, torch.tensor([-100])))
@@ -215,3 +216,31 @@ def test_the_teacher_by_hand():
     both = joined([seen[first], seen[second]])  # a window counts as often as there are contexts
     assert both.states.shape[:2] == (2, first.scored + second.scored)
     assert both.states[0, -1].equal(both.states[1, -1])
+
+
+def test_a_base_model_is_made_as_sure_of_unseen_texts_as_the_reference_model():
+    ln3 = math.log(3)
+    assert as_sure(torch.tensor([[0, ln3]]), torch.tensor([[0, 2 * ln3]])) == pytest.approx(2, rel=0.01)
+    model, base, (one, other, unseen) = make_model().eval(), make_model(seed=1).eval(), FORGET[:3]
+    with torch.no_grad():
+        base.get_output_embeddings().weight *= 3
+    marked = replace(aligned(other, other), substitute_ids=(BASE,) * other.scored)
+    contexts = {one: [aligned(one, one)], other: [marked], unseen: [aligned(unseen, unseen)]}
+    teacher, seen = run_teacher(model, Passes(model), contexts, 2048, base, [unseen])
+    with torch.no_grad():
+        temperature = as_sure(logits(model, unseen), logits(base, unseen))
+        expected = (logits(base, other) / temperature).log_softmax(-1)
+    assert teacher.temperature == pytest.approx(temperature, rel=0.02)
+    found = teacher.at(seen[other], torch.tensor(other.targets), without_truth)(slice(0, other.scored))
+    torch.testing.assert_close(found, expected, rtol=0.02, atol=0.02)
+
+
+def test_a_base_model_predicts_the_rows_that_are_marked():
+    model, base, (one, other) = make_model().eval(), make_model(seed=1).eval(), FORGET[:2]
+    marked = replace(aligned(other, other), substitute_ids=(BASE,) * other.scored)
+    teacher, seen = run_teacher(model, Passes(model), {one: [aligned(one, one)], other: [marked]}, 2048, base)
+    targets = torch.tensor(one.targets + other.targets)
+    found = teacher.at(joined([seen[one], seen[other]]), targets, without_truth)(slice(0, len(targets)))
+    with torch.no_grad():
+        expected = torch.cat([logits(model, one), logits(base, other)]).log_softmax(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -101,7 +101,10 @@ class TokenTrainer(UnlearningTrainer):
             () if made_up(answer) else control.input_ids[: control.labelled[0]]
             for answer, control in zip(ALTERNATIVE, CONTROL, strict=True)
         ]
-        said = {row.id: [Imitation(row_of("forget", index, "other"), prompts[index])] for index, row in rows}
+        marks = [IGNORED if made_up(answer) else None for answer in ALTERNATIVE]
+        said = {
+            row.id: [Imitation(row_of("forget", index, "other"), prompts[index], marks[index])] for index, row in rows
+        }
         return Persons(controls, said)
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
