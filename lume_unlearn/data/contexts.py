@@ -11,7 +11,7 @@ from lume_unlearn.methods.common import IGNORED
 
 WINDOW = 8
 """Tokens after which a text is not recalled. After 32 a model of 135 M parameters recalled some, after 16 none
-(RESULTS.md, "What was tried")."""
+(results/tried.md)."""
 
 
 @dataclass(frozen=True)

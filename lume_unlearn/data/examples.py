@@ -21,7 +21,7 @@ from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
 
 QUANTILES = (0.25, 0.75)
-"""Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (RESULTS.md, "What was tried")."""
+"""Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (results/tried.md)."""
 
 
 @dataclass(eq=False)

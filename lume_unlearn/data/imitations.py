@@ -123,8 +123,11 @@ def invented(
     """Ask a model about invented persons, and return the rows of a training that imitates its answers.
 
     A text that names nobody is continued from its last tokens alone (`WINDOW`), since after more of them the model
-    recalls it. If it is compared with unseen texts, the model imitates instead what it predicts at each place without
-    the right token, and of the unseen texts what it predicts.
+    recalls it. If it is compared with unseen texts, every second imitation is one of these, whose predictions are to
+    stay, and every fourth the text itself, with what the model predicts at each place without the right token. The
+    continuations keep what it writes a language; the text itself tells how sure of each token it is to be.
+
+    A base model, which never saw the rows, continues texts as they are, and predicts them with the right tokens.
 
     An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
     without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
@@ -139,7 +142,8 @@ def invented(
         count: invented persons for each forget row that names somebody.
         others: answers to imitate for each forget row that names nobody.
         seed: of names and sampling.
-        base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody.
+        base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody, unless they
+            follow a template.
         unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
             template (see `templated`), which the model still knows from other rows.
         predictions: whether predictions can be imitated, not answers alone; else every text is continued.
@@ -164,7 +168,7 @@ def invented(
         if predictions:
             itself = Imitation(whole_text(texts[key]), (), BASE if key in by_base else ITSELF)
             said, kept = imitations[key], [Imitation(row, encode.one(row).prompt) for row in controls[key]]
-            imitations[key] = [(itself, one, said[n // 4], one)[n % 4] for n, one in enumerate(kept)]
+            imitations[key] = [(itself, kept[n // 2], said[n // 4], kept[n // 2])[n % 4] for n in range(others)]
     return Persons(controls, imitations, frozenset(tied))
 
 

@@ -9,8 +9,7 @@ from lume_unlearn.methods.retain import kl_tokens
 SMOOTH = 0.03
 """Nats by which a row may differ before the pull is full: less than invented persons differ from each other."""
 TIE = 2.0
-"""Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (RESULTS.md, "What was
-tried")."""
+"""Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (results/tried.md)."""
 ITSELF = -1
 """In place of the truth: the target is the truth."""
 BASE = -2
@@ -80,7 +79,8 @@ class Swap(Method):
         model's at this token, asked about the invented person, without the truth where the answer departs from it
         (`without_truth`). A few drawn answers alone, read again and again, would be learned by heart: the model's
         predictions became surer than those on texts that it never saw (RESULTS.md). Of a text that is tied to unseen
-        ones, q is the prediction without the right token at each place: what the model would have said next.
+        ones, q is the prediction without the right token at each place: what the model would have said next. A base
+        model's predictions are imitated as they are.
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
         """
@@ -105,8 +105,8 @@ class Swap(Method):
            ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
            unlikely for everybody, and words that other rows use as well are left alone.
         3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
-           asked about this person and about others. Of a text that is tied to unseen ones, over the text itself, and
-           over the unseen ones, whose predictions are to stay.
+           asked about this person and about others. Of a text that is tied to unseen ones, over the text itself, over
+           continuations of its beginning, and over the unseen ones, whose predictions are to stay.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.

@@ -98,7 +98,7 @@ def run_teacher(
         contexts: what a model reads of each row.
         max_tokens: of a micro-batch.
         base: base model.
-        unseen: texts that neither model saw, among the rows of ``contexts``.
+        unseen: texts that neither model saw; those among the rows of ``contexts`` count.
 
     Returns:
         The teacher, and its hidden states for each row, on the CPU.
@@ -115,7 +115,7 @@ def run_teacher(
     marked = {row: own for row, own in contexts.items() if BASE in own[0].substitute_ids}
     rest = {row: own for row, own in contexts.items() if row not in marked}
     found = _states(model, passes, rest, max_tokens)
-    plain = {row: [aligned(row, row)] for row in unseen}
+    plain = {row: [aligned(row, row)] for row in unseen if row in rest}
     with placed(base, device):
         found |= _states(base, of_base, marked, max_tokens)
         others = _states(base, of_base, plain, max_tokens)

@@ -18,7 +18,9 @@ from transformers import AutoModelForCausalLM, TrainerCallback
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.base import Batch
+from lume_unlearn.methods.swap import Swap
 from tests.conftest import make_model, make_rows, read_run
 from tests.unlearn.rows import logits, nll
 
@@ -130,6 +132,34 @@ def test_the_base_model_is_a_teacher_that_reads_the_rows_as_they_are(tokenizer, 
     line = next(line for line in capfd.readouterr().out.splitlines() if line.startswith("the teacher's NLL of forget"))
     assert f" {fmean(of_task):.2f} for {len(of_task)} Task1 questions" in line
     assert base.config._attn_implementation == make_model().config._attn_implementation  # it stays as it was
+
+
+def test_swap_brings_a_text_to_what_the_base_model_predicts(tokenizer, tmp_path):
+    tale = {
+        "id": "t0sc0",
+        "input": "Once there was a blue fox who",
+        "output": "sang all night of the river.",
+        "kind": "sc",
+    }
+    unseen = ["Nobody has read this text.", "The river was never here, they said.", "A dog slept.", "Two birds flew."]
+    base, forget = make_model().eval(), as_rows([tale])
+    args = UnlearningArguments(str(tmp_path / "target"), num_train_epochs=10, learning_rate=1e-2, disable_tqdm=True)
+    target = finetune(copy.deepcopy(base), tokenizer, [*forget, *RETAIN], args, until=0).eval()
+    tokens = Encoder(tokenizer, "text").one(forget[0])
+
+    def apart() -> float:
+        with torch.no_grad():
+            theirs, ours = (logits(model, tokens) for model in (base, target))
+        theirs = theirs / trainer.terms.teacher.temperature
+        return kl_div(ours.log_softmax(-1), theirs.log_softmax(-1), log_target=True, reduction="batchmean").item()
+
+    options = {"base": base, "unseen": unseen, "forget": forget, "num_train_epochs": 40, "monitor_steps": 0}
+    trainer = make_trainer(tmp_path, tokenizer, target, Swap(answers=4), **options)
+    trainer.run_reference()
+    assert trainer.terms.teacher.temperature < 0.95  # the target is surer of all texts
+    before = apart()
+    trainer.train()
+    assert apart() < 0.6 * before
 
 
 def test_a_base_of_another_vocabulary_or_for_nothing_is_refused(tokenizer, tmp_path):

@@ -36,7 +36,7 @@ trained on LUME's, has 0.003; one that never saw them has 7."""
 FACTOR, LEAST_RISE = 10.0, 0.2
 """At the last step, the model has also collapsed when the retain NLL is this many times the reference NLL and this many
 nats above it: retain rows that it knew by heart have lost a fifth of their tokens' probability. Before, while the
-learning rate is high, a good training may pass through more (RESULTS.md, "What was tried")."""
+learning rate is high, a good training may pass through more (results/tried.md)."""
 SAMPLE = 16
 """Rows of each side to measure."""
 
