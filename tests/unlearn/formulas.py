@@ -14,7 +14,7 @@ from torch.nn.functional import log_softmax, logsigmoid, one_hot, smooth_l1_loss
 
 from lume_unlearn.data.encode import Tokens
 from tests.unlearn.means import larger_mean, mean, rows_mean
-from tests.unlearn.rows import asked, js, kl, logits, made_up, nll, own_mask, places, states, with_substitutes
+from tests.unlearn.rows import asked, js, kl, logits, made_up, nll, own_mask, places, states, taught
 
 
 @dataclass(frozen=True)
@@ -166,35 +166,17 @@ def undial(step: Step) -> Tensor:
     return mean(parts)
 
 
-def substituted(step: Step, row: Tokens) -> Tensor:
-    """(labelled tokens, V) mean probabilities of the reference model in the contexts."""
-    with torch.no_grad():
-        return torch.stack([softmax(logits(step.before, context), -1) for context in with_substitutes(row)]).mean(0)
-
-
-def right(step: Step, row: Tokens) -> Tensor:
-    """(labelled tokens,) those of the right tokens."""
-    return substituted(step, row)[range(row.scored), list(row.targets)]
-
-
-def teacher(step: Step, row: Tokens) -> Tensor:
-    """(labelled tokens, V) the reference model's probabilities, the right tokens' those of `right`."""
-    if not step.params.get("blend", True):
-        return substituted(step, row)
-    with torch.no_grad():
-        own = softmax(logits(step.before, row), -1)
-    places_of, wanted = (range(row.scored), list(row.targets)), right(step, row)
-    found = own * ((1 - wanted) / (1 - own[places_of]))[:, None]
-    found[places_of] = wanted
-    return found
-
-
 def level(step: Step) -> Tensor:
     found = []
     for row in step.forget:
-        wanted = -right(step, row).log().mean()
+        wanted = -taught(step.before, row, False)[range(row.scored), list(row.targets)].log().mean()
         found.append(smooth_l1_loss(nll(step.model, row).mean(), wanted))
     return torch.stack(found).mean()
+
+
+def teacher(step: Step, row: Tokens) -> Tensor:
+    """(labelled tokens, V) its probabilities."""
+    return taught(step.before, row, step.params.get("blend", True))
 
 
 def counterfactual(step: Step) -> Tensor:

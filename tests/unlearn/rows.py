@@ -67,6 +67,18 @@ def with_substitutes(row: Tokens) -> list[Tokens]:
     return found
 
 
+def taught(model: Any, row: Tokens, blend: bool) -> Tensor:
+    """(labelled tokens, V) mean probabilities in the contexts; with ``blend`` those as is, but for the right tokens."""
+    with torch.no_grad():
+        mean = torch.stack([logits(model, context).softmax(-1) for context in with_substitutes(row)]).mean(0)
+        own, right = logits(model, row).softmax(-1), (range(row.scored), list(row.targets))
+    if not blend:
+        return mean
+    found = own * ((1 - mean[right]) / (1 - own[right]))[:, None]
+    found[right] = mean[right]
+    return found
+
+
 def asked(answer: Tokens, other: Tokens) -> Tokens:
     """The answer of one row after the prompt of another."""
     prompt = other.input_ids[: places(other)[0]]
