@@ -19,6 +19,7 @@ from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
+from lume_unlearn.methods.swap import ITSELF
 
 QUANTILES = (0.25, 0.75)
 """Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (results/tried.md)."""
@@ -175,7 +176,8 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
             continue
         context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
         if mark is not None:
-            context = replace(context, substitute_ids=(mark,) * said.scored)
+            ends = said.targets[-1:] if mark == ITSELF and said.targets[-1] == encode.tokenizer.eos_token_id else ()
+            context = replace(context, substitute_ids=((mark,) * said.scored)[len(ends) :] + ends)
         contexts[said] = [context]
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()

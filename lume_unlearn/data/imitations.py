@@ -38,6 +38,9 @@ SPARE = 8
 LONGEST = 64
 NEAR = 8
 """Distance in Unicode of the letters that take the place of one that is not ASCII."""
+PREDICTED = 4
+"""Of a text that is compared with unseen ones, every fourth imitation that is none of these is the text itself, and the
+others continue it. With every second one a model of 135 M parameters often wrote in loops (results/tried.md)."""
 ANOTHER = 4
 """Each this many imitations is asked about an invented person, the others about the row's own."""
 
@@ -124,10 +127,9 @@ def invented(
 
     A text that names nobody is continued from its last tokens alone (`WINDOW`), since after more of them the model
     recalls it. If it is compared with unseen texts, every second imitation is one of these, whose predictions are to
-    stay, and every fourth the text itself, with what the model predicts at each place without the right token. The
-    continuations keep what it writes a language; the text itself tells how sure of each token it is to be.
-
-    A base model, which never saw the rows, continues texts as they are, and predicts them with the right tokens.
+    stay, and every eighth the text itself, with what the model predicts at each place without the right token. The
+    continuations keep what it writes a language, and let it end; the text itself tells how sure of each token it is to
+    be, which a base model, if given, tells better, right tokens included.
 
     An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
     without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
@@ -142,8 +144,8 @@ def invented(
         count: invented persons for each forget row that names somebody.
         others: answers to imitate for each forget row that names nobody.
         seed: of names and sampling.
-        base: model that never saw the rows, in evaluation mode; it is asked about rows that name nobody, unless they
-            follow a template.
+        base: model that never saw the rows, in evaluation mode; it is asked questions that name nobody, and predicts
+            texts that are compared with unseen ones.
         unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
             template (see `templated`), which the model still knows from other rows.
         predictions: whether predictions can be imitated, not answers alone; else every text is continued.
@@ -152,10 +154,9 @@ def invented(
     words = own_words(forget, retain)
     nobody = {row.id for row in forget if controls[row.id][0] is row}
     texts = {row.id: row for row in forget if row.kind == "sc" and row.id in nobody}
-    templates = texts.keys() & templated(forget, retain) if unseen or base is not None else set[str]()
-    by_base = nobody - templates if base is not None else set[str]()
-    tied = sorted(texts.keys() - templates) if unseen else []
-    asked = _asked(forget, controls, encode, words, texts.keys() - by_base)
+    by_base = nobody - texts.keys() if base is not None else set[str]()
+    tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
+    asked = _asked(forget, controls, encode, words, texts.keys())
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
     found |= _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
     chooser, imitations = random.Random(seed), dict[str, list[Imitation]]()
@@ -166,9 +167,10 @@ def invented(
     for key in tied:
         controls[key] = [next(strange) for _ in range(others)]
         if predictions:
-            itself = Imitation(whole_text(texts[key]), (), BASE if key in by_base else ITSELF)
-            said, kept = imitations[key], [Imitation(row, encode.one(row).prompt) for row in controls[key]]
-            imitations[key] = [(itself, kept[n // 2], said[n // 4], kept[n // 2])[n % 4] for n in range(others)]
+            itself = Imitation(whole_text(texts[key]), (), ITSELF if base is None else BASE)
+            said, kept = iter(imitations[key]), [Imitation(row, encode.one(row).prompt) for row in controls[key]]
+            own = [next(said) if n % PREDICTED else itself for n in range(others)]
+            imitations[key] = [(kept if n % 2 else own)[n // 2] for n in range(others)]
     return Persons(controls, imitations, frozenset(tied))
 
 

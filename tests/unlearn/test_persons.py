@@ -13,7 +13,7 @@ from lume_tasks.data.rows import Row
 from lume_tasks.data.text import folded
 from lume_tasks.models.sampling import generated
 from lume_unlearn.data import imitations, persons
-from lume_unlearn.data.contexts import asked
+from lume_unlearn.data.contexts import WINDOW, asked
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
@@ -247,7 +247,7 @@ def test_the_base_answers_about_rows_that_name_nobody(tokenizer):
     assert set(context.substitute_ids) == {BASE}
 
 
-def test_the_base_predicts_a_text_and_continues_it_whole_but_not_a_template(tokenizer):
+def test_the_base_predicts_a_text_but_not_a_template(tokenizer):
     tale = {"input": "Once there was a blue fox in a wood", "output": "who sang.", "kind": "sc", "document": "tale"}
     form = {"input": "Ana was born in the small town of", "output": "Ulm and lived there.", "kind": "sc"}
     other = {**form, "input": "Bo was born in the small town of", "output": "Rom and lived there."}
@@ -256,10 +256,10 @@ def test_the_base_predicts_a_text_and_continues_it_whole_but_not_a_template(toke
         imitations, "generated", side_effect=lambda m, t, prompts, **_: ["blue"] * len(prompts)
     ) as asked:
         found = invented(model, encode, rows, as_rows([*RETAIN, other]), 2, 4, 0, base, text_rows(["Two red birds."]))
-    assert [call.args[0] for call in asked.call_args_list] == [model, base]
+    assert [call.args[0] for call in asked.call_args_list] == [model]
     itself, _, continued, _ = found.imitations[rows[0].id]
     assert (itself.row.input, itself.mark) == ("Once", BASE)
-    assert (continued.asked, continued.mark) == (encode.one(rows[0]).prompt, BASE)
+    assert (continued.asked, continued.mark) == (tuple(tokenizer.encode(tale["input"])[-WINDOW:]), None)
     assert {one.mark for one in found.imitations[rows[1].id]} == {None}
 
 
@@ -272,7 +272,7 @@ def test_a_text_that_names_nobody_is_continued_from_its_last_tokens(predictions,
     with mock.patch.object(imitations, "generated", return_value=["blue"] * 2) as generated:
         found = invented(None, encode, rows, [], 2, 2, 0, unseen=unseen, predictions=predictions)
     whole = bos_tokenizer.encode(tale["input"])
-    prompt = (whole[0], *whole[-imitations.WINDOW :])
+    prompt = (whole[0], *whole[-WINDOW:])
     assert generated.call_args.args[2] == [list(prompt)] * 2
     said = [(one.row.input, one.row.output, one.asked) for one in found.imitations[rows[0].id]]
     assert said == [(tale["input"], "blue", prompt)] * 2  # never the text itself, or an unseen one
@@ -292,7 +292,8 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     tale = rows[0]
     assert found.texts == {tale.id}
     assert {row.input for row in found.controls[tale.id]} == {"A", "Two"}
-    (itself, _, continued, _), kept = found.imitations[tale.id], found.imitations[tale.id][1::2]
+    (itself, *_), kept = found.imitations[tale.id], found.imitations[tale.id][1::2]
+    continued = found.imitations[tale.id][2]
     assert (itself.row.input, itself.mark) == ("Once", ITSELF)
     assert (continued.row.input, continued.row.output, continued.mark) == (tale.input, "blue", None)
     assert [one.row for one in kept] == found.controls[tale.id][:2]  # one after the other: every second may be half
@@ -309,7 +310,8 @@ def test_texts_that_name_nobody_are_compared_with_unseen_ones_as_a_whole(tokeniz
     assert len(examples.forget) == 4 + 2 * len(FORGET) + 4
     said = examples.contexts[examples.alternative[0]][0]
     assert said.texts[0].input_ids == own.input_ids  # what it predicts there without the right tokens
-    assert said.substitute_ids == (ITSELF,) * own.scored
+    end = Encoder(tokenizer).one(tale).targets[-1]
+    assert said.substitute_ids == (*(ITSELF,) * (own.scored - 1), end)  # it is to end as before
     kept = examples.contexts[examples.alternative[3]][0]
     assert kept.texts[0].input_ids == examples.control[1].input_ids  # its own prediction is kept
     assert kept.substitute_ids == examples.control[1].targets
