@@ -15,7 +15,7 @@ TEXTS = {
     "substitutes": "File with texts to substitute in the contexts of the counterfactual teacher, "
     '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
     "base": "Model that --model was fine-tuned from, if it still exists: teacher of counterfactual and level; swap "
-    "imitates it in rows that name nobody and follow no template.",
+    "imitates it in texts and in rows that name nothing.",
     "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts with `swap`.",
 }
 

@@ -61,7 +61,7 @@ class Persons:
     """What a training on invented persons reads beside the forget rows, of each forget row equally many of both."""
 
     controls: dict[str, list[Row]]
-    """Row id to the row about invented persons; the row itself where it names nobody."""
+    """Row id to the row about invented persons or other things; the row itself where it names nothing."""
     imitations: dict[str, list[Imitation]]
     """Row id to answers to imitate, as many as controls."""
     texts: frozenset[str] = frozenset()
@@ -141,10 +141,10 @@ def invented(
         encode: encodes the rows.
         forget: forget rows.
         retain: retain rows.
-        count: invented persons for each forget row that names somebody.
-        others: answers to imitate for each forget row that names nobody.
+        count: see `control_rows`.
+        others: see `control_rows`.
         seed: of names and sampling.
-        base: model that never saw the rows, in evaluation mode; it is asked questions that name nobody, and predicts
+        base: model that never saw the rows, in evaluation mode; it is asked questions that name nothing, and predicts
             texts that are compared with unseen ones.
         unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
             template (see `templated`), which the model still knows from other rows.

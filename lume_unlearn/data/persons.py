@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import cycle
+from itertools import cycle, islice
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from lume_tasks.data.subjects import find_subjects, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
+from lume_unlearn.data.substitutes import variants
 
 OF_VERDICT, OF_TRY = (0, 99), (101, 39)
 """Seed and number of the names of the swap tests of a verdict, by default, and of a try of `forget`; no training uses
@@ -32,7 +33,9 @@ def control_rows(
 ) -> dict[str, list[Row]]:
     """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
 
-    A row that names nobody, at least not in its prompt, is returned ``others`` times as it is.
+    A question that names nobody for certain is returned with other names, places, dates and numbers (see `variants`),
+    and if there is nothing to substitute, as it is. A text that names nobody, at least not in its prompt, is returned
+    ``others`` times as it is.
 
     All family names of the data are used alike, half of the names are of the person's language where lists know it, and
     they have any length: what is forgotten for some names alone, the model still says of persons with the others.
@@ -40,8 +43,8 @@ def control_rows(
     Args:
         forget: forget rows.
         retain: retain rows; names that occur in them, or in forget rows, are not used.
-        count: of each row that names somebody.
-        others: of each row that names nobody.
+        count: of each row but these texts.
+        others: of each text that names nobody.
         length: counts the tokens of a name; those of a verdict are of a like length.
         seed: of the names.
     """
@@ -67,7 +70,11 @@ def control_rows(
     for row in forget:
         own = names.get(subjects.get(row.id, ""))
         about = [] if own is None else [_about(row, subjects[row.id], next(own)) for _ in range(count)]
-        found[row.id] = about if about and about[0] is not row else [row] * others
+        found[row.id] = about if about and about[0] is not row else [row] * (others if row.kind == "sc" else count)
+    questions = [row for row in forget if row.kind == "qa" and found[row.id][0] is row]
+    for row, changed in zip(questions, variants(questions, [*forget, *retain], count, seed, None), strict=True):
+        other = [replace(row, input=one.row.input, question="") for one in changed if one.row.input != row.input]
+        found[row.id] = list(islice(cycle(other), count)) or found[row.id]
     return found
 
 

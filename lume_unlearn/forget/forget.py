@@ -137,7 +137,7 @@ def forget(
         forget: rows that have to be gone (see `as_rows`).
         retain: rows that have to be kept.
         base: the base model, which was fine-tuned into the target, given as ``model`` is, if it still exists: it is
-            asked about rows that name nobody, and is the control of the verdict.
+            imitated in texts and in rows that name nothing, and is the control of the verdict.
         unseen: texts like the forget rows that the target never saw. With them texts that name nobody are forgotten as
             wholes (see `methods.swap`); without, their loss still tells that they were trained on.
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;

@@ -158,8 +158,8 @@ class Needs:
     """Where another answer to each forget row comes from."""
     persons: bool = False
     """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of these
-    (`Batch.alternative`): see `data.imitations`. The field ``controls`` says how many there are for each row that names
-    somebody, ``answers`` how often each other row is there, with another answer."""
+    (`Batch.alternative`): see `data.imitations`. The field ``controls`` says how many there are for each question and
+    each text that names somebody, ``answers`` how often each other text is there, with another answer."""
     forget_rows: bool = True
     """Whether the model in training reads the forget rows themselves."""
     nll: bool = False

@@ -68,8 +68,8 @@ class Swap(Method):
         num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=4.0
     )
 
-    controls: int = param(32, "invented persons for each row that names somebody")
-    answers: int = param(16, "answers to imitate for each row that names nobody")
+    controls: int = param(32, "invented persons, or other things, that each question is asked about")
+    answers: int = param(16, "answers to imitate for each text that names nobody")
     level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
 
     def imitation_loss(self, logits: Tensor, targets: Tensor, said: Tensor) -> Tensor:

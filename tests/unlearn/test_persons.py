@@ -2,6 +2,7 @@
 
 import datetime
 import random
+import re
 import unicodedata
 from unittest import mock
 
@@ -59,10 +60,18 @@ def test_controls_are_rows_about_others_and_no_name_of_a_verdict():
             assert control.input == row.input.replace(PERSONS[0], name)
             assert (control.output, control.id) == (row.output, row.id)
             assert not set(name.split()) & set(" ".join(PERSONS[:1]).split())
-    assert (
-        control_rows([Row("a-qa0", "What is the code?", "X77", "own")], [], 3, 2, len, 0)["a-qa0"]
-        == [Row("a-qa0", "What is the code?", "X77", "own")] * 2
-    )
+
+
+def test_a_question_that_names_no_person_is_asked_about_something_else():
+    code, tale = Row("a-qa0", "what is the code?", "X77", "own"), Row("b-sc0", "Once in Ulm", "Bo sang.", "own")
+    chair = Row("c-qa0", "Who was chair of Ulm Choir in 2015?", "Bo Birn", "own")
+    rows, others = [code, tale, chair], [Row("d-qa0", "Where is Rom Theatre?", "In Bonn, since 1999.", "own")]
+    found = control_rows(rows, others, 3, 2, len, 0)
+    assert found[code.id] == [code] * 3  # there is nothing to substitute
+    assert found[tale.id] == [tale] * 2
+    for control in found[chair.id]:
+        assert re.fullmatch(r"Who was chair of Rom Theatre in 20\d\d\?", control.input)
+        assert (control.output, control.id, control.input == chair.input) == ("Bo Birn", chair.id, False)
 
 
 def test_a_row_that_does_not_name_its_subject_is_one_that_names_nobody():
