@@ -104,8 +104,8 @@ def teacher_contexts(
     """
     bos = getattr(encode.tokenizer, "bos_token_id", None)
     limit = min((length for length in (encode.context, encode.max_length) if length), default=None)
-    texts = [row for row in rows if row.kind == "sc" and prose]
-    by_window = {row.id for row in texts} - templated(texts, retain) if texts else set[str]()
+    texts = {row.id for row in rows if row.kind == "sc" and prose}
+    by_window = texts - templated(rows, retain) if texts else texts
     found: dict[Tokens, list[Context]] = {}
     for row, own, changed in zip(rows, tokens, variants, strict=True):
         if row.id in by_window:

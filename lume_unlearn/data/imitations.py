@@ -53,7 +53,7 @@ class Imitation(NamedTuple):
     asked: tuple[int, ...]
     """The tokens after which a model said it; empty if none did."""
     mark: int | None = None
-    """What stands in place of the truth at all of its tokens (see `methods.swap.without_truth`), if not the truth."""
+    """What stands in place of the truth at all of its tokens (see `methods.swap.without_truth`); None: the truth."""
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,8 @@ def control_rows(
         about = [] if own is None else [_about(row, subjects[row.id], next(own)) for _ in range(count)]
         found[row.id] = about if about and about[0] is not row else [row] * (others if row.kind == "sc" else count)
     questions = [row for row in forget if row.kind == "qa" and found[row.id][0] is row]
+    if not questions:
+        return found
     for row, changed in zip(questions, variants(questions, [*forget, *retain], count, seed, None), strict=True):
         other = [replace(row, input=one.row.input, question="") for one in changed if one.row.input != row.input]
         found[row.id] = list(islice(cycle(other), count)) or found[row.id]

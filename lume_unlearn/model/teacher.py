@@ -110,15 +110,15 @@ def run_teacher(
     teacher = Teacher(passes, of_base)
     teacher.head.to(device)
     if of_base is None or teacher.base is None:
-        return teacher, _states(model, passes, contexts, max_tokens)
+        return teacher, teacher_states(model, passes, contexts, max_tokens)
     teacher.base.to(device)
     marked = {row: own for row, own in contexts.items() if BASE in own[0].substitute_ids}
     rest = {row: own for row, own in contexts.items() if row not in marked}
-    found = _states(model, passes, rest, max_tokens)
+    found = teacher_states(model, passes, rest, max_tokens)
     plain = {row: [aligned(row, row)] for row in unseen if row in rest}
     with placed(base, device):
-        found |= _states(base, of_base, marked, max_tokens)
-        others = _states(base, of_base, plain, max_tokens)
+        found |= teacher_states(base, of_base, marked, max_tokens)
+        others = teacher_states(base, of_base, plain, max_tokens)
     if plain:
         own, other = (torch.cat([cache[row].states[0] for row in plain]) for cache in (found, others))
         some = torch.linspace(0, len(own) - 1, min(len(own), MOST_TOKENS)).long()
@@ -155,10 +155,10 @@ def as_sure(wanted: Tensor, logits: Tensor) -> float:
     return float(2**found.x)
 
 
-def _states(
+def teacher_states(
     model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
 ) -> dict[Tokens, TeacherCache]:
-    """Return what a model computes of each row in its contexts, on the CPU."""
+    """Return the hidden states that a model computes of each row in its contexts, without dropout, on the CPU."""
     if not contexts:
         return {}
     device = next(model.parameters()).device

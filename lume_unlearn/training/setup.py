@@ -24,7 +24,7 @@ from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers, evaluating, placed, use_packing
 from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
-from lume_unlearn.model.teacher import run_teacher
+from lume_unlearn.model.teacher import run_teacher, teacher_states
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, sharded
 
@@ -86,11 +86,12 @@ def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | N
 
 
 def matching(base: Any, model: Any) -> Any:
-    """Return a base model, or None; `ConfigError` if its vocabulary has not the size of the model's."""
-    ours, theirs = (one.get_output_embeddings().weight.shape[0] for one in (model, model if base is None else base))
+    """Return a base model, or None; `ConfigError` if its output layer has not the shape of the model's."""
+    ours, theirs = (one.get_output_embeddings().weight.shape for one in (model, model if base is None else base))
     if ours != theirs:
         raise ConfigError(
-            f"--base: knows {theirs} tokens and the model {ours}; name the model that it was fine-tuned from"
+            f"--base: knows {theirs[0]} tokens with {theirs[1]} numbers each, and the model {ours[0]} with {ours[1]}; "
+            "name the model that it was fine-tuned from"
         )
     return base
 
@@ -139,7 +140,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
                     examples.reference = {row: head.nll(row, found, args.device) for row, found in cache.items()}
                     if teacher is model and getattr(trainer.method, "blend", False):
                         plain = {row: [aligned(row, row)] for row in contexts}
-                        cache = run_teacher(model, passes, plain, trainer.max_tokens)[1]
+                        cache = teacher_states(model, passes, plain, trainer.max_tokens)
                 examples.teacher = cache if trainer.method.token_loss or needs.persons else {}
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]

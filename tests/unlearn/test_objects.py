@@ -166,8 +166,14 @@ def test_a_base_of_another_vocabulary_or_for_nothing_is_refused(tokenizer, tmp_p
     with pytest.raises(ConfigError, match="--base: gd asks no base model"):
         make_trainer(tmp_path, tokenizer, method="gd", base=make_model())
     for method in ("counterfactual", "swap"):
-        with pytest.raises(ConfigError, match="--base: knows 500 tokens and the model 400"):
+        with pytest.raises(
+            ConfigError, match=r"--base: knows 500 tokens with 32 numbers each, and the model 400 with 32"
+        ):
             make_trainer(tmp_path, tokenizer, method=method, base=make_model(vocab_size=500))
+        with pytest.raises(
+            ConfigError, match=r"--base: knows 400 tokens with 64 numbers each, and the model 400 with 32"
+        ):
+            make_trainer(tmp_path, tokenizer, method=method, base=make_model(hidden_size=64))
 
 
 @pytest.mark.parametrize("make", [make_model, lambda: adapted(make_model().bfloat16())], ids=["model", "PEFT"])
