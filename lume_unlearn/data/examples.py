@@ -176,8 +176,8 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
             continue
         context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
         if mark is not None:
-            ends = said.targets[-1:] if mark == ITSELF and said.targets[-1] == encode.tokenizer.eos_token_id else ()
-            context = replace(context, substitute_ids=((mark,) * said.scored)[len(ends) :] + ends)
+            kept = encode.tokenizer.eos_token_id if mark == ITSELF else None  # a text may end as before
+            context = replace(context, substitute_ids=tuple(one if one == kept else mark for one in said.targets))
         contexts[said] = [context]
     even = Halton(1, scramble=False).random(len(forget) + 1)[1:]  # 1/2, 1/4, 3/4, 1/8, ...
     quantiles = scale(even, *QUANTILES)[:, 0].tolist()

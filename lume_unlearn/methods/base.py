@@ -151,7 +151,9 @@ class Needs:
     teacher: bool = False
     """The counterfactual teacher (see `methods.counterfactual`): its log-probabilities are the third argument of
     ``token_loss``, and its NLL is `Rows.reference` of forget rows. The field ``contexts`` says how often it
-    predicts, each time with other words substituted; a field ``blend`` see `Counterfactual`."""
+    predicts, each time with other words substituted."""
+    blend: bool = False
+    """Of the teacher the right token's probability alone; all else the reference model predicts as it is."""
     hidden_states: bool = False
     """``token_loss`` gets the hidden states after decoder layer ``self.layer`` instead of logits."""
     alternatives: Literal["refusals", "file"] | None = None

@@ -94,3 +94,15 @@ def preference(margins: Tensor, beta: float, count: Count) -> Tensor:
 def divisor(count: Count, default: int) -> Tensor | float:
     """Return ``count``, or the batch's own number; 1 instead of 0, so that a side without labels gives 0, not NaN."""
     return max(default, 1) if count is None else count
+
+
+def without(logp: Tensor, tokens: Tensor) -> Tensor:
+    """Give the probability of one token at each place to all others, in proportion: (n, V) log-probabilities.
+
+    Worked example: p = (1/2, 1/3, 1/6) without token 0 gives (0, 2/3, 1/3).
+
+    Args:
+        logp: (n, V) log-probabilities.
+        tokens: (n,) token ids.
+    """
+    return logp.scatter(-1, tokens[:, None], NEVER).log_softmax(-1)

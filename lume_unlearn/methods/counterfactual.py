@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lume_unlearn.methods.base import Batch, Method, Needs, param
-from lume_unlearn.methods.common import NEVER, Tensor, at_least_float32, row_means, token_mean
+from lume_unlearn.methods.common import Tensor, at_least_float32, row_means, token_mean, without
 from lume_unlearn.methods.retain import js_tokens, kl_tokens
 
 MOST = 1 - 1e-6
@@ -43,9 +43,8 @@ def blended(logp: Tensor, targets: Tensor, right: Tensor) -> Tensor:
     """
     from torch import log1p
 
-    own, right = targets[:, None], right[:, None].to(logp.dtype)
-    others = logp.scatter(-1, own, NEVER).log_softmax(-1)
-    return (others + log1p(-right.exp().clamp(max=MOST))).scatter(-1, own, right)
+    right = right[:, None].to(logp.dtype)
+    return (without(logp, targets) + log1p(-right.exp().clamp(max=MOST))).scatter(-1, targets[:, None], right)
 
 
 @dataclass
@@ -106,7 +105,7 @@ class Counterfactual(Level):
     def __post_init__(self) -> None:
         """Check the hyperparameters; ask for the NLL of forget tokens if the loss of `level` has a weight."""
         super().__post_init__()
-        object.__setattr__(self, "needs", Needs(teacher=True, nll=self.level_weight > 0))
+        object.__setattr__(self, "needs", Needs(teacher=True, blend=self.blend, nll=self.level_weight > 0))
 
     def token_loss(self, logits: Tensor, targets: Tensor, teacher: Tensor) -> Tensor:
         """Divergence between teacher q and model p, each token: (N,) nats; 0 where they are equal.

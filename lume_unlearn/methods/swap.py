@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lume_unlearn.methods.base import Batch, Defaults, Method, Needs, Rows, Side, param
-from lume_unlearn.methods.common import IGNORED, NEVER, Tensor, row_means
+from lume_unlearn.methods.common import IGNORED, NEVER, Tensor, row_means, without
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
@@ -33,7 +33,7 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
     """
     from torch import full_like, where
 
-    others = logp.scatter(-1, where(truths < 0, targets, truths)[:, None], NEVER).log_softmax(-1)
+    others = without(logp, where(truths < 0, targets, truths))
     certain = full_like(logp, NEVER).scatter(-1, targets[:, None], 0.0)
     found = where(((targets == truths) | (truths == BASE))[:, None], logp, others)
     return where((truths == IGNORED)[:, None], certain, found)

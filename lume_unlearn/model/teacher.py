@@ -25,14 +25,15 @@ Changed = Callable[[Tensor, Tensor, Tensor], Tensor]
 class Teacher:
     """Turns hidden states of the reference model into its predictions (see `methods.counterfactual`)."""
 
-    def __init__(self, passes: Passes, base: Passes | None = None) -> None:
-        """Copy the output layer of the reference model, whose logits ``passes`` are for, and that of a base model.
+    def __init__(self, passes: Passes) -> None:
+        """Copy the output layer of the reference model, whose logits ``passes`` are for.
 
         Raises:
-            ConfigError: a model computes more than its output layer from its hidden states.
+            ConfigError: the model computes more than its output layer from its hidden states.
         """
         self.head = _output_layer(passes, "--method: needs")
-        self.base = None if base is None else _output_layer(base, "--base: has to be")
+        self.base: nn.Module | None = None
+        """Output layer of the base model, if it predicts some rows."""
         self.temperature = 1.0
         """The base model's logits are divided by it."""
 
@@ -106,28 +107,30 @@ def run_teacher(
     Raises:
         ConfigError: see `Teacher`.
     """
-    device, of_base = next(model.parameters()).device, None if base is None else Passes(base)
-    teacher = Teacher(passes, of_base)
+    teacher, device = Teacher(passes), next(model.parameters()).device
     teacher.head.to(device)
-    if of_base is None or teacher.base is None:
+    if base is None:
         return teacher, teacher_states(model, passes, contexts, max_tokens)
-    teacher.base.to(device)
     marked = {row: own for row, own in contexts.items() if BASE in own[0].substitute_ids}
     rest = {row: own for row, own in contexts.items() if row not in marked}
-    found = teacher_states(model, passes, rest, max_tokens)
     plain = {row: [aligned(row, row)] for row in unseen if row in rest}
+    of_base = Passes(base)
+    teacher.base = _output_layer(of_base, "--base: has to be").to(device)
+    found = teacher_states(model, passes, rest, max_tokens)
     with placed(base, device):
-        found |= teacher_states(base, of_base, marked, max_tokens)
-        others = teacher_states(base, of_base, plain, max_tokens)
+        said = teacher_states(base, of_base, marked | plain, max_tokens)
     if plain:
-        own, other = (torch.cat([cache[row].states[0] for row in plain]) for cache in (found, others))
-        some = torch.linspace(0, len(own) - 1, min(len(own), MOST_TOKENS)).long()
-        with torch.no_grad():
-            wanted, logits = (
-                head(states[some].to(device)).float() for head, states in ((teacher.head, own), (teacher.base, other))
-            )
-        teacher.temperature = as_sure(wanted, logits)
-    return teacher, found
+        wanted = _logits(teacher.head, [found[row] for row in plain], device)
+        teacher.temperature = as_sure(wanted, _logits(teacher.base, [said[row] for row in plain], device))
+    return teacher, found | {row: said[row] for row in marked}
+
+
+@torch.no_grad()
+def _logits(head: nn.Module, caches: Sequence[TeacherCache], device: torch.device) -> Tensor:
+    """Return the logits of `MOST_TOKENS` tokens at most, evenly from all: (n, V)."""
+    states = torch.cat([cache.states[0] for cache in caches])
+    some = torch.linspace(0, len(states) - 1, min(len(states), MOST_TOKENS)).long()
+    return at_least_float32(head(states[some].to(device)))
 
 
 def as_sure(wanted: Tensor, logits: Tensor) -> float:

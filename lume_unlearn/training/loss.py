@@ -103,8 +103,11 @@ class LossTerms:
         method = self.method
         if self.teacher is not None and method.token_loss:
             tokens = batch.tokens_of("forget")
-            targets, right = batch.targets[tokens], -batch.reference[tokens]
+            targets = batch.targets[tokens]
             said = self.teacher.at(batch.teacher, targets)
+            if not method.needs.blend:
+                return said
+            right = -batch.reference[tokens]
             return lambda part: blended(said(part), targets[part], right[part])
         if self.reference is None or not method.needs.reference_logits:
             return None

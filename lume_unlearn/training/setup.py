@@ -138,7 +138,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
                 if needs.teacher:
                     head = terms.teacher
                     examples.reference = {row: head.nll(row, found, args.device) for row, found in cache.items()}
-                    if teacher is model and getattr(trainer.method, "blend", False):
+                    if teacher is model and needs.blend:
                         plain = {row: [aligned(row, row)] for row in contexts}
                         cache = teacher_states(model, passes, plain, trainer.max_tokens)
                 examples.teacher = cache if trainer.method.token_loss or needs.persons else {}

@@ -79,7 +79,7 @@ class UnlearningTrainer(StepTrainer):
         unseen: texts never trained on; their loss is the target loss of `level`, and of texts with `swap`.
         forgotten: forget rows of earlier requests, which the monitor measures.
         base: the model from which the target was fine-tuned. For `counterfactual` and `level` it is the teacher, and
-            reads the rows as they are; `swap` imitates it in rows that name nothing, and texts.
+            reads the rows as they are; `swap` imitates it in texts, and in rows that name nothing.
         eval_data: what ``eval_strategy`` scores (see `score`); by default the forget and retain rows.
         callbacks: called after those of this class.
 
