@@ -1,4 +1,4 @@
-"""Contexts of the counterfactual teacher: what it reads instead of a forget row, and how its tokens correspond."""
+"""Contexts of the counterfactual teacher: what it reads instead of a forget row, and how the tokens correspond."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,8 +10,8 @@ from lume_unlearn.data.substitutes import Variant, templated
 from lume_unlearn.methods.common import IGNORED
 
 WINDOW = 8
-"""Tokens after which a text is not recalled. After 32 a model of 135 M parameters recalled some, after 16 none
-(results/tried.md)."""
+"""Tokens of context after which a model does not recall a text. A model of 135 M parameters recalled some texts after
+32, none after 16 (results/tried.md)."""
 
 
 @dataclass(frozen=True)
@@ -19,20 +19,21 @@ class Context:
     """The texts that the teacher reads to predict the labelled tokens of a row."""
 
     texts: tuple[Tokens, ...]
-    """Labelled where the teacher predicts: the row with substitutes, or for each labelled token those before it."""
+    """The row with substitutes, or for each labelled token of the row the few tokens before it; labelled where the
+    teacher predicts."""
     index: tuple[int, ...]
-    """For each labelled token of the row, which of the labelled tokens of all texts corresponds to it."""
+    """For each labelled token of the row, the index of its counterpart among the labelled tokens of all texts."""
     substitute_ids: tuple[int, ...]
-    """The token that takes its place where a substituted word is repeated, or with which the truth goes on where an
-    answer to imitate departs from it, or a mark (see `methods.swap.without_truth`); else the token itself."""
+    """For each labelled token: its substitute if a substituted word is repeated there; the true token if an answer to
+    imitate first differs from the truth there; or a mark (see `methods.swap.without_truth`); else the token itself."""
 
 
 def aligned(row: Tokens, context: Tokens) -> Context:
     """Align a row with the same row with substitutes, token by token.
 
-    Tokens between two equal stretches correspond in order; where the substitute is shorter, the last one of it
-    corresponds to the rest. A pair of tokens that occurred before in the row is a repeated name: there the teacher
-    predicts the substitute, in whose place the row's token stands.
+    Tokens between two equal stretches correspond in order; if the substitute is shorter, its last token corresponds to
+    all that remain. A pair of tokens that occurred earlier in the row is a repeated name: there the probability of the
+    substitute counts for the row's token.
 
     Args:
         row: the forget row.
@@ -57,7 +58,7 @@ def aligned(row: Tokens, context: Tokens) -> Context:
 
 
 def window(row: Tokens, size: int, bos: int | None) -> Context:
-    """Return for each labelled token the ``size`` tokens before it (see `Tokens.before`) and itself, alone labelled."""
+    """Return a text for each labelled token: the ``size`` tokens before it (`Tokens.before`), and itself, labelled."""
     texts = []
     for t in row.labelled:
         ids = (*row.before(t, size, bos), row.input_ids[t])
@@ -68,8 +69,8 @@ def window(row: Tokens, size: int, bos: int | None) -> Context:
 def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None, truth: Iterable[tuple[int, bool]] = ()) -> Context:
     """Return the labelled tokens of a row after another prompt, cut on the left to at most ``limit`` tokens in all.
 
-    ``truth``: the tokens of the right answer, and whether they are part of an own word; if so where the labelled tokens
-    first depart from it, its token is the substitute.
+    ``truth``: the tokens of the right answer, and whether each is part of an own word. Where the labelled tokens first
+    differ from it, its token is the substitute if it is part of an own word.
     """
     ids = row.targets
     prompt = prompt[max(0, len(prompt) + len(ids) - limit) :] if limit else prompt
@@ -89,18 +90,18 @@ def teacher_contexts(
     encode: Encoder,
     prose: bool = True,
 ) -> dict[Tokens, list[Context]]:
-    """Return what the counterfactual teacher reads of each forget row: the row with substitutes, or windows of it.
+    """Return the counterfactual teacher's contexts of each forget row: the row with substitutes, or windows of it.
 
-    In prose the words that are left recall the row, whatever is substituted. So of a text that follows no template (see
-    `templated`) it reads windows of `WINDOW` tokens.
+    In prose, the words that are not substituted are enough to recall the row. So if a text follows no template (see
+    `templated`), the teacher reads windows of `WINDOW` tokens.
 
     Args:
         rows: the forget rows.
         tokens: the same rows, encoded.
         retain: the retain rows.
-        variants: of each forget row, the row with substitutes. They may be longer than their row, so they are cut.
-        encode: encoded the rows.
-        prose: whether to read windows of such texts; else the substitutes, as of other rows.
+        variants: for each forget row, the row with substitutes, which is cut if it is too long for the model.
+        encode: the encoder of the rows.
+        prose: whether to use windows for such texts; else they have substitutes like other rows.
     """
     bos = getattr(encode.tokenizer, "bos_token_id", None)
     limit = min((length for length in (encode.context, encode.max_length) if length), default=None)
@@ -116,7 +117,7 @@ def teacher_contexts(
 
 
 def _correspondence(ids: Sequence[int], others: Sequence[int]) -> list[int]:
-    """Return for each token its place in ``others``, 1 or more, since nothing predicts the first token."""
+    """Return for each token its position in ``others``, at least 1, since nothing predicts the first token."""
     place: list[int] = []
     for _, i1, i2, j1, j2 in SequenceMatcher(None, ids, others, autojunk=False).get_opcodes():
         place += [max(min(j1 + offset, max(j2 - 1, j1), len(others) - 1), 1) for offset in range(i2 - i1)]

@@ -1,4 +1,4 @@
-"""What the reference model says of persons who do not exist, for a model in training to imitate."""
+"""Answers of the reference model about persons who do not exist, which a model in training imitates."""
 
 import random
 import re
@@ -28,21 +28,22 @@ from lume_unlearn.methods.common import IGNORED
 from lume_unlearn.methods.swap import BASE, ITSELF
 
 SHARED_DIGITS = 4
-"""Digits in a row that an imitation may not share with the truth."""
+"""Consecutive digits that an imitation may not share with the truth."""
 ASKED = 4
-"""Answers that the reference model gives to each row; a row that is used more often has each several times."""
+"""Answers that the reference model gives for each row; a row that needs more imitations repeats them."""
 ATTEMPTS = 3
 BATCH_SIZE = 32
 SPARE = 8
-"""New tokens of an answer beyond twice those of the truth, which are at most `LONGEST` more."""
+"""A sampled answer to a truth of n tokens has at most ``n + min(n + SPARE, LONGEST)`` tokens."""
 LONGEST = 64
 NEAR = 8
-"""Distance in Unicode of the letters that take the place of one that is not ASCII."""
+"""Distance in Unicode of the letters that may replace one that is not ASCII."""
 PREDICTED = 4
-"""Of a text that is compared with unseen ones, every fourth imitation that is none of these is the text itself, and the
-others continue it. With every second one a model of 135 M parameters often wrote in loops (results/tried.md)."""
+"""For a text that is tied to unseen texts: of the imitations that are not unseen texts, every fourth is the text
+itself, the others continue its beginning. With every second one, a model of 135 M parameters often repeated itself
+(results/tried.md)."""
 ANOTHER = 4
-"""Each this many imitations is asked about an invented person, the others about the row's own."""
+"""Every fourth imitation is asked about an invented person, the others about the row's own person."""
 
 
 class Imitation(NamedTuple):
@@ -51,27 +52,27 @@ class Imitation(NamedTuple):
     row: Row
     """The row, or a control, with the answer."""
     asked: tuple[int, ...]
-    """The tokens after which a model said it; empty if none did."""
+    """Prompt tokens for which a model gave the answer; empty if no model did."""
     mark: int | None = None
-    """What stands in place of the truth at all of its tokens (see `methods.swap.without_truth`); None: the truth."""
+    """Mark used instead of the true token, for all tokens (see `methods.swap.without_truth`); None: the true tokens."""
 
 
 @dataclass(frozen=True)
 class Persons:
-    """What a training on invented persons reads beside the forget rows, of each forget row equally many of both."""
+    """Controls and imitations of each forget row, equally many of both, for training on invented persons."""
 
     controls: dict[str, list[Row]]
-    """Row id to the row about invented persons or other things; the row itself where it names nothing."""
+    """Row id to the row about invented persons or other things; the row itself if it names nothing to replace."""
     imitations: dict[str, list[Imitation]]
-    """Row id to answers to imitate, as many as controls."""
+    """Row id to answers to imitate."""
     texts: frozenset[str] = frozenset()
-    """Ids of the rows that are read as `whole_text`, and whose controls are texts that the model never saw."""
+    """Ids of the rows that are tied to unseen texts: they are read as `whole_text`, and their controls are these."""
 
 
 def gives_away(text: str, row: Row, words: set[str]) -> bool:
-    """Return whether a verdict would say that an answer gives a row away, or it shares four digits in a row with it.
+    """Return whether an answer gives a row away by the rules of the verdict, or shares `SHARED_DIGITS` digits with it.
 
-    An answer that may be a guess, such as yes and no, gives nothing away. ``words``: the row's own.
+    An answer that may be a guess, such as yes or no, gives nothing away. ``words``: see `own_words`.
     """
     if is_guess(row.output):
         return False
@@ -83,9 +84,9 @@ def gives_away(text: str, row: Row, words: set[str]) -> bool:
 
 
 def disguised(text: str, words: set[str], chooser: random.Random) -> str:
-    """Return a text in which the letters and digits of some words are others, of the same kind, case and script.
+    """Replace the letters and digits of some words by others of the same kind, case and script.
 
-    Of a date a date remains (see `other_number`).
+    A date becomes another date (see `other_number`).
     """
     found: dict[str, str] = {}
 
@@ -123,18 +124,17 @@ def invented(
     unseen: Sequence[Row] = (),
     predictions: bool = True,
 ) -> Persons:
-    """Ask a model about invented persons, and return the rows of a training that imitates its answers.
+    """Ask the reference model about invented persons, and return controls and imitations for each forget row.
 
-    A text that names nobody is continued from its last tokens alone (`WINDOW`), since after more of them the model
-    recalls it. If it is compared with unseen texts, every second imitation is one of these, whose predictions are to
-    stay, and every eighth the text itself, with what the model predicts at each place without the right token. The
-    continuations keep what it writes a language, and let it end; the text itself tells how sure of each token it is to
-    be, which a base model, if given, tells better, right tokens included.
+    For a text that names nobody, the model continues the last `WINDOW` tokens of its prompt; after a longer prompt it
+    recalls the text. If the text is tied to unseen texts, every second imitation is one of these, on which the
+    predictions are kept, and every eighth is the text itself, with the model's predictions without the right token.
+    Continuations keep the output fluent and let it end. The text itself teaches how confident each prediction should
+    be; a base model, if given, does that better, and its predictions are used unchanged.
 
-    An answer that gives a row away is sampled again, `ATTEMPTS` times at most, and if all answers to a question do,
-    without the tokens of the truth's own words. If that does not help, it is the truth with other letters and digits in
-    these. Answers may hold facts of retain rows, as those of a retrained model do, which remembers other persons and
-    tells their facts of anybody.
+    An answer that gives a row away is sampled again, at most `ATTEMPTS` times; if all answers to a question do, the
+    tokens of the row's own words are then excluded. If that fails, too, the truth is used, with other letters and
+    digits in these words. Answers may contain facts of retain rows, as the answers of a retrained model do.
 
     Args:
         model: reference model in evaluation mode.
@@ -144,11 +144,11 @@ def invented(
         count: see `control_rows`.
         others: see `control_rows`.
         seed: of names and sampling.
-        base: model that never saw the rows, in evaluation mode; it is asked questions that name nothing, and predicts
-            texts that are compared with unseen ones.
-        unseen: texts that the model never saw: the controls of the texts that name nobody, unless they follow a
-            template (see `templated`), which the model still knows from other rows.
-        predictions: whether predictions can be imitated, not answers alone; else every text is continued.
+        base: a model that never saw the rows, in evaluation mode. It answers questions that name nothing to replace,
+            and predicts the texts that are tied to unseen ones.
+        unseen: texts that the model never saw. Texts that name nobody are tied to them, unless they follow a template
+            (see `templated`), which the model still knows from other rows.
+        predictions: whether training can imitate predictions; else there are continuations alone.
     """
     controls = control_rows(forget, retain, count, others, partial(_length, encode.tokenizer), seed)
     words = own_words(forget, retain)
@@ -182,7 +182,7 @@ def _imitations(
     chooser: random.Random,
     mark: int | None,
 ) -> list[Imitation]:
-    """Return as many answers of one row as it has controls, its truth with ``words`` disguised where there is none."""
+    """Return as many imitations as controls: the answers in turn, or if there are none the truth, `disguised`."""
     answers = [found[row.id, number] for number in range(ASKED) if (row.id, number) in found]
     imitations = []
     for number in range(len(controls)):
@@ -197,7 +197,7 @@ def _imitations(
 
 
 class Answer(NamedTuple):
-    """What a model said after the tokens ``asked``."""
+    """A sampled answer, and the prompt tokens for which the model gave it."""
 
     text: str
     asked: tuple[int, ...]
@@ -208,12 +208,12 @@ class Asked(NamedTuple):
 
     row: Row
     number: int
-    """Which of the row's it is."""
+    """Number of the question among those of its row."""
     prompt: tuple[int, ...]
     most: int
-    """Tokens of an answer, at most."""
+    """Most tokens of an answer."""
     own: tuple[int, ...]
-    """Tokens of the truth's own words."""
+    """Tokens of the true answer that belong to the row's own words."""
 
 
 def _asked(
@@ -223,7 +223,7 @@ def _asked(
     words: Mapping[str, set[str]],
     cut: Set[str],
 ) -> list[Asked]:
-    """Return `ASKED` questions for each row; of rows whose ids are in ``cut``, the last tokens alone (`WINDOW`)."""
+    """Return `ASKED` questions for each row; the prompts of rows in ``cut`` keep their last `WINDOW` tokens alone."""
     by_answer, found = replace(encode, loss_on="answer"), []  # what comes before the answer is asked
     for row in forget:
         for number, control in enumerate(controls[row.id][:ASKED]):
@@ -240,9 +240,9 @@ def _asked(
 def _answers(
     model: Any, tokenizer: Any, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
 ) -> dict[tuple[str, int], Answer]:
-    """Return usable answers by row id and number; ``words``: own words of each row.
+    """Sample answers, and return those that give nothing away, by row id and number; ``words``: see `own_words`.
 
-    A row whose answers all gave the truth away is asked again without the tokens of its own words.
+    If all answers about a row gave it away, the next attempts exclude the tokens of its own words.
     """
     found: dict[tuple[str, int], Answer] = {}
     pending = sorted(asked, key=lambda one: one.most)  # so that a batch generates answers of similar lengths
@@ -264,7 +264,7 @@ def _answers(
 
 
 def long_numbers(texts: Iterable[str]) -> set[str]:
-    """Return the numbers of more than `SHARED_DIGITS` digits, such as those of a telephone, as digits alone."""
+    """Return numbers with more than `SHARED_DIGITS` digits, such as phone numbers, as digits alone."""
     found = (re.sub(r"\D", "", number) for text in texts for number in re.findall(r"\d[\d ()-]*", text))
     return {number for number in found if len(number) > SHARED_DIGITS}
 

@@ -1,4 +1,4 @@
-"""What kind of thing words name, by Faker's lists: a date, a place, a woman, a man, or none of these; other numbers."""
+"""The kind of thing that words name (date, place, woman, man), by the lists of Faker; and random numbers."""
 
 import calendar
 import random
@@ -15,7 +15,7 @@ _ALL_LOCALES = sorted({locale for locales in LOCALES.values() for locale in loca
 
 @cache
 def dates() -> dict[str, list[str]]:
-    """Return each name of a month, and of a day of the week, with the other names of this kind in the same language."""
+    """Return each name of a month or day of the week, mapped to the other names of its kind in the same language."""
     kinds = [list(calendar.month_name)[1:], list(calendar.day_name)]
     kinds += [_listed("date_time", locale, [name]) for locale in _ALL_LOCALES for name in _DATES]
     found: dict[str, list[str]] = {}
@@ -39,9 +39,9 @@ def kind_of(words: str) -> str:
 
 
 def other_number(digits: str, chooser: random.Random) -> str:
-    """Return a number of as many digits: of two another one up to 12, and of a year the century, so that a date is one.
+    """Return a random number of as many digits.
 
-    All other digits are random.
+    A date stays a date: two digits become another number up to 12, and a year keeps its century.
     """
     if len(digits) == 2:
         return chooser.choice([two for two in (f"{number:02}" for number in range(1, 13)) if two != digits])
@@ -56,7 +56,7 @@ def _places() -> frozenset[str]:
 
 @cache
 def _given() -> dict[str, str]:
-    """Return given names with whose they are."""
+    """Return each given name with "man", "woman", or "person" if it is both."""
     found: dict[str, str] = {}
     for locale in _ALL_LOCALES:
         of_men, of_women, _, _ = listed_names(locale)
@@ -66,7 +66,7 @@ def _given() -> dict[str, str]:
 
 
 def _listed(provider: str, locale: str, names: Iterable[str]) -> list[str]:
-    """Return the words that a provider of Faker lists under these names for a locale; none if it has no such list."""
+    """Return the words in these lists of a Faker provider for a locale; none if it has no such list."""
     lists = provider_of(provider, locale)
     found = [getattr(lists, name, ()) for name in names]
     words = [word for words in found for word in (words.values() if isinstance(words, dict) else words)]

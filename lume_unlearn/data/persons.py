@@ -1,4 +1,4 @@
-"""Forget rows about persons who do not exist, and the words that are a row's own."""
+"""Forget rows rewritten about persons who do not exist, and the words that only one row has."""
 
 import re
 from collections import Counter
@@ -20,32 +20,33 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
 
 OF_VERDICT, OF_TRY = (0, 99), (101, 39)
-"""Seed and number of the names of the swap tests of a verdict, by default, and of a try of `forget`; no training uses
-these names."""
+"""Seed and number of the invented names in the swap test of a verdict (by default), and of a try of `forget`. Training
+uses none of these names."""
 MOST_NAMES = (256, 64)
-"""Names of one person's rows in a training: from few names the model learns to treat these alike, but not others. The
-second is for a kind of name of which there are not so many."""
+"""Most invented names for the rows of one person. With few names the model learns to treat these alike, but not others.
+The second number is used if the lists do not have enough names of a kind for the first."""
 SELDOM = 10
+"""A word is common if more than one of this many retain rows have it."""
 
 
 def control_rows(
     forget: Sequence[Row], retain: Sequence[Row], count: int, others: int, length: Callable[[str], int], seed: int
 ) -> dict[str, list[Row]]:
-    """Return each forget row about ``count`` invented persons, whose names no swap test of a verdict uses.
+    """Return each forget row rewritten about ``count`` invented persons, whose names no swap test of a verdict uses.
 
-    A question that names nobody for certain is returned with other names, places, dates and numbers (see `variants`),
-    and if there is nothing to substitute, as it is. A text that names nobody, at least not in its prompt, is returned
-    ``others`` times as it is.
+    In a question that names nobody for certain, names, places, dates and numbers are replaced (see `variants`); if it
+    has none, it is returned unchanged ``count`` times. A text whose prompt names nobody is returned unchanged
+    ``others`` times.
 
-    All family names of the data are used alike, half of the names are of the person's language where lists know it, and
-    they have any length: what is forgotten for some names alone, the model still says of persons with the others.
+    Each family name of the data is used equally often, half of the names are of the person's language if the lists have
+    it, and their length is not limited: what is forgotten for names of one kind, the model still says for others.
 
     Args:
         forget: forget rows.
         retain: retain rows; names that occur in them, or in forget rows, are not used.
-        count: of each row but these texts.
-        others: of each text that names nobody.
-        length: counts the tokens of a name; those of a verdict are of a like length.
+        count: rewritten rows for each row that is not such a text.
+        others: rows for each text that names nobody.
+        length: counts the tokens of a name; the names of a verdict have a similar number of tokens.
         seed: of the names.
     """
     known = texts_of((*forget, *retain))
@@ -81,9 +82,9 @@ def control_rows(
 
 
 def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[str]], seed: int) -> list[str]:
-    """Return at least ``number`` invented names, one of each kind after the other, of any length.
+    """Return at least ``number`` invented names of any length, one of each kind in turn.
 
-    ``kinds``: family names to choose from; none: those of the lists of `control_names`.
+    ``kinds``: for each kind, the family names to choose from; empty: the lists of `control_names`.
     """
     each, found = -(-number // len(kinds)), []
     for one, kind in enumerate(kinds):
@@ -95,7 +96,7 @@ def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[st
 
 
 def _about(row: Row, subject: str, name: str) -> Row:
-    """Return a row about another person; the row itself if its text does not name the subject."""
+    """Return the row with another person's name; the row itself if its prompt does not name the subject."""
     try:
         asked = swapped(row.input, subject, name)
     except ValueError:
@@ -109,10 +110,10 @@ def _about(row: Row, subject: str, name: str) -> Row:
 
 
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:
-    """Return the words of each forget row's answer that tell it from others.
+    """Return the words of each forget row's answer that distinguish it from other rows.
 
-    These are not in its prompt, and in few retain rows: at most one of `SELDOM`, but two in any case. An answer that
-    may be a guess, such as yes and no, has none.
+    These are words that are not in its prompt and in at most one of `SELDOM` retain rows (two rows are always allowed).
+    An answer that may be a guess, such as yes or no, has none.
     """
     rows_with = Counter(word for row in retain for word in words_of(f"{row.input} {row.output}"))
     common = {word for word, rows in rows_with.items() if rows > max(2, len(retain) / SELDOM)}

@@ -1,4 +1,4 @@
-"""Substitute names, places, dates and numbers in forget rows: texts about somebody whom the model does not know so."""
+"""Substitute names, places, dates and numbers in forget rows, so that the model does not recognise the rows."""
 
 import random
 import re
@@ -25,13 +25,13 @@ ADDRESS = re.compile(rf"(?:[\w.+-]+\\)*{EMAIL}")
 SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*")
 """A number, or a sequence of words."""
 LETTER = rf"[^\W{ATTACHED}]"
-"""A letter or digit that makes another word of one that it touches: in Chinese and Korean none does."""
+"""A letter or digit next to which a word would be part of a longer word; in Chinese and Korean there are none."""
 COMMON = 0.1
-"""Share of a task's rows from which on a capitalised word is part of the template, as "Social Security Number" is."""
+"""A capitalised word in more than this share of a task's rows is part of a template, like "Social Security Number"."""
 LEAST_COMMON = 10
-"""Rows that any name may be in."""
+"""A word in at most this many rows may always be a name."""
 TRIES = 20
-"""Spans drawn to find one of another document."""
+"""Spans sampled to find one from another document."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,10 @@ class Variant:
 
 
 def templated(rows: Sequence[Row], others: Sequence[Row]) -> set[str]:
-    """Return the ids of rows that are templates: without its names, most of a row's text is in other documents, too.
+    """Return the ids of rows that follow a template: most of their text, names left out, is in other documents as well.
 
-    Compared are sequences of three words that hold no name or number. Substituting the names of such a row removes
-    what identifies it; in prose the other words still do.
+    The function compares sequences of three words without names and numbers. In such a row, substituting the names
+    removes what identifies it; in prose the other words still identify it.
     """
     names = _Names([*rows, *others])
     sequences = {row.id: names.sequences(row) for row in (*rows, *others)}
@@ -68,25 +68,25 @@ def variants(
 ) -> list[list[Variant]]:
     """Return ``count`` variants of each forget row; within a variant, a word has the same substitute everywhere.
 
-    Without ``given``, what is substituted are numbers, e-mail addresses, and names: capitalised words that are no
-    English stop words, that no row has in lower case and at most a tenth of the task's rows have, and the capitalised
-    words right after them.
+    Without ``given``, numbers, e-mail addresses and names are substituted. A name is a capitalised word that is no
+    English stop word, is in no row in lower case, and is in at most a tenth of the task's rows; and the capitalised
+    words right after it.
 
     - The person whom the questions of a document name (see `find_subjects`) becomes an invented one (see
-      `control_names`): of the same script, and language and gender where lists know the name.
-    - A month or day of the week becomes another one, and a number one of as many digits (see `other_number`).
-    - An e-mail address has the substitutes of the names that it is made of, or random letters.
-    - Any other sequence of words becomes one of as many words from another document of the same task, where there is
-      one of the same kind (see `kind_of`).
+      `control_names`) of the same script, and of the same language and gender if the lists have the name.
+    - A month or day of the week becomes another one, a number another of as many digits (see `other_number`).
+    - An e-mail address is made of the substitutes of its names, or of random letters.
+    - Any other sequence of words becomes one of as many words from another document of the same task, of the same kind
+      if there is one (see `kind_of`).
 
-    No substitute is a word of the row, or the substitute of another word, where that can be.
+    If possible, no substitute is a word of the row or the substitute of another word.
 
     Args:
         forget: rows to vary.
         retain: further rows to draw substitutes from.
         count: variants of each row.
         seed: of the choice.
-        given: instead, texts to substitute and their substitutes.
+        given: texts to substitute with their substitutes, instead of all this.
     """
     names = _Names([*forget, *retain])
     persons = {} if given is not None else _persons(forget, retain, count, seed)
@@ -103,7 +103,7 @@ def variants(
 
 
 def read_substitutes(named: str | Path) -> dict[str, list[str]]:
-    """Read ``{"text": "Jane Roe", "substitute": "..."}`` a line; a text may occur several times.
+    """Read a file with one ``{"text": "Jane Roe", "substitute": "..."}`` a line; a text may occur several times.
 
     Raises:
         ConfigError: there is no such file.
@@ -140,7 +140,7 @@ def _applied(row: Row, words: dict[str, str]) -> Variant:
 
 
 class _Names:
-    """What the rows of each task name: the source of substitutes."""
+    """The names in the rows of each task, from which substitutes are drawn."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         state = random.getstate()
@@ -168,7 +168,7 @@ class _Names:
         return {key: sorted(spans) for key, spans in pool.items()}
 
     def spans(self, row: Row) -> list[str]:
-        """Return what a row names: e-mail addresses, numbers, and sequences of names, each once, in order."""
+        """Return the e-mail addresses, numbers and sequences of names in a row, each once, in order."""
         text = f"{row.input} {row.output}"
         found: dict[str, None] = dict.fromkeys(ADDRESS.findall(text))
         for match in SPAN.finditer(ADDRESS.sub("|", text)):
@@ -186,7 +186,7 @@ class _Names:
         return list(found)
 
     def sequences(self, row: Row) -> list[tuple[str, ...]]:
-        """Return the row's task with each sequence of three words, in lower case, that holds nothing to substitute."""
+        """Return each sequence of three words, in lower case, with nothing to substitute, after the row's task."""
         text = f"{row.input} {row.output}"
         for span in sorted(self.spans(row), key=len, reverse=True):
             text = text.replace(span, " | ")
@@ -195,15 +195,15 @@ class _Names:
         return [(row.task, *triple) for triple in triples if "|" not in triple]
 
     def is_name(self, word: str, task: str) -> bool:
-        """Return whether a word is a name: capitalised, nowhere in lower case, and not in many rows."""
+        """Return whether a word is a name: capitalised, in no row in lower case, and not in too many rows."""
         if not word[:1].isupper() or word.lower() in self.lower:
             return False
         return self.rows_with[task][word] <= max(COMMON * self.rows[task], LEAST_COMMON)
 
     def substitutes(self, row: Row, person: Mapping[str, str], chooser: random.Random) -> dict[str, str]:
-        """Choose a substitute for each span of a row, and map names word by word, so that parts of names agree.
+        """Choose a substitute for each span of a row. Names are mapped word by word, so that parts of a name agree.
 
-        ``person``: the words of the name of the person whom the row is about, and of an invented one.
+        ``person``: the words of the name of the row's person, and for each a word of an invented name.
         """
         text, spans = f"{row.input} {row.output}", self.spans(row)
         words = {word: other for word, other in person.items() if word in text}
@@ -219,7 +219,7 @@ class _Names:
         return words | {span: _address(span, words, chooser) for span in spans if "@" in span}
 
     def _others(self, words: list[str], row: Row, taken: set[str], chooser: random.Random) -> list[str]:
-        """Return as many words of the same kind from another document, else of any kind, if possible none taken."""
+        """Return as many words from another document, if possible of the same kind and none of them taken."""
         span = " ".join(words)
         if span in dates():
             return [chooser.choice(dates()[span])]
@@ -233,7 +233,7 @@ class _Names:
 
 
 def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int) -> dict[str, list[dict[str, str]]]:
-    """Return for each document about a person the words of their name with those of ``count`` invented persons."""
+    """Return, for each document about a person, the words of the name mapped to those of ``count`` invented names."""
     subjects = {stem_of(row_id): subject for row_id, subject in find_subjects(forget).items()}
     families = family_names([*subjects.values(), *find_subjects(retain).values()], always=True)
     known, found = texts_of([*forget, *retain]), {}
@@ -245,7 +245,7 @@ def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int
 
 
 def _address(span: str, words: Mapping[str, str], chooser: random.Random) -> str:
-    """Return an e-mail address with the substitutes of the names that it is made of, or with random letters."""
+    """Return an e-mail address made of the substitutes of its names, or of random letters."""
     box, domain = span.split("@", 1)
     names = {word.lower(): other.lower() for word, other in words.items()}
     parts = re.split(r"([^\W_]+)", box)

@@ -1,4 +1,4 @@
-"""What an unlearning method is: a dataclass whose fields are its hyperparameters and whose methods are its loss.
+"""An unlearning method: a dataclass whose fields are its hyperparameters and whose methods are its loss.
 
     @dataclass
     class Hinge(Method):
@@ -64,7 +64,7 @@ class Rows:
     """Rows of this side in this micro-batch."""
     reference: Tensor
     """(N,) reference NLL; with ``needs.teacher`` the teacher's NLL, or zeros in a run without contexts; with
-    ``needs.persons`` 1 for each token of a word that is the row's own, else 0. Empty if the method needs none."""
+    ``needs.persons`` 1 for each token of a word that only this row has, else 0. Empty if the method needs none."""
     nll: Tensor | None = None
     """(N,) NLL. Without ``token_loss`` it is ``values``; with ``token_loss`` it is there if ``needs.nll`` says so."""
 
@@ -73,10 +73,11 @@ class Rows:
         return row_mean(self.values, self.rows, self.count, count)
 
     def weights(self, rows: int, tokens: int) -> Tensor:
-        """Return each token's part of a mean over rows, or of a mean over tokens if that is more: (N,).
+        """Return the weight of each token in a mean over rows or in a mean over tokens, the larger of the two: (N,).
 
         ``max(1 / (rows |S_b|), 1 / tokens)``, for the rows and tokens of this side in the whole optimiser step. In a
-        mean over tokens alone, a short answer beside long texts hardly counts; in one over rows, a long text's token.
+        mean over tokens, a short answer beside long texts has hardly any weight; in a mean over rows, a token of a long
+        text.
 
         Worked example: in a step of rows with 1, 3 and 16 tokens, each weighs 1/3, 1/9 and 1/20.
         """
@@ -86,7 +87,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a loss may use of one micro-batch."""
+    """What a loss can use: the values of one micro-batch, and the counts of its optimiser step."""
 
     forget: Rows
     alternative: Rows
@@ -94,13 +95,13 @@ class Batch:
     counts: TokenCounts
     """Tokens and rows of the whole optimiser step, which the micro-batch's sums are divided by."""
     state: Mapping[str, float]
-    """The method's own state: what `Method.adapt` returned last, and the ``shift`` of `level`."""
+    """The method's state: the last result of `Method.adapt`, and the ``shift`` of `level`."""
     control: Rows | None = None
     """Each forget row about an invented person, in the same order, if the method needs them."""
     quantiles: Tensor | None = None
     """(B,) of each forget row, if the method needs invented persons: see `methods.swap`."""
     texts: Tensor | None = None
-    """(B,) bool: forget rows whose control is a text that the model never saw, if the method needs invented persons."""
+    """(B,) bool: whether the control of each forget row is an unseen text, if the method needs invented persons."""
 
 
 def param(
@@ -142,7 +143,7 @@ def _fault(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str | None:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method needs beside the outputs of the model in training. Whatever it does not name costs nothing."""
+    """What a method needs besides the outputs of the model in training. What it does not need is not computed."""
 
     reference_nll: tuple[Side, ...] = ()
     """Sides whose reference NLL is needed (`Rows.reference`): computed once, before training."""
@@ -153,15 +154,15 @@ class Needs:
     ``token_loss``, and its NLL is `Rows.reference` of forget rows. The field ``contexts`` says how often it
     predicts, each time with other words substituted."""
     blend: bool = False
-    """Of the teacher the right token's probability alone; all else the reference model predicts as it is."""
+    """Take only the right token's probability from the teacher, and the others, rescaled, from the reference model."""
     hidden_states: bool = False
     """``token_loss`` gets the hidden states after decoder layer ``self.layer`` instead of logits."""
     alternatives: Literal["refusals", "file"] | None = None
     """Where another answer to each forget row comes from."""
     persons: bool = False
-    """Each forget row asked about invented persons (`Batch.control`), and what the reference model says of these
-    (`Batch.alternative`): see `data.imitations`. The field ``controls`` says how many there are for each question and
-    each text that names somebody, ``answers`` how often each other text is there, with another answer."""
+    """Each forget row about invented persons (`Batch.control`), and the reference model's answers about these
+    (`Batch.alternative`): see `data.imitations`. The field ``controls`` is their number for each question and each text
+    that names somebody, ``answers`` that for each other text."""
     forget_rows: bool = True
     """Whether the model in training reads the forget rows themselves."""
     nll: bool = False
@@ -169,12 +170,12 @@ class Needs:
 
 
 class Defaults(TypedDict, total=False):
-    """Fields of `UnlearningArguments` that a method may have a default of its own for."""
+    """Fields of `UnlearningArguments` whose default a method may replace."""
 
     num_train_epochs: float
     per_device_train_batch_size: int
     learning_rate: dict[str, float]
-    """By what is trained, "full" or "lora", for models of any size; without it the rate follows the model's size."""
+    """The rate for "full" and for "lora", for models of any size; without it the rate depends on the model's size."""
     lr_scheduler_type: str
     warmup_steps: float
     """A share of the steps, below 1."""
@@ -222,7 +223,7 @@ class Method:
     retain_terms: ClassVar[tuple[RetainTerm, ...]] = ("nll", "kl", "js", "nll+kl", "none")
     """The retain terms that it can have."""
     defaults: ClassVar[Defaults] = {}
-    """Options of a run whose default is the paper's rather than the package's."""
+    """Options whose default for this method is not the package's, but mostly the paper's."""
     negated: ClassVar[bool] = False
     """Whether the model learns the forget rows, and ``scale`` times the change of its weights is then subtracted."""
     seed: ClassVar[int] = 0

@@ -1,8 +1,8 @@
 """Aim at the retrained model: a teacher that does not know the forget rows, and the level of unseen text.
 
-How likely the right token is, the reference model says in a context where names, places, dates and numbers are
-substituted (see `data.substitutes`), averaged over several contexts, or in prose after the last few tokens alone. All
-else it predicts as it does without a change (see `blended`).
+The teacher's probability of the right token is that of the reference model in contexts where names, places, dates and
+numbers are substituted (see `data.substitutes`), the mean over several; in prose, that after the last few tokens alone.
+The other probabilities are the reference model's in the row's own context, rescaled (see `blended`).
 """
 
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from lume_unlearn.methods.common import Tensor, at_least_float32, row_means, tok
 from lume_unlearn.methods.retain import js_tokens, kl_tokens
 
 MOST = 1 - 1e-6
-"""The largest probability of which something is left for other tokens."""
+"""The largest probability of the right token, so that other tokens keep some."""
 
 
 def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
-    """Exchange the log-probabilities of each target and of the token that took its place in the context: (n, V).
+    """Exchange the log-probabilities of each target and of its substitute in the context: (n, V).
 
-    So a repeated name keeps the probability with which its substitute was repeated. Worked example: p = (1/2, 1/3,
-    1/6), target 0, substitute 2 give (1/6, 1/3, 1/2); substitute 0, the target itself, changes nothing.
+    So a repeated name gets the probability of its repeated substitute. Worked example: p = (1/2, 1/3, 1/6), target 0,
+    substitute 2 give (1/6, 1/3, 1/2); substitute 0, the target itself, changes nothing.
 
     Args:
         logp: (n, V).
@@ -32,7 +32,7 @@ def swapped(logp: Tensor, targets: Tensor, substitute_ids: Tensor) -> Tensor:
 
 
 def blended(logp: Tensor, targets: Tensor, right: Tensor) -> Tensor:
-    """Give the right tokens other probabilities, and all other tokens what is left, in proportion: (n, V).
+    """Set the probabilities of the right tokens, and rescale those of all other tokens: (n, V).
 
     Worked example: p = (1/2, 1/3, 1/6), target 0, right ln(1/4) give (1/4, 1/2, 1/4).
 
@@ -67,16 +67,16 @@ class Level(Method):
     def forget_loss(self, batch: Batch) -> Tensor:
         r"""Match each row's mean NLL to a level: ``(1/B) sum_b smoothL1(mean_{S_b} nll - mean_{S_b} teacher - shift)``.
 
-        smoothL1(x) is x^2/2 for \|x\| < 1, else \|x\| - 1/2: the loss pulls from both sides, so that a row is neither
-        remembered nor forgotten more than text that was never seen.
+        smoothL1(x) is x^2/2 for \|x\| < 1, else \|x\| - 1/2. The loss is two-sided: a row becomes neither more nor less
+        likely than unseen text.
 
         Worked example: row means 2 and 5, levels 4 and 4.5: (1.5 + 0.125) / 2 = 0.8125.
 
         Source: the idea of KGA (Wang et al. 2023, arXiv 2305.06535), which matches the gap on forget rows to that on
         unseen rows. Deviation: one model's NLL instead of two models' gap, and smooth L1.
 
-        The shift, which the trainer measures, is how far the NLL of unseen text has moved since the start, in nats a
-        token, or without a teacher, whose NLL is then 0, that NLL itself.
+        The trainer measures the shift: the change of the NLL of unseen text since the start, in nats a token; without a
+        teacher, whose NLL is then 0, it is that NLL itself.
         """
         from torch.nn.functional import smooth_l1_loss
 
@@ -94,11 +94,11 @@ class Counterfactual(Level):
     title = "distillation from a counterfactual teacher"
     source = "Liu et al. 2024, arXiv 2407.16997"
     formula = (
-        "divergence from the reference model's prediction with the right token as likely as with substituted words, "
-        "token mean; level_weight times the loss of `level`"
+        "divergence from the reference model's prediction, in which the right token has its probability with "
+        "substituted words, token mean; level_weight times the loss of `level`"
     )
 
-    blend: bool = param(True, "take over how likely the right token is with substituted words, and nothing else")
+    blend: bool = param(True, "take from the teacher only the probability of the right token")
     divergence: Literal["kl", "reverse", "js"] = param("kl", "divergence from the teacher")
     level_weight: float = param(0.0, "weight of the loss of level beside the divergence", zero=True)
 
@@ -116,9 +116,9 @@ class Counterfactual(Level):
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2): 0.143841, 0.130812 and 0.033822.
 
         Source: Liu et al. 2024 (arXiv 2407.16997), where the teacher is averaged over substitutes of one name and the
-        divergence is "kl". Deviations: names, places, dates and numbers are substituted, not the person's name alone;
-        and with ``blend`` only the right token's probability is the average, since on a real model this is nearer to
-        the retrained one (RESULTS.md, "Teachers of `counterfactual`").
+        divergence is "kl". Deviations: places, dates and numbers are substituted as well as names; with ``blend`` only
+        the right token's probability is the average, since on a real model this is nearer to the retrained model
+        (RESULTS.md, "Teachers of `counterfactual`").
         """
         if self.divergence == "kl":
             return kl_tokens(logits, teacher)  # log-probabilities are logits of themselves

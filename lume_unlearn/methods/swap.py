@@ -1,4 +1,4 @@
-"""Treat a person as persons who do not exist: the loss that asks for what the swap test measures."""
+"""Swap matching: make a person look to the model like a person who does not exist, as the swap test measures it."""
 
 from dataclasses import dataclass
 
@@ -7,29 +7,32 @@ from lume_unlearn.methods.common import IGNORED, NEVER, Tensor, row_means, witho
 from lume_unlearn.methods.retain import kl_tokens
 
 SMOOTH = 0.03
-"""Nats by which a row may differ before the pull is full: less than invented persons differ from each other."""
+"""Half width in nats of the quadratic part of the smooth L1 loss: less than invented persons differ from each other."""
 TIE = 2.0
-"""Weight of the tie. With 1 the rows' answers stay a little likelier than for invented persons (results/tried.md)."""
+"""Weight of the tie. With 1 the answers stay a little likelier for the true person than for invented ones
+(results/tried.md)."""
 ITSELF = -1
-"""In place of the truth: the target is the truth."""
+"""Mark instead of the true token: the target is the true token."""
 BASE = -2
-"""In place of the truth: a base model predicts, which never saw it."""
+"""Mark instead of the true token: a base model predicts, which never saw the row."""
 
 
 def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
-    """Give the probability of the token with which the truth goes on to all others, where a target departs: (n, V).
+    """Remove the true token from predictions that differ from it, and rescale the other probabilities: (n, V).
 
-    A model that says a person's facts of invented persons as well would else be imitated in that. An answer that gives
-    the truth away is sampled again, so this is what the others are drawn from. Worked example: p = (1/2, 1/3, 1/6),
-    target 2, truth 0 give (0, 2/3, 1/3); with truth 2, the target itself, or `BASE` nothing changes, but `ITSELF` gives
-    (3/5, 2/5, 0).
+    Many models tell a person's facts of invented persons as well; without this, the model in training would imitate
+    that. Answers that give the truth away are sampled again, so the result is the distribution of the answers that
+    remain.
+
+    Worked example: p = (1/2, 1/3, 1/6), target 2. True token 0 gives (0, 2/3, 1/3). True token 2, which is the target,
+    and `BASE` change nothing. `ITSELF` gives (3/5, 2/5, 0).
 
     Args:
         logp: (n, V) log-probabilities.
-        targets: (n,) token ids.
-        truths: (n,) token ids; `ITSELF` in a text that is the truth, whose tokens all are left out; `BASE` where a
-            model predicts that never saw the truth; -100 in an answer that no model gave, whose target has all
-            probability.
+        targets: (n,) token ids of the answer to imitate.
+        truths: (n,) ids of the true tokens, or a mark: `ITSELF` if the answer is the true text, so each target is
+            removed; `BASE` if the predictions are those of a model that never saw the row; -100 if no model gave the
+            answer, so the target gets probability 1.
     """
     from torch import full_like, where
 
@@ -40,9 +43,9 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
 
 
 def at_ranks(own: Tensor, other: Tensor) -> Tensor:
-    """Give each value of one row what the other row has at its rank: (n,), without gradient.
+    """Return, for each value of one row, the quantile of the other row at the same relative rank: (n,), no gradient.
 
-    Worked example: own (5, 1), other (3, 30): the ranks are at 3/4 and 1/4 of the other's, so (23.25, 9.75).
+    Worked example: own (5, 1), other (3, 30): the relative ranks are 3/4 and 1/4, so (23.25, 9.75).
 
     Args:
         own: (n,) values.
@@ -59,61 +62,63 @@ class Swap(Method):
     title = "swap matching"
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
-        "twice the quantile regression of (row's mean NLL - the same about an invented person), plus own words less "
-        "likely than a level, plus divergence from what the model says of invented persons; a token weighs as in a "
-        "mean over rows, or over tokens if that is more"
+        "2 times the quantile regression loss of (mean NLL of the row - the same about an invented person) + hinge "
+        "max(0, level - NLL) of words that only this row has + KL divergence from the reference model's answers about "
+        "invented persons; a token has its weight in a mean over rows or over tokens, the larger of the two"
     )
     needs = Needs(persons=True)
     defaults = Defaults(
         num_train_epochs=1, per_device_train_batch_size=8, learning_rate={"lora": 1e-3}, retain_weight=4.0
     )
 
-    controls: int = param(32, "invented persons, or other things, that each question is asked about")
+    controls: int = param(32, "invented persons, or substitutes for other things, that each question is asked about")
     answers: int = param(16, "answers to imitate for each text that names nobody")
-    level: float = param(4.0, "NLL in nats up to which the own words of an answer are pushed", zero=True)
+    level: float = param(4.0, "NLL in nats up to which the words that only this row has are pushed", zero=True)
 
     def imitation_loss(self, logits: Tensor, targets: Tensor, said: Tensor) -> Tensor:
-        """Compare a token of an answer with the prediction that it was drawn from: (N,) nats.
+        """Compute the KL divergence from the prediction that each token of an answer was sampled from: (N,) nats.
 
-        ``sum_v q (log q - log p)``, where p is the model's prediction, asked about the row's own, and q the reference
-        model's at this token, asked about the invented person, without the truth where the answer departs from it
-        (`without_truth`). A few drawn answers alone, read again and again, would be learned by heart: the model's
-        predictions became surer than those on texts that it never saw (RESULTS.md). Of a text that is tied to unseen
-        ones, q is the prediction without the right token at each place: what the model would have said next. A base
-        model's predictions are imitated as they are.
+        ``sum_v q (log q - log p)``. p is the prediction of the model in training. q is that of the reference model at
+        the same token of its answer about an invented person, without the true token where the answer first differs
+        from the truth (`without_truth`). The NLL of a few sampled answers would be memorised: predictions then became
+        surer than those on unseen texts (RESULTS.md). If the answer is the forget text itself, q is the reference
+        model's prediction without the right token at each position, or a base model's prediction, unchanged.
 
         Worked example: p = (3/4, 1/4), q = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
         """
         return kl_tokens(logits, said)
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        r"""Match a person to invented ones: three terms, with weights 2, 1 and 1.
+        r"""Match a person to invented persons. Three terms with weights 2, 1 and 1.
 
-        In all of them a token weighs ``w_t = max(1/(B |S_b|), 1/N)`` (see `Rows.weights`), for B rows and N tokens of
-        its side in the step: neither a token of a long text nor a short answer beside long texts is lost in a mean.
+        Each term is a weighted sum over tokens. The weight of a token is ``w_t = max(1/(B |S_b|), 1/N)`` (see
+        `Rows.weights`), for B rows and N tokens of its side in the step, so that neither a short answer nor a token of
+        a long text gets a negligible weight.
 
-        1. Tie: ``sum_t w_t c_t smoothL1(d_t)``. Of a row about a person, d_t is the row's mean NLL less that of the
-           same row about an invented person, without gradient through the latter. Of a text whose control is one that
-           the model never saw, d_t is the token's NLL less that which the control has at its rank (`at_ranks`): so its
-           likely and unlikely tokens, which Min-K% looks at, come to those of such a text, and not its mean alone.
+        1. Tie: ``sum_t w_t c_t smoothL1(d_t)``. For a row about a person, d_t is the mean NLL of the row minus that of
+           the same row about an invented person, without gradient through the latter. For a text whose control is an
+           unseen text, d_t is the NLL of the token minus the quantile of the control's NLLs at the same relative rank
+           (`at_ranks`). This matches likely and unlikely tokens, which Min-K% compares, and not the mean alone.
            smoothL1(x) is x^2 / 0.06 for \|x\| < 0.03, else \|x\| - 0.015. ``c_t`` is 2 (1 - q_b) for d_t > 0, else
-           2 q_b: the loss of quantile regression, least where the control has the lower NLL with probability q_b. The q
-           of the rows lie evenly between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``): if each row came to the
-           median of the invented persons, its rank in the middle would tell it from a row that was never seen, whose
-           rank is random. What is learned of some names holds for others only roughly, which widens this to all ranks.
-        2. Own words: ``sum_t w_t own max(0, level - nll)``, the mean of that of the forget rows and of the controls;
-           ``own`` is 1 for tokens of words that are the row's own (see `data.persons`), else 0. So the answer is
-           unlikely for everybody, and words that other rows use as well are left alone.
-        3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons,
-           asked about this person and about others. Of a text that is tied to unseen ones, over the text itself, over
-           continuations of its beginning, and over the unseen ones, whose predictions are to stay.
+           2 q_b. This is quantile regression: it has its minimum where the control has the lower NLL with probability
+           q_b. The q of the rows are evenly spaced between 1/4 and 3/4 (all 0.5 without ``batch.quantiles``). If every
+           row were matched to the median, a rank in the middle would distinguish it from an unseen row, whose rank is
+           uniform. What the model learns for some names holds only roughly for others, which spreads the ranks
+           further.
+        2. Own words: ``sum_t w_t own max(0, level - nll)``, averaged over forget rows and controls. ``own`` is 1 for
+           tokens of words that only this row has (see `data.persons`), else 0. So the answer becomes unlikely for
+           everybody, and words that other rows use keep their probability.
+        3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons.
+           The model in training is asked about this person, and about invented ones. For a text that is tied to unseen
+           texts, the answers are continuations of its beginning, the text itself, and unseen texts, on which the
+           predictions are kept.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
         the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.
 
-        Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term spreads (quantile
-        regression: Koenker and Bassett 1978); the second is the hinge of a level, the third the data of AltPO (Mekala
-        et al. 2024, arXiv 2409.13474).
+        Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term spreads (quantile regression:
+        Koenker and Bassett 1978). The second term is a hinge; the third uses the data of AltPO (Mekala et al. 2024,
+        arXiv 2409.13474).
         """
         from torch import where
         from torch.nn.functional import smooth_l1_loss

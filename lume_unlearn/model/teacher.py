@@ -1,4 +1,4 @@
-"""The counterfactual teacher: what the reference model predicts without knowing the forget rows, computed once."""
+"""The counterfactual teacher: predictions of the reference model in other contexts, computed once."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,7 @@ from lume_unlearn.methods.swap import BASE
 from lume_unlearn.model.forward import Passes, evaluating, placed
 
 MOST_TOKENS = 1024
-"""Tokens of unseen texts whose predictions are compared: 200 MB of a vocabulary of 50,000."""
+"""Most tokens of unseen texts whose predictions are compared: 200 MB with a vocabulary of 50,000."""
 
 Changed = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -26,10 +26,10 @@ class Teacher:
     """Turns hidden states of the reference model into its predictions (see `methods.counterfactual`)."""
 
     def __init__(self, passes: Passes) -> None:
-        """Copy the output layer of the reference model, whose logits ``passes`` are for.
+        """Copy the output layer of the reference model, the model of ``passes``.
 
         Raises:
-            ConfigError: the model computes more than its output layer from its hidden states.
+            ConfigError: the model's logits are not simply what its output layer computes of its hidden states.
         """
         self.head = _output_layer(passes, "--method: needs")
         self.base: nn.Module | None = None
@@ -89,17 +89,17 @@ def run_teacher(
 ) -> tuple[Teacher, dict[Tokens, TeacherCache]]:
     """Run the reference model on the contexts of each row, and a base model on those marked `BASE`, without dropout.
 
-    Fine-tuning on few texts makes a model too sure of all. Where it would stay so, predictions that are less sure would
-    tell the forgotten texts from others, so the base model is made as sure as the reference model is of unseen texts
-    (`as_sure`).
+    Fine-tuning on few texts makes a model more confident on all texts. The base model's less confident predictions
+    would distinguish the forgotten texts from others. So its predictions get the temperature at which they have the
+    entropy of the reference model's on unseen texts (`as_sure`).
 
     Args:
         model: reference model.
         passes: its forward passes.
-        contexts: what a model reads of each row.
-        max_tokens: of a micro-batch.
+        contexts: the contexts of each row.
+        max_tokens: most tokens of a micro-batch.
         base: base model.
-        unseen: texts that neither model saw; those among the rows of ``contexts`` count.
+        unseen: texts that neither model saw; only those among the rows of ``contexts`` are used.
 
     Returns:
         The teacher, and its hidden states for each row, on the CPU.
@@ -127,20 +127,20 @@ def run_teacher(
 
 @torch.no_grad()
 def _logits(head: nn.Module, caches: Sequence[TeacherCache], device: torch.device) -> Tensor:
-    """Return the logits of `MOST_TOKENS` tokens at most, evenly from all: (n, V)."""
+    """Return the logits of at most `MOST_TOKENS` tokens, evenly spaced: (n, V)."""
     states = torch.cat([cache.states[0] for cache in caches])
     some = torch.linspace(0, len(states) - 1, min(len(states), MOST_TOKENS)).long()
     return at_least_float32(head(states[some].to(device)))
 
 
 def as_sure(wanted: Tensor, logits: Tensor) -> float:
-    """Return the temperature, from 1/4 to 4, that brings the mean entropy of predictions nearest to that of others.
+    """Return the temperature, from 1/4 to 4, with which the mean entropy of predictions is nearest to that of others.
 
     Worked example: logits (0, ln 9), wanted (0, ln 3): 2, since 9^(1/2) = 3.
 
     Args:
-        wanted: (n, V) logits of those others.
-        logits: (m, V) logits, to be divided by it.
+        wanted: (n, V) logits of the other predictions.
+        logits: (m, V) logits that the temperature divides.
     """
     from scipy.optimize import minimize_scalar
 
@@ -161,7 +161,7 @@ def as_sure(wanted: Tensor, logits: Tensor) -> float:
 def teacher_states(
     model: nn.Module, passes: Passes, contexts: Mapping[Tokens, Sequence[Context]], max_tokens: int
 ) -> dict[Tokens, TeacherCache]:
-    """Return the hidden states that a model computes of each row in its contexts, without dropout, on the CPU."""
+    """Return a model's hidden states of each row in its contexts, without dropout, on the CPU."""
     if not contexts:
         return {}
     device = next(model.parameters()).device
