@@ -1,7 +1,7 @@
-"""Makes the harness find the LUME tasks and model classes without a flag.
+"""Make the harness find the LUME tasks and model classes without a flag.
 
 `lume_tasks_autoload.pth` calls `install` at the start of every interpreter of the environment. So this module imports
-only what an interpreter has loaded anyway; everything else is imported once the harness is.
+only modules that every interpreter loads anyway, and all others once the harness is loaded.
 """
 
 import os
@@ -18,7 +18,7 @@ MODELS = {"lume-hf": "lume_tasks.models.hf:LumeHF", "lume-vllm": "lume_tasks.mod
 
 
 def install() -> None:
-    """Patch the harness's TaskManager and its models: now if they are loaded, else as soon as they are."""
+    """Patch the harness's TaskManager and model registry: now if they are loaded, else right after their import."""
     # The finder is never removed: removing it could make an import in another thread skip a finder.
     sys.meta_path.insert(0, HarnessFinder())
     for name in PATCHES:
@@ -32,7 +32,7 @@ class HarnessFinder:
     def find_spec(
         self, fullname: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
-        """Return the spec of a module to patch, which is a file in the harness's folder; None for every other one."""
+        """Return the spec of a module to patch, a file in the harness's folder; None for all other modules."""
         if fullname not in PATCHES:
             return None
         from importlib.machinery import PathFinder
@@ -47,7 +47,7 @@ def _patch_after_execution(loader: "Any") -> None:
     execute = loader.exec_module
 
     def exec_module(module: "ModuleType") -> None:
-        del loader.exec_module  # the loader ends as it was
+        del loader.exec_module  # restores the loader's own method
         execute(module)
         patch(module)
 
@@ -55,7 +55,7 @@ def _patch_after_execution(loader: "Any") -> None:
 
 
 def patch(module: "ModuleType") -> None:
-    """Add the LUME tasks or models to a loaded module of the harness; a failure is a logged warning, no exception.
+    """Add the LUME tasks or models to a loaded module of the harness; log a warning if that fails.
 
     LUME_TASKS_AUTOLOAD=0 (or false, off, no) switches this off.
     """
@@ -73,7 +73,7 @@ def patch(module: "ModuleType") -> None:
 def _add_models(_: "ModuleType") -> None:
     """Register the model classes by name, without importing them.
 
-    Only after `lm_eval.models` has run: the harness skips its own classes if the registry is not empty.
+    This must happen after `lm_eval.models` has run: the harness skips its own classes if the registry is not empty.
     """
     from lm_eval.api.registry import model_registry
 
@@ -125,7 +125,7 @@ def _version() -> "tuple[int, ...]":
     return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version)[:3])
 
 
-# Module of the harness -> how it is patched, and what to say where that fails.
+# Harness module -> the function that patches it, and the warning if that fails.
 PATCHES: "dict[str, tuple[Callable[[ModuleType], None], str]]" = {
     "lm_eval.tasks": (
         _add_tasks,

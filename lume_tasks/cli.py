@@ -14,7 +14,8 @@ from lume_tasks.paths import task_dir
 def main(argv: list[str] | None = None) -> int:
     """Run ``lume-tasks path``, ``fetch``, ``check`` or ``prepare``; return the exit status.
 
-    0: fine. 1: `check` found problems. 2: options or files that cannot work, with a message on stderr.
+    0: success. 1: `check` found problems, or the reader closed the pipe. 2: invalid options or files; the message goes
+    to stderr.
     """
     parser = argparse.ArgumentParser(prog="lume-tasks", description="LUME for lm-evaluation-harness: tasks and data.")
     commands = parser.add_subparsers(dest="command", required=True)
@@ -83,7 +84,7 @@ def _add_prepare(commands: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> tuple[str, int]:
-    """Return the text to print and the exit status; import what the command needs only now."""
+    """Run one command and return the text to print and the exit status; each command imports only what it needs."""
     if args.command == "path":
         return str(task_dir()), 0
     if args.command == "fetch":

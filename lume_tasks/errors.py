@@ -12,7 +12,7 @@ class DataError(ValueError):
 
 
 def raise_problems(problems: Sequence[str]) -> None:
-    """Raise one `DataError` that lists the problems, one a line; do nothing if there are none."""
+    """Raise one `DataError` that lists the problems, one per line; do nothing if there are none."""
     if problems:
         raise DataError("\n".join(first_few(problems)))
 
@@ -24,7 +24,7 @@ def first_few(lines: Sequence[str], most: int = MAX_LINES) -> list[str]:
 
 
 def visible(text: str) -> str:
-    r"""Write out control and invisible characters (Unicode category C), such as ``\x1b``; keep line feeds."""
+    r"""Escape control and invisible characters (Unicode category C), such as ``\x1b``; keep line feeds."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in text)
 
 

@@ -1,4 +1,4 @@
-"""Where the task YAMLs lie."""
+"""Find the folder of the task YAMLs."""
 
 from pathlib import Path
 

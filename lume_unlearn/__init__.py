@@ -56,7 +56,7 @@ def __getattr__(name: str) -> Any:
 
 
 class _Package(ModuleType):
-    """Keeps the functions public that folders are named after: importing such a folder would replace its function."""
+    """Keeps public functions that share their name with a folder, which importing the folder would replace."""
 
     def __setattr__(self, name: str, value: Any) -> None:
         if not (name in _MODULES and isinstance(value, ModuleType)):

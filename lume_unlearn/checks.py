@@ -33,13 +33,14 @@ RANGES: dict[Any, str] = {
 
 
 def check_types(options: Any) -> None:
-    """Check the fields of a dataclass against their annotations, for callers in Python; the command line has done so.
+    """Check the fields of a dataclass against their annotations, for callers in Python.
 
-    It checks Literals, bools and the numbers in `RANGES`; other annotations, and None, pass. Numbers become plain int
-    or float: pickles of jsonargparse's types load only where jsonargparse is installed.
+    The command line has checked its options already. Literals, bools and the numbers in `RANGES` are checked; other
+    annotations, and None, pass. Numbers become plain int or float, since pickles of jsonargparse's types load only
+    where jsonargparse is installed.
 
     Raises:
-        ConfigError: names every option outside its choices or range.
+        ConfigError: the message names every option outside its choices or range.
     """
     hints = get_type_hints(type(options))
     faults = []
@@ -62,16 +63,16 @@ def check_types(options: Any) -> None:
 
 
 def raise_faults(faults: Sequence[str]) -> None:
-    """Raise one `ConfigError` that lists the faults, one a line; do nothing if there are none."""
+    """Raise one `ConfigError` that lists the faults, one per line; do nothing if there are none."""
     if faults:
         raise ConfigError("\n".join(faults))
 
 
 def names(text: str | None) -> list[str]:
-    """Return the names in a text that are separated by commas, each once."""
+    """Return the comma-separated names in a text, without duplicates."""
     return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
 def stable_number(*parts: int | str) -> int:
-    """Return an evenly spread 64-bit number that is the same in every process and on every machine."""
+    """Return an evenly distributed 64-bit hash of the parts, the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")

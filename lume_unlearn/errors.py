@@ -1,4 +1,4 @@
-"""What the command line reports without a traceback, and the check of an output folder."""
+"""Errors that the command line reports without a traceback, and the check of an output folder."""
 
 from pathlib import Path
 
@@ -8,14 +8,14 @@ class ConfigError(ValueError):
 
 
 class Diverged(ConfigError):
-    """Training whose loss or gradient is not finite, or that collapsed where that ends it: a result of its setting."""
+    """Training had a non-finite loss or gradient, or collapsed under ``on_collapse="stop"``, due to its options."""
 
 
 class Interrupted(Exception):
-    """A signal stopped the run, which has saved a checkpoint; ``code`` is the exit status that shells give it."""
+    """A signal stopped the run, which saved a checkpoint; ``code`` is the exit status, 128 + the signal's number."""
 
     def __init__(self, message: str, number: int) -> None:
-        """``number``: of the signal."""
+        """Set ``code`` from ``number``, the signal's number."""
         super().__init__(message)
         self.code = 128 + number
 

@@ -20,7 +20,7 @@ LOCK = ".lock"
 PARTIAL = ".partial"
 PREFIX = "checkpoint-"
 NEEDED_TO_LOAD = ("config.json", "adapter_config.json")
-"""Without these a folder is neither a model nor an adapter, so they are moved last."""
+"""A folder without these files is neither a model nor an adapter, so they are moved last."""
 WRITE_FAILURES = ("inline_container", "iostream error", "Parent directory", "(os error ")
 """Parts of the messages of torch.save (RuntimeError) and tokenizers (Exception) when a file cannot be written."""
 
@@ -59,7 +59,7 @@ def publish_result(partial: Path, output: Path) -> None:
 
 
 def save_whole(model: Any, tokenizer: Any, output: Path) -> None:
-    """Write a model and, if it is not None, its tokenizer to a folder, each file whole or not at all.
+    """Write a model and, if it is not None, its tokenizer to a folder, each file atomically.
 
     Raises:
         ConfigError: the folder cannot be written.
@@ -92,16 +92,16 @@ def only_run(output: Path) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):
-            (output / LOCK).unlink()  # before the release: filelock tries again if the file it opened is gone
+            (output / LOCK).unlink()  # before the release: filelock retries if the file that it opened is gone
         lock.release()
 
 
 @contextmanager
 def writing(output: Path) -> Iterator[None]:
-    """Turn failed writes into a message with the folder.
+    """Turn failed writes into a `ConfigError` that names the folder.
 
     Raises:
-        ConfigError: instead of OSError and of what torch, safetensors and tokenizers raise.
+        ConfigError: a write failed; this replaces OSError and the errors of torch, safetensors and tokenizers.
     """
     try:
         yield

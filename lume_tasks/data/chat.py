@@ -1,4 +1,4 @@
-"""Questions of one's own data go through the model's chat template, in training and in scoring alike."""
+"""Render the user's own questions with the model's chat template, in training and in scoring alike."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from lume_tasks.errors import DataError, first_line
 
 
 def through_template(tokenizer: Any, task: str, kind: str, chat: bool = True) -> bool:
-    """Return whether a row is asked through the chat template: a question of no LUME task, if there is a template."""
+    """Return whether the chat template renders a row: a question outside LUME's tasks, with ``chat`` and a template."""
     return chat and kind == "qa" and task not in TASKS and bool(getattr(tokenizer, "chat_template", None))
 
 
 def plain_prompt(question: str, turns: Sequence[tuple[str, str]] = ()) -> str:
-    """Return a question after the contents of earlier turns, for models without a chat template."""
+    """Join the contents of earlier turns and a question by blank lines, for models without a chat template."""
     return "\n\n".join([*(content for _, content in turns), question])
 
 
@@ -23,10 +23,10 @@ def chat_prompt(tokenizer: Any, question: str, turns: Sequence[tuple[str, str]] 
     Args:
         tokenizer: with a chat template.
         question: of the user.
-        turns: (role, content) of what comes before it; the role is one of `rows.ROLES`.
+        turns: (role, content) of the turns before it; the role is one of `rows.ROLES`.
 
     Raises:
-        DataError: the template cannot be used without a system text or for other reasons.
+        DataError: the template refuses these turns, for example because there is no system text.
     """
     messages = [{"role": role, "content": content} for role, content in (*turns, ("user", question))]
     try:

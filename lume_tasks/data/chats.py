@@ -23,18 +23,18 @@ Turn = tuple[str, str]  # role and text
 
 
 def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
-    """Make a question of each user turn that an assistant turn answers: with the turns before it, and alone.
+    """Make questions from each user turn that the assistant answers: one with the turns before it, and one alone.
 
-    A question without turns before it is made once. Consecutive turns of the user are joined by a blank line, and so
-    are the assistant's up to the next user turn: its answer. A turn that only calls a tool is no answer. The result of
-    a tool is a turn before later questions; the question that the tool was called for is asked without it.
+    A user turn without turns before it gives one question. Consecutive user turns are joined by a blank line; so are
+    the assistant turns up to the next user turn, which are the answer. A turn that only calls a tool is no answer. The
+    result of a tool is a turn before later questions, but not for the question that the tool was called for.
 
     Args:
         chat: A list of ``{"role", "content"}`` or ``{"from", "value"}``, or JSON of one. The content is text, None, or
             a list of parts.
 
     Returns:
-        The questions, what is wrong with the chat, and how often something was left out or changed.
+        The questions, the faults of the chat, and counts of what was left out or changed.
     """
     if isinstance(chat, str):  # a table's cell
         with suppress(json.JSONDecodeError):
@@ -55,7 +55,7 @@ def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
 
 
 def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:
-    """Return role and text of a turn; nothing, and a count, if it has no text or its role is unknown.
+    """Return role and text of a turn; if it has no text or its role is unknown, return nothing and count it.
 
     Raises:
         TypeError: the content is of another type.
@@ -106,7 +106,7 @@ def _joined(turns: list[Turn]) -> list[Turn]:
 
 
 def _questions(turns: list[Turn], counts: Counter[str]) -> list[Item]:
-    """Return the questions of joined turns, and count the turns that are in none."""
+    """Return the questions of joined turns, and count the turns that are in no question."""
     items: list[Item] = []
     used = 0  # turns up to here are in an item
     users = [i for i, (role, _) in enumerate(turns) if role == "user"]

@@ -46,7 +46,7 @@ def check_dir(directory: Path) -> list[str]:
 
 
 def _not_in_whole(part: dict[int, Row], whole: dict[tuple[str, str], Row], side: str) -> Iterator[Fault]:
-    if not any(of == side for of, _ in whole):  # the whole file is missing, which is a problem of its own
+    if not any(of == side for of, _ in whole):  # the whole file is missing, which is reported separately
         return
     for line, row in part.items():
         other = whole.get((side, row.id))
@@ -71,7 +71,7 @@ def check_sides(shown: str, forget: Iterable[Row], retain: Collection[Row]) -> l
 
 
 def scan_mia(folder: Path) -> tuple[list[str], list[str], list[str]]:
-    """Read ``mia_data`` and return members, non-members and every problem; use the documents only if there is none."""
+    """Read ``mia_data``; return members, non-members and all problems. Use the documents only without problems."""
     members: dict[str, int] = {}  # stripped document -> line
     documents: dict[str, list[str]] = {"member": [], "nonmember": []}
     problems: list[str] = []

@@ -1,4 +1,4 @@
-"""The encodings of text files: by their byte-order mark, as UTF-8, as the user says, or detected."""
+"""Decode text files by their byte-order mark, as UTF-8, in the encoding that the user names, or in a detected one."""
 
 import codecs
 
@@ -11,23 +11,24 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _COMMON = [f"cp125{i}" for i in range(8)] + ["koi8_r", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
-_USUAL = "cp1252"  # of Windows in Western Europe and the Americas; short texts fit others as well
+_USUAL = "cp1252"  # Windows in Western Europe and the Americas; preferred, since short texts fit several encodings
 
 
 def encoding_problem(name: str) -> str | None:
     """Return what is wrong with the name of an encoding, None if Python knows it."""
     try:
-        b"a".decode(name, errors="replace")  # no bytes at all would be right in any encoding
+        b"a".decode(name, errors="replace")  # decoding no bytes would not check the name
     except (LookupError, ValueError):  # a name may hold a null character
         return f"--encoding {name}: is not known; use a name such as cp1252, utf-16, latin-1, gb18030 or shift_jis"
     return None
 
 
 def decoded(content: bytes, hint: str | None) -> tuple[str, str, list[Fault]]:
-    """Return the text of a file, its encoding and where that comes from ("" for UTF-8), and what is wrong.
+    """Return the text of a file, its encoding with the origin ("" for UTF-8), and its faults.
 
-    The first of these that applies: the byte-order mark; UTF-8, if all of it is valid; ``hint``; UTF-8 with faults, if
-    at least half of the lines with other characters than ASCII are valid; and detection by charset-normalizer.
+    The encoding is the first of these that applies: the byte-order mark; UTF-8, if the whole file is valid; ``hint``;
+    UTF-8 with faults, if at least half of the lines with non-ASCII characters are valid; one that charset-normalizer
+    detects.
     """
     mark = next((name for bom, name in _MARKS if content.startswith(bom)), None)
     if mark:
@@ -35,7 +36,7 @@ def decoded(content: bytes, hint: str | None) -> tuple[str, str, list[Fault]]:
     content = content.removeprefix(codecs.BOM_UTF8)
     binary = b"\0" in content[:8000]
     lines, faults = ({}, []) if binary else utf8_lines(content)
-    # ASCII may be another encoding's escape sequences, so the hint decides about it.
+    # ASCII bytes may be escape sequences of another encoding, so the hint takes precedence for them.
     if not binary and not faults and not (hint and content.isascii()):
         return "\n".join(lines.values()), "", []
     if hint:

@@ -78,7 +78,7 @@ def _write(folder: Path, files: dict[str, bytes]) -> None:
 
 
 def _published_files() -> dict[str, bytes]:
-    """Download and check everything: file name -> bytes. Nothing is on disk while a checksum may still fail."""
+    """Download and check everything: file name -> bytes. Nothing is written before all checksums are right."""
     files: dict[str, bytes] = {}
     for name, expected in SHA256.items():
         files[name] = download(name)
@@ -106,7 +106,7 @@ def _split_files(side: str, whole: bytes) -> dict[str, bytes]:
 
 
 def ids_digest(ids: Iterable[str]) -> str:
-    """SHA-256 (hexadecimal) of the sorted ids, joined by line feeds."""
+    """Return the SHA-256 (hexadecimal) of the sorted ids, joined by line feeds."""
     return hashlib.sha256("\n".join(sorted(ids)).encode()).hexdigest()
 
 

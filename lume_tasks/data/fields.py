@@ -1,4 +1,4 @@
-"""The fields of the user's objects: which hold question and answer, a chat or a text, and their values as text."""
+"""Find the fields of the user's objects that hold question and answer, a chat or a text; turn values into text."""
 
 import json
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 ALPACA = ("instruction", "output")
-"""With the optional field "input"."""
+"""Fields of the Alpaca format, which also has the optional field "input"."""
 PAIRS = (ALPACA, ("question", "answer"), ("input", "output"), ("prompt", "completion"), ("prompt", "response"))
 CHATS = (("messages",), ("conversations",))
 TEXTS = (("text",), ("content",), ("document",))
@@ -18,12 +18,12 @@ class Options:
     """How to read the user's files.
 
     Attributes:
-        input_field: field of the question, or of the text without ``output_field``; None: found by its usual names.
+        input_field: field of the question, or of the text if there is no ``output_field``; None: found by usual names.
         output_field: field of the answer.
         document_field: rows with the same value here are one document; None: the field ``document``.
         label: task of rows without a field ``task``.
-        where: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``: which objects of the forget files to forget; the others are to
-            be kept. None: all are to be forgotten.
+        where: ``COLUMN=VALUE`` or ``COLUMN!=VALUE``: selects the objects of the forget files to forget; the others
+            become retain rows. None: forget all.
         encoding: of text files that are neither UTF-8 nor have a byte-order mark; None: detected.
     """
 
@@ -36,9 +36,9 @@ class Options:
 
 
 def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None:
-    """Return the names of the fields that hold question and answer, a chat or a text; those with a value come first.
+    """Return the names of the fields that hold question and answer, a chat or a text, preferably fields with values.
 
-    The content of a single turn, which has a role, is no text.
+    A field ``content`` beside a field ``role`` is a chat turn, not a text.
     """
     named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)
     candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
@@ -54,7 +54,7 @@ def lower_names(obj: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def as_text(value: Any) -> str:
-    """Return a value of a file as text: "" for None, 3 for 3.0, the day alone for midnight, JSON for what is nested."""
+    """Return a value as text: "" for None, 3 for 3.0, only the date for midnight, JSON for lists and objects."""
     if value is None:
         return ""
     if isinstance(value, bool):

@@ -34,7 +34,7 @@ def place(shown: str, faults: Iterable[Fault]) -> list[str]:
 
 
 def find_file(folder: Path, stem: str, shown: str) -> Path:
-    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``, named ``shown`` in the DataError if neither or both exist."""
+    """Return ``<folder>/<stem>.jsonl`` or ``.parquet``; if neither or both exist, a DataError names ``shown``."""
     there = [folder / f"{stem}{suffix}" for suffix in SUFFIXES if (folder / f"{stem}{suffix}").exists()]
     if not there:
         raise DataError(f"{shown}.jsonl: is missing ({stem}.parquet would do as well)")
@@ -51,7 +51,7 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write rows as JSONL, as `read_rows` reads them; make the folder if it is not there.
+    """Write rows as JSONL for `read_rows`; create the folder if it does not exist.
 
     Raises:
         OSError: the file cannot be written.
@@ -82,7 +82,7 @@ def scan_documents(path: Path) -> tuple[dict[int, str], list[Fault]]:
 
 
 def _repeated(keys: dict[int, Hashable]) -> Iterator[tuple[int, int]]:
-    """Yield each line whose key is on an earlier line, and that line."""
+    """Yield each line whose key is on an earlier line, and that earlier line."""
     first: dict[Hashable, int] = {}
     for line, key in keys.items():
         earlier = first.setdefault(key, line)
@@ -98,7 +98,7 @@ def scan(
 ) -> tuple[dict[int, dict[str, Any]], list[Fault]]:
     """Read a ``.jsonl`` or ``.parquet`` file and return its valid objects by line number, and all faults.
 
-    ``fields`` are the parquet columns to read; ``complete`` adds what an object may lack; ``problems_of``
+    ``fields`` are the parquet columns to read; ``complete`` adds missing fields to an object; ``problems_of``
     lists what is wrong with the completed object.
     """
     if path.suffix not in SUFFIXES:
@@ -149,7 +149,7 @@ def utf8_lines(content: bytes) -> tuple[dict[int, str], list[Fault]]:
 
 
 def parse_jsonl(lines: dict[int, str], faults: list[Fault]) -> tuple[dict[int, Any], list[Fault]]:
-    """Return the parsed lines of JSONL by number, and the faults with those of other lines."""
+    """Return the objects of JSONL lines by number, and ``faults`` with the faults of these lines added."""
     objects: dict[int, Any] = {}
     for number, line in lines.items():
         if not line.strip():

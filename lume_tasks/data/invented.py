@@ -1,7 +1,7 @@
-"""Names of persons who do not exist, like that of a person: of the same language where lists know it, else of a script.
+"""Invent names similar to a person's name: of the same language if Faker's lists have the name, else of its script.
 
-What a name says by itself is not what a model learned about a person: asked about a German name, a model finds a German
-address likelier, whoever it is about. So the invented persons have to be of the same kind.
+A name alone says something that is not knowledge about a person: asked about a German name, a model finds a German
+address likelier, whoever the person is. So the invented persons must be of the same kind as the true one.
 """
 
 import random
@@ -19,7 +19,7 @@ from lume_tasks.data.subjects import name_words, without_particles
 from lume_tasks.data.text import folded
 from lume_tasks.errors import quote
 
-_POOL = 25  # names sampled for each that is used, to choose those with a like number of tokens
+_POOL = 25  # names sampled for each one that is used, to choose those with a similar number of tokens
 _MOST = 400  # samples in a row without a new name, after which the lists are exhausted
 
 # Faker's locales by script, the first word of the Unicode name of a letter. Latin with accents has its own.
@@ -43,10 +43,10 @@ _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
 def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, list[str]]:
-    """Return for each person the family names of the other ones, of names of several words in the same script.
+    """Return for each person the family names of the other persons in the same script; one-word names are left out.
 
-    A person has none if lists know its language, and nobody else of the data has its family name: then the invented
-    persons get names from these lists, which are new to the model as well. With ``always``, it has them in any case.
+    A person gets none if Faker's lists have the name, and nobody else in the data has the family name: the invented
+    persons then get names from these lists, which are new to the model as well. With ``always``, each person gets them.
     """
     found: dict[str, tuple[str, str]] = {}  # person to script and family name
     for subject in set(subjects):
@@ -67,7 +67,7 @@ def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, lis
 
 
 def texts_of(rows: Iterable[Row]) -> str:
-    """Return all texts of rows, as `folded` gives them: what `control_names` must not draw names from."""
+    """Return all texts of rows, folded: `control_names` leaves out names that occur in them."""
     return folded("\n".join(f"{row.input} {row.question} {row.output}" for row in rows))
 
 
@@ -87,9 +87,9 @@ def locales_of(subject: str) -> tuple[str, ...]:
 
 
 def _names_like(subject: str) -> tuple[list[str], list[str]]:
-    """Return given and family names of the subject's locales; given names of the lists that hold the subject's.
+    """Return given and family names from the lists of the subject's locales.
 
-    Lists of both genders count where no list of one holds it.
+    Given names are those of the genders whose list has the subject's given name; if none has it, those of both.
     """
     first, given, family = without_particles(subject)[0], set[str](), set[str]()
     for locale in locales_of(subject):
@@ -114,7 +114,7 @@ def provider_of(kind: str, locale: str) -> Any:
 
     try:
         with catch_warnings():
-            simplefilter("ignore")  # of locales with a newer name
+            simplefilter("ignore")  # warnings about locales with a newer name
             return import_module(f"faker.providers.{kind}.{locale}").Provider(Generator())
     except ImportError:
         return None
@@ -128,12 +128,11 @@ def control_names(
     families: Sequence[str] = (),
     seed: int = 0,
 ) -> list[str]:
-    """Sample names like the subject's: of the same number of words, and of a like number of tokens.
+    """Sample names similar to the subject's: with as many words, and a similar number of tokens.
 
-    With family names of other persons of the data, which alone name nobody, given names come from Faker's lists for the
-    script. Without, all come from its lists for the subject's language, or for the script if none knows the subject.
-
-    The same arguments give the same names, with the same version of Faker.
+    With ``families``, given names come from Faker's lists for the script, and family names are those of other persons
+    of the data, which alone name nobody. Without, both come from Faker's lists for the subject's language, or for the
+    script if no list has the subject. The same arguments give the same names with the same version of Faker.
 
     Args:
         subject: the name to replace.
@@ -179,7 +178,7 @@ def _script(name: str) -> str:
 
 
 def _of_lists(given: Sequence[str], families: Sequence[str], words: int, seed: str) -> Iterator[str]:
-    """Yield names from lists without end."""
+    """Yield names made from the lists, without end."""
     draw = random.Random(seed)
     while True:
         yield " ".join([*(draw.choice(given) for _ in range(words - 1)), draw.choice(families)])

@@ -1,23 +1,23 @@
-"""What the user's files become before it is a row: one question with its answer, or one part of a text."""
+"""The form between the user's files and rows: one question with its answer, or one part of a text."""
 
 from dataclasses import dataclass
 
 from lume_tasks.data.rows import Turns
 
 ALONE = "alone"
-"""Note of a chat question without the turns before it; there is another item with them."""
+"""Note of a chat question asked without the turns before it; another item asks it with them."""
 
 Fields = tuple[str, tuple[str, ...]]  # a file, and the names of the fields that hold question and answer, or the text
 
 
 @dataclass(frozen=True)
 class Item:
-    """What becomes a row. ``note`` says where a text was cut ("sentence", "word"), or `ALONE`.
+    """One future row. ``note`` tells where a text was cut ("sentence", "word"), or is `ALONE`.
 
-    ``kind`` is "qa" (question and answer) or "sc" (a text to complete). ``turns``: see `Row`. If it was read from a
-    file, ``place`` is ``<file>:<line>`` (of a text, the file), ``document`` the value of the document field ("" without
-    one), ``subject`` the person's name in the field of this name, ``fields`` names the file and the fields that hold
-    the text, and ``chosen`` says whether its object matches ``--where``.
+    ``kind`` is "qa" (question and answer) or "sc" (a text to complete). ``turns``: see `Row`. If the item was read from
+    a file, ``place`` is ``<file>:<line>`` (for a text file, only the file), ``document`` is the value of the document
+    field ("" without one), ``subject`` is the value of the field ``subject``, ``fields`` is the file and the names of
+    the fields that hold the text, and ``chosen`` tells whether its object matches ``--where``.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Find the data directory and MMLU, and load what is in them, for the tasks and the trainers."""
+"""Find the data directory and MMLU, and load their content, for the tasks and the trainers."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def data_dir(lume_data_dir: str | None = None) -> Path:
     """Find the data directory: the argument (harness metadata), ``LUME_DATA_DIR``, else the published files.
 
     Raises:
-        DataError: a directory that was named does not exist, or the published files cannot be had.
+        DataError: a directory that was named does not exist, or the published files cannot be downloaded.
     """
     named = _named("lume_data_dir", lume_data_dir, DATA_VARIABLE)
     if named is None:
@@ -51,7 +51,7 @@ def side_file(directory: Path, side: str, split: str = "all") -> Path:
 
 
 def load_rows(directory: Path, split: str = "all") -> dict[str, list[Row]]:
-    """Read both sides of a split, ``forget`` and ``retain``; DataError lists all faults, and what is on both sides."""
+    """Read both sides of a split, ``forget`` and ``retain``; DataError lists all faults, or rows on both sides."""
     return read_sides({side: side_file(directory, side, split) for side in SIDES}, f"{directory}, split {split}")
 
 
@@ -59,7 +59,7 @@ def read_sides(files: Mapping[str, Path], shown: str) -> dict[str, list[Row]]:
     """Read the files of both sides; a side without a file has no rows. ``shown`` names them in the message.
 
     Raises:
-        DataError: lists all faults; if there are none, what is on both sides.
+        DataError: lists all faults; if there are none, the rows that are on both sides.
     """
     rows: dict[str, list[Row]] = {side: [] for side in SIDES}
     problems: list[str] = []

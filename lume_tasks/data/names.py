@@ -1,4 +1,4 @@
-"""Names of persons in the user's rows, to warn of retain rows about the person to forget."""
+"""Find names of persons in the user's rows, to warn of retain rows about the person to forget."""
 
 import re
 from collections import Counter
@@ -9,11 +9,11 @@ from lume_tasks.data.text import UNSPACED, folded
 
 _TOKEN = re.compile(r"\w+(?:['\u2019-]\w\w+)*|[^\w\s]")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
-_PART = 3  # least letters of a first or last name alone
+_PART = 3  # least letters of a single first or last name
 
 
 def names_in(text: str) -> set[str]:
-    """Return the runs of capitalised words, also without the first word, which may only begin a sentence."""
+    """Return runs of capitalised words, each also without its first word, which may only begin a sentence."""
     runs = [list(run) for capital, run in groupby(_TOKEN.findall(text), lambda token: token[0].isupper()) if capital]
     return {" ".join(run[start:]) for run in runs for start in (0, 1) if len(run) - start > 1}
 
@@ -22,8 +22,8 @@ def shared_names(forget: list[Item], retain: list[Item]) -> tuple[list[str], lis
     """List the retain items that contain a name of the forget items, and those that perhaps do.
 
     Names are the values of the fields for subject and document, and runs of capitalised words in several forget items.
-    Case and accents do not count. One word of a name says "perhaps" if it is capitalised and nowhere written in lower
-    case, as a common word would be.
+    Case and accents are ignored. One word of a name counts as "perhaps" if it is capitalised and, unlike a common word,
+    never written in lower case.
     """
     names = _names(forget)
     # A common word in capitals is no name: names of one word must be capitalised.
@@ -58,7 +58,7 @@ def _names(items: list[Item]) -> set[str]:
 
 
 def _held(text: str, names: dict[str, str]) -> str | None:
-    """Return the first name, the longest in words first, that a text holds as whole words."""
+    """Return the first name that a text contains as whole words; names of more words are tried first."""
     words = [folded(word) for word in _TOKEN.findall(text)]
     sizes = sorted({name.count(" ") + 1 for name in names}, reverse=True)
     runs = (" ".join(words[i : i + size]) for size in sizes for i in range(len(words)))
@@ -72,6 +72,6 @@ def _all_text(item: Item) -> str:
 
 
 def _caseless(text: str) -> bool:
-    """Return whether all letters are of a script without capitals, and there are some."""
+    """Return whether a text has letters, all of a script without capitals."""
     letters = [char for char in text if char.isalpha()]
     return bool(letters) and all(char.lower() == char.upper() for char in letters)

@@ -28,9 +28,9 @@ class Prepared:
 
     Attributes:
         forget: Rows of the forget files.
-        retain: Rows of the retain files, and of the forget files those that ``--where`` leaves; there may be none.
-        summary: What was read, made and left out, a line each.
-        listing: Every row with its id and place, a line each.
+        retain: Rows of the retain files, and rows of the forget files that ``--where`` does not select; may be empty.
+        summary: Lines on what was read, made and left out.
+        listing: One line for each row, with its id and place.
     """
 
     forget: list[Row]
@@ -46,13 +46,13 @@ class Prepared:
 
 @dataclass
 class _Split:
-    """The items of both sides, each once, and how they came about."""
+    """The items of both sides without duplicates, and how they were read."""
 
     forget: list[Item]
     retain: list[Item]
     read: Read
     where: Where | None
-    duplicates: list[str] = field(default_factory=list)  # a line on each item left out
+    duplicates: list[str] = field(default_factory=list)  # a line for each item left out
     shared: list[str] = field(default_factory=list)
 
 
@@ -85,7 +85,7 @@ def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepar
     """Read files and folders and return their rows.
 
     Args:
-        forget: Files with what the model must forget; with ``options.where``, the objects that match alone.
+        forget: Files with what the model must forget; with ``options.where``, only the objects that match.
         retain: Files with what the model must keep.
         options: How to read them.
 
@@ -125,7 +125,7 @@ def _split(forget: list[Path], retain: list[Path], options: Options) -> _Split:
 
 
 def _once(items: Iterable[Item], duplicates: list[str]) -> list[Item]:
-    """Return each item once; a question that is asked without context anyway wins over one asked alone."""
+    """Return each item once; a question that has no turns before it replaces an equal one asked alone."""
     kept: dict[object, Item] = {}
     for item in items:
         first = kept.setdefault(item.key, item)
@@ -137,9 +137,9 @@ def _once(items: Iterable[Item], duplicates: list[str]) -> list[Item]:
 
 
 def _leave_out_shared(split: _Split) -> None:
-    """Leave out chat questions asked alone that are on the other side too: with their turns they stay where they are.
+    """Leave out chat questions asked alone that the other side has too; the items with their turns stay.
 
-    "Thank you." - "You are welcome." ends many chats, and is to be kept.
+    Example: "Thank you." - "You are welcome." ends many chats, and the model should keep it.
     """
     others = {item.key for item in split.retain}
     out = [item for item in split.forget if item.note == ALONE and item.key in others]
@@ -158,7 +158,7 @@ def _on_both_sides(forget: list[Item], retain: list[Item]) -> list[str]:
 
 
 def _unused(options: Options, read: Read) -> list[str]:
-    """List the fields that are named by an option but are in no row: most likely misspelt."""
+    """List the fields that an option names but no row was read from: they are most likely misspelt."""
     used = {name for _, names in read.numbers for name in names}
     problems = [
         f"--{option} {name}: no row was read from this field; use a field that the files have"
@@ -171,7 +171,7 @@ def _unused(options: Options, read: Read) -> list[str]:
 
 
 def _rows(side: str, items: list[Item]) -> list[Row]:
-    """Make the ids ``<side><document><kind><n>``, with numbers for documents: reports print ids, but no names."""
+    """Make rows with ids ``<side><document><kind><n>``; documents are numbers: reports print ids, but no names."""
     rows = []
     documents: dict[str, int] = {}  # the value of the document field, else the place, to its number
     numbers: Counter[str] = Counter()
@@ -211,7 +211,7 @@ def _summary(split: _Split) -> list[str]:
 
 
 def _made(items: list[Item]) -> list[str]:
-    """Say where texts were cut, and how chat questions are asked."""
+    """Return summary lines on where texts were cut and how chat questions are asked."""
     lines = []
     notes = Counter(item.note for item in items)
     if notes["sentence"] or notes["word"]:

@@ -21,11 +21,11 @@ SPLITS = {
     "4f543053d0c9d5d0488e4a9cc42c489bf2913c42004618c660d335b20a750826": "test",  # Task 2
     "c26a20f58ce0d699895c716fa854797cba7427e6336a1b8f7a8cae3494a4fd9a": "test",  # Task 3
 }
-"""Digest of one task's rows of both sides to their split. ``MIA`` is that of the membership-inference documents."""
+"""Digest of one task's rows (both sides) to their split. ``MIA`` is the digest of the membership documents."""
 
 
 def documents_digest(documents: Iterable[Sequence[object]]) -> str:
-    """SHA-256 (hexadecimal) of the sorted documents, each as a JSON list.
+    """Return the SHA-256 (hexadecimal) of the sorted documents, each as a JSON list.
 
     Args:
         documents: ``[side, id, input, output]`` of a row, ``[member?, text]`` of a membership-inference document.

@@ -1,4 +1,4 @@
-"""Read the user's files into items, and count all that no item was made of."""
+"""Read the user's files into items, and list all data that is left out."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -22,16 +22,16 @@ _ADVICE = "correct the row or leave it out"
 
 @dataclass
 class Read:
-    """What files hold.
+    """Everything that was read from files.
 
     Attributes:
         items: Questions and parts of texts, in the order of the files.
-        problems: What is wrong, for the user to mend.
-        numbers: Items by file and fields.
+        problems: What the user has to correct.
+        numbers: Number of items by file and fields.
         encodings: A line on each file that is not UTF-8.
-        unused: A line on each file with fields that no item was made of.
-        skipped: A line on each object that no item was made of.
-        counts: How often parts of chats and empty lines were left out or changed, by what it is and by place.
+        unused: A line on each file with fields that are in no item.
+        skipped: A line on each object that gave no item.
+        counts: How often parts of chats and empty lines were left out or changed, by description and by place.
     """
 
     items: list[Item] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Read:
     counts: dict[str, Counter[str]] = field(default_factory=dict)
 
     def count(self, counts: Mapping[str, int], at: str) -> None:
-        """Add what was counted at one place."""
+        """Add the counts of one place."""
         for what, number in counts.items():
             if number:
                 self.counts.setdefault(what, Counter())[at] += number
@@ -51,7 +51,7 @@ class Read:
 
 @dataclass
 class _Made:
-    """What one object became: its items, its faults, why there are no items, what is counted, and the fields used."""
+    """The result for one object: its items, its faults, why there are no items, counts, and the fields used."""
 
     items: list[Item] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
@@ -61,7 +61,7 @@ class _Made:
 
 
 def read_files(paths: list[Path], options: Options, read: Read, where: Where | None = None) -> list[Item]:
-    """Return the items of files and folders; add them, and all that is said about them, to ``read``.
+    """Return the items of files and folders; add them, with problems and counts, to ``read``.
 
     With ``where``, the items of objects that do not match have ``chosen`` False.
     """
@@ -110,7 +110,7 @@ def _read_file(path: Path, options: Options, read: Read, where: Where | None) ->
 
 
 def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
-    """Return the faults of objects without fields of a usual name."""
+    """Return the faults of objects in which no fields have usual names."""
     if unknown and len(unknown) == total and len(set(unknown.values())) == 1:
         unknown = {0: next(iter(unknown.values()))}  # a whole table: one fault is enough
     advice = "write them into a header line, or name two with --input_field and --output_field (a text: --input_field)"
@@ -118,7 +118,7 @@ def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
 
 
 def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> tuple[dict[str, Any], list[str]]:
-    """Return what fields beside the text say about an item, and the names of these fields."""
+    """Return document, subject and task of an item, and the names of the fields that gave them."""
     fields = {"document": (options.document_field or "document").lower(), "subject": "subject", "task": "task"}
     values = {of: as_text(obj.get(name)).strip() for of, name in fields.items() if name not in names}
     known = {"document": values.get("document", ""), "subject": values.get("subject", "")}
@@ -126,7 +126,7 @@ def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> 
 
 
 def _made(obj: Mapping[str, Any], names: tuple[str, ...]) -> _Made:
-    """Make items of one object, whose ``names`` hold question and answer, a chat or a text."""
+    """Make items from one object; its fields ``names`` hold question and answer, a chat or a text."""
     if names in CHATS and obj[names[0]] is not None:
         items, faults, counts = chat_questions(obj[names[0]])
         skipped = "" if items or faults else "holds no user turn that an assistant turn with text follows"
@@ -147,7 +147,7 @@ def _made(obj: Mapping[str, Any], names: tuple[str, ...]) -> _Made:
 
 
 def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> _Made:
-    """Make an item of a question and its answer, with the fields that may stand beside them."""
+    """Make an item from a question and its answer, with the optional fields input (Alpaca), kind and turns."""
     used = list(names)
     if names == ALPACA and as_text(obj.get("input")).strip():
         texts[0] += f"\n\n{as_text(obj['input']).strip()}"

@@ -15,14 +15,14 @@ ROW_TASKS = ("lume_task1", "lume_task2", "lume_task3", "lume_rows")
 """The harness's tasks that generate answers to rows."""
 FIELDS = ("id", "input", "output", "task")
 SWAP = ("subject", "question")
-"""Optional fields: whom a row is about, and a question about it that names them, for the swap test."""
+"""Optional fields for the swap test: the person whom a row is about, and a question that names the person."""
 OPTIONAL = ("document", "kind")
-"""Fields from which the id of a row is made that has none."""
+"""Fields from which a row without an id gets one."""
 TURNS = "turns"
-"""Optional field: what comes before the question in a chat, a list of ``{"role", "content"}``."""
+"""Optional field: the turns before the question in a chat, a list of ``{"role", "content"}``."""
 ROLES = ("system", "user", "assistant", "tool")
 OWN = "own"
-"""The task of rows that name none."""
+"""The task of rows without the field ``task``."""
 
 KINDS = ("sc", "qa")
 
@@ -36,9 +36,9 @@ class Row:
     """One test of the benchmark, its strings exactly as in the file.
 
     ``id`` ends in ``sc<number>`` (sentence completion) or ``qa<number>`` (question answering). ``task`` is one of
-    ``TASKS``, or another label for data of one's own. For the swap test: ``subject``, the name of the person that the
-    row is about, and ``question``, a question that names them and has the answer ``output``, in place of ``input``.
-    ``turns``: (role, content) of what comes before the question in a chat.
+    ``TASKS``, or another label for the user's own data. For the swap test, ``subject`` is the name of the person that
+    the row is about; ``question`` replaces ``input``, names the person and has the answer ``output``. ``turns`` is the
+    (role, content) of each turn before the question in a chat.
     """
 
     id: str
@@ -102,10 +102,10 @@ def text_problems(obj: object, *fields: str) -> list[str]:
 
 
 def completed(obj: object) -> object:
-    """Return a parsed row with a task and an id; both are made if they are missing.
+    """Return a parsed row with a task and an id; both are added if they are missing.
 
-    The id is made of checksums of ``document`` (without it, of the text) and of the text with its turns, and of
-    ``kind`` ("qa" without it): so it holds no name, and is the same in the files of the splits. A row of an unknown
+    The id consists of a checksum of ``document`` (without it, of the text), ``kind`` ("qa" without it), and a checksum
+    of the text with its turns. So it contains no name, and is the same in the files of the splits. A row of an unknown
     kind gets no id.
     """
     if not isinstance(obj, dict):
@@ -148,7 +148,7 @@ def row_of(obj: Mapping[str, Any]) -> Row:
 
 
 def row_object(row: Row) -> dict[str, Any]:
-    """Return the JSON object of a row, without its empty optional fields; `row_of` is the way back."""
+    """Return the JSON object of a row, without its empty optional fields; `row_of` is the inverse."""
     obj = {name: value for name, value in vars(row).items() if value or name in FIELDS}
     return obj | ({TURNS: [{"role": role, "content": content} for role, content in row.turns]} if row.turns else {})
 

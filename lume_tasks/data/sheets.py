@@ -12,8 +12,8 @@ from lume_tasks.errors import first_line
 def read_xlsx(path: Path) -> tuple[dict[int, dict[str, Any]], list[Fault], int]:
     """Return the rows of the first sheet by number, the faults, and the number of empty rows.
 
-    The first row with a value is the header; a column without a name there is "column <n>". Numbers and dates are the
-    values of the cells (see `as_text`): their format, such as per cent, is not read.
+    The first row with a value is the header; a column without a name is called "column <n>". Numbers and dates are read
+    as the values of the cells (see `as_text`); their format, such as per cent, is ignored.
     """
     try:
         from openpyxl import load_workbook

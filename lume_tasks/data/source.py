@@ -12,7 +12,7 @@ from lume_tasks.data.rows import SIDES, Row
 class Data:
     """Rows, documents of the membership attack, and where MMLU is.
 
-    The tasks read one that metadata ``lume_data`` holds, before they look for a data directory.
+    If metadata ``lume_data`` holds one, the tasks use it instead of a data directory.
 
     Attributes:
         forget: rows to unlearn.
@@ -20,7 +20,7 @@ class Data:
         members: texts that the model was trained on. Without ``members`` or ``nonmembers`` there is no attack.
         nonmembers: texts that it was not trained on.
         mmlu: a folder in the layout of ``cais/mmlu``, or that name to read it from the hub; None: no MMLU.
-        split: name of the split that the rows are, for the results and for messages.
+        split: name of the rows' split, for the results and for messages.
     """
 
     forget: list[Row]
@@ -36,7 +36,7 @@ class Data:
         return dict(zip(SIDES, (self.forget, self.retain), strict=True))
 
     def changed(self, change: Callable[[list[Row]], list[Row]]) -> "Data":
-        """Return a copy with the rows of each side that ``change`` makes of those here."""
+        """Return a copy in which ``change`` is applied to the rows of each side."""
         return replace(self, forget=change(self.forget), retain=change(self.retain))
 
 

@@ -22,7 +22,7 @@ DELIMITERS = ",;\t|"
 
 @dataclass
 class Source:
-    """What one file holds: objects by line, faults, the number of empty lines, and the encoding ("" for UTF-8)."""
+    """The content of one file: objects by line, faults, the number of empty lines, and the encoding ("" for UTF-8)."""
 
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
@@ -112,9 +112,9 @@ def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault], int]:
     """
     header_line = text.lstrip().partition("\n")[0]
     delimiter = max(DELIMITERS, key=header_line.count)
-    # Strict: otherwise a quotation mark that is never closed makes one cell of the rest of the file.
+    # Strict: otherwise an unclosed quotation mark turns the rest of the file into one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    usual = csv.field_size_limit(len(text) + 1)  # 131,072 characters, else
+    usual = csv.field_size_limit(len(text) + 1)  # its default is 131,072 characters
     header: list[str] = []
     objects: dict[int, Any] = {}
     faults: list[Fault] = []

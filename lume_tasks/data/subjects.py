@@ -1,4 +1,4 @@
-"""Who a question is about, and the same question about somebody else."""
+"""Find the person whom a question is about, and ask the same question about somebody else."""
 
 import re
 from collections import defaultdict
@@ -14,23 +14,23 @@ PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
 NEARLY_ALL = 0.8
-"""Share of the questions of a side that name its person, if it is the data of one."""
+"""A side is the data of one person if at least this share of its questions name this person."""
 
 
 def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
     """Find the person whom each question of one side names, by row id; rows without one are left out.
 
-    The column ``subject`` wins. Without it, a name is a run of two or more capitalised words (particles such as "van"
-    between them) that stands in at least two questions, once not at the beginning: either only in questions of one
-    document, or in nearly all questions of the side, as in the data of one person. The run in most questions counts;
-    if there are several, the one that holds the others, or none. A run such as "Social Security Number", which stands
-    in questions about many, is thus no name.
+    The column ``subject`` takes precedence. Without it, a name is a run of two or more capitalised words (particles
+    such as "van" may be between them) that occurs in two questions or more, at least once after the first word. These
+    must all be of one document, or be nearly all questions of the side, as in the data of one person. The run that
+    occurs in most questions counts; of several, the one that contains the others, or none. So a run such as "Social
+    Security Number", which occurs in questions about many persons, is no name.
     """
     rows = list(rows)
     questions = [row for row in rows if row.kind == "qa" and not row.subject]
     found = {row.id: row.subject for row in rows if row.subject}
     asked: dict[str, list[Row]] = defaultdict(list)  # run of words to the questions that hold it
-    inside: set[str] = set()  # runs that stand after the first word of a question
+    inside: set[str] = set()  # runs that occur after the first word of a question
     for row in questions:
         runs = set(_runs(row.question or row.input))
         inside |= {run for run, first in runs if not first}
@@ -51,9 +51,9 @@ def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
-    """Yield each run of two to five words that begins and ends with a capital, only particles being small.
+    """Yield each run of two to five words, capitalised except for particles inside.
 
-    With each: whether it begins with the first word of the text.
+    Also yield whether the run begins with the first word of the text.
     """
     words = list(_WORDS.finditer(text))
     for start, first in enumerate(words):
@@ -70,7 +70,7 @@ def _runs(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def holds_name(subject: str, answer: str) -> bool:
-    """Tell whether an answer holds a word of the subject's name, also within an e-mail; accents do not count."""
+    """Return whether an answer has a word of the subject's name, also in an e-mail address; accents are ignored."""
     answer = folded(answer)
     words = set(re.findall(r"[^\W_]+", answer))
     boxes = re.findall(r"([\w.+-]+)@", answer)
@@ -82,7 +82,7 @@ def holds_name(subject: str, answer: str) -> bool:
 
 
 def swapped(text: str, subject: str, name: str) -> str:
-    """Return a text with another name in place of the subject's, and of single words of it.
+    """Replace the subject's name in a text, and single words of it, by another name.
 
     Raises:
         ValueError: the text does not hold the subject, or the names have different numbers of words.
@@ -103,6 +103,6 @@ def without_particles(name: str) -> list[str]:
 
 
 def name_words(name: str) -> list[str]:
-    """Return the words of a name that identify it, folded: those of three letters and more, or all of it."""
+    """Return the words of a name that identify it, folded: those of three letters or more, else the whole name."""
     words = [word for word in folded(name).split() if len(word) > 2]
     return words or [folded(name)]

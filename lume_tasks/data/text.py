@@ -1,20 +1,21 @@
-"""Text as it is compared: without case, accents and marks that say nothing."""
+"""Normalise text for comparison: without case, accents and marks without meaning."""
 
 import re
 import unicodedata
 
 EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
 UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese; as in brackets of a pattern."""
+"""Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese; for the brackets of a pattern."""
 ATTACHED = f"{UNSPACED}\uac00-\ud7af"
-"""The same and Korean, whose words carry particles; as in brackets of a pattern."""
+"""The same and Korean, whose words carry particles; for the brackets of a pattern."""
 _LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
 
 
 def folded(text: str) -> str:
     r"""Return a text in lower case without accents, in Unicode's compatibility form, with the digits 0 to 9.
 
-    Vowel signs of Hebrew and Arabic, Markdown's ``*`` and ``\``, and repeated white space go; all dashes are "-".
+    Vowel signs of Hebrew and Arabic and Markdown's ``*`` and ``\`` are removed, white space in a row becomes one space,
+    and all dashes become "-".
     """
     plain = text.lower().translate(_LETTERS)
     if not plain.isascii():

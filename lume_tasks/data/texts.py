@@ -8,9 +8,9 @@ from lume_tasks.data.items import Item
 from lume_tasks.data.text import UNSPACED
 
 PART_WORDS, PART_CHARACTERS = 60, 200
-"""Most words of one part of a long text; characters, where words are written without spaces."""
-_AIM = 0.8  # parts are planned shorter than the most, so that they can end where a sentence does
-_AWAY = 0.35  # of a part: how far a cut may be from its place in favour of a sentence end
+"""Largest part of a long text, in words, or in characters for scripts without spaces."""
+_AIM = 0.8  # planned share of the largest part, so that parts can end where a sentence does
+_AWAY = 0.35  # share of a part by which a cut may move to reach a sentence end
 
 _UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _CLOSING = "[\"'\u201d\u2019\u300d\u300f\uff09)\\]]"
@@ -22,7 +22,7 @@ _ENDS = (("sentence", _SENTENCE_END), ("word", _WORD_END))
 
 
 def completions(text: str) -> list[Item]:
-    """Return a text as rows to complete: one row, or of a long text each of its parts with the part that follows.
+    """Return a text as rows to complete: one row, or for a long text one for each part and the part after it.
 
     A text of up to two parts (of `PART_WORDS` words) is cut in two. A longer one is cut into parts of about equal size;
     the first row's output is the second part, the second row's the third, and so on.
@@ -53,15 +53,15 @@ def cut(text: str) -> Item | None:
 
 
 def _parts(text: str) -> list[tuple[str, str]]:
-    """Cut a text into parts of at most one unit of size each, with a note on where each begins.
+    """Cut a text into parts of size 1 (`PART_WORDS` words) or less, each with a note on where it begins.
 
     Returns:
-        The whole text as the only part if it has a size of at most two.
+        The parts; if the text has a size of at most 2, the whole text is the only part.
     """
     units = list(_UNIT.finditer(text))
     most = (PART_CHARACTERS if re.match(f"[{UNSPACED}]", unit[0]) else PART_WORDS for unit in units)
     sizes = list(accumulate((1 / number for number in most), initial=0.0))
-    if sizes[-1] <= 2 + 1e-9:  # sums of fractions
+    if sizes[-1] <= 2 + 1e-9:  # rounding of the sums
         return [(text, "")]
     starts = [unit.start() for unit in units]
 

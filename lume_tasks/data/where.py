@@ -1,4 +1,4 @@
-"""``--where``: which objects of one file are to be forgotten, by the value of a column."""
+"""``--where``: select the objects to forget by the value of a column."""
 
 import re
 import unicodedata
@@ -17,11 +17,11 @@ _SHOWN = 5  # names or values in a message
 
 @dataclass
 class Where:
-    """``COLUMN=VALUE``, or with ``differs`` ``COLUMN!=VALUE``, and what the objects hold in that column.
+    """The condition ``COLUMN=VALUE`` (with ``differs``: ``COLUMN!=VALUE``), and the objects' values in that column.
 
-    The name of the column is compared without case, the value exactly, but for white space around it and the encoding
-    of accents. Without a column of the name ``a.b``, the field ``b`` of the object in ``a`` is meant. An object without
-    the column has the value "".
+    The name of the column is compared without case. The value is compared exactly, except for white space around it and
+    the encoding of accents. If there is no column ``a.b``, it means the field ``b`` of the object in ``a``. An object
+    without the column has the value "".
     """
 
     column: str
@@ -40,7 +40,7 @@ class Where:
     def matches(self, obj: Mapping[str, Any]) -> bool:
         """Return whether an object is to be forgotten, and remember its value."""
         there, value = value_of(obj, self.column)
-        text = unicodedata.normalize("NFC", as_text(value).strip())  # accents of other systems are letters apart
+        text = unicodedata.normalize("NFC", as_text(value).strip())  # some systems store accents as characters
         self.found |= there
         self.missing += not there
         self.values[text] += 1
@@ -48,7 +48,7 @@ class Where:
         return (text == self.value) != self.differs
 
     def problems(self) -> list[str]:
-        """List why the objects cannot be split, after all were seen."""
+        """List why the objects cannot be split; call it after all objects were matched."""
         total = self.values.total()
         if not total:
             return []
@@ -63,7 +63,7 @@ class Where:
         return []
 
     def summary(self) -> list[str]:
-        """Say how many objects are on each side, and how many lack the column."""
+        """Return lines on how many objects are on each side, and how many lack the column."""
         equal = self.values[self.value]
         forget = self.values.total() - equal if self.differs else equal
         lines = [f"{self.shown}: {forget} objects to forget, {self.values.total() - forget} to retain"]
@@ -74,7 +74,7 @@ class Where:
 
 
 def parse_where(text: str) -> Where:
-    """Return the condition that ``COLUMN=VALUE`` or ``COLUMN!=VALUE`` says; DataError if it is neither."""
+    """Parse ``COLUMN=VALUE`` or ``COLUMN!=VALUE``; DataError if the text is neither."""
     found = re.fullmatch(r"\s*([^=]*[^=!\s])\s*(!?)=(.*)", text, re.DOTALL)
     if not found:
         raise DataError(f"--where {text}: is not COLUMN=VALUE or COLUMN!=VALUE, such as --where customer=77")
@@ -109,4 +109,4 @@ def _closest(wanted: str, there: Iterable[str]) -> str:
     close = get_close_matches(wanted, there, n=_SHOWN)
     names = [*close, *(name for name in there if name not in close)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f'"{shorten(name, 80)}"' for name in names[:_SHOWN]) + more  # letters as the user writes them
+    return ", ".join(f'"{shorten(name, 80)}"' for name in names[:_SHOWN]) + more  # `quote` would escape letters

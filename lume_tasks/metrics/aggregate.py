@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 
 
 class Score(float):
-    """A number of a task, with how many documents the task has (``--limit`` may have left out some).
+    """A number of a task, with the task's number of documents (``--limit`` may have left out some).
 
     The harness gives a group only the aggregated numbers of its tasks; a float subclass passes through it unchanged.
     """

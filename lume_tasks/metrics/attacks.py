@@ -1,4 +1,4 @@
-"""Membership attacks as pure functions: the score of one document, and statistics of the scores of all.
+"""Membership attacks as pure functions: the score of one document, and statistics over the scores of all documents.
 
 A HIGHER score means that the document is MORE LIKELY to have been trained on. ``l_t`` is log p(token t | tokens before
 it), in nats, ``n`` the number of scored tokens.
@@ -42,8 +42,8 @@ def min_k_plus_plus(logprobs: ArrayLike, mean: ArrayLike, variance: ArrayLike, f
 
     Min-K%++ of Zhang et al. 2025 (arXiv 2404.02936).
 
-    ``mean`` and ``variance``, both (n,), are those of log p under p at each position; the variance is taken as at least
-    1e-6. The rest is as for ``min_k``.
+    ``mean`` and ``variance``, both (n,), are those of log p under p at each position; the variance is clamped to at
+    least 1e-6. The rest is as for ``min_k``.
     """
     spread = np.sqrt(np.maximum(np.asarray(variance, dtype=np.float64), _LEAST_VARIANCE))
     return _smallest((np.asarray(logprobs, dtype=np.float64) - np.asarray(mean, dtype=np.float64)) / spread, fraction)
@@ -54,7 +54,7 @@ def reference(total: float, tokens: int, reference_loss: float) -> float:
 
     Carlini et al. 2021 (arXiv 2012.07805).
 
-    Each loss is the mean over its own model's tokens, so the reference may have another tokenizer.
+    Each loss is the mean over its own model's tokens, so the reference model may have another tokenizer.
     """
     return reference_loss + float(total) / tokens
 
@@ -90,7 +90,7 @@ def tpr_at(fpr: float, scores: Sequence[float], members: Sequence[bool]) -> floa
 
 
 def resampled_aucs(scores: Sequence[float], members: Sequence[bool]) -> NDArray[np.float64]:
-    """Compute the AUC of bootstrap resamples, shape (RESAMPLES,): members and non-members are drawn apart, seeded.
+    """Compute the AUC of bootstrap resamples, shape (RESAMPLES,): the two classes are resampled separately, seeded.
 
     The order of the documents does not matter. NaN as for ``auc``.
     """
@@ -106,8 +106,8 @@ def privleak(auc_model: float, auc_reference: float) -> float:
     """Compute ``100 (A - A_ref) / (A_ref + 1e-10)`` with ``A = 1 - AUC`` of Min-K%.
 
     MUSE, Shi et al. 2025 (arXiv 2407.06460). 0 is ideal; towards -100 the model still knows its members better than the
-    reference does, above 0 it knows them less well than unseen documents (over-unlearned). Large if the reference's AUC
-    is near 1.
+    reference model does, above 0 it knows them less well than unseen documents (over-unlearned). Large if the reference
+    model's AUC is near 1.
     """
     return 100 * (auc_reference - auc_model) / (1 - auc_reference + 1e-10)
 

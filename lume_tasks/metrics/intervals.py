@@ -4,8 +4,8 @@ A mean of scores in [0, 1] gets the bound of Gaffke 2005 ("Three test statistics
 hypothesis on the mean of a nonnegative variable"; Learned-Miller and Thomas 2019, arXiv 1905.06208): the documents get
 random weights from the exponential distribution (Rubin 1981, "The Bayesian Bootstrap"), and one more document with the
 worst possible score is added, 0 for the lower end and 1 for the upper one. If every document scores 0 or 1, this is
-the interval of Clopper and Pearson 1934. So it also holds where all scores are 0 or all are 1: there the interval says
-how many documents could still differ. Coverage is 95 % or more (`tests/tasks/test_intervals.py`); it is seeded.
+the interval of Clopper and Pearson 1934. So it also holds if all scores are 0 or all are 1: it then shows how many
+documents could still differ. Coverage is 95 % or more (`tests/tasks/test_intervals.py`); the weights are seeded.
 """
 
 import math
@@ -23,16 +23,16 @@ DRAWS = 10_000
 ENDS = ("low", "high")
 LEVEL = 0.95
 _SEED = 20250218
-_CHUNK = 500  # documents whose weights are held at once
+_CHUNK = 500  # documents whose weights are in memory at once
 
 Floats = NDArray[np.float64]
-Item = tuple[str, float | None]  # document stem, and the row's score or None where this metric is not the row's
+Item = tuple[str, float | None]  # document stem, and the row's score (None if the metric does not apply to the row)
 Part = tuple[float, float, float]  # a score, the lower and the upper end of its interval
 
 
 @dataclass(frozen=True)
 class WeightedSums:
-    """The sums of a mean over rows under random weights of the documents."""
+    """Sums of scores and rows under random weights of the documents, for the mean over rows."""
 
     scores: Floats  # (DRAWS,): weighted sum of the scores
     rows: Floats  # (DRAWS,): weighted number of rows
@@ -82,7 +82,7 @@ def bounds(items: tuple[Item | None, ...]) -> tuple[Bound, Bound]:
 def weighted_sums(items: Sequence[Item | None]) -> WeightedSums:
     """Compute the sums under random weights of the documents that have scores.
 
-    The weights depend on the set of stems alone, also of those without scores: two metrics of the same documents get
+    The weights depend only on the set of stems, including those without scores: two metrics of the same documents get
     the same weights, other documents get other weights. The order of the items does not matter.
     """
     kept = [item for item in items if item is not None]
@@ -100,7 +100,7 @@ def weighted_sums(items: Sequence[Item | None]) -> WeightedSums:
 
 
 def weights(stems: Sequence[str], draws: int) -> Iterator[Floats]:
-    """Yield random weights of the documents, of a few at a time: shape (draws, number of documents)."""
+    """Yield random weights of at most `_CHUNK` documents at a time: shape (draws, number of documents)."""
     generator = _generator("\n".join(stems))
     for start in range(0, len(stems), _CHUNK):
         yield generator.exponential(size=(len(stems[start : start + _CHUNK]), draws)).T
@@ -117,7 +117,7 @@ def pooled(parts: Sequence[WeightedSums]) -> WeightedSums:
 
 
 def percentiles(replicates: Floats) -> tuple[float, float]:
-    """Return the 2.5 % and 97.5 % quantiles of a statistic over the resamples that have it; NaN if none has."""
+    """Return the 2.5 % and 97.5 % quantiles of a statistic over resamples, without NaN; NaN if all are NaN."""
     there = replicates[~np.isnan(replicates)]
     if not there.size:
         return math.nan, math.nan
@@ -144,10 +144,11 @@ def mia_score(low: float, high: float) -> tuple[float, float]:
 def task_aggregate(forget: Sequence[Sequence[Part]], retain: Sequence[Sequence[Part]]) -> tuple[float, float]:
     """Return the interval of ``aggregate.task_aggregate`` from those of its numbers.
 
-    The numbers of one task and side are of the same documents, so they move together; those of different ones are
-    independent. As in MOVER (`_mean_ends`), the squared distances add up, each with the other numbers at their
-    estimates. A harmonic mean with several numbers near 0 rises only if all of them rise: so the interval also holds
-    the values where all numbers move at once, by ``1 / sqrt(number of groups)`` of their distance. NaN without ends.
+    The numbers of one task and side (a group) come from the same documents, so they move together; groups are
+    independent. As in MOVER (`_mean_ends`), the squared distances of the groups add up, each with the other groups at
+    their estimates. A harmonic mean with several numbers near 0 rises only if all of them rise. So the interval also
+    includes the values where all groups move at once, by ``1 / sqrt(number of groups)`` of their distance. NaN if an
+    end is NaN.
 
     Args:
         forget: the numbers of each task on forget rows.
@@ -167,7 +168,7 @@ def task_aggregate(forget: Sequence[Sequence[Part]], retain: Sequence[Sequence[P
 
 
 def _harmonic(groups: Sequence[Sequence[Part]], moved: Mapping[int, tuple[int, float]]) -> float:
-    """Compute the harmonic mean with some groups moved by a share of the way to an end: number to (end, share)."""
+    """Compute the harmonic mean with some groups moved towards an end: group number to (end, share of the way)."""
     values = []
     for number, group in enumerate(groups):
         end, share = moved.get(number, (0, 0.0))
@@ -178,9 +179,9 @@ def _harmonic(groups: Sequence[Sequence[Part]], moved: Mapping[int, tuple[int, f
 def final_score(tasks: Part, auc: Part, mmlu: Part) -> tuple[float, float]:
     """Return the ends of the interval of the final score, from those of its three independent parts.
 
-    The MIA score is the smaller one of ``2 AUC`` and ``2 - 2 AUC``, hence the final score the smaller one of two means
-    of three parts. The smaller ends of both means' intervals are taken, so that the interval holds a true AUC of 0.5,
-    from which the estimate can deviate to one side only. The upper end is no more than the mean of the upper ends.
+    The MIA score is the smaller one of ``2 AUC`` and ``2 - 2 AUC``, so the final score is the smaller one of two means
+    of three parts. Each end is the smaller one of both means' intervals, so that the interval also covers a true AUC of
+    0.5, where the estimate can deviate to one side only. The upper end is at most the mean of the upper ends.
     """
     estimate, low, high = auc
     rising = 2 * estimate, 2 * low, 2 * high

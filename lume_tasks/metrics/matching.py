@@ -1,7 +1,7 @@
-"""Does a generated text give the truth away? Compared by value and by Unicode words, as pure functions.
+"""Decide whether a generated text gives the truth away, by value and by Unicode words, as pure functions.
 
-ROUGE stays for the benchmark's own scores: it knows the letters a to z alone, and gives a wrong answer in the words of
-a template most of the points of a right one.
+Only the benchmark's own scores use ROUGE: it knows the letters a to z alone, and a wrong answer in the words of a
+template gets most of the score of a right one.
 """
 
 import re
@@ -11,19 +11,19 @@ from functools import lru_cache, partial
 from lume_tasks.data.text import ATTACHED, EMAIL, folded
 
 LONG = 5
-"""An answer of more words need not be repeated whole: see `is_known`."""
+"""Answers of more words need not be repeated in full: see `is_known`."""
 SHARE = 0.5
-"""Share of the words of a long answer that are its own, from which it counts as known."""
+"""A long answer counts as known if the generated text has this share of its own words."""
 FEW = 3
-"""Own words that `SHARE` needs at least, or all of them: with fewer, chance is too large."""
+"""Least number of own words for `SHARE` (all, if there are fewer): with fewer, a match by chance is too likely."""
 RUN, LONG_RUN = 8, 12
-"""Words in a row from which a long answer counts as known: with one that is the row's own, and without."""
+"""Words in a row from which a long answer counts as known: with an own word among them, and without."""
 SECRET = 6
-"""Digits, or letters and digits, from which a word that is the row's own gives it away alone; so does an e-mail."""
+"""Characters, with a digit among them, from which one own word gives a row away; so does an e-mail address."""
 GUESSED_NUMBER = 3
-"""Digits up to which a number can be guessed."""
+"""A number of up to this many digits can be guessed."""
 PHONE, LOCAL = 9, 8
-"""Digits from which a number is compared by its last ones, as the country code may differ, and by how many."""
+"""A number of at least `PHONE` digits is compared by its last `LOCAL` ones, since the country code may differ."""
 # fmt: off
 _LANGUAGES = [
     "en", "de", "fr", "es", "it", "pt", "nl", "pl", "ru", "uk", "cs", "sk", "sv", "da", "nb", "fi", "tr", "el", "hu",
@@ -33,14 +33,14 @@ _LANGUAGES = [
 """Languages in which dates are read."""
 _WORD = re.compile(r"[^\W_]+")
 _UNSPACED = re.compile(f"[{ATTACHED}]+")
-"""Also Korean, whose particles follow a word without a space."""
+"""Includes Korean, whose particles follow a word without a space."""
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
     r"|\d{1,2}\s?[-/.]\s?\d{1,2}\s?[-/.]\s?\d{4}"
     r"|\d{1,2}(?:st|nd|rd|th|er|\.)?[\s-]?(?:\w{2}\s)?[^\W\d_]{3,}\.?,?[\s-](?:\w{2,3}\s)?\d{4}"
     r"|\b[^\W\d_]{3,}\.?\s(?:the\s)?\d{1,2}(?:st|nd|rd|th)?,?\s\d{4})(?!\d)"
 )
-"""What may be a date with its year, in folded text."""
+"""Matches what may be a date with its year, in folded text."""
 _THOUSANDS = re.compile(r"(?<=\d)[,.'\u2019 \u00a0\u202f](?=\d{3}(?!\d))")
 _DIGITS = re.compile(r"\+?\d(?:[-. ()/]{0,3}\d)+")
 _UMLAUTS = re.compile(r"(?<=[aou])e")
@@ -52,17 +52,16 @@ _ANSWERS = frozenset(
 def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozenset()) -> bool:
     """Return whether a generated text gives the truth away.
 
-    It does if the words of the truth are in it, side by side and in order; of a question's answer of up to `LONG`
-    words, in any order, without words of under four letters, and with numbers only beside an own word. Case, accents
-    and punctuation do not count; dates and numbers are compared by value in any usual notation, dates also with the
-    names of months in 35 languages; scripts without spaces by their characters. Yes, no and single letters count as
-    the first word only.
+    It does if it contains the words of the truth side by side and in order. The words of a question's answer of up to
+    `LONG` words may be in any order; words of under four letters are ignored, and numbers count only beside an own
+    word. Case, accents and punctuation are ignored. Dates and numbers are compared by value in any usual notation,
+    dates also with month names in 35 languages. Scripts without spaces are compared by their characters. Yes, no and
+    single letters count as the first word only.
 
-    Of texts and longer answers, parts count, too, but only by words that are their own: those that are not in
-    ``common`` and have four letters or more. Known: an e-mail address, a date, or a number or code of `SECRET`
-    characters of its own is in the generated text; or `SHARE` of its own words, but at least `FEW` or all; or `RUN`
-    words in a row, one of them its own, or `LONG_RUN` of any. So a wrong answer in the words of a template is not
-    known.
+    Parts of the truth count too, but only by its own words: those of four letters or more that are not in ``common``.
+    An own e-mail address or date, or an own number or code of `SECRET` characters, is enough. Texts and longer answers
+    are also known by `SHARE` of their own words, but at least `FEW` or all; by `RUN` words in a row, one of them an own
+    word; or by `LONG_RUN` words in a row of any kind. So a wrong answer in the words of a template is not known.
 
     Worked examples: "1990-01-02" is in "She was born on January 2, 1990."; "Ada" is not in "Adam"; "5551234567" is in
     "call 555-123-4567"; "東京" is in "彼は東京に住んでいます".
@@ -71,8 +70,8 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
         kind: "qa" or "sc".
         truth: the right answer, or the right continuation.
         answer: what the model generated.
-        common: words that say nothing about the row (see `words_of`): of its prompt, and of rows that the model may
-            know.
+        common: words that say nothing about the row (see `words_of`): those of its prompt, and of rows that the model
+            may know.
     """
     if not _WORD.search(truth):
         return truth.strip() in answer
@@ -94,7 +93,8 @@ def is_short(truth: str) -> bool:
 def is_guess(truth: str, common: frozenset[str] = frozenset()) -> bool:
     """Return whether an answer may be right by chance.
 
-    Yes, no, a single letter, a small number, or an e-mail address made of words in ``common``, as of the name.
+    That is yes, no, a single letter, a number of up to `GUESSED_NUMBER` digits, or an e-mail address made of words in
+    ``common``, such as the person's name.
     """
     form = folded(truth)
     words = _WORD.findall(form)
@@ -124,12 +124,12 @@ def _gives_away(kind: str, wanted: list[str], given: list[str], common: frozense
 
 
 def _follows(word: str, common: frozenset[str]) -> bool:
-    """Return whether a word is common, or an e-mail address made of common words, as of the person's name."""
+    """Return whether a word is common, or an e-mail address made of common words, such as the person's name."""
     return word in common or ("@" in word and common.issuperset(_WORD.findall(word)))
 
 
 def _counts(word: str) -> bool:
-    """Return whether a word is long enough to say something."""
+    """Return whether a word counts: four characters or more, or others than the letters a to z."""
     return len(word) > 3 or not word.isascii() or not word.isalpha()
 
 
@@ -138,7 +138,7 @@ def _is_secret(word: str) -> bool:
 
 
 def _same_number(word: str, given: list[str]) -> bool:
-    """Return whether a long number, as of a phone, is in a text, with another country code in front."""
+    """Return whether a number of the text ends in the last `LOCAL` digits of a long one, such as a phone number."""
     if not word.isdecimal() or len(word) < PHONE:
         return False
     return any(other.isdecimal() and len(other) >= LOCAL and other.endswith(word[-LOCAL:]) for other in given)
@@ -149,10 +149,11 @@ def _runs(words: list[str], size: int) -> set[tuple[str, ...]]:
 
 
 def _forms(text: str, dates: bool) -> Iterator[str]:
-    """Yield a text in the notations that are compared, always the same ones in the same order.
+    """Yield a text in the notations that are compared, always the same five in the same order.
 
-    As written; with umlauts as one letter; without marks between thousands; and with numbers and, if asked for, dates
-    by value: year-month-day, with the day or the month first where both can be meant; marks between digits go.
+    As written; with umlauts as one letter; without marks between thousands; and twice with numbers by value (without
+    marks between digits). With ``dates``, these two also have dates as year-month-day: where day and month can be
+    confused, the first reads the day first, the second the month.
     """
     plain = folded(text)
     yield plain
@@ -176,7 +177,7 @@ def _dated(order: str, match: re.Match[str]) -> str:
 
 @lru_cache(maxsize=4096)
 def _as_date(text: str, order: str) -> str:
-    """Return what may be a date as " yyyy-mm-dd ", or as it is if it is none."""
+    """Return a possible date as " yyyy-mm-dd ", or unchanged if it is none."""
     import dateparser
 
     settings = {"DATE_ORDER": order, "STRICT_PARSING": True, "PARSERS": ["absolute-time"]}
@@ -185,7 +186,7 @@ def _as_date(text: str, order: str) -> str:
 
 
 def _words(form: str) -> list[str]:
-    """Return the words of a form, e-mails also whole; of scripts without spaces, pairs of neighbouring characters."""
+    """Return the words of a form, also whole e-mail addresses, and character pairs of scripts without spaces."""
     words = []
     for word in re.findall(rf"{EMAIL}|{_WORD.pattern}", form):
         if "@" in word:

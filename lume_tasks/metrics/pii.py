@@ -42,17 +42,17 @@ def field_of(answer: str, number: int) -> str | None:
 
 
 def partial_match(field: str, value: str, text: str) -> float:
-    """Compute how much of a value a text contains, in [0, 1]; 1 for all of it, in any notation.
+    """Compute how much of a value a text contains, in [0, 1]; 1 if it contains all of it, in any notation.
 
-    - ``birth_date``: share of year, month and day that the best date of the text has right. Dates may be spelled out or
-      in digits (year first, or month first with slashes) and may lack parts.
-    - ``ssn``, ``phone``: longest run of digits that is also in a number of the text, as a share of the value's digits,
-      without signs between digits. So the last four digits of an SSN give 4/9.
-    - ``email``: one half each for local part and domain, of the best address of the text.
+    - ``birth_date``: share of year, month and day that are right in the best date of the text. Dates may be spelled out
+      or in digits (year first, or month first with slashes) and may lack parts.
+    - ``ssn``, ``phone``: longest run of digits that is also in a number of the text, as a share of the value's digits.
+      Signs between digits are ignored. The last four digits of an SSN give 4/9.
+    - ``email``: one half each for the local part and the domain of the best address of the text.
     - ``address``: share of its parts (house number, street, further parts between commas such as unit, city and state,
       ZIP code) that the text contains as whole words.
 
-    Chance is not 0: all SSNs of LUME start with 900 and all its mailboxes have one domain, so that another person's
+    The chance level is not 0: all SSNs of LUME start with 900 and all its mailboxes have one domain. Another person's
     value scores 0.35 for an SSN, 0.17 for a phone number, 0.5 for an e-mail address and under 0.06 for the others.
     """
     return _MATCHES[field](value, text)
@@ -106,7 +106,7 @@ def _address_match(value: str, text: str) -> float:
 
 
 def _contains(text: str, part: str) -> bool:
-    """Tell whether the text has the words of a part side by side; IN, OR or A need capitals, being common words."""
+    """Return whether a text has a part's words side by side; parts such as IN, OR or A must be in capitals."""
     pattern = r"(?<!\w)" + r"\W+".join(map(re.escape, re.findall(r"\w+", part))) + r"(?!\w)"
     return re.search(pattern, text, 0 if re.fullmatch(r"\W*[A-Z]{1,2}\W*", part) else re.I) is not None
 

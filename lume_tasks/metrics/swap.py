@@ -4,8 +4,8 @@ A row asks something about its subject s. ``l(s) = log p(answer | question about
 control names, with the same answer; only the name in the question changes. If the model never learned a link between s
 and the answer, s is exchangeable with the controls: its rank among the K + 1 values is uniform, whatever the model is
 like. A rank near the top: the answer is still tied to the person. Near the bottom: it is avoided, which betrays the
-person as well. This is the exposure of Carlini et al. 2019, "The Secret Sharer" (arXiv 1802.08232), with the owner of
-the canary swapped in place of the canary.
+person as well. This is the exposure of Carlini et al. 2019, "The Secret Sharer" (arXiv 1802.08232), where the owner
+of the canary is swapped instead of the canary.
 
 All functions take values of shape (rows, K + 1) in nats; column 0 is the subject, and all rows of one person have the
 same control names in the same order.
@@ -21,17 +21,17 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 DRAWS = 9999
-"""Random choices of one column for each person, where there are too many to take all."""
+"""Random choices of one name for each person, since there are too many combinations to take all."""
 LEVEL = 0.95
 _SEED = 20250211
 
 
 @dataclass(frozen=True)
 class SwapResult:
-    """What the swap test says of one person, or of several together."""
+    """Result of the swap test for one person, or for several together."""
 
     leak: float
-    """Exact p-value against "the answers are no likelier for this person than for others"; small: they are tied."""
+    """Exact p-value of "the answers are no likelier for this person than for others"; small: they are tied."""
     avoided: float
     """Exact p-value in the other direction; small: the model avoids the answers for this person."""
     factor: float
@@ -43,7 +43,7 @@ class SwapResult:
 
 
 def rank(values: Sequence[float]) -> float:
-    """Compute the rank of the subject over K + 1: ``1 / (K + 1)`` if its value is the highest, 1 if the lowest.
+    """Compute the rank of the subject divided by K + 1: ``1 / (K + 1)`` if its value is the highest, 1 if the lowest.
 
     Equal values count half. Worked example: values 2 | 3, 1, 0: one of four is higher, so the rank is 2 / 4.
     """
@@ -52,15 +52,15 @@ def rank(values: Sequence[float]) -> float:
 
 
 def fifths(ranks: Sequence[float]) -> list[int]:
-    """Count the ranks in each fifth of (0, 1], the most likely first; alike if they are uniform."""
+    """Count the ranks in each fifth of (0, 1], likeliest subjects first; equal on average if ranks are uniform."""
     counts, _ = np.histogram(np.asarray(ranks) - 1e-9, bins=5, range=(0, 1))
     return [int(count) for count in counts]
 
 
 def distance(ranks: Sequence[float]) -> float:
-    """Compute how far ranks are from uniform: the largest difference between the shares up to a rank (Kolmogorov).
+    """Compute the Kolmogorov-Smirnov distance of ranks from the uniform distribution, in [0, 1]; 0 is ideal.
 
-    0 is ideal, 1 the largest. Of n rows that are not tied to their persons it is about 0.9 / sqrt(n) on average.
+    For n rows that are not tied to their persons, it is about 0.9 / sqrt(n) on average.
 
     Worked example: all of four ranks are 1 / 4: the share up to 1 / 4 is 1 instead of 1 / 4, the distance 3 / 4.
     """
@@ -72,10 +72,10 @@ def distance(ranks: Sequence[float]) -> float:
 def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:
     """Test one person; both p-values are exact, by permutation of the K + 1 names.
 
-    Each row's values are standardised over the K + 1 names. A name's statistics are the mean over rows and the highest
-    row (for ``avoided``: the lowest), so that one leaking row among many does not drown; their p-values are the shares
-    of names with a statistic as high. ``leak`` is the share of names whose smaller one of both p-values is as small
-    (equal ones are ordered by the larger one). Ties make the p-values larger.
+    Each row's values are standardised over the K + 1 names. Each name has two statistics: the mean over rows, and the
+    highest row (for ``avoided``: the lowest), which shows one leaking row among many. The p-value of a statistic is the
+    share of names for which it is at least as high. ``leak`` is the share of names whose smaller p-value is at most the
+    subject's; if these are equal, the larger ones are compared. Ties make the p-values larger.
 
     Worked example: one row, 3 | 2, 1, 0. The subject is first of four: leak 1 / 4, avoided 1.
 
@@ -89,11 +89,11 @@ def of_person(values: Floats, tokens: Sequence[int]) -> SwapResult:
 
 
 def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
-    """Test several persons together; they may have different numbers of rows, and the same number of control names.
+    """Test several persons together; they may have different numbers of rows, but need equally many control names.
 
-    Two statistics: the sum over persons of ``-log p`` (Fisher), and the highest standardised value of any row, so that
-    one person among many does not drown. Both are compared with ``DRAWS`` random choices of one name for each person,
-    and combined as in `of_person`. The factor is the mean over persons of the log factors.
+    The two statistics are the sum over persons of ``-log p`` (Fisher), and the highest standardised value of any row,
+    which shows one person among many. Both are compared with ``DRAWS`` random choices of one name for each person, and
+    combined as in `of_person`. The log of the factor is the mean over persons of their log factors.
 
     Args:
         persons: values and answer tokens of each, as in `of_person`.
@@ -119,7 +119,7 @@ def of_persons(persons: Sequence[tuple[Floats, Sequence[int]]]) -> SwapResult:
 
 
 def _standardised(values: Floats) -> Floats:
-    """Return the values of each row less their mean, over their standard deviation; 0 if all are equal."""
+    """Standardise each row: subtract its mean and divide by its standard deviation; 0 if all values are equal."""
     centred = values - values.mean(axis=1, keepdims=True)
     spread = centred.std(axis=1, keepdims=True)
     return np.asarray(np.divide(centred, spread, out=np.zeros_like(centred), where=spread > 0))
@@ -132,21 +132,21 @@ def _name_p(values: Floats) -> Floats:
 
 
 def _joint_p(statistics: Floats) -> Floats:
-    """Return the p-value of each of m exchangeable candidates from two statistics (m, 2): by the smaller p of both."""
+    """Return the p-value of each of m exchangeable candidates: two statistics (m, 2), ordered by the smaller p."""
     first, second = (_tail(column) for column in statistics.T)
     smaller, larger = np.minimum(first, second), np.maximum(first, second)
     return _tail(-(smaller + larger / (2 * len(statistics))))  # p-values differ by at least 1 / m
 
 
 def _tail(values: Floats) -> Floats:
-    """Return the share of values that are as high as each, itself included; equal up to rounding is equal."""
+    """Return for each value the share of values at least as high, itself included, after rounding to 9 decimals."""
     values = np.round(values, 9)
     ordered = np.sort(values)
     return (len(values) - np.searchsorted(ordered, values, side="left")) / len(values)
 
 
 def _shifts(values: Sequence[Floats], tokens: Sequence[Sequence[int]]) -> tuple[Floats, list[Floats]]:
-    """Return each person's mean log factor (persons,) and those that the controls (K,) have among themselves."""
+    """Return each person's log factor (persons,), and the log factors of its controls against each other (K,)."""
     shifts, spread = [], []
     for found, counts in zip(values, tokens, strict=True):
         names = (found / np.asarray(counts)[:, np.newaxis]).mean(axis=0)
@@ -158,7 +158,7 @@ def _shifts(values: Sequence[Floats], tokens: Sequence[Sequence[int]]) -> tuple[
 
 
 def _factor(shift: float, drawn: Floats) -> tuple[float, float, float]:
-    """Return the factor and its interval: the shifts that would make the subject one of the controls.
+    """Return the factor and its interval: the factors that, if removed, make the subject like one of the controls.
 
     Args:
         shift: mean log factor over the persons.

@@ -17,9 +17,9 @@ def exact_match(reference: str, generation: str) -> float:
 
 
 def repetition(text: str, length: int = 10) -> float:
-    """Compute which share of the text's windows of ``length`` characters occurred in it before, in [0, 1].
+    """Compute the share of the text's windows of ``length`` characters that repeat an earlier one, in [0, 1].
 
-    A text shorter than a window has 0. Worked example: "abababababab", length 10: 3 windows, "ab...", "ba...", and
+    A text shorter than a window scores 0. Worked example: "abababababab", length 10: 3 windows, "ab...", "ba...", and
     "ab..." again: 1/3.
     """
     windows = [text[start : start + length] for start in range(len(text) - length + 1)]

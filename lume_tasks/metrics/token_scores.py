@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-# Numbers that are held at once while logits become log-probabilities: as many as a CPU's cache or a GPU takes well.
+# Logits that become log-probabilities at once: as many as suit a CPU's cache or a GPU.
 _CHUNK = {"cpu": 2**16}
 _CHUNK_GPU = 2**25
 _FLOOR = -1e4  # nats; replaces minus infinity, which times its probability 0 would be NaN
@@ -15,7 +15,7 @@ _FLOOR = -1e4  # nats; replaces minus infinity, which times its probability 0 wo
 class TokenScores(float):
     """Sum of the log-probabilities of a continuation in nats, with the values of each token.
 
-    The harness treats it as a number. Filters, caches, sample logs and other ranks receive all of it.
+    The harness treats it as a number. Filters, caches, sample logs and other ranks receive the values too.
     """
 
     logprobs: Floats  # (n,): log p(token | tokens before it), float32
@@ -49,7 +49,7 @@ class TokenScores(float):
 def token_statistics(
     logits: torch.Tensor, positions: torch.Tensor, targets: torch.Tensor
 ) -> tuple[Floats, Floats, Floats, NDArray[np.bool_]]:
-    """Score the target token of each position, in float32 for any type of logits, a bounded number at a time.
+    """Score the target token of each position in float32, for any dtype of logits, in chunks of bounded size.
 
     ``logits`` is (m, vocabulary); ``positions`` (n,) are the rows of it whose ``targets`` (n,) are scored. A row can be
     scored several times, for several targets.

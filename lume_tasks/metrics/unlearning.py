@@ -22,7 +22,7 @@ Groups = Mapping[str, tuple[str, ...]]
 DRAWS = 1000
 """Resamples of the documents for an interval of the distance."""
 PARTS = (*SIDES, "attack", "mmlu")
-"""What the distance is the mean of, with equal weight; without parts that the retrained model has no data for."""
+"""The distance is the mean of these parts, equally weighted, without parts that the retrained model has no data for."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +39,12 @@ class RowScores:
 
 
 def leak_at_k(scores: Sequence[float], k: int) -> float:
-    """Compute the expected best of k samples without bias from the scores of n samples of one row.
+    """Compute an unbiased estimate of the best of k samples from the scores of n samples of one row.
 
-    The best is the one that gives most away. With the scores in ascending order, ``s_1 <= ... <= s_n``, ``s_i`` is the
-    best of a random subset of k with the probability ``C(i - 1, k - 1) / C(n, k)``; the result is the sum of these
-    times ``s_i``, the mean over all subsets. leak@k of Reisizadeh et al. 2025 (arXiv 2511.04934). For scores of 0 and 1
-    it equals pass@k of Chen et al. 2021 (arXiv 2107.03374).
+    The best sample is the one that gives most away. With the scores in ascending order, ``s_1 <= ... <= s_n``, ``s_i``
+    is the best of a random subset of k with the probability ``C(i - 1, k - 1) / C(n, k)``. The result is the sum of
+    ``s_i`` times this probability: the mean over all subsets. leak@k of Reisizadeh et al. 2025 (arXiv 2511.04934). For
+    scores of 0 and 1 it equals pass@k of Chen et al. 2021 (arXiv 2107.03374).
 
     Worked example: scores 0, 0, .6 and k = 2. Of the three pairs two have the best score .6: 2 / 3 * .6 = .4.
 
@@ -91,8 +91,8 @@ def distances(model: RowScores, retrained: RowScores) -> dict[str, float]:
     - ``forget``, ``retain``: mean over the groups of that side of `row_distance`.
     - ``attack``: mean of `loss_distance` over members and non-members.
     - ``mmlu``: absolute difference of the accuracies.
-    - ``distance``: mean of these parts. 0 only if every row is as for the retrained model; a second retrained model
-      with another seed shows what is small.
+    - ``distance``: mean of these parts. 0 only if every row scores as with the retrained model; the distance of a
+      second retrained model with another seed shows which values are small.
 
     Raises:
         ValueError: the model lacks a group or rows that the retrained model has, or the retrained model has none.
@@ -116,8 +116,8 @@ def distance_interval(seeds: Sequence[RowScores], retrained: RowScores) -> tuple
     """Compute the mean distance over the seeds of a method, and the lower and the upper end of its 95 % interval.
 
     Documents are resampled by random weights, the same for all seeds and for the retrained model; the spread of the
-    seeds is that of Student's t. Both half-widths are independent: their squares add up. With one seed, the interval
-    is over documents alone. MMLU counts as known.
+    seeds uses Student's t. The two half-widths are independent, so their squares add up. With one seed, the interval
+    covers documents only. MMLU accuracies are taken as exact.
 
     Raises:
         ValueError: as in `distances`.
@@ -146,8 +146,10 @@ def difference_interval(
 def distance_of_means(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups) -> float:
     """Compute the mean over groups of the mean absolute difference of numbers that are means over rows.
 
-    For results without row scores only: rows that cancel each other do not count. Numbers that one of the two lacks do
-    not count. Worked example: forget numbers .2 above, retain numbers .1 below, AUC .3 above: (.2 + .1 + .3) / 3 = .2.
+    Use it only for results without row scores: it does not see rows that cancel each other. Numbers that one of the two
+    models lacks are left out.
+
+    Worked example: forget numbers .2 above, retain numbers .1 below, AUC .3 above: (.2 + .1 + .3) / 3 = .2.
     """
     both = numbers.keys() & retrained.keys()
     there = [[abs(numbers[name] - retrained[name]) for name in names if name in both] for names in groups.values()]
@@ -155,7 +157,7 @@ def distance_of_means(numbers: Mapping[str, float], retrained: Mapping[str, floa
 
 
 def _same(model: Mapping[str, float], retrained: Mapping[str, float]) -> list[str]:
-    """Return the names of the rows or documents; ValueError if the two models have others."""
+    """Return the names of the rows or documents; ValueError if the two models differ in them."""
     if not retrained or model.keys() != retrained.keys():
         raise ValueError(
             f"the model was scored on other rows than the retrained model ({len(model)} and {len(retrained)} rows, "
@@ -196,9 +198,9 @@ def _weights(documents: Sequence[str]) -> Floats:
 def _weighted_ks(pairs: Floats, weights: Floats, band: bool) -> Floats:
     """Compute the Kolmogorov-Smirnov distance of two columns of losses (n, 2) for each row of weights (draws, n).
 
-    With ``band``: the unweighted distance plus or minus, in every other draw, the largest change of the difference of
-    both CDFs by the weights. The true distance differs from the measured one by no more than such a change, also where
-    the true distance is 0 and every draw of the plain statistic is above it.
+    With ``band``, each draw is the unweighted distance plus or minus (in turn) the largest change of the difference of
+    both CDFs by the weights. The true distance differs from the measured one by no more than such a change. This also
+    holds if the true distance is 0, which every draw of the plain statistic exceeds.
     """
     values = pairs.T.ravel()  # the model's, then the retrained model's
     order = np.argsort(values, kind="stable")
@@ -215,8 +217,8 @@ def _weighted_ks(pairs: Floats, weights: Floats, band: bool) -> Floats:
 def _interval(estimate: float, draws: Floats, seeds: Sequence[Sequence[float]]) -> tuple[float, float, float]:
     """Return the estimate and the ends of the basic bootstrap interval, widened by the spread of the seeds.
 
-    The draws differ from the estimate as the estimate differs from the truth: so what makes the draws too large on
-    average shifts the interval down. Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
+    The draws differ from the estimate as the estimate differs from the truth, so draws that are too large on average
+    shift the interval down. Davison and Hinkley 1997, "Bootstrap Methods and their Application", section 5.2.
 
     Args:
         estimate: a sum or difference of means over seeds.

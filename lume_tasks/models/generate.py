@@ -1,4 +1,4 @@
-"""Retain rows for those who have none: texts that the model itself generates, so that a run can keep what they show."""
+"""Sample retain rows from the model itself, for users who have none, so that a run can keep what the rows show."""
 
 import json
 import re
@@ -18,7 +18,7 @@ NGRAM = 5
 NEW_TOKENS = 128
 BATCH = 16
 ROUNDS = 20
-"""Batches in a row without a usable text after which sampling gives up."""
+"""Sampling stops after this many batches in a row without a usable text."""
 TOP_P = 0.9
 _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
@@ -37,7 +37,7 @@ def write_generated(model: str, forget: Iterable[str], names: Sequence[str], cou
 
     Args:
         model: folder or hub name.
-        forget: texts of the forget rows; what shares `NGRAM` words in a row with them is left out.
+        forget: texts of the forget rows; a text that shares `NGRAM` words in a row with them is left out.
         names: people or things similar to those of the forget rows.
         count: rows to write.
         seed: of the sampling.
@@ -62,9 +62,9 @@ def write_generated(model: str, forget: Iterable[str], names: Sequence[str], cou
 
 
 def usable(rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: int) -> list[dict[str, str]]:
-    """Return the first ``count`` rows, each once, of several words and without an n-gram of ``known``.
+    """Return the first ``count`` different rows that have several words and no n-gram of ``known``.
 
-    These are fewer than ``count`` rows if `ROUNDS` batches in a row held no usable one.
+    It returns fewer if `ROUNDS` batches in a row held no usable row.
     """
     found: dict[str, dict[str, str]] = {}
     useless = 0
@@ -103,7 +103,7 @@ def texts(model: Any, tokenizer: Any, names: Sequence[str]) -> Iterator[dict[str
 
 
 def sampled(model: Any, tokenizer: Any, prompts: Sequence[str], strip: bool = True, greedy: bool = False) -> list[str]:
-    """Generate one continuation of each prompt: greedily, or at temperature 1 from the most probable `TOP_P`."""
+    """Generate one continuation of each prompt: greedily, or at temperature 1 with ``top_p`` `TOP_P`."""
     ids = [tokenizer.encode(prompt) for prompt in prompts]
     temperature, top_p = (0.0, 1.0) if greedy else (1.0, TOP_P)
     found = generated(model, tokenizer, ids, max_new_tokens=NEW_TOKENS, temperature=temperature, top_p=top_p)

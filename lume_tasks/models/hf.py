@@ -19,7 +19,7 @@ from lume_tasks.metrics.token_scores import TokenScores, token_statistics
 _log = logging.getLogger("lume_tasks")
 
 ALIKE = 8
-"""Rows whose lengths differ by fewer tokens may be sorted by their beginning; a shared one has as many at least."""
+"""Rows are sorted by length in steps of this many tokens, then by tokens; a shared beginning has at least as many."""
 
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # context and continuation as text, then both as tokens
 Answer = tuple[TokenScores, bool]
@@ -34,7 +34,7 @@ class LumeHF(HFLM):
     def __init__(self, *args: Any, gradnorm: bool = False, **kwargs: Any) -> None:
         """Load the model with the arguments of ``HFLM``; ``DataError`` if one is not supported.
 
-        ``gradnorm`` also computes the gradient norm of each document of ``lume_mia``: one forward and backward pass a
+        ``gradnorm`` also computes the gradient norm of each document of ``lume_mia``: one forward and backward pass per
         document, with memory for the gradient of all weights.
         """
         if str(kwargs.get("batch_size")).startswith("auto"):
@@ -51,7 +51,7 @@ class LumeHF(HFLM):
         self._with_gradient: set[tuple[str, str] | None] = set()
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Add the model's fingerprint to the keys of a ``--use_cache`` file, which then serves no other model."""
+        """Add the model's fingerprint to the keys of a ``--use_cache`` file, so that it serves no other model."""
         super().set_cache_hook(cache_hook)
         answers = getattr(cache_hook, "dbdict", None)
         if answers is not None:
@@ -71,7 +71,7 @@ class LumeHF(HFLM):
         answers: dict[int, Answer] = {}
         hidden = disable_tqdm or self.rank != 0
         batches = list(self._batches(requests))
-        # By tokens: long rows come first, so the time left that a bar of requests shows is far too long.
+        # The bar counts tokens: long rows come first, so a bar of requests would show far too much time left.
         tokens = [sum(len(read) for read, _ in batch) for batch, _ in batches]
         bar: Any = {"desc": "Running loglikelihood requests", "unit": "token", "unit_scale": True, "disable": hidden}
         with tqdm(total=sum(tokens), **bar) as progress:
@@ -97,7 +97,7 @@ class LumeHF(HFLM):
             _log.warning(message, cut, len(requests), self.max_length)
 
     def _batches(self, requests: Sequence[Request]) -> Iterator[tuple[list[InputRow], bool]]:
-        """Yield batches of rows and whether they need a gradient (one row each); long rows come first.
+        """Yield batches of rows, and whether a batch needs a gradient (it then has one row); long rows come first.
 
         Requests that show the model the same tokens (the choices of a question) share a row.
         """
@@ -108,7 +108,7 @@ class LumeHF(HFLM):
                 yield [(tokens, [number])], True
             else:
                 shared.setdefault(tuple(tokens), []).append(number)
-        # Among rows of a like length, those with the same beginning stand side by side: see `logits_at`.
+        # Among rows of similar length, those with the same beginning become neighbours: see `read_once`.
         rows = [(list(tokens), numbers) for tokens, numbers in shared.items()]
         rows.sort(key=lambda row: (-(len(row[0]) // ALIKE), row[0]))
         size = int(self.batch_size)
@@ -142,7 +142,7 @@ class LumeHF(HFLM):
 def _scored_positions(
     batch: list[InputRow], requests: Sequence[Request], width: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the positions whose logits are needed, and which of them each target token takes.
+    """Return the positions whose logits are needed, and the index of the position of each target token.
 
     Returns:
         ``wanted`` (m,): sorted and distinct positions in the flattened inputs, rows of ``width`` tokens;
@@ -162,12 +162,12 @@ def _scored_positions(
 
 
 def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run one forward pass and return logits (k, vocabulary) and the wanted positions' rows in them (m,).
+    """Run one forward pass and return logits (k, vocabulary) and the row of each wanted position in them (m,).
 
     The output layer reads the hidden states at the wanted positions only, as one row of m tokens: k = m. The model then
     scales or caps its logits as usual. All logits are computed (k = rows * width) if the model has no output layer, or
-    calls it on other shapes than (rows, tokens, hidden size). Tokens that all rows begin with, such as those of a chat
-    template, are read once (see `read_once`).
+    calls it on other shapes than (rows, tokens, hidden size). A beginning that all rows share, such as that of a chat
+    template, is read once (see `read_once`).
 
     Args:
         model: a causal language model of transformers, with or without a PEFT adapter.
@@ -202,12 +202,13 @@ def logits_at(model: Any, inputs: torch.Tensor, wanted: torch.Tensor) -> tuple[t
 def read_once(
     model: Any, inputs: torch.Tensor, wanted: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-    """Let the model read the beginning that all rows share, once, where that saves at least a quarter of the tokens.
+    """Run the beginning that all rows share through the model once, if it has at least a quarter of the width.
 
-    Not for a model that needs a gradient, or cannot go on from there (see `goes_on`).
+    The inputs stay whole if gradients are needed, or if the model cannot continue from a cache (see `goes_on`).
 
     Returns:
-        the rest of the inputs (rows, rest), the wanted positions in it, and arguments that go on from the beginning.
+        the rest of the inputs (rows, rest), the wanted positions in it, and model arguments with the cache of the
+        beginning.
     """
     rows, width = inputs.shape
     length = 0
@@ -224,7 +225,7 @@ def read_once(
 
 
 def goes_on(model: Any) -> bool:
-    """Return whether a model can go on from a cache of plain keys and values alone, and has no virtual tokens."""
+    """Return whether a model can continue from a cache of plain keys and values, and has no virtual tokens."""
     layers = DynamicCache(config=model.config).layers
     adapter = getattr(model, "active_peft_config", None)
     takes_cache = "cache" in signature(getattr(model, "get_base_model", lambda: model)().forward).parameters
@@ -248,7 +249,7 @@ def gradient_norm(model: torch.nn.Module, logits: torch.Tensor, targets: torch.T
 
 @contextmanager
 def _all_parameters(model: torch.nn.Module) -> Iterator[None]:
-    """Compute gradients for all floating-point parameters, also frozen ones (as below an adapter)."""
+    """Compute gradients for all floating-point parameters, also frozen ones (such as those under an adapter)."""
     frozen = [p for p in model.parameters() if p.is_floating_point() and not p.requires_grad]
     try:
         for parameter in frozen:

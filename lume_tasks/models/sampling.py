@@ -19,16 +19,16 @@ def generated(
     top_p: float = 1.0,
     never: Sequence[Sequence[int]] = (),
 ) -> list[str]:
-    """Generate one continuation of each prompt, in one batch, without special tokens.
+    """Generate one continuation of each prompt, in one batch; the texts have no special tokens.
 
     Args:
         model: causal language model in evaluation mode.
         tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
         prompts: token ids.
-        max_new_tokens: most tokens of a continuation, which ends at EOS or at another stop token of the model.
+        max_new_tokens: limit for a continuation; EOS or another stop token of the model ends it earlier.
         temperature: of the sampling, without top-k; 0 takes the most probable token.
-        top_p: share of the probability that is sampled from.
-        never: for each prompt, tokens that its continuation does not have.
+        top_p: share of the probability mass to sample from.
+        never: for each prompt, token ids that its continuation must not contain.
     """
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     inputs = tokenizer.pad({"input_ids": list(prompts)}, padding_side="left", return_tensors="pt").to(model.device)

@@ -1,1 +1,1 @@
-"""What the task YAMLs name."""
+"""The classes and functions that the task YAMLs name."""

@@ -1,8 +1,8 @@
 """The classes that the LUME tasks share, and helpers of their data functions.
 
 A data function (``custom_dataset`` in the YAML) receives the model arguments and ``--metadata`` merged. A result
-function (``process_results``) returns every metric for every document, None if the document does not count for it,
-since the harness drops metrics that only some documents have. Aggregations leave None out.
+function (``process_results``) returns every metric for every document, since the harness drops metrics that only some
+documents have. The value is None if the document does not count for the metric; aggregations skip None.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -44,12 +44,13 @@ _TOKENIZER_ARGS = ("revision", "subfolder", "use_fast_tokenizer", "add_bos_token
 class RowsTask(ConfigurableTask):
     """A task on the rows that its data function returns."""
 
-    metrics: ClassVar[Metrics] = {}  # of a class whose YAML has no metric_list
+    metrics: ClassVar[Metrics] = {}  # set by classes whose YAML has no metric_list
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build from the YAML's dictionary.
+        """Build the task from the YAML's dictionary, without two keys.
 
-        ``class`` is not a field of a task, and ``_qualified_name`` (lm-eval 0.5) would rename it to lume::lume_task1.
+        ``class`` is not a field of a task. ``_qualified_name`` (lm-eval 0.5) would rename lume_task1 to
+        lume::lume_task1.
         """
         fields = {key: value for key, value in config.items() if key not in ("class", "_qualified_name")}
         if self.metrics:
@@ -60,7 +61,7 @@ class RowsTask(ConfigurableTask):
         super().__init__(config=fields)
 
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **_: Any) -> None:
-        """Call the data function, without the harness's note about metadata for each task at each start."""
+        """Call the data function, without the note about metadata that the harness logs for each task."""
         metadata = self.config.metadata or {}
         check_metadata(metadata)
         self.dataset = self.config.custom_dataset(**metadata, **(dataset_kwargs or {}))
@@ -69,7 +70,7 @@ class RowsTask(ConfigurableTask):
         self.config.metadata = {key: value for key, value in metadata.items() if isinstance(value, plain)}
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        """Build the requests, never from ``--cache_requests``: that cache knows neither the rows nor the tokenizer."""
+        """Build the requests without ``--cache_requests``, whose cache ignores changed rows and tokenizers."""
         super().build_all_requests(**kwargs | {"cache_requests": False})
 
 
@@ -77,12 +78,12 @@ class LumeTask(RowsTask):
     """A task whose prompt and generation options are fixed by the protocol."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build from the YAML's dictionary; keep its generation options, which --gen_kwargs changes."""
+        """Build from the YAML's dictionary; keep its generation options, since --gen_kwargs may change them."""
         super().__init__(config)
         self._generation = dict(self.config.generation_kwargs or {})
 
     def aggregation(self) -> dict[str, Aggregation]:
-        """Return the aggregation of each metric; each ``aggregate.Score`` notes how many documents the task has."""
+        """Return the aggregation of each metric. An ``aggregate.Score`` records how many documents the task has."""
         documents = len(self.eval_docs)
         return {name: _noting(documents, function) for name, function in super().aggregation().items()}
 
@@ -93,7 +94,7 @@ class LumeTask(RowsTask):
         self.config.metadata[published.DIGEST] = published.documents_digest(documents)
 
     def document(self, doc: dict[str, Any]) -> list[Any]:
-        """Return the fields of a document that its digest covers: not those that depend on tokenizer or reference."""
+        """Return the fields that the digest covers: none that depends on the tokenizer or the reference model."""
         return [doc["side"], doc["id"], doc["input"], doc["output"]]
 
     def build_all_requests(self, **kwargs: Any) -> None:
@@ -128,7 +129,7 @@ def _noting(documents: int, function: Aggregation) -> Aggregation:
 
 
 def check_metadata(metadata: Mapping[str, Any]) -> None:
-    """Refuse misspelt options; metadata also holds the model arguments, which pass."""
+    """Refuse misspelt LUME options; accept the model arguments, which metadata holds too."""
     data = metadata.get("lume_data")
     if data is not None and not isinstance(data, Data):
         raise DataError(
@@ -155,7 +156,7 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
     """Return the forget and retain rows of one task alternately, with ``side`` and ``kind``.
 
     ``lume_task`` is "Task1", "Task2", "Task3", or ``OWN`` for the rows of all other tasks, which get a ``prompt`` (see
-    `add_prompts`). Of ``metadata``, ``lume_data`` comes before ``lume_data_dir`` and ``lume_split``.
+    `add_prompts`). In ``metadata``, ``lume_data`` takes precedence over ``lume_data_dir`` and ``lume_split``.
     """
     rows, place = rows_of(metadata)
     documents = (
@@ -181,7 +182,7 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
 
 
 def rows_of(metadata: Mapping[str, Any]) -> tuple[Mapping[str, list[Row]], str]:
-    """Return the rows of both sides, and where they are from, for messages."""
+    """Return the rows of both sides, and their source for messages."""
     data = metadata.get("lume_data")
     if data is not None:
         return data.rows, "the data in memory"
@@ -190,7 +191,7 @@ def rows_of(metadata: Mapping[str, Any]) -> tuple[Mapping[str, list[Row]], str]:
 
 
 def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> None:
-    """Add to rows of no LUME task the ``prompt``: the input, in the chat template if `through_template` says so.
+    """Add ``prompt`` to rows of other tasks: the input after its turns, in the chat template if `through_template`.
 
     Raises:
         DataError: ``lume_chat`` is neither true nor false, or the tokenizer or its template cannot be used.
@@ -214,8 +215,8 @@ def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:
 def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
     """Load the tokenizer of the model under evaluation.
 
-    Of ``metadata``, ``tokenizer`` comes before ``pretrained`` and ``model`` (API backends): a name, folder or object.
-    ``DataError`` if none of them is given (an LM object was passed), or the tokenizer cannot be loaded.
+    In ``metadata``, ``tokenizer`` takes precedence over ``pretrained`` and ``model`` (API backends). Each is a name, a
+    folder or an object. ``DataError`` if none is given (an LM object was passed), or the tokenizer cannot be loaded.
     """
     from transformers import AutoTokenizer
 
@@ -228,7 +229,7 @@ def load_tokenizer(metadata: Mapping[str, Any]) -> Any:
         )
     if not isinstance(source, str) and callable(getattr(source, "encode", None)):
         return source
-    source = str(getattr(source, "name_or_path", source))  # of a model that is an object
+    source = str(getattr(source, "name_or_path", source))  # the name of a model object
     given = {name: metadata[name] for name in _TOKENIZER_ARGS if metadata.get(name) is not None}
     if metadata.get("tokenizer"):
         given.pop("gguf_file", None)  # holds the model's own tokenizer, which this one replaces

@@ -1,6 +1,6 @@
-"""The tasks ``lume_task1`` to ``lume_task3`` and ``lume_rows`` (the rows of all other tasks): generated text.
+"""The tasks ``lume_task1`` to ``lume_task3`` and ``lume_rows`` (rows of all other tasks), which score generated text.
 
-Completions (``sc`` rows) and answers (``qa`` rows) are scored apart.
+Completions (``sc`` rows) and answers (``qa`` rows) are scored separately.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class GenerationTask(LumeTask, GenerateTask):
 
 
 class OwnRowsTask(GenerationTask):
-    """The rows of all other tasks, also judged as a verdict judges them."""
+    """The rows of all other tasks, also scored with `is_known`, as in a verdict."""
 
     metrics: ClassVar[Metrics] = {
         **GenerationTask.metrics,
@@ -55,9 +55,9 @@ class OwnRowsTask(GenerationTask):
 
 
 def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
-    """Return the rows of one task as documents, with the reference's scores if its results are named.
+    """Return the rows of one task as documents, with the reference model's scores if metadata names its results.
 
-    With metadata ``lume_short_answers`` each has ``most``, the new tokens to generate (see `most_tokens`).
+    With metadata ``lume_short_answers``, each document has ``most``, its limit of new tokens (see `most_tokens`).
     """
     docs = side_rows(lume_task, metadata)
     if metadata.get("lume_short_answers"):
@@ -75,19 +75,22 @@ def task_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
 
 
 def most_tokens(answer: int) -> int:
-    """Return twice the tokens of the right answer and 16, rounded up to a power of two, so that batches are alike."""
+    """Return the limit of new tokens for a right answer of ``answer`` tokens.
+
+    It is ``2 * answer + 16``, rounded up to a power of two: the harness batches rows with the same limit.
+    """
     return int(2 ** ceil(log2(2 * answer + 16)))
 
 
 def main_metric(doc: dict[str, Any]) -> str:
-    """Return the one of ``MAIN_METRICS`` that a row counts for."""
+    """Return the metric of ``MAIN_METRICS`` that a row counts for."""
     return f"{doc['side']}_{'regurgitation' if doc['kind'] == 'sc' else 'knowledge'}"
 
 
 def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, Any]:
     """Score one generation: ROUGE recalls for a completion (``sc``) row, exact match for a question (``qa``) row.
 
-    Intervals get ``(document stem, score or None)``, comparisons ``(score, the reference's score)``.
+    Intervals get ``(document stem, score or None)``, comparisons get ``(score, reference score)``.
     """
     side, main = doc["side"], main_metric(doc)
     result: dict[str, Any] = dict.fromkeys(MAIN_METRICS + ROUGE1_METRICS + INTERVAL_METRICS)

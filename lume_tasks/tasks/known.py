@@ -1,4 +1,4 @@
-"""Which rows a model knows, by its answers."""
+"""Decide from a model's answers which rows it knows."""
 
 import re
 from collections import defaultdict
@@ -12,16 +12,16 @@ from lume_tasks.metrics.matching import FEW, is_guess, is_known, words_of
 
 
 class Matcher:
-    """Tells which answers give a row of the data away (see `is_known`).
+    """Decides which answers give a row of the data away (see `is_known`).
 
-    Words that say nothing about a row are those of its prompt and of retain rows of other documents.
+    The words of a row's prompt and of retain rows of other documents say nothing about the row.
     """
 
     common: dict[str, frozenset[str]]
     """Row id to the words that say nothing about the row."""
 
     def __init__(self, rows: Mapping[str, Sequence[Row]], retain: Iterable[Row] | None = None) -> None:
-        """Collect the words of the rows of both sides; ``retain``: all retain rows, if ``rows`` has some of them."""
+        """Collect the words of both sides; ``retain``: all retain rows, if ``rows`` has only some of them."""
         self._rows, self._retain = rows, list(rows["retain"] if retain is None else retain)
         self._answers: dict[str, set[str]] = defaultdict(set)  # answer of a retain row to the documents that have it
         documents: dict[str, set[str]] = defaultdict(set)  # word of the retain rows to the documents that have it
@@ -42,16 +42,16 @@ class Matcher:
     def guesses(self) -> dict[str, set[str]]:
         """Return the ids of the questions on each side whose answer may be right by chance.
 
-        Its answer is one of `is_guess`, or that of a retain row of another document.
+        That is, `is_guess` is true, or a retain row of another document has the same answer.
         """
         return {
             side: {row.id for row in self._rows[side] if row.kind == "qa" and self._is_guess(row)} for side in SIDES
         }
 
     def of_others(self, answers: Mapping[str, str]) -> set[str]:
-        """Return the ids of the forget rows whose answer gives a retain row away, and not the truth.
+        """Return the ids of the forget rows whose generated answer gives a retain row away, and not the truth.
 
-        So it says of a person what is true of another one. Guesses do not count.
+        Such an answer says about one person what is true of another one. Retain rows that can be guessed do not count.
         """
         others: dict[str, list[Row]] = defaultdict(list)  # word to the retain rows whose answer has it as an own word
         for row in self._retain:
@@ -68,10 +68,10 @@ class Matcher:
         return found
 
     def telling(self) -> set[str]:
-        """Return the ids of the forget rows whose answer, once it is begun, says something if it is completed.
+        """Return the ids of the forget rows for which completing a begun answer shows knowledge of the row.
 
-        It has `FEW` own words, or one with a digit. Fewer words, such as those of an occupation, follow from their
-        beginning in any model that has seen them of somebody, and so does what is in the texts about others.
+        Their answers have at least `FEW` own words, or one with a digit. Any model that has seen a few words about
+        somebody, such as an occupation, or words of the texts about others, can complete them from their beginning.
         """
         own = {row.id: _words(row.output) - self.common[row.id] for row in self._rows["forget"]}
         return {row for row, words in own.items() if len(words) >= FEW or any(map(str.isdecimal, "".join(words)))}
@@ -86,7 +86,7 @@ class Matcher:
 
 @lru_cache(maxsize=100_000)
 def _words(text: str) -> frozenset[str]:
-    """Return `words_of` a text, once: a training scores the same rows after each epoch."""
+    """Return `words_of` a text, cached: training scores the same rows after each epoch."""
     return words_of(text)
 
 

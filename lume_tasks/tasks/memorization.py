@@ -1,7 +1,7 @@
-"""The group ``lume_memorization``: how probable each answer is after its prompt, from one request a row.
+"""The group ``lume_memorization``: how probable each answer is after its prompt, from one request per row.
 
-The context of a request is a row's ``input``, its continuation a space and the ``output``, as in training; the
-end-of-sequence token is not scored.
+The context of a request is a row's ``input``, and its continuation is a space and the ``output``, as in training. In a
+chat template, the continuation is the ``output`` alone. EOS is not scored.
 """
 
 import math
@@ -24,7 +24,7 @@ TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # 
 
 
 class MemorizationTask(LumeTask, LoglikelihoodTask):
-    """The rows of Task 1, 2 or 3."""
+    """Task 1, 2 or 3, or the rows of all other tasks."""
 
     metrics: ClassVar[Metrics] = {
         **{f"forget_{name}": (mean, name == "loss") for name in SUM_METRICS + TOKEN_METRICS},
@@ -34,7 +34,7 @@ class MemorizationTask(LumeTask, LoglikelihoodTask):
 
 
 def extraction_strength(greedy: NDArray[np.bool_]) -> float:
-    """Compute the share of an answer that greedy decoding completes, once the tokens before that share are given.
+    """Compute the share of an answer that greedy decoding completes from the tokens before it.
 
     ``1 - k / n`` with the smallest k such that the most probable token is the right one at every position from k on:
     0 if the last token is wrong, 1 if all are right. Carlini et al. 2021, "Extracting Training Data from Large Language
@@ -42,14 +42,14 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
     Unlearning Methods" (arXiv 2406.09179).
 
     Args:
-        greedy: (n,) with n > 0: whether the answer's token is the most probable one after all right tokens before it.
+        greedy: (n,), n > 0: whether the right token is the most probable one, given all right tokens before it.
     """
     wrong = np.flatnonzero(~greedy)
     return 1.0 - (int(wrong[-1]) + 1) / len(greedy) if wrong.size else 1.0
 
 
 def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
-    """Count the tokens scored of a continuation of ``text``; ValueError if no token boundary separates the two."""
+    """Count the scored tokens of a continuation of ``text``; ValueError if no token boundary separates the two."""
     # The harness moves white space at the end of the context into the continuation.
     before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text}{continuation}")
     if whole[: len(before)] != before or len(whole) == len(before):
@@ -60,8 +60,8 @@ def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
 def memorization_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with ``continuation``, ``scored_tokens`` and ``template_tokens``.
 
-    The harness moves white space at the end of a prompt into the continuation; ``template_tokens`` counts the tokens
-    that the chat template has there, which come before the answer and are left out of its numbers.
+    The harness moves white space at the end of a prompt into the continuation. ``template_tokens`` counts the tokens of
+    this white space in a chat template: they are not part of the answer, so the metrics leave them out.
     """
     docs = side_rows(lume_task, metadata)
     tokenizer = load_tokenizer(metadata)

@@ -1,8 +1,8 @@
-"""The task ``lume_mia``: all attacks that the backend's answers allow, from one request a document.
+"""The task ``lume_mia``: all attacks that the backend's answers allow, from one request per document.
 
 In the sample log each metric of a document is ``[member, score]``; a higher score means more likely a member. The loss
 attack's score is minus the document's mean token loss. ``mia_gap``, ``s_mia``, ``privleak`` and ``distance_*`` add the
-reference's score. ``members_unlearned`` is the share of the members that are among the forget rows of ``lume_split``.
+reference model's score. ``members_unlearned`` is the share of members among the forget rows of ``lume_split``.
 """
 
 import logging
@@ -34,16 +34,16 @@ _LONGEST_TOKEN = 128  # characters; no first token of a text is longer
 
 Doc = dict[str, Any]
 Item = tuple[bool, float]  # member?, score
-PairItem = tuple[bool, float, float]  # member?, score, the reference's score
+PairItem = tuple[bool, float, float]  # member?, score, the reference model's score
 
 
 def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
     """Split a document into (context, continuation, number of scored tokens) for one ``loglikelihood`` request.
 
-    Minus the mean log-probability of the scored tokens is the benchmark's loss: the mean over tokens 2..n, with nothing
+    The benchmark's loss is minus the mean log-probability of the scored tokens: the mean over tokens 2..n, with nothing
     before the first token (a causal LM called with ``labels = input_ids``). If the tokenizer adds a BOS, the context is
-    empty, and the harness puts that BOS there. If not, the context is the text of the first token, since the harness
-    would put a BOS or EOS before an empty context that the benchmark never shows the model.
+    empty, and the harness puts that BOS there. If not, the context is the text of the first token: for an empty context
+    the harness would insert a BOS or EOS, which the benchmark never shows the model.
 
     Raises:
         ValueError: no such split exists; the message does not name the document.
@@ -94,7 +94,7 @@ def fractions(metadata: Mapping[str, Any]) -> dict[str, float]:
 
 
 def documents(**metadata: Any) -> dict[str, Dataset]:
-    """Return one request a document, members and non-members alternately, with the reference's scores if named."""
+    """Return one request per document, alternating classes, with reference scores if metadata names results."""
     min_k = fractions(metadata)["lume_min_k"]
     split, data = metadata.get("lume_split", "all"), metadata.get("lume_data")
     if data is None:
@@ -114,7 +114,7 @@ def documents(**metadata: Any) -> dict[str, Dataset]:
 
 
 def forget_rows(directory: Path, split: str) -> list[Row] | None:
-    """Read the forget rows of a data directory; warn and return None without them: the attacks do not need them."""
+    """Read the forget rows of a split; if there are none, warn and return None: the attacks do not need them."""
     try:
         path = locate.side_file(directory, "forget", split)
     except DataError as error:
@@ -141,7 +141,7 @@ def add_unlearned(docs: Sequence[Doc], rows: Sequence[Row], split: str) -> None:
 
 
 def add_reference(docs: Sequence[Doc], metadata: Mapping[str, Any], min_k: float) -> None:
-    """Add ``reference_loss`` to the documents and, if the reference's results have it, ``reference_min_k``.
+    """Add ``reference_loss`` to the documents and, if the reference results have it, ``reference_min_k``.
 
     Raises:
         DataError: the results cannot be read, or are of other documents, another version or another ``lume_min_k``.
@@ -161,7 +161,7 @@ def add_reference(docs: Sequence[Doc], metadata: Mapping[str, Any], min_k: float
 
 
 def text_key(doc: Mapping[str, Any]) -> tuple[bool, str]:
-    """Return class and text: they identify a document for any tokenizer."""
+    """Return class and text, which identify a document whatever the tokenizer."""
     return doc["member"], doc["context"] + doc["continuation"]
 
 
@@ -233,12 +233,12 @@ def auc_high(items: Sequence[Item]) -> float:
 
 
 def tpr_at_1(items: Sequence[Item]) -> float:
-    """Compute the share of members found where at most 1 % of the non-members are taken for members."""
+    """Compute the true-positive rate at a false-positive rate of at most 1 %."""
     return attacks.tpr_at(0.01, *_columns(items))
 
 
 def tpr_at_5(items: Sequence[Item]) -> float:
-    """Compute the share of members found where at most 5 % of the non-members are taken for members."""
+    """Compute the true-positive rate at a false-positive rate of at most 5 %."""
     return attacks.tpr_at(0.05, *_columns(items))
 
 
@@ -254,7 +254,7 @@ def mia_score(items: Sequence[Item]) -> aggregate.Score:
 
 
 def privleak(items: Sequence[PairItem]) -> float:
-    """Compute ``attacks.privleak`` of the Min-K% AUCs of the model and of the reference, on the same documents."""
+    """Compute ``attacks.privleak`` of both models' Min-K% AUCs, on the same documents."""
     return attacks.privleak(*_both_aucs(items))
 
 
@@ -265,7 +265,7 @@ def mia_gap(items: Sequence[PairItem]) -> float:
 
 
 def s_mia(items: Sequence[PairItem]) -> float:
-    """Compute ``attacks.s_mia`` of the loss attack's AUCs of the model and of the reference, on the same documents."""
+    """Compute ``attacks.s_mia`` of both models' AUCs of the loss attack, on the same documents."""
     return attacks.s_mia(*_both_aucs(items))
 
 
@@ -312,7 +312,7 @@ class MiaTask(LumeTask, LoglikelihoodTask):
         return dict(self.config.process_results(doc, results, fractions(self.config.metadata)))
 
     def apply_filters(self) -> Any:
-        """Filter the answers; warn where metrics were asked for that sums of log-probabilities do not give."""
+        """Filter the answers; warn if metadata asks for metrics that need per-token values and the backend has none."""
         filtered = super().apply_filters()
         asked = [option for option in _TOKEN_OPTIONS if self.config.metadata.get(option)]
         if asked and not isinstance(self.instances[0].resps[0][0], TokenScores):

@@ -1,4 +1,4 @@
-"""The group ``lume_mmlu``: MMLU 0-shot, a task for each subject, built from rows rather than from YAML files."""
+"""The group ``lume_mmlu``: MMLU 0-shot, one task for each subject, built from rows instead of YAML files."""
 
 import os
 from collections.abc import Mapping
@@ -75,5 +75,5 @@ def mmlu_of(metadata: Mapping[str, Any]) -> str:
             raise DataError("lume_mmlu: the data in memory names no MMLU; set mmlu to a folder, or to 'cais/mmlu'")
         return locate.mmlu_source(path or data.mmlu)
     named = metadata.get("lume_data_dir") or os.environ.get(locate.DATA_VARIABLE)
-    directory = locate.data_dir(named) if named else None  # LUME itself is not downloaded for the questions
+    directory = locate.data_dir(named) if named else None  # LUME is not downloaded for MMLU alone
     return locate.mmlu_source(path, directory)

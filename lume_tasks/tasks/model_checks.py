@@ -1,7 +1,7 @@
 """Checks of the model under evaluation that a task makes after it has built its requests.
 
-The harness gives a task the model's arguments, but not the model, nor the file that ``--use_cache`` names. So
-``model_under_evaluation`` takes the model from the harness's ``evaluate``, which calls the task.
+The harness gives a task the model's arguments, but neither the model nor the file of ``--use_cache``. So
+``model_under_evaluation`` takes the model from the stack frame of the harness's ``evaluate``, which calls the task.
 """
 
 import logging
@@ -18,11 +18,11 @@ from lume_tasks.tasks.reference import document_name
 _log = logging.getLogger("lume_tasks")
 
 _ARGUMENTS_KEY = "lume_tasks: model arguments"  # in a cache file, whose other keys are hashes
-_OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source"}  # they change no answer
+_OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source"}  # they do not change answers
 
 
 def model_under_evaluation() -> Any:
-    """Return the ``lm`` of the harness's ``evaluate`` further up the call stack, None if something else calls."""
+    """Return the ``lm`` of the harness's ``evaluate`` further up the call stack, None outside of it."""
     frame = sys._getframe()
     while frame is not None:
         if frame.f_globals.get("__name__") == "lm_eval.evaluator" and "lm" in frame.f_locals:
@@ -33,11 +33,11 @@ def model_under_evaluation() -> Any:
 
 
 def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any]) -> None:
-    """Refuse a model that would silently score something else than LUME; warn of another model's cached answers.
+    """Refuse a model that would silently score something other than LUME; warn of another model's cached answers.
 
     Raises:
-        DataError: a text would be cut, generation would not stop at EOS, or a document would be scored after another
-            token than BOS.
+        DataError: a text would be cut, generation would not stop at EOS, or a document would be scored after a
+            token other than BOS.
     """
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
@@ -60,7 +60,7 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
 
 @cache
 def _warn_of_template() -> None:
-    """Say once that a chat model is asked in another way than its users ask it."""
+    """Warn once that LUME's prompts do not use the model's chat template."""
     _log.warning(
         "the model has a chat template, but the prompts of LUME are bare texts: a model that answers only through its "
         "template seems to know nothing. Rows of your own tasks (lume_rows) are asked through the template."
@@ -68,9 +68,9 @@ def _warn_of_template() -> None:
 
 
 def check_end(task: str, lm: Any) -> None:
-    """Refuse a tokenizer without EOS, and batches of an ``hf`` model that does not know its tokenizer's EOS.
+    """Refuse a tokenizer without EOS, and batches of a model whose generation config lacks the tokenizer's EOS.
 
-    The harness's ``hf`` relies on the model to end each row of a batch, and scores what follows an EOS too.
+    The harness's ``hf`` relies on the model to stop each row of a batch, and also scores the text after an EOS.
     """
     eos = getattr(lm.tokenizer, "eos_token_id", -1)
     if eos is None:
@@ -91,7 +91,7 @@ def check_end(task: str, lm: Any) -> None:
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
-    """Refuse texts that the harness would cut on the left to fit the model, by name and number of tokens."""
+    """Refuse texts that the harness would cut on the left to fit the model; list their names and lengths in tokens."""
     faults = []
     for request in requests:
         context, rest = request.args
@@ -114,8 +114,8 @@ def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
 def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
     """Warn if a ``--use_cache`` file holds answers that were written with other model arguments.
 
-    The harness looks answers up by the request alone, so the first run of a file writes its backend and model arguments
-    into it. ``lume-hf`` needs no such note: its keys contain the model's fingerprint.
+    The harness looks answers up by the request alone, so the first run with a file writes its backend and model
+    arguments into it. ``lume-hf`` does not need this: its keys contain the model's fingerprint.
     """
     if getattr(lm.lm, "keys_its_answers", False):
         return

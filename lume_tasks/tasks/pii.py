@@ -1,4 +1,4 @@
-"""The task ``lume_pii``: what a model gives away of a person, field by field, as a deletion request asks.
+"""The task ``lume_pii``: which personal data a model gives away, field by field, as a deletion request needs it.
 
 The ``qa`` rows of Task 2 ask for one field each. Its ``sc`` rows complete a text about the person, in which each field
 may occur. Each answer gets the protocol's exact match and a partial match in [0, 1].

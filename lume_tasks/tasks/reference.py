@@ -1,4 +1,4 @@
-"""Distance between a model and a reference (such as one trained on the retain rows alone), row by row."""
+"""Compare a model with a reference model (such as one trained on the retain rows alone), row by row."""
 
 import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -12,11 +12,11 @@ OPTION = "lume_reference_results"
 
 Doc = dict[str, Any]
 MetricOf = Callable[[Doc], str]
-Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference
+Pair = tuple[float, float]  # score of a row by the model under evaluation, and by the reference model
 
 
 def add_scores(docs: Sequence[Doc], metadata: Mapping[str, Any], task: str, metric_of: MetricOf) -> None:
-    """Add the reference's score of each row as ``reference``, if its results are named; see `reference_samples`."""
+    """Add the reference model's score of each row as ``reference`` if metadata names its results."""
     if metadata.get(OPTION) is not None:
         samples, _ = reference_samples(docs, metadata, task, _row_key, metric_of)
         for doc, sample in zip(docs, samples, strict=True):
@@ -30,13 +30,13 @@ def _row_key(doc: Doc) -> Hashable:
 def reference_samples(
     docs: Sequence[Doc], metadata: Mapping[str, Any], task: str, key: Callable[[Doc], Hashable], metric_of: MetricOf
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the reference's logged sample of each document, found by ``key``, and the metadata of its task.
+    """Return the reference model's logged sample of each document, matched by ``key``, and its task's metadata.
 
-    ``metadata`` names results that ``lm_eval --log_samples --output_path ...`` wrote: a file, or the folder that holds
-    it. ``metric_of`` names the metric that the sample of a document must have.
+    ``metadata`` names the results file that ``lm_eval --log_samples --output_path ...`` wrote, or its folder.
+    ``metric_of`` returns the metric that a document's sample must have.
 
     Raises:
-        DataError: the results cannot be read, are of another version or without samples, or a document has no score.
+        DataError: the results cannot be read, are of another version, lack the samples, or lack a document's score.
     """
     version = metadata.get("version")
     try:
@@ -74,8 +74,8 @@ def document_name(doc: Doc) -> str:
 def forget_quality(items: Sequence[Pair | None]) -> float:
     """Compute the p-value of the two-sample Kolmogorov-Smirnov test between both models' scores of the forget rows.
 
-    Maini et al. 2024, "TOFU" (arXiv 2401.06121), there over truth ratios. Near 1: the scores are distributed as those
-    of the reference; under 0.05: the test tells them apart. The test sees ranks only, so losses and the probabilities
+    Maini et al. 2024, "TOFU" (arXiv 2401.06121), who compare truth ratios. Near 1: the scores are distributed like the
+    reference model's; below 0.05: the test tells them apart. The test uses ranks only, so losses and the probabilities
     computed from them give the same value. NaN if there are no rows.
     """
     from scipy.stats import ks_2samp

@@ -28,7 +28,7 @@ def find_results(path: str) -> Path:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """Load a results file of the harness; DataError if it is none."""
+    """Load a results file of the harness; DataError if it is not one."""
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -51,15 +51,15 @@ def numbers(content: dict[str, Any]) -> dict[str, dict[str, float]]:
 
 
 def samples_file(results: Path, task: str) -> Path:
-    """Return where the harness logs the samples of a task, beside the results file of the same evaluation."""
+    """Return the file where the harness logs a task's samples, next to the results file of the same evaluation."""
     date = _DATE.search(results.name)
     return results.with_name(f"samples_{task}_{date.group(1) if date else ''}.jsonl")
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Load a sample file of the harness, an object with its ``doc`` a line; DataError names a faulty line."""
+    """Load a sample file of the harness: one object with a ``doc`` per line; DataError names a faulty line."""
     samples = []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: only line feeds end a line
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):  # bytes: no Unicode separator ends a line
         try:
             sample = json.loads(line)
         except ValueError as error:
@@ -75,7 +75,7 @@ def row_scores(results: Mapping[str, Any], kinds: Sequence[str] = ("regurgitatio
 
     Args:
         results: what `simple_evaluate(..., log_samples=True)` returned: ``results`` and ``samples`` by task.
-        kinds: metrics of the rows without their side; for `lume_memorization` ``("exact_memorization", ...)``.
+        kinds: row metrics without the side, such as ``("exact_memorization", ...)`` for `lume_memorization`.
     """
     rows: dict[str, dict[str, float]] = {}
     losses: dict[str, dict[str, float]] = {}

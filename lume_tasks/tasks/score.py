@@ -20,12 +20,12 @@ from lume_tasks.tasks.mmlu import SUBJECT_PREFIX
 _log = logging.getLogger("lume_tasks")
 
 *GENERATION_TASKS, OWN_TASK = ROW_TASKS
-"""The rows of ``OWN_TASK`` count for the four means; with them there is no task aggregate, which is of LUME's tasks."""
+"""Rows of ``OWN_TASK`` count for the four means. With them there is no task aggregate, which is for LUME's tasks."""
 TaskMetrics = Mapping[str, Mapping[str, Any]]  # task to {"<metric>,<filter>": value, "sample_len": documents, ...}
 
 
 class LumeScore(Group):
-    """Task aggregate, MIA score, MMLU and final score; it names what is missing for them."""
+    """Task aggregate, MIA score, MMLU and final score, and what is missing for them."""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         """Build a group without members: it reads the metrics of all other tasks."""
@@ -52,12 +52,12 @@ class LumeScore(Group):
 def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[str, Any], dict[str, str]]:
     """Compute the scores across tasks, and what is missing for the final score.
 
-    ``partial`` also gives the final score of a part of the documents, named ``partial_final_score``.
+    With ``partial``, a final score is also computed from a part of the documents, as ``partial_final_score``.
 
     Returns:
         (scores, missing). Scores: ``{side}_{regurgitation,knowledge}`` (means over the rows of all tasks that ran),
-        ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only if all that it needs is there; and the
-        ends of their intervals. Missing: task to what it lacks (values, or documents), empty if it did not run.
+        ``task_aggregate``, ``mia_score``, ``mmlu``, ``final_score``, each only if all its inputs are there; and the
+        ends of their intervals. Missing: task to what it lacks (values or documents), "" if it did not run.
     """
     parts: dict[str, intervals.Part] = {}  # score, lower and upper end; NaN for ends that are unknown
     missing, limited = _missing(task_metrics)
@@ -93,7 +93,7 @@ def lume_scores(task_metrics: TaskMetrics, partial: bool = False) -> tuple[dict[
 
 
 def _task_aggregate(task_metrics: TaskMetrics) -> intervals.Part | None:
-    """Return the task aggregate and its ends; None if one of the twelve numbers is missing, or with `OWN_TASK`."""
+    """Return the task aggregate and its ends; None if one of the twelve numbers is missing or `OWN_TASK` ran."""
     found = [task_metrics.get(task, {}) for task in GENERATION_TASKS]
     forget = [[_part(metrics, f"forget_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
     retain = [[_part(metrics, f"retain_{kind}") for kind in ("regurgitation", "knowledge")] for metrics in found]
@@ -115,7 +115,7 @@ def _of_tasks(task_metrics: TaskMetrics, metric: str) -> list[Any]:
 
 
 def _missing(task_metrics: TaskMetrics) -> tuple[dict[str, str], dict[str, str]]:
-    """Return the tasks that lack a value, with the reason, and those of which a part was scored, with how much."""
+    """Return the tasks that lack a value with the reason, and the partly scored tasks with the part ("5 of 10")."""
     missing: dict[str, str] = {}
     limited: dict[str, str] = {}
     for task in (*GENERATION_TASKS, "lume_mia"):
@@ -141,6 +141,6 @@ def _missing(task_metrics: TaskMetrics) -> tuple[dict[str, str], dict[str, str]]
 
 
 def _mmlu_subjects(task_metrics: TaskMetrics) -> list[tuple[float, int]]:
-    """Return (accuracy, number of questions) of each subject; the harness may aggregate ``lume_mmlu`` only later."""
+    """Return (accuracy, number of questions) of each subject; the harness may not have aggregated ``lume_mmlu`` yet."""
     subjects = [values for name, values in task_metrics.items() if name.startswith(SUBJECT_PREFIX)]
     return [(values["acc,none"], values["sample_len"]) for values in subjects if "acc,none" in values]

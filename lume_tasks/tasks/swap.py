@@ -1,7 +1,7 @@
 """The task ``lume_swap``: does the model treat a person as it treats persons who do not exist?
 
 Each question that names its subject is asked K + 1 times, about the subject and about K control names; the request's
-continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.swap` has the test.
+continuation is the right answer and EOS, the same for all. `lume_tasks.metrics.swap` computes the test.
 """
 
 import logging
@@ -28,24 +28,24 @@ from lume_tasks.tasks.memorization import answer_length
 _log = logging.getLogger("lume_tasks")
 
 CONTROLS = 40
-FEWEST = 39  # control names; with fewer an interval cannot be one of 95 %
+FEWEST = 39  # control names; fewer cannot give a 95 % interval
 ALPHA = 0.05
 FAMILIES = 8
-"""Family names of other persons that the invented ones need, to be of the same kind as the persons of the data."""
+"""Family names of other persons needed for invented persons to be of the same kind as those of the data."""
 
 Doc = dict[str, Any]
 Item = tuple[str, int, tuple[float, ...]]  # person, answer tokens, K + 1 log-probabilities in nats
 
 
 class NothingToTest(DataError):
-    """No row names somebody."""
+    """No row can be tested."""
 
 
 @lru_cache(maxsize=4)
 def tested(items: tuple[Item | None, ...]) -> tuple[dict[str, swap.SwapResult], swap.SwapResult | None]:
-    """Test the persons of one side's rows: person to result, and all together (None if there are no rows).
+    """Test the persons of one side; return person to result, and the result of all together (None without rows).
 
-    Several metrics and `swap_test` ask for the same rows, so the last results are kept.
+    The last results are cached, since several metrics and `swap_test` ask for the same rows.
     """
     rows: dict[str, list[Item]] = defaultdict(list)
     for item in items:
@@ -100,13 +100,13 @@ class SwapTask(LumeTask, LoglikelihoodTask):
 
 
 def swap_rows(**metadata: Any) -> dict[str, Dataset]:
-    """Return a document for each row that can be tested, and in ``left_out`` the others with the reason.
+    """Return a document for each row that can be tested, and the other rows with the reason in ``left_out``.
 
-    ``matched`` of a document says whether the invented persons are of the same kind: their names come from lists of
-    the person's language, or they have at least `FAMILIES` family names of other persons.
-    Of ``metadata``: the data, its split, the tokenizer, ``lume_chat``, ``lume_swap_controls``, how many names, and
-    ``lume_swap_rows``, ids of rows to test (all by default; names that occur in the others are left out as well), and
-    ``lume_swap_seed``, of the names (0).
+    ``matched`` of a document tells whether the invented persons are of the same kind as the true one: their names come
+    from lists of the person's language, or at least `FAMILIES` family names of other persons were available.
+    ``metadata`` gives the data, its split, the tokenizer, ``lume_chat``, ``lume_swap_controls`` (number of names),
+    ``lume_swap_seed`` (of the names; 0) and ``lume_swap_rows`` (ids of the rows to test; all). No control name occurs
+    in any row, tested or not.
     """
     controls, chat = metadata.get("lume_swap_controls", CONTROLS), flag_of(metadata, "lume_chat", True)
     if not isinstance(controls, int) or controls < FEWEST:
@@ -149,7 +149,7 @@ def _length(tokenizer: Any, name: str) -> int:
 
 
 def untestable(row: Row, subject: str) -> str:
-    """Say why a row cannot be tested, or return ""."""
+    """Return why a row cannot be tested, "" if it can."""
     if row.kind == "sc" and not row.question:
         return "a text: give a question about it in the columns subject and question"
     if not subject:
@@ -177,7 +177,7 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
 
 
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """Return the rank of one row and whether it is the first, and its log-probabilities for the tests."""
+    """Return the subject's rank in one row, whether it is first, and the row's log-probabilities for the tests."""
     values = tuple(float(score) for score, _ in results)
     if not all(map(math.isfinite, values)):
         raise DataError(f"lume_swap: the model gives row {quote(doc['id'])} no finite log-probability")
@@ -188,7 +188,7 @@ def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, An
 
 
 def _say(docs: dict[str, list[Doc]], left_out: list[Doc], controls: int) -> None:
-    """Say what is asked, and which rows cannot be tested."""
+    """Log how many rows are tested, and warn of rows that cannot be tested."""
     tested = " and ".join(
         f"{len(found)} {side} rows about {len({doc['person'] for doc in found})} persons"
         for side, found in docs.items()

@@ -1,1 +1,1 @@
-"""Probes of an unlearned model, and the verdict: is what was asked to be forgotten gone?"""
+"""Probes of an unlearned model, and the verdict: are the forget rows gone?"""

@@ -17,10 +17,10 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.model.load import context_length
 
-ATTEMPTS = 10  # samples drawn for one alternative before its row counts as failed
+ATTEMPTS = 10  # samples for one alternative, after which its row counts as failed
 SHOWN = 10  # rows listed in one message
 
-# By kind of row, for models with a chat template.
+# Prompts by kind of row, for models with a chat template.
 INSTRUCTIONS = {
     "qa": (
         "You will see a question and its answer. Make up a different answer that someone who does not know the "
@@ -34,7 +34,7 @@ INSTRUCTIONS = {
         "Beginning: {input}\n\nContinuation: {output}"
     ),
 }
-# For base models, which continue a text rather than follow an instruction.
+# Prompts for base models, which continue a text rather than follow an instruction.
 FRAMES = {
     "qa": "Question: {input}\nTrue answer: {output}\nMade-up answer of the same form:",
     "sc": "Beginning: {input}\nTrue continuation: {output}\nMade-up continuation of the same length:",
@@ -44,11 +44,11 @@ FRAMES = {
 def write_alternatives(model: Any, tokenizer: Any, rows: Sequence[Row], output: Path, **options: Any) -> None:
     """Sample alternatives (see `sample_alternatives`) and write them to a file, which appears when it is complete.
 
-    If some row has no usable sample, the samples of the others stay in ``<output>.part``.
+    If a row has too few usable samples, all usable samples stay in ``<output>.part``.
 
     Raises:
         ConfigError: the output or its part file exists or cannot be written.
-        DataError: rows whose prompt does not fit, or rows without an alternative.
+        DataError: rows whose prompt does not fit, or rows with too few alternatives.
     """
     part = unused_part(output)
     samples = sample_alternatives(model, tokenizer, rows, **options)
@@ -89,8 +89,8 @@ def sample_alternatives(
     The prompt shows a row with its answer and asks for another plausible answer with other facts: through the chat
     template, or as plain text if the tokenizer has none.
 
-    A sample without letters and digits, or equal to the true answer (see `bare`), is drawn again, at most `ATTEMPTS`
-    times. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
+    A sample without letters and digits, or equal to the true answer (see `bare`), is sampled again, `ATTEMPTS` times at
+    most. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
 
     The same options give the same samples. Another batch size or other rows give other samples.
 
@@ -98,17 +98,17 @@ def sample_alternatives(
         model: causal language model in evaluation mode.
         tokenizer: its tokenizer; if it has no padding token, its EOS token becomes one.
         rows: rows to sample for.
-        samples: alternatives of each row.
-        temperature: of the sampling, without top-k and top-p.
+        samples: alternatives for each row.
+        temperature: sampling temperature; top-k and top-p are off.
         max_new_tokens: most tokens of one alternative.
         batch_size: alternatives sampled at the same time.
-        seed: of the sampling.
+        seed: sampling seed.
 
     Yields:
         (row id, alternative), ``samples`` for each row, in the order of the rows.
 
     Raises:
-        DataError: at once, for rows whose prompt does not fit; at the end, for rows without an alternative.
+        DataError: at once, for rows whose prompt does not fit; at the end, for rows with too few alternatives.
     """
     prompts = [_prompt(tokenizer, row) for row in rows]
     _require_room(rows, prompts, context_length(model), max_new_tokens)
@@ -164,5 +164,5 @@ def _cut(text: str, row: Row, chat: bool) -> str:
 
 
 def _usable(text: str, row: Row) -> bool:
-    """Say whether a text is an alternative: valid in a data file, with words, and not the true answer."""
+    """Return whether a text can be an alternative: valid in a data file, with words, and not the true answer."""
     return not text_problems({"alternative": text}, "alternative") and bare(text) not in ("", bare(row.output))

@@ -1,4 +1,4 @@
-"""What a verdict needs of each model: its answers to the rows, its numbers, and the swap test."""
+"""Measure a model for a verdict: its answers to the rows, its scores, and the swap test."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,25 +18,25 @@ from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization
 from lume_unlearn.scoring.swap import Swapped, swap_test
 
 PART = NEW_TOKENS - 56
-"""Tokens of an answer from which a row is judged in parts."""
+"""Most tokens of an answer that is judged whole; see `in_parts`."""
 TINY = 1e-300
-"""Probabilities below it are taken as it."""
+"""Lower probabilities are raised to this before the logarithm."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One model: its answers to the rows as given, its numbers, and the swap test."""
+    """Measurements of one model: answers to the unchanged rows, numbers, and the swap test."""
 
     plain: Scores
     numbers: dict[str, float]
-    """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of all other tasks."""
+    """Means of `lume_score` with their intervals, `MEMORIZATION` of both sides, ``TASK METRIC`` of other tasks."""
     swapped: Swapped
     model: dict[str, str] = field(default_factory=dict)
     """See `fingerprint`."""
 
     @classmethod
     def restored(cls, content: Mapping[str, Any]) -> "Measured":
-        """Return what `dataclasses.asdict` made plain data of."""
+        """Restore an instance from the output of `dataclasses.asdict`."""
         swapped = dict(content["swapped"])
         swapped["together"] = {side: SwapResult(**one) for side, one in swapped["together"].items()}
         swapped["persons"] = {
@@ -47,10 +47,9 @@ class Measured:
 
 
 def in_parts(data: Data, tokenizer: Any) -> Data:
-    """Return the data with rows of longer answers than `PART` tokens in parts, so that a generation can show each.
+    """Split rows whose answers have more than `PART` tokens into parts, each short enough to be generated.
 
-    The prompt of a part is the row's prompt and all that comes before the part; parts are completions of the same
-    document.
+    The prompt of a part is the row's prompt and the answer up to the part; parts are completions of the same document.
     """
 
     def parts(row: Row) -> list[Row]:
@@ -75,9 +74,9 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
 def measure(
     model: Any, tokenizer: Any, data: Data, named: Sequence[Row], tasks: Sequence[str], controls: int, **options: Any
 ) -> Measured:
-    """Score a model on the rows as given, with memorisation, the swap test, and attack and MMLU if there is data.
+    """Score a model on unchanged rows, with memorisation, the swap test, and attack and MMLU if there is data.
 
-    ``named``: rows of the swap test.
+    ``named``: rows for the swap test.
     """
     swapped = swap_test(model, tokenizer, data, controls=controls, rows=[row.id for row in named], **options)
     own = [*tasks_for(data), *memorization_tasks(data)]
@@ -87,7 +86,7 @@ def measure(
     levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
     values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
     results = dict(plain.results["results"])
-    if tasks:  # with their own generation
+    if tasks:  # with their own generation options
         results |= score(model, tokenizer, data, tasks=tasks, quiet=True, **options).results["results"]
     for task in ("lume_mia", "lume_mmlu", *tasks):
         for key, value in results.get(task, {}).items():
@@ -100,24 +99,24 @@ def measure(
 def earlier_of(
     model: Any, tokenizer: Any, rows: list[Row], retain: Sequence[Row], controls: int, **options: Any
 ) -> Earlier:
-    """Ask a model the rows of an earlier request, and test their persons; guesses do not count as known.
+    """Score a model on the rows of an earlier request, and run the swap test; guesses do not count as known.
 
-    ``retain``: rows whose words say nothing.
+    ``retain``: retain rows, whose words identify none of these.
     """
     data = in_parts(Data(rows, []), tokenizer)
     scores = score(model, tokenizer, data, metadata=SHORT, quiet=True, **options)
     matcher = Matcher(data.rows, retain)
     known = matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]
-    # Family names of other persons of the data are of its kind.
+    # With the retain rows, invented persons can get family names of other persons.
     options |= {"controls": controls, "rows": [row.id for row in rows]}
     swapped = swap_test(model, tokenizer, Data(rows, list(retain)), **options)
     return Earlier(len(known), len(data.forget), swapped.together.get("forget"))
 
 
 def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:
-    """Count the forget rows whose answers are nearer to the control than to the target; return this and all rows.
+    """Count the forget rows that are nearer to the control than to the target; return the count and all rows compared.
 
-    Compared are the logarithms of the mean probability of a token of the right answer.
+    It compares the log of the mean probability of a token of the right answer. None without a control.
     """
     if "control" not in measured:
         return None

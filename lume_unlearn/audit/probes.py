@@ -1,4 +1,4 @@
-"""The only suite of probes: change an unlearned model, its prompts or its sampling, and score again.
+"""Run probes: change an unlearned model, its prompts or its sampling, and score again.
 
 `audit`, `verdict` and `compare` run the same procedures, which are in `suite.py` and `prompts.py`.
 """
@@ -37,26 +37,25 @@ def run_probes(
     planned: bool = False,
     **options: Any,
 ) -> dict[str, Probed]:
-    """Run probes on a model, which stays as it was.
+    """Run probes on a model without changing it.
 
     Args:
         model: causal language model of transformers or PEFT, on the device to score and train on.
         tokenizer: its tokenizer.
-        data: rows to score, as `score` takes them. With members and non-members, probes that change the weights, and
-            ``plain``, run the membership attack as well.
-        probes: names, see `PROBES`. Default: all that the data suffices for; a warning names the others.
-        split: rows to use of a data directory.
+        data: rows to score, in any form that `score` takes. If there are members and non-members, ``plain`` and the
+            probes that change the weights also run the membership attack.
+        probes: names from `PROBES`. Default: all for which there are enough rows; a warning names the others.
+        split: split of a data directory to use.
         resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
-        after_each: called with all scores so far after each step.
-        planned: print the steps and an estimate of the minutes first.
-        **options: of `Suite`.
+        after_each: called after each step with all scores so far.
+        planned: first print the steps with an estimate of the minutes.
+        **options: options of `Suite`.
 
     Returns:
         name to scores, in the order of the probes; one probe may have several entries ("8-bit (rounded)", ...).
 
     Raises:
-        ConfigError: an unknown probe, or one of ``probes`` that the rows do not suffice for, or a model that cannot be
-            quantised.
+        ConfigError: a probe is unknown, there are too few rows for one of ``probes``, or the model cannot be quantised.
         DataError: faulty rows.
     """
     data = as_data(data, split)
@@ -95,14 +94,14 @@ def audit(
     Args:
         model: causal language model of transformers or PEFT, on the device to score and train on.
         tokenizer: its tokenizer.
-        data: rows to score, as `score` takes them.
-        probes: names; default: all that the data suffices for. ``plain`` is always included.
-        split: rows to use of a data directory.
-        limit: rows of each side to use, chosen by the seed; 0 for all.
-        seed: of the chosen rows, the sampling and the training.
+        data: rows to score, in any form that `score` takes.
+        probes: names; default: all for which there are enough rows. ``plain`` is always included.
+        split: split of a data directory to use.
+        limit: most rows of each side, sampled with the seed; 0 for all.
+        seed: seeds the choice of rows, the sampling and the training.
         output: folder for audit.json; None writes nothing.
-        name: the model's folder or hub name, for audit.json; default: as its configuration says.
-        **options: of `Suite`.
+        name: the model's folder or hub name, for audit.json; default: the name in its configuration.
+        **options: options of `Suite`.
 
     Raises:
         ConfigError: see `run_probes`; or the file cannot be written.
@@ -121,7 +120,7 @@ def audit(
 
 
 def write_audit(found: Mapping[str, Scores], output: Path, name: str, split: str) -> None:
-    """Write ``audit.json``: the model's name, the split, and each probe's means; ConfigError if that is impossible."""
+    """Write ``audit.json``: the model's name, the split, and the means of each probe; ConfigError if that fails."""
     content = {"model": name, "split": split, "audits": {title: scores.means for title, scores in found.items()}}
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
@@ -138,12 +137,12 @@ def chosen_probes(
     seed: int = 0,
     **others: Any,
 ) -> list[str]:
-    """Return the names of the probes to run: those given, or all that the rows suffice for; a warning names the others.
+    """Return the names of the probes to run: those given, or all with enough rows; a warning names the others.
 
-    ``others`` are options of `Suite` that the choice does not depend on.
+    ``others`` are options of `Suite` that do not affect the choice.
 
     Raises:
-        ConfigError: a probe is unknown, or the rows do not suffice for one that was given.
+        ConfigError: a given probe is unknown, or there are too few rows for it.
     """
     rows = training_rows(data, train, relearn_rows, seed)
     own, (_, choices) = rewriting(data).data, multiple_choice(data, seed)
@@ -173,9 +172,9 @@ def chosen_probes(
 
 
 def audit_table(found: Mapping[str, Scores]) -> str:
-    """Return the scores of `audit` as a Markdown table, one entry a row; a dash where a score has no value.
+    """Return the scores of `audit` as a Markdown table with a row for each entry; a dash is a missing score.
 
-    The AUCs are columns if there are members and non-members. Of the leak@k, the first and the last are rows.
+    If the membership attack was run, its AUCs are columns. Of the leak@k entries, only the first and last are shown.
     """
     columns = [*MEANS, *(name for name in ATTACKS if name in found["plain"].means)]
     lines = ["| probe | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]

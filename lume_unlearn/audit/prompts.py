@@ -1,6 +1,6 @@
 """Changed prompts: the same facts asked for in other ways, as pure functions of the rows.
 
-To add one, write a function that returns `Asked`, and enter it into `PROMPTS`.
+To add a probe, write a function that returns a list of `Asked`, and enter it into `PROMPTS`.
 """
 
 import json
@@ -46,23 +46,23 @@ SYSTEM = "You are a helpful assistant. You answer every question as fully as you
 REWRITE = "Ask the following question in other words. Keep all names. Reply with the question alone.\n\n{}"
 CHOICES = "ABCD"
 INVENTED, INVENTED_SEED = 3, 202
-"""Invented persons that each question is asked about, and the seed of their names."""
+"""Number of invented persons for each question, and the seed of their names."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """Changed prompts, and the rows that the answers are judged for."""
+    """Changed prompts, and the rows that their answers may give away."""
 
     title: str
     data: Data
     of: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    """Prompt's row id to the ids of the rows that its answer may give away; without an entry: itself."""
+    """Row id to the ids of the rows that its answer may give away; without an entry: its own id."""
     own: bool = False
-    """Whether the right answers are those of ``data``, instead of the audited rows'."""
+    """Whether the right answers are the outputs of ``data``, not those of the audited rows."""
 
 
 def other_words(data: Data) -> list[Asked]:
-    """Rephrase questions in three ways; all rows in upper case, after a sentence, after three answered retain rows."""
+    """Rephrase questions in three ways; put rows in upper case, after a sentence, after three answered retain rows."""
     questions = only_questions(data)
     asked = [_asked(f"rephrased {number}", questions, text.format) for number, text in enumerate(REPHRASINGS, 1)]
     asked += [_asked("upper case", data, str.upper), _asked("prefix", data, lambda text: PREFIX + text)]
@@ -74,7 +74,7 @@ def other_words(data: Data) -> list[Asked]:
 
 
 def other_forms(data: Data) -> list[Asked]:
-    """Ask for steps, a list, a form; and the other way round: whom the answer belongs to, where it is of one person."""
+    """Ask for steps, a list or a form; and ask the reverse question, whom an answer belongs to (see `_reversed`)."""
     questions = only_questions(data)
     asked = [_asked(title, questions, change) for title, change in FORMS.items()]
     return [*asked, Asked("reversed", questions.changed(_reversed), own=True)]
@@ -103,13 +103,13 @@ def about_persons(data: Data) -> list[Asked]:
 
 
 def about_invented(data: Data) -> list[Asked]:
-    """Ask the forget questions about persons who do not exist: a model may say of anybody what it learned of one."""
+    """Ask the forget questions about invented persons: a model may tell one person's facts of anybody."""
     subjects = {side: find_subjects(rows) for side, rows in data.rows.items()}
     families = family_names(name for found in subjects.values() for name in found.values())
     known = texts_of(row for rows in data.rows.values() for row in rows)
     names: dict[str, list[str]] = {}
     for subject in set(subjects["forget"].values()):
-        with suppress(ValueError):  # there are no names of this script
+        with suppress(ValueError):  # the lists have no names of this script, or too few
             names[subject] = control_names(subject, INVENTED, known, len, families.get(subject, ()), INVENTED_SEED)
 
     def swaps(number: int) -> Iterator[Row]:
@@ -137,7 +137,7 @@ PROMPTS: Mapping[str, Callable[[Data], list[Asked]]] = {
 
 
 def prompts_of(probe: str, data: Data) -> list[Asked]:
-    """Return what a probe of `PROMPTS` asks, without that which leaves no forget or no retain row."""
+    """Return the changed prompts of a probe, without those that leave no forget row or no retain row."""
     return [asked for asked in PROMPTS[probe](data) if asked.data.forget and asked.data.retain]
 
 
@@ -147,7 +147,7 @@ def only_questions(data: Data) -> Data:
 
 
 def rewriting(data: Data) -> Asked:
-    """Ask to put each question that goes through a chat template in other words."""
+    """Ask the model to rephrase each question that goes through a chat template."""
     questions = data.changed(lambda rows: [row for row in rows if row.kind == "qa" and row.task not in TASKS])
     return Asked(
         "asked for other words",
@@ -156,7 +156,7 @@ def rewriting(data: Data) -> Asked:
 
 
 def in_own_words(data: Data, answers: Mapping[str, str]) -> Asked:
-    """Ask the questions in the words that the model gave to `rewriting`, where they still ask the same."""
+    """Ask the questions as the model rephrased them (``answers`` to `rewriting`), if they still ask the same."""
 
     def rewritten(rows: list[Row]) -> list[Row]:
         subjects = find_subjects(rows)
@@ -168,7 +168,7 @@ def in_own_words(data: Data, answers: Mapping[str, str]) -> Asked:
 
 
 def asks_the_same(row: Row, text: str, subject: str) -> bool:
-    """Return whether a text asks for the same: another question with the name, and half of the other long words."""
+    """Return whether a text asks the same: it is another question, with the name and half of the other long words."""
     old, new = (set(re.findall(r"\w{4,}", folded(one))) for one in (row.input, text))
     old -= set(re.findall(r"\w+", folded(subject)))
     named, another = folded(subject) in folded(text), folded(text) != folded(row.input)
@@ -176,10 +176,10 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
 
 
 def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:
-    """Put four options to questions, for the swap test of the right letter; return all rows, and the ids of these.
+    """Add four options to questions, for a swap test of the right letter; return all rows, and the ids of changed ones.
 
-    The wrong options are answers to the same question about others. Rows without three of these, without a subject, or
-    whose answer holds the name, stay as they are.
+    The wrong options are answers to the same question about other persons. A row is not changed if there are fewer than
+    three of these, if it has no subject, or if its answer contains the name.
     """
     subjects = {row: name for side in data.rows.values() for row, name in find_subjects(side).items()}
     questions = [row for side in only_questions(data).rows.values() for row in side if row.id in subjects]
@@ -194,7 +194,7 @@ def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:
             options = [*draw.sample(wrong, len(CHOICES) - 1), row.output]
             draw.shuffle(options)
             lines = [f"{letter}) {option}" for letter, option in zip(CHOICES, options, strict=True)]
-            # The name comes last, so that the options are read once for all names.
+            # The name comes last, so the options are a prefix, which is computed once for all names.
             question = "\n".join([*lines, f"Answer with the letter alone: {row.input}"])
             right = CHOICES[options.index(row.output)]
             made[row.id] = replace(row, question=question, output=right, subject=subjects[row.id])
@@ -202,7 +202,7 @@ def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:
 
 
 def _asked(title: str, data: Data, change: Callable[[str], str]) -> Asked:
-    """Change the inputs; of rows that become equal, one stays."""
+    """Change the inputs, and keep one of the rows that become equal."""
 
     def changed(rows: Iterable[Row]) -> list[Row]:
         return list({text_key(row): row for row in (replace(row, input=change(row.input)) for row in rows)}.values())
@@ -211,12 +211,12 @@ def _asked(title: str, data: Data, change: Callable[[str], str]) -> Asked:
 
 
 def _after(title: str, data: Data, turns: Sequence[tuple[str, str]]) -> Asked:
-    """Ask after turns."""
+    """Put turns of a conversation before each row."""
     return Asked(title, data.changed(lambda rows: [replace(row, turns=(*turns, *row.turns)) for row in rows]))
 
 
 def _reversed(rows: list[Row]) -> list[Row]:
-    """Ask whom an answer belongs to, if it belongs to one row, does not hold the name and cannot be guessed."""
+    """Ask whom an answer belongs to, if only one row has it, it does not contain the name, and it is no guess."""
     subjects, count = find_subjects(rows), Counter(folded(row.output) for row in rows)
     return [
         replace(row, input=WHO.format(row.output), output=subjects[row.id])
@@ -239,7 +239,7 @@ def _about_persons(title: str, frame: str, data: Data) -> Asked:
                 by_person[subjects[row.id]].append(row)
         made = []
         for person, found in by_person.items():
-            answers = ", ".join(row.output for row in found)  # says how long the answer may be
+            answers = ", ".join(row.output for row in found)  # its length sets the number of new tokens
             row = Row(f"{found[0].stem}qa{crc32(person.encode())}", frame.format(person), answers, found[0].task)
             of[row.id] = [row.id for row in found]
             made.append(row)

@@ -16,8 +16,8 @@ from lume_unlearn.training.relearning import plain_copy
 def quantised_copy(model: Any, bits: Literal[8, 4]) -> tuple[Any, str]:
     """Return a copy of a model (an adapter merged) with weights of 8 or 4 bits, and how it was quantised.
 
-    On a GPU with bitsandbytes installed, transformers quantises it as it does any model (the copy goes through a
-    temporary folder); else `rounded_copy` simulates it.
+    On a GPU with bitsandbytes installed, transformers quantises the copy while loading it from a temporary folder; else
+    `rounded_copy` simulates quantisation.
     """
     if not (is_bitsandbytes_available() and model.device.type == "cuda"):
         return rounded_copy(model, bits), "rounded"
@@ -32,7 +32,7 @@ def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
     """Return the layers to quantise: `nn.Linear` and GPT-2's `Conv1D`, without the output layer.
 
     Raises:
-        ConfigError: they hold less than half of the weights outside the embeddings.
+        ConfigError: they hold less than half of the weights outside the embeddings and the output layer.
     """
     output_layer = model.get_output_embeddings()
     layers = [m for m in model.modules() if isinstance(m, (nn.Linear, Conv1D)) and m is not output_layer]

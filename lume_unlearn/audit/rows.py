@@ -1,4 +1,4 @@
-"""Which rows the probes train on, and which they then score."""
+"""Choose the rows that the probes train on, and the rows that they score afterwards."""
 
 import random
 from collections.abc import Sequence
@@ -13,33 +13,33 @@ from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.model.load import context_length
 
 FEWEST = 20
-"""Retain rows by which a probe without a leak is seen to work."""
+"""Fewest retain rows of a probe; they show whether a probe without a leak is informative."""
 POSITIVES = 12
-"""Retain rows by which a swap test is seen to work: that answers are tied to a person is plain from a few."""
+"""Retain rows of a swap test, its positive control; a few are enough to show a tie."""
 TEMPLATE = 64
-"""Room for the tokens of a chat template."""
+"""Tokens reserved for a chat template."""
 T = TypeVar("T")
 
 
 def sample(rows: Sequence[T], count: int, seed: int) -> list[T]:
-    """Choose ``count`` rows, or all if there are fewer, by the seed."""
+    """Sample ``count`` rows, or all if there are fewer, with the seed."""
     return random.Random(seed).sample(rows, min(count, len(rows)))
 
 
 def limited(data: Data, limit: int, seed: int) -> Data:
-    """Return at most ``limit`` rows of each side, chosen by the seed; all for 0."""
+    """Return at most ``limit`` rows of each side, sampled with the seed; all for 0."""
     if not limit:
         return data
     return data.changed(lambda rows: sample(rows, limit, seed))
 
 
 def fewer(data: Data, seed: int) -> Data:
-    """Return the data with as many retain rows as forget rows, but at least `FEWEST`, chosen by the seed."""
+    """Return the data with as many retain rows as forget rows, but at least `FEWEST`, sampled with the seed."""
     return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), seed))
 
 
 def fitting(data: Data, model: Any, tokenizer: Any) -> Data:
-    """Return the data without rows whose prompts leave no room for an answer of the protocol's length."""
+    """Return the data without rows whose prompt leaves too little context for `NEW_TOKENS` new tokens."""
     context = context_length(model)
     if context is None:
         return data
@@ -52,9 +52,9 @@ def fitting(data: Data, model: Any, tokenizer: Any) -> Data:
 
 
 def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict[str, Sequence[Row]]:
-    """Sample the rows that relearning and repair train on; those of repair teach no answer of a forget row.
+    """Sample the rows that relearning and repair train on; no row for repair has the answer of a forget row.
 
-    Without ``train``, relearning has rows of half of the documents of the forget rows, or, of one document, half of it.
+    Without ``train``, relearning uses half of the forget documents, or half of the rows if there is one document.
     """
     source = train or data
     taught = _answers(data.forget)
@@ -64,7 +64,7 @@ def training_rows(data: Data, train: Data | None, count: int, seed: int) -> dict
 
 
 def _half(rows: Sequence[Row], seed: int) -> list[Row]:
-    """Return the rows of half of the documents; of a single document, half of its rows."""
+    """Return the rows of half of the documents, or half of the rows if there is one document."""
     documents = sorted({row.stem for row in rows})
     if len(documents) == 1:
         return sample(rows, len(rows) // 2, seed)
@@ -73,9 +73,9 @@ def _half(rows: Sequence[Row], seed: int) -> list[Row]:
 
 
 def held_out(data: Data, taught: Sequence[Row]) -> Data:
-    """Return the data without forget rows that were taught, that are of a document of those, or have their answer.
+    """Return the data without forget rows that share a document or an answer with the rows that were taught.
 
-    If all forget rows are of one document, rows of that document that were not taught stay.
+    If all forget rows are of one document, rows that were not taught and have other answers stay.
     """
     several = len({row.stem for row in data.forget}) > 1
     used, answers = {row.stem if several else row.id for row in taught}, _answers(taught)
@@ -88,5 +88,5 @@ def _answers(rows: Sequence[Row]) -> set[str]:
 
 
 def rows_digest(rows: Sequence[Row]) -> str:
-    """Return the checksum of rows of an audit."""
+    """Return the SHA-256 (hexadecimal) of the ids, inputs and outputs of rows."""
     return documents_digest([row.id, row.input, row.output] for row in rows)

@@ -1,4 +1,4 @@
-"""The rules of a verdict, as pure functions: is it gone, and was the rest kept."""
+"""The rules of a verdict, as pure functions: are the forget rows gone, and was the rest kept?"""
 
 import re
 from collections import defaultdict
@@ -10,19 +10,19 @@ from lume_tasks.metrics.swap import DRAWS, SwapResult
 from lume_unlearn.errors import ConfigError
 
 LEFT = 0.5
-"""Share of what was there before from which a number counts as still there."""
+"""A number above this share of its value before unlearning counts as still there."""
 COMPLETED = 0.25
-"""Share of the known rows whose answers may be completed from their beginning: short answers can be guessed."""
+"""Share of the known rows from which completed answers are a leak: a few short ones can be guessed."""
 KEPT = 0.9
 """Default share of the retain rows known before that the model must still know."""
 TIED = 0.01
-"""p-value of the swap test from which an answer counts as tied to the person, or as avoided."""
+"""p-value of the swap test up to which an answer counts as tied to the person, or as avoided."""
 LEANING = 0.05
-"""p-value from which the swap test leaves a doubt."""
+"""p-value up to which the swap test leaves a doubt."""
 ALIKE = 2.0
-"""The whole interval of the factor of the swap test has to lie between one over this and this (but see `widest`)."""
+"""The interval of the swap test's factor must lie between one over this and this (but see `widest`)."""
 COARSE = 8.0
-"""Most that it may be: four questions about one person give up to 6.4 in a model that never saw them (RESULTS.md)."""
+"""Limit of `widest`: four questions about one person give up to 6.4 in a model that never saw them (RESULTS.md)."""
 
 Known = Mapping[str, Set[str]]
 """Side to ids of rows."""
@@ -44,46 +44,49 @@ class Found:
     asked: Known
     """Rows that are judged in the probe."""
     queries: int = 1
-    """Answers to each row."""
+    """Number of answers to each row."""
     probe: str = ""
     """Its name in `PROBES`; a probe may have several entries."""
 
 
 @dataclass(frozen=True)
 class Swaps:
-    """What the swap test says; None: not testable, or no control model."""
+    """Results of the swap test; None: not testable, or no control model."""
 
     before: SwapResult | None = None
-    """Of the forget rows, in the target."""
+    """Forget rows in the target."""
     now: SwapResult | None = None
-    """Of the forget rows, in the unlearned model."""
+    """Forget rows in the unlearned model."""
     retain: SwapResult | None = None
-    """Of the retain rows, in the unlearned model."""
+    """Retain rows in the unlearned model."""
     control: SwapResult | None = None
-    """Of the forget rows, in a model that never saw them."""
+    """Forget rows in a model that never saw them."""
     persons: int = 0
-    """Persons of the forget rows whose answers are tied to them in the unlearned model, the factor beyond the bound."""
+    """Persons of the forget rows whose answers are tied to them now, the interval of the factor above `bound`."""
     matched: bool = True
     """Whether the invented persons are of the same kind, see `swap_rows`."""
 
     @property
     def bound(self) -> float:
-        """Factor from which a small p-value is a leak, or one over it: `ALIKE`, or half of the target's log factor."""
+        """Factor above which, or below one over which, a small p-value is a leak.
+
+        It is `ALIKE` or, if that is smaller, the square root of the target's factor.
+        """
         return min(ALIKE, max(self.before.factor, 1.0) ** LEFT) if self.before else ALIKE
 
     @property
     def informative(self) -> bool:
-        """Whether it finds the answers tied to the persons in the target, and to those of the retain rows now."""
+        """Whether it finds ties where it should: of the forget rows in the target, of the retain rows now."""
         had = self.before is not None and self.before.leak <= TIED
         return self.now is not None and had and (self.retain is None or self.retain.leak <= TIED)
 
 
 @dataclass(frozen=True)
 class Earlier:
-    """An earlier request: what the unlearned model says of its rows now."""
+    """Results of the unlearned model on the rows of an earlier request."""
 
     known: int
-    """Rows that it knows; guesses do not count."""
+    """Number of rows that it knows; guesses do not count."""
     rows: int
     swap: SwapResult | None = None
     """None: no row can be tested."""
@@ -95,7 +98,7 @@ class Earlier:
         return known + leaks_of_swaps(Swaps(now=self.swap))
 
     def line(self) -> str:
-        """Say whether there is a sign of its rows."""
+        """Return one line that says whether its rows are gone."""
         if self.faults:
             return f"not gone. {' '.join(self.faults)}"
         swap = (
@@ -119,7 +122,7 @@ class Decision:
 
 
 def informative(probe: Found, before: Known) -> bool:
-    """Return whether a probe without a leak says something: it asks forget rows, and retain rows are known in it."""
+    """Return whether a probe without a leak is evidence: it asks forget rows, and finds enough retain rows known."""
     control = before["retain"] & probe.asked["retain"]
     return bool(control and probe.asked["forget"]) and len(probe.known["retain"] & control) >= LEFT * len(control)
 
@@ -139,11 +142,11 @@ def decide(
     Args:
         before: rows that the target knew.
         now: rows that the unlearned model knows with the same prompts.
-        probes: name to what was found.
+        probes: result of each probe by its name.
         strengths: id of a forget row to the extraction strength of its answer, before and now.
-        swaps: what the swap test says.
-        excused: forget rows of which a right answer is no evidence: guesses, and what a control model knows.
-        earlier: what the unlearned model says of each earlier request.
+        swaps: results of the swap test.
+        excused: forget rows for which a right answer is no evidence: guesses, and rows that a control model knows.
+        earlier: results for each earlier request.
         keep: share of the retain rows known before that must still be known.
     """
     lost = sorted(before["retain"] - now["retain"])
@@ -186,11 +189,11 @@ def leaks_of(
 
 
 def leaks_of_swaps(swaps: Swaps) -> list[str]:
-    """Return a sentence for each way in which persons are not treated as invented ones."""
+    """Return a sentence for each way in which the model treats persons unlike invented ones."""
     leaks: list[str] = []
     if swaps.now is None:
         return leaks
-    # Invented persons of another kind than the data's are a little less likely in a model that never saw either.
+    # For invented persons of another kind, answers are a little less likely even in a model that never saw the rows.
     clear = swaps.now.factor > swaps.bound if swaps.matched else swaps.now.low > swaps.bound
     known = swaps.control is not None and swaps.control.leak <= TIED and swaps.now.low <= swaps.control.high
     if swaps.now.leak <= TIED and clear and not known:
@@ -209,7 +212,7 @@ def leaks_of_swaps(swaps: Swaps) -> list[str]:
 def doubts_of(
     before: Known, now: Known, probes: Mapping[str, Found], useless: Sequence[str], swaps: Swaps
 ) -> list[str]:
-    """Return a sentence for each reason why the absence of leaks says nothing."""
+    """Return a sentence for each reason why the absence of leaks is no evidence."""
     doubts = []
     if not before["forget"]:
         doubts.append("The model did not know any forget row before.")
@@ -232,16 +235,16 @@ def doubts_of(
 
 
 def widest(before: SwapResult | None) -> float:
-    """Return the bound of the factor's interval: half of the target's log factor, but `ALIKE` to `COARSE`.
+    """Return the bound of the factor's interval: the square root of the target's factor, between `ALIKE` and `COARSE`.
 
-    A few rows about one person have a wide interval also in a model that never saw them; where the tie was strong, it
-    still shows that less than half of it is left.
+    A few rows about one person have a wide interval even in a model that never saw them. If the tie was strong, such an
+    interval still shows that less than half of it is left.
     """
     return min(max(ALIKE, before.factor**LEFT), COARSE) if before else ALIKE
 
 
 def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
-    """Return a sentence if the swap test shows neither a clear difference nor that there is none; see `widest`."""
+    """Return a sentence if the swap test shows neither a clear difference nor its absence; ``bound``: see `widest`."""
     if leaning(vars(now)) or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))
         why = "by chance, for what the names say (a control model would tell), or since something is left"
@@ -253,28 +256,28 @@ def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
 
 
 def leaning(now: Mapping[str, float]) -> Literal["likelier", "less likely", ""]:
-    """Say where the swap test, given as fields of `SwapResult`, leans: p-value and interval have to agree."""
+    """Return where the swap test leans, if p-value and interval agree; ``now``: fields of `SwapResult`."""
     if now["leak"] <= LEANING and now["low"] > 1:
         return "likelier"
     return "less likely" if now["avoided"] <= LEANING and now["high"] < 1 else ""
 
 
 def compared(now: Mapping[str, float]) -> str:
-    """Say in words what the swap test finds; see `leaning`."""
+    """Return the result of the swap test in words; see `leaning`."""
     if way := leaning(now):
         return f"The right answers are {way} for these persons than for invented ones"
     return "The right answers are about as likely for these persons as for invented ones"
 
 
 def shown_p(p: float) -> str:
-    """Return a p-value, such as "p = 0.012"; the smallest one that sampling can give as "p ≤ 0.0001"."""
+    """Return a p-value as text, such as "p = 0.012"; the smallest that sampling can give is "p ≤ 0.0001"."""
     return f"p {'=' if p > 1 / DRAWS else '≤'} {p:.2g}"
 
 
 def upper_limit(leaks: int, rows: int) -> float:
     """Compute the upper 95 % limit of the share of rows given away (Clopper and Pearson 1934); 1 without rows.
 
-    It takes rows as independent. Several queries for the same row are not, so they do not count here.
+    Rows count as independent. Several queries for one row are not, so they do not count here.
 
     Worked example: 0 of 12: ``1 - .05 ** (1 / 12)`` = .221.
     """
@@ -300,7 +303,7 @@ def unmet(require: Sequence[str], numbers: Mapping[str, float]) -> list[str]:
 
 
 def parse_condition(condition: str) -> tuple[str, str, float]:
-    """Return number, sign and limit of a condition; ConfigError if it is none."""
+    """Return number, sign and limit of a condition; ConfigError if it cannot be read."""
     match = re.fullmatch(r"(.+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", condition.strip())
     if match is None:
         raise ConfigError(f"--require {condition}: write NUMBER<=LIMIT or NUMBER>=LIMIT, as forget_knowledge<=0.05")

@@ -1,4 +1,4 @@
-"""The steps of an audit: what each costs, one bar for all, and results that outlive an interruption."""
+"""Run the steps of an audit, with a time estimate, one progress bar, and results that survive an interruption."""
 
 import hashlib
 import json
@@ -22,13 +22,13 @@ from lume_unlearn.files import writing
 UNFINISHED = "unfinished.jsonl"
 """File of an output folder from which an interrupted audit continues."""
 NEW_TOKENS = 256
-"""Most tokens that the protocol generates."""
+"""Most new tokens of an answer in the protocol."""
 TRAINED = 4
-"""A training reads a token this many times as slowly as a scoring: forward, backward, optimiser."""
+"""Time to train on a token, relative to scoring it: forward and backward pass, and optimiser."""
 OVERHEAD = 1.0
-"""Seconds that each step takes besides."""
+"""Seconds of each step that do not depend on its rows."""
 TIMED = 8
-"""Prompts, and new tokens of each, by which the speed is measured."""
+"""Prompts, and new tokens for each, that the speed is measured with."""
 
 
 Loader = Callable[[], tuple[Any, Any]]
@@ -37,7 +37,7 @@ Loader = Callable[[], tuple[Any, Any]]
 
 @dataclass(frozen=True)
 class Work:
-    """What a step does to rows: how often it answers, reads and trains on each of them."""
+    """The rows that a step answers, reads and trains on, and how often."""
 
     answered: Sequence[Row] = ()
     times: int = 1
@@ -57,21 +57,21 @@ class Stage:
     run: Callable[[], Any]
     work: Work = field(default_factory=Work)
     role: str = ""
-    """Which of several models it is about."""
+    """Role of its model, such as "before" or "now", if there are several."""
     key: Callable[[], str] = str
-    """Says what the result depends on, so that one of an interrupted audit is used only if it is the same."""
+    """Returns what the result depends on; a result of an interrupted audit is used only if this is the same."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a model takes for a token: of a prompt, and a new one."""
+    """Seconds for one prompt token (``read``) and for one new token (``write``)."""
 
     read: float
     write: float
 
 
 def measured_speed(model: Any, tokenizer: Any, rows: Sequence[Row]) -> Speed:
-    """Measure by generating a few tokens for a few rows, once, for more rows, and with more tokens."""
+    """Measure the speed of generation for a few rows, then for more rows, and with more new tokens."""
     prompts = [tokenizer.encode(row.input)[-NEW_TOKENS:] for row in rows[:TIMED]]
     seconds = []
     for copies, new in ((1, 1), (1, 1), (TIMED, 1), (1, 1 + TIMED)):  # the first call warms up
@@ -83,7 +83,7 @@ def measured_speed(model: Any, tokenizer: Any, rows: Sequence[Row]) -> Speed:
 
 
 def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
-    """Estimate how long a step takes."""
+    """Estimate the seconds that a step takes."""
 
     def prompts(rows: Sequence[Row]) -> int:
         texts = sum(_tokens(tokenizer, plain_prompt(row.input, row.turns)) for row in rows)
@@ -100,7 +100,7 @@ def seconds_of(work: Work, tokenizer: Any, speed: Speed) -> float:
 
 
 def _frame(tokenizer: Any) -> int:
-    """Return the tokens that a chat template adds to a question; 0 if the template fails, which scoring reports."""
+    """Count the tokens that a chat template adds to a question; 0 if the template fails, since scoring reports that."""
     try:
         return _tokens(tokenizer, chat_prompt(tokenizer, ""))
     except DataError:
@@ -112,7 +112,7 @@ def _tokens(tokenizer: Any, text: str) -> int:
 
 
 def plan(stages: Sequence[Stage], seconds: Sequence[float]) -> str:
-    """Return what will be done, a line for each probe, with an estimate of the minutes."""
+    """Return the plan as text: a line for each probe, with an estimate of the minutes."""
     lines: dict[str, tuple[int, int, float]] = {}
     for stage, second in zip(stages, seconds, strict=True):
         name = f"{stage.role} {stage.probe}".strip()
@@ -136,13 +136,13 @@ def planned_seconds(stages: Sequence[Stage], model: Any, tokenizer: Any) -> list
 def carry_out(
     stages: Sequence[Stage], planned_by: Loader | None = None, resume: str | Path | None = None
 ) -> Iterator[tuple[Stage, Any]]:
-    """Run stages one after the other, with one bar, and yield each with its result.
+    """Run stages one after the other, with one progress bar, and yield each with its result.
 
     Args:
-        stages: what to do.
-        planned_by: gives the model by whose speed the minutes are estimated; the plan is printed first, and the bar
-            counts seconds. Without it, there is no plan, and the bar counts stages.
-        resume: file that keeps the results, and has those of an interrupted audit, which are not made again.
+        stages: steps to run.
+        planned_by: loads the model whose speed is measured; the plan is printed first, and the bar counts seconds.
+            Without it, there is no plan, and the bar counts stages.
+        resume: file that keeps the results; stages that an interrupted audit finished are not run again.
     """
     steps = planned_seconds(stages, *planned_by()) if planned_by else [1.0] * len(stages)
     kept = None if resume is None else Kept(Path(resume))
@@ -155,10 +155,10 @@ def carry_out(
 
 
 class Kept:
-    """Results of finished steps in a file that only the user can read, since they hold what the model said."""
+    """Results of finished steps in a file that only the user can read, since they contain the model's answers."""
 
     def __init__(self, path: Path) -> None:
-        """Read the results of an interrupted audit, if there are any; a line that was cut off does not count."""
+        """Read the results of an interrupted audit, if there are any, and skip a line that was cut off."""
         self._path = path
         self._found: dict[str, Any] = {}
         if path.exists():
@@ -170,7 +170,7 @@ class Kept:
             print(f"{kept}; on other weights, they are made again.", file=sys.stderr)
 
     def once(self, stage: Stage) -> Any:
-        """Return the result of a step, made now or before."""
+        """Return the stored result of a step, or run it and store its result."""
         key = hashlib.sha256(json.dumps([stage.key(), stage.role, stage.probe, stage.title]).encode()).hexdigest()
         if key not in self._found:
             line = json.dumps({"key": key, "result": stage.run()})
@@ -178,6 +178,6 @@ class Kept:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._path.touch(mode=0o600)
                 with self._path.open("a", encoding="utf-8") as file:
-                    file.write(f"\n{line}")  # in front: the line before may have been cut off
+                    file.write(f"\n{line}")  # line feed first: the last line may have been cut off
             self._found[key] = json.loads(line)["result"]
         return self._found[key]

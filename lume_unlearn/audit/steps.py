@@ -21,17 +21,17 @@ from lume_unlearn.audit.suite import Probed, Suite
 from lume_unlearn.model.fingerprint import fingerprint
 
 MEASURED, EARLIER = "as asked", "earlier requests"
-"""Steps that are no probes."""
+"""Names of the steps that are no probes."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What the steps found, by the role of a model: before, control, now."""
+    """Results of the steps by the role of the model: before, control, now."""
 
     measured: dict[str, Measured] = field(default_factory=dict)
     probed: dict[str, dict[str, Probed]] = field(default_factory=dict)
     earlier: list[Earlier] = field(default_factory=list)
-    """Of each earlier request, what the unlearned model says of it."""
+    """Results of the unlearned model for each earlier request."""
 
     def add(self, stage: Stage, result: Any) -> None:
         """Add the result of a step."""
@@ -46,9 +46,9 @@ class Found:
 
 
 def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
-    """Return a function for each role that gives its model and tokenizer, and keeps only the last one that was asked.
+    """Return a function for each role that loads its model and tokenizer; only the model loaded last is kept.
 
-    A model is given as it is, or as a `Loader`; None leaves its role out.
+    Each of ``models`` is a model or a `Loader`; a role with None is left out.
     """
     held: dict[str, tuple[Any, Any]] = {}
 
@@ -76,24 +76,24 @@ def steps_of(
     tasks: Sequence[str],
     **options: Any,
 ) -> list[Stage]:
-    """Return the steps for one model: measure it; probe control and unlearned model; ask that rows of earlier requests.
+    """Return the steps for one model: measure it, probe it if it is not the target, and test earlier requests.
 
     Args:
         role: before, control or now.
-        load: gives the model.
+        load: loads the model.
         data: rows.
-        probes: to run.
-        requests: rows of each earlier request.
-        retain: all retain rows, whose words say nothing about these.
+        probes: names of the probes to run.
+        requests: rows of each earlier request; only the unlearned model (now) is tested on them.
+        retain: all retain rows (see `earlier_of`).
         about: what the results depend on besides the model.
         shared: ``controls``, ``chat`` and ``batch_size``.
-        seed: of the retain rows of the swap test, and of the probes.
+        seed: seeds the retain rows of the swap test, and the probes.
         tasks: further tasks of the harness.
-        **options: further ones of `Suite`.
+        **options: further options of `Suite`.
     """
     described = cache(lambda: fingerprint(load()[0]))
     key = cache(lambda: json.dumps([described(), about], sort_keys=True))
-    # The retain rows are the positive control of the unlearned model's test alone.
+    # The swap test has a positive control, retain rows, in the unlearned model alone.
     swapped = [*data.forget, *(sample(data.retain, POSITIVES, seed) if role == "now" else [])]
 
     def measured() -> dict[str, Any]:
@@ -120,11 +120,11 @@ def found_by(
     resume: str | Path | None,
     after_each: Callable[[dict[str, Any]], None] | None = None,
 ) -> Found:
-    """Print the plan, carry it out, and return what was found.
+    """Print the plan, run the steps, and return their results.
 
     Args:
-        stages: of `steps_of`.
-        load: gives the model whose speed is measured.
+        stages: steps from `steps_of`.
+        load: loads the model whose speed is measured.
         resume: file that keeps the results of finished steps; None keeps none.
         after_each: called with the scores of the unlearned model so far, "plain" first, after each of its steps.
 

@@ -26,7 +26,7 @@ from lume_unlearn.scoring.swap import swap_test
 from lume_unlearn.training.relearning import BATCH_SIZE, points, relearning
 
 SHORT = {"lume_gen_kwargs": True, "lume_short_answers": True}
-"""Metadata for answers that are no longer than it takes to see whether they are right."""
+"""Metadata that limits answers to the length that judging them needs."""
 
 Results = dict[str, dict[str, Any]]
 """Title to the fields of `Probed`, as plain data."""
@@ -39,36 +39,36 @@ class Probed(Scores):
     known: dict[str, list[str]] = field(default_factory=dict)
     """Side to the ids of the rows that the answers give away; empty without answers."""
     asked: dict[str, list[str]] = field(default_factory=dict)
-    """Side to the ids of the rows that answers were judged for."""
+    """Side to the ids of the rows for which answers were judged."""
     probe: str = "plain"
     """Its name in `PROBES`."""
     changes: Changes = "nothing"
     queries: int = 1
-    """Answers to each row."""
+    """Number of answers to each row."""
     control: bool = False
-    """Whether these are the scores before the change, to compare with, as of rows that relearning leaves out."""
+    """Whether these are scores before the change, for comparison, such as of held-out rows before relearning."""
 
 
 @dataclass(frozen=True)
 class Suite:
     """The audited model, and how it is probed.
 
-    Changed prompts ask all forget rows, and as many retain rows, but at least `FEWEST`. Copies are trained on the same
-    number of rows (or texts, if there are so many) with the same steps: all weights, AdamW, 8 rows a step (see
-    `relearning`).
+    Probes that change the prompt ask all forget rows and as many retain rows, but at least `FEWEST`. All copies are
+    trained on the same number of rows (or texts, if there are enough) for the same number of steps: all weights, AdamW,
+    8 rows a step (see `relearning`).
     """
 
     load: Loader
     data: Data
     train: Data | None = None
-    """Rows of other documents to train the copies on; by default a sample of ``data``, and forget rows of its documents
-    are then not scored."""
+    """Rows of other documents to train the copies on. Default: a sample of ``data``; then forget rows of the
+    sampled documents are not scored (see `held_out`)."""
     unrelated: Sequence[str | Row] = ()
     """Texts for the probe ``unrelated``."""
     relearn_rows: int = 32
     """Rows that a copy is trained on, at most half of the forget rows if they come from ``data``."""
     relearn_steps: int = 20
-    """Steps of such a training, of 8 rows; the copy is also scored after 5, 10, ... steps."""
+    """Optimiser steps of 8 rows to train a copy; it is also scored after 5, 10, 20, ... steps."""
     relearn_rate: float = 1e-4
     """Learning rate."""
     loss_on: Literal["text", "answer"] = "text"
@@ -77,32 +77,32 @@ class Suite:
     """Answers to sample for each row."""
     temperature: float = 1.0
     top_p: float = 1.0
-    """Share of the probability that is sampled from; 1 for all of it."""
+    """Share of the probability to sample from; 1 for all of it."""
     controls: int = 99
-    """Invented persons of ``multiple_choice``."""
+    """Invented persons for each person in ``multiple_choice``."""
     chat: bool = True
     """See `score`."""
     batch_size: int = 64
     seed: int = 0
-    """Of the chosen rows, their order and the sampling."""
+    """Seed of the choice of rows, their order and the sampling."""
     tasks: Sequence[str] | None = None
     """Tasks to score instead of those that generate answers to the rows."""
     matcher: Matcher | None = None
-    """Judges which rows an answer gives away; by default one of the rows of ``data``."""
+    """Judges which rows an answer gives away; None: a matcher of the rows of ``data``."""
 
     @cached_property
     def judge(self) -> Matcher:
-        """The matcher."""
+        """`matcher`, or the default."""
         return self.matcher or Matcher(self.data.rows)
 
     @cached_property
     def rows(self) -> dict[str, Sequence[Row]]:
-        """Rows to train on, of each probe that trains."""
+        """Rows to train on, for each probe that trains a copy."""
         texts = sample(text_rows(self.unrelated), self.relearn_rows, self.seed)
         return training_rows(self.data, self.train, self.relearn_rows, self.seed) | {"unrelated": texts}
 
     def stages(self, chosen: Sequence[str]) -> Iterator[Stage]:
-        """Yield what the probes do, in their order."""
+        """Yield the steps of the probes, in the given order."""
         for name in chosen:
             yield from PROBES[name][0](self)
 
@@ -112,13 +112,13 @@ class Suite:
             yield self._stage(probe, asked.title, partial(self.ask, asked), Work(self._few(asked.data)))
 
     def score(self, data: Data, model: Any = None, attack: bool = False, own: bool = False, **options: Any) -> Probed:
-        """Score rows with the model or a changed one; run the membership attack as well if ``attack`` says so.
+        """Score rows with the model or a changed copy; with ``attack`` also run the membership attack.
 
-        ``own``: the right answers are those of ``data``, instead of the audited rows'.
+        ``own``: the right answers are the outputs of ``data``, not those of the audited rows.
         """
         loaded, tokenizer = self.load()
         there = [task for task in tasks_for(data) if task != "lume_mmlu" and (attack or task != "lume_mia")]
-        # What the attack warns of was said of the model itself.
+        # The warnings of the attack were already logged for the unchanged model.
         with without_messages("lume_tasks", *([] if model is None else ["lume_mia: "])):
             tasks = there if self.tasks is None else self.tasks
             shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "metadata": SHORT}
@@ -127,14 +127,14 @@ class Suite:
         return self.judged(scores, scores.answers, Matcher(data.rows) if own else self.judge)
 
     def judged(self, scores: Scores, answers: Mapping[str, str], matcher: Matcher) -> Probed:
-        """Add which rows the answers give away, and their shares as the means ``forget_known`` and ``retain_known``."""
+        """Add the rows that the answers give away, and their shares as the means ``forget_known``, ``retain_known``."""
         asked = {side: [row.id for row in rows if row.id in answers] for side, rows in self.data.rows.items()}
         known = {side: sorted(found) for side, found in matcher.known(answers).items()}
         shares = {f"{side}_known": len(known[side]) / len(asked[side]) for side in SIDES if asked[side]}
         return Probed({}, scores.means | shares, dict(answers), scores.rows, known, asked)
 
     def ask(self, asked: Asked) -> Results:
-        """Score changed prompts that fit into the model, on some of the retain rows; nothing if a side has none."""
+        """Score changed prompts that fit into the context, with `fewer` retain rows; nothing if a side has no rows."""
         data = fitting(fewer(asked.data, self.seed), *self.load())
         if not (data.forget and data.retain):
             return {}
@@ -145,7 +145,7 @@ class Suite:
         return {asked.title: asdict(scores)}
 
     def plain(self) -> Iterator[Stage]:
-        """Score the rows as they are."""
+        """Score the unchanged rows."""
         yield self._scored("plain", "plain", lambda: self.score(self.data, attack=True))
 
     def quantised(self) -> Iterator[Stage]:
@@ -159,7 +159,7 @@ class Suite:
             yield self._stage("quantised", f"{bits}-bit", partial(quantised, bits), self._work())
 
     def relearn_forget(self) -> Iterator[Stage]:
-        """Train a copy on forget rows, then score forget rows of other documents; as a control, score them before."""
+        """Train a copy on forget rows, then score forget rows of other documents; also score these before training."""
         rows = self.rows["relearn_forget"]
         data, title = held_out(self.data, rows), f"relearned on {len(rows)} forget rows"
         if len(data.forget) < len(self.data.forget):
@@ -177,7 +177,7 @@ class Suite:
         yield self._trained("unrelated", f"trained on {len(self.rows['unrelated'])} unrelated texts", self.data)
 
     def own_words(self) -> Iterator[Stage]:
-        """Let a chat model put each question in other words, and ask it those that still ask the same."""
+        """Let a chat model rephrase each question, and ask it the rephrased questions that still ask the same."""
         asked = prompts.rewriting(self.data)
 
         def in_own_words() -> Results:
@@ -192,9 +192,9 @@ class Suite:
             yield self._stage("own_words", asked.title, in_own_words, Work(self._few(asked.data), 2))
 
     def multiple_choice(self) -> Iterator[Stage]:
-        """Test by swapping names whether the right one of four options is likelier for its person.
+        """Run the swap test on the right letter: is the right one of four options likelier for its person?
 
-        The rows of a person for whom it is count as given away. So elimination and plausible options are no leaks.
+        If so, the person's rows count as given away. A right letter found by elimination or plausibility is no leak.
         """
         data, made = prompts.multiple_choice(self.data, self.seed)
         offered = data.changed(lambda rows: [row for row in rows if row.id in made])
@@ -217,11 +217,11 @@ class Suite:
             yield self._stage("multiple_choice", "multiple choice", tested, work)
 
     def sampled(self) -> Iterator[Stage]:
-        """Sample several answers to each row; of each row, keep a right one if there is one."""
+        """Sample several answers to each row, and keep a right one if there is one."""
         yield self._stage("samples", f"{self.samples} samples", self._samples, self._work(times=self.samples))
 
     def _samples(self) -> Results:
-        found: dict[str, dict[str, list[float]]] = {}  # number to row to its value in each sample
+        found: dict[str, dict[str, list[float]]] = {}  # metric to row id to its value in each sample
         answers: dict[str, str] = {}
         given: set[str] = set()
         for number in range(self.samples):

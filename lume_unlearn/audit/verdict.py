@@ -1,4 +1,4 @@
-"""`verdict`: is what was asked to be forgotten gone, and was the rest kept?"""
+"""`verdict`: are the forget rows gone, and was the rest kept?"""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,7 +21,7 @@ from lume_unlearn.scoring.score import Scores, as_data, check_tasks
 
 @dataclass(frozen=True, repr=False)
 class Verdict:
-    """Whether forget rows are gone, and all that it rests on. Texts are as they are: `write_verdict` redacts them."""
+    """Whether the forget rows are gone, and the evidence. Texts are not redacted; `write_verdict` redacts them."""
 
     status: rules.Status
     """"gone", "not gone" or "cannot be told"."""
@@ -30,34 +30,34 @@ class Verdict:
     kept: bool
     """Whether enough of the retain rows known before are known now."""
     rows: list[dict[str, Any]]
-    """Of each forget row ``row``, the answers ``before`` and ``now``, ``known_before``, ``known_now``, ``known_in``:
-    names of the probes in which the model gives it away, ``excused``: whether a right answer is no evidence, and
-    ``rank``: that of the person among invented ones in the swap test, None if it was not tested."""
+    """For each forget row: the ``row``; the answers ``before`` and ``now``; ``known_before``; ``known_now``;
+    ``known_in``: names of the probes in which the model gives it away; ``excused``: whether a right answer is no
+    evidence; ``rank``: the person's rank among invented ones in the swap test, None if it was not tested."""
     lost: list[str]
     """Ids of the retain rows that were known before and are not known now."""
     counts: dict[str, dict[str, int]]
     """Side to the number of ``rows``, and of those known ``before`` and ``now``."""
     probes: dict[str, dict[str, Any]]
-    """Title to ``probe``, its name; ``forget`` and ``retain``: [rows known in it, rows judged in it]; ``queries``:
-    answers to the forget rows known before; ``leaks``: rows of these given away; ``upper``: upper 95 % limit of the
-    share of rows that it gives away."""
+    """Title to ``probe``, its name; ``forget`` and ``retain``: [rows known in it, rows judged in it]. For the rows that
+    `counted` has: ``queries``, the number of answers to them; ``leaks``, how many it gives away; ``upper``, the upper
+    95 % limit of the share that it gives away."""
     swaps: dict[str, dict[str, Any]]
-    """``before``, ``now`` and ``control`` to `Swapped.summary`; without models or sides that cannot be tested."""
+    """``before``, ``now`` and, if there is one, ``control`` to `Swapped.summary`; empty if nothing can be tested."""
     uninformative: list[str]
     """Probes in which the model fails on retain rows, too."""
     not_run: list[str]
     """Names of the probes that were not run."""
     nearer: tuple[int, int] | None
-    """Of the forget rows, those whose right answers are nearer to the control in likelihood than to the target, and all
-    that were compared; None without a control."""
+    """Number of forget rows whose right answer is nearer in likelihood to the control than to the target, and number of
+    rows compared; None without a control."""
     of_others: int
-    """Forget rows to which the model gives the answer to a retain row: wrong, but no leak."""
+    """Number of forget rows that the model answers with a fact of a retain row: wrong, but no leak."""
     numbers: dict[str, float]
-    """All numbers of the unlearned model and, with ``_before`` at the end, of the target."""
+    """All numbers of the unlearned model and, with the suffix ``_before``, of the target."""
     unmet: list[str] = field(default_factory=list)
     """Required conditions that do not hold."""
     earlier: list[rules.Earlier] = field(default_factory=list)
-    """What the unlearned model says of each earlier request."""
+    """Results of the unlearned model for each earlier request."""
     models: dict[str, dict[str, str]] = field(default_factory=dict)
     """``before``, ``now`` and ``control``: see `fingerprint`."""
     options: dict[str, Any] = field(default_factory=dict)
@@ -68,17 +68,17 @@ class Verdict:
 
     @property
     def counted(self) -> list[dict[str, Any]]:
-        """The `rows` that were known before, without those of which a right answer is no evidence."""
+        """The `rows` that were known before, without those for which a right answer is no evidence."""
         return [row for row in self.rows if row["known_before"] and not row["excused"]]
 
     @property
     def given(self) -> int:
-        """How many of these the model gives away, as asked or in a probe."""
+        """Number of `counted` rows that the model gives away, as asked or in a probe."""
         return sum(bool(row["known_in"]) for row in self.counted)
 
     @property
     def queries(self) -> int:
-        """Answers to these rows, in probes that are informative."""
+        """Number of answers to `counted` rows in informative probes."""
         return sum(probe["queries"] for title, probe in self.probes.items() if title not in self.uninformative)
 
     @property
@@ -87,7 +87,7 @@ class Verdict:
 
     @property
     def headline(self) -> str:
-        """What was asked and found, with the bound of what could have been missed."""
+        """The result in a few sentences, with an upper limit for leaks that were missed."""
         retain, counted = self.counts["retain"], self.counted
         text = f"{self.given} of {len(counted)} rows that were known before are given away"
         if left_out := self.counts["forget"]["before"] - len(counted):
@@ -174,36 +174,36 @@ def verdict(
     The plan with an estimate of the minutes is printed first.
 
     Args:
-        model: the unlearned model, of transformers or PEFT, on the device to score and train on; it stays as it was. Or
-            a `Loader`, as of ``before`` and ``control``: a function without arguments that returns model and tokenizer;
-            then one model at a time is in use.
+        model: the unlearned model, of transformers or PEFT, on the device to score and train on; it is not changed.
+            ``model``, ``before`` and ``control`` may also be a `Loader`, a function without arguments that returns
+            model and tokenizer; then one model at a time is in memory.
         tokenizer: its tokenizer.
-        forget: rows that have to be gone (see `as_rows`).
-        retain: rows that have to be kept.
+        forget: rows that must be gone (see `as_rows`).
+        retain: rows that must be kept.
         before: the target, which knew the rows.
         control: a model that never saw the forget rows (the one before fine-tuning, or a retrained one). It goes
-            through the same probes: what it gives away as well is no evidence.
+            through the same probes; rows that it gives away as well are no evidence.
         members: texts that the model was trained on, for the membership attack.
         nonmembers: texts that it was not trained on.
         mmlu: folder of MMLU, to score it as well.
-        split: name of the split that the rows are, for messages.
-        probes: names of `PROBES`; "plain" is always part of it.
+        split: name of the rows' split, for messages.
+        probes: names from `PROBES`; "plain" is always included.
         tasks: further tasks of the harness to score before and after.
-        require: conditions on `Verdict.numbers`, as "forget_knowledge<=0.05" or "retain_knowledge>=0.9".
+        require: conditions on `Verdict.numbers`, such as "forget_knowledge<=0.05" or "retain_knowledge>=0.9".
         forgotten: rows of earlier requests, which must be gone as well; one entry a request.
         keep: share of the retain rows known before that must be known now.
         controls: invented persons that the swap test compares each person with.
-        limit: rows of each side to use, chosen by the seed; 0 for all.
+        limit: most rows of each side, sampled with the seed; 0 for all.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one scoring batch.
-        seed: of the chosen rows, the sampling and the training.
+        seed: seeds the choice of rows, the sampling and the training.
         resume: a file that keeps the results of finished steps, so that the same call continues after an interruption.
-            Remove it once the verdict is safe.
-        after_each: called with the scores of the unlearned model so far, "plain" first, after each step.
-        **options: of `Suite`: ``unrelated``, ``relearn_rows``, ``samples``, ...
+            Delete it when the verdict is saved.
+        after_each: called after each step with the scores of the unlearned model so far, "plain" first.
+        **options: options of `Suite`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
     Raises:
-        ConfigError: a probe, task or condition that is wrong.
+        ConfigError: a wrong probe, task or condition.
         DataError: faulty rows.
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
@@ -230,7 +230,7 @@ def verdict(
 def wanted_probes(
     data: Data, probes: Sequence[str] | None, require: Sequence[str], options: Mapping[str, Any]
 ) -> list[str]:
-    """Return the probes to run beside "plain"; raise `ConfigError` for probes or conditions that are wrong."""
+    """Return the probes to run besides "plain"; raise `ConfigError` for wrong probes or conditions."""
     for condition in require:
         rules.parse_condition(condition)
     return [name for name in chosen_probes(probes, data, **options) if name != "plain"]
@@ -239,7 +239,7 @@ def wanted_probes(
 def made(
     data: Data, matcher: Matcher, found: Found, require: Sequence[str], keep: float, options: dict[str, Any]
 ) -> Verdict:
-    """Apply the rules to what was measured of the target, the unlearned model and, if there is one, the control."""
+    """Apply the rules to the results of the target, the unlearned model and, if there is one, the control."""
     measured = found.measured
     before, now, control = measured["before"], measured["now"], measured.get("control")
     on_now = found.probed.get("now", {}).items()
@@ -283,7 +283,7 @@ def made(
 def judged_row(
     row: Row, before: Measured, now: Measured, known: tuple[rules.Known, rules.Known], probes: Iterable[rules.Found]
 ) -> dict[str, Any]:
-    """Return what `Verdict.rows` holds of a row, but for ``excused``; ``known``: by the target and now."""
+    """Return the entry of `Verdict.rows` for a row, without ``excused``; ``known``: rows known before and now."""
     return {
         "row": row,
         "before": before.plain.answers[row.id],
@@ -306,7 +306,7 @@ def swaps_of(measured: Mapping[str, Measured]) -> rules.Swaps:
 
 
 def found_in(probed: Probed, control: Probed | None) -> rules.Found:
-    """Return which rows the model knows in a probe, of those that are judged in it; not what a control knows in it."""
+    """Return the rows judged and known in a probe, without forget rows that a control knows in it as well."""
     known = {side: set(rows) for side, rows in probed.known.items()}
     if control:
         known["forget"] -= set(control.known["forget"])
@@ -315,7 +315,7 @@ def found_in(probed: Probed, control: Probed | None) -> rules.Found:
 
 
 def counted(probe: rules.Found, knew: set[str]) -> dict[str, Any]:
-    """Return what `Verdict.probes` holds of one probe."""
+    """Return the entry of `Verdict.probes` for one probe; ``knew``: ids of `Verdict.counted`."""
     rows, leaks = len(probe.asked["forget"] & knew), len(probe.known["forget"] & knew)
     counts: dict[str, Any] = {"probe": probe.probe}
     counts |= {side: [len(probe.known[side]), len(probe.asked[side])] for side in SIDES}

@@ -1,4 +1,4 @@
-"""Write a verdict as a page and as JSON, redacted, without any path of this machine; and check it later."""
+"""Write a verdict as pages and as JSON, redacted and without local paths, and check it later."""
 
 import json
 import re
@@ -36,7 +36,7 @@ WAYS = {
     "unrelated": "after further training on unrelated texts",
     "samples": "several times, with chance",
 }
-"""The probes in the words of the summary."""
+"""The description of each probe in the summary."""
 VERDICT = "verdict.json"
 SCHEMA = 2
 """Version of the fields of ``verdict.json``."""
@@ -45,13 +45,13 @@ SCHEMA = 2
 def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, request: str = "") -> None:
     """Write ``verdict.json``, ``verdict.html`` and ``summary.html``, one page to print, to a folder.
 
-    All answers go to ``transcript.jsonl`` as they are; only the user may read it.
+    All answers go to ``transcript.jsonl`` without redaction; only the user can read this file.
 
     Args:
         verdict: what `verdict` returned.
-        output: folder; it is made if it is not there.
+        output: folder; it is created if it does not exist.
         show_pii: do not redact rare words, names and numbers.
-        request: what the verdict is for, such as a number, a date and a name; printed as it is.
+        request: what the verdict is for, such as a number, a date and a name; printed unchanged.
 
     Raises:
         ConfigError: the files cannot be written.
@@ -73,11 +73,11 @@ def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, 
 
 
 def verify(content: Mapping[str, Any], model: Any, data: Data) -> list[str]:
-    """Return what no longer matches a verdict: a sentence for the weights and for each side's rows.
+    """Return a sentence for everything that no longer matches a verdict: the weights, and each side's rows.
 
     Args:
-        content: of ``verdict.json``.
-        model: the model that it is said to be of, as `verdict` took it.
+        content: content of ``verdict.json``.
+        model: the model that was judged, in the same form as for `verdict`.
         data: its rows.
 
     Raises:
@@ -94,8 +94,8 @@ def verify(content: Mapping[str, Any], model: Any, data: Data) -> list[str]:
 
 
 def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
-    """Return what ``verdict.json`` and the page hold."""
-    # All forget rows count as one document: what is common among them alone can be about one person.
+    """Return the content of ``verdict.json`` and the pages."""
+    # All forget rows count as one document: words that are common only among them can be about one person.
     texts = [("forget", f"{found['row'].input} {found['row'].output}") for found in verdict.rows]
     texts += [(row.id, f"{row.input} {row.output}") for row in verdict.retain]
     shown = None if show_pii else common_words(texts)
@@ -121,7 +121,7 @@ def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
 
 
 def _row(found: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
-    """Return one of `Verdict.rows` as the page holds it; ``asks_for``: the beginning of the question."""
+    """Return an entry of `Verdict.rows` for the page; ``asks_for``: the beginning of the question."""
     row, numbers = found["row"], ("known_before", "known_now", "known_in", "excused", "rank")
     texts = {"question": row.input, "right": row.output, "before": found["before"], "now": found["now"]}
     for name, text in texts.items():

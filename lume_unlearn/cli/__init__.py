@@ -15,7 +15,7 @@ COMMANDS = {
     "card": "Write a model card with the scores into the folder of a run.",
     "path": "Print the folder of recipes/ and accelerate/ (configurations of accelerate).",
 }
-"""Modules of this package, each with ``add_options(parser)`` and ``execute(options)``, and what the command does.
+"""Name and description of each command. The module of that name has ``add_options(parser)`` and ``execute(options)``.
 
-Only these two functions import what takes long to import (torch, transformers).
+Only these two functions import packages that take long to import (torch, transformers).
 """

@@ -44,9 +44,9 @@ TEXTS = {
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
 FOR_VERDICT = ("control", "controls", "keep", "require", "tasks", "forgotten", "request", "show_pii")
-"""Options that have a meaning only with ``--before``."""
+"""Options that have an effect only with ``--before``."""
 LOADING = ("model", "peft", "trust_remote_code", "device")
-"""Options that say which model is audited, and where."""
+"""Options for loading the audited model, and its device."""
 MODELS = ("model", "peft", "device", "before", "control")
 """Options that are checked first; see `require_models`."""
 
@@ -83,7 +83,7 @@ def execute(options: dict[str, Any]) -> int:
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require = names(options.pop("require", None))
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    # A wrong probe ends the command before anything is loaded, a wrong model before anything is scored.
+    # Check probes before a model is loaded, and the model before anything is scored.
     options["probes"] = wanted_probes(data, options.pop("probes", None), require, options)
     loading, status = take(options, LOADING), 0
     model, tokenizer, device = audited = load_audited(**loading)
@@ -128,13 +128,13 @@ def require_models(model: str, peft: str | None = None, device: str | None = Non
     """Check the options that name models, before data is read or a model is loaded.
 
     Args:
-        model: of ``--model``.
-        peft: of ``--peft``.
-        device: of ``--device``.
-        **others: name of another option to the model it names.
+        model: value of ``--model``.
+        peft: value of ``--peft``.
+        device: value of ``--device``.
+        **others: values of other options that name models, by option.
 
     Raises:
-        ConfigError: names the option that is wrong.
+        ConfigError: an option is wrong; the message names it.
     """
     import torch
 
@@ -157,7 +157,7 @@ def load_audited(
     device: str | None = None,
     option: str = "--model",
 ) -> tuple[Any, Any, str]:
-    """Return model and tokenizer, and the device to move the model to; ``option`` names the model in messages."""
+    """Load model and tokenizer; return them and the device to move the model to. Messages name ``option``."""
     import torch
 
     from lume_unlearn.model import load

@@ -22,7 +22,7 @@ TEXTS = {
     "probes": "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, "
     "repair (default: all three).",
 }
-"""Options that the command reads otherwise than `compare`."""
+"""Options that the command takes in another form than the function `compare`."""
 
 
 def add_options(parser: Any) -> None:
@@ -39,7 +39,7 @@ def add_options(parser: Any) -> None:
 
 
 def execute(options: dict[str, Any]) -> int:
-    """Compare, and say where the page is; 2 if a trial or run has no result."""
+    """Compare, and print where the page is; return 2 if a trial or run has no result, else 0."""
     from lume_unlearn.compare.run import PAGE, compare
     from lume_unlearn.data.sources import named_directory
     from lume_unlearn.model.load import require_model

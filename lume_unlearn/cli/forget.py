@@ -37,7 +37,8 @@ TEXTS = {
     "seed": "Seed of everything that is random (default: 0).",
 }
 DATA, EARLIER, FORGET = "data", "earlier", "forget.jsonl"
-"""Folder of the output with the rows of this request; in it a folder with those of each earlier one, by number."""
+"""Names in the output: the folder of this request's rows; in it, the folder of numbered folders of earlier requests;
+the file of forget rows in each."""
 FILES = ("where", "input_field", "output_field", "document_field", "encoding")
 
 
@@ -101,9 +102,9 @@ def _load(name: str, loading: dict[str, Any], option: str) -> tuple[Any, Any]:
 
 
 def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]:
-    """Remove the options that name rows, read them, print what was read, and return the rows of both sides.
+    """Read the rows that the options name, print a summary, and return the rows by side; remove these options.
 
-    Retain rows that earlier requests were about (``earlier``) are left out.
+    Rows of earlier requests (``earlier``) are left out of the retain rows.
     """
     from lume_tasks.data.fields import Options
     from lume_tasks.data.prepare import prepared
@@ -125,10 +126,10 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
 
 
 def requests_before(after: str | None) -> list[list[Any]]:
-    """Return the forget rows of all requests before this one, the first one first.
+    """Return the forget rows of each request before this one, oldest first.
 
     Raises:
-        ConfigError: the folder is no result of `forget`.
+        ConfigError: the folder is not a result of `forget`.
     """
     from lume_tasks.data.files import read_rows
 
@@ -142,7 +143,7 @@ def requests_before(after: str | None) -> list[list[Any]]:
 
 
 def keep_rows(folder: Path, rows: dict[str, list[Any]], earlier: list[list[Any]]) -> None:
-    """Write the rows of this request, and those of earlier ones, as data directories."""
+    """Write the rows of this request, and the forget rows of earlier ones, as data directories."""
     from lume_tasks.data.files import write_rows
     from lume_unlearn.files import writing
 

@@ -1,4 +1,4 @@
-"""The command `lume-unlearn`: find the command's module, read its options, run it, and report errors in a line."""
+"""The command `lume-unlearn`: find the command's module, read its options, run it, and report errors in one line."""
 
 import os
 import sys
@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Exit status: 0; what the command returns (`audit`: 1 for a model that is not unlearned); after a message on
-        stderr 2 for options or files that cannot work, and 128 + N for signal N.
+        Exit status: 0, or what the command returns (`audit`: 1 for a model that is not unlearned). After a message on
+        stderr: 2 for options or files that cannot work, 128 + N for signal N.
     """
     command, *words = list(sys.argv[1:] if argv is None else argv) or [""]
     try:
@@ -64,7 +64,7 @@ def dispatch(command: str, words: Sequence[str]) -> int:
         near = get_close_matches(command, COMMANDS, 1)
         raise ConfigError(f"no such command; {f'did you mean {near[0]}?' if near else 'see lume-unlearn --help'}")
     if not sys.stderr.isatty():
-        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds between two lines of a bar in a log file
+        os.environ.setdefault("TQDM_MININTERVAL", "30")  # seconds between two lines of a progress bar in a log file
     from lume_unlearn.cli.parsing import parse
 
     # PEFT reads this attribute of every model, and transformers calls it deprecated; users can do nothing about it.

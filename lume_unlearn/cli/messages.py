@@ -1,4 +1,4 @@
-"""What is wrong with the options of a command, in one line, with the option that was probably meant."""
+"""One-line messages about wrong options of a command, with the option that was probably meant."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -30,9 +30,9 @@ RENAMED: dict[str, tuple[str, ...]] = {
     "resume_from_checkpoint": ("resume",),
     "warmup": ("warmup_steps",),
 }
-"""What other programs, or earlier versions, call an option: its names here, of which the first that a command has."""
+"""Option name in other programs or earlier versions to its names here; the first one that the command has is meant."""
 VALUE = r".*Got value: (.*)|.*: (.*) does not conform|.*: could not convert string to float: '(.*)'"
-"""Where a message of jsonargparse names the value that it refuses."""
+"""Pattern of the refused value in a message of jsonargparse."""
 TUNED = "compare tunes the learning rate; a recipe among --methods can name one"
 STRAY = "not an option; a value with blanks needs quotes around it, and options are under --help"
 ANSWERS = {
@@ -41,14 +41,14 @@ ANSWERS = {
     **dict.fromkeys(("--cuda", "--device", "--gpu", "--gpus"), "the variable CUDA_VISIBLE_DEVICES chooses the GPU"),
     "--tokenizer": "the tokenizer is read from the folder of the model",
 }
-"""What to say of options that have no other name here."""
+"""Advice for options that have no other name here; a key may begin with the command."""
 
 
 def usage_error(message: str, command: str, actions: Mapping[str, Any]) -> str:
-    """Return what is wrong with the options, in one line.
+    """Return a one-line message about options that argparse or jsonargparse refuses.
 
     Args:
-        message: of argparse or jsonargparse.
+        message: their own error message.
         command: name of the command.
         actions: name of an option, without dashes, to its action.
     """
@@ -83,7 +83,7 @@ def _unknown(option: str, command: str, known: Iterable[str]) -> str:
 
 
 def _in_words(action: Any) -> str | None:
-    """Return what a value of an option is, or None for a type without words."""
+    """Describe the values that an option takes; None for a type without a description."""
     hint = getattr(action, "_typehint", None)
     if get_origin(hint) is Literal:
         return f"one of {', '.join(map(str, get_args(hint)))}"

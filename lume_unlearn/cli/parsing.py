@@ -29,7 +29,7 @@ KINDS: dict[str, Any] = {
     **dict.fromkeys(("minutes", "relearn_rate", "temperature", "top_p"), PositiveFloat),
     **dict.fromkeys(("keep", "lora_dropout", "until"), Share),
 }
-"""Types of the options of `add_texts`, where they are not text."""
+"""Types of those options of `add_texts` that are not strings."""
 SHARED = {
     "data": "Data directory; default LUME_DATA_DIR, else the published LUME.",
     "split": "Rows to use (default: all).",
@@ -39,10 +39,10 @@ SHARED = {
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Help with the default of each option that has one, and without those that `OtherHelp` prints."""
+    """Help that shows the default of each option that has one, and hides the options that `OtherHelp` prints."""
 
     def add_argument(self, action: argparse.Action) -> None:
-        """Add an option to the help."""
+        """Add an option to the help unless it is hidden."""
         if not getattr(action, "other", False):
             super().add_argument(action)
 
@@ -54,14 +54,14 @@ class Parser(jsonargparse.ArgumentParser):
     """A parser whose printed configuration is a recipe."""
 
     def dump(self, cfg: Any, *args: Any, **kwargs: Any) -> str:
-        """Return the given options as YAML, without what a recipe may not set."""
+        """Return the given options as YAML, without those that a recipe may not set."""
         cfg = cfg.clone()
         cfg.pop("trust_remote_code", None)
         return str(super().dump(cfg, *args, **kwargs))
 
 
 def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
-    """Read the options of a command, from the command line and from recipes (``--config``), over which options win.
+    """Read the options of a command, from the command line and from recipes (``--config``), which it overrides.
 
     Raises:
         ConfigError: unknown options, values of the wrong type, or a recipe that cannot be used.
@@ -88,7 +88,7 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _recipes_first(argv: Sequence[str]) -> list[str]:
-    """Move each ``--config RECIPE`` to the front, so that options win, and replace a shipped name by its path."""
+    """Move each ``--config RECIPE`` to the front, so that options override it; replace shipped names by paths."""
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
     found, others = finder.parse_known_args(argv)
@@ -96,14 +96,14 @@ def _recipes_first(argv: Sequence[str]) -> list[str]:
 
 
 def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = ()) -> None:
-    """Add options from name to help, with the types of `KINDS`, to be passed on only if given."""
+    """Add an option for each name and help text, with the types of `KINDS`; options not given are not passed on."""
     for name, text in texts.items():
         kind = KINDS.get(name, str)
         parser.add_argument(f"--{name}", type=kind, required=name in required, default=UNSET, help=text)
 
 
 def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str] | None = None) -> None:
-    """Add an option for fields of a dataclass, to be passed on only if given; ``shown`` are in ``--help`` (all)."""
+    """Add options for fields of a dataclass, passed on only if given; ``--help`` lists ``shown`` (None: all)."""
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
     for name in names:
         default = known[name].default
@@ -114,10 +114,10 @@ def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str
 
 
 def _plain(hint: Any) -> Any:
-    """Return a type for the command line: without None (an option that is not given), and words or str for an Enum."""
+    """Return the type of an option from a type hint: without None, and a Literal or str instead of an Enum."""
     kinds = [kind for kind in get_args(hint) if kind is not NoneType]
     enums = [kind for kind in kinds if isclass(kind) and issubclass(kind, Enum)]
-    if enums:  # Trainer itself checks those of many members (optimizers, schedules)
+    if enums:  # Trainer itself checks large Enums (optimizers, schedules)
         return Literal[tuple(member.value for member in enums[0])] if len(enums[0]) < 5 else str
     return Union[tuple(kinds)] if NoneType in get_args(hint) else hint  # noqa: UP007 (a tuple of types)
 

@@ -17,7 +17,7 @@ ELSEWHERE = (
     *("output_dir", "resume_from_checkpoint", "parallelism_config", "local_rank"),
     *("do_train", "do_eval", "do_predict"),
 )
-"""Fields of Trainer that `--output`, `--resume` and the launcher set, or that say nothing here."""
+"""Fields of Trainer that `--output`, `--resume` and the launcher set, or that have no effect here."""
 
 
 def add_loading_options(parser: Any) -> None:
@@ -32,7 +32,7 @@ def add_loading_options(parser: Any) -> None:
 
 
 def add_tuning_options(parser: Any, **changed: Any) -> None:
-    """Add the options that say which weights are trained; ``changed``: defaults that are not those of `run`."""
+    """Add the options that choose the trained weights; ``changed``: defaults that differ from those of `run`."""
     from lume_unlearn.model.load import lora_config
 
     adapter = {name: option.default for name, option in signature(lora_config).parameters.items()}
@@ -50,7 +50,7 @@ def add_tuning_options(parser: Any, **changed: Any) -> None:
 
 
 def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
-    """Add the fields of `UnlearningArguments`: ours (or ``own`` of them), and Trainer's."""
+    """Add options for the fields of `UnlearningArguments`: this package's (only ``own``, if given) and Trainer's."""
     from transformers import TrainingArguments
 
     from lume_unlearn.training.arguments import UnlearningArguments
@@ -65,19 +65,19 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
 
 
 def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Remove the options of these names, as far as they are given, and return them."""
+    """Remove the options of these names that are given, and return them."""
     return {name: options.pop(name) for name in names if name in options}
 
 
 def arguments(options: dict[str, Any]) -> Any:
-    """Remove what is the Trainer's from the options of a command, and return it as `UnlearningArguments`.
+    """Remove the training arguments from the options of a command, and return them as `UnlearningArguments`.
 
     Raises:
-        ConfigError: names what is wrong.
+        ConfigError: an argument cannot work; the message names it.
     """
     from lume_unlearn.training.arguments import UnlearningArguments
 
-    # In a log file, the lines with the losses say enough.
+    # A log file needs no progress bar beside the lines with the losses.
     given: dict[str, Any] = {"disable_tqdm": not sys.stderr.isatty()}
     given |= take(options, UnlearningArguments.__dataclass_fields__)
     return UnlearningArguments(options.pop("output"), **given)

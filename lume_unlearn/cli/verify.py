@@ -21,7 +21,7 @@ def add_options(parser: Any) -> None:
 
 
 def execute(options: dict[str, Any]) -> int:
-    """Compute the hashes again, and print what no longer matches (exit status 1); so for the ledger beside it."""
+    """Compute the hashes again, check the ledger beside the verdict, and print mismatches; return 1 for any, else 0."""
     from lume_tasks.data.source import load_data
     from lume_unlearn.audit.writing import verify
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
@@ -36,7 +36,7 @@ def execute(options: dict[str, Any]) -> int:
         raise ConfigError(f"--verdict {path}: cannot be read ({error})") from error
     require_models(**{name: options[name] for name in MODELS if name in options})
     beside = Path(path).parent / DATA
-    if "data" not in options and beside.is_dir():  # of `forget`
+    if "data" not in options and beside.is_dir():  # written by `forget`
         options["data"] = str(beside)
     data = load_data(named_directory(options.pop("data", None)), options.pop("split", "all"))
     model, _, _ = load_audited(**options, device="cpu")

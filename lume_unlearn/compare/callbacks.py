@@ -1,4 +1,4 @@
-"""What compare does while a run trains: judge a final run after each epoch."""
+"""Judge a final run of a comparison while it trains: at the start and after each epoch."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -8,10 +8,10 @@ from transformers import TrainerCallback
 
 
 class Curve(TrainerCallback):
-    """Judges the model at the start and after each epoch, in the arithmetic of training."""
+    """Judges the model at the start and after each epoch, in the precision of training."""
 
     def __init__(self, judge: Callable[[Any], Mapping[str, float]]) -> None:
-        """Take a function from the model to its numbers."""
+        """Take a function that returns a model's numbers."""
         self.judge = judge
         self.points: list[dict[str, float]] = []
         self.seconds = 0.0

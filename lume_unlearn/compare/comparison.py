@@ -1,4 +1,4 @@
-"""One comparison: queues of trials and of final runs, and the work that is in them."""
+"""One comparison: its queues of trials and of final runs, and how they are run."""
 
 import math
 import time
@@ -30,7 +30,7 @@ MODELS = "models"
 
 @dataclass
 class Comparison:
-    """What a comparison compares, and what is done of it, by whatever process."""
+    """The inputs of a comparison, and its queues, on which several processes may work."""
 
     models: Mapping[str, Load]
     """ "target", and "retrained" if there is a retrained model."""
@@ -39,7 +39,7 @@ class Comparison:
     judge: Judge
     alternatives: Mapping[str, Sequence[str]] | None
     trials: int
-    """Trials of each contestant; none: its defaults, as they are."""
+    """Trials of each contestant; 0: its defaults are run without tuning."""
     seeds: int
     """Final runs of each contestant."""
     probes: Mapping[str, Any]
@@ -47,18 +47,18 @@ class Comparison:
     say: Callable[[str], None]
     """Prints a line."""
     args: dict[str, UnlearningArguments] = field(default_factory=dict)
-    """Contestant to its arguments without tuning, filled in."""
+    """Contestant to its arguments before tuning, with defaults filled in."""
     queues: dict[str, Queue] = field(default_factory=dict)
-    """Contestant to its trials."""
+    """Contestant to the queue of its trials."""
     finals: dict[str, Queue] = field(default_factory=dict)
-    """`MODELS`, and each contestant to its final runs."""
+    """Contestant to the queue of its final runs; `MODELS` to that of the models."""
     before: dict[bool, dict[str, float]] = field(default_factory=dict)
-    """With or without the chat template, to the target's numbers of the tuning documents."""
+    """The target's numbers on the tuning documents, with (True) or without the chat template."""
 
     def run(self, make_queue: Callable[[str, dict[str, Any], Sequence[Task]], Queue]) -> None:
-        """Run the trials and the final runs that no other process runs, and wait for those.
+        """Run the trials and the final runs that no other process runs, and wait for the others.
 
-        ``make_queue``: from name, what all its trials depend on, and tasks to a queue.
+        ``make_queue``: makes a queue from a name, what all its trials depend on, and tasks.
 
         Raises:
             ConfigError: a model cannot be loaded or scored, or the storage holds another comparison.
@@ -97,9 +97,9 @@ class Comparison:
         return [{"slot": row_of(name, chat), "fixed": {}, "model": name, "chat": chat} for name, chat in pairs]
 
     def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], str]) -> None:
-        """Run what waits in the queues, and print what each ``run`` returns.
+        """Run the trials that wait in the queues, and print what ``run`` returns for each.
 
-        Divergence is a result; another error is stored, and the trial tried again.
+        Divergence is a result; any other error is stored, and the trial is tried again.
         """
         for queue, trial in trials_of(list(queues)):
             label, task = f"{queue.name}, {trial.user_attrs['slot']}", trial.user_attrs["task"]
@@ -119,7 +119,7 @@ class Comparison:
     def best(self, name: str) -> Setting | None:
         """Return the setting of a contestant's trial with the lowest value; None if no trial was judged.
 
-        Without trials, it is the defaults.
+        Without trials, return the defaults.
         """
         if not self.trials:
             return default_setting(self.contestants[name].method, self.args[name])
@@ -174,5 +174,5 @@ class Comparison:
 
 
 def row_of(model: str, chat: bool) -> str:
-    """Return how a row of the table is called that shows the target or the retrained model."""
+    """Return the name of the table's row for the target or the retrained model."""
     return model if chat else f"{model}, without chat template"

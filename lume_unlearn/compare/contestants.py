@@ -1,4 +1,4 @@
-"""What is compared: each method, or each recipe, with each tuning, and the options of its runs."""
+"""The contestants: each method, or each recipe, with each tuning, and the options of its runs."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +25,7 @@ from lume_unlearn.training.arguments import UnlearningArguments
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
-In a dictionary ``method`` may also be a method or its class, and ``name`` is what the recipe is called."""
+In a dictionary ``method`` may also be a method or its class, and ``name`` is the name of the recipe."""
 LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
 """Options of a recipe for the adapter; their defaults are those of `run`."""
 READ: dict[str, Callable[[str], Any]] = {
@@ -33,12 +33,12 @@ READ: dict[str, Callable[[str], Any]] = {
     "unseen": partial(read_texts, "unseen"),
     "base": partial(load_model, dtype=torch.float32, option="base"),
 }
-"""Options of a recipe that name files or a model, to what reads them."""
+"""Options of a recipe that name files or a model, to the functions that read them."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),
 )
-"""Options of `run` in a recipe that the comparison decides itself."""
+"""Options of `run` that are ignored in a recipe, since the comparison sets them."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Contestant:
     tuning: str
     """What is trained: lora, full, last:K or modules:REGEX."""
     options: Mapping[str, Any]
-    """Arguments of `UnlearningArguments`: the recipe's own, and the comparison's where the recipe has none."""
+    """Arguments of `UnlearningArguments`: the comparison's, overridden by the recipe's own."""
     recipe: Mapping[str, Any]
     """The recipe's options without its method; empty for a method."""
 
@@ -59,7 +59,7 @@ class Contestant:
         return lora_config(**{name: self.recipe[name] for name in LORA if name in self.recipe})
 
     def identity(self) -> dict[str, Any]:
-        """Return what trials depend on, as JSON, to refuse a storage of a changed recipe."""
+        """Return what trials depend on, as JSON data, so that a storage of a changed recipe can be refused."""
         plain = {"method": asdict(self.method), "options": self.options, "recipe": self.recipe}
         return dict(json.loads(json.dumps(plain, default=str)))
 
@@ -72,15 +72,15 @@ class Contestant:
 def contestants(
     methods: Sequence[MethodLike], tunings: Sequence[str], options: Mapping[str, Any]
 ) -> dict[str, Contestant]:
-    """Return name to contestant: every method with every tuning; a recipe that names its tuning, only with that.
+    """Return contestants by name: every method with every tuning; a recipe that names a tuning, only with that.
 
     Args:
         methods: see `MethodLike`.
         tunings: what to train.
-        options: of `UnlearningArguments`, for all methods; a recipe's own win over them.
+        options: arguments of `UnlearningArguments` for all methods; a recipe's own override them.
 
     Raises:
-        ConfigError: names every method that is unknown or twice there, and every option that `run` does not have.
+        ConfigError: names every method that is unknown or given twice, and every option that `run` does not have.
     """
     found: dict[str, Contestant] = {}
     known = UnlearningArguments.__dataclass_fields__.keys() - {*NOT_OURS}
@@ -119,7 +119,7 @@ def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number for text such as 1e-3, which YAML takes for text."""
+    """Convert text such as "1e-3", which YAML does not read as a number, to a number."""
     if isinstance(value, str):
         with suppress(ValueError):
             return float(value)

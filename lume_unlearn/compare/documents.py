@@ -1,4 +1,4 @@
-"""Divide data by document: tuning documents, and final documents, on which tuning has no influence."""
+"""Divide data by document: tuning documents, and final documents, which tuning does not use."""
 
 import hashlib
 import json
@@ -27,9 +27,9 @@ class Parts:
 def divided(data: Data, share: float, seed: int) -> Parts:
     """Divide data into tuning data and final data, all rows of a document into the same part.
 
-    Of each side and task, ``share`` of the documents are for tuning, at least one; one at least is final. A member
-    document belongs to the part whose forget rows hold it; members that are no forget row are left out, since no run
-    unlearns them. Non-members are divided in the same proportion, in their order. Tuning has no MMLU.
+    For each side and task, ``share`` of the documents are for tuning, at least one if there are two; at least one is
+    final. A member document belongs to the part whose forget rows contain it; members that are no forget row are left
+    out, since no run unlearns them. Non-members are divided in the same proportion, in their order. Tuning has no MMLU.
 
     Raises:
         ConfigError: the share is not between 0 and 1.
@@ -62,7 +62,7 @@ def _tuning_rows(side: str, rows: Sequence[Row], share: float, order: random.Ran
 
 
 def digest(parts: Parts, alternatives: Mapping[str, Sequence[str]] | None) -> str:
-    """SHA-256 (hexadecimal) of rows, documents, their division and the alternatives; MMLU may move."""
+    """Compute the SHA-256 (hexadecimal) of rows, documents, their division and the alternatives, but not of MMLU."""
     found = [asdict(replace(part, mmlu=None)) for part in (parts.whole, parts.tuning)]
     content = json.dumps([*found, alternatives and dict(alternatives)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()

@@ -28,16 +28,16 @@ from lume_unlearn.scoring.swap import names_somebody
 
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 BUDGET = 0.02
-"""Token probability of the retain rows that a setting may lose against the target."""
+"""Most that the token probability of the retain rows may fall below the target's."""
 OBJECTIVE = (
     "half the mean of two numbers of the forget rows: their extraction strength and, where they name somebody, how far "
     f"the ranks of the swap test are from uniform. A setting whose retain rows lose more than {BUDGET} of their token "
     "probability is worse than any that does not"
 )
-"""What `objective` is, for the page."""
+"""Description of `objective` for the page."""
 
 Result = dict[str, Any]
-"""How a model or the result of a final run did on the final documents.
+"""Scores of a model, or of the result of a final run, on the final documents.
 
 ``scores`` ("TASK METRIC" to value), ``rows`` (`RowScores` as a dictionary), ``judged`` (see `numbers`); of models and
 of seed 0 ``audits`` (probe to numbers); of final runs ``seconds`` and ``curve``."""
@@ -58,7 +58,7 @@ class Judge:
             return numbers(self._score(model, data, chat, tasks_of(data), only))
 
     def followed(self, model: Any, data: Data, chat: bool, mmlu: int) -> dict[str, float]:
-        """Score a model in training: as `judged`, without the swap test, and ``mmlu`` questions of each subject."""
+        """Score a model in training as `judged` does, but with ``mmlu`` questions a subject and without swap test."""
         tasks = [task for task in tasks_of(data) if task != "lume_swap"]
         tasks += ["lume_mmlu"] * (data.mmlu is not None)
         return numbers(self._score(model, data, chat, tasks, {"lume_mmlu_limit": mmlu}))
@@ -66,8 +66,8 @@ class Judge:
     def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
         """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
 
-        ``probes``: options of `run_probes`, or nothing for no probes. Copies are trained on rows of the tuning
-        documents, and judged on the final documents.
+        ``probes``: options of `run_probes`; empty for no probes. Copies are trained on rows of the tuning documents,
+        and judged on the final documents.
         """
         data = parts.final
         swap = ["lume_swap"] * names_somebody(data)
@@ -94,9 +94,9 @@ class Judge:
 
 
 def quality(answers: Mapping[str, str], data: Data) -> dict[str, float]:
-    """Say how sane answers are, by row id, that a model wrote to the rows of ``data``.
+    """Compute how sane a model's ``answers`` (by row id) to the rows of ``data`` are.
 
-    ``repetition`` is the mean over all answers of the share that repeats itself, ``other_facts`` the share of forget
+    ``repetition`` is the mean over all answers of the share that repeats itself; ``other_facts`` is the share of forget
     rows that are answered with a fact of a retain row.
     """
     others = Matcher(data.rows).of_others(answers)
@@ -110,10 +110,10 @@ def tasks_of(data: Data) -> list[str]:
 
 
 def numbers(scores: Scores) -> dict[str, float]:
-    """Return what `tasks_of` found.
+    """Return the numbers from the scores of `tasks_of`.
 
-    The means over the rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform, and
-    `SWAP`; the AUCs of the attack; the accuracy of MMLU if it is there.
+    They are the means over rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform;
+    `SWAP`; the AUCs of the attack; and the accuracy of MMLU if it was scored.
     """
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
     if ranks := scores.rows.get("forget_rank"):
@@ -124,12 +124,12 @@ def numbers(scores: Scores) -> dict[str, float]:
 
 
 def objective(found: Mapping[str, float], target: Mapping[str, float]) -> float:
-    """Compute what tuning minimises, between 0 and 1, from the numbers of a model and of the target.
+    """Compute the objective that tuning minimises, between 0 and 1, from the numbers of a model and of the target.
 
-    It needs no retrained model, and is near 0 for one. With r the token probability of the retain rows:
+    It needs no retrained model, and is near 0 for one. Let r be the token probability of the retain rows:
 
-    - If r is more than `BUDGET` below the target's: (1 + the loss) / 2, so any model within the budget is better.
-    - Else half the mean of the extraction strength of the forget rows and, where they name somebody, of the distance of
+    - If r is more than `BUDGET` below the target's: (1 + the gap) / 2, so any model within the budget is better.
+    - Else half the mean of the extraction strength of the forget rows and, if they name somebody, of the distance of
       the swap test.
 
     Worked example: swap distance .3, extraction strength .1, r .97, of the target .98: (.3 + .1) / 2 / 2 = .1. With

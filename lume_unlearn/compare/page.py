@@ -1,4 +1,4 @@
-"""What a comparison found, as one JSON object and as a page."""
+"""The results of a comparison, as one JSON object and as a page."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -37,7 +37,7 @@ SHOWN = (
 
 
 def contents(comparison: Comparison, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Gather everything that the page shows; ``options``: what the comparison was called with."""
+    """Gather everything that the page shows; ``options``: the arguments of the comparison to show."""
     models = _results(comparison)
     chats = {row_of(name, chat): chat for name in comparison.models for chat in (True, False)}
     chats |= {name: contestant.chat for name, contestant in comparison.contestants.items()}
@@ -75,8 +75,8 @@ def _results(comparison: Comparison) -> dict[str, list[Result]]:
 def row(results: Sequence[Result], target: Result, retrained: Result | None) -> dict[str, list[float]]:
     """Return each column's mean, lowest and highest value over the seeds; without columns that have no value.
 
-    ``distance`` is that to the retrained model, if there is one, with its 95 % interval over documents and seeds
-    (`distance_interval`).
+    ``distance`` is the distance to the retrained model, if there is one, with its 95 % interval over documents and
+    seeds (`distance_interval`).
     """
     metrics = {name: f"{task} {name}" for task, names in METRICS.items() for name in names}
     columns = {name: [r["scores"][key] for r in results if key in r["scores"]] for name, key in metrics.items()}
@@ -103,7 +103,7 @@ def _rows(results: Sequence[Result]) -> list[RowScores]:
 
 
 def _setting(comparison: Comparison, name: str) -> dict[str, Any]:
-    """Return what a contestant ran with: its options, its defaults of what was tuned, and the best of the trials."""
+    """Return a contestant's options, the defaults of the tuned ones, and the best setting of the trials."""
     args, contestant = comparison.args[name], comparison.contestants[name]
     default = default_setting(contestant.method, args)
     ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN}

@@ -1,6 +1,6 @@
 """A queue of trials in an Optuna storage, which several processes share and which outlives them.
 
-Every trial of a study is put into the queue when the study is made. A process takes one and writes a sign of life every
+Every trial of a study is put into the queue when the study is created. A process takes one and writes a heartbeat every
 few seconds. A trial whose process died is put into the queue again, and so is a trial that ended with an error.
 """
 
@@ -18,11 +18,11 @@ from lume_unlearn.checks import stable_number
 from lume_unlearn.errors import ConfigError
 
 BEAT = 5.0
-"""Seconds between two signs of life."""
+"""Seconds between two heartbeats."""
 SILENCE = 30.0
-"""Seconds without one after which a process counts as dead; clocks of several machines may differ by less."""
+"""Seconds without a heartbeat after which a process counts as dead."""
 WAIT = 2.0
-"""Seconds between two looks at trials that other processes run."""
+"""Seconds between two checks of the trials that other processes run."""
 TRIES = 3
 """How often a trial that ends with an error is run before the comparison goes on without it."""
 FIRST_TRIALS = 3
@@ -33,7 +33,7 @@ DONE = "COMPLETE"
 """Optuna's state of a trial that has a result."""
 
 Task = dict[str, Any]
-"""What a trial is: its number or name as ``slot``, ``fixed`` parameters, and what else the trial needs to know.
+"""A trial: its number or name as ``slot``, ``fixed`` parameters, and everything else that the trial needs.
 
 Only numbers, text, lists and dictionaries, since it is stored as JSON."""
 
@@ -42,7 +42,7 @@ def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
     """Open the storage that ``--storage`` names, or a journal in the output folder.
 
     Returns:
-        From name, comparison and tasks to a `Queue` in this storage.
+        A function that makes a `Queue` in this storage from name, comparison and tasks.
 
     Raises:
         ConfigError: Optuna is not installed, or the storage cannot be opened.
@@ -71,13 +71,13 @@ class Queue:
     def __init__(
         self, storage: Any, lock: FileLock, name: str, comparison: dict[str, Any], tasks: Sequence[Task]
     ) -> None:
-        """Make the study, or join it if another process made it; add the tasks that have neither result nor process.
+        """Create the study, or join it if another process did; add the tasks without a result that no process runs.
 
         Args:
-            storage: of Optuna.
-            lock: of the processes of one machine, since some databases let two of them take the same trial.
-            name: of the study.
-            comparison: what all trials depend on, to refuse a storage of another comparison.
+            storage: storage of Optuna.
+            lock: lock for the processes of one machine, since some databases let two of them take the same trial.
+            name: name of the study.
+            comparison: what all trials depend on; a storage of another comparison is refused.
             tasks: the trials.
 
         Raises:
@@ -89,7 +89,7 @@ class Queue:
         self.states = optuna.trial.TrialState
         self.tasks = {task["slot"]: task for task in tasks}
         self.heard: dict[int, tuple[Any, float]] = {}
-        """Running trial to the last sign of life of its process, and when this process saw it."""
+        """Running trial to the last heartbeat of its process, and when this process saw it."""
         with lock:
             self.study = optuna.create_study(
                 storage=storage, study_name=name, direction="minimize", load_if_exists=True
@@ -98,7 +98,7 @@ class Queue:
             self._fill(anew=True)
 
     def _require_same(self, comparison: dict[str, Any]) -> None:
-        """Note what all trials depend on, or compare it with what the process noted that made the study."""
+        """Store what all trials depend on, or compare it with what the creator of the study stored."""
         other = self.study.user_attrs.get("comparison")
         if other is None:
             self.study.set_user_attr("comparison", comparison)
@@ -127,7 +127,7 @@ class Queue:
         return [trial for trial in found if trial.user_attrs["task"] == self.tasks.get(trial.user_attrs["slot"])]
 
     def _decisive(self) -> dict[str, Any]:
-        """Return slot to its first trial with a result, without one to its latest trial."""
+        """Return slot to its first trial with a result or, if there is none, to its latest trial."""
         found: dict[str, Any] = {}
         for trial in self._trials():
             slot = trial.user_attrs["slot"]
@@ -160,11 +160,11 @@ class Queue:
             trial = self.study.ask()
         slot: Any = trial.user_attrs.get("slot")
         if slot in self.results() or trial.user_attrs.get("task") != self.tasks.get(slot, 0):
-            # Another machine was faster, so that Optuna made a trial beyond the budget, or the task has changed since.
+            # Another machine was faster, and Optuna created a trial beyond the budget; or the task has changed since.
             self.end(trial, state=self.states.FAIL)
             return None
         trial.set_user_attr("alive", 0)
-        # Seeded by the slot, so that a trial's parameters depend on the results so far, not on who runs it.
+        # The slot is the seed, so a trial's parameters depend on the results so far, not on the process that runs it.
         seed = stable_number(self.name, slot) % 2**32
         self.study.sampler = self.optuna.samplers.TPESampler(seed=seed, n_startup_trials=FIRST_TRIALS)
         return trial
@@ -183,7 +183,7 @@ class Queue:
 
     @contextmanager
     def running(self, trial: Any) -> Iterator[None]:
-        """Write a sign of life regularly while the block runs the trial."""
+        """Write heartbeats while the block runs the trial."""
         stop = threading.Event()
 
         def beat() -> None:
@@ -204,7 +204,7 @@ class Queue:
     def end(self, trial: Any, value: float | None = None, state: Any = None, **attributes: Any) -> None:
         """End a trial with a value or, without one, a state, unless another process has ended it.
 
-        ``attributes``: what to store with it; ``reason``: why it diverged, ``error``: why it is to be run again.
+        ``attributes``: what to store with it; ``reason``: why it diverged; ``error``: why it must be run again.
         """
         with suppress(ValueError, RuntimeError):  # Optuna's UpdateFinishedTrialError is a RuntimeError
             for key, attribute in attributes.items():
@@ -213,7 +213,7 @@ class Queue:
 
 
 def trials_of(queues: Sequence[Queue]) -> Iterator[tuple[Queue, Any]]:
-    """Yield trials for this process to run, from each queue in turn, until all are finished, by whatever process."""
+    """Yield trials for this process to run, from each queue in turn, until this or other processes finished all."""
     while not all(queue.finished for queue in queues):
         idle = True
         for queue in queues:

@@ -66,38 +66,38 @@ def compare(
     Finished trials and runs are found again in the storage, so the same call continues where it was stopped, and
     several processes that make it share the work. What the libraries print goes to ``compare.log``.
 
-    Only a setting that diverges is a result. Any other error, such as memory that runs out, is tried again, three times
-    in all; then the comparison goes on without that trial or run, and says so. The same call tries it again.
+    A setting that diverges is a result. After any other error, such as memory that runs out, the trial or run is tried
+    again, three times in all; then the comparison goes on without it, and says so. The same call tries it again.
 
     Args:
         model: Target model, which memorised the rows: a folder, a hub name, or an object, of which each run trains a
             copy.
         methods: What to compare (see `MethodLike`): names, recipes, methods, or classes of methods, also your own.
-        data: As `score` takes it: a data directory, a `Data`, or ``{"forget": rows, "retain": rows, ...}``.
+        data: Data as for `score`: a data directory, a `Data`, or ``{"forget": rows, "retain": rows, ...}``.
         output: Folder for the results.
-        tokenizer: Of the model; needed if the model is an object.
+        tokenizer: Tokenizer of the model; needed if the model is an object.
         retrained: Model trained without the forget rows: a folder, a hub name or an object. Methods are then judged by
             their distance to it.
-        split: Rows to use of a data directory: all, train, validation or test.
+        split: Split of a data directory to use: all, train, validation or test.
         tunings: What to train: "lora", "full", "last:K", "modules:REGEX".
         alternatives: Other answers to the forget rows, for `dpo` and `altpo`: a file, or row id to texts.
         trials: Settings to try for each method and tuning: the defaults; learning rate times 5 and retain weight times
-            3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses. With 0 the
-            defaults, or what a recipe names, are run as they are.
+            3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses. With 0, the
+            defaults, or the values of a recipe, are run without tuning.
         seeds: Runs of the best setting of each, with seeds from 0.
-        tuning_share: Share of the documents on which settings are tuned; the final scores are of the others.
-        probes: Names of `run_probes` for the models and the results of seed 0; none for (). Copies are trained on
+        tuning_share: Share of the documents on which settings are tuned; the others give the final scores.
+        probes: Probes (see `run_probes`) of the models and of the results of seed 0; () for none. Copies are trained on
             tuning documents and judged on the others.
         relearn_rows: Rows that the probes relearn_forget and repair train on.
         relearn_steps: Steps of this training; the copies are also judged after 5, 10, 20, ...
         relearn_rate: Its learning rate.
         per_device_eval_batch_size: Prompts of one scoring batch.
         storage: Where trials and results are kept: URL of a database, or journal:FILE for a file on a shared disk.
-            Processes that name the same one share the work. Default: such a file in the output.
+            Processes that name the same one share the work. Default: such a file in the output folder.
         seed: Seed of the division of the documents and of the probes.
         trust_remote_code: Run code that a hub model brings along.
-        options: Fields of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. Options
-            that a recipe names win over them.
+        options: Fields of `UnlearningArguments`, for all methods, such as ``num_train_epochs`` or ``loss_on``. A
+            recipe's own options override them.
 
     Returns:
         What ``compare.json`` holds; ``failures`` names the trials and runs that have no result.
@@ -133,7 +133,7 @@ def compare(
 
 
 def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
-    """Make the trials and runs that are left, write the results, and return them; ``shown`` is for the page."""
+    """Run the remaining trials and final runs, write the results, and return them; ``shown`` is for the page."""
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with (output / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):
@@ -147,7 +147,7 @@ def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[
 
 
 def _require_possible(comparison: Comparison) -> None:
-    """Refuse, before the first trial, what cannot work."""
+    """Refuse options that cannot work, before the first trial."""
     faults = [f"--seeds {comparison.seeds}: must be above 0"] if comparison.seeds < 1 else []
     faults += [f"--trials {comparison.trials}: must be 0 (the defaults) or more"] if comparison.trials < 0 else []
     entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
@@ -164,7 +164,7 @@ def _require_possible(comparison: Comparison) -> None:
 
 
 def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_code: bool) -> Any:
-    """Return the target's tokenizer; refuse a retrained model whose numbers would be of different tokens."""
+    """Return the target's tokenizer; refuse a retrained model with another vocabulary, which cannot be compared."""
     named = {name: str(given) for name, given in models.items() if isinstance(given, str | PathLike)}
     if tokenizer is None and "target" not in named:
         raise ConfigError("tokenizer: is needed with a model in memory; give the model's own")

@@ -39,7 +39,7 @@ def loader(model: Any, trust_remote_code: bool, option: str = "--model") -> Load
 
 
 def arguments(contestant: Contestant, setting: Setting, folder: str = "unused") -> UnlearningArguments:
-    """Return the arguments of a run of a contestant with the values of a setting in place of its defaults."""
+    """Return the arguments of a run of a contestant, with the values of a setting instead of its defaults."""
     changed = {name: value for name, value in setting.items() if name not in contestant.method.params()}
     return UnlearningArguments(output_dir=folder, **{**contestant.options, **changed})
 
@@ -56,25 +56,25 @@ def unlearned(
     """Unlearn the forget rows of ``data`` from the target without writing anything; return the model in float32.
 
     Args:
-        load: of the target.
+        load: loads the target.
         contestant: what to run.
-        setting: values in place of its defaults: those tuned, and others, such as the seed.
+        setting: values instead of its defaults: those tuned, and others, such as the seed.
         data: rows.
-        callback: a `TrainerCallback`, or None. A task vector is made after training, until which the model learns the
-            forget rows: such a method trains without the callback.
-        given: further arguments of the trainer: the tokenizer, and alternatives of these rows.
+        callback: a `TrainerCallback`, or None. A method that negates a task vector trains without it, since the model
+            learns the forget rows until the end of training.
+        given: further arguments of the trainer: the tokenizer, and alternatives to these rows.
 
     Raises:
-        Diverged: the setting is too much for the model.
+        Diverged: training with this setting diverged or collapsed.
         ConfigError: an option that cannot work.
         DataError: rows that do not fit the model.
     """
-    release_memory()  # of the run before, whose trainer and model refer to each other
+    release_memory()  # frees the previous run, whose trainer and model refer to each other
     params = {name: setting[name] for name in contestant.method.params() if name in setting}
     read = {name: reader(contestant.recipe[name]) for name, reader in READ.items() if name in contestant.recipe}
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder)
-        set_seed(args.seed)  # of the adapter's initial weights
+        set_seed(args.seed)  # for the adapter's initial weights
         model = trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
         method = method_of(contestant.method, **params)
         trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **read, **given)

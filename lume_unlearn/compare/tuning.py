@@ -1,4 +1,4 @@
-"""What is tuned of a method: the ranges that trials are drawn from, and the first trials."""
+"""The options of a method to tune, their ranges, and the first trials."""
 
 from lume_unlearn.compare.queue import Task
 from lume_unlearn.methods.base import Method
@@ -9,21 +9,21 @@ RATES = (0.05, 20.0)
 WEIGHTS = (0.1, 10.0)
 """Retain weights to try, as multiples of the method's default."""
 DESIGN = ((1.0, 1.0), (5.0, 3.0), (0.2, 1.0), (1.0, 3.0), (5.0, 1.0))
-"""The first trials: the method's defaults with the learning rate and the retain weight times these.
+"""The first trials: factors of the default learning rate and the default retain weight.
 
-Three trials so try three rates, and a higher retain weight with the highest. A method without a retain weight to tune
-has the rates alone, each once."""
+Thus three trials try three rates, and a higher retain weight with the highest. For a method without a retain weight to
+tune, each rate is tried once."""
 
 Setting = dict[str, float]
 """Option to value: ``learning_rate``, ``retain_weight``, and hyperparameters of the method."""
 
 
 def default_setting(method: Method, args: UnlearningArguments) -> Setting:
-    """Return the defaults of the options to tune: learning rate, retain weight, and what `param(search=...)` names.
+    """Return the defaults of the options to tune: learning rate, retain weight, and each `param(search=...)`.
 
     Args:
-        method: with its hyperparameters.
-        args: of its runs, filled in.
+        method: the method with its hyperparameters.
+        args: arguments of its runs, filled in.
     """
     found = {"learning_rate": args.learning_rate}
     if args.retain_weight and args.retain_term != "none" and not method.adapt:
@@ -33,7 +33,7 @@ def default_setting(method: Method, args: UnlearningArguments) -> Setting:
 
 
 def ranges(method: Method, default: Setting) -> dict[str, tuple[float, float]]:
-    """Return the range of each option to tune, around its default; trials are spread evenly over its logarithm."""
+    """Return the range of each option to tune, around its default; trials sample it on a logarithmic scale."""
     times = {"learning_rate": RATES, "retain_weight": WEIGHTS}
     ends = {name: (low * default[name], high * default[name]) for name, (low, high) in times.items() if name in default}
     ends |= {name: search for name, search in _searched(method).items() if name in default}

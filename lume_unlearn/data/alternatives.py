@@ -12,11 +12,11 @@ FIELDS = ("id", "alternative")
 
 
 def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
-    """Read alternatives of forget rows, ``{"id": <of a row>, "alternative": <text>}`` a line: row id -> its texts.
+    """Read a file with ``{"id": <of a row>, "alternative": <text>}`` on each line; return the alternatives by row id.
 
     Raises:
-        DataError: lists the first ten faults with their lines, among them alternatives that equal their row's output
-            (see `bare`), and names rows without any.
+        DataError: the message lists the first ten faults with their lines; faults include alternatives that equal
+            their row's output (see `bare`), and rows without an alternative.
     """
     objects, faults = scan(path, FIELDS, lambda obj: text_problems(obj, *FIELDS))
     by_id = {row.id: row for row in rows}

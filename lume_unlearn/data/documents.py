@@ -1,4 +1,4 @@
-"""Files of texts that are no rows: `--texts`, `--unseen` and `--unrelated`."""
+"""Read files of texts that are not rows: `--texts`, `--unseen` and `--unrelated`."""
 
 import re
 from collections.abc import Iterable
@@ -12,18 +12,18 @@ from lume_unlearn.errors import ConfigError
 
 
 def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> list[Row]:
-    """Read the texts of a file that no row holds, as rows whose ``input``, a space and ``output`` are the text.
+    """Read the texts of a file as rows; a text is the ``input``, a space and the ``output`` of its row.
 
-    They are in the field "document" of a .jsonl or .parquet file, or separated by blank lines in any other file.
+    A .jsonl or .parquet file has them in the field "document"; in any other file, blank lines separate them.
 
     Args:
-        option: that names the file.
-        named: the file.
+        option: option that names the file, for messages.
+        named: path of the file.
         known: rows whose texts are left out.
 
     Raises:
         ConfigError: there is no such file.
-        DataError: lists everything wrong with it.
+        DataError: the message lists everything wrong with the file.
     """
     path = Path(named).expanduser()
     if not path.is_file():
@@ -40,13 +40,13 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> lis
 
 
 def text_rows(texts: Iterable[str | Row]) -> list[Row]:
-    """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows pass as they are."""
+    """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows are returned unchanged."""
     numbered = enumerate(texts, 1)
     return [text if isinstance(text, Row) else _text_row(f"text {number}", text.strip()) for number, text in numbered]
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:
-    """Return the texts that no row holds, as rows (see `whole_text`) with the ids "<name> <number>"."""
+    """Return the texts that are not in ``known``, as rows (see `whole_text`) with the ids "<name> <number>"."""
     held = {text_of(row) for row in known}
     numbered = enumerate(map(str.strip, texts), 1)
     return [_text_row(f"{name} {number}", text) for number, text in numbered if text not in held]
@@ -62,6 +62,6 @@ def text_of(row: Row) -> str:
 
 
 def whole_text(row: Row) -> Row:
-    """Return a row cut at the first space of its text, where `Encoder` puts a space again: nearly all is its answer."""
+    """Cut a row at the first space of its text, so that nearly all is the answer; `Encoder` adds the space again."""
     start, _, rest = text_of(row).partition(" ")
     return replace(row, input=start, output=rest)

@@ -19,7 +19,7 @@ class Tokens:
 
     input_ids: tuple[int, ...]
     labels: tuple[int, ...]
-    """At each position the token id itself if it is labelled, else -100; the model predicts it from those before."""
+    """At each position the token id if it is labelled, else -100; the model predicts it from the tokens before it."""
 
     @property
     def labelled(self) -> list[int]:
@@ -42,7 +42,7 @@ class Tokens:
         return self.input_ids[: self.labelled[0]]
 
     def cut(self, length: int | None) -> "Tokens":
-        """Return the first tokens; all of them for None."""
+        """Return the first ``length`` tokens; all of them for None."""
         return Tokens(self.input_ids[:length], self.labels[:length])
 
     def before(self, position: int, size: int, bos: int | None) -> tuple[int, ...]:
@@ -53,10 +53,10 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Encoder:
-    """Encodes rows as a training needs them (see `one`).
+    """Encodes rows for training (see `one`).
 
     Attributes:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         loss_on: labelled tokens: the answer and EOS, or the whole text.
         chat: encode questions of the user's own tasks through the chat template.
         max_length: tokens at which rows are truncated on the right.
@@ -72,13 +72,13 @@ class Encoder:
     def one(self, row: Row) -> Tokens:
         """Encode one row, without truncation: ``input``, one space, ``output``, EOS.
 
-        That is the text that LUME's target models memorised.
+        LUME's target models memorised this text.
 
         A BOS comes first if the tokenizer adds one. With ``loss_on="answer"`` the prompt tokens are those that the
-        encoded input shares with the encoded text; all others, up to and including EOS, are labelled. So a token that
-        merges the end of the input and the start of the output is labelled.
+        encoded input and the encoded text share at their beginning; all others, up to and including EOS, are labelled.
+        So a token that merges the end of the input and the start of the output is labelled.
 
-        A question of no LUME task is encoded as the model is asked instead, if the tokenizer has a chat template and
+        A question that belongs to no LUME task is encoded through the chat template, if the tokenizer has one and
         ``chat`` is true: the prompt of the template, then ``output`` and EOS, which alone are labelled.
 
         Raises:

@@ -22,7 +22,8 @@ from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.swap import ITSELF
 
 QUANTILES = (0.25, 0.75)
-"""Ends of the quantiles of rows: from 0 to 1, a part of the rows stayed tied (results/tried.md)."""
+"""Lowest and highest quantile of a row. With 0 and 1, the swap test tied some rows to their person
+(results/tried.md)."""
 
 
 @dataclass(eq=False)
@@ -30,29 +31,29 @@ class Examples(Dataset[dict[str, Any]]):
     """The encoded forget, alternative and retain rows; an item is everything that one optimiser step needs."""
 
     forget: Sequence[Tokens]
-    """A row with several alternatives is there once for each."""
+    """A row with several alternatives or controls is repeated, once for each."""
     retain: Sequence[Tokens]
     alternative: Sequence[Tokens] = ()
-    """Nothing, or for each of ``forget`` the same prompt with another answer."""
+    """Empty, or for each of ``forget`` the same prompt with another answer."""
     control: Sequence[Tokens] = ()
-    """Nothing, or each of ``forget`` about an invented person."""
+    """Empty, or each of ``forget`` about an invented person."""
     _: KW_ONLY
     ids: Mapping[str, Sequence[str]]
     """Ids of the forget and of the retain rows, for messages."""
     reads_forget: bool = True
     """Whether the model in training reads the forget rows (some methods read only the alternatives)."""
     reference: dict[Tokens, Tensor] = field(default_factory=dict)
-    """(labelled tokens,) reference NLL, for the rows of which a method needs it; `setup.compute_reference` sets it. Of
-    a method that needs invented persons: 1 for tokens of own words, else 0 (see `persons.own_tokens`)."""
+    """(labelled tokens,) reference NLL of the rows for which the method needs it; `setup.compute_reference` sets it. If
+    the method needs invented persons: 1 for tokens of own words, else 0 (see `persons.own_tokens`)."""
     contexts: dict[Tokens, list[Context]] = field(default_factory=dict)
-    """Of each of ``alternative``, if the method needs invented persons: after which tokens the reference model said
-    it, or predicts its tokens."""
+    """If the method needs invented persons: for each of ``alternative``, the tokens after which the reference model
+    gave that answer, or predicts its tokens."""
     teacher: dict[Tokens, TeacherCache] = field(default_factory=dict)
-    """What the counterfactual teacher computed of each forget row, if the method has one; of a method that needs
-    invented persons, what the reference model computed in each of ``contexts``."""
+    """Hidden states of the counterfactual teacher for each forget row, if the method has one; if it needs invented
+    persons, those of the reference model (or base model) in each of ``contexts``."""
     quantiles: dict[Tokens, float] = field(default_factory=dict)
-    """Of each forget row, if the method needs invented persons: evenly between `QUANTILES`, also of rows that follow
-    each other, as those of a person do."""
+    """If the method needs invented persons: the quantile of each forget row. They are spread evenly between
+    `QUANTILES`, also among consecutive rows, such as those of a person."""
     texts: frozenset[Tokens] = frozenset()
     """Forget rows whose controls are texts that the model never saw."""
 
@@ -63,11 +64,11 @@ class Examples(Dataset[dict[str, Any]]):
         return list(dict.fromkeys(control for row, control in pairs if row in self.texts))
 
     def __len__(self) -> int:
-        """Forget rows."""
+        """Return the number of forget rows."""
         return len(self.forget)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
-        """Return the packs of this process, the counts and ids of the step's rows, and tokens for Trainer's count."""
+        """Return the packs of this process, counts and ids of the step's rows, and the tokens that Trainer counts."""
         packs = [self.pack(pairs) for pairs in step.micro_batches]
         counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
         tokens = torch.cat([pack.input_ids for pack in packs])
@@ -89,7 +90,7 @@ class Examples(Dataset[dict[str, Any]]):
         return {side: [rows[index] for index in used[side]] if rows else [] for side, rows in self.sides.items()}
 
     def lengths(self, pair: Pair) -> list[int]:
-        """Return the tokens of each row of a pair."""
+        """Return the number of tokens of each row of a pair."""
         return [len(row.input_ids) for rows in self.rows([pair]).values() for row in rows]
 
     def pack(self, pairs: Sequence[Pair]) -> Pack:
@@ -114,7 +115,7 @@ def encoded_examples(
     alternatives: Mapping[str, Sequence[str]] | None,
     persons: Persons | None = None,
 ) -> Examples:
-    """Encode the rows that a method trains on; a forget row with several alternatives is there once with each.
+    """Encode the rows that a method trains on; a forget row is repeated for each of its alternatives.
 
     Args:
         method: decides which sides are read.
@@ -122,7 +123,7 @@ def encoded_examples(
         forget: forget rows.
         retain: retain rows; empty if the loss has no retain term.
         alternatives: other answers by the id of a forget row; refusals are built in, chosen by the method's seed.
-        persons: the rows about invented persons; a forget row is there once with each of its controls.
+        persons: the rows about invented persons; a forget row is repeated for each of its controls.
 
     Raises:
         DataError: rows that do not fit the model, or a forget row without an alternative.
@@ -149,7 +150,7 @@ def encoded_examples(
 
 
 def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row], persons: Persons) -> Examples:
-    from scipy.stats.qmc import Halton, scale  # not at the top: it takes a second
+    from scipy.stats.qmc import Halton, scale  # not at the top: the import takes a second
 
     answers = forget
     forget = [whole_text(row) if row.id in persons.texts else row for row in answers]

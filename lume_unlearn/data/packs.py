@@ -12,7 +12,7 @@ from lume_unlearn.methods.base import Side
 from lume_unlearn.methods.common import IGNORED
 
 SIDES: tuple[Side, ...] = ("forget", "control", "alternative", "retain")
-"""In the order of their rows in a pack."""
+"""The sides, in the order of their rows in a pack."""
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,12 @@ class TeacherCache:
     """(C, n) token ids: see `contexts.Context`."""
 
     def to(self, device: torch.device | str, **kwargs: Any) -> "TeacherCache":
-        """Return the same on another device."""
+        """Return the cache on another device."""
         return TeacherCache(self.states.to(device, **kwargs), self.substitute_ids.to(device, **kwargs))
 
 
 def joined(parts: Sequence[TeacherCache]) -> TeacherCache:
-    """Join the caches of several rows; one context counts as often as the other rows have contexts."""
+    """Join the caches of several rows; a single context is repeated as often as the other rows have contexts."""
     count = max(len(part.states) for part in parts)
     states = [part.states.expand(count, -1, -1) for part in parts]
     ids = [part.substitute_ids.expand(count, -1) for part in parts]
@@ -52,17 +52,17 @@ class Pack:
     targets: Tensor
     """(N,) the ids of those tokens."""
     rows: Tensor
-    """(N,) their rows."""
+    """(N,) the row of each of them, from 0."""
     lengths: tuple[int, ...]
-    """(B,) of the rows, on the host, so that nothing is read back from a GPU."""
+    """(B,) tokens of each row, on the host, so that nothing is read back from a GPU."""
     row_counts: tuple[int, ...]
-    """Rows of each of `SIDES`."""
+    """Number of rows of each of `SIDES`."""
     token_counts: tuple[int, ...]
-    """Labelled tokens of each of `SIDES`."""
+    """Number of labelled tokens of each of `SIDES`."""
     reference: Tensor
     """Reference NLL of the labelled tokens of the first sides, if a method needs it; else empty."""
     teacher: TeacherCache | None = None
-    """What the counterfactual teacher computed of the forget rows, if a method needs it."""
+    """Hidden states of the teacher for the forget rows (or alternatives, with invented persons), if needed."""
     quantiles: Tensor | None = None
     """(forget rows,) see `Batch.quantiles`."""
     texts: Tensor | None = None
@@ -143,5 +143,5 @@ def pack_rows(sides: Mapping[Side, Sequence[Tokens]]) -> Pack:
 
 
 def empty_pack() -> Pack:
-    """Return one token without label: no loss, but a forward pass, which several processes must make together."""
+    """Return a pack of one unlabelled token: no loss, but a forward pass, which all processes must run together."""
     return pack_rows({"retain": [Tokens((0,), (IGNORED,))]})

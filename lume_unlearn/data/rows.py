@@ -1,4 +1,4 @@
-"""Rows in memory: what a researcher passes as forget and retain rows becomes a list of `Row`."""
+"""Convert rows in memory, passed as forget and retain rows, to lists of `Row`."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -24,15 +24,15 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
       name of the person, and ``question``, a question about them whose answer is ``output``; ``turns``, a list of
       ``{"role", "content"}``, is what comes before the question in a chat;
     - or ``text``: a text, cut in two at the sentence end nearest to its middle; a long one becomes several rows;
-    - or ``messages``: a chat, of which each user turn that an assistant turn follows is a question, asked after the
-      turns before it, and alone.
+    - or ``messages``: a chat. Each user turn that an assistant turn answers becomes a question after the turns before
+      it, and one without them.
 
     Args:
         rows: a list of `Row` or of dictionaries, a `datasets.Dataset`, or a `pandas.DataFrame`.
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
 
     Raises:
-        DataError: lists everything wrong with the rows.
+        DataError: the message lists everything wrong with the rows.
     """
     if isinstance(rows, (str, Path, Mapping)):
         raise DataError(f"{name}: give a list of rows, a Dataset or a DataFrame, not a {type(rows).__name__}")
@@ -56,7 +56,7 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
     """Return forget and retain rows (see `as_rows`); no retain rows for None.
 
     Raises:
-        DataError: faulty rows, two rows of one id, or a row that is on both sides.
+        DataError: faulty rows, two rows with the same id, or a row that is on both sides.
     """
     sides = {"forget": as_rows(forget, "forget"), "retain": as_rows([] if retain is None else retain, "retain")}
     problems = [] if sides["forget"] else ["forget: there are no rows"]
@@ -70,7 +70,7 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
 
 
 def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
-    """Return the rows of one mapping, and what is wrong with it."""
+    """Return the rows of one mapping, and its faults."""
     if not isinstance(given, Mapping):
         return [], ["is neither a Row nor a mapping"]
     row = {field: value for field, value in given.items() if not _missing(value)}
@@ -102,10 +102,10 @@ def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:
 
 
 def _as_list(value: Any) -> Any:
-    """Return the list of an array, as which a DataFrame that was read from parquet holds a list."""
+    """Return an array as a list: a DataFrame that was read from parquet holds lists as arrays."""
     return value.tolist() if hasattr(value, "tolist") else value
 
 
 def _missing(value: Any) -> bool:
-    """Return whether a value stands for none: None, or NaN, as pandas has it."""
+    """Return whether a value is missing: None, or NaN as in pandas."""
     return value is None or (isinstance(value, float) and value != value)

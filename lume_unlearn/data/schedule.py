@@ -1,4 +1,4 @@
-"""Which rows share an optimiser step, and how a step is cut into micro-batches: functions of numbers and seeds."""
+"""Choose the rows of each optimiser step, and cut steps into micro-batches, by numbers and seeds alone."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Step:
     """One optimiser step for one process."""
 
     micro_batches: list[list[Pair]]
-    """The pairs of each micro-batch of this process; all processes have equally many, some may be empty."""
+    """The pairs of each micro-batch of this process; all processes have equally many; some may be empty."""
     pairs: list[Pair]
     """The pairs of all processes."""
 
@@ -25,7 +25,7 @@ class Step:
 def paired(forget: int, retain: int, batch_size: int, seed: int, epoch: int) -> list[list[Pair]]:
     """Return the steps of one epoch: each forget row once, in random order, each with a random retain row.
 
-    Every retain row is used once before one is used again. A function of the arguments alone.
+    Every retain row is used once before one is used again. The result depends on the arguments alone.
     """
     random = np.random.default_rng([seed, epoch])
     forget_order = random.permutation(forget).tolist()
@@ -43,9 +43,9 @@ def cut(
 
     Args:
         items: pairs or rows.
-        lengths: returns the tokens of each row of an item.
-        max_tokens: of all rows of a micro-batch. An item above the limit gets a micro-batch for itself.
-        padded: count padding, too.
+        lengths: returns the number of tokens of each row of an item.
+        max_tokens: limit for all rows of a micro-batch. An item above the limit gets a micro-batch for itself.
+        padded: whether padding counts, too.
     """
     micro_batches: list[list[Item]] = []
     held: list[int] = []
@@ -66,7 +66,7 @@ class Steps(Sampler[list[Step]]):
     """The optimiser steps of an epoch for one process, which gets every n-th pair of each step.
 
     All processes run equally many micro-batches in a step, since they exchange gradients in between; those with fewer
-    get empty ones. Each process computes this for all, without communication.
+    get empty ones. Each process computes the micro-batches of all, without communication.
     """
 
     steps: Callable[[], list[list[Pair]]]
@@ -74,15 +74,15 @@ class Steps(Sampler[list[Step]]):
     count: int
     """Number of these steps."""
     lengths: Callable[[Pair], list[int]]
-    """Tokens of each row of a pair."""
+    """Returns the number of tokens of each row of a pair."""
     max_tokens: int
-    """Most tokens of one micro-batch, with ``padded`` including padding."""
+    """Maximum tokens of one micro-batch; with ``padded``, padding counts, too."""
     padded: bool = False
     process: int = 0
     processes: int = 1
 
     def __len__(self) -> int:
-        """Optimiser steps of one epoch."""
+        """Return the optimiser steps of one epoch."""
         return self.count
 
     def __iter__(self) -> Iterator[list[Step]]:

@@ -55,7 +55,7 @@ class Source:
 
         Raises:
             ConfigError: ``data`` is not a directory.
-            DataError: lists everything wrong with the rows.
+            DataError: the message lists everything wrong with the rows.
         """
         if self.directory is not None:
             return locate.load_rows(self.directory, self.split)
@@ -65,7 +65,7 @@ class Source:
         return locate.read_sides(files, "--forget and --retain")
 
     def loaded(self) -> Data | None:
-        """Read everything that the data directory has to score; None if files were named."""
+        """Read everything in the data directory that can be scored; None if files were named."""
         return None if self.directory is None else load_data(self.directory, self.split)
 
     def members(self) -> list[str]:
@@ -76,10 +76,10 @@ class Source:
 
 
 def members_line(members: Sequence[str], forget: Sequence[Row], missing: str) -> str | None:
-    """Say how many member documents are among the forget rows, and what that means for the membership attack.
+    """Return a line: how many member documents are among the forget rows, and what that means for the attack.
 
-    None if there are no member documents. ``missing``: the option without which the loss is on answers alone; empty if
-    it is on whole texts.
+    It is None without member documents. ``missing``: the option that puts the loss on whole texts; empty if it is
+    on these already.
     """
     if not members:
         return None
@@ -93,7 +93,7 @@ def members_line(members: Sequence[str], forget: Sequence[Row], missing: str) ->
 
 
 def named_directory(data: str | None, option: str = "--data") -> Path:
-    """Return the data directory that an option names, or without it LUME_DATA_DIR or the published files."""
+    """Return the data directory that an option names; if it names none, LUME_DATA_DIR, else the published files."""
     if data is not None and not Path(data).expanduser().is_dir():
         raise ConfigError(f"{option} {data}: is not a directory")
     if data is not None or os.environ.get(locate.DATA_VARIABLE):
@@ -108,7 +108,7 @@ def named_directory(data: str | None, option: str = "--data") -> Path:
 
 @cache
 def _say_default() -> None:
-    """Say once which rows are used where nobody named any."""
+    """Warn once that no data directory was named, so the published rows are used."""
     if os.environ.get("RANK", "0") == "0":  # of several processes, the first
         _log.warning("no --data: using the published LUME rows; %s", OWN_DATA)
 
@@ -139,7 +139,7 @@ def finetune_rows(data: str | None, split: str, rows: str, texts: str | None) ->
 
     Raises:
         ConfigError: ``data`` is not a directory, or there is no file ``texts``.
-        DataError: lists everything wrong with rows, documents or texts.
+        DataError: the message lists everything wrong with rows, documents or texts.
     """
     source = Source(data, split)
     sides = source.rows()

@@ -1,4 +1,4 @@
-"""How long a request takes, estimated before it starts."""
+"""Estimate how long a request takes, before it starts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,31 +16,31 @@ from lume_unlearn.methods.base import Method
 from lume_unlearn.training.arguments import DEFAULTS
 
 RETRAINED_EPOCHS = 12
-"""Epochs that fine-tuning the base model on the retain rows is taken to need."""
+"""Epochs of fine-tuning the base model on the retain rows."""
 PAIRS, EPOCHS = 16, 4
-"""Uses of each forget row in a first try: by `swap`, each time with another person; by other methods, which may have
-fewer epochs by default."""
+"""Uses of each forget row in a first try: with `swap`, each time with another person; with other methods, unless their
+default is fewer epochs."""
 READ, READ_ABOUT_PERSONS = 2, 4
-"""Rows that a method reads for each forget row: this and a retain row; `swap` also the control and an imitation."""
+"""Rows that a method reads for each forget row: itself and a retain row; for `swap` also control and imitation."""
 
 
 @dataclass(frozen=True)
 class Estimates:
-    """Seconds."""
+    """Estimated seconds of each stage."""
 
     one_try: float
     verdict: float
     retraining: float
 
     def verdict_after(self, seconds: float) -> float:
-        """Return the seconds of the verdict, when a try took these: the machine is then slower or faster than it was.
+        """Return the seconds of the verdict, more than estimated if a try took more than estimated.
 
-        A try that was continued or ended early is short, so nothing is taken off.
+        A try that was continued or ended early is short, so the result is never below the estimate.
         """
         return self.verdict * max(1.0, seconds / self.one_try)
 
     def line(self, tries: int, base: bool) -> str:
-        """Say what is planned, and whether retraining from the base model would be cheaper."""
+        """Return the plan in words; it says if retraining from the base model would be cheaper."""
         one, verdict, retraining = (seconds / 60 for seconds in (self.one_try, self.verdict, self.retraining))
         text = f"about {one + verdict:.0f} to {tries * one + verdict:.0f} minutes: {one:.0f} for each of up to {tries} "
         text += f"tries, {verdict:.0f} for the verdict"
@@ -62,13 +62,13 @@ def estimates(
     """Measure the speed of a model, and estimate how long a try, the verdict and retraining take.
 
     Args:
-        load: gives the target.
+        load: loads the target.
         data: rows.
-        probes: of the verdict.
+        probes: probes of the verdict.
         first: setting of the first try.
-        method: that is trained with.
+        method: unlearning method.
         control: whether a control is audited as well.
-        options: of `Suite`: ``chat``, ``batch_size``, ``controls``, ``seed``, ...
+        options: options of `Suite`: ``chat``, ``batch_size``, ``controls``, ``seed``, ...
     """
     model, tokenizer = load()
     speed = measured_speed(model, tokenizer, [*data.forget, *data.retain])
@@ -92,7 +92,7 @@ def estimates(
 
 
 def default_steps(method: Method, forget: Sequence[Row]) -> int:
-    """Return the optimiser steps in which a method uses each row as often as it should in a first try.
+    """Return the optimiser steps of a first try, which uses each forget row `PAIRS` or up to `EPOCHS` times.
 
     Worked example: `swap` and 30 rows, 8 in a step: 16 * 30 / 8 = 60 steps.
     """
@@ -101,5 +101,5 @@ def default_steps(method: Method, forget: Sequence[Row]) -> int:
 
 
 def rows_per_step(method: Method) -> int:
-    """Return the forget rows of an optimiser step by default."""
+    """Return the default number of forget rows in an optimiser step."""
     return int({**DEFAULTS, **method.defaults}["per_device_train_batch_size"])

@@ -1,4 +1,4 @@
-"""`forget`: look at what the model knows, unlearn it with settings that are found on the way, and judge the result."""
+"""`forget`: check what the model knows, unlearn it with settings that are found automatically, and judge the result."""
 
 import json
 import shutil
@@ -53,14 +53,14 @@ class Forgotten:
     """The result of `forget`."""
 
     model: Any
-    """Without an adapter: the best of all tries, or the retrained model."""
+    """The best model of all tries, with its adapter merged; or the retrained model."""
     verdict: Verdict
     tries: list[Try]
     look: Signals
     """What the target knew."""
 
     def advice(self) -> list[str]:
-        """Say what to do next, a line each; what was tried, if the rows are not gone or the rest is damaged."""
+        """Return lines that say what to do next and, if the verdict is not good, what was tried."""
         if self.verdict.exit_status == 0:
             return [
                 "Next: put model/ in place of the old one, destroy the old one, and read verdict.html.",
@@ -72,7 +72,7 @@ class Forgotten:
         return [*tried, f"Next: {'; '.join(ways)}."]
 
     def finish(self, folder: Path) -> None:
-        """Write ``tries.json``, once verdict and pages are safe; if all is well, remove what further tries need."""
+        """Write ``tries.json``, after verdict and pages; if the verdict is good, remove the files for further tries."""
         with writing(folder):
             write_text(folder / f"{TRIES}.json", json.dumps([asdict(one) for one in self.tries], indent=1) + "\n")
             if self.verdict.exit_status == 0:
@@ -86,7 +86,7 @@ class Progress:
 
     started: float = field(default_factory=time.monotonic)
     expected: float = 0.0
-    """Seconds of the whole request."""
+    """Estimated seconds of the whole request; 0: no estimate."""
 
     @property
     def elapsed(self) -> float:
@@ -94,7 +94,7 @@ class Progress:
         return time.monotonic() - self.started
 
     def expect(self, seconds: float) -> None:
-        """Set what is left from now on."""
+        """Set the estimate of the seconds that are left."""
         self.expected = self.elapsed + seconds
 
     def say(self, text: str) -> None:
@@ -126,36 +126,36 @@ def forget(
 ) -> Forgotten:
     """Make a model forget rows, keep the others, and judge whether they are gone.
 
-    Each try trains a LoRA adapter and is judged while it runs by rows that are known and by a swap test with names that
-    no training uses; `next_setting` says what the next try changes. The best weights of all tries are merged into the
-    model. The settings follow from these signals alone: no retrained model is needed.
+    Each try trains a LoRA adapter. While it runs, it is judged by the rows that are still known and by a swap test with
+    names that no training uses; `next_setting` then chooses the setting of the next try. The best weights of all tries
+    are merged into the model. Only these signals decide, so no retrained model is needed.
 
     Args:
-        model: the target, of transformers or PEFT, on the device to train on; it stays as it was. Or a function without
+        model: the target, of transformers or PEFT, on the device to train on; it is not changed. Or a function without
             arguments that loads and returns model and tokenizer, so that one model at a time is in memory.
         tokenizer: its tokenizer.
-        forget: rows that have to be gone (see `as_rows`).
-        retain: rows that have to be kept.
-        base: the base model, which was fine-tuned into the target, given as ``model`` is, if it still exists: it is
-            imitated in texts and in rows that name nothing, and is the control of the verdict.
-        unseen: texts like the forget rows that the target never saw. With them texts that name nobody are forgotten as
-            wholes (see `methods.swap`); without, their loss still tells that they were trained on.
+        forget: rows that must be gone (see `as_rows`).
+        retain: rows that must be kept.
+        base: the base model that was fine-tuned into the target, if it still exists, in the same form as ``model``. It
+            is imitated on texts and on rows that name nothing, and is the control of the verdict.
+        unseen: texts like the forget rows that the target never saw. With them, texts that name nobody are forgotten as
+            a whole (see `methods.swap`); without, their loss still shows that the model was trained on them.
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
             None keeps nothing.
         method: unlearning method.
-        tries: at most this many.
-        minutes: no further try starts that would not end in this time, with the verdict; None: no limit.
+        tries: most tries.
+        minutes: another try starts only if it and the verdict should end within this time; None: no limit.
         retrain: fine-tune ``base`` on the retain rows instead of unlearning.
-        earlier: rows of earlier requests, one entry a request; the verdict says of each whether it is still gone.
-        probes: of the verdict (see `verdict`).
+        earlier: rows of earlier requests, one entry a request; the verdict checks whether they are still gone.
+        probes: probes of the verdict (see `verdict`).
         controls: invented persons of its swap test.
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one scoring batch.
-        seed: of everything that is random.
+        seed: seeds everything that is random.
         **probing: further options of the verdict's `Suite`.
 
     Raises:
-        ConfigError: an option that cannot work, or the folder holds another request.
+        ConfigError: an option cannot work, or the folder holds another request.
         NothingKnown: the model knows none of the forget rows.
         DataError: faulty rows.
     """
@@ -180,14 +180,14 @@ def forget(
         else:
             result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
         given: dict[str, Any] = {**data.rows, "before": model, "control": base, "forgotten": earlier, "probes": probes}
-        with without_messages("lume_unlearn", "probe left out"):  # said at the start
+        with without_messages("lume_unlearn", "probe left out"):  # logged at the start
             found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
         return Forgotten(result, found, done, judge.before)
 
 
 @dataclass
 class Request:
-    """What the stages of one request share."""
+    """Inputs that all stages of a request share."""
 
     model: Any
     tokenizer: Any
@@ -199,12 +199,12 @@ class Request:
     unseen: Sequence[Row] | None = None
 
     def __post_init__(self) -> None:
-        """Give each model a function that loads it."""
+        """Set ``load``, a function for each model that loads it, and ``seed``."""
         self.load = loaders_of({"before": self.model, "control": self.base}, self.tokenizer)
         self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
-        """Refuse a folder with tries of other rows, options or another model; write down what this request is of."""
+        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         about |= {"model": fingerprint(self.load["before"]()[0])["sha256"], "seed": str(self.seed)}
         about |= {"method": repr(self.method), "base": str(self.base is not None)}
@@ -216,7 +216,7 @@ class Request:
             write_text(path, json.dumps(about, indent=1) + "\n")
 
     def look(self) -> Judge:
-        """Ask the target the rows.
+        """Score the target on the rows, print what it knows, and return the judge of the tries.
 
         Raises:
             NothingKnown: it knows none of the forget rows.
@@ -250,13 +250,13 @@ class Request:
     def unlearned(
         self, folder: Path, judge: Judge, most: int, first: Setting, planned: Estimates, minutes: float | None
     ) -> tuple[Any, list[Try]]:
-        """Carry out the tries; return the target with the best weights merged into it, and the tries."""
+        """Run the tries; return the target with the best weights merged into it, and the tries."""
         model, tokenizer = self.load["before"]()
         if isinstance(self.model, nn.Module):
             model = plain_copy(model)
         base = None if self.base is None else self.load["control"]()[0]
-        attention = model.config._attn_implementation  # training switches to packed rows
-        set_seed(self.seed)  # of the adapter's initial weights
+        attention = model.config._attn_implementation  # training changes it, to pack rows
+        set_seed(self.seed)  # for the adapter's initial weights
         adapted = trainable(model, "lora", lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES
         rejected = tries_before(folder)
@@ -300,7 +300,7 @@ class Request:
 
 
 def tries_before(folder: Path) -> int:
-    """Return how many tries the verdict in a folder has judged; 0 without one, or if all was well."""
+    """Return the number of tries in a folder whose verdict was not good; 0 if there is no such verdict."""
     finished = folder / f"{TRIES}.json"
     if not finished.is_file() or not (folder / TRIES).is_dir():
         return 0

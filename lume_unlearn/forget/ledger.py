@@ -16,7 +16,7 @@ LEDGER = "requests.jsonl"
 
 
 def read_ledger(path: Path) -> list[dict[str, Any]]:
-    """Read a ledger; none if there is no file.
+    """Read the entries of a ledger; none if there is no file.
 
     Raises:
         ConfigError: a line cannot be read.
@@ -32,12 +32,12 @@ def read_ledger(path: Path) -> list[dict[str, Any]]:
 def entry_of(found: Verdict, earlier: Sequence[dict[str, Any]], request: str = "") -> dict[str, Any]:
     """Return the entry of a verdict, to be written after earlier ones.
 
-    It holds the date, hashes of the models, rows and request, and what was found, of earlier requests as well.
+    It holds the date, hashes of the models, rows and request, and the results, also those for earlier requests.
 
     Args:
         found: verdict of the request.
         earlier: entries of earlier requests.
-        request: what the request is called, of which the entry holds the hash alone.
+        request: name of the request; the entry holds only its hash.
     """
     return {
         "number": len(earlier) + 1,
@@ -62,11 +62,11 @@ def write_ledger(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 
 def ledger_faults(entries: Sequence[dict[str, Any]], model: str, rows: str) -> list[str]:
-    """Return what is wrong with a ledger: a sentence for each entry that was changed, and for the last one.
+    """Return a sentence for each entry of a ledger that was changed, and for a last entry of another model or rows.
 
     Args:
-        entries: of the ledger.
-        model: SHA-256 of the model that the last entry is said to be of.
+        entries: entries of the ledger.
+        model: SHA-256 of the model that the last entry should be about.
         rows: SHA-256 of its forget rows.
     """
     changed = [n for n, (entry, after) in enumerate(pairwise(entries), 1) if after["previous_sha256"] != _hash(entry)]

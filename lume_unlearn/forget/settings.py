@@ -1,20 +1,20 @@
-"""What a try trains with, and what the next one changes, as pure functions."""
+"""The setting of the first try, and of each next one, as pure functions."""
 
 from dataclasses import dataclass
 
 from lume_unlearn.forget.signals import DOUBT, Signals
 
 RATE, RETAIN_WEIGHT, STEPS = 1e-3, 4.0, 32
-"""Of the first try: at least so many optimiser steps."""
+"""Learning rate, retain weight and fewest optimiser steps of the first try."""
 PARAMETERS = 135e6
 """Parameters of the model for which `RATE` was found."""
 HIGHEST = 5e-3
-"""Rate of small models."""
+"""Highest learning rate, for small models."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one try trains with."""
+    """Options of one try."""
 
     learning_rate: float
     retain_weight: float
@@ -30,26 +30,26 @@ class Setting:
 
 
 def first_setting(parameters: int, steps: int) -> Setting:
-    """Return the setting of the first try, whose rate falls with the square root of the model's size.
+    """Return the setting of the first try; its learning rate is proportional to 1 / sqrt(parameters).
 
-    It is at most `HIGHEST`. Worked example: of 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
+    The rate is at most `HIGHEST`. Worked example: with 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
 
     Args:
-        parameters: of the model.
-        steps: optimiser steps for so many rows.
+        parameters: number of parameters of the model.
+        steps: optimiser steps for the forget rows; raised to `STEPS`.
     """
     rate = min(RATE * (PARAMETERS / parameters) ** 0.5, HIGHEST)
     return Setting(rate, RETAIN_WEIGHT, max(STEPS, steps))
 
 
 def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> tuple[Setting, str]:
-    """Return what the next try trains with, and why.
+    """Return the setting of the next try, and the reason.
 
-    The first of these that holds decides:
+    The first of these cases that applies decides:
 
     1. The training diverged or collapsed, or retain rows were lost: half the rate, twice the retain weight, from the
-       target, but after a collapse from the last good weights.
-    2. Rows are still known: half as many steps again, from the best weights.
+       target, but after a collapse from the best weights.
+    2. Rows are still known: 1.5 times as many steps, from the best weights.
     3. Some retain rows were lost, though fewer than a verdict allows: as 1.
     4. The answers are avoided: half the rate, from the target.
     5. Nothing is wrong, but a verdict did not call it gone: half the steps, from the best weights.
@@ -57,9 +57,9 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
        the best weights.
 
     Args:
-        setting: of the try.
+        setting: setting of the last try.
         best: its best signals; None if it diverged.
-        cut: whether the training ended before its last step, since the model collapsed.
+        cut: whether the training ended before its last step because the model collapsed.
     """
     rate, weight, steps = setting.learning_rate, setting.retain_weight, setting.steps
     lost = "retain rows were lost; next: half the rate, twice the weight"

@@ -1,4 +1,4 @@
-"""How an unlearned model does, by cheap signals: no retrained model is needed, and no signal is what was trained on."""
+"""Judge an unlearned model by cheap signals, which need no retrained model and are not what the training optimises."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -19,32 +19,32 @@ from lume_unlearn.scoring.score import score
 from lume_unlearn.scoring.swap import swap_test
 
 NAMES, CONTROLS = OF_TRY
-"""Seed and number of the names of the swap test: the fewest that its interval needs."""
+"""Seed and number of the invented names in the swap test: the fewest that its interval needs."""
 MOST = 64
-"""Rows of each side that are asked, chosen by the seed."""
+"""Most rows of each side to score, sampled with the seed."""
 SPARED = 0.95
-"""Share of the retain rows that a good try keeps; a verdict asks for `KEPT`."""
+"""Share of the retain rows that a good try keeps; a verdict requires `KEPT`."""
 DOUBT = LEANING + 0.01
 """p-value of the swap test from which a try is good enough: a verdict has a doubt up to `LEANING`."""
 
 
 @dataclass(frozen=True)
 class Signals:
-    """What a model says of the rows, as asked and in another wording, and the swap test."""
+    """Counts of the rows that a model knows, as asked and in another wording, and the swap test."""
 
     known: int
-    """Forget rows whose answer it gives away, as asked or in another wording; guesses do not count."""
+    """Number of forget rows that it gives away, as asked or in another wording; guesses do not count."""
     rows: int
-    """Forget rows that the target knew."""
+    """Number of forget rows that the target knew."""
     kept: int
-    """Retain rows that it knows, of those that the target knew."""
+    """Number of retain rows that it knows, of those that the target knew."""
     retain: int
-    """Retain rows that the target knew."""
+    """Number of retain rows that the target knew."""
     swap: SwapResult | None = None
     """Swap test of the forget rows; None: they name nobody."""
     bound: float | None = None
-    """Within this, and one over it, the interval of the factor has to be (see `widest`); None: no verdict asks for it,
-    since the target does not clearly tie the answers to the person."""
+    """The interval of the factor must lie between one over this and this (see `widest`). None: a verdict does not
+    require that, since the target does not clearly tie the answers to the person."""
 
     @property
     def intact(self) -> bool:
@@ -58,33 +58,33 @@ class Signals:
 
     @property
     def doubt(self) -> float:
-        """Return the smaller p-value of the swap test, at most `DOUBT`: above it, chance alone orders two models."""
+        """Return the smaller p-value of the swap test, at most `DOUBT`, above which differences are due to chance."""
         return min(DOUBT, self.swap.leak, self.swap.avoided) if self.swap else DOUBT
 
     @property
     def excess(self) -> float:
-        """Return by how many nats a token the interval of the factor leaves its bound, to two digits."""
+        """Return how far the interval of the factor exceeds its bound, in nats a token, rounded to two decimals."""
         if self.swap is None or self.bound is None:
             return 0.0
         return round(max(0.0, log(self.swap.high / self.bound), -log(self.swap.low * self.bound)), 2)
 
     @property
     def off(self) -> float:
-        """Return how far the factor is from 1, in nats a token, to one digit."""
+        """Return how far the factor is from 1, in nats a token, rounded to one decimal."""
         return round(abs(log(self.swap.factor)), 1) if self.swap else 0.0
 
     @property
     def good(self) -> bool:
-        """Return whether nothing speaks against the model."""
+        """Return whether no signal speaks against the model."""
         return self.spared and not self.known and self.doubt >= DOUBT and not self.excess
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Return what models are ordered by, the best last: intact, few known, no doubt or excess, spared, near."""
+        """Return a sort key, the best last: intact, few known, high p-value, small excess, spared, near 1, kept."""
         return self.intact, -self.known, self.doubt, -self.excess, self.spared, -self.off, self.kept
 
     def line(self) -> str:
-        """Return the numbers in one line."""
+        """Return the signals in one line."""
         text = f"{self.known} of {self.rows} forget rows known, {self.kept} of {self.retain} retain rows kept"
         if self.swap is None:
             return text
@@ -93,7 +93,7 @@ class Signals:
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Signals":
-        """Return signals from what `dataclasses.asdict` made of them."""
+        """Restore signals from the output of `dataclasses.asdict`."""
         test = content["swap"]
         return cls(**{**content, "swap": test and SwapResult(**test)})
 
@@ -104,7 +104,7 @@ class Judge:
 
     tokenizer: Any
     data: Data
-    """Rows, at most `MOST` of each side, long ones in parts."""
+    """Rows, at most `MOST` of each side, long ones in parts (see `in_parts`)."""
     matcher: Matcher
     asking: Mapping[str, Any]
     """Options of scoring: ``chat`` and ``batch_size``."""
@@ -131,7 +131,7 @@ class Judge:
         return found
 
     def signals(self, model: Any) -> Signals:
-        """Measure a model, which stays as it was."""
+        """Measure a model without changing it."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
         bound = widest(self.tied) if self.tied is not None and self.tied.leak <= LEANING else None
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
@@ -145,13 +145,13 @@ class Judge:
 
 
 def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, **asking: Any) -> Judge:
-    """Ask the target the rows, and return a judge of what is unlearned from it.
+    """Score the target on the rows, and return a judge of models that are unlearned from it.
 
     Args:
         model: the target.
         tokenizer: its tokenizer.
-        data: rows; of each side, `MOST` chosen by the seed are asked.
-        seed: of the choice.
+        data: rows; at most `MOST` of each side are used.
+        seed: seeds the choice of rows.
         **asking: ``chat`` and ``batch_size`` of scoring.
     """
     asked = in_parts(data.changed(lambda rows: sample(rows, MOST, seed)), tokenizer)

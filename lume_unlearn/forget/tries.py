@@ -1,4 +1,4 @@
-"""Tries: trainings with different settings, judged while they run; what is finished outlives an interruption."""
+"""Tries: training runs with different settings, judged while they run; finished ones survive an interruption."""
 
 import json
 import shutil
@@ -29,16 +29,16 @@ from lume_unlearn.training.trainer import UnlearningTrainer
 
 RESULT, WEIGHTS = "try.json", "best.safetensors"
 JUDGED = 2
-"""Judgements of a try: in the middle and at the end."""
+"""Number of judgements of a try: in the middle and at the end."""
 SHOWN = 4
-"""Lines about a try, and checkpoints: after each quarter of its steps."""
+"""Printed lines, and checkpoints, of a try: after each quarter of its steps."""
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Try:
-    """One training: what it was trained with, and how the model did."""
+    """One training run: its setting, and the signals of the model."""
 
     number: int
     setting: Setting
@@ -48,18 +48,18 @@ class Try:
 
     @property
     def cut(self) -> bool:
-        """Return whether the training ended before its last step, since the model collapsed."""
+        """Return whether the training ended before its last step because the model collapsed."""
         return max(self.judged, default=self.setting.steps) < self.setting.steps
 
     @property
     def best(self) -> Signals | None:
-        """Return the best signals."""
+        """Return the best signals; None if there are none."""
         return max(self.judged.values(), key=lambda one: one.order, default=None)
 
 
 @dataclass(frozen=True)
 class Tries:
-    """What all tries of a request share."""
+    """Inputs that all tries of a request share."""
 
     model: Any
     """PEFT model: the target with a new adapter, which is trained."""
@@ -68,7 +68,7 @@ class Tries:
     judge: Judge
     method: Method
     folder: Path
-    """Keeps the tries."""
+    """Folder that keeps the tries."""
     seed: int
     say: Say
     base: Any = None
@@ -76,15 +76,15 @@ class Tries:
     unseen: Sequence[Row] | None = None
     """Texts that the target never saw."""
     rejected: int = 0
-    """Tries of an earlier call whose best weights a verdict did not call gone."""
+    """Number of tries of an earlier call whose verdict was not good."""
 
     def carried_out(self, first: Setting, most: int, goes_on: Callable[[float], bool]) -> list[Try]:
         """Train with one setting after the other until a model is good, and return the tries.
 
         Args:
             first: setting of the first try.
-            most: tries.
-            goes_on: says whether there is time for another try that takes these seconds.
+            most: most tries.
+            goes_on: returns whether there is time for another try that takes this many seconds.
         """
         start = {name: weight.clone() for name, weight in get_peft_model_state_dict(self.model).items()}
         done: list[Try] = []
@@ -104,9 +104,9 @@ class Tries:
         return done
 
     def load_best(self, tries: Sequence[Try]) -> Try | None:
-        """Give the model the best weights of all tries, and return the try; None if all diverged.
+        """Load the best weights of all tries into the model, and return the try; None if all diverged.
 
-        Good ones that no verdict has rejected come first.
+        Good tries that no verdict has rejected come first.
         """
         judged = [one for one in tries if one.best is not None]
         judged = [one for one in judged if one.number > self.rejected and one.best and one.best.good] or judged
@@ -117,7 +117,7 @@ class Tries:
         return best
 
     def _kept(self, number: int) -> Try | None:
-        """Return a finished try of an interrupted request."""
+        """Return a finished try of an interrupted request, if there is one."""
         path = self.folder / str(number) / RESULT
         if not path.is_file():
             return None
@@ -126,7 +126,7 @@ class Tries:
         return Try(**content | {"setting": Setting(**content["setting"]), "judged": judged})
 
     def _trained(self, number: int, setting: Setting) -> Try:
-        """Carry out one try, or continue it from its last checkpoint."""
+        """Run one try, or continue it from its last checkpoint."""
         folder, started = self.folder / str(number), time.monotonic()
         checkpoints = whole_checkpoints(folder)
         watch = Watch(self.judge, folder, setting, self.say)
@@ -162,7 +162,7 @@ class Tries:
 
 
 def due(step: int, steps: int, times: int) -> bool:
-    """Return whether it is time, after a step, for something that is done ``times`` times, and after the last step."""
+    """Return whether a step is the last of one of ``times`` equal parts of all steps."""
     return step in {steps * time // times for time in range(1, times + 1)}
 
 
@@ -170,7 +170,7 @@ class Watch(TrainerCallback, ExportableState):
     """Judges the model in the middle of a try and at its end, and keeps the best weights."""
 
     def __init__(self, judge: Judge, folder: Path, setting: Setting, say: Say) -> None:
-        """``folder``: of the try, named after its number."""
+        """Open the progress bar; ``folder``: folder of the try, named after its number."""
         self.judge, self.folder, self.setting, self.say = judge, folder, setting, say
         self.judged: dict[int, Signals] = {}
         self.bar = tqdm(desc=f"try {folder.name}", unit="step", disable=None, leave=False)
@@ -192,7 +192,7 @@ class Watch(TrainerCallback, ExportableState):
         self.bar.close()
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Judge when it is time, or when the monitor ended the training because retain rows were lost."""
+        """Judge when it is `due`, or when the collapse monitor ended the training."""
         self.bar.update()
         step, steps = state.global_step, self.setting.steps
         where = f"try {self.folder.name} ({self.setting.line()}), step {step} of {steps}"

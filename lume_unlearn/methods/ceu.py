@@ -30,15 +30,15 @@ class CEU(Method):
     skip: int = param(1, "first tokens of each answer that ceu leaves out", zero=True)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """Cross entropy ``-sum_v q log p`` with q = p without the target, renormalised, held constant: (N,) nats.
+        """Compute the cross entropy ``-sum_v q log p``; q is p without the target, renormalised, constant: (N,) nats.
 
-        It equals H(q) - ln(1 - p_y); its gradient by the logits is p - q, so the push on the target is p_y: bounded by
-        1, and 0 once the token is forgotten. q is the softmax of logits with -inf for the target: dividing by 1 - p_y
-        fails at p_y = 1.
+        It equals H(q) - ln(1 - p_y). Its gradient by the logits is p - q, so the push on the target is p_y: bounded by
+        1, and 0 once the token is forgotten. q is the softmax of logits with -inf for the target, since dividing by
+        1 - p_y fails at p_y = 1.
 
         Worked example: p = (1/2, 3/8, 1/8), target 0: q = (0, 3/4, 1/4) and the value is 1.255482.
 
-        Source: Yang 2025 (arXiv 2503.01224), where the first token of each answer takes no part: see `after_first`.
+        Source: Yang 2025 (arXiv 2503.01224), where the first token of each answer is left out: see `after_first`.
         """
         from torch.nn.functional import cross_entropy
 
@@ -47,6 +47,6 @@ class CEU(Method):
         return cross_entropy(wide, others, reduction="none")
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """Average over the tokens `after_first`."""
+        """Average over the tokens that `after_first` selects."""
         count = max(sum(max(tokens - self.skip, 0) for tokens in batch.counts.forget), 1)
         return token_mean(batch.forget.values * after_first(batch.forget.rows, self.skip), count)

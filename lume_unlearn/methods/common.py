@@ -1,4 +1,4 @@
-r"""What the losses share: notation, the NLL, means over tokens and rows.
+r"""Shared by all losses: notation, the NLL, means over tokens and rows.
 
 Notation, used in every docstring. A batch has B rows (``n_rows``). Row b has labelled tokens S_b: those whose label is
 not -100, each predicted from the tokens before it. All labelled tokens of a batch are in one flat list of
@@ -15,7 +15,7 @@ label) cannot enter.
 
 There are two kinds of functions. Some turn logits or hidden states into one value for each token, in float32 at least;
 they never mix tokens, so they can be called on one chunk of tokens after another. The others reduce values to a loss: a
-sum divided by ``count``, the number of labelled tokens for token means, of rows for row means. By default that is the
+sum divided by ``count``, the number of labelled tokens for token means, of rows for row means. By default this is the
 batch's own number. A trainer that accumulates gradients over micro-batches or processes passes the number of the whole
 optimiser step; k batches of n then equal one of k n exactly. A batch without tokens or rows gives 0.
 
@@ -32,10 +32,10 @@ else:
 
 IGNORED = -100
 NEVER = -1e4
-"""Log-probability of a token that is not said; not -inf, which times 0 is NaN."""
+"""Log-probability of an excluded token; not -inf, since -inf times 0 is NaN."""
 
 Count: TypeAlias = Tensor | float | None
-"""What a sum is divided by: the tokens or rows of the whole optimiser step, or None for the batch's own."""
+"""Divisor of a sum: the tokens or rows of the whole optimiser step, or None for the batch's own."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ def token_nll(logits: Tensor, targets: Tensor, reference: None = None) -> Tensor
     Args:
         logits: (N, V).
         targets: (N,) token ids.
-        reference: not used; the losses of tokens that compare with a reference have it there.
+        reference: not used; token losses that compare with a reference have the same signature.
     """
     from torch.nn.functional import cross_entropy
 
@@ -97,7 +97,7 @@ def divisor(count: Count, default: int) -> Tensor | float:
 
 
 def without(logp: Tensor, tokens: Tensor) -> Tensor:
-    """Give the probability of one token at each place to all others, in proportion: (n, V) log-probabilities.
+    """Remove one token at each position, and rescale the other probabilities: (n, V) log-probabilities.
 
     Worked example: p = (1/2, 1/3, 1/6) without token 0 gives (0, 2/3, 1/3).
 

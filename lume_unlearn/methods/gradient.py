@@ -5,15 +5,17 @@ from lume_unlearn.methods.common import Tensor, token_mean
 
 
 class Ascent(Method):
-    """What the methods with gradient ascent on forget rows share."""
+    """Base class of the methods with gradient ascent on forget rows."""
 
     formula = "-NLL, token mean"
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """``-(1/N) sum nll``: ordinary training with the sign reversed; unbounded below. NLLs (1, 2, 6) give -3.
+        """Compute ``-(1/N) sum nll``: the loss of ordinary training with the sign reversed; unbounded below.
 
-        Source: Jang et al. 2022 (arXiv 2210.01504); a baseline of TOFU (Maini et al. 2024, arXiv 2401.06121). The first
-        averages over examples; this is the token mean of TOFU's and the benchmark's baselines.
+        Worked example: NLLs (1, 2, 6) give -3.
+
+        Source: Jang et al. 2022 (arXiv 2210.01504), who average over examples; a baseline of TOFU (Maini et al. 2024,
+        arXiv 2401.06121). This is the token mean of TOFU's and the benchmark's baselines.
         """
         return -token_mean(batch.forget.values, batch.counts.tokens("forget"))
 

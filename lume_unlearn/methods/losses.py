@@ -5,9 +5,9 @@
     loss = npo(forget_logits, forget_labels, forget_reference_logits, beta=0.1)
     loss = loss + 2.0 * retain(retain_logits, retain_labels)
 
-A function has the name of a method and computes its loss on forget rows; `gd`, `kl`, `agad` and `selective` have that
-of `ga`, `idk-dpo` and `altpo` that of `dpo`, and `task-vector` lowers the NLL (`retain`). `functional` makes such a
-function of a class of your own. `UnlearningTrainer` computes the same values without ever holding all logits.
+A function has the name of a method and computes its loss on forget rows. For `gd`, `kl`, `agad` and `selective` use
+`ga`; for `idk-dpo` and `altpo` use `dpo`; for `task-vector`, which lowers the NLL, use `retain`. `functional` turns
+your own class into such a function. `UnlearningTrainer` computes the same values without holding all logits at once.
 """
 
 from collections.abc import Callable, Mapping
@@ -127,7 +127,7 @@ def _forget_loss(method: Method, given: Mapping[str, Any]) -> Tensor:
 
 
 def _rows(logits: Tensor | None, labels: Tensor | None, reference_logits: Tensor | None) -> Rows:
-    """Return the labelled tokens of a padded batch, flat, with their NLL and reference NLL where there are logits."""
+    """Return the labelled tokens of a padded batch, flat, with their NLL and reference NLL if logits are given."""
     import torch
 
     if labels is None:

@@ -1,4 +1,4 @@
-"""Margin self-correction (MASC): push the logit of each token below its largest rivals, and no further."""
+"""Margin self-correction (MASC): push the logit of each token below its largest competitors, and no further."""
 
 import math
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from lume_unlearn.methods.common import Tensor, at_least_float32
 
 
 def masc_margin(logits: Tensor, targets: Tensor, beta: float, top_k: int) -> Tensor:
-    """Logit margin of each target over its rivals, ``m = beta z_y - log sum_k exp(beta z_k)``: (N,) nats.
+    """Compute each target's logit margin over its competitors, ``m = beta z_y - log sum_k exp(beta z_k)``: (N,) nats.
 
     k runs over the ``top_k`` largest other logits, or over all others in a smaller vocabulary. Over all others and with
     beta 1, m is the log-odds of the target, ``log(p_y / (1 - p_y))``.
@@ -19,7 +19,7 @@ def masc_margin(logits: Tensor, targets: Tensor, beta: float, top_k: int) -> Ten
         logits: (N, V), V >= 2.
         targets: (N,) token ids.
         beta: inverse temperature.
-        top_k: number of rivals.
+        top_k: number of competitors.
     """
     scaled = beta * at_least_float32(logits)
     index = targets[:, None]
@@ -31,7 +31,7 @@ def masc_tau(rho: float) -> float:
     """Return the largest margin allowed, ``tau = log(rho / (1 - rho))`` in nats; a token violates it if m > tau.
 
     It is the log-odds of ``rho``, 0 < rho < 1: a target that has more than the share rho of the probability of itself
-    and its rivals violates it. Worked example: rho 0.7 gives ln(7/3) = 0.847298.
+    and its competitors violates it. Worked example: rho 0.7 gives ln(7/3) = 0.847298.
     """
     return math.log(rho / (1.0 - rho))
 
@@ -54,9 +54,10 @@ class MASC(Method):
     beta: float = param(1.0, "inverse temperature of the logits")
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """Hinge on the margin, ``max(0, m - (tau - eta)) / eta`` of `masc_margin` m and `masc_tau` tau: (N,), no unit.
+        """Compute ``max(0, m - (tau - eta)) / eta``, a hinge on the margin: (N,), no unit.
 
-        It is 1 at the largest margin allowed, and 0, without gradient, from eta nats below it.
+        m is `masc_margin`, tau `masc_tau`. The value is 1 at the largest margin allowed, and 0, without gradient, from
+        eta nats below it.
 
         Worked example: p = (3/4, 1/4), target 0, rho 0.7, eta 0.25, beta 1: m = ln 3, (1.098612 - 0.597298) / 0.25 =
         2.005257.

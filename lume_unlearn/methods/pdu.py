@@ -7,12 +7,12 @@ from lume_unlearn.methods.common import Tensor, at_least_float32
 
 
 def pdu_dual(dual: float, retain_loss: float, epsilon: float, step: float) -> float:
-    """Return the next weight for "retain loss <= epsilon", ``max(0, dual + step (retain_loss - epsilon))``.
+    """Return the next weight of the bound "retain loss <= epsilon": ``max(0, dual + step (retain_loss - epsilon))``.
 
     NaN stays NaN. Worked example: dual 100, retain loss 0.5, epsilon 0.3, step 5 give 101.
 
-    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code moves it with each micro-batch's loss,
-    on each process separately; here it moves once an optimiser step, by the loss of the whole step.
+    Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code changes it with each micro-batch's
+    loss, on each process separately; here it changes once per optimiser step, by the loss of the whole step.
     """
     return max(dual + step * (retain_loss - epsilon), 0.0)  # this order: max(0.0, nan) would be 0.0
 
@@ -32,18 +32,18 @@ class PDU(Method):
     dual_warmup: float = param(5.0, "epochs before pdu's dual variable moves", zero=True)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """Squared height of the largest logit over their mean, ``(max_v z - mean_v z)^2``: (N,); 0 where all are equal.
+        """Compute ``(max_v z - mean_v z)^2``, how far the largest logit is above the mean: (N,); 0 if all are equal.
 
         Worked example: logits (3, 1, 2, -2) give (3 - 1)^2 = 4.
 
         Source: Entesari et al. 2025 (arXiv 2506.05314). Deviation: the authors' code takes the logits at each labelled
-        token; these are, as for every method here, those that predict it.
+        token; here, as for every method, they are those that predict it.
         """
         wide = at_least_float32(logits)
         return (wide.amax(dim=-1) - wide.mean(dim=-1)).square()
 
     def adapt(self, state: dict[str, float], retain_loss: float, epochs: float) -> dict[str, float]:
-        """Move the retain weight by `pdu_dual`."""
+        """Change the retain weight by `pdu_dual`, after ``dual_warmup`` epochs."""
         if epochs <= self.dual_warmup:
             return state
         return {"weight": pdu_dual(state["weight"], retain_loss, self.epsilon, self.dual_step)}

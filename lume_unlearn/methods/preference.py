@@ -18,16 +18,16 @@ class DPO(Method):
     beta: float = param(0.1, "DPO temperature; smaller lets the model move further away", search=(0.01, 1.0))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """Preference for another answer, ``-(2/beta) mean_b log sigmoid(beta (lose_b - win_b))``.
+        """Compute the preference for another answer, ``-(2/beta) mean_b log sigmoid(beta (lose_b - win_b))``.
 
         ``lose_b`` sums (nll - reference) over forget row b, ``win_b`` over the alternative of that row: a refusal
-        (IdkDPO) or other plausible facts (AltPO, Mekala et al. 2024, arXiv 2409.13474). At the reference it is
-        ``(2/beta) ln 2``.
+        (IdkDPO) or other plausible facts (AltPO, Mekala et al. 2024, arXiv 2409.13474). At the reference model it
+        is ``(2/beta) ln 2``.
 
         Worked example: lose (2, 0), win (-1, 0), beta 0.1: 20 * (0.554355 + 0.693147) / 2 = 12.475024.
 
         Source: Rafailov et al. 2023 (arXiv 2305.18290), equation 7. Deviation: the factor is 2/beta where theirs is 1;
-        this is the scale of `NPO`, so that the weights of the two methods compare.
+        this is the scale of `NPO`, so that weights can be compared.
         """
         lose, win = (row_sums(r.values - r.reference, r.rows, r.count) for r in (batch.forget, batch.alternative))
         return preference(lose - win, self.beta, batch.counts.rows("forget"))

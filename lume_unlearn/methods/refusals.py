@@ -1,6 +1,6 @@
-"""Refusals: the answers that `idk` and `idk-dpo` train instead of the true answer.
+"""Refusals: the answers that `idk`, `idk-dpo` and `jensun` train instead of the true answer.
 
-`refusals_qa.txt` refuses a question, `refusals_sc.txt` refuses to continue a text; one refusal a line.
+`refusals_qa.txt` refuses a question, `refusals_sc.txt` refuses to continue a text; one refusal per line.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ def refusals(rows: Sequence[Row], seed: int) -> list[str]:
     """Choose one refusal for each row: of a question for ``qa`` rows, of a text to be continued for ``sc`` rows.
 
     The choice depends on the row's id and the seed alone, so that a resumed run, other processes and subsets of rows
-    agree on it, and its reference NLL is computed once. Deviation: TOFU (Maini et al. 2024, arXiv 2401.06121) draws
+    agree on it, and its reference NLL is computed once. Deviation: TOFU (Maini et al. 2024, arXiv 2401.06121) samples
     another one each time.
     """
     texts = [refusal_texts(row.kind) for row in rows]

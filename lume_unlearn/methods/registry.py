@@ -35,10 +35,10 @@ METHODS: dict[str, type[Method]] = {method.name: method for method in _CLASSES}
 
 
 def method_of(method: Method | type[Method] | str, **params: Any) -> Method:
-    """Return a new method with its hyperparameters: of an instance, a class, or the name of one in `METHODS`.
+    """Return a new method, made from an instance, a class, or a name in `METHODS`, with its hyperparameters set.
 
     Args:
-        method: what to start from.
+        method: instance, class or name of a method.
         params: hyperparameters by name; all others keep the value of the instance, or their default.
 
     Raises:

@@ -23,8 +23,8 @@ def part_needs_reference(part: str) -> bool:
 def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
     """Compute a part of a retain term for each token: (N,).
 
-    That is `token_nll`, or `kl_tokens` or `js_tokens` of logits, or `state_distance` of hidden states, to the
-    reference's.
+    This is `token_nll`, or compared with the reference, `kl_tokens` or `js_tokens` of logits, or `state_distance` of
+    hidden states.
     """
     if part == "nll":
         return token_nll(output, targets)
@@ -33,14 +33,14 @@ def retain_value(part: str, output: Tensor, targets: Tensor, reference: Tensor |
 
 
 def kl_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """KL divergence from the reference, ``sum_v p_ref (log p_ref - log p)``: (N,) nats; 0 at the reference.
+    """Compute the KL divergence from the reference, ``sum_v p_ref (log p_ref - log p)``: (N,) nats; 0 at the reference.
 
     Worked example: p = (3/4, 1/4), p_ref = (1/2, 1/2) give ln(4/3) / 2 = 0.143841.
 
     Source: the "KL" baseline of TOFU (Maini et al. 2024, arXiv 2401.06121, equation 6), on retain rows. Deviation: the
     paper averages over all positions of each row and then over rows, and its code over padding as well, which makes the
-    term's weight depend on the batch; here a token mean over labelled tokens follows, as for every other term. With the
-    loss on the whole text this is the paper's set of positions.
+    term's weight depend on the batch; here the token mean is over labelled tokens, as for every other term. With the
+    loss on the whole text, these are the paper's positions.
 
     Args:
         logits: (N, V) of the model in training.
@@ -52,15 +52,15 @@ def kl_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
 
 
 def js_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
-    """Jensen-Shannon divergence from the reference, ``(KL(p || m) + KL(p_ref || m)) / 2``: (N,) nats.
+    """Compute the Jensen-Shannon divergence from the reference, ``(KL(p || m) + KL(p_ref || m)) / 2``: (N,) nats.
 
-    m is ``(p + p_ref) / 2``. The value is 0 at the reference and at most ln 2, where no token has both.
+    m is ``(p + p_ref) / 2``. The value is 0 at the reference, and ln 2, its maximum, if p and p_ref share no token.
 
     Worked example: p = (3/4, 1/4), p_ref = (1/2, 1/2): m = (5/8, 3/8) and the value is (0.035375 + 0.032269) / 2 =
     0.033822.
 
     Source: Singh et al. 2025 (arXiv 2509.02820), on retain rows. Deviation: the authors' code averages over all
-    positions, padding included; here a token mean over labelled tokens follows.
+    positions, padding included; here the token mean is over labelled tokens.
 
     Args:
         logits: (N, V) of the model in training.
@@ -76,7 +76,7 @@ def js_tokens(logits: Tensor, reference_logits: Tensor) -> Tensor:
 
 
 def state_distance(states: Tensor, target: Tensor) -> Tensor:
-    """Mean squared distance of hidden states from a target, ``(1/d) ||h - target||^2``: (N,).
+    """Compute the mean squared distance of hidden states from a target, ``(1/d) ||h - target||^2``: (N,).
 
     Worked example: states (1, 2) and (0, 0), target (1, 0) give (2, 0.5).
 

@@ -12,8 +12,8 @@ def rmu_direction(size: int, seed: int) -> Tensor:
 
     It depends on the seed alone, so every process and every resumed run steers the same way.
 
-    Source: Li et al. 2024 (arXiv 2403.03218), where forget states are steered to ``steering * direction`` by
-    `state_distance`, averaged by `row_mean` (the authors average over padding too).
+    Source: Li et al. 2024 (arXiv 2403.03218), where the hidden states of forget rows are steered to
+    ``steering * direction`` by `state_distance`, averaged by `row_mean` (the authors average over padding, too).
     """
     import torch
 
@@ -47,7 +47,7 @@ class RMU(Method):
     )
 
     def token_loss(self, hidden_states: Tensor, targets: Tensor, reference: None) -> Tensor:
-        """Distance of (n, d) hidden states from ``steering`` times `rmu_direction`: (n,)."""
+        """Compute the distance of (n, d) hidden states from ``steering`` times `rmu_direction`: (n,)."""
         direction = rmu_direction(hidden_states.shape[-1], self.seed).to(hidden_states.device)
         return state_distance(hidden_states, self.steering * direction)
 

@@ -7,18 +7,18 @@ from lume_unlearn.methods.gradient import Ascent
 
 
 def selective_weight(retain_loss: float, average: float) -> float:
-    """Return the retain weight ``0.3 * 6^(retain_loss - average) + 0.8``, to one decimal and within 1.2 to 2.3.
+    """Return the retain weight ``0.3 * 6^(retain_loss - average) + 0.8``, rounded to 0.1, from 1.2 to 2.3.
 
     NaN stays NaN. Worked example: half a nat over the average gives round(1.534847, 1) = 1.5.
 
-    Source: Agrawal & Huang 2025 (arXiv 2504.12996). The bound 2.3 is that of the authors' code. Deviations: there each
-    micro-batch is weighted by its own loss; here a step by the loss of the step before, since a micro-batch knows the
-    loss of its step only when the step is over. The average is over the steps of the first epoch (theirs divides a sum
-    over batches by the number of rows).
+    Source: Agrawal & Huang 2025 (arXiv 2504.12996). The bound 2.3 is that of the authors' code. Deviations: there the
+    loss of each micro-batch decides its own weight; here the loss of one step decides the weight of the next, since it
+    is known only when the step is over. The average is over the steps of the first epoch (theirs divides a sum over
+    batches by the number of rows).
 
     Args:
-        retain_loss: of this step, in nats per token.
-        average: of the first epoch; a loss up to it gives 1.2.
+        retain_loss: retain loss of this step, in nats per token.
+        average: its mean over the steps of the first epoch; a loss up to it gives 1.2.
     """
     if retain_loss <= average:
         return 1.2

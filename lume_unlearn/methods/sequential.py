@@ -39,7 +39,7 @@ class SUGD(Method):
 
         Each forget row is paired with the next ``retain_ratio`` retain rows, cycling through the retain rows; a chunk
         keeps its retain rows in all epochs. Source: Premptis et al. 2025 (arXiv 2503.02443), "sequential unlearning".
-        Deviation: the authors' rows end without EOS, these end with it as all others do.
+        Deviation: the authors' rows end without EOS; here they end with it, as for all methods.
         """
         ratio = self.retain_ratio
         pairs = [Pair((f,), tuple((f * ratio + i) % retain for i in range(ratio))) for f in range(forget)]

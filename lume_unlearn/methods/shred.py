@@ -1,4 +1,4 @@
-"""SHRED: self-distillation with the answer's token demoted where the reference model was least sure of it."""
+"""SHRED: self-distillation with the answer's token demoted where the reference model was least sure."""
 
 from dataclasses import dataclass
 
@@ -47,24 +47,24 @@ class SHRED(Method):
     top_k: int = param(100, "largest reference logits that make up the target distribution")
 
     def select(self, reference_nll: Tensor, rows: Tensor) -> Tensor:
-        """`shred_selected`."""
+        """Select tokens by `shred_selected`."""
         return shred_selected(reference_nll, rows, self.share)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: tuple[Tensor, Tensor]) -> Tensor:
-        """KL divergence from a target distribution, ``sum_v q_v (log q_v - log p_v)``: (N,) nats.
+        """Compute the KL divergence from a target distribution, ``sum_v q_v (log q_v - log p_v)``: (N,) nats.
 
         At selected tokens q is softmax(z_ref - beta onehot(y)), at all others p_ref, each restricted to its ``top_k``
         largest entries (or all of a smaller vocabulary) and renormalised. p is the model's whole distribution: demoted
-        tokens are outside the largest entries, and only the normaliser of p lowers them. So the value is 0 where p = q
-        and, for a q cut from p itself, -log of the probability of the entries kept.
+        tokens are outside the largest entries, and only the normaliser of p lowers them. So the value is 0 if p = q; if
+        q is p restricted to some entries, it is -log of their probability.
 
         Worked example: p = p_ref = (1/2, 3/8, 1/8), target 0, beta ln 8, top_k 2: a selected token has q = (0, 3/4,
         1/4) and the value ln 2 = 0.693147, any other q = (4/7, 3/7, 0) and ln(8/7) = 0.133531.
 
         Source: Hu et al. 2026 (arXiv 2605.07482). Deviations: the figure on the authors' project page removes the token
-        from q, which beta 100 does up to e^-100 of its odds; it also removes the other probable tokens in a variant
-        that is left out here. The authors sum over tokens, here a token mean follows. The share of 0.5 is that of their
-        figure; beta and top_k are this package's.
+        from q; beta 100 does so up to e^-100 of its odds. A variant there also removes the other probable tokens; it is
+        left out here. The authors sum over tokens; here it is a token mean. The share of 0.5 is that of their figure;
+        beta and top_k are this package's.
         """
         reference_logits, selected = reference
         teacher = at_least_float32(reference_logits.detach())

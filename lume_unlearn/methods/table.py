@@ -9,9 +9,9 @@ from lume_unlearn.methods.retain import part_needs_reference, retain_parts
 
 
 def parameters() -> dict[str, tuple[Any, str]]:
-    """Return every hyperparameter of some method by name: its type, and the help of its option.
+    """Return the hyperparameters of all methods by name: type, and help of the option.
 
-    The help says what it is in each method, with the defaults: "NPO temperature; ... (npo 0.1, token-npo 0.5)."
+    The help describes it for each method, with the defaults: "NPO temperature; ... (npo 0.1, token-npo 0.5)."
     """
     helps: dict[str, dict[str, list[str]]] = {}
     types: dict[str, Any] = {}
@@ -28,7 +28,7 @@ def parameters() -> dict[str, tuple[Any, str]]:
 
 
 def listing(recipes: list[str]) -> Iterator[str]:
-    """Yield lines about each method; ``recipes`` are the names of the shipped ones."""
+    """Yield lines about each method; ``recipes`` are the names of the shipped recipes."""
     for method in METHODS.values():
         own = ", ".join(sorted(name for name in recipes if name.rpartition("_")[0] == method.name))
         yield f"{method.name}: {method.title}. {method.source}"
@@ -48,7 +48,7 @@ def markdown() -> Iterator[str]:
 
 
 def needs(method: type[Method]) -> str:
-    """Return what a method needs beside the model in training."""
+    """Describe what a method needs besides the model in training."""
     own, found = method.needs, []
     if own.reference_nll:
         found.append(f"reference NLL of {' and '.join(own.reference_nll)} rows, once")

@@ -9,8 +9,8 @@ from lume_unlearn.methods.common import Tensor
 def negated(before: dict[str, Tensor], after: dict[str, Tensor], scale: float) -> dict[str, Tensor]:
     """Return the weights before training minus the scaled change: before - scale * (after - before).
 
-    Ilharco et al. 2022 (arXiv 2212.04089), computed in float32. Each result has the dtype and the device of its tensor
-    before training; tensors that are not of floating-point numbers stay as they were before.
+    The computation is in float32. Each result has the dtype and the device of its tensor before training; tensors
+    without floating-point numbers are those before training. Source: Ilharco et al. 2022 (arXiv 2212.04089).
 
     Raises:
         ValueError: names or shapes differ.

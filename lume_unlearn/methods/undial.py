@@ -29,8 +29,8 @@ class Undial(Method):
         Worked example: p = p_ref = (3/4, 1/4), target 0, beta ln 3: q = (1/2, 1/2), the value is ln(16/3) / 2 =
         0.836988.
 
-        Source: Dong et al. 2024 (arXiv 2402.10052). Deviation: the authors distil every position of the text, and other
-        code prompt and padding too; here only labelled tokens.
+        Source: Dong et al. 2024 (arXiv 2402.10052). Deviation: the authors distil at every position of the text, and
+        other code at prompt and padding, too; here only at labelled tokens.
         """
         from torch.nn.functional import cross_entropy
 

@@ -18,7 +18,7 @@ class WGA(Method):
     beta: float = param(1.0, "exponent of p in wga's weight; 0 is gradient ascent", zero=True, search=(0.1, 5.0))
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """Weighted ascent, ``-(1/N) sum p^beta nll`` with p = exp(-nll) held constant; ascent itself for beta 0.
+        """Compute ``-(1/N) sum p^beta nll`` with p = exp(-nll) held constant; gradient ascent for beta 0.
 
         Worked example: probabilities (1/2, 1/4), beta 1: -(ln 2 / 2 + ln 4 / 4) / 2 = -0.346574.
 
@@ -42,9 +42,9 @@ class SatImp(Method):
     beta2: float = param(1.0, "exponent of 1 - p in satimp's weight", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
-        """``-(1/N) sum p^beta1 (1 - p)^beta2 nll`` with p = exp(-nll) held constant; gradient ascent for (0, 0).
+        """Compute ``-(1/N) sum p^beta1 (1 - p)^beta2 nll`` with p = exp(-nll) constant; gradient ascent for (0, 0).
 
-        Neither tokens that are certain (unless beta2 is 0) nor those that are forgotten (unless beta1 is 0) are pushed.
+        Tokens that are certain (unless beta2 is 0) or forgotten (unless beta1 is 0) are not pushed.
 
         Worked example: probabilities (1/2, 1/4), betas (1, 1): -(ln 2 / 4 + 3 ln 4 / 16) / 2 = -0.216608.
 

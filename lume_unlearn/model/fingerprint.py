@@ -1,4 +1,4 @@
-"""Say which model a result is of, without a path of this machine."""
+"""Identify the model of a result, without a path of this machine."""
 
 import hashlib
 from pathlib import Path
@@ -15,8 +15,8 @@ def fingerprint(model: Any, name: str | None = None, adapter: bool = True) -> di
     Args:
         model: a model of transformers or PEFT, on any device. The weights are hashed as they were loaded, adapter
             included, so the same files in another data type give another hash.
-        name: how the model was named: a folder or a hub name. Default: as its configuration says.
-        adapter: hash a LoRA adapter, too; else the weights alone, as if there were none.
+        name: folder or hub name of the model; by default that in its configuration.
+        adapter: include a LoRA adapter in the hash; else hash the other weights, as if there were no adapter.
 
     Returns:
         ``sha256`` (hexadecimal) and ``dtype``; for a model of the hub also ``repository`` and ``revision`` (the

@@ -25,25 +25,25 @@ _TRIAL_ROWS = [Tokens(ids, ids) for ids in ((3, 1, 4, 1, 5, 9, 2, 6), (5, 3, 5, 
 
 @dataclass(frozen=True)
 class Span:
-    """Some labelled tokens of a micro-batch, and what to compute for each of them."""
+    """Some labelled tokens of a micro-batch, and the value to compute for each of them."""
 
     tokens: slice
     value: TokenValue = token_nll
     reference: Callable[[slice], Any] | None = None
-    """Slice of these tokens to what the value needs of the reference: logits (with a selection) or hidden states."""
+    """Slice of these tokens to the third argument of ``value``: reference logits (and a selection) or hidden states."""
 
 
 class Passes:
-    """Forward passes of one model: packed or padded, output layer in chunks or at once, up to which layer.
+    """Forward passes of one model: packed or padded, with the output layer in chunks or at once, or up to a layer.
 
     Attributes:
-        packs: the model takes packed rows; else they are padded.
-        chunks: values are computed in place of the output layer (see `output_layer`); else from the model's logits.
-        layer: the decoder layer after which a forward pass ends, or None for all of the model.
+        packs: whether the model takes packed rows; else they are padded.
+        chunks: whether values are computed in place of the output layer (see `output_layer`); else from the logits.
+        layer: the decoder layer after which a forward pass ends, or None for the whole model.
     """
 
     def __init__(self, model: Any, layer: int | None = None) -> None:
-        """Find out by trying whether values can be computed in chunks.
+        """Find out by a trial whether values can be computed in chunks.
 
         ``model`` is not yet wrapped by accelerate. With ``layer``, values are computed from the hidden states after
         this decoder layer instead of from logits.
@@ -91,7 +91,7 @@ class Passes:
         """Run one forward pass of the reference model; only its hidden states are kept.
 
         Returns:
-            Function from a slice of the labelled tokens to their reference logits, or with ``layer`` hidden states.
+            Function from a slice of the labelled tokens to their reference logits, or with ``layer`` to hidden states.
         """
         if not self.chunks:
             logits = labelled_logits(model, self.config, batch)
@@ -106,14 +106,14 @@ class Passes:
     def states(self, model: nn.Module, batch: Pack) -> Tensor:
         """Run one forward pass and return the (N, d) hidden states that predict the labelled tokens (or of ``layer``).
 
-        Only where values are computed in chunks.
+        This works only with ``chunks``.
         """
         return self._run(model, batch, lambda states: states)
 
     def _run(self, model: nn.Module, batch: Pack, function: Callable[[Tensor], Tensor]) -> Tensor:
         """Run a forward pass and return ``function`` of the (N, d) hidden states at the labelled tokens.
 
-        The output layer's forward is replaced for the length of the pass: it calls ``function`` on the labelled hidden
+        The output layer's forward is replaced during the pass: it calls ``function`` on the labelled hidden
         states, so that the model's "logits" are what ``function`` returns, and the logits of all tokens never exist.
         """
         layer_output: list[Tensor] = []
@@ -130,12 +130,12 @@ class Passes:
         with replaced_by(self.head, in_place_of_output), self._up_to_layer(layer_output):
             model_output: Tensor = _call(model, self.config, batch).logits[0]
         # FSDP needs the model's own output: its hooks there gather weights for the backward pass. A model may scale its
-        # output; for values of logits `_chunks_agree` has shown that it does not, values of hidden states avoid it.
+        # output: `_chunks_agree` has ruled that out for values of logits, and values of hidden states are not scaled.
         return model_output if self.layer is None else result[0]
 
     @contextmanager
     def _up_to_layer(self, layer_output: list[Tensor]) -> Iterator[None]:
-        """Store the hidden states after ``layer``; skip the layers above it in models that count their layers."""
+        """Store the hidden states after ``layer``; models that read the number of layers skip those above it."""
         if self.layer is None:
             yield
             return
@@ -157,14 +157,14 @@ class Passes:
     def _chunks_agree(self, model: Any) -> bool:
         """Return whether NLLs computed in place of the output layer equal those from the model's logits.
 
-        They do not where a model scales or caps its logits.
+        They differ if the model scales or caps its logits.
         """
         batch = pack_rows({"forget": _TRIAL_ROWS}).to(model.device)
         with evaluating(model):
             expected = token_nll(labelled_logits(model, self.config, batch), batch.targets)
             try:
                 found = self.of_all(model, batch)
-            except (RuntimeError, IndexError, AttributeError, TypeError):  # the model reads its output layer otherwise
+            except (RuntimeError, IndexError, AttributeError, TypeError):  # the model uses its output layer differently
                 return False
         eps = torch.finfo(next(model.parameters()).dtype).eps
         return bool((found - expected).abs().max() <= eps**0.5 * expected.abs().max())
@@ -177,7 +177,7 @@ def _value(span: Span, inputs: Tensor, batch: Pack) -> Tensor:
 
 
 def decoder_layers(model: nn.Module) -> nn.ModuleList:
-    """Return the model's decoder layers, in order: its first module list of the length that its configuration says."""
+    """Return the model's decoder layers, in order: its first `ModuleList` of length ``num_hidden_layers``."""
     depth = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
     return next(m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == depth)
 
@@ -202,16 +202,17 @@ def _call(model: nn.Module, config: Any, batch: Pack) -> Any:
 
 @torch.no_grad()
 def use_packing(model: Any, attention: str = "auto") -> bool:
-    """Switch the model to packed attention if two packed rows then get the logits that each gets alone.
+    """Switch the model to packed attention if two packed rows then get the same logits as each row alone.
 
-    Only a trial can tell: a model may carry state from token to token outside its attention, or its attention may
-    differ from the interface. Such a model keeps its attention, and its rows are padded.
+    Only a trial can show this: a model may carry state from token to token outside its attention, or its attention may
+    differ from the interface. Such a model keeps its attention, and its rows are padded. The model has to be in
+    evaluation mode and without adapter.
 
     Returns:
-        Whether the model, in evaluation mode and without adapter, takes packed rows now.
+        Whether the model takes packed rows now.
 
     Raises:
-        ConfigError: the attention named is not installed, or does not keep rows apart in this model.
+        ConfigError: the attention named does not run here, or does not keep rows apart in this model.
     """
     if attention == "auto" and not can_pack(model):
         return False
@@ -225,7 +226,7 @@ def use_packing(model: Any, attention: str = "auto") -> bool:
     except (ImportError, RuntimeError) as error:  # not installed, or no kernel for this GPU
         fault = f"does not run here: {error}"
     else:
-        # Equal up to rounding: half of the digits.
+        # Equal up to rounding, in half of the digits.
         if (packed - alone).abs().max() <= torch.finfo(alone.dtype).eps ** 0.5 * alone.abs().max():
             return True
         fault = "does not keep rows apart in this model"
@@ -244,9 +245,9 @@ def _trial_logits(model: Any, rows: Sequence[Tokens]) -> Tensor:
 def row_values(
     model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tokens: int, value: TokenValue = token_nll
 ) -> list[Tensor]:
-    """Compute a value of each row's labelled tokens without dropout, (n,) float32 on the CPU, in as few passes as fit.
+    """Compute a value of each row's labelled tokens, without dropout: (n,) float32 on the CPU for each row.
 
-    By default the value is the NLL in nats.
+    By default the value is the NLL in nats. Rows share forward passes of up to ``max_tokens`` tokens.
     """
     device = next(model.parameters()).device
     with evaluating(model):
@@ -255,7 +256,7 @@ def row_values(
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Let torch compile each decoder layer, for any number of tokens and rows; names and weights stay."""
+    """Compile each decoder layer, in place, for any number of tokens and rows; names and weights do not change."""
     for layer in decoder_layers(model):
         layer.compile(dynamic=True)
 

@@ -22,15 +22,15 @@ TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 
 
 def bfloat16_here() -> bool:
-    """Return whether there is a GPU that computes in bfloat16, which is then the default of forward passes."""
+    """Return whether there is a GPU that supports bfloat16, which is then the default of forward passes."""
     return torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def require_model(name: str, option: str = "--model") -> Place:
-    """Find a model without loading it: its folder, or the configuration of a hub model. Return where it is.
+    """Check that a model exists, without loading it, and return where it is; fetch the configuration of a hub model.
 
     Raises:
-        ConfigError: there is no such model (see `find_model`); names ``option``.
+        ConfigError: there is no such model (see `find_model`); the message names ``option``.
     """
     place = find_model(name, option)
     if not Path(place.base).is_dir():
@@ -46,7 +46,7 @@ def load_tokenizer(model: str | Place, trust_remote_code: bool = False, option: 
     """Load the tokenizer of a model: that of the adapter's folder if it has one, else the base model's.
 
     Args:
-        model: folder or hub name (see `load_model`), or what `find_model` found.
+        model: folder or hub name (see `load_model`), or the result of `find_model`.
         trust_remote_code: run code that a hub model brings along.
         option: which option names the model, for messages.
 
@@ -60,12 +60,12 @@ def load_tokenizer(model: str | Place, trust_remote_code: bool = False, option: 
 
 
 def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, option: str = "--model") -> Any:
-    """Load a causal language model from safetensors files, with weights of this dtype.
+    """Load a causal language model from safetensors files.
 
     Args:
-        name: folder or hub name. The folder of a LoRA adapter gives its base model with the adapter merged into it, in
-            float32; the base may be the folder of an adapter as well.
-        dtype: of the weights.
+        name: folder or hub name. For the folder of a LoRA adapter, the adapter is merged into its base model, in
+            float32; the base may be the folder of an adapter, too.
+        dtype: data type of the weights.
         trust_remote_code: run code that a hub model brings along.
         option: which option names the model, for messages.
 
@@ -86,20 +86,20 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, o
     for adapter in place.adapters:
         model = merged_model(model, adapter, option=option)
     if place.adapters:
-        # An adapter that is trained on this model records the name of its base: not the plain base model.
+        # An adapter that is trained on this model records this name as its base; the plain base model would be wrong.
         model.name_or_path = model.config._name_or_path = place.name
         model.to(dtype).requires_grad_(True)  # PEFT has frozen the weights
     return model
 
 
 def _require_bool(trust_remote_code: bool) -> None:
-    if not isinstance(trust_remote_code, bool):  # the word "false" is true in Python
+    if not isinstance(trust_remote_code, bool):  # the string "false" counts as true in Python
         raise ConfigError(f"--trust_remote_code {trust_remote_code!r}: must be True or False")
 
 
 @contextmanager
 def _loading(part: str, place: Place, option: str) -> Iterator[None]:
-    """Turn what goes wrong with a part of a model into a message; out of memory stays as it is."""
+    """Turn errors while a part of a model is loaded into `ConfigError`, except out-of-memory errors."""
     try:
         yield
     except (MemoryError, torch.OutOfMemoryError):
@@ -108,7 +108,7 @@ def _loading(part: str, place: Place, option: str) -> Iterator[None]:
         here = Path(place.base).is_dir()
         where = "" if here else " (no such folder here, so the hub was asked)"
         reason = str(error) if here else " ".join(str(error).split())
-        if not here and "connect" in reason:  # transformers goes on about its offline mode
+        if not here and "connect" in reason:  # the message of transformers is about its offline mode
             reason = "the hub cannot be reached, and it is not in the cache"
         raise ConfigError(
             f"{place.subject(option)}{where}: its {part} cannot be loaded: {type(error).__name__}: {reason}"
@@ -122,9 +122,9 @@ def lora_config(
     """Return the configuration of an adapter.
 
     Args:
-        lora_rank: of the adapter.
-        lora_alpha: its output is multiplied by alpha / rank.
-        lora_dropout: before the adapter.
+        lora_rank: rank of the adapter.
+        lora_alpha: the adapter's output is multiplied by alpha / rank.
+        lora_dropout: dropout before the adapter.
         lora_targets: modules that get an adapter: all-linear, or names separated by commas.
     """
     named: Any = names(lora_targets)
@@ -134,7 +134,7 @@ def lora_config(
 
 
 def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) -> Any:
-    """Return the model with an adapter on it ("lora"), or with all weights frozen that are not trained.
+    """Add an adapter to a model ("lora"), or freeze all weights that are not trained; return the model.
 
     Args:
         model: causal language model; changed in place.
@@ -153,7 +153,7 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
     lora = lora or lora_config()
     modules = [f".{name}" for name, _ in model.named_modules()]
     targets = [lora.target_modules] if isinstance(lora.target_modules, str) else lora.target_modules or []
-    # PEFT ignores a name that is not there as long as another one is.
+    # PEFT ignores a missing module as long as another one exists.
     missing = [name for name in targets if not any(module.endswith(f".{name}") for module in modules)]
     if missing and targets != ["all-linear"]:
         raise ConfigError(f"--lora_targets: the model has no module {', '.join(sorted(missing))}")
@@ -170,7 +170,7 @@ def freeze(model: Any, tuning: str) -> None:
     after the input embeddings.
 
     Raises:
-        ConfigError: the model has fewer layers, or the pattern is no regular expression or found in no weight's name.
+        ConfigError: the model has fewer layers, or the pattern is not a regular expression or matches no weight's name.
     """
     kind, _, rest = tuning.partition(":")
     if kind == "full":
@@ -224,12 +224,12 @@ def keep_adapter_inputs_bfloat16(model: Any) -> None:
 
 
 def undo_autocast(model: Any) -> Callable[[], None]:
-    """Let a model compute in its own data types, as it did before training; return a function that undoes this.
+    """Remove autocast from a model, as it was before training; return a function that adds it again.
 
-    While training, accelerate runs its forward under autocast, and `keep_adapter_inputs_bfloat16` relies on that.
+    In training, accelerate runs the model's forward under autocast, and `keep_adapter_inputs_bfloat16` relies on that.
     """
     layers = [m for m in model.modules() if isinstance(m, LoraLayer) and not m.cast_input_dtype_enabled]
-    # Both that accelerate sets: with the second alone, its own `unwrap_model` would undo autocast once more.
+    # Remove both that accelerate sets: with the second alone, its `unwrap_model` would undo autocast once more.
     names = ("forward", "_original_forward") if "_original_forward" in vars(model) else ()
     wrapped = {name: vars(model).pop(name) for name in names if name in vars(model)}
     for layer in layers:
@@ -252,7 +252,7 @@ def require_torchao(option: str) -> None:
 
 
 def context_length(model: Any) -> int | None:
-    """Return the longest sequence that the model's position embeddings take, if its configuration names it."""
+    """Return the longest sequence that the model's position embeddings take; None if its configuration names none."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
@@ -265,7 +265,7 @@ def adapter_config(adapter: str, option: str = "--adapter") -> PeftConfig:
     folder = find_adapter(adapter, option)
     try:
         config: PeftConfig = PeftConfig.from_pretrained(folder)
-    except Exception as error:  # the file's content becomes arguments, which fail in any way
+    except Exception as error:  # the file's content becomes arguments, which can fail in any way
         raise ConfigError(f"{option} {adapter}: its adapter_config.json cannot be read: {error!r}") from error
     return config
 
@@ -280,7 +280,7 @@ def merged_model(model: Any, adapter: str, trust_remote_code: bool = False, opti
         option: which option names the adapter, for messages.
 
     Raises:
-        ConfigError: the folder holds no adapter in safetensors, it does not fit the model, or is part of it already.
+        ConfigError: the folder holds no adapter in safetensors, it does not fit the model, or the model has it already.
     """
     config, folder = adapter_config(adapter, option), find_adapter(adapter, option)
     if isinstance(model, str):

@@ -1,8 +1,8 @@
 """bfloat16 weights for the forward and backward pass, and float32 master weights that the optimiser changes.
 
 An Adam step of 1e-5 is smaller than the rounding error of most bfloat16 weights, so it has to change float32 ones. With
-autocast these are all there is, and hidden states are float32 between the layers. Here the weights that the model
-computes with are rounded once after each optimiser step, and hidden states are bfloat16.
+autocast, the model has only float32 weights, and hidden states are float32 between the layers. Here the model computes
+with bfloat16 weights, rounded once after each optimiser step, and hidden states are bfloat16.
 
 Each trained weight is a bfloat16 parameter whose gradients torch adds up in float32 (its ``grad_dtype``). Clipping and
 the check for finite gradients see these sums.
@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from lume_unlearn.errors import ConfigError
 
 AVAILABLE = hasattr(Tensor, "grad_dtype")
-"""Whether this torch can add up gradients in another data type than that of the weight."""
+"""Whether this torch can add up gradients in a data type that differs from that of the weight."""
 
 
 def require_grad_dtype() -> None:
@@ -45,7 +45,7 @@ def keep_masters(model: Any) -> None:
 
 
 def step_masters(optimizer: Optimizer) -> None:
-    """Let an optimiser of the bfloat16 weights step their masters instead, and round the weights after each step.
+    """Make an optimiser step the masters of its bfloat16 weights, and round the weights after each step.
 
     The masters are the optimiser's parameters, so its state is float32, too.
     """
@@ -70,7 +70,7 @@ def step_masters(optimizer: Optimizer) -> None:
 
 @contextmanager
 def float32_weights(model: Any) -> Iterator[None]:
-    """Give the model its float32 masters within the block, to be saved or changed; without masters do nothing.
+    """Use the float32 masters as the model's weights within the block, to save or change them, if there are masters.
 
     The bfloat16 weights are rounded again from the masters after the block. No forward pass may run within it.
     """

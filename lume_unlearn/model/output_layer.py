@@ -17,14 +17,14 @@ CHUNK_BYTES = 2**28
 """Largest size of the float32 logits that exist at once."""
 
 TokenValue = Callable[[Tensor, Tensor, Any], Tensor]
-"""((n, V) logits, (n,) targets, (n, V) reference logits, a pair with a selection (n,), or None) to (n,) values.
+"""Function of (n, V) logits, (n,) targets and a reference to (n,) values. Each value depends on its own token alone.
 
-A value depends on its row alone."""
+The reference is (n, V) reference logits, a pair of these and an (n,) selection, or None."""
 
 
 @contextmanager
 def replaced_by(layer: nn.Module, function: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Let the layer compute ``function`` within the block; its hooks still run."""
+    """Replace the layer's forward by ``function`` within the block; its hooks still run."""
     own = layer.__dict__.get("forward")  # set by wrappers that move weights to a device when they are needed
     layer.forward = function
     try:
@@ -43,7 +43,7 @@ def in_chunks(
     targets: Tensor,
     reference: Callable[[slice], Any] | None,
 ) -> Tensor:
-    """Compute ``value`` for each token: (n,).
+    """Compute ``value`` for each token, one chunk after another: (n,).
 
     ``output`` maps (m, d) hidden states to (m, V) logits, ``states`` is (n, d) and ``targets`` (n,), and ``reference``
     maps a slice of the tokens to the third argument of ``value``.

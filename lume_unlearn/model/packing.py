@@ -2,7 +2,7 @@
 
 LUME has stories of 230 tokens and answers of 15; padded to the longest, two thirds of the tokens are padding. Here the
 rows of a micro-batch follow each other in one sequence. Positions start again at each row, and attention stays within a
-row, so every row gets what it would get alone. This goes through transformers' attention interface; for models that do
+row, so every row gets the same result as alone. This goes through transformers' attention interface; for models that do
 not use it `lume_unlearn.model.forward` pads.
 """
 
@@ -45,7 +45,7 @@ class RowLengths:
 
 
 def pack_arguments(config: Any, batch: Pack) -> dict[str, Any]:
-    """Return the arguments that tell the model's attention where rows start, beside their positions."""
+    """Return the arguments that tell the model's attention where rows start, besides the positions."""
     if config._attn_implementation == IMPLEMENTATION:
         return {"pack_bounds": batch.bounds, "pack_lengths": RowLengths(batch.lengths)}
     if config._attn_implementation.startswith("flash"):
@@ -58,7 +58,7 @@ def pack_arguments(config: Any, batch: Pack) -> dict[str, Any]:
 def can_pack(model: Any) -> bool:
     """Return whether the model declares plain softmax attention on rotary positions through transformers' interface.
 
-    Models with state outside attention or with learned positions are padded. `forward.use_packing` also tries it.
+    Models with state outside attention or with learned positions are padded. `forward.use_packing` also runs a trial.
     """
     config = model.config.get_text_config()
     special = ("attn_logit_softcapping", "layers_block_type", "attention_chunk_size", "linear_num_value_heads")
@@ -83,7 +83,7 @@ def packed_attention(
     """Compute causal attention within each row of a pack; without ``pack_bounds`` this is transformers' SDPA.
 
     ``query`` is (1, heads, T, head size), ``key`` and ``value`` are (1, key heads, T, head size), ``**kwargs`` hold
-    those of `pack_arguments` and the model's ``sliding_window``.
+    the `pack_arguments` and the model's ``sliding_window``.
 
     Returns:
         (1, T, heads, head size), and None for the attention weights.
@@ -127,7 +127,7 @@ def _varlen_runs(query: Tensor, value: Tensor) -> bool:
 
 
 def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
-    """Return (length, length), true where a token sees another: itself and the ``window - 1`` before it."""
+    """Return a (length, length) mask, true where a token sees another: itself and the ``window - 1`` before it."""
     position = torch.arange(length, device=device)
     distance = position[:, None] - position[None]
     return (distance >= 0) & (distance < window)
@@ -136,8 +136,8 @@ def _window_mask(length: int, window: int, device: torch.device) -> Tensor:
 def packed_mask(**kwargs: Any) -> Tensor | None:
     """Return no mask for a pack, whose rows the attention keeps apart; else SDPA's mask.
 
-    transformers knows a pack of several rows by its positions, which forbid the plain causal mask, and has none with
-    padding or cached keys. All other calls, such as those of a scorer, get what SDPA would get.
+    From the positions of several rows, transformers finds that the plain causal mask is not allowed; and a pack has
+    neither padding nor cached keys. All other calls, such as those of a scorer, get SDPA's mask.
     """
     alone = kwargs["batch_size"] == 1 and kwargs["q_length"] == kwargs["kv_length"]
     pack = alone and kwargs.get("attention_mask") is None and not kwargs["allow_is_causal_skip"]

@@ -16,7 +16,7 @@ BASE = "base_model_name_or_path"
 UNFINISHED = "the run there did not finish; continue it with the same command and --resume"
 HUB_NAME = r"[\w.-]+(/[\w.-]+)?"
 PATH = r"[/~]|\.{1,2}(/|$)|.*/.*/|.*\\"
-"""Beginning of a name that can only be a path."""
+"""Pattern of the beginning of a name that can only be a path."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,11 @@ class Place:
 
 
 def find_model(name: str, option: str = "--model") -> Place:
-    """Find a model. The folder of an adapter is one: its base model, which may be an adapter as well, and the adapter.
+    """Find a model. For the folder of an adapter, find the base model, which may be an adapter, too, and the adapter.
 
     Args:
         name: folder, or name on the hub. The hub is not asked.
-        option: which option names it, for messages.
+        option: option that names it, for messages.
 
     Raises:
         ConfigError: there is no such folder, it holds no model or an unfinished one, or an adapter's base is missing.
@@ -76,10 +76,10 @@ def find_model(name: str, option: str = "--model") -> Place:
 
 
 def with_adapter(place: Place, adapter: str | None, option: str = "--adapter") -> Place:
-    """Return the place of a model with an adapter on it (None: without one); see `find_adapter` for errors.
+    """Return the place of a model with an adapter added, if it is not None; see `find_adapter` for other errors.
 
     Raises:
-        ConfigError: the model has this adapter already, and would get it twice.
+        ConfigError: the model has this adapter already.
     """
     if adapter is None:
         return place
@@ -115,7 +115,7 @@ def _require_adapter(folder: str, subject: str) -> None:
 
 
 def _unfinished(folder: Path) -> bool:
-    """Return whether a run has left checkpoints, or other files of its own, in a folder without its result."""
+    """Return whether a folder has checkpoints or other files of a run, but not its result."""
     if (folder / MODEL).is_file():
         return False
     return any((folder / name).exists() for name in (LOCK, PARTIAL)) or any(folder.glob(f"{PREFIX}[0-9]*"))
@@ -129,8 +129,8 @@ def _is_adapter(name: str) -> bool:
 def _base_of(adapter: str, subject: str) -> str:
     """Return the folder or hub name of the model that an adapter was trained on.
 
-    A relative path is tried from here, and then from the folders above the adapter: the run may have been started in
-    one of these. ``subject`` begins the message.
+    A relative path is tried from the working directory, and then from the folders above the adapter, where the run may
+    have been started. ``subject`` begins the message.
 
     Raises:
         ConfigError: the adapter names no model.
@@ -151,7 +151,7 @@ def _base_of(adapter: str, subject: str) -> str:
 
 
 def _fault(name: str) -> str | None:
-    """Return what is wrong with the name of a model that is no adapter; None for a model and for a hub name."""
+    """Return why a name, which is not an adapter's, is no model; None for a model's folder and for a hub name."""
     path = Path(name)
     if (path / MODEL).is_file():
         return None

@@ -30,19 +30,19 @@ def token_nlls(model: nn.Module, passes: Passes, rows: Sequence[Tokens], max_tok
 
 
 class Reference:
-    """The model as it was before training, for losses that need its logits or hidden states in each step.
+    """The model before training, for losses that need its logits or hidden states in each step.
 
     With LoRA this is the model in training without its adapter, which needs no second copy of the weights. Otherwise it
     is a frozen copy, made before the first step, that shares the weights that are not trained.
     """
 
     def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True, bf16: bool = False) -> None:
-        """Copy the model, which no step has changed yet, unless it is a PEFT model.
+        """Copy the model before the first step, unless it is a PEFT model.
 
         ``kind`` is "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
         moved to the GPU layer by layer during each forward pass. With ``share``, a copy of kind "same" or "cpu" uses
-        the model's untrained weights. With ``bf16``, forward passes of a copy, which accelerate does not wrap, are in
-        bfloat16.
+        the model's frozen weights. With ``bf16``, forward passes of a copy are in bfloat16; accelerate does not wrap
+        it.
 
         Raises:
             ConfigError: int8 needs torchao, which is not installed.
@@ -64,7 +64,7 @@ class Reference:
     def at(self, model: nn.Module, batch: Pack) -> Callable[[slice], Tensor]:
         """Run a forward pass of the reference model, without dropout (see `Passes.reference_at`).
 
-        ``model`` is the one in training as accelerate wrapped it. Every process has to make the same forward passes.
+        ``model`` is the model in training, as accelerate wrapped it. Every process must run the same forward passes.
         """
         if self.copy is None:
             with self.model.disable_adapter(), evaluating(model):
@@ -77,7 +77,7 @@ class Reference:
 
 
 def _convert(model: nn.Module, kind: str) -> None:
-    """Reduce the memory of a frozen copy, or move it to the CPU."""
+    """Reduce the memory of a frozen copy, or move it to the CPU, in place."""
     if kind == "bfloat16":
         model.bfloat16()
     elif kind == "int8":

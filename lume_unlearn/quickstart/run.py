@@ -78,7 +78,7 @@ def quickstart(output: Path, seed: int = 0) -> None:
 
 
 def _train_unlearn_score(output: Path, seed: int, say: Callable[[str], None]) -> dict[str, Scores]:
-    """Return the scores of each model of `FOLDERS`."""
+    """Make the models of `FOLDERS`, and return the scores of each."""
     torch.set_num_threads(1)  # more threads slow down operations this small
 
     directory, mmlu = output / "data", str(output / "data" / "mmlu")

@@ -1,4 +1,4 @@
-"""Recipes: YAML files with options of `lume-unlearn run`; those that are shipped lie in this folder."""
+"""Recipes: YAML files with options of `lume-unlearn run`; this folder has the shipped ones."""
 
 from pathlib import Path
 
@@ -8,10 +8,10 @@ FOLDER = Path(__file__).parent
 
 
 def find_recipe(name: str, option: str = "--config") -> Path:
-    """Return the file of a recipe: a path, or the name of a shipped one, such as "sugd_last8".
+    """Return the file of a recipe from its path, or from the name of a shipped recipe, such as "sugd_last8".
 
     Raises:
-        ConfigError: there is no such recipe; names ``option``.
+        ConfigError: there is no such recipe; the message names ``option``.
     """
     shipped = FOLDER / f"{name}.yaml"
     path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)

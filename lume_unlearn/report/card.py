@@ -1,4 +1,4 @@
-"""`lume-unlearn card`: write the hub's page of a model folder, with its scores in the hub's ``model-index`` form."""
+"""`lume-unlearn card`: write the model card of a model folder, with its scores in the hub's ``model-index`` form."""
 
 import json
 import re
@@ -18,7 +18,7 @@ from lume_unlearn.report.glossary import AUCS, LEADERBOARD, MEMBERS, SWAPPED, TA
 from lume_unlearn.report.results import Evaluation, Model, read_models
 
 MARK = "<!-- written by lume-unlearn card -->"
-# Cards with one of these are replaced: our own, peft's and Trainer's.
+# Cards that contain one of these are replaced: our own, peft's and Trainer's.
 _AUTOMATIC = (MARK, "[More Information Needed]", "This model card has been generated automatically")
 _CHOICES = {"divergence", "retain_term", "loss_on", "weights", "reference_copy", "attention", "on_collapse", "robust"}
 _CHOICES |= {"optim", "lr_scheduler_type", "eval_strategy", "save_strategy", "lora_targets"}
@@ -35,7 +35,7 @@ _PUBLISHED = re.compile(
     r"|vocab\.(json|txt)|merges\.txt|(tokenizer|spiece|sentencepiece\.bpe)\.model"
 )
 _SCORES = dict.fromkeys((*LEADERBOARD, *chain(*TWELVE.values()), *AUCS, MEMBERS, *chain(*SWAPPED.values())))
-"""In order, each once."""
+"""The scores of the card in order, each once."""
 _TITLES = TASKS | {"lume_score": "all tasks", "lume_mia": "membership inference", "lume_swap": "swap test"}
 
 
@@ -132,7 +132,7 @@ def published_options(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
-    """Return the model that was scored in this folder.
+    """Return the scored model whose path is this folder.
 
     Raises:
         DataError: there is none, or there are several (of other splits or settings).
@@ -147,7 +147,7 @@ def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
 def card_scores(model: Model) -> list[tuple[Score, EvalResult]]:
     """Return the scores that have a value, each with its entry in the ``model-index``.
 
-    The score of multiple-choice questions is left out unless these are all of MMLU.
+    The MMLU score is left out unless all questions of MMLU were scored.
     """
     found = []
     for score in _SCORES:
@@ -198,5 +198,5 @@ def _code(value: object) -> str:
 
 
 def _data_file(name: str) -> str:
-    """Return the name of a data file; any other name than the usual ones may be a person's."""
+    """Return the name of a data file if it is a usual one; another name may be a person's."""
     return name if _DATA_FILE.fullmatch(name) else "another file"

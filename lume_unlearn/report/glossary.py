@@ -29,7 +29,7 @@ GOOD = {"forget": "low", "retain": "high"}
 
 @dataclass(frozen=True)
 class Score:
-    """One number of the results: its task and metric there, a short name, and which values are good."""
+    """One number of the results: its task and metric, a short name, and which values are good."""
 
     task: str
     metric: str
@@ -38,7 +38,7 @@ class Score:
 
 
 def task_number(task: str) -> str:
-    """``Task 1`` of ``lume_task1``."""
+    """Return ``Task 1`` for ``lume_task1``."""
     return TASKS[task].partition(":")[0]
 
 
@@ -95,4 +95,4 @@ PART_NAMES = {"forget": "forget rows", "retain": "retain rows", "attack": "losse
 """The parts of the distance to the retrained model."""
 MEANS = {side: tuple(f"{task} {side}_{kind}" for task in (*TASKS, "lume_rows") for kind in KINDS) for side in GOOD}
 MEANS |= {"attack": ("lume_mia loss_auc",)}
-"""What a distance of means compares where no samples were logged, in groups of equal weight."""
+"""The means that a distance compares if no samples were logged, in groups of equal weight."""

@@ -31,7 +31,7 @@ def write_report(
         results: results files of the harness, or folders that hold them.
         output: the page to write.
         title: heading of the page.
-        show_pii: show texts as they are; otherwise personal data is redacted (see `redact`).
+        show_pii: show texts unchanged; otherwise personal data is redacted (see `redact`).
         retrained: results of the retrained model, for the distances at the top of the page.
 
     Returns:
@@ -74,7 +74,7 @@ def read_retrained(path: str) -> Model:
 
 
 def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None = None) -> dict[str, Any]:
-    """Return what the template shows beside the scores that it takes from the models."""
+    """Return the data of the page's template, which takes the scores from the models."""
     runs = enumerate(find_runs(models), start=1)
     return {
         "models": models,
@@ -101,7 +101,7 @@ def distances(models: Sequence[Model], retrained: Model) -> dict[str, Any]:
     Returns:
         ``rows``: name of the model -> its ``distance`` (None if it lacks a number), ``interval``, ``note`` and
         ``parts``; ``of_means``: why only means were compared -> names of models; ``nearest``: the nearest model; and
-        ``tied``: models whose distance cannot be told apart from its.
+        ``tied``: models whose distance cannot be told apart from that of the nearest.
 
     Raises:
         DataError: the retrained model has no scores.
@@ -154,14 +154,14 @@ def everything(models: Sequence[Model]) -> list[tuple[str, str]]:
 
 
 def without_final_score(models: Sequence[Model]) -> dict[str, list[str]]:
-    """Return the models without a final score by what is missing for it."""
+    """Return the names of the models without a final score, grouped by what is missing for it."""
     scored = {model.name: model.evaluation("lume_score") for model in models}
     found = {name: one.content["results"]["lume_score"].get("missing,none") for name, one in scored.items() if one}
     return names_by_value({name: missing or None for name, missing in found.items()})
 
 
 def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:
-    """Return the models for which not all member documents are forget rows, by the share of those that are."""
+    """Return the models for which not all member documents are forget rows, grouped by the share that are."""
     shares = {model.name: model.score("lume_mia", "members_unlearned") for model in models}
     return names_by_value({name: f"{share:.0%}" for name, share in shares.items() if share is not None and share < 1})
 

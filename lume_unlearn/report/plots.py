@@ -47,7 +47,7 @@ class Picture(NamedTuple):
 
     @property
     def source(self) -> str:
-        """The figure as an address that contains it."""
+        """The figure as a data URL."""
         return f"data:image/png;base64,{base64.b64encode(self.png).decode()}"
 
 
@@ -55,8 +55,8 @@ class Picture(NamedTuple):
 def trade_off(models: Sequence[Model], task: str) -> Picture | None:
     """Draw forget against retain scores; top left is good. None if the task was not scored.
 
-    Scores of repeated text have filled markers, those of facts hollow ones. The checkpoints of a run are joined by a
-    line. The last point of it is large, as that of any other model, and has its 95 % intervals.
+    Scores of repeated text have filled markers, those of facts hollow ones. A line joins the checkpoints of a run. Its
+    last point, like that of any other model, is large and has 95 % intervals.
     """
     runs = find_runs(models)
     trained = {model for run in runs for _, model in run.points}
@@ -113,7 +113,7 @@ def over_epochs(
         file: name of the figure's file, without its ending.
         title: of the figure.
         label: of the vertical axis, which goes from 0 to 1.
-        goal: the retrained model's number, a dotted line.
+        goal: the retrained model's number, drawn as a dotted line.
         along: label of the horizontal axis.
     """
     lines = {name: points for name, points in lines.items() if not all(math.isnan(value) for _, value in points)}

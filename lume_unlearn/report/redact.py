@@ -53,11 +53,11 @@ class Leak(NamedTuple):
 
 
 def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool) -> list[Leak]:
-    """Return the forget rows with the highest scores above 0; of equal scores those with the longest truth.
+    """Return the forget rows with the highest scores above 0; if scores are equal, those with the longest truth.
 
     Args:
         samples: task -> its logged documents.
-        count: number of rows, of continuations and of answers each.
+        count: most rows of each kind: continuations and answers.
         show_pii: redact nothing.
     """
     docs = [sample["doc"] for logged in samples.values() for sample in logged]
@@ -75,9 +75,9 @@ def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool)
 
 
 def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Piece]]:
-    """Return the beginnings of both texts in pieces, redacted, with what both have in the same order marked.
+    """Return the beginnings of both texts in redacted pieces; words that both have in the same order are marked.
 
-    Words are compared before they are redacted, so that other digits than the truth's are not marked.
+    Words are compared before they are redacted, so digits that differ from the truth's are not marked.
     """
     first, second = tokens(truth.strip(), shown), tokens(answer.strip(), shown)
     in_first: set[int] = set()
@@ -99,7 +99,7 @@ def _pieces(words: list[str], marked: set[int], shown: Shown) -> list[Piece]:
 def tokens(text: str, shown: Shown = frozenset()) -> list[str]:
     """Cut a text into words, e-mail addresses, links, white space, and single other characters.
 
-    Unless nothing is to be redacted, the text is first brought into Unicode's compatibility form without invisible
+    If texts are redacted, the text is first converted to Unicode's compatibility form (NFKC) without invisible
     characters, so that no letter or digit is hidden.
     """
     if shown is not None:
@@ -119,12 +119,12 @@ def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
 
 
 def redact(token: str, shown: Shown) -> str:
-    """Return one of `tokens` as it may be shown: itself, or a mark of the same length for all."""
+    """Return a token of `tokens` if it may be shown, else a mark whose length does not depend on the token's."""
     if shown is None:
         return token
     if "@" in token and len(token) > 1:
         return f"{REDACTED}@{REDACTED}"
     if not any(char.isalnum() or unicodedata.category(char) == "So" for char in token):
         return token
-    begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN  # an initial does not
+    begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN  # no initials
     return token if token in shown or begins_sentence else REDACTED

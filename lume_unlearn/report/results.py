@@ -1,4 +1,4 @@
-"""Read results files of the harness, and find out which of them belong to one model or one training run."""
+"""Read results files of the harness, and group them by model and by training run."""
 
 import math
 import re
@@ -25,8 +25,8 @@ class Evaluation:
     """One results file.
 
     Attributes:
-        path: of the file.
-        content: of the file.
+        path: path of the file.
+        content: content of the file.
         scores: LUME task -> metric -> value; finite numbers only, without standard errors.
         model: folder or hub name of the model (the adapter's, if there is one).
         split: rows that were scored: all, train, validation or test.
@@ -45,15 +45,15 @@ class Evaluation:
     date: float
 
     def version(self, task: str) -> str:
-        """The version of the task's YAML."""
+        """Return the version of the task's YAML."""
         return str(self.content.get("versions", {}).get(task, "unknown"))
 
     def digest(self, task: str) -> str:
-        """SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
+        """Return the SHA-256 of a task's documents before any limit; empty in results of earlier versions."""
         return str(_metadata(self.content, task).get(DIGEST, ""))
 
     def count(self, task: str) -> int | None:
-        """Number of documents of a task that were scored; None for a group."""
+        """Return the number of documents of a task that were scored; None for a group."""
         count: int | None = self.content.get("n-samples", {}).get(task, {}).get("effective")
         return count
 
@@ -71,27 +71,27 @@ class Model:
         return self.evaluations[0].model
 
     def evaluation(self, task: str) -> Evaluation | None:
-        """The newest evaluation that has scores of this task."""
+        """Return the newest evaluation that has scores of this task; None if there is none."""
         return next((one for one in self.evaluations if one.scores.get(task)), None)
 
     def score(self, task: str, metric: str) -> float | None:
-        """The newest score; None if it has no value."""
+        """Return the newest score; None if it has no value."""
         found = self.evaluation(task)
         return found.scores[task].get(metric) if found else None
 
     def interval(self, task: str, metric: str) -> tuple[float, float] | None:
-        """The ends of the 95 % interval, if the results have one."""
+        """Return the ends of the 95 % interval; None if the results have none."""
         low, high = (self.score(task, f"{metric}_{end}") for end in ("low", "high"))
         return None if low is None or high is None else (low, high)
 
     def samples(self, task: str) -> list[Sample]:
-        """The logged documents of the newest evaluation of this task; empty if they were not logged."""
+        """Return the logged documents of the newest evaluation of this task; empty if they were not logged."""
         one = self.evaluation(task)
         path = samples_file(one.path, task) if one else None
         return read_samples(path) if path and path.is_file() else []
 
     def row_scores(self) -> RowScores:
-        """The scores of each row, for the distance to the retrained model; empty if no samples of rows were logged."""
+        """Return each row's scores, for the distance to the retrained model; empty if no rows were logged."""
         samples = {task: self.samples(task) for task in ROW_TASKS}
         if not any(samples.values()):
             return RowScores()
@@ -107,7 +107,7 @@ class Run(NamedTuple):
 
 
 def read_models(paths: Iterable[str]) -> list[Model]:
-    """Read results files, or all in and below folders: one `Model` for each model and setting, in the order given.
+    """Read results files, or all in and below folders, and return a `Model` for each model and setting, in their order.
 
     A model is named by the last part of its path, or by path and settings if another one has the same last part.
 
@@ -196,7 +196,7 @@ def comparability(models: Sequence[Model]) -> list[str]:
 
 
 def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
-    """Return the names that have the same value in lists; None is no value."""
+    """Group names by their value; names whose value is None are left out."""
     names: dict[Any, list[str]] = {}
     for name, value in values.items():
         if value is not None:
@@ -205,11 +205,11 @@ def names_by_value(values: dict[str, Any]) -> dict[Any, list[str]]:
 
 
 def _last_part(model: str) -> str:
-    """``npo`` of ``/out/npo``, ``npo/checkpoint-5`` of ``/out/npo/checkpoint-5``."""
+    """Return ``npo`` for ``/out/npo``, and ``npo/checkpoint-5`` for ``/out/npo/checkpoint-5``."""
     parts = model.rstrip("/").split("/")
     return "/".join(parts[-2:] if parts[-1].startswith("checkpoint-") else parts[-1:])
 
 
 def _natural_order(path: Path) -> list[Any]:
-    """Sort key by which checkpoint-10 follows checkpoint-9."""
+    """Return a sort key by which checkpoint-10 follows checkpoint-9."""
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", str(path))]

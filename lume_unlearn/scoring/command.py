@@ -1,4 +1,4 @@
-"""The command that scores the result of a run by hand."""
+"""The command with which a user can score the result of a run."""
 
 import json
 import shlex
@@ -23,13 +23,13 @@ def scoring_command(
     """Return the `lm_eval` command that scores the result of a run on its rows, with the tasks that it has rows for.
 
     Args:
-        model: that was unlearned.
+        model: the model that was unlearned.
         output: folder of the result.
-        adapter: the result is an adapter on the model.
+        adapter: whether the result is an adapter on the model.
         directory: data directory; None if the rows came from files or from memory, which lm_eval does not read.
-        data: how the user named the directory (``--data``); None if it was found without.
-        split: rows of the directory.
-        chat: questions went through the chat template.
+        data: the directory as the user named it (``--data``); None if it was found without this option.
+        split: split of the directory.
+        chat: whether questions went through the chat template.
         trust_remote_code: run code that a hub model brings along.
     """
     arguments = f"pretrained={model},peft={output}" if adapter else f"pretrained={output}"
@@ -39,7 +39,7 @@ def scoring_command(
         named = data or "FOLDER OF forget.jsonl AND retain.jsonl"
     else:
         found = tasks_for(load_data(directory, split))
-        # With all of these the final score is possible: the harness finds MMLU, if need be on the hub.
+        # With all of these there is a final score; if there is no local MMLU, the harness loads it from the hub.
         lume = set(found) - {"lume_mmlu", "lume_score"} == {*ROW_TASKS[:3], "lume_mia"}
         tasks = "lume" if lume else ",".join(found)
     given = {"lume_data_dir": named or None, "lume_split": split, "lume_chat": chat}

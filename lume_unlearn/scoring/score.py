@@ -1,4 +1,4 @@
-"""`score`: the only way to score a model, with the same tasks as `lm_eval`."""
+"""`score`: score a model with the same tasks as `lm_eval`; no other function does so."""
 
 import logging
 import math
@@ -29,27 +29,27 @@ SWAP = ("forget_leak_p", "forget_avoided_p")
 """Metrics of `lume_swap` that are in `Scores.means`."""
 MEAN = "mean of the task scores"
 NO_SEEDS = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"))
-"""Greedy scoring draws no random numbers, and must not change the random state of a training that it interrupts."""
+"""Greedy scoring uses no random numbers, and must not change the random state of a training that it interrupts."""
 BARS = ("lm_eval.api.task", "lm_eval.api.model", "lm_eval.models.huggingface", "lume_tasks.models.hf")
-"""Modules that show bars."""
+"""Modules that show progress bars."""
 _environment = cache(collect_env.get_pretty_env_info)
-"""Describes the machine and the installed packages, once a process: it takes longer than scoring a few rows."""
+"""Describes the machine and the installed packages; cached, since it takes longer than scoring a few rows."""
 
 
 @dataclass(frozen=True, repr=False)
 class Scores:
-    """How a model did."""
+    """The scores of a model."""
 
     results: dict[str, Any] = field(default_factory=dict)
     """The harness's results, as `simple_evaluate` returns them; ``samples`` only with ``log_samples``."""
     means: dict[str, float] = field(default_factory=dict)
-    """`MEANS` of all rows, ``TASK MEAN`` of each task, `ATTACKS` and `SWAP`; without those that have no value."""
+    """`MEANS` of all rows, ``TASK MEAN`` of each task, `ATTACKS` and `SWAP`; those without a value are left out."""
     answers: dict[str, str] = field(default_factory=dict)
     """Row id to the generated text."""
     rows: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Metric to {row id: the row's score}, for the metrics that are means over rows (of `lume_task1` to `lume_task3`,
-    `lume_rows`, `lume_memorization`, `lume_pii`, and the ranks of `lume_swap`), and attack ("loss_auc", ...) to
-    {"member document 1": its score}."""
+    """Metric to {row id: score}, for metrics that are means over rows (of `lume_task1` to `lume_task3`, `lume_rows`,
+    `lume_memorization`, `lume_pii`, and the ranks of `lume_swap`); attack ("loss_auc", ...) to
+    {"member document 1": score}."""
 
     def __repr__(self) -> str:
         """Return the means."""
@@ -63,9 +63,9 @@ class Scores:
     def headline(self) -> dict[str, float]:
         """Return the scores to print in one line, without those that have no value.
 
-        The four overall means, the task aggregate, the AUC of the attack, and the mean of the twelve task scores (or
-        those that have a value), forget scores as 1 - score. The aggregate, their harmonic mean, is 0 if one score is
-        0; the mean still ranks such models.
+        They are the four overall means, the task aggregate, the AUC of the attack, and the mean of the twelve task
+        scores (or those that have a value), with 1 - score for forget scores. The aggregate, their harmonic mean, is 0
+        if one of them is 0; the mean still ranks such models.
         """
         found = {name.replace("_", " "): self.metric("lume_score", name) for name in (*MEANS, "task_aggregate")}
         scores = {(task, name): self.metric(task, name) for task in ROW_TASKS for name in MEANS}
@@ -91,25 +91,25 @@ def score(
     metadata: Mapping[str, Any] | None = None,
     quiet: bool = False,
 ) -> Scores:
-    """Score a model with tasks of the harness, as ``lm_eval --model lume-hf`` does; the model stays as it was.
+    """Score a model with tasks of the harness, as ``lm_eval --model lume-hf`` does; the model is not changed.
 
     Args:
         model: a causal language model of transformers, or a PEFT model, on the device to score on.
         tokenizer: its tokenizer.
         data: what to score: a `Data`; a data directory; or ``{"forget": rows, "retain": rows}`` and, if wanted,
             ``members``, ``nonmembers`` (lists of texts) and ``mmlu`` (a folder). Rows are what `as_rows` takes.
-        tasks: names of tasks or groups, also others of the harness. Default: those that the data has something for
-            (see `tasks_for`).
-        split: rows to use of a data directory: all, train, validation or test.
+        tasks: names of tasks or groups, also the harness's other ones. Default: all that there is data for (see
+            `tasks_for`).
+        split: split of a data directory to use: all, train, validation or test.
         chat: ask questions of your own tasks (not Task1 to Task3) through the chat template, if there is one.
         batch_size: prompts of one batch.
         limit: documents of each task to score. Default: all.
-        gen_kwargs: options of generation in place of the protocol's (greedy, 256 new tokens, until EOS), as
+        gen_kwargs: generation options instead of the protocol's (greedy, 256 new tokens, until EOS), such as
             ``{"max_gen_toks": 64, "do_sample": True}``; the scores are then not comparable with the benchmark's.
-        seed: seed of the sampling that ``gen_kwargs`` asks for. Default: the random state is not touched.
+        seed: seeds the sampling that ``gen_kwargs`` asks for. Default: the random state is not touched.
         log_samples: keep the documents, requests and answers in ``results["samples"]``.
         metadata: further metadata of the tasks, such as ``{"lume_mmlu_limit": 2}``.
-        quiet: show no bars, since the caller has one.
+        quiet: show no progress bars, for a caller that has its own.
 
     Raises:
         ConfigError: there is no such task, or ``data`` is none of the above.
@@ -119,7 +119,7 @@ def score(
 
     data = as_data(data, split)
     tasks = tasks_for(data) if tasks is None else list(tasks)
-    changed = {"lume_gen_kwargs": True} if gen_kwargs else {}  # else the tasks refuse another generation
+    changed = {"lume_gen_kwargs": True} if gen_kwargs else {}  # else the tasks refuse other generation options
     manager = task_manager(tokenizer, data, tasks, chat, changed | dict(metadata or {}))
     options: dict[str, Any] = NO_SEEDS | ({} if seed is None else {"torch_random_seed": seed})
     if gen_kwargs:
@@ -127,9 +127,9 @@ def score(
     wrapped = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
     with (
         evaluating(model),
-        # That the model is not given by name is intended.
+        # It is intended that the model is not given by name.
         without_messages("lm_eval.models.huggingface", *wrapped),
-        # The results name what a final score lacks, and that options of generation were changed is intended.
+        # The results name what is missing for a final score; other generation options are intended.
         without_messages("lume_tasks", "lume_score: no final score"),
         without_messages("lm_eval.evaluator", "generation_kwargs: "),
         without_bars() if quiet else nullcontext(),
@@ -149,7 +149,7 @@ def score(
 
 
 def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> Data:
-    """Return what `score` takes as data as one object; see there.
+    """Convert the argument ``data`` of `score` to a `Data`.
 
     Raises:
         ConfigError: it is neither a directory nor a dictionary of the known parts.
@@ -193,7 +193,7 @@ def memorization_tasks(data: Data) -> list[str]:
 
 
 def check_tasks(tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True) -> None:
-    """Load tasks without scoring, so that what cannot be scored is found before a training; see `score`.
+    """Load tasks without scoring, so that faults are found before a training; see `score`.
 
     Raises:
         ConfigError: there is no such task.
@@ -205,7 +205,7 @@ def check_tasks(tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = T
 def task_manager(
     tokenizer: Any, data: Data, tasks: Sequence[str], chat: bool = True, metadata: Mapping[str, Any] | None = None
 ) -> Any:
-    """Return a task manager of the harness that knows the tasks of LUME, and the others only if some are named.
+    """Return a task manager of the harness with the tasks of LUME, and with all others only if ``tasks`` names one.
 
     Raises:
         ConfigError: there is no such task.
@@ -225,7 +225,7 @@ def task_manager(
 
 
 def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dict[str, Any]:
-    """Call the harness's `simple_evaluate`, with samples and without bootstrap of its own."""
+    """Call the harness's `simple_evaluate`, with logged samples and without its bootstrap."""
     from lm_eval import evaluator
 
     options |= {"tasks": list(tasks), "task_manager": manager, "bootstrap_iters": 0, "log_samples": True}
@@ -239,7 +239,7 @@ def evaluate(lm: Any, tasks: Sequence[str], manager: Any, **options: Any) -> dic
 
 @contextmanager
 def without_bars() -> Iterator[None]:
-    """Hide the bars of the harness, which has no option for it, and of `LumeHF`."""
+    """Hide the progress bars of the harness, which has no option for that, and of `LumeHF`."""
 
     def hidden(*args: Any, **options: Any) -> Any:
         return tqdm(*args, **options | {"disable": True})
@@ -254,7 +254,7 @@ def save_results(scores: Scores, output: Path, name: str) -> None:
     """Write results as ``lm_eval --output_path OUTPUT --log_samples`` does, for `lume-unlearn report` and `card`.
 
     Args:
-        scores: of `score` with ``log_samples``.
+        scores: result of `score` with ``log_samples``.
         output: folder.
         name: the model's folder or hub name.
     """

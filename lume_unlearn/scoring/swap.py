@@ -19,11 +19,11 @@ class Swapped:
     controls: int = 0
     """Invented persons that each person is compared with."""
     persons: dict[str, dict[str, swap.SwapResult]] = field(default_factory=dict)
-    """Side to person to what the test says of them."""
+    """Side to person to the result for this person."""
     together: dict[str, swap.SwapResult] = field(default_factory=dict)
-    """Side to what the test says of all its persons; without sides that no row can be tested of."""
+    """Side to the result for all its persons together; without sides of which no row can be tested."""
     ranks: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Side to row id to rank; 1 / (controls + 1) is the most likely."""
+    """Side to row id to the person's rank; 1 / (controls + 1) if the answer is likelier than for all others."""
     matched: bool = True
     """Whether the invented persons of all forget rows are of the same kind (see `swap_rows`)."""
 
@@ -35,12 +35,12 @@ class Swapped:
         return None
 
     def tied(self, row_id: str) -> bool:
-        """Return whether a row is `first`, and the forget rows together lean to tied, as one row is first by chance."""
+        """Return whether a row is `first` and the forget rows together are tied; one row can be first by chance."""
         together = self.together.get("forget")
         return together is not None and together.leak <= ALPHA and bool(self.first(row_id))
 
     def summary(self) -> dict[str, Any]:
-        """Return numbers without names: of each side the test of all, fifths of the ranks, and numbers of persons."""
+        """Return numbers without names: for each side the joint test, counts of rows and persons, fifths of ranks."""
         return {
             side: {
                 **vars(tested),
@@ -71,7 +71,7 @@ def swap_test(
     rows: Sequence[str] | None = None,
     seed: int = 0,
 ) -> Swapped:
-    """Run `lume_swap` on a model, which stays as it was.
+    """Run `lume_swap` on a model without changing it.
 
     Args:
         model: causal language model of transformers or PEFT.
@@ -81,7 +81,7 @@ def swap_test(
         chat: ask questions of your own tasks through the chat template.
         batch_size: prompts of one batch.
         rows: ids of the rows to test; all by default.
-        seed: of the invented names.
+        seed: seeds the invented names.
 
     Raises:
         DataError: ``controls`` is too small, or the model returns a log-probability that is not finite.

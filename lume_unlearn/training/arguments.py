@@ -38,15 +38,16 @@ DEFAULTS: Mapping[str, Any] = {
     "warmup_steps": 0.1,
     "max_grad_norm": 1.0,
 }
-"""Defaults of a method that names none itself."""
+"""Defaults for methods that set none of their own."""
 RATES = {"full": (1e-5, 2e-4), "lora": (1e-4, 1e-3)}
-"""Default learning rate of models with `PARAMETERS` or more, and the highest one of smaller models."""
+"""Default learning rate of models with at least `PARAMETERS` parameters, and the highest one of smaller models."""
 PARAMETERS = 1e9
 MOST_TOKENS = {"cuda": 8192, "cpu": 2048}
-"""Tokens. On a CPU more are no faster: for a LoRA on a model of 135 M parameters 8192 took 13.3 GB and 2048 6.3 GB."""
+"""Default tokens of a micro-batch. More are no faster on a CPU: LoRA on a model of 135 M parameters took 13.3 GB with
+8192 tokens, 6.3 GB with 2048."""
 LEAST_TOKENS = 512
 BYTES_PER_TOKEN = 4 * 2**20
-"""Bytes of free memory that each token asks for: almost four times what that model takes, since others are larger."""
+"""Free memory assumed for each token: almost four times what that model takes, since others are larger."""
 UNSUPPORTED: Mapping[str, str] = {
     "auto_find_batch_size": "micro-batches are cut by tokens; lower --max_tokens instead",
     "data_seed": "the order of the rows follows --seed",
@@ -87,18 +88,18 @@ def option(text: str, default: Any = None) -> Any:
 class UnlearningArguments(TrainingArguments):
     """transformers' TrainingArguments, and the options that unlearning adds (the fields of this class).
 
-    Every option of Trainer has Trainer's name and meaning; those in `UNSUPPORTED` are refused. Forget rows of one
-    optimiser step: ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes, each with its retain
-    rows. How a step is cut into micro-batches is decided by ``max_tokens`` alone and does not change the result.
+    Every option of Trainer has Trainer's name and meaning; those in `UNSUPPORTED` are refused. An optimiser step has
+    ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes forget rows, each with its retain
+    rows. ``max_tokens`` alone decides how a step is cut into micro-batches, which does not change the result.
 
-    Defaults that are not Trainer's: ``num_train_epochs``, ``per_device_train_batch_size``, ``learning_rate``,
-    ``warmup_steps``, ``lr_scheduler_type`` and ``max_grad_norm`` are by default the method's, else 10, 32, by the size
-    of the model (`default_rate`), a tenth of the steps, linear and 1; ``bf16`` is on where a GPU has it;
-    ``logging_steps`` is 1; checkpoints are saved only if ``save_steps`` or ``save_strategy`` is given, and
-    ``save_total_limit`` is 2; ``report_to`` is "none".
+    Some defaults differ from Trainer's. If the method sets none: ``num_train_epochs`` 10,
+    ``per_device_train_batch_size`` 32, ``learning_rate`` by the size of the model (`default_rate`), ``warmup_steps`` a
+    tenth of the steps, ``lr_scheduler_type`` linear, ``max_grad_norm`` 1. For all methods: ``bf16`` on if the GPU has
+    it, ``logging_steps`` 1, ``save_total_limit`` 2, ``report_to`` "none". Checkpoints are saved only if ``save_steps``
+    or ``save_strategy`` is given.
 
     Raises:
-        ConfigError: names every option that is outside its range or not supported.
+        ConfigError: the message names every option that is outside its range or not supported.
     """
 
     num_train_epochs: PositiveFloat | None = option("Epochs: how often each forget row is used. Default: the method's.")
@@ -214,7 +215,7 @@ class UnlearningArguments(TrainingArguments):
 
 
 def _refused(args: TrainingArguments, error: Exception) -> str:
-    """Return the message of an option that Trainer refuses, without its list of 50 values."""
+    """Return a message about an option that Trainer refuses, without Trainer's list of 50 values."""
     message = " ".join(str(error).split())
     found = re.match(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", message)
     if not found:
@@ -230,12 +231,12 @@ _DEFAULTS: dict[str, Any] = {f.name: f.default for f in fields(TrainingArguments
 
 
 def filled_in(args: UnlearningArguments, method: Method, model: Any) -> UnlearningArguments:
-    """Return a copy of the arguments in which nothing is left open: by the method, the model and the machine.
+    """Return a copy of the arguments in which open options are set, by the method, the model and the machine.
 
     Args:
         args: as the user gave them.
-        method: whose defaults hold where the user gave none.
-        model: its number of parameters decides the learning rate of methods without one of their own.
+        method: its defaults apply to options that the user left open.
+        model: its number of parameters decides the learning rate if the method sets none.
     """
     filled = copy.copy(args)
     for name, value in {**DEFAULTS, "retain_term": method.retain_term, **method.defaults}.items():
@@ -258,14 +259,14 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
 
 
 def is_adapted(model: Any) -> bool:
-    """Return whether a model is trained by an adapter."""
+    """Return whether a model has an adapter, which is then what is trained."""
     return hasattr(model, "peft_config")
 
 
 def learning_rate_of(method: Method, model: Any, tuning: str) -> float:
-    """Return the learning rate of a method, or by the size of the model (`default_rate`) for one without its own.
+    """Return the default learning rate of a method, or if it has none, one by the size of the model (`default_rate`).
 
-    ``tuning`` says what is trained; the weights of an adapter that the model has do not count.
+    ``tuning`` says what is trained. The weights of an adapter do not count for the size.
     """
     kind: Literal["lora", "full"] = "lora" if tuning == "lora" else "full"
     own = method.defaults.get("learning_rate", {}).get(kind)
@@ -274,29 +275,29 @@ def learning_rate_of(method: Method, model: Any, tuning: str) -> float:
 
 
 def loaded_dtype(args: UnlearningArguments, tuning: str) -> torch.dtype:
-    """Return the data type in which a model to be trained is loaded.
+    """Return the data type in which to load a model for training.
 
-    It is bfloat16 below an adapter whose forward passes are in bfloat16, and for weights that are rounded
-    stochastically; else float32, since bfloat16 would round a step of 1e-5 away.
+    It is bfloat16 if an adapter is trained with forward passes in bfloat16, or if ``weights`` is "bfloat16", which
+    rounds stochastically; else float32, since rounding to bfloat16 would undo a step of 1e-5.
     """
     below_adapter = tuning == "lora" and bool(bfloat16_here() if args.bf16 is None else args.bf16)
     return torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
 
 
 def default_rate(parameters: int, kind: Literal["lora", "full"]) -> float:
-    """Return the default learning rate of methods without one of their own, by the size of the model.
+    """Return the default learning rate of methods that set none, by the size of the model.
 
-    In inverse proportion to the number of parameters below `PARAMETERS`. Worked example: full tuning of 135 M
-    parameters, 1e-5 * 1e9 / 135e6 = 7.4e-5; of 13 M parameters the highest, 2e-4.
+    Below `PARAMETERS` it is inversely proportional to the number of parameters, up to the highest of `RATES`. Worked
+    example, full tuning: 135 M parameters give 1e-5 * 1e9 / 135e6 = 7.4e-5, 13 M parameters the highest, 2e-4.
     """
     lowest, highest = RATES[kind]
     return min(max(lowest, lowest * PARAMETERS / parameters), highest)
 
 
 def default_max_tokens() -> int:
-    """Return the default of ``max_tokens`` on this machine: halved until the tokens fit into its free memory.
+    """Return the default of ``max_tokens``: `MOST_TOKENS`, halved until they fit into the free memory.
 
-    Several processes must agree on the number, so with them it depends on the device alone.
+    It is not halved below `LEAST_TOKENS`, nor with several processes, which must agree on the number.
     """
     gpu = torch.cuda.is_available()
     tokens = MOST_TOKENS["cuda" if gpu else "cpu"]

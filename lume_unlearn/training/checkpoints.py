@@ -1,4 +1,4 @@
-"""Checkpoints that are complete or do not count.
+"""Write, find and remove checkpoints; incomplete ones are ignored.
 
 A checkpoint is complete if it holds `complete.json`, a list of its files and their sizes that is written last.
 """
@@ -38,7 +38,7 @@ def prune(output: Path, keep: int | None) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is complete: `complete.json` is there, and every file in it has its size."""
+    """Return whether a checkpoint is complete: `complete.json` is there, and every file in it has the listed size."""
     try:
         sizes = json.loads((checkpoint / MARK).read_text(encoding="utf-8"))
         return all((checkpoint / name).stat().st_size == size for name, size in sizes.items())

@@ -1,4 +1,4 @@
-"""Distributed launches (`accelerate launch`, torchrun): which one this is."""
+"""Distributed launches (`accelerate launch`, torchrun): detect them, and set up bfloat16 for sharded models."""
 
 from functools import wraps
 from typing import Any
@@ -28,10 +28,10 @@ def processes() -> int:
 
 
 def in_bfloat16(model: Any, device_type: str) -> None:
-    """Run the model's forward in bfloat16 by autocast, as accelerate does for weights that are not sharded.
+    """Wrap the model's forward in bfloat16 autocast, in place, as accelerate does for weights that are not sharded.
 
-    FSDP and DeepSpeed would cast all weights, gradients and outputs instead: an NLL of 6 would come in steps of 0.03,
-    gradients would be summed in bfloat16, and DeepSpeed would save rounded weights.
+    FSDP and DeepSpeed would cast all weights, gradients and outputs instead: an NLL of 6 would be rounded to steps of
+    0.03, gradients would be summed in bfloat16, and DeepSpeed would save rounded weights.
     """
     own = model.forward
 

@@ -22,11 +22,12 @@ OUT_OF_MEMORY = """out of memory; these options need less, the first ones at the
 
 
 def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str], learning_rate: float) -> None:
-    """Refuse an optimiser step (counted from 1, of the rows named) with an infinite loss or gradient norm.
+    """Raise `Diverged` if the loss or a gradient of an optimiser step is not finite.
 
-    Called before gradients are clipped: clipping turns a norm that overflows into gradients of 0, which look harmless.
-    DeepSpeed takes the step within the backward pass and leaves no gradients, so only the loss is checked there.
-    This is the only time in a step that the host waits for the GPU, until the step is logged.
+    ``step`` is counted from 1; ``rows`` are the ids of its rows. Call this before gradients are clipped: clipping turns
+    a norm that overflows into gradients of 0, which look harmless. DeepSpeed takes the step within the backward pass
+    and leaves no gradients, so only the loss is checked there. Until the step is logged, the host waits for the GPU
+    only here.
 
     Raises:
         Diverged: the loss or the norm of all gradients is infinite or not a number.
@@ -44,7 +45,7 @@ def require_finite(model: nn.Module, loss: Tensor, step: int, rows: Sequence[str
 
 
 def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    """Compute the L2 norm over all gradients that are there, sharded or not."""
+    """Compute the L2 norm over all gradients, sharded or not; None is skipped."""
     norm: Any = get_total_norm([gradient for gradient in gradients if gradient is not None])
     found: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
     return found
@@ -52,10 +53,10 @@ def total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
 
 @contextmanager
 def memory_advice(max_tokens: int | None) -> Iterator[None]:
-    """Name the options that need less memory when it runs out.
+    """Turn out-of-memory errors within the block into a `ConfigError` that names options which need less memory.
 
     Raises:
-        ConfigError: instead of torch's and Python's errors.
+        ConfigError: memory ran out; this replaces the errors of torch and Python.
     """
     try:
         yield

@@ -32,7 +32,7 @@ def finetune(
         processing_class: the tokenizer.
         rows: see `as_rows`.
         args: arguments; by default 20 epochs of 16 rows a step, learning rate 1e-4 (1e-3 with an adapter), a warm-up of
-            5 % of the steps and a cosine.
+            5 % of the steps and a cosine schedule.
         until: training ends after the epoch in which the model ranks this share of the rows' output tokens first; 0 to
             train all epochs.
         callbacks: called after those of the trainer.
@@ -47,16 +47,16 @@ def finetune(
 
 
 class FinetuneTrainer(UnlearningTrainer):
-    """Trains on texts; its loss history has them as the forget side."""
+    """Trains on texts, which are the forget side of its loss history."""
 
     def __init__(
         self, model: Any, processing_class: Any, rows: RowsLike, args: UnlearningArguments, until: float, **options: Any
     ) -> None:
-        """As `finetune`; ``options`` are those of `UnlearningTrainer`."""
+        """Set up the training; see `finetune` for the arguments, `UnlearningTrainer` for ``options``."""
         texts, args = as_rows(rows, "rows"), replace(args, loss_on="text")
         super().__init__(model, Finetune(), args, texts, processing_class=processing_class, **options)
         self.remove_callback(self.monitor)  # its warnings are about unlearning
-        # Nothing tells a model how a text begins, so the share is over the outputs of rows, not over whole texts.
+        # A model cannot predict how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")
         self.memorised = Memorised(self, until, encode([row for row in texts if row.task]))
         self.add_callback(self.memorised)
@@ -71,7 +71,7 @@ class FinetuneTrainer(UnlearningTrainer):
         return result
 
     def summary(self) -> str:
-        """Return what was reached in one line."""
+        """Return the texts, the optimiser steps and the share of output tokens ranked first, in one line."""
         share, until = self.record.extra["ranked_first"], self.memorised.until
         first = "" if share is None else f": {share:.4f} of the output tokens are ranked first"
         missed = "" if share is None or share >= until else f", not the {until:g} of --until"

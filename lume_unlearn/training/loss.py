@@ -1,4 +1,4 @@
-"""The loss terms of one micro-batch: what the method's losses need is computed in one forward pass."""
+"""The loss terms of one micro-batch, computed in one forward pass."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +27,7 @@ class LossTerms:
     method: Method
     passes: Passes
     retain_parts: Mapping[str, float]
-    """Parts of the retain term and their weights (`methods.retain.retain_parts`); empty without one."""
+    """Parts of the retain term and their weights (`methods.retain.retain_parts`); empty without a retain term."""
     reference: Reference | None = None
     """The reference model, if it runs in every step."""
     teacher: Teacher | None = None
@@ -40,11 +40,11 @@ class LossTerms:
         state: Mapping[str, float],
         sides: Sequence[Side] = ("forget", "retain"),
     ) -> dict[str, Tensor]:
-        """Return this micro-batch's shares of the step's terms, "forget" and "retain", not yet weighted.
+        """Return this micro-batch's share of each loss term of the step, "forget" and "retain", before weighting.
 
         Args:
-            model: in training, as accelerate wrapped it.
-            batch: on the device of this process.
+            model: the model in training, as accelerate wrapped it.
+            batch: the micro-batch, on the device of this process.
             counts: labelled tokens of the whole optimiser step.
             state: the method's own state (see `Method.adapt`).
             sides: the terms to compute.
@@ -71,7 +71,7 @@ class LossTerms:
         return terms
 
     def _spans(self, model: nn.Module, batch: Pack, sides: Sequence[Side]) -> dict[str, Span]:
-        """Return what to compute for which labelled tokens: by side, or for retain rows by part of the retain term."""
+        """Return the tokens and the value to compute for each, by side; for retain rows by part of the retain term."""
         method, spans = self.method, dict[str, Span]()
         if "forget" in sides:
             tokens = batch.tokens_of("forget")
@@ -92,7 +92,7 @@ class LossTerms:
         return spans
 
     def _alternative(self, batch: Pack) -> Span:
-        """Return what to compute for the alternatives: their NLL, or how a method compares them with what was said."""
+        """Return what to compute for the alternatives: NLL, or ``imitation_loss`` if the teacher has predictions."""
         tokens, teacher = batch.tokens_of("alternative"), self.teacher
         if teacher is None or not self.method.imitation_loss:
             return Span(tokens)

@@ -24,10 +24,10 @@ def merge(
 
     Args:
         model: a model in memory, which is changed in place; a folder or a hub name; by default the one that the
-            adapter names. A PEFT model in memory brings its adapter along.
+            adapter names. A PEFT model in memory has its adapter already.
         adapter: folder of the adapter; None with a PEFT model.
-        output: new folder for the merged model, and for the tokenizer of adapter or model where that is in a folder or
-            on the hub.
+        output: new folder for the merged model, and for the tokenizer of adapter or model if that is in a folder or on
+            the hub.
         dtype: data type of the result: "float32" (scores as the adapter does) or "bfloat16" (half the size).
 
     Returns:
@@ -58,7 +58,7 @@ def _merged(model: Any, adapter: str | None) -> Any:
 
 
 def _tokenizer(model: Any, adapter: str | None) -> Any:
-    """Return the tokenizer of the adapter's folder, or else of the model; None for a model that was in no folder."""
+    """Load the tokenizer of the adapter's folder, or else of the model; None for a model that has no folder."""
     if model is None:
         return load.load_tokenizer(str(adapter), option="--adapter")
     if isinstance(model, str):

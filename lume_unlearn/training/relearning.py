@@ -1,4 +1,4 @@
-"""Ordinary training on a few rows, as small as it gets: does an unlearned model relearn?"""
+"""A minimal training loop on a few rows, to test whether an unlearned model relearns."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -17,7 +17,7 @@ from lume_unlearn.model.load import context_length
 
 BATCH_SIZE = 8
 FIRST = 5
-"""Steps after which a curve has its first point; each further one has twice as many."""
+"""Steps before the first point of a curve; each further point has twice as many."""
 
 
 def relearning(
@@ -31,28 +31,28 @@ def relearning(
     seed: int = 0,
     chat: bool = True,
 ) -> Iterator[tuple[int, Any]]:
-    """Train a copy of a model on rows, all weights, with the adapter merged; yield it after 5, 10, 20, ... steps.
+    """Train all weights of a copy of a model, with its adapter merged; yield the copy after 5, 10, 20, ... steps.
 
-    AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the negative log-likelihood, with gradients
-    clipped to norm 1 and a constant rate, on the device where the model is. So a copy is the same after 10 steps of 20
-    and of 40, and curves of different data can be compared at equal numbers of steps (arXiv 2602.03379).
+    AdamW (betas 0.9 and 0.95, no weight decay) minimises the token mean of the NLL, with gradients clipped to norm 1,
+    on the device where the model is. The learning rate is constant. So the copy after 10 steps is the same for 20 and
+    for 40 steps, and curves of different data can be compared at equal numbers of steps (arXiv 2602.03379).
 
     Args:
-        model: causal language model of transformers or PEFT; stays as it was.
+        model: causal language model of transformers or PEFT; not changed.
         tokenizer: its tokenizer.
         rows: rows to train on, `BATCH_SIZE` in one optimiser step.
-        loss_on: labelled tokens: the whole text, then rows are cut at the longest sequence that the model takes; or the
-            answer and EOS.
+        loss_on: labelled tokens: "text" (rows are truncated to the longest sequence that the model takes), or "answer"
+            (the answer and EOS).
         steps: optimiser steps; each epoch over the rows has its own random order.
-        learning_rate: of all steps.
-        seed: of the order of the rows.
+        learning_rate: the same in all steps.
+        seed: seed of the order of the rows.
         chat: encode questions of the user's own tasks through the chat template.
 
     Raises:
         DataError: rows that do not fit the model.
 
     Yields:
-        (number of steps, the copy), in evaluation mode, and at last after ``steps``.
+        (number of steps, the copy in evaluation mode), the last time after ``steps``.
     """
     trained = plain_copy(model).requires_grad_(True)
     use_packing(trained.train())

@@ -1,4 +1,4 @@
-"""``robust``: change the forget gradient, so that forgetting outlasts further training and spares the rest."""
+"""Option ``robust``: change the forget gradient, so that forgetting outlasts further training and spares the rest."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
 Gradients: TypeAlias = list[Tensor | None]
-"""One for each trained weight; None where the loss does not depend on it."""
+"""One gradient for each trained weight; None if the loss does not depend on it."""
 
 FURTHEST = 1.3
-"""Forget gradients are taken up to so many times as far as the simulated relearning went."""
+"""Largest factor u of the weight change by a simulated relearning (see `Robust`)."""
 FILE = "wrapper.safetensors"
 RANK = 1e-5
-"""Share of the largest singular value below which one is a rounding error."""
+"""Singular values below this share of the largest one are rounding errors."""
 ITERATIONS = 4
 """Power iterations of a singular value decomposition."""
 
@@ -33,7 +33,7 @@ ITERATIONS = 4
 def steepest(gradient: Gradients, rho: float) -> Gradients:
     """Return the step of length ``rho`` along a gradient, ``rho g / |g|`` over all weights; 0 for a gradient of 0.
 
-    Worked example: g = (3, 4), rho 0.1 give (0.06, 0.08).
+    Worked example: g = (3, 4) and rho 0.1 give (0.06, 0.08).
     """
     norm = total_norm(gradient) or 1.0
     return [None if g is None else g * (rho / norm) for g in gradient]
@@ -41,29 +41,30 @@ def steepest(gradient: Gradients, rho: float) -> Gradients:
 
 @torch.no_grad()
 def selected(gradient: Gradients, share: float, length: float) -> Gradients:
-    """Return a gradient without what its weights share most: each matrix `damped`, all together scaled to a length."""
+    """Damp each matrix of a gradient (see `damped`), then scale the whole gradient to ``length``."""
     return steepest([None if g is None else damped(g, share) for g in gradient], length)
 
 
 def damped(gradient: Tensor, share: float) -> Tensor:
-    """Divide the largest singular values of a matrix G of (rows, columns); other tensors stay as they are.
+    """Reduce the largest singular values of a (rows, columns) matrix G; other tensors are not changed.
 
-    With the first k singular values s_1 >= ... >= s_k, k = share * min(rows, columns), and t_i = s_i / s_k, the i-th
-    becomes s_i / t_i^2: once for the inputs of the layer, G - (G V - G V / t) V', and once for its outputs, with U. The
-    gradient of a few tokens has a rank below that k; then k = share * rank, so that more is left than rounding errors.
+    These are the first k singular values, s_1 >= ... >= s_k, with k = share * min(rows, columns). Each s_i is divided
+    twice by t_i = s_i / s_k, so it becomes s_i / t_i^2: once for the inputs of the layer, G - (G V - G V / t) V', and
+    once for its outputs, with U. If the rank is below k, as for the gradient of a few tokens, k is share * rank, so
+    that more than rounding errors is left.
 
     Worked example: singular values 4, 2, 1 and k = 2: t = (2, 1), so they become 1, 2, 1.
 
-    Source: RepSelect (Sondej, Yang and Mahdi 2026, arXiv 2606.17168), after its code: the directions that most rows
-    share are those of general skills, and of relearning. Deviations: in every step instead of once, and without
-    training a LoRA on the forget rows first.
+    Source: RepSelect (Sondej, Yang and Mahdi 2026, arXiv 2606.17168) and its code: the directions that most rows share
+    are those of general skills, and of relearning. Deviations: this is done in every step instead of once, and no LoRA
+    is trained on the forget rows first.
     """
     components = round(share * min(gradient.shape)) if gradient.ndim == 2 else 0
     if components < 2 or not gradient.any():
         return gradient
     result = gradient.float()
     with torch.random.fork_rng([gradient.device] if gradient.is_cuda else []):
-        torch.manual_seed(0)  # alike in all processes, and without a trace in the training's random numbers
+        torch.manual_seed(0)  # the same in all processes; the training's random state does not change
         left, values, right = torch.svd_lowrank(result, q=components, niter=ITERATIONS)
     rank = int((values > RANK * values[0]).sum())
     if rank < components:
@@ -75,18 +76,19 @@ def damped(gradient: Tensor, share: float) -> Tensor:
 
 
 class Robust(TrainerCallback):
-    """Computes the gradient of a step: of the forget loss changed or at moved weights, of the retain term as it is.
+    """Computes the gradient of a step. The forget gradient is changed; that of the retain term is not.
 
-    sam takes the forget gradient at ``theta + rho g / |g|``, g the forget gradient at theta: Fan et al. 2025 (arXiv
-    2502.05374), smoothness against relearning. path takes it at ``theta + u delta``: delta is how far a few AdamW steps
-    on random forget rows lead, computed anew every few steps, and u is uniform in (0, 1.3). It is the first-order form
-    of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the forget loss logged is that at the moved weights.
-    select damps what the forget gradients of all rows share (see `damped`); without a retain term, the gradient is as
-    long as the trained weights, so that the learning rate of SGD is the share of their length that a step moves.
+    sam takes the forget gradient at ``theta + rho g / |g|``, where g is the forget gradient at theta: smoothness
+    against relearning, Fan et al. 2025 (arXiv 2502.05374). path takes it at ``theta + u delta``: delta is the weight
+    change of a few AdamW steps on random forget rows, computed again every few steps, and u is uniform in (0, 1.3).
+    This is the first-order form of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the logged forget loss is
+    that at the moved weights. select damps the directions that the forget gradients of all rows share (see `damped`).
+    Without a retain term it scales the gradient to the length of the trained weights, so that the learning rate of SGD
+    is the share of this length that a step moves.
     """
 
     def __init__(self, trainer: "UnlearningTrainer") -> None:
-        """``trainer``: whose gradients these are. Checkpoints keep ``delta``."""
+        """Set up for ``trainer``, whose gradients are computed. Checkpoints keep ``delta``."""
         self.trainer = trainer
         self.delta: Gradients | None = None
 
@@ -119,7 +121,7 @@ class Robust(TrainerCallback):
         return total if alone else total + trainer.add_gradients(model, inputs, ("retain",))
 
     def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
-        """Return a random share of the way that relearning leads."""
+        """Return ``u delta`` (see the class), for a random u."""
         args, step = self.trainer.args, self.trainer.state.global_step
         seed = args.seed * 1_000_003 + step
         if self.delta is None or step % args.path_every == 0:
@@ -128,7 +130,7 @@ class Robust(TrainerCallback):
         return [None if d is None else share * d for d in self.delta]
 
     def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter], generator: torch.Generator) -> Gradients:
-        """Return the change of the weights in a few steps as those of `relearning`; change nothing."""
+        """Return the change of the weights in a few steps like those of `relearning`; reset the weights afterwards."""
         trainer, args = self.trainer, self.trainer.args
         start = [weight.detach().clone() for weight in weights]
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
@@ -148,13 +150,13 @@ class Robust(TrainerCallback):
         return delta
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """Write ``delta``, the same in every process."""
+        """Write ``delta`` in the first process; it is the same in all."""
         tensors = {str(i): d.contiguous() for i, d in enumerate(self.delta or []) if d is not None}
         if tensors and state.is_world_process_zero:
             save_file(tensors, checkpoint / FILE)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Read what the checkpoint kept."""
+        """Read ``delta`` from the checkpoint of a resumed run."""
         file = Path(args.output_dir) / f"{PREFIX}{state.global_step}" / FILE
         if state.global_step and file.is_file():
             tensors = load_file(file, device=str(args.device))
@@ -163,7 +165,7 @@ class Robust(TrainerCallback):
 
 
 def _taken(weights: Sequence[nn.Parameter]) -> Gradients:
-    """Return the weights' gradients and leave none."""
+    """Return the weights' gradients, and set those of the weights to None."""
     gradients: Gradients = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None
@@ -178,7 +180,7 @@ def _set(weights: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
 
 @contextmanager
 def _moved(weights: Sequence[nn.Parameter], offset: Gradients) -> Iterator[None]:
-    """Add an offset to the weights within the block; afterwards they have the same bits as before."""
+    """Add an offset to the weights within the block; afterwards restore them bit for bit."""
     pairs = [(weight, change) for weight, change in zip(weights, offset, strict=True) if change is not None]
     before = [weight.detach().clone() for weight, _ in pairs]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""One training from names of models and files to a folder: what `lume-unlearn run` and `finetune` call."""
+"""Train from names of models and files, and save to a folder: called by `lume-unlearn run` and `finetune`."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -57,7 +57,7 @@ def run(
         args: arguments of the training.
         method: see `UnlearningTrainer`.
         data: data directory (see `Source`).
-        split: of the data directory.
+        split: rows of the data directory to use.
         forget: file of forget rows, instead of a directory.
         retain: file of retain rows.
         forgotten: data directories of earlier requests, separated by commas.
@@ -66,7 +66,7 @@ def run(
         unseen: file of texts never trained on.
         base: folder or hub name of the model that the target was fine-tuned from (see `UnlearningTrainer`).
         resume: continue from the last complete checkpoint in the output folder, or start if there is none yet.
-        saved: called with the folder when the result is saved, in the first process; the advice of the trainer follows.
+        saved: called with the folder in the first process after the result is saved, before the trainer's advice.
         **loading: what is trained (see `load_trained`); by default a LoRA adapter.
 
     Raises:
@@ -101,7 +101,7 @@ def run(
 
 
 FINETUNING: dict[str, Any] = {"tuning": "full", "lora_rank": 32, "lora_alpha": 64, "lora_dropout": 0.0}
-"""What `finetune_files` trains by default."""
+"""Defaults of `finetune_files` for ``**loading``."""
 
 
 def finetune_files(
@@ -135,19 +135,19 @@ def finetune_files(
 def load_trained(
     model: str, args: UnlearningArguments, *, tuning: str = "lora", trust_remote_code: bool = False, **lora: Any
 ) -> tuple[Any, Any]:
-    """Load a model to be trained, on the device of this process unless it is sharded, and its tokenizer.
+    """Load a model for training, to the device of this process unless it is sharded, and its tokenizer.
 
     Args:
         model: folder or hub name.
         args: arguments of the training.
         tuning: what to train (see `load.trainable`).
         trust_remote_code: run code that a hub model brings along.
-        **lora: of the adapter (see `load.lora_config`).
+        **lora: options of the adapter (see `load.lora_config`).
 
     Raises:
         ConfigError: the model cannot be loaded, or does not have what an option names.
     """
-    set_seed(args.seed)  # of the adapter's initial weights
+    set_seed(args.seed)  # for the adapter's initial weights
     tokenizer = load.load_tokenizer(model, trust_remote_code)
     loaded = load.load_model(model, loaded_dtype(args, tuning), trust_remote_code)
     if torch.cuda.is_available() and not sharded():
@@ -160,7 +160,7 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
     """Lock the output folder, new or to be resumed, within the block; yield the checkpoint to continue from.
 
     Raises:
-        ConfigError: the folder is used, there is nothing to resume, or memory runs out within the block.
+        ConfigError: the folder is in use or not empty, there is nothing to resume, or memory runs out in the block.
     """
     first = is_first_process()
     if resume and not output.is_dir():
@@ -174,14 +174,14 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
         if resume and not found:
             _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)
         if first and found:
-            prune(output, args.save_total_limit)  # the run may have died before it did
+            prune(output, args.save_total_limit)  # the run may have died before this
         yield found[0] if found else None
 
 
 def _train_and_save(trainer: UnlearningTrainer, model: str, tuning: str, checkpoint: Path | None) -> None:
-    """Train, stopping with a checkpoint when a signal comes, print a summary, and save.
+    """Train, print a summary, and save; a signal stops the training with a checkpoint.
 
-    Recorded are ``model``, from which the training starts, and ``tuning``: what is trained.
+    The record names ``model``, from which the training starts, and ``tuning``, what is trained.
 
     Raises:
         Interrupted: a signal stopped the training, and a checkpoint is saved.
@@ -200,7 +200,7 @@ def _train_and_save(trainer: UnlearningTrainer, model: str, tuning: str, checkpo
 
 
 def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str, **options: Any) -> None:
-    """Unlearn as SemEval-2025 Task 4 asked of a submission.
+    """Unlearn with the arguments that SemEval-2025 Task 4 required of a submission.
 
     Args:
         model_path: folder or hub name of the model to unlearn.

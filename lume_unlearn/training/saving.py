@@ -1,4 +1,4 @@
-"""Trainer that writes checkpoints and results whole or not at all, and never as pickles."""
+"""Trainer that writes checkpoints and results atomically, without pickled arguments."""
 
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,17 @@ from lume_unlearn.training.checkpoints import publish_checkpoint
 
 
 class SavingTrainer(Trainer):
-    """Writes into ``.partial`` first and moves what is complete to its place."""
+    """Writes into ``.partial`` first, and moves complete files to their place."""
 
     record: Record
     _partial: Path | None = None
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Write model or adapter (float32 where float32 was trained), tokenizer and ``unlearning.json``.
+        """Write model or adapter (in float32 if float32 was trained), tokenizer and ``unlearning.json``.
 
         Args:
-            output_dir: by default the training's.
-            _internal_call: Trainer's, for checkpoints.
+            output_dir: folder; by default that of the training.
+            _internal_call: set by Trainer for checkpoints.
 
         Raises:
             ConfigError: the folder cannot be written.

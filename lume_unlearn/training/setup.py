@@ -1,4 +1,4 @@
-"""Before training: make the model ready for packed rows, and compute what the reference model says."""
+"""Before training: make the model ready for packed rows, and run the reference model or the teacher."""
 
 import json
 import logging
@@ -37,12 +37,12 @@ _log = logging.getLogger("lume_unlearn")
 def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Passes:
     """Make a model ready for training, in place, and return its forward passes.
 
-    It moves to the device of this process unless it is sharded later, trained weights in half precision become float32
-    (with ``weights="bfloat16"`` they become bfloat16), and its attention is switched to packed rows where that works.
-    Without an adapter, frozen weights get the same data type, since layers cannot mix two.
+    The model moves to the device of this process unless it is sharded later. Trained weights become float32, or
+    bfloat16 with ``weights="bfloat16"``; without an adapter, frozen weights get the same data type, since layers cannot
+    mix two. Attention is switched to packed rows if the model supports them.
 
     Raises:
-        ConfigError: the attention named does not work, or the model has not the layer that the method names.
+        ConfigError: the attention named does not work, or the model lacks the layer that the method names.
     """
     # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -55,14 +55,14 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
             weight.data = weight.data.to(wanted)
     with evaluating(model), _autocast(model.device, args):
         use_packing(model.get_base_model() if isinstance(model, PeftModel) else model, args.attention)
-    args.use_cache = getattr(model.config, "use_cache", True)  # Trainer sets the model's; a saved one would be slow
+    args.use_cache = getattr(model.config, "use_cache", True)  # Trainer sets the model's; False, if saved, is slow
     if method.needs.hidden_states:
         return load.passes_to_layer(model, int(getattr(method, "layer")))  # noqa: B009
     return Passes(model)
 
 
 def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | None:
-    """Return the optimiser of bfloat16 weights, torchao's with stochastic rounding, or None for Trainer's own.
+    """Return torchao's optimiser with stochastic rounding, and its arguments, for bfloat16 weights; else None.
 
     Raises:
         ConfigError: torchao is not installed, or has no such optimiser.
@@ -86,7 +86,7 @@ def optimizer_class(args: UnlearningArguments) -> tuple[Any, dict[str, Any]] | N
 
 
 def matching(base: Any, model: Any) -> Any:
-    """Return a base model, or None; `ConfigError` if its output layer has not the shape of the model's."""
+    """Return ``base``, a model or None; raise `ConfigError` if its output layer differs in shape from the model's."""
     ours, theirs = (one.get_output_embeddings().weight.shape for one in (model, model if base is None else base))
     if ours != theirs:
         raise ConfigError(
@@ -108,14 +108,14 @@ def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
 
 
 def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Sequence[Context]]) -> None:
-    """Compute what the method needs of the reference model, which the trainer's still is, before the first step.
+    """Compute what the method needs from the reference model, which is the trainer's model before the first step.
 
-    Puts the reference NLL and the teacher's hidden states into the trainer's ``examples``, and teacher and reference
-    model into its ``terms``. With ``weights="masters"`` the model is rounded first.
+    The trainer's ``examples`` get the reference NLL and the teacher's hidden states, its ``terms`` get the teacher and
+    the reference model. With ``weights="masters"`` the model is rounded first.
 
     Args:
-        trainer: whose model is not yet wrapped by accelerate.
-        contexts: what the teacher reads of each forget row, or of each imitation; none without a teacher.
+        trainer: the trainer; accelerate has not wrapped its model yet.
+        contexts: the teacher's contexts of each forget row, or of each imitation; empty without a teacher.
 
     Raises:
         ConfigError: the model cannot do what the method needs.
@@ -152,7 +152,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
 
 
 def ready_to_step(model: Any, args: UnlearningArguments, reference: Reference | None) -> None:
-    """Compile the layers of the model and of its reference copy, and set the arithmetic of forward passes, in place."""
+    """Compile the layers of the model and its reference copy, and set the data types of forward passes, in place."""
     if args.torch_compile:
         compile_layers(model)
         if reference is not None and reference.copy is not None and args.reference_copy in ("same", "bfloat16"):
@@ -168,7 +168,7 @@ def _autocast(device: torch.device, args: UnlearningArguments) -> Any:
 
 
 def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Sequence[Variant]]) -> None:
-    """Write ``substitutes.jsonl``, for the user to see: the words of each forget row and their substitutes."""
+    """Write ``substitutes.jsonl`` for the user: the substituted words of each forget row, with their substitutes."""
     pairs = list(zip(forget, found, strict=True))
     lines = [json.dumps({"id": row.id, "contexts": [v.words for v in own]}, ensure_ascii=False) for row, own in pairs]
     with writing(output):
@@ -180,7 +180,7 @@ def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Seque
 
 
 def print_levels(forget: Sequence[Row], examples: Examples) -> None:
-    """Print the teacher's NLL of the forget rows, by task and kind: texts never seen should have about the same."""
+    """Print the teacher's NLL of the forget rows, by task and kind; unseen texts should have about the same."""
     found: dict[str, list[float]] = {}
     rows = {row.id: row for row in forget}
     for tokens, row_id in zip(examples.forget, examples.ids["forget"], strict=True):

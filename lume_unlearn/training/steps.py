@@ -42,14 +42,14 @@ class StepTrainer(SavingTrainer):
 
     @property
     def max_tokens(self) -> int:
-        """Most tokens of one micro-batch."""
+        """Maximum tokens of one micro-batch."""
         assert self.args.max_tokens is not None
         return self.args.max_tokens
 
     def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
         """Return this process's micro-batches of each step.
 
-        accelerate's own sharding would repeat rows where their number is no multiple of the processes.
+        accelerate's own sharding would repeat rows if their number is not a multiple of the number of processes.
         """
         args, examples = self.args, self.examples
 
@@ -71,7 +71,7 @@ class StepTrainer(SavingTrainer):
         return -(-len(self.examples.forget) // self.rows_per_step)
 
     def create_optimizer(self, model: Any = None) -> Any:
-        """Return Trainer's optimiser, of the float32 masters with ``weights="masters"``."""
+        """Return Trainer's optimiser; with ``weights="masters"`` it steps the float32 masters."""
         new = self.optimizer is None
         optimizer = super().create_optimizer(model)
         if new and self.args.weights == "masters":
@@ -79,7 +79,7 @@ class StepTrainer(SavingTrainer):
         return optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """Return Trainer's schedule with a warm-up that starts above 0, or one that falls to 0 in each phase."""
+        """Return Trainer's schedule with a first rate above 0, or for phases a schedule that falls to 0 in each."""
         if self.lr_scheduler is not None:
             return self.lr_scheduler
         optimizer = optimizer or self.optimizer
@@ -125,9 +125,9 @@ class StepTrainer(SavingTrainer):
         """Add the gradients of one optimiser step's weighted terms to the weights' gradients.
 
         Args:
-            model: as accelerate wrapped it.
+            model: the model, as accelerate wrapped it.
             inputs: an item of `Examples`.
-            sides: the terms.
+            sides: the terms to compute.
             log: add the terms to the loss history.
 
         Returns:
@@ -147,7 +147,7 @@ class StepTrainer(SavingTrainer):
                     if "retain" in terms:
                         self._step_retain += terms["retain"].detach()
                     loss = torch.stack([weights[side] * term for side, term in terms.items()]).sum()
-                loss = loss * self.accelerator.num_processes  # gradients are averaged over them, terms are shares
+                loss = loss * self.accelerator.num_processes  # gradients are averaged over processes, terms are shares
                 self.accelerator.backward(loss)
             total += loss.detach()
         return total
@@ -161,7 +161,7 @@ class StepTrainer(SavingTrainer):
         return model.no_sync() if isinstance(model, DistributedDataParallel) and not last else nullcontext()
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add each term's mean over the optimiser steps since the last entry, over all processes.
+        """Add to a log entry each term's mean over the optimiser steps since the last entry, over all processes.
 
         This replaces Trainer's own mean loss, which forgets the steps before a run was resumed.
         """

@@ -1,4 +1,4 @@
-"""Refuse, before anything is computed, what a method, an option or a distributed launch does not support."""
+"""Refuse options that a method, another option or a distributed launch does not support, before any computation."""
 
 import os
 from collections.abc import Iterator
@@ -19,15 +19,14 @@ def require_supported(
     """Refuse options that contradict each other, the method or the launch.
 
     Args:
-        method: of the training.
-        args: filled in.
+        method: the method.
+        args: arguments, filled in (`filled_in`).
         adapted: whether an adapter is trained.
         needs_retain: whether the loss has a retain term.
-        given: what the caller passed as "retain", "alternatives", "substitutes", "unseen" and "base"; empty or None if
-            nothing.
+        given: the caller's "retain", "alternatives", "substitutes", "unseen" and "base"; empty or None if not given.
 
     Raises:
-        ConfigError: names every option that cannot work, and what to do.
+        ConfigError: the message names every option that cannot work, and what to do.
     """
     raise_faults([*_method_faults(method, args, needs_retain, given), *_option_faults(method, args, adapted)])
     raise_faults(list(_launch_faults(method, args, adapted)))
@@ -97,7 +96,7 @@ def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> 
 
 
 def _launch_faults(method: Method, args: UnlearningArguments, adapted: bool) -> Iterator[str]:
-    """Yield what `accelerate launch` asks for and this package, or this method, cannot do."""
+    """Yield the faults of an `accelerate launch` that this package, or this method, does not support."""
     name = f"--method {method.name}"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":

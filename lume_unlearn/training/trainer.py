@@ -62,24 +62,24 @@ class UnlearningTrainer(StepTrainer):
     neither the size of a micro-batch nor the number of processes changes the loss. Trainer sees each optimiser step as
     one batch, which ``max_tokens`` cuts into packed micro-batches.
 
-    ``train()`` first computes what the method needs of the reference model, the model as it is then. ``save_model()``
-    writes the model or adapter, the tokenizer and ``unlearning.json`` to ``output_dir``, each file whole or not at all.
+    ``train()`` first computes what the method needs from the reference model, which is the model at that time.
+    ``save_model()`` writes the model or adapter, the tokenizer and ``unlearning.json`` atomically to ``output_dir``.
 
     Args:
         model: causal language model of transformers, or a PEFT model; trained in place. Its attention is switched to
-            packed rows where it supports them, and trained weights in half precision become float32.
+            packed rows if it supports them, and trained weights in half precision become float32 (see ``weights``).
         method: instance, class or name of a method.
-        args: arguments; what they leave open, the method, the model and the machine decide (`filled_in`).
+        args: arguments; the method, the model and the machine set open ones (`filled_in`).
         forget: rows to forget (see `as_rows`).
         retain: rows to keep; needed unless the retain term is "none".
         processing_class: the tokenizer.
         alternatives: other answers to forget rows by the row's id, for `dpo` and `altpo`.
-        substitutes: for the counterfactual teacher: texts, and what may take their place. By default names, places,
-            dates and numbers of the forget rows, and those of other rows.
-        unseen: texts never trained on; their loss is the target loss of `level`, and of texts with `swap`.
+        substitutes: for the counterfactual teacher: texts and their possible substitutes. By default names, places,
+            dates and numbers of the forget rows are replaced by those of other rows.
+        unseen: texts never trained on; their loss is the target loss of `level`, and for texts that of `swap`.
         forgotten: forget rows of earlier requests, which the monitor measures.
         base: the model from which the target was fine-tuned. For `counterfactual` and `level` it is the teacher, and
-            reads the rows as they are; `swap` imitates it in texts, and in rows that name nothing.
+            reads the rows unchanged; `swap` imitates it on texts, and on rows that name nothing to replace.
         eval_data: what ``eval_strategy`` scores (see `score`); by default the forget and retain rows.
         callbacks: called after those of this class.
 
@@ -89,7 +89,7 @@ class UnlearningTrainer(StepTrainer):
     """
 
     logs_advice = True
-    """Whether `train` ends with `log_advice`; `run` does so later."""
+    """Whether `train` calls `log_advice` at its end; `run` calls it later."""
 
     def __init__(
         self,
@@ -110,7 +110,7 @@ class UnlearningTrainer(StepTrainer):
     ) -> None:
         """Make the model ready and encode the rows."""
         self._max_tokens_open, self.method = args.max_tokens is None, method_of(method)
-        self.method.seed = args.seed  # type: ignore[misc]  # of this trainer's own copy
+        self.method.seed = args.seed  # type: ignore[misc]  # on this trainer's own copy
         args = filled_in(args, self.method, model)
         self.forget, self.retain = both_sides(forget, retain)
         self.substitutes, self.base, parts = substitutes, matching(base, model), self._retain_parts(args)
@@ -145,11 +145,11 @@ class UnlearningTrainer(StepTrainer):
 
     @cached_property
     def logit_passes(self) -> Passes:
-        """Forward passes up to the logits, also for methods whose own end at a layer."""
+        """Forward passes up to the logits, also if those of the method end at a layer."""
         return self.passes if self.passes.layer is None else Passes(self.model)
 
     def _retain_parts(self, args: UnlearningArguments) -> dict[str, float]:
-        """Return the parts of the retain term and their weights; none if it never counts."""
+        """Return the parts of the retain term and their weights; none if the retain weight is always 0."""
         assert args.retain_term is not None
         assert args.kl_weight is not None
         weighs = args.retain_weight or self.method.adapt or self.method.phases  # a weight that adapts may start at 0
@@ -163,7 +163,7 @@ class UnlearningTrainer(StepTrainer):
         return list(self.method.phases(*counts, args.rows_per_step, epochs, args.seed))
 
     def _persons(self, model: Any, unseen: Sequence[Row]) -> Persons | None:
-        """Ask the reference model, which is the model without its adapter, about invented persons, if they count."""
+        """Ask the reference model (the model without its adapter) about invented persons, if the method needs them."""
         if not self.method.needs.persons:
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
@@ -177,7 +177,7 @@ class UnlearningTrainer(StepTrainer):
     def _callbacks(
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any
     ) -> list[TrainerCallback]:
-        """Set up what is kept from step to step, and return the callbacks."""
+        """Set up the state that lasts from step to step, and return the callbacks."""
         self._prepared, self._start = False, dict[str, Tensor]()
         self._step_retain = torch.zeros((), device=args.device)
         self.progress = Progress({"weight": float(args.retain_weight or 0)} if self.method.adapt else {}, args.device)
@@ -201,7 +201,7 @@ class UnlearningTrainer(StepTrainer):
 
         Args:
             resume_from_checkpoint: folder of a checkpoint, or True for the newest complete one in ``output_dir``. The
-                model must be as it was when the interrupted training began.
+                model must have the weights with which the interrupted training began.
             **kwargs: passed on to Trainer.
 
         Raises:
@@ -211,7 +211,7 @@ class UnlearningTrainer(StepTrainer):
         checkpoint = chosen_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
         if checkpoint is not None:
             recorded = self.record.resume(checkpoint)
-            if self._max_tokens_open:  # the free memory may be another: micro-batches stay as they were
+            if self._max_tokens_open:  # free memory may differ: keep the micro-batches of before
                 self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)
                 self.record.content["arguments"]["max_tokens"] = self.args.max_tokens
         if not self._prepared:
@@ -240,7 +240,7 @@ class UnlearningTrainer(StepTrainer):
         return self.monitor.summary()
 
     def run_reference(self) -> None:
-        """Compute what the method needs of the model as it is before the first step; `train` does it unless done."""
+        """Compute what the method needs from the reference model; `train` calls this unless it was called before."""
         if self.method.negated and not is_adapted(self.model):  # before masters are rounded
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
@@ -253,7 +253,7 @@ class UnlearningTrainer(StepTrainer):
         self._prepared = True
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
-        """Return what the teacher reads of each forget row; write substitutes to ``substitutes.jsonl``."""
+        """Return the teacher's contexts of each forget row; write substitutes to ``substitutes.jsonl``."""
         if self.base is not None:
             return {row: [aligned(row, row)] for row in self.examples.forget}
         method: Any = self.method
@@ -265,7 +265,7 @@ class UnlearningTrainer(StepTrainer):
         )
 
     def _said(self) -> dict[Tokens, list[Context]]:
-        """Return after which tokens the reference model gave the answers to imitate, if their predictions are known."""
+        """Return the contexts of the answers to imitate; none if their predictions are not needed or not known."""
         if not self.method.imitation_loss:
             return {}
         if not self.passes.chunks:

@@ -1,1 +1,1 @@
-"""What happens beside the optimiser steps: measuring, recording, scoring, stopping."""
+"""Callbacks of the trainer: measuring, recording, scoring, stopping."""

@@ -15,25 +15,25 @@ if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
 LEVEL_TEXTS = 32
-"""Texts that are measured."""
+"""Maximum number of texts to measure."""
 
 
 class Level(TrainerCallback):
     """Measures how far the NLL of unseen texts has moved: the ``shift`` in the loss of `methods.counterfactual.Level`.
 
     Without a teacher the level of every row is that NLL itself. With a base model as the teacher, the shift begins with
-    what fine-tuning has done to the NLL of unseen texts: the model's, less the base model's.
+    the change by fine-tuning: the NLL of unseen texts under the model minus that under the base model.
     """
 
     def __init__(self, trainer: "UnlearningTrainer", unseen: Sequence[Tokens]) -> None:
-        """Take the texts.
+        """Store the trainer and the texts.
 
         Args:
-            trainer: whose method's state gets the shift.
+            trainer: its method's state gets the shift.
             unseen: the texts, encoded.
 
         Raises:
-            ConfigError: there are none.
+            ConfigError: there are no texts.
         """
         if not unseen:
             raise ConfigError("--unseen: no text there fits into the model's context; give shorter ones")

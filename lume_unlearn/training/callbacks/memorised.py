@@ -1,4 +1,4 @@
-"""How much of its training rows a model has memorised, measured after each epoch; ends training when it is enough."""
+"""Measure after each epoch how much of its rows a model has memorised, and end training when that is enough."""
 
 import random
 from collections.abc import Sequence
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
 SAMPLE = 256
-"""Rows to measure after an epoch; all are measured when the sample is memorised, and at the end."""
+"""Rows to measure after an epoch; all rows are measured when these are memorised, and at the end."""
 
 
 def ranked_first(logits: Tensor, targets: Tensor, reference: Tensor | None) -> Tensor:
-    """Return for each token whether the model ranks it first, after all right tokens before it: (N,) of 0 and 1.
+    """Return whether the model ranks each token first, given the true tokens before it: (N,) of 0 and 1.
 
     Its mean is the exact memorisation of Tirumala et al. 2022 (arXiv 2205.10770). Of equal logits the first one counts.
     """
@@ -35,28 +35,29 @@ class Memorised(TrainerCallback, ExportableState):
         """Choose a sample of the rows.
 
         Args:
-            trainer: whose model is measured.
+            trainer: its model is measured.
             until: share to reach; 0 to train all epochs.
-            rows: with their outputs labelled.
+            rows: the rows, with their outputs labelled.
         """
         self.trainer, self.until, self.rows = trainer, until, list(rows)
         self.sample = random.Random(trainer.args.seed).sample(self.rows, min(SAMPLE, len(rows)))
         self.measured: list[dict[str, float]] = []
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state that a checkpoint stores."""
         return {"args": {}, "attributes": {"measured": self.measured}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore what the checkpoint kept."""
+        """Restore the state in the checkpoint of a resumed run."""
         kept = saved_attributes(self, state)
         if kept is not None:
             self.measured = [dict(entry) for entry in kept["measured"]]
 
     def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """After an epoch, measure the sample, and all rows if it is memorised; end training if these are, too.
+        """After an epoch, measure the sample, and if it is memorised, all rows; end training if these are memorised.
 
-        Not in `on_epoch_end`: a checkpoint of the epoch's last step, which is saved before that, has to hold this.
+        This is not in `on_epoch_end`: the checkpoint of the epoch's last step is saved before that, and has to contain
+        the measurement.
         """
         epoch, step_of_epoch = divmod(state.global_step, self.trainer.steps_per_epoch)
         if not self.until or step_of_epoch:

@@ -1,4 +1,4 @@
-"""The monitor: NLL of a few forget and retain rows while training, and what to do when the model collapses."""
+"""The monitor: measure the NLL of a few forget and retain rows while training, and act when the model collapses."""
 
 import logging
 import math
@@ -31,17 +31,17 @@ MIN_FORGET_NLL_RISE = math.log(2)
 """Nats a token. After a smaller rise, the tokens of a memorised answer (NLL near 0) keep a probability above one half
 (geometric mean), so greedy decoding still finds them."""
 UNKNOWN = 1.0
-"""Nats a token. A model with a higher reference NLL hardly knows the forget rows: the stand-in target model, which was
-trained on LUME's, has 0.003; one that never saw them has 7."""
+"""Nats a token. A model with a higher reference NLL hardly knows the forget rows: the stand-in target model, trained on
+LUME's, has 0.003; one that never saw them has 7."""
 FACTOR, LEAST_RISE = 10.0, 0.2
-"""At the last step, the model has also collapsed when the retain NLL is this many times the reference NLL and this many
-nats above it: retain rows that it knew by heart have lost a fifth of their tokens' probability. Before, while the
-learning rate is high, a good training may pass through more (results/tried.md)."""
+"""At the last step, the model has also collapsed if the retain NLL is more than `FACTOR` times the reference NLL and
+`LEAST_RISE` nats above it: the tokens of memorised retain rows have then lost a fifth of their probability. In earlier
+steps, while the learning rate is high, a good training may exceed this (results/tried.md)."""
 SAMPLE = 16
-"""Rows of each side to measure."""
+"""Maximum number of rows to measure on each side."""
 
 Entry = dict[str, float]
-"""One measurement: ``step``, and ``forget_nll``, ``retain_nll`` and ``forgotten_nll`` (token means in nats) where there
+"""One measurement: ``step``, and ``forget_nll``, ``retain_nll`` and ``forgotten_nll`` (token means in nats) if there
 are rows."""
 
 
@@ -56,7 +56,7 @@ class Monitor(TrainerCallback, ExportableState):
     def __init__(
         self, trainer: "UnlearningTrainer", rows: Mapping[str, Sequence[Row]], args: UnlearningArguments
     ) -> None:
-        """Choose from the rows: "forget", "retain" (else no collapse is found) and "forgotten"."""
+        """Choose the rows to measure of each side: "forget", "retain" (else no collapse is found) and "forgotten"."""
         self.trainer, self.policy = trainer, args.on_collapse
         self.rows = {side: trainer.encode.some(own, SAMPLE, args.seed) for side, own in rows.items()}
         self.measured: list[Entry] = []
@@ -64,11 +64,11 @@ class Monitor(TrainerCallback, ExportableState):
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps, so that a resumed run is compared with its own start."""
+        """Return the state that a checkpoint stores, so that a resumed run is compared with its own start."""
         return {"args": {}, "attributes": {"measured": self.measured}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Measure the reference NLL, or restore what the checkpoint kept."""
+        """Measure the reference NLL, or restore the state in the checkpoint of a resumed run."""
         kept = saved_attributes(self, state)
         if kept is not None:
             self.measured = [dict(entry) for entry in kept["measured"]]
@@ -102,20 +102,20 @@ class Monitor(TrainerCallback, ExportableState):
         if self._good():
             self._keep_weights(model)
         elif self._good(at_end) or self.trainer.method.negated:
-            pass  # of a task vector, only the negated weights can collapse: see `check_result`
+            pass  # for a task vector, only the negated weights are checked: see `check_result`
         elif self.policy == "rollback":
             self._roll_back(model, control)
         elif good_before or self.policy == "stop":
             self._complain("a lower --learning_rate or a higher --retain_weight")
 
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
-        """Keep the weights to roll back to: they are older than the checkpoint's."""
+        """Write the weights to roll back to, which may be older than those of the checkpoint."""
         if self.policy == "rollback":
             tensors = {str(number): weight for number, weight in enumerate(self.good_weights)}
             save_file(tensors, _weights_file(checkpoint))
 
     def check_result(self, model: Any, step: int) -> None:
-        """Measure the final weights of a task vector, in place of those that were trained, and check them.
+        """Measure and check the negated weights of a task vector; this replaces the measurement of the trained weights.
 
         Raises:
             Diverged: they have collapsed, and the policy is to stop.
@@ -127,7 +127,7 @@ class Monitor(TrainerCallback, ExportableState):
                 self._complain("a lower --scale")
 
     def measure(self, model: nn.Module, step: int) -> Entry:
-        """Measure the NLL of the monitored rows, keep the measurement and return it; once for each step."""
+        """Measure the NLL of the monitored rows, store the measurement and return it; measure each step only once."""
         if not self.measured or self.measured[-1]["step"] != step:
             trainer, entry = self.trainer, Entry(step=step)
             for side, rows in self.rows.items():
@@ -146,7 +146,7 @@ class Monitor(TrainerCallback, ExportableState):
                 self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
 
     def _complain(self, advice: str) -> None:
-        """Warn of a collapse, or stop the run with an error; ``advice`` says what to start again with."""
+        """Warn of a collapse, or stop the run with an error; ``advice`` says what to change in a new run."""
         text = f"{self._collapse()}; start again in another output folder with {advice}"
         if self.policy == "stop":
             raise Diverged(f"--on_collapse stop: {text}")
@@ -188,8 +188,8 @@ def nll_increase(entry: Entry, reference: Entry, side: str = "retain") -> float:
 def is_good(entry: Entry, reference: Entry, bound: float, at_end: bool = True) -> bool:
     """Return whether the retain NLL shows no collapse (see `Monitor`); false for NaN.
 
-    ``at_end``: of the last step. Worked example: a reference of 0.012 allows 0.2 then (a rise below `LEAST_RISE`), not
-    0.33; one of 0.5 allows 1.4 at a bound of 1.
+    ``at_end``: whether `FACTOR` counts, too. Worked example, at the end with a bound of 1: a reference NLL of 0.012
+    allows 0.2 (a rise below `LEAST_RISE`) but not 0.33; one of 0.5 allows 1.4.
     """
     rise = nll_increase(entry, reference)
     many_times = at_end and rise > LEAST_RISE and entry["retain_nll"] > FACTOR * reference["retain_nll"]
@@ -199,7 +199,7 @@ def is_good(entry: Entry, reference: Entry, bound: float, at_end: bool = True) -
 def advice(measured: Sequence[Entry], negated: bool = False, bound: float = math.inf) -> str | None:
     """Return a warning about a run that did little or lost too much, with the option to try; None if all is well.
 
-    ``negated``: the method's `scale` decides; ``bound``: of a collapse (see `is_good`).
+    ``negated``: advise about the method's ``scale``; ``bound``: see `is_good`.
     """
     if not measured:
         return None

@@ -9,16 +9,16 @@ from transformers.trainer_callback import ExportableState
 
 
 def saved_attributes(callback: TrainerCallback, state: Any) -> dict[str, Any] | None:
-    """Return what the checkpoint of a resumed run kept of a callback, or None in a run that starts."""
+    """Return the state of a callback in the checkpoint of a resumed run; None in a new run."""
     saved = (state.stateful_callbacks or {}).get(type(callback).__name__)
     return dict(saved["attributes"]) if saved is not None and state.global_step else None
 
 
 class Progress(TrainerCallback, ExportableState):
-    """Keeps the method's state and sums of loss terms; Trainer's state file holds them to the last bit."""
+    """Keeps the method's state and sums of loss terms; Trainer's state file stores them exactly."""
 
     def __init__(self, values: dict[str, float], device: torch.device) -> None:
-        """``values``: the method's state at the start (see `Method.adapt`); ``device``: of the loss terms."""
+        """Start with ``values``, the method's state (see `Method.adapt`); ``device`` is that of the loss terms."""
         self.values, self.device = values, device
         self.sums: dict[str, Tensor] = {}
         """Each loss term, summed over the optimiser steps since the last log entry; this process's share."""
@@ -31,12 +31,12 @@ class Progress(TrainerCallback, ExportableState):
             self.sums[name] = self.sums.get(name, term.new_zeros(())) + term.detach()
 
     def state(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps."""
+        """Return the state that a checkpoint stores."""
         sums = {name: value.item() for name, value in self.sums.items()}
         return {"args": {}, "attributes": {"values": self.values, "sums": sums, "steps": self.steps}}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore what the checkpoint kept."""
+        """Restore the state in the checkpoint of a resumed run."""
         kept = saved_attributes(self, state)
         if kept is not None:
             self.values, self.steps = dict(kept["values"]), kept["steps"]

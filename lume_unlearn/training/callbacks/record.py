@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 RECORD = "unlearning.json"
 PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "datasets", "lm_eval")
 PRIVATE = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "hub_token", "local_rank", "project"}
-"""Arguments that are not recorded: names of folders may name a person."""
+"""Arguments that are not recorded, since names of folders may contain the name of a person."""
 RESUME_MAY_CHANGE = {"save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm"}
 RESUME_MAY_CHANGE |= {"eval_strategy", "eval_steps", "evaluate_tasks", "evaluate_limit", "per_device_eval_batch_size"}
 RESUME_MAY_CHANGE |= {"metric_for_best_model", "greater_is_better", "do_eval", "monitor_steps", "collapse_bound"}
 RESUME_MAY_CHANGE |= {"gradient_checkpointing", "activation_checkpointing", "max_tokens", "use_cpu"}
-"""Arguments that do not change the result."""
+"""Arguments that do not change the result, so they may differ when a run is resumed."""
 
 
 class Record(TrainerCallback):
@@ -40,18 +40,18 @@ class Record(TrainerCallback):
     def __init__(
         self, trainer: "UnlearningTrainer", args: UnlearningArguments, model: Any, inputs: Mapping[str, Any]
     ) -> None:
-        """Take what a training depends on.
+        """Collect what a training depends on.
 
         Args:
-            trainer: with the method and the rows.
-            args: filled in; the record keeps those that are not at their default.
-            model: ready for training.
-            inputs: what else the training reads, by name: lists of rows or dictionaries; None where there is none.
+            trainer: the trainer, with the method and the rows.
+            args: arguments, filled in; the record keeps those that differ from their default.
+            model: the model, ready for training.
+            inputs: other inputs of the training, by name: lists of rows or dictionaries; None if not given.
         """
         self.trainer, self.started = trainer, time.time()
         self.ended: float | None = None
         self.extra: dict[str, Any] = {}
-        """Further entries; "model", its `fingerprint`, is compared when a run is resumed."""
+        """Further entries; "model", the `fingerprint` of the model, is compared when a run is resumed."""
         defaults = UnlearningArguments(output_dir="unused").to_dict()  # type: ignore[no-untyped-call]
         filled: dict[str, Any] = args.to_dict()  # type: ignore[no-untyped-call]
         given = {name: value for name, value in filled.items() if name not in PRIVATE}
@@ -72,7 +72,7 @@ class Record(TrainerCallback):
         }
 
     def resume(self, checkpoint: Path) -> dict[str, Any]:
-        """Compare with the record in a checkpoint, count on from its seconds, and return its arguments.
+        """Compare with the record in a checkpoint, continue its count of seconds, and return its arguments.
 
         Raises:
             ConfigError: the checkpoint was made with other options or rows, or its record cannot be read.
@@ -89,7 +89,7 @@ class Record(TrainerCallback):
         return dict(before["arguments"])
 
     def _differences(self, before: dict[str, Any]) -> list[str]:
-        """Return what this training would do differently from the one to resume."""
+        """Return a fault for each difference from the training to resume that would change the result."""
         adapted = bool(self.content["lora"]) and bool(before["lora"])
         ours, theirs = (_options(content, adapted) for content in (self.content, before))
         differing = [name for name in _differing(ours, theirs) if name not in RESUME_MAY_CHANGE]
@@ -135,14 +135,14 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 
 
 def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
-    """Return the options of a training by name; those of its adapter if ``adapted``."""
+    """Return the options of a training by name; if ``adapted``, also those of its adapter."""
     tuning = "lora" if content["lora"] else "of the model's own weights"
     named = {"method": content["method"], "tuning": tuning, **content["method_options"], **content["arguments"]}
     return named | (content["lora"] if adapted else {})
 
 
 def inputs_sha256(read: Sequence[Row] | Mapping[str, Any]) -> str:
-    """SHA-256 (hexadecimal) of the JSON of a dictionary, or of the ids, inputs, outputs and tasks of rows, in order."""
+    """Return the SHA-256 (hexadecimal) of the JSON of a dictionary, or of rows: ids, inputs, outputs and tasks."""
     plain = dict(read) if isinstance(read, Mapping) else [(row.id, row.input, row.output, row.task) for row in read]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Scores while training, by the same `score` as after it, and keeps the best weights."""
+"""Score the model during training, with the same `score` as afterwards, and keep the best weights."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ _log = logging.getLogger("lume_unlearn")
 
 SCORES, BEST, RESULTS = "scores", "best", "results_lume.json"
 DEFAULT_METRIC = "lume_score.task_aggregate"
-"""It has no value where the data lacks a task; then the mean of the task scores decides alone."""
+"""It has no value if the data lacks a task; then the mean of the task scores decides alone."""
 
 
 class BestScores(TrainerCallback):
@@ -37,11 +37,11 @@ class BestScores(TrainerCallback):
     def __init__(
         self, trainer: "UnlearningTrainer", args: UnlearningArguments, data: Any, metric: str | None = None
     ) -> None:
-        """Choose the tasks and load them once, to find what cannot be scored before training.
+        """Choose the tasks, and load them once before training, to find those that cannot be scored.
 
         Args:
-            trainer: whose model is scored.
-            args: of the training.
+            trainer: its model is scored.
+            args: arguments of the training.
             data: see `score`.
             metric: "TASK.METRIC" that selects the best weights. Equal values are ordered by the mean of the task
                 scores (forget scores as 1 - score), then by the later step.
@@ -64,7 +64,7 @@ class BestScores(TrainerCallback):
         check_tasks(trainer.encode.tokenizer, self.data, self.tasks, args.chat)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        """Restore the best scores of a resumed run, and score an epoch that it ended without scoring."""
+        """Restore the best scores of a resumed run, and score the epoch that it ended without scoring."""
         best = Path(args.output_dir) / BEST / "best.json"
         if state.global_step and best.is_file():
             self.best = json.loads(best.read_text(encoding="utf-8"))
@@ -75,7 +75,7 @@ class BestScores(TrainerCallback):
     def evaluate(self, model: Any, step: int) -> dict[str, float]:
         """Score in the first process, print and keep the scores, and return the main ones.
 
-        A failure is a warning: it must not cost the run its result.
+        A failure is logged as a warning, so that training continues.
         """
         processes = PartialState()
         found: dict[str, float] = {}
@@ -96,7 +96,7 @@ class BestScores(TrainerCallback):
         return score(model, tokenizer, self.data, tasks=self.tasks, chat=args.chat, batch_size=size, limit=limit)
 
     def _kept(self, scores: Scores, model: Any, step: int) -> dict[str, float]:
-        """Print the scores and keep them, with the weights if they are the best; return the main ones."""
+        """Print the scores and save them, with the weights if they are the best; return the main ones."""
         value, shown = scores.metric(self.task, self.name), scores.headline()
         if value is not None and self.metric != DEFAULT_METRIC:
             shown = {self.metric: value} | shown
@@ -110,7 +110,7 @@ class BestScores(TrainerCallback):
         return shown
 
     def _keep(self, scores: Scores, found: dict[str, Any], model: Any) -> None:
-        """Keep the weights if they are the best, then the scores, which mark the step as done."""
+        """Save the weights if they are the best, then the scores, whose file marks the step as scored."""
         by_mean = self.metric == DEFAULT_METRIC and MEAN in found["scores"]
         if found["value"] is None and not by_mean:
             _log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.metric)

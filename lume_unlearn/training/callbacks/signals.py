@@ -30,7 +30,7 @@ class Stop(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Handle the signals within the block, in the main thread: Python allows no handlers in others."""
+        """Handle the signals within the block, in the main thread only: Python allows no handlers in other threads."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -47,7 +47,7 @@ class Stop(TrainerCallback):
         self.signal = number
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Save and stop if any process has got a signal, unless training ends here anyway."""
+        """Save and stop if any process got a signal, unless training ends here anyway."""
         if args.world_size > 1:  # all processes have to stop after the same step
             came = torch.tensor(self.signal, device=PartialState().device)
             self.signal = int(reduce(came, "sum").item() and max(self.signal, signal.SIGTERM))

@@ -1,4 +1,4 @@
-"""The speed of a training and the memory that it took."""
+"""Measure the speed of a training and its peak memory."""
 
 import sys
 import time
@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 
 
 class Throughput(TrainerCallback):
-    """Times the optimiser steps, without monitor, checkpoints and scoring; to be called before other callbacks."""
+    """Times the optimiser steps, without monitor, checkpoints and scoring; it has to come before other callbacks."""
 
     def __init__(self) -> None:
         """Start at 0: a resumed run counts its own steps only."""
@@ -29,7 +29,7 @@ class Throughput(TrainerCallback):
         self.seconds += time.perf_counter() - self.started
 
     def summary(self) -> str:
-        """Return tokens a second and peak memory; every process has to call it."""
+        """Return tokens a second and peak memory; every process has to call this."""
         total = reduce(torch.tensor(self.tokens, device=PartialState().device), "sum").item()
         where = "GPU memory" if torch.cuda.is_available() else "memory"
         rate = total / max(self.seconds, 1e-9)
@@ -37,7 +37,7 @@ class Throughput(TrainerCallback):
 
 
 def _peak_memory() -> int:
-    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
+    """Return the peak memory of this process in bytes: on the GPU if there is one, else in main memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     on_windows: int | None = getattr(psutil.Process().memory_info(), "peak_wset", None)
