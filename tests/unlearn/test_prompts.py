@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.base import side_rows
@@ -20,6 +21,7 @@ from lume_unlearn.audit.prompts import (
     prompts_of,
     rewriting,
 )
+from lume_unlearn.audit.rows import rows_digest
 from lume_unlearn.data.encode import Encoder
 
 PEOPLE = {"forget": ["Ada Stone"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
@@ -143,6 +145,22 @@ def test_own_words_are_used_only_if_they_ask_the_same() -> None:
     assert [(found.id, found.input) for found in own.forget] == [(row.id, "Which phone number does Ada Stone have?")]
     assert own.retain == []
     assert not rewriting(data("Task2")).data.forget
+
+
+def test_rows_digest_covers_every_field_that_a_score_depends_on() -> None:
+    row = data().forget[0]
+    plain = replace(row, subject="", question="", turns=())
+    changes: list[dict[str, Any]] = [
+        {},
+        {"id": "x-qa0"},
+        {"input": "x"},
+        {"output": "x"},
+        {"subject": "x"},
+        {"question": "x"},
+        {"turns": (("user", "x"),)},
+    ]
+    assert len({rows_digest([replace(plain, **change)]) for change in changes}) == len(changes)
+    assert rows_digest([plain]) == documents_digest([[plain.id, plain.input, plain.output]])  # as in earlier verdicts
 
 
 def test_options_are_answers_to_the_same_question_about_others() -> None:
