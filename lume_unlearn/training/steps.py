@@ -100,7 +100,7 @@ class StepTrainer(SavingTrainer):
         """Run forward and backward passes of one optimiser step's micro-batches; return the step's loss.
 
         Raises:
-            Diverged: the loss or a gradient is not finite. The weights are those before the step, except under DeepSpeed.
+            Diverged: the loss or a gradient is not finite; the weights are those before the step (not under DeepSpeed).
         """
         model.train()
         if self.phases and self.state.global_step in {0, *accumulate(map(len, self.phases))}:
