@@ -42,9 +42,10 @@ def _add_prepare(commands: Any) -> None:
     text = (
         f"{about} Fields are found by name: question and answer, input and output, prompt and completion or response, "
         "instruction, input and output, messages or conversations (a chat), or text. Each question of a chat is asked "
-        "after the turns before it, and alone. A text is cut at sentence ends, a long one into several rows: the model "
-        "must complete it. Each .txt and .md file is one text. The summary lists all that no row was made of. "
-        "A fault shows its line (in .json and parquet files: the number of the row)."
+        "after the turns before it and, if there are any, also without them. A text is cut at sentence ends, a long "
+        "one into several rows, and the model must complete it. Each .txt and .md file is one text. The summary lists "
+        "all data that is left out. An error message names the line (in .json and parquet files: the number of the "
+        "row)."
     )
     parser = commands.add_parser("prepare", help="make forget and retain rows from your own files", description=text)
     files = {"type": Path, "nargs": "+", "metavar": "FILE"}
@@ -53,22 +54,29 @@ def _add_prepare(commands: Any) -> None:
         "--retain",
         default=[],
         **files,
-        help="files or folders with what the model must keep; or `generate`: the model of --model generates it, and "
-        "what shares five words in a row with a forget row is left out",
+        help="files or folders with what the model must keep; or `generate`: --model generates texts; those that share "
+        "five consecutive words with a forget row are left out",
     )
     parser.add_argument("--model", metavar="NAME", help="model that generates retain rows")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to generate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the generated rows (%(default)s)")
     parser.add_argument(
-        "--neighbours", type=Path, metavar="FILE", help="names similar to those to forget, one a line: a row about each"
+        "--neighbours",
+        type=Path,
+        metavar="FILE",
+        help="file of names similar to those to forget, one a line; --model writes a row about each",
     )
     parser.add_argument(
-        "--output", required=True, type=Path, metavar="DIR", help="folder to write, without rows so far"
+        "--output", required=True, type=Path, metavar="DIR", help="output folder; it must not hold rows yet"
     )
-    parser.add_argument("--input_field", metavar="NAME", help="the question, or the text if there is no --output_field")
-    parser.add_argument("--output_field", metavar="NAME", help="the answer; needs --input_field")
     parser.add_argument(
-        "--document_field", metavar="NAME", help="rows with the same value here are one document (document)"
+        "--input_field", metavar="NAME", help="field of the question, or of the text if there is no --output_field"
+    )
+    parser.add_argument("--output_field", metavar="NAME", help="field of the answer; needs --input_field")
+    parser.add_argument(
+        "--document_field",
+        metavar="NAME",
+        help="field that groups rows: those with the same value are one document (document)",
     )
     parser.add_argument(
         "--where",
@@ -77,7 +85,7 @@ def _add_prepare(commands: Any) -> None:
         "(COLUMN!=VALUE: forget those with another value); metadata.customer=77 looks into nested objects",
     )
     parser.add_argument(
-        "--encoding", metavar="NAME", help="encoding of files that are not UTF-8, such as cp1252 (detected)"
+        "--encoding", metavar="NAME", help="encoding of files that are not UTF-8, such as cp1252 (default: detect it)"
     )
     parser.add_argument("--label", default="own", help="task label of rows without a field task (%(default)s)")
     parser.add_argument("--list", action="store_true", help="print every row with its id and place")
@@ -120,7 +128,7 @@ def _prepare(args: argparse.Namespace) -> str:
         names = [name.strip() for name in names if name.strip()]
         retain = [args.output / "generated.jsonl"]
         if retain[0].exists():
-            raise DataError(f"{retain[0]}: exists already: name another --output folder, or it as a file of --retain")
+            raise DataError(f"{retain[0]}: exists already: name another --output folder, or give this file to --retain")
         write_generated(args.model, read_texts(args.forget, options), names, args.samples, args.seed, retain[0])
     elif args.model or args.neighbours:
         raise DataError("--model, --neighbours: only with --retain generate")

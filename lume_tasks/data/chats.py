@@ -63,19 +63,19 @@ def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:
     given = str(turn.get("role") or turn.get("from") or "").strip().lower()
     role = _ROLES.get(given)
     if role is None:
-        counts[f'turns left out, of a role that is not known ("{given}")'] += 1
+        counts[f'turns left out, whose role is unknown ("{given}")'] += 1
         return []
     content = turn.get("content") if turn.get("content") is not None else turn.get("value")
     text, parts = _text(content)
     calls = role == CALL or any(turn.get(name) for name in ("tool_calls", "function_call")) or "tool_use" in parts
     counts["turns that call a tool"] += calls
-    counts["results of tools, which are turns before later questions"] += role == "tool"
+    counts["tool results, kept as turns before later questions"] += role == "tool"
     for kind, number in parts.items():
-        counts[f'parts left out, which are not text ("{kind}")'] += number
+        counts[f'parts left out, since they are not text ("{kind}")'] += number
     if role == CALL or (calls and not text):
         return [(CALL, "")]
     if not text:
-        counts["turns left out, which hold no text"] += 1
+        counts["turns left out, since they hold no text"] += 1
     return [(role, text)] if text else []
 
 
@@ -120,5 +120,5 @@ def _questions(turns: list[Turn], counts: Counter[str]) -> list[Item]:
         items.append(Item("qa", turns[i][1], answer, turns=before))
         items += [Item("qa", turns[i][1], answer, ALONE)] if before else []
     for role, _ in turns[used:]:
-        counts[f"turns of the {role} that no row was made of"] += role != CALL
+        counts[f"turns of the {role} that are in no row"] += role != CALL
     return items

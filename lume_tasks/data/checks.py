@@ -53,7 +53,7 @@ def _not_in_whole(part: dict[int, Row], whole: dict[tuple[str, str], Row], side:
         if other is None:
             yield line, f"id {quote(row.id)} is not among the valid rows of the whole {side} file"
         elif row != other:
-            yield line, f"the row with id {quote(row.id)} has other fields in the whole {side} file"
+            yield line, f"the row with id {quote(row.id)} differs from the row with this id in the whole {side} file"
 
 
 def check_sides(shown: str, forget: Iterable[Row], retain: Collection[Row]) -> list[str]:

@@ -42,7 +42,7 @@ def decoded(content: bytes, hint: str | None) -> tuple[str, str, list[Fault]]:
     if hint:
         return _strict(content, hint, "from --encoding")
     if binary:
-        advice = "save it as UTF-8 and uncompressed; of UTF-16 without a byte-order mark, say so: --encoding utf-16-le"
+        advice = "save it as UTF-8, uncompressed; for UTF-16 without a byte-order mark, give --encoding utf-16-le"
         return "", "", [(0, f"is not a text file: {advice}")]
     if sum(not line.isascii() for line in lines.values()) >= len(faults):
         return "", "", faults
@@ -57,7 +57,7 @@ def _strict(content: bytes, name: str, origin: str) -> tuple[str, str, list[Faul
         text = content.decode(name)
     except ValueError as error:
         at = f" (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else ""
-        return "", "", [(0, f"is not valid {name}{at}, which is its encoding {origin}: save the file as UTF-8")]
+        return "", "", [(0, f"is not valid {name}{at} (encoding {origin}): save the file as UTF-8")]
     same = content.isascii() and text == content.decode("ascii")
     return text, "" if same else f"{name} ({origin})", []
 

@@ -36,7 +36,7 @@ By hand: make a directory and name it in the variable LUME_DATA_DIR. Put into it
   https://huggingface.co/datasets/{HUB_REPO}"""
 
 NO_DOWNLOAD = """\
-Is the network there? Behind a proxy, set HTTPS_PROXY. The hub organisation has at times asked for a token: ask for
+Check the network; behind a proxy, set HTTPS_PROXY. The hub organisation has at times asked for a token: request
 access on its page, then run `hf auth login` or set HF_TOKEN."""
 
 
@@ -54,8 +54,8 @@ def fetch() -> Path:
         return folder
     if constants.HF_HUB_OFFLINE:
         raise DataError(
-            f"The published LUME files are not in {folder}, and HF_HUB_OFFLINE forbids to download them.\n"
-            f"Run `lume-tasks fetch` once without it.\n{BY_HAND}"
+            f"The published LUME files are not in {folder}, and HF_HUB_OFFLINE forbids downloads.\n"
+            f"Run `lume-tasks fetch` once without this variable.\n{BY_HAND}"
         )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +63,9 @@ def fetch() -> Path:
             if not folder.is_dir():  # another process may have finished first
                 _write(folder, _published_files())
     except OSError as error:
-        raise DataError(f"The cache {folder} cannot be written: {error}\nSet HF_HOME to a folder of yours.") from error
+        raise DataError(
+            f"The cache {folder} cannot be written: {error}\nSet HF_HOME to a folder that you can write to."
+        ) from error
     return folder
 
 
@@ -114,7 +116,7 @@ def _expect(name: str, found: str, expected: str) -> None:
     if found != expected:
         raise DataError(
             f"{name}: wrong SHA-256, the download is not kept\n  expected {expected}\n  found    {found}\n"
-            f"Try again; if it stays so, the published file has changed.\n{BY_HAND}"
+            f"Try again; if the checksum differs again, the published file has changed.\n{BY_HAND}"
         )
 
 

@@ -39,7 +39,7 @@ def find_file(folder: Path, stem: str, shown: str) -> Path:
     if not there:
         raise DataError(f"{shown}.jsonl: is missing ({stem}.parquet would do as well)")
     if len(there) > 1:
-        raise DataError(f"{shown}.jsonl: stands beside {stem}.parquet: keep only one of them")
+        raise DataError(f"{shown}.jsonl: {stem}.parquet is in the same folder: keep only one of them")
     return there[0]
 
 
@@ -68,7 +68,7 @@ def scan_rows(path: Path) -> tuple[dict[int, Row], list[Fault]]:
     for line, earlier in _repeated({line: row.id for line, row in rows.items()}):
         faults.append((line, f"id {quote(rows[line].id)} is already on line {earlier}"))
     for line, earlier in _repeated({line: text_key(row) for line, row in rows.items()}):
-        faults.append((line, f"input and output are those of line {earlier}"))
+        faults.append((line, f"has the same input and output as line {earlier}"))
     return rows, faults
 
 
@@ -77,7 +77,7 @@ def scan_documents(path: Path) -> tuple[dict[int, str], list[Fault]]:
     objects, faults = scan(path, ("document",), lambda obj: text_problems(obj, "document"))
     documents = {line: obj["document"] for line, obj in objects.items()}
     for line, earlier in _repeated({line: document.strip() for line, document in documents.items()}):
-        faults.append((line, f"document is that of line {earlier}"))
+        faults.append((line, f"has the same document as line {earlier}"))
     return documents, faults
 
 
@@ -170,7 +170,7 @@ def without_surrogates(objects: dict[int, Any], faults: list[Fault]) -> tuple[di
             whole[number] = obj
         except UnicodeEncodeError as error:
             code = ascii(error.object[error.start])[1:-1]
-            faults.append((number, f"holds {code}, half of a character (an unpaired surrogate): write all of it"))
+            faults.append((number, f"holds {code}, half of a character (an unpaired surrogate): write both halves"))
     return whole, faults
 
 

@@ -193,12 +193,14 @@ def _summary(split: _Split) -> list[str]:
     read = split.read
     lines = [f"read {path}: {number} rows from {' and '.join(names)}" for (path, names), number in read.numbers.items()]
     lines = first_few(lines, LISTED)
-    lines += _list("files that are not UTF-8 (if letters are wrong, name their encoding: --encoding)", read.encodings)
+    lines += _list(
+        "files that are not UTF-8 (if letters are wrong, give their encoding with --encoding)", read.encodings
+    )
     lines += split.where.summary() if split.where else []
     lines += _made([*split.forget, *split.retain])
     for what, places in read.counts.items():
         lines.append(f"{what}: {places.total()} ({', '.join(first_few(list(places), PLACES))})")
-    lines += _list("fields that no row was made of", read.unused)
+    lines += _list("fields that are in no row", read.unused)
     lines += _list("left out, since no row can be made of them", read.skipped)
     lines += _list("duplicates left out", split.duplicates)
     lines += _list("chat questions not asked alone, since the other side has them too", split.shared)
@@ -218,7 +220,7 @@ def _made(items: list[Item]) -> list[str]:
         cuts = f"{notes['sentence']} at a sentence end, {notes['word']} between words (no sentence end inside)"
         lines.append(f"texts cut into input and output: {cuts}")
     context = sum(bool(item.turns) for item in items)
-    alone = f"asked alone as well: {notes[ALONE]}"
+    alone = f"also asked without these turns: {notes[ALONE]}"
     return lines + ([f"chat questions asked after the turns before them: {context}; {alone}"] if context else [])
 
 

@@ -113,7 +113,7 @@ def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
     """Return the faults of objects in which no fields have usual names."""
     if unknown and len(unknown) == total and len(set(unknown.values())) == 1:
         unknown = {0: next(iter(unknown.values()))}  # a whole table: one fault is enough
-    advice = "write them into a header line, or name two with --input_field and --output_field (a text: --input_field)"
+    advice = "name the columns in a header line, or give --input_field and --output_field (a text: --input_field)"
     return [(line, f"no question and answer or text among its fields {f}: {advice}") for line, f in unknown.items()]
 
 

@@ -104,8 +104,8 @@ class LumeTask(RowsTask):
         given = [f"--{option}" for option in options if kwargs.get(option)]
         if given:
             raise DataError(
-                f"{task}: LUME's prompt is the bare text, without template or system text; run it without "
-                f"{' and '.join(given)} (other tasks can keep them in another run)."
+                f"{task}: LUME's prompt is the bare text, without template or system text; drop "
+                f"{' and '.join(given)} (and run other tasks that need them separately)."
             )
         generation = (self.config.generation_kwargs or {}).items()
         changed = [f"{name}={value!r}" for name, value in generation if self._generation.get(name) != value]
@@ -133,8 +133,8 @@ def check_metadata(metadata: Mapping[str, Any]) -> None:
     data = metadata.get("lume_data")
     if data is not None and not isinstance(data, Data):
         raise DataError(
-            f"--metadata: lume_data takes an object of lume_tasks.data.source.Data, from Python, not {data!r}; on the "
-            "command line name a data directory by lume_data_dir"
+            f"--metadata: lume_data must be a lume_tasks.data.source.Data object, from Python, not {data!r}; on the "
+            "command line, give a data directory in lume_data_dir"
         )
     for name in metadata:
         if name in (*OPTIONS, "lume_data") or not (name.startswith("lume") or f"lume_{name}" in OPTIONS):

@@ -53,7 +53,7 @@ def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
     # The harness moves white space at the end of the context into the continuation.
     before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text}{continuation}")
     if whole[: len(before)] != before or len(whole) == len(before):
-        raise ValueError("the tokens of the input are not the first tokens of input and output together")
+        raise ValueError("the tokens of input and output together do not begin with those of the input")
     return len(whole) - len(before)
 
 

@@ -57,7 +57,9 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
             raise ValueError("it starts with the text of the tokenizer's BOS, which the harness would not score")
         return "", document, len(plain)
     if ids != plain:
-        raise ValueError("the tokenizer adds special tokens other than a BOS, which the harness would not score alike")
+        raise ValueError(
+            "the tokenizer adds special tokens other than a BOS, and the harness would score them differently"
+        )
     for end in range(1, min(len(document), _LONGEST_TOKEN) + 1):
         context = document[:end]
         # The harness moves white space at the end of a context into the continuation.
@@ -153,7 +155,7 @@ def add_reference(docs: Sequence[Doc], metadata: Mapping[str, Any], min_k: float
         _log.warning("lume_mia: no privleak: %s holds no Min-K%% scores, which --model lume-hf gives", path)
     elif their_min_k != min_k:
         fault = f"{path} was run with lume_min_k {their_min_k}, this run has {min_k}"
-        raise DataError(f"{OPTION}: {fault}; use the same one")
+        raise DataError(f"{OPTION}: {fault}; score both with the same lume_min_k")
     for doc, sample in zip(docs, samples, strict=True):
         doc["reference_loss"] = -float(sample["loss_auc"][1])
         if with_min_k:
@@ -199,7 +201,7 @@ def scores_of(doc: Doc, answer: float, shares: Mapping[str, float]) -> dict[str,
     if len(answer.logprobs) != tokens:
         raise DataError(
             f"lume_mia: the model scored {len(answer.logprobs)} tokens of document {doc['number']}, which has {tokens} "
-            "with the tokenizer that metadata names: name the model's own"
+            "with the tokenizer in metadata: name the model's own there"
         )
     scores["min_k"] = attacks.min_k(answer.logprobs, shares["lume_min_k"])
     if answer.mean is not None and answer.variance is not None:
@@ -249,7 +251,7 @@ def mia_score(items: Sequence[Item]) -> aggregate.Score:
     """Compute ``1 - 2 |AUC - 0.5|`` of the loss attack; NaN and a warning if there is no AUC."""
     value = aggregate.Score(aggregate.mia_score(auc(items)))
     if math.isnan(value):
-        _log.warning("lume_mia: the attacks have no value: only one class was scored (--limit?), or a loss is NaN")
+        _log.warning("lume_mia: the attacks have no value: only one class was scored (drop --limit), or a loss is NaN")
     return value
 
 

@@ -104,8 +104,8 @@ def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
             faults.append(f"  {document_name(request.doc)}: {tokens} tokens, {room} fit")
     if faults:
         head = (
-            f"{task}: the model reads {lm.max_length} tokens (max_length), for which {len(faults)} of {len(requests)} "
-            "texts, with the new tokens, are too long. The harness would cut them, and LUME scores whole texts only. "
+            f"{task}: the model reads {lm.max_length} tokens (max_length), and {len(faults)} of {len(requests)} texts, "
+            "with the new tokens, are longer. The harness would cut them, and LUME scores whole texts only. "
             "Raise max_length in --model_args if the model can take it."
         )
         raise DataError("\n".join([head, *first_few(faults, 10)]))
@@ -127,7 +127,7 @@ def warn_of_other_arguments(lm: CachingLM, metadata: Mapping[str, Any]) -> None:
     before = lm.dbdict.get(_ARGUMENTS_KEY, "unknown arguments")
     if before != now:
         _log.warning(
-            "--use_cache: %s was written with %s, this run has %s. The harness would use its answers for this model "
-            "too; name another file for each model.",
+            "--use_cache: %s was written with %s, this run has %s. The harness would use the cached answers for this "
+            "model too; use a separate file for each model.",
             *(lm.cache_db, before, now),
         )

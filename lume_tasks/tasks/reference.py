@@ -49,7 +49,7 @@ def reference_samples(
         if version not in (None, found_version):
             raise DataError(f"{file} has {task} in version {found_version}, not {version}: score the reference again")
         if not log.is_file():
-            raise DataError(f"{file} lacks {log}: evaluate the reference with --log_samples and keep its whole folder")
+            raise DataError(f"{log} is missing: evaluate the reference with --log_samples and keep its whole folder")
         by_key = {key(sample["doc"]): sample for sample in read_samples(log)}
     except DataError as error:
         raise DataError(f"{OPTION}: {error}") from error
@@ -57,7 +57,7 @@ def reference_samples(
     lacking = [doc for doc, sample in zip(docs, samples, strict=True) if sample.get(metric_of(doc)) is None]
     if lacking:
         raise DataError(
-            f"{OPTION}: {file} lacks the score in {task} of {len(lacking)} of {len(docs)} documents, the first "
+            f"{OPTION}: {file} has no score in {task} for {len(lacking)} of {len(docs)} documents, the first "
             f"being {document_name(lacking[0])}: evaluate the reference on the same data and split, with "
             "--log_samples, without --limit"
         )

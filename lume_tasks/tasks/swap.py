@@ -151,9 +151,9 @@ def _length(tokenizer: Any, name: str) -> int:
 def untestable(row: Row, subject: str) -> str:
     """Return why a row cannot be tested, "" if it can."""
     if row.kind == "sc" and not row.question:
-        return "a text: give a question about it in the columns subject and question"
+        return "is a text: add the fields subject and question, with a question about it"
     if not subject:
-        return "names nobody for certain: give the name in the column subject"
+        return "no name was found for certain: add the field subject with the name"
     return "the answer holds the name" if holds_name(subject, row.output) else ""
 
 
@@ -180,7 +180,7 @@ def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, An
     """Return the subject's rank in one row, whether it is first, and the row's log-probabilities for the tests."""
     values = tuple(float(score) for score, _ in results)
     if not all(map(math.isfinite, values)):
-        raise DataError(f"lume_swap: the model gives row {quote(doc['id'])} no finite log-probability")
+        raise DataError(f"lume_swap: the model's log-probability of row {quote(doc['id'])} is not finite")
     item = (doc["person"], doc["tokens"], values)
     rank = swap.rank(values)
     found: dict[str, Any] = {name: item if name.startswith(doc["side"]) else None for name in SwapTask.metrics}

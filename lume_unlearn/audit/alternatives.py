@@ -61,7 +61,8 @@ def write_alternatives(model: Any, tokenizer: Any, rows: Sequence[Row], output: 
     except OSError as error:
         raise ConfigError(f"--output {output}: cannot be written: {error}") from error
     except DataError as error:
-        raise DataError(f"{error}\nThe samples of the other rows are in {part}: add to it and rename it.") from error
+        advice = f"The samples of the other rows are in {part}: add the missing ones and rename it to {output.name}."
+        raise DataError(f"{error}\n{advice}") from error
 
 
 def unused_part(output: Path) -> Path:
@@ -153,7 +154,8 @@ def _require_room(rows: Sequence[Row], prompts: list[list[int]], context: int | 
     lengths = {row.id: len(prompt) for row, prompt in zip(rows, prompts, strict=True)}
     faults = [f"  {row_id}: {count} tokens" for row_id, count in lengths.items() if count + new_tokens > context]
     if faults:
-        head = f"{len(faults)} prompts are too long: each must fit into {context} tokens with {new_tokens} new ones:"
+        head = f"{len(faults)} prompts are too long: with {new_tokens} new tokens, each must fit into {context}; "
+        head += "shorten the rows, or lower --max_new_tokens:"
         raise DataError("\n".join([head, *first_few(faults, SHOWN)]))
 
 

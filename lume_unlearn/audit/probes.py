@@ -150,9 +150,11 @@ def chosen_probes(
     lacking = {
         "relearn_forget": "" if rows["relearn_forget"] else "relearning needs at least two forget rows",
         "repair": "" if rows["repair"] else "needs a retain row whose answer is not that of a forget row",
-        "unrelated": "" if unrelated else "needs texts that have nothing to do with the rows (unrelated)",
-        "own_words": "" if own.forget and own.retain else "needs questions of your own on both sides",
-        "multiple_choice": "" if all(choices & ids for ids in sides) else "needs three other answers to a question",
+        "unrelated": "" if unrelated else "needs texts unrelated to the rows (option unrelated)",
+        "own_words": "" if own.forget and own.retain else "needs questions of your own tasks on both sides",
+        "multiple_choice": ""
+        if all(choices & ids for ids in sides)
+        else "needs a question with three other answers on both sides",
     }
     for name in PROMPTS:
         if not prompts_of(name, data):

@@ -42,8 +42,8 @@ def weight_layers(model: Any) -> list[nn.Linear | Conv1D]:
     if quantised < total / 2:
         raise ConfigError(
             f"probes quantised: only {quantised / total:.0%} of the weights of {type(model).__name__} are in layers "
-            "that can be quantised (nn.Linear, Conv1D), so the scores would not be those of a quantised model; name "
-            "the other probes"
+            "that can be quantised (nn.Linear, Conv1D), so the scores would not be those of a quantised model; give "
+            "--probes without quantised"
         )
     return layers
 

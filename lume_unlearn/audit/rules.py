@@ -153,17 +153,19 @@ def decide(
     useless = [name for name, probe in probes.items() if not informative(probe, before)]
     kept = len(before["retain"]) - len(lost) >= keep * len(before["retain"])
     plain = now["forget"] - excused
-    leaks = [f"{len(plain)} forget rows are given away as asked."] if plain else []
+    leaks = [f"{len(plain)} forget rows are given away on their original prompts."] if plain else []
     leaks += leaks_of(before["forget"] - excused, excused, probes, strengths) + leaks_of_swaps(swaps)
     leaks += [f"Earlier request {i}: {' '.join(one.faults)}" for i, one in enumerate(earlier, 1) if one.faults]
     doubts = doubts_of(before, now, probes, useless, swaps)
     right = excused & set(now["forget"]).union(*(probe.known["forget"] for probe in probes.values()))
     if right and not swaps.informative:
-        doubts.insert(0, f"{len(right)} answers are right, but may be guesses, or a control gives them, too.")
+        doubts.insert(0, f"{len(right)} answers are right, but they may be guesses, or the control gives them too.")
     if before["forget"] and len(before["forget"] & excused) > LEFT * len(before["forget"]) and not swaps.informative:
-        doubts.insert(0, "Most answers may be guesses, or a control gives them, too.")
+        doubts.insert(
+            0, "Most right answers may be guesses, or the control gives them too, so few rows can show a leak."
+        )
     status: Status = "not gone" if leaks else "cannot be told" if doubts else "gone"
-    reasons = leaks + doubts or ["No row is given away, as asked or in a probe."]
+    reasons = leaks + doubts or ["No row is given away, on its original prompt or in a probe."]
     return Decision(status, reasons, kept, useless, lost)
 
 
@@ -183,7 +185,7 @@ def leaks_of(
     completed = [row for row, (old, new) in there.items() if new > LEFT * old]
     if completed and len(completed) >= COMPLETED * len(there):
         leaks.append(
-            f"{len(completed)} of {len(there)} answers are completed from about as much of their beginning as before."
+            f"{len(completed)} of {len(there)} answers are completed from about as short a beginning as before."
         )
     return leaks
 
@@ -217,7 +219,7 @@ def doubts_of(
     if not before["forget"]:
         doubts.append("The model did not know any forget row before.")
     if not now["retain"] & before["retain"]:
-        doubts.append("The model knows no retain row, so damage cannot be told from forgetting.")
+        doubts.append("The model knows no retain row, so forgetting cannot be distinguished from damage.")
     if swaps.now and swaps.informative and not leaks_of_swaps(swaps):
         doubts += doubts_of_swap(swaps.now, widest(swaps.before))
     for change in ("prompt", "weights"):
@@ -226,8 +228,8 @@ def doubts_of(
             continue
         if asked:
             doubts.append(
-                f"No probe that changes the {change} says anything: in all {len(asked)} of them, the model fails on "
-                "retain rows, too."
+                f"No probe that changes the {change} is informative: in all {len(asked)} of them, the model also "
+                "fails on retain rows."
             )
         else:
             doubts.append(f"No probe that changes the {change} was run.")
@@ -247,7 +249,7 @@ def doubts_of_swap(now: SwapResult, bound: float) -> list[str]:
     """Return a sentence if the swap test shows neither a clear difference nor its absence; ``bound``: see `widest`."""
     if leaning(vars(now)) or min(now.leak, now.avoided) <= TIED:
         p = shown_p(min(now.leak, now.avoided))
-        why = "by chance, for what the names say (a control model would tell), or since something is left"
+        why = "by chance, because of the names alone (a control model would show this), or because something is left"
         return [f"The persons are treated a little unlike invented ones (swap test, {p}), {why}."]
     if not 1 / bound <= now.low <= now.high <= bound:
         between = f"between {now.low:.2g} and {now.high:.2g}, and has to be between {1 / bound:.2g} and {bound:.2g}"
@@ -296,7 +298,7 @@ def unmet(require: Sequence[str], numbers: Mapping[str, float]) -> list[str]:
     for condition in require:
         name, sign, limit = parse_condition(condition)
         if name not in numbers:
-            found.append(f"{condition} (there is no such number)")
+            found.append(f"{condition} (no such number; verdict.json lists them)")
         elif not (numbers[name] <= limit if sign == "<=" else numbers[name] >= limit):
             found.append(f"{condition} (is {numbers[name]:.3f})")
     return found
@@ -306,7 +308,9 @@ def parse_condition(condition: str) -> tuple[str, str, float]:
     """Return number, sign and limit of a condition; ConfigError if it cannot be read."""
     match = re.fullmatch(r"(.+?)\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)", condition.strip())
     if match is None:
-        raise ConfigError(f"--require {condition}: write NUMBER<=LIMIT or NUMBER>=LIMIT, as forget_knowledge<=0.05")
+        raise ConfigError(
+            f"--require {condition}: write NUMBER<=LIMIT or NUMBER>=LIMIT, such as forget_knowledge<=0.05"
+        )
     return match[1], match[2], float(match[3])
 
 

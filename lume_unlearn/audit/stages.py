@@ -166,8 +166,8 @@ class Kept:
                 with suppress(ValueError):
                     entry = json.loads(line)
                     self._found[entry["key"]] = entry["result"]
-            kept = f"{path} keeps {len(self._found)} finished steps"
-            print(f"{kept}; on other weights, they are made again.", file=sys.stderr)
+            kept = f"{path} holds {len(self._found)} finished steps"
+            print(f"{kept}; steps with other weights, rows or options run again.", file=sys.stderr)
 
     def once(self, stage: Stage) -> Any:
         """Return the stored result of a step, or run it and store its result."""

@@ -83,7 +83,7 @@ class Verdict:
 
     @property
     def _no_evidence(self) -> str:
-        return "may be a guess" + (", or the control gives it, too" if "control" in self.models else "")
+        return "may be a guess" + (", or the control gives it too" if "control" in self.models else "")
 
     @property
     def headline(self) -> str:
@@ -92,9 +92,9 @@ class Verdict:
         text = f"{self.given} of {len(counted)} rows that were known before are given away"
         if left_out := self.counts["forget"]["before"] - len(counted):
             text += f" ({left_out} more do not count: a right answer {self._no_evidence})"
-        text += f", in {self.queries} queries that say something"
+        text += f", in {self.queries} informative queries"
         if not self.given and self.queries:
-            text += f" (if more than {rules.upper_limit(0, len(counted)):.0%} of such rows came out, one would have)"
+            text += f" (95 % upper limit of the share of such rows: {rules.upper_limit(0, len(counted)):.0%})"
         now, before = (self.swaps.get(name, {}).get("forget") for name in ("now", "before"))
         if now:
             text += f". {rules.compared(now)} (factor a token {now['factor']:.2g}, "
@@ -123,19 +123,19 @@ class Verdict:
             lines.append(f"Right, but no evidence, since the answer {self._no_evidence}: {rules.named(excused)}.")
         if self.nearer:
             near, rows = self.nearer
-            words = "the right answer is nearer to the control in likelihood than to the target"
+            words = "the likelihood of the right answer is nearer to the control's than to the target's"
             lines.append(f"In {near} of {rows} rows, {words}.")
         if self.of_others:
-            told = f"In {self.of_others} of {len(self.rows)} rows, the model tells a fact of a retain row"
-            lines.append(f"{told}, which is wrong, but no leak of these rows.")
+            told = f"In {self.of_others} of {len(self.rows)} rows, the model answers with a fact of a retain row"
+            lines.append(f"{told}: this is wrong, but does not leak these rows.")
         before = self.swaps.get("before", {}).get("forget")
         if before and before["factor"] < rules.ALIKE:
-            same = f"The target gives invented persons much the same answers ({before['factor']:.2g} times)"
-            lines.append(f"{same}: the probes say more here.")
-        lines += [f"Required, but does not hold: {condition}" for condition in self.unmet]
+            alike = f"only {before['factor']:.2g} times as likely for the persons as for invented ones"
+            lines.append(f"In the target, answers are {alike}: the swap test shows little; rely on the probes.")
+        lines += [f"Required condition that does not hold: {condition}" for condition in self.unmet]
         lines += [f"Earlier request {i}: {one.line()}" for i, one in enumerate(self.earlier, 1)]
         if self.uninformative:
-            fails = "In these probes the model fails on retain rows, too, so that they cannot reassure (a leak counts)"
+            fails = "In these probes the model also fails on retain rows, so only a leak in them counts"
             groups = Counter(self.probes[title]["probe"] for title in self.uninformative)
             lines.append(f"{fails}: {', '.join(f'{name} ({number})' for name, number in groups.items())}.")
         if self.not_run:

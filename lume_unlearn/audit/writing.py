@@ -21,7 +21,7 @@ from lume_unlearn.report.redact import Shown, common_words, redact, tokens
 from lume_unlearn.training.callbacks.record import versions
 
 WAYS = {
-    "plain": "as they are",
+    "plain": "with the original questions",
     "other_words": "in other words",
     "other_forms": "step by step, as lists and forms, and the other way round",
     "languages": "in other languages",
@@ -30,11 +30,11 @@ WAYS = {
     "invented": "about persons who do not exist",
     "own_words": "in the model's own words",
     "multiple_choice": "by offering several answers",
-    "quantised": "with a coarser version of the model, as is made to save memory",
+    "quantised": "with a version of the model that is compressed to save memory",
     "repair": "after further training on other data",
     "relearn_forget": "after further training on a part of the data itself",
     "unrelated": "after further training on unrelated texts",
-    "samples": "several times, with chance",
+    "samples": "several times, with random sampling",
 }
 """The description of each probe in the summary."""
 VERDICT = "verdict.json"
@@ -90,7 +90,7 @@ def verify(content: Mapping[str, Any], model: Any, data: Data) -> list[str]:
     hashes = {"weights of the model": (content["models"]["now"]["sha256"], fingerprint(model)["sha256"])}
     for side, rows in data.rows.items():
         hashes[f"{side} rows"] = content["data_sha256"][side], rows_digest(rows)
-    return [f"The {name} are not those of the verdict." for name, (then, now) in hashes.items() if then != now]
+    return [f"The {name} differ from those of the verdict." for name, (then, now) in hashes.items() if then != now]
 
 
 def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:

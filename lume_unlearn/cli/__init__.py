@@ -10,7 +10,7 @@ COMMANDS = {
     "methods": "List the methods.",
     "alternatives": "Sample other answers to the forget rows from a model, for altpo and dpo.",
     "audit": "Test whether forgetting holds: quantisation, relearning, repair, paraphrases, sampling; give a verdict.",
-    "verify": "Check that a verdict is of this model and these rows.",
+    "verify": "Check that a verdict belongs to this model and these rows.",
     "report": "Turn results of lm_eval into a page with pictures.",
     "card": "Write a model card with the scores into the folder of a run.",
     "path": "Print the folder of recipes/ and accelerate/ (configurations of accelerate).",

@@ -13,32 +13,32 @@ TEXTS = {
     "model": "Model to audit: a folder (also of an adapter) or a hub name.",
     "output": "Folder for audit.json, and for the verdict if --before is given.",
     "peft": "Adapter on the model, if the unlearned model is one.",
-    "before": "Model before unlearning. With it the audit ends in a verdict, in verdict.json and verdict.html: gone "
+    "before": "Model before unlearning. With it the audit gives a verdict, in verdict.json and verdict.html: gone "
     "(exit status 0; 4 if the rest is damaged), not gone (1), or cannot be told (3).",
-    "control": "Model that never saw the forget rows, such as the one before fine-tuning: what it gives away as well "
-    "is no evidence.",
+    "control": "Model that never saw the forget rows, such as the one before fine-tuning: what this model also "
+    "gives away does not count as a leak.",
     "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
     "controls": "Invented persons that the swap test compares each person with (default: 99).",
-    "require": 'Conditions for exit status 0 besides the verdict, as "forget_knowledge<=0.05,retain_knowledge>=0.9"; '
-    "verdict.json lists the numbers.",
+    "require": "Conditions for exit status 0 besides the verdict, such as "
+    '"forget_knowledge<=0.05,retain_knowledge>=0.9"; verdict.json lists the numbers.',
     "tasks": "Further tasks of the harness, separated by commas, scored before and after.",
     "forgotten": "Data directories of earlier requests, separated by commas: their forget rows must be gone as well.",
-    "request": "What the verdict is for, such as a number, a date and who asked; printed on the page as it is.",
+    "request": "Name of the request, such as a number, a date and who asked; printed unchanged on the page.",
     "show_pii": "Do not redact personal data on the page.",
     **SHARED,
     "chat": "Ask questions of your own tasks through the chat template (default: true).",
-    "probes": "Probes to run, separated by commas; by default all that the data suffices for.",
+    "probes": "Probes to run, separated by commas; by default all for which there are enough rows.",
     "limit": "Rows of each side to use, chosen by the seed; 0 for all (default: 0).",
     "relearn_rows": "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
     "relearn_steps": "Steps of this training, of 8 rows each (default: 20).",
     "relearn_rate": "Learning rate of this training (default: 1e-4).",
     "loss_on": "Labelled tokens of this training (default: text).",
-    "unrelated": "File with texts that have nothing to do with the rows, for the probe unrelated: jsonl or parquet "
-    'with a field "document", or plain text in which blank lines separate the texts.',
+    "unrelated": "File with texts unrelated to the rows, for the probe unrelated: jsonl or parquet with a field "
+    '"document", or plain text in which blank lines separate the texts.',
     "samples": "Answers to sample for each row; the probe samples gives the expected best of 1, 2, 4, ... (default: "
     "8).",
     "temperature": "Temperature of the sampling (default: 1.0).",
-    "top_p": "Share of the probability that is sampled from; 1 for all of it (default: 1).",
+    "top_p": "Nucleus sampling: share of the probability to sample from; 1 for all of it (default: 1).",
     "batch_size": "Prompts of one scoring batch (default: 64).",
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
@@ -68,9 +68,9 @@ def execute(options: dict[str, Any]) -> int:
 
     given = [f"--{name}" for name in FOR_VERDICT if options.get(name)]
     if given and "before" not in options:
-        raise ConfigError(f"{', '.join(given)}: only with --before, which asks for a verdict")
+        raise ConfigError(f"{', '.join(given)}: only with --before, for a verdict")
     if options.get("top_p", 1) > 1:
-        raise ConfigError(f"--top_p {options['top_p']}: must be a share of the probability, above 0 and at most 1")
+        raise ConfigError(f"--top_p {options['top_p']}: must be above 0 and at most 1")
     output = Path(options.pop("output"))
     if not (output / UNFINISHED).exists():
         require_unused(output)
@@ -147,7 +147,7 @@ def require_models(model: str, peft: str | None = None, device: str | None = Non
     try:
         torch.device(device or "cpu")
     except RuntimeError as error:
-        raise ConfigError(f"--device {device}: no device of torch; name one such as cpu, cuda or cuda:1") from error
+        raise ConfigError(f"--device {device}: not a device of torch; use one such as cpu, cuda or cuda:1") from error
 
 
 def load_audited(

@@ -19,8 +19,8 @@ TEXTS = {
     "judged by their distance to it.",
     "alternatives": "File with other answers to the forget rows, for dpo and altpo.",
     "tunings": "What to train, separated by commas: lora, full, last:K, modules:REGEX (default: lora).",
-    "probes": "Probes of `audit` for the results of seed 0, separated by commas, or none: quantised, relearn_forget, "
-    "repair (default: all three).",
+    "probes": "Probes of `audit` for the results of seed 0, separated by commas: quantised, relearn_forget, repair; or "
+    "none (default: all three).",
 }
 """Options that the command takes in another form than the function `compare`."""
 
@@ -34,7 +34,7 @@ def add_options(parser: Any) -> None:
     parser.add_argument("--methods", type=str, default="ga,gd,kl,npo", help=text)
     add_texts(parser, TEXTS, required=("model", "output"))
     parser.add_function_arguments(compare, as_group=False, skip={"methods", "tokenizer", "options", *TEXTS})
-    group = parser.add_argument_group("For all methods (a recipe that names such an option keeps its own)")
+    group = parser.add_argument_group("For all methods (options in a recipe take precedence)")
     add_fields(group, UnlearningArguments, TRAINING)
 
 

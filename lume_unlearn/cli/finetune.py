@@ -9,8 +9,8 @@ TEXTS = {
     "rows": "all, for a target model: forget and retain rows and the member documents; retain, for its retrained "
     "model: retain rows only (default: all).",
     "texts": "File with further texts to train on, as for `audit --unrelated`; the same file for both models.",
-    "until": "Share of the output tokens of the rows that the model must rank first; training ends after the epoch "
-    "that reaches it. 0: train all epochs (default: 0.99).",
+    "until": "Stop after the epoch in which the model ranks this share of the rows' output tokens first "
+    "(teacher-forced accuracy). 0: train all epochs (default: 0.99).",
 }
 
 

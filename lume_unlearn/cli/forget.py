@@ -12,24 +12,26 @@ from lume_unlearn.errors import ConfigError, require_unused
 TEXTS = {
     "model": "Model that knows the rows: a folder or a hub name. Default: the result of --after.",
     "forget": "Files or folders with what it must forget, separated by commas: CSV, JSONL, JSON, parquet, XLSX, text.",
-    "where": "Forget the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE) alone, and keep the others.",
+    "where": "Forget only the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE), and keep the others.",
     "retain": "Files or folders with what it must keep, separated by commas.",
-    "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues there.",
-    "base": "Base model of the target, if it still exists: control of the verdict, and teacher of texts that name "
-    "nobody.",
-    "unseen": "File with texts like those of --forget that the model never saw: texts are then forgotten as wholes.",
+    "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues after an "
+    "interruption.",
+    "base": "Base model that the target was fine-tuned from, if you still have it: control of the verdict, and teacher "
+    "of texts that name nobody.",
+    "unseen": "File with texts like those of --forget that the model never saw: forget texts that name nobody "
+    "get the loss of these.",
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
-    "after": "Output of the request before this one: its result is the model, and its persons are tested again.",
-    "tries": "Trainings at most, each with a setting that follows from the one before (default: 3).",
-    "minutes": "Start no further try that would not end in this time, with the verdict.",
-    "probes": "Probes of the verdict, separated by commas; by default all that the data suffices for.",
-    "controls": "Invented persons of the verdict's swap test (default: 99; fewer cannot be clear about one person).",
-    "request": "What the request is called, such as a number and a date; printed on the page as it is.",
+    "after": "Output folder of the previous request: its model is used, and its forget rows are tested again.",
+    "tries": "Most trainings; the result of each decides the setting of the next (default: 3).",
+    "minutes": "Start another try only if it and the verdict should end within this time.",
+    "probes": "Probes of the verdict, separated by commas; by default all for which there are enough rows.",
+    "controls": "Invented persons of the verdict's swap test (default: 99; fewer cannot be clear for one person).",
+    "request": "Name of the request, such as a number and a date; printed unchanged on the page.",
     "show_pii": "Do not redact personal data on the page.",
-    "input_field": "Column of the question, or of the text (found by its usual names).",
+    "input_field": "Column of the question, or of the text (default: found by its usual names).",
     "output_field": "Column of the answer.",
     "document_field": "Column that is the same for all rows about one person (default: that of --where).",
-    "encoding": "Encoding of files that are not UTF-8 (detected).",
+    "encoding": "Encoding of files that are not UTF-8 (default: detect it).",
     "chat": "Ask questions through the chat template (default: true).",
     "trust_remote_code": SHARED["trust_remote_code"],
     "batch_size": "Prompts of one scoring batch (default: 64).",
@@ -64,14 +66,16 @@ def execute(options: dict[str, Any]) -> int:
         require_unused(output)
     model = options.pop("model", None) or (after and str(Path(after) / MODEL))
     if model is None:
-        raise ConfigError("--model: name the model that must forget, or the request before this one by --after")
+        raise ConfigError(
+            "--model: name the model that must forget, or give --after with the output of the previous request"
+        )
     base = options.pop("base", None)
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
     earlier, entries = requests_before(after), read_ledger(Path(after).expanduser() / LEDGER) if after else []
     if entries and entries[-1]["status"] != "gone":
-        print(f"--after {after}: its verdict was {entries[-1]['status']!r}; that request is still open, and stays so.")
+        print(f"--after {after}: its verdict was {entries[-1]['status']!r}; that request stays open after this run.")
     rows = rows_of(options, [row for found in earlier for row in found])
     if "probes" in options:
         options["probes"] = names(options["probes"])
@@ -119,9 +123,9 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
     gone = {text_key(row) for row in earlier}
     retain = [row for row in found.retain if text_key(row) not in gone]
     if len(retain) < len(found.retain):
-        print(f"left out of the retain rows, since earlier requests are about them: {len(found.retain) - len(retain)}")
+        print(f"retain rows left out, since earlier requests asked to forget them: {len(found.retain) - len(retain)}")
     if not retain:
-        raise ConfigError("--retain: no row to keep: give rows about others, or split one file with --where")
+        raise ConfigError("--retain: there are no rows to keep; give rows about others, or split one file with --where")
     return {"forget": found.forget, "retain": retain}
 
 
@@ -137,7 +141,7 @@ def requests_before(after: str | None) -> list[list[Any]]:
         return []
     data = Path(after).expanduser() / DATA
     if not (data / FORGET).is_file():
-        raise ConfigError(f"--after {after}: no result of `forget`, there is no {DATA}/{FORGET} in it")
+        raise ConfigError(f"--after {after}: not an output folder of `forget`, since it holds no {DATA}/{FORGET}")
     before = sorted((data / EARLIER).glob("*"), key=lambda path: int(path.name))
     return [read_rows(folder / FORGET) for folder in (*before, data)]
 

@@ -39,10 +39,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted as error:
         message, status = str(error), error.code
     except KeyboardInterrupt:
-        same = command in ("audit", "compare")
-        advice = "the same command continues" if same else "--resume continues from the last checkpoint"
-        message, status = f"stopped by SIGINT without saving; {advice}", 130
-        if command == "forget":
+        message, status = "stopped by SIGINT without saving", 130
+        if command in ("run", "finetune"):
+            message += "; --resume continues from the last checkpoint"
+        elif command in ("audit", "compare", "forget"):
             message = "stopped; finished work is kept in the output folder: give the same command again to continue"
     print(visible(f"lume-unlearn {command}: {message}"), file=sys.stderr)
     return status

@@ -9,9 +9,11 @@ def add_options(parser: Any) -> None:
     """Add the options of `merge`."""
     parser.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
     parser.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
-    parser.add_argument("--model", type=str, default=UNSET, help="The adapter's model, if not the one it names.")
+    parser.add_argument(
+        "--model", type=str, default=UNSET, help="Model to merge into, if not the one that the adapter names."
+    )
     dtype = Literal["float32", "bfloat16"]
-    parser.add_argument("--dtype", type=dtype, default="float32", help="Of the saved weights.")
+    parser.add_argument("--dtype", type=dtype, default="float32", help="Data type of the saved weights.")
 
 
 def execute(options: dict[str, Any]) -> None:

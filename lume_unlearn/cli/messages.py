@@ -38,7 +38,7 @@ STRAY = "not an option; a value with blanks needs quotes around it, and options 
 ANSWERS = {
     **dict.fromkeys(("compare --learning_rate", "compare --lr"), TUNED),
     "forget --resume": "the same command continues by itself",
-    **dict.fromkeys(("--cuda", "--device", "--gpu", "--gpus"), "the variable CUDA_VISIBLE_DEVICES chooses the GPU"),
+    **dict.fromkeys(("--cuda", "--device", "--gpu", "--gpus"), "choose the GPU with the variable CUDA_VISIBLE_DEVICES"),
     "--tokenizer": "the tokenizer is read from the folder of the model",
 }
 """Advice for options that have no other name here; a key may begin with the command."""

@@ -5,7 +5,7 @@ from typing import Any
 
 def add_options(parser: Any) -> None:
     """Add the options of `methods`."""
-    parser.add_argument("--markdown", type=bool, default=False, help="As the table in the README.")
+    parser.add_argument("--markdown", type=bool, default=False, help="Print the Markdown table of the README.")
 
 
 def execute(options: dict[str, Any]) -> None:

@@ -9,14 +9,14 @@ from lume_unlearn.cli.training import add_loading_options, add_trainer_options, 
 TEXTS = {
     "forget": "File or folder with forget rows (jsonl or parquet), instead of --data.",
     "retain": "File or folder with retain rows, instead of --data.",
-    "forgotten": "Data directories of earlier requests, separated by commas: the monitor says if their rows come back.",
+    "forgotten": "Data directories of earlier requests, separated by commas: a warning says if their rows come back.",
     "alternatives": "File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes "
     "one.",
-    "substitutes": "File with texts to substitute in the contexts of the counterfactual teacher, "
+    "substitutes": "File with substitutes for texts in the contexts of the counterfactual teacher, one "
     '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
-    "base": "Model that --model was fine-tuned from, if it still exists: teacher of counterfactual and level; swap "
-    "imitates it in texts and in rows that name nothing.",
-    "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts with `swap`.",
+    "base": "Model that --model was fine-tuned from, if you still have it: teacher of counterfactual and level; swap "
+    "imitates its predictions for texts and for rows that name nothing.",
+    "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts in `swap`.",
 }
 
 

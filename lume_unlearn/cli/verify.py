@@ -9,7 +9,7 @@ from lume_unlearn.errors import ConfigError
 
 TEXTS = {
     "verdict": "The verdict.json that `audit --before` wrote.",
-    "model": "The model that it is said to be of: a folder or a hub name.",
+    "model": "Model that the verdict should belong to: a folder or a hub name.",
     "peft": "Its adapter, if it was audited with one.",
     **SHARED,
 }
@@ -43,5 +43,5 @@ def execute(options: dict[str, Any]) -> int:
     faults = verify(content, model, data)
     entries = read_ledger(Path(path).parent / LEDGER)
     faults += ledger_faults(entries, content["models"]["now"]["sha256"], content["data_sha256"]["forget"])
-    print("\n".join(faults) or f"The weights and rows are those of the verdict ({content['status']}).")
+    print("\n".join(faults) or f"The weights and rows match the verdict ({content['status']}).")
     return 1 if faults else 0

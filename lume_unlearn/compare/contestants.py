@@ -92,7 +92,7 @@ def contestants(
         faults += [f"--methods {label}: `run` has no option {name}" for name in sorted(unknown)]
         for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
             name = f"{label} {tuning}"
-            faults += [f"--methods {label}: is there twice; name it once"] * (name in found)
+            faults += [f"--methods {label}: is given twice; give it once"] * (name in found)
             found[name] = Contestant(method, tuning, {**options, **own}, recipe)
     raise_faults(faults if found else ["--methods, --tunings: name at least one of each"])
     return found
@@ -112,7 +112,7 @@ def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
     else:
         content = yaml.safe_load(find_recipe(label, "--methods").read_text(encoding="utf-8"))
     if not isinstance(content, dict) or content.get("method") is None:
-        raise ConfigError(f"--methods {label}: must name a method, as `method: npo`")
+        raise ConfigError(f"--methods {label}: must name a method, such as `method: npo`")
     recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
     method = method_of(recipe.pop("method"))
     return label, method_of(method, **{name: recipe[name] for name in method.params() if name in recipe}), recipe

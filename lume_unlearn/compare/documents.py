@@ -36,7 +36,9 @@ def divided(data: Data, share: float, seed: int) -> Parts:
         DataError: a side has no task with two documents.
     """
     if not 0 < share < 1:
-        raise ConfigError(f"--tuning_share {share}: must be between 0 and 1, such as 0.25: tuning needs documents")
+        raise ConfigError(
+            f"--tuning_share {share}: must be above 0 and below 1, such as 0.25: tuning and scoring need documents"
+        )
     order = random.Random(seed)
     chosen = {row for side in SIDES for row in _tuning_rows(side, data.rows[side], share, order)}
     tuning = data.changed(lambda rows: [row for row in rows if row in chosen])

@@ -61,7 +61,9 @@ def shared_queues(url: str | None, output: Path) -> Callable[..., "Queue"]:
         else:
             storage = optuna.storages.RDBStorage(url)
     except Exception as error:  # each database driver has its own error classes
-        raise ConfigError(f"--storage {url}: cannot be opened: {type(error).__name__}: {error}") from error
+        raise ConfigError(
+            f"--storage {url}: cannot be opened; check the URL ({type(error).__name__}: {error})"
+        ) from error
     return partial(Queue, storage, FileLock(output / ".storage.lock"))
 
 
@@ -105,7 +107,9 @@ class Queue:
         elif other != comparison:
             differing = [key for key in comparison if other.get(key) != comparison[key]]
             found = ", ".join(f"{key} {other.get(key)!r} instead of {comparison[key]!r}" for key in differing)
-            raise ConfigError(f"--storage: it holds another comparison ({found}); name another --output or --storage")
+            raise ConfigError(
+                f"--storage: holds a comparison with other settings ({found}); name another --output or --storage"
+            )
 
     def _fill(self, anew: bool = False) -> None:
         """Put each task into the queue that has no result and is neither waiting nor running.

@@ -167,7 +167,7 @@ def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_co
     """Return the target's tokenizer; refuse a retrained model with another vocabulary, which cannot be compared."""
     named = {name: str(given) for name, given in models.items() if isinstance(given, str | PathLike)}
     if tokenizer is None and "target" not in named:
-        raise ConfigError("tokenizer: is needed with a model in memory; give the model's own")
+        raise ConfigError("tokenizer: needed for a model in memory; pass the model's own")
     own = tokenizer or load_tokenizer(named["target"], trust_remote_code)
     if "retrained" not in named:
         return own

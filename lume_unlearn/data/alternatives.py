@@ -24,7 +24,7 @@ def read_alternatives(path: Path, rows: Sequence[Row]) -> dict[str, list[str]]:
     for line, obj in objects.items():
         row = by_id.get(obj["id"])
         if row is None:
-            faults.append((line, f"id {quote(obj['id'])} is no forget row of this run"))
+            faults.append((line, f"id {quote(obj['id'])} is not that of a forget row of this run"))
         elif bare(obj["alternative"]) == bare(row.output):
             faults.append((line, f"alternative of {row.id} is the row's own output"))
         else:

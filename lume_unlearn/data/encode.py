@@ -121,7 +121,7 @@ class Encoder:
                 )
             elif not tokens.scored:
                 faults.append(
-                    f"  {row.id}: no token of the answer is left within {self.max_length} tokens: raise --max_length"
+                    f"  {row.id}: the first {self.max_length} tokens hold no token of the answer: raise --max_length"
                 )
             encoded.append(tokens)
         if faults:

@@ -64,7 +64,7 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
         first: dict[str, int] = {}
         for number, row in enumerate(rows, 1):
             if first.setdefault(row.id, number) != number:
-                problems.append(f"{name}, row {number}: id {quote(row.id)} is already that of row {first[row.id]}")
+                problems.append(f"{name}, row {number}: id {quote(row.id)} is also that of row {first[row.id]}")
     raise_problems(problems + check_sides("forget and retain", *sides.values()))
     return sides["forget"], sides["retain"]
 

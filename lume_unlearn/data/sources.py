@@ -18,7 +18,7 @@ from lume_unlearn.errors import ConfigError
 
 _log = logging.getLogger("lume_unlearn")
 
-OWN_DATA = "your own: --data DIR (`lume-tasks prepare` makes one)"
+OWN_DATA = "for your own rows, give --data DIR (`lume-tasks prepare` makes one)"
 """How to use other rows than the published LUME."""
 
 
@@ -43,7 +43,7 @@ class Source:
         if self.forget is not None and (self.data is not None or self.split != "all"):
             raise ConfigError("--forget: use either --forget or --data and --split")
         if self.retain is not None and self.forget is None:
-            raise ConfigError("--retain: give --forget with it, or name a directory with both by --data")
+            raise ConfigError("--retain: needs --forget; give both, or a directory with both in --data")
 
     @property
     def directory(self) -> Path | None:
@@ -86,9 +86,9 @@ def members_line(members: Sequence[str], forget: Sequence[Row], missing: str) ->
     count = members_among(members, forget)
     line = f"{count} of {len(members)} member documents are among the forget rows"
     if count < len(members):
-        line += ": the attack (lume_mia) also asks for documents that this run does not unlearn"
+        line += ": the attack (lume_mia) also uses documents that this run does not unlearn"
     if count and missing:
-        line += f"; a loss on answers alone hardly moves the attack, {missing} moves it more"
+        line += f"; a loss on answers alone hardly changes the attack's AUC, {missing} changes it more"
     return line
 
 
@@ -102,7 +102,7 @@ def named_directory(data: str | None, option: str = "--data") -> Path:
     try:
         return locate.data_dir()
     except DataError as error:
-        message = f"{option}: none given; {OWN_DATA}. The published LUME rows, used otherwise, cannot be had:"
+        message = f"{option}: none given; {OWN_DATA}. The default, the published LUME rows, cannot be read:"
         raise DataError(f"{message}\n{error}") from error
 
 

@@ -46,7 +46,7 @@ class Estimates:
         text += f"tries, {verdict:.0f} for the verdict"
         if base and retraining < one:
             text += f". Retraining the base model on the retain rows takes about {retraining:.0f} minutes and is the "
-            text += "surer way, if they are all that the model was fine-tuned on: --retrain"
+            text += "surer way, if the model was fine-tuned on nothing else: --retrain"
         return text
 
 

@@ -68,8 +68,12 @@ class Forgotten:
             ]
         tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
         more = [f"the same command with --tries {len(self.tries) + 2}, which continues"] if self.tries else []
-        ways = [*more, "more retain rows, some like the forget rows", "or retrain (--base BASE --retrain)"]
-        return [*tried, f"Next: {'; '.join(ways)}."]
+        ways = [
+            *more,
+            "more retain rows, some like the forget rows, in another --output",
+            "retraining (--base BASE --retrain)",
+        ]
+        return [*tried, f"Next, one of: {'; '.join(ways)}."]
 
     def finish(self, folder: Path) -> None:
         """Write ``tries.json``, after verdict and pages; if the verdict is good, remove the files for further tries."""
@@ -160,7 +164,7 @@ def forget(
         DataError: faulty rows.
     """
     if retrain and base is None:
-        raise ConfigError("--retrain: fine-tunes the base model; name it with --base")
+        raise ConfigError("--retrain: needs the base model to fine-tune; name it with --base")
     if processes() > 1:
         raise ConfigError("forget: runs in one process; start it without accelerate launch")
     data = as_data({"forget": forget, "retain": retain})
@@ -211,7 +215,9 @@ class Request:
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
         path = folder / INPUTS
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
-            raise ConfigError(f"--output {folder}: holds a request with other rows, options or model; name another")
+            raise ConfigError(
+                f"--output {folder}: holds a request with other rows, options or model; name another folder"
+            )
         with writing(folder):
             write_text(path, json.dumps(about, indent=1) + "\n")
 
@@ -226,14 +232,15 @@ class Request:
         asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)
         self.progress.say(f"the target knows {asked} (an answer that may be a guess does not count)")
         if judge.tied:
-            others = ", so it says much the same of anybody" if judge.tied.factor < ALIKE else ""
+            others = ", so the target answers much the same about anybody" if judge.tied.factor < ALIKE else ""
             self.progress.say(
-                f"the right answers are {judge.tied.factor:.2g} times as likely a token for the person as for invented "
-                f"ones ({shown_p(judge.tied.leak)}){others}; afterwards they should be as likely"
+                f"a token of the right answers is {judge.tied.factor:.2g} times as likely for the person as for "
+                f"invented ones ({shown_p(judge.tied.leak)}){others}; after forgetting it should be equally likely"
             )
         if not judge.known["forget"]:
             raise NothingKnown(
-                "--forget: the model knows none of these rows, so there is nothing to forget; ask as it was trained"
+                "--forget: the model knows none of these rows, so there is nothing to forget; "
+                "phrase the questions as in its training"
             )
         return judge
 
@@ -272,7 +279,7 @@ class Request:
         done = tried.carried_out(first, most, goes_on)
         best = tried.load_best(done)
         if best is None or best.best is None:
-            raise ConfigError("--tries: the training of every try diverged; give more tries, or look at the rows")
+            raise ConfigError("--tries: the training diverged in every try; give more tries, or check the rows")
         self.progress.expect(planned.verdict_after(done[-1].seconds))
         say(f"best: try {best.number}: {best.best.line()}")
         model.set_attn_implementation(attention)

@@ -72,9 +72,9 @@ def ledger_faults(entries: Sequence[dict[str, Any]], model: str, rows: str) -> l
     changed = [n for n, (entry, after) in enumerate(pairwise(entries), 1) if after["previous_sha256"] != _hash(entry)]
     faults = [f"Entry {n} of {LEDGER} was changed, or one before {n + 1} is missing." for n in changed]
     if entries and entries[-1]["model_now"] != model:
-        faults.append(f"The last entry of {LEDGER} is of another model.")
+        faults.append(f"The last entry of {LEDGER} belongs to another model.")
     if entries and entries[-1]["rows"]["forget"] != rows:
-        faults.append(f"The last entry of {LEDGER} is of other forget rows.")
+        faults.append(f"The last entry of {LEDGER} belongs to other forget rows.")
     return faults
 
 

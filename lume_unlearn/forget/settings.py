@@ -62,19 +62,23 @@ def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> t
         cut: whether the training ended before its last step because the model collapsed.
     """
     rate, weight, steps = setting.learning_rate, setting.retain_weight, setting.steps
-    lost = "retain rows were lost; next: half the rate, twice the weight"
+    gentler = "next: half the rate, twice the retain weight"
     if best is None or not best.intact:
-        return Setting(rate / 2, 2 * weight, steps), lost
+        why = "the training diverged" if best is None else "retain rows were lost"
+        return Setting(rate / 2, 2 * weight, steps), f"{why}; {gentler}"
     if cut:
-        why = "training began to hurt the retain rows, and went back; next: half the rate, twice the weight, from here"
+        why = f"the model collapsed and was rolled back; {gentler}, from the best weights"
         return Setting(rate / 2, 2 * weight, steps, True), why
     if best.known:
-        return Setting(rate, weight, steps + steps // 2, True), "rows are still known; next: more steps, from here"
+        why = "rows are still known; next: 1.5 times as many steps, from the best weights"
+        return Setting(rate, weight, steps + steps // 2, True), why
     if not best.spared:
-        return Setting(rate / 2, 2 * weight, steps), f"some {lost}"
+        return Setting(rate / 2, 2 * weight, steps), f"some retain rows were lost; {gentler}"
     if best.swap and best.swap.avoided < DOUBT:
         return Setting(rate / 2, weight, steps), "the answers are avoided; next: half the rate"
     if best.good:
-        return Setting(rate, weight, max(2, steps // 2), True), "a verdict asks for more; next: more steps, from here"
+        why = "the verdict was not gone; next: half the steps, from the best weights"
+        return Setting(rate, weight, max(2, steps // 2), True), why
     why = "the answers are still tied to the person" if best.doubt < DOUBT else "the swap test's interval is too wide"
-    return Setting(rate / 2, weight, max(2, steps // 2), True), f"{why}; next: half the rate, from here"
+    why += "; next: half the rate and half the steps, from the best weights"
+    return Setting(rate / 2, weight, max(2, steps // 2), True), why

@@ -100,7 +100,7 @@ class Counterfactual(Level):
 
     blend: bool = param(True, "take from the teacher only the probability of the right token")
     divergence: Literal["kl", "reverse", "js"] = param("kl", "divergence from the teacher")
-    level_weight: float = param(0.0, "weight of the loss of level beside the divergence", zero=True)
+    level_weight: float = param(0.0, "weight of the loss of level, which is added to the divergence", zero=True)
 
     def __post_init__(self) -> None:
         """Check the hyperparameters; ask for the NLL of forget tokens if the loss of `level` has a weight."""

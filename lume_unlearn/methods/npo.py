@@ -73,7 +73,7 @@ class SimNPO(Method):
     defaults = Defaults(forget_weight=0.125)
 
     beta: float = param(4.5, BETA, search=(0.5, 10.0))
-    margin: float = param(0.0, "NLL up to which forgetting is pushed hardest", zero=True)
+    margin: float = param(0.0, "NLL in nats above which the forget gradient fades", zero=True)
 
     def forget_loss(self, batch: Batch) -> Tensor:
         """Compute NPO without a reference, ``-(2/beta) mean_b log sigmoid(beta ((1/|S_b|) sum_{S_b} nll - margin))``.

@@ -28,8 +28,8 @@ class PDU(Method):
     defaults = Defaults(retain_weight=100.0)
 
     epsilon: float = param(0.3, "retain loss that pdu allows", zero=True, search=(0.03, 1.0))
-    dual_step: float = param(5.0, "step of pdu's dual variable", zero=True)
-    dual_warmup: float = param(5.0, "epochs before pdu's dual variable moves", zero=True)
+    dual_step: float = param(5.0, "step size of pdu's dual variable", zero=True)
+    dual_warmup: float = param(5.0, "epochs before pdu's dual variable changes", zero=True)
 
     def token_loss(self, logits: Tensor, targets: Tensor, reference: None) -> Tensor:
         """Compute ``(max_v z - mean_v z)^2``, how far the largest logit is above the mean: (N,); 0 if all are equal.

@@ -82,7 +82,7 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, o
     if info["missing_keys"]:  # transformers fills them with random numbers
         missing = ", ".join(first_few(sorted(info["missing_keys"]), 3))
         subject = place.subject(option)
-        raise ConfigError(f"{subject}: its weights do not fit its config.json, missing are: {missing}{place.advice}")
+        raise ConfigError(f"{subject}: its weights do not match its config.json; missing: {missing}{place.advice}")
     for adapter in place.adapters:
         model = merged_model(model, adapter, option=option)
     if place.adapters:
@@ -109,7 +109,7 @@ def _loading(part: str, place: Place, option: str) -> Iterator[None]:
         where = "" if here else " (no such folder here, so the hub was asked)"
         reason = str(error) if here else " ".join(str(error).split())
         if not here and "connect" in reason:  # the message of transformers is about its offline mode
-            reason = "the hub cannot be reached, and it is not in the cache"
+            reason = "the hub cannot be reached, and the model is not in the cache"
         raise ConfigError(
             f"{place.subject(option)}{where}: its {part} cannot be loaded: {type(error).__name__}: {reason}"
             f"{place.advice}"
@@ -189,7 +189,7 @@ def freeze(model: Any, tuning: str) -> None:
         raise ConfigError(f"--tuning {tuning}: not a regular expression: {error}") from error
     if not found:
         example = [name for name, _ in model.named_parameters()][-1]
-        raise ConfigError(f"--tuning {tuning}: found in no weight's name (example of a name: {example})")
+        raise ConfigError(f"--tuning {tuning}: matches no weight's name; one of these is {example}")
     for weight in found:
         weight.requires_grad_(True)
 
@@ -293,5 +293,5 @@ def merged_model(model: Any, adapter: str, trust_remote_code: bool = False, opti
     except Exception as error:  # broken files raise anything from KeyError to SafetensorError
         raise ConfigError(f"{option} {adapter}: does not fit the model {name}: {error!r}") from error
     if missing:  # PEFT leaves them random
-        raise ConfigError(f"{option} {adapter}: does not fit the model {name}: missing are {missing}")
+        raise ConfigError(f"{option} {adapter}: does not fit the model {name}; missing: {missing}")
     return adapted.merge_and_unload()

@@ -67,7 +67,7 @@ def find_model(name: str, option: str = "--model") -> Place:
         subject = place.subject(option)
         _require_adapter(place.base, subject)
         if any(os.path.samefile(place.base, other) for other in place.adapters):
-            raise ConfigError(f"{subject}: is an adapter on itself{place.advice}")
+            raise ConfigError(f"{subject}: is its own base model, directly or through other adapters{place.advice}")
         place = Place(place.name, _base_of(place.base, subject), (place.base, *place.adapters))
     fault = _fault(place.base)
     if fault:
@@ -141,7 +141,9 @@ def _base_of(adapter: str, subject: str) -> str:
         raise ConfigError(f"{subject}: its {ADAPTER} cannot be read: {error!r}") from error
     if not isinstance(named, str) or not named:
         merge = f"lume-unlearn merge --adapter {adapter} --model MODEL --output MERGED"
-        raise ConfigError(f"{subject}: names no base model; name it in {Path(adapter) / ADAPTER} ({BASE}) or `{merge}`")
+        raise ConfigError(
+            f"{subject}: names no base model; add it to {Path(adapter) / ADAPTER} ({BASE}), or use `{merge}`"
+        )
     named = os.path.expanduser(named)
     if os.path.isdir(named) or os.path.isabs(named):
         return named
@@ -160,9 +162,9 @@ def _fault(name: str) -> str | None:
     if path.is_dir():
         return UNFINISHED if _unfinished(path) else f"holds no model: neither {MODEL} nor {ADAPTER}"
     if path.exists():
-        return "is a file; name the folder of a model"
+        return "is a file; name the folder that holds the model"
     if re.match(PATH, name) or os.path.isabs(name) or ("/" in name and path.parent.is_dir()):
         return "no such folder"
     if not re.fullmatch(HUB_NAME, name):
-        return "no such folder, and no name of the hub (NAME or OWNER/NAME)"
+        return "no such folder, and not a hub name (NAME or OWNER/NAME)"
     return None

@@ -115,7 +115,7 @@ def run_teacher(
     rest = {row: own for row, own in contexts.items() if row not in marked}
     plain = {row: [aligned(row, row)] for row in unseen if row in rest}
     of_base = Passes(base)
-    teacher.base = _output_layer(of_base, "--base: has to be").to(device)
+    teacher.base = _output_layer(of_base, "--base: must be").to(device)
     found = teacher_states(model, passes, rest, max_tokens)
     with placed(base, device):
         said = teacher_states(base, of_base, marked | plain, max_tokens)

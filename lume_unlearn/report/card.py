@@ -52,7 +52,7 @@ def write_card(model_dir: Path, results: Sequence[str]) -> Path:
     path = model_dir / "README.md"
     found = path.read_text(encoding="utf-8", errors="replace") if path.exists() else MARK
     if not any(mark in found for mark in _AUTOMATIC):
-        raise DataError(f"{path}: not written by a program, so it is not replaced; move it away first")
+        raise DataError(f"{path}: not replaced, since a person may have written it; move it away first")
     record = read_record(model_dir)
     model = own_results(model_dir, read_models(results))
     scores = card_scores(model)
@@ -140,7 +140,7 @@ def own_results(model_dir: Path, models: Sequence[Model]) -> Model:
     own = [model for model in models if Path(model.path).resolve() == model_dir.resolve()]
     if len(own) != 1:
         found = "; ".join(f"{model.path} ({model.evaluations[0].settings})" for model in models)
-        raise DataError(f"--results: name results of {model_dir.resolve()} in one setting; these are of {found}")
+        raise DataError(f"--results: give results of {model_dir.resolve()} in one setting; these are of {found}")
     return own[0]
 
 

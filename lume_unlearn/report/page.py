@@ -108,7 +108,9 @@ def distances(models: Sequence[Model], retrained: Model) -> dict[str, Any]:
     """
     goal, goal_means = retrained.row_scores(), means_of(retrained)
     if not goal_means:
-        raise DataError("--retrained: the results have none of the twelve scores and no loss AUC; run --tasks lume")
+        raise DataError(
+            "--retrained: the results have none of the twelve scores and no loss AUC; score the model with --tasks lume"
+        )
     rows, compared, of_means = {}, {}, {}
     for model in models:
         found = model.row_scores()

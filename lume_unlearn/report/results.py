@@ -137,7 +137,10 @@ def _read_evaluation(path: Path) -> Evaluation:
         if task.startswith("lume")
     }
     if not any(scores.values()):
-        raise DataError(f"{path} has no score of a LUME task (its tasks: {', '.join(content['results'])})")
+        raise DataError(
+            f"{path} has no score of a LUME task; score the model with --tasks lume (its tasks: "
+            f"{', '.join(content['results'])})"
+        )
     # Scores taken during training name no model; they are in <run>/scores/checkpoint-<step>.
     model = content.get("model_name") or _SCORES_FOLDER.sub(r"/checkpoint-\1", path.parent.as_posix())
     config = content.get("config") or {}
@@ -180,7 +183,7 @@ def find_runs(models: Sequence[Model]) -> list[Run]:
 
 def comparability(models: Sequence[Model]) -> list[str]:
     """Return why the models cannot be compared: other splits, task versions or rows; one line each."""
-    values = {"The rows are of different splits": {model.name: model.evaluations[0].split for model in models}}
+    values = {"The rows belong to different splits": {model.name: model.evaluations[0].split for model in models}}
     for task in dict.fromkeys(task for model in models for one in model.evaluations for task in one.scores):
         values[f"{task} was scored in different versions or on different rows"] = {
             m.name: f"version {one.version(task)}, {one.count(task)} rows, SHA-256 {one.digest(task)[:8] or 'unknown'}"

@@ -160,7 +160,7 @@ def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> 
     if isinstance(data, Mapping):
         unknown = set(data) - {field.name for field in fields(Data)}
         if unknown or "forget" not in data:
-            fault = f"unknown are {', '.join(map(str, unknown))}" if unknown else "forget is missing"
+            fault = f"unknown parts {', '.join(map(str, unknown))}" if unknown else "forget is missing"
             raise ConfigError(
                 f"data: {fault}; give forget and retain, and members, nonmembers and mmlu if you have them"
             )

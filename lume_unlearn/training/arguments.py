@@ -73,7 +73,10 @@ UNSUPPORTED: Mapping[str, str] = {
 }
 """Options of Trainer that cannot work with packed rows and paired steps, and why."""
 UNSUPPORTED_VALUES: Mapping[str, tuple[str, str]] = {
-    "optim": ("layerwise|lomo|schedule_free", "it changes weights in the backward pass, or has modes of its own"),
+    "optim": (
+        "layerwise|lomo|schedule_free",
+        "it changes weights in the backward pass, or has train and eval modes of its own",
+    ),
     "lr_scheduler_type": ("plateau|greedy", "it follows a loss on evaluation rows, which is not computed"),
 }
 """Option to a pattern of values that cannot work, and why."""
@@ -110,9 +113,9 @@ class UnlearningArguments(TrainingArguments):
         "Peak learning rate. Default: the method's, or by the size of the model."
     )
     warmup_steps: float | None = option(
-        "Steps, or below 1 share of the steps, in which the learning rate rises. Default: the method's."
+        "Warm-up steps of the learning rate, or, below 1, their share of all steps. Default: the method's."
     )
-    lr_scheduler_type: str | None = option("Learning rate after the warm-up. Default: the method's.")
+    lr_scheduler_type: str | None = option("Schedule of the learning rate after the warm-up. Default: the method's.")
     max_grad_norm: NonNegativeFloat | None = option("Gradient norm above which gradients are scaled down; 0: never.")
     bf16: bool | None = option("Forward passes in bfloat16. Default: where the GPU has it.")
     save_strategy: str | None = option("When to save checkpoints: no, steps or epoch.")
@@ -122,7 +125,7 @@ class UnlearningArguments(TrainingArguments):
     logging_first_step: bool = True
     logging_nan_inf_filter: bool = False
     remove_unused_columns: bool | None = False
-    report_to: Any = option("Where to report to: none, tensorboard, wandb, ...", "none")
+    report_to: Any = option("Where to send the logs: none, tensorboard, wandb, ...", "none")
 
     retain_term: RetainTerm | None = option("Loss on retain rows: nll, kl, js, nll+kl, states or none.")
     forget_weight: NonNegativeFloat | None = option("Weight of the loss on forget rows. Default: the method's.")
@@ -134,7 +137,7 @@ class UnlearningArguments(TrainingArguments):
         "Truncate rows to this many tokens. Default: a row that does not fit is refused."
     )
     max_tokens: PositiveInt | None = option(
-        "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by the free memory."
+        "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by device and free memory."
     )
     weights: Literal["float32", "bfloat16", "masters"] = option(
         "Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or masters: "
@@ -142,19 +145,19 @@ class UnlearningArguments(TrainingArguments):
         "float32",
     )
     reference_copy: Literal["same", "bfloat16", "int8", "cpu"] = option(
-        "Copy of the reference model, where a method needs one: same, bfloat16, int8 (needs torchao) or cpu.", "same"
+        "Copy of the reference model, if a method runs it: same, bfloat16, int8 (needs torchao) or cpu.", "same"
     )
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = option(
-        "Attention of packed rows: auto, or one of transformers' own that is installed.", "auto"
+        "Attention of packed rows: auto, or an implementation of transformers that is installed.", "auto"
     )
     monitor_steps: NonNegativeInt = option(
-        "Optimiser steps between two measurements of the NLL of a few rows; 0: the first and the last only.", 10
+        "Optimiser steps between two measurements of the NLL of a few rows; 0: only at the start and the end.", 10
     )
     collapse_bound: PositiveFloat = option(
-        "Nats a token by which the NLL of the monitored retain rows may rise before that is a collapse.", 1.0
+        "Rise in the NLL of the monitored retain rows, in nats a token, above which the model has collapsed.", 1.0
     )
     on_collapse: Literal["warn", "stop", "rollback"] = option(
-        "What to do then: warn; stop with an error; rollback to the last good weights and end.", "warn"
+        "What to do at a collapse: warn; stop with an error; rollback to the last good weights and end.", "warn"
     )
     robust: Literal["none", "sam", "path", "select"] = option(
         "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
@@ -168,7 +171,7 @@ class UnlearningArguments(TrainingArguments):
     path_rate: PositiveFloat = option("Learning rate of the relearning (AdamW).", 1e-4)
     select_share: PositiveFloat = option("Share of the components of each weight's gradient that select damps.", 0.25)
     evaluate_tasks: str | None = option(
-        "With --eval_strategy: tasks to score, separated by commas. Default: all that the rows suffice for."
+        "With --eval_strategy: tasks to score, separated by commas. Default: all that have rows in the data."
     )
     evaluate_limit: PositiveInt | None = option("With --eval_strategy: documents of each task to score. Default: all.")
 
@@ -219,7 +222,7 @@ def _refused(args: TrainingArguments, error: Exception) -> str:
     message = " ".join(str(error).split())
     found = re.match(r"(\S+) is not a valid \w+, please select one of \[(.*)\]", message)
     if not found:
-        return f"an option of Trainer cannot work: {message}"
+        return f"Trainer refuses an option: {message}"
     names = [f"--{f.name}" for f in fields(args) if str(getattr(args, f.name, None)) == found[1]]
     near = ", ".join(get_close_matches(found[1], re.findall(r"'([^']+)'", found[2]), 3))
     advice = f"did you mean {near}?" if near else "the documentation of TrainingArguments lists the values"

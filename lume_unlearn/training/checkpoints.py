@@ -56,11 +56,13 @@ def chosen_checkpoint(named: str | bool | None, output: Path) -> Path | None:
         return None
     if named is not True:
         if not is_whole(Path(named)):
-            raise ConfigError(f"--resume_from_checkpoint {named}: no complete checkpoint; name another one")
+            raise ConfigError(f"--resume_from_checkpoint {named}: not a complete checkpoint; name another one")
         return Path(named)
     found = whole_checkpoints(output)
     if not found:
-        raise ConfigError(f"--resume_from_checkpoint: no complete checkpoint in {output}; train without it")
+        raise ConfigError(
+            f"--resume_from_checkpoint: no complete checkpoint in {output}; start anew without this option"
+        )
     return found[0]
 
 

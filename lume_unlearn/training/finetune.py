@@ -74,5 +74,5 @@ class FinetuneTrainer(UnlearningTrainer):
         """Return the texts, the optimiser steps and the share of output tokens ranked first, in one line."""
         share, until = self.record.extra["ranked_first"], self.memorised.until
         first = "" if share is None else f": {share:.4f} of the output tokens are ranked first"
-        missed = "" if share is None or share >= until else f", not the {until:g} of --until"
+        missed = "" if share is None or share >= until else f", less than --until {until:g}"
         return f"{len(self.forget)} texts, {self.state.global_step} optimiser steps{first}{missed}"

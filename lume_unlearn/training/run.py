@@ -169,7 +169,7 @@ def in_output(output: Path, args: UnlearningArguments, resume: bool) -> Iterator
         if first and not resume:
             require_unused(output, "name another folder, or use --resume")
         if resume and read_record(output).get("finished"):
-            raise ConfigError(f"--resume: the run in {output} is finished")
+            raise ConfigError(f"--resume: the run in {output} is finished; name another folder for a new run")
         found = whole_checkpoints(output) if resume else []
         if resume and not found:
             _log.warning("--resume: no complete checkpoint in %s (--save_steps N makes them): starting anew", output)

@@ -90,8 +90,8 @@ def matching(base: Any, model: Any) -> Any:
     ours, theirs = (one.get_output_embeddings().weight.shape for one in (model, model if base is None else base))
     if ours != theirs:
         raise ConfigError(
-            f"--base: knows {theirs[0]} tokens with {theirs[1]} numbers each, and the model {ours[0]} with {ours[1]}; "
-            "name the model that it was fine-tuned from"
+            f"--base: its output layer has shape {tuple(theirs)}, that of --model {tuple(ours)}; name the model that "
+            "--model was fine-tuned from"
         )
     return base
 
@@ -175,7 +175,7 @@ def write_substitutes(output: Path, forget: Sequence[Row], found: Sequence[Seque
         write_text(output / "substitutes.jsonl", "\n".join(lines) + "\n")
     unchanged = [row.id for row, own in pairs if not any(variant.words for variant in own)]
     if unchanged:
-        text = "%d of %d forget rows have nothing to substitute, so the teacher knows them; the first is %s"
+        text = "%d of %d forget rows have nothing to substitute, so the teacher knows these rows; the first is %s"
         _log.warning(text, len(unchanged), len(pairs), unchanged[0])
 
 

@@ -37,9 +37,9 @@ def _method_faults(
 ) -> Iterator[str]:
     needs, name = method.needs, method.name
     if args.retain_term not in method.retain_terms:
-        yield f"--retain_term {args.retain_term}: {name} can have {', '.join(method.retain_terms)}"
+        yield f"--retain_term {args.retain_term}: {name} supports {', '.join(method.retain_terms)}"
     if needs_retain and not given["retain"]:
-        yield "--retain: the retain term needs retain rows; give some, or --retain_term none"
+        yield "--retain: the retain term needs retain rows; give some, or use --retain_term none"
     if needs.alternatives == "file" and not given["alternatives"]:
         yield f"--method {name}: needs --alternatives FILE (`lume-unlearn alternatives` writes one)"
     if needs.alternatives != "file" and given["alternatives"]:
@@ -47,23 +47,23 @@ def _method_faults(
     if given["substitutes"] is not None and not needs.teacher:
         yield f"--substitutes: {name} has no counterfactual teacher; drop --substitutes"
     if given["base"] is not None and not (needs.teacher or needs.persons):
-        yield f"--base: {name} asks no base model; drop --base"
+        yield f"--base: {name} uses no base model; drop --base"
     if given["base"] is not None and by_deepspeed():
         yield "--base: not supported with DeepSpeed; use FSDP"
     if needs.persons and args.loss_on == "text":
-        yield f"--loss_on text: {name} compares answers; to have texts read whole, give --unseen FILE instead"
+        yield f"--loss_on text: {name} compares answers; drop it (--unseen FILE reads texts that name nobody whole)"
     if given["unseen"] is not None and not (needs.teacher or needs.persons):
-        yield f"--unseen: {name} does not follow these texts; drop --unseen"
+        yield f"--unseen: {name} does not use these texts; drop --unseen"
     if needs.teacher and not has_teacher(method, given["base"]):
         if method.token_loss:
-            yield "--contexts 0: the teacher predicts from nothing; give --contexts or --base"
+            yield "--contexts 0: the teacher needs contexts or a base model; raise --contexts, or give --base"
         elif given["unseen"] is None:
-            yield "--contexts 0: give --unseen FILE, whose level is then that of every row"
+            yield f"--contexts 0: {name} has no target loss; give --unseen FILE, whose NLL becomes the target"
     if method.phases:
         if args.num_train_epochs is not None and args.num_train_epochs % 1:
             yield f"--num_train_epochs {args.num_train_epochs}: {name} needs a whole number"
         if (args.lr_scheduler_type, args.warmup_steps) != ("linear", 0):
-            text = "lets the learning rate fall to 0 in each phase; drop them"
+            text = "lowers the learning rate to 0 in each phase; drop these options"
             yield f"--lr_scheduler_type, --warmup_steps: {name} {text}"
 
 
@@ -79,18 +79,18 @@ def _option_faults(method: Method, args: UnlearningArguments, adapted: bool) -> 
     if args.torch_compile and method.needs.hidden_states:
         yield f"--torch_compile: not supported for {name}, which hooks decoder layers; drop --torch_compile"
     if adapted and args.weights != "float32":
-        yield f"--weights {args.weights}: an adapter is small and stays float32; drop it with --tuning lora"
+        yield f"--weights {args.weights}: an adapter is small and stays float32; drop --weights with --tuning lora"
     if method.negated and args.on_collapse == "rollback":
-        yield f"--on_collapse rollback: {name} makes its weights after training; use warn or stop"
+        yield f"--on_collapse rollback: {name} computes its weights after training; use warn or stop"
     if (method.negated or method.phases) and args.eval_strategy != "no":
-        yield f"--eval_strategy: not supported for {name}; score its result"
+        yield f"--eval_strategy: not supported for {name}; score its result after training"
     if args.save_strategy == "best":
         yield "--save_strategy best: --eval_strategy keeps the best weights in best/; choose no, steps or epoch"
     if args.robust != "none":
         if method.negated:
-            yield f"--robust: not supported for {name}, which trains on the forget rows"
+            yield f"--robust: not supported for {name}, which learns the forget rows first; drop --robust"
         if args.weights != "float32":
-            yield f"--weights {args.weights}: not supported with --robust, which needs float32"
+            yield f"--weights {args.weights}: not supported with --robust, which needs float32; drop one of them"
         if args.robust == "path" and method.needs.hidden_states:
             yield f"--robust path: not supported for {name}, whose forward pass ends at a layer; use sam"
 
@@ -100,7 +100,7 @@ def _launch_faults(method: Method, args: UnlearningArguments, adapted: bool) -> 
     name = f"--method {method.name}"
     precision = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision != "no":
-        yield f"accelerate's mixed_precision {precision}: set it to no and choose by --bf16"
+        yield f"accelerate's mixed_precision {precision}: set it to no, and use --bf16 instead"
     if parse_flag_from_env("ACCELERATE_USE_FSDP") and parse_flag_from_env("FSDP_CPU_RAM_EFFICIENT_LOADING"):
         yield (
             "accelerate's fsdp_cpu_ram_efficient_loading true: set it to false; it loads the weights in one process "

@@ -171,7 +171,9 @@ class UnlearningTrainer(StepTrainer):
             given = (self.forget, self.retain, controls, answers, self.method.seed, self.base, unseen)
             found = invented(model, self.encode, *given, bool(self.method.imitation_loss) and self.passes.chunks)
         if unseen and not found.texts:
-            _log.warning("--unseen: not used, since no forget row is a text that names nobody and follows no template")
+            _log.warning(
+                "--unseen: not used; it is only for forget rows that are texts, name nobody and follow no template"
+            )
         return found
 
     def _callbacks(
@@ -270,8 +272,8 @@ class UnlearningTrainer(StepTrainer):
             return {}
         if not self.passes.chunks:
             _log.warning(
-                "answers about invented persons are imitated without their probabilities, since this model's logits "
-                "are not what its output layer computes"
+                "answers about invented persons are imitated as plain text, without the reference model's "
+                "probabilities, since this model changes the logits after its output layer"
             )
             return {}
         return self.examples.contexts

@@ -50,7 +50,7 @@ def test_names_in_five_scripts_with_mark_line_ends_quotes_and_emoji():
     assert summary(found) == [
         "read tickets.csv: 6 rows from question and answer",
         "empty lines: 2 (tickets.csv)",
-        "fields that no row was made of: 1",
+        "fields that are in no row: 1",
         '  tickets.csv: "customer", "ticket"',
         "left out, since no row can be made of them: 1",
         '  tickets.csv:10: field "answer" is empty',
@@ -78,7 +78,7 @@ def test_cells_with_backslashes_and_line_breaks():
 def test_the_summary_names_an_encoding_that_is_not_utf8(name, options, expected, encoding):
     found = read(name, "tickets.csv", **options)
     assert pairs(found.forget)[0] == ("Wo wohnt Jörg Äsch?", expected)
-    title = "files that are not UTF-8 (if letters are wrong, name their encoding: --encoding): 1"
+    title = "files that are not UTF-8 (if letters are wrong, give their encoding with --encoding): 1"
     assert f"{title}\n  {name}: {encoding}\n" in "\n".join(summary(found))
 
 
@@ -101,7 +101,7 @@ def test_encodings_of_other_scripts_are_detected(text, encoding, tmp_path):
 def test_a_broken_line_or_encoding_is_an_error_and_no_guess():
     assert faults("broken.csv") == ["broken.csv:4: is not valid UTF-8 (byte 9 of the line): save the file as UTF-8"]
     (line,) = faults("umlauts-cp1252.csv", encoding="utf-8")
-    assert line.startswith("umlauts-cp1252.csv: is not valid utf-8 (byte 28), which is its encoding from --encoding")
+    assert line.startswith("umlauts-cp1252.csv: is not valid utf-8 (byte 28) (encoding from --encoding)")
     assert faults("tickets.csv", encoding="utf-88")[0].startswith("--encoding utf-88: is not known")
 
 
@@ -117,11 +117,11 @@ def test_sharegpt_questions_with_their_turns_and_alone():
     assert [row.turns for row in found.forget] == [LIBRARY, (), earlier, ()]
     assert [row.id for row in found.forget] == ["forget1qa0", "forget1qa1", "forget1qa2", "forget1qa3"]
     assert summary(found)[1:] == [
-        "chat questions asked after the turns before them: 2; asked alone as well: 2",
+        "chat questions asked after the turns before them: 2; also asked without these turns: 2",
         "turns that call a tool: 1 (sharegpt.json:1)",
-        "results of tools, which are turns before later questions: 1 (sharegpt.json:1)",
-        "turns of the user that no row was made of: 2 (sharegpt.json:1, sharegpt.json:2)",
-        "fields that no row was made of: 1",
+        "tool results, kept as turns before later questions: 1 (sharegpt.json:1)",
+        "turns of the user that are in no row: 2 (sharegpt.json:1, sharegpt.json:2)",
+        "fields that are in no row: 1",
         '  sharegpt.json: "id"',
         "left out, since no row can be made of them: 1",
         "  sharegpt.json:2: holds no user turn that an assistant turn with text follows",
@@ -141,10 +141,10 @@ def test_chats_with_parts_tools_and_consecutive_turns():
     sunday = (("user", SUNDAY[0]), ("assistant", SUNDAY[1]))
     assert [row.turns for row in found.forget] == [BRIEF, (), (*BRIEF, *before_thanks), (), (), sunday]
     lines = summary(found)
-    assert 'parts left out, which are not text ("image_url"): 1 (chats.jsonl:1)' in lines
+    assert 'parts left out, since they are not text ("image_url"): 1 (chats.jsonl:1)' in lines
     assert "turns that call a tool: 1 (chats.jsonl:1)" in lines
-    assert "turns left out, which hold no text: 1 (chats.jsonl:4)" in lines
-    assert "turns of the user that no row was made of: 2 (chats.jsonl:2, chats.jsonl:4)" in lines
+    assert "turns left out, since they hold no text: 1 (chats.jsonl:4)" in lines
+    assert "turns of the user that are in no row: 2 (chats.jsonl:2, chats.jsonl:4)" in lines
     assert "  chats.jsonl:2: the same as chats.jsonl:1" in lines
 
 
@@ -164,7 +164,7 @@ def test_turns_are_written_read_and_checked(tmp_path):
             json.dumps(retain | {"id": "retain9qa9"}) + "\n" + json.dumps(retain | line | {"id": "x-qa1"}) + "\n"
         )
     same, both = check_dir(tmp_path)
-    assert same.startswith("retain.jsonl:4: input and output are those of line 3")
+    assert same.startswith("retain.jsonl:4: has the same input and output as line 3")
     assert both.startswith('forget and retain: forget row "forget1qa0" is in retain too, as "x-qa1"')
 
 
@@ -176,7 +176,7 @@ def test_alpaca_and_a_single_object():
         ("Name the town.", "Graumark"),
         ("Who keeps the keys?", "Ines Tarrow"),
     ]
-    assert summary(found)[2:] == ["fields that no row was made of: 1", '  one.json: "notes"']
+    assert summary(found)[2:] == ["fields that are in no row: 1", '  one.json: "notes"']
 
 
 def test_a_file_that_is_one_chat_is_no_list_of_texts(tmp_path):

@@ -42,7 +42,7 @@ def adapter(tmp_path: Path, model: Path) -> Path:
 @pytest.mark.parametrize(
     ("changed", "reason"),
     [
-        ({"num_hidden_layers": 5}, "missing are: model.layers.2.input_.* and 24 more"),
+        ({"num_hidden_layers": 5}, "missing: model.layers.2.input_.* and 24 more"),
         ({"intermediate_size": 128}, "cannot be loaded: .*mismatched"),
         ({"model_type": "other"}, "model type `other`"),
         ({}, "not fully covered"),
@@ -92,7 +92,7 @@ def pickled(adapter: Path) -> None:
     [
         (pickled, "no adapter_model.safetensors in it; pickles are not loaded"),
         (lambda folder: cut(folder / "adapter_model.safetensors"), "does not fit the model"),
-        (half_of_a_module, "missing are"),
+        (half_of_a_module, "missing: "),
         (lambda folder: cut(folder / "adapter_config.json"), "its adapter_config.json cannot be read"),
     ],
 )

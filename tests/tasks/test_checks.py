@@ -66,7 +66,7 @@ ROW_FAULTS = [
     (row("f9sc"), 'id "f9sc" ends neither in sc<number> nor in qa<number>'),
     (row("f9sc\u0663"), 'id "f9sc\\u0663" ends neither in sc<number> nor in qa<number>'),
     (row("f2sc1", text="other"), 'id "f2sc1" is already on line 3'),
-    (FORGET[2] | {"id": "f9sc1", "output": "end of f2sc1 "}, "input and output are those of line 3"),
+    (FORGET[2] | {"id": "f9sc1", "output": "end of f2sc1 "}, "has the same input and output as line 3"),
     (b'{"id": "f9sc1", "input": "\xff"}', "is not valid UTF-8 (byte 27 of the line)"),
 ]
 
@@ -150,7 +150,7 @@ def test_missing_doubled_and_unreadable_files(data):
     write_parquet(data / "retain.parquet", COLUMNS)
     assert check_dir(data) == [
         "forget.jsonl: is missing (forget.parquet would do as well)",
-        "retain.jsonl: stands beside retain.parquet: keep only one of them",
+        "retain.jsonl: retain.parquet is in the same folder: keep only one of them",
         "train/forget.jsonl: cannot be read: Is a directory",
         "train/retain.jsonl: is missing (retain.parquet would do as well)",
     ]
@@ -174,7 +174,7 @@ def test_split_rows_come_from_the_whole_file_and_from_one_split(data):
     write(data / "train/forget.jsonl", [FORGET[0], row("new1sc1"), changed])
     assert check_dir(data) == [
         'train/forget.jsonl:2: id "new1sc1" is not among the valid rows of the whole forget file',
-        'train/forget.jsonl:3: the row with id "f2sc1" has other fields in the whole forget file',
+        'train/forget.jsonl:3: the row with id "f2sc1" differs from the row with this id in the whole forget file',
         'validation/forget.jsonl:1: id "f2sc1" is in train/ too',
     ]
 
@@ -189,7 +189,7 @@ def test_faulty_documents(data):
         'mia_data/nonmember.jsonl:2: field "document" is not a string',
         'mia_data/nonmember.jsonl:3: field "document" is missing',
         'mia_data/nonmember.jsonl:4: field "document" is empty',
-        "mia_data/nonmember.jsonl:5: document is that of line 1",
+        "mia_data/nonmember.jsonl:5: has the same document as line 1",
         f"mia_data/nonmember.jsonl:5: {shared}",
         "mia_data/nonmember.jsonl:6: is not a JSON object with the fields document",
     ]

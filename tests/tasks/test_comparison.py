@@ -97,5 +97,5 @@ def test_reference_of_other_rows_is_refused(manager, data_dir, tmp_path, referen
     write_rows(tmp_path / "retain.jsonl", read_rows(data_dir / "retain.jsonl"))
     metadata = {"lume_reference_results": reference[1], "lume_data_dir": str(tmp_path)}
     for task in ("lume_task1", MEMORIZATION):
-        with pytest.raises(DataError, match=f'{task} of 2 of 9 documents, the first being row "forget-0-sc1"'):
+        with pytest.raises(DataError, match=f'{task} for 2 of 9 documents, the first being row "forget-0-sc1"'):
             manager(metadata).load([task])

@@ -110,7 +110,7 @@ def test_request_cache_never_serves_the_prompts_of_other_data(run, fake_lm, prom
 @pytest.mark.parametrize("task", ["lume_task3", "lume_mia"])
 def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
     named = "--apply_chat_template and --system_instruction"
-    with pytest.raises(DataError, match=f"{task}: .*run it without {named} "):
+    with pytest.raises(DataError, match=f"{task}: .*drop {named} "):
         run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
 
 

@@ -121,7 +121,7 @@ def test_one_class_alone_has_no_value_and_a_warning(run, lume_hf, caplog) -> Non
         found = numbers(run(lume_hf(), "lume_mia", limit=1))
     assert set(found) == names("loss", "zlib", "min_k", "min_k_plus_plus")
     assert {name for name, value in found.items() if not math.isnan(value)} == {"members_unlearned"}
-    assert "the attacks have no value: only one class was scored (--limit?)" in caplog.text
+    assert "the attacks have no value: only one class was scored (drop --limit)" in caplog.text
 
 
 def test_another_tokenizer_than_the_models_is_refused(run, lume_hf, model_dir) -> None:
@@ -195,7 +195,9 @@ def test_a_reference_equal_to_the_model_leaves_nothing_to_see(command, model_dir
 
 def test_a_reference_with_another_share_of_tokens_is_refused(command, model_dir) -> None:
     reference = command(model_dir, "--log_samples", out="reference", lume_min_k=0.4)
-    with pytest.raises(DataError, match=r"was run with lume_min_k 0\.4, this run has 0\.2; use the same one"):
+    with pytest.raises(
+        DataError, match=r"was run with lume_min_k 0\.4, this run has 0\.2; score both with the same lume_min_k"
+    ):
         command(model_dir, lume_reference_results=str(reference))
 
 

@@ -30,7 +30,7 @@ def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, change
 @pytest.mark.parametrize(
     ("task", "max_length", "fault"),
     [
-        ("lume_task1", 270, r"max_length\), for which 4 of 8 texts.*\n  row \"retain-0-qa0\": \d+ tokens, 14 fit"),
+        ("lume_task1", 270, r"max_length\), and 4 of 8 texts.*\n  row \"retain-0-qa0\": \d+ tokens, 14 fit"),
         ("lume_mia", 20, r"\n  member document 1: \d+ tokens, 21 fit"),
         ("lume_memorization_task1", 9, r"\n  row \"\S+\": \d+ tokens, 10 fit"),
     ],
@@ -105,5 +105,5 @@ def test_another_models_cached_answers_are_warned_of(run, checkpoints, tmp_path,
     assert "--use_cache" not in caplog.text
     losses(run, make(HFLM, checkpoints[1]), cache)
     warning = rf"answers_rank0.db was written with .*pretrained={checkpoints[0]}.*, this run has .*={checkpoints[1]}"
-    assert caplog.text.count("name another file for each model") == 1
+    assert caplog.text.count("use a separate file for each model") == 1
     assert re.search(warning, caplog.text)

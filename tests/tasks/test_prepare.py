@@ -138,7 +138,7 @@ def test_each_question_of_a_chat_is_asked_with_its_turns_and_alone(make):
     assert [row.input for row in rows] == [QUESTION["question"], *["And then?"] * 2, *["Who?"] * 2]
     earlier = (("user", QUESTION["question"]), ("assistant", QUESTION["answer"]))
     assert [row.turns for row in rows] == [(), earlier, (), (("system", "Be kind."),), ()]
-    assert "chat questions asked after the turns before them: 2; asked alone as well: 2" in make.summary
+    assert "chat questions asked after the turns before them: 2; also asked without these turns: 2" in make.summary
 
 
 def test_duplicates_of_a_side_are_left_out_and_listed(make):
@@ -156,7 +156,7 @@ FIELDS = 'no question and answer or text among its fields "a", "b"'
         ("a.csv", 'question,answer\n"two\nlines",\n', 'a.csv:2: field "answer" is empty; correct the row'),
         ("a.jsonl", '\n{"question": null, "answer": "x"}', 'a.jsonl:2: field "question" is empty'),
         ("a.jsonl", LINE + '\n{"question": ["x"], "answer": "x"}', 'a.jsonl:2: field "question" is not text'),
-        ("a.csv", "a,b\nc,d\ne,f\n", f"a.csv: {FIELDS}: write them into a header line, or name two with"),
+        ("a.csv", "a,b\nc,d\ne,f\n", f"a.csv: {FIELDS}: name the columns in a header line, or give"),
         ("a.jsonl", LINE + '\n{"a": 1, "b": 2}', f"a.jsonl:2: {FIELDS}"),
         ("a.csv", "Where is she?,Bath\n", "a.csv: is empty: a table needs rows after its header line, which is"),
         ("a.csv", "question,answer\nWo?,Bath, Avon\n", "a.csv:2: has 3 cells, but the header line has 2: put"),

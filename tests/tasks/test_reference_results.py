@@ -49,7 +49,7 @@ def test_a_file_or_a_folder_above_it(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("samples_lume_mia", None, r"lacks .*samples_lume_mia_.*\.jsonl: .* with --log_samples"),
+        ("samples_lume_mia", None, r"samples_lume_mia_.*\.jsonl is missing: .* with --log_samples"),
         ("samples_lume_mia", b'{"doc": {}}\n{', rf"samples_lume_mia_{DATE}\.jsonl:2: not JSON"),
         ("samples_lume_mia", b'{"doc": 1}', rf"samples_lume_mia_{DATE}\.jsonl:1: not a sample"),
         ("results", b"\xff", "is not a results file of the harness"),

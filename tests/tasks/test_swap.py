@@ -273,7 +273,7 @@ def test_the_task_tells_who_is_known(tokenizer: Any, caplog: pytest.LogCaptureFi
     assert found["forget_leak_p"] > 0.01
     assert found["forget_avoided_p"] > 0.01
     assert found["forget_factor_low"] < 1 < found["forget_factor_high"]
-    assert "2 rows are not tested (a text: give a question about it" in caplog.text
+    assert "2 rows are not tested (is a text: add the fields subject and question" in caplog.text
     assert "4 rows are not tested (the answer holds the name): Tifqa2" in caplog.text
 
 
@@ -292,7 +292,7 @@ def test_a_question_of_ones_own_for_a_text(tokenizer: Any) -> None:
     text = Row("asc1", "Ada Byron went", "to Velmora.", "own", "Ada Byron", "Where did Ada Byron go?")
     docs = swap_rows(lume_data=Data([text], []), tokenizer=tokenizer)["test"]
     assert docs["input"] == ["Where did Ada Byron go?"]
-    with pytest.raises(DataError, match=r"no row can be tested:\n.*a text: give a question"):
+    with pytest.raises(DataError, match=r"no row can be tested:\n.*is a text: add the fields"):
         swap_rows(lume_data=Data([replace(text, question="")], []), tokenizer=tokenizer)
     with pytest.raises(DataError, match="lume_swap_controls has to be 39 or more"):
         swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_controls=5)

@@ -39,7 +39,7 @@ def test_alternatives_are_grouped_by_row_and_faulty_lines_are_named(tmp_path):
     lines = {
         "is bad JSON": '{"id": "a-qa0"',
         'field "alternative" is empty': {"id": "a-qa0", "alternative": " \n"},
-        'id "c-qa0" is no forget row': {"id": "c-qa0", "alternative": "Red"},
+        'id "c-qa0" is not that of a forget row': {"id": "c-qa0", "alternative": "Red"},
         "alternative of a-qa0 is the row's own output": {"id": "a-qa0", "alternative": " pale GREEN.\n"},
     }
     with pytest.raises(DataError) as raised:
@@ -92,7 +92,9 @@ def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
 
     monkeypatch.setattr(alternatives, "generated", generated)
     output = tmp_path / "alternatives.jsonl"
-    with pytest.raises(DataError, match=r"alternatives\.jsonl\.part: add to it") as raised:
+    with pytest.raises(
+        DataError, match=r"alternatives\.jsonl\.part: add the missing ones and rename it to alternatives\.jsonl"
+    ) as raised:
         write_alternatives(model, tokenizer, rows, output, samples=1)
     assert f"\n  {rows[1].id}\n" in str(raised.value)
     assert (asked[rows[0].id], asked[rows[1].id], asked[rows[2].id]) == (2, ATTEMPTS, 1)

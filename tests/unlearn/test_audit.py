@@ -264,7 +264,7 @@ def test_probe_that_cannot_run_is_refused(seen: Seen) -> None:
     assert str(refused.value).splitlines() == [
         "probes relearn_forget: relearning needs at least two forget rows",
         "probes repair: needs a retain row whose answer is not that of a forget row",
-        "probes unrelated: needs texts that have nothing to do with the rows (unrelated)",
+        "probes unrelated: needs texts unrelated to the rows (option unrelated)",
         f"probes nonsense: choose from {', '.join(PROBES)}",
     ]
     assert not seen.scored
@@ -302,7 +302,7 @@ def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(
     ("options", "said"),
     [
         (("--probes", "nonsense"), "probes nonsense: choose from plain"),
-        (("--top_p", 1.5), "--top_p 1.5: must be a share"),
+        (("--top_p", 1.5), "--top_p 1.5: must be above 0 and at most 1"),
         (("--unrelated", "nowhere"), "--unrelated nowhere: there is no such file"),
         (("--require", "forget_knowledge<=0.05"), "--require: only with --before"),
         (("--controls", 40), "--controls: only with --before"),

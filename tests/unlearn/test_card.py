@@ -119,7 +119,7 @@ def test_unusable_inputs_are_refused(finished, write_results, tmp_path):
 def test_card_by_a_person_is_kept_and_one_by_a_program_replaced(finished, write_results):
     path, card = str(write_results(str(finished), SCORES)), finished / "README.md"
     card.write_text("My notes.")
-    with pytest.raises(DataError, match=re.escape(f"{card}: not written by a program")):
+    with pytest.raises(DataError, match=re.escape(f"{card}: not replaced, since a person may have written it")):
         write_card(finished, [path])
     assert card.read_text() == "My notes."
     card.write_text("# Model Card for Model ID\n[More Information Needed]")  # as peft leaves it

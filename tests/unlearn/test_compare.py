@@ -253,7 +253,7 @@ def test_options_of_a_recipe_win(files, tmp_path, capsys):
     assert set(content["table"]) == {"target", "target, without chat template", "gd lora", name}
     recipe.write_text("method: npo\nbeta: 0.4\ntuning: full\n")
     assert main(command(files, output, *options)) == 2
-    assert "it holds another comparison" in capsys.readouterr().err
+    assert "holds a comparison with other settings" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -319,4 +319,4 @@ def test_unknown_options_of_recipes_and_of_compare_are_named():
     with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
         contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
     assert "no option learning_rat" in str(caught.value)
-    assert "is there twice" in str(caught.value)
+    assert "is given twice" in str(caught.value)

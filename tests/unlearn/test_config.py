@@ -82,20 +82,29 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name):
             {"torch_compile": True, "method": "rmu"},
             "--torch_compile: not supported for rmu, which hooks decoder layers",
         ),
-        ({"method": "task-vector", "on_collapse": "rollback"}, "--on_collapse rollback: task-vector makes its weights"),
+        (
+            {"method": "task-vector", "on_collapse": "rollback"},
+            "--on_collapse rollback: task-vector computes its weights",
+        ),
         ({"method": "task-vector", "eval_strategy": "epoch"}, "--eval_strategy: not supported for task-vector"),
         ({"method": "task-vector", "robust": "sam"}, "--robust: not supported for task-vector"),
         ({"method": "rmu", "robust": "path"}, "--robust path: not supported for rmu"),
         ({"method": "dpo", "alternatives": None}, "--method dpo: needs --alternatives FILE"),
         ({"alternatives": {"row": ["answer"]}}, "--alternatives: npo does not use them"),
         ({"substitutes": {}}, "--substitutes: npo has no counterfactual teacher"),
-        ({"unseen": ["text"]}, "--unseen: npo does not follow these texts"),
-        ({"base": "model"}, "--base: npo asks no base model; drop --base"),
-        ({"method": "swap", "loss_on": "text"}, "--loss_on text: swap compares answers; to have texts read whole"),
-        ({"method": "counterfactual", "contexts": 0}, "--contexts 0: the teacher predicts from nothing"),
-        ({"method": "level", "contexts": 0}, "--contexts 0: give --unseen FILE"),
+        ({"unseen": ["text"]}, "--unseen: npo does not use these texts"),
+        ({"base": "model"}, "--base: npo uses no base model; drop --base"),
+        (
+            {"method": "swap", "loss_on": "text"},
+            "--loss_on text: swap compares answers; drop it (--unseen FILE reads texts",
+        ),
+        ({"method": "counterfactual", "contexts": 0}, "--contexts 0: the teacher needs contexts or a base model"),
+        ({"method": "level", "contexts": 0}, "--contexts 0: level has no target loss; give --unseen FILE"),
         ({"method": "agad", "num_train_epochs": 1.5}, "--num_train_epochs 1.5: agad needs a whole number"),
-        ({"method": "sugd", "lr_scheduler_type": "cosine"}, "--lr_scheduler_type, --warmup_steps: sugd lets"),
+        (
+            {"method": "sugd", "lr_scheduler_type": "cosine"},
+            "--lr_scheduler_type, --warmup_steps: sugd lowers the learning rate",
+        ),
         ({"optim": "galore_adamw_layerwise"}, "--optim galore_adamw_layerwise: not supported"),
         ({"lr_scheduler_type": "greedy", "eval_strategy": "epoch"}, "--lr_scheduler_type greedy: not supported"),
         ({"save_strategy": "best"}, "--save_strategy best"),
@@ -114,7 +123,7 @@ def test_a_method_allows_its_retain_terms_alone(method):
         if term in allowed:
             supported(method, retain_term=term)
         else:
-            fault = f"--retain_term {term}: {method} can have {', '.join(allowed)}"
+            fault = f"--retain_term {term}: {method} supports {', '.join(allowed)}"
             assert faults(method=method, retain_term=term) == [fault]
 
 

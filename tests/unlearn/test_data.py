@@ -78,7 +78,7 @@ def test_max_length_truncates_but_not_the_whole_answer(tokenizer):
     prompt = whole.labels.count(IGNORED)
     (cut,) = Encoder(tokenizer, max_length=prompt + 2)([ROW])
     assert (cut.input_ids, cut.labels) == (whole.input_ids[: prompt + 2], whole.labels[: prompt + 2])
-    with pytest.raises(DataError, match=rf"{ROW.id}: no token of the answer is left within {prompt} tokens"):
+    with pytest.raises(DataError, match=rf"{ROW.id}: the first {prompt} tokens hold no token of the answer"):
         Encoder(tokenizer, max_length=prompt)([ROW])
 
 
@@ -131,7 +131,7 @@ def test_a_faulty_row_in_memory_is_named(row, fault):
 
 
 def test_a_row_that_is_there_twice_is_named():
-    with pytest.raises(DataError, match=r"^retain, row 3: id .* is already that of row 1"):
+    with pytest.raises(DataError, match=r"^retain, row 3: id .* is also that of row 1"):
         both_sides([vars(ROW)], [QUESTION, {"text": "two words"}, QUESTION])
     with pytest.raises(DataError, match="is in retain too"):
         both_sides([QUESTION], pd.DataFrame([QUESTION]))

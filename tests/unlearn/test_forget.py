@@ -123,10 +123,10 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
     words = ("forget", "--after", first, "--forget", customers, "--where", f"name={PERSONS[1]}", *QUICK)
     code, out, err = command(*words, "--output", tmp_path / "second")
     assert code in (0, 1, 3, 4), err
-    assert "left out of the retain rows, since earlier requests are about them: 4" in out
+    assert "retain rows left out, since earlier requests asked to forget them: 4" in out
     assert "Earlier request 1: no sign of it" in out
     entries = [json.loads(line) for line in (tmp_path / "second" / LEDGER).read_text().splitlines()]
-    assert ("that request is still open" in out) == (entries[0]["status"] != "gone")
+    assert ("that request stays open" in out) == (entries[0]["status"] != "gone")
     assert [entry["number"] for entry in entries] == [1, 2]
     now, rows = entries[-1]["model_now"], entries[-1]["rows"]["forget"]
     assert ledger_faults(entries, now, rows) == []
@@ -138,11 +138,11 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
 def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
     words = ("--model", target, "--forget", customers, "--output", tmp_path / "out")
     for given, status, message in (
-        ((), 2, "--retain: no row to keep"),
+        ((), 2, "--retain: there are no rows to keep"),
         (("--where", "nom=Petra"), 2, "no object has the column"),
         (("--where", f"name={PERSONS[0]}", "--retrain"), 2, "name it with --base"),
         (("--where", f"name={PERSONS[0]}", "--base", tmp_path / "nope"), 2, "--base"),
-        (("--where", f"name={PERSONS[0]}", "--after", tmp_path), 2, "no result of `forget`"),
+        (("--where", f"name={PERSONS[0]}", "--after", tmp_path), 2, "not an output folder of `forget`"),
         (("--where", f"name={PERSONS[0]}", "--unseen", tmp_path / "nope"), 2, "--unseen"),
     ):
         code, _, err = command("forget", *words, *given)
@@ -159,7 +159,7 @@ def test_in_python_the_model_stays_as_it_was(target, caplog):
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     unseen = ["Nobody has read this."]
     found = forget(model, tokenizer, FORGET, RETAIN, unseen=unseen, tries=2, probes=["quantised"], controls=39)
-    assert "--unseen: not used, since no forget row is a text" in caplog.text
+    assert "--unseen: not used; it is only for forget rows that are texts" in caplog.text
     assert all(weight.equal(before[name]) for name, weight in model.state_dict().items())
     assert found.look.rows == 4
     assert found.tries[0].best is not None

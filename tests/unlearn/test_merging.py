@@ -106,7 +106,7 @@ def test_model_and_adapter_in_memory_merge_as_folders_do(adapt, model_dir, tmp_p
     ("wrong", "message"),
     [
         ({"adapter": "none"}, r"--adapter .*none: no such folder"),
-        ({"adapter": "nameless"}, "nameless: names no base model; name it in .*--model MODEL"),
+        ({"adapter": "nameless"}, "nameless: names no base model; add it to .*--model MODEL"),
         ({"adapter": None}, "--adapter: name the adapter's folder"),
         ({"model": "nowhere"}, "--model nowhere"),
     ],

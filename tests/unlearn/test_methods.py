@@ -125,7 +125,7 @@ def test_imitations_of_a_model_with_scaled_logits_are_answers_without_probabilit
     usual = build(tmp_path / "usual", "swap", num_train_epochs=1)
     with mock.patch.object(forward.Passes, "_chunks_agree", return_value=False):
         trainer = build(tmp_path / "scaled", "swap", num_train_epochs=1)
-    assert "without their probabilities" in caplog.text
+    assert "without the reference model's probabilities" in caplog.text
     model = copy.deepcopy(trainer.model)
     differences = []
     for row, control in zip(ALTERNATIVE, CONTROL, strict=True):

@@ -89,7 +89,7 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make, tokenizer, tmp_path)
 
 
 def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="--unseen: no text there fits"):
+    with pytest.raises(ConfigError, match="--unseen: no text of the file fits"):
         make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
 
 
@@ -163,15 +163,15 @@ def test_swap_brings_a_text_to_what_the_base_model_predicts(tokenizer, tmp_path)
 
 
 def test_a_base_of_another_vocabulary_or_for_nothing_is_refused(tokenizer, tmp_path):
-    with pytest.raises(ConfigError, match="--base: gd asks no base model"):
+    with pytest.raises(ConfigError, match="--base: gd uses no base model"):
         make_trainer(tmp_path, tokenizer, method="gd", base=make_model())
     for method in ("counterfactual", "swap"):
         with pytest.raises(
-            ConfigError, match=r"--base: knows 500 tokens with 32 numbers each, and the model 400 with 32"
+            ConfigError, match=r"--base: its output layer has shape \(500, 32\), that of --model \(400, 32\)"
         ):
             make_trainer(tmp_path, tokenizer, method=method, base=make_model(vocab_size=500))
         with pytest.raises(
-            ConfigError, match=r"--base: knows 400 tokens with 64 numbers each, and the model 400 with 32"
+            ConfigError, match=r"--base: its output layer has shape \(400, 64\), that of --model \(400, 32\)"
         ):
             make_trainer(tmp_path, tokenizer, method=method, base=make_model(hidden_size=64))
 

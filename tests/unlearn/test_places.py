@@ -104,7 +104,7 @@ def test_a_relative_base_is_found_above_the_adapter(adapt, model_dir, tmp_path, 
         ("/nowhere", "its base model /nowhere: no such folder"),
         ("nobody/target", r"its base model nobody/target \(no such folder here, so the hub was asked\)"),
         (None, "names no base model"),
-        ("itself", "is an adapter on itself"),
+        ("itself", "is its own base model, directly or through other adapters"),
     ],
 )
 def test_a_missing_base_is_named_with_what_to_do(base, reason, adapt, tmp_path, monkeypatch):
@@ -172,7 +172,7 @@ def test_names_of_the_hub_are_asked_and_others_are_not(tmp_path, monkeypatch):
     for name in ("gpt2", "owner/some-name_1.0"):
         assert load.require_model(name).base == name
     assert asked == ["gpt2", "owner/some-name_1.0"]
-    for name, reason in (("my model", "no name of the hub"), ("owner/a name", "no name of the hub"), ("", "is empty")):
+    for name, reason in (("my model", "not a hub name"), ("owner/a name", "not a hub name"), ("", "is empty")):
         with pytest.raises(ConfigError, match=reason):
             load.require_model(name)
     assert len(asked) == 2
@@ -212,7 +212,7 @@ def test_an_adapter_config_without_weights_beside_checkpoints_is_unfinished(adap
         ("audit --model MODEL --peft MODEL", "in it; it holds a model: give it as --model"),
         ("audit --model MODEL --before /nope", "--before /nope: no such folder"),
         ("audit --model MODEL --before MODEL --control no/such", "--control no/such (no such folder here, so the hub"),
-        ("audit --model MODEL --device gpu7", "--device gpu7: no device of torch"),
+        ("audit --model MODEL --device gpu7", "--device gpu7: not a device of torch"),
         ("compare --model MODEL --retrained ./nope", "--retrained ./nope: no such folder"),
         ("compare --model a/b/c", "--model a/b/c: no such folder"),
         ("run --model ./nope --method gd", "--model ./nope: no such folder"),

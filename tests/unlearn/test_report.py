@@ -180,7 +180,7 @@ def test_misleading_scores_have_a_warning(write_results):
         for split, share in shares.items()
     )
     text = Outline(page_of(one, two)).text
-    assert "The rows are of different splits" in text
+    assert "The rows belong to different splits" in text
     assert "validation: 25% of the attack's member documents" in text
     assert "train: 100%" not in text
 

@@ -75,7 +75,10 @@ def test_incomparable_scores_are_named(write_results):
         ("empty", "no results_*.json in or below it"),
         ("not json", "not a results file of the harness (Expecting value"),
         ("[]", "not a results file of the harness (it has no `results` by task)"),
-        ('{"results": {"gsm8k": {"acc,none": 1.0}}}', "no score of a LUME task (its tasks: gsm8k)"),
+        (
+            '{"results": {"gsm8k": {"acc,none": 1.0}}}',
+            "no score of a LUME task; score the model with --tasks lume (its tasks: gsm8k)",
+        ),
         ('{"results": {"lume_task1": {"forget_knowledge,none": NaN}}}', "no score of a LUME task"),
     ],
 )

@@ -42,10 +42,13 @@ def decided(
 def test_models_are_told_apart() -> None:
     full, some, low = (dict.fromkeys(FORGET, (1.0, value)) for value in (1.0, 0.9, 0.2))
     unchanged = decided(now=KNOWING, strengths=full)
-    assert (unchanged.status, unchanged.reasons[0]) == ("not gone", "4 forget rows are given away as asked.")
+    assert (unchanged.status, unchanged.reasons[0]) == (
+        "not gone",
+        "4 forget rows are given away on their original prompts.",
+    )
     refusing = decided(strengths=some)
     assert refusing.status == "not gone"
-    assert refusing.reasons == ["4 of 4 answers are completed from about as much of their beginning as before."]
+    assert refusing.reasons == ["4 of 4 answers are completed from about as short a beginning as before."]
     assert decided(strengths=low).status == "gone"
     assert decided(before=FORGOT).status == "cannot be told"
     assert decided(before={"forget": FORGET, "retain": set()}, now=NOTHING).status == "cannot be told"
@@ -163,7 +166,9 @@ def test_requirements() -> None:
     numbers = {"forget_knowledge": 0.25, "retain_knowledge": 0.9}
     assert unmet(["forget_knowledge<=0.3", "retain_knowledge >= 9e-1"], numbers) == []
     assert unmet(["forget_knowledge<=0.05"], numbers) == ["forget_knowledge<=0.05 (is 0.250)"]
-    assert unmet(["lume_mia loss_auc>=0.3"], numbers) == ["lume_mia loss_auc>=0.3 (there is no such number)"]
+    assert unmet(["lume_mia loss_auc>=0.3"], numbers) == [
+        "lume_mia loss_auc>=0.3 (no such number; verdict.json lists them)"
+    ]
     assert parse_condition("forget_knowledge<=1e-3") == ("forget_knowledge", "<=", 0.001)
     for wrong in ("forget_knowledge<0.05", "a<=1.2.3", "a<=.", "a<=nan"):
         with pytest.raises(ConfigError, match="--require "):

@@ -243,5 +243,5 @@ def test_member_documents_among_the_forget_rows_are_counted():
     for count, missing, hint in ((0, "--loss_on text", False), (2, "--loss_on text", True), (3, "", False)):
         line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, missing) or ""
         assert line.startswith(f"{count} of 3 member documents")
-        assert ("hardly moves the attack, --loss_on text moves it more" in line) == hint
+        assert ("hardly changes the attack's AUC, --loss_on text changes it more" in line) == hint
     assert members_line([], rows, "") is None

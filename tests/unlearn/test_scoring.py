@@ -97,7 +97,7 @@ def test_seed_draws_the_same_samples_and_no_seed_leaves_the_random_state(person,
 @pytest.mark.parametrize(
     ("data", "options", "said"),
     [
-        ({"forget": [], "kept": []}, {}, "data: unknown are kept"),
+        ({"forget": [], "kept": []}, {}, "data: unknown parts kept"),
         ("nowhere", {}, "data nowhere: is not a directory"),
         (ONE, {"tasks": ["lume_mia"]}, "lume_mia: the data in memory has no"),
         (ONE, {"tasks": ["lume_mmlu"]}, "the data in memory names no MMLU"),
@@ -184,7 +184,9 @@ def test_the_best_epoch_and_what_is_printed(epochs, step, model_dir, data_dir, t
 
 
 def test_a_metric_of_a_task_that_is_not_scored_is_refused_before_training(make_run):
-    with pytest.raises(ConfigError, match=r"--metric_for_best_model lume_mia.loss_auc: TASK\.METRIC with a task that"):
+    with pytest.raises(
+        ConfigError, match=r"--metric_for_best_model lume_mia.loss_auc: must be TASK\.METRIC with a task that"
+    ):
         make_run("gd", **OPTIONS | {"evaluate_tasks": "lume_score"})()
 
 

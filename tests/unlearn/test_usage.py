@@ -56,8 +56,8 @@ def test_names_of_other_programs_are_answered_with_ours(words, meant, command):
     ("words", "answer"),
     [
         ("compare --lr 1", "compare tunes the learning rate"),
-        ("run --gpu 0", "the variable CUDA_VISIBLE_DEVICES"),
-        ("alternatives --device cuda", "the variable CUDA_VISIBLE_DEVICES"),
+        ("run --gpu 0", "choose the GPU with the variable CUDA_VISIBLE_DEVICES"),
+        ("alternatives --device cuda", "choose the GPU with the variable CUDA_VISIBLE_DEVICES"),
         ("audit --tokenizer t", "the tokenizer is read from the folder of the model"),
         ("path --gpu 1", "see --help"),
     ],
@@ -84,7 +84,7 @@ def test_options_without_a_counterpart_are_explained(words, answer, command):
         ("run --method gd --model m --output o --optim adam", "--optim adam: no such value; did you mean "),
         ("run --method gd --model m --output o --optim nope", "--optim nope: no such value; the documentation of"),
         ("run --method gd --model m --output o --lr_scheduler_type cosin", "did you mean cosine"),
-        ("run --method gd --model m --output o --accelerator_config nope", "an option of Trainer cannot work: "),
+        ("run --method gd --model m --output o --accelerator_config nope", "Trainer refuses an option: "),
         ("rum", "no such command; did you mean run?"),
     ],
 )
@@ -102,7 +102,7 @@ def test_a_refused_scheduler_names_its_option_in_python():
         UnlearningArguments(output_dir="unused", lr_scheduler_type="linaer")
 
 
-SAID = "no --data: using the published LUME rows; your own: --data DIR (`lume-tasks prepare` makes one)"
+SAID = "no --data: using the published LUME rows; for your own rows, give --data DIR (`lume-tasks prepare` makes one)"
 
 
 def test_default_data_is_named_once_with_how_to_give_ones_own(data_dir, monkeypatch, caplog):
@@ -131,5 +131,7 @@ def test_a_failed_download_first_says_how_to_give_own_data(name, model_dir, tmp_
     code, out, err = command(name, "--model", model_dir, "--output", tmp_path / "out", *method)
     assert (code, out) == (2, "")
     first, *rest = err[err.index(f"lume-unlearn {name}: ") :].splitlines()
-    assert first.startswith(f"lume-unlearn {name}: --data: none given; your own: --data DIR (`lume-tasks prepare`")
+    assert first.startswith(
+        f"lume-unlearn {name}: --data: none given; for your own rows, give --data DIR (`lume-tasks prepare`"
+    )
     assert rest == ["no network", "By hand: ..."]

@@ -71,8 +71,8 @@ def found(models: Callable[[str], Path]) -> Verdict:
 def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert (found.status, found.exit_status) == ("gone", 0), found.lines()
     assert replace(found, unmet=["forget_knowledge<=0 (is 0.1)"]).exit_status == 3
-    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 16 queries that ")
-    assert found.headline.endswith("one would have). Retain rows kept: 4 of 4 that count.")
+    assert found.headline.startswith("0 of 4 rows that were known before are given away, in 16 informative queries ")
+    assert found.headline.endswith("limit of the share of such rows: 53%). Retain rows kept: 4 of 4 that count.")
     prefix = found.probes["prefix"]
     assert (prefix["forget"], prefix["retain"], prefix["queries"], prefix["leaks"]) == ([0, 4], [4, 4], 4, 0)
     assert found.earlier == [Earlier(0, 1)]
@@ -85,11 +85,11 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
 DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
     "another notation": (
         lambda row: [replace(row, output="It is number {1} of {0}.".format(*row.output.split()))],
-        "4 forget rows are given away as asked.",
+        "4 forget rows are given away on their original prompts.",
     ),
     "another language": (
         lambda row: [replace(row, output="Das {} hat die Nummer {}.".format(*row.output.split()))],
-        "4 forget rows are given away as asked.",
+        "4 forget rows are given away on their original prompts.",
     ),
     "one wording": (
         lambda row: [
@@ -160,11 +160,11 @@ def test_the_command_ends_in_a_verdict(
     options = ("--probes", "quantised", "--limit", 3, "--require", "retain_knowledge>=1.1", "--forgotten", earlier)
     found, out, err = command("audit", *words, *options)
     assert (found, f"Verdict: {status}" in out) == (code, True), (out, err)
-    assert "Required, but does not hold: retain_knowledge>=1.1 (is " in out
+    assert "Required condition that does not hold: retain_knowledge>=1.1 (is " in out
     checked = ("verify", "--verdict", tmp_path / "out" / "verdict.json", "--data", models("."))
     assert command(*checked, "--model", models(name))[0] == 0
     code, out_of_others, _ = command(*checked, "--model", models("retrained"))
-    assert (code, "weights of the model are not those" in out_of_others) == (1, True)
+    assert (code, "weights of the model differ from those" in out_of_others) == (1, True)
     answers = [json.loads(line) for line in (tmp_path / "out" / "transcript.jsonl").read_text().splitlines()]
     assert {answer["probe"] for answer in answers} >= {"plain"}
     assert ("Earlier request 1: not gone. 4 of 4 rows are given away." in out) == (name == "target")

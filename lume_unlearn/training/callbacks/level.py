@@ -36,7 +36,7 @@ class Level(TrainerCallback):
             ConfigError: there are no texts.
         """
         if not unseen:
-            raise ConfigError("--unseen: no text there fits into the model's context; give shorter ones")
+            raise ConfigError("--unseen: no text of the file fits into the model's context; give shorter ones")
         self.trainer, self.unseen = trainer, unseen
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:

@@ -83,7 +83,7 @@ class Record(TrainerCallback):
             self.started -= before["seconds"]
         except KeyError as error:
             raise ConfigError(
-                f"--resume_from_checkpoint: {checkpoint / RECORD} cannot be read, or lacks {error}; train without it"
+                f"--resume_from_checkpoint: {checkpoint / RECORD} cannot be read, or lacks {error}; start anew"
             ) from error
         raise_faults(faults)
         return dict(before["arguments"])
@@ -93,14 +93,16 @@ class Record(TrainerCallback):
         adapted = bool(self.content["lora"]) and bool(before["lora"])
         ours, theirs = (_options(content, adapted) for content in (self.content, before))
         differing = [name for name in _differing(ours, theirs) if name not in RESUME_MAY_CHANGE]
-        faults = [f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}" for name in differing]
+        faults = [
+            f"--{name} {ours.get(name)}: the run to resume has {theirs.get(name)}; give the same" for name in differing
+        ]
         if not faults and self.content["trained_parameters"] != before["trained_parameters"]:
             faults.append("--tuning: the run to resume trains other weights")
         model = self.extra.get("model")
         if model is not None and model != before.get("model", model):
-            faults.append("--model: its weights are not those that the run to resume started from")
+            faults.append("--model: its weights are not those that the run to resume started from; name the same model")
         changed = _differing(self.content["data_sha256"], before["data_sha256"])
-        faults += [f"--{name}: not what the run to resume has read" for name in changed]
+        faults += [f"--{name}: differs from what the run to resume has read; give the same" for name in changed]
         count = before["processes"]
         if count != processes():  # each process has its own random state, and under FSDP its own shards
             faults.append(f"--resume: the run to resume has {count} processes, this one {processes()}; start as many")

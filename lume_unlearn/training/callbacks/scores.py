@@ -58,7 +58,7 @@ class BestScores(TrainerCallback):
         self.task, _, self.name = self.metric.partition(".")
         if self.task not in self.tasks or not self.name:
             raise ConfigError(
-                f"--metric_for_best_model {self.metric}: TASK.METRIC with a task that is scored; these are "
+                f"--metric_for_best_model {self.metric}: must be TASK.METRIC with a task that is scored; these are "
                 f"{', '.join(self.tasks)} (--evaluate_tasks)"
             )
         check_tasks(trainer.encode.tokenizer, self.data, self.tasks, args.chat)
@@ -106,7 +106,7 @@ class BestScores(TrainerCallback):
             with writing(Path(str(self.trainer.args.output_dir))):
                 self._keep(scores, found, model)
         except ConfigError as error:
-            _log.warning("step %d: its scores could not be kept; training continues: %s", step, error)
+            _log.warning("step %d: its scores could not be saved; training continues: %s", step, error)
         return shown
 
     def _keep(self, scores: Scores, found: dict[str, Any], model: Any) -> None:
