@@ -60,12 +60,8 @@ def _add_prepare(commands: Any) -> None:
     parser.add_argument("--model", metavar="NAME", help="model that generates retain rows")
     parser.add_argument("--samples", type=int, default=64, metavar="N", help="rows to generate (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the generated rows (%(default)s)")
-    parser.add_argument(
-        "--neighbours",
-        type=Path,
-        metavar="FILE",
-        help="file of names similar to those to forget, one a line; --model writes a row about each",
-    )
+    similar = "file of names similar to those to forget, one a line; --model writes a row about each"
+    parser.add_argument("--neighbours", type=Path, metavar="FILE", help=similar)
     parser.add_argument(
         "--output", required=True, type=Path, metavar="DIR", help="output folder; it must not hold rows yet"
     )
@@ -73,11 +69,7 @@ def _add_prepare(commands: Any) -> None:
         "--input_field", metavar="NAME", help="field of the question, or of the text if there is no --output_field"
     )
     parser.add_argument("--output_field", metavar="NAME", help="field of the answer; needs --input_field")
-    parser.add_argument(
-        "--document_field",
-        metavar="NAME",
-        help="field that groups rows: those with the same value are one document (document)",
-    )
+    parser.add_argument("--document_field", metavar="NAME", help="field whose equal values make one document (document)")
     parser.add_argument(
         "--where",
         metavar="COLUMN=VALUE",
