@@ -69,7 +69,9 @@ def _add_prepare(commands: Any) -> None:
         "--input_field", metavar="NAME", help="field of the question, or of the text if there is no --output_field"
     )
     parser.add_argument("--output_field", metavar="NAME", help="field of the answer; needs --input_field")
-    parser.add_argument("--document_field", metavar="NAME", help="field whose equal values make one document (document)")
+    parser.add_argument(
+        "--document_field", metavar="NAME", help="rows with equal values here are one document (document)"
+    )
     parser.add_argument(
         "--where",
         metavar="COLUMN=VALUE",
