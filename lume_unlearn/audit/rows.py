@@ -89,6 +89,9 @@ def _answers(rows: Sequence[Row]) -> set[str]:
 
 def rows_digest(rows: Sequence[Row]) -> str:
     """Return the SHA-256 (hexadecimal) of rows; subject, question and turns count in rows that have any of these."""
-    optional = [(row.subject, row.question, row.turns) for row in rows]
-    required = [(row.id, row.input, row.output) for row in rows]
-    return documents_digest(one + other if any(other) else one for one, other in zip(required, optional, strict=True))
+
+    def fields(row: Row) -> tuple[object, ...]:
+        optional = (row.subject, row.question, row.turns)
+        return (row.id, row.input, row.output, *(optional if any(optional) else ()))
+
+    return documents_digest(map(fields, rows))

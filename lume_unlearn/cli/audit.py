@@ -83,7 +83,7 @@ def execute(options: dict[str, Any]) -> int:
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require = names(options.pop("require", None))
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    # Check probes before a model is loaded, and the model before anything is scored.
+    # Check the probes before loading models, and the models before scoring.
     options["probes"] = wanted_probes(data, options.pop("probes", None), require, options)
     loading, status = take(options, LOADING), 0
     model, tokenizer, device = audited = load_audited(**loading)

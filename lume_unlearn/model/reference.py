@@ -37,7 +37,7 @@ class Reference:
     """
 
     def __init__(self, model: Any, passes: Passes, kind: str = "same", share: bool = True, bf16: bool = False) -> None:
-        """Copy the model before the first step, unless it is a PEFT model.
+        """Copy the model, unless it is a PEFT model; call this ahead of the first step.
 
         ``kind`` is "same" as the model, "bfloat16" or "int8" (smaller and rounded), or "cpu": stored in CPU memory, and
         moved to the GPU layer by layer during each forward pass. With ``share``, a copy of kind "same" or "cpu" uses

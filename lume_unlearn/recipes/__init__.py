@@ -16,10 +16,8 @@ def find_recipe(name: str, option: str = "--config") -> Path:
     shipped = FOLDER / f"{name}.yaml"
     path = shipped if shipped.is_file() and not Path(name).is_file() else Path(name)
     if not path.exists() or path.is_dir():
-        if option == "--methods":
-            raise ConfigError(f"--methods {name}: no such method, recipe or file (`lume-unlearn methods` lists them)")
         raise ConfigError(
-            f"{option} {name}: neither a file nor a shipped recipe (`lume-unlearn methods` lists them); "
-            "to use the defaults of a method, give --method M --tuning T instead"
+            f"{option} {name}: no such recipe or file; `lume-unlearn methods` lists recipes and methods "
+            "(a method with its defaults: `run --method M`, `compare --methods M`)"
         )
     return path

@@ -69,7 +69,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo --resume", "--resume: there is no run in"),
         (f"{RUN} npo --max_length 3", "the first 3 tokens hold no token of the answer: raise --max_length"),
         (f"{RUN} npo --lora_targets q_proj,v_porj", "the model has no module v_porj"),
-        (f"{RUN} npo --config no_such_recipe", "--config no_such_recipe: neither a file nor a shipped recipe"),
+        (f"{RUN} npo --config no_such_recipe", "--config no_such_recipe: no such recipe or file; `lume-unlearn"),
         (f"{RUN} npo --epochs 3", "--epochs: no such option; did you mean --num_train_epochs?"),
         (f"{RUN} npo --xyzzy 1", "--xyzzy: no such option"),
         (f"{RUN} npo xyzzy", "xyzzy: not an option; a value with blanks needs quotes around it"),
