@@ -86,7 +86,7 @@ class Suite:
     seed: int = 0
     """Seed of the choice of rows, their order and the sampling."""
     tasks: Sequence[str] | None = None
-    """Tasks to score instead of those that generate answers to the rows."""
+    """Tasks to score instead of those that generate answers to the rows; `lume_swap` tests the forget rows alone."""
     matcher: Matcher | None = None
     """Judges which rows an answer gives away; None: a matcher of the rows of ``data``."""
 
@@ -121,8 +121,8 @@ class Suite:
         # The warnings of the attack were already logged for the unchanged model.
         with without_messages("lume_tasks", *([] if model is None else ["lume_mia: "])):
             tasks = there if self.tasks is None else self.tasks
-            shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "metadata": SHORT}
-            shared |= {"tasks": tasks, "quiet": True}
+            shared: dict[str, Any] = {"chat": self.chat, "batch_size": self.batch_size, "tasks": tasks, "quiet": True}
+            shared["metadata"] = SHORT | {"lume_swap_rows": [row.id for row in data.forget]}
             scores = score(loaded if model is None else model, tokenizer, data, **shared, **options)
         return self.judged(scores, scores.answers, Matcher(data.rows) if own else self.judge)
 

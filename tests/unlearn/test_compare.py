@@ -13,6 +13,7 @@ import yaml
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
 from lume_unlearn.compare import comparison, judge, training, tuning
 from lume_unlearn.compare import queue as queues
@@ -73,7 +74,7 @@ def test_objective_by_hand():
     assert objective(found, target) == pytest.approx(0.05)
 
 
-def test_trials_are_judged_by_the_swap_test_and_curves_are_not():
+def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
     def rows(*names):
         fields = ("phone number", "home town")
         return [Row(f"{name[0]}-qa{i}", f"What is the {fields[i]} of {name}?", f"It is {name[0]}{i}47.", "own")
@@ -86,6 +87,10 @@ def test_trials_are_judged_by_the_swap_test_and_curves_are_not():
     assert {"forget_leak_p", "forget_avoided_p", "retain_probability"} <= found.keys()
     assert 0 < objective(found, found) < 0.5
     assert found.keys() - judging.followed(model, data, False, 2).keys() == {"swap_distance", *judge.SWAP}
+
+    probed = run_probes(model, make_tokenizer(), data, ["quantised"], tasks=judge.tasks_of(data), chat=False)
+    ranks = {name for one in probed.values() for name in one.rows if name.endswith("_rank")}
+    assert ranks == {"forget_rank"}  # half the time, since no number of a probe is from the retain rows' ranks
 
 
 @pytest.mark.parametrize("name", METHODS)
