@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from lume_tasks.metrics.swap import DRAWS, SwapResult
+from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 
 LEFT = 0.5
@@ -302,6 +303,13 @@ def unmet(require: Sequence[str], numbers: Mapping[str, float]) -> list[str]:
         elif not (numbers[name] <= limit if sign == "<=" else numbers[name] >= limit):
             found.append(f"{condition} (is {numbers[name]:.3f})")
     return found
+
+
+def require_numbers(require: Sequence[str], numbers: Mapping[str, float]) -> None:
+    """Raise `ConfigError` for conditions whose name is neither one of ``numbers`` nor one with ``_before``."""
+    names = {condition: parse_condition(condition)[0].removesuffix("_before") for condition in require}
+    listed = f"no such number; choose from {', '.join(numbers)}"
+    raise_faults([f"--require {condition}: {listed}" for condition, name in names.items() if name not in numbers])
 
 
 def parse_condition(condition: str) -> tuple[str, str, float]:

@@ -15,7 +15,7 @@ from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import Measured, earlier_of, measure
 from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import POSITIVES, sample
-from lume_unlearn.audit.rules import Earlier
+from lume_unlearn.audit.rules import Earlier, require_numbers
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
 from lume_unlearn.model.fingerprint import fingerprint
@@ -119,6 +119,7 @@ def found_by(
     load: Loader,
     resume: str | Path | None,
     after_each: Callable[[dict[str, Any]], None] | None = None,
+    require: Sequence[str] = (),
 ) -> Found:
     """Print the plan, run the steps, and return their results.
 
@@ -127,15 +128,19 @@ def found_by(
         load: loads the model whose speed is measured.
         resume: file that keeps the results of finished steps; None keeps none.
         after_each: called with the scores of the unlearned model so far, "plain" first, after each of its steps.
+        require: conditions, whose names are checked as soon as one model is measured.
 
     Raises:
-        ConfigError: the model cannot be quantised, or the file cannot be written.
+        ConfigError: a condition on an unknown number, a model that cannot be quantised, or a file that cannot be
+            written.
     """
     if any(stage.probe == "quantised" for stage in stages):
         weight_layers(load()[0])  # refuse a model that cannot be quantised before the first step
     found = Found()
     for stage, result in carry_out(stages, load, resume):
         found.add(stage, result)
+        if stage.probe == MEASURED:
+            require_numbers(require, found.measured[stage.role].numbers)
         if after_each and stage.role == "now":
             after_each({"plain": found.measured["now"].plain, **found.probed.get("now", {})})
     return found

@@ -203,7 +203,7 @@ def verdict(
         **options: options of `Suite`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
     Raises:
-        ConfigError: a wrong probe, task or condition.
+        ConfigError: a wrong probe, task or condition; the name in a condition is checked when one model is measured.
         DataError: faulty rows.
     """
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
@@ -223,7 +223,7 @@ def verdict(
     probing: dict[str, Any] = {"shared": shared, "seed": seed, "tasks": tasks, "matcher": matcher, **options}
     probing |= {"requests": requests, "retain": everything.retain, "about": about}
     stages = [one for role, load in loaders.items() for one in steps_of(role, load, data, wanted, **probing)]
-    found = found_by(stages, loaders["now"], resume, after_each)
+    found = found_by(stages, loaders["now"], resume, after_each, require)
     return replace(made(data, matcher, found, require, keep, recorded), data_sha256=digests)
 
 

@@ -178,6 +178,17 @@ def test_the_command_ends_in_a_verdict(
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
 
 
+def test_a_misspelt_number_is_found_when_one_model_is_measured(
+    models: Callable[[str], Path], tmp_path: Path, command: Command
+) -> None:
+    words = ("--before", models("target"), "--model", models("target"), "--data", models("."), "--controls", 40)
+    required = ("--require", "forget_knowlege<=0.05", "--output", tmp_path / "out")
+    code, _, err = command("audit", *words, "--probes", "quantised", "--limit", 2, *required)
+    assert (code, "--require forget_knowlege<=0.05: no such number; choose from forget_" in err) == (2, True), err
+    steps = (tmp_path / "out" / "unfinished.jsonl").read_text().split("\n\n")
+    assert len([step for step in steps if step.strip()]) == 1  # the same command with the right name goes on from here
+
+
 def test_an_adapter_is_audited(models: Callable[[str], Path], tmp_path: Path, command: Command) -> None:
     target, output = models("target"), tmp_path / "adapter"
     where = ("--model", target, "--data", models("."))
