@@ -67,12 +67,10 @@ class Forgotten:
                 "data/ and transcript.jsonl hold what was forgotten: only you should read them; --after needs data/.",
             ]
         tried = [f"Tried: {one.setting.line()}: {one.best.line() if one.best else 'diverged'}" for one in self.tries]
-        more = [f"the same command with --tries {len(self.tries) + 2}, which continues"] if self.tries else []
-        ways = [
-            *more,
-            "more retain rows, some like the forget rows, in another --output",
-            "retraining (--base BASE --retrain)",
-        ]
+        ways = ["more retain rows, some like the forget rows, in another --output"]
+        if self.tries:  # else it was retrained
+            more = f"the same command with --tries {len(self.tries) + 2}, which continues"
+            ways = [more, *ways, "retraining (--base BASE --retrain)"]
         return [*tried, f"Next, one of: {'; '.join(ways)}."]
 
     def finish(self, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import replace
 from functools import partial
 from io import StringIO
 
@@ -207,6 +208,8 @@ def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, 
     assert found.tries == []
     assert found.verdict.models["control"]["sha256"] != found.verdict.models["now"]["sha256"]
     assert not found.verdict.given
+    failed = replace(found, verdict=replace(found.verdict, status="not gone"))
+    assert "retrain" not in failed.advice()[-1]
 
 
 def _loaded(folder):
