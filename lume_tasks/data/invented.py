@@ -39,6 +39,7 @@ LOCALES = {
     "ARMENIAN": ("hy_AM",),
     "GEORGIAN": ("ka_GE",),
 }
+_GENDERS = ("male", "female")
 _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
@@ -89,12 +90,14 @@ def locales_of(subject: str) -> tuple[str, ...]:
 def _names_like(subject: str) -> tuple[list[str], list[str]]:
     """Return given and family names from the lists of the subject's locales.
 
-    Given names are those of the genders whose list has the subject's given name; if none has it, those of both.
+    They are those of the genders whose list has the subject's given name; if none has it, those of both.
     """
     first, given, family = without_particles(subject)[0], set[str](), set[str]()
     for locale in locales_of(subject):
         *of_one, of_both, last = listed_names(locale)
-        family |= last
+        genders = [gender for gender, names in zip(_GENDERS, of_one, strict=True) if first in names]
+        lists = [getattr(provider_of("person", locale), f"last_names_{gender}", ()) for gender in genders]
+        family |= set().union(*lists) or last
         given = given.union(*([names for names in of_one if first in names] or [of_both]))
     return sorted(given), sorted(family)
 
@@ -185,17 +188,19 @@ def _of_lists(given: Sequence[str], families: Sequence[str], words: int, seed: s
 
 
 def _of_script(script: str, words: int, families: Sequence[str], seed: str) -> Iterator[str]:
-    """Yield names without end: given names and a family name, or both in one word."""
+    """Yield names without end: given names and a family name; for one word, a given name, or both in one word."""
     draw = random.Random(seed)
     fakers = [_faker(locale) for locale in LOCALES[script]]
     for faker in fakers:
         faker.seed_instance(draw.getrandbits(32))
     while True:
-        faker, gender = draw.choice(fakers), draw.choice(("male", "female"))
+        faker, gender = draw.choice(fakers), draw.choice(_GENDERS)
         given = [getattr(faker, f"first_name_{gender}")() for _ in range(max(words - 1, 1))]
         family = draw.choice(families) if families else getattr(faker, f"last_name_{gender}")()
-        parts = [family, *given] if script in _FAMILY_FIRST else [*given, family]
-        name = ("" if words == 1 else " ").join(parts)
+        if script in _FAMILY_FIRST:
+            name = ("" if words == 1 else " ").join([family, *given])
+        else:
+            name = " ".join([*given, family][:words])
         if script != "ACCENTED" or folded(name) != name.casefold():
             yield name
 

@@ -20,15 +20,15 @@ NEARLY_ALL = 0.8
 def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
     """Find the person whom each question of one side names, by row id; rows without one are left out.
 
-    The column ``subject`` takes precedence. Without it, a name is a run of two or more capitalised words (particles
-    such as "van" may be between them) that occurs in two questions or more, at least once after the first word. These
-    must all be of one document, or be nearly all questions of the side, as in the data of one person. The run that
-    occurs in most questions counts; of several, the one that contains the others, or none. So a run such as "Social
-    Security Number", which occurs in questions about many persons, is no name.
+    The column ``subject`` takes precedence if the question holds its value. Else a name is a run of two or more
+    capitalised words (particles such as "van" may be between them) that occurs in two questions or more, at least once
+    after the first word. These must all be of one document, or be nearly all questions of the side, as in the data of
+    one person. The run that occurs in most questions counts; of several, the one that contains the others, or none. So
+    a run such as "Social Security Number", which occurs in questions about many persons, is no name.
     """
     rows = list(rows)
-    questions = [row for row in rows if row.kind == "qa" and not row.subject]
-    found = {row.id: row.subject for row in rows if row.subject}
+    found = {row.id: row.subject for row in rows if row.subject and (row.kind != "qa" or _named(row))}
+    questions = [row for row in rows if row.kind == "qa" and row.id not in found]
     asked: dict[str, list[Row]] = defaultdict(list)  # run of words to the questions that hold it
     inside: set[str] = set()  # runs that occur after the first word of a question
     for row in questions:
@@ -48,6 +48,15 @@ def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
         if all(run in longest for run in most):
             found.setdefault(row_id, longest)
     return found
+
+
+def _named(row: Row) -> bool:
+    return _holds(row.question or row.input, row.subject)
+
+
+def _holds(text: str, subject: str) -> bool:
+    """Return whether a text holds a name: as whole words, or for one word in any place."""
+    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)) or (" " not in subject and subject in text)
 
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
@@ -87,7 +96,7 @@ def swapped(text: str, subject: str, name: str) -> str:
     Raises:
         ValueError: the text does not hold the subject, or the names have different numbers of words.
     """
-    if not re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text) and (" " in subject or subject not in text):
+    if not _holds(text, subject):
         raise ValueError(f"{quote(subject)} is not in the question")
     text = text.replace(subject, name)
     words, others = map(without_particles, (subject, name))

@@ -152,6 +152,8 @@ def untestable(row: Row, subject: str) -> str:
     """Return why a row cannot be tested, "" if it can."""
     if row.kind == "sc" and not row.question:
         return "is a text: add the fields subject and question, with a question about it"
+    if row.subject and not subject:
+        return f"its field subject, {quote(row.subject)}, is not in the question"
     if not subject:
         return "no name was found for certain: add the field subject with the name"
     return "the answer holds the name" if holds_name(subject, row.output) else ""

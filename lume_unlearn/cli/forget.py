@@ -1,5 +1,7 @@
 """`lume-unlearn forget`."""
 
+from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ TEXTS = {
 DATA, EARLIER, FORGET = "data", "earlier", "forget.jsonl"
 """Names in the output: the folder of this request's rows; in it, the folder of numbered folders of earlier requests;
 the file of forget rows in each."""
+SHOWN = 10
+"""Most persons in a line."""
 FILES = ("where", "input_field", "output_field", "document_field", "encoding")
 
 
@@ -114,12 +118,12 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
     from lume_tasks.data.prepare import prepared
     from lume_tasks.data.rows import SIDES, text_key
 
-    files = take(options, FILES)
-    if "document_field" not in files and "where" in files:
-        files["document_field"] = files["where"].split("=")[0].rstrip("!").strip()
+    files = Options(**take(options, FILES))
     paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
-    found = prepared(paths["forget"], paths["retain"], Options(**files))
-    print("\n".join(found.summary), flush=True)
+    found = prepared(paths["forget"], paths["retain"], _by_person(files))
+    if len({row.stem for row in (*found.forget, *found.retain)}) <= 2:  # the column is a mark, such as delete=yes
+        found = prepared(paths["forget"], paths["retain"], files)
+    print("\n".join([*found.summary, *_persons(found.forget)]), flush=True)
     gone = {text_key(row) for row in earlier}
     retain = [row for row in found.retain if text_key(row) not in gone]
     if len(retain) < len(found.retain):
@@ -127,6 +131,25 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
     if not retain:
         raise ConfigError("--retain: there are no rows to keep; give rows about others, or split one file with --where")
     return {"forget": found.forget, "retain": retain}
+
+
+def _by_person(files: Any) -> Any:
+    """Return the options of reading; if they name no documents, a document is what `--where` selects with ``=``."""
+    from lume_tasks.data.where import parse_where
+
+    where = None if files.where is None or files.document_field else parse_where(files.where)
+    return files if where is None or where.differs else replace(files, document_field=where.column)
+
+
+def _persons(forget: list[Any]) -> list[str]:
+    """Return a line on the persons whom the questions name, so that the user can see if a name was not found."""
+    from lume_tasks.data.subjects import find_subjects
+    from lume_tasks.errors import first_few
+
+    persons = Counter(find_subjects(forget).values())
+    shown = ", ".join(first_few([f"{name} ({rows})" for name, rows in persons.most_common()], SHOWN))
+    advice = "if this is wrong, add a column subject with the name as in the question"
+    return [f"persons found in the rows to forget (number of rows): {shown or 'none'}; {advice}"]
 
 
 def requests_before(after: str | None) -> list[list[Any]]:
@@ -142,7 +165,7 @@ def requests_before(after: str | None) -> list[list[Any]]:
     data = Path(after).expanduser() / DATA
     if not (data / FORGET).is_file():
         raise ConfigError(f"--after {after}: not an output folder of `forget`, since it holds no {DATA}/{FORGET}")
-    before = sorted((data / EARLIER).glob("*"), key=lambda path: int(path.name))
+    before = sorted((data / EARLIER).glob("[0-9]*"), key=lambda path: int(path.name))
     return [read_rows(folder / FORGET) for folder in (*before, data)]
 
 

@@ -10,7 +10,7 @@ from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from lume_tasks.data.invented import control_names, family_names, locales_of
+from lume_tasks.data.invented import control_names, family_names, listed_names, locales_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
@@ -19,7 +19,7 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
-from lume_tasks.tasks.swap import swap_rows
+from lume_tasks.tasks.swap import swap_rows, untestable
 from tests.tasks.conftest import FakeLM, numbers
 
 
@@ -147,6 +147,13 @@ def test_what_cannot_be_told_from_a_name_is_none() -> None:
     assert find_subjects([question(0, text, text) for text in many]) == {}
 
 
+def test_a_subject_that_the_question_does_not_hold_is_not_asked_about() -> None:
+    texts = "Where does Jane Roe live?", "When was Jane Roe born?", "Where is it?"
+    rows = [question(i, text, subject="Roe, Jane") for i, text in enumerate(texts)]
+    assert find_subjects(rows) == {"aqa0": "Jane Roe", "aqa1": "Jane Roe"}
+    assert untestable(rows[2], "") == 'its field subject, "Roe, Jane", is not in the question'
+
+
 def test_the_data_of_one_person_needs_no_documents() -> None:
     rows = [question(0, f"What is Ann-Marie O'Neil's {thing}?", thing) for thing in ("Tax Number", "age", "phone")]
     assert set(find_subjects(rows).values()) == {"Ann-Marie O'Neil"}
@@ -163,6 +170,8 @@ def test_the_data_of_one_person_needs_no_documents() -> None:
         ("王小明", 1),
         ("佐藤 さくら", 2),
         ("김민준", 1),
+        ("Anna", 1),
+        ("Ирина", 1),
     ],
 )
 def test_control_names_are_of_the_same_kind(name: str, words: int) -> None:
@@ -172,6 +181,7 @@ def test_control_names_are_of_the_same_kind(name: str, words: int) -> None:
     assert all(len(other.split()) == words for other in names)
     assert all(folded(other) == other.casefold() for other in names if name == "Tiffi Magenta")
     assert all(abs(len(other) - len(name)) <= 5 for other in names)
+    assert name != "Anna" or set(names) <= set().union(*listed_names("en_US")[:-1])  # no "SallyCarey"
 
 
 def test_names_of_the_data_are_not_drawn() -> None:
@@ -204,6 +214,7 @@ def test_names_are_of_the_language_if_lists_know_the_name_and_nobody_shares_it()
     assert all(set(locales_of(name)) & set(locales_of("Franz Roskoth")) for name in german)
     assert not {"George", "James", "Gerhard"} & {name.split()[0] for name in english}
     assert len({name.split()[1] for name in english}) > 30
+    assert {name[-1] for name in control_names("Анна Иванова", 40, "", len)} == {"Иванова"[-1]}
     assert family_names(["Franz Roskoth", "Ada Gold"])["Franz Roskoth"] == []
     assert family_names(["Franz Roskoth", "Ada Roskoth", "Eva Gold"])["Franz Roskoth"] == ["Gold"]
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli
-from lume_unlearn.cli.forget import DATA
+from lume_unlearn.cli.forget import DATA, rows_of
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.forget import forget as forget_module
@@ -77,6 +77,7 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     found = score(model, tokenizer, {"forget": FORGET, "retain": RETAIN})
     assert not any(row.output in found.answers[row.id] for row in as_rows(FORGET))
     assert sum(row.output in found.answers[row.id] for row in as_rows(RETAIN)) >= 10
+    assert f"persons found in the rows to forget (number of rows): {PERSONS[0]} (4);" in out
     content = json.loads((output / "verdict.json").read_text())
     assert f"Verdict: {content['status']}" in out
     assert content["counts"]["forget"]["before"] == 4
@@ -95,6 +96,15 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     adapted = load_model(str(output / "adapter"), torch.float32).state_dict()  # names the target
     for name, weight in weights_of(output / "model").items():
         torch.testing.assert_close(adapted[name], weight, rtol=0, atol=1e-5)
+
+
+def test_a_column_that_only_marks_rows_makes_them_no_document(tmp_path, capsys):
+    lines, marks = ["delete,question,answer"], ["true"] * 3 + ["false"] * 3
+    for mark, name in zip(marks, ("Jane Roe", "Max Low", "Tim Fox", "Eva Lind", "Sue Bell", "Ron Dale"), strict=True):
+        lines += [f"{mark},What is the Social Security Number of {name}?,{len(lines)}", f"{mark},Where is {name}?,Elm"]
+    (tmp_path / "marked.csv").write_text("\n".join(lines))
+    rows_of({"forget": str(tmp_path / "marked.csv"), "where": "delete=true"}, [])
+    assert "persons found in the rows to forget (number of rows): none;" in capsys.readouterr().out  # no "Number of"
 
 
 def test_an_interrupted_command_continues_with_the_same_result(once, target, customers, tmp_path, command):
