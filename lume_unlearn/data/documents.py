@@ -5,16 +5,20 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+from lume_tasks.data import prepare
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import raise_problems
 from lume_unlearn.errors import ConfigError
 
+TABLES = (".csv", ".tsv", ".xlsx", ".json")
+
 
 def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> list[Row]:
     """Read the texts of a file as rows; a text is the ``input``, a space and the ``output`` of its row.
 
-    A .jsonl or .parquet file has them in the field "document"; in any other file, blank lines separate them.
+    A .jsonl or .parquet file has them in the field "document", a table or .json file as `lume-tasks prepare` reads it;
+    in any other file, blank lines separate them.
 
     Args:
         option: option that names the file, for messages.
@@ -30,6 +34,8 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> lis
         raise ConfigError(f"--{option} {named}: there is no such file")
     if path.suffix in SUFFIXES:
         documents, faults = scan_documents(path)
+    elif path.suffix.lower() in TABLES:
+        documents, faults = dict(enumerate(prepare.read_texts([path], prepare.Options()))), []
     else:
         lines, faults = read_lines(path)
         blocks = re.split(r"\n\s*\n", "\n".join(lines.values()))

@@ -20,7 +20,7 @@ from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_pro
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.suite import PROBES, Probed
-from lume_unlearn.data.documents import read_texts
+from lume_unlearn.data.documents import read_texts, text_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
@@ -276,6 +276,9 @@ def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named
     with pytest.raises(DataError, match=r'texts.jsonl:2: field "document" is missing'):
         read_texts("unrelated", str(file))
     file.with_suffix(".txt").write_text("One text.\n\n\nTwo longer\nlines.\n")
+    file.with_suffix(".csv").write_text('document,page\n"A text, with a comma.",1\nAnother text.,2\n')
+    found = read_texts("unrelated", file.with_suffix(".csv"))
+    assert [text_of(row) for row in found] == ["A text, with a comma.", "Another text."]
     texts = read_texts("unrelated", str(file.with_suffix(".txt")))
     assert [f"{row.input} {row.output}" for row in texts] == ["One text.", "Two longer\nlines."]
 
