@@ -1,7 +1,8 @@
 """Find the fields of the user's objects that hold question and answer, a chat or a text; turn values into text."""
 
 import json
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -40,7 +41,7 @@ def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None
 
     A field ``content`` beside a field ``role`` is a chat turn, not a text.
     """
-    named = tuple(name.lower() for name in (options.input_field, options.output_field) if name)
+    named = tuple(lower_name(name) for name in (options.input_field, options.output_field) if name)
     candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
     there = [names for names in candidates if all(name in obj for name in names)]
     there = [names for names in there if names != ("content",) or "role" not in obj or names == named]
@@ -49,8 +50,24 @@ def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None
 
 
 def lower_names(obj: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an object with the names of its fields in lower case, without white space at their ends."""
-    return {str(name).strip().lower(): value for name, value in obj.items()}
+    """Return an object with the names of its fields as `lower_name` returns them."""
+    return {lower_name(name): value for name, value in obj.items()}
+
+
+def lower_name(name: Any) -> str:
+    """Return a name in lower case, without white space at its ends, and with a space for each line feed inside."""
+    return " ".join(str(name).split()).lower()
+
+
+def repeated(names: Iterable[Any]) -> str | None:
+    """Return the first name that is there twice (see `lower_name`), None if there is none; "" does not count."""
+    return next((name for name, number in Counter(map(lower_name, names)).items() if name and number > 1), None)
+
+
+def shown(text: str) -> str:
+    """Return a name or value in quotation marks for a message: on one line, cut at 80 characters, all letters kept."""
+    line = " ".join(text.split())
+    return f'"{line if len(line) <= 80 else line[:77] + "..."}"'
 
 
 def as_text(value: Any) -> str:

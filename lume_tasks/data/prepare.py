@@ -7,7 +7,7 @@ from pathlib import Path
 from textwrap import shorten
 
 from lume_tasks.data.encodings import encoding_problem
-from lume_tasks.data.fields import Options
+from lume_tasks.data.fields import Options, lower_name
 from lume_tasks.data.files import SUFFIXES, write_rows
 from lume_tasks.data.items import ALONE, Item
 from lume_tasks.data.names import shared_names
@@ -163,7 +163,7 @@ def _unused(options: Options, read: Read) -> list[str]:
     problems = [
         f"--{option} {name}: no row was read from this field; use a field that the files have"
         for option, name in (("input_field", options.input_field), ("output_field", options.output_field))
-        if name and name.lower() not in used
+        if name and lower_name(name) not in used
     ]
     if options.document_field and not any(item.document for item in read.items):
         problems.append(f"--document_field {options.document_field}: no row has a value there; use a field with values")

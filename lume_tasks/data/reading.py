@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.chats import chat_questions
-from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, names_of
+from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, lower_name, names_of
 from lume_tasks.data.files import Fault, place
 from lume_tasks.data.items import Fields, Item
 from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
@@ -101,8 +101,10 @@ def _read_file(path: Path, options: Options, read: Read, where: Where | None) ->
     read.numbers += Counter(item.fields for item in items)
     if source.encoding:
         read.encodings.append(f"{path}: {source.encoding}")
-    read.count({"empty lines": source.empty}, str(path))
-    used |= {where.column.lower(), where.column.lower().partition(".")[0]} if where else set()
+    for line, what in source.notes:
+        read.count({what: 1}, f"{path}:{line}" if line else str(path))
+    column = lower_name(where.column) if where else None
+    used |= {column, column.partition(".")[0]} if column else set()
     fields = dict.fromkeys(name for obj in source.objects.values() for name in obj)
     unused = [quote(name) for name in fields if name not in used]
     if items and unused:
@@ -119,7 +121,7 @@ def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
 
 def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> tuple[dict[str, Any], list[str]]:
     """Return document, subject and task of an item, and the names of the fields that gave them."""
-    fields = {"document": (options.document_field or "document").lower(), "subject": "subject", "task": "task"}
+    fields = {"document": lower_name(options.document_field or "document"), "subject": "subject", "task": "task"}
     values = {of: as_text(obj.get(name)).strip() for of, name in fields.items() if name not in names}
     known = {"document": values.get("document", ""), "subject": values.get("subject", "")}
     return known | {"task": values.get("task") or options.label}, [fields[of] for of, value in values.items() if value]

@@ -1,41 +1,61 @@
-"""Read the first sheet of an XLSX file."""
+"""Make objects of the rows of a table, and read the first sheet of an XLSX file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
-from lume_tasks.data.fields import as_text
+from lume_tasks.data.fields import as_text, repeated, shown
 from lume_tasks.data.files import Fault
 from lume_tasks.errors import first_line
 
+EMPTY = "empty lines"
 
-def read_xlsx(path: Path) -> tuple[dict[int, dict[str, Any]], list[Fault], int]:
-    """Return the rows of the first sheet by number, the faults, and the number of empty rows.
+# The rows by number, the faults, and what the summary counts: number (0 for the whole table) and description.
+Table = tuple[dict[int, dict[str, Any]], list[Fault], list[Fault]]
 
-    The first row with a value is the header; a column without a name is called "column <n>". Numbers and dates are read
-    as the values of the cells (see `as_text`); their format, such as per cent, is ignored.
+
+def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter: str = "") -> Table:
+    """Make objects of the rows of a table; ``rows`` may add to ``faults`` while they are read.
+
+    The first row with a value is the header; a column without a name is called "column <n>".
+    """
+    header: list[str] = []
+    objects: dict[int, dict[str, Any]] = {}
+    notes: list[Fault] = []
+    for line, cells in rows:
+        if not any(cell.strip() for cell in cells):
+            notes.append((0, EMPTY))
+        elif not header:
+            header = [cell.strip() for cell in cells]
+            twice = repeated(header)
+            if twice:
+                return {}, [(line, f"has two columns with the name {shown(twice)}: rename or remove one")], notes
+        elif len(cells) == len(header):
+            named = enumerate(zip(header, cells, strict=True), 1)
+            objects[line] = {name or f"column {i}": text for i, (name, text) in named if name or text}
+        else:
+            counts = f"has {len(cells)} cells, but the header line has {len(header)}"
+            faults.append((line, f'{counts}: put quotation marks around a cell that contains "{delimiter}"'))
+    if header and not objects and not faults:
+        names = shown(", ".join(header))
+        faults.append((0, f"is empty: a table needs rows after its header line, which is {names}"))
+    return objects, faults, notes
+
+
+def read_xlsx(path: Path) -> Table:
+    """Read the first sheet.
+
+    Numbers and dates are read as the values of the cells (see `as_text`); their format, such as per cent, is ignored.
     """
     try:
         from openpyxl import load_workbook
         from openpyxl.utils.exceptions import InvalidFileException
     except ImportError:
-        return {}, [(0, "XLSX files need openpyxl: `pip install openpyxl`, or save the sheet as CSV")], 0
+        return {}, [(0, "XLSX files need openpyxl: `pip install openpyxl`, or save the sheet as CSV")], []
     try:
         sheet = load_workbook(path, data_only=True).worksheets[0]
     except (BadZipFile, InvalidFileException, KeyError, IndexError, ValueError) as error:
-        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}; save it as XLSX or CSV again")], 0
-    objects: dict[int, dict[str, Any]] = {}
-    header: list[str] = []
-    empty = 0
-    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
-        texts = [as_text(value) for value in values]
-        if not any(text.strip() for text in texts):
-            empty += 1
-        elif not header:
-            header = texts
-        else:
-            named = enumerate(zip(header, texts, strict=True), 1)
-            objects[number] = {name.strip() or f"column {i}": text for i, (name, text) in named if name or text}
-    if header and not objects:
-        return {}, [(0, "is empty: the first sheet needs rows after its header row")], empty
-    return objects, [], empty
+        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}; save it as XLSX or CSV again")], []
+    rows = ([as_text(value) for value in values] for values in sheet.iter_rows(values_only=True))
+    return table(enumerate(rows, 1), [])

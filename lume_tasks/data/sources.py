@@ -3,16 +3,15 @@
 import csv
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.encodings import decoded
-from lume_tasks.data.fields import Options, lower_names, names_of
+from lume_tasks.data.fields import Options, lower_names, names_of, repeated, shown
 from lume_tasks.data.files import Fault, parse_jsonl, read_parquet, unreadable, without_surrogates
-from lume_tasks.data.sheets import read_xlsx
-from lume_tasks.errors import quote
+from lume_tasks.data.sheets import EMPTY, Table, read_xlsx, table
 
 TABLES = (".csv", ".tsv")
 TEXTS = (".txt", ".md")
@@ -22,11 +21,11 @@ DELIMITERS = ",;\t|"
 
 @dataclass
 class Source:
-    """The content of one file: objects by line, faults, the number of empty lines, and the encoding ("" for UTF-8)."""
+    """The content of one file: objects by line, faults, what the summary counts by line, encoding ("" for UTF-8)."""
 
     objects: dict[int, dict[str, Any]] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
-    empty: int = 0
+    notes: list[Fault] = field(default_factory=list)
     encoding: str = ""
 
 
@@ -64,6 +63,9 @@ def read_source(path: Path, options: Options) -> Source:
         source.faults = [(0, "is empty: it holds no rows")]
     objects = {line: lower_names(obj) for line, obj in source.objects.items() if isinstance(obj, dict)}
     source.faults += [(line, "is not a JSON object") for line in source.objects.keys() - objects.keys()]
+    for line in objects:
+        twice = repeated(source.objects[line])
+        source.faults += [(line, f"has two fields with the name {shown(twice)}: rename or remove one")] if twice else []
     source.objects = objects
     return source
 
@@ -75,7 +77,7 @@ def _parse(content: bytes, suffix: str, options: Options) -> Source:
     if suffix == ".jsonl":
         lines = dict(enumerate(text.split("\n"), 1))
         blank = sum(not line.strip() for line in lines.values()) - (not text.rpartition("\n")[2].strip())
-        return Source(*parse_jsonl(lines, []), blank, encoding)
+        return Source(*parse_jsonl(lines, []), [(0, EMPTY)] * blank, encoding)
     if suffix == ".json":
         return Source(*_parse_json(text, options), encoding=encoding)
     text = text.replace("\r\n", "\n").replace("\r", "\n")
@@ -104,37 +106,25 @@ def _is_turn(value: Any) -> bool:
     return isinstance(value, dict) and ({"role", "content"} <= value.keys() or {"from", "value"} <= value.keys())
 
 
-def _parse_csv(text: str) -> tuple[dict[int, Any], list[Fault], int]:
-    """Parse a table with a header line; the delimiter is the one that occurs most often in the header line.
+def _parse_csv(text: str) -> Table:
+    """Parse a table with a header line; the delimiter is the one that occurs most often in the header line."""
+    delimiter = max(DELIMITERS, key=text.lstrip().partition("\n")[0].count)
+    faults: list[Fault] = []
+    usual = csv.field_size_limit(len(text) + 1)  # its default is 131,072 characters
+    try:
+        return table(_records(text, delimiter, faults), faults, delimiter)
+    finally:
+        csv.field_size_limit(usual)
 
-    Returns:
-        The rows by line, the faults, and the number of empty rows.
-    """
-    header_line = text.lstrip().partition("\n")[0]
-    delimiter = max(DELIMITERS, key=header_line.count)
+
+def _records(text: str, delimiter: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
+    """Yield the cells of each record and the line it starts on; bad CSV ends them and is added to ``faults``."""
     # Strict: otherwise an unclosed quotation mark turns the rest of the file into one cell.
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    usual = csv.field_size_limit(len(text) + 1)  # its default is 131,072 characters
-    header: list[str] = []
-    objects: dict[int, Any] = {}
-    faults: list[Fault] = []
-    line, empty = 1, 0
+    line = 1
     try:
         for cells in reader:
-            if not any(cell.strip() for cell in cells):
-                empty += 1
-            elif not header:
-                header = cells
-            elif len(cells) == len(header):
-                objects[line] = dict(zip(header, cells, strict=True))
-            else:
-                counts = f"has {len(cells)} cells, but the header line has {len(header)}"
-                faults.append((line, f'{counts}: put quotation marks around a cell that contains "{delimiter}"'))
+            yield line, cells
             line = reader.line_num + 1
     except csv.Error as error:
         faults.append((line, f"is bad CSV: {error}: check the quotation marks, and write one inside a cell twice"))
-    finally:
-        csv.field_size_limit(usual)
-    if header and not objects and not faults:
-        faults.append((0, f"is empty: a table needs rows after its header line, which is {quote(header_line)}"))
-    return objects, faults, empty

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from textwrap import shorten
 from typing import Any
 
-from lume_tasks.data.fields import as_text, lower_names
+from lume_tasks.data.fields import as_text, lower_name, lower_names
 from lume_tasks.errors import DataError, quote
 
 _SHOWN = 5  # names or values in a message
@@ -53,7 +53,7 @@ class Where:
         if not total:
             return []
         if not self.found:
-            named = _closest(self.column.lower(), self.columns)
+            named = _closest(lower_name(self.column), self.columns)
             return [f"{self.shown}: no object has the column {quote(self.column)}; use one of those there: {named}"]
         if self.value not in self.values:
             named = _closest(self.value, [value for value, _ in self.values.most_common()])
@@ -83,7 +83,7 @@ def parse_where(text: str) -> Where:
 
 def value_of(obj: Mapping[str, Any], column: str) -> tuple[bool, Any]:
     """Return whether an object has the column, and its value; the part after a dot names a field of a nested object."""
-    lower, column = lower_names(obj), column.lower()
+    lower, column = lower_names(obj), lower_name(column)
     if column in lower:
         return True, lower[column]
     for dot in (match.start() for match in re.finditer(r"\.", column)):

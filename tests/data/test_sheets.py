@@ -1,5 +1,6 @@
-"""Tables in XLSX files become the rows that a person sees."""
+"""Tables in CSV and XLSX files become the rows that a person sees."""
 
+import json
 import sys
 from datetime import datetime
 from pathlib import Path
@@ -33,14 +34,42 @@ def check_sheet(path: Path) -> None:
     assert f"empty lines: 2 ({path})" in found.summary
 
 
+def write_book(path: Path, sheets: dict[str, list[list]], merged: tuple[str, ...] = ()) -> None:
+    book = pytest.importorskip("openpyxl").Workbook()
+    book.remove(book.active)
+    for title, rows in sheets.items():
+        sheet = book.create_sheet(title)
+        for row in rows:
+            sheet.append(row)
+    for area in merged:
+        sheet.merge_cells(area)
+    book.save(path)
+
+
 def test_the_first_sheet_of_xlsx(tmp_path):
-    openpyxl = pytest.importorskip("openpyxl")
-    book = openpyxl.Workbook()
-    for row in SHEET:
-        book.active.append(row)
-    book.create_sheet("other").append(["question", "answer"])
-    book.save(tmp_path / "a.xlsx")
+    write_book(tmp_path / "a.xlsx", {"Sheet": SHEET, "other": [["question", "answer"]]})
     check_sheet(tmp_path / "a.xlsx")
     (tmp_path / "b.xlsx").write_bytes(b"no sheet")
     with pytest.raises(DataError, match=r"b\.xlsx: cannot be read as XLSX"):
         prepared([tmp_path / "b.xlsx"], [], Options())
+
+
+def fault(path: Path) -> str:
+    with pytest.raises(DataError) as caught:
+        prepared([path], [], Options())
+    (line,) = str(caught.value).splitlines()[1:]
+    return line.removeprefix(str(path))
+
+
+def test_a_name_that_is_there_twice_is_an_error(tmp_path):
+    rows = [["question", "answer", " Answer"], ["Who?", "Ada", "Bob"]]
+    table, book, lines = (tmp_path / name for name in ("a.csv", "a.xlsx", "a.jsonl"))
+    table.write_text("\n" + "\n".join(map(",".join, rows)))
+    expected = 'has two columns with the name "answer": rename or remove one'
+    assert fault(table) == f":2: {expected}"
+    write_book(book, {"Sheet": rows})
+    assert fault(book) == f":1: {expected}"
+    lines.write_text(json.dumps(dict(zip(*rows, strict=True))))
+    assert fault(lines) == ':1: has two fields with the name "answer": rename or remove one'
+    table.write_text("question,,answer,\nWho?,,Ada,\n")
+    assert pairs(prepared([table], [], Options()).forget) == [("Who?", "Ada")]
