@@ -11,7 +11,7 @@ from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, lower_name, 
 from lume_tasks.data.files import Fault, place
 from lume_tasks.data.items import Fields, Item
 from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
-from lume_tasks.data.sources import read_source, source_files
+from lume_tasks.data.sources import Source, read_source, source_files
 from lume_tasks.data.texts import completions
 from lume_tasks.data.where import Where
 from lume_tasks.errors import first_few, quote
@@ -67,12 +67,13 @@ def read_files(paths: list[Path], options: Options, read: Read, where: Where | N
     """
     before = len(read.items)
     for path in source_files(paths):
-        _read_file(path, options, read, where)
+        for name, source in read_source(path, options).items():
+            _read_source(name, source, options, read, where)
     return read.items[before:]
 
 
-def _read_file(path: Path, options: Options, read: Read, where: Where | None) -> None:
-    source = read_source(path, options)
+def _read_source(name: str, source: Source, options: Options, read: Read, where: Where | None) -> None:
+    """Add the items of a file or sheet to ``read``; ``name`` is its name in messages."""
     faults, skipped = source.faults, list[Fault]()
     unknown: dict[int, str] = {}
     items: list[Item] = []
@@ -86,29 +87,29 @@ def _read_file(path: Path, options: Options, read: Read, where: Where | None) ->
         made = _made(obj, names)
         faults += [(line, f"{fault}; {_ADVICE}") for fault in made.faults]
         skipped += [(line, made.skipped)] if made.skipped else []
-        at = f"{path}:{line}" if line else str(path)
+        at = f"{name}:{line}" if line else name
         read.count(made.counts, at)
-        known: dict[str, Any] = {"place": at, "fields": (str(path), names)}
+        known: dict[str, Any] = {"place": at, "fields": (name, names)}
         of_row, given = _known(obj, names, options)
         items += [replace(item, chosen=chosen, **known, **of_row) for item in made.items]
         used |= {*made.used, *given} if made.items else set()
     faults += _unknown(unknown, len(source.objects))
     if skipped and not items and not faults:
         faults, skipped = [(line, f"{reason}; {_ADVICE}") for line, reason in skipped], []
-    read.problems += place(str(path), faults)
-    read.skipped += place(str(path), skipped)
+    read.problems += place(name, faults)
+    read.skipped += place(name, skipped)
     read.items += items
     read.numbers += Counter(item.fields for item in items)
     if source.encoding:
-        read.encodings.append(f"{path}: {source.encoding}")
+        read.encodings.append(f"{name}: {source.encoding}")
     for line, what in source.notes:
-        read.count({what: 1}, f"{path}:{line}" if line else str(path))
+        read.count({what: 1}, f"{name}:{line}" if line else name)
     column = lower_name(where.column) if where else None
     used |= {column, column.partition(".")[0]} if column else set()
-    fields = dict.fromkeys(name for obj in source.objects.values() for name in obj)
-    unused = [quote(name) for name in fields if name not in used]
+    fields = dict.fromkeys(one for obj in source.objects.values() for one in obj)
+    unused = [quote(one) for one in fields if one not in used]
     if items and unused:
-        read.unused.append(f"{path}: {', '.join(first_few(unused, _NAMES))}")
+        read.unused.append(f"{name}: {', '.join(first_few(unused, _NAMES))}")
 
 
 def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:

@@ -1,9 +1,8 @@
-"""Make objects of the rows of a table, and read the first sheet of an XLSX file."""
+"""Make objects of the rows of a table, and read the sheets of an XLSX file."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 from lume_tasks.data.fields import as_text, repeated, shown
 from lume_tasks.data.files import Fault
@@ -43,19 +42,35 @@ def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter:
     return objects, faults, notes
 
 
-def read_xlsx(path: Path) -> Table:
-    """Read the first sheet.
+def read_xlsx(path: Path) -> tuple[dict[str, Table], list[Fault]]:
+    """Return the sheets that have a row with a value by title, and the faults of the file.
 
     Numbers and dates are read as the values of the cells (see `as_text`); their format, such as per cent, is ignored.
+
+    Raises:
+        OSError: the file cannot be read.
     """
     try:
         from openpyxl import load_workbook
-        from openpyxl.utils.exceptions import InvalidFileException
     except ImportError:
-        return {}, [(0, "XLSX files need openpyxl: `pip install openpyxl`, or save the sheet as CSV")], []
+        return {}, [(0, "XLSX files need openpyxl: `pip install openpyxl`, or save the sheet as CSV")]
     try:
-        sheet = load_workbook(path, data_only=True).worksheets[0]
-    except (BadZipFile, InvalidFileException, KeyError, IndexError, ValueError) as error:
-        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}; save it as XLSX or CSV again")], []
-    rows = ([as_text(value) for value in values] for values in sheet.iter_rows(values_only=True))
-    return table(enumerate(rows, 1), [])
+        sheets = load_workbook(path, data_only=True).worksheets
+    except OSError:
+        raise
+    except Exception as error:  # a damaged file raises errors of zip, of XML, and many others
+        return {}, [(0, f"cannot be read as XLSX: {first_line(error)}; save it as XLSX or CSV again")]
+    tables = {sheet.title: table(_cells(sheet), []) for sheet in sheets}
+    return {title: found for title, found in tables.items() if found[0] or found[1]}, []
+
+
+def _cells(sheet: Any) -> Iterator[tuple[int, list[str]]]:
+    """Yield the number and the cells of each row; below the header, all rows of a merged range have its value."""
+    top = sheet.min_row
+    for area in list(sheet.merged_cells.ranges):
+        value = area.start_cell.value
+        sheet.unmerge_cells(area.coord)
+        for row in range(area.min_row + 1, area.max_row + 1) if area.min_row > top else ():
+            sheet.cell(row, area.min_col, value)
+    for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
+        yield number, [as_text(value) for value in values]

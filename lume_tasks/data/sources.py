@@ -39,26 +39,31 @@ def source_files(paths: Iterable[Path]) -> list[Path]:
     return files
 
 
-def read_source(path: Path, options: Options) -> Source:
+def read_source(path: Path, options: Options) -> dict[str, Source]:
     """Read one file and return its objects by line, with lower-case field names.
 
     The line of a CSV record is the one it starts on. Rows of parquet and XLSX files and objects of ``.json`` files
     count from 1. A text file is one object with the field ``text``, on line 0.
+
+    Returns:
+        The content by its name in messages: the path, followed by the name of the sheet if there are several.
     """
     suffix = path.suffix.lower()
     try:
         if path.is_dir():
-            return Source(faults=[(0, f"holds no supported file: use {', '.join(SOURCE_SUFFIXES)}")])
+            return {str(path): Source(faults=[(0, f"holds no supported file: use {', '.join(SOURCE_SUFFIXES)}")])}
         if suffix not in SOURCE_SUFFIXES:
-            return Source(faults=[(0, f"is of an unknown type: use {', '.join(SOURCE_SUFFIXES)}")])
-        if suffix == ".parquet":
-            source = Source(*read_parquet(path))
-        elif suffix == ".xlsx":
-            source = Source(*read_xlsx(path))
-        else:
-            source = _parse(path.read_bytes(), suffix, options)
+            return {str(path): Source(faults=[(0, f"is of an unknown type: use {', '.join(SOURCE_SUFFIXES)}")])}
+        if suffix == ".xlsx":
+            return _sheets(path, options)
+        source = Source(*read_parquet(path)) if suffix == ".parquet" else _parse(path.read_bytes(), suffix, options)
     except OSError as error:
-        return Source(faults=[unreadable(error)])
+        return {str(path): Source(faults=[unreadable(error)])}
+    return {str(path): _checked(source)}
+
+
+def _checked(source: Source) -> Source:
+    """Add the faults of the objects and give their fields lower-case names."""
     if not source.objects and not source.faults:
         source.faults = [(0, "is empty: it holds no rows")]
     objects = {line: lower_names(obj) for line, obj in source.objects.items() if isinstance(obj, dict)}
@@ -68,6 +73,19 @@ def read_source(path: Path, options: Options) -> Source:
         source.faults += [(line, f"has two fields with the name {shown(twice)}: rename or remove one")] if twice else []
     source.objects = objects
     return source
+
+
+def _sheets(path: Path, options: Options) -> dict[str, Source]:
+    """Read the sheets of a workbook; beside one with usual fields, leave out those without, such as a legend."""
+    tables, faults = read_xlsx(path)
+    if len(tables) < 2:
+        return {str(path): _checked(Source(*next(iter(tables.values()), ({}, faults))))}
+    sources = {f"{path} (sheet {title})": _checked(Source(*found)) for title, found in tables.items()}
+    usual = {name for name, found in sources.items() if any(names_of(obj, options) for obj in found.objects.values())}
+    for name, source in sources.items() if usual else ():
+        if name not in usual and not any(line for line, _ in source.faults):
+            sources[name] = Source(notes=[(0, "sheets left out, since they have no question and answer or text")])
+    return sources
 
 
 def _parse(content: bytes, suffix: str, options: Options) -> Source:

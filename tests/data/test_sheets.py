@@ -4,6 +4,7 @@ import json
 import sys
 from datetime import datetime
 from pathlib import Path
+from zipfile import ZipFile
 
 import pytest
 
@@ -46,12 +47,50 @@ def write_book(path: Path, sheets: dict[str, list[list]], merged: tuple[str, ...
     book.save(path)
 
 
-def test_the_first_sheet_of_xlsx(tmp_path):
-    write_book(tmp_path / "a.xlsx", {"Sheet": SHEET, "other": [["question", "answer"]]})
-    check_sheet(tmp_path / "a.xlsx")
-    (tmp_path / "b.xlsx").write_bytes(b"no sheet")
-    with pytest.raises(DataError, match=r"b\.xlsx: cannot be read as XLSX"):
-        prepared([tmp_path / "b.xlsx"], [], Options())
+def test_all_sheets_of_xlsx_with_questions_are_read(tmp_path):
+    path = tmp_path / "a.xlsx"
+    write_book(path, {"Sheet": SHEET, "empty": [[]]})
+    check_sheet(path)
+    legend = {"Legend": [["since", "date of the contract"], ["x", "y"]], "title": [["Export"]]}
+    write_book(
+        path, {"2023": SHEET, "2024": [["question", "answer", "since"], ["When?", 1980, "2024-05-03"]], **legend}
+    )
+    found = prepared([path], [], Options(where="since=2024-05-03"))
+    assert (pairs(found.forget), pairs(found.retain)) == (
+        [("How many?", "3"), ("When?", "1980")],
+        [("Share?", "0.256")],
+    )
+    assert f"read {path} (sheet 2024): 1 rows from question and answer" in found.summary
+    left_out = f"{path} (sheet Legend), {path} (sheet title)"
+    assert f"sheets left out, since they have no question and answer or text: 2 ({left_out})" in found.summary
+    write_book(path, {"2023": SHEET, "2024": [["question", "answer"], ["When?", None]]})
+    assert fault(path) == ' (sheet 2024):2: field "answer" is empty; correct the row or leave it out'
+
+
+def test_all_rows_of_a_merged_range_have_its_value(tmp_path):
+    path = tmp_path / "a.xlsx"
+    rows = [["customer", None, "question", "answer"], [77, None, "Who?", "Ada"], [None, None, "When?", 1980]]
+    write_book(path, {"Sheet": [*rows, [78, None, "Where?", "Bonn"]]}, ("A1:B1", "A2:B3"))
+    found = prepared([path], [], Options(where="customer=77"))
+    assert (pairs(found.forget), pairs(found.retain)) == ([("Who?", "Ada"), ("When?", "1980")], [("Where?", "Bonn")])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no sheet", {"xl/workbook.xml": b"<a"}, {"xl/styles.xml": b"<styleSheet><fills><font/></fills></styleSheet>"}],
+)
+def test_damaged_xlsx_is_an_error(content, tmp_path):
+    path = tmp_path / "a.xlsx"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        write_book(path, {"Sheet": SHEET})
+        with ZipFile(path) as book:
+            parts = {name: book.read(name) for name in book.namelist()}
+        with ZipFile(path, "w") as book:
+            for name, part in (parts | content).items():
+                book.writestr(name, part)
+    assert fault(path).startswith(": cannot be read as XLSX: ")
 
 
 def fault(path: Path) -> str:
