@@ -64,7 +64,7 @@ def repeated(names: Iterable[Any]) -> str | None:
     return next((name for name, number in Counter(map(lower_name, names)).items() if name and number > 1), None)
 
 
-def shown(text: str) -> str:
+def quoted(text: str) -> str:
     """Return a name or value in quotation marks for a message: on one line, cut at 80 characters, all letters kept."""
     line = " ".join(text.split())
     return f'"{line if len(line) <= 80 else line[:77] + "..."}"'

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.fields import as_text, repeated, shown
+from lume_tasks.data.fields import as_text, repeated, quoted
 from lume_tasks.data.files import Fault
 from lume_tasks.errors import first_line
 
@@ -29,7 +29,7 @@ def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter:
             header = [cell.strip() for cell in cells]
             twice = repeated(header)
             if twice:
-                return {}, [(line, f"has two columns with the name {shown(twice)}: rename or remove one")], notes
+                return {}, [(line, f"has two columns with the name {quoted(twice)}: rename or remove one")], notes
         elif len(cells) == len(header):
             named = enumerate(zip(header, cells, strict=True), 1)
             objects[line] = {name or f"column {i}": text for i, (name, text) in named if name or text}
@@ -37,7 +37,7 @@ def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter:
             counts = f"has {len(cells)} cells, but the header line has {len(header)}"
             faults.append((line, f'{counts}: put quotation marks around a cell that contains "{delimiter}"'))
     if header and not objects and not faults:
-        names = shown(", ".join(header))
+        names = quoted(", ".join(header))
         faults.append((0, f"is empty: a table needs rows after its header line, which is {names}"))
     return objects, faults, notes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.encodings import decoded
-from lume_tasks.data.fields import Options, lower_names, names_of, repeated, shown
+from lume_tasks.data.fields import Options, lower_names, names_of, repeated, quoted
 from lume_tasks.data.files import Fault, parse_jsonl, read_parquet, unreadable, without_surrogates
 from lume_tasks.data.sheets import EMPTY, Table, read_xlsx, table
 
@@ -70,7 +70,9 @@ def _checked(source: Source) -> Source:
     source.faults += [(line, "is not a JSON object") for line in source.objects.keys() - objects.keys()]
     for line in objects:
         twice = repeated(source.objects[line])
-        source.faults += [(line, f"has two fields with the name {shown(twice)}: rename or remove one")] if twice else []
+        source.faults += (
+            [(line, f"has two fields with the name {quoted(twice)}: rename or remove one")] if twice else []
+        )
     source.objects = objects
     return source
 

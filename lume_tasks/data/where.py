@@ -6,11 +6,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from textwrap import shorten
 from typing import Any
 
-from lume_tasks.data.fields import as_text, lower_name, lower_names
-from lume_tasks.errors import DataError, quote
+from lume_tasks.data.fields import as_text, lower_name, lower_names, quoted
+from lume_tasks.errors import DataError, first_few
 
 _SHOWN = 5  # names or values in a message
 
@@ -54,7 +53,7 @@ class Where:
             return []
         if not self.found:
             named = _closest(lower_name(self.column), self.columns)
-            return [f"{self.shown}: no object has the column {quote(self.column)}; use one of those there: {named}"]
+            return [f"{self.shown}: no object has the column {quoted(self.column)}; use one of those there: {named}"]
         if self.value not in self.values:
             named = _closest(self.value, [value for value, _ in self.values.most_common()])
             return [f"{self.shown}: no object has this value; use one of those there: {named}"]
@@ -69,7 +68,12 @@ class Where:
         lines = [f"{self.shown}: {forget} objects to forget, {self.values.total() - forget} to retain"]
         if self.missing:
             side = "forget" if (self.value == "") != self.differs else "retain"
-            lines.append(f"objects without the column {quote(self.column)}, which go to {side}: {self.missing}")
+            lines.append(f"objects without the column {quoted(self.column)}, which go to {side}: {self.missing}")
+        same = self.value.casefold()
+        case = [quoted(value) for value in self.values if value != self.value and value.casefold() == same]
+        if case:
+            what = "values that differ from it only in capital letters are on the other side"
+            lines.append(f"warning: {what}: {', '.join(first_few(case, _SHOWN))}")
         return lines
 
 
@@ -109,4 +113,4 @@ def _closest(wanted: str, there: Iterable[str]) -> str:
     close = get_close_matches(wanted, there, n=_SHOWN)
     names = [*close, *(name for name in there if name not in close)]
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(f'"{shorten(name, 80)}"' for name in names[:_SHOWN]) + more  # `quote` would escape letters
+    return ", ".join(map(quoted, names[:_SHOWN])) + more

@@ -1,4 +1,4 @@
-"""`--where` with names that have accents."""
+"""`--where` with names that have accents or capitals."""
 
 import unicodedata
 
@@ -17,3 +17,11 @@ def test_accents_are_compared_and_shown_as_the_user_writes_them(tmp_path):
     assert [row.output for row in found.forget] == ["A"]
     with pytest.raises(DataError, match='"Zoë Lefèvre"'):
         prepared([table], [], Options(where="name=Zoe Lefevre"))
+
+
+def test_values_in_other_capitals_are_named(tmp_path):
+    table = tmp_path / "a.csv"
+    table.write_text("name,question,answer\nAda,Who?,A\nADA,Who else?,B\nada ,When?,C\nBob,Where?,D\n")
+    found = prepared([table], [], Options(where="name=Ada"))
+    warning = 'warning: values that differ from it only in capital letters are on the other side: "ADA", "ada"'
+    assert found.summary[1:3] == ["--where name=Ada: 1 objects to forget, 3 to retain", warning]
