@@ -137,17 +137,22 @@ def _once(items: Iterable[Item], duplicates: list[str]) -> list[Item]:
 
 
 def _leave_out_shared(split: _Split) -> None:
-    """Leave out chat questions asked alone that the other side has too; the items with their turns stay.
+    """Leave out chat questions that the other side has too.
 
-    Example: "Thank you." - "You are welcome." ends many chats, and the model should keep it.
+    From both sides those asked alone, while the same question with its turns stays. Example: "Thank you." - "You are
+    welcome." ends many chats, and the model should keep it. From the forget rows also those after which a forget chat
+    goes on, such as the same greeting: what comes after them is forgotten. A chat that is there as a whole is an error.
     """
     others = {item.key for item in split.retain}
-    out = [item for item in split.forget if item.note == ALONE and item.key in others]
-    split.forget = [item for item in split.forget if item.note != ALONE or item.key not in others]
+    before = [item.turns for item in split.forget if len(item.turns) > 1]
+    begun = {(turns[-2][1], turns[-1][1], turns[:-2]) for turns in before}
+    common = (item for item in split.forget if item.key in others)
+    out = {item.key: item for item in common if item.note == ALONE or item.key in begun}
+    split.forget = [item for item in split.forget if item.key not in out]
     asked = {item.key for item in split.forget}
-    out += [item for item in split.retain if item.note == ALONE and item.key in asked]
-    split.retain = [item for item in split.retain if item.note != ALONE or item.key not in asked]
-    split.shared += [f"{item.place}: {shorten(item.input, 80, placeholder='...')}" for item in out]
+    out |= {item.key: item for item in split.retain if item.note == ALONE and item.key in asked}
+    split.retain = [item for item in split.retain if item.key not in asked or item.key not in out]
+    split.shared += [f"{item.place}: {shorten(item.input, 80, placeholder='...')}" for item in out.values()]
 
 
 def _on_both_sides(forget: list[Item], retain: list[Item]) -> list[str]:
@@ -203,7 +208,8 @@ def _summary(split: _Split) -> list[str]:
     lines += _list("fields that are in no row", read.unused)
     lines += _list("left out, since no row can be made of them", read.skipped)
     lines += _list("duplicates left out", split.duplicates)
-    lines += _list("chat questions not asked alone, since the other side has them too", split.shared)
+    what = "chat questions (asked alone, or at the start of a chat) left out, since the other side has them too"
+    lines += _list(what, split.shared)
     certain, perhaps = shared_names(split.forget, split.retain)
     advice = "forget and retain loss contradict each other there; remove rows about the person to forget"
     lines += _list(f"warning: {len(certain)} retain rows contain a name of the forget rows: {advice}", certain, False)

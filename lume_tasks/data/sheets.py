@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.data.fields import as_text, repeated, quoted
+from lume_tasks.data.fields import as_text, quoted, repeated
 from lume_tasks.data.files import Fault
 from lume_tasks.errors import first_line
 

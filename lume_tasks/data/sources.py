@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.encodings import decoded
-from lume_tasks.data.fields import Options, lower_names, names_of, repeated, quoted
+from lume_tasks.data.fields import Options, lower_names, names_of, quoted, repeated
 from lume_tasks.data.files import Fault, parse_jsonl, read_parquet, unreadable, without_surrogates
 from lume_tasks.data.sheets import EMPTY, Table, read_xlsx, table
 

@@ -203,6 +203,9 @@ def test_parquet_with_chats_and_numbers(tmp_path):
     assert f'  {tmp_path / "a.parquet"}: "day"' in found.summary
 
 
+SHARED = "chat questions (asked alone, or at the start of a chat) left out, since the other side has them too"
+
+
 def test_where_splits_one_file():
     found = read("chats.jsonl", retain=("one.json",), where="metadata.Customer_ID = 77 ")
     assert pairs(found.forget) == [INVOICE, INVOICE, THANKS]
@@ -210,9 +213,27 @@ def test_where_splits_one_file():
     lines = summary(found)
     assert "--where metadata.Customer_ID=77: 1 objects to forget, 2 to retain" in lines
     # With its turns it is still on both sides.
-    assert "chat questions not asked alone, since the other side has them too: 1" in lines
+    assert f"{SHARED}: 1" in lines
     assert "  chats.jsonl:1: Thank you." in lines
     assert not [line for line in lines if line.endswith('"metadata"')]
+
+
+def test_the_same_greeting_in_chats_of_both_sides_stays_on_the_retain_side(tmp_path):
+    path, other = tmp_path / "a.jsonl", tmp_path / "b.jsonl"
+    greeting = [("system", "Be kind."), ("user", "Hi"), ("assistant", "Hello!")]
+    ada, bonn = ([("user", ask), ("assistant", reply)] for ask, reply in (("Who?", "Ada"), ("Where?", "Bonn")))
+    chats = [
+        {"who": who, "messages": [{"role": role, "content": text} for role, text in greeting + rest]}
+        for who, rest in ((1, []), (2, []), (1, ada), (2, bonn))
+    ]
+    path.write_text("\n".join(map(json.dumps, chats)))
+    found = prepared([path], [], Options(where="who=1"))
+    assert [(row.input, len(row.turns)) for row in found.forget] == [("Who?", 3), ("Who?", 0)]
+    assert [(row.input, len(row.turns)) for row in found.retain] == [("Hi", 1), ("Hi", 0), ("Where?", 3), ("Where?", 0)]
+    assert found.summary[-3:] == [f"{SHARED}: 2", f"  {path}:1: Hi", f"  {path}:1: Hi"]
+    other.write_text(json.dumps(chats[2]))
+    with pytest.raises(DataError, match=rf"1 problems:\n.*b\.jsonl:1: is a retain row too \({path}:3\)"):
+        prepared([other], [path], Options())
 
 
 def test_where_not_forgets_what_differs_or_lacks_the_column():
