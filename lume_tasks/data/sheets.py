@@ -1,6 +1,7 @@
 """Make objects of the rows of a table, and read the sheets of an XLSX file."""
 
 from collections.abc import Iterable, Iterator
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from lume_tasks.data.files import Fault
 from lume_tasks.errors import first_line
 
 EMPTY = "empty lines"
+SHORT = "rows with fewer cells than the header line; the missing ones are read as empty"
 
 # The rows by number, the faults, and what the summary counts: number (0 for the whole table) and description.
 Table = tuple[dict[int, dict[str, Any]], list[Fault], list[Fault]]
@@ -17,7 +19,8 @@ Table = tuple[dict[int, dict[str, Any]], list[Fault], list[Fault]]
 def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter: str = "") -> Table:
     """Make objects of the rows of a table; ``rows`` may add to ``faults`` while they are read.
 
-    The first row with a value is the header; a column without a name is called "column <n>".
+    The first row with a value is the header; a column without a name is called "column <n>". Empty cells at the end
+    of a row may be missing, and there may be more of them than columns.
     """
     header: list[str] = []
     objects: dict[int, dict[str, Any]] = {}
@@ -30,12 +33,13 @@ def table(rows: Iterable[tuple[int, list[str]]], faults: list[Fault], delimiter:
             twice = repeated(header)
             if twice:
                 return {}, [(line, f"has two columns with the name {quoted(twice)}: rename or remove one")], notes
-        elif len(cells) == len(header):
-            named = enumerate(zip(header, cells, strict=True), 1)
-            objects[line] = {name or f"column {i}": text for i, (name, text) in named if name or text}
-        else:
+        elif any(cell.strip() for cell in cells[len(header) :]):
             counts = f"has {len(cells)} cells, but the header line has {len(header)}"
             faults.append((line, f'{counts}: put quotation marks around a cell that contains "{delimiter}"'))
+        else:
+            notes += [(line, SHORT)] if len(cells) < len(header) else []
+            named = enumerate(zip_longest(header, cells[: len(header)], fillvalue=""), 1)
+            objects[line] = {name or f"column {i}": text for i, (name, text) in named if name or text}
     if header and not objects and not faults:
         names = quoted(", ".join(header))
         faults.append((0, f"is empty: a table needs rows after its header line, which is {names}"))

@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ TABLES = (".csv", ".tsv")
 TEXTS = (".txt", ".md")
 SOURCE_SUFFIXES = (*TABLES, ".jsonl", ".json", ".parquet", ".xlsx", *TEXTS)
 DELIMITERS = ",;\t|"
+_TRIED = 200  # records from which the delimiter is found
 
 
 @dataclass
@@ -127,20 +130,27 @@ def _is_turn(value: Any) -> bool:
 
 
 def _parse_csv(text: str) -> Table:
-    """Parse a table with a header line; the delimiter is the one that occurs most often in the header line."""
-    delimiter = max(DELIMITERS, key=text.lstrip().partition("\n")[0].count)
+    """Parse a table with a header line; a first line such as ``sep=;``, which Excel knows, names the delimiter."""
+    named = re.match(rf'"?sep=([{DELIMITERS}])"?\n', text, re.IGNORECASE)
     faults: list[Fault] = []
     usual = csv.field_size_limit(len(text) + 1)  # its default is 131,072 characters
     try:
-        return table(_records(text, delimiter, faults), faults, delimiter)
+        delimiter = named[1] if named else max(DELIMITERS, key=lambda one: _fit(text, one))
+        return table(islice(_records(text, delimiter, faults), 1 if named else 0, None), faults, delimiter)
     finally:
         csv.field_size_limit(usual)
+
+
+def _fit(text: str, delimiter: str) -> tuple[int, int]:
+    """Return how many of the first records have as many cells as the header, at least two, and this number of cells."""
+    widths = [len(cells) for _, cells in islice(_records(text, delimiter, []), _TRIED) if any(cells)] or [0]
+    return widths.count(widths[0]) if widths[0] > 1 else 0, widths[0]
 
 
 def _records(text: str, delimiter: str, faults: list[Fault]) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each record and the line it starts on; bad CSV ends them and is added to ``faults``."""
     # Strict: otherwise an unclosed quotation mark turns the rest of the file into one cell.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     line = 1
     try:
         for cells in reader:

@@ -100,6 +100,25 @@ def fault(path: Path) -> str:
     return line.removeprefix(str(path))
 
 
+@pytest.mark.parametrize(
+    ("text", "answer", "note"),
+    [
+        ('question, answer\n"Where?", "Oak Street, Bonn"\n', "Oak Street, Bonn", None),
+        ('"Customer\nID";question;answer\n77;Where?;Oak\n', "Oak", 'a.csv: "customer id"'),
+        ("question;answer;Note (a, b, c)\nWhere?;Oak;x\n", "Oak", 'a.csv: "note (a, b, c)"'),
+        ("sep=|\nquestion|answer\nWhere?|Oak; Elm, Ash\n", "Oak; Elm, Ash", None),
+        ("question;answer;note;\nWhere?;Oak\n", "Oak", "read as empty: 1 (a.csv:2)"),
+        ("question;answer\nWhere?;Oak;; ;\n", "Oak", None),
+    ],
+)
+def test_csv_as_other_programs_write_it(text, answer, note, tmp_path):
+    (tmp_path / "a.csv").write_text(text)
+    found = prepared([tmp_path / "a.csv"], [], Options())
+    assert pairs(found.forget) == [("Where?", answer)]
+    lines = [line.replace(f"{tmp_path}/", "") for line in found.summary]
+    assert any(line.endswith(note) for line in lines) if note else len(lines) == 1
+
+
 def test_a_name_that_is_there_twice_is_an_error(tmp_path):
     rows = [["question", "answer", " Answer"], ["Who?", "Ada", "Bob"]]
     table, book, lines = (tmp_path / name for name in ("a.csv", "a.xlsx", "a.jsonl"))
