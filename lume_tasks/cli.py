@@ -27,7 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         text, status = _run(args)
-        print(visible(text), flush=True)
+        encoding = sys.stdout.encoding or "utf-8"
+        print(visible(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
     except BrokenPipeError:  # `lume-tasks check DIR | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -71,8 +71,8 @@ def quoted(text: str) -> str:
 
 
 def as_text(value: Any) -> str:
-    """Return a value as text: "" for None, 3 for 3.0, only the date for midnight, JSON for lists and objects."""
-    if value is None:
+    """Return a value as text: "" for None or NaN, 3 for 3.0, only the date for midnight, JSON for lists, objects."""
+    if value is None or value != value:  # NaN differs from itself
         return ""
     if isinstance(value, bool):
         return str(value).lower()

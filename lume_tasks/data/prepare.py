@@ -94,9 +94,9 @@ def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepar
     """
     split = _split(forget, retain, options)
     rows, kept = _rows("forget", split.forget), _rows("retain", split.retain)
-    raise_problems([f"{row.id}: {fault}" for row in (*rows, *kept) for fault in row_problems(vars(row))])
-    listing = _listing([*split.forget, *split.retain], [*rows, *kept])
-    return Prepared(rows, kept, _summary(split), listing)
+    places = [(row, item.place) for row, item in zip([*rows, *kept], [*split.forget, *split.retain], strict=True)]
+    raise_problems([f"{at}: {fault}" for row, at in places for fault in row_problems(vars(row))])
+    return Prepared(rows, kept, _summary(split), _listing(places))
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
@@ -230,12 +230,12 @@ def _made(items: list[Item]) -> list[str]:
     return lines + ([f"chat questions asked after the turns before them: {context}; {alone}"] if context else [])
 
 
-def _listing(items: list[Item], rows: list[Row]) -> list[str]:
+def _listing(places: list[tuple[Row, str]]) -> list[str]:
     """List every row with its id and place."""
     lines = []
-    for item, row in zip(items, rows, strict=True):
+    for row, place in places:
         shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
-        lines.append(f"{row.id}  {item.place}  {shown}")
+        lines.append(f"{row.id}  {place}  {shown}")
     return lines
 
 

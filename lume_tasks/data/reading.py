@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from lume_tasks.data.chats import chat_questions
-from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, lower_name, names_of
+from lume_tasks.data.fields import ALPACA, CHATS, Options, as_text, lower_name, names_of, quoted
 from lume_tasks.data.files import Fault, place
 from lume_tasks.data.items import Fields, Item
 from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
 from lume_tasks.data.sources import Source, read_source, source_files
 from lume_tasks.data.texts import completions
 from lume_tasks.data.where import Where
-from lume_tasks.errors import first_few, quote
+from lume_tasks.errors import first_few
 
 _NAMES = 20  # names of fields in one line
 _ADVICE = "correct the row or leave it out"
@@ -82,7 +82,7 @@ def _read_source(name: str, source: Source, options: Options, read: Read, where:
         chosen = where is None or where.matches(obj)
         names = names_of(obj, options)
         if names is None:
-            unknown[line] = ", ".join(map(quote, obj))
+            unknown[line] = ", ".join(map(quoted, obj))
             continue
         made = _made(obj, names)
         faults += [(line, f"{fault}; {_ADVICE}") for fault in made.faults]
@@ -107,7 +107,7 @@ def _read_source(name: str, source: Source, options: Options, read: Read, where:
     column = lower_name(where.column) if where else None
     used |= {column, column.partition(".")[0]} if column else set()
     fields = dict.fromkeys(one for obj in source.objects.values() for one in obj)
-    unused = [quote(one) for one in fields if one not in used]
+    unused = [quoted(one) for one in fields if one not in used]
     if items and unused:
         read.unused.append(f"{name}: {', '.join(first_few(unused, _NAMES))}")
 
@@ -134,7 +134,7 @@ def _made(obj: Mapping[str, Any], names: tuple[str, ...]) -> _Made:
         items, faults, counts = chat_questions(obj[names[0]])
         skipped = "" if items or faults else "holds no user turn that an assistant turn with text follows"
         return _Made(items, faults, skipped, counts, names)
-    nested = [name for name in names if isinstance(obj[name], (dict, list))]
+    nested = [name for name in names if isinstance(obj[name], (dict, list, bytes))]
     empty = [name for name in names if not as_text(obj[name]).strip()]
     if nested:
         return _Made(faults=[f'field "{name}" is not text' for name in nested])

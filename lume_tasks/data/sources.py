@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -69,15 +70,24 @@ def _checked(source: Source) -> Source:
     """Add the faults of the objects and give their fields lower-case names."""
     if not source.objects and not source.faults:
         source.faults = [(0, "is empty: it holds no rows")]
-    objects = {line: lower_names(obj) for line, obj in source.objects.items() if isinstance(obj, dict)}
-    source.faults += [(line, "is not a JSON object") for line in source.objects.keys() - objects.keys()]
-    for line in objects:
-        twice = repeated(source.objects[line])
-        source.faults += (
-            [(line, f"has two fields with the name {quoted(twice)}: rename or remove one")] if twice else []
-        )
+    objects: dict[int, dict[str, Any]] = {}
+    for line, obj in source.objects.items():
+        twice = repeated(obj) if isinstance(obj, dict) else None
+        if not isinstance(obj, dict):
+            source.faults.append((line, "is not a JSON object"))
+        elif twice:
+            source.faults.append((line, f"has two fields with the name {quoted(twice)}: rename or remove one"))
+        else:
+            objects[line] = {name: _decoded(value) for name, value in lower_names(obj).items()}
     source.objects = objects
     return source
+
+
+def _decoded(value: Any) -> Any:
+    """Return UTF-8 as text: parquet has columns of bytes."""
+    with suppress(UnicodeDecodeError):
+        return value.decode() if isinstance(value, bytes) else value
+    return value
 
 
 def _sheets(path: Path, options: Options) -> dict[str, Source]:

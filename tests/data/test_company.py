@@ -3,6 +3,7 @@
 
 import json
 from datetime import date
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
 
 import pyarrow as pa
@@ -189,18 +190,38 @@ def test_a_file_that_is_one_chat_is_no_list_of_texts(tmp_path):
         prepared([tmp_path / "c.jsonl"], [], Options())
 
 
-def test_parquet_with_chats_and_numbers(tmp_path):
+def test_parquet_with_chats_numbers_and_bytes(tmp_path):
+    path = tmp_path / "a.parquet"
     chat = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Ada."}]
     table = {
-        "messages": [chat, None],
-        "question": [None, "How many?"],
-        "answer": [None, 3.0],
-        "day": [date(2024, 5, 3)] * 2,
+        "messages": [chat, None, None],
+        "question": [None, b"How many, Zo\xc3\xab?", b"Why?"],
+        "answer": [None, 3.0, float("nan")],
+        "day": [date(2024, 5, 3)] * 3,
     }
-    parquet.write_table(pa.table(table), tmp_path / "a.parquet")
-    found = prepared([tmp_path / "a.parquet"], [], Options())
-    assert pairs(found.forget) == [("Who?", "Ada."), ("How many?", "3")]
-    assert f'  {tmp_path / "a.parquet"}: "day"' in found.summary
+    parquet.write_table(pa.table(table), path)
+    found = prepared([path], [], Options())
+    assert pairs(found.forget) == [("Who?", "Ada."), ("How many, Zoë?", "3")]
+    assert f'  {path}: "day"' in found.summary
+    assert f'  {path}:3: field "answer" is empty' in found.summary
+    parquet.write_table(pa.table({"question": [b"Who?"], "answer": [b"\xff"]}), path)
+    with pytest.raises(DataError, match=r'a\.parquet:1: field "answer" is not text'):
+        prepared([path], [], Options())
+
+
+def test_messages_name_the_place_and_keep_the_letters(tmp_path, monkeypatch):
+    path = tmp_path / "a.csv"
+    path.write_text("вопрос,ответ\nКто?,Анна\n")
+    with pytest.raises(DataError, match=r'a\.csv: no question and answer or text among its fields "вопрос", "ответ"'):
+        prepared([path], [], Options())
+    path.write_text("question,answer,task\nКто?,Анна,Task 1\n")
+    with pytest.raises(DataError, match=r'^\S+a\.csv:2: task "Task 1" is misspelt'):
+        prepared([path], [], Options())
+    path.write_text("question,answer\nКто?,Zoë\n")
+    out = TextIOWrapper(BytesIO(), encoding="cp1252")  # has no Cyrillic letters
+    monkeypatch.setattr("sys.stdout", out)
+    assert main(["prepare", "--forget", str(path), "--output", str(tmp_path / "out"), "--list"]) == 0
+    assert out.buffer.getvalue().decode("cp1252").endswith("\\u041a\\u0442\\u043e? -> Zoë\n")
 
 
 SHARED = "chat questions (asked alone, or at the start of a chat) left out, since the other side has them too"
