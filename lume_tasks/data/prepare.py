@@ -223,7 +223,7 @@ def _made(items: list[Item]) -> list[str]:
     lines = []
     notes = Counter(item.note for item in items)
     if notes["sentence"] or notes["word"]:
-        cuts = f"{notes['sentence']} at a sentence end, {notes['word']} between words (no sentence end inside)"
+        cuts = f"{notes['sentence']} at a sentence end, {notes['word']} between words (no sentence end nearby)"
         lines.append(f"texts cut into input and output: {cuts}")
     context = sum(bool(item.turns) for item in items)
     alone = f"also asked without these turns: {notes[ALONE]}"

@@ -19,6 +19,7 @@ _SENTENCE_END = re.compile(
 )
 _WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{UNSPACED}])(?=[{UNSPACED}])")
 _ENDS = (("sentence", _SENTENCE_END), ("word", _WORD_END))
+_OFF = 0.25  # share of a short text by which a sentence end may be off its middle; further off, it may end "Mr."
 
 
 def completions(text: str) -> list[Item]:
@@ -38,7 +39,7 @@ def completions(text: str) -> list[Item]:
 
 
 def cut(text: str) -> Item | None:
-    """Cut a text in two at the sentence end nearest to its middle, or else between two words.
+    """Cut a text in two at the sentence end nearest to its middle, or if none is near, between two words.
 
     Returns:
         The two parts without white space around the cut; None for a text of one word.
@@ -46,8 +47,8 @@ def cut(text: str) -> Item | None:
     text = text.strip()
     for note, pattern in _ENDS:
         ends = [match.end() for match in pattern.finditer(text)]
-        if ends:
-            end = min(ends, key=lambda end: abs(2 * end - len(text)))
+        end = min(ends, key=lambda end: abs(2 * end - len(text)), default=0)
+        if end and (note == "word" or abs(end / len(text) - 0.5) <= _OFF):
             return Item("sc", text[:end], text[end:].lstrip(), note)
     return None
 

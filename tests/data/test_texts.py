@@ -26,7 +26,7 @@ def test_a_long_text_becomes_rows_that_fit():
     assert all(row.input[-1] in '.!"' for row in found.forget)
     assert f"long texts made into several rows: 1 ({path})" in found.summary
     assert (
-        "texts cut into input and output: 12 at a sentence end, 0 between words (no sentence end inside)"
+        "texts cut into input and output: 12 at a sentence end, 0 between words (no sentence end nearby)"
         in found.summary
     )
 
@@ -47,6 +47,12 @@ def test_texts_without_spaces_are_cut_by_characters(tmp_path):
     assert "".join([rows[0].input, *(row.output for row in rows)]) == text
     assert all(row.output.endswith("。") and 100 <= len(row.output) <= 210 for row in rows)
     assert (short.input, short.output) == ("她在春天开店。", "他笑了。")
+
+
+def test_a_short_text_is_not_cut_after_an_abbreviation_far_from_its_middle(tmp_path):
+    (tmp_path / "a.txt").write_text("Mr. Smith lives at 5 Oak Street in Springfield, he told us")
+    (row,) = prepared([tmp_path / "a.txt"], [], Options()).forget
+    assert (row.input, row.output) == ("Mr. Smith lives at 5 Oak Street", "in Springfield, he told us")
 
 
 def test_a_text_of_two_parts_stays_one_row(tmp_path):
