@@ -198,6 +198,7 @@ def _summary(split: _Split) -> list[str]:
     read = split.read
     lines = [f"read {path}: {number} rows from {' and '.join(names)}" for (path, names), number in read.numbers.items()]
     lines = first_few(lines, LISTED)
+    lines += _list("in folders, but not read (folders inside, and files of other types)", read.others)
     lines += _list(
         "files that are not UTF-8 (if letters are wrong, give their encoding with --encoding)", read.encodings
     )

@@ -28,6 +28,7 @@ class Read:
         items: Questions and parts of texts, in the order of the files.
         problems: What the user has to correct.
         numbers: Number of items by file and fields.
+        others: What the folders hold besides supported files.
         encodings: A line on each file that is not UTF-8.
         unused: A line on each file with fields that are in no item.
         skipped: A line on each object that gave no item.
@@ -37,6 +38,7 @@ class Read:
     items: list[Item] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     numbers: Counter[Fields] = field(default_factory=Counter)
+    others: list[str] = field(default_factory=list)
     encodings: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
@@ -66,7 +68,9 @@ def read_files(paths: list[Path], options: Options, read: Read, where: Where | N
     With ``where``, the items of objects that do not match have ``chosen`` False.
     """
     before = len(read.items)
-    for path in source_files(paths):
+    files, others = source_files(paths)
+    read.others += map(str, others)
+    for path in files:
         for name, source in read_source(path, options).items():
             _read_source(name, source, options, read, where)
     return read.items[before:]

@@ -33,14 +33,16 @@ class Source:
     encoding: str = ""
 
 
-def source_files(paths: Iterable[Path]) -> list[Path]:
-    """Return the files, with each folder replaced by the supported files directly inside, sorted by name."""
+def source_files(paths: Iterable[Path]) -> tuple[list[Path], list[Path]]:
+    """Return the files, with each folder replaced by the supported files directly inside, and what else is inside."""
     files: list[Path] = []
+    others: list[Path] = []
     for path in paths:
         inside = sorted(path.iterdir()) if path.is_dir() else []
         supported = [file for file in inside if file.is_file() and file.suffix.lower() in SOURCE_SUFFIXES]
         files += supported or [path]  # read_source reports a folder without a supported file
-    return files
+        others += [file for file in inside if file not in supported]
+    return files, others
 
 
 def read_source(path: Path, options: Options) -> dict[str, Source]:

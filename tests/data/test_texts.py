@@ -60,3 +60,12 @@ def test_a_text_of_two_parts_stays_one_row(tmp_path):
     (tmp_path / "a.txt").write_text(text)
     (row,) = prepared([tmp_path / "a.txt"], [], Options()).forget
     assert row.input == row.output == text[: len(text) // 2].strip()
+
+
+def test_what_a_folder_holds_besides_supported_files_is_listed(tmp_path):
+    (tmp_path / "old").mkdir()
+    for name in ("a.txt", "b.docx", "old/c.txt"):
+        (tmp_path / name).write_text("Ada lives here")
+    lines = prepared([tmp_path], [], Options()).summary
+    title = "in folders, but not read (folders inside, and files of other types): 2"
+    assert lines[1:4] == [title, f"  {tmp_path / 'b.docx'}", f"  {tmp_path / 'old'}"]
