@@ -141,7 +141,7 @@ def _leave_out_shared(split: _Split) -> None:
 
     From both sides those asked alone, while the same question with its turns stays. Example: "Thank you." - "You are
     welcome." ends many chats, and the model should keep it. From the forget rows also those after which a forget chat
-    goes on, such as the same greeting: what comes after them is forgotten. A chat that is there as a whole is an error.
+    goes on, such as the same greeting: what comes after them is forgotten. A whole chat on both sides is an error.
     """
     others = {item.key for item in split.retain}
     before = [item.turns for item in split.forget if len(item.turns) > 1]
