@@ -13,7 +13,7 @@ from lume_tasks.data.items import Fields, Item
 from lume_tasks.data.rows import TURNS, Turns, turn_problems, turns_of
 from lume_tasks.data.sources import Source, read_source, source_files
 from lume_tasks.data.texts import completions
-from lume_tasks.data.where import Where
+from lume_tasks.data.where import Where, value_of
 from lume_tasks.errors import first_few
 
 _NAMES = 20  # names of fields in one line
@@ -127,7 +127,7 @@ def _unknown(unknown: Mapping[int, str], total: int) -> list[Fault]:
 def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> tuple[dict[str, Any], list[str]]:
     """Return document, subject and task of an item, and the names of the fields that gave them."""
     fields = {"document": lower_name(options.document_field or "document"), "subject": "subject", "task": "task"}
-    values = {of: as_text(obj.get(name)).strip() for of, name in fields.items() if name not in names}
+    values = {of: as_text(value_of(obj, name)[1]).strip() for of, name in fields.items() if name not in names}
     known = {"document": values.get("document", ""), "subject": values.get("subject", "")}
     return known | {"task": values.get("task") or options.label}, [fields[of] for of, value in values.items() if value]
 

@@ -233,6 +233,7 @@ def test_where_splits_one_file():
     assert pairs(found.retain) == [SUNDAY, THANKS, THANKS, ("Who keeps the keys?", "Ines Tarrow")]
     lines = summary(found)
     assert "--where metadata.Customer_ID=77: 1 objects to forget, 2 to retain" in lines
+    assert read("chats.jsonl", document_field="metadata.Customer_ID").forget  # was "no row has a value there"
     # With its turns it is still on both sides.
     assert f"{SHARED}: 1" in lines
     assert "  chats.jsonl:1: Thank you." in lines
