@@ -66,7 +66,8 @@ class Comparison:
         same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
         for name, contestant in self.contestants.items():
             work = tasks(default_setting(contestant.method, self.args[name]), self.trials)
-            depends = same | contestant.identity() | {"trials": self.trials}
+            tuning = {"trials": self.trials, "tuning_relearn_steps": self.judge.steps}
+            depends = same | contestant.identity() | tuning
             self.queues[name] = make_queue(name, depends, [{"contestant": name, **task} for task in work])
         self._work(self.queues.values(), self._run_trial)
         same |= {"probes": self.probes}
@@ -138,7 +139,8 @@ class Comparison:
         data, chat = self.parts.tuning, contestant.chat
         size = max(1, round(args.rows_per_step * len(data.forget) / len(self.parts.whole.forget)))
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-        found = self.judge.judged(self._unlearned(contestant, setting | steps, data), data, chat)
+        model = self._unlearned(contestant, setting | steps, data)
+        found = self.judge.judged(model, data, chat) | self.judge.relearned(model, data, chat)
         if chat not in self.before:
             self.before[chat] = self.judge.judged(self.models["target"](torch.float32), data, chat)
         value = objective(found, self.before[chat])

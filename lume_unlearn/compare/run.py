@@ -51,6 +51,7 @@ def compare(
     trials: int = 8,
     seeds: int = 3,
     tuning_share: float = 0.25,
+    tuning_relearn_steps: int = 20,
     probes: Sequence[str] = PROBES,
     relearn_rows: int = 32,
     relearn_steps: int = 40,
@@ -86,6 +87,9 @@ def compare(
             defaults, or the values of a recipe, are run without tuning.
         seeds: Runs of the best setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the others give the final scores.
+        tuning_relearn_steps: Steps of 8 rows for which each trial trains a copy on half of the forget documents, to
+            judge the other half: a setting that only hides the rows is not the best. All weights of the copy are
+            trained; 0 saves that memory and time.
         probes: Probes (see `run_probes`) of the models and of the results of seed 0; () for none. Copies are trained on
             tuning documents and judged on the others.
         relearn_rows: Rows that the probes relearn_forget and repair train on.
@@ -120,7 +124,7 @@ def compare(
         models={name: loader(given, trust_remote_code, OPTIONS[name]) for name, given in named.items()},
         contestants=entered,
         parts=divided(whole, tuning_share, seed),
-        judge=Judge(tokenizer, per_device_eval_batch_size),
+        judge=Judge(tokenizer, per_device_eval_batch_size, tuning_relearn_steps),
         alternatives=alternatives,
         trials=trials,
         seeds=seeds,
@@ -129,7 +133,8 @@ def compare(
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    return _run(comparison, Path(output), storage, {"retrained": None, **shown, "tuning_share": tuning_share})
+    tuning = {"tuning_share": tuning_share, "tuning_relearn_steps": tuning_relearn_steps}
+    return _run(comparison, Path(output), storage, {"retrained": None, **shown, **tuning})
 
 
 def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
@@ -149,6 +154,8 @@ def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[
 def _require_possible(comparison: Comparison) -> None:
     """Refuse options that cannot work, before the first trial."""
     faults = [f"--seeds {comparison.seeds}: must be above 0"] if comparison.seeds < 1 else []
+    steps = comparison.judge.steps
+    faults += [f"--tuning_relearn_steps {steps}: must be 0 (no relearning) or more"] if steps < 0 else []
     faults += [f"--trials {comparison.trials}: must be 0 (the defaults) or more"] if comparison.trials < 0 else []
     entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
