@@ -169,8 +169,10 @@ class Comparison:
         return f"trained in {seconds / 60:.0f} minutes, and scored"
 
     def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any = None) -> Any:
-        """Unlearn from the target, with the alternatives of these rows; see `unlearned`."""
-        others = None if self.alternatives is None else {row.id: self.alternatives[row.id] for row in data.forget}
+        """Unlearn from the target, with the alternatives of these rows if the method needs them; see `unlearned`."""
+        others = None
+        if self.alternatives is not None and contestant.method.needs.alternatives == "file":
+            others = {row.id: self.alternatives.get(row.id, ()) for row in data.forget}
         given = {"processing_class": self.judge.tokenizer, "alternatives": others}
         return unlearned(self.models["target"], contestant, setting, data, callback, given)
 

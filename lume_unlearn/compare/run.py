@@ -161,6 +161,8 @@ def _require_possible(comparison: Comparison) -> None:
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
     if needing and comparison.alternatives is None:
         faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")
+    if not needing and comparison.alternatives is not None:
+        faults.append("--alternatives: no method of this comparison uses them; drop --alternatives")
     wrong = {c.tuning for c in entered if not re.fullmatch(TUNINGS, c.tuning)}
     faults += [f"--tunings {name}: choose from lora, full, last:K (K layers), modules:REGEX" for name in sorted(wrong)]
     unknown = [name for name in probes.get("probes", ()) if name not in PROBES]

@@ -134,6 +134,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     make_model().save_pretrained(folder / "other")
     make_tokenizer(bos=True).save_pretrained(folder / "other")
     forget = make_rows("forget", 24)
+    others = [json.dumps({"id": row.id, "alternative": f"not {row.id}"}) for row in forget]
+    (folder / "alternatives.jsonl").write_text("\n".join(others))
     write_rows(folder / "data" / "forget.jsonl", forget)
     write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 24))
     texts = {"member": [f"{r.input} {r.output}" for r in forget if r.kind == "sc"]}
@@ -230,22 +232,30 @@ def test_a_recipe_may_name_the_base_model(files, tmp_path, monkeypatch):
     assert len(seen) == 2
 
 
-def test_tuning_gets_the_alternatives_of_its_rows_and_as_many_steps(files, tmp_path, monkeypatch):
+def test_tuning_gets_the_alternatives_of_its_rows_if_the_method_needs_any_and_as_many_steps(
+    files, tmp_path, monkeypatch
+):
     rows, seen = read_rows(files / "data" / "forget.jsonl"), []
 
     class Trainer(training.UnlearningTrainer):
         def __init__(self, model, method, args, forget, retain, **more):
-            seen.append((len(forget) / args.per_device_train_batch_size, forget, more["alternatives"]))
+            if method.name == "dpo":
+                seen.append((len(forget) / args.per_device_train_batch_size, forget, more["alternatives"]))
             super().__init__(model, method, args, forget, retain, **more)
 
     monkeypatch.setattr(training, "UnlearningTrainer", Trainer)
     others = {row.id: [f"not {row.id}"] for row in rows}
     options = QUICK | {"per_device_train_batch_size": 8, "alternatives": others}
-    compare(f"{files}/target", ["dpo"], files / "data", tmp_path, **options)
+    content = compare(f"{files}/target", ["gd", "dpo"], files / "data", tmp_path / "out", **options)
+    assert content["failures"] == {}
     (steps, tuned, texts), (final_steps, every, _) = seen
     assert texts == {row.id: others[row.id] for row in tuned}
     assert (len(every), final_steps) == (24, 3)
     assert steps == pytest.approx(final_steps, rel=0.35)
+    del others[rows[0].id]
+    content = compare(f"{files}/target", ["dpo"], files / "data", tmp_path, **options | {"trials": 0})
+    said = f"alternatives: 1 forget rows have none: {rows[0].id}; add one for each"
+    assert [*content["failures"].values()] == [said]
 
 
 def test_options_of_a_recipe_win(files, tmp_path, capsys):
@@ -323,6 +333,7 @@ def test_settings_that_cannot_be_told_apart_are_named():
         (("--retrained", "{}/other"), "another tokenizer"),
         (("--methods", "gd,nothing"), "--methods nothing"),
         (("--methods", "dpo"), "--alternatives"),
+        (("--alternatives", "{}/alternatives.jsonl"), "--alternatives: no method of this comparison uses them"),
         (("--tunings", "lora,3"), "--tunings 3"),
         (("--model", "/nowhere"), "--model /nowhere"),
         (("--tuning_share", "0"), "--tuning_share"),
