@@ -70,12 +70,11 @@ class Comparison:
             depends = same | contestant.identity() | tuning
             self.queues[name] = make_queue(name, depends, [{"contestant": name, **task} for task in work])
         self._work(self.queues.values(), self._run_trial)
-        same |= {"probes": self.probes}
         self.finals[MODELS] = make_queue(MODELS, same, self._models())
         for name, contestant in self.contestants.items():
             task = {"contestant": name, "fixed": {}, "setting": self.best(name)}
-            seeds = range(self.seeds if task["setting"] else 0)
-            work = [{"slot": f"seed {seed}", "seed": seed, **task} for seed in seeds]
+            probes = [self.probes, *[{}] * (self.seeds - 1)] if task["setting"] else []
+            work = [{"slot": f"seed {seed}", "seed": seed, "probes": own, **task} for seed, own in enumerate(probes)]
             self.finals[name] = make_queue(f"final {name}", same | contestant.identity(), work)
         self._work(self.finals.values(), self._run_final)
         for row, error in self.finals[MODELS].errors().items():
@@ -95,7 +94,8 @@ class Comparison:
         """Return the tasks that score the models, with and without chat template as the contestants need it."""
         chats = {contestant.chat for contestant in self.contestants.values()}
         pairs = [(name, chat) for name in self.models for chat in sorted(chats, reverse=True)]
-        return [{"slot": row_of(name, chat), "fixed": {}, "model": name, "chat": chat} for name, chat in pairs]
+        shared = {"fixed": {}, "probes": self.probes}
+        return [{"slot": row_of(name, chat), "model": name, "chat": chat, **shared} for name, chat in pairs]
 
     def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], str]) -> None:
         """Run the trials that wait in the queues, and print what ``run`` returns for each.
@@ -154,7 +154,7 @@ class Comparison:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
         if "model" in task:
             model = self.models[task["model"]](torch.float32)
-            queue.end(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], self.probes))
+            queue.end(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], task["probes"]))
             return "scored"
         contestant, seed = self.contestants[task["contestant"]], task["seed"]
         chat, final = contestant.chat, self.parts.final
@@ -164,7 +164,7 @@ class Comparison:
         seconds = time.perf_counter() - started - curve.seconds
         if contestant.method.negated:
             curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
-        result = self.judge.result(model, self.parts, chat, {} if seed else self.probes)
+        result = self.judge.result(model, self.parts, chat, task["probes"])
         queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
         return f"trained in {seconds / 60:.0f} minutes, and scored"
 

@@ -105,8 +105,8 @@ class Queue:
         if other is None:
             self.study.set_user_attr("comparison", comparison)
         elif other != comparison:
-            differing = [key for key in comparison if other.get(key) != comparison[key]]
-            found = ", ".join(f"{key} {other.get(key)!r} instead of {comparison[key]!r}" for key in differing)
+            differing = [key for key in other | comparison if other.get(key) != comparison.get(key)]
+            found = ", ".join(f"{key} {other.get(key)!r} instead of {comparison.get(key)!r}" for key in differing)
             raise ConfigError(
                 f"--storage: holds a comparison with other settings ({found}); name another --output or --storage"
             )

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from math import inf
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -153,11 +154,12 @@ def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[
 
 def _require_possible(comparison: Comparison) -> None:
     """Refuse options that cannot work, before the first trial."""
-    faults = [f"--seeds {comparison.seeds}: must be above 0"] if comparison.seeds < 1 else []
-    steps = comparison.judge.steps
-    faults += [f"--tuning_relearn_steps {steps}: must be 0 (no relearning) or more"] if steps < 0 else []
-    faults += [f"--trials {comparison.trials}: must be 0 (the defaults) or more"] if comparison.trials < 0 else []
     entered, probes, parts = comparison.contestants.values(), comparison.probes, comparison.parts
+    numbers = {"seeds": comparison.seeds, "per_device_eval_batch_size": comparison.judge.batch_size}
+    numbers |= {name: value for name, value in probes.items() if name.startswith("relearn_")}
+    faults = [f"--{name} {value}: must be above 0" for name, value in numbers.items() if not 0 < value < inf]
+    none = {"trials": (comparison.trials, "the defaults"), "tuning_relearn_steps": (comparison.judge.steps, "none")}
+    faults += [f"--{name} {given}: must be 0 ({what}) or more" for name, (given, what) in none.items() if given < 0]
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
     if needing and comparison.alternatives is None:
         faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")

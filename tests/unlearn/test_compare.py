@@ -162,7 +162,7 @@ def test_quality_of_answers_by_hand():
     assert judge.quality({"ana-qa0": "7 Elm Road", "bo-qa0": ""}, data) == {"repetition": 0.0, "other_facts": 0.0}
 
 
-def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(files, tmp_path, monkeypatch):
+def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(files, tmp_path, monkeypatch, capsys):
     output = tmp_path / "out"
     more = ("--retrained", f"{files}/retrained")
     assert main(command(files, output, *more)) == 0
@@ -186,10 +186,15 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(f
     def done_twice(*args, **options):
         raise AssertionError
 
-    monkeypatch.setattr(comparison, "unlearned", done_twice)
-    monkeypatch.setattr(judge.Judge, "result", done_twice)
-    assert main(command(files, output, *more)) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(comparison, "unlearned", done_twice)
+        patched.setattr(judge.Judge, "result", done_twice)
+        assert main(command(files, output, *more)) == 0
     assert json.loads((output / "compare.json").read_text()) == content
+    capsys.readouterr()
+    assert main(command(files, output, *more, "--relearn_rate", "2e-4")) == 0  # what is probed is done again
+    done = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines() if ": " in line]
+    assert sorted(done) == ["final gd lora, seed 0", "models, retrained", "models, target"]
 
 
 def test_objects_and_a_method_of_ones_own(tmp_path):
@@ -337,15 +342,11 @@ def test_settings_that_cannot_be_told_apart_are_named():
         (("--tunings", "lora,3"), "--tunings 3"),
         (("--model", "/nowhere"), "--model /nowhere"),
         (("--tuning_share", "0"), "--tuning_share"),
+        (("--relearn_rows", "0"), "--relearn_rows 0: must be above 0"),
+        (("--relearn_rate", "-1"), "--relearn_rate -1.0: must be above 0"),
+        (("--per_device_eval_batch_size", "-1"), "--per_device_eval_batch_size -1: must be above 0"),
     ],
 )
 def test_usage_errors_are_named_and_exit_with_2(options, message, files, tmp_path, capsys):
     assert main(command(files, tmp_path, *(option.format(files) for option in options))) == 2
     assert message in capsys.readouterr().err
-
-
-def test_unknown_options_of_recipes_and_of_compare_are_named():
-    with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
-        contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
-    assert "no option learning_rat" in str(caught.value)
-    assert "is given twice" in str(caught.value)
