@@ -61,21 +61,24 @@ class Comparison:
         ``make_queue``: makes a queue from a name, what all its trials depend on, and tasks.
 
         Raises:
-            ConfigError: a model cannot be loaded or scored, or the storage holds another comparison.
+            ConfigError: a model cannot be loaded or scored, a file that a recipe names is missing, or the storage holds
+                another comparison.
+            DataError: such a file has faults.
         """
         same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
+        depends = {name: same | found.identity() | found.contents() for name, found in self.contestants.items()}
+        tuning = {"trials": self.trials, "tuning_relearn_steps": self.judge.steps}
         for name, contestant in self.contestants.items():
             work = tasks(default_setting(contestant.method, self.args[name]), self.trials)
-            tuning = {"trials": self.trials, "tuning_relearn_steps": self.judge.steps}
-            depends = same | contestant.identity() | tuning
-            self.queues[name] = make_queue(name, depends, [{"contestant": name, **task} for task in work])
+            work = [{"contestant": name, **task} for task in work]
+            self.queues[name] = make_queue(name, depends[name] | tuning, work)
         self._work(self.queues.values(), self._run_trial)
         self.finals[MODELS] = make_queue(MODELS, same, self._models())
-        for name, contestant in self.contestants.items():
+        for name in self.contestants:
             task = {"contestant": name, "fixed": {}, "setting": self.best(name)}
             probes = [self.probes, *[{}] * (self.seeds - 1)] if task["setting"] else []
             work = [{"slot": f"seed {seed}", "seed": seed, "probes": own, **task} for seed, own in enumerate(probes)]
-            self.finals[name] = make_queue(f"final {name}", same | contestant.identity(), work)
+            self.finals[name] = make_queue(f"final {name}", depends[name], work)
         self._work(self.finals.values(), self._run_final)
         for row, error in self.finals[MODELS].errors().items():
             raise ConfigError(f"the {row} model could not be scored: {error}")

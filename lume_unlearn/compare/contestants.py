@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
+from hashlib import sha256
 from os import PathLike
 from typing import Any, TypeAlias
 
@@ -18,6 +19,7 @@ from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.model.fingerprint import weights_sha256
 from lume_unlearn.model.load import load_model, lora_config
 from lume_unlearn.recipes import find_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -62,6 +64,15 @@ class Contestant:
         """Return what trials depend on, as JSON data, so that a storage of a changed recipe can be refused."""
         plain = {"method": asdict(self.method), "options": self.options, "recipe": self.recipe}
         return dict(json.loads(json.dumps(plain, default=str)))
+
+    def contents(self) -> dict[str, str]:
+        """Read what the recipe names in `READ`; return the SHA-256 of each content, which trials also depend on."""
+        found = {}
+        for name in READ.keys() & self.recipe.keys():
+            read = READ[name](self.recipe[name])
+            digest = weights_sha256(read) if name == "base" else sha256(repr(read).encode()).hexdigest()
+            found[f"content of {name}"] = digest
+        return found
 
     @property
     def chat(self) -> bool:

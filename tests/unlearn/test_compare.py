@@ -220,8 +220,9 @@ def test_objects_and_a_method_of_ones_own(tmp_path):
         compare(target, [Push], data, tmp_path, **QUICK)
 
 
-def test_a_recipe_may_name_the_base_model(files, tmp_path, monkeypatch):
-    seen = []
+def test_a_recipe_may_name_the_base_model_which_may_not_change(files, tmp_path, monkeypatch):
+    base, seen = tmp_path / "base", []
+    make_model(seed=1).save_pretrained(base)
 
     class Trainer(training.UnlearningTrainer):
         def __init__(self, *args, base, **more):
@@ -229,12 +230,15 @@ def test_a_recipe_may_name_the_base_model(files, tmp_path, monkeypatch):
             super().__init__(*args, base=base, **more)
 
     monkeypatch.setattr(training, "UnlearningTrainer", Trainer)
-    taught = {"method": "counterfactual", "name": "taught", "base": f"{files}/retrained"}
-    content = compare(str(files / "target"), [taught], files / "data", tmp_path, **QUICK)
+    given = (str(files / "target"), [{"method": "counterfactual", "name": "taught", "base": str(base)}], files / "data")
+    content = compare(*given, tmp_path / "out", **QUICK)
     assert (set(content["table"]), content["failures"]) == ({"target", "taught lora"}, {})
-    weights = load_model(f"{files}/retrained", torch.float32).state_dict()
+    weights = load_model(str(base), torch.float32).state_dict()
     assert all(weight.equal(weights[name]) for base in seen for name, weight in base.items())
     assert len(seen) == 2
+    make_model(seed=2).save_pretrained(base)
+    with pytest.raises(ConfigError, match=r"other settings.*content of base"):
+        compare(*given, tmp_path / "out", **QUICK)
 
 
 def test_tuning_gets_the_alternatives_of_its_rows_if_the_method_needs_any_and_as_many_steps(

@@ -8,6 +8,19 @@ from lume_unlearn.errors import ConfigError
 pytest.importorskip("optuna")
 
 
+def test_trials_depend_on_the_content_of_the_files_that_a_recipe_names(tmp_path):
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("unseen", "substitutes")}
+    recipe = {"method": "counterfactual"} | {name: str(file) for name, file in files.items()}
+    (contestant,) = contestants([recipe], ["lora"], {}).values()
+    found = []
+    for word in ("Eve", "Ida", "Eve"):
+        files["unseen"].write_text(f'{{"document": "Nobody saw {word}."}}')
+        files["substitutes"].write_text(f'{{"text": "Ada", "substitute": "{word}"}}')
+        found.append(contestant.contents())
+    assert found[0] == found[2]
+    assert all(found[0][f"content of {name}"] != found[1][f"content of {name}"] for name in files)
+
+
 def test_unknown_options_of_recipes_and_of_compare_are_named():
     with pytest.raises(ConfigError, match="`run` has no option nonsense") as caught:
         contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
