@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from itertools import chain, count
 from math import inf
 from os import PathLike
 from pathlib import Path
@@ -191,13 +192,16 @@ def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_co
 
 
 def _write_recipes(folder: Path, content: Mapping[str, Any], entered: Mapping[str, Contestant]) -> None:
-    """Write each best setting as a recipe for `lume-unlearn run --config`."""
+    """Write each best setting as a recipe for `lume-unlearn run --config`; equal names end in _2, _3, ..."""
     folder.mkdir(exist_ok=True)
+    written: list[str] = []
     for name, contestant in entered.items():
         setting = content["settings"][name]
         if setting["best"] is not None:
             recipe = {"method": contestant.method.name, "tuning": contestant.tuning}
             for options in (*contestant.identity().values(), setting["best"]):
                 recipe |= options
-            file = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(name).name.replace(".yaml ", "_").replace(" ", "_"))
-            write_text(folder / f"{file}.yaml", yaml.safe_dump(recipe, sort_keys=False))
+            file = re.sub(r"[^\w-]+", "-", Path(name).name.replace(".yaml ", "_").replace(" ", "_"))
+            numbered = (f"{file}_{number}" for number in count(2))
+            written.append(next(one for one in chain([file], numbered) if one not in written))
+            write_text(folder / f"{written[-1]}.yaml", yaml.safe_dump(recipe, sort_keys=False))
