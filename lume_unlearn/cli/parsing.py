@@ -14,7 +14,7 @@ from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, Shar
 from lume_unlearn.cli import COMMANDS
 from lume_unlearn.cli.messages import usage_error
 from lume_unlearn.errors import ConfigError
-from lume_unlearn.recipes import find_recipe
+from lume_unlearn.recipes import find_recipe, read_recipe
 
 UNSET = argparse.SUPPRESS
 """Default of an option that is passed on only if it is given, so that the library's own default applies."""
@@ -84,14 +84,20 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
     recipe, given = options.pop("config", None), any("--trust_remote_code" in word for word in argv)
     if recipe and options.get("trust_remote_code") and not given:
         raise ConfigError("--config: a recipe may not set trust_remote_code; give it on the command line")
-    return options
+    return {name: value for name, value in options.items() if value is not None}  # null in a recipe: the default
 
 
 def _recipes_first(argv: Sequence[str]) -> list[str]:
-    """Move each ``--config RECIPE`` to the front, so that options override it; replace shipped names by paths."""
+    """Move each ``--config RECIPE`` to the front, so that options override it; replace shipped names by paths.
+
+    Raises:
+        ConfigError: a recipe cannot be read.
+    """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     finder.add_argument("--config", action="append", default=[])
     found, others = finder.parse_known_args(argv)
+    for name in found.config:
+        read_recipe(name)  # jsonargparse would not name a file that it cannot read
     return [*(f"--config={find_recipe(name)}" for name in found.config), *others]
 
 

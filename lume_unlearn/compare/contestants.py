@@ -6,36 +6,39 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from hashlib import sha256
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any, TypeAlias
 
 import torch
-import yaml
 from peft import LoraConfig
 
-from lume_unlearn.checks import raise_faults
+from lume_unlearn.checks import RANGES, PositiveInt, Share, raise_faults
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.methods.table import parameters
 from lume_unlearn.model.fingerprint import weights_sha256
 from lume_unlearn.model.load import load_model, lora_config
-from lume_unlearn.recipes import find_recipe
+from lume_unlearn.recipes import read_recipe
 from lume_unlearn.training.arguments import UnlearningArguments
 
 MethodLike: TypeAlias = str | PathLike[str] | Mapping[str, Any] | Method | type[Method]
 """A name of `lume-unlearn methods`, a method, its class, or a recipe: a YAML file, or the same as a dictionary.
 
 In a dictionary ``method`` may also be a method or its class, and ``name`` is the name of the recipe."""
-LORA = ("lora_rank", "lora_alpha", "lora_dropout", "lora_targets")
-"""Options of a recipe for the adapter; their defaults are those of `run`."""
 READ: dict[str, Callable[[str], Any]] = {
     "substitutes": read_substitutes,
     "unseen": partial(read_texts, "unseen"),
     "base": partial(load_model, dtype=torch.float32, option="base"),
 }
 """Options of a recipe that name files or a model, to the functions that read them."""
+KINDS: dict[str, Callable[[Any], Any]] = {
+    **{"lora_rank": PositiveInt, "lora_alpha": PositiveInt, "lora_dropout": Share},
+    **dict.fromkeys(("lora_targets", "tuning", *READ), fspath),
+}
+"""Options of a recipe that are neither the method's nor in `UnlearningArguments`, to functions that check a value."""
 NOT_OURS = (
     *("model", "output", "output_dir", "data", "split", "forget", "retain", "forgotten", "alternatives", "seed"),
     *("resume_from_checkpoint", "trust_remote_code", "config"),
@@ -58,7 +61,7 @@ class Contestant:
     @property
     def lora(self) -> LoraConfig:
         """Configuration of the adapter."""
-        return lora_config(**{name: self.recipe[name] for name in LORA if name in self.recipe})
+        return lora_config(**{name: value for name, value in self.recipe.items() if name.startswith("lora_")})
 
     def identity(self) -> dict[str, Any]:
         """Return what trials depend on, as JSON data, so that a storage of a changed recipe can be refused."""
@@ -99,8 +102,9 @@ def contestants(
     for given in methods:
         label, method, recipe = _read(given)
         own = {name: value for name, value in recipe.items() if name in known}
-        unknown = recipe.keys() - own.keys() - {*LORA, *READ, *method.params(), "tuning"}
-        faults += [f"--methods {label}: `run` has no option {name}" for name in sorted(unknown)]
+        for name in sorted(map(str, recipe.keys() - own.keys() - KINDS.keys() - method.params().keys())):
+            lacking = f"{method.name} has no parameter" if name in parameters() else "`run` has no option"
+            faults.append(f"--methods {label}: {lacking} {name}")
         for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
             name = f"{label} {tuning}"
             faults += [f"--methods {label}: is given twice; give it once"] * (name in found)
@@ -121,17 +125,23 @@ def _read(given: MethodLike) -> tuple[str, Method, dict[str, Any]]:
         content, label = dict(given), str(given.get("name", given.get("method")))
         content.pop("name", None)
     else:
-        content = yaml.safe_load(find_recipe(label, "--methods").read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("method") is None:
-        raise ConfigError(f"--methods {label}: must name a method, such as `method: npo`")
-    recipe = {name: _plain(value) for name, value in content.items() if value is not None and name not in NOT_OURS}
+        content = read_recipe(label, "--methods")
+    if not isinstance(content.get("method"), (str, Method, type)):
+        raise ConfigError(f"--methods {label}: must name one method, such as `method: npo`")
+    recipe = {name: value for name, value in content.items() if value is not None and name not in NOT_OURS}
+    for name, value in recipe.items():
+        try:
+            recipe[name] = KINDS.get(name, _plain)(value)
+        except (TypeError, ValueError) as error:
+            wanted = RANGES.get(KINDS[name], "one text")
+            raise ConfigError(f"--methods {label}: {name} {value!r}: must be {wanted}") from error
     method = method_of(recipe.pop("method"))
     return label, method_of(method, **{name: recipe[name] for name in method.params() if name in recipe}), recipe
 
 
 def _plain(value: Any) -> Any:
     """Convert text such as "1e-3", which YAML does not read as a number, to a number."""
-    if isinstance(value, str):
+    for kind in (int, float) if isinstance(value, str) else ():
         with suppress(ValueError):
-            return float(value)
+            return kind(value)
     return value

@@ -46,7 +46,8 @@ def arguments(contestant: Contestant, setting: Setting, folder: str = "unused") 
 
 def default_arguments(contestant: Contestant, model: Any) -> UnlearningArguments:
     """Return the arguments of a contestant with all defaults filled in; ``model``: the target, without adapter."""
-    rate = contestant.options.get("learning_rate") or learning_rate_of(contestant.method, model, contestant.tuning)
+    rate = contestant.options.get("learning_rate")
+    rate = learning_rate_of(contestant.method, model, contestant.tuning) if rate is None else rate
     return filled_in(arguments(contestant, {"learning_rate": rate}), contestant.method, model)
 
 

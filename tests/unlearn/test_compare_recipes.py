@@ -5,7 +5,9 @@ import yaml
 
 from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.run import _write_recipes
+from lume_unlearn.compare.training import default_arguments
 from lume_unlearn.errors import ConfigError
+from tests.conftest import make_model
 
 pytest.importorskip("optuna")
 
@@ -33,6 +35,36 @@ def test_each_contestant_has_a_recipe_of_its_own(tmp_path):
     found = {file.stem: yaml.safe_load(file.read_text()).get("beta") for file in (tmp_path / "recipes").iterdir()}
     expected = {"mine_lora": 0.1, "mine_lora_2": 0.2, "ä_x_lora": 0.3, "ö_x_lora": 0.4, "gd_lora": None}
     assert found == expected | {"mine_lora_3": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "fault"),
+    [
+        ("method: npo\n\tbeta: 1", "cannot be read; it must be YAML in UTF-8 (while scanning"),
+        ("method: npo # \xfc", "cannot be read; it must be YAML in UTF-8 ('utf-8' codec"),
+        ("- npo", "is no recipe; write one option a line"),
+        ("method: [npo]", "must name one method"),
+        ("method: npo\ntuning: 8", "tuning 8: must be one text"),
+        ("method: npo\nlora_targets: [q_proj]", "lora_targets ['q_proj']: must be one text"),
+        ("method: npo\nlora_rank: big", "lora_rank 'big': must be a whole number above 0"),
+        ("method: gd\nbeta: 0.3", "gd has no parameter beta"),
+    ],
+)
+def test_a_recipe_that_cannot_work_is_refused_by_name(recipe, fault, tmp_path):
+    file = tmp_path / "wrong.yaml"
+    file.write_text(recipe, encoding="latin-1")
+    with pytest.raises(ConfigError) as caught:
+        contestants([file], ["lora"], {})
+    assert str(caught.value).startswith(f"--methods {file}: {fault}")
+
+
+def test_numbers_in_quotes_are_numbers_and_a_learning_rate_of_0_is_refused():
+    recipe = {"method": "npo", "lora_rank": "8", "max_steps": "5", "weight_decay": "1e-2", "unseen": "2024"}
+    (found,) = contestants([recipe], ["lora"], {}).values()
+    assert [*found.recipe.values()] == [8, 5, 0.01, "2024"]
+    (zero,) = contestants([{"method": "npo", "learning_rate": 0}], ["lora"], {}).values()
+    with pytest.raises(ConfigError, match="--learning_rate 0: must be a number above 0"):
+        default_arguments(zero, make_model())
 
 
 def test_unknown_options_of_recipes_and_of_compare_are_named():

@@ -68,6 +68,11 @@ def test_options_win_over_the_recipe_wherever_they_are():
     assert (before["num_train_epochs"], before["lora_rank"], before["lora_alpha"]) == (3, 4, 64)
 
 
+def test_null_in_a_recipe_is_the_default(recipe):
+    recipe.write_text("loss_on: null\nchat: null\ntuning: null\nseed: null\nlora_rank: null\nbeta: null\n")
+    assert options("--method", "npo", "--config", str(recipe)) == options("--method", "npo")
+
+
 def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rmu_mlp").mkdir()  # an output folder, say
@@ -82,12 +87,13 @@ def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path, monkeypatch):
         ("betta: 0.2", "--betta: no such option; did you mean --beta"),
         ("lora_rank: 0", "--lora_rank 0: must be a whole number above 0"),
         ("trust_remote_code: true", "a recipe may not set trust_remote_code; give it on the command line"),
-        ("- method", "config"),
-        ("method: [npo", "config"),
+        ("- method", "config .*: is no recipe; write one option a line"),
+        ("method: [npo", "config .*: cannot be read; it must be YAML in UTF-8"),
+        ("method: ga # \xfc", "config .*: cannot be read; it must be YAML in UTF-8"),
     ],
 )
 def test_a_recipe_that_may_not_be_used(text, fault, recipe):
-    recipe.write_text(f"{text}\n")
+    recipe.write_text(f"{text}\n", encoding="latin-1")
     with pytest.raises(ConfigError, match=fault) as caught:
         options("--method=ga", "--config", str(recipe))
     assert "\n" not in str(caught.value)
