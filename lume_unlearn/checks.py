@@ -5,8 +5,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import fields
 from math import inf
-from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, get_origin, get_type_hints
+from numbers import Real
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 from lume_unlearn.errors import ConfigError
 
@@ -35,9 +36,9 @@ RANGES: dict[Any, str] = {
 def check_types(options: Any) -> None:
     """Check the fields of a dataclass against their annotations, for callers in Python.
 
-    The command line has checked its options already. Literals, bools and the numbers in `RANGES` are checked; other
-    annotations, and None, pass. Numbers become plain int or float, since pickles of jsonargparse's types load only
-    where jsonargparse is installed.
+    The command line has checked its options already. Literals, bools, numbers and None are checked; other annotations
+    pass. The numbers in `RANGES` become plain int or float, since pickles of jsonargparse's types load only where
+    jsonargparse is installed.
 
     Raises:
         ConfigError: the message names every option outside its choices or range.
@@ -46,12 +47,16 @@ def check_types(options: Any) -> None:
     faults = []
     for field in fields(options):
         name, value, hint = field.name, getattr(options, field.name), hints[field.name]
+        kinds = {*get_args(hint)} if get_origin(hint) in (Union, UnionType) else {hint}
         if value is None:
+            faults += [f"--{name} None: leave it out for the default"] * kinds.isdisjoint({Any, NoneType})
             continue
-        kinds = {hint, *get_args(hint)} if get_origin(hint) is not Literal else {hint}
+        whole = int in kinds
+        if kinds <= {int, float, NoneType} and (not isinstance(value, Real) or (whole and value % 1)):
+            faults.append(f"--{name} {value!r}: must be a {'whole ' * whole}number")
         if get_origin(hint) is Literal and value not in get_args(hint):
             faults.append(f"--{name} {value!r}: choose one of {', '.join(get_args(hint))}")
-        if (hint is bool or set(get_args(hint)) == {bool, NoneType}) and not isinstance(value, bool):
+        if kinds - {NoneType} == {bool} and not isinstance(value, bool):
             faults.append(f"--{name} {value!r}: must be true or false (True or False in Python)")
         for kind in kinds & RANGES.keys():
             try:

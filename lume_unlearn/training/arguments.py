@@ -109,6 +109,7 @@ class UnlearningArguments(TrainingArguments):
     per_device_train_batch_size: PositiveInt | None = option(
         "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
     )
+    gradient_accumulation_steps: PositiveInt = option("Multiplies the forget rows of one optimiser step.", 1)
     learning_rate: PositiveFloat | None = option(
         "Peak learning rate. Default: the method's, or by the size of the model."
     )
@@ -183,6 +184,7 @@ class UnlearningArguments(TrainingArguments):
         if self.save_strategy is None:
             self.save_strategy = "no" if self.save_steps is None else "steps"
         self.save_steps = _DEFAULTS["save_steps"] if self.save_steps is None else self.save_steps
+        check_types(self)
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         compile_layers, self.torch_compile = self.torch_compile, False  # Trainer would compile the whole model
         if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
@@ -193,7 +195,6 @@ class UnlearningArguments(TrainingArguments):
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(_refused(self, error)) from error
         self.torch_compile = compile_layers
-        check_types(self)
         changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
         reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
         faults = [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]

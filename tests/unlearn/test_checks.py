@@ -19,6 +19,8 @@ class Options:
     warmup: Share = 0.0
     trust_remote_code: bool = False
     chat: bool | None = None
+    steps: int = -1
+    decay: float | None = 0.0
     other: Any = None
 
 
@@ -30,10 +32,12 @@ def faults(**options: Any) -> list[str]:
 
 def test_all_values_that_make_no_sense_are_named_together():
     wrong = {"split": "tset", "epochs": 0, "rows": 1.5, "seed": "much", "warmup": 1.0, "chat": 1}
+    wrong |= {"steps": 1.5, "decay": "x"}
     assert sorted(line.split()[0].strip("-") for line in faults(**wrong)) == sorted(wrong)
     assert faults(trust_remote_code="false") == [
         "--trust_remote_code 'false': must be true or false (True or False in Python)"
     ]
+    assert faults(split=None) == ["--split None: leave it out for the default"]
     for epochs in (nan, inf):
         assert faults(epochs=epochs) == [f"--epochs {epochs}: must be a number above 0"]
 

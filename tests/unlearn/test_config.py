@@ -59,6 +59,7 @@ def test_an_option_is_the_users_or_the_methods_or_the_packages():
 def test_all_values_that_make_no_sense_are_named_together():
     bad = {"num_train_epochs": 0, "per_device_train_batch_size": 1.5, "learning_rate": inf, "max_tokens": 0}
     bad |= {"retain_weight": -0.1, "max_grad_norm": nan, "loss_on": "words", "chat": "false"}
+    bad |= {"warmup_steps": "x", "gradient_accumulation_steps": "two", "seed": None}
     lines = faults(**bad)
     assert sorted(line.split()[0] for line in lines) == sorted(f"--{name}" for name in bad)
 
