@@ -78,6 +78,17 @@ def names(text: str | None) -> list[str]:
     return list(dict.fromkeys(name.strip() for name in (text or "").split(",") if name.strip()))
 
 
+def listed(given: Any) -> list[Any]:
+    """Return a text as a list of this text, and anything else as a list: a loop over a text would read its letters."""
+    return [given] if isinstance(given, str) else list(given)
+
+
+def require_list(name: str, given: Any) -> None:
+    """Raise `ConfigError` for a text where a list of texts is meant; a loop over it would read its letters."""
+    if isinstance(given, str):
+        raise ConfigError(f"{name}: give a list of texts, not one text")
+
+
 def stable_number(*parts: int | str) -> int:
     """Return an evenly distributed 64-bit hash of the parts, the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")

@@ -17,6 +17,7 @@ from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import held_out, limited, rows_digest, training_rows
 from lume_unlearn.audit.stages import UNFINISHED, carry_out
 from lume_unlearn.audit.suite import PROBES, Probed, Suite
+from lume_unlearn.checks import listed
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
@@ -109,7 +110,7 @@ def audit(
     """
     data = limited(as_data(data, split), limit, seed)
     name = name or str(getattr(model.config, "_name_or_path", ""))
-    probes = None if probes is None else ["plain", *(probe for probe in probes if probe != "plain")]
+    probes = None if probes is None else ["plain", *(probe for probe in listed(probes) if probe != "plain")]
     resume = None if output is None else Path(output) / UNFINISHED
     if resume:
         options["after_each"] = lambda found: write_audit(found, resume.parent, name, data.split)
@@ -163,7 +164,7 @@ def chosen_probes(
     if rows["relearn_forget"] and not held_out(data, rows["relearn_forget"]).forget:
         lacking["relearn_forget"] = f"relearn_rows {relearn_rows} leaves no forget row to score; lower it"
     unknown = f"choose from {', '.join(PROBES)}"
-    names = dict.fromkeys(PROBES if probes is None else probes)
+    names = dict.fromkeys(PROBES if probes is None else listed(probes))
     faults = {name: lacking.get(name, "") if name in PROBES else unknown for name in names}
     described = [f"{name}: {fault}" for name, fault in faults.items() if fault]
     if probes and described:

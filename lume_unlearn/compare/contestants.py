@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import torch
 from peft import LoraConfig
 
-from lume_unlearn.checks import RANGES, PositiveInt, Share, raise_faults
+from lume_unlearn.checks import RANGES, PositiveInt, Share, listed, raise_faults
 from lume_unlearn.data.documents import read_texts
 from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError
@@ -99,13 +99,13 @@ def contestants(
     found: dict[str, Contestant] = {}
     known = UnlearningArguments.__dataclass_fields__.keys() - {*NOT_OURS}
     faults = [f"compare: there is no option {name}" for name in sorted(options.keys() - known)]
-    for given in methods:
+    for given in listed(methods):
         label, method, recipe = _read(given)
         own = {name: value for name, value in recipe.items() if name in known}
         for name in sorted(map(str, recipe.keys() - own.keys() - KINDS.keys() - method.params().keys())):
             lacking = f"{method.name} has no parameter" if name in parameters() else "`run` has no option"
             faults.append(f"--methods {label}: {lacking} {name}")
-        for tuning in [recipe["tuning"]] if "tuning" in recipe else tunings:
+        for tuning in listed(recipe.get("tuning", tunings)):
             name = f"{label} {tuning}"
             faults += [f"--methods {label}: is given twice; give it once"] * (name in found)
             found[name] = Contestant(method, tuning, {**options, **own}, recipe)

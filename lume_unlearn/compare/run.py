@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lume_unlearn.audit.probes import chosen_probes
-from lume_unlearn.checks import raise_faults
+from lume_unlearn.checks import listed, raise_faults
 from lume_unlearn.compare.comparison import Comparison
 from lume_unlearn.compare.contestants import Contestant, MethodLike, contestants
 from lume_unlearn.compare.documents import divided
@@ -120,7 +120,7 @@ def compare(
         alternatives = read_alternatives(Path(alternatives), whole.forget)
     named = {"target": model} | ({} if retrained is None else {"retrained": retrained})
     tokenizer = _shared_tokenizer(named, tokenizer, trust_remote_code)
-    settings: dict[str, Any] = {"probes": list(probes), "seed": seed}
+    settings: dict[str, Any] = {"probes": listed(probes), "seed": seed}
     settings |= {"relearn_rows": relearn_rows, "relearn_steps": relearn_steps, "relearn_rate": relearn_rate}
     comparison = Comparison(
         models={name: loader(given, trust_remote_code, OPTIONS[name]) for name, given in named.items()},

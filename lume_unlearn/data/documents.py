@@ -9,6 +9,7 @@ from lume_tasks.data import prepare
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import raise_problems
+from lume_unlearn.checks import require_list
 from lume_unlearn.errors import ConfigError
 
 TABLES = (".csv", ".tsv", ".xlsx", ".json")
@@ -46,7 +47,12 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> lis
 
 
 def text_rows(texts: Iterable[str | Row]) -> list[Row]:
-    """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows are returned unchanged."""
+    """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows are returned unchanged.
+
+    Raises:
+        ConfigError: it is one text, perhaps the name of a file.
+    """
+    require_list("unseen, unrelated", texts)
     numbered = enumerate(texts, 1)
     return [text if isinstance(text, Row) else _text_row(f"text {number}", text.strip()) for number, text in numbered]
 

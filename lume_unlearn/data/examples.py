@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
+from lume_unlearn.checks import require_list
 from lume_unlearn.data.contexts import Context, asked
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
@@ -126,8 +127,11 @@ def encoded_examples(
         persons: the rows about invented persons; a forget row is repeated for each of its controls.
 
     Raises:
+        ConfigError: the alternatives of a row are one text instead of a list.
         DataError: rows that do not fit the model, or a forget row without an alternative.
     """
+    for row_id, texts in (alternatives or {}).items():
+        require_list(f"alternatives: {row_id}", texts)
     if persons is not None:
         return _with_persons(encode, forget, retain, persons)
     if method.needs.alternatives == "refusals":

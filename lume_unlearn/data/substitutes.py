@@ -16,6 +16,7 @@ from lume_tasks.data.rows import Row, stem_of, text_problems
 from lume_tasks.data.subjects import find_subjects, without_particles
 from lume_tasks.data.text import ATTACHED, EMAIL
 from lume_tasks.errors import raise_problems
+from lume_unlearn.checks import require_list
 from lume_unlearn.data.kinds import dates, kind_of, other_number
 from lume_unlearn.errors import ConfigError
 
@@ -87,7 +88,12 @@ def variants(
         count: variants of each row.
         seed: of the choice.
         given: texts to substitute with their substitutes, instead of all this.
+
+    Raises:
+        ConfigError: the substitutes of a text are one text instead of a list.
     """
+    for text, substitutes in (given or {}).items():
+        require_list(f"substitutes: {text}", substitutes)
     names = _Names([*forget, *retain])
     persons = {} if given is not None else _persons(forget, retain, count, seed)
     found = []

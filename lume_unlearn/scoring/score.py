@@ -16,6 +16,7 @@ from tqdm import tqdm
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.paths import task_dir
+from lume_unlearn.checks import listed, require_list
 from lume_unlearn.data.rows import both_sides
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating
@@ -118,7 +119,7 @@ def score(
     from lume_tasks.models.hf import LumeHF
 
     data = as_data(data, split)
-    tasks = tasks_for(data) if tasks is None else list(tasks)
+    tasks = tasks_for(data) if tasks is None else listed(tasks)
     changed = {"lume_gen_kwargs": True} if gen_kwargs else {}  # else the tasks refuse other generation options
     manager = task_manager(tokenizer, data, tasks, chat, changed | dict(metadata or {}))
     options: dict[str, Any] = NO_SEEDS | ({} if seed is None else {"torch_random_seed": seed})
@@ -165,6 +166,8 @@ def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> 
                 f"data: {fault}; give forget and retain, and members, nonmembers and mmlu if you have them"
             )
         others = {name: part for name, part in data.items() if name not in SIDES}
+        for name in ("members", "nonmembers"):
+            require_list(f"data, {name}", others.get(name))
         return Data(*both_sides(data["forget"], data.get("retain")), **others)
     if not isinstance(data, str | Path):
         raise ConfigError(f'data: give a directory or {{"forget": rows, "retain": rows}}, not {type(data).__name__}')

@@ -218,6 +218,8 @@ def test_objects_and_a_method_of_ones_own(tmp_path):
     assert all(weight.equal(before[name]) for name, weight in target.state_dict().items())
     with pytest.raises(ConfigError, match="tokenizer"):
         compare(target, [Push], data, tmp_path, **QUICK)
+    with pytest.raises(ConfigError, match="--probes plain: choose from"):
+        compare(target, "gd", data, tmp_path, tokenizer=make_tokenizer(), **QUICK | {"probes": "plain"})
 
 
 def test_a_recipe_may_name_the_base_model_which_may_not_change(files, tmp_path, monkeypatch):

@@ -62,9 +62,13 @@ def test_numbers_in_quotes_are_numbers_and_a_learning_rate_of_0_is_refused():
     recipe = {"method": "npo", "lora_rank": "8", "max_steps": "5", "weight_decay": "1e-2", "unseen": "2024"}
     (found,) = contestants([recipe], ["lora"], {}).values()
     assert [*found.recipe.values()] == [8, 5, 0.01, "2024"]
-    (zero,) = contestants([{"method": "npo", "learning_rate": 0}], ["lora"], {}).values()
+    (zero,) = contestants([{"method": "npo", "learning_rate": 0}], "lora", {}).values()
     with pytest.raises(ConfigError, match="--learning_rate 0: must be a number above 0"):
         default_arguments(zero, make_model())
+
+
+def test_one_text_is_a_list_of_one():
+    assert list(contestants("gd", "lora", {})) == ["gd lora"]
 
 
 def test_unknown_options_of_recipes_and_of_compare_are_named():

@@ -40,7 +40,7 @@ class Hinge(Method):
 def make_trainer(folder: Path, tokenizer: Any, model: Any = None, method: Any = Hinge, **options: Any) -> Any:
     """A trainer of four optimiser steps."""
     given = {"forget": FORGET, "retain": RETAIN}
-    names = (*given, "unseen", "base", "forgotten", "eval_data", "callbacks")
+    names = (*given, "alternatives", "substitutes", "unseen", "base", "forgotten", "eval_data", "callbacks")
     given |= {name: options.pop(name) for name in names if name in options}
     plain = {"num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 3e-3, "warmup_steps": 0.0}
     plain |= {"max_tokens": 200, "seed": 0, "disable_tqdm": True} | options
@@ -91,6 +91,19 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make, tokenizer, tmp_path)
 def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="--unseen: no text of the file fits"):
         make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
+
+
+@pytest.mark.parametrize(
+    ("method", "named", "given"),
+    [
+        ("level", "unseen", "file.txt"),
+        ("dpo", "alternatives", {row.id: "other" for row in FORGET}),
+        ("counterfactual", "substitutes", {"Ada": "Eve"}),
+    ],
+)
+def test_one_text_instead_of_a_list_is_refused_not_read_letter_by_letter(method, named, given, tokenizer, tmp_path):
+    with pytest.raises(ConfigError, match=rf"^{named}.*: give a list of texts, not one text"):
+        make_trainer(tmp_path, tokenizer, method=method, **{named: given}).run_reference()
 
 
 def test_level_without_a_teacher_follows_the_unseen_texts(tokenizer, tmp_path):
