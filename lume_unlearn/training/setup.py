@@ -42,8 +42,14 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
     mix two. Attention is switched to packed rows if the model supports them.
 
     Raises:
-        ConfigError: the attention named does not work, or the model lacks the layer that the method names.
+        ConfigError: all weights are frozen, the attention named does not work, or the model lacks the layer that the
+            method names.
     """
+    if not any(weight.requires_grad for weight in model.parameters()):
+        raise ConfigError(
+            "model: all its weights are frozen, so there is nothing to train; load an adapter with "
+            "PeftModel.from_pretrained(..., is_trainable=True), and call requires_grad_(True) of other models"
+        )
     # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
     torch.backends.cuda.enable_cudnn_sdp(False)
     if not sharded():
@@ -98,8 +104,8 @@ def matching(base: Any, model: Any) -> Any:
 
 def require_known_tokens(model: Any, rows: Iterable[Tokens]) -> None:
     """Raise `ConfigError` for tokens without an embedding: looking one up crashes a GPU."""
-    highest = max(max(row.input_ids) for row in rows)
-    known = model.get_input_embeddings().num_embeddings
+    highest, table = max(max(row.input_ids) for row in rows), model.get_input_embeddings()
+    known = getattr(table, "base_layer", table).num_embeddings  # below an adapter of the embeddings
     if highest >= known:
         raise ConfigError(
             f"--model: token id {highest} is outside the embedding table ({known} rows): is this the model's own "

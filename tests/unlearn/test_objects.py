@@ -88,6 +88,12 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make, tokenizer, tmp_path)
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_of_frozen_weights_is_refused(tokenizer, tmp_path):
+    adapted().save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=r"^model: all its weights are frozen.*is_trainable=True"):
+        make_trainer(tmp_path, tokenizer, PeftModel.from_pretrained(make_model(), tmp_path))
+
+
 def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="--unseen: no text of the file fits"):
         make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
