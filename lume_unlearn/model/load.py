@@ -157,10 +157,24 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
     missing = [name for name in targets if not any(module.endswith(f".{name}") for module in modules)]
     if missing and targets != ["all-linear"]:
         raise ConfigError(f"--lora_targets: the model has no module {', '.join(sorted(missing))}")
+    tied = [name for name in targets if any(module.endswith(f".{name}") for module in _tied_modules(model))]
+    if tied:
+        raise ConfigError(
+            f"--lora_targets {','.join(sorted(tied))}: the input embeddings and the output layer of this model are one "
+            "weight, and merging the adapter would change both; leave it out"
+        )
     try:
         return get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora_targets: {error}") from error
+
+
+def _tied_modules(model: Any) -> list[str]:
+    """Return the names, after a dot, of the input embeddings and the output layer if they share their weight."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if ends[1] is None or ends[0].weight is not ends[1].weight:
+        return []
+    return [f".{name}" for name, module in model.named_modules() if module in ends]
 
 
 def freeze(model: Any, tuning: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from lume_unlearn.data.encode import Tokens
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
@@ -13,7 +14,7 @@ from lume_unlearn.model.load import freeze, trainable
 from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in
 from lume_unlearn.training.run import load_trained
-from lume_unlearn.training.setup import optimizer_class, prepare_model
+from lume_unlearn.training.setup import optimizer_class, prepare_model, require_known_tokens
 from tests.conftest import make_model
 
 HALF, FLOAT = torch.bfloat16, torch.float32
@@ -56,6 +57,17 @@ def test_last_k_trains_all_weights_of_the_last_layers(family, before):
     names = [name for name, _ in model.named_parameters() if name.startswith(before)]
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {name for name in names if int(name.removeprefix(before).split(".")[0]) >= 9}
+
+
+@pytest.mark.parametrize("target", ["lm_head", "embed_tokens"])
+def test_an_adapter_of_the_embeddings_is_refused_only_if_they_are_the_output_layer_too(target):
+    lora = load.lora_config(lora_targets=f"q_proj,{target}")
+    with pytest.raises(ConfigError, match=f"--lora_targets {target}: the input embeddings and the output layer"):
+        trainable(make_model(tie_word_embeddings=True), "lora", lora)
+    model = trainable(make_model(), "lora", lora)
+    require_known_tokens(model, [Tokens((399,), (399,))])
+    with pytest.raises(ConfigError, match="token id 400 is outside the embedding table"):
+        require_known_tokens(model, [Tokens((400,), (400,))])
 
 
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch):
