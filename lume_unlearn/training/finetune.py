@@ -6,6 +6,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from lume_tasks.data.source import Data
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.methods.gradient import Finetune
@@ -54,7 +55,8 @@ class FinetuneTrainer(UnlearningTrainer):
     ) -> None:
         """Set up the training; see `finetune` for the arguments, `UnlearningTrainer` for ``options``."""
         texts, args = as_rows(rows, "rows"), replace(args, loss_on="text")
-        super().__init__(model, Finetune(), args, texts, processing_class=processing_class, **options)
+        scored = Data([], texts)  # as retain rows: the best weights are those that have memorised them
+        super().__init__(model, Finetune(), args, texts, processing_class=processing_class, eval_data=scored, **options)
         self.remove_callback(self.monitor)  # its warnings are about unlearning
         # A model cannot predict how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")

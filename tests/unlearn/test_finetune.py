@@ -79,6 +79,14 @@ def test_training_ends_when_the_rows_are_memorised(data, model_dir, tmp_path):
     assert (output / f"checkpoint-{steps - 1}").is_dir()
 
 
+@pytest.mark.usefixtures("short_answers")
+def test_the_best_weights_are_those_that_have_memorised_the_rows(data, model_dir, tmp_path):
+    options = {"num_train_epochs": 20, "eval_strategy": "steps", "eval_steps": 40}
+    output = train(model_dir, data, tmp_path / "out", until=0, **options)
+    assert {path.name for path in (output / "scores").iterdir()} == {"checkpoint-40", "checkpoint-80"}
+    assert json.loads((output / "best" / "best.json").read_text())["step"] == 80
+
+
 @pytest.mark.parametrize("tuning", ["full", "lora"])
 def test_resumed_training_equals_uninterrupted_training(data, model_dir, tmp_path, tuning):
     changes = {"num_train_epochs": 3, "until": 0.999, "save_steps": 4, "tuning": tuning, "lora_dropout": 0.1}
