@@ -109,8 +109,10 @@ def writing(output: Path) -> Iterator[None]:
         from_library = type(error) in (RuntimeError, Exception) and any(part in str(error) for part in WRITE_FAILURES)
         if not (from_library or isinstance(error, (OSError, SafetensorError))):
             raise
+        if output.is_file():
+            raise ConfigError(f"--output {output}: is a file; name a folder") from error
         shutil.rmtree(output / PARTIAL, ignore_errors=True)
         raise ConfigError(
-            f"--output {output}: cannot be written ({error}); make room or name another folder (a run "
-            "continues from its last complete checkpoint with --resume)"
+            f"--output {output}: cannot be written ({error}); make room or name another folder (`run` and `finetune` "
+            "continue from their last complete checkpoint with --resume)"
         ) from error

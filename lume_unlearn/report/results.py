@@ -153,7 +153,8 @@ def _read_evaluation(path: Path) -> Evaluation:
     settings = sorted(f"{key}={value}" for key, value in args.items() if key not in _LOCATIONS)
     settings = [f"split {split}", *([f"limit {limit}"] if limit else []), *settings]
     date = float(content.get("date") or 0)
-    return Evaluation(path, content, scores, str(model), split, limit, ", ".join(settings), date)
+    name = Path(str(model)).as_posix()  # "out/" and "out" are one model
+    return Evaluation(path, content, scores, name, split, limit, ", ".join(settings), date)
 
 
 def _metadata(content: dict[str, Any], task: str) -> dict[str, Any]:

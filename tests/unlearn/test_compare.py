@@ -348,6 +348,7 @@ def test_settings_that_cannot_be_told_apart_are_named():
         (("--tunings", "lora,3"), "--tunings 3"),
         (("--model", "/nowhere"), "--model /nowhere"),
         (("--tuning_share", "0"), "--tuning_share"),
+        (("--output", "{}/alternatives.jsonl"), "alternatives.jsonl: is a file; name a folder"),
         (("--relearn_rows", "0"), "--relearn_rows 0: must be above 0"),
         (("--relearn_rate", "-1"), "--relearn_rate -1.0: must be above 0"),
         (("--per_device_eval_batch_size", "-1"), "--per_device_eval_batch_size -1: must be above 0"),

@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 def test_newest_score_of_a_model_counts_and_tasks_of_several_files_are_joined(write_results):
     before = {"lume_task1": {"forget_knowledge": 0.9}, "lume_pii": {"forget_ssn_exact": 0.3}}
     after = {"lume_task1": {"forget_knowledge": 0.1, "retain_knowledge": float("nan")}}
-    old, new = write_results("/m/npo", before, made=1.0), write_results("/m/npo", after, made=2.0)
+    old, new = write_results("/m/npo/", before, made=1.0), write_results("/m/npo", after, made=2.0)
     (model,) = read_models([str(new), str(old), str(new)])
     assert model.name == "npo"
     assert model.score("lume_task1", "forget_knowledge") == 0.1
