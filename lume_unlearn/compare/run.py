@@ -203,5 +203,6 @@ def _write_recipes(folder: Path, content: Mapping[str, Any], entered: Mapping[st
                 recipe |= options
             file = re.sub(r"[^\w-]+", "-", Path(name).name.replace(".yaml ", "_").replace(" ", "_"))
             numbered = (f"{file}_{number}" for number in count(2))
-            written.append(next(one for one in chain([file], numbered) if one not in written))
-            write_text(folder / f"{written[-1]}.yaml", yaml.safe_dump(recipe, sort_keys=False))
+            file = next(one for one in chain([file], numbered) if one.lower() not in written)
+            written.append(file.lower())  # some file systems ignore case
+            write_text(folder / f"{file}.yaml", yaml.safe_dump(recipe, sort_keys=False))

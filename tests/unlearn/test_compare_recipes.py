@@ -26,14 +26,14 @@ def test_trials_depend_on_the_content_of_the_files_that_a_recipe_names(tmp_path)
 
 
 def test_each_contestant_has_a_recipe_of_its_own(tmp_path):
-    files = [tmp_path / name for name in ("A/mine.yaml", "B/mine.yaml", "ä x.yaml", "ö x.yaml")]
+    files = [tmp_path / name for name in ("A/mine.yaml", "B/Mine.yaml", "ä x.yaml", "ö x.yaml")]
     for number, file in enumerate(files):
         file.parent.mkdir(exist_ok=True)
         file.write_text(f"method: npo\nbeta: 0.{number + 1}\n")
     entered = contestants([*files, "gd", {"method": "npo", "beta": 0.5, "name": "mine"}], ["lora"], {})
     _write_recipes(tmp_path / "recipes", {"settings": {name: {"best": {}} for name in entered}}, entered)
     found = {file.stem: yaml.safe_load(file.read_text()).get("beta") for file in (tmp_path / "recipes").iterdir()}
-    expected = {"mine_lora": 0.1, "mine_lora_2": 0.2, "ä_x_lora": 0.3, "ö_x_lora": 0.4, "gd_lora": None}
+    expected = {"mine_lora": 0.1, "Mine_lora_2": 0.2, "ä_x_lora": 0.3, "ö_x_lora": 0.4, "gd_lora": None}
     assert found == expected | {"mine_lora_3": 0.5}
 
 
