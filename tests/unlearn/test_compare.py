@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,9 +14,8 @@ from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
-from lume_unlearn.compare import comparison, judge, training, tuning
+from lume_unlearn.compare import comparison, judge, training
 from lume_unlearn.compare import queue as queues
-from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.documents import divided, halves
 from lume_unlearn.compare.judge import objective
 from lume_unlearn.compare.page import alike
@@ -25,7 +23,6 @@ from lume_unlearn.compare.queue import TRIES
 from lume_unlearn.compare.run import compare
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.methods.base import Method, param
-from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.load import load_model
 from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
@@ -104,24 +101,6 @@ def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
     probed = run_probes(model, make_tokenizer(), data, ["quantised"], tasks=judge.tasks_of(data), chat=False)
     ranks = {name for one in probed.values() for name in one.rows if name.endswith("_rank")}
     assert ranks == {"forget_rank"}  # half the time, since no number of a probe is from the retain rows' ranks
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_every_default_lies_in_its_range_and_every_trial_can_run(name):
-    (contestant,) = contestants([name], ["full"], {}).values()
-    default = tuning.default_setting(contestant.method, training.default_arguments(contestant, make_model()))
-    ends = tuning.ranges(contestant.method, default)
-    assert default.keys() == ends.keys()
-    for task in tuning.tasks(default, 5):
-        assert all(ends[key][0] <= value <= ends[key][1] for key, value in task["fixed"].items())
-
-
-def test_first_three_trials_vary_rate_and_retain_weight():
-    found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
-    pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
-    assert pairs == pytest.approx(np.array([(1, 2), (5, 6), (0.2, 2)]))
-    assert {t["beta"] for t in found[:5]} == {0.1}
-    assert found[5] == {}  # the sampler's
 
 
 @pytest.fixture(scope="module")

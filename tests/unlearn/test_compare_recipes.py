@@ -1,12 +1,15 @@
-"""What `compare` reads from recipes, and the recipes that it writes."""
+"""What `compare` reads from recipes, the settings that it tries, and the recipes that it writes."""
 
+import numpy as np
 import pytest
 import yaml
 
+from lume_unlearn.compare import training, tuning
 from lume_unlearn.compare.contestants import contestants
 from lume_unlearn.compare.run import _write_recipes
 from lume_unlearn.compare.training import default_arguments
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.methods.registry import METHODS
 from tests.conftest import make_model
 
 pytest.importorskip("optuna")
@@ -76,3 +79,21 @@ def test_unknown_options_of_recipes_and_of_compare_are_named():
         contestants([{"method": "npo", "nonsense": 1}, "gd", "gd"], ["lora"], {"learning_rat": 1})
     assert "no option learning_rat" in str(caught.value)
     assert "is given twice" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_default_lies_in_its_range_and_every_trial_can_run(name):
+    (contestant,) = contestants([name], ["full"], {}).values()
+    default = tuning.default_setting(contestant.method, training.default_arguments(contestant, make_model()))
+    ends = tuning.ranges(contestant.method, default)
+    assert default.keys() == ends.keys()
+    for task in tuning.tasks(default, 5):
+        assert all(ends[key][0] <= value <= ends[key][1] for key, value in task["fixed"].items())
+
+
+def test_first_three_trials_vary_rate_and_retain_weight():
+    found = [task["fixed"] for task in tuning.tasks({"learning_rate": 1e-5, "retain_weight": 2.0, "beta": 0.1}, 6)]
+    pairs = [(task["learning_rate"] / 1e-5, task["retain_weight"]) for task in found[:3]]
+    assert pairs == pytest.approx(np.array([(1, 2), (5, 6), (0.2, 2)]))
+    assert {t["beta"] for t in found[:5]} == {0.1}
+    assert found[5] == {}  # the sampler's
