@@ -1,11 +1,12 @@
 """Judge a model without generating text, and score a final result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
+from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.text import repetition
@@ -59,9 +60,7 @@ class Judge:
 
     def judged(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
         """Score a model with `tasks_of` the data, and return its `numbers`; ``chat``: see `score`."""
-        only = {"lume_swap_rows": [row.id for row in data.forget]}
-        with without_messages("lume_tasks", "lume_swap: "):  # the results say which rows are not tested
-            return numbers(self._score(model, data, chat, tasks_of(data), only))
+        return numbers(self._tested(model, data, chat, tasks_of(data), data.forget))
 
     def relearned(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
         """Train a copy on half of the forget documents, and judge the other half; then the other way round.
@@ -75,7 +74,7 @@ class Judge:
             *_, (_, copy) = relearning(model, self.tokenizer, taught, **options)
             ids = {row.id for row in asked}
             swap = ["lume_swap"] * names_somebody(replace(data, forget=asked))
-            scores = self._score(copy, data, chat, [*memorization_tasks(data), *swap], {"lume_swap_rows": sorted(ids)})
+            scores = self._tested(copy, data, chat, [*memorization_tasks(data), *swap], asked)
             for name, rows in found.items():
                 rows |= {row: value for row, value in scores.rows.get(name, {}).items() if row in ids}
         return {f"relearned_{name}": value for name, value in _minimised(found).items()}
@@ -108,6 +107,11 @@ class Judge:
             found = run_probes(model, self.tokenizer, data, batch_size=self.batch_size, **options)
             result["audits"] = {name: numbers(probed) for name, probed in found.items()}
         return result
+
+    def _tested(self, model: Any, data: Data, chat: bool, tasks: list[str], rows: Sequence[Row]) -> Scores:
+        """Score a model, with the swap test on these rows; the results say which rows are not tested."""
+        with without_messages("lume_tasks", "lume_swap: "):
+            return self._score(model, data, chat, tasks, {"lume_swap_rows": [row.id for row in rows]})
 
     def _score(
         self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, Any] | None = None
