@@ -13,9 +13,9 @@ SIGNATURES = {
     "forget": "model, tokenizer, forget, retain, *, base=None, unseen=None, output=None, method='swap', tries=3, "
     "minutes=None, retrain=False, earlier=(), probes=None, controls=99, chat=True, batch_size=64, seed=0, **probing",
     "compare": "model, methods, data, output, *, tokenizer=None, retrained=None, split='all', tunings=('lora',), "
-    "alternatives=None, trials=8, seeds=3, tuning_share=0.25, tuning_relearn_steps=20, "
-    "probes=('quantised', 'relearn_forget', 'repair'), relearn_rows=32, relearn_steps=40, relearn_rate=0.0001, "
-    "per_device_eval_batch_size=64, storage=None, seed=0, trust_remote_code=False, **options",
+    "alternatives=None, trials=8, seeds=3, tuning_share=0.25, probes=('quantised', 'relearn_forget', "
+    "'repair'), relearn_rows=32, relearn_steps=40, relearn_rate=0.0001, per_device_eval_batch_size=64, "
+    "storage=None, seed=0, trust_remote_code=False, **options",
     "finetune": "model, processing_class, rows, args, *, until=0.99, callbacks=()",
     "merge": "model=None, adapter=None, output=None, dtype='float32'",
     "score": "model, tokenizer, data, *, tasks=None, split='all', chat=True, batch_size=64, limit=None, "

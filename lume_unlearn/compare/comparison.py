@@ -67,11 +67,10 @@ class Comparison:
         """
         same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
         depends = {name: same | found.identity() | found.contents() for name, found in self.contestants.items()}
-        tuning = {"trials": self.trials, "tuning_relearn_steps": self.judge.steps}
         for name, contestant in self.contestants.items():
             work = tasks(default_setting(contestant.method, self.args[name]), self.trials)
             work = [{"contestant": name, **task} for task in work]
-            self.queues[name] = make_queue(name, depends[name] | tuning, work)
+            self.queues[name] = make_queue(name, depends[name] | {"trials": self.trials}, work)
         self._work(self.queues.values(), self._run_trial)
         self.finals[MODELS] = make_queue(MODELS, same, self._models())
         for name in self.contestants:
@@ -142,8 +141,7 @@ class Comparison:
         data, chat = self.parts.tuning, contestant.chat
         size = max(1, round(args.rows_per_step * len(data.forget) / len(self.parts.whole.forget)))
         steps = {"per_device_train_batch_size": size, "gradient_accumulation_steps": 1}
-        model = self._unlearned(contestant, setting | steps, data)
-        found = self.judge.judged(model, data, chat) | self.judge.relearned(model, data, chat)
+        found = self.judge.judged(self._unlearned(contestant, setting | steps, data), data, chat)
         if chat not in self.before:
             self.before[chat] = self.judge.judged(self.models["target"](torch.float32), data, chat)
         value = objective(found, self.before[chat])

@@ -63,18 +63,6 @@ def _tuning_rows(side: str, rows: Sequence[Row], share: float, order: random.Ran
     return {row for row in rows if (row.task, row.stem) in chosen}
 
 
-def halves(rows: Sequence[Row]) -> list[tuple[list[Row], list[Row]]]:
-    """Divide rows into two halves by document, each with every second document of a task.
-
-    Returns:
-        (first half, second half) and (second half, first half); nothing if there is one document.
-    """
-    documents = sorted({(row.task, row.stem) for row in rows})
-    first = [row for row in rows if (row.task, row.stem) in documents[::2]]
-    second = [row for row in rows if (row.task, row.stem) in documents[1::2]]
-    return [(first, second), (second, first)] if second else []
-
-
 def digest(parts: Parts, alternatives: Mapping[str, Sequence[str]] | None) -> str:
     """Compute the SHA-256 (hexadecimal) of rows, documents, their division and the alternatives, but not of MMLU."""
     found = [asdict(replace(part, mmlu=None)) for part in (parts.whole, parts.tuning)]

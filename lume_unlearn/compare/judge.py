@@ -1,12 +1,11 @@
 """Judge a model without generating text, and score a final result."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from math import isfinite
 from statistics import fmean
 from typing import Any
 
-from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.text import repetition
@@ -14,7 +13,7 @@ from lume_tasks.tasks.known import Matcher
 from lume_tasks.tasks.results import numbers as harness_numbers
 from lume_tasks.tasks.results import row_scores
 from lume_unlearn.audit.probes import run_probes
-from lume_unlearn.compare.documents import Parts, halves
+from lume_unlearn.compare.documents import Parts
 from lume_unlearn.scoring.score import (
     ATTACKS,
     MEMORIZATION,
@@ -26,20 +25,16 @@ from lume_unlearn.scoring.score import (
     without_messages,
 )
 from lume_unlearn.scoring.swap import names_somebody
-from lume_unlearn.training.relearning import relearning
 
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 BUDGET = 0.02
 """Most that the token probability of the retain rows may fall below the target's."""
-RATE = 1e-4
-"""Learning rate of the relearning in a trial."""
 OBJECTIVE = (
     "half the mean of two numbers of the forget rows: their extraction strength and, where they name somebody, how far "
     f"the ranks of the swap test are from uniform. A setting whose retain rows lose more than {BUDGET} of their token "
     "probability is worse than any that does not"
 )
 """Description of `objective` for the page."""
-MINIMISED = ("forget_extraction_strength", "swap_distance")
 
 Result = dict[str, Any]
 """Scores of a model, or of the result of a final run, on the final documents.
@@ -55,29 +50,12 @@ class Judge:
     tokenizer: Any
     batch_size: int
     """Prompts of one scoring batch."""
-    steps: int = 20
-    """Steps of the relearning in a trial; 0 for none."""
 
     def judged(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
         """Score a model with `tasks_of` the data, and return its `numbers`; ``chat``: see `score`."""
-        return numbers(self._tested(model, data, chat, tasks_of(data), data.forget))
-
-    def relearned(self, model: Any, data: Data, chat: bool) -> dict[str, float]:
-        """Train a copy on half of the forget documents, and judge the other half; then the other way round.
-
-        What is only hidden comes back then, see `relearning`. Returns `MINIMISED` of all forget rows, with the prefix
-        ``relearned_``; nothing if there is one document, or without steps.
-        """
-        found: dict[str, dict[str, float]] = {"forget_extraction_strength": {}, "forget_rank": {}}
-        for taught, asked in halves(data.forget) if self.steps else ():
-            options: dict[str, Any] = {"steps": self.steps, "learning_rate": RATE, "chat": chat}
-            *_, (_, copy) = relearning(model, self.tokenizer, taught, **options)
-            ids = {row.id for row in asked}
-            swap = ["lume_swap"] * names_somebody(replace(data, forget=asked))
-            scores = self._tested(copy, data, chat, [*memorization_tasks(data), *swap], asked)
-            for name, rows in found.items():
-                rows |= {row: value for row, value in scores.rows.get(name, {}).items() if row in ids}
-        return {f"relearned_{name}": value for name, value in _minimised(found).items()}
+        only = {"lume_swap_rows": [row.id for row in data.forget]}
+        with without_messages("lume_tasks", "lume_swap: "):  # the results say which rows are not tested
+            return numbers(self._score(model, data, chat, tasks_of(data), only))
 
     def followed(self, model: Any, data: Data, chat: bool, mmlu: int) -> dict[str, float]:
         """Score a model in training as `judged` does, but with ``mmlu`` questions a subject and without swap test."""
@@ -107,11 +85,6 @@ class Judge:
             found = run_probes(model, self.tokenizer, data, batch_size=self.batch_size, **options)
             result["audits"] = {name: numbers(probed) for name, probed in found.items()}
         return result
-
-    def _tested(self, model: Any, data: Data, chat: bool, tasks: list[str], rows: Sequence[Row]) -> Scores:
-        """Score a model, with the swap test on these rows; the results say which rows are not tested."""
-        with without_messages("lume_tasks", "lume_swap: "):
-            return self._score(model, data, chat, tasks, {"lume_swap_rows": [row.id for row in rows]})
 
     def _score(
         self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, Any] | None = None
@@ -143,17 +116,11 @@ def numbers(scores: Scores) -> dict[str, float]:
     `SWAP`; the AUCs of the attack; and the accuracy of MMLU if it was scored.
     """
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
-    found |= _minimised(scores.rows)
+    if ranks := scores.rows.get("forget_rank"):
+        found["swap_distance"] = swap.distance(list(ranks.values()))
     mmlu = scores.metric("lume_mmlu", "acc")
     means = {name: scores.means[name] for name in (*ATTACKS, *SWAP) if name in scores.means}
     return found | means | ({} if mmlu is None else {"mmlu": mmlu})
-
-
-def _minimised(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Return those of `MINIMISED` for which there are scores of rows."""
-    strengths, ranks = (list(rows.get(name, {}).values()) for name in ("forget_extraction_strength", "forget_rank"))
-    found = {"forget_extraction_strength": fmean(strengths)} if strengths else {}
-    return found | ({"swap_distance": swap.distance(ranks)} if ranks else {})
 
 
 def objective(found: Mapping[str, float], target: Mapping[str, float]) -> float:
@@ -162,14 +129,14 @@ def objective(found: Mapping[str, float], target: Mapping[str, float]) -> float:
     It needs no retrained model, and is near 0 for one. Let r be the token probability of the retain rows:
 
     - If r is more than `BUDGET` below the target's: (1 + the gap) / 2, so any model within the budget is better.
-    - Else half the mean of those of `MINIMISED` that were measured, before and, in a trial, after relearning
-      (`Judge.relearned`). Without relearning, a model that only hides the rows can be the best (results/tried.md).
+    - Else half the mean of the extraction strength of the forget rows and, if they name somebody, of the distance of
+      the swap test.
 
-    Worked example: swap distance .3, extraction strength .1, r .97, of the target .98: (.3 + .1) / 2 / 2 = .1. If the
-    distance is .5 and the strength .3 after relearning: (.3 + .1 + .5 + .3) / 4 / 2 = .15. With r .9:
-    (1 + .08) / 2 = .54.
+    Worked example: swap distance .3, extraction strength .1, r .97, of the target .98: (.3 + .1) / 2 / 2 = .1. With
+    r .9: (1 + .08) / 2 = .54.
     """
     lost = target["retain_probability"] - found["retain_probability"]
     if lost > BUDGET:
         return (1 + lost) / 2
-    return fmean(value for name, value in found.items() if name.removeprefix("relearned_") in MINIMISED) / 2
+    parts = [found[name] for name in ("forget_extraction_strength", "swap_distance") if name in found]
+    return fmean(parts) / 2

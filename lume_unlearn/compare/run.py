@@ -53,7 +53,6 @@ def compare(
     trials: int = 8,
     seeds: int = 3,
     tuning_share: float = 0.25,
-    tuning_relearn_steps: int = 20,
     probes: Sequence[str] = PROBES,
     relearn_rows: int = 32,
     relearn_steps: int = 40,
@@ -89,9 +88,6 @@ def compare(
             defaults, or the values of a recipe, are run without tuning.
         seeds: Runs of the best setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the others give the final scores.
-        tuning_relearn_steps: Steps of 8 rows for which each trial trains a copy on half of the forget documents, to
-            judge the other half: a setting that only hides the rows is not the best. All weights of the copy are
-            trained; 0 saves that memory and time.
         probes: Probes (see `run_probes`) of the models and of the results of seed 0; () for none. Copies are trained on
             tuning documents and judged on the others.
         relearn_rows: Rows that the probes relearn_forget and repair train on.
@@ -126,7 +122,7 @@ def compare(
         models={name: loader(given, trust_remote_code, OPTIONS[name]) for name, given in named.items()},
         contestants=entered,
         parts=divided(whole, tuning_share, seed),
-        judge=Judge(tokenizer, per_device_eval_batch_size, tuning_relearn_steps),
+        judge=Judge(tokenizer, per_device_eval_batch_size),
         alternatives=alternatives,
         trials=trials,
         seeds=seeds,
@@ -135,8 +131,7 @@ def compare(
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    tuning = {"tuning_share": tuning_share, "tuning_relearn_steps": tuning_relearn_steps}
-    return _run(comparison, Path(output), storage, {"retrained": None, **shown, **tuning})
+    return _run(comparison, Path(output), storage, {"retrained": None, **shown, "tuning_share": tuning_share})
 
 
 def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
@@ -159,8 +154,7 @@ def _require_possible(comparison: Comparison) -> None:
     numbers = {"seeds": comparison.seeds, "per_device_eval_batch_size": comparison.judge.batch_size}
     numbers |= {name: value for name, value in probes.items() if name.startswith("relearn_")}
     faults = [f"--{name} {value}: must be above 0" for name, value in numbers.items() if not 0 < value < inf]
-    none = {"trials": (comparison.trials, "the defaults"), "tuning_relearn_steps": (comparison.judge.steps, "none")}
-    faults += [f"--{name} {given}: must be 0 ({what}) or more" for name, (given, what) in none.items() if given < 0]
+    faults += [f"--trials {comparison.trials}: must be 0 (the defaults) or more"] if comparison.trials < 0 else []
     needing = {c.method.name for c in entered if c.method.needs.alternatives == "file"}
     if needing and comparison.alternatives is None:
         faults.append(f"--methods {', '.join(sorted(needing))}: need --alternatives FILE (`lume-unlearn alternatives`)")

@@ -16,7 +16,7 @@ from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
 from lume_unlearn.compare import comparison, judge, training
 from lume_unlearn.compare import queue as queues
-from lume_unlearn.compare.documents import divided, halves
+from lume_unlearn.compare.documents import divided
 from lume_unlearn.compare.judge import objective
 from lume_unlearn.compare.page import alike
 from lume_unlearn.compare.queue import TRIES
@@ -62,20 +62,11 @@ def test_documents_are_divided_whole_and_by_task_and_attack_documents_follow_the
     assert (parts.tuning.mmlu, parts.final.mmlu) == (None, "mmlu")
 
 
-def test_each_half_has_every_second_document_of_a_task():
-    rows = [Row(f"{stem}qa{i}", "?", "!", task) for task, stem in zip("1122", "abcd", strict=True) for i in range(2)]
-    (first, second), (again, other) = halves(rows)
-    assert ({row.stem for row in first}, {row.stem for row in second}) == ({"a", "c"}, {"b", "d"})
-    assert (again, other, halves(rows[:2])) == (second, first, [])
-
-
 def test_objective_by_hand():
     target = {"retain_probability": 0.98}
     found = {"retain_probability": 0.97, "swap_distance": 0.3, "forget_extraction_strength": 0.1}
     assert objective(found, target) == pytest.approx(0.1)
     assert objective(found | {"retain_probability": 0.9}, target) == pytest.approx(0.54)
-    after = {"relearned_swap_distance": 0.5, "relearned_forget_extraction_strength": 0.3}
-    assert objective(found | after, target) == pytest.approx(0.15)
     del found["swap_distance"]  # nobody is named
     assert objective(found, target) == pytest.approx(0.05)
 
@@ -93,10 +84,6 @@ def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
     assert {"forget_leak_p", "forget_avoided_p", "retain_probability"} <= found.keys()
     assert 0 < objective(found, found) < 0.5
     assert found.keys() - judging.followed(model, data, False, 2).keys() == {"swap_distance", *judge.SWAP}
-    after = judging.relearned(model, data, chat=False)
-    assert after.keys() == {"relearned_swap_distance", "relearned_forget_extraction_strength"}
-    assert after["relearned_swap_distance"] != found["swap_distance"]
-    assert replace(judging, steps=0).relearned(model, data, chat=False) == {}
 
     probed = run_probes(model, make_tokenizer(), data, ["quantised"], tasks=judge.tasks_of(data), chat=False)
     ranks = {name for one in probed.values() for name in one.rows if name.endswith("_rank")}
