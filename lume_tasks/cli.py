@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.errors import DataError, first_few, visible
+from lume_tasks.errors import DataError, first_few, print_any_letter, visible
 from lume_tasks.paths import task_dir
 
 
@@ -27,8 +27,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         text, status = _run(args)
-        encoding = sys.stdout.encoding or "utf-8"
-        print(visible(text).encode(encoding, "backslashreplace").decode(encoding), flush=True)
+        print_any_letter()
+        print(visible(text), flush=True)
     except BrokenPipeError:  # `lume-tasks check DIR | head` closes the pipe early
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

@@ -1,8 +1,10 @@
 """The error for data that cannot be used, and helpers that write its message."""
 
 import json
+import sys
 import unicodedata
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 MAX_LINES = 1000  # of one message or one file
 
@@ -28,8 +30,14 @@ def visible(text: str) -> str:
     return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in text)
 
 
+def print_any_letter() -> None:
+    """Let stdout escape letters that the encoding of the terminal lacks, instead of failing."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def quote(text: str) -> str:
-    """Return ``text`` as JSON in ASCII, cut at 80 characters."""
+    """Return ``text`` as JSON in ASCII, cut at 80 characters, so that a digit of another script can be told apart."""
     return json.dumps(text if len(text) <= 80 else text[:77] + "...")
 
 

@@ -120,8 +120,10 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
 
     files = Options(**take(options, FILES))
     paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
-    found = prepared(paths["forget"], paths["retain"], _by_person(files))
-    if len({row.stem for row in (*found.forget, *found.retain)}) <= 2:  # the column is a mark, such as delete=yes
+    by_person = _by_person(files)
+    found = prepared(paths["forget"], paths["retain"], by_person)
+    # A column with two values is a mark, such as delete=yes.
+    if by_person is not files and len({row.stem for row in (*found.forget, *found.retain)}) <= 2:
         found = prepared(paths["forget"], paths["retain"], files)
     print("\n".join([*found.summary, *_persons(found.forget)]), flush=True)
     gone = {text_key(row) for row in earlier}

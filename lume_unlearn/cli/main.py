@@ -6,9 +6,8 @@ import warnings
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module, metadata
-from io import TextIOWrapper
 
-from lume_tasks.errors import DataError, visible
+from lume_tasks.errors import DataError, print_any_letter, visible
 from lume_unlearn.cli import COMMANDS
 from lume_unlearn.errors import ConfigError, Interrupted
 
@@ -27,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         stderr: 2 for options or files that cannot work, 128 + N for signal N.
     """
     command, *words = list(sys.argv[1:] if argv is None else argv) or [""]
-    if isinstance(sys.stdout, TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the terminal's encoding may lack letters of the rows
+    print_any_letter()
     try:
         try:
             return dispatch(command, words)

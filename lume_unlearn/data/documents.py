@@ -8,11 +8,13 @@ from pathlib import Path
 from lume_tasks.data import prepare
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
 from lume_tasks.data.rows import Row
+from lume_tasks.data.sources import TABLES
 from lume_tasks.errors import raise_problems
 from lume_unlearn.checks import require_list
 from lume_unlearn.errors import ConfigError
 
-TABLES = (".csv", ".tsv", ".xlsx", ".json")
+PREPARED = (*TABLES, ".xlsx", ".json")
+"""Suffixes of files that are read as `lume-tasks prepare` reads them."""
 
 
 def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> list[Row]:
@@ -35,7 +37,7 @@ def read_texts(option: str, named: str | Path, known: Iterable[Row] = ()) -> lis
         raise ConfigError(f"--{option} {named}: there is no such file")
     if path.suffix in SUFFIXES:
         documents, faults = scan_documents(path)
-    elif path.suffix.lower() in TABLES:
+    elif path.suffix.lower() in PREPARED:
         documents, faults = dict(enumerate(prepare.read_texts([path], prepare.Options()))), []
     else:
         lines, faults = read_lines(path)
