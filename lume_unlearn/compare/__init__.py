@@ -1,1 +1,1 @@
-"""Compare methods on one model: tune each with the same budget, then run the best settings with several seeds."""
+"""Compare methods on one model: tune each with the same budget, then run the chosen settings with several seeds."""

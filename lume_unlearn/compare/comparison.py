@@ -14,10 +14,10 @@ from lume_tasks.errors import DataError
 from lume_unlearn.compare.callbacks import Curve
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
-from lume_unlearn.compare.judge import Judge, objective
+from lume_unlearn.compare.judge import Judge, chance, objective
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
 from lume_unlearn.compare.training import Load, default_arguments, unlearned
-from lume_unlearn.compare.tuning import Setting, default_setting, ranges, tasks
+from lume_unlearn.compare.tuning import Setting, chosen, default_setting, ranges, tasks
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.model.fingerprint import weights_sha256
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -120,7 +120,7 @@ class Comparison:
                 self.say(f"{label}: failed ({trial.user_attrs['attempt']} of {TRIES} attempts): {reason}")
 
     def best(self, name: str) -> Setting | None:
-        """Return the setting of a contestant's trial with the lowest value; None if no trial was judged.
+        """Return the setting that is `chosen` from a contestant's trials; None if no trial was judged.
 
         Without trials, return the defaults.
         """
@@ -128,7 +128,9 @@ class Comparison:
             return default_setting(self.contestants[name].method, self.args[name])
         found = [trial for trial in self.queues[name].results().values() if trial.state.name == "COMPLETE"]
         judged = [trial for trial in found if "reason" not in trial.user_attrs]
-        return dict(min(judged, key=lambda trial: trial.value).params) if judged else None
+        if not judged:
+            return None
+        return dict(chosen([(trial.params, trial.value) for trial in judged], chance(judged[0].user_attrs["numbers"])))
 
     def _run_trial(self, queue: Queue, trial: Any, task: Task) -> str:
         """Train with one setting on the tuning rows, judge and store the result, and return it in words.

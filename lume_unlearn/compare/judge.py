@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from math import isfinite
+from math import isfinite, sqrt
 from statistics import fmean
 from typing import Any
 
@@ -29,6 +29,10 @@ from lume_unlearn.scoring.swap import names_somebody
 NUMBERS = tuple(f"{side}_{kind}" for side in ("forget", "retain") for kind in MEMORIZATION)
 BUDGET = 0.02
 """Most that the token probability of the retain rows may fall below the target's."""
+WITHIN_BUDGET = 0.5
+"""Highest objective of a model that keeps the retain rows."""
+SPREAD = 0.26
+"""Standard deviation of sqrt(n) times the distance of n uniform ranks from uniform (Kolmogorov's distribution)."""
 OBJECTIVE = (
     "half the mean of two numbers of the forget rows: their extraction strength and, where they name somebody, how far "
     f"the ranks of the swap test are from uniform. A setting whose retain rows lose more than {BUDGET} of their token "
@@ -112,12 +116,13 @@ def tasks_of(data: Data) -> list[str]:
 def numbers(scores: Scores) -> dict[str, float]:
     """Return the numbers from the scores of `tasks_of`.
 
-    They are the means over rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform;
-    `SWAP`; the AUCs of the attack; and the accuracy of MMLU if it was scored.
+    They are the means over rows of `NUMBERS`; ``swap_distance``, how far the ranks of the forget rows are from uniform,
+    and ``swap_rows``, how many these are; `SWAP`; the AUCs of the attack; and the accuracy of MMLU if it was scored.
     """
     found = {name: fmean(scores.rows[name].values()) for name in NUMBERS if scores.rows.get(name)}
     if ranks := scores.rows.get("forget_rank"):
         found["swap_distance"] = swap.distance(list(ranks.values()))
+        found["swap_rows"] = float(len(ranks))
     mmlu = scores.metric("lume_mmlu", "acc")
     means = {name: scores.means[name] for name in (*ATTACKS, *SWAP) if name in scores.means}
     return found | means | ({} if mmlu is None else {"mmlu": mmlu})
@@ -140,3 +145,17 @@ def objective(found: Mapping[str, float], target: Mapping[str, float]) -> float:
         return (1 + lost) / 2
     parts = [found[name] for name in ("forget_extraction_strength", "swap_distance") if name in found]
     return fmean(parts) / 2
+
+
+def chance(found: Mapping[str, float]) -> float:
+    """Compute how far apart the objectives of two models may be by chance, from the numbers of one of them.
+
+    It is one standard deviation of their difference, if no model ever saw the persons: `SPREAD` / sqrt(n) for the swap
+    distance of n rows, of which the objective has a quarter, times sqrt(2) for two models. Rows of one person are
+    taken as independent, so this is rather too small. It is 0 if no row names somebody: how much the extraction
+    strength varies is not known.
+
+    Worked example: 12 rows: sqrt(2) * .26 / sqrt(12) / 4 = .027.
+    """
+    rows = found.get("swap_rows")
+    return sqrt(2 / rows) * SPREAD / 4 if rows else 0.0

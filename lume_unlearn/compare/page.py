@@ -103,7 +103,7 @@ def _rows(results: Sequence[Result]) -> list[RowScores]:
 
 
 def _setting(comparison: Comparison, name: str) -> dict[str, Any]:
-    """Return a contestant's options, the defaults of the tuned ones, and the best setting of the trials."""
+    """Return a contestant's options, the defaults of the tuned ones, and the setting chosen from the trials."""
     args, contestant = comparison.args[name], comparison.contestants[name]
     default = default_setting(contestant.method, args)
     ran = {"tuning": contestant.tuning} | {option: getattr(args, option) for option in SHOWN}

@@ -1,4 +1,4 @@
-"""`compare`: tune every method with the same budget, run the best settings with several seeds, and write one table."""
+"""`compare`: tune every method with the same budget, train its setting with several seeds, and write one table."""
 
 import json
 import re
@@ -86,7 +86,7 @@ def compare(
         trials: Settings to try for each method and tuning: the defaults; learning rate times 5 and retain weight times
             3; the rate times 0.2; the weight times 3; the rate times 5; then a sampler (TPE) chooses. With 0, the
             defaults, or the values of a recipe, are run without tuning.
-        seeds: Runs of the best setting of each, with seeds from 0.
+        seeds: Runs of the chosen setting of each, with seeds from 0.
         tuning_share: Share of the documents on which settings are tuned; the others give the final scores.
         probes: Probes (see `run_probes`) of the models and of the results of seed 0; () for none. Copies are trained on
             tuning documents and judged on the others.
@@ -186,7 +186,7 @@ def _shared_tokenizer(models: Mapping[str, Any], tokenizer: Any, trust_remote_co
 
 
 def _write_recipes(folder: Path, content: Mapping[str, Any], entered: Mapping[str, Contestant]) -> None:
-    """Write each best setting as a recipe for `lume-unlearn run --config`; equal names end in _2, _3, ..."""
+    """Write each chosen setting as a recipe for `lume-unlearn run --config`; equal names end in _2, _3, ..."""
     folder.mkdir(exist_ok=True)
     written: list[str] = []
     for name, contestant in entered.items():

@@ -1,5 +1,8 @@
-"""The options of a method to tune, their ranges, and the first trials."""
+"""The options of a method to tune, their ranges, the first trials, and the choice among the trials."""
 
+from collections.abc import Sequence
+
+from lume_unlearn.compare.judge import WITHIN_BUDGET
 from lume_unlearn.compare.queue import Task
 from lume_unlearn.methods.base import Method
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -54,3 +57,23 @@ def tasks(default: Setting, trials: int) -> list[Task]:
         if setting not in first:
             first.append(setting)
     return [{"slot": f"trial {i + 1}", "fixed": first[i] if i < len(first) else {}} for i in range(trials)]
+
+
+def chosen(trials: Sequence[tuple[Setting, float]], chance: float) -> Setting:
+    """Choose a setting: of those whose objective is the lowest or within chance of it, the one with the highest rate.
+
+    Of several with this rate, choose the one with the lowest objective. A low rate hides the rows and a high one
+    removes them: the objective does not see the difference, but relearning does (rows 50 and 51 of
+    ``results/tried.md``). A setting beyond the budget for the retain rows is chosen only if all are; then the lowest
+    objective decides alone.
+
+    Worked example: rate 1e-3: .06; 5e-3: .08 and .12. With a chance of .03 choose 5e-3 with .08, with .01 1e-3.
+
+    Args:
+        trials: settings, each with its objective (`judge.objective`); at least one.
+        chance: how far apart the objectives of two settings may be by chance (`judge.chance`).
+    """
+    lowest = min(value for _, value in trials)
+    highest = min(lowest + chance, WITHIN_BUDGET) if lowest <= WITHIN_BUDGET else lowest
+    near = [(setting, value) for setting, value in trials if value <= highest]
+    return max(near, key=lambda trial: (trial[0].get("learning_rate", 0.0), -trial[1]))[0]

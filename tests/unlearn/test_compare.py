@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -12,6 +13,7 @@ import yaml
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.metrics import swap
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
 from lume_unlearn.compare import comparison, judge, training
@@ -69,6 +71,14 @@ def test_objective_by_hand():
     assert objective(found | {"retain_probability": 0.9}, target) == pytest.approx(0.54)
     del found["swap_distance"]  # nobody is named
     assert objective(found, target) == pytest.approx(0.05)
+    assert judge.chance({"swap_rows": 12.0}) == pytest.approx(0.0265, abs=1e-4)
+    assert judge.chance(found) == 0
+
+
+def test_chance_is_the_spread_of_the_distance_of_uniform_ranks():
+    draw = np.random.default_rng(0)
+    distances = [swap.distance(list((draw.integers(0, 41, 12) + 0.5) / 41)) for _ in range(2000)]
+    assert judge.chance({"swap_rows": 12.0}) == pytest.approx(2**0.5 * np.std(distances) / 4, rel=0.1)
 
 
 def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
@@ -83,7 +93,9 @@ def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
     assert 0 < found["swap_distance"] < 1
     assert {"forget_leak_p", "forget_avoided_p", "retain_probability"} <= found.keys()
     assert 0 < objective(found, found) < 0.5
-    assert found.keys() - judging.followed(model, data, False, 2).keys() == {"swap_distance", *judge.SWAP}
+    assert found["swap_rows"] == 4
+    followed = judging.followed(model, data, False, 2)
+    assert found.keys() - followed.keys() == {"swap_distance", "swap_rows", *judge.SWAP}
 
     probed = run_probes(model, make_tokenizer(), data, ["quantised"], tasks=judge.tasks_of(data), chat=False)
     ranks = {name for one in probed.values() for name in one.rows if name.endswith("_rank")}
@@ -139,7 +151,8 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(f
     assert [point["epoch"] for point in content["curves"]["gd lora"]] == [0, 1]
     trials = content["trials"]["gd lora"]
     assert [trial["setting"]["learning_rate"] for trial in trials] == pytest.approx([1e-3, 5e-3])
-    best = min(trials, key=lambda trial: trial["value"])["setting"]
+    assert trials[0]["value"] == trials[1]["value"]
+    best = trials[1]["setting"]  # so the higher rate is chosen
     assert content["settings"]["gd lora"]["best"] == best
     assert (content["settings"]["gd lora"]["ran"]["loss_on"], content["failures"]) == ("text", {})
     for column in ("distance", "loss_auc", "loss_tpr_at_1", "repetition", "other_facts"):
