@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from math import inf
 from numbers import Real
@@ -84,9 +84,13 @@ def listed(given: Any) -> list[Any]:
 
 
 def require_list(name: str, given: Any) -> None:
-    """Raise `ConfigError` for a text where a list of texts is meant; a loop over it would read its letters."""
-    if isinstance(given, str):
-        raise ConfigError(f"{name}: give a list of texts, not one text")
+    """Raise `ConfigError` for a text, mapping or table where a list of texts is meant.
+
+    A loop over these would read letters, keys or names of columns.
+    """
+    if isinstance(given, (str, Mapping)) or hasattr(given, "columns") or hasattr(given, "column_names"):
+        what = "one text" if isinstance(given, str) else f"a {type(given).__name__}"
+        raise ConfigError(f"{name}: give a list of texts, not {what}")
 
 
 def stable_number(*parts: int | str) -> int:

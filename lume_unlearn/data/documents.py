@@ -52,9 +52,13 @@ def text_rows(texts: Iterable[str | Row]) -> list[Row]:
     """Return texts as rows (see `whole_text`) with the ids "text <number>"; rows are returned unchanged.
 
     Raises:
-        ConfigError: it is one text, perhaps the name of a file.
+        ConfigError: it is one text, perhaps the name of a file, or a table, or it holds something else.
     """
     require_list("unseen, unrelated", texts)
+    texts = list(texts)
+    for text in texts:
+        if not isinstance(text, (str, Row)):
+            raise ConfigError(f"unseen, unrelated: give a list of texts, not of {type(text).__name__}")
     numbered = enumerate(texts, 1)
     return [text if isinstance(text, Row) else _text_row(f"text {number}", text.strip()) for number, text in numbered]
 

@@ -18,6 +18,7 @@ from lume_unlearn.data.imitations import Persons
 from lume_unlearn.data.packs import SIDES, Pack, TeacherCache, empty_pack, joined, pack_rows
 from lume_unlearn.data.persons import own_tokens, own_words
 from lume_unlearn.data.schedule import Step
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method, Pair, Side, TokenCounts
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.swap import ITSELF
@@ -99,12 +100,13 @@ class Examples(Dataset[dict[str, Any]]):
         if not pairs:
             return empty_pack()
         sides = self.rows(pairs)
-        values = [self.reference[row] for side in SIDES for row in sides[side] if row in self.reference]
         taught = sides["alternative" if self.contexts else "forget"] if self.teacher else []
         teacher = joined([self.teacher[row] for row in taught]) if taught else None
         quantiles = torch.tensor([self.quantiles[row] for row in sides["forget"]]) if self.quantiles else None
         texts = torch.tensor([row in self.texts for row in sides["forget"]]) if self.texts else None
-        reference = torch.cat(values) if values else torch.zeros(0)
+        read = [row for side in SIDES for row in sides[side]] if self.reference else []
+        known = [self.reference.get(row, torch.zeros(row.scored)) for row in read]
+        reference = torch.cat(known) if known else torch.zeros(0)
         return replace(pack_rows(sides), reference=reference, teacher=teacher, quantiles=quantiles, texts=texts)
 
 
@@ -127,9 +129,11 @@ def encoded_examples(
         persons: the rows about invented persons; a forget row is repeated for each of its controls.
 
     Raises:
-        ConfigError: the alternatives of a row are one text instead of a list.
+        ConfigError: the alternatives are no dictionary, or those of a row one text instead of a list.
         DataError: rows that do not fit the model, or a forget row without an alternative.
     """
+    if not isinstance(alternatives, Mapping | None):
+        raise ConfigError(f"alternatives: give a dictionary of row ids and texts, not a {type(alternatives).__name__}")
     for row_id, texts in (alternatives or {}).items():
         require_list(f"alternatives: {row_id}", texts)
     if persons is not None:

@@ -60,7 +60,7 @@ class Pack:
     token_counts: tuple[int, ...]
     """Number of labelled tokens of each of `SIDES`."""
     reference: Tensor
-    """Reference NLL of the labelled tokens of the first sides, if a method needs it; else empty."""
+    """(N,) reference NLL, 0 for sides of which the method needs none; empty if it needs none at all."""
     teacher: TeacherCache | None = None
     """Hidden states of the teacher for the forget rows (or alternatives, with invented persons), if needed."""
     quantiles: Tensor | None = None
@@ -84,8 +84,7 @@ class Pack:
     def only(self, *sides: Side) -> "Pack":
         """Return a pack of the rows of one side, or of several that follow each other.
 
-        It has the reference NLL (and the teacher's cache) if it starts with the first side. Without rows it is an
-        `empty_pack`.
+        It has the teacher's cache if it starts with the first side. Without rows it is an `empty_pack`.
         """
         tokens = slice(self.tokens_of(sides[0]).start, self.tokens_of(sides[-1]).stop)
         rows = slice(self.rows_of(sides[0]).start, self.rows_of(sides[-1]).stop)
@@ -103,7 +102,7 @@ class Pack:
             lengths=self.lengths[rows],
             row_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.row_counts, strict=True)),
             token_counts=tuple(n if one in sides else 0 for one, n in zip(SIDES, self.token_counts, strict=True)),
-            reference=self.reference[:0] if tokens.start else self.reference[tokens],
+            reference=self.reference[tokens],
             teacher=self.teacher if sides[0] == "forget" else None,
             quantiles=self.quantiles if sides[0] == "forget" else None,
             texts=self.texts if sides[0] == "forget" else None,

@@ -45,7 +45,9 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
         made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
         found += made
         problems += [f"{name}, row {number}: {fault}" for fault in faults]
-    if problems and not found and len({problem.partition(": ")[2] for problem in problems}) <= 2:
+    fields = set(rows[0]) if rows and isinstance(rows[0], Mapping) else set()
+    unnamed = not ({"input", "output"} <= fields or {"text", "messages"} & fields)
+    if problems and not found and unnamed and len({problem.partition(": ")[2] for problem in problems}) <= 2:
         given = ", ".join(map(str, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
         problems = [f"{name}: none of the {len(rows)} rows has input and output, text or messages, but {given}"]
     raise_problems(problems)

@@ -50,7 +50,7 @@ class Place:
         return f"; correct {BASE} in {Path(first) / ADAPTER}, or name the model in `{merge}` and use MERGED"
 
 
-def find_model(name: str, option: str = "--model") -> Place:
+def find_model(name: str | os.PathLike[str], option: str = "--model") -> Place:
     """Find a model. For the folder of an adapter, find the base model, which may be an adapter, too, and the adapter.
 
     Args:
@@ -60,6 +60,7 @@ def find_model(name: str, option: str = "--model") -> Place:
     Raises:
         ConfigError: there is no such folder, it holds no model or an unfinished one, or an adapter's base is missing.
     """
+    name = os.fspath(name)
     if not name.strip():
         raise ConfigError(f"{option}: is empty; name a folder, or a model of the hub")
     place = Place(os.path.expanduser(name), os.path.expanduser(name))

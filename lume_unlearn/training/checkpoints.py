@@ -66,6 +66,19 @@ def chosen_checkpoint(named: str | bool | None, output: Path) -> Path | None:
     return found[0]
 
 
+def require_fresh(output: Path, save_strategy: str | None) -> None:
+    """Refuse to save checkpoints among those of another training, since the older ones might be kept or resumed.
+
+    Raises:
+        ConfigError: ``output`` holds complete checkpoints, and ``save_strategy`` is not "no".
+    """
+    if save_strategy != "no" and (found := whole_checkpoints(output)):
+        raise ConfigError(
+            f"{found[0]}: belongs to another training; continue that with resume_from_checkpoint=True, name another "
+            "output_dir, or delete its checkpoints"
+        )
+
+
 def whole_checkpoints(output: Path) -> list[Path]:
     """Return the complete checkpoints of a run, newest first."""
     found = [path for path in output.glob(f"{PREFIX}[0-9]*") if is_whole(path)]

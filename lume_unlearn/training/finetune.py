@@ -1,13 +1,15 @@
 """Make a model memorise texts: a target model, or a retrained model (trained without the forget rows)."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback
 
 from lume_tasks.data.source import Data
-from lume_unlearn.data.encode import Encoder
+from lume_tasks.errors import DataError
+from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.methods.gradient import Finetune
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -60,7 +62,11 @@ class FinetuneTrainer(UnlearningTrainer):
         self.remove_callback(self.monitor)  # its warnings are about unlearning
         # A model cannot predict how a text begins, so the share is over the outputs of rows, not over whole texts.
         encode: Encoder = replace(self.encode, loss_on="answer")
-        self.memorised = Memorised(self, until, encode([row for row in texts if row.task]))
+        fitting: list[Tokens] = []
+        for row in texts:
+            with suppress(DataError):  # an output may begin beyond --max_length
+                fitting += encode([row]) if row.task else []
+        self.memorised = Memorised(self, until, fitting)
         self.add_callback(self.memorised)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:

@@ -1,7 +1,9 @@
 """Weight arithmetic: fold a LoRA adapter into its model (the command `merge`), and negate training."""
 
+import os
 from collections.abc import Mapping
 from contextlib import nullcontext
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,10 @@ from lume_unlearn.model.places import TOKENIZER, Place, find_model, with_adapter
 
 @torch.no_grad()
 def merge(
-    model: Any = None, adapter: str | None = None, output: str | None = None, dtype: str | torch.dtype = "float32"
+    model: Any = None,
+    adapter: str | PathLike[str] | None = None,
+    output: str | PathLike[str] | None = None,
+    dtype: str | torch.dtype = "float32",
 ) -> Any:
     """Fold a LoRA adapter into its model, and save the result if ``output`` is given.
 
@@ -36,12 +41,16 @@ def merge(
     Raises:
         ConfigError: adapter or model cannot be loaded or do not fit, or the output is in use or cannot be written.
     """
+    model, adapter = (os.fspath(one) if isinstance(one, os.PathLike) else one for one in (model, adapter))
     if adapter is None and not isinstance(model, PeftModel):
         raise ConfigError("--adapter: name the adapter's folder, or pass a PEFT model")
+    kind = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(kind, torch.dtype):
+        raise ConfigError(f"--dtype {dtype}: choose float32 or bfloat16")
     if output is not None:
         require_unused(Path(output))
     with only_run(Path(output)) if output is not None else nullcontext():
-        merged = _merged(model, adapter).to(getattr(torch, dtype) if isinstance(dtype, str) else dtype)
+        merged = _merged(model, adapter).to(kind)
         if output is not None:
             save_whole(merged, _tokenizer(model, adapter), Path(output))
     return merged

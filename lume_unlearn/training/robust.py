@@ -10,7 +10,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
-from lume_unlearn.files import PREFIX
 from lume_unlearn.methods.common import token_mean
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.relearning import BATCH_SIZE
@@ -157,9 +156,9 @@ class Robust(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Read ``delta`` from the checkpoint of a resumed run."""
-        file = Path(args.output_dir) / f"{PREFIX}{state.global_step}" / FILE
-        if state.global_step and file.is_file():
-            tensors = load_file(file, device=str(args.device))
+        resumed = self.trainer.resumed_from
+        if resumed is not None and (resumed / FILE).is_file():
+            tensors = load_file(resumed / FILE, device=str(args.device))
             count = sum(weight.requires_grad for weight in model.parameters())
             self.delta = [tensors.get(str(i)) for i in range(count)]
 

@@ -17,7 +17,7 @@ from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.files import only_run
 from lume_unlearn.methods.base import Method
-from lume_unlearn.methods.registry import METHODS, method_of
+from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model import load
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.training.arguments import UnlearningArguments, loaded_dtype
@@ -213,7 +213,7 @@ def unlearn(model_path: str, output_path: str, forget_dir: str, retain_dir: str,
     own = {name: options.pop(name) for name in UnlearningArguments.__dataclass_fields__ if name in options}
     chosen = options.pop("method", "gd")
     if isinstance(chosen, str):
-        params = {name: options.pop(name) for name in METHODS[chosen].params() if name in options}
+        params = {name: options.pop(name) for name in method_of(chosen).params() if name in options}
         chosen = method_of(chosen, **params)
     args = UnlearningArguments(output_dir=output_path, **own)
     run(model_path, args, chosen, **({"tuning": "full", "forget": forget_dir, "retain": retain_dir} | options))

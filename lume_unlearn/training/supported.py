@@ -1,35 +1,77 @@
 """Refuse options that a method, another option or a distributed launch does not support, before any computation."""
 
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 from accelerate.utils import parse_flag_from_env
+from peft import LoraConfig
 
 from lume_unlearn.checks import raise_faults
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
+from lume_unlearn.methods.retain import part_needs_reference
 from lume_unlearn.model.masters import require_grad_dtype
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
+
+_log = logging.getLogger("lume_unlearn")
 
 
 def require_supported(
-    method: Method, args: UnlearningArguments, adapted: bool, needs_retain: bool, given: dict[str, Any]
+    method: Method, args: UnlearningArguments, model: Any, parts: Collection[str], given: dict[str, Any]
 ) -> None:
-    """Refuse options that contradict each other, the method or the launch.
+    """Refuse options that contradict each other, the method, the model's adapter or the launch.
 
     Args:
         method: the method.
         args: arguments, filled in (`filled_in`).
-        adapted: whether an adapter is trained.
-        needs_retain: whether the loss has a retain term.
+        model: the model to train.
+        parts: the parts of the loss's retain term.
         given: the caller's "retain", "alternatives", "substitutes", "unseen" and "base"; empty or None if not given.
 
     Raises:
         ConfigError: the message names every option that cannot work, and what to do.
     """
-    raise_faults([*_method_faults(method, args, needs_retain, given), *_option_faults(method, args, adapted)])
+    adapted = is_adapted(model)
+    raise_faults([*_method_faults(method, args, bool(parts), given), *_option_faults(method, args, adapted)])
     raise_faults(list(_launch_faults(method, args, adapted)))
+    if adapted:
+        _require_lora(model, method, parts)
+
+
+def _require_lora(model: Any, method: Method, parts: Iterable[str]) -> None:
+    """Refuse an adapter that is not LoRA, or of which PEFT cannot switch off all for the reference model."""
+    config = model.peft_config[model.active_adapter]
+    if not isinstance(config, LoraConfig):
+        raise ConfigError(f"model: its adapter is of the kind {type(config).__name__}; only LoRA is supported")
+    also = [name for name in ("modules_to_save", "use_dora") if getattr(config, name)]
+    also += ["bias"] if config.bias != "none" else []
+    if also and reads_reference(method, parts):
+        raise ConfigError(
+            f"model: its adapter has {', '.join(also)}, which is not supported with {method.name}: it needs the model "
+            "without the adapter; leave it out, or train all weights"
+        )
+
+
+def reads_reference(method: Method, parts: Iterable[str]) -> bool:
+    """Return whether a method uses the model without its adapter, in training or at its end."""
+    needs = method.needs
+    logits = needs.reference_logits or needs.persons or any(map(part_needs_reference, parts))
+    return logits or bool(method.negated)
+
+
+def warn_of_used_adapter(model: Any, method: Method, parts: Iterable[str]) -> None:
+    """Warn if the reference model lacks what an adapter, which was trained before, has learned."""
+    if is_adapted(model) and reads_reference(method, parts):
+        learned = (weight for name, weight in model.named_parameters() if ".lora_B." in name)
+        if any(bool(weight.any()) for weight in learned):
+            _log.warning(
+                "the adapter is not new: the reference model of %s is the model without it. If the adapter holds what "
+                "the model knows, merge it first (lume_unlearn.merge) and add a new one",
+                method.name,
+            )
 
 
 def _method_faults(

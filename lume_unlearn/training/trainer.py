@@ -21,6 +21,7 @@ from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import Persons, invented
 from lume_unlearn.data.rows import RowsLike, as_rows, both_sides
 from lume_unlearn.data.substitutes import variants
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import retain_parts
@@ -34,7 +35,7 @@ from lume_unlearn.training.callbacks.progress import Progress
 from lume_unlearn.training.callbacks.record import Record
 from lume_unlearn.training.callbacks.scores import BestScores
 from lume_unlearn.training.callbacks.throughput import Throughput
-from lume_unlearn.training.checkpoints import chosen_checkpoint
+from lume_unlearn.training.checkpoints import chosen_checkpoint, require_fresh
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
@@ -50,7 +51,7 @@ from lume_unlearn.training.setup import (
     write_substitutes,
 )
 from lume_unlearn.training.steps import StepTrainer
-from lume_unlearn.training.supported import has_teacher, require_supported
+from lume_unlearn.training.supported import has_teacher, require_supported, warn_of_used_adapter
 
 _log = logging.getLogger("lume_unlearn")
 
@@ -115,7 +116,7 @@ class UnlearningTrainer(StepTrainer):
         self.forget, self.retain = both_sides(forget, retain)
         self.substitutes, self.base, parts = substitutes, matching(base, model), self._retain_parts(args)
         given = {"retain": self.retain, "alternatives": alternatives, "substitutes": substitutes, "unseen": unseen}
-        require_supported(self.method, args, is_adapted(model), bool(parts), given | {"base": base})
+        require_supported(self.method, args, model, parts, given | {"base": base})
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
@@ -160,7 +161,11 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.phases:
             return []
         counts, epochs = (len(self.examples.forget), len(self.examples.retain)), int(args.num_train_epochs or 0)
-        return list(self.method.phases(*counts, args.rows_per_step, epochs, args.seed))
+        phases = list(self.method.phases(*counts, args.rows_per_step, epochs, args.seed))
+        if args.max_steps > (steps := sum(map(len, phases))):
+            name = self.method.name
+            raise ConfigError(f"--max_steps {args.max_steps}: {name} has {steps} steps; raise --num_train_epochs")
+        return phases
 
     def _persons(self, model: Any, unseen: Sequence[Row]) -> Persons | None:
         """Ask the reference model (the model without its adapter) about invented persons, if the method needs them."""
@@ -180,6 +185,7 @@ class UnlearningTrainer(StepTrainer):
         self, args: UnlearningArguments, unseen: Sequence[Row] | None, eval_data: Any
     ) -> list[TrainerCallback]:
         """Set up the state that lasts from step to step, and return the callbacks."""
+        self.resumed_from: Path | None = None
         self._prepared, self._start = False, dict[str, Tensor]()
         self._step_retain = torch.zeros((), device=args.device)
         self.progress = Progress({"weight": float(args.retain_weight or 0)} if self.method.adapt else {}, args.device)
@@ -210,8 +216,13 @@ class UnlearningTrainer(StepTrainer):
             ConfigError: training diverged, the model collapsed under ``on_collapse="stop"``, a checkpoint cannot be
                 written, or the one to resume from belongs to a training with other options or rows.
         """
-        checkpoint = chosen_checkpoint(resume_from_checkpoint, Path(str(self.args.output_dir)))
-        if checkpoint is not None:
+        output = Path(str(self.args.output_dir))
+        checkpoint = self.resumed_from = chosen_checkpoint(resume_from_checkpoint, output)
+        if checkpoint is None:
+            require_fresh(output, self.args.save_strategy)
+            if self.logs_advice:
+                warn_of_used_adapter(self.model, self.method, self.terms.retain_parts)
+        else:
             recorded = self.record.resume(checkpoint)
             if self._max_tokens_open:  # free memory may differ: keep the micro-batches of before
                 self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)

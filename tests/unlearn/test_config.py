@@ -34,7 +34,8 @@ def supported(method: str = "npo", tuning: str = "full", **options: Any) -> None
     given = {name: options.pop(name, value) for name, value in given.items()}
     chosen = method_of(method, **params)
     args = arguments(chosen, tuning, **options)
-    require_supported(chosen, args, tuning == "lora", args.retain_term != "none", given)
+    model = trainable(make_model(), tuning)
+    require_supported(chosen, args, model, [] if args.retain_term == "none" else [args.retain_term], given)
 
 
 @pytest.mark.parametrize(

@@ -200,7 +200,7 @@ def test_options_that_a_launch_does_not_support_are_refused(environment, method,
     chosen = method_of(method)
     args = filled_in(UnlearningArguments(output_dir="out", **options), chosen, nn.Linear(1, 1))
     given = dict.fromkeys(("retain", "alternatives", "substitutes", "unseen", "base"))
-    require = partial(require_supported, chosen, args, False, False, given)
+    require = partial(require_supported, chosen, args, nn.Linear(1, 1), [], given)
     require()
     for name, value in environment.items():
         monkeypatch.setenv(name, value)

@@ -42,6 +42,7 @@ class Memorised(TrainerCallback, ExportableState):
         self.trainer, self.until, self.rows = trainer, until, list(rows)
         self.sample = random.Random(trainer.args.seed).sample(self.rows, min(SAMPLE, len(rows)))
         self.measured: list[dict[str, float]] = []
+        self.ended = False
 
     def state(self) -> dict[str, Any]:
         """Return the state that a checkpoint stores."""
@@ -49,6 +50,7 @@ class Memorised(TrainerCallback, ExportableState):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore the state in the checkpoint of a resumed run."""
+        self.ended = False
         kept = saved_attributes(self, state)
         if kept is not None:
             self.measured = [dict(entry) for entry in kept["measured"]]
@@ -60,7 +62,7 @@ class Memorised(TrainerCallback, ExportableState):
         the measurement.
         """
         epoch, step_of_epoch = divmod(state.global_step, self.trainer.steps_per_epoch)
-        if not self.until or step_of_epoch:
+        if not self.until or not self.rows or step_of_epoch:
             return
         share = self.share(model, self.sample)
         if share >= self.until:
@@ -69,8 +71,12 @@ class Memorised(TrainerCallback, ExportableState):
         if state.is_world_process_zero:
             print(f"epoch {epoch}: {share:.4f} of the output tokens are ranked first", flush=True)
         if share >= self.until:
-            control.should_training_stop = True
-            control.should_save = False  # a run resumed from a checkpoint of this step would train on
+            self.ended, control.should_training_stop = True, True
+            control.should_save = False  # see `on_epoch_end`
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save no checkpoint of the step that ended the training, since a run resumed from it would train on."""
+        control.should_save = control.should_save and not self.ended
 
     def share(self, model: nn.Module, rows: Sequence[Tokens]) -> float:
         """Compute the share of the labelled tokens of some rows that are ranked first, without dropout."""

@@ -16,7 +16,6 @@ from transformers.trainer_callback import ExportableState
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.errors import Diverged
-from lume_unlearn.files import PREFIX
 from lume_unlearn.model.forward import row_values
 from lume_unlearn.model.masters import float32_weights
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -62,6 +61,7 @@ class Monitor(TrainerCallback, ExportableState):
         self.measured: list[Entry] = []
         self.good_weights: list[Tensor] = []
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
+        self.rolled_back = False
 
     def state(self) -> dict[str, Any]:
         """Return the state that a checkpoint stores, so that a resumed run is compared with its own start."""
@@ -72,11 +72,11 @@ class Monitor(TrainerCallback, ExportableState):
         kept = saved_attributes(self, state)
         if kept is not None:
             self.measured = [dict(entry) for entry in kept["measured"]]
-            if self.policy == "rollback":
-                tensors = load_file(_weights_file(Path(args.output_dir) / f"{PREFIX}{state.global_step}"))
+            if self.policy == "rollback" and self.trainer.resumed_from is not None:
+                tensors = load_file(_weights_file(self.trainer.resumed_from))
                 self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
             return
-        self.measured = []
+        self.measured, self.rolled_back = [], False
         self.measure(model, 0)
         self._keep_weights(model)
         nll = self.measured[0].get("forget_nll", 0.0)
@@ -94,11 +94,22 @@ class Monitor(TrainerCallback, ExportableState):
             Diverged: the model has collapsed, and the policy is to stop.
         """
         due = args.monitor_steps and state.global_step % args.monitor_steps == 0
-        if not due and state.global_step != state.max_steps:
-            return
-        at_end = state.global_step == state.max_steps
+        if due or state.global_step == state.max_steps:
+            self._check(model, state.global_step, control, state.global_step == state.max_steps)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """After a rollback, save no checkpoint, since a resumed run would train on from it."""
+        control.should_save = control.should_save and not self.rolled_back
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """Measure the result if another callback ended the training early, as at the last step (`on_step_end`)."""
+        if not self.rolled_back and self.measured[-1]["step"] < state.global_step:
+            self._check(model, state.global_step, control, at_end=True)
+
+    def _check(self, model: nn.Module, step: int, control: TrainerControl, at_end: bool) -> None:
+        """Measure, then keep the weights or act on a collapse."""
         good_before = self._good(at_end)
-        self.measure(model, state.global_step)
+        self.measure(model, step)
         if self._good():
             self._keep_weights(model)
         elif self._good(at_end) or self.trainer.method.negated:
@@ -159,7 +170,8 @@ class Monitor(TrainerCallback, ExportableState):
         message = self._collapse()
         del self.measured[-1]
         _log.warning("%s; rolling back to the weights of step %d and ending here", message, self.measured[-1]["step"])
-        control.should_save = False  # a resumed run would train on from a checkpoint of this step
+        self.rolled_back = True
+        control.should_save = False  # see `on_epoch_end`
         control.should_training_stop = True
 
     def _collapse(self) -> str:

@@ -64,7 +64,7 @@ class Record(TrainerCallback):
             "source": trainer.method.source,
             "method_options": asdict(trainer.method),
             "arguments": {name: value for name, value in given.items() if value != defaults.get(name)},
-            "lora": _lora(peft_config["default"]) if peft_config else None,
+            "lora": _lora(peft_config[model.active_adapter]) if peft_config else None,
             "trained_parameters": sum(w.numel() for w in model.parameters() if w.requires_grad),
             "versions": versions(),
             "data_sha256": {name: inputs_sha256(value) for name, value in read.items() if value is not None},
@@ -144,9 +144,13 @@ def _options(content: Mapping[str, Any], adapted: bool) -> dict[str, Any]:
 
 
 def inputs_sha256(read: Sequence[Row] | Mapping[str, Any]) -> str:
-    """Return the SHA-256 (hexadecimal) of the JSON of a dictionary, or of rows: ids, inputs, outputs and tasks."""
-    plain = dict(read) if isinstance(read, Mapping) else [(row.id, row.input, row.output, row.task) for row in read]
+    """Return the SHA-256 (hexadecimal) of the JSON of a dictionary, or of rows: ids, texts, tasks and turns."""
+    plain = dict(read) if isinstance(read, Mapping) else [_inputs(row) for row in read]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
+
+
+def _inputs(row: Row) -> tuple[Any, ...]:
+    return (row.id, row.input, row.output, row.task) + ((row.turns,) if row.turns else ())
 
 
 def _lora(config: Any) -> dict[str, Any]:

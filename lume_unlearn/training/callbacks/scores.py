@@ -56,6 +56,11 @@ class BestScores(TrainerCallback):
         there = [task for task in tasks_for(self.data) if task != "lume_mmlu"]
         self.tasks = names(args.evaluate_tasks) or there
         self.task, _, self.name = self.metric.partition(".")
+        if metric is None and self.task not in self.tasks:
+            raise ConfigError(
+                f"--evaluate_tasks: lacks {self.task}, which selects the best weights; add it, or name another with "
+                "--metric_for_best_model TASK.METRIC"
+            )
         if self.task not in self.tasks or not self.name:
             raise ConfigError(
                 f"--metric_for_best_model {self.metric}: must be TASK.METRIC with a task that is scored; these are "
