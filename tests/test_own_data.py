@@ -43,7 +43,7 @@ def own_data(tmp_path: Path) -> Path:
     """Eleven questions about one person and a text a side, as somebody writes them: no id, no task."""
     for side in ("forget", "retain"):
         rows = [{"input": f"{side} question {i}?", "output": f"answer {i}", "document": side} for i in range(11)]
-        rows.append({"input": f"A {side} text", "output": "about the fox.", "document": side, "kind": "sc"})
+        rows.append({"input": f"A {side} text", "output": "живёт лиса.", "document": side, "kind": "sc"})
         (tmp_path / f"{side}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return tmp_path
 

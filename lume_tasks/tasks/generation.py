@@ -92,15 +92,15 @@ def generation_result(doc: dict[str, Any], results: Sequence[str]) -> dict[str, 
 
     Intervals get ``(document stem, score or None)``, comparisons get ``(score, reference score)``.
     """
-    side, main = doc["side"], main_metric(doc)
+    side, main, own = doc["side"], main_metric(doc), "common" in doc
     result: dict[str, Any] = dict.fromkeys(MAIN_METRICS + ROUGE1_METRICS + INTERVAL_METRICS)
     if doc["kind"] == "sc":
-        recall = rouge_recall(doc["output"], results[0])
+        recall = rouge_recall(doc["output"], results[0], any_script=own)
         result[main] = recall["rougeL"]
         result[f"{side}_rouge1"] = recall["rouge1"]
     else:
         result[main] = exact_match(doc["output"], results[0])
-    if "common" in doc:
+    if own:
         known = is_known(doc["kind"], doc["output"], results[0], frozenset(doc["common"]))
         result |= {f"{one}_known": float(known) if one == side else None for one in SIDES}
     for name in MAIN_METRICS:

@@ -35,6 +35,29 @@ def test_rouge_recall(reference: str, generation: str, rouge_l: float, rouge_1: 
     assert recall == {"rougeL": pytest.approx(rouge_l, abs=1e-12), "rouge1": pytest.approx(rouge_1, abs=1e-12)}
 
 
+@pytest.mark.parametrize("text", ["The cats were running fast, weren't they?", "an_id-7 of 12.5 MEMORIES", ""])
+def test_rouge_recall_of_ascii_is_the_same_in_any_script(text: str) -> None:
+    for other in ("running cat 7 12 memory", "fast id an wer t b a"):
+        assert rouge_recall(text, other, any_script=True) == rouge_recall(text, other)
+
+
+@pytest.mark.parametrize(
+    ("reference", "generation", "rouge_l", "rouge_1"),
+    [
+        ("врач из Москвы", "Врач из Твери", 2 / 3, 2 / 3),
+        ("चीनी किताब", "चीनी!", 1 / 2, 1 / 2),
+        ("上海的医生", "医生 上海", 2 / 5, 4 / 5),
+        ("ครู 1990", "ครู 1990", 1.0, 1.0),
+        ("caf\u00e9s here", "cafe\u0301s", 1 / 2, 1 / 2),
+        ("cafés", "caf s", 0.0, 0.0),
+        ("yes \u2764\ufe0f", "yes", 1.0, 1.0),
+    ],
+)
+def test_rouge_recall_of_any_script(reference: str, generation: str, rouge_l: float, rouge_1: float) -> None:
+    recall = rouge_recall(reference, generation, any_script=True)
+    assert recall == {"rougeL": pytest.approx(rouge_l, abs=1e-12), "rouge1": pytest.approx(rouge_1, abs=1e-12)}
+
+
 @pytest.mark.parametrize(
     ("reference", "generation", "score"),
     [("Ada", "  aDA\n", 1.0), ("Ada", "Ada.", 0.0), ("Ada B", "Ada  B", 0.0), ("Élan", "éLAN", 1.0)],
