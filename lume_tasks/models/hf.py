@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -29,7 +30,8 @@ InputRow = tuple[list[int], list[int]]  # tokens that the model reads, and the n
 class LumeHF(HFLM):
     """The stock class for causal models: same arguments, texts and sums, but its log-softmax is always in float32."""
 
-    keys_its_answers = True  # read by lume_tasks.tasks.model_checks
+    keys_its_answers = True  # read by lume_tasks.tasks.model_checks, as is the next one
+    ignores_max_new_tokens = True
 
     def __init__(self, *args: Any, gradnorm: bool = False, **kwargs: Any) -> None:
         """Load the model with the arguments of ``HFLM``; ``DataError`` if one is not supported.
@@ -83,6 +85,12 @@ class LumeHF(HFLM):
                         self.cache_hook.add_partial("loglikelihood", text, answers[number])
                 progress.update(count)
         return [answers[number] for number in range(len(requests))]
+
+    def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
+        # A max_new_tokens in the model's generation_config would replace the task's limit.
+        config = self.model.generation_config
+        with patch.object(config, "max_new_tokens", None):
+            return super()._model_generate(*args, **kwargs)
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)

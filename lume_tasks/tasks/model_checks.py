@@ -17,6 +17,15 @@ from lume_tasks.tasks.reference import document_name
 
 _log = logging.getLogger("lume_tasks")
 
+# Options of a model's generation_config.json that change greedy text, and their values that do not.
+_NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("repetition_penalty", "encoder_repetition_penalty", "num_beams", "guidance_scale"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length", "min_new_tokens"), 0),
+    **dict.fromkeys(("suppress_tokens", "begin_suppress_tokens", "bad_words_ids", "sequence_bias", "stop_strings")),
+    **dict.fromkeys(("forced_bos_token_id", "forced_eos_token_id", "max_time", "dola_layers", "penalty_alpha")),
+    **dict.fromkeys(("exponential_decay_length_penalty", "watermarking_config")),
+}
+
 _ARGUMENTS_KEY = "lume_tasks: model arguments"  # in a cache file, whose other keys are hashes
 _OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source"}  # they do not change answers
 
@@ -50,6 +59,7 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
         if task != "lume_rows" and getattr(tokenizer, "chat_template", None):
             _warn_of_template()
         check_end(task, lm)
+        check_generation_config(task, lm, [request.args[1] for request in requests])
     elif any(request.args[0] == "" for request in requests) and lm.prefix_token_id != tokenizer.bos_token_id:
         raise DataError(
             f"{task}: prefix_token_id={lm.prefix_token_id} would come before each document, where the benchmark has "
@@ -88,6 +98,36 @@ def check_end(task: str, lm: Any) -> None:
             "model would generate on after EOS, and that text would be scored too. Set eos_token_id in the model's "
             "generation_config.json, or use --batch_size 1."
         )
+
+
+def check_generation_config(task: str, lm: Any, options: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a model whose generation config has another ``max_new_tokens``; warn of what else changes its texts.
+
+    ``options`` are the generation options of the requests. ``lume-hf`` ignores the model's ``max_new_tokens``.
+    """
+    config = getattr(getattr(lm, "model", None), "generation_config", None)
+    most = getattr(config, "max_new_tokens", None)
+    ignored = most is None or getattr(lm, "ignores_max_new_tokens", False)
+    if not ignored and any(one.get("max_gen_toks") != most for one in options):
+        raise DataError(
+            f"{task}: the model's generation_config has max_new_tokens={most}, which would replace the task's "
+            f"limit of {options[0].get('max_gen_toks')} new tokens; take it out of generation_config.json, or use "
+            "--model lume-hf"
+        )
+    found = {name: getattr(config, name, None) for name in _NEUTRAL if name not in options[0]}
+    changed = [f"{name}={value}" for name, value in found.items() if value not in (None, _NEUTRAL[name])]
+    if changed:
+        _warn_of_generation_config(", ".join(changed))
+
+
+@cache
+def _warn_of_generation_config(changed: str) -> None:
+    """Warn once of options of the model's generation config that change its texts."""
+    _log.warning(
+        "the model's generation_config.json has %s, which changes its answers; the benchmark's own script generates "
+        "with it, too. For plain greedy decoding, take it out of that file.",
+        changed,
+    )
 
 
 def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:

@@ -66,6 +66,35 @@ def test_a_model_that_does_not_know_eos_is_refused_in_batches(run, model_dir, ki
     assert answers(4) != wanted  # the texts that the check prevents
 
 
+def test_the_limit_of_new_tokens_is_never_the_models_own(run: Any, model_dir: Path) -> None:
+    def answers(kind: type[HFLM], most: int | None) -> list[str]:
+        lm = make(kind, model_dir)
+        lm.model.generation_config.max_new_tokens = most
+        samples = run(lm, "lume_task1", gen_kwargs={"max_gen_toks": 12})["samples"]["lume_task1"]
+        assert lm.model.generation_config.max_new_tokens == most
+        return [sample["resps"][0][0] for sample in samples]
+
+    wanted = answers(HFLM, None)
+    for most in (3, 20):
+        assert answers(LumeHF, most) == wanted
+        with pytest.raises(DataError, match=rf"max_new_tokens={most}, .* limit of 12 .* generation_config\.json"):
+            answers(HFLM, most)
+    assert answers(HFLM, 12) == wanted
+
+
+def test_options_of_the_model_that_change_greedy_texts_are_warned_of(run: Any, model_dir: Path, caplog: Any) -> None:
+    lm = make(LumeHF, model_dir)
+    lm.model.generation_config.update(repetition_penalty=1.05, num_beams=1, suppress_tokens=[7], no_repeat_ngram_size=0)
+    for options in ({}, {"repetition_penalty": 1.0}):
+        run(lm, "lume_task1", limit=1, gen_kwargs={"max_gen_toks": 2} | options)
+        run(lm, "lume_task2", limit=1, gen_kwargs={"max_gen_toks": 2} | options)
+    warned = [record.getMessage() for record in caplog.records if record.name == "lume_tasks"]
+    assert [re.findall(r"json has (.*), which", text) for text in warned] == [
+        ["repetition_penalty=1.05, suppress_tokens=[7]"],
+        ["suppress_tokens=[7]"],
+    ]
+
+
 def test_a_prefix_that_is_not_bos_is_refused(run: Any, bos_model_dir: Path) -> None:
     metadata = {"tokenizer": str(bos_model_dir)}
     with pytest.raises(DataError, match=r"lume_mia: prefix_token_id=5 .* the tokenizer's BOS \(2\)"):
