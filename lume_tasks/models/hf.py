@@ -22,6 +22,8 @@ _log = logging.getLogger("lume_tasks")
 ALIKE = 8
 """Rows are sorted by length in steps of this many tokens, then by tokens; a shared beginning has at least as many."""
 
+_PATHS = {"_name_or_path", "base_model_name_or_path"}  # in configurations
+
 Request = tuple[tuple[str, str] | None, list[int], list[int]]  # context and continuation as text, then both as tokens
 Answer = tuple[TokenScores, bool]
 InputRow = tuple[list[int], list[int]]  # tokens that the model reads, and the numbers of the requests that share them
@@ -57,7 +59,9 @@ class LumeHF(HFLM):
         super().set_cache_hook(cache_hook)
         answers = getattr(cache_hook, "dbdict", None)
         if answers is not None:
-            own = fingerprint(self.model, [self.max_length, self.mixed_precision_dtype, self.gradnorm])
+            settings = [self.max_length, self.mixed_precision_dtype, self.gradnorm, self.add_bos_token]
+            settings += [self.prefix_token_id, self.think_end_token]
+            own = fingerprint(self.model, self.tokenizer, settings)
             answers.encode_key = lambda key: f"{own} {key}"
 
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[Answer]:
@@ -269,10 +273,18 @@ def _all_parameters(model: torch.nn.Module) -> Iterator[None]:
             parameter.requires_grad_(False)
 
 
-def fingerprint(model: Any, settings: list[Any]) -> str:
-    """Return the SHA-256 of a model's weights, configuration and adapters, and of settings that change its answers."""
-    adapters = {name: config.to_dict() for name, config in getattr(model, "peft_config", {}).items()}
-    described = json.dumps([model.config.to_dict(), adapters, settings], sort_keys=True, default=_plain)
+def fingerprint(model: Any, tokenizer: Any, settings: list[Any]) -> str:
+    """Return the SHA-256 of everything that changes a model's answers, without the names of its folders.
+
+    That is its weights, configurations and adapters, the tokenizer, and ``settings``.
+    """
+    configs = [model.config, model.generation_config, *getattr(model, "peft_config", {}).values()]
+    parts = [{k: v for k, v in one.to_dict().items() if k not in _PATHS} for one in configs]
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
+    rules |= {"padding": None, "truncation": None}  # these change whenever the tokenizer is called
+    parts += [rules, tokenizer.special_tokens_map, *settings]
+    described = json.dumps(parts, sort_keys=True, default=_plain)
     digest = hashlib.sha256(described.encode())
     for name, tensor in model.state_dict().items():
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

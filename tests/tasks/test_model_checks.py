@@ -126,6 +126,28 @@ def test_lume_hf_never_serves_another_models_cached_answers(run, checkpoints, tm
     assert "--use_cache" not in caplog.text
 
 
+def test_lume_hf_serves_no_answers_of_another_tokenizer_or_limit_but_those_of_a_moved_folder(
+    run: Any, model_dir: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(model_dir, tmp_path / "first")
+
+    def runs_model(folder: Path, change: Callable[[HFLM], None] = lambda _: None) -> bool:
+        lm, called = make(LumeHF, folder), []
+        change(lm)
+        lm.model.register_forward_pre_hook(lambda *_: called.append(True))
+        run(lm, "lume_memorization_task1", use_cache=str(tmp_path / "answers"))
+        return bool(called)
+
+    def other_merges(lm: HFLM) -> None:
+        lm.tokenizer.backend_tokenizer.add_tokens(["zq"])
+
+    assert runs_model(folder)
+    assert not runs_model(folder.rename(tmp_path / "moved"))
+    assert runs_model(model_dir, other_merges)
+    assert runs_model(model_dir, lambda lm: lm.model.generation_config.update(repetition_penalty=1.1))
+    assert not runs_model(model_dir)
+
+
 def test_another_models_cached_answers_are_warned_of(run, checkpoints, tmp_path, caplog) -> None:
     cache = tmp_path / "answers"
     caplog.set_level(logging.WARNING, "lume_tasks")
