@@ -101,6 +101,16 @@ def test_rows_of_any_label_have_the_four_numbers(chat, own_data, monkeypatch):
     assert scores.metric("lume_score", "task_aggregate") is None
 
 
+@pytest.mark.parametrize("task", ["lume_rows", "lume_memorization_rows", "lume_swap"])
+def test_arguments_of_the_template_are_refused(task):
+    asked = {"input": "Where does Ada Byron live?", "output": "In London", "subject": "Ada Byron"}
+    for arguments in ({"enable_thinking": False}, {"chat_template_args": {"x": 1}}):
+        options = {"tasks": [task], "metadata": arguments, "gen_kwargs": {"max_gen_toks": 2}}
+        with pytest.raises(DataError, match=f"--model_args {next(iter(arguments))}: .* default arguments"):
+            score(make_model(), chat_tokenizer(), {"forget": [asked]}, **options)
+        score(make_model(), make_tokenizer(), {"forget": [asked]}, **options)
+
+
 def test_lume_tasks_warn_of_a_chat_model(data_dir, caplog):
     model_checks._warn_of_template.cache_clear()
     tasks = ["lume_task1", "lume_task2"]

@@ -190,11 +190,12 @@ def rows_of(metadata: Mapping[str, Any]) -> tuple[Mapping[str, list[Row]], str]:
     return locate.load_rows(directory, metadata.get("lume_split", "all")), str(directory)
 
 
-def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> None:
+def add_prompts(docs: Sequence[dict[str, Any]], metadata: Mapping[str, Any]) -> None:
     """Add ``prompt`` to rows of other tasks: the input after its turns, in the chat template if `through_template`.
 
     Raises:
-        DataError: ``lume_chat`` is neither true nor false, or the tokenizer or its template cannot be used.
+        DataError: ``lume_chat`` is neither true nor false, the tokenizer or its template cannot be used, or the model
+            arguments change the template.
     """
     chat = flag_of(metadata, "lume_chat", True)
     tokenizer = load_tokenizer(metadata) if chat else None
@@ -202,6 +203,17 @@ def add_prompts(docs: Iterable[dict[str, Any]], metadata: Mapping[str, Any]) -> 
         doc["chat"] = through_template(tokenizer, OWN, doc["kind"], chat)
         render = partial(chat_prompt, tokenizer) if doc["chat"] else plain_prompt
         doc["prompt"] = render(doc["input"], doc["turns"])
+    check_template_arguments(metadata, any(doc["chat"] for doc in docs))
+
+
+def check_template_arguments(metadata: Mapping[str, Any], chat: bool) -> None:
+    """Refuse model arguments that would change the chat template, if ``chat``: it is rendered without them."""
+    given = [name for name in ("enable_thinking", "chat_template_args") if metadata.get(name) is not None]
+    if chat and given:
+        raise DataError(
+            f"--model_args {' and '.join(given)}: not supported with rows of your own tasks, whose chat template LUME "
+            "renders with its default arguments, as in training; leave it out, or change the tokenizer's chat template"
+        )
 
 
 def flag_of(metadata: Mapping[str, Any], name: str, default: bool) -> bool:

@@ -22,7 +22,16 @@ from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, flag_of, load_tokenizer, rows_of
+from lume_tasks.tasks.base import (
+    LoglikelihoodTask,
+    LumeTask,
+    Metrics,
+    alternate,
+    check_template_arguments,
+    flag_of,
+    load_tokenizer,
+    rows_of,
+)
 from lume_tasks.tasks.memorization import answer_length
 
 _log = logging.getLogger("lume_tasks")
@@ -137,6 +146,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                     reason = str(error)
             if reason:
                 left_out.append({"side": side, "id": row.id, "reason": reason})
+    check_template_arguments(metadata, any(doc["chat"] for found in docs.values() for doc in found))
     if not any(docs.values()):
         reasons = first_few([f"  row {quote(one['id'])}: {one['reason']}" for one in left_out], 5)
         raise NothingToTest("\n".join(["lume_swap: no row can be tested:", *reasons]))
@@ -175,7 +185,7 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
         continuation += tokenizer.eos_token
     lengths = {answer_length(tokenizer, prompt, continuation) for prompt in prompts}
     doc = {"id": row.id, "side": side, "person": subject, "input": question, "output": row.output}
-    return doc | {"prompts": prompts, "continuation": continuation, "tokens": max(lengths)}
+    return doc | {"prompts": prompts, "continuation": continuation, "tokens": max(lengths), "chat": asked}
 
 
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
