@@ -4,8 +4,11 @@ The context of a request is a row's ``input``, and its continuation is a space a
 chat template, the continuation is the ``output`` alone. EOS is not scored.
 """
 
+import logging
 import math
 from collections.abc import Sequence
+from functools import cache
+from itertools import takewhile
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,7 +22,10 @@ from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
 from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
 
+_log = logging.getLogger("lume_tasks")
+
 SUM_METRICS = ("loss", "probability_geometric")  # with any backend
+LONGEST_TOKEN = 128  # characters
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
 
 
@@ -48,20 +54,39 @@ def extraction_strength(greedy: NDArray[np.bool_]) -> float:
     return 1.0 - (int(wrong[-1]) + 1) / len(greedy) if wrong.size else 1.0
 
 
-def answer_length(tokenizer: Any, text: str, continuation: str) -> int:
-    """Count the scored tokens of a continuation of ``text``; ValueError if no token boundary separates the two."""
-    # The harness moves white space at the end of the context into the continuation.
-    before, whole = tokenizer.encode(text.rstrip()), tokenizer.encode(f"{text}{continuation}")
-    if whole[: len(before)] != before or len(whole) == len(before):
-        raise ValueError("the tokens of input and output together do not begin with those of the input")
-    return len(whole) - len(before)
+def split_prompt(tokenizer: Any, text: str, continuation: str) -> tuple[str, int, int]:
+    r"""Split a text and its continuation where a token ends, for one ``loglikelihood`` request.
+
+    The harness moves white space at the end of a context into the continuation. If a token crosses the end of the
+    context then, such as ":\n", the context ends earlier: at the last place where the tokens of both agree.
+
+    Returns:
+        the end of ``text`` that belongs into the continuation, mostly ""; the number of scored tokens; and how many of
+        these, at their beginning, are tokens of that end, not of the answer (0 for "").
+
+    Raises:
+        ValueError: no token boundary separates text and continuation.
+    """
+    whole, kept = tokenizer.encode(f"{text}{continuation}"), text.rstrip()
+    for end in range(len(kept), max(len(kept) - LONGEST_TOKEN, 0), -1):
+        before = tokenizer.encode(kept[:end].rstrip())
+        scored = len(whole) - len(before)
+        if whole[: len(before)] == before and scored > 0:
+            if end == len(kept):
+                return "", scored, 0
+            alike = takewhile(lambda pair: pair[0] == pair[1], zip(tokenizer.encode(text), whole, strict=False))
+            moved = max(sum(1 for _ in alike) - len(before), 0)
+            if moved < scored:
+                return text[end:], scored, moved
+    raise ValueError("the tokens of input and output together do not begin with those of the input")
 
 
 def memorization_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
     """Return the rows of one task as documents, with ``continuation``, ``scored_tokens`` and ``template_tokens``.
 
     The harness moves white space at the end of a prompt into the continuation. ``template_tokens`` counts the tokens of
-    this white space in a chat template: they are not part of the answer, so the metrics leave them out.
+    this white space in a chat template, and those that `split_prompt` moves from the end of a row of your own: they are
+    not part of the answer, so the metrics leave them out.
     """
     docs = side_rows(lume_task, metadata)
     tokenizer = load_tokenizer(metadata)
@@ -71,9 +96,15 @@ def memorization_rows(lume_task: str, **metadata: Any) -> dict[str, Dataset]:
         doc["continuation"] = doc["output"] if asked else f" {doc['output']}"
         doc["template_tokens"] = len(tokenizer.encode(prompt)) - len(tokenizer.encode(prompt.rstrip())) if asked else 0
         try:
-            doc["scored_tokens"] = answer_length(tokenizer, prompt, doc["continuation"])
+            end, doc["scored_tokens"], moved = split_prompt(tokenizer, prompt, doc["continuation"])
+            if end and "prompt" not in doc:  # the prompt of LUME's own rows is their input
+                raise ValueError(f"a token crosses the end of its input, {quote(end)}")
         except ValueError as error:
             faults.append(f"  row {quote(doc['id'])}: {error}")
+            continue
+        if end:
+            doc["prompt"], doc["continuation"] = prompt.removesuffix(end), end + doc["continuation"]
+            doc["template_tokens"] = moved
     if faults:
         head = f"lume_memorization cannot score {len(faults)} rows of {lume_task} exactly with this tokenizer:"
         raise DataError("\n".join([head, *first_few(faults, 10)]))
@@ -87,13 +118,17 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
 
     ``loss`` is the token mean of the NLL in nats, ``probability_geometric`` is ``exp(-loss)``. With per-token values
     (``lume-hf``) also ``exact_memorization``, the share of tokens that are the most probable ones (Tirumala et al.
-    2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability.
+    2022, arXiv 2205.10770), ``extraction_strength``, and ``probability``, the mean token probability. Without them, a
+    row with ``template_tokens`` has no score.
     """
     score, count, template = results[0][0], doc["scored_tokens"], doc["template_tokens"]
-    loss = -score / count
+    loss: float | None = -score / count
     if template and isinstance(score, TokenScores):
         loss = -float(score.logprobs[template:].sum(dtype=np.float64)) / (count - template)
-    values = {"loss": loss, "probability_geometric": math.exp(-loss)}
+    elif template:
+        warn_of_sums()
+        loss = None
+    values = {"loss": loss, "probability_geometric": None if loss is None else math.exp(-loss)}
     if isinstance(score, TokenScores):
         if len(score.logprobs) != count:
             raise DataError(
@@ -106,5 +141,15 @@ def memorization_result(doc: dict[str, Any], results: Sequence[tuple[float, bool
     result: dict[str, Any] = {f"{side}_{name}": None for side in SIDES for name in values}
     result |= {f"{doc['side']}_{name}": value for name, value in values.items()}
     if "reference" in doc:
-        result["forget_quality"] = (loss, doc["reference"]) if doc["side"] == "forget" else None
+        counts = doc["side"] == "forget" and loss is not None
+        result["forget_quality"] = (loss, doc["reference"]) if counts else None
     return result
+
+
+@cache
+def warn_of_sums() -> None:
+    """Warn once that a backend without per-token values cannot score some rows."""
+    _log.warning(
+        "some rows get no score, because the last tokens of their prompts would count as a part of the answers: this "
+        "backend returns only sums over tokens; use --model lume-hf"
+    )

@@ -22,6 +22,7 @@ from lume_tasks.data.subjects import find_subjects, holds_name, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
+from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import (
     LoglikelihoodTask,
     LumeTask,
@@ -32,7 +33,7 @@ from lume_tasks.tasks.base import (
     load_tokenizer,
     rows_of,
 )
-from lume_tasks.tasks.memorization import answer_length
+from lume_tasks.tasks.memorization import split_prompt, warn_of_sums
 
 _log = logging.getLogger("lume_tasks")
 
@@ -183,14 +184,28 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
     continuation = row.output if asked else f" {row.output}"
     if tokenizer.eos_token and tokenizer.encode(f"{continuation}{tokenizer.eos_token}")[-1] == tokenizer.eos_token_id:
         continuation += tokenizer.eos_token
-    lengths = {answer_length(tokenizer, prompt, continuation) for prompt in prompts}
-    doc = {"id": row.id, "side": side, "person": subject, "input": question, "output": row.output}
-    return doc | {"prompts": prompts, "continuation": continuation, "tokens": max(lengths), "chat": asked}
+    ends, scored, moved = zip(*(split_prompt(tokenizer, prompt, continuation) for prompt in prompts), strict=True)
+    if len({*ends}) > 1 or len({*moved}) > 1:
+        raise ValueError("a token crosses the end of the question, not with all names")
+    doc = {"id": row.id, "side": side, "person": subject, "input": question, "output": row.output, "chat": asked}
+    prompts = [prompt.removesuffix(ends[0]) for prompt in prompts]
+    tokens = max(scored) - moved[0]
+    return doc | {"prompts": prompts, "continuation": ends[0] + continuation, "moved": moved[0], "tokens": tokens}
 
 
 def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, Any]:
-    """Return the subject's rank in one row, whether it is first, and the row's log-probabilities for the tests."""
-    values = tuple(float(score) for score, _ in results)
+    """Return the subject's rank in one row, whether it is first, and the row's log-probabilities for the tests.
+
+    The ``moved`` tokens of the prompt (see `split_prompt`) do not count. Without per-token values, the row has no
+    scores then.
+    """
+    moved, scores = doc["moved"], [score for score, _ in results]
+    if moved:
+        scores = [float(one.logprobs[moved:].sum(dtype=np.float64)) for one in scores if isinstance(one, TokenScores)]
+    if not scores:
+        warn_of_sums()
+        return dict.fromkeys(SwapTask.metrics)
+    values = tuple(map(float, scores))
     if not all(map(math.isfinite, values)):
         raise DataError(f"lume_swap: the model's log-probability of row {quote(doc['id'])} is not finite")
     item = (doc["person"], doc["tokens"], values)

@@ -9,22 +9,29 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from transformers import AutoTokenizer, LlamaForCausalLM
+from lm_eval.tasks import TaskManager
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.rows import SIDES
+from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.models.hf import LumeHF
+from lume_tasks.paths import task_dir
 from lume_tasks.tasks.memorization import (
     SUM_METRICS,
     TOKEN_METRICS,
-    answer_length,
     extraction_strength,
     memorization_result,
+    split_prompt,
+    warn_of_sums,
 )
+from tests.conftest import make_model
 from tests.tasks.conftest import numbers, token_values
 
 TASKS = [f"lume_memorization_task{number}" for number in (1, 2, 3)]
@@ -78,7 +85,7 @@ def test_tokens_are_those_that_the_harness_scores(folder: str, request: pytest.F
     lm = LumeHF(pretrained=path, device="cpu", batch_size=2)
     requests = [Instance("loglikelihood", {}, (text, f" {answer}"), 0, ("x", 0, 1)) for text, answer in TEXTS]
     scored = [len(answer.logprobs) for answer, _ in lm.loglikelihood(requests, disable_tqdm=True)]
-    assert scored == [answer_length(lm.tokenizer, text, f" {answer}") for text, answer in TEXTS]
+    assert [("", count, 0) for count in scored] == [split_prompt(lm.tokenizer, *request.args) for request in requests]
 
 
 def test_rows_whose_answer_has_no_tokens_of_its_own_are_counted_and_named(manager: Any) -> None:
@@ -145,6 +152,55 @@ def test_stock_backend_gives_the_sums_and_lume_hf_gives_the_same_and_more(run, m
         assert set(numbers(own, task)) == names(*SUM_METRICS, *TOKEN_METRICS)
         sums = {name: value for name, value in numbers(own, task).items() if name in names(*SUM_METRICS)}
         assert sums == pytest.approx(numbers(stock, task), abs=1e-5)
+
+
+@pytest.fixture(scope="module")
+def merging_tokenizer() -> PreTrainedTokenizerFast:
+    """A tokenizer in which punctuation and the line feeds after it are one token, as in Qwen's and Llama 3's."""
+    tokenizer = Tokenizer(models.BPE())
+    pattern = Regex(r" ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+")
+    parts = [pre_tokenizers.Split(pattern, "isolated"), pre_tokenizers.ByteLevel(False, use_regex=False)]
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Sequence(parts), decoders.ByteLevel()
+    letters, special = pre_tokenizers.ByteLevel.alphabet(), ["<pad>", "<eos>"]
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=letters)
+    tokenizer.train_from_iterator([ALPACA.format("What is Jane Roe's job?")] * 4, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+
+
+ALPACA = "### Question:\n{}\n\n### Response:\n"
+
+
+@pytest.mark.parametrize("backend", [HFLM, LumeHF])
+def test_prompts_that_end_in_a_merged_line_feed_are_scored_after_it(backend: Any, merging_tokenizer: Any) -> None:
+    rows = [
+        Row(f"a-qa{number}", ALPACA.format(f"What is Jane Roe's {asked}?"), answer, "own", "Jane Roe")
+        for number, (asked, answer) in enumerate({"job": "baker", "age": "41"}.items())
+    ]
+    assert split_prompt(merging_tokenizer, rows[0].input, " x")[::2] == (":\n", 1)
+    model, given = make_model(), {"lume_data": Data(rows, []), "tokenizer": merging_tokenizer}
+    manager = TaskManager(include_path=task_dir(), include_defaults=False, metadata=given | {"lume_swap_controls": 39})
+    lm = backend(pretrained=model, tokenizer=merging_tokenizer, batch_size=8)
+    tasks = ["lume_memorization_rows", "lume_swap"]
+    results = simple_evaluate(lm, tasks=tasks, task_manager=manager, bootstrap_iters=0)
+    for row, *samples in zip(rows, *(results["samples"][task] for task in tasks), strict=True):
+        found = samples[0]["forget_loss"], samples[1]["forget_rank"]
+        if backend is HFLM:
+            assert found == (None, None)
+            continue
+        assert found[0] == pytest.approx(plain_row(model, merging_tokenizer, vars(row))["loss"], abs=1e-5)
+        ids = [merging_tokenizer.encode(text) for text in (row.input, f"{row.input} {row.output}<eos>")]
+        value = samples[1]["forget_factor"][2][0]
+        assert value == pytest.approx(float(token_values(model, ids[1], len(ids[0]))[0].sum()), abs=1e-4)
+
+
+def test_prompts_that_end_in_white_space_have_no_loss_without_token_values(caplog: Any) -> None:
+    warn_of_sums.cache_clear()
+    doc = DOCUMENT | {"template_tokens": 2, "reference": 1.0}
+    for _ in range(2):
+        result = memorization_result(doc, [(-3.0, False)])
+    assert set(result.values()) == {None}
+    assert caplog.text.count("use --model lume-hf") == 1
+    assert memorization_result(doc, [(scores_of([0.1, 0.1, 1.0, 1.0], [YES] * 4), True)])["forget_loss"] == 0
 
 
 def test_real_rows_can_all_be_scored(lume_data: Path, lume_models: Path, manager: Any) -> None:
