@@ -20,7 +20,7 @@ from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
-from lume_tasks.tasks import model_checks
+from lume_tasks.tasks import model_checks, reference
 
 # lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds.
 GenerateTask: Any = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
@@ -114,6 +114,7 @@ class LumeTask(RowsTask):
                 f"{task}: LUME generates greedily, at most 256 new tokens, until EOS; leave {', '.join(changed)} out "
                 "of --gen_kwargs (for numbers that are not LUME's: --metadata '{\"lume_gen_kwargs\": true}')"
             )
+        reference.check_options(task, self.dump_config())
         super().build_all_requests(**kwargs)
         model_checks.check_model(task, self.instances, self.config.metadata)
 

@@ -64,6 +64,32 @@ def reference_samples(
     return samples, content.get("configs", {}).get(task, {}).get("metadata") or {}
 
 
+def check_options(task: str, config: Mapping[str, Any]) -> None:
+    """Refuse results of a reference model that were made with other options, if metadata names such results.
+
+    ``config`` is that of the task in this run, with its final generation options, as the harness writes it.
+    """
+    path = (config.get("metadata") or {}).get(OPTION)
+    if path is None:
+        return
+    theirs = read_results(find_results(path)).get("configs", {}).get(task, {})
+    found, own = _options(task, theirs), _options(task, config)
+    names = [name for name in found | own if found.get(name) != own.get(name)]
+    if theirs and names:
+        different = ", ".join(f"{name}={found.get(name)!r} (in this run {own.get(name)!r})" for name in names)
+        raise DataError(f"{OPTION}: {path} has {task} with {different}; score both models with the same options")
+
+
+def _options(task: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the generation options of a task's configuration, and the metadata that changes prompts or answers."""
+    metadata, options = config.get("metadata") or {}, dict(config.get("generation_kwargs") or {})
+    if task.endswith("_rows"):
+        options["lume_chat"] = metadata.get("lume_chat", True)
+    if config.get("output_type") == "generate_until":
+        options["lume_short_answers"] = metadata.get("lume_short_answers", False)
+    return options
+
+
 def document_name(doc: Doc) -> str:
     """Name a row or a membership-inference document in a message, without its text."""
     if "id" in doc:

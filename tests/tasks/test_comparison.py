@@ -13,12 +13,13 @@ from scipy.stats import ks_2samp
 
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.tasks.generation import MAIN_METRICS
 from lume_tasks.tasks.reference import distance, forget_quality
 from lume_unlearn.scoring.score import Scores, save_results
 from tests.conftest import write_rows
-from tests.tasks.conftest import numbers
+from tests.tasks.conftest import FakeLM, numbers
 
 DISTANCES = {f"distance_{name}" for name in MAIN_METRICS}
 MEMORIZATION = "lume_memorization_task1"
@@ -87,6 +88,23 @@ def test_memorization_compares_losses(run: Any, model_dir: Path, reference: tupl
     assert own["forget_quality"] == ks_2samp(*losses).pvalue < 0.05
     again = run(lm, MEMORIZATION, metadata={"lume_reference_results": store(results, tmp_path)})
     assert numbers(again, MEMORIZATION) == own | {"forget_quality": 1.0}
+
+
+def test_reference_with_other_options_is_refused_by_name(run, manager, fake_lm, tmp_path, reference) -> None:
+    metadata = {"lume_reference_results": reference[1], "lume_chat": False}  # bare prompts in any case
+    run(fake_lm(), "lume_task1", MEMORIZATION, metadata=metadata)
+    with pytest.raises(DataError, match=r"has lume_task1 with max_gen_toks=256 \(in this run 8\); score both"):
+        run(fake_lm(), "lume_task1", metadata=metadata, gen_kwargs={"max_gen_toks": 8})
+    short = metadata | {"lume_short_answers": True, "lume_gen_kwargs": True}
+    with pytest.raises(DataError, match=r"has lume_task1 with lume_short_answers=False \(in this run True\)"):
+        run(fake_lm(), "lume_task1", metadata=short)
+    rows = [Row("a-qa0", "Who?", "Ada", "own")]
+    given = {"lume_data": Data(rows, []), "lume_chat": False}
+    right = FakeLM(lambda _: "Ada", lambda *_: -1.0)
+    path = store(run(right, "lume_rows", metadata=given), tmp_path)
+    assert numbers(run(right, "lume_rows", metadata=given | {"lume_reference_results": path}), "lume_rows")
+    with pytest.raises(DataError, match=r"has lume_rows with lume_chat=False \(in this run True\)"):
+        run(right, "lume_rows", metadata=given | {"lume_reference_results": path, "lume_chat": True})
 
 
 def test_reference_of_other_rows_is_refused(manager, data_dir, tmp_path, reference) -> None:
