@@ -123,6 +123,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
         raise DataError(f"metadata lume_swap_controls has to be {FEWEST} or more, not {controls!r}")
     rows, _ = rows_of(metadata)
     asked, seed = metadata.get("lume_swap_rows"), metadata.get("lume_swap_seed", 0)
+    check_ids(asked, {row.id for side in SIDES for row in rows[side]})
     tokenizer = load_tokenizer(metadata)
     known = texts_of(row for side in rows.values() for row in side)
     names: dict[str, list[str]] = {}
@@ -153,6 +154,17 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
         raise NothingToTest("\n".join(["lume_swap: no row can be tested:", *reasons]))
     _say(docs, left_out, controls)
     return {"test": Dataset.from_list(alternate(*docs.values())), "left_out": Dataset.from_list(left_out)}
+
+
+def check_ids(asked: Any, known: set[str]) -> None:
+    """Refuse a metadata ``lume_swap_rows`` that is not a list of ids of rows (or None)."""
+    if asked is None:
+        return
+    if not isinstance(asked, list) or not all(isinstance(one, str) for one in asked):
+        raise DataError(f'metadata lume_swap_rows has to be a list of ids, such as ["a-qa1"], not {asked!r}')
+    unknown = first_few([quote(one) for one in asked if one not in known], 5)
+    if unknown:
+        raise DataError(f"metadata lume_swap_rows: no row has the id {', '.join(unknown)}; correct the list")
 
 
 def _length(tokenizer: Any, name: str) -> int:

@@ -305,5 +305,9 @@ def test_a_question_of_ones_own_for_a_text(tokenizer: Any) -> None:
     assert docs["input"] == ["Where did Ada Byron go?"]
     with pytest.raises(DataError, match=r"no row can be tested:\n.*is a text: add the fields"):
         swap_rows(lume_data=Data([replace(text, question="")], []), tokenizer=tokenizer)
+    assert len(swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_rows=["asc1"])["test"]) == 1
+    for given, fault in (("asc1", "has to be a list of ids"), ([1], "a list"), (["asc1", "b", "c"], 'id "b", "c"; ')):
+        with pytest.raises(DataError, match=f"lume_swap_rows.*{fault}"):
+            swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_rows=given)
     with pytest.raises(DataError, match="lume_swap_controls has to be 39 or more"):
         swap_rows(lume_data=Data([text], []), tokenizer=tokenizer, lume_swap_controls=5)
