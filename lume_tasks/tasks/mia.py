@@ -14,10 +14,10 @@ from typing import Any
 
 from datasets import Dataset
 
-from lume_tasks.data import locate
+from lume_tasks.data import locate, published
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import SPLITS, Row, completion_texts
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, first_few
 from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
@@ -69,7 +69,13 @@ def split_document(tokenizer: Any, document: str) -> tuple[str, str, int]:
 
 
 def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str, list[Doc]]:
-    """Return a request for each document of each class ("member", "nonmember"); ``number`` is the document's line."""
+    """Return a request for each document of each class ("member", "nonmember"); ``number`` is the document's line.
+
+    A warning counts the documents that cannot be scored exactly, which are left out.
+
+    Raises:
+        DataError: there are such documents in the published LUME, whose scores need them all, or a class has no other.
+    """
     requests: dict[str, list[Doc]] = {name: [] for name in documents}
     faults = []
     for name, texts in documents.items():
@@ -81,8 +87,13 @@ def mia_requests(tokenizer: Any, documents: Mapping[str, list[str]]) -> dict[str
                 continue
             doc = dict(zip(("context", "continuation", "scored_tokens"), split, strict=True))
             requests[name].append(doc | {"member": name == "member", "number": number})
+    keys = ([name == "member", text] for name in documents for text in documents[name])
+    if faults and (not all(requests.values()) or published.documents_digest(keys) == published.MIA):
+        head = "lume_mia cannot score these documents exactly with this tokenizer; use another model or documents:"
+        raise DataError("\n".join([head, *first_few(faults, 10)]))
     if faults:
-        raise DataError("\n".join(["lume_mia cannot score these documents exactly with this tokenizer:", *faults]))
+        head = f"lume_mia: {len(faults)} documents are left out, since this tokenizer cannot score them exactly:"
+        _log.warning("%s", "\n".join([head, *first_few(faults, 3)]))
     return requests
 
 

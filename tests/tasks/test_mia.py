@@ -9,6 +9,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lume_tasks.data import published
 from lume_tasks.data.rows import Row, members_among
 from lume_tasks.errors import DataError
 from lume_tasks.tasks import mia
@@ -63,8 +64,18 @@ def test_losses_are_those_of_the_plain_model(any_tokenizer: PreTrainedTokenizerF
     assert len(set(wanted)) == len(wanted)
 
 
-def test_faulty_documents_are_all_named_at_once(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_faulty_documents_are_left_out_and_counted_or_refused_by_name(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     documents = {"member": ["The fox", "\nThe fox", "Z"], "nonmember": ["日本語", "The dog"]}
+    found = mia.mia_requests(tokenizer, documents)
+    assert {name: [doc["number"] for doc in docs] for name, docs in found.items()} == {"member": [1], "nonmember": [2]}
+    assert "lume_mia: 3 documents are left out" in caplog.text
+    with pytest.raises(DataError, match="document 1"):
+        mia.mia_requests(tokenizer, {"member": ["The fox"], "nonmember": ["日本語"]})
+    # The published documents are scored all or not at all.
+    texts = [[name == "member", text] for name in documents for text in documents[name]]
+    monkeypatch.setattr(published, "MIA", published.documents_digest(texts))
     with pytest.raises(DataError) as error:
         mia.mia_requests(tokenizer, documents)
     _, *lines = str(error.value).splitlines()
