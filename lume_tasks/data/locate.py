@@ -15,6 +15,7 @@ MMLU_HUB_ID = "cais/mmlu"
 MMLU_REVISION = "c30699e8356da336a370243923dbaf21066bb9fe"
 MMLU_SUBJECTS = tuple(Path(__file__).with_name("mmlu_subjects.txt").read_text(encoding="utf-8").splitlines())
 MMLU_QUESTIONS = 14_042  # in the test files of all subjects
+_FILES = "forget.jsonl or forget.parquet (`lume-tasks prepare` makes them from CSV, XLSX, JSON, text and other files)"
 
 
 def data_dir(lume_data_dir: str | None = None) -> Path:
@@ -30,7 +31,7 @@ def data_dir(lume_data_dir: str | None = None) -> Path:
         return fetch()
     origin, directory = named
     if not os.path.isdir(directory):
-        raise DataError(f"{origin} names {directory}, which is not a directory")
+        raise DataError(f"{origin} names {directory}, which is not a directory; name one with {_FILES}")
     return directory
 
 
@@ -43,9 +44,10 @@ def splits(directory: Path) -> list[str]:
 def side_file(directory: Path, side: str, split: str = "all") -> Path:
     """Return the file of ``forget`` or ``retain`` in one split (``all``, ``train``, ...); DataError if absent."""
     offered = splits(directory)
+    if not offered:
+        raise DataError(f"{directory} has no {_FILES}")
     if split not in offered:
-        there = ", ".join(offered) or "no split at all"
-        raise DataError(f"lume_split: {quote(str(split))} is not there; {directory} has: {there}")
+        raise DataError(f"lume_split: {quote(str(split))} is not there; {directory} has: {', '.join(offered)}")
     folder = directory if split == "all" else directory / split
     return find_file(folder, side, str(folder / side))
 

@@ -16,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
-from lume_tasks.data.rows import OWN, SIDES, TASKS, Row
+from lume_tasks.data.rows import OWN, ROW_TASKS, SIDES, TASKS, Row, task_name
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
@@ -103,10 +103,11 @@ class LumeTask(RowsTask):
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
         if given:
-            raise DataError(
-                f"{task}: LUME's prompt is the bare text, without template or system text; drop "
-                f"{' and '.join(given)} (and run other tasks that need them separately)."
-            )
+            why = "LUME's prompt is the bare text, without template or system text"
+            if task in ("lume_rows", "lume_memorization_rows", "lume_swap"):
+                why = "this task puts questions into the chat template by itself, after the system text of their turns"
+            drop = f"drop {' and '.join(given)} (and run other tasks that need them separately)."
+            raise DataError(f"{task}: {why}; {drop}")
         generation = (self.config.generation_kwargs or {}).items()
         changed = [f"{name}={value!r}" for name, value in generation if self._generation.get(name) != value]
         if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
@@ -172,7 +173,10 @@ def side_rows(lume_task: str, metadata: Mapping[str, Any]) -> list[dict[str, Any
     if not docs:
         named = "a task of your own" if lume_task == OWN else lume_task
         split = metadata.get("lume_split", "all")
-        raise DataError(f"{place}: no row of {named} in split {split!r}")
+        present = {task_name(row.task) for side in SIDES for row in rows[side]}
+        tasks = ",".join(name for name in ROW_TASKS if name in present)
+        advice = f"; it has rows of {tasks}: use --tasks {tasks},lume_score" if tasks else ""
+        raise DataError(f"{place}: no row of {named} in split {split!r}{advice}")
     if lume_task == OWN:
         add_prompts(docs, metadata)
     for doc in docs:

@@ -146,7 +146,7 @@ def check_lengths(task: str, lm: Any, requests: Sequence[Any]) -> None:
         head = (
             f"{task}: the model reads {lm.max_length} tokens (max_length), and {len(faults)} of {len(requests)} texts, "
             "with the new tokens, are longer. The harness would cut them, and LUME scores whole texts only. "
-            "Raise max_length in --model_args if the model can take it."
+            "Leave these rows out or, if the model can take them, raise max_length in --model_args of lm_eval."
         )
         raise DataError("\n".join([head, *first_few(faults, 10)]))
 

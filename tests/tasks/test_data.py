@@ -38,7 +38,7 @@ def test_the_first_of_metadata_variable_and_download_wins(folder, monkeypatch):
 
 def test_a_named_directory_that_is_not_there_is_an_error_with_its_origin(folder, monkeypatch):
     monkeypatch.setattr("lume_tasks.data.fetch.fetch", lambda: pytest.fail("fell back to the download"))
-    with pytest.raises(DataError, match=r"metadata lume_data_dir names .*no, which is not a directory"):
+    with pytest.raises(DataError, match=r"metadata lume_data_dir names .*no, which is not a directory; name one"):
         locate.data_dir(str(folder / "no"))
     monkeypatch.setenv("LUME_DATA_DIR", str(folder / "forget.jsonl"))
     with pytest.raises(DataError, match=r"the variable LUME_DATA_DIR names .*forget.jsonl, which is not a directory"):
@@ -52,7 +52,7 @@ def test_the_rows_of_a_split(folder):
     with pytest.raises(DataError) as caught:
         locate.load_rows(folder, "train")
     assert str(caught.value) == f'lume_split: "train" is not there; {folder} has: all, validation'
-    with pytest.raises(DataError, match="has: no split at all"):
+    with pytest.raises(DataError, match=r"has no forget\.jsonl or forget\.parquet \(`lume-tasks prepare` makes"):
         locate.load_rows(folder.parent)
 
 

@@ -14,6 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError
 from lume_tasks.paths import task_dir
 from lume_tasks.tasks.score import GENERATION_TASKS
@@ -105,6 +106,20 @@ def test_request_cache_never_serves_the_prompts_of_other_data(run, fake_lm, prom
     lm.requests.clear()
     run(lm, "lume_task1", metadata={"lume_data_dir": str(prompts_dir)}, cache_requests=True)
     assert {request.args[0] for request in lm.requests} == set(PROMPTS)
+
+
+OWN = {"lume_data": Data([Row("a-qa0", "Who is Ada Byron?", "A countess", "own", "Ada Byron")], [])}
+
+
+@pytest.mark.parametrize("task", ["lume_rows", "lume_memorization_rows", "lume_swap"])
+def test_templates_are_refused_for_rows_that_are_asked_through_one(run: Any, fake_lm: Any, task: str) -> None:
+    with pytest.raises(DataError, match=f"{task}: .* chat template by itself.*; drop --apply_chat_template "):
+        run(fake_lm(), task, metadata=OWN, apply_chat_template=True)
+
+
+def test_data_without_rows_of_a_task_names_the_tasks_that_have_rows(run: Any, fake_lm: Any) -> None:
+    with pytest.raises(DataError, match=r"no row of Task2 in split 'all'; .* use --tasks lume_rows,lume_score"):
+        run(fake_lm(), "lume_task2", metadata=OWN)
 
 
 @pytest.mark.parametrize("task", ["lume_task3", "lume_mia"])

@@ -228,4 +228,4 @@ def test_data_without_forget_rows_leaves_the_share_out(run, fake_lm, members_dir
     with caplog.at_level(logging.WARNING, "lume_tasks"):
         found = numbers(run(fake_lm(), "lume_mia", metadata={"lume_data_dir": str(members_dir)}))
     assert set(found) == names("loss", "zlib") - {"members_unlearned"}
-    assert 'no members_unlearned, which needs the forget rows: lume_split: "all" is not there' in caplog.text
+    assert f"no members_unlearned, which needs the forget rows: {members_dir} has no forget.jsonl" in caplog.text

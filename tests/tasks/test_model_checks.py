@@ -30,7 +30,7 @@ def test_other_generation_options_are_refused(manager: Any, fake_lm: Any, change
 @pytest.mark.parametrize(
     ("task", "max_length", "fault"),
     [
-        ("lume_task1", 270, r"max_length\), and 4 of 8 texts.*\n  row \"retain-0-qa0\": \d+ tokens, 14 fit"),
+        ("lume_task1", 270, r"max_length\), and 4 of 8 texts.*rows out .*\n  row \"retain-0-qa0\": \d+ tokens, 14 fit"),
         ("lume_mia", 20, r"\n  member document 1: \d+ tokens, 21 fit"),
         ("lume_memorization_task1", 9, r"\n  row \"\S+\": \d+ tokens, 10 fit"),
     ],
