@@ -128,6 +128,7 @@ def score(
     wrapped = ("`pretrained` model kwarg is not of type `str`", "Passed an already-initialized model")
     with (
         evaluating(model),
+        same_padding(tokenizer),
         # It is intended that the model is not given by name.
         without_messages("lm_eval.models.huggingface", *wrapped),
         # The results name what is missing for a final score; other generation options are intended.
@@ -147,6 +148,16 @@ def score(
     values |= {name: scores.metric("lume_swap", name) for name in SWAP}
     scores.means.update({name: value for name, value in values.items() if value is not None})
     return scores
+
+
+@contextmanager
+def same_padding(tokenizer: Any) -> Iterator[None]:
+    """Restore the tokenizer's padding token after the block: the harness sets one if there is none."""
+    token = tokenizer.pad_token
+    try:
+        yield
+    finally:
+        tokenizer.pad_token = token
 
 
 def as_data(data: Data | Mapping[str, Any] | str | Path, split: str = "all") -> Data:

@@ -20,11 +20,18 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
-from tests.conftest import assert_same_weights, make_rows
+from tests.conftest import assert_same_weights, make_rows, make_tokenizer
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]
 SHORT = {"max_gen_toks": 8}
 ONE = {"forget": [{"input": "a", "output": "b"}]}
+
+
+def test_scoring_does_not_change_the_tokenizer(model):
+    tokenizer = make_tokenizer()
+    tokenizer.pad_token = None
+    score(model, tokenizer, ONE, gen_kwargs=SHORT)
+    assert tokenizer.pad_token is None
 
 
 @pytest.fixture(scope="module")
