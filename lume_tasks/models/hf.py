@@ -278,8 +278,8 @@ def fingerprint(model: Any, tokenizer: Any, settings: list[Any]) -> str:
 
     That is its weights, configurations and adapters, the tokenizer, and ``settings``.
     """
-    configs = [model.config, model.generation_config, *getattr(model, "peft_config", {}).values()]
-    parts = [{k: v for k, v in one.to_dict().items() if k not in _PATHS} for one in configs]
+    configs = [model.config, getattr(model, "generation_config", None), *getattr(model, "peft_config", {}).values()]
+    parts = [{k: v for k, v in one.to_dict().items() if k not in _PATHS} for one in configs if one is not None]
     backend = getattr(tokenizer, "backend_tokenizer", None)
     rules = json.loads(backend.to_str()) if backend else tokenizer.get_vocab()
     rules |= {"padding": None, "truncation": None}  # these change whenever the tokenizer is called
