@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from inspect import signature
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -93,8 +92,11 @@ class LumeHF(HFLM):
     def _model_generate(self, *args: Any, **kwargs: Any) -> Any:
         # A max_new_tokens in the model's generation_config would replace the task's limit.
         config = self.model.generation_config
-        with patch.object(config, "max_new_tokens", None):
+        own, config.max_new_tokens = config.max_new_tokens, None
+        try:
             return super()._model_generate(*args, **kwargs)
+        finally:
+            config.max_new_tokens = own
 
     def _check_lengths(self, requests: Sequence[Request]) -> None:
         longest = max((len(continuation) for _, _, continuation in requests), default=0)
