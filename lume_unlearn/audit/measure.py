@@ -11,6 +11,7 @@ from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit.rows import repeating_earlier
 from lume_unlearn.audit.rules import Earlier
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.audit.suite import SHORT
@@ -101,16 +102,18 @@ def earlier_of(
 ) -> Earlier:
     """Score a model on the rows of an earlier request, and run the swap test; guesses do not count as known.
 
-    ``retain``: retain rows, whose words identify none of these.
+    ``retain``: retain rows, whose words identify none of these, but for those that repeat an answer of the request.
     """
+    repeated = repeating_earlier(retain, rows)
+    others = [row for row in retain if row not in repeated]
     data = in_parts(Data(rows, []), tokenizer)
     scores = score(model, tokenizer, data, metadata=SHORT, quiet=True, **options)
-    matcher = Matcher(data.rows, retain)
+    matcher = Matcher(data.rows, others)
     known = matcher.known(scores.answers)["forget"] - matcher.guesses()["forget"]
     # With the retain rows, invented persons can get family names of other persons.
     options |= {"controls": controls, "rows": [row.id for row in rows]}
-    swapped = swap_test(model, tokenizer, Data(rows, list(retain)), **options)
-    return Earlier(len(known), len(data.forget), swapped.together.get("forget"))
+    swapped = swap_test(model, tokenizer, Data(rows, others), **options)
+    return Earlier(len(known), len(data.forget), swapped.together.get("forget"), len(repeated))
 
 
 def nearer(measured: Mapping[str, Measured]) -> tuple[int, int] | None:

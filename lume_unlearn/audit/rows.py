@@ -1,6 +1,7 @@
 """Choose the rows that the probes train on, and the rows that they score afterwards."""
 
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -9,6 +10,9 @@ from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.data.subjects import find_subjects
+from lume_tasks.data.text import folded
+from lume_tasks.metrics.matching import is_guess, is_known
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.model.load import context_length
 
@@ -85,6 +89,38 @@ def held_out(data: Data, taught: Sequence[Row]) -> Data:
 
 def _answers(rows: Sequence[Row]) -> set[str]:
     return {row.output.strip().lower() for row in rows}
+
+
+def about_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
+    """Return the retain rows with a question of an earlier request, or about one of its persons.
+
+    Case, accents, white space and punctuation are ignored. A row is about a person if its subject is the person's name,
+    or if its question holds this name, of two words or more.
+    """
+    questions = {_question(row) for row in earlier}
+    persons = {_plain(name) for name in find_subjects(earlier).values()}
+    names = [f" {person} " for person in persons if " " in person]
+
+    def about(row: Row) -> bool:
+        text = f" {_plain(row.question or row.input)} "
+        return _question(row) in questions or _plain(row.subject) in persons or any(name in text for name in names)
+
+    return [row for row in retain if about(row)]
+
+
+def repeating_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
+    """Return the rows of `about_earlier` that give an answer of the earlier request away; guesses do not count."""
+    answers = [row.output for row in earlier if not is_guess(row.output)]
+    found = about_earlier(retain, earlier)
+    return [row for row in found if any(is_known("qa", answer, row.output) for answer in answers)]
+
+
+def _question(row: Row) -> tuple[str, ...]:
+    return (*(_plain(content) for _, content in row.turns), _plain(row.input))
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", folded(text)))
 
 
 def rows_digest(rows: Sequence[Row]) -> str:

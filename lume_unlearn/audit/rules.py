@@ -91,6 +91,8 @@ class Earlier:
     rows: int
     swap: SwapResult | None = None
     """None: no row can be tested."""
+    repeated: int = 0
+    """Number of retain rows that repeat its answers."""
 
     @property
     def faults(self) -> list[str]:
@@ -105,6 +107,11 @@ class Earlier:
         swap = (
             f", swap test {shown_p(self.swap.leak)} (tied), {shown_p(self.swap.avoided)} (avoided)" if self.swap else ""
         )
+        if self.repeated:
+            return (
+                f"cannot be told. {self.repeated} retain rows repeat its answers: take them out of the retain rows, "
+                "and unlearn again."
+            )
         return f"no sign of it: 0 of {self.rows} rows known{swap}"
 
 
@@ -158,6 +165,9 @@ def decide(
     leaks += leaks_of(before["forget"] - excused, excused, probes, strengths) + leaks_of_swaps(swaps)
     leaks += [f"Earlier request {i}: {' '.join(one.faults)}" for i, one in enumerate(earlier, 1) if one.faults]
     doubts = doubts_of(before, now, probes, useless, swaps)
+    doubts += [
+        f"Earlier request {i}: {one.line()}" for i, one in enumerate(earlier, 1) if one.repeated and not one.faults
+    ]
     right = excused & set(now["forget"]).union(*(probe.known["forget"] for probe in probes.values()))
     if right and not swaps.informative:
         doubts.insert(0, f"{len(right)} answers are right, but they may be guesses, or the control gives them too.")

@@ -80,7 +80,7 @@ def execute(options: dict[str, Any]) -> int:
     earlier, entries = requests_before(after), read_ledger(Path(after).expanduser() / LEDGER) if after else []
     if entries and entries[-1]["status"] != "gone":
         print(f"--after {after}: its verdict was {entries[-1]['status']!r}; that request stays open after this run.")
-    rows = rows_of(options, [row for found in earlier for row in found])
+    rows = rows_of(options, earlier)
     if "probes" in options:
         options["probes"] = names(options["probes"])
     if "unseen" in options:
@@ -109,14 +109,15 @@ def _load(name: str, loading: dict[str, Any], option: str) -> tuple[Any, Any]:
     return model.to(device), tokenizer
 
 
-def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]:
+def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list[Any]]:
     """Read the rows that the options name, print a summary, and return the rows by side; remove these options.
 
-    Rows of earlier requests (``earlier``) are left out of the retain rows.
+    Retain rows about persons of earlier requests (``earlier``), or with their questions, are left out.
     """
     from lume_tasks.data.fields import Options
     from lume_tasks.data.prepare import prepared
-    from lume_tasks.data.rows import SIDES, text_key
+    from lume_tasks.data.rows import SIDES
+    from lume_unlearn.audit.rows import about_earlier
 
     files = Options(**take(options, FILES))
     paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
@@ -126,8 +127,8 @@ def rows_of(options: dict[str, Any], earlier: list[Any]) -> dict[str, list[Any]]
     if by_person is not files and len({row.stem for row in (*found.forget, *found.retain)}) <= 2:
         found = prepared(paths["forget"], paths["retain"], files)
     print("\n".join([*found.summary, *_persons(found.forget)]), flush=True)
-    gone = {text_key(row) for row in earlier}
-    retain = [row for row in found.retain if text_key(row) not in gone]
+    gone = {row.id for request in earlier for row in about_earlier(found.retain, request)}
+    retain = [row for row in found.retain if row.id not in gone]
     if len(retain) < len(found.retain):
         print(f"retain rows left out, since earlier requests asked to forget them: {len(found.retain) - len(retain)}")
     if not retain:

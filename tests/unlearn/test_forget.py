@@ -146,6 +146,19 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
     assert (tmp_path / "second" / DATA / "earlier" / "1" / "forget.jsonl").is_file()
 
 
+def test_another_export_of_an_earlier_person_is_left_out_and_never_trained(tmp_path, capsys):
+    earlier = as_rows([row | {"document": "e"} for row in FORGET])
+    again = [row | {"output": row["output"].rstrip(".")} for row in FORGET]
+    again[0]["input"] = again[0]["input"].upper().replace("?", " ?")
+    again[1]["input"] = f"Where does {PERSONS[0]} come from?"
+    about = [row | {"input": row["input"].replace(PERSONS[0], "this one"), "subject": PERSONS[0]} for row in again[2:]]
+    for name, rows in (("forget", RETAIN[:4]), ("retain", [*again[:2], *about, *RETAIN[4:]])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    rows = rows_of({side: str(tmp_path / f"{side}.jsonl") for side in ("forget", "retain")}, [earlier])
+    assert "earlier requests asked to forget them: 4" in capsys.readouterr().out
+    assert {row.output for row in rows["retain"]} == {row["output"] for row in RETAIN[4:]}
+
+
 def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
     words = ("--model", target, "--forget", customers, "--output", tmp_path / "out")
     for given, status, message in (

@@ -17,6 +17,7 @@ from lume_unlearn.audit.measure import PART, in_parts
 from lume_unlearn.audit.prompts import PREFIX
 from lume_unlearn.audit.rules import (
     Earlier,
+    decide,
 )
 from lume_unlearn.audit.suite import PROBES
 from lume_unlearn.audit.verdict import Verdict, verdict
@@ -80,6 +81,22 @@ def test_verdict_on_rows_and_models_in_memory(found: Verdict) -> None:
     assert found.numbers["forget_knowledge_before"] == 1
     assert {row["row"].output for row in found.rows} == {row["output"] for row in ROWS["forget"]}
     assert found.models["before"]["sha256"] != found.models["now"]["sha256"]
+
+
+@pytest.mark.parametrize(("name", "status", "known"), [("target", "not gone", 4), ("retrained", "cannot be told", 0)])
+def test_earlier_rows_among_the_retain_rows_are_known_and_never_gone(
+    name: str, status: str, known: int, models: Callable[[str], Path]
+) -> None:
+    again = [row | {"output": f"{row['output']}.", "document": "again"} for row in ROWS["forget"]]
+    model, tokenizer = load_model(str(models(name)), torch.float32).eval(), load_tokenizer(str(models("target")))
+    rows = {"forget": ROWS["retain"][:1], "retain": [*ROWS["retain"][1:], *again], "before": model}
+    found = verdict(model, tokenizer, **rows, forgotten=[ROWS["forget"]], probes=["plain"])
+    assert (found.earlier[0].known, found.earlier[0].repeated) == (known, 4)
+    decision = decide(
+        {"forget": {"a"}, "retain": {"b"}}, {"forget": set(), "retain": {"b"}}, {}, {}, earlier=found.earlier
+    )
+    assert decision.status == status
+    assert any("Earlier request 1: " in reason for reason in decision.reasons)
 
 
 DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
