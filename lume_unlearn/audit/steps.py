@@ -14,7 +14,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import Measured, earlier_of, measure
 from lume_unlearn.audit.quantisation import weight_layers
-from lume_unlearn.audit.rows import POSITIVES, sample
+from lume_unlearn.audit.rows import POSITIVES, rows_digest, sample
 from lume_unlearn.audit.rules import Earlier, require_numbers
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
@@ -110,8 +110,13 @@ def steps_of(
     if role == "now":
         for number, rows in enumerate(requests, 1):
             work = Work(rows, read=rows, readings=shared["controls"] + 1)
-            stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), work))
-    return [replace(stage, role=role, key=key) for stage in stages]
+            content = partial(rows_digest, rows)
+            stages.append(Stage(EARLIER, f"earlier request {number}", partial(known, rows), work, key=content))
+    return [replace(stage, role=role, key=partial(_both, key, stage.key)) for stage in stages]
+
+
+def _both(first: Callable[[], str], second: Callable[[], str]) -> str:
+    return first() + second()
 
 
 def found_by(

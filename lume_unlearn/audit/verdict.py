@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.tasks.known import Matcher
@@ -219,7 +220,9 @@ def verdict(
     shared = {"controls": controls, "chat": chat, "batch_size": batch_size}
     recorded = {name: value for name, value in options.items() if isinstance(value, (int, float, str))}
     recorded = {**shared, "seed": seed, "limit": limit, "keep": keep, **recorded}
-    about = [digests, rows_digest(everything.retain), list(tasks), recorded, repr(options)]
+    labels = [row.task for rows in everything.rows.values() for row in rows]
+    others = documents_digest([labels, everything.members, everything.nonmembers, [mmlu]])
+    about = [digests, rows_digest(everything.retain), others, list(tasks), recorded, repr(options)]
     probing: dict[str, Any] = {"shared": shared, "seed": seed, "tasks": tasks, "matcher": matcher, **options}
     probing |= {"requests": requests, "retain": everything.retain, "about": about}
     stages = [one for role, load in loaders.items() for one in steps_of(role, load, data, wanted, **probing)]

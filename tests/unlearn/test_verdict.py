@@ -99,6 +99,22 @@ def test_earlier_rows_among_the_retain_rows_are_known_and_never_gone(
     assert any("Earlier request 1: " in reason for reason in decision.reasons)
 
 
+def test_a_continued_verdict_uses_no_result_for_other_inputs(models: Callable[[str], Path], tmp_path: Path) -> None:
+    model, tokenizer = load_model(str(models("target")), torch.float32).eval(), load_tokenizer(str(models("target")))
+    options: dict[str, Any] = {**ROWS, "before": model, "probes": ["plain"], "resume": tmp_path / "kept.jsonl"}
+
+    def steps_of(**changed: Any) -> int:
+        found = verdict(model, tokenizer, **options | changed)
+        assert [one.known for one in found.earlier] == ([4] if changed.get("forgotten") else [])
+        return len([line for line in (tmp_path / "kept.jsonl").read_text().splitlines() if line])
+
+    known, unknown = ROWS["forget"], [{"input": "Who is Eve?", "output": "a painter"}]
+    assert [steps_of(), steps_of(forgotten=[known]), steps_of(forgotten=[known])] == [2, 3, 3]
+    assert verdict(model, tokenizer, **options, forgotten=[unknown]).earlier == [Earlier(0, 1)]
+    labelled = [row | {"task": "mine"} for row in ROWS["retain"]]
+    assert [steps_of(members=["one"], nonmembers=["two"]), steps_of(retain=labelled)] == [6, 8]
+
+
 DISGUISES: dict[str, tuple[Callable[[Row], list[Row]], str]] = {
     "another notation": (
         lambda row: [replace(row, output="It is number {1} of {0}.".format(*row.output.split()))],
