@@ -159,6 +159,21 @@ def test_page_and_json_are_redacted_and_name_no_path(
     assert "forgethouse" in (tmp_path / "verdict.html").read_text()
 
 
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [({"kept": False}, "The rest is damaged"), ({"unmet": ["forget_knowledge<=0 (is 0.1)"]}, "forget_knowledge&lt;=0")],
+)
+def test_summary_says_to_use_only_a_model_that_passed(
+    found: Verdict, tmp_path: Path, changed: dict[str, Any], reason: str
+) -> None:
+    write_verdict(found, tmp_path)
+    assert "Put this version in place" in (tmp_path / "summary.html").read_text()
+    write_verdict(replace(found, **changed), tmp_path)
+    text = (tmp_path / "summary.html").read_text()
+    assert "Put this version in place" not in text
+    assert reason in text.partition("Reasons")[2].partition("</ul>")[0]
+
+
 def test_a_guess_counts_if_its_row_is_first_and_all_rows_lean() -> None:
     ranks = {"forget": {"yes": 0.01, "no": 0.5}}
     for leak, tied in ((0.05, {"yes"}), (0.06, set())):
