@@ -7,14 +7,18 @@ from statistics import fmean
 from typing import Any
 from zlib import crc32
 
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
+from lume_tasks.data.rows import SIDES, Row, Turns
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
+from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
+from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import repeating_earlier
 from lume_unlearn.audit.rules import Earlier
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.audit.suite import SHORT
+from lume_unlearn.model.load import context_length
 from lume_unlearn.scoring.score import MEANS, MEMORIZATION, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.scoring.swap import Swapped, swap_test
 
@@ -70,6 +74,29 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
         ]
 
     return data.changed(lambda rows: [part for row in rows for part in parts(row)])
+
+
+def too_long(rows: Sequence[Row], model: Any, tokenizer: Any, chat: bool) -> list[Row]:
+    """Return the rows that, with the new tokens of their answers, do not fit into the model's context (see `in_parts`).
+
+    Questions must fit in another wording as well, as in the judgement of a try.
+    """
+    context = context_length(model)
+
+    def tokens(row: Row) -> int:
+        new = min(most_tokens(len(tokenizer.encode(row.output))), NEW_TOKENS)
+        question = REPHRASINGS[0].format(row.input) if row.kind == "qa" else row.input
+        asked = chat_prompt if through_template(tokenizer, row.task, row.kind, chat) else _bare_prompt
+        return len(tokenizer.encode(asked(tokenizer, question, row.turns))) + new
+
+    def longest(row: Row) -> int:
+        return max(map(tokens, in_parts(Data([row], []), tokenizer).forget))
+
+    return [row for row in rows if context is not None and longest(row) > context]
+
+
+def _bare_prompt(tokenizer: Any, question: str, turns: Turns) -> str:
+    return plain_prompt(question, turns)
 
 
 def measure(

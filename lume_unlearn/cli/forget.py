@@ -1,6 +1,7 @@
 """`lume-unlearn forget`."""
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -94,7 +95,7 @@ def execute(options: dict[str, Any]) -> int:
     except NothingKnown as error:
         print(f"{error}\nVerdict: cannot be told")
         return 3
-    keep_rows(output / DATA, rows, earlier)
+    keep_rows(output / DATA, found.rows, earlier)
     write_verdict(found.verdict, output, show_pii, request)
     write_ledger(output / LEDGER, [*entries, entry_of(found.verdict, entries, request)])
     found.finish(output)
@@ -172,7 +173,7 @@ def requests_before(after: str | None) -> list[list[Any]]:
     return [read_rows(folder / FORGET) for folder in (*before, data)]
 
 
-def keep_rows(folder: Path, rows: dict[str, list[Any]], earlier: list[list[Any]]) -> None:
+def keep_rows(folder: Path, rows: Mapping[str, Sequence[Any]], earlier: list[list[Any]]) -> None:
     """Write the rows of this request, and the forget rows of earlier ones, as data directories."""
     from lume_tasks.data.files import write_rows
     from lume_unlearn.files import writing

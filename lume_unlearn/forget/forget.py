@@ -4,7 +4,7 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run, save_whole, write_text, writing
 from lume_unlearn.forget.estimates import RETRAINED_EPOCHS, Estimates, default_steps, estimates
 from lume_unlearn.forget.settings import Setting, first_setting
-from lume_unlearn.forget.signals import Judge, Signals, judge_of
+from lume_unlearn.forget.signals import Judge, Signals, judge_of, without_long
 from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
@@ -58,6 +58,8 @@ class Forgotten:
     tries: list[Try]
     look: Signals
     """What the target knew."""
+    rows: Mapping[str, Sequence[Row]] = field(default_factory=dict)
+    """The rows by side, without retain rows that are too long for the model."""
 
     def advice(self) -> list[str]:
         """Return lines that say what to do next and, if the verdict is not good, what was tried."""
@@ -181,10 +183,11 @@ def forget(
             result = request.retrained(folder)
         else:
             result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
-        given: dict[str, Any] = {**data.rows, "before": model, "control": base, "forgotten": earlier, "probes": probes}
+        given: dict[str, Any] = {"before": model, "control": base, "forgotten": earlier, "probes": probes}
+        given |= request.data.rows
         with without_messages("lume_unlearn", "probe left out"):  # logged at the start
             found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
-        return Forgotten(result, found, done, judge.before)
+        return Forgotten(result, found, done, judge.before, request.data.rows)
 
 
 @dataclass
@@ -220,11 +223,13 @@ class Request:
             write_text(path, json.dumps(about, indent=1) + "\n")
 
     def look(self) -> Judge:
-        """Score the target on the rows, print what it knows, and return the judge of the tries.
+        """Leave out rows that are too long, score the target, print what it knows, and return the judge of the tries.
 
         Raises:
             NothingKnown: it knows none of the forget rows.
+            DataError: see `without_long`.
         """
+        self.data = without_long(*self.load["before"](), self.data, self.options["chat"], self.progress.say)
         shared = {name: self.options[name] for name in ("seed", "chat", "batch_size")}
         judge = judge_of(*self.load["before"](), self.data, **shared)
         asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)

@@ -1,20 +1,22 @@
 """Judge an unlearned model by cheap signals, which need no retrained model and are not what the training optimises."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import log
 from typing import Any
 
 from lume_tasks.data.rows import SIDES
 from lume_tasks.data.source import Data
+from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.known import Matcher
-from lume_unlearn.audit.measure import in_parts
+from lume_unlearn.audit.measure import in_parts, too_long
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
 from lume_unlearn.audit.rules import KEPT, LEANING, widest
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.data.persons import OF_TRY
+from lume_unlearn.model.load import context_length
 from lume_unlearn.scoring.score import score
 from lume_unlearn.scoring.swap import swap_test
 
@@ -22,6 +24,8 @@ NAMES, CONTROLS = OF_TRY
 """Seed and number of the invented names in the swap test: the fewest that its interval needs."""
 MOST = 64
 """Most rows of each side to score, sampled with the seed."""
+SHOWN, BEGINNING = 10, 40
+"""Most rows in a message, and characters of their inputs."""
 SPARED = 0.95
 """Share of the retain rows that a good try keeps; a verdict requires `KEPT`."""
 DOUBT = LEANING + 0.01
@@ -159,3 +163,23 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, **asking: Any
     guesses = judge.matcher.guesses()
     known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
     return replace(judge, known=known, tied=judge.swap(model) if known["forget"] else None)
+
+
+def without_long(model: Any, tokenizer: Any, data: Data, chat: bool, say: Callable[[str], None]) -> Data:
+    """Return the data without retain rows that are too long for the model (see `too_long`), and say their ids.
+
+    Raises:
+        DataError: a forget row is too long, or all retain rows are.
+    """
+    long = {side: too_long(rows, model, tokenizer, chat) for side, rows in data.rows.items()}
+    why = f"with the answer, they are longer than the {context_length(model)} tokens that the model reads"
+    named = {side: [f"{row.id} ({quote(row.input[:BEGINNING])})" for row in rows] for side, rows in long.items()}
+    shown = {side: ", ".join(first_few(rows, SHOWN)) for side, rows in named.items()}
+    if long["forget"]:
+        raise DataError(f"--forget: shorten these rows, or split them into several; {why}: {shown['forget']}")
+    if len(long["retain"]) == len(data.retain):
+        raise DataError(f"--retain: give shorter rows; {why}: {shown['retain']}")
+    if long["retain"]:
+        say(f"retain rows that are left out, since {why}: {shown['retain']}")
+    left_out = {row.id for row in long["retain"]}
+    return replace(data, retain=[row for row in data.retain if row.id not in left_out])

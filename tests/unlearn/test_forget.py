@@ -11,6 +11,7 @@ import torch
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
+from lume_tasks.errors import DataError
 from lume_unlearn import Swap, forget
 from lume_unlearn.cli import main as cli
 from lume_unlearn.cli.forget import DATA, rows_of
@@ -191,6 +192,22 @@ def test_in_python_the_model_stays_as_it_was(target, caplog):
     assert any(not weight.equal(before[name]) for name, weight in found.model.state_dict().items())
     with pytest.raises(ConfigError, match="--base"):
         forget(model, tokenizer, FORGET, RETAIN, retrain=True)
+
+
+def test_rows_that_are_too_long_are_found_before_the_first_try(target, tmp_path, capsys):
+    load = partial(_loaded, target)
+    long = [{"input": "Who " * 600, "output": "a painter", "id": "long-qa1"}]
+    with pytest.raises(DataError, match=r"--forget: shorten these rows.* 512 tokens .*: long-qa1 \(\"Who Who"):
+        forget(load, load()[1], [*FORGET, *long], RETAIN, output=tmp_path / "a")
+    with pytest.raises(DataError, match="--retain: give shorter rows"):
+        forget(load, load()[1], FORGET, long, output=tmp_path / "b")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module.Request, "plan", lambda *_: pytest.fail("planned"))
+        with pytest.raises(pytest.fail.Exception, match="planned"):
+            forget(load, load()[1], FORGET, [*RETAIN, *long], output=tmp_path / "c")
+    err = capsys.readouterr().err
+    assert "retain rows that are left out, since with the answer, they are longer" in err
+    assert "the target knows 4 of 4 forget rows and 12 of 12 retain rows" in err
 
 
 def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_path):
