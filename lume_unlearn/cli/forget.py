@@ -64,7 +64,8 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.model.load import load_tokenizer
 
     output, after = Path(options.pop("output")).expanduser(), options.pop("after", None)
-    if (output / VERDICT).exists() and options.get("tries", 0) <= (before := tries_before(output)):
+    before = tries_before(output)
+    if (output / VERDICT).exists() and (not before or options.get("tries", 0) <= before):
         more = f"give more --tries than {before}, or " if before else ""
         raise ConfigError(f"--output {output}: the request there is finished; {more}name another folder")
     if not (output / INPUTS).exists():

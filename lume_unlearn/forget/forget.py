@@ -211,8 +211,11 @@ class Request:
     def require_same(self, folder: Path) -> None:
         """Refuse a folder that holds a request with other rows, options or model; record this request in the folder."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
-        about |= {"model": fingerprint(self.load["before"]()[0])["sha256"], "seed": str(self.seed)}
-        about |= {"method": repr(self.method), "base": str(self.base is not None)}
+        models = {
+            role: fingerprint(self.load[role]()[0])["sha256"] for role in ("control", "before") if role in self.load
+        }
+        about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
+        about |= {"seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
         path = folder / INPUTS
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:

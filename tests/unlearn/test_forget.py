@@ -1,6 +1,7 @@
 """`lume-unlearn forget`: its parts, and the command on a tiny model that has learned a customer's rows."""
 
 import json
+import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from functools import partial
@@ -240,6 +241,21 @@ def test_a_finished_request_goes_on_with_more_tries_alone(tmp_path, target, cust
     (tmp_path / "tries.json").write_text("[{}, {}]")
     code, _, err = command(*forget_words(target, customers, tmp_path))
     assert (code, "give more --tries than 2, or name another folder" in err) == (2, True)
+    shutil.rmtree(tmp_path / "tries")  # the verdict was good
+    code, _, err = command(*forget_words(target, customers, tmp_path), "--tries", 5)
+    assert (code, "the request there is finished; name another folder" in err) == (2, True)
+
+
+def test_a_request_is_not_continued_with_another_base_or_chat(target, model, tokenizer, tmp_path):
+    load = partial(_loaded, target)
+    options = {"output": tmp_path, "base": load}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module.Request, "look", lambda self: pytest.fail("continued"))
+        with pytest.raises(pytest.fail.Exception, match="continued"):
+            forget(load, tokenizer, FORGET, RETAIN, **options)
+        for changed in ({"chat": False}, {"base": model}):
+            with pytest.raises(ConfigError, match="holds a request with other rows"):
+                forget(load, tokenizer, FORGET, RETAIN, **options | changed)
 
 
 def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, model, tokenizer):
