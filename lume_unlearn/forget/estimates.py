@@ -40,8 +40,11 @@ class Estimates:
         return self.verdict * max(1.0, seconds / self.one_try)
 
     def line(self, tries: int, base: bool) -> str:
-        """Return the plan in words; it says if retraining from the base model would be cheaper."""
+        """Return the plan in words, without ``tries`` that of retraining; it says if retraining would be cheaper."""
         one, verdict, retraining = (seconds / 60 for seconds in (self.one_try, self.verdict, self.retraining))
+        if not tries:
+            total = retraining + verdict
+            return f"about {total:.0f} minutes: {retraining:.0f} for retraining, {verdict:.0f} for the verdict"
         text = f"about {one + verdict:.0f} to {tries * one + verdict:.0f} minutes: {one:.0f} for each of up to {tries} "
         text += f"tries, {verdict:.0f} for the verdict"
         if base and retraining < one:

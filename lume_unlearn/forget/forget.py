@@ -36,11 +36,14 @@ from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.model.load import lora_config, trainable
 from lume_unlearn.scoring.score import as_data, without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.distributed import processes
-from lume_unlearn.training.finetune import finetune
+from lume_unlearn.training.finetune import FinetuneTrainer
 from lume_unlearn.training.relearning import plain_copy
 
-MODEL, ADAPTER, TRIES, INPUTS = "model", "adapter", "tries", "inputs.json"
+MODEL, ADAPTER, TRIES, RETRAINING, INPUTS = "model", "adapter", "tries", "retraining", "inputs.json"
+MEMORISED = 0.99
+"""Share of the output tokens that a retrained model ranks first; then its training ends."""
 LORA: dict[str, Any] = {"lora_rank": 16, "lora_alpha": 32, "lora_dropout": 0.0}
 
 
@@ -79,6 +82,7 @@ class Forgotten:
         """Write ``tries.json``, after verdict and pages; if the verdict is good, remove the files for further tries."""
         with writing(folder):
             write_text(folder / f"{TRIES}.json", json.dumps([asdict(one) for one in self.tries], indent=1) + "\n")
+            shutil.rmtree(folder / RETRAINING, ignore_errors=True)
             if self.verdict.exit_status == 0:
                 shutil.rmtree(folder / TRIES, ignore_errors=True)
                 (folder / UNFINISHED).unlink(missing_ok=True)
@@ -177,7 +181,7 @@ def forget(
         folder = Path(place)
         request.require_same(folder)
         judge = request.look()
-        first, planned = request.plan(wanted, tries)
+        first, planned = request.plan(wanted, 0 if retrain else tries)
         done: list[Try] = []
         if retrain:
             result = request.retrained(folder)
@@ -211,9 +215,8 @@ class Request:
     def require_same(self, folder: Path) -> None:
         """Refuse a folder that holds a request with other rows, options or model; record this request in the folder."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
-        models = {
-            role: fingerprint(self.load[role]()[0])["sha256"] for role in ("control", "before") if role in self.load
-        }
+        roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
+        models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}
         about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
         about |= {"seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
@@ -251,13 +254,16 @@ class Request:
         return judge
 
     def plan(self, probes: Sequence[str], tries: int) -> tuple[Setting, Estimates]:
-        """Print how long the request takes; return the setting of the first try, and the estimates."""
+        """Print how long the request takes; return the setting of the first try, and the estimates.
+
+        Without ``tries``, the base model is retrained.
+        """
         load, control = self.load["before"], self.base is not None
         parameters = sum(weight.numel() for weight in load()[0].parameters())
         first = first_setting(parameters, default_steps(self.method, self.data.forget))
         found = estimates(load, self.data, probes, first, self.method, control, self.options)
         self.progress.say(found.line(tries, control))
-        self.progress.expect(found.one_try + found.verdict)
+        self.progress.expect((found.one_try if tries else found.retraining) + found.verdict)
         return first, found
 
     def unlearned(
@@ -292,15 +298,18 @@ class Request:
         return self._saved(adapted, tokenizer, folder), done
 
     def retrained(self, folder: Path) -> Any:
-        """Fine-tune the base model on the retain rows, and return it."""
+        """Fine-tune the base model on the retain rows, or continue that from its last checkpoint, and return it."""
         base, tokenizer = self.load["control"]()
         model = plain_copy(base) if isinstance(self.base, nn.Module) else base
         self.progress.say("retraining the base model on the retain rows")
-        with TemporaryDirectory() as work:
-            options: dict[str, Any] = {"num_train_epochs": RETRAINED_EPOCHS, "per_device_train_batch_size": 8}
-            options |= {"learning_rate": 2e-4, "seed": self.seed, "chat": self.options["chat"]}
-            model = finetune(model, tokenizer, self.data.retain, UnlearningArguments(output_dir=work, **options))
-        return self._saved(model, tokenizer, folder)
+        work = folder / RETRAINING
+        options: dict[str, Any] = {"num_train_epochs": RETRAINED_EPOCHS, "per_device_train_batch_size": 8}
+        options |= {"learning_rate": 2e-4, "seed": self.seed, "chat": self.options["chat"]}
+        options |= {"output_dir": str(work), "save_strategy": "epoch", "save_total_limit": 1}
+        trainer = FinetuneTrainer(model, tokenizer, self.data.retain, UnlearningArguments(**options), until=MEMORISED)
+        checkpoints = whole_checkpoints(work)
+        trainer.train(resume_from_checkpoint=str(checkpoints[0]) if checkpoints else None)
+        return self._saved(model.eval(), tokenizer, folder)
 
     def _saved(self, model: Any, tokenizer: Any, folder: Path) -> Any:
         """Merge the adapter into the model, if it has one, write both to the folder, and return the model."""

@@ -24,6 +24,7 @@ from lume_unlearn.forget.ledger import LEDGER, ledger_faults
 from lume_unlearn.forget.settings import Setting
 from lume_unlearn.model.load import load_model, load_tokenizer
 from lume_unlearn.scoring.score import score
+from lume_unlearn.training.callbacks.memorised import Memorised
 from tests.conftest import make_model, make_tokenizer, trained_copy
 from tests.unlearn.test_persons import FORGET, PERSONS, RETAIN
 from tests.unlearn.test_tries import signals
@@ -266,6 +267,32 @@ def test_retraining_starts_from_the_base_and_sees_the_retain_rows_alone(target, 
     assert not found.verdict.given
     failed = replace(found, verdict=replace(found.verdict, status="not gone"))
     assert "retrain" not in failed.advice()[-1]
+
+
+def test_an_interrupted_retraining_continues(target, model, tokenizer, tmp_path, capsys):
+    load, epochs = partial(_loaded, target), []
+    options = {"base": model, "retrain": True, "probes": ["quantised"], "controls": 39}
+    after = Memorised.on_epoch_end
+
+    def interrupted(self, args, state, control, **kwargs):
+        epochs.append(state.epoch)
+        if len(epochs) == 3:
+            raise KeyboardInterrupt
+        return after(self, args, state, control, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Memorised, "on_epoch_end", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            forget(load, tokenizer, FORGET, RETAIN, output=tmp_path, **options)
+        found = forget(load, tokenizer, FORGET, RETAIN, output=tmp_path, **options)
+    assert epochs[:4] == [1, 2, 3, 3]  # not from the first epoch on
+    found.finish(tmp_path)
+    assert not (tmp_path / "retraining").exists()
+    plan = capsys.readouterr().err
+    assert "for retraining" in plan
+    assert "tries" not in plan
+    uninterrupted = forget(load, tokenizer, FORGET, RETAIN, **options)
+    assert all(one.equal(found.model.state_dict()[name]) for name, one in uninterrupted.model.state_dict().items())
 
 
 def _loaded(folder):
