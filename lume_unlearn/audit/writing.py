@@ -40,6 +40,11 @@ WAYS = {
 VERDICT = "verdict.json"
 SCHEMA = 2
 """Version of the fields of ``verdict.json``."""
+NEEDED = (
+    *("status", "kept", "given", "counted", "options.limit", "options.seed"),
+    *("models.now.sha256", "data_sha256.forget", "data_sha256.retain"),
+)
+"""Fields of ``verdict.json`` that `verify` reads."""
 
 
 def write_verdict(verdict: Verdict, output: str | Path, show_pii: bool = False, request: str = "") -> None:
@@ -83,14 +88,26 @@ def verify(content: Mapping[str, Any], model: Any, data: Data) -> list[str]:
     Raises:
         ConfigError: ``content`` is no verdict of this version.
     """
-    if content.get("schema") != SCHEMA:
-        raise ConfigError(f"verdict.json: its schema is {content.get('schema')}, not {SCHEMA}: audit the model again")
+    require_verdict(content)
     options = content["options"]
     data = limited(data, options["limit"], options["seed"])
     hashes = {"weights of the model": (content["models"]["now"]["sha256"], fingerprint(model)["sha256"])}
     for side, rows in data.rows.items():
         hashes[f"{side} rows"] = content["data_sha256"][side], rows_digest(rows)
     return [f"The {name} differ from those of the verdict." for name, (then, now) in hashes.items() if then != now]
+
+
+def require_verdict(content: Any) -> None:
+    """Raise `ConfigError` unless this is the content of a ``verdict.json`` of this version."""
+    schema = content.get("schema") if isinstance(content, dict) else None
+    if schema != SCHEMA:
+        raise ConfigError(f"{VERDICT}: its schema is {schema}, not {SCHEMA}: audit the model again")
+    for path in NEEDED:
+        found = content
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        if found is None:
+            raise ConfigError(f"{VERDICT}: {path} is missing, so the file was changed: restore it, or audit again")
 
 
 def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:

@@ -23,25 +23,27 @@ def add_options(parser: Any) -> None:
 def execute(options: dict[str, Any]) -> int:
     """Compute the hashes again, check the ledger beside the verdict, and print mismatches; return 1 for any, else 0."""
     from lume_tasks.data.source import load_data
-    from lume_unlearn.audit.writing import verify
+    from lume_unlearn.audit.writing import require_verdict, verify
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
     from lume_unlearn.cli.forget import DATA
     from lume_unlearn.data.sources import named_directory
     from lume_unlearn.forget.ledger import LEDGER, ledger_faults, read_ledger
 
-    path = options.pop("verdict")
+    path = Path(options.pop("verdict")).expanduser()
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--verdict {path}: cannot be read ({error})") from error
+    require_verdict(content)
     require_models(**{name: options[name] for name in MODELS if name in options})
-    beside = Path(path).parent / DATA
+    beside, entries = path.parent / DATA, read_ledger(path.parent / LEDGER)
     if "data" not in options and beside.is_dir():  # written by `forget`
         options["data"] = str(beside)
+    elif "data" not in options and entries:
+        raise ConfigError(f"--data: give the folder with the rows of the request, since {beside} is no longer there")
     data = load_data(named_directory(options.pop("data", None)), options.pop("split", "all"))
     model, _, _ = load_audited(**options, device="cpu")
     faults = verify(content, model, data)
-    entries = read_ledger(Path(path).parent / LEDGER)
-    faults += ledger_faults(entries, content["models"]["now"]["sha256"], content["data_sha256"]["forget"])
+    faults += ledger_faults(entries, content)
     print("\n".join(faults) or f"The weights and rows match the verdict ({content['status']}).")
     return 1 if faults else 0

@@ -101,6 +101,19 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
         torch.testing.assert_close(adapted[name], weight, rtol=0, atol=1e-5)
 
 
+def test_verify_names_what_is_damaged_or_missing(once, tmp_path, command):
+    output = tmp_path / "copy"
+    shutil.copytree(once[0], output, ignore=shutil.ignore_patterns(DATA, "tries"))
+    words = ("verify", "--model", output / "model", "--verdict", output / "verdict.json")
+    code, _, err = command(*words)
+    assert (code, "--data: give the folder with the rows of the request" in err) == (2, True), err
+    assert command(*words, "--data", once[0] / DATA)[0] == 0
+    for text, message in (("[]", "its schema is None"), ('{"schema": 2}', "status is missing")):
+        (output / "verdict.json").write_text(text)
+        code, _, err = command(*words, "--data", once[0] / DATA)
+        assert (code, message in err) == (2, True), err
+
+
 def test_a_column_that_only_marks_rows_makes_them_no_document(tmp_path, capsys):
     lines, marks = ["delete,question,answer"], ["true"] * 3 + ["false"] * 3
     for mark, name in zip(marks, ("Jane Roe", "Max Low", "Tim Fox", "Eva Lind", "Sue Bell", "Ron Dale"), strict=True):
@@ -142,10 +155,16 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
     entries = [json.loads(line) for line in (tmp_path / "second" / LEDGER).read_text().splitlines()]
     assert ("that request stays open" in out) == (entries[0]["status"] != "gone")
     assert [entry["number"] for entry in entries] == [1, 2]
-    now, rows = entries[-1]["model_now"], entries[-1]["rows"]["forget"]
-    assert ledger_faults(entries, now, rows) == []
-    assert len(ledger_faults([entries[0] | {"status": "gone, really"}, entries[1]], now, rows)) == 1
-    assert len(ledger_faults(entries, "another", "others")) == 2
+    content = json.loads((tmp_path / "second" / "verdict.json").read_text())
+    assert ledger_faults(entries, content) == []
+    assert len(ledger_faults([entries[0] | {"status": "gone, really"}, entries[1]], content)) == 1
+    assert len(ledger_faults(entries[1:], content)) == 1
+    changed = {"status": "gone, really", "kept": None, "given": 99, "data_sha256": {"forget": "others"}}
+    assert len(ledger_faults(entries, content | changed)) == 4
+    lines = ["{}", json.dumps(entries[1])]
+    (tmp_path / "second" / LEDGER).write_text("\n".join(lines))
+    code, _, err = command(*words[:1], "--after", tmp_path / "second", *words[3:], "--output", tmp_path / "third")
+    assert (code, "requests.jsonl:1: no entry of a ledger, since number is missing" in err) == (2, True), err
     assert (tmp_path / "second" / DATA / "earlier" / "1" / "forget.jsonl").is_file()
 
 
