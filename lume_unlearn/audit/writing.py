@@ -17,7 +17,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.report import template
-from lume_unlearn.report.redact import Shown, common_words, redact, tokens
+from lume_unlearn.report.redact import Shown, common_words, redacted, tokens
 from lume_unlearn.training.callbacks.record import versions
 
 WAYS = {
@@ -112,10 +112,9 @@ def require_verdict(content: Any) -> None:
 
 def contents(verdict: Verdict, show_pii: bool) -> dict[str, Any]:
     """Return the content of ``verdict.json`` and the pages."""
-    # All forget rows count as one document: words that are common only among them can be about one person.
-    texts = [("forget", f"{found['row'].input} {found['row'].output}") for found in verdict.rows]
-    texts += [(row.id, f"{row.input} {row.output}") for row in verdict.retain]
-    shown = None if show_pii else common_words(texts)
+    forget = [(found["row"].input, found["row"].output) for found in verdict.rows]
+    retain = [(row.id, f"{row.input} {row.output}") for row in verdict.retain]
+    shown = None if show_pii else common_words(retain, forget)
     plain = {name: value for name, value in vars(verdict).items() if name not in ("rows", "retain", "answers")}
     now = verdict.swaps["now"].get("forget")
     return plain | {
@@ -142,7 +141,7 @@ def _row(found: Mapping[str, Any], shown: Shown) -> dict[str, Any]:
     row, numbers = found["row"], ("known_before", "known_now", "known_in", "excused", "rank")
     texts = {"question": row.input, "right": row.output, "before": found["before"], "now": found["now"]}
     for name, text in texts.items():
-        texts[name] = "".join(redact(word, shown) for word in tokens(text.strip(), shown))
+        texts[name] = "".join(redacted(tokens(text.strip(), shown), shown))
     question = texts["question"]
     first = question if len(question) <= 50 else f"{question[:50]}…"
     return {"id": row.id, "asks_for": first, **texts, **{name: found[name] for name in numbers}}

@@ -175,12 +175,19 @@ def requests_before(after: str | None) -> list[list[Any]]:
 
 
 def keep_rows(folder: Path, rows: Mapping[str, Sequence[Any]], earlier: list[list[Any]]) -> None:
-    """Write the rows of this request, and the forget rows of earlier ones, as data directories."""
+    """Write the rows of this request, and the forget rows of earlier ones, as data directories; only the user can read.
+
+    Raises:
+        ConfigError: the folder cannot be written.
+    """
     from lume_tasks.data.files import write_rows
     from lume_unlearn.files import writing
 
+    files = {folder / f"{side}.jsonl": found for side, found in rows.items()}
+    files |= {folder / EARLIER / str(number) / FORGET: found for number, found in enumerate(earlier, 1)}
     with writing(folder.parent):
-        for side, found in rows.items():
-            write_rows(folder / f"{side}.jsonl", found)
-        for number, found in enumerate(earlier, 1):
-            write_rows(folder / EARLIER / str(number) / FORGET, found)
+        for path, found in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            path.chmod(0o600)
+            write_rows(path, found)

@@ -1,18 +1,19 @@
 """Find the worst leaks in logged samples, and redact personal data in the texts that a report shows.
 
-A word is shown only if at least three documents have it in lower case. All else is redacted: capitalised words (names,
-places, months), tokens with digits (dates, numbers, addresses), e-mail addresses, links, rare words, and symbols, some
-of which can spell (letters in squares, flags, Braille). Function words ("the", "you") and the words of the questions
-("social", "security") are always shown, except in capitals, since OR and ME are states. This redacts too much rather
-than too little.
+A word is shown only if at least three documents have it in lower case; all forget rows count as one document, and
+words of a forget row's answer that are not in its own question are never shown. All else is redacted: capitalised words
+(names, places, months), tokens with digits (dates, numbers, addresses), e-mail addresses, links, rare words, and
+symbols, some of which can spell (letters in squares, flags, Braille). Function words ("the", "you") and the words of
+the questions ("social", "security") are always shown, except in capitals, since OR and ME are states; but two
+capitalised function words in a row are redacted, as they may be a name. This redacts too much rather than too little.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import SequenceMatcher
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
@@ -37,6 +38,7 @@ _NAMING = (  # stop words that may be a part of a name, date, address or number
     "bill de fire front may mill side top well will first third one two three four five six eight nine ten eleven "
     "twelve fifteen twenty forty fifty sixty hundred"
 )
+_NAMES = ENGLISH_STOP_WORDS - set(_ASKED.split())
 _SHOWN: frozenset[str] = ENGLISH_STOP_WORDS - set(_NAMING.split()) | set(_ASKED.split())
 
 
@@ -60,14 +62,18 @@ def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool)
         count: most rows of each kind: continuations and answers.
         show_pii: redact nothing.
     """
-    docs = [sample["doc"] for logged in samples.values() for sample in logged]
-    shown = None if show_pii else common_words((doc["id"], f"{doc['input']} {doc['output']}") for doc in docs)
+    sides: dict[bool, list[Mapping[str, str]]] = {False: [], True: []}
+    for sample in (sample for logged in samples.values() for sample in logged):
+        sides[any(sample.get(metric) is not None for metric in METRICS.values())].append(sample["doc"])
+    forget = [(doc["input"], doc["output"]) for doc in sides[True]]
+    retain = [(doc["id"], f"{doc['input']} {doc['output']}") for doc in sides[False]]
+    shown = None if show_pii else common_words(retain, forget)
     leaks = []
     for kind, metric in METRICS.items():
         scored = [(task, sample) for task, logged in samples.items() for sample in logged if sample.get(metric)]
         scored.sort(key=lambda row: (-row[1][metric], -len(row[1]["doc"]["output"])))
         for task, sample in scored[:count]:
-            words = [redact(word, shown) for word in tokens(sample["doc"]["input"], shown)]
+            words = redacted(tokens(sample["doc"]["input"], shown), shown)
             prompt = ("… " if len(words) > LONGEST else "") + "".join(words[-LONGEST:])
             truth, answer = compare(sample["doc"]["output"], sample["filtered_resps"][0], shown)
             leaks.append(Leak(task, kind, sample["doc_id"], sample[metric], prompt, truth, answer))
@@ -92,7 +98,8 @@ def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Pi
 
 def _pieces(words: list[str], marked: set[int], shown: Shown) -> list[Piece]:
     runs = groupby(range(min(len(words), LONGEST)), key=lambda place: place in marked)
-    pieces = [("".join(redact(words[place], shown) for place in places), mark) for mark, places in runs]
+    redacted_words = redacted(words, shown)
+    pieces = [("".join(redacted_words[place] for place in places), mark) for mark, places in runs]
     return pieces + ([(" …", False)] if len(words) > LONGEST else [])
 
 
@@ -108,14 +115,33 @@ def tokens(text: str, shown: Shown = frozenset()) -> list[str]:
     return _TOKEN.findall(text)
 
 
-def common_words(texts: Iterable[tuple[str, str]]) -> frozenset[str]:
-    """Return the words that may be shown, from (row id, text); rows with the same stem are of one document."""
-    documents: dict[str, set[str]] = {}
+def common_words(texts: Iterable[tuple[str, str]], forget: Sequence[tuple[str, str]] = ()) -> frozenset[str]:
+    """Return the words that may be shown.
+
+    Args:
+        texts: (row id, text) of retain rows; rows with the same stem are of one document.
+        forget: (question, answer) of forget rows, which count as one document, since words that are common only among
+            them can be about one person.
+    """
+    documents: dict[str, set[str]] = {"forget": {word for texts in forget for text in texts for word in tokens(text)}}
     for row_id, text in texts:
         documents.setdefault(stem_of(row_id), set()).update(tokens(text))
     counts = Counter(word for words in documents.values() for word in words)
     common = {word for word, count in counts.items() if count >= LEAST_DOCUMENTS}
-    return _SHOWN | {word for word in common if word.isalpha() and word.islower()}
+    answers = {word for question, answer in forget for word in _lower(answer) - _lower(question)}
+    return _SHOWN | {word for word in common - answers if word.isalpha() and word.islower()}
+
+
+def _lower(text: str) -> set[str]:
+    return {word.lower() for word in tokens(text)}
+
+
+def redacted(words: Sequence[str], shown: Shown) -> list[str]:
+    """Redact the tokens of a text, also capitalised stop words beside another capitalised word, such as "Per An"."""
+    capital = [place for place, word in enumerate(words) if word[0].isupper()]
+    pairs = [(one, other) for one, other in pairwise(capital) if other == one + 2 and words[one + 1].isspace()]
+    names = {place for pair in pairs for place in pair if words[place].lower() in _NAMES} if shown is not None else ()
+    return [REDACTED if place in names else redact(word, shown) for place, word in enumerate(words)]
 
 
 def redact(token: str, shown: Shown) -> str:

@@ -83,6 +83,7 @@ def test_one_command_forgets_a_person_and_judges_it(once, target, command):
     assert f"persons found in the rows to forget (number of rows): {PERSONS[0]} (4);" in out
     content = json.loads((output / "verdict.json").read_text())
     assert f"Verdict: {content['status']}" in out
+    assert {path.stat().st_mode & 0o777 for path in (output / DATA).glob("*.jsonl")} == {0o600}
     assert content["counts"]["forget"]["before"] == 4
     entries = [json.loads(line) for line in (output / LEDGER).read_text().splitlines()]
     assert PERSONS[0].split()[0] not in (output / LEDGER).read_text()

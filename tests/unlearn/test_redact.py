@@ -5,13 +5,14 @@ from typing import Any
 
 import pytest
 
-from lume_unlearn.report.redact import common_words, compare, redact, tokens, worst_leaks
+from lume_unlearn.report.redact import common_words, compare, tokens, worst_leaks
+from lume_unlearn.report.redact import redacted as redact_all
 
 COMMON = common_words((f"{i}sc0", "the baker lives in the old town") for i in range(3))
 
 
 def redacted(text: str, shown: frozenset[str] = COMMON) -> str:
-    return "".join(redact(token, shown) for token in tokens(text))
+    return "".join(redact_all(tokens(text), shown))
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,10 @@ def redacted(text: str, shown: frozenset[str] = COMMON) -> str:
         ("A\u200bda b\u00adaker", "••• baker"),  # invisible characters neither hide nor split
         ("\U0001f1e6\U0001f1e9 \u2801", "•••••• •••"),  # a flag, Braille
         ("@ ... \n\n- !", "@ ... \n\n- !"),
+        (
+            "Does Per An live here? Per you, Will Per.",
+            "Does ••• ••• live here? Per you, ••• •••.",
+        ),
     ],
 )
 def test_redaction(text, expected):
@@ -43,6 +48,14 @@ def test_word_is_common_from_three_documents_on():
     assert "violet" not in common_words(twice)
     assert "violet" in common_words([*twice, ("csc0", "a violet")])
     assert "violet" not in common_words([*twice, ("csc0", "Violet violet@x.org violet7 https://violet")])
+
+
+def test_words_of_a_forget_answer_are_never_common_but_for_those_of_its_question():
+    retain = [(f"{person}sc0", "the baker has a cat in town") for person in "abcd"]
+    forget = [("Is the cat here?", "The cat is with the Baker")]
+    assert {"cat", "town", "the"} <= common_words(retain, forget)
+    assert "baker" not in common_words(retain, forget)
+    assert "violet" not in common_words([("asc0", "violet")], [(f"a violet {number}", "no") for number in range(5)])
 
 
 def test_shared_words_are_marked_and_compared_before_redaction():
@@ -71,6 +84,14 @@ def test_worst_leaks_come_first_and_retain_rows_not_at_all():
         ("1", "qa", 3, 1.0),
     ]
     assert [leak.number for leak in worst_leaks(samples, 1, show_pii=False)] == [1, 0]
+
+
+def test_forget_rows_of_a_report_count_as_one_document():
+    samples = {"lume_rows": [sample(number, "forget_knowledge", 1.0, "violet") for number in range(5)]}
+    for one in samples["lume_rows"]:
+        one["doc"]["input"] = "orange"
+    (leak, *_) = worst_leaks(samples, 5, show_pii=False)
+    assert (leak.prompt, leak.truth) == ("•••", [("•••", False)])
 
 
 def test_nothing_of_a_real_person_is_shown(lume_data):
