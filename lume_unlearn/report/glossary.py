@@ -38,8 +38,8 @@ class Score:
 
 
 def task_number(task: str) -> str:
-    """Return ``Task 1`` for ``lume_task1``."""
-    return TASKS[task].partition(":")[0]
+    """Return ``Task 1`` for ``lume_task1``, ``Own rows`` for ``lume_rows``."""
+    return TASKS.get(task, "Own rows").partition(":")[0]
 
 
 def _scores(task: str, metric: str, names: Mapping[str, str], good: str, name: str = "*") -> tuple[Score, ...]:

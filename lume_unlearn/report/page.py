@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError, visible
 from lume_tasks.metrics import unlearning
 from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval, distance_of_means
@@ -170,5 +171,5 @@ def not_unlearned(models: Sequence[Model]) -> dict[str, list[str]]:
 
 def leaks(models: Sequence[Model], show_pii: bool) -> dict[str, list[Any]]:
     """Return for each model with logged samples the forget rows that it knows best."""
-    samples = {model.name: {task: model.samples(task) for task in TASKS} for model in models}
+    samples = {model.name: {task: model.samples(task) for task in ROW_TASKS} for model in models}
     return {name: worst_leaks(logged, LEAKS, show_pii) for name, logged in samples.items() if any(logged.values())}

@@ -70,14 +70,22 @@ def worst_leaks(samples: Mapping[str, list[Sample]], count: int, show_pii: bool)
     shown = None if show_pii else common_words(retain, forget)
     leaks = []
     for kind, metric in METRICS.items():
-        scored = [(task, sample) for task, logged in samples.items() for sample in logged if sample.get(metric)]
-        scored.sort(key=lambda row: (-row[1][metric], -len(row[1]["doc"]["output"])))
-        for task, sample in scored[:count]:
+        rows = [(_score(sample, metric), task, sample) for task, logged in samples.items() for sample in logged]
+        rows.sort(key=lambda row: (-row[0], -len(row[2]["doc"]["output"])))
+        for score, task, sample in [row for row in rows if row[0]][:count]:
             words = redacted(tokens(sample["doc"]["input"], shown), shown)
             prompt = ("… " if len(words) > LONGEST else "") + "".join(words[-LONGEST:])
             truth, answer = compare(sample["doc"]["output"], sample["filtered_resps"][0], shown)
-            leaks.append(Leak(task, kind, sample["doc_id"], sample[metric], prompt, truth, answer))
+            leaks.append(Leak(task, kind, sample["doc_id"], score, prompt, truth, answer))
     return leaks
+
+
+def _score(sample: Sample, metric: str) -> float:
+    """Return the score of a forget row, of your own rows whether it is given away; 0 for other rows."""
+    score = sample.get(metric)
+    if score is not None and sample.get("forget_known") is not None:
+        score = sample["forget_known"]
+    return float(score or 0)
 
 
 def compare(truth: str, answer: str, shown: Shown) -> tuple[list[Piece], list[Piece]]:

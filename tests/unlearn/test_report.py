@@ -198,5 +198,15 @@ def test_personal_data_is_redacted_unless_asked_for(write_results):
         assert text in shown
 
 
+@pytest.mark.usefixtures("undrawn")
+def test_rows_of_ones_own_are_among_the_worst_leaks_if_they_are_given_away(write_results):
+    samples = [scored_sample(0, "qa", 0.0, "Ada has 900-51-4344"), scored_sample(1, "qa", 0.0, "no")]
+    rows = [sample | {"forget_known": known} for sample, known in zip(samples, (1.0, 0.0), strict=True)]
+    path = write_results("/m/a", {"lume_rows": full(0.5)["lume_task1"]}, {"lume_rows": rows})
+    text = Outline(page_of(path)).text
+    assert "Own rows, row 0; given away: 1.00" in text
+    assert "Own rows, row 1" not in text
+
+
 def test_every_attack_has_a_name():
     assert set(glossary.ATTACKS) == set(ATTACKS)
