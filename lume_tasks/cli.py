@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.errors import DataError, first_few, print_any_letter, visible
+from lume_tasks.errors import DataError, first_few, print_any_letter, raise_problems, visible
 from lume_tasks.paths import task_dir
 
 
@@ -119,8 +119,7 @@ def _prepare(args: argparse.Namespace) -> str:
 
         if args.model is None:
             raise DataError("--retain generate: needs --model, which generates the rows")
-        names = [] if args.neighbours is None else args.neighbours.read_text(encoding="utf-8").split("\n")
-        names = [name.strip() for name in names if name.strip()]
+        names = [] if args.neighbours is None else _neighbours(args.neighbours, args.encoding)
         retain = [args.output / "generated.jsonl"]
         if retain[0].exists():
             raise DataError(f"{retain[0]}: exists already: name another --output folder, or give this file to --retain")
@@ -128,6 +127,19 @@ def _prepare(args: argparse.Namespace) -> str:
     elif args.model or args.neighbours:
         raise DataError("--model, --neighbours: only with --retain generate")
     return prepare(args.forget, retain, args.output, options, args.list)
+
+
+def _neighbours(path: Path, encoding: str | None) -> list[str]:
+    """Read the names of ``--neighbours``, a line each, in any encoding that `prepare` reads."""
+    from lume_tasks.data.encodings import decoded
+    from lume_tasks.data.files import place, unreadable
+
+    try:
+        text, _, faults = decoded(path.read_bytes(), encoding)
+    except OSError as error:
+        text, faults = "", [unreadable(error)]
+    raise_problems(place(f"--neighbours {path}", faults))
+    return [name.strip() for name in text.split("\n") if name.strip()]
 
 
 def _summary(directory: Path) -> str:

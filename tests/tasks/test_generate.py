@@ -49,6 +49,17 @@ def test_a_model_generates_the_retain_rows(chat, model_dir, tmp_path, capsys):
     assert all(name in start for name, start in zip(("Eve", "Bob"), starts, strict=False))
 
 
+def test_names_of_neighbours_are_read_in_any_encoding(tmp_path, capsys):
+    (tmp_path / "person.csv").write_text("question,answer\nWho?,Ada\n")
+    words = ["prepare", "--forget", f"{tmp_path}/person.csv", "--retain", "generate", "--output", f"{tmp_path}/out"]
+    words += ["--model", f"{tmp_path}/no", "--neighbours", f"{tmp_path}/names.txt"]
+    assert main(words) == 2
+    assert f"--neighbours {tmp_path}/names.txt: cannot be read" in capsys.readouterr().err
+    (tmp_path / "names.txt").write_bytes("José Muñoz\nZoë Brontë\nRené Févr\n".encode("cp1252"))
+    assert main([*words, "--encoding", "cp1252"]) == 2
+    assert "cannot be loaded" in capsys.readouterr().err  # the names were read
+
+
 def test_a_model_is_needed(tmp_path, capsys):
     (tmp_path / "person.csv").write_text("question,answer\nWho?,Ada\n")
     words = ["prepare", "--forget", f"{tmp_path}/person.csv", "--retain", "generate", "--output", f"{tmp_path}/out"]
