@@ -240,6 +240,11 @@ class Request:
         judge = judge_of(*self.load["before"](), self.data, **shared)
         asked = " and ".join(f"{len(judge.known[side])} of {len(judge.data.rows[side])} {side} rows" for side in SIDES)
         self.progress.say(f"the target knows {asked} (an answer that may be a guess does not count)")
+        if not judge.known["retain"]:
+            self.progress.say(
+                "--retain: the target knows none of these rows, so the verdict can only be `not gone` or `cannot be "
+                "told`: stop here, and give retain rows that it knows"
+            )
         if judge.tied:
             others = ", so the target answers much the same about anybody" if judge.tied.factor < ALIKE else ""
             self.progress.say(

@@ -232,6 +232,18 @@ def test_rows_that_are_too_long_are_found_before_the_first_try(target, tmp_path,
     assert "the target knows 4 of 4 forget rows and 12 of 12 retain rows" in err
 
 
+def test_a_target_that_knows_no_retain_row_is_said_before_the_first_try(target, capsys):
+    load = partial(_loaded, target)
+    unknown = [
+        {"input": f"What is the motto of Zed Quux {number}?", "output": f"Plume {number}0001"} for number in "abc"
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module.Request, "plan", lambda *_: pytest.fail("planned"))
+        with pytest.raises(pytest.fail.Exception, match="planned"):
+            forget(load, load()[1], FORGET, unknown)
+    assert "--retain: the target knows none of these rows" in capsys.readouterr().err
+
+
 def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_path):
     first, second, third = (signals(known=2), signals(known=1)), [signals(kept=3)] * 2, [signals(known=2)] * 2
     seen, answers = [], iter([*first, *second, *third])
