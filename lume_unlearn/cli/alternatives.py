@@ -33,7 +33,7 @@ def execute(options: dict[str, Any]) -> None:
     from lume_unlearn.data.sources import Source
     from lume_unlearn.model.load import bfloat16_here, load_model, load_tokenizer, require_model
 
-    output = Path(options.pop("output"))
+    output = Path(options.pop("output")).expanduser()
     if output.suffix != ".jsonl":
         raise ConfigError(f"--output {output}: name a file that ends in .jsonl")
     unused_part(output)

@@ -71,7 +71,7 @@ def execute(options: dict[str, Any]) -> int:
         raise ConfigError(f"{', '.join(given)}: only with --before, for a verdict")
     if options.get("top_p", 1) > 1:
         raise ConfigError(f"--top_p {options['top_p']}: must be above 0 and at most 1")
-    output = Path(options.pop("output"))
+    output = Path(options.pop("output")).expanduser()
     if not (output / UNFINISHED).exists():
         require_unused(output)
     require_models(**{name: options[name] for name in MODELS if name in options})

@@ -14,4 +14,4 @@ def execute(options: dict[str, Any]) -> None:
     """Run the quickstart."""
     from lume_unlearn.quickstart.run import quickstart
 
-    quickstart(Path(options["output"]), options["seed"])
+    quickstart(Path(options["output"]).expanduser(), options["seed"])

@@ -22,6 +22,6 @@ def execute(options: dict[str, Any]) -> None:
     """Write the page."""
     from lume_unlearn.report.page import write_report
 
-    options["output"] = Path(options["output"])
+    options["output"] = Path(options["output"]).expanduser()
     page, *pictures = write_report(**options)
     print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")

@@ -131,7 +131,9 @@ def compare(
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    return _run(comparison, Path(output), storage, {"retrained": None, **shown, "tuning_share": tuning_share})
+    return _run(
+        comparison, Path(output).expanduser(), storage, {"retrained": None, **shown, "tuning_share": tuning_share}
+    )
 
 
 def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
