@@ -1,5 +1,6 @@
 """Measure a model for a verdict: its answers to the rows, its scores, and the swap test."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import isfinite, log
@@ -10,6 +11,7 @@ from zlib import crc32
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import SIDES, Row, Turns
 from lume_tasks.data.source import Data
+from lume_tasks.data.text import UNSPACED
 from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
@@ -24,6 +26,8 @@ from lume_unlearn.scoring.swap import Swapped, swap_test
 
 PART = NEW_TOKENS - 56
 """Most tokens of an answer that is judged whole; see `in_parts`."""
+_WORD = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
+"""Matches a word, or a character of a script without spaces, with the white space before it."""
 TINY = 1e-300
 """Lower probabilities are raised to this before the logarithm."""
 
@@ -60,17 +64,18 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
     def parts(row: Row) -> list[Row]:
         if len(tokenizer.encode(row.output)) <= PART:
             return [row]
-        found, words = [], row.output.split(" ")
+        found, words = [], _WORD.findall(row.output)
         while words:
             size = len(words)
-            while size > 1 and len(tokenizer.encode(" ".join(words[:size]))) > PART:
+            while size > 1 and len(tokenizer.encode("".join(words[:size]))) > PART:
                 size = max(1, size * 3 // 4)
-            found.append(" ".join(words[:size]))
+            found.append("".join(words[:size]))
             words = words[size:]
-        starts = [" ".join([row.input, *found[:number]]) for number in range(len(found))]
+        starts = [row.input, *(f"{row.input} {''.join(found[:number])}" for number in range(1, len(found)))]
+        ids = [f"{row.stem}sc{crc32(row.id.encode())}{number:03}" for number in range(len(found))]
         return [
-            replace(row, id=f"{row.stem}sc{crc32(row.id.encode())}{number:03}", input=start, output=part, question="")
-            for number, (start, part) in enumerate(zip(starts, found, strict=True))
+            replace(row, id=one, input=start, output=part.strip(), question="")
+            for one, start, part in zip(ids, starts, found, strict=True)
         ]
 
     return data.changed(lambda rows: [part for row in rows for part in parts(row)])

@@ -189,11 +189,20 @@ def test_rows_longer_than_a_generation_are_judged_in_parts() -> None:
     data = in_parts(Data(long, as_rows(ROWS["retain"])), tokenizer)
     assert len(data.forget) > 1
     assert len(data.retain) == 4
-    assert " ".join(row.output for row in data.forget) == long[0].output
+    assert " ".join(row.output for row in data.forget) == long[0].output.strip()
     assert data.forget[1].input == f"And then? {data.forget[0].output}"
     assert all(len(tokenizer.encode(row.output)) <= PART and row.kind == "sc" for row in data.forget)
     assert len({row.id for row in data.forget}) == len(data.forget)
     assert {row.stem for row in data.forget} == {"long-"}
+
+
+def test_long_answers_without_spaces_are_judged_in_parts() -> None:
+    tokenizer = make_tokenizer()
+    text = "她出生在北京后来搬到上海" * 40
+    data = in_parts(Data(as_rows([{"input": "她是谁", "output": text, "id": "long-sc1"}]), []), tokenizer)
+    assert "".join(row.output for row in data.forget) == text
+    assert all(len(tokenizer.encode(row.output)) <= PART for row in data.forget)
+    assert data.forget[1].input == f"她是谁 {data.forget[0].output}"
 
 
 @pytest.mark.parametrize(("name", "status", "code"), [("target", "not gone", 1), ("random", "cannot be told", 3)])
@@ -224,6 +233,16 @@ def test_the_command_ends_in_a_verdict(
     )
     assert written["nearer"][0] == (0 if name == "target" else 3)  # of three rows: to the control, or to the target
     assert "plain" in json.loads((tmp_path / "out" / "audit.json").read_text())["audits"]
+
+
+def test_an_output_below_the_home_folder_is_found(
+    models: Callable[[str], Path], tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "used").touch()
+    code, _, err = command("audit", "--model", models("target"), "--data", models("."), "--output", "~/out")
+    assert (code, f"--output {tmp_path}/out: it exists and is not empty" in err) == (2, True), err
 
 
 def test_a_misspelt_number_is_found_when_one_model_is_measured(
