@@ -132,7 +132,8 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
     gone = {row.id for request in earlier for row in about_earlier(found.retain, request)}
     retain = [row for row in found.retain if row.id not in gone]
     if len(retain) < len(found.retain):
-        print(f"retain rows left out, since earlier requests asked to forget them: {len(found.retain) - len(retain)}")
+        left_out = len(found.retain) - len(retain)
+        print(f"retain rows left out, since they have a question or a person of an earlier request: {left_out}")
     if not retain:
         raise ConfigError("--retain: there are no rows to keep; give rows about others, or split one file with --where")
     return {"forget": found.forget, "retain": retain}

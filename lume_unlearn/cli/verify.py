@@ -27,6 +27,7 @@ def execute(options: dict[str, Any]) -> int:
     from lume_unlearn.cli.audit import MODELS, load_audited, require_models
     from lume_unlearn.cli.forget import DATA
     from lume_unlearn.data.sources import named_directory
+    from lume_unlearn.forget.forget import INPUTS
     from lume_unlearn.forget.ledger import LEDGER, ledger_faults, read_ledger
 
     path = Path(options.pop("verdict")).expanduser()
@@ -37,13 +38,16 @@ def execute(options: dict[str, Any]) -> int:
     require_verdict(content)
     require_models(**{name: options[name] for name in MODELS if name in options})
     beside, entries = path.parent / DATA, read_ledger(path.parent / LEDGER)
+    by_forget = (path.parent / INPUTS).exists()
     if "data" not in options and beside.is_dir():  # written by `forget`
         options["data"] = str(beside)
-    elif "data" not in options and entries:
+    elif "data" not in options and by_forget:
         raise ConfigError(f"--data: give the folder with the rows of the request, since {beside} is no longer there")
     data = load_data(named_directory(options.pop("data", None)), options.pop("split", "all"))
     model, _, _ = load_audited(**options, device="cpu")
     faults = verify(content, model, data)
     faults += ledger_faults(entries, content)
+    if by_forget and not entries:
+        faults.append(f"The ledger {LEDGER} is missing.")
     print("\n".join(faults) or f"The weights and rows match the verdict ({content['status']}).")
     return 1 if faults else 0

@@ -109,6 +109,9 @@ def test_verify_names_what_is_damaged_or_missing(once, tmp_path, command):
     code, _, err = command(*words)
     assert (code, "--data: give the folder with the rows of the request" in err) == (2, True), err
     assert command(*words, "--data", once[0] / DATA)[0] == 0
+    (output / LEDGER).unlink()
+    code, out, _ = command(*words, "--data", once[0] / DATA)
+    assert (code, out.strip()) == (1, f"The ledger {LEDGER} is missing.")
     for text, message in (("[]", "its schema is None"), ('{"schema": 2}', "status is missing")):
         (output / "verdict.json").write_text(text)
         code, _, err = command(*words, "--data", once[0] / DATA)
@@ -151,7 +154,7 @@ def test_the_next_request_tests_the_persons_of_earlier_ones(once, customers, tmp
     words = ("forget", "--after", first, "--forget", customers, "--where", f"name={PERSONS[1]}", *QUICK)
     code, out, err = command(*words, "--output", tmp_path / "second")
     assert code in (0, 1, 3, 4), err
-    assert "retain rows left out, since earlier requests asked to forget them: 4" in out
+    assert "retain rows left out, since they have a question or a person of an earlier request: 4" in out
     assert "Earlier request 1: no sign of it" in out
     entries = [json.loads(line) for line in (tmp_path / "second" / LEDGER).read_text().splitlines()]
     assert ("that request stays open" in out) == (entries[0]["status"] != "gone")
@@ -178,7 +181,7 @@ def test_another_export_of_an_earlier_person_is_left_out_and_never_trained(tmp_p
     for name, rows in (("forget", RETAIN[:4]), ("retain", [*again[:2], *about, *RETAIN[4:]])):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     rows = rows_of({side: str(tmp_path / f"{side}.jsonl") for side in ("forget", "retain")}, [earlier])
-    assert "earlier requests asked to forget them: 4" in capsys.readouterr().out
+    assert "a question or a person of an earlier request: 4" in capsys.readouterr().out
     assert {row.output for row in rows["retain"]} == {row["output"] for row in RETAIN[4:]}
 
 
