@@ -9,17 +9,21 @@ from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.cli.training import take
 from lume_unlearn.errors import ConfigError, require_unused
 
+PROBES = (
+    "Probes, separated by commas: plain, other_words, other_forms, languages, conversation, persons, invented, "
+    "own_words, multiple_choice, quantised, repair, relearn_forget, unrelated, samples (default: all for which there "
+    "are enough rows)."
+)
 TEXTS = {
     "model": "Model to audit: a folder (also of an adapter) or a hub name.",
     "output": "Folder for audit.json, and for the verdict if --before is given.",
     "peft": "Adapter on the model, if the unlearned model is one.",
-    "before": "Model before unlearning. With it the audit gives a verdict, in verdict.json and verdict.html: gone "
-    "(exit status 0; 4 if the rest is damaged), not gone (1), or cannot be told (3).",
+    "before": "Model before unlearning. With it the audit gives a verdict, in verdict.json and verdict.html.",
     "control": "Model that never saw the forget rows, such as the one before fine-tuning: what this model also "
     "gives away does not count as a leak.",
     "keep": "Share of the retain rows known before that must be known now (default: 0.9).",
     "controls": "Invented persons that the swap test compares each person with (default: 99).",
-    "require": "Conditions for exit status 0 besides the verdict, such as "
+    "require": "Conditions for exit status 0 besides the verdict, separated by commas, such as "
     '"forget_knowledge<=0.05,retain_knowledge>=0.9"; verdict.json lists the numbers.',
     "tasks": "Further tasks of the harness, separated by commas, scored before and after.",
     "forgotten": "Data directories of earlier requests, separated by commas: their forget rows must be gone as well.",
@@ -27,7 +31,7 @@ TEXTS = {
     "show_pii": "Do not redact personal data on the page.",
     **SHARED,
     "chat": "Ask questions of your own tasks through the chat template (default: true).",
-    "probes": "Probes to run, separated by commas; by default all for which there are enough rows.",
+    "probes": PROBES,
     "limit": "Rows of each side to use, chosen by the seed; 0 for all (default: 0).",
     "relearn_rows": "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
     "relearn_steps": "Steps of this training, of 8 rows each (default: 20).",
@@ -43,6 +47,10 @@ TEXTS = {
     "device": "Device to score and train on; by default a GPU if there is one.",
     "seed": "Seed of the chosen rows, the sampling and the training (default: 0).",
 }
+EXIT_STATUS = (
+    "Exit status with --before: 0 gone; 4 gone, but the rest is damaged; 1 not gone; 3 cannot be told, or a condition "
+    "of --require does not hold. 2: options or files that cannot work."
+)
 FOR_VERDICT = ("control", "controls", "keep", "require", "tasks", "forgotten", "request", "show_pii")
 """Options that have an effect only with ``--before``."""
 LOADING = ("model", "peft", "trust_remote_code", "device")

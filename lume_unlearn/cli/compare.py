@@ -23,6 +23,7 @@ TEXTS = {
     "none (default: all three).",
 }
 """Options that the command takes in another form than the function `compare`."""
+EXIT_STATUS = "Exit status: 0; 2 if a trial or run has no result, or options or files cannot work."
 
 
 def add_options(parser: Any) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lume_unlearn.checks import names
+from lume_unlearn.cli.audit import PROBES
 from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.cli.training import take
 from lume_unlearn.errors import ConfigError, require_unused
@@ -16,7 +17,8 @@ TEXTS = {
     "model": "Model that knows the rows: a folder or a hub name. Default: the result of --after.",
     "forget": "Files or folders with what it must forget, separated by commas: CSV, JSONL, JSON, parquet, XLSX, text.",
     "where": "Forget only the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE), and keep the others.",
-    "retain": "Files or folders with what it must keep, separated by commas.",
+    "retain": "Files or folders with what it must keep, separated by commas (default: with --where, the other rows of "
+    "--forget).",
     "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues after an "
     "interruption.",
     "base": "Base model that the target was fine-tuned from, if you still have it: control of the verdict, and teacher "
@@ -26,9 +28,9 @@ TEXTS = {
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
     "after": "Output folder of the previous request: its model is used, and its forget rows are tested again.",
     "tries": "Most trainings; the result of each decides the setting of the next (default: 3).",
-    "minutes": "Start another try only if it and the verdict should end within this time.",
-    "probes": "Probes of the verdict, separated by commas; by default all for which there are enough rows.",
-    "controls": "Invented persons of the verdict's swap test (default: 99; fewer cannot be clear for one person).",
+    "minutes": "Start another try only if it and the verdict should end within this time (default: no limit).",
+    "probes": PROBES,
+    "controls": "Invented persons of the verdict's swap test (default: 99; for one person, fewer are never clear).",
     "request": "Name of the request, such as a number and a date; printed unchanged on the page.",
     "show_pii": "Do not redact personal data on the page.",
     "input_field": "Column of the question, or of the text (default: found by its usual names).",
@@ -41,6 +43,10 @@ TEXTS = {
     "device": "Device to train and score on; by default a GPU if there is one.",
     "seed": "Seed of everything that is random (default: 0).",
 }
+EXIT_STATUS = (
+    "Exit status: 0 gone; 4 gone, but the rest is damaged; 1 not gone; 3 cannot be told; 2 options or files that "
+    "cannot work."
+)
 DATA, EARLIER, FORGET = "data", "earlier", "forget.jsonl"
 """Names in the output: the folder of this request's rows; in it, the folder of numbered folders of earlier requests;
 the file of forget rows in each."""

@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        Exit status: 0, or what the command returns (`audit`: 1 for a model that is not unlearned). After a message on
+        Exit status: 0, or what the command returns (its ``EXIT_STATUS``). After a message on
         stderr: 2 for options or files that cannot work, 128 + N for signal N.
     """
     command, *words = list(sys.argv[1:] if argv is None else argv) or [""]

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from enum import Enum
 from inspect import isclass
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, Union, get_args, get_type_hints
 
 import jsonargparse
@@ -36,6 +36,12 @@ SHARED = {
     "trust_remote_code": "Run code that a hub model brings along.",
 }
 """Options that several commands share, with their help."""
+TRAINER: Mapping[str, str] = {
+    "eval_strategy": "When to score the model on the rows and keep the best weights in best/: no, steps or epoch.",
+    "gradient_checkpointing": "Recompute activations in the backward pass: less memory, a third more time.",
+    "optim": "Optimiser, under its name in transformers' `OptimizerNames`.",
+}
+"""Help of Trainer's options whose own help refers to other pages or other names."""
 
 
 class Formatter(argparse.ArgumentDefaultsHelpFormatter):
@@ -68,10 +74,12 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
         SystemExit: help or configuration was printed.
     """
     settings: dict[str, Any] = {"formatter_class": Formatter, "allow_abbrev": False, "exit_on_error": False}
-    parser = Parser(prog=f"lume-unlearn {command}", description=COMMANDS[command], **settings)
+    settings |= {"description": COMMANDS[command], "epilog": getattr(module, "EXIT_STATUS", None)}
+    parser = Parser(prog=f"lume-unlearn {command}", **settings)
     module.add_options(parser)
     needed = [action.option_strings[0] for action in parser._actions if action.required and action.option_strings]
-    words = [f"{name} {name.lstrip('-').upper()}" for name in needed]
+    words = [f"{action.dest} [{action.dest} ...]" for action in parser._actions if not action.option_strings]
+    words += [f"{name} {name.lstrip('-').upper()}" for name in needed]
     parser.usage = " ".join(["%(prog)s", *words, "[options]"])
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:  # --resume is short for --resume true
@@ -108,13 +116,25 @@ def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = (
         parser.add_argument(f"--{name}", type=kind, required=name in required, default=UNSET, help=text)
 
 
-def add_fields(parser: Any, cls: type, names: Iterable[str], shown: Iterable[str] | None = None) -> None:
-    """Add options for fields of a dataclass, passed on only if given; ``--help`` lists ``shown`` (None: all)."""
+def add_fields(
+    parser: Any,
+    cls: type,
+    names: Iterable[str],
+    shown: Iterable[str] | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Add options for fields of a dataclass, passed on only if given; ``--help`` lists ``shown`` (None: all).
+
+    ``texts`` replaces the help of some fields, with their default.
+    """
+    texts = {**TRAINER, **texts}
     hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
     for name in names:
         default = known[name].default
         text = known[name].metadata.get("help", "")
-        text += "" if default in (MISSING, None) else f" (default: {default})"
+        text = texts.get(name, text)
+        if default not in (MISSING, None) and "(default: " not in text:
+            text += f" (default: {default})"
         action = parser.add_argument(f"--{name}", type=_plain(hints[name]), default=UNSET, help=text)
         action.other = shown is not None and name not in shown
 

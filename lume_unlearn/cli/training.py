@@ -49,8 +49,11 @@ def add_tuning_options(parser: Any, **changed: Any) -> None:
     add_texts(parser.add_argument_group("What to train"), texts)
 
 
-def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
-    """Add options for the fields of `UnlearningArguments`: this package's (only ``own``, if given) and Trainer's."""
+def add_trainer_options(parser: Any, own: Iterable[str] | None = None, **changed: str) -> None:
+    """Add options for the fields of `UnlearningArguments`: this package's (only ``own``, if given) and Trainer's.
+
+    ``changed``: help texts that differ from those of `run`.
+    """
     from transformers import TrainingArguments
 
     from lume_unlearn.training.arguments import UnlearningArguments
@@ -61,7 +64,7 @@ def add_trainer_options(parser: Any, own: Iterable[str] | None = None) -> None:
     group = parser.add_argument_group("Trainer")
     text = "Print the other options of Trainer, and exit."
     group.add_argument("--help_trainer", action=OtherHelp, nargs=0, default=UNSET, help=text)
-    add_fields(group, UnlearningArguments, dict.fromkeys((*COMMON, *theirs)), shown=COMMON)
+    add_fields(group, UnlearningArguments, dict.fromkeys((*COMMON, *theirs)), shown=COMMON, texts=changed)
 
 
 def take(options: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:

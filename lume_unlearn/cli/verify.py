@@ -8,11 +8,14 @@ from lume_unlearn.cli.parsing import SHARED, add_texts
 from lume_unlearn.errors import ConfigError
 
 TEXTS = {
-    "verdict": "The verdict.json that `audit --before` wrote.",
+    "verdict": "The verdict.json that `audit --before` or `forget` wrote.",
     "model": "Model that the verdict should belong to: a folder or a hub name.",
     "peft": "Its adapter, if it was audited with one.",
     **SHARED,
+    "data": "Data directory; default: data/ beside the verdict if `forget` wrote it, else LUME_DATA_DIR, else the "
+    "published LUME.",
 }
+EXIT_STATUS = "Exit status: 0 they match; 1 they do not; 2 options or files that cannot work."
 
 
 def add_options(parser: Any) -> None:

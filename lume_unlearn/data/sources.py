@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 from lume_tasks.data import locate
-from lume_tasks.data.files import find_file, read_rows
+from lume_tasks.data.files import SUFFIXES, find_file, read_rows
 from lume_tasks.data.rows import SIDES, Row, members_among
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
@@ -118,7 +118,11 @@ def named_file(named: str, side: str) -> Path:
     path = Path(named).expanduser()
     if not path.exists():
         raise DataError(f"--{side} {path}: there is no such file or folder")
-    return find_file(path, side, str(path / side)) if path.is_dir() else path
+    if path.is_dir():
+        return find_file(path, side, str(path / side))
+    if path.suffix not in SUFFIXES:
+        raise DataError(f"--{side} {path}: must be .jsonl or .parquet; `lume-tasks prepare` converts other files")
+    return path
 
 
 def earlier_rows(forgotten: str | None) -> list[Row]:

@@ -105,19 +105,26 @@ class UnlearningArguments(TrainingArguments):
         ConfigError: the message names every option that is outside its range or not supported.
     """
 
-    num_train_epochs: PositiveFloat | None = option("Epochs: how often each forget row is used. Default: the method's.")
+    num_train_epochs: PositiveFloat | None = option(
+        "Epochs: how often each forget row is used. Default: the method's, else 10."
+    )
     per_device_train_batch_size: PositiveInt | None = option(
-        "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's."
+        "Forget rows of one optimiser step, for each process and accumulation step. Default: the method's, else 32."
     )
     gradient_accumulation_steps: PositiveInt = option("Multiplies the forget rows of one optimiser step.", 1)
     learning_rate: PositiveFloat | None = option(
-        "Peak learning rate. Default: the method's, or by the size of the model."
+        "Peak learning rate. Default: the method's, else by the size of the model: 1e-5 (1e-4 with LoRA) from 1 B "
+        "parameters on, more below."
     )
     warmup_steps: float | None = option(
-        "Warm-up steps of the learning rate, or, below 1, their share of all steps. Default: the method's."
+        "Warm-up steps of the learning rate, or, below 1, their share of all steps. Default: the method's, else 0.1."
     )
-    lr_scheduler_type: str | None = option("Schedule of the learning rate after the warm-up. Default: the method's.")
-    max_grad_norm: NonNegativeFloat | None = option("Gradient norm above which gradients are scaled down; 0: never.")
+    lr_scheduler_type: str | None = option(
+        "Schedule of the learning rate after the warm-up. Default: the method's, else linear."
+    )
+    max_grad_norm: NonNegativeFloat | None = option(
+        "Gradient norm above which gradients are scaled down; 0: never. Default: the method's, else 1."
+    )
     bf16: bool | None = option("Forward passes in bfloat16. Default: where the GPU has it.")
     save_strategy: str | None = option("When to save checkpoints: no, steps or epoch.")
     save_steps: float | None = option("Optimiser steps between checkpoints. Default: none are saved.")
@@ -128,10 +135,14 @@ class UnlearningArguments(TrainingArguments):
     remove_unused_columns: bool | None = False
     report_to: Any = option("Where to send the logs: none, tensorboard, wandb, ...", "none")
 
-    retain_term: RetainTerm | None = option("Loss on retain rows: nll, kl, js, nll+kl, states or none.")
-    forget_weight: NonNegativeFloat | None = option("Weight of the loss on forget rows. Default: the method's.")
-    retain_weight: NonNegativeFloat | None = option("Weight of the loss on retain rows. Default: the method's.")
-    kl_weight: NonNegativeFloat | None = option("Weight of the KL divergence within the retain term nll+kl.")
+    retain_term: RetainTerm | None = option(
+        "Loss on retain rows: nll, kl, js, nll+kl, states or none. Default: the method's."
+    )
+    forget_weight: NonNegativeFloat | None = option("Weight of the loss on forget rows. Default: the method's, else 1.")
+    retain_weight: NonNegativeFloat | None = option("Weight of the loss on retain rows. Default: the method's, else 1.")
+    kl_weight: NonNegativeFloat | None = option(
+        "Weight of the KL divergence within the retain term nll+kl. Default: the method's, else 1."
+    )
     loss_on: Literal["answer", "text"] = option("Labelled tokens: the answer and EOS, or the whole text.", "answer")
     chat: bool = option("Train questions of your own tasks through the tokenizer's chat template, if it has one.", True)
     max_length: PositiveInt | None = option(
@@ -155,7 +166,9 @@ class UnlearningArguments(TrainingArguments):
         "Optimiser steps between two measurements of the NLL of a few rows; 0: only at the start and the end.", 10
     )
     collapse_bound: PositiveFloat = option(
-        "Rise in the NLL of the monitored retain rows, in nats a token, above which the model has collapsed.", 1.0
+        "Rise in the NLL of the monitored retain rows, in nats a token, above which the model has collapsed. At the "
+        "last step, it has also collapsed if this NLL is more than 0.2 above and 10 times the reference NLL.",
+        1.0,
     )
     on_collapse: Literal["warn", "stop", "rollback"] = option(
         "What to do at a collapse: warn; stop with an error; rollback to the last good weights and end.", "warn"

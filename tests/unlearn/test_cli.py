@@ -15,6 +15,7 @@ import pytest
 from lm_eval.__main__ import cli_evaluate
 from transformers import TrainingArguments
 
+from lume_unlearn.audit.suite import PROBES
 from lume_unlearn.cli import COMMANDS
 from lume_unlearn.cli.training import arguments
 from lume_unlearn.methods.registry import METHODS
@@ -119,6 +120,22 @@ def test_help_says_something_of_every_option(command, name):
     assert not [
         line for line, after in below if re.fullmatch(r"  -\S+( \S+)?", line) and not after.startswith(20 * " ")
     ]
+
+
+def test_help_of_finetune_gives_its_own_defaults(command):
+    shown = " ".join(command("finetune", "--help")[1].split())
+    assert "forget row" not in shown.partition("Trainer:")[2]
+    for default in ("--until (default: 20)", "accumulation step (default: 16)", "(default: 0.0001; 0.001 with LoRA)"):
+        assert default in shown
+
+
+def test_help_names_probes_exit_statuses_and_results(command):
+    for name in ("audit", "forget"):
+        shown = " ".join(command(name, "--help")[1].split())
+        assert f"separated by commas: {', '.join(PROBES)} (default:" in shown
+        assert "3 cannot be told" in shown
+    assert "1 they do not" in command("verify", "--help")[1]
+    assert command("report", "--help")[1].startswith("usage: lume-unlearn report results [results ...] [options]")
 
 
 @pytest.mark.parametrize("words", ["--help", "path"])

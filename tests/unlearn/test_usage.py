@@ -135,3 +135,12 @@ def test_a_failed_download_first_says_how_to_give_own_data(name, model_dir, tmp_
         f"lume-unlearn {name}: --data: none given; for your own rows, give --data DIR (`lume-tasks prepare`"
     )
     assert rest == ["no network", "By hand: ..."]
+
+
+def test_forget_files_of_other_kinds_are_refused_with_the_command_that_converts_them(model_dir, tmp_path, command):
+    table = tmp_path / "rows.csv"
+    table.write_text("question,answer\nWho?,Ada\n")
+    words = ("run", "--method", "gd", "--model", model_dir, "--output", tmp_path / "out", "--forget", table)
+    code, _, err = command(*words, "--retain", table)
+    said = "must be .jsonl or .parquet; `lume-tasks prepare` converts other files"
+    assert (code, err) == (2, f"lume-unlearn run: --forget {table}: {said}\n")
