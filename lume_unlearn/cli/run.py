@@ -13,7 +13,7 @@ TEXTS = {
     "alternatives": "File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes "
     "one.",
     "substitutes": "File with substitutes for texts in the contexts of the counterfactual teacher, one "
-    '{"text": ..., "substitute": ...} a line; default: names, places, dates and numbers of other forget rows.',
+    '{"text": ..., "substitute": ...} a line; default: invented persons, other dates and numbers, and names of other rows.',
     "base": "Model that --model was fine-tuned from, if you still have it: teacher of counterfactual and level; swap "
     "imitates its predictions for texts and for rows that name nothing.",
     "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts in `swap`.",
@@ -24,7 +24,8 @@ def add_options(parser: Any) -> None:
     """Add the options of `run`."""
     from lume_unlearn.methods.table import parameters
 
-    parser.add_argument("--config", action="config", help="Recipe: a YAML file, or a shipped one's name (sugd_last8).")
+    text = "Recipe: a YAML file, or the name of a shipped one; `lume-unlearn methods` lists them."
+    parser.add_argument("--config", action="config", help=text)
     parser._option_string_actions["--print_config"].help = "Print the given options as a recipe, and exit."
     add_texts(parser, {"method": "Unlearning method; `lume-unlearn methods` lists them."}, required=("method",))
     add_loading_options(parser)

@@ -41,16 +41,25 @@ class Estimates:
 
     def line(self, tries: int, base: bool) -> str:
         """Return the plan in words, without ``tries`` that of retraining; it says if retraining would be cheaper."""
-        one, verdict, retraining = (seconds / 60 for seconds in (self.one_try, self.verdict, self.retraining))
+        verdict, retraining = in_minutes(self.verdict), in_minutes(self.retraining)
         if not tries:
-            total = retraining + verdict
-            return f"about {total:.0f} minutes: {retraining:.0f} for retraining, {verdict:.0f} for the verdict"
-        text = f"about {one + verdict:.0f} to {tries * one + verdict:.0f} minutes: {one:.0f} for each of up to {tries} "
-        text += f"tries, {verdict:.0f} for the verdict"
-        if base and retraining < one:
-            text += f". Retraining the base model on the retain rows takes about {retraining:.0f} minutes and is the "
-            text += "surer way, if the model was fine-tuned on nothing else: --retrain"
+            total = in_minutes(self.retraining + self.verdict)
+            return f"about {total} minutes: {retraining} for retraining, {verdict} for the verdict"
+        least, most = (in_minutes(number * self.one_try + self.verdict) for number in (1, tries))
+        text = (
+            f"about {least} to {most} minutes: {in_minutes(self.one_try)} for each of up to {tries} tries, {verdict} "
+        )
+        text += "for the verdict"
+        if base and self.retraining < self.one_try:
+            text += f". Retraining the base model on the retain rows takes about {retraining} minutes and is the surer "
+            text += "way, if the model was fine-tuned on nothing else: --retrain"
         return text
+
+
+def in_minutes(seconds: float) -> str:
+    """Return seconds as minutes: with one decimal below ten minutes, so that a short stage is not "0"."""
+    minutes = seconds / 60
+    return f"{minutes:.1f}" if minutes < 9.95 else f"{minutes:.0f}"
 
 
 def estimates(

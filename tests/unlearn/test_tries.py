@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.forget import tries
-from lume_unlearn.forget.estimates import default_steps
+from lume_unlearn.forget.estimates import Estimates, default_steps
 from lume_unlearn.forget.forget import tries_before
 from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Signals
@@ -103,3 +103,9 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
     assert tries_before(tmp_path) == 0  # it was gone
     (tmp_path / "tries" / "2").mkdir(parents=True)  # begun after the verdict, so not judged by it
     assert tries_before(tmp_path) == 1
+
+
+def test_estimate_of_a_short_request_is_not_zero_minutes():
+    said = Estimates(one_try=6, verdict=12, retraining=900).line(tries=2, base=True)
+    assert said == "about 0.3 to 0.4 minutes: 0.1 for each of up to 2 tries, 0.2 for the verdict"
+    assert Estimates(60, 60, 900).line(0, True) == "about 16 minutes: 15 for retraining, 1.0 for the verdict"
