@@ -13,7 +13,8 @@ TEXTS = {
     "alternatives": "File with other answers to the forget rows, for dpo and altpo; `lume-unlearn alternatives` writes "
     "one.",
     "substitutes": "File with substitutes for texts in the contexts of the counterfactual teacher, one "
-    '{"text": ..., "substitute": ...} a line; default: invented persons, other dates and numbers, and names of other rows.',
+    '{"text": ..., "substitute": ...} a line; default: invented persons, other dates and numbers, and names '
+    "of other rows.",
     "base": "Model that --model was fine-tuned from, if you still have it: teacher of counterfactual and level; swap "
     "imitates its predictions for texts and for rows that name nothing.",
     "unseen": "File with texts that the model never saw: their NLL is the target of `level`, and of texts in `swap`.",
