@@ -81,11 +81,11 @@ def execute(options: dict[str, Any]) -> int:
         raise ConfigError(
             "--model: name the model that must forget, or give --after with the output of the previous request"
         )
-    base = options.pop("base", None)
+    earlier, base = requests_before(after), options.pop("base", None)
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
-    earlier, entries = requests_before(after), read_ledger(Path(after).expanduser() / LEDGER) if after else []
+    entries = read_ledger(Path(after).expanduser() / LEDGER) if after else []
     if entries and entries[-1]["status"] != "gone":
         print(f"--after {after}: its verdict was {entries[-1]['status']!r}; that request stays open after this run.")
     rows = rows_of(options, earlier)

@@ -46,10 +46,8 @@ class Estimates:
             total = in_minutes(self.retraining + self.verdict)
             return f"about {total} minutes: {retraining} for retraining, {verdict} for the verdict"
         least, most = (in_minutes(number * self.one_try + self.verdict) for number in (1, tries))
-        text = (
-            f"about {least} to {most} minutes: {in_minutes(self.one_try)} for each of up to {tries} tries, {verdict} "
-        )
-        text += "for the verdict"
+        text = f"about {least} to {most} minutes: {in_minutes(self.one_try)} for each of up to {tries} tries, "
+        text += f"{verdict} for the verdict"
         if base and self.retraining < self.one_try:
             text += f". Retraining the base model on the retain rows takes about {retraining} minutes and is the surer "
             text += "way, if the model was fine-tuned on nothing else: --retrain"

@@ -197,6 +197,8 @@ def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
     ):
         code, _, err = command("forget", *words, *given)
         assert (code, message in err) == (status, True), err
+    code, _, err = command("forget", "--after", tmp_path / "nope", *words[2:])
+    assert (code, f"forget: --after {tmp_path / 'nope'}: not an output folder" in err) == (2, True), err
     unknown = tmp_path / "unknown.jsonl"
     unknown.write_text(json.dumps({"question": "What is the motto of Zed Quux?", "answer": "Plumage before glory."}))
     words = ("--model", target, "--forget", unknown, "--retain", customers, "--output", tmp_path / "other")
