@@ -14,6 +14,8 @@ from lume_unlearn.errors import ConfigError, Interrupted
 HELP = """Machine unlearning of language models, scored by lm-eval.
 
 lume-unlearn COMMAND [options]     (lume-unlearn COMMAND --help lists them; --version prints the version)
+lume-tasks prepare                 (makes rows from your own files: CSV, XLSX, JSON, chats, texts)
+lm_eval --tasks lume               (scores a model; lume_rows scores your own rows)
 
 """
 

@@ -138,6 +138,12 @@ def test_help_names_probes_exit_statuses_and_results(command):
     assert command("report", "--help")[1].startswith("usage: lume-unlearn report results [results ...] [options]")
 
 
+def test_help_says_how_to_prepare_data_and_to_score(command):
+    shown = command("--help")[1]
+    assert "lume-tasks prepare " in shown
+    assert "lm_eval --tasks lume " in shown
+
+
 @pytest.mark.parametrize("words", ["--help", "path"])
 def test_help_and_path_take_less_than_a_second_of_cpu(words):
     before = os.times()
