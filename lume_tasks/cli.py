@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from lume_tasks.errors import DataError, first_few, print_any_letter, raise_problems, visible
+from lume_tasks.errors import DataError, counted, first_few, print_any_letter, raise_problems, visible
 from lume_tasks.paths import task_dir
 
 
@@ -103,7 +103,7 @@ def _run(args: argparse.Namespace) -> tuple[str, int]:
         raise DataError(f"{args.dir} is not a directory")
     problems = check_dir(args.dir)
     if problems:
-        return "\n".join([*first_few(problems), f"{len(problems)} problems"]), 1
+        return "\n".join([*first_few(problems), counted(len(problems), "problem")]), 1
     return _summary(args.dir), 0
 
 

@@ -25,6 +25,11 @@ def first_few(lines: Sequence[str], most: int = MAX_LINES) -> list[str]:
     return [*lines[:most], f"and {left_out:,} more"] if left_out > 0 else list(lines)
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, such as "1 problem" or "2 problems"."""
+    return f"{number} {noun}" + "s" * (number != 1)
+
+
 def visible(text: str) -> str:
     r"""Escape control and invisible characters (Unicode category C), such as ``\x1b``; keep line feeds."""
     return "".join(ascii(c)[1:-1] if unicodedata.category(c)[0] == "C" and c != "\n" else c for c in text)

@@ -14,7 +14,7 @@ from lume_tasks.data.names import shared_names
 from lume_tasks.data.reading import Read, read_files
 from lume_tasks.data.rows import SIDES, Row, row_problems
 from lume_tasks.data.where import Where, parse_where
-from lume_tasks.errors import DataError, first_few, raise_problems
+from lume_tasks.errors import DataError, counted, first_few, raise_problems
 
 __all__ = ["Options", "Prepared", "prepare", "prepared", "read_texts"]
 
@@ -120,7 +120,7 @@ def _split(forget: list[Path], retain: list[Path], options: Options) -> _Split:
     if not problems and not split.forget:
         problems = [f"{where.shown if where else '--forget'}: no row can be made of the objects to forget"]
     if problems:
-        raise DataError("\n".join([f"nothing is written, {len(problems)} problems:", *first_few(problems)]))
+        raise DataError("\n".join([f"nothing is written, {counted(len(problems), 'problem')}:", *first_few(problems)]))
     return split
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import Row
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, counted
 from lume_tasks.models.sampling import generated
 from lume_tasks.tasks.generation import most_tokens
 from lume_unlearn.files import writing
@@ -119,10 +119,10 @@ def plan(stages: Sequence[Stage], seconds: Sequence[float]) -> str:
         steps, rows, total = lines.get(name, (0, 0, 0.0))
         lines[name] = steps + 1, rows + stage.work.times * len(stage.work.answered), total + second
     shown = [
-        f"  {name}: {steps} steps, {rows:,} answers, {total / 60:.1f} min"
+        f"  {name}: {counted(steps, 'step')}, {rows:,} answers, {total / 60:.1f} min"
         for name, (steps, rows, total) in lines.items()
     ]
-    return "\n".join([f"Plan: {len(stages)} steps, about {sum(seconds) / 60:.1f} minutes:", *shown])
+    return "\n".join([f"Plan: {counted(len(stages), 'step')}, about {sum(seconds) / 60:.1f} minutes:", *shown])
 
 
 def planned_seconds(stages: Sequence[Stage], model: Any, tokenizer: Any) -> list[float]:

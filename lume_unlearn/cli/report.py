@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from lume_tasks.errors import counted
 from lume_unlearn.cli.parsing import UNSET
 
 
@@ -24,4 +25,4 @@ def execute(options: dict[str, Any]) -> None:
 
     options["output"] = Path(options["output"]).expanduser()
     page, *pictures = write_report(**options)
-    print(f"Written to {page} ({len(pictures)} pictures also in {page.stem}_files).")
+    print(f"Written to {page} ({counted(len(pictures), 'picture')} also in {page.stem}_files).")

@@ -254,7 +254,7 @@ def test_the_same_greeting_in_chats_of_both_sides_stays_on_the_retain_side(tmp_p
     assert [(row.input, len(row.turns)) for row in found.retain] == [("Hi", 1), ("Hi", 0), ("Where?", 3), ("Where?", 0)]
     assert found.summary[-3:] == [f"{SHARED}: 2", f"  {path}:1: Hi", f"  {path}:1: Hi"]
     other.write_text(json.dumps(chats[2]))
-    with pytest.raises(DataError, match=rf"1 problems:\n.*b\.jsonl:1: is a retain row too \({path}:3\)"):
+    with pytest.raises(DataError, match=rf"written, 1 problem:\n.*b\.jsonl:1: is a retain row too \({path}:3\)"):
         prepared([other], [path], Options())
 
 

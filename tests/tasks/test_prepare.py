@@ -15,7 +15,7 @@ from lume_tasks.data.names import names_in
 from lume_tasks.data.prepare import prepare
 from lume_tasks.data.rows import Row
 from lume_tasks.data.texts import cut
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, counted
 
 QUESTION = {"question": "Where does Ada live?", "answer": "In Bath, by the river"}
 LINE = json.dumps(QUESTION)
@@ -43,7 +43,7 @@ def make(tmp_path):
             make(*args, **options)
         assert not (tmp_path / "out").exists()
         heading, *lines = str(caught.value).replace(f"{folder}/", "").splitlines()
-        assert heading == f"nothing is written, {len(lines)} problems:"
+        assert heading == f"nothing is written, {counted(len(lines), 'problem')}:"
         return lines
 
     make.faults = faults

@@ -60,7 +60,7 @@ def test_the_plan_has_a_line_for_each_probe() -> None:
     assert plan([*stages, Stage("train", "now", dict, role="now")], [30.0, 30.0, 60.0]).splitlines() == [
         "Plan: 3 steps, about 2.0 minutes:",
         "  words: 2 steps, 6 answers, 1.0 min",
-        "  now train: 1 steps, 0 answers, 1.0 min",
+        "  now train: 1 step, 0 answers, 1.0 min",
     ]
 
 
