@@ -98,6 +98,11 @@ def swapped(text: str, subject: str, name: str) -> str:
     """
     if not _holds(text, subject):
         raise ValueError(f"{quote(subject)} is not in the question")
+    return renamed(text, subject, name)
+
+
+def renamed(text: str, subject: str, name: str) -> str:
+    """Replace a name and single words of it, if the text has them; ValueError as in `swapped`."""
     text = text.replace(subject, name)
     words, others = map(without_particles, (subject, name))
     for word, other in zip(words, others, strict=True):

@@ -82,6 +82,24 @@ def asked(row: Tokens, prompt: tuple[int, ...], limit: int | None, truth: Iterab
     return Context((Tokens(prompt + ids, (IGNORED,) * len(prompt) + ids),), tuple(range(len(ids))), tuple(others))
 
 
+def reworded(row: Tokens, context: Context, said: Context) -> Context:
+    """Return the context of an answer in which a name was replaced; the model reads the answer with the name it gave.
+
+    Tokens that both answers share have the prediction there. All others have probability 1: the question names them.
+
+    Args:
+        row: the answer with the replaced name.
+        context: its context, see `asked`.
+        said: that of the answer as the model gave it.
+    """
+    index, marks = [0] * row.scored, [IGNORED] * row.scored
+    matcher = SequenceMatcher(None, row.targets, said.texts[0].targets, autojunk=False)
+    for start, other, size in matcher.get_matching_blocks():
+        index[start : start + size] = range(other, other + size)
+        marks[start : start + size] = context.substitute_ids[start : start + size]
+    return Context(said.texts, tuple(index), tuple(marks))
+
+
 def teacher_contexts(
     rows: Sequence[Row],
     tokens: Sequence[Tokens],

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
 from lume_unlearn.checks import require_list
-from lume_unlearn.data.contexts import Context, asked
+from lume_unlearn.data.contexts import Context, asked, reworded
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.imitations import Persons
@@ -179,11 +179,14 @@ def _with_persons(encode: Encoder, forget: Sequence[Row], retain: Sequence[Row],
     encoded = {row.id: tokens[row] for row in answers}
     truths = {key: [*zip(one.targets, reference[one].bool().tolist(), strict=True)] for key, one in encoded.items()}
     contexts: dict[Tokens, list[Context]] = {}
-    for imitation, prompt, mark in imitations:
+    for imitation, prompt, mark, text in imitations:
         said = tokens[imitation]
         if said in contexts:
             continue
         context = asked(said, prompt or said.prompt, encode.context, truths.get(imitation.id, ()))
+        if text:
+            original = encode.one(replace(imitation, output=text))
+            context = reworded(said, context, asked(original, prompt, encode.context))
         if mark is not None:
             kept = encode.tokenizer.eos_token_id if mark == ITSELF else None  # a text may end as before
             context = replace(context, substitute_ids=tuple(one if one == kept else mark for one in said.targets))

@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
+from lume_tasks.data.subjects import find_subjects, renamed
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
@@ -55,6 +56,8 @@ class Imitation(NamedTuple):
     """Prompt tokens for which a model gave the answer; empty if no model did."""
     mark: int | None = None
     """Mark used instead of the true token, for all tokens (see `methods.swap.without_truth`); None: the true tokens."""
+    said: str = ""
+    """The answer as the model gave it, if it named the invented person, whose name was replaced in ``row``."""
 
 
 @dataclass(frozen=True)
@@ -159,10 +162,10 @@ def invented(
     asked = _asked(forget, controls, encode, words, texts.keys())
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
     found |= _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
-    chooser, imitations = random.Random(seed), dict[str, list[Imitation]]()
+    chooser, imitations, persons = random.Random(seed), dict[str, list[Imitation]](), find_subjects(forget)
     for row in forget:
-        mark = BASE if row.id in by_base else None
-        imitations[row.id] = _imitations(row, controls[row.id], found, words[row.id], chooser, mark)
+        mark, named = BASE if row.id in by_base else None, replace(row, subject=persons.get(row.id, ""))
+        imitations[row.id] = _imitations(named, controls[row.id], found, words[row.id], chooser, mark)
     strange = cycle(chooser.sample(list(unseen), len(unseen)))
     for key in tied:
         controls[key] = [next(strange) for _ in range(others)]
@@ -182,18 +185,28 @@ def _imitations(
     chooser: random.Random,
     mark: int | None,
 ) -> list[Imitation]:
-    """Return as many imitations as controls: the answers in turn, or if there are none the truth, `disguised`."""
-    answers = [found[row.id, number] for number in range(ASKED) if (row.id, number) in found]
+    """Return as many imitations as controls: the answers in turn, or if there are none the truth, `disguised`.
+
+    ``row`` has the name of its person as subject, if its controls are about others. A name in an answer becomes that of
+    the person who is asked about.
+    """
+    answers = [(number, found[row.id, number]) for number in range(ASKED) if (row.id, number) in found]
     imitations = []
     for number in range(len(controls)):
         about = controls[(number + 1) % len(controls)] if number % ANOTHER == ANOTHER - 1 else row
         if answers:
-            text, prompt = answers[number % len(answers)]
-            imitations.append(Imitation(replace(about, output=text), prompt, mark))
+            told, (text, prompt) = answers[number % len(answers)]
+            named = _named(text, controls[told].subject, about.subject)
+            said = "" if named == text else text
+            imitations.append(Imitation(replace(about, output=named), prompt, mark, said))
         else:
-            made_up = disguised(row.output, words, chooser)
+            made_up = _named(disguised(row.output, words, chooser), row.subject, about.subject)
             imitations.append(Imitation(replace(about, output=made_up), (), IGNORED))
     return imitations
+
+
+def _named(text: str, subject: str, name: str) -> str:
+    return renamed(text, subject, name) if subject and name else text
 
 
 class Answer(NamedTuple):

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import find_subjects, swapped
-from lume_tasks.data.text import folded
+from lume_tasks.data.subjects import find_subjects, renamed, swapped
+from lume_tasks.data.text import EMAIL, folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
@@ -96,7 +96,10 @@ def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[st
 
 
 def _about(row: Row, subject: str, name: str) -> Row:
-    """Return the row with another person's name; the row itself if its prompt does not name the subject."""
+    """Return the row with another person's name; the row itself if its prompt does not name the subject.
+
+    The name is replaced in the answer as well, unless this is an e-mail address.
+    """
     try:
         asked = swapped(row.input, subject, name)
     except ValueError:
@@ -106,7 +109,8 @@ def _about(row: Row, subject: str, name: str) -> Row:
         with suppress(ValueError):
             text = swapped(text, subject, name)
         turns.append((role, text))
-    return replace(row, input=asked, turns=tuple(turns), subject=name, question="")
+    answer = row.output if re.fullmatch(EMAIL, row.output.strip()) else renamed(row.output, subject, name)
+    return replace(row, input=asked, output=answer, turns=tuple(turns), subject=name, question="")
 
 
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:

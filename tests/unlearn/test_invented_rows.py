@@ -1,0 +1,41 @@
+"""What `swap` trains on about invented persons: names in answers and questions, and answers that many rows have."""
+
+import re
+from unittest import mock
+
+from lume_unlearn.data import imitations
+from lume_unlearn.data.encode import Encoder
+from lume_unlearn.data.examples import encoded_examples
+from lume_unlearn.data.imitations import invented
+from lume_unlearn.data.rows import as_rows
+from lume_unlearn.methods.swap import Swap
+from tests.unlearn.test_persons import PERSONS, RETAIN
+
+
+def test_an_answer_names_the_person_who_is_asked_about(tokenizer):
+    name, encode = PERSONS[0], Encoder(tokenizer)
+    answers = [f"{name} lives in Ulm, Ms Quillane says.", f"{name} lives in Ulm.", "pq@quillane.org"]
+    rows = as_rows([{"input": f"Where does {name} live?", "output": text, "document": name} for text in answers])
+
+    def said(model, tokenizer, prompts, **_):
+        return [re.sub("Where does (.*) live.*", r"\1 lives in Rom.", tokenizer.decode(prompt)) for prompt in prompts]
+
+    with mock.patch.object(imitations, "generated", side_effect=said):
+        found = invented(None, encode, rows, as_rows(RETAIN), 4, 4, 0)
+    for control in found.controls[rows[0].id]:
+        assert control.output == f"{control.subject} lives in Ulm, Ms {control.subject.split()[1]} says."
+    assert {control.output for control in found.controls[rows[2].id]} == {answers[2]}
+    told = found.imitations[rows[1].id]
+    assert [one.row.output for one in told[:3]] == [f"{name} lives in Rom."] * 3
+    assert told[3].row.output == f"{told[3].row.subject} lives in Rom."
+
+    examples = encoded_examples(Swap(controls=4, answers=4), encode, rows, as_rows(RETAIN), None, found)
+    answer, truth = examples.alternative[0], examples.forget[0]
+    ((context,), ids) = examples.contexts[answer], answer.targets
+    read = context.texts[0].targets  # the answer as the model gave it
+    assert tokenizer.decode(read[:-1]).strip() == f"{found.controls[rows[0].id][0].subject} lives in Rom."
+    shared = [n for n, mark in enumerate(context.substitute_ids) if mark != -100]
+    assert len(shared) > len(tokenizer.encode(" lives in Rom."))
+    assert all(read[context.index[n]] == ids[n] for n in shared)
+    town = next(n for n, pair in enumerate(zip(ids, truth.targets, strict=False)) if len({*pair}) == 2)
+    assert context.substitute_ids[town] == truth.targets[town]  # so it does not imitate that Ulm is likely
