@@ -83,7 +83,9 @@ def locales_of(subject: str) -> tuple[str, ...]:
     return tuple(
         locale
         for locale in AVAILABLE_LOCALES
-        if words[-1] in listed_names(locale)[-1] and any(words[0] in names for names in listed_names(locale)[:-1])
+        if len(listed_names(locale)[-1]) > 1  # Faker fills the gaps of a locale with one person, Jane Doe
+        and words[-1] in listed_names(locale)[-1]
+        and any(words[0] in names for names in listed_names(locale)[:-1])
     )
 
 

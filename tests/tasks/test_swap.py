@@ -164,6 +164,7 @@ def test_the_data_of_one_person_needs_no_documents() -> None:
     [
         ("Tiffi Magenta", 2),
         ("Anna Maria Schmidt", 3),
+        ("Jane Doe", 2),
         ("José Muñoz", 2),
         ("Иван Петров", 2),
         ("Γιώργος Παπαδόπουλος", 2),
