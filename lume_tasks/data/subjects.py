@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from lume_tasks.data.rows import Row
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import EMAIL, folded
 from lume_tasks.errors import quote
 
 _WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
@@ -91,14 +91,22 @@ def holds_name(subject: str, answer: str) -> bool:
 
 
 def swapped(text: str, subject: str, name: str) -> str:
-    """Replace the subject's name in a text, and single words of it, by another name.
+    """Replace the subject's name in a text, and single words of it, by another name, also in e-mail addresses.
 
     Raises:
         ValueError: the text does not hold the subject, or the names have different numbers of words.
     """
     if not _holds(text, subject):
         raise ValueError(f"{quote(subject)} is not in the question")
-    return renamed(text, subject, name)
+    words = list(zip(*map(without_particles, (subject, name)), strict=True))
+
+    def readdressed(match: re.Match[str]) -> str:
+        box, domain = match[0].split("@", 1)
+        for word, other in words:
+            box = re.sub(re.escape(word), other.lower(), box, flags=re.IGNORECASE) if len(word) > 2 else box
+        return f"{box}@{domain}"
+
+    return renamed(re.sub(EMAIL, readdressed, text), subject, name)
 
 
 def renamed(text: str, subject: str, name: str) -> str:

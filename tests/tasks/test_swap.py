@@ -227,6 +227,9 @@ def test_scripts_without_names_are_refused() -> None:
 
 def test_swapping() -> None:
     assert swapped("Is Ann Lee's dog Ann's?", "Ann Lee", "Eva Roth") == "Is Eva Roth's dog Eva's?"
+    asked = "Is ann.lee@ann.org or alee7@me.com Ann Lee's address?"
+    assert swapped(asked, "Ann Lee", "Eva Roth") == "Is eva.roth@ann.org or aroth7@me.com Eva Roth's address?"
+    assert swapped("Who is a@b.org?", "a@b.org", "eva@b.org") == "Who is eva@b.org?"
     with pytest.raises(ValueError, match="not in the question"):
         swapped("Who?", "Ann Lee", "Eva Roth")
     assert swapped("Is José de la Peña's dog José's?", "José de la Peña", "Éva Nagy") == "Is Éva Nagy's dog Éva's?"
