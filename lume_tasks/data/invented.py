@@ -5,6 +5,7 @@ address likelier, whoever the person is. So the invented persons must be of the 
 """
 
 import random
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -135,6 +136,8 @@ def control_names(
 ) -> list[str]:
     """Sample names similar to the subject's: with as many words, and a similar number of tokens.
 
+    An e-mail address becomes one of an invented person at the same domain.
+
     With ``families``, given names come from Faker's lists for the script, and family names are those of other persons
     of the data, which alone name nobody. Without, both come from Faker's lists for the subject's language, or for the
     script if no list has the subject. The same arguments give the same names with the same version of Faker.
@@ -155,7 +158,9 @@ def control_names(
     pool: dict[str, None] = {}
     missed = 0
     key = f"{seed} {subject}"
-    if families or not locales_of(subject):
+    if "@" in subject:
+        names = _addresses(subject, key)
+    elif families or not locales_of(subject):
         names = _of_script(_script(subject), words, families, key)
     else:
         names = _of_lists(*_names_like(subject), words, key)
@@ -205,6 +210,15 @@ def _of_script(script: str, words: int, families: Sequence[str], seed: str) -> I
             name = " ".join([*given, family][:words])
         if script != "ACCENTED" or folded(name) != name.casefold():
             yield name
+
+
+def _addresses(subject: str, seed: str) -> Iterator[str]:
+    """Yield e-mail addresses at the subject's domain, without end; with digits if the subject has some."""
+    box, domain = subject.split("@", 1)
+    draw = random.Random(seed)
+    for name in _of_script("LATIN", 2, (), seed):
+        number = re.sub(r"\d", lambda _: str(draw.randrange(10)), "".join(re.findall(r"\d", box)))
+        yield f"{name.lower().replace(' ', '.' if '.' in box else '')}{number}@{domain}"
 
 
 @cache

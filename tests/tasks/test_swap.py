@@ -1,5 +1,6 @@
 """The swap test: worked examples, exact size, power, and names."""
 
+import re
 import zlib
 from dataclasses import replace
 from typing import Any
@@ -165,6 +166,7 @@ def test_the_data_of_one_person_needs_no_documents() -> None:
         ("Tiffi Magenta", 2),
         ("Anna Maria Schmidt", 3),
         ("Jane Doe", 2),
+        ("jane.doe77@me.com", 1),
         ("José Muñoz", 2),
         ("Иван Петров", 2),
         ("Γιώργος Παπαδόπουλος", 2),
@@ -182,6 +184,7 @@ def test_control_names_are_of_the_same_kind(name: str, words: int) -> None:
     assert all(len(other.split()) == words for other in names)
     assert all(folded(other) == other.casefold() for other in names if name == "Tiffi Magenta")
     assert all(abs(len(other) - len(name)) <= 5 for other in names)
+    assert all(re.fullmatch(r"[a-z]+\.[a-z]+\d\d@me\.com", other) for other in names if "@" in name)
     assert name != "Anna" or set(names) <= set().union(*listed_names("en_US")[:-1])  # no "SallyCarey"
 
 
