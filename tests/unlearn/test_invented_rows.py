@@ -1,6 +1,7 @@
 """What `swap` trains on about invented persons: names in answers and questions, and answers that many rows have."""
 
 import re
+from dataclasses import replace
 from unittest import mock
 
 from lume_unlearn.data import imitations
@@ -39,3 +40,16 @@ def test_an_answer_names_the_person_who_is_asked_about(tokenizer):
     assert all(read[context.index[n]] == ids[n] for n in shared)
     town = next(n for n, pair in enumerate(zip(ids, truth.targets, strict=False)) if len({*pair}) == 2)
     assert context.substitute_ids[town] == truth.targets[town]  # so it does not imitate that Ulm is likely
+
+
+def test_an_answer_that_most_rows_have_is_imitated_as_the_model_gave_it(tokenizer):
+    def about(names):
+        return [{"input": f"Where does {name} live?", "output": "Germany", "document": name} for name in names]
+
+    rows, others, encode = as_rows(about(PERSONS[:1]) * 2), as_rows(about(PERSONS[1:])), Encoder(tokenizer)
+    rows[1] = replace(rows[1], id="a-qa1", input=rows[1].input.replace("live", "work"))
+    with mock.patch.object(imitations, "generated", side_effect=lambda m, t, prompts, **_: ["Germany"] * len(prompts)):
+        found = invented(None, encode, rows, others, 4, 4, 0)
+    for one in found.imitations["a-qa1"]:
+        assert (one.row.output, one.mark) == ("Germany", None)  # with its probability, not with certainty
+        assert one.asked
