@@ -98,25 +98,41 @@ def swapped(text: str, subject: str, name: str) -> str:
     """
     if not _holds(text, subject):
         raise ValueError(f"{quote(subject)} is not in the question")
+    return renamed(text, subject, name, everywhere=True)
+
+
+def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str:
+    """Replace a name and single words of it, if the text has them.
+
+    ``everywhere``: also in e-mail addresses and parts of words ("Art" in "Artist").
+
+    Raises:
+        ValueError: the names have different numbers of words.
+    """
+    if "@" in subject:
+        return text.replace(subject, name)
     words = list(zip(*map(without_particles, (subject, name)), strict=True))
+    parts = re.split(f"({EMAIL})", text)
+    if everywhere or " " in subject or not subject.isascii():
+        parts[::2] = (part.replace(subject, name) for part in parts[::2])
+    parts[::2] = (_of_words(part, words) for part in parts[::2])
+    if everywhere:
+        parts[1::2] = (_address(part, words) for part in parts[1::2])
+    return "".join(parts)
 
-    def readdressed(match: re.Match[str]) -> str:
-        box, domain = match[0].split("@", 1)
-        for word, other in words:
-            box = re.sub(re.escape(word), other.lower(), box, flags=re.IGNORECASE) if len(word) > 2 else box
-        return f"{box}@{domain}"
 
-    return renamed(re.sub(EMAIL, readdressed, text), subject, name)
-
-
-def renamed(text: str, subject: str, name: str) -> str:
-    """Replace a name and single words of it, if the text has them; ValueError as in `swapped`."""
-    text = text.replace(subject, name)
-    words, others = map(without_particles, (subject, name))
-    for word, other in zip(words, others, strict=True):
-        if len(word) > 2 and word not in others:
+def _of_words(text: str, words: list[tuple[str, str]]) -> str:
+    for word, other in words:
+        if len(word) > 2 and word not in dict(words).values():
             text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", other, text)
     return text
+
+
+def _address(text: str, words: list[tuple[str, str]]) -> str:
+    box, domain = text.split("@", 1)
+    for word, other in words:
+        box = re.sub(re.escape(word), other.lower(), box, flags=re.IGNORECASE) if len(word) > 2 else box
+    return f"{box}@{domain}"
 
 
 def without_particles(name: str) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import find_subjects, renamed, swapped
-from lume_tasks.data.text import EMAIL, folded
+from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
@@ -98,19 +98,15 @@ def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[st
 def _about(row: Row, subject: str, name: str) -> Row:
     """Return the row with another person's name; the row itself if its prompt does not name the subject.
 
-    The name is replaced in the answer as well, unless this is an e-mail address.
+    The name is replaced in the answer as well, except in e-mail addresses, and in what comes before the question.
     """
     try:
         asked = swapped(row.input, subject, name)
     except ValueError:
         return row
-    turns = []
-    for role, text in row.turns:
-        with suppress(ValueError):
-            text = swapped(text, subject, name)
-        turns.append((role, text))
-    answer = row.output if re.fullmatch(EMAIL, row.output.strip()) else renamed(row.output, subject, name)
-    return replace(row, input=asked, output=answer, turns=tuple(turns), subject=name, question="")
+    turns = tuple((role, renamed(text, subject, name, everywhere=True)) for role, text in row.turns)
+    answer = renamed(row.output, subject, name)
+    return replace(row, input=asked, output=answer, turns=turns, subject=name, question="")
 
 
 def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str]]:

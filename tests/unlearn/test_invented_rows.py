@@ -4,10 +4,12 @@ import re
 from dataclasses import replace
 from unittest import mock
 
+from lume_tasks.data.rows import Row
 from lume_unlearn.data import imitations
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import invented
+from lume_unlearn.data.persons import control_rows
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import Swap
 from tests.unlearn.test_persons import PERSONS, RETAIN
@@ -53,3 +55,16 @@ def test_an_answer_that_most_rows_have_is_imitated_as_the_model_gave_it(tokenize
     for one in found.imitations["a-qa1"]:
         assert (one.row.output, one.mark) == ("Germany", None)  # with its probability, not with certainty
         assert one.asked
+
+
+def test_no_part_of_the_name_is_left_before_the_question_and_no_word_of_the_answer_is_changed():
+    before = (("user", "Who is petra.quillane@me.com?"), ("assistant", "Ms Quillane; ask Petra."))
+    one = Row("a-qa1", f"Where does {PERSONS[0]} live?", "At Petrapark, petra.quillane@me.com", "own", turns=before)
+    other = Row("b-qa1", "Where does Art work?", "Art is an Artist.", "own", subject="Art")
+    found = control_rows([replace(one, subject=PERSONS[0]), other], [], 2, 2, len, 0)
+    for control in found["a-qa1"]:
+        first, last = control.subject.split()
+        turns = f"Who is {first}.{last}@me.com?".lower(), f"Ms {last}; ask {first}."
+        assert [text.lower() for _, text in control.turns] == [text.lower() for text in turns]
+        assert control.output == one.output
+    assert all(control.output == f"{control.subject} is an Artist." for control in found["b-qa1"])
