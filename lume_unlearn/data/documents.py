@@ -9,7 +9,7 @@ from lume_tasks.data import prepare
 from lume_tasks.data.files import SUFFIXES, place, read_lines, scan_documents
 from lume_tasks.data.rows import Row
 from lume_tasks.data.sources import TABLES
-from lume_tasks.errors import raise_problems
+from lume_tasks.errors import DataError, first_few, raise_problems
 from lume_unlearn.checks import require_list
 from lume_unlearn.errors import ConfigError
 
@@ -61,6 +61,24 @@ def text_rows(texts: Iterable[str | Row]) -> list[Row]:
             raise ConfigError(f"unseen, unrelated: give a list of texts, not of {type(text).__name__}")
     numbered = enumerate(texts, 1)
     return [text if isinstance(text, Row) else _text_row(f"text {number}", text.strip()) for number, text in numbered]
+
+
+def unseen_rows(texts: Iterable[str | Row], known: Iterable[Row]) -> list[Row]:
+    """Return texts that a model never saw as rows (see `text_rows`).
+
+    Raises:
+        ConfigError: see `text_rows`.
+        DataError: some are texts of ``known``, the forget and retain rows, which the model saw.
+    """
+    rows, held = text_rows(texts), {text_of(row) for row in known}
+    seen = [row.id for row in rows if text_of(row) in held]
+    if seen:
+        listed = ", ".join(first_few(seen, 3))
+        raise DataError(
+            f"--unseen: {len(seen)} of {len(rows)} texts are forget or retain rows, which the model saw: {listed}; "
+            "give texts that it never saw"
+        )
+    return rows
 
 
 def new_texts(texts: Iterable[str], name: str, known: Iterable[Row]) -> list[Row]:

@@ -22,7 +22,7 @@ from lume_unlearn.audit.rules import ALIKE, shown_p
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
-from lume_unlearn.data.documents import text_rows
+from lume_unlearn.data.documents import unseen_rows
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import only_run, save_whole, write_text, writing
@@ -174,7 +174,7 @@ def forget(
     data = as_data({"forget": forget, "retain": retain})
     options: dict[str, Any] = {"controls": controls, "chat": chat, "batch_size": batch_size, "seed": seed}
     wanted = wanted_probes(data, probes, (), options | probing)
-    texts = None if unseen is None else text_rows(unseen)
+    texts = None if unseen is None else unseen_rows(unseen, (*data.forget, *data.retain))
     request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress(), texts)
     holder: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with holder as place, only_run(Path(place)):

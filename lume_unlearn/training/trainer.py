@@ -15,7 +15,7 @@ from transformers import TrainerCallback
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data.contexts import Context, aligned, teacher_contexts
-from lume_unlearn.data.documents import text_rows
+from lume_unlearn.data.documents import unseen_rows
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import Persons, invented
@@ -120,7 +120,7 @@ class UnlearningTrainer(StepTrainer):
         self.passes = prepare_model(model, self.method, args)
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
-        texts = None if unseen is None else text_rows(unseen)
+        texts = None if unseen is None else unseen_rows(unseen, (*self.forget, *self.retain))
         kept, persons = self.retain if parts else [], self._persons(model, texts or ())
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, persons)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")

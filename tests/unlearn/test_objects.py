@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div, smooth_l1_loss
 from transformers import AutoModelForCausalLM, TrainerCallback
 
+from lume_tasks.errors import DataError
 from lume_unlearn import ConfigError, Level, Method, UnlearningArguments, UnlearningTrainer, finetune, param
 from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
@@ -97,6 +98,12 @@ def test_a_model_of_frozen_weights_is_refused(tokenizer, tmp_path):
 def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
     with pytest.raises(ConfigError, match="--unseen: no text of the file fits"):
         make_trainer(tmp_path, tokenizer, method="level", unseen=["river " * 600])
+
+
+def test_unseen_texts_that_the_model_saw_are_refused(tokenizer, tmp_path):
+    saw = f" {FORGET[0].input} {FORGET[0].output}\n"
+    with pytest.raises(DataError, match=r"^--unseen: 1 of 2 texts are forget or retain rows.*: text 2; give texts"):
+        make_trainer(tmp_path, tokenizer, method="swap", unseen=["A river.", saw])
 
 
 @pytest.mark.parametrize(
