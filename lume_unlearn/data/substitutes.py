@@ -31,6 +31,8 @@ COMMON = 0.1
 """A capitalised word in more than this share of a task's rows is part of a template, like "Social Security Number"."""
 LEAST_COMMON = 10
 """A word in at most this many rows may always be a name."""
+CODE = 3
+"""A capitalised word with at least this many digits is a code, such as the number of a customer: C-77123."""
 TRIES = 20
 """Spans sampled to find one from another document."""
 
@@ -75,7 +77,8 @@ def variants(
 
     - The person whom the questions of a document name (see `find_subjects`) becomes an invented one (see
       `control_names`) of the same script, and of the same language and gender if the lists have the name.
-    - A month or day of the week becomes another one, a number another of as many digits (see `other_number`).
+    - A month or day of the week becomes another one, a number another of as many digits (see `other_number`), also in
+      a code such as AB-1234.
     - An e-mail address is made of the substitutes of its names, or of random letters.
     - Any other sequence of words becomes one of as many words from another document of the same task, of the same kind
       if there is one (see `kind_of`).
@@ -168,7 +171,7 @@ class _Names:
         pool: dict[tuple[str, str, int], set[tuple[str, str]]] = defaultdict(set)
         for row in self.all_rows:
             for span in self.spans(row):
-                if "@" not in span and not span[0].isdigit() and span not in dates():
+                if "@" not in span and not span[0].isdigit() and span not in dates() and not _is_code(span):
                     for kind in {kind_of(span), ""}:
                         pool[row.task, kind, len(span.split(" "))].add((span, row.stem))
         return {key: sorted(spans) for key, spans in pool.items()}
@@ -218,6 +221,8 @@ class _Names:
             if span[0].isdigit():
                 words[span] = re.sub(r"\d+", lambda digits: other_number(digits[0], chooser), span)
             elif "@" not in span:
+                codes = list(filter(_is_code, span.split(" ")))
+                words |= {code: re.sub(r"\d+", lambda digits: other_number(digits[0], chooser), code) for code in codes}
                 own = [word for word in span.split(" ") if word not in words]
                 others = self._others(own, row, taken, chooser) if own else []
                 words |= zip(own, others, strict=True)
@@ -248,6 +253,10 @@ def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int
             names = control_names(subject, count, known, len, families.get(subject, ()), seed)
             found[stem] = [dict(zip(without_particles(subject), name.split(), strict=True)) for name in names]
     return found
+
+
+def _is_code(word: str) -> bool:
+    return sum(map(str.isdigit, word)) >= CODE
 
 
 def _address(span: str, words: Mapping[str, str], chooser: random.Random) -> str:

@@ -94,6 +94,19 @@ def test_numbers_without_a_like_get_random_digits():
     assert variant.row.output.isdigit()
 
 
+def test_codes_get_other_digits():
+    row = Row("a1qa0", "Which plan has customer C-77123?", "Gold, since Order AB-1234.", "own")
+    other = Row("b2qa0", "Which plan has customer C-88555?", "Silver.", "own")
+    for others in ([other], []):
+        for variant in variants([row], others, 8, 0, None)[0]:
+            code, order = re.fullmatch(
+                r"Which plan has customer C-(\d{5})\? \w+, since \w+ AB-(\d{4})\.",
+                f"{variant.row.input} {variant.row.output}",
+            ).groups()
+            assert code not in ("77123", "88555")
+            assert order != "1234"
+
+
 def test_substitutes_from_a_file(tmp_path):
     file = tmp_path / "substitutes.jsonl"
     file.write_text('{"text": "Jane Roe", "substitute": "Tom"}\n')
