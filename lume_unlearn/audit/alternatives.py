@@ -1,6 +1,7 @@
 """Sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.rows import Row, text_problems
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.alternatives import bare
+from lume_unlearn.data.substitutes import LETTER
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.model.load import context_length
@@ -90,8 +93,8 @@ def sample_alternatives(
     The prompt shows a row with its answer and asks for another plausible answer with other facts: through the chat
     template, or as plain text if the tokenizer has none.
 
-    A sample without letters and digits, or equal to the true answer (see `bare`), is sampled again, `ATTEMPTS` times at
-    most. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
+    A sample without letters and digits, or that holds the true answer (see `bare`), is sampled again, `ATTEMPTS` times
+    at most. Samples of a base model, which does not stop by itself, are cut to as many lines as the true answer has.
 
     The same options give the same samples. Another batch size or other rows give other samples.
 
@@ -133,16 +136,17 @@ def sample_alternatives(
             else:
                 failed[row.id] = None
     if failed:
-        head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or were the true answer:"
+        head = f"{len(failed)} rows have too few alternatives: {ATTEMPTS} samples had no words or held the true answer:"
         advice = "Use a higher --temperature or another --seed, or write alternatives of these rows by hand."
         raise DataError("\n".join([head, *first_few([f"  {row_id}" for row_id in failed], SHOWN), advice]))
 
 
 def _prompt(tokenizer: Any, row: Row) -> list[int]:
+    asked = plain_prompt(row.input, row.turns)
     if not tokenizer.chat_template:
-        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=row.input, output=row.output)))
+        ids = list(tokenizer.encode(FRAMES[row.kind].format(input=asked, output=row.output)))
         return ids[:-1] if ids[-1] == tokenizer.eos_token_id else ids  # some tokenizers append an EOS
-    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=row.input, output=row.output)}
+    message = {"role": "user", "content": INSTRUCTIONS[row.kind].format(input=asked, output=row.output)}
     text = tokenizer.apply_chat_template([message], add_generation_prompt=True, tokenize=False)
     return list(tokenizer.encode(text, add_special_tokens=False))  # the template adds them
 
@@ -166,5 +170,7 @@ def _cut(text: str, row: Row, chat: bool) -> str:
 
 
 def _usable(text: str, row: Row) -> bool:
-    """Return whether a text can be an alternative: valid in a data file, with words, and not the true answer."""
-    return not text_problems({"alternative": text}, "alternative") and bare(text) not in ("", bare(row.output))
+    """Return whether a text can be an alternative: valid in a data file, with words, and without the true answer."""
+    truth = bare(row.output)
+    holds = truth and re.search(rf"(?<!{LETTER}){re.escape(truth)}(?!{LETTER})", text.casefold())
+    return bool(bare(text)) and not holds and not text_problems({"alternative": text}, "alternative")

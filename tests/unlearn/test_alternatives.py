@@ -3,6 +3,7 @@
 import copy
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def test_unusable_samples_are_drawn_again_and_the_others_stay_if_a_row_has_none(
     def generated(model, tokenizer, prompts, **options):
         ids = [row_of[tuple(prompt)].id for prompt in prompts]
         asked.update(ids)
-        answers = {rows[0].id: "..." if asked[rows[0].id] == 1 else "Blue", rows[1].id: f" {rows[1].output.upper()} "}
+        first = "..." if asked[rows[0].id] == 1 else "Blue"
+        answers = {rows[0].id: first, rows[1].id: f"It is {rows[1].output.upper()}!"}
         return [answers.get(row_id, "other") for row_id in ids]
 
     monkeypatch.setattr(alternatives, "generated", generated)
@@ -148,6 +150,8 @@ def test_prompt_has_one_bos_and_no_eos_with_and_without_a_chat_template(tokenize
         assert (text.startswith(start), text.endswith(end), text.count("<bos>")) == (True, True, 1)
         assert ROWS[0].input in text
         assert ROWS[0].output in text
+        asked = replace(ROWS[0], turns=(("user", "Who is Ana?"), ("assistant", "A cook.")))
+        assert f"Who is Ana?\n\nA cook.\n\n{ROWS[0].input}" in used.decode(alternatives._prompt(used, asked))
     appending = copy.deepcopy(tokenizer)
     appending.backend_tokenizer.post_processor = processors.TemplateProcessing(
         single="$A <eos>", special_tokens=[("<eos>", tokenizer.eos_token_id)]
