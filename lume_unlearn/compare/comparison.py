@@ -18,8 +18,10 @@ from lume_unlearn.compare.judge import Judge, chance, objective
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
 from lume_unlearn.compare.training import Load, default_arguments, unlearned
 from lume_unlearn.compare.tuning import Setting, chosen, default_setting, ranges, tasks
+from lume_unlearn.data.encode import Encoder
 from lume_unlearn.errors import ConfigError, Diverged
 from lume_unlearn.model.fingerprint import weights_sha256
+from lume_unlearn.model.load import context_length
 from lume_unlearn.training.arguments import UnlearningArguments
 
 CURVE_QUESTIONS = 2
@@ -63,7 +65,7 @@ class Comparison:
         Raises:
             ConfigError: a model cannot be loaded or scored, a file that a recipe names is missing, or the storage holds
                 another comparison.
-            DataError: such a file has faults.
+            DataError: such a file has faults, or rows do not fit the model.
         """
         same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
         depends = {name: same | found.identity() | found.contents() for name, found in self.contestants.items()}
@@ -90,7 +92,15 @@ class Comparison:
             digests[name] = weights_sha256(model)
             if name == "target":
                 self.args = {key: default_arguments(found, model) for key, found in self.contestants.items()}
+                self._require_room(context_length(model))
         return digests
+
+    def _require_room(self, context: int | None) -> None:
+        """Refuse rows that do not fit the model, which may be in the final runs alone, before the first trial."""
+        data = self.parts.whole
+        for args in self.args.values():
+            encode = Encoder(self.judge.tokenizer, args.loss_on, args.chat, args.max_length, context)
+            encode(data.forget if args.retain_term == "none" else [*data.forget, *data.retain])
 
     def _models(self) -> list[Task]:
         """Return the tasks that score the models, with and without chat template as the contestants need it."""

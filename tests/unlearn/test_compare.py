@@ -328,6 +328,7 @@ def test_settings_that_cannot_be_told_apart_are_named():
         (("--model", "/nowhere"), "--model /nowhere"),
         (("--tuning_share", "0"), "--tuning_share"),
         (("--output", "{}/alternatives.jsonl"), "alternatives.jsonl: is a file; name a folder"),
+        (("--max_length", "2", "--loss_on", "answer"), "rows do not fit"),
         (("--relearn_rows", "0"), "--relearn_rows 0: must be above 0"),
         (("--relearn_rate", "-1"), "--relearn_rate -1.0: must be above 0"),
         (("--per_device_eval_batch_size", "-1"), "--per_device_eval_batch_size -1: must be above 0"),
