@@ -51,10 +51,10 @@ def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def _named(row: Row) -> bool:
-    return _holds(row.question or row.input, row.subject)
+    return holds(row.question or row.input, row.subject)
 
 
-def _holds(text: str, subject: str) -> bool:
+def holds(text: str, subject: str) -> bool:
     """Return whether a text holds a name: as whole words, or for one word in any place."""
     return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)) or (" " not in subject and subject in text)
 
@@ -96,7 +96,7 @@ def swapped(text: str, subject: str, name: str) -> str:
     Raises:
         ValueError: the text does not hold the subject, or the names have different numbers of words.
     """
-    if not _holds(text, subject):
+    if not holds(text, subject):
         raise ValueError(f"{quote(subject)} is not in the question")
     return renamed(text, subject, name, everywhere=True)
 

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import find_subjects, renamed
+from lume_tasks.data.subjects import renamed
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
@@ -22,7 +22,7 @@ from lume_unlearn.data.contexts import WINDOW
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.kinds import other_number
-from lume_unlearn.data.persons import control_rows, own_tokens, own_words, words_of
+from lume_unlearn.data.persons import control_rows, own_tokens, own_words, persons_of, words_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.methods.common import IGNORED
@@ -162,7 +162,7 @@ def invented(
     asked = _asked(forget, controls, encode, words, texts.keys())
     found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
     found |= _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
-    chooser, imitations, persons = random.Random(seed), dict[str, list[Imitation]](), find_subjects(forget)
+    chooser, imitations, persons = random.Random(seed), dict[str, list[Imitation]](), persons_of(forget)
     for row in forget:
         mark, named = BASE if row.id in by_base else None, replace(row, subject=persons.get(row.id, ""))
         imitations[row.id] = _imitations(named, controls[row.id], found, words[row.id], chooser, mark)

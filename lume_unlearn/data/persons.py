@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import find_subjects, renamed, swapped
+from lume_tasks.data.subjects import find_subjects, holds, renamed
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
@@ -50,7 +50,7 @@ def control_rows(
         seed: of the names.
     """
     known = texts_of((*forget, *retain))
-    subjects = find_subjects(forget)
+    subjects = persons_of(forget)
     persons = [*subjects.values(), *find_subjects(retain).values()]
     of_judges, families = family_names(persons), family_names(persons, always=True)
     names: dict[str, Iterator[str]] = {}
@@ -81,6 +81,24 @@ def control_rows(
     return found
 
 
+def persons_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Return `find_subjects`, and the person of the turns before a question such as "And where does she live?".
+
+    That is the row's subject, or that of its document, if one of the turns holds the name.
+    """
+    found = find_subjects(rows)
+    of_document = {row.stem: found[row.id] for row in rows if row.id in found}
+    for row in rows:
+        name = row.subject or of_document.get(row.stem, "")
+        if name and row.id not in found and any(holds(text, name) for _, text in row.turns):
+            found[row.id] = name
+    return found
+
+
+def _prompt_texts(row: Row) -> list[str]:
+    return [row.input, *(text for _, text in row.turns)]
+
+
 def _of_all_kinds(subject: str, number: int, known: str, kinds: Sequence[list[str]], seed: int) -> list[str]:
     """Return at least ``number`` invented names of any length, one of each kind in turn.
 
@@ -100,12 +118,14 @@ def _about(row: Row, subject: str, name: str) -> Row:
 
     The name is replaced in the answer as well, except in e-mail addresses, and in what comes before the question.
     """
-    try:
-        asked = swapped(row.input, subject, name)
-    except ValueError:
+    if not any(holds(text, subject) for text in _prompt_texts(row)):
         return row
-    turns = tuple((role, renamed(text, subject, name, everywhere=True)) for role, text in row.turns)
-    answer = renamed(row.output, subject, name)
+    try:
+        answer = renamed(row.output, subject, name)
+    except ValueError:  # of another number of words
+        return row
+    asked, *before = (renamed(text, subject, name, everywhere=True) for text in _prompt_texts(row))
+    turns = tuple((role, text) for (role, _), text in zip(row.turns, before, strict=True))
     return replace(row, input=asked, output=answer, turns=turns, subject=name, question="")
 
 

@@ -68,3 +68,16 @@ def test_no_part_of_the_name_is_left_before_the_question_and_no_word_of_the_answ
         assert [text.lower() for _, text in control.turns] == [text.lower() for text in turns]
         assert control.output == one.output
     assert all(control.output == f"{control.subject} is an Artist." for control in found["b-qa1"])
+
+
+def test_a_question_is_about_the_person_of_the_turns_before_it():
+    first = Row("a-qa1", f"Who is {PERSONS[0]}?", "A cook.", "own", subject=PERSONS[0])
+    before = (("user", first.input), ("assistant", first.output))
+    she, why = (
+        Row(f"a-qa{n}", text, "In Ulm.", "own", turns=before) for n, text in ((2, "Where does she live?"), (3, "Why?"))
+    )
+    found = control_rows([first, she, replace(why, turns=())], [], 2, 2, len, 0)
+    for control in found[she.id]:
+        assert control.turns == (("user", f"Who is {control.subject}?"), before[1])
+        assert control.input == she.input
+    assert {control.turns for control in found["a-qa3"]} == {()}
