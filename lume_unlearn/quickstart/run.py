@@ -43,7 +43,7 @@ EXPLANATION = """
 target: memorised everything. GD and NPO: the target, unlearned by gradient difference and by negative preference
 optimisation. retain-only: never saw the forget rows, as after perfect unlearning. With so few documents, an AUC from
 0.35 to 0.65 is as good as 0.5; near 1, an attacker can still tell what was seen. Swap rank: the true person's rank
-among invented ones, from near 0 (first) to 1 (last). The final score is partial, since this MMLU is a miniature."""
+among invented ones, from near 0 (first) to 1 (last). The overall score is partial: this MMLU is a miniature."""
 SCORES = (
     *LEADERBOARD[1:],
     Score("lume_swap", "forget_rank", "forget: swap rank", "0.5"),
