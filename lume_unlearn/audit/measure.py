@@ -3,13 +3,14 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from math import isfinite, log
 from statistics import fmean
 from typing import Any
 from zlib import crc32
 
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
-from lume_tasks.data.rows import SIDES, Row, Turns
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.data.text import UNSPACED
 from lume_tasks.metrics.swap import SwapResult
@@ -91,17 +92,14 @@ def too_long(rows: Sequence[Row], model: Any, tokenizer: Any, chat: bool) -> lis
     def tokens(row: Row) -> int:
         new = min(most_tokens(len(tokenizer.encode(row.output))), NEW_TOKENS)
         question = REPHRASINGS[0].format(row.input) if row.kind == "qa" else row.input
-        asked = chat_prompt if through_template(tokenizer, row.task, row.kind, chat) else _bare_prompt
-        return len(tokenizer.encode(asked(tokenizer, question, row.turns))) + new
+        asked = through_template(tokenizer, row.task, row.kind, chat)
+        render = partial(chat_prompt, tokenizer) if asked else plain_prompt
+        return len(tokenizer.encode(render(question, row.turns))) + new
 
     def longest(row: Row) -> int:
         return max(map(tokens, in_parts(Data([row], []), tokenizer).forget))
 
     return [row for row in rows if context is not None and longest(row) > context]
-
-
-def _bare_prompt(tokenizer: Any, question: str, turns: Turns) -> str:
-    return plain_prompt(question, turns)
 
 
 def measure(

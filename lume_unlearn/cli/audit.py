@@ -91,7 +91,7 @@ def execute(options: dict[str, Any]) -> int:
     forgotten = [earlier_rows(name) for name in names(options.pop("forgotten", None))]
     require = names(options.pop("require", None))
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
-    # Check the probes before loading models, and the models before scoring.
+    # In this order: probes, then models, then scores, so that a mistake is found early.
     options["probes"] = wanted_probes(data, options.pop("probes", None), require, options)
     loading, status = take(options, LOADING), 0
     model, tokenizer, device = audited = load_audited(**loading)

@@ -97,10 +97,12 @@ class Comparison:
 
     def _require_room(self, context: int | None) -> None:
         """Refuse rows that do not fit the model, which may be in the final runs alone, before the first trial."""
-        data = self.parts.whole
+        data, ways = self.parts.whole, set()
         for args in self.args.values():
-            encode = Encoder(self.judge.tokenizer, args.loss_on, args.chat, args.max_length, context)
-            encode(data.forget if args.retain_term == "none" else [*data.forget, *data.retain])
+            ways.add((args.loss_on, args.chat, args.max_length, args.retain_term == "none"))
+        for loss_on, chat, max_length, alone in sorted(ways, key=str):
+            encode = Encoder(self.judge.tokenizer, loss_on, chat, max_length, context)
+            encode(data.forget if alone else [*data.forget, *data.retain])
 
     def _models(self) -> list[Task]:
         """Return the tasks that score the models, with and without chat template as the contestants need it."""

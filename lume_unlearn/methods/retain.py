@@ -1,8 +1,9 @@
 """The retain terms: the loss on retain rows that a method adds to its loss on forget rows."""
 
 import math
+from collections.abc import Iterable
 
-from lume_unlearn.methods.base import RetainTerm
+from lume_unlearn.methods.base import Needs, RetainTerm
 from lume_unlearn.methods.common import Tensor, at_least_float32, token_nll
 
 
@@ -13,6 +14,11 @@ def retain_parts(term: RetainTerm, kl_weight: float) -> dict[str, float]:
     if term == "nll+kl":
         return {"nll": 1.0, "kl": kl_weight}
     return {term: 1.0}
+
+
+def reads_reference_logits(needs: Needs, parts: Iterable[str]) -> bool:
+    """Return whether a method with these ``needs``, or a part of its retain term, reads reference logits or states."""
+    return needs.reference_logits or any(map(part_needs_reference, parts))
 
 
 def part_needs_reference(part: str) -> bool:

@@ -19,7 +19,7 @@ from lume_unlearn.data.substitutes import Variant
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.methods.base import Method
-from lume_unlearn.methods.retain import part_needs_reference
+from lume_unlearn.methods.retain import reads_reference_logits
 from lume_unlearn.model import load
 from lume_unlearn.model.forward import Passes, compile_layers, evaluating, placed, use_packing
 from lume_unlearn.model.masters import keep_masters
@@ -151,7 +151,7 @@ def compute_reference(trainer: "UnlearningTrainer", contexts: Mapping[Tokens, Se
             else:
                 rows = [row for side in needs.reference_nll for row in getattr(examples, side)]
                 examples.reference = token_nlls(model, trainer.logit_passes, rows, trainer.max_tokens)
-    if needs.reference_logits or any(map(part_needs_reference, terms.retain_parts)):
+    if reads_reference_logits(needs, terms.retain_parts):
         # DeepSpeed partitions frozen weights in place, so a copy cannot share them.
         share, bf16 = not by_deepspeed(), bool(args.bf16)
         terms.reference = Reference(model, terms.passes, args.reference_copy, share, bf16)

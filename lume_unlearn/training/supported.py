@@ -11,7 +11,7 @@ from peft import LoraConfig
 from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
-from lume_unlearn.methods.retain import part_needs_reference
+from lume_unlearn.methods.retain import reads_reference_logits
 from lume_unlearn.model.masters import require_grad_dtype
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
@@ -57,9 +57,7 @@ def _require_lora(model: Any, method: Method, parts: Iterable[str]) -> None:
 
 def reads_reference(method: Method, parts: Iterable[str]) -> bool:
     """Return whether a method uses the model without its adapter, in training or at its end."""
-    needs = method.needs
-    logits = needs.reference_logits or needs.persons or any(map(part_needs_reference, parts))
-    return logits or bool(method.negated)
+    return reads_reference_logits(method.needs, parts) or method.needs.persons or bool(method.negated)
 
 
 def warn_of_used_adapter(model: Any, method: Method, parts: Iterable[str]) -> None:

@@ -20,6 +20,7 @@ from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_pro
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.suite import PROBES, Probed
+from lume_unlearn.cli.audit import PROBES as help_of_probes
 from lume_unlearn.data.documents import read_texts, text_of
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
@@ -331,3 +332,8 @@ def test_wrong_options_end_the_command_with_status_2_before_anything_is_scored(
     code, _, err = command("audit", *where, *(model_dir if word == "MODEL" else word for word in options))
     assert (code, said in err) == (2, True), err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_help_names_all_probes():
+    listed = help_of_probes.removeprefix("Probes, separated by commas: ").partition(" (")[0]
+    assert listed.split(", ") == list(PROBES)
