@@ -5,11 +5,22 @@ import random
 import re
 from collections.abc import Iterable
 from functools import cache
+from itertools import pairwise
 
 from lume_tasks.data.invented import LOCALES, listed_names, provider_of
 
 _PLACES = ("cities", "city_names", "states", "regions", "provinces", "departments", "prefectures", "countries")
 _DATES = ("MONTH_NAMES", "DAY_NAMES")
+_QUESTION = re.compile(r"(?:\A|[?!\n\u00bf])\s*([^\W\d_]+) ([^.?!:\n\u00bf]+)(?=\?)")
+_GERMAN = re.compile(
+    r"(?i)\b(?:der|die|das|ist|hat|wird|wurde|und|von|kann|können|ich|sie|wann|wer|wie|wo|welche[mnrs]?|bitte)\b"
+)
+_CAPITAL = "[^\\W\\d_a-zäöü]"
+_NOUN = re.compile(
+    r"(?<!v[ao]n )\b(?i:d(?:er|ie|as|em)|[mdsk]?eine?[mnrs]?|ihre?[mnrs]?|(?:welch|dies)e[mnrs]?|zu[mr]|vom|beim|im) "
+    rf"({_CAPITAL}[\w-]*\w)(?![\w-]| {_CAPITAL})"
+)
+"""A German noun after an article or a similar word, unless another capitalised word follows: "die Deutsche Bank"."""
 _ALL_LOCALES = sorted({locale for locales in LOCALES.values() for locale in locales})
 
 
@@ -38,13 +49,32 @@ def kind_of(words: str) -> str:
     return f"capitals {len(words)}" if words.isupper() else ""
 
 
-def other_number(digits: str, chooser: random.Random) -> str:
+def common_words(text: str) -> set[str]:
+    """Return words of a text that are capitalised, but no names, in lower case; some of them may be names.
+
+    These are the first word of a question in which a name or noun follows a word in lower case ("Wann wurde Ana Roe"),
+    and in German the polite forms and a noun right after an article or a similar word ("Welche Adresse hat").
+    """
+    found = set()
+    for first, rest in _QUESTION.findall(text):
+        if any(word.islower() and other[0].isupper() for word, other in pairwise(rest.split())):
+            found.add(first)
+    if len({word.lower() for word in _GERMAN.findall(text)}) > 1:
+        found |= {*_NOUN.findall(text), "Sie", "Ihnen", "Ihr", "Ihre"}
+    return {word.lower() for word in found if not kind_of(word) and word not in dates()}
+
+
+def other_number(digits: str, chooser: random.Random, alone: bool = False) -> str:
     """Return a random number of as many digits.
 
-    A date stays a date: two digits become another number up to 12, and a year keeps its century.
+    A date stays a date: two digits become another number up to 12, and a year keeps its century. Two digits ``alone``
+    may be an age or a floor: from 10 on, they stay within 10 to 23 (also a day or an hour), 32 to 59, or 60 to 99.
     """
     if len(digits) == 2:
-        return chooser.choice([two for two in (f"{number:02}" for number in range(1, 13)) if two != digits])
+        value = int(digits) if alone else 0
+        least, most = (60, 99) if value > 59 else (32, 59) if value > 31 else (10, 23) if value > 9 else (1, 12)
+        two_digits = (f"{number:02}" for number in range(least, most + 1))
+        return chooser.choice([other for other in two_digits if other != digits])
     kept = 2 if re.fullmatch("(19|20)[0-9]{2}", digits) else 0
     return digits[:kept] + "".join(str(chooser.randrange(10)) for _ in digits[kept:])
 

@@ -17,7 +17,7 @@ from lume_tasks.data.subjects import find_subjects, without_particles
 from lume_tasks.data.text import ATTACHED, EMAIL
 from lume_tasks.errors import raise_problems
 from lume_unlearn.checks import require_list
-from lume_unlearn.data.kinds import dates, kind_of, other_number
+from lume_unlearn.data.kinds import common_words, dates, kind_of, other_number
 from lume_unlearn.errors import ConfigError
 
 NAME = r"[^\W\d_][\w-]*\w"
@@ -73,7 +73,8 @@ def variants(
 
     Without ``given``, numbers, e-mail addresses and names are substituted. A name is a capitalised word that is no
     English stop word, is in no row in lower case, and is in at most a tenth of the task's rows; and the capitalised
-    words right after it.
+    words right after it. A question word or a German noun is none if questions of two documents have it (see
+    `common_words`).
 
     - The person whom the questions of a document name (see `find_subjects`) becomes an invented one (see
       `control_names`) of the same script, and of the same language and gender if the lists have the name.
@@ -159,10 +160,14 @@ class _Names:
         self.lower = set(ENGLISH_STOP_WORDS)  # few rows need not have "What" in lower case anywhere
         self.rows_with: dict[str, Counter[str]] = defaultdict(Counter)
         self.rows = Counter(row.task for row in rows)
+        documents: dict[str, set[str]] = defaultdict(set)  # a name begins questions of one document alone
         for row in rows:
             words = set(re.findall(NAME, ADDRESS.sub("|", f"{row.input} {row.output}")))
             self.lower |= {word for word in words if word[0].islower()}
             self.rows_with[row.task].update(words)
+            for word in common_words(row.input):
+                documents[word].add(row.stem)
+        self.lower |= {word for word, stems in documents.items() if len(stems) > 1}
         self.all_rows = rows
 
     @cached_property
@@ -219,10 +224,10 @@ class _Names:
         taken = {*re.findall(NAME, text), *words.values()}
         for span in spans:
             if span[0].isdigit():
-                words[span] = re.sub(r"\d+", lambda digits: other_number(digits[0], chooser), span)
+                words[span] = _other_digits(span, chooser)
             elif "@" not in span:
                 codes = list(filter(_is_code, span.split(" ")))
-                words |= {code: re.sub(r"\d+", lambda digits: other_number(digits[0], chooser), code) for code in codes}
+                words |= {code: _other_digits(code, chooser) for code in codes}
                 own = [word for word in span.split(" ") if word not in words]
                 others = self._others(own, row, taken, chooser) if own else []
                 words |= zip(own, others, strict=True)
@@ -253,6 +258,10 @@ def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int
             names = control_names(subject, count, known, len, families.get(subject, ()), seed)
             found[stem] = [dict(zip(without_particles(subject), name.split(), strict=True)) for name in names]
     return found
+
+
+def _other_digits(text: str, chooser: random.Random) -> str:
+    return re.sub(r"\d+", lambda digits: other_number(digits[0], chooser, alone=len(text) == 2), text)
 
 
 def _is_code(word: str) -> bool:

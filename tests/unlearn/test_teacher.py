@@ -86,6 +86,48 @@ def test_first_words_of_sentences_are_no_names():
     assert variant.row == replace(row, input="Where does Ola Ness live?", output="In Bergen.")
 
 
+def test_question_words_and_german_nouns_are_no_names():
+    asked = (
+        "Welche Adresse hat {}?",
+        "Wann wurde {} geboren?",
+        "\u00bfDónde vive {}?",
+        "Wie lautet die Telefonnummer von {}?",
+        "Können Sie die Rechnung an {} senden?",
+    )
+    told = ("Gartenweg", "Am 3. Juni", "En Sevilla", "0221 4471239", "Gern.")
+    rows = [
+        Row(f"{document}qa{number}", question.format(name), answer, "own")
+        for document, name in (("a1", "Lena Kropp"), ("b2", "Timo Zander"))
+        for number, (question, answer) in enumerate(zip(asked, told, strict=True))
+    ]
+    for row, (variant,) in zip(rows, variants(rows[:5], rows[5:], 1, 0, None), strict=False):
+        before, _, after = row.input.partition("Lena Kropp")
+        name = variant.row.input.removeprefix(before).removesuffix(after)
+        assert len(name.split()) == 2
+        assert name != "Lena Kropp"
+
+
+def test_what_begins_questions_of_one_document_may_be_a_name():
+    row = Row("a1qa0", "Kropp vive en Sevilla, no?", "Tiene el contrato con la Telekom.", "own")
+    asked = Row("a1qa1", "Wann endet der Vertrag mit der Telekom?", "Morgen", "own")
+    other = Row("b2qa0", "Where does Zander live?", "In Bergen, for Bosch.", "own")
+    one, two = (found.words for (found,) in variants([row, asked], [other], 1, 0, None))
+    assert {"Kropp", "Telekom"} <= one.keys()
+    assert "Telekom" in two
+
+
+@pytest.mark.parametrize(
+    ("text", "least", "most"),
+    [("Room 42", 32, 59), ("Aged 97", 60, 99), ("Born on May 24", 10, 23), ("Born on May 05", 1, 12)],
+)
+def test_two_digits_alone_become_a_number_of_their_size(text, least, most):
+    row = Row("a1qa0", "What is it?", f"{text}.", "own")
+    numbers = [int(variant.row.output[-3:-1]) for variant in variants([row], OTHERS, 30, 0, None)[0]]
+    assert int(text[-2:]) not in numbers
+    assert len({*numbers}) > 5
+    assert all(least <= number <= most for number in numbers)
+
+
 def test_numbers_without_a_like_get_random_digits():
     row = Row("a1sc1", "Born in", "12345678", "Task2")
     (variant,) = variants([row], OTHERS, 1, 3, None)[0]
