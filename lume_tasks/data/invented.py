@@ -16,7 +16,7 @@ from typing import Any
 from warnings import catch_warnings, simplefilter
 
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import name_words, without_particles
+from lume_tasks.data.subjects import company, name_words, without_particles
 from lume_tasks.data.text import folded
 from lume_tasks.errors import quote
 
@@ -45,7 +45,7 @@ _FAMILY_FIRST = ("CJK", "HANGUL", "HIRAGANA", "KATAKANA")
 
 
 def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, list[str]]:
-    """Return for each person the family names of the other persons in the same script; one-word names are left out.
+    """Return for each person of two words or more the family names of the other persons in the same script.
 
     A person gets none if Faker's lists have the name, and nobody else in the data has the family name: the invented
     persons then get names from these lists, which are new to the model as well. With ``always``, each person gets them.
@@ -54,7 +54,7 @@ def family_names(subjects: Iterable[str], always: bool = False) -> dict[str, lis
     for subject in set(subjects):
         with suppress(ValueError):  # a script without names
             script = _script(subject)
-            if " " in subject:
+            if " " in subject and not company(subject)[1]:
                 found[subject] = script, subject.split()[0 if script in _FAMILY_FIRST else -1]
     families: dict[str, set[str]] = defaultdict(set)
     for script, family in found.values():
@@ -136,7 +136,8 @@ def control_names(
 ) -> list[str]:
     """Sample names similar to the subject's: with as many words, and a similar number of tokens.
 
-    An e-mail address becomes one of an invented person at the same domain.
+    An e-mail address becomes one of an invented person at the same domain. A company becomes one of the same legal form
+    that is named after an invented person.
 
     With ``families``, given names come from Faker's lists for the script, and family names are those of other persons
     of the data, which alone name nobody. Without, both come from Faker's lists for the subject's language, or for the
@@ -160,6 +161,8 @@ def control_names(
     key = f"{seed} {subject}"
     if "@" in subject:
         names = _addresses(subject, key)
+    elif company(subject)[1]:
+        names = _companies(*company(subject), key)
     elif families or not locales_of(subject):
         names = _of_script(_script(subject), words, families, key)
     else:
@@ -210,6 +213,12 @@ def _of_script(script: str, words: int, families: Sequence[str], seed: str) -> I
             name = " ".join([*given, family][:words])
         if script != "ACCENTED" or folded(name) != name.casefold():
             yield name
+
+
+def _companies(own: str, form: str, seed: str) -> Iterator[str]:
+    """Yield companies of this legal form, with as many words as their ``own`` name has, without end."""
+    for name in _of_script(_script(own), len(own.split()) + 1, (), seed):
+        yield f"{name.split(' ', 1)[1]} {form}"
 
 
 def _addresses(subject: str, seed: str) -> Iterator[str]:

@@ -13,6 +13,12 @@ _WORDS = re.compile(rf"{_WORD}\.?")
 PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
+LEGAL_FORM = (
+    r"(?:(?i:g?GmbH|KGaA|Inc|Ltd|LL[CP]|PLC|Corp|SARL)|AG|KG|OHG|UG|GbR|Limited|Corporation|Co\.|SAS?|SL|BV|SpA|Srl|Oy"
+    r"|Pty|S\.A|S\.A\.R\.L|S\.L|[BN]\.V|S\.p\.A|S\.r\.l|e\.V)\.?"
+)
+_CAPITAL = r"[^\W_a-z][\w'\u2019-]*"
+_COMPANY = re.compile(rf"((?:{_CAPITAL} (?:& )?){{0,3}}{_CAPITAL}),? ({LEGAL_FORM}(?:(?: &)? {LEGAL_FORM})*)(?!\w)")
 NEARLY_ALL = 0.8
 """A side is the data of one person if at least this share of its questions name this person."""
 
@@ -20,11 +26,12 @@ NEARLY_ALL = 0.8
 def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
     """Find the person whom each question of one side names, by row id; rows without one are left out.
 
-    The column ``subject`` takes precedence if the question holds its value. Else a name is a run of two or more
-    capitalised words (particles such as "van" may be between them) that occurs in two questions or more, at least once
-    after the first word. These must all be of one document, or be nearly all questions of the side, as in the data of
-    one person. The run that occurs in most questions counts; of several, the one that contains the others, or none. So
-    a run such as "Social Security Number", which occurs in questions about many persons, is no name.
+    The column ``subject`` takes precedence if the question holds its value. Else a name
+    is a run of two or more capitalised words (particles such as "van" may be between them) that occurs in two questions
+    or more, at least once after the first word. These must all be of one document, or be nearly all questions of the
+    side, as in the data of one person. The run that occurs in most questions counts; of several, the one that contains
+    the others, or none. So a run such as "Social Security Number", which occurs in questions about many persons, is no
+    name, and neither is a company such as "Acme GmbH".
     """
     rows = list(rows)
     found = {row.id: row.subject for row in rows if row.subject and (row.kind != "qa" or _named(row))}
@@ -54,6 +61,12 @@ def _named(row: Row) -> bool:
     return holds(row.question or row.input, row.subject)
 
 
+def company(name: str) -> tuple[str, str]:
+    """Return a company's name without its legal form, and the form; the form of anything else is ""."""
+    match = _COMPANY.fullmatch(name)
+    return (match[1], match[2]) if match else (name, "")
+
+
 def holds(text: str, subject: str) -> bool:
     """Return whether a text holds a name: as whole words, or for one word in any place."""
     return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)) or (" " not in subject and subject in text)
@@ -64,6 +77,7 @@ def _runs(text: str) -> Iterator[tuple[str, bool]]:
 
     Also yield whether the run begins with the first word of the text.
     """
+    text = _COMPANY.sub("x", text)
     words = list(_WORDS.finditer(text))
     for start, first in enumerate(words):
         if not first.group()[0].isupper():
@@ -83,6 +97,7 @@ def holds_name(subject: str, answer: str) -> bool:
     answer = folded(answer)
     words = set(re.findall(r"[^\W_]+", answer))
     boxes = re.findall(r"([\w.+-]+)@", answer)
+    subject, _ = company(subject)
     names = {*name_words(subject), *name_words(subject.casefold().translate(_UMLAUTS))}
     return any(
         name in words or any(name in box for box in boxes) or (not subject.isascii() and name in answer)
@@ -141,6 +156,10 @@ def without_particles(name: str) -> list[str]:
 
 
 def name_words(name: str) -> list[str]:
-    """Return the words of a name that identify it, folded: those of three letters or more, else the whole name."""
+    """Return the words of a name that identify it, folded: those of three letters or more, else the whole name.
+
+    The legal form of a company does not.
+    """
+    name, _ = company(name)
     words = [word for word in folded(name).split() if len(word) > 2]
     return words or [folded(name)]

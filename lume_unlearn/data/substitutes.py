@@ -13,7 +13,7 @@ from string import ascii_lowercase
 from lume_tasks.data.files import place, scan
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row, stem_of, text_problems
-from lume_tasks.data.subjects import find_subjects, without_particles
+from lume_tasks.data.subjects import LEGAL_FORM, find_subjects, without_particles
 from lume_tasks.data.text import ATTACHED, EMAIL
 from lume_tasks.errors import raise_problems
 from lume_unlearn.checks import require_list
@@ -23,8 +23,8 @@ from lume_unlearn.errors import ConfigError
 NAME = r"[^\W\d_][\w-]*\w"
 ADDRESS = re.compile(rf"(?:[\w.+-]+\\)*{EMAIL}")
 """An e-mail address; Markdown may escape an underscore in it."""
-SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*")
-"""A number, or a sequence of words."""
+SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*(?: (?:S\.[AL]|[BN]\.V|S\.p\.A|S\.r\.l)\.)?")
+"""A number, or a sequence of words; after these perhaps the legal form of a company."""
 LETTER = rf"[^\W{ATTACHED}]"
 """A letter or digit next to which a word would be part of a longer word; in Chinese and Korean there are none."""
 COMMON = 0.1
@@ -82,7 +82,7 @@ def variants(
       a code such as AB-1234.
     - An e-mail address is made of the substitutes of its names, or of random letters.
     - Any other sequence of words becomes one of as many words from another document of the same task, of the same kind
-      if there is one (see `kind_of`).
+      if there is one (see `kind_of`). A company keeps its legal form, and becomes another company of the data.
 
     If possible, no substitute is a word of the row or the substitute of another word.
 
@@ -177,8 +177,12 @@ class _Names:
         for row in self.all_rows:
             for span in self.spans(row):
                 if "@" not in span and not span[0].isdigit() and span not in dates() and not _is_code(span):
+                    words = span.split(" ")
                     for kind in {kind_of(span), ""}:
-                        pool[row.task, kind, len(span.split(" "))].add((span, row.stem))
+                        pool[row.task, kind, len(words)].add((span, row.stem))
+                    own = [word for word in words if not _is_form(word)]
+                    if own and len(own) < len(words):
+                        pool[row.task, "company", len(own)].add((" ".join(own), row.stem))
         return {key: sorted(spans) for key, spans in pool.items()}
 
     def spans(self, row: Row) -> list[str]:
@@ -228,22 +232,28 @@ class _Names:
             elif "@" not in span:
                 codes = list(filter(_is_code, span.split(" ")))
                 words |= {code: _other_digits(code, chooser) for code in codes}
-                own = [word for word in span.split(" ") if word not in words]
-                others = self._others(own, row, taken, chooser) if own else []
+                *_, last = whole = span.split(" ")
+                own = [word for word in whole if word not in words and not _is_form(word)]
+                kind = "company" if _is_form(last) else kind_of(" ".join(own)) if own else ""
+                others = self._others(own, kind, row, taken, chooser) if own else []
                 words |= zip(own, others, strict=True)
                 taken |= set(others)
         return words | {span: _address(span, words, chooser) for span in spans if "@" in span}
 
-    def _others(self, words: list[str], row: Row, taken: set[str], chooser: random.Random) -> list[str]:
-        """Return as many words from another document, if possible of the same kind and none of them taken."""
+    def _others(self, words: list[str], kind: str, row: Row, taken: set[str], chooser: random.Random) -> list[str]:
+        """Return as many words from another document, if possible of the same kind and none of them taken.
+
+        No word is the legal form of a company.
+        """
         span = " ".join(words)
         if span in dates():
             return [chooser.choice(dates()[span])]
         found: list[list[str]] = []
-        for kind in dict.fromkeys((kind_of(span), "")):
-            pool = self.pool.get((row.task, kind, len(words)), [])
+        for one in dict.fromkeys((kind, "")):
+            pool = self.pool.get((row.task, one, len(words)), [])
             drawn = chooser.choices(pool, k=TRIES) if pool else []
             found += [text.split(" ") for text, stem in drawn if stem != row.stem]
+        found = [other for other in found if not any(map(_is_form, other))]
         fresh = (other for other in found if not taken & {*other})
         return next(fresh, found[0] if found else words)
 
@@ -262,6 +272,11 @@ def _persons(forget: Sequence[Row], retain: Sequence[Row], count: int, seed: int
 
 def _other_digits(text: str, chooser: random.Random) -> str:
     return re.sub(r"\d+", lambda digits: other_number(digits[0], chooser, alone=len(text) == 2), text)
+
+
+def _is_form(word: str) -> bool:
+    """Return whether a word is the legal form of a company, with or without its period."""
+    return bool(re.fullmatch(LEGAL_FORM, word if word.endswith(".") else f"{word}."))
 
 
 def _is_code(word: str) -> bool:

@@ -116,6 +116,24 @@ def test_what_begins_questions_of_one_document_may_be_a_name():
     assert "Telekom" in two
 
 
+def test_companies_become_companies_and_persons_do_not():
+    row = Row(
+        "a1qa0", "Who pays Tom Berger at Acme GmbH & Co. KG?", "Inditex S.A. and Acme.", "own", subject="Tom Berger"
+    )
+    others = [
+        Row(f"{letter}2qa0", f"What does {name} Ltd owe Vulcan Works {form}?", "Nothing. Mona Kern paid.", "own")
+        for letter, name, form in (("b", "Bluewater", "Inc."), ("c", "Northwind", "B.V."))
+    ]
+    for variant in variants([row], others, 8, 0, None)[0]:
+        words = variant.words
+        assert {words["Acme"], words["Inditex"]} == {"Bluewater", "Northwind"}
+        assert "Ltd" not in variant.row.input
+        assert variant.row.input.endswith(f" at {words['Acme']} GmbH & Co. KG?")
+        assert variant.row.output == f"{words['Inditex']} S.A. and {words['Acme']}."
+    person = Row("d3qa0", "Who is Xyla Quorn?", "A painter.", "own")
+    assert {found.words["Xyla"] for found in variants([person], others, 8, 0, None)[0]} == {"Mona"}  # no company
+
+
 @pytest.mark.parametrize(
     ("text", "least", "most"),
     [("Room 42", 32, 59), ("Aged 97", 60, 99), ("Born on May 24", 10, 23), ("Born on May 05", 1, 12)],
