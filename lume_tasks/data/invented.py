@@ -133,6 +133,7 @@ def control_names(
     length: Callable[[str], int],
     families: Sequence[str] = (),
     seed: int = 0,
+    distinct: bool = False,
 ) -> list[str]:
     """Sample names similar to the subject's: with as many words, and a similar number of tokens.
 
@@ -150,6 +151,7 @@ def control_names(
         length: counts the tokens of a name.
         families: family names of other persons, see `family_names`; none: from the lists.
         seed: of the sampling.
+        distinct: prefer names that share no word that is sampled, for questions that hold a part of the name.
 
     Raises:
         ValueError: there are no names of that script, or too few.
@@ -176,7 +178,18 @@ def control_names(
     if len(pool) < number:
         raise ValueError(f"only {len(pool)} names like {quote(subject)} can be sampled, {number} are needed")
     wanted = length(subject)
-    return sorted(pool, key=lambda name: abs(length(name) - wanted))[:number]
+    ranked = sorted(pool, key=lambda name: abs(length(name) - wanted))
+    return ([*dict.fromkeys([*_distinct(ranked, families), *ranked])] if distinct else ranked)[:number]
+
+
+def _distinct(names: Sequence[str], families: Sequence[str]) -> Iterator[str]:
+    """Yield the names that share no word with an earlier one, but for the given family names and legal forms."""
+    seen: set[str] = set()
+    for name in names:
+        words = set(company(name)[0].split()).difference(families)
+        if not seen & words:
+            seen |= words
+            yield name
 
 
 def _script(name: str) -> str:

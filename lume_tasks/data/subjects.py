@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from functools import partial
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import EMAIL, folded
@@ -26,7 +27,7 @@ NEARLY_ALL = 0.8
 def find_subjects(rows: Iterable[Row]) -> dict[str, str]:
     """Find the person whom each question of one side names, by row id; rows without one are left out.
 
-    The column ``subject`` takes precedence if the question holds its value. Else a name
+    The column ``subject`` takes precedence if the question holds its value or a part of it (see `holds`). Else a name
     is a run of two or more capitalised words (particles such as "van" may be between them) that occurs in two questions
     or more, at least once after the first word. These must all be of one document, or be nearly all questions of the
     side, as in the data of one person. The run that occurs in most questions counts; of several, the one that contains
@@ -68,8 +69,30 @@ def company(name: str) -> tuple[str, str]:
 
 
 def holds(text: str, subject: str) -> bool:
-    """Return whether a text holds a name: as whole words, or for one word in any place."""
-    return bool(re.search(rf"(?<!\w){re.escape(subject)}(?!\w)", text)) or (" " not in subject and subject in text)
+    """Return whether a text holds a name: one of several words in any case, or a part of it; one word in any place.
+
+    A genitive s may follow the words. A part does not count as the first word of a text, which may be "Will" or "Mark",
+    nor if the name has a comma.
+    """
+    if " " not in subject:
+        return subject in text
+    own, _ = company(subject)
+    parts = [] if "," in own else [word for word in without_particles(own) if len(word) > 2 and word[-1] != "."]
+    first = r"(?!\A\w+ )"
+    return bool(re.search(_whole(subject), text, re.I)) or any(re.search(first + _whole(part), text) for part in parts)
+
+
+def named_in_part(rows: Iterable[Row]) -> set[str]:
+    """Return the persons of one side of whose name some question has only a part, or has it in other capitals."""
+    rows = list(rows)
+    texts = {row.id: row.question or row.input for row in rows}
+    found = find_subjects(rows).items()
+    return {subject for row_id, subject in found if subject not in texts[row_id] and holds(texts[row_id], subject)}
+
+
+def _whole(name: str) -> str:
+    """Return the pattern of a name as whole words, which a genitive s may follow."""
+    return rf"(?<!\w){re.escape(name)}(?=s?(?!\w))"
 
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
@@ -130,6 +153,8 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
     parts = re.split(f"({EMAIL})", text)
     if everywhere or " " in subject or not subject.isascii():
         parts[::2] = (part.replace(subject, name) for part in parts[::2])
+    if " " in subject:
+        parts[::2] = (re.sub(f"(?i){_whole(subject)}", partial(_in_case, name), part) for part in parts[::2])
     parts[::2] = (_of_words(part, words) for part in parts[::2])
     if everywhere:
         parts[1::2] = (_address(part, words) for part in parts[1::2])
@@ -139,8 +164,13 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
 def _of_words(text: str, words: list[tuple[str, str]]) -> str:
     for word, other in words:
         if len(word) > 2 and word not in dict(words).values():
-            text = re.sub(rf"(?<!\w){re.escape(word)}(?!\w)", other, text)
+            text = re.sub(_whole(word), other, text)
     return text
+
+
+def _in_case(name: str, found: re.Match[str]) -> str:
+    """Return a name in upper or lower case if what it replaces is."""
+    return name.upper() if found[0].isupper() else name.lower() if found[0].islower() else name
 
 
 def _address(text: str, words: list[tuple[str, str]]) -> str:

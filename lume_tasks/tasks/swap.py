@@ -18,7 +18,7 @@ from lm_eval.api.instance import Instance
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.invented import control_names, family_names, locales_of, texts_of
 from lume_tasks.data.rows import SIDES, Row
-from lume_tasks.data.subjects import find_subjects, holds_name, swapped
+from lume_tasks.data.subjects import find_subjects, holds_name, named_in_part, swapped
 from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
@@ -131,6 +131,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     left_out: list[Doc] = []
     subjects = {side: find_subjects(rows[side]) for side in SIDES}
     families = family_names(subject for found in subjects.values() for subject in found.values())
+    partly = set[str]().union(*map(named_in_part, rows.values()))
     for side in SIDES:
         for row in (row for row in rows[side] if asked is None or row.id in asked):
             subject = subjects[side].get(row.id, "")
@@ -140,7 +141,8 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
                 try:
                     if subject not in names:
                         length = partial(_length, tokenizer)
-                        names[subject] = control_names(subject, controls, known, length, others, seed)
+                        part = subject in partly
+                        names[subject] = control_names(subject, controls, known, length, others, seed, part)
                     made = document(tokenizer, row, side, subject, names[subject], chat)
                     matched = len(others) >= FAMILIES or (not others and bool(locales_of(subject)))
                     docs[side].append(made | {"matched": matched})
@@ -186,11 +188,14 @@ def document(tokenizer: Any, row: Row, side: str, subject: str, names: Sequence[
     """Return the document of one row.
 
     Raises:
-        ValueError: the question does not name the subject, or no token boundary separates question and answer.
+        ValueError: the question does not name the subject, or by a part that several names have, or no token boundary
+            separates question and answer.
     """
     question = row.question or row.input
     asked = through_template(tokenizer, row.task, "qa", chat)
     texts = [question, *(swapped(question, subject, name) for name in names)]
+    if len({*texts}) < len(texts):
+        raise ValueError("the question holds a part of the name that invented persons share: use the whole name")
     render = partial(chat_prompt, tokenizer) if asked else plain_prompt
     prompts = [render(text, row.turns) for text in texts]
     continuation = row.output if asked else f" {row.output}"

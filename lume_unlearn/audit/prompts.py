@@ -15,7 +15,7 @@ from zlib import crc32
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import TASKS, Row, text_key
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import find_subjects, holds_name, swapped
+from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 
@@ -168,10 +168,14 @@ def in_own_words(data: Data, answers: Mapping[str, str]) -> Asked:
 
 
 def asks_the_same(row: Row, text: str, subject: str) -> bool:
-    """Return whether a text asks the same: it is another question, with the name and half of the other long words."""
+    """Return whether a text asks the same: it is another question, with the name and half of the other long words.
+
+    The name may be a part of it, if that is all that the row has.
+    """
     old, new = (set(re.findall(r"\w{4,}", folded(one))) for one in (row.input, text))
     old -= set(re.findall(r"\w+", folded(subject)))
-    named, another = folded(subject) in folded(text), folded(text) != folded(row.input)
+    whole, another = folded(subject), folded(text) != folded(row.input)
+    named = whole in folded(text) or (whole not in folded(row.input) and holds(text, subject))
     return named and another and text[-1:] in ("?", "\uff1f") and 2 * len(old & new) >= len(old)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
-from lume_tasks.data.subjects import find_subjects, holds, renamed
+from lume_tasks.data.subjects import find_subjects, holds, named_in_part, renamed
 from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
@@ -53,13 +53,14 @@ def control_rows(
     subjects = persons_of(forget)
     persons = [*subjects.values(), *find_subjects(retain).values()]
     of_judges, families = family_names(persons), family_names(persons, always=True)
-    names: dict[str, Iterator[str]] = {}
+    partly, names = named_in_part(forget) | named_in_part(retain), dict[str, Iterator[str]]()
     for subject, rows in Counter(subjects.values()).items():
         alike = of_judges.get(subject, [])
         with suppress(ValueError):  # there are no names of this script, or too few
             judged = known
             for own_seed, judges in (OF_VERDICT, OF_TRY):
-                judged += "\n" + folded("\n".join(control_names(subject, judges, known, length, alike, own_seed)))
+                taken = control_names(subject, judges, known, length, alike, own_seed, subject in partly)
+                judged += "\n" + folded("\n".join(taken))
             kinds = [[family] for family in families.get(subject, [])]
             if not alike:
                 kinds = [one for kind in kinds for one in (kind, [])] or [[]]

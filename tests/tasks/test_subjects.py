@@ -1,11 +1,14 @@
-"""Whom a question is about: companies are no persons."""
+"""Whom a question is about: companies, and questions with a part of the name."""
 
 import re
+from typing import Any
 
 import pytest
 
 from lume_tasks.data.invented import control_names, family_names, listed_names
+from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds_name, swapped
+from lume_tasks.tasks.swap import swap_rows
 from tests.tasks.test_swap import question
 
 
@@ -31,3 +34,37 @@ def test_a_company_as_subject_is_compared_with_companies(form: str) -> None:
     asked = swapped(f"Who owns Acme Works {form}, is it Acme?", f"Acme Works {form}", names[0])
     assert asked == f"Who owns {names[0]}, is it {names[0].split()[0]}?"
     assert not holds_name(f"Acme {form}", f"Works {form}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ("What is Emma's plan?", "What is Olga's plan?"),
+        ("Emma's plan?", "Olga's plan?"),
+        ("Wie lautet Emmas Adresse?", "Wie lautet Olgas Adresse?"),
+        ("Where do the Reeds live?", "Where do the Roths live?"),
+        ("Is emma reed's order late?", "Is olga roth's order late?"),
+        ("Is EMMA REED here?", "Is OLGA ROTH here?"),
+        ("Emma Reed, or Reed?", "Olga Roth, or Roth?"),
+    ],
+)
+def test_a_part_of_the_subject_or_other_capitals_name_it(asked: str, expected: str) -> None:
+    row = question(0, asked, subject="Emma Reed")
+    assert find_subjects([row]) == {"aqa0": "Emma Reed"}
+    assert swapped(asked, "Emma Reed", "Olga Roth") == expected
+
+
+def test_invented_persons_differ_in_the_part_of_the_name_that_a_question_has(tokenizer: Any) -> None:
+    rows = [question(0, "Where is Tom?", subject="Tom Hill"), question(1, "Who is Mr Hill?", subject="Tom Hill")]
+    rows += [question(0, "Where is Uma?", "b", "Uma Quorn"), question(0, "Who is Ms Ivory?", "c", "Ada Ivory")]
+    found = swap_rows(lume_data=Data(rows, []), tokenizer=tokenizer)
+    assert {doc["id"]: len({*doc["prompts"]}) for doc in found["test"]} == {"aqa0": 41, "aqa1": 41, "bqa0": 41}
+    (left_out,) = found["left_out"]  # the invented persons are called Hill and Quorn
+    assert (left_out["id"], "a part of the name that invented persons share" in left_out["reason"]) == ("cqa0", True)
+
+
+@pytest.mark.parametrize(
+    "asked", ["Will it come?", "When will the Young arrive?", "Is Dr. Reed in?", "Where is Youngstown?"]
+)
+def test_other_words_do_not_name_the_subject(asked: str) -> None:
+    assert find_subjects([question(0, asked, subject="Dr. Will Lee-Young")]) == {}

@@ -83,6 +83,15 @@ def test_a_row_that_does_not_name_its_subject_is_one_that_names_nobody():
     assert [len(own) for own in found.values()] == [3] * len(FORGET) + [2]
 
 
+def test_a_row_that_has_a_part_of_its_subject_is_asked_about_invented_persons():
+    given = {"input": "Wie lautet Petras Kundennummer?", "output": "Petra hat 4711.", "subject": PERSONS[0]}
+    (row,) = as_rows([given])
+    for control in control_rows([row], [], 3, 2, len, seed=0)[row.id]:
+        first = control.subject.split()[0]
+        assert first != "Petra"
+        assert (control.input, control.output) == (f"Wie lautet {first}s Kundennummer?", f"{first} hat 4711.")
+
+
 def test_with_few_names_of_a_kind_a_training_takes_fewer():
     rows, asked = as_rows(FORGET), []
 

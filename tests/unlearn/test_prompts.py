@@ -139,6 +139,9 @@ def test_own_words_are_used_only_if_they_ask_the_same() -> None:
     assert not asks_the_same(row, row.input, "Ada Stone")
     assert not asks_the_same(row, "Which phone number does Ada have?", "Ada Stone")
     assert not asks_the_same(row, "Which phone number does Ada Stone have.", "Ada Stone")
+    part = replace(row, input=row.input.replace("Ada Stone", "Ada"))
+    assert asks_the_same(part, "Which phone number does Ada have?", "Ada Stone")
+    assert not asks_the_same(part, "Which phone number does Eva have?", "Ada Stone")
     assert not asks_the_same(row, "Where does Ada Stone live?", "Ada Stone")
     answers = {row.id: '"Which phone number does Ada Stone have?"\nHere it is.', data().retain[0].id: "I refuse."}
     own = in_own_words(data(), answers).data
