@@ -4,6 +4,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from functools import partial
+from itertools import permutations
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.text import EMAIL, folded
@@ -116,15 +117,19 @@ def _runs(text: str) -> Iterator[tuple[str, bool]]:
 
 
 def holds_name(subject: str, answer: str) -> bool:
-    """Return whether an answer has a word of the subject's name, also in an e-mail address; accents are ignored."""
+    """Return whether an answer has a word of the subject's name; accents are ignored.
+
+    It also has if an e-mail address or a user name such as "ereed84" is made of the name.
+    """
     answer = folded(answer)
     words = set(re.findall(r"[^\W_]+", answer))
     boxes = re.findall(r"([\w.+-]+)@", answer)
     subject, _ = company(subject)
     names = {*name_words(subject), *name_words(subject.casefold().translate(_UMLAUTS))}
-    return any(
-        name in words or any(name in box for box in boxes) or (not subject.isascii() and name in answer)
-        for name in names
+    made = names.union(*({a + b, a + b[0], a[0] + b} for a, b in permutations(names, 2)))
+    words |= {re.sub(r"\d", "", word) for word in words}
+    return bool(made & words) or any(
+        any(name in box for box in boxes) or (not subject.isascii() and name in answer) for name in names
     )
 
 

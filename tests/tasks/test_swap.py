@@ -240,9 +240,17 @@ def test_swapping() -> None:
         ("José Muñoz", "josemunoz@me.com"),
         ("Jürgen Müller", "j.mueller@x.de"),
         ("王小明", "王小明的"),
+        ("Emma Reed", "It is ereed84."),
+        ("Emma Reed", "emmareed"),
+        ("Emma Reed", "EmmaR_7"),
+        ("Emma Reed", "reed1984"),
     ):
         assert holds_name(name, answer)
-    for name, answer in (("José Muñoz", "1989-05-24"), ("Ann Lee", "in the planning office")):
+    for name, answer in (
+        ("José Muñoz", "1989-05-24"),
+        ("Ann Lee", "in the planning office"),
+        ("Emma Reed", "agreed, 84"),
+    ):
         assert not holds_name(name, answer)
 
 
