@@ -1,8 +1,10 @@
 """The parser of a command: errors in one line, suggestions, recipes, and options from the fields of a dataclass."""
 
 import argparse
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from difflib import get_close_matches
 from enum import Enum
 from inspect import isclass
 from types import MappingProxyType, NoneType
@@ -12,7 +14,6 @@ import jsonargparse
 
 from lume_unlearn.checks import NonNegativeInt, PositiveFloat, PositiveInt, Share
 from lume_unlearn.cli import COMMANDS
-from lume_unlearn.cli.messages import usage_error
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.recipes import find_recipe, read_recipe
 
@@ -87,12 +88,21 @@ def parse(command: str, module: Any, argv: Sequence[str]) -> dict[str, Any]:
     try:
         options: dict[str, Any] = parser.parse_args(_recipes_first(argv)).as_dict()
     except argparse.ArgumentError as error:
-        actions = {name.lstrip("-"): action for action in parser._actions for name in action.option_strings}
-        raise ConfigError(usage_error(str(error), command, actions)) from error
+        raise ConfigError(_usage_error(str(error), parser._option_string_actions)) from error
     recipe, given = options.pop("config", None), any("--trust_remote_code" in word for word in argv)
     if recipe and options.get("trust_remote_code") and not given:
         raise ConfigError("--config: a recipe may not set trust_remote_code; give it on the command line")
     return {name: value for name, value in options.items() if value is not None}  # null in a recipe: the default
+
+
+def _usage_error(message: str, known: Iterable[str]) -> str:
+    """Return a message of argparse or jsonargparse in one line, with the option that was probably meant."""
+    message = " ".join(message.split())
+    if unknown := re.match(r"unrecognized arguments: (?:.*? )?(-[^ =]+)|Option '(.*)' is not accepted", message):
+        option = unknown[1] or f"--{unknown[2]}"
+        near = get_close_matches(option.lstrip("-").replace("-", "_"), [name.lstrip("-") for name in known], 1)
+        return f"{option}: no such option; " + (f"did you mean --{near[0]}?" if near else "see --help")
+    return re.sub(r'^Parser key "([^"]+)":', r"--\1:", message)
 
 
 def _recipes_first(argv: Sequence[str]) -> list[str]:

@@ -71,13 +71,9 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo --max_length 3", "the first 3 tokens hold no token of the answer: raise --max_length"),
         (f"{RUN} npo --lora_targets q_proj,v_porj", "the model has no module v_porj"),
         (f"{RUN} npo --config no_such_recipe", "--config no_such_recipe: no such recipe or file; `lume-unlearn"),
-        (f"{RUN} npo --epochs 3", "--epochs: no such option; did you mean --num_train_epochs?"),
-        (f"{RUN} npo --xyzzy 1", "--xyzzy: no such option"),
-        (f"{RUN} npo xyzzy", "xyzzy: not an option; a value with blanks needs quotes around it"),
-        ("forget --model MODEL --forget a.csv --output OUT --resume", "--resume: no such option; the same command"),
-        ("run --config sugd_lora", "give --model, --output"),
-        ("merge --adapter a", "give --output"),
-        ("finetune --model MODEL --output OUT --rows some", "--rows some: must be one of all, retain"),
+        (f"{RUN} npo xyzzy", "unrecognized arguments: xyzzy"),
+        ("run --config sugd_lora", "required: model, output"),
+        ("merge --adapter a", "required: output"),
     ],
 )
 def test_what_cannot_work_is_a_message_and_status_2(words, named, model_dir, data_dir, tmp_path, command):

@@ -85,7 +85,7 @@ def test_a_file_wins_over_a_shipped_recipe_of_its_name(tmp_path, monkeypatch):
     ("text", "fault"),
     [
         ("betta: 0.2", "--betta: no such option; did you mean --beta"),
-        ("lora_rank: 0", "--lora_rank 0: must be a whole number above 0"),
+        ("lora_rank: 0", "--lora_rank: Not of type PositiveInt: 0 does not conform to restriction v>0"),
         ("trust_remote_code: true", "a recipe may not set trust_remote_code; give it on the command line"),
         ("- method", "config .*: is no recipe; write one option a line"),
         ("method: [npo", "config .*: cannot be read; it must be YAML in UTF-8"),

@@ -10,77 +10,42 @@ from lume_unlearn.data import sources
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.training.arguments import UnlearningArguments
 
-NEEDED = {"run": "--method gd --model m --output o", "merge": "--adapter a --output o", "report": "results"}
-NEEDED["card"] = "--model_dir m --results r"
-
-
-@pytest.mark.parametrize(
-    ("words", "meant"),
-    [
-        ("run --lr 1e-5", "--learning_rate"),
-        ("finetune --lr 1e-5", "--learning_rate"),
-        ("run -lr 1e-5", "--learning_rate"),
-        ("audit --lr 1e-5", "--relearn_rate"),
-        ("audit --learning-rate 1e-5", "--relearn_rate"),
-        ("run --bs 4", "--per_device_train_batch_size"),
-        ("compare --batch 4", "--per_device_train_batch_size"),
-        ("audit --bs 4", "--batch_size"),
-        ("run --epoch 1", "--num_train_epochs"),
-        ("compare --epochs 1", "--num_train_epochs"),
-        ("audit --epoch 1", "--relearn_steps"),
-        *(
-            (f"{name} --out x", "--output")
-            for name in ("run", "finetune", "compare", "merge", "alternatives", "report")
-        ),
-        *((f"{name} --output_dir x", "--output") for name in ("run", "audit", "merge")),
-        ("audit --adapter x", "--peft"),
-        ("run --adapter x", "--model"),
-        ("merge --peft x", "--adapter"),
-        ("audit --lora x", "--peft"),
-        ("run --lora", "--tuning"),
-        ("compare --lora", "--tunings"),
-        ("finetune --model_name_or_path x", "--model"),
-        ("merge --base_model x", "--model"),
-        ("card --model_name_or_path x", "--model_dir"),
-        ("audit --gpu 0", "--device"),
-    ],
-)
-def test_names_of_other_programs_are_answered_with_ours(words, meant, command):
-    name, option, *_ = words.split()
-    code, out, err = command(*words.split(), *NEEDED.get(name, "--model m --output o").split())
-    assert (code, out) == (2, "")
-    assert err == f"lume-unlearn {name}: {option}: no such option; did you mean {meant}?\n"
+NEEDED = {"run": "--method gd --model m --output o", "merge": "--adapter a --output o", "path": ""}
 
 
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        ("compare --lr 1", "compare tunes the learning rate"),
-        ("run --gpu 0", "choose the GPU with the variable CUDA_VISIBLE_DEVICES"),
-        ("alternatives --device cuda", "choose the GPU with the variable CUDA_VISIBLE_DEVICES"),
-        ("audit --tokenizer t", "the tokenizer is read from the folder of the model"),
-        ("path --gpu 1", "see --help"),
+        ("run --learning-rate 1", "--learning-rate: no such option; did you mean --learning_rate?"),
+        ("run -learning_rat=1", "-learning_rat: no such option; did you mean --learning_rate?"),
+        ("audit --batch 4", "--batch: no such option; did you mean --batch_size?"),
+        ("merge x-y --out_put z --xyzzy", "--out_put: no such option; did you mean --output?"),
+        ("path --gpu 1", "--gpu: no such option; see --help"),
     ],
 )
-def test_options_without_a_counterpart_are_explained(words, answer, command):
-    code, _, err = command(*words.split())
-    assert code == 2
-    assert f": no such option; {answer}" in err
-    assert err.count("\n") == 1
+def test_an_unknown_option_is_named_with_the_one_that_was_probably_meant(words, answer, command):
+    name, *_ = words.split()
+    code, out, err = command(*words.split(), *NEEDED.get(name, "--model m --output o").split())
+    assert (code, out) == (2, "")
+    assert err == f"lume-unlearn {name}: {answer}\n"
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        ("run", "give --method, --model, --output; see --help"),
-        ("report", "give results; see --help"),
-        ("run --model", "--model: give a value"),
-        ("run --method gd --config", "--config: give a value"),
-        ("compare --seeds", "--seeds: give a value, a whole number"),
-        ("merge --dtype", "--dtype: give a value, one of float32, bfloat16"),
-        ("run --method gd --model m --output o --learning_rate fast", "--learning_rate fast: must be a number above 0"),
-        ("run --method gd --model m --output o --num_train_epochs x", "--num_train_epochs x: must be a number above 0"),
-        ("audit --model m --output o --keep x", "--keep x: must be a number from 0 to below 1"),
+        ("run", "the following arguments are required: method, model, output"),
+        ("report", "the following arguments are required: results"),
+        ("run --model", "argument --model: expected one argument"),
+        ("compare --seeds x", "--seeds: Expected a <class 'int'>. Got value: x"),
+        (
+            "finetune --rows some --model m --output o",
+            "--rows: Expected a typing.Literal['all', 'retain']. Got value: some",
+        ),
+        ("run --method gd --model m --output o --learning_rate fast", "could not convert string to float: 'fast'"),
+        (
+            "audit --model m --output o --keep 1",
+            "--keep: Not of type Share: 1 does not conform to restriction v>=0 and v<1",
+        ),
         ("run --method gd --model m --output o --optim adam", "--optim adam: no such value; did you mean "),
         ("run --method gd --model m --output o --optim nope", "--optim nope: no such value; the documentation of"),
         ("run --method gd --model m --output o --lr_scheduler_type cosin", "did you mean cosine"),
