@@ -14,7 +14,7 @@ from lume_unlearn.files import write_text
 from lume_unlearn.report import glossary, plots, template
 from lume_unlearn.report.glossary import MEANS, TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
-from lume_unlearn.report.results import Model, comparability, find_runs, names_by_value, read_models
+from lume_unlearn.report.results import Model, comparability, names_by_value, read_models
 
 LEAKS = 5  # rows shown of each kind and model
 
@@ -43,7 +43,7 @@ def write_report(
     """
     data = page_data(read_models(results), show_pii, read_retrained(retrained) if retrained else None)
     page = render(data, title)
-    pictures = data["trade_off"] + data["training"] + ([data["roc"]] if data["roc"] else [])
+    pictures = data["trade_off"] + ([data["roc"]] if data["roc"] else [])
     try:
         folder = output.with_name(f"{output.stem}_files")
         folder.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,6 @@ def read_retrained(path: str) -> Model:
 
 def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None = None) -> dict[str, Any]:
     """Return the data of the page's template, which takes the scores from the models."""
-    runs = enumerate(find_runs(models), start=1)
     return {
         "models": models,
         "show_pii": show_pii,
@@ -85,7 +84,6 @@ def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None =
         "unfinished": without_final_score(models),
         "measured": partial(measured, models),
         "trade_off": [picture for task in TASKS if (picture := plots.trade_off(models, task))],
-        "training": [picture for place, run in runs if (picture := plots.over_training(run, place))],
         "not_unlearned": not_unlearned(models),
         "roc": plots.roc(models),
         "leaks": leaks(models, show_pii),

@@ -18,8 +18,8 @@ from matplotlib.ticker import NullFormatter
 from sklearn.metrics import roc_curve
 
 from lume_tasks.errors import visible
-from lume_unlearn.report.glossary import GOOD, KINDS, LEADERBOARD, TASKS
-from lume_unlearn.report.results import Model, Run, find_runs
+from lume_unlearn.report.glossary import GOOD, KINDS, TASKS
+from lume_unlearn.report.results import Model
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")
 MARKERS = "osD^vPX*"
@@ -32,7 +32,6 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "legend.frameon": False,
 }
-OVER_TRAINING = [score for score in LEADERBOARD if score.name not in ("final score", "MIA score", "MMLU")]
 FILLS: dict[str, Any] = {"regurgitation": "full", "knowledge": "none"}
 Lines: TypeAlias = Mapping[str, Sequence[tuple[float, float]]]
 LONGEST_NAME = 44  # characters of a model's name in a figure
@@ -55,31 +54,23 @@ class Picture(NamedTuple):
 def trade_off(models: Sequence[Model], task: str) -> Picture | None:
     """Draw forget against retain scores; top left is good. None if the task was not scored.
 
-    Scores of repeated text have filled markers, those of facts hollow ones. A line joins the checkpoints of a run. Its
-    last point, like that of any other model, is large and has 95 % intervals.
+    Scores of repeated text have filled markers, those of facts hollow ones. Lines are 95 % intervals.
     """
-    runs = find_runs(models)
-    trained = {model for run in runs for _, model in run.points}
-    tracks = [(model.name, [model]) for model in models if model not in trained]
-    tracks += [(f"{run.name}, checkpoints", [model for _, model in run.points]) for run in runs]
-    tracks = [(name, members) for name, members in tracks if any(model.evaluation(task) for model in members)]
-    if not tracks:
+    scored = {place: model for place, model in enumerate(models) if model.evaluation(task)}
+    if not scored:
         return None
-    figure, axes = _figure(TASKS[task], len(tracks) + len(FILLS))
-    for name, members in tracks:
-        last = members[-1]
-        look = _look(models.index(last))
+    figure, axes = _figure(TASKS[task], len(scored) + len(FILLS))
+    for place, model in scored.items():
+        look = _look(place)
         colour, marker = look["color"], look["marker"]
-        axes.plot([], [], color=colour, marker=marker, ls="", label=_label(name))
+        axes.plot([], [], color=colour, marker=marker, ls="", label=_label(model.name))
         for kind, fill in FILLS.items():
-            xs, ys = ([_score(model, task, f"{side}_{kind}") for model in members] for side in GOOD)
-            style: dict[str, Any] = {"color": colour, "marker": marker, "fillstyle": fill, "clip_on": False}
-            axes.plot(xs, ys, ms=3, lw=0.8, markevery=slice(0, -1), **style)
-            axes.plot(xs[-1:], ys[-1:], ms=8, **style)
-            x_ends, y_ends = (last.interval(task, f"{side}_{kind}") for side in GOOD)
+            x, y = (_score(model, task, f"{side}_{kind}") for side in GOOD)
+            axes.plot(x, y, color=colour, marker=marker, fillstyle=fill, clip_on=False, ms=8)
+            x_ends, y_ends = (model.interval(task, f"{side}_{kind}") for side in GOOD)
             if x_ends and y_ends:
-                axes.plot(x_ends, (ys[-1], ys[-1]), color=colour, lw=1)
-                axes.plot((xs[-1], xs[-1]), y_ends, color=colour, lw=1)
+                axes.plot(x_ends, (y, y), color=colour, lw=1)
+                axes.plot((x, x), y_ends, color=colour, lw=1)
     for kind, fill in FILLS.items():
         axes.plot([], [], "o", color="0.4", fillstyle=fill, label=KINDS[kind])
     axes.annotate("better", (0.3, 0.7), (0.5, 0.5), color="0.5", arrowprops={"arrowstyle": "->", "color": "0.5"})
@@ -93,19 +84,8 @@ def _score(model: Model, task: str, metric: str) -> float:
     return math.nan if value is None else value  # matplotlib leaves out NaN
 
 
-def over_training(run: Run, number: int) -> Picture | None:
-    """Draw the overall scores of a run over its optimiser steps; None if it has none of them."""
-    lines = {
-        score.name: [(step, _score(model, score.task, score.metric)) for step, model in run.points]
-        for score in OVER_TRAINING
-    }
-    return over_epochs(lines, f"training{number}", f"{_label(run.name)} over training", "score", along="optimiser step")
-
-
 @mpl.rc_context(STYLE)
-def over_epochs(
-    lines: Lines, file: str, title: str, label: str, goal: float | None = None, along: str = "epoch"
-) -> Picture | None:
+def over_epochs(lines: Lines, file: str, title: str, label: str, goal: float | None = None) -> Picture | None:
     """Draw numbers over the epochs of training; None if there are no numbers.
 
     Args:
@@ -114,7 +94,6 @@ def over_epochs(
         title: of the figure.
         label: of the vertical axis, which goes from 0 to 1.
         goal: the retrained model's number, drawn as a dotted line.
-        along: label of the horizontal axis.
     """
     lines = {name: points for name, points in lines.items() if not all(math.isnan(value) for _, value in points)}
     if not lines:
@@ -124,9 +103,9 @@ def over_epochs(
         axes.plot(*zip(*points, strict=True), ms=5, lw=1.4, label=_label(name), clip_on=False, **_look(place))
     if goal is not None:
         axes.axhline(goal, color="0.4", ls=":", label="retrained")
-    axes.set(xlabel=along, ylabel=label, ylim=(0, 1))
+    axes.set(xlabel="epoch", ylabel=label, ylim=(0, 1))
     axes.grid(axis="y", color="0.9")
-    return _picture(file, f"{title}, by {along}", figure)
+    return _picture(file, f"{title}, by epoch", figure)
 
 
 @mpl.rc_context(STYLE)

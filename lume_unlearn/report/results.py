@@ -1,11 +1,11 @@
-"""Read results files of the harness, and group them by model and by training run."""
+"""Read results files of the harness, and group them by model."""
 
 import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from lume_tasks.data.published import DIGEST
 from lume_tasks.data.rows import ROW_TASKS
@@ -16,7 +16,6 @@ from lume_tasks.tasks.results import numbers, read_results, read_samples, row_sc
 Sample = dict[str, Any]
 
 _SCORES_FOLDER = re.compile(r"/scores/checkpoint-(\d+)\Z")
-_CHECKPOINT = re.compile(r"(?P<run>.+)/checkpoint-(?P<step>\d+)/?\Z")
 _LOCATIONS = ("pretrained", "peft", "path", "model")
 
 
@@ -99,13 +98,6 @@ class Model:
         return row_scores({"results": {"lume_mmlu": {"acc,none": self.score("lume_mmlu", "acc")}}, "samples": samples})
 
 
-class Run(NamedTuple):
-    """The checkpoints of one training run in order, as (optimiser step, model)."""
-
-    name: str
-    points: tuple[tuple[int, Model], ...]
-
-
 def read_models(paths: Iterable[str]) -> list[Model]:
     """Read results files, or all in and below folders, and return a `Model` for each model and setting, in their order.
 
@@ -170,16 +162,6 @@ def _results_files(path: Path) -> list[Path]:
     if not found:
         raise DataError(f"{path}: no results_*.json in or below it; give the folder of lm_eval's --output_path")
     return found
-
-
-def find_runs(models: Sequence[Model]) -> list[Run]:
-    """Return the training runs of which at least two checkpoints (``<run>/checkpoint-<step>``) are among the models."""
-    runs: dict[Path, list[tuple[int, Model]]] = {}
-    for model in models:
-        if found := _CHECKPOINT.match(model.path):
-            runs.setdefault(Path(found["run"]).resolve(), []).append((int(found["step"]), model))
-    several = {path: sorted(points, key=lambda point: point[0]) for path, points in runs.items() if len(points) > 1}
-    return [Run(path.name, tuple(points)) for path, points in several.items()]
 
 
 def comparability(models: Sequence[Model]) -> list[str]:

@@ -116,7 +116,7 @@ def test_page_has_scores_and_figures_and_loads_nothing_from_elsewhere(write_resu
     _, *pictures = write_report(list(map(str, paths)), output, "Mine")
     page = output.read_text(encoding="utf-8")
     assert "<title>Mine</title>" in page
-    names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3)), "training1"]
+    names = ["roc_loss", *(f"tradeoff_lume_task{i}" for i in (1, 2, 3))]
     assert sorted((tmp_path / "new" / "my_files").iterdir()) == sorted(pictures)
     assert sorted(path.stem for path in pictures) == names
     outline = Outline(page)

@@ -1,4 +1,4 @@
-"""Reading results files: newest scores, names of models, runs, and scores that cannot be compared or read."""
+"""Reading results files: newest scores, names of models, and scores that cannot be compared or read."""
 
 import json
 import re
@@ -9,7 +9,7 @@ import pytest
 from lm_eval.loggers import EvaluationTracker
 
 from lume_tasks.errors import DataError
-from lume_unlearn.report.results import comparability, find_runs, read_models
+from lume_unlearn.report.results import comparability, read_models
 
 Write = Callable[..., Path]
 
@@ -40,15 +40,13 @@ def test_models_are_named_by_what_tells_them_apart(write_results):
     ]
 
 
-def test_scores_taken_while_training_are_a_run_in_the_order_of_the_steps(tmp_path):
+def test_scores_taken_while_training_are_in_the_order_of_the_steps(tmp_path):
     content = {"results": {"lume_task1": {"forget_knowledge,none": 0.5}}, "config": {"model_args": None}}
     for place in ("npo/scores/checkpoint-5", "npo/scores/checkpoint-10", "gd/scores/checkpoint-5"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "results_lume.json").write_text(json.dumps(content))
     models = read_models([str(tmp_path)])
     assert [model.name for model in models] == ["gd/checkpoint-5", "npo/checkpoint-5", "npo/checkpoint-10"]
-    (run,) = find_runs(models)  # one checkpoint alone is a model as any other
-    assert [(step, model.name) for step, model in run.points] == [(5, "npo/checkpoint-5"), (10, "npo/checkpoint-10")]
 
 
 def test_incomparable_scores_are_named(write_results):
