@@ -17,8 +17,6 @@ from lume_tasks.data.rows import SIDES, stem_of
 from lume_tasks.metrics import intervals
 from lume_tasks.metrics.intervals import Floats
 
-Groups = Mapping[str, tuple[str, ...]]
-
 DRAWS = 1000
 """Resamples of the documents for an interval of the distance."""
 PARTS = (*SIDES, "attack", "mmlu")
@@ -141,19 +139,6 @@ def difference_interval(
     estimates = [_estimates(seeds, retrained) for seeds in (one, other)]
     draws = [np.mean([_resampled(scores, retrained) for scores in seeds], axis=0) for seeds in (one, other)]
     return _interval(fmean(estimates[0]) - fmean(estimates[1]), draws[0] - draws[1], estimates)
-
-
-def distance_of_means(numbers: Mapping[str, float], retrained: Mapping[str, float], groups: Groups) -> float:
-    """Compute the mean over groups of the mean absolute difference of numbers that are means over rows.
-
-    Use it only for results without row scores: it does not see rows that cancel each other. Numbers that one of the two
-    models lacks are left out.
-
-    Worked example: forget numbers .2 above, retain numbers .1 below, AUC .3 above: (.2 + .1 + .3) / 3 = .2.
-    """
-    both = numbers.keys() & retrained.keys()
-    there = [[abs(numbers[name] - retrained[name]) for name in names if name in both] for names in groups.values()]
-    return fmean(fmean(group) for group in there if group)
 
 
 def _same(model: Mapping[str, float], retrained: Mapping[str, float]) -> list[str]:

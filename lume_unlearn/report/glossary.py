@@ -93,6 +93,3 @@ REFERENCE = (
 )
 PART_NAMES = {"forget": "forget rows", "retain": "retain rows", "attack": "losses of the attack", "mmlu": "MMLU"}
 """The parts of the distance to the retrained model."""
-MEANS = {side: tuple(f"{task} {side}_{kind}" for task in (*TASKS, "lume_rows") for kind in KINDS) for side in GOOD}
-MEANS |= {"attack": ("lume_mia loss_auc",)}
-"""The means that a distance compares if no samples were logged, in groups of equal weight."""

@@ -9,10 +9,10 @@ from typing import Any
 from lume_tasks.data.rows import ROW_TASKS
 from lume_tasks.errors import DataError, visible
 from lume_tasks.metrics import unlearning
-from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval, distance_of_means
+from lume_tasks.metrics.unlearning import RowScores, difference_interval, distance_interval
 from lume_unlearn.files import write_text
 from lume_unlearn.report import glossary, plots, template
-from lume_unlearn.report.glossary import MEANS, TASKS, Score
+from lume_unlearn.report.glossary import TASKS, Score
 from lume_unlearn.report.redact import worst_leaks
 from lume_unlearn.report.results import Model, comparability, names_by_value, read_models
 
@@ -94,23 +94,20 @@ def page_data(models: Sequence[Model], show_pii: bool, retrained: Model | None =
 def distances(models: Sequence[Model], retrained: Model) -> dict[str, Any]:
     """Return each model's distance to the retrained model.
 
-    Models are compared row by row (see `lume_tasks.metrics.unlearning.distances`), and by their means if the samples of
-    one of the two are missing.
+    Models are compared row by row (see `lume_tasks.metrics.unlearning.distances`).
 
     Returns:
-        ``rows``: name of the model -> its ``distance`` (None if it lacks a number), ``interval``, ``note`` and
-        ``parts``; ``of_means``: why only means were compared -> names of models; ``nearest``: the nearest model; and
+        ``rows``: name of the model -> its ``distance`` (None if rows are missing), ``interval`` and
+        ``parts``; ``missing``: why there is no distance -> names of models; ``nearest``: the nearest model; and
         ``tied``: models whose distance cannot be told apart from that of the nearest.
 
     Raises:
-        DataError: the retrained model has no scores.
+        DataError: no samples of the retrained model's rows were logged.
     """
-    goal, goal_means = retrained.row_scores(), means_of(retrained)
-    if not goal_means:
-        raise DataError(
-            "--retrained: the results have none of the twelve scores and no loss AUC; score the model with --tasks lume"
-        )
-    rows, compared, of_means = {}, {}, {}
+    goal = retrained.row_scores()
+    if not goal.rows:
+        raise DataError("--retrained: no samples of rows were logged; score it with --tasks lume --log_samples")
+    rows, compared, missing = {}, {}, {}
     for model in models:
         found = model.row_scores()
         try:
@@ -118,15 +115,12 @@ def distances(models: Sequence[Model], retrained: Model) -> dict[str, Any]:
             if model.path != retrained.path:
                 compared[model.name] = found
         except ValueError as error:
-            of_means[model.name] = str(error)
-            means = means_of(model)
-            missing = goal_means.keys() - means.keys()
-            distance = None if missing else distance_of_means(means, goal_means, MEANS)
-            rows[model.name] = {"distance": distance, "note": f"no {min(missing)}" if missing else "of means"}
+            missing[model.name] = str(error)
+            rows[model.name] = {"distance": None}
     nearest = min(compared, key=lambda name: rows[name]["distance"], default="")
     others = {name: found for name, found in compared.items() if name != nearest}
     tied = [name for name, found in others.items() if difference_interval([found], [compared[nearest]], goal)[1] <= 0]
-    return {"rows": rows, "of_means": names_by_value(of_means), "nearest": nearest, "tied": tied}
+    return {"rows": rows, "missing": names_by_value(missing), "nearest": nearest, "tied": tied}
 
 
 def distance_of_rows(found: RowScores, goal: RowScores) -> dict[str, Any]:
@@ -135,12 +129,6 @@ def distance_of_rows(found: RowScores, goal: RowScores) -> dict[str, Any]:
         raise ValueError("no samples of rows were logged; score it with --log_samples")
     distance, *interval = distance_interval([found], goal)
     return {"distance": distance, "interval": interval, "parts": unlearning.distances(found, goal)}
-
-
-def means_of(model: Model) -> dict[str, float]:
-    """Return the means that a distance of means compares."""
-    values = {name: model.score(*name.split()) for names in MEANS.values() for name in names}
-    return {name: value for name, value in values.items() if value is not None}
 
 
 def measured(models: Sequence[Model], columns: Sequence[Score]) -> list[Score]:

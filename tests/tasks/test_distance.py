@@ -12,7 +12,6 @@ from lume_tasks.metrics.unlearning import (
     RowScores,
     difference_interval,
     distance_interval,
-    distance_of_means,
     distances,
     row_distance,
 )
@@ -44,8 +43,7 @@ def test_a_mixture_with_the_retrained_means_is_far_away() -> None:
     retrained = scores(dict.fromkeys(names, 0.2), {"member": dict.fromkeys(names, 3.0)})
     verbatim = {name: float(i % 5 == 0) for i, name in enumerate(names)}
     mixture = scores(verbatim, {"member": {name: 3.0 - (1 if i % 2 else -1) for i, name in enumerate(names)}})
-    means = [{"forget": fmean(one.rows[GROUP].values())} for one in (mixture, retrained)]
-    assert distance_of_means(*means, {"forget": ("forget",)}) == pytest.approx(0, abs=1e-12)
+    assert fmean(verbatim.values()) == pytest.approx(0.2)
     assert distances(mixture, retrained) == pytest.approx({"forget": 0.32, "attack": 0.5, "distance": 0.41})
 
 
@@ -123,9 +121,5 @@ def test_row_scores_of_results(run: Any, fake_lm: Any) -> None:
     assert found.mmlu == results["results"]["lume_mmlu"]["acc,none"]
 
 
-def test_rows_and_means_by_hand() -> None:
+def test_row_distance_by_hand() -> None:
     assert row_distance({"a": 1.0, "b": 0.0, "c": 0.0}, dict.fromkeys("abc", 1 / 3)) == pytest.approx(4 / 9)
-    retrained = {"forget": 0.0, "retain": 0.9, "auc": 0.5}
-    numbers = {"forget": 0.2, "retain": 0.8, "auc": 0.2, "other": 1.0}
-    groups = {"both": ("forget", "retain"), "attack": ("auc", "other"), "none": ("other",)}
-    assert distance_of_means(numbers, retrained, groups) == pytest.approx((0.15 + 0.3) / 2)

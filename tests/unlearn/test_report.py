@@ -146,7 +146,7 @@ def known(forget: list[float], loss: float, write_results: Write, name: str, log
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(write_results, tmp_path):
+def test_distance_to_the_retrained_model_is_of_rows(write_results, tmp_path):
     """The mixture has the retrained model's mean, not its rows."""
     shown = {"same": ([0.25] * 4, 1.0), "mixture": ([1.0, 0.0, 0.0, 0.0], 1.0), "loss": ([0.25] * 4, 9.0)}
     models = [known(*numbers, write_results, name) for name, numbers in shown.items()]
@@ -158,7 +158,8 @@ def test_distance_to_the_retrained_model_is_of_rows_where_samples_were_logged(wr
     assert cells["same"] == ["0.000", "0.000", "-", "0.000", "-"]
     assert cells["mixture"] == ["0.188", "0.375", "-", "0.000", "-"]
     assert cells["loss"] == ["0.250", "0.000", "-", "0.500", "-"]
-    assert cells["unlogged"] == ["0.125", "-", "-", "-", "-"]
+    assert cells["unlogged"] == ["-", "-", "-", "-", "-"]
+    assert "unlogged: there is no distance: no samples of rows were logged; score it with --log_samples." in page
 
 
 @pytest.mark.usefixtures("undrawn")
