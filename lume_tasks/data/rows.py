@@ -80,11 +80,6 @@ def completion_texts(rows: Iterable[Row]) -> set[str]:
     return {f"{row.input} {row.output}".strip() for row in rows if row.kind == "sc"}
 
 
-def members_among(members: Iterable[str], rows: Iterable[Row]) -> int:
-    """Count the member documents that are the text of an ``sc`` row."""
-    return len({document.strip() for document in members} & completion_texts(rows))
-
-
 def text_problems(obj: object, *fields: str) -> list[str]:
     """List everything wrong with a parsed line whose ``fields`` must hold text; other fields are not checked."""
     if not isinstance(obj, dict):

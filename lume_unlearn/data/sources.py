@@ -2,14 +2,13 @@
 
 import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import SUFFIXES, find_file, read_rows
-from lume_tasks.data.rows import SIDES, Row, members_among
+from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import names
@@ -73,23 +72,6 @@ class Source:
         if self.directory is None or not (self.directory / "mia_data").is_dir():
             return []
         return list(locate.load_mia(self.directory)[0])
-
-
-def members_line(members: Sequence[str], forget: Sequence[Row], missing: str) -> str | None:
-    """Return a line: how many member documents are among the forget rows, and what that means for the attack.
-
-    It is None without member documents. ``missing``: the option that puts the loss on whole texts; empty if it is
-    on these already.
-    """
-    if not members:
-        return None
-    count = members_among(members, forget)
-    line = f"{count} of {len(members)} member documents are among the forget rows"
-    if count < len(members):
-        line += ": the attack (lume_mia) also uses documents that this run does not unlearn"
-    if count and missing:
-        line += f"; a loss on answers alone hardly changes the attack's AUC, {missing} changes it more"
-    return line
 
 
 def named_directory(data: str | None, option: str = "--data") -> Path:

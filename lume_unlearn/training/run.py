@@ -12,7 +12,7 @@ from transformers import set_seed
 
 from lume_unlearn.data.alternatives import read_alternatives
 from lume_unlearn.data.documents import read_texts
-from lume_unlearn.data.sources import Source, earlier_rows, finetune_rows, members_line
+from lume_unlearn.data.sources import Source, earlier_rows, finetune_rows
 from lume_unlearn.data.substitutes import read_substitutes
 from lume_unlearn.errors import ConfigError, require_unused
 from lume_unlearn.files import only_run
@@ -87,11 +87,6 @@ def run(
             given["base"] = load.load_model(base, torch.float32, trusted, "--base")
         loaded, given["processing_class"] = load_trained(model, args, **loading)
         trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
-        of_texts = "--unseen FILE" if trainer.method.needs.persons else "--loss_on text"
-        whole = args.loss_on == "text" or (trainer.method.needs.persons and unseen)
-        members = members_line(source.members(), trainer.forget, "" if whole else of_texts)
-        if members and trainer.is_world_process_zero():
-            print(members, flush=True)
         trainer.logs_advice = False  # `saved` comes first
         _train_and_save(trainer, model, loading.get("tuning", "lora"), checkpoint)
     if trainer.is_world_process_zero():

@@ -10,7 +10,6 @@ from lm_eval.models.huggingface import HFLM
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data import published
-from lume_tasks.data.rows import Row, members_among
 from lume_tasks.errors import DataError
 from lume_tasks.tasks import mia
 from lume_tasks.tasks.base import load_tokenizer
@@ -111,8 +110,3 @@ def test_no_tokenizer_or_one_that_cannot_be_loaded_is_a_clear_error() -> None:
     for name in ("no-such/model", "/no/such/folder"):
         with pytest.raises(DataError, match=rf"(?s)could not load the tokenizer '{name}'.*--metadata"):
             load_tokenizer({"pretrained": name})
-
-
-def test_members_among_rows_are_counted_by_the_text_of_completions() -> None:
-    rows = [Row("a-sc1", "Ada wrote", "a letter. ", "Task3"), Row("b-qa0", "Who", "wrote?", "Task3")]
-    assert members_among(["Ada wrote a letter.", "Who wrote?", "Ada wrote"], rows) == 1

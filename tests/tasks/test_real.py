@@ -9,7 +9,11 @@ import pytest
 
 from lume_tasks import _startup
 from lume_tasks.data.locate import load_mia, load_rows
-from lume_tasks.data.rows import members_among
+from lume_tasks.data.rows import Row, completion_texts
+
+
+def members_among(documents: list[str], rows: list[Row]) -> int:
+    return len({document.strip() for document in documents} & completion_texts(rows))
 
 
 def test_members_are_forget_rows_of_train_alone(lume_data: Path) -> None:

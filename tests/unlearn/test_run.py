@@ -19,7 +19,6 @@ from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError
 from lume_unlearn import unlearn
 from lume_unlearn.data.encode import Encoder
-from lume_unlearn.data.sources import members_line
 from lume_unlearn.methods.refusals import refusals
 from lume_unlearn.methods.registry import METHODS
 from lume_unlearn.model.forward import Passes
@@ -27,7 +26,7 @@ from lume_unlearn.model.reference import token_nlls
 from lume_unlearn.training import arguments
 from lume_unlearn.training.arguments import UnlearningArguments, default_max_tokens
 from lume_unlearn.training.setup import optimizer_class
-from tests.conftest import assert_same_weights, logged_steps, make_rows, read_run, saved_weights
+from tests.conftest import assert_same_weights, logged_steps, read_run, saved_weights
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +234,3 @@ def test_kinds_of_reference_copies(kind, tuning, make_run):
         assert 1e-6 < found[0] < 1e-3  # rounding of the copy
         assert found[-1] == pytest.approx(expected[-1], abs=2e-3)
     assert {weight.dtype for weight in saved_weights(small).values()} == {torch.float32}
-
-
-def test_member_documents_among_the_forget_rows_are_counted():
-    rows = make_rows("forget", 12)
-    texts = [f"{row.input} {row.output}" for row in rows if row.kind == "sc"]
-    for count, missing, hint in ((0, "--loss_on text", False), (2, "--loss_on text", True), (3, "", False)):
-        line = members_line(texts[:count] + ["one", "two", "three"][count:], rows, missing) or ""
-        assert line.startswith(f"{count} of 3 member documents")
-        assert ("hardly changes the attack's AUC, --loss_on text changes it more" in line) == hint
-    assert members_line([], rows, "") is None
