@@ -39,7 +39,7 @@ def execute(options: dict[str, Any]) -> None:
     unused_part(output)
     name, trust = options.pop("model"), options.pop("trust_remote_code", False)
     require_model(name)
-    rows = Source(**take(options, ("data", "split", "forget"))).rows()["forget"]
+    rows = Source(**take(options, ("data", "split", "forget"))).loaded().forget
     tokenizer = load_tokenizer(name, trust)
     model = load_model(name, torch.bfloat16 if bfloat16_here() else torch.float32, trust)
     model.to("cuda" if torch.cuda.is_available() else "cpu").eval()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lume_tasks.data import locate
 from lume_tasks.data.files import SUFFIXES, find_file, read_rows
-from lume_tasks.data.rows import SIDES, Row
+from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import names
@@ -49,29 +49,20 @@ class Source:
         """The data directory; None if files were named."""
         return None if self.forget is not None else named_directory(self.data)
 
-    def rows(self) -> dict[str, list[Row]]:
-        """Read forget and retain rows; no retain rows if only a forget file was named.
+    def loaded(self) -> Data:
+        """Read everything that can be scored; no retain rows if only a forget file was named.
 
         Raises:
             ConfigError: ``data`` is not a directory.
-            DataError: the message lists everything wrong with the rows.
+            DataError: the message lists everything wrong with rows or documents.
         """
         if self.directory is not None:
-            return locate.load_rows(self.directory, self.split)
+            return load_data(self.directory, self.split)
         files = {"forget": named_file(str(self.forget), "forget")}
         if self.retain is not None:
             files["retain"] = named_file(self.retain, "retain")
-        return locate.read_sides(files, "--forget and --retain")
-
-    def loaded(self) -> Data | None:
-        """Read everything in the data directory that can be scored; None if files were named."""
-        return None if self.directory is None else load_data(self.directory, self.split)
-
-    def members(self) -> list[str]:
-        """Return the member documents of the data directory; none if it has none, or if files were named."""
-        if self.directory is None or not (self.directory / "mia_data").is_dir():
-            return []
-        return list(locate.load_mia(self.directory)[0])
+        sides = locate.read_sides(files, "--forget and --retain")
+        return Data(sides["forget"], sides["retain"])
 
 
 def named_directory(data: str | None, option: str = "--data") -> Path:
@@ -127,11 +118,11 @@ def finetune_rows(data: str | None, split: str, rows: str, texts: str | None) ->
         ConfigError: ``data`` is not a directory, or there is no file ``texts``.
         DataError: the message lists everything wrong with rows, documents or texts.
     """
-    source = Source(data, split)
-    sides = source.rows()
-    found = [row for side in (SIDES if rows == "all" else ("retain",)) for row in sides[side]]
+    loaded = load_data(named_directory(data), split)
+    found = list(loaded.retain)
     if rows == "all":
-        found += new_texts(source.members(), "member", found)
+        found = [*loaded.forget, *found]
+        found += new_texts(loaded.members, "member", found)
     if texts is not None:
         found += read_texts("texts", texts, found)
     return found

@@ -77,16 +77,16 @@ def run(
     output, source = Path(str(args.output_dir)), Source(data, split, forget, retain)
     with in_output(output, args, resume) as checkpoint:
         load.require_model(model)
-        rows = source.rows()
-        given: dict[str, Any] = {"alternatives": alternatives and read_alternatives(Path(alternatives), rows["forget"])}
+        rows = source.loaded()
+        given: dict[str, Any] = {"eval_data": rows}
+        given |= {"alternatives": alternatives and read_alternatives(Path(alternatives), rows.forget)}
         given |= {"substitutes": substitutes and read_substitutes(substitutes)}
         given |= {"unseen": unseen and read_texts("unseen", unseen), "forgotten": earlier_rows(forgotten)}
-        given |= {"eval_data": source.loaded() if args.do_eval else None}
         if base is not None:
             trusted = loading.get("trust_remote_code", False)
             given["base"] = load.load_model(base, torch.float32, trusted, "--base")
         loaded, given["processing_class"] = load_trained(model, args, **loading)
-        trainer = UnlearningTrainer(loaded, method, args, rows["forget"], rows["retain"], **given)
+        trainer = UnlearningTrainer(loaded, method, args, rows.forget, rows.retain, **given)
         trainer.logs_advice = False  # `saved` comes first
         _train_and_save(trainer, model, loading.get("tuning", "lora"), checkpoint)
     if trainer.is_world_process_zero():

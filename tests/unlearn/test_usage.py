@@ -76,7 +76,7 @@ def test_default_data_is_named_once_with_how_to_give_ones_own(data_dir, monkeypa
     with caplog.at_level(logging.WARNING, "lume_unlearn"):
         sources.named_directory(str(data_dir))
         monkeypatch.setenv("LUME_DATA_DIR", str(data_dir))
-        sources.Source().rows()
+        sources.Source().loaded()
         assert not caplog.messages
         monkeypatch.delenv("LUME_DATA_DIR")
         for _ in range(2):
