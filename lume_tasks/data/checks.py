@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 from lume_tasks.data.files import Fault, find_file, place, scan, scan_documents, scan_rows
-from lume_tasks.data.rows import SIDES, SPLITS, Row, text_key, text_problems
+from lume_tasks.data.rows import SIDES, SPLITS, Row, text_key
 from lume_tasks.errors import DataError, quote
 
 
@@ -101,29 +101,20 @@ def scan_mmlu(folder: Path) -> tuple[dict[str, list[dict[str, object]]], list[st
     """
     subjects: dict[str, list[dict[str, object]]] = {}
     problems: list[str] = []
-    collections = ("all", "auxiliary_train")  # beside the subjects on the hub
-    for subject in sorted(folder.iterdir()):
-        if not subject.is_dir() or subject.name in collections or subject.name.startswith("."):
-            continue
-        subjects[subject.name] = []
-        files = sorted(subject.glob("test-*.parquet"))
-        if not files:
-            problems.append(f"mmlu/{subject.name}: holds no test-*.parquet")
-        for path in files:
+    for path in sorted(folder.glob("*/test-*.parquet")):
+        subject = path.parent.name
+        if subject not in ("all", "auxiliary_train"):  # beside the subjects on the hub
             questions, faults = scan(path, ("question", "choices", "answer"), question_problems)
-            subjects[subject.name] += questions.values()
-            problems += place(f"mmlu/{subject.name}/{path.name}", faults)
+            subjects.setdefault(subject, []).extend(questions.values())
+            problems += place(f"mmlu/{subject}/{path.name}", faults)
     if not subjects:
         problems.append("mmlu: holds no subject folder with a test-*.parquet")
     return subjects, problems
 
 
 def question_problems(obj: dict[str, object]) -> list[str]:
-    """List everything wrong with one MMLU question."""
-    problems = text_problems(obj, "question")
-    choices, answer = obj.get("choices"), obj.get("answer")
-    if not isinstance(choices, list) or len(choices) != 4 or not all(isinstance(choice, str) for choice in choices):
-        problems.append('field "choices" is not a list of four strings')
-    if type(answer) is not int or not 0 <= answer <= 3:
-        problems.append('field "answer" is not a whole number from 0 to 3')
-    return problems
+    """Return one line if this is not an MMLU question."""
+    choices = obj.get("choices")
+    answered = isinstance(choices, list) and len(choices) == 4 and obj.get("answer") in range(4)
+    whole = answered and isinstance(obj.get("question"), str)
+    return [] if whole else ["needs a question, four choices, and an answer from 0 to 3"]
