@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from math import inf
+from math import inf, isfinite
 from numbers import Real
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -38,7 +38,7 @@ def check_types(options: Any) -> None:
 
     The command line has checked its options already. Literals, bools, numbers and None are checked; other annotations
     pass. The numbers in `RANGES` become plain int or float, since pickles of jsonargparse's types load only where
-    jsonargparse is installed.
+    jsonargparse is installed. Bounds that `lume_unlearn.methods.base.param` declares are checked as well.
 
     Raises:
         ConfigError: the message names every option outside its choices or range.
@@ -52,10 +52,14 @@ def check_types(options: Any) -> None:
             faults += [f"--{name} None: leave it out for the default"] * kinds.isdisjoint({Any, NoneType})
             continue
         whole = int in kinds
-        if kinds <= {int, float, NoneType} and (not isinstance(value, Real) or (whole and value % 1)):
-            faults.append(f"--{name} {value!r}: must be a {'whole ' * whole}number")
+        if kinds <= {int, float, NoneType}:
+            valid = isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+            if not valid or (whole and value % 1):
+                faults.append(f"--{name} {value!r}: must be a {'whole' if whole else 'finite'} number")
+            else:
+                faults += [f"--{name} {value}: {fault}" for fault in _beyond(value, **field.metadata)]
         if get_origin(hint) is Literal and value not in get_args(hint):
-            faults.append(f"--{name} {value!r}: choose one of {', '.join(get_args(hint))}")
+            faults.append(f"--{name} {value!r}: choose one of {', '.join(map(str, get_args(hint)))}")
         if kinds - {NoneType} == {bool} and not isinstance(value, bool):
             faults.append(f"--{name} {value!r}: must be true or false (True or False in Python)")
         for kind in kinds & RANGES.keys():
@@ -65,6 +69,13 @@ def check_types(options: Any) -> None:
             except (TypeError, ValueError):
                 faults.append(f"--{name} {value}: must be {RANGES[kind]}")
     raise_faults(faults)
+
+
+def _beyond(value: float, zero: bool | None = None, most: float = inf, **_: Any) -> list[str]:
+    """Return what is wrong with a number that may be 0 (``zero``; None: any number may be) and ``most`` at most."""
+    if zero is not None and (value < 0 or (value == 0 and not zero)):
+        return ["must be 0 or more" if zero else "must be above 0"]
+    return [f"must be at most {most:g}"] * bool(value > most)
 
 
 def raise_faults(faults: Sequence[str]) -> None:

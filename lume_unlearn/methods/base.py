@@ -14,11 +14,10 @@ Such a class works the same in a notebook and in this package: `UnlearningTraine
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from inspect import get_annotations
-from math import inf, isfinite
-from numbers import Real
-from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
+from math import inf
+from typing import Any, ClassVar, Literal, TypedDict, TypeVar, get_type_hints
 
-from lume_unlearn.checks import raise_faults
+from lume_unlearn.checks import check_types
 from lume_unlearn.methods.common import Tensor, row_lengths, row_mean
 
 RetainTerm = Literal["nll", "kl", "js", "nll+kl", "states", "none"]
@@ -120,25 +119,6 @@ def param(
         search: the range in which `compare` tunes it; None leaves it at its default.
     """
     return field(default=default, metadata={"help": help, "zero": zero, "most": most, "search": search})
-
-
-def _fault(value: Any, kind: Any, metadata: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a hyperparameter's value, or None."""
-    if get_origin(kind) is Literal:
-        return None if value in get_args(kind) else f"choose one of {', '.join(map(str, get_args(kind)))}"
-    if kind is bool:
-        return None if isinstance(value, bool) else "must be true or false"
-    if kind not in (int, float):
-        return None
-    if isinstance(value, bool) or not isinstance(value, Real) or not isfinite(value):
-        return "must be a finite number"
-    if kind is int and float(value) % 1:
-        return "must be a whole number"
-    if "zero" not in metadata:
-        return None
-    if value < 0 or (value == 0 and not metadata["zero"]):
-        return "must be 0 or more" if metadata["zero"] else "must be above 0"
-    return f"must be at most {metadata['most']:g}" if value > metadata["most"] else None
 
 
 @dataclass(frozen=True)
@@ -254,15 +234,10 @@ class Method:
         if unread:
             text = "not read; write @dataclass above the class, and a type for each, as in `beta: float = 1.0`"
             raise TypeError(f"class {cls.__name__}: {', '.join(unread)}: {text}")
-        hints, faults = get_type_hints(cls), []
-        for name, declared in self.params().items():
-            value, kind = getattr(self, name), hints[name]
-            fault = _fault(value, kind, declared.metadata)
-            if fault:
-                faults.append(f"--{name} {value}: {fault}")
-            elif kind in (int, float):
-                setattr(self, name, kind(value))
-        raise_faults(faults)
+        check_types(self)
+        for name, kind in get_type_hints(cls).items():
+            if kind in (int, float):
+                setattr(self, name, kind(getattr(self, name)))
 
     @classmethod
     def params(cls) -> dict[str, "Field[Any]"]:

@@ -84,7 +84,7 @@ def test_all_hyperparameters_that_cannot_work_are_named(method, params, fault):
     with pytest.raises(ConfigError) as caught:
         method_of(method, **params)
     named = [line.partition(":")[0] for line in str(caught.value).splitlines()]
-    assert named == [f"--{name} {value}" for name, value in params.items()]
+    assert named == [f"--{name} {value!r}" for name, value in params.items()]
     assert fault in str(caught.value)
 
 
