@@ -97,7 +97,6 @@ def _add_tasks(tasks: "Any") -> None:
     if not {"include_path", "include_defaults"} <= set(signature.parameters):
         raise TypeError("TaskManager no longer takes include_path and include_defaults")
     folder = task_dir()
-    may_read_entry_points = _version() > (0, 4, 13)
 
     @functools.wraps(original)
     def init(self: "Any", *args: "Any", **kwargs: "Any") -> None:
@@ -105,24 +104,12 @@ def _add_tasks(tasks: "Any") -> None:
         given = call.arguments.get("include_path")
         paths = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
         searched = any(folder.is_relative_to(os.path.realpath(path)) for path in paths)
-        wanted = call.arguments.get("include_defaults", True) and not searched
-        if not wanted or may_read_entry_points:
-            original(self, *args, **kwargs)
-            if not wanted or "lume_task1" in getattr(self, "all_tasks", ()):
-                return
-        call.arguments["include_path"] = [str(folder), *paths]  # ours first, so that the user's folders win
+        if call.arguments.get("include_defaults", True) and not searched:
+            call.arguments["include_path"] = [str(folder), *paths]  # ours first, so that the user's folders win
         original(*call.args, **call.kwargs)
 
     init.lume_task_dir = str(folder)  # type: ignore[attr-defined]
     manager_class.__init__ = init
-
-
-def _version() -> "tuple[int, ...]":
-    """Return the numbers of the loaded harness's version, without a suffix such as ``rc1`` or ``.dev1``."""
-    import re
-
-    version = getattr(sys.modules.get("lm_eval"), "__version__", "0.0")
-    return tuple(int(part) for part in re.findall(r"(?:^|\.)(\d+)", version)[:3])
 
 
 # Harness module -> the function that patches it, and the warning if that fails.

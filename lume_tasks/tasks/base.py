@@ -11,7 +11,6 @@ from functools import partial
 from itertools import chain, zip_longest
 from typing import Any, ClassVar
 
-from lm_eval.api import task as harness_tasks
 from lm_eval.api.task import ConfigurableTask
 
 from lume_tasks.data import locate, published
@@ -21,12 +20,6 @@ from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, quote
 from lume_tasks.metrics import aggregate
 from lume_tasks.tasks import model_checks, reference
-
-# lm-eval 0.5 has one class for each kind of request. In 0.4 ConfigurableTask builds all kinds.
-GenerateTask: Any = getattr(harness_tasks, "GenerateTask", ConfigurableTask)
-LoglikelihoodTask: Any = getattr(harness_tasks, "LoglikelihoodTask", ConfigurableTask)
-# Before 0.5, another class has this name.
-MultipleChoiceTask: Any = ConfigurableTask if GenerateTask is ConfigurableTask else harness_tasks.MultipleChoiceTask
 
 Aggregation = Callable[[Sequence[Any]], float]
 Metrics = Mapping[str, tuple[Aggregation, bool | None]]  # name to aggregation, and whether a higher value is better
@@ -47,12 +40,8 @@ class RowsTask(ConfigurableTask):
     metrics: ClassVar[Metrics] = {}  # set by classes whose YAML has no metric_list
 
     def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build the task from the YAML's dictionary, without two keys.
-
-        ``class`` is not a field of a task. ``_qualified_name`` (lm-eval 0.5) would rename lume_task1 to
-        lume::lume_task1.
-        """
-        fields = {key: value for key, value in config.items() if key not in ("class", "_qualified_name")}
+        """Build the task from the YAML's dictionary, whose ``class`` is not a field of a task."""
+        fields = {key: value for key, value in config.items() if key != "class"}
         if self.metrics:
             fields["metric_list"] = [
                 {"metric": name, "aggregation": aggregation, "higher_is_better": higher}

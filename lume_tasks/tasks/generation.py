@@ -16,7 +16,7 @@ from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.matching import is_known
 from lume_tasks.metrics.text import exact_match, rouge_recall
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, load_tokenizer, rows_of, side_rows
+from lume_tasks.tasks.base import LumeTask, Metrics, load_tokenizer, rows_of, side_rows
 from lume_tasks.tasks.known import Matcher
 
 # The four numbers of a task that the protocol counts; these have intervals.
@@ -25,7 +25,7 @@ ROUGE1_METRICS = ("forget_rouge1", "retain_rouge1")
 INTERVAL_METRICS = tuple(f"{name}_{end}" for name in MAIN_METRICS for end in intervals.ENDS)
 
 
-class GenerationTask(LumeTask, GenerateTask):
+class GenerationTask(LumeTask):
     """Task 1, 2 or 3, or the rows of all other tasks."""
 
     metrics: ClassVar[Metrics] = {

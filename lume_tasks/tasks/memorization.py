@@ -20,7 +20,7 @@ from lume_tasks.errors import DataError, first_few, quote
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks import reference
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, load_tokenizer, side_rows
+from lume_tasks.tasks.base import LumeTask, Metrics, load_tokenizer, side_rows
 
 _log = logging.getLogger("lume_tasks")
 
@@ -29,7 +29,7 @@ LONGEST_TOKEN = 128  # characters
 TOKEN_METRICS = ("exact_memorization", "extraction_strength", "probability")  # need TokenScores
 
 
-class MemorizationTask(LumeTask, LoglikelihoodTask):
+class MemorizationTask(LumeTask):
     """Task 1, 2 or 3, or the rows of all other tasks."""
 
     metrics: ClassVar[Metrics] = {

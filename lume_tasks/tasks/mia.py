@@ -20,7 +20,7 @@ from lume_tasks.data.rows import SPLITS, Row, completion_texts
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.metrics import aggregate, attacks, intervals
 from lume_tasks.metrics.token_scores import TokenScores
-from lume_tasks.tasks.base import LoglikelihoodTask, LumeTask, Metrics, alternate, load_tokenizer
+from lume_tasks.tasks.base import LumeTask, Metrics, alternate, load_tokenizer
 from lume_tasks.tasks.reference import OPTION, reference_samples
 
 _log = logging.getLogger("lume_tasks")
@@ -229,7 +229,7 @@ def interval(items: tuple[Item, ...]) -> tuple[float, float]:
     return intervals.percentiles(attacks.resampled_aucs(*_columns(items)))
 
 
-# Functions rather than lambdas: lm-eval 0.5 pickles them for its intervals.
+# Functions rather than lambdas: the harness may pickle them for its intervals.
 def auc(items: Sequence[Item]) -> float:
     """Compute the AUC of an attack; NaN if one class is absent."""
     return attacks.auc(*_columns(items))
@@ -309,7 +309,7 @@ def _metrics() -> Metrics:
     return table | {"mia_gap": (mia_gap, None), "s_mia": (s_mia, True), "privleak": (privleak, None)}
 
 
-class MiaTask(LumeTask, LoglikelihoodTask):
+class MiaTask(LumeTask):
     """A task whose metrics depend on the backend's answers: sums alone, or ``TokenScores``."""
 
     metrics = _metrics()

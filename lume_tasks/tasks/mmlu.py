@@ -10,12 +10,12 @@ from lm_eval.config.group import AggMetricConfig
 
 from lume_tasks.data import locate
 from lume_tasks.errors import DataError
-from lume_tasks.tasks.base import MultipleChoiceTask, RowsTask, check_metadata
+from lume_tasks.tasks.base import RowsTask, check_metadata
 
 SUBJECT_PREFIX = "lume_mmlu_"
 
 
-class SubjectTask(RowsTask, MultipleChoiceTask):
+class SubjectTask(RowsTask):
     """One MMLU subject, 0-shot: the stock template, on rows that are already loaded."""
 
     def __init__(self, subject: str, rows: list[dict[str, Any]], version: Any) -> None:

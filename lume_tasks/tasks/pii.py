@@ -16,14 +16,14 @@ from lume_tasks.errors import DataError
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.pii import FIELDS, field_of, partial_match
 from lume_tasks.metrics.text import exact_match
-from lume_tasks.tasks.base import GenerateTask, LumeTask, Metrics, side_rows
+from lume_tasks.tasks.base import LumeTask, Metrics, side_rows
 
 _log = logging.getLogger("lume_tasks")
 
 PII_METRICS = tuple("_".join(parts) for parts in product(SIDES, FIELDS, ("exact", "partial", "in_text")))
 
 
-class PiiTask(LumeTask, GenerateTask):
+class PiiTask(LumeTask):
     """The rows of Task 2, scored field by field."""
 
     metrics: ClassVar[Metrics] = {name: (mean, name.startswith("retain")) for name in PII_METRICS}

@@ -24,7 +24,6 @@ from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
 from lume_tasks.tasks.base import (
-    LoglikelihoodTask,
     LumeTask,
     Metrics,
     alternate,
@@ -96,7 +95,7 @@ def _metrics() -> Metrics:
     return table
 
 
-class SwapTask(LumeTask, LoglikelihoodTask):
+class SwapTask(LumeTask):
     """The questions that name somebody."""
 
     metrics = _metrics()

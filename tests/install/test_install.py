@@ -191,11 +191,8 @@ def test_a_harness_that_reads_entry_points_needs_no_hook(environment, project, w
         pytest.skip("this version of lm_eval builds its list of task folders in another way")
     manager.write_text(source.replace(line, line + FUTURE_HARNESS))
     models.write_text(models.read_text() + FUTURE_MODELS)
-    package = copy / "__init__.py"
-    package.write_text(package.read_text().replace('importlib.metadata.version("lm_eval")', '"0.4.14"'))
 
     folder = install_ours("wheel", environment, wheel)
     _, tasks, *found = environment.probe(LUME_TASKS_AUTOLOAD="0")
     assert {"lume_task1", "lume_mmlu"} <= set(tasks)
     assert found == [folder, MODELS, []]
-    assert environment.probe()[1:] == [tasks, *found]  # the hook stands aside: no "overrides" warnings

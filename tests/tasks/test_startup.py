@@ -52,18 +52,6 @@ def test_our_folder_is_not_searched_twice(harness, given):
     assert len(harness.TaskManager(include_path=given).searched) == 1
 
 
-@pytest.mark.parametrize(
-    ("version", "later"),
-    [("0.4.13", False), ("0.4.13.dev1+g5", False), ("0.4.14rc1", True), ("0.5.0rc1", True), ("", False)],
-)
-def test_a_later_harness_may_find_the_tasks_by_itself(harness, monkeypatch, version, later):
-    """One with the tasks already is left alone; a version of any form does not end the hook."""
-    monkeypatch.setitem(sys.modules, "lm_eval", SimpleNamespace(__version__=version))
-    harness.TaskManager.all_tasks = ["lume_task1"]
-    _startup.patch(harness)
-    assert harness.TaskManager().searched == ([] if later else [FOLDER])
-
-
 @pytest.mark.parametrize("value", ["0", "Off"])
 def test_off_switch(harness, monkeypatch, value):
     monkeypatch.setenv("LUME_TASKS_AUTOLOAD", value)
