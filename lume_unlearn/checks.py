@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from math import inf, isfinite
 from numbers import Real
 from types import NoneType, UnionType
@@ -102,6 +102,17 @@ def require_list(name: str, given: Any) -> None:
     if isinstance(given, (str, Mapping)) or hasattr(given, "columns") or hasattr(given, "column_names"):
         what = "one text" if isinstance(given, str) else f"a {type(given).__name__}"
         raise ConfigError(f"{name}: give a list of texts, not {what}")
+
+
+def restored(kind: Any, content: Any) -> Any:
+    """Restore a value of the annotated type ``kind`` from the output of `dataclasses.asdict`, also after JSON."""
+    if is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: restored(hints[name], value) for name, value in content.items()})  # type: ignore[operator]
+    kinds = [one for one in get_args(kind) if one is not NoneType]
+    if get_origin(kind) is dict:
+        return {kinds[0](key): restored(kinds[1], value) for key, value in content.items()}
+    return content if content is None or not kinds else restored(kinds[0], content)
 
 
 def stable_number(*parts: int | str) -> int:

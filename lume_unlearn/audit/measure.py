@@ -13,7 +13,6 @@ from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
 from lume_tasks.data.text import UNSPACED
-from lume_tasks.metrics.swap import SwapResult
 from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.prompts import REPHRASINGS
@@ -43,17 +42,6 @@ class Measured:
     swapped: Swapped
     model: dict[str, str] = field(default_factory=dict)
     """See `fingerprint`."""
-
-    @classmethod
-    def restored(cls, content: Mapping[str, Any]) -> "Measured":
-        """Restore an instance from the output of `dataclasses.asdict`."""
-        swapped = dict(content["swapped"])
-        swapped["together"] = {side: SwapResult(**one) for side, one in swapped["together"].items()}
-        swapped["persons"] = {
-            side: {person: SwapResult(**one) for person, one in found.items()}
-            for side, found in swapped["persons"].items()
-        }
-        return cls(Scores(**content["plain"]), content["numbers"], Swapped(**swapped), content["model"])
 
 
 def in_parts(data: Data, tokenizer: Any) -> Data:

@@ -11,13 +11,13 @@ from torch import nn
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit.measure import Measured, earlier_of, measure
 from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import POSITIVES, rows_digest, sample
 from lume_unlearn.audit.rules import Earlier, require_numbers
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
+from lume_unlearn.checks import restored
 from lume_unlearn.model.fingerprint import fingerprint
 
 MEASURED, EARLIER = "as asked", "earlier requests"
@@ -36,10 +36,9 @@ class Found:
     def add(self, stage: Stage, result: Any) -> None:
         """Add the result of a step."""
         if stage.probe == EARLIER:
-            swap = result.pop("swap")
-            self.earlier.append(Earlier(**result, swap=swap and SwapResult(**swap)))
+            self.earlier.append(restored(Earlier, result))
         elif stage.probe == MEASURED:
-            self.measured[stage.role] = Measured.restored(result)
+            self.measured[stage.role] = restored(Measured, result)
         else:
             found = {title: Probed(**scores) for title, scores in result.items()}
             self.probed.setdefault(stage.role, {}).update(found)

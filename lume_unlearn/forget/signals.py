@@ -95,12 +95,6 @@ class Signals:
         found = f"p {self.swap.leak:.2g} (tied), {self.swap.avoided:.2g} (avoided), factor {self.swap.factor:.2g}"
         return f"{text}, swap test {found} ({self.swap.low:.2g} to {self.swap.high:.2g})"
 
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> "Signals":
-        """Restore signals from the output of `dataclasses.asdict`."""
-        test = content["swap"]
-        return cls(**{**content, "swap": test and SwapResult(**test)})
-
 
 @dataclass(frozen=True)
 class Judge:

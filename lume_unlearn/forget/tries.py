@@ -16,6 +16,7 @@ from transformers.trainer_callback import ExportableState
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_unlearn.checks import restored
 from lume_unlearn.errors import Diverged
 from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
@@ -121,9 +122,8 @@ class Tries:
         path = self.folder / str(number) / RESULT
         if not path.is_file():
             return None
-        content = json.loads(path.read_text(encoding="utf-8"))
-        judged = {int(step): Signals.read(one) for step, one in content.pop("judged").items()}
-        return Try(**content | {"setting": Setting(**content["setting"]), "judged": judged})
+        found: Try = restored(Try, json.loads(path.read_text(encoding="utf-8")))
+        return found
 
     def _trained(self, number: int, setting: Setting) -> Try:
         """Run one try, or continue it from its last checkpoint."""
@@ -183,7 +183,7 @@ class Watch(TrainerCallback, ExportableState):
         """Restore what the checkpoint kept."""
         kept: Mapping[str, Any] | None = saved_attributes(self, state)
         if kept is not None:
-            self.judged = {int(step): Signals.read(one) for step, one in kept["judged"].items()}
+            self.judged = restored(dict[int, Signals], kept["judged"])
         self.bar.reset(total=state.max_steps)
         self.bar.update(state.global_step)
 

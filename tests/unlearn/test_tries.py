@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from lume_tasks.metrics.swap import SwapResult
+from lume_unlearn.checks import restored
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.estimates import Estimates, default_steps
@@ -72,7 +73,7 @@ def test_signals_prefer_an_intact_model_then_few_rows_known_then_no_doubt():
     assert signals(low=0.25, high=1.4, bound=5.4).good
     assert replace(signals(), swap=None).good  # nobody is named, so there is no swap test
     for one in (signals(leak=0.02), replace(signals(), swap=None)):
-        assert Signals.read(json.loads(json.dumps(asdict(one)))) == one
+        assert restored(Signals, json.loads(json.dumps(asdict(one)))) == one
 
 
 def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
