@@ -52,7 +52,7 @@ class Read:
 
 
 @dataclass
-class _Made:
+class Converted:
     """The result for one object: its items, its faults, why there are no items, counts, and the fields used."""
 
     items: list[Item] = field(default_factory=list)
@@ -88,7 +88,7 @@ def _read_source(name: str, source: Source, options: Options, read: Read, where:
         if names is None:
             unknown[line] = ", ".join(map(quoted, obj))
             continue
-        made = _made(obj, names)
+        made = converted(obj, names)
         faults += [(line, f"{fault}; {_ADVICE}") for fault in made.faults]
         skipped += [(line, made.skipped)] if made.skipped else []
         at = f"{name}:{line}" if line else name
@@ -132,28 +132,28 @@ def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> 
     return known | {"task": values.get("task") or options.label}, [fields[of] for of, value in values.items() if value]
 
 
-def _made(obj: Mapping[str, Any], names: tuple[str, ...]) -> _Made:
+def converted(obj: Mapping[str, Any], names: tuple[str, ...]) -> Converted:
     """Make items from one object; its fields ``names`` hold question and answer, a chat or a text."""
     if names in CHATS and obj[names[0]] is not None:
         items, faults, counts = chat_questions(obj[names[0]])
         skipped = "" if items or faults else "holds no user turn that an assistant turn with text follows"
-        return _Made(items, faults, skipped, counts, names)
+        return Converted(items, faults, skipped, counts, names)
     nested = [name for name in names if isinstance(obj[name], (dict, list, bytes))]
     empty = [name for name in names if not as_text(obj[name]).strip()]
     if nested:
-        return _Made(faults=[f'field "{name}" is not text' for name in nested])
+        return Converted(faults=[f'field "{name}" is not text' for name in nested])
     if empty:
-        return _Made(skipped=f'field "{empty[0]}" is empty')
+        return Converted(skipped=f'field "{empty[0]}" is empty')
     texts = [as_text(obj[name]).strip() for name in names]
     if len(texts) == 1:
         items = completions(texts[0])
         skipped = "" if items else "the text is one word: a completion needs at least two"
         counts = Counter({"long texts made into several rows": 1} if len(items) > 1 else {})
-        return _Made(items, [], skipped, counts, names)
+        return Converted(items, [], skipped, counts, names)
     return _pair(obj, names, texts)
 
 
-def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> _Made:
+def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> Converted:
     """Make an item from a question and its answer, with the optional fields input (Alpaca), kind and turns."""
     used = list(names)
     if names == ALPACA and as_text(obj.get("input")).strip():
@@ -166,4 +166,4 @@ def _pair(obj: Mapping[str, Any], names: tuple[str, ...], texts: list[str]) -> _
     if obj.get(TURNS) is not None and not turn_problems(obj[TURNS]):
         turns = turns_of(obj[TURNS])
         used.append(TURNS)
-    return _Made([Item("sc" if kind == "sc" else "qa", texts[0], texts[1], turns=turns)], used=tuple(used))
+    return Converted([Item("sc" if kind == "sc" else "qa", texts[0], texts[1], turns=turns)], used=tuple(used))

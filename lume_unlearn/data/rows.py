@@ -4,10 +4,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from lume_tasks.data.chats import chat_questions
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.rows import OWN, SWAP, TURNS, Row, completed, row_of, row_problems
-from lume_tasks.data.texts import completions
+from lume_tasks.data.fields import Options, names_of
+from lume_tasks.data.reading import converted
+from lume_tasks.data.rows import OWN, SWAP, Row, completed, row_of, row_problems
 from lume_tasks.errors import DataError, quote, raise_problems
 
 RowsLike: TypeAlias = Any
@@ -23,9 +23,11 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
       question and its answer; "sc" for a text to complete), as in a data directory; for the swap test ``subject``, the
       name of the person, and ``question``, a question about them whose answer is ``output``; ``turns``, a list of
       ``{"role", "content"}``, is what comes before the question in a chat;
+    - or ``question`` and ``answer``, ``prompt`` and ``completion`` or ``response``, or Alpaca's ``instruction``,
+      ``input`` and ``output``;
     - or ``text``: a text, cut in two at the sentence end nearest to its middle; a long one becomes several rows;
-    - or ``messages``: a chat. Each user turn that an assistant turn answers becomes a question after the turns before
-      it, and one without them.
+    - or ``messages`` or ``conversations``: a chat. Each user turn that an assistant turn answers becomes a question
+      after the turns before it, and one without them.
 
     Args:
         rows: a list of `Row` or of dictionaries, a `datasets.Dataset`, or a `pandas.DataFrame`.
@@ -45,11 +47,10 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
         made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
         found += made
         problems += [f"{name}, row {number}: {fault}" for fault in faults]
-    fields = set(rows[0]) if rows and isinstance(rows[0], Mapping) else set()
-    unnamed = not ({"input", "output"} <= fields or {"text", "messages"} & fields)
+    unnamed = rows and (not isinstance(rows[0], Mapping) or names_of(rows[0], Options()) is None)
     if problems and not found and unnamed and len({problem.partition(": ")[2] for problem in problems}) <= 2:
         given = ", ".join(map(str, rows[0])) if isinstance(rows[0], Mapping) else type(rows[0]).__name__
-        problems = [f"{name}: none of the {len(rows)} rows has input and output, text or messages, but {given}"]
+        problems = [f"{name}: none of the {len(rows)} rows has question and answer, text or messages, but {given}"]
     raise_problems(problems)
     return found
 
@@ -75,20 +76,16 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
     """Return the rows of one mapping, and its faults."""
     if not isinstance(given, Mapping):
         return [], ["is neither a Row nor a mapping"]
-    row = {field: value for field, value in given.items() if not _missing(value)}
-    if "messages" in row:
-        contents, faults, _ = chat_questions(_as_list(row["messages"]))
-        if not contents and not faults:
-            faults = ["holds no user turn followed by an assistant turn"]
-    elif "text" in row and "input" not in row:
-        contents = completions(row["text"]) if isinstance(row["text"], str) else []
-        faults = [] if contents else ["text: needs at least two words"]
-    else:
-        return _checked([row | ({TURNS: _as_list(row[TURNS])} if TURNS in row else {})])
-    shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row}
-    made = [{"input": c.input, "output": c.output, "kind": c.kind, TURNS: c.turns, **shared} for c in contents]
-    rows, problems = _checked([one | {"document": str(row.get("document", contents[0].input))} for one in made])
-    return rows, faults + problems
+    row = {field: _as_list(value) for field, value in given.items() if not _missing(value)}
+    names = names_of(row, Options())
+    if names in (None, ("input", "output"), ("content",), ("document",)):
+        return _checked([row])
+    made = converted(row, names)
+    shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row.keys() - {*names}}
+    if "document" in row or len(names) == 1:  # one text or chat may give several rows
+        shared["document"] = str(row.get("document", made.items[0].input if made.items else ""))
+    rows, problems = _checked([{**vars(item), **shared} for item in made.items])
+    return rows, made.faults + [made.skipped] * bool(made.skipped) + problems
 
 
 def _checked(made: Iterable[Mapping[str, Any]]) -> tuple[list[Row], list[str]]:

@@ -99,6 +99,8 @@ def test_rows_in_memory(kind):
     named, made = as_rows(kind(given))
     assert named == ROW
     assert (made.task, made.kind) == ("own", "qa")
+    for names in (("question", "answer"), ("prompt", "completion"), ("instruction", "output")):
+        assert as_rows(kind([{**dict(zip(names, ("i", "o"), strict=True)), "subject": None}])) == [made]
     (text,) = as_rows(kind([{"text": "Ada baked bread. Then she slept."}]))
     assert (text.input, text.output, text.kind) == ("Ada baked bread.", "Then she slept.", "sc")
     first, second, alone = as_rows(kind([{"messages": CHAT + [turn | {"content": "So."} for turn in CHAT]}]))
@@ -120,8 +122,8 @@ def test_a_chat_read_from_parquet_is_an_array():
     [
         ({"input": "i"}, '"output" is missing'),
         ({"input": "i", "output": 3}, '"output" is not a string'),
-        ({"text": "word"}, "text: needs at least two words"),
-        ({"messages": CHAT[:1]}, "no user turn followed by an assistant turn"),
+        ({"text": "word"}, "a completion needs at least two"),
+        ({"messages": CHAT[:1]}, "no user turn that an assistant turn with text follows"),
         ("Ada", "neither a Row nor a mapping"),
     ],
 )
