@@ -84,7 +84,6 @@ def _add_prepare(commands: Any) -> None:
         "--encoding", metavar="NAME", help="encoding of files that are not UTF-8, such as cp1252 (default: detect it)"
     )
     parser.add_argument("--label", default="own", help="task label of rows without a field task (%(default)s)")
-    parser.add_argument("--list", action="store_true", help="print every row with its id and place")
 
 
 def _run(args: argparse.Namespace) -> tuple[str, int]:
@@ -127,7 +126,7 @@ def _prepare(args: argparse.Namespace) -> str:
         write_generated(args.model, read_texts(args.forget, options), names, args.samples, args.seed, retain[0])
     elif args.model or args.neighbours:
         raise DataError("--model, --neighbours: only with --retain generate")
-    return prepare(args.forget, retain, args.output, options, args.list)
+    return prepare(args.forget, retain, args.output, options)
 
 
 def _neighbours(path: Path, encoding: str | None) -> list[str]:

@@ -30,13 +30,11 @@ class Prepared:
         forget: Rows of the forget files.
         retain: Rows of the retain files, and rows of the forget files that ``--where`` does not select; may be empty.
         summary: Lines on what was read, made and left out.
-        listing: One line for each row, with its id and place.
     """
 
     forget: list[Row]
     retain: list[Row]
     summary: list[str]
-    listing: list[str]
 
     @property
     def rows(self) -> dict[str, list[Row]]:
@@ -56,11 +54,11 @@ class _Split:
     shared: list[str] = field(default_factory=list)
 
 
-def prepare(forget: list[Path], retain: list[Path], output: Path, options: Options, listed: bool = False) -> str:
+def prepare(forget: list[Path], retain: list[Path], output: Path, options: Options) -> str:
     """Write ``forget.jsonl`` and, if there are retain rows, ``retain.jsonl`` to the folder ``output``.
 
     Returns:
-        The summary of `prepared`; with ``listed`` also every row.
+        The summary of `prepared`, and what was written.
 
     Raises:
         DataError: lists everything wrong with the files and the output folder; nothing is written.
@@ -78,7 +76,7 @@ def prepare(forget: list[Path], retain: list[Path], output: Path, options: Optio
     if not found.retain:
         advice = "give some with --retain, or let the model write them: --retain generate --model MODEL"
         summary.append(f"no retain rows, which `lume-unlearn run` and `audit` need: {advice}")
-    return "\n".join(summary + (found.listing if listed else []))
+    return "\n".join(summary)
 
 
 def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepared:
@@ -96,7 +94,7 @@ def prepared(forget: list[Path], retain: list[Path], options: Options) -> Prepar
     rows, kept = _rows("forget", split.forget), _rows("retain", split.retain)
     places = [(row, item.place) for row, item in zip([*rows, *kept], [*split.forget, *split.retain], strict=True)]
     raise_problems([f"{at}: {fault}" for row, at in places for fault in row_problems(vars(row))])
-    return Prepared(rows, kept, _summary(split), _listing(places))
+    return Prepared(rows, kept, _summary(split))
 
 
 def read_texts(paths: list[Path], options: Options) -> list[str]:
@@ -229,15 +227,6 @@ def _made(items: list[Item]) -> list[str]:
     context = sum(bool(item.turns) for item in items)
     alone = f"also asked without these turns: {notes[ALONE]}"
     return lines + ([f"chat questions asked after the turns before them: {context}; {alone}"] if context else [])
-
-
-def _listing(places: list[tuple[Row, str]]) -> list[str]:
-    """List every row with its id and place."""
-    lines = []
-    for row, place in places:
-        shown = " -> ".join(shorten(text, 80, placeholder="...") for text in (row.input, row.output))
-        lines.append(f"{row.id}  {place}  {shown}")
-    return lines
 
 
 def _list(title: str, lines: list[str], number: bool = True) -> list[str]:

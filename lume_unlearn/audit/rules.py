@@ -330,9 +330,3 @@ def parse_condition(condition: str) -> tuple[str, str, float]:
             f"--require {condition}: write NUMBER<=LIMIT or NUMBER>=LIMIT, such as forget_knowledge<=0.05"
         )
     return match[1], match[2], float(match[3])
-
-
-def named(rows: Sequence[str], most: int = 5) -> str:
-    """Return a list of names, cut to the first few."""
-    left_out = len(rows) - most
-    return f"{', '.join(rows[:most])}{f' and {left_out} more' if left_out > 0 else ''}"

@@ -9,6 +9,7 @@ from typing import Any
 from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
+from lume_tasks.errors import first_few
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
 from lume_unlearn.audit.measure import Measured, in_parts, nearer
@@ -118,10 +119,12 @@ class Verdict:
         if not self.kept:
             lines.append("The rest is damaged: too few of the retain rows that were known before are known now.")
         if self.lost:
-            lines.append(f"Retain rows that were lost: {rules.named(self.lost)}.")
+            lines.append(f"Retain rows that were lost: {', '.join(first_few(self.lost, 5))}.")
         excused = [row["row"].id for row in self.rows if row["excused"] and (row["known_now"] or row["known_in"])]
         if excused:
-            lines.append(f"Right, but no evidence, since the answer {self._no_evidence}: {rules.named(excused)}.")
+            lines.append(
+                f"Right, but no evidence, since the answer {self._no_evidence}: {', '.join(first_few(excused, 5))}."
+            )
         if self.nearer:
             near, rows = self.nearer
             words = "the likelihood of the right answer is nearer to the control's than to the target's"

@@ -187,7 +187,6 @@ class UnlearningArguments(TrainingArguments):
     evaluate_tasks: str | None = option(
         "With --eval_strategy: tasks to score, separated by commas. Default: all that have rows in the data."
     )
-    evaluate_limit: PositiveInt | None = option("With --eval_strategy: documents of each task to score. Default: all.")
 
     def __post_init__(self) -> None:
         """Check the options; those that are filled in later (`filled_in`) stay None."""

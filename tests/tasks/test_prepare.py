@@ -35,7 +35,7 @@ def make(tmp_path):
         for name, content in (forget | (retain or {})).items():
             (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
         paths = [[folder / name for name in files] for files in (forget, retain or {})]
-        make.summary = prepare(*paths, tmp_path / "out", options or Options(), listed=True).replace(f"{folder}/", "")
+        make.summary = prepare(*paths, tmp_path / "out", options or Options()).replace(f"{folder}/", "")
         return {path.stem: read_rows(path) for path in (tmp_path / "out").iterdir()}
 
     def faults(*args, **options):
@@ -95,12 +95,11 @@ def test_a_folder_of_texts_gives_a_document_for_each_file(make, tmp_path):
     (folder / "b.md").write_text("Two words")
     (folder / "a.txt").write_text("Ada was born in Bath. She left.\n")
     (folder / "picture.png").write_bytes(b"\x89PNG")
-    summary = prepare([folder], [], tmp_path / "out", Options(), listed=True)
+    summary = prepare([folder], [], tmp_path / "out", Options())
     rows = read_rows(tmp_path / "out/forget.jsonl")
     assert rows[0] == Row("forget1sc0", "Ada was born in Bath.", "She left.", "own")
     assert rows[1:] == [Row("forget2sc0", "Two", "words", "own")]
     assert "texts cut into input and output: 1 at a sentence end, 1 between words" in summary
-    assert f"forget2sc0  {folder / 'b.md'}  Two -> words" in summary.splitlines()
 
 
 @pytest.mark.parametrize(
@@ -220,8 +219,8 @@ def test_the_command_writes_what_check_accepts_and_does_not_overwrite(tmp_path, 
     (tmp_path / "retain.txt").write_text("Rain falls. It is wet.")
     out = str(tmp_path / "out")
     command = ["prepare", "--forget", str(tmp_path / "forget me.csv"), "--retain", str(tmp_path / "retain.txt")]
-    assert main([*command, "--output", out, "--list"]) == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + 1 + 13
+    assert main([*command, "--output", out]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2 + 2 + 1
     assert main(["check", out]) == 0
     assert "all         own    0 forget sc   12 forget qa    1 retain sc    0 retain qa" in capsys.readouterr().out
     assert main([*command, "--output", out]) == 2

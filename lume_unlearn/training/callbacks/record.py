@@ -28,7 +28,7 @@ PACKAGES = ("lume-unlearning", "torch", "transformers", "peft", "accelerate", "d
 PRIVATE = {"output_dir", "logging_dir", "run_name", "resume_from_checkpoint", "hub_token", "local_rank", "project"}
 """Arguments that are not recorded, since names of folders may contain the name of a person."""
 RESUME_MAY_CHANGE = {"save_strategy", "save_steps", "save_total_limit", "logging_steps", "report_to", "disable_tqdm"}
-RESUME_MAY_CHANGE |= {"eval_strategy", "eval_steps", "evaluate_tasks", "evaluate_limit", "per_device_eval_batch_size"}
+RESUME_MAY_CHANGE |= {"eval_strategy", "eval_steps", "evaluate_tasks", "per_device_eval_batch_size"}
 RESUME_MAY_CHANGE |= {"metric_for_best_model", "greater_is_better", "do_eval", "monitor_steps", "collapse_bound"}
 RESUME_MAY_CHANGE |= {"gradient_checkpointing", "activation_checkpointing", "max_tokens", "use_cpu"}
 """Arguments that do not change the result, so they may differ when a run is resumed."""

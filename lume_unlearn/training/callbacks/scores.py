@@ -97,8 +97,8 @@ class BestScores(TrainerCallback):
 
     def _score(self, model: Any) -> Scores:
         args, tokenizer = self.trainer.args, self.trainer.encode.tokenizer
-        size, limit = args.per_device_eval_batch_size, args.evaluate_limit
-        return score(model, tokenizer, self.data, tasks=self.tasks, chat=args.chat, batch_size=size, limit=limit)
+        size = args.per_device_eval_batch_size
+        return score(model, tokenizer, self.data, tasks=self.tasks, chat=args.chat, batch_size=size)
 
     def _kept(self, scores: Scores, model: Any, step: int) -> dict[str, float]:
         """Print the scores and save them, with the weights if they are the best; return the main ones."""
