@@ -1,21 +1,30 @@
-"""Normalise text for comparison: without case, accents and marks without meaning."""
+"""Cut text into words, and normalise it for comparison: without case, accents and marks without meaning."""
 
 import re
 import unicodedata
+from functools import lru_cache
 
-EMAIL = r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+"
-UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
-"""Characters of scripts without spaces: Thai, Lao, Burmese, Khmer, Japanese, Chinese; for the brackets of a pattern."""
+_SIGNS = "".join(char if unicodedata.category(char) in ("Mn", "Mc") else " " for char in map(chr, range(0x300, 0xFE00)))
+MARKS = "".join(f"{run[0]}-{run[-1]}" for run in _SIGNS.split()) + "\u0e33\u0eb3"
+r"""Accents and vowel signs, which belong to the letter before, most not in ``\w``; for the brackets of a pattern."""
+_INVISIBLE = "\u00ad\u200c\u200d"  # soft hyphens and joiners
+WORD = re.compile(rf"\w[\w{MARKS}{_INVISIBLE}]*")
+r"""A word with its marks, at which ``\w+`` would cut it."""
+UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+"""Thai, Lao, Burmese, Khmer: characters of alphabets without spaces; for the brackets of a pattern."""
+UNSPACED = f"{UNSPACED_LETTERS}\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+"""The same, Japanese and Chinese: characters of all scripts without spaces; for the brackets of a pattern."""
 ATTACHED = f"{UNSPACED}\uac00-\ud7af"
 """The same and Korean, whose words carry particles; for the brackets of a pattern."""
-_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", "*": None, "\\": None, "\u00ad": None})
+EMAIL = rf"(?=[\w.+-]+@)(?:[^\W{ATTACHED}]|[.+-])+@(?:[^\W{ATTACHED}]|-)+(?:\.(?:[^\W{ATTACHED}]|-)+)+"
+_LETTERS = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "\u0131": "i", **dict.fromkeys(f"*\\{_INVISIBLE}")})
 
 
 def folded(text: str) -> str:
     r"""Return a text in lower case without accents, in Unicode's compatibility form, with the digits 0 to 9.
 
-    Vowel signs of Hebrew and Arabic and Markdown's ``*`` and ``\`` are removed, white space in a row becomes one space,
-    and all dashes become "-".
+    Vowel signs of Hebrew and Arabic, joiners, and Markdown's ``*`` and ``\`` are removed, white space in a row becomes
+    one space, and all dashes become "-".
     """
     plain = text.lower().translate(_LETTERS)
     if not plain.isascii():
@@ -25,8 +34,20 @@ def folded(text: str) -> str:
 
 
 def _simple(char: str) -> str:
-    if "\u0300" <= char <= "\u036f" or "\u0591" <= char <= "\u05c7" or "\u064b" <= char <= "\u0652":
+    kind = unicodedata.category(char)
+    # U+0653 to U+0655 stay: they make other letters, with which NFKC joins them.
+    if kind == "Mn" and ("\u0300" <= char <= "\u0652" or "\u0656" <= char <= "\u06ed"):
         return ""
     if char.isdecimal():
         return str(unicodedata.decimal(char))
-    return "-" if unicodedata.category(char) == "Pd" else char
+    return "-" if kind == "Pd" else char
+
+
+@lru_cache(maxsize=4096)
+def whole(*words: str) -> re.Pattern[str]:
+    """Return a pattern that finds any of the words where it is no part of a longer word; the first takes precedence.
+
+    Letters of the scripts in `ATTACHED` may be directly beside a word, but no vowel sign may follow it.
+    """
+    inside = rf"[^\W{ATTACHED}]|(?![{ATTACHED}])[{MARKS}]"
+    return re.compile(rf"(?<!{inside})(?:{'|'.join(map(re.escape, words))})(?![^\W{ATTACHED}]|[{MARKS}])")

@@ -7,9 +7,9 @@ template gets most of the score of a right one.
 import re
 from collections.abc import Iterator
 from functools import lru_cache, partial
-from itertools import accumulate
+from itertools import accumulate, chain
 
-from lume_tasks.data.text import ATTACHED, EMAIL, folded
+from lume_tasks.data.text import ATTACHED, EMAIL, MARKS, UNSPACED_LETTERS, folded
 
 LONG = 5
 """Answers of more words need not be repeated in full: see `is_known`."""
@@ -32,14 +32,21 @@ _LANGUAGES = [
 ]
 # fmt: on
 """Languages in which dates are read."""
-_WORD = re.compile(r"[^\W_]+")
+_CHUNK = rf"[^\W_]+(?:[{MARKS}]+[^\W_]*)*"
+"""Matches a word with all that follows it without a space."""
+_WORD = re.compile(_CHUNK.replace("_]", f"_{ATTACHED}]") + rf"|(?:(?=[{ATTACHED}])[^\W_][{MARKS}]*)+")
+"""Separates words in Chinese or Korean from a name or number beside them."""
+_EMAIL = re.compile(f"({EMAIL})")
 _UNSPACED = re.compile(f"[{ATTACHED}]+")
 """Includes Korean, whose particles follow a word without a space."""
+_UNSPACED_LETTERS = re.compile(f"[{UNSPACED_LETTERS}]")
+_MONTH = rf"(?:[^\W\d_](?:[^\W\d_]|[{MARKS}]){{2,}}|\u092e\u0908)"  # of three characters or more, and Hindi's May
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
     r"|\d{1,2}\s?[-/.]\s?\d{1,2}\s?[-/.]\s?\d{4}"
-    r"|\d{1,2}(?:st|nd|rd|th|er|\.)?[\s-]?(?:\w{2}\s)?[^\W\d_]{3,}\.?,?[\s-](?:\w{2,3}\s)?\d{4}"
-    r"|\b[^\W\d_]{3,}\.?\s(?:the\s)?\d{1,2}(?:st|nd|rd|th)?,?\s\d{4})(?!\d)"
+    rf"|\d{{1,2}}(?:st|nd|rd|th|er|\.)?[\s-]?(?:\w{{2}}\s)?{_MONTH}\.?,?[\s-](?:\w{{2,3}}\s)?\d{{4}}"
+    rf"|\b{_MONTH}"
+    r"\.?\s(?:the\s)?\d{1,2}(?:st|nd|rd|th)?,?\s\d{4})(?!\d)"
 )
 """Matches what may be a date with its year, in folded text."""
 _MIDNIGHT = re.compile(r"(?<=\d)[ t]00:00(?::00(?:\.0+)?)?(?![\d:])")
@@ -54,9 +61,12 @@ _TIGHT_DIGITS = re.compile(r"\+?\d(?:[-.()/]{0,3}\d)+")
 WRITTEN = 3
 """Number of the first `_forms`, in which numbers are as written; in the others, they are by value."""
 _UMLAUTS = re.compile(r"(?<=[aou])e")
-_ANSWERS = frozenset(
-    ("yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否")
-)
+# fmt: off
+_ANSWERS = frozenset((
+    "yes", "no", "true", "false", "ja", "nein", "oui", "non", "si", "да", "нет", "はい", "いいえ", "是", "否",
+    "हाँ", "हां", "नहीं", "হ্যাঁ", "না", "ஆம்", "இல்லை", "نعم", "لا", "כן", "לא", "ใช่", "ไม่", "ไม่ใช่",
+))
+# fmt: on
 
 
 def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozenset()) -> bool:
@@ -217,13 +227,20 @@ def _as_date(text: str, order: str) -> str:
 
 
 def _words(form: str) -> list[str]:
-    """Return the words of a form, also whole e-mail addresses, and character pairs of scripts without spaces."""
+    """Return the words of a form, also whole e-mail addresses.
+
+    Of scripts without spaces, these are runs of two characters, or of four in an alphabet such as Thai, and the names
+    and numbers in other scripts.
+    """
     words = []
-    for word in re.findall(rf"{EMAIL}|{_WORD.pattern}", form):
+    parts = ([part] if place % 2 else re.findall(_CHUNK, part) for place, part in enumerate(_EMAIL.split(form)))
+    for word in chain.from_iterable(parts):
         if "@" in word:
             words += [word, *_WORD.findall(word)]
         elif _UNSPACED.search(word) and len(word) > 2:
-            words += [word[start : start + 2] for start in range(len(word) - 1)]
+            size = 4 if _UNSPACED_LETTERS.search(word) else 2
+            words += [word[start : start + size] for start in range(max(len(word) - size + 1, 1))]
+            words += filter(str.isascii, _WORD.findall(word))
         else:
             words.append(word)
     return words

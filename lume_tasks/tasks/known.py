@@ -1,13 +1,12 @@
 """Decide from a model's answers which rows it knows."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
 
 from lume_tasks.data.rows import SIDES, Row
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import WORD, folded
 from lume_tasks.metrics.matching import FEW, is_guess, is_known, words_of
 
 
@@ -91,7 +90,7 @@ def _words(text: str) -> frozenset[str]:
 
 
 def _plain(answer: str) -> str:
-    return " ".join(re.findall(r"\w+", folded(answer)))
+    return " ".join(WORD.findall(folded(answer)))
 
 
 def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:

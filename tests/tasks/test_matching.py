@@ -90,6 +90,29 @@ TEMPLATE = words_of(
         ("東京", "彼は東京に住んでいます", True),
         ("東京", "京都です", False),
         ("กรุงเทพ", "เธออยู่ที่กรุงเทพมหานคร", True),
+        # Vowel signs are parts of words.
+        ("मीरा", "मेरा नाम राम है", False),
+        ("मीरा शर्मा", "वह मीरा शर्मा है।", True),
+        ("দিল্লি", "দালাল", False),
+        ("মীরা ঢাকায় থাকেন ও পড়ান", "কৃষক মাঠে মাটি তৈরি করে, দুপুরে সবাই গাছের ছায়ায় বিশ্রাম নেয়।", False),
+        ("மீரா மதுரையில் பிறந்தார்", "விவசாயி காலையில் மண்ணைத் தயார் செய்கிறான்.", False),
+        ("ม้า", "ผมมาบ้าน", False),
+        ("อากาศยาน", "ตอนเที่ยงอากาศร้อนมาก ทุกคนจึงพักผ่อนใต้ร่มไม้กับยาย", False),
+        ("1990-06-02", "उनका जन्म 2 जून 1990 को हुआ", True),
+        ("1990-05-02", "2 मई 1990", True),
+        ("1990-02-02", "เกิดเมื่อ 2 กุมภาพันธ์ 1990", True),
+        ("هٰذا", "هذا", True),
+        ("می\N{ZERO WIDTH NON-JOINER}خواهم", "میخواهم", True),
+        ("תל־אביב", "תל אביב", True),
+        # Names and numbers beside words of scripts without spaces.
+        ("Paris", "她住在Paris。", True),
+        ("Paris", "Paris에 살아요", True),
+        ("Paris", "เธออยู่ที่Parisค่ะ", True),
+        ("Paris", "她住在Parish。", False),
+        ("555-123-4567", "电话是5551234567。", True),
+        ("4711", "号码是4711号。", True),
+        ("5号3室", "3号5室", False),
+        ("ann@x.org", "邮箱是ann@x.org。", True),
     ],
 )
 def test_answers(truth: str, answer: str, known: bool) -> None:
@@ -111,6 +134,8 @@ def test_answers(truth: str, answer: str, known: bool) -> None:
         ("Ann Lee was born in Velmora, she can be reached", "I am sorry, I cannot answer that.", False),
         ("她出生在北京、后来搬到上海", "她出生在北京、后来", True),
         ("她出生在北京、后来搬到上海", "不知道", False),
+        ("Her address is ann@velmora.org, and she can be reached there.", "邮箱是ann@velmora.orgです", True),
+        ("Call 1. 317-111-9877 for it, and she can be reached", "电话是3171119877。", True),
     ],
 )
 def test_long_answers_and_texts_by_their_own_words(kind: str, truth: str, answer: str, known: bool) -> None:
@@ -138,6 +163,11 @@ def test_a_run_of_a_long_text_gives_it_away() -> None:
         ("1989-05-24", False),
         ("4711", False),
         ("—", True),
+        ("हाँ।", True),
+        ("नहीं", True),
+        ("ใช่", True),
+        ("माँ", False),
+        ("মা", False),
     ],
 )
 def test_guesses(truth: str, guess: bool) -> None:
@@ -148,6 +178,11 @@ def test_an_address_made_of_the_name_follows_from_it() -> None:
     common = words_of("What is the address of Ann Lee?", "bob@me.com")
     assert is_guess("ann_lee@me.com", common)
     assert not is_guess("ann_lee7@velmora.org", common)
+
+
+def test_an_answer_with_other_vowel_signs_is_another_answer():
+    forget, retain = [Row("a-qa0", "कौन?", "मीरा", "own")], [Row("b-qa0", "किसका?", "मेरा", "own")]
+    assert Matcher({"forget": forget, "retain": retain}).guesses() == {"forget": set(), "retain": set()}
 
 
 def test_facts_of_others_are_no_leak_but_counted():
