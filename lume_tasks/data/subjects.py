@@ -7,11 +7,12 @@ from functools import partial
 from itertools import permutations
 
 from lume_tasks.data.rows import Row
-from lume_tasks.data.text import EMAIL, folded
+from lume_tasks.data.text import ATTACHED, EMAIL, MARKS, WORD, folded, whole
 from lume_tasks.errors import quote
 
-_WORD = r"[^\W\d_]+(?:['\u2019-](?!s\b)[^\W\d_]+)*"
-_WORDS = re.compile(rf"{_WORD}\.?")
+_LETTERS = rf"(?:[^\W\d_{ATTACHED}][{MARKS}]*)+"
+_WORD = rf"[{ATTACHED}]+|{_LETTERS}(?:['\u2019-](?!s\b){_LETTERS})*"
+_WORDS = re.compile(rf"(?:{_WORD})\.?")
 PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
@@ -19,7 +20,7 @@ LEGAL_FORM = (
     r"(?:(?i:g?GmbH|KGaA|Inc|Ltd|LL[CP]|PLC|Corp|SARL)|AG|KG|OHG|UG|GbR|Limited|Corporation|Co\.|SAS?|SL|BV|SpA|Srl|Oy"
     r"|Pty|S\.A|S\.A\.R\.L|S\.L|[BN]\.V|S\.p\.A|S\.r\.l|e\.V)\.?"
 )
-_CAPITAL = r"[^\W_a-z][\w'\u2019-]*"
+_CAPITAL = rf"[^\W_a-z][\w{MARKS}'\u2019-]*"
 _COMPANY = re.compile(rf"((?:{_CAPITAL} (?:& )?){{0,3}}{_CAPITAL}),? ({LEGAL_FORM}(?:(?: &)? {LEGAL_FORM})*)(?!\w)")
 NEARLY_ALL = 0.8
 """A side is the data of one person if at least this share of its questions name this person."""
@@ -79,8 +80,12 @@ def holds(text: str, subject: str) -> bool:
         return subject in text
     own, _ = company(subject)
     parts = [] if "," in own else [word for word in without_particles(own) if len(word) > 2 and word[-1] != "."]
-    first = r"(?!\A\w+ )"
-    return bool(re.search(_whole(subject), text, re.I)) or any(re.search(first + _whole(part), text) for part in parts)
+    first = rf"(?!\A{WORD.pattern} )"
+    patterns = [
+        whole(subject, genitive=True, any_case=True),
+        *(whole(part, first=first, genitive=True) for part in parts),
+    ]
+    return any(pattern.search(text) for pattern in patterns)
 
 
 def named_in_part(rows: Iterable[Row]) -> set[str]:
@@ -89,11 +94,6 @@ def named_in_part(rows: Iterable[Row]) -> set[str]:
     texts = {row.id: row.question or row.input for row in rows}
     found = find_subjects(rows).items()
     return {subject for row_id, subject in found if subject not in texts[row_id] and holds(texts[row_id], subject)}
-
-
-def _whole(name: str) -> str:
-    """Return the pattern of a name as whole words, which a genitive s may follow."""
-    return rf"(?<!\w){re.escape(name)}(?=s?(?!\w))"
 
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:
@@ -122,7 +122,7 @@ def holds_name(subject: str, answer: str) -> bool:
     It also has if an e-mail address or a user name such as "ereed84" is made of the name.
     """
     answer = folded(answer)
-    words = set(re.findall(r"[^\W_]+", answer))
+    words = set(re.findall(rf"[^\W_{ATTACHED}]+", answer))
     boxes = re.findall(r"([\w.+-]+)@", answer)
     subject, _ = company(subject)
     names = {*name_words(subject), *name_words(subject.casefold().translate(_UMLAUTS))}
@@ -159,7 +159,8 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
     if everywhere or " " in subject or not subject.isascii():
         parts[::2] = (part.replace(subject, name) for part in parts[::2])
     if " " in subject:
-        parts[::2] = (re.sub(f"(?i){_whole(subject)}", partial(_in_case, name), part) for part in parts[::2])
+        pattern = whole(subject, genitive=True, any_case=True)
+        parts[::2] = (pattern.sub(partial(_in_case, name), part) for part in parts[::2])
     parts[::2] = (_of_words(part, words) for part in parts[::2])
     if everywhere:
         parts[1::2] = (_address(part, words) for part in parts[1::2])
@@ -169,7 +170,7 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
 def _of_words(text: str, words: list[tuple[str, str]]) -> str:
     for word, other in words:
         if len(word) > 2 and word not in dict(words).values():
-            text = re.sub(_whole(word), other, text)
+            text = whole(word, genitive=True).sub(other, text)
     return text
 
 

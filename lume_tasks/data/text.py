@@ -44,10 +44,13 @@ def _simple(char: str) -> str:
 
 
 @lru_cache(maxsize=4096)
-def whole(*words: str) -> re.Pattern[str]:
+def whole(*words: str, first: str = "", genitive: bool = False, any_case: bool = False) -> re.Pattern[str]:
     """Return a pattern that finds any of the words where it is no part of a longer word; the first takes precedence.
 
-    Letters of the scripts in `ATTACHED` may be directly beside a word, but no vowel sign may follow it.
+    Letters of the scripts in `ATTACHED` may be directly beside a word, but no vowel sign may follow it. ``first``:
+    a pattern in front of the word. ``genitive``: an s may follow it.
     """
-    inside = rf"[^\W{ATTACHED}]|(?![{ATTACHED}])[{MARKS}]"
-    return re.compile(rf"(?<!{inside})(?:{'|'.join(map(re.escape, words))})(?![^\W{ATTACHED}]|[{MARKS}])")
+    case = "i" * any_case
+    before = rf"{first}(?<![^\W{ATTACHED}]|(?![{ATTACHED}])[{MARKS}])"
+    after = rf"(?=(?{case}:{'s?' * genitive})(?![^\W{ATTACHED}]|[{MARKS}]))"
+    return re.compile(rf"{before}(?{case}:{'|'.join(map(re.escape, words))}){after}")

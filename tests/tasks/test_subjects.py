@@ -1,4 +1,4 @@
-"""Whom a question is about: companies, and questions with a part of the name."""
+"""Whom a question is about: companies, questions with a part of the name, and names in scripts with vowel signs."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from lume_tasks.data.invented import control_names, family_names, listed_names
 from lume_tasks.data.source import Data
-from lume_tasks.data.subjects import find_subjects, holds_name, swapped
+from lume_tasks.data.subjects import find_subjects, holds, holds_name, renamed, swapped
 from lume_tasks.tasks.swap import swap_rows
 from tests.tasks.test_swap import question
 
@@ -68,3 +68,19 @@ def test_invented_persons_differ_in_the_part_of_the_name_that_a_question_has(tok
 )
 def test_other_words_do_not_name_the_subject(asked: str) -> None:
     assert find_subjects([question(0, asked, subject="Dr. Will Lee-Young")]) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "subject", "name", "expected"),
+    [
+        ("मीरा आई। राम मीर", "राम मीर", "मोहन दास", "मीरा आई। मोहन दास"),
+        ("মীরা এল, শ্রী মীর রায়", "মীর রায়", "রবি সেন", "মীরা এল, শ্রী রবি সেন"),
+        ("คุณสมชายเกิดที่ไหน", "สมชาย ใจดี", "วิชัย มีสุข", "คุณวิชัยเกิดที่ไหน"),
+        ("John Smith는", "John Smith", "Eva Roth", "Eva Roth는"),
+        ("Smith는", "John Smith", "Eva Roth", "Roth는"),
+        ("王小明的邮箱是a@x.org", "王小明", "李四光", "李四光的邮箱是a@x.org"),
+    ],
+)
+def test_names_are_replaced_as_whole_words_of_their_script(text: str, subject: str, name: str, expected: str) -> None:
+    assert renamed(text, subject, name) == expected
+    assert holds("John Smith는 어디에 살아요?", "John Smith")

@@ -4,6 +4,7 @@ import re
 import zlib
 from dataclasses import replace
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -125,6 +126,12 @@ def test_subjects_are_found_by_documents() -> None:
         question(1, "Когда родился Иван Петров?", "c"),
         question(0, "Who is the mayor of New York?", "d"),
         question(0, "王小明住在哪里", "e", "王小明"),
+        question(0, normalize("NFD", "Où habite Zoé Müller ?"), "f"),  # accents as characters
+        question(1, normalize("NFD", "Quel âge a Zoé Müller ?"), "f"),
+        question(0, "นายสมชาย ใจดีเกิดที่ไหน", "g", "สมชาย ใจดี"),
+        question(0, "राम मीरा कहाँ है?", "h", "राम मीर"),
+        question(0, "오늘 John Smith는 어디에 살아요?", "i"),
+        question(1, "오늘 John Smith의 나이는?", "i"),
     ]
     assert find_subjects(rows) == {
         "aqa0": "Tiffi Magenta",
@@ -134,6 +141,11 @@ def test_subjects_are_found_by_documents() -> None:
         "cqa0": "Иван Петров",
         "cqa1": "Иван Петров",
         "eqa0": "王小明",
+        "fqa0": normalize("NFD", "Zoé Müller"),
+        "fqa1": normalize("NFD", "Zoé Müller"),
+        "gqa0": "สมชาย ใจดี",
+        "iqa0": "John Smith",
+        "iqa1": "John Smith",
     }
 
 
