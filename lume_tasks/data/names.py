@@ -5,9 +5,9 @@ from collections import Counter
 from itertools import groupby
 
 from lume_tasks.data.items import Item
-from lume_tasks.data.text import UNSPACED, folded
+from lume_tasks.data.text import MARKS, UNSPACED, WORD, folded
 
-_TOKEN = re.compile(r"\w+(?:['\u2019-]\w\w+)*|[^\w\s]")
+_TOKEN = re.compile(rf"{WORD.pattern}(?:['\u2019-]\w[\w{MARKS}]+)*|[^\w\s]")
 _UNSPACED = re.compile(f"[{UNSPACED}]")
 _PART = 3  # least letters of a single first or last name
 

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import json
+from unicodedata import normalize
 
 import pyarrow as pa
 import pytest
@@ -11,7 +12,8 @@ from pyarrow import parquet
 from lume_tasks.cli import main
 from lume_tasks.data.fields import Options
 from lume_tasks.data.files import read_rows
-from lume_tasks.data.names import names_in
+from lume_tasks.data.items import Item
+from lume_tasks.data.names import names_in, shared_names
 from lume_tasks.data.prepare import prepare
 from lume_tasks.data.rows import Row
 from lume_tasks.data.texts import cut
@@ -212,6 +214,21 @@ def test_retain_rows_with_a_name_of_the_forget_rows_are_listed(make):
     assert "warning: 1 retain rows contain a name of the forget rows" in make.summary
     assert "\n  r.jsonl:1: Ada O'Brien-Lee\n" in make.summary
     assert names_in("Did Ada Lovelace go?") == {"Did Ada Lovelace", "Ada Lovelace"}
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "certain", "perhaps"),
+    [
+        ("मीर", ["मीरा कहाँ है?", "मीर कहाँ है?"], ["1: मीर"], []),
+        ("मीरा शर्मा", ["मीरा शर्मा कौन है?", "मेरा शर्म", "शर्मा कौन है?"], ["0: मीरा शर्मा"], ["2: शर्मा"]),
+        ("মীরা সেন", ["মীরা সেন কে?", "মীর সন"], ["0: মীরা সেন"], []),
+        ("Zoé Müller", [normalize("NFD", "Hier wohnt Zoé Müller."), "Zoe Mull"], ["0: Zoé Müller"], ["1: Zoé"]),
+    ],
+)
+def test_names_with_vowel_signs_and_accents_are_whole_words(name, texts, certain, perhaps):
+    retain = [Item("qa", text, "x", place=str(number)) for number, text in enumerate(texts)]
+    assert shared_names([Item("qa", f"{name}?", "x", subject=name)], retain) == (certain, perhaps)
+    assert names_in(normalize("NFD", "Hier wohnt Zoé Müller.")) == {normalize("NFD", "Zoé Müller")}
 
 
 def test_the_command_writes_what_check_accepts_and_does_not_overwrite(tmp_path, capsys):
