@@ -5,7 +5,6 @@ To add a probe, write a function that returns a list of `Asked`, and enter it in
 
 import json
 import random
-import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -16,7 +15,7 @@ from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import TASKS, Row, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import WORD, folded
 from lume_tasks.metrics.matching import is_guess
 
 REPHRASINGS = (
@@ -172,8 +171,8 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
 
     The name may be a part of it, if that is all that the row has.
     """
-    old, new = (set(re.findall(r"\w{4,}", folded(one))) for one in (row.input, text))
-    old -= set(re.findall(r"\w+", folded(subject)))
+    old, new = ({word for word in WORD.findall(folded(one)) if len(word) > 3} for one in (row.input, text))
+    old -= set(WORD.findall(folded(subject)))
     whole, another = folded(subject), folded(text) != folded(row.input)
     named = whole in folded(text) or (whole not in folded(row.input) and holds(text, subject))
     return named and another and text[-1:] in ("?", "\uff1f") and 2 * len(old & new) >= len(old)

@@ -1,7 +1,6 @@
 """Choose the rows that the probes train on, and the rows that they score afterwards."""
 
 import random
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -11,7 +10,7 @@ from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import WORD, folded, whole
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.model.load import context_length
@@ -99,11 +98,11 @@ def about_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
     """
     questions = {_question(row) for row in earlier}
     persons = {_plain(name) for name in find_subjects(earlier).values()}
-    names = [f" {person} " for person in persons if " " in person]
+    names = [whole(person) for person in persons if " " in person]
 
     def about(row: Row) -> bool:
-        text = f" {_plain(row.question or row.input)} "
-        return _question(row) in questions or _plain(row.subject) in persons or any(name in text for name in names)
+        text = _plain(row.question or row.input)
+        return _question(row) in questions or _plain(row.subject) in persons or any(name.search(text) for name in names)
 
     return [row for row in retain if about(row)]
 
@@ -120,7 +119,7 @@ def _question(row: Row) -> tuple[str, ...]:
 
 
 def _plain(text: str) -> str:
-    return " ".join(re.findall(r"\w+", folded(text)))
+    return " ".join(WORD.findall(folded(text)))
 
 
 def rows_digest(rows: Sequence[Row]) -> str:

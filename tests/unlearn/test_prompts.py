@@ -21,7 +21,7 @@ from lume_unlearn.audit.prompts import (
     prompts_of,
     rewriting,
 )
-from lume_unlearn.audit.rows import rows_digest
+from lume_unlearn.audit.rows import about_earlier, rows_digest
 from lume_unlearn.data.encode import Encoder
 
 PEOPLE = {"forget": ["Ada Stone"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
@@ -148,6 +148,32 @@ def test_own_words_are_used_only_if_they_ask_the_same() -> None:
     assert [(found.id, found.input) for found in own.forget] == [(row.id, "Which phone number does Ada Stone have?")]
     assert own.retain == []
     assert not rewriting(data("Task2")).data.forget
+
+
+@pytest.mark.parametrize(
+    ("asked", "same", "another", "subject"),
+    [
+        (
+            "मीरा शर्मा का जन्म किस शहर में हुआ था?",
+            "मीरा शर्मा का जन्म कौन से शहर में हुआ?",
+            "मीरा शर्मा को क्या पसंद है?",
+            "मीरा शर्मा",
+        ),
+        ("মীরা সেন কোথায় জন্মগ্রহণ করেন?", "কোথায় মীরা সেন জন্মগ্রহণ করেছিলেন?", "মীরা সেন কী খেতে ভালোবাসেন?", "মীরা সেন"),
+    ],
+)
+def test_words_with_vowel_signs_decide_whether_a_question_asks_the_same(
+    asked: str, same: str, another: str, subject: str
+) -> None:
+    row = Row("a-qa0", asked, "x", "own")
+    assert [asks_the_same(row, text, subject) for text in (same, another)] == [True, False]
+
+
+def test_persons_of_earlier_requests_are_found_by_whole_names_in_any_script() -> None:
+    earlier = [Row(f"{name}-qa0", f"{name}?", "x", "own", name) for name in ("राम मीर", "สมชาย ใจดี", "मीरा")]
+    texts = ["राम मीर कहाँ है?", "राम मीरा कहाँ है?", "นายสมชาย ใจดีทำงานที่ไหน", "मेरा?"]
+    retain = [Row(f"b-qa{number}", text, "y", "own") for number, text in enumerate(texts)]
+    assert about_earlier(retain, earlier) == [retain[0], retain[2]]
 
 
 def test_rows_digest_covers_every_field_that_a_score_depends_on() -> None:
