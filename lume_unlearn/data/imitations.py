@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import renamed
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import WORD, folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
@@ -96,6 +96,8 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
     def other(char: str) -> str:
         if char.isdigit():
             return str(chooser.randrange(10))
+        if not char.isascii() and not char.isalnum():
+            return char  # an accent or a vowel sign
         if not char.isascii():
             near = [chr(code) for code in range(ord(char) - NEAR, ord(char) + NEAR + 1)]
             return chooser.choice([one for one in near if one.isalpha() and one.isupper() == char.isupper()] or [char])
@@ -112,7 +114,7 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
             return match[0]
         return found.setdefault(match[0], another(match[0]))
 
-    return re.sub(r"\w+", changed, text)
+    return WORD.sub(changed, text)
 
 
 def invented(

@@ -1,6 +1,5 @@
 """Forget rows rewritten about persons who do not exist, and the words that only one row has."""
 
-import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -14,7 +13,7 @@ from torch import Tensor
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import find_subjects, holds, named_in_part, renamed
-from lume_tasks.data.text import folded
+from lume_tasks.data.text import WORD, folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
@@ -147,7 +146,7 @@ def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str
 
 def words_of(text: str) -> set[str]:
     """Return the words and numbers of a text, folded."""
-    return set(re.findall(r"\w+", folded(text)))
+    return set(WORD.findall(folded(text)))
 
 
 def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
@@ -157,7 +156,7 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     ids = tokens.targets
     ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
     text = tokenizer.decode(ids)
-    spans = [match.span() for match in re.finditer(r"\w+", text) if folded(match[0]) in words]
+    spans = [match.span() for match in WORD.finditer(text) if folded(match[0]) in words]
     starts = [0, *ends[:-1]]
     inside = [any(a < end and b > start for a, b in spans) for start, end in zip(starts, ends, strict=True)]
     return torch.tensor(inside, dtype=torch.float32)
