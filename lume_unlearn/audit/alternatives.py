@@ -1,7 +1,6 @@
 """Sample other answers to the forget rows from the reference model (the data of AltPO)."""
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,11 @@ from tqdm import tqdm
 
 from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.rows import Row, text_problems
+from lume_tasks.data.text import whole
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
 from lume_unlearn.data.alternatives import bare
-from lume_unlearn.data.substitutes import LETTER
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.model.load import context_length
@@ -172,5 +171,5 @@ def _cut(text: str, row: Row, chat: bool) -> str:
 def _usable(text: str, row: Row) -> bool:
     """Return whether a text can be an alternative: valid in a data file, with words, and without the true answer."""
     truth = bare(row.output)
-    holds = truth and re.search(rf"(?<!{LETTER}){re.escape(truth)}(?!{LETTER})", text.casefold())
+    holds = truth and whole(truth).search(text.casefold())
     return bool(bare(text)) and not holds and not text_problems({"alternative": text}, "alternative")

@@ -8,17 +8,18 @@ from functools import cache
 from itertools import pairwise
 
 from lume_tasks.data.invented import LOCALES, listed_names, provider_of
+from lume_tasks.data.text import MARKS
 
 _PLACES = ("cities", "city_names", "states", "regions", "provinces", "departments", "prefectures", "countries")
 _DATES = ("MONTH_NAMES", "DAY_NAMES")
-_QUESTION = re.compile(r"(?:\A|[?!\n\u00bf])\s*([^\W\d_]+) ([^.?!:\n\u00bf]+)(?=\?)")
+_QUESTION = re.compile(rf"(?:\A|[?!\n\u00bf])\s*((?:[^\W\d_][{MARKS}]*)+) ([^.?!:\n\u00bf]+)(?=\?)")
 _GERMAN = re.compile(
     r"(?i)\b(?:der|die|das|ist|hat|wird|wurde|und|von|kann|können|ich|sie|wann|wer|wie|wo|welche[mnrs]?|bitte)\b"
 )
 _CAPITAL = "[^\\W\\d_a-zäöü]"
 _NOUN = re.compile(
     r"(?<!v[ao]n )\b(?i:d(?:er|ie|as|em)|[mdsk]?eine?[mnrs]?|ihre?[mnrs]?|(?:welch|dies)e[mnrs]?|zu[mr]|vom|beim|im) "
-    rf"({_CAPITAL}[\w-]*\w)(?![\w-]| {_CAPITAL})"
+    rf"({_CAPITAL}[\w{MARKS}-]*[\w{MARKS}])(?![\w{MARKS}-]| {_CAPITAL})"
 )
 """A German noun after an article or a similar word, unless another capitalised word follows: "die Deutsche Bank"."""
 _ALL_LOCALES = sorted({locale for locales in LOCALES.values() for locale in locales})

@@ -14,19 +14,17 @@ from lume_tasks.data.files import place, scan
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row, stem_of, text_problems
 from lume_tasks.data.subjects import LEGAL_FORM, find_subjects, without_particles
-from lume_tasks.data.text import ATTACHED, EMAIL
+from lume_tasks.data.text import EMAIL, MARKS, WORD, whole
 from lume_tasks.errors import raise_problems
 from lume_unlearn.checks import require_list
 from lume_unlearn.data.kinds import common_words, dates, kind_of, other_number
 from lume_unlearn.errors import ConfigError
 
-NAME = r"[^\W\d_][\w-]*\w"
+NAME = rf"[^\W\d_][\w{MARKS}-]*[\w{MARKS}]"
 ADDRESS = re.compile(rf"(?:[\w.+-]+\\)*{EMAIL}")
 """An e-mail address; Markdown may escape an underscore in it."""
 SPAN = re.compile(rf"\d(?:[\d,./-]*\d)?|{NAME}(?: {NAME})*(?: (?:S\.[AL]|[BN]\.V|S\.p\.A|S\.r\.l)\.)?")
 """A number, or a sequence of words; after these perhaps the legal form of a company."""
-LETTER = rf"[^\W{ATTACHED}]"
-"""A letter or digit next to which a word would be part of a longer word; in Chinese and Korean there are none."""
 COMMON = 0.1
 """A capitalised word in more than this share of a task's rows is part of a template, like "Social Security Number"."""
 LEAST_COMMON = 10
@@ -140,8 +138,7 @@ def _applied(row: Row, words: dict[str, str]) -> Variant:
     """Replace whole words, the longest first, in one pass."""
     if not words:
         return Variant(row, {})
-    longest_first = sorted(words, key=len, reverse=True)
-    pattern = re.compile("|".join(rf"(?<!{LETTER}){re.escape(word)}(?!{LETTER})" for word in longest_first))
+    pattern = whole(*sorted(words, key=len, reverse=True))
 
     def changed(text: str) -> str:
         return pattern.sub(lambda match: words[match[0]], text)
@@ -208,7 +205,7 @@ class _Names:
         text = f"{row.input} {row.output}"
         for span in sorted(self.spans(row), key=len, reverse=True):
             text = text.replace(span, " | ")
-        words = re.findall(r"\w+|\|", text.lower())
+        words = re.findall(rf"{WORD.pattern}|\|", text.lower())
         triples = zip(words, words[1:], words[2:], strict=False)
         return [(row.task, *triple) for triple in triples if "|" not in triple]
 

@@ -125,6 +125,20 @@ def test_low_temperature_is_greedy(model, tokenizer):
         assert text == "\n".join(expected[: row.output.count("\n") + 1]).strip()
 
 
+@pytest.mark.parametrize(
+    ("truth", "usable", "unusable"),
+    [
+        ("राम", "रामा गया", "वह राम है"),
+        ("রাম", "রামা", "সে রাম।"),
+        ("สม", "เขาชื่อสมุทร", "เขาชื่อสม"),
+        ("Ulm", "Ulme", "Ulm이다"),
+    ],
+)
+def test_alternatives_may_have_the_truth_as_a_part_of_a_word_alone(truth, usable, unusable):
+    row = Row("a-qa0", "?", truth, "own")
+    assert [alternatives._usable(text, row) for text in (usable, unusable)] == [True, False]
+
+
 def test_samples_follow_the_softmax_at_the_temperature(model, tokenizer):
     model.generation_config.top_k = 2  # must not apply
     count, row = 2000, ROWS[0]
