@@ -5,7 +5,7 @@ from bisect import bisect_left, bisect_right
 from itertools import accumulate, pairwise
 
 from lume_tasks.data.items import Item
-from lume_tasks.data.text import UNSPACED
+from lume_tasks.data.text import MARKS, UNSPACED
 
 PART_WORDS, PART_CHARACTERS = 60, 200
 """Largest part of a long text, in words, or in characters for scripts without spaces."""
@@ -15,9 +15,9 @@ _AWAY = 0.35  # share of a part by which a cut may move to reach a sentence end
 _UNIT = re.compile(rf"[{UNSPACED}]|[^\s{UNSPACED}]+")
 _CLOSING = "[\"'\u201d\u2019\u300d\u300f\uff09)\\]]"
 _SENTENCE_END = re.compile(
-    rf"[.!?\u2026\u061f\u06d4\u0964]{_CLOSING}*(?=\s)|[\u3002\uff01\uff1f\uff61]{_CLOSING}*(?!{_CLOSING}|\Z)"
+    rf"[.!?\u2026\u061f\u06d4\u0964]{_CLOSING}*(?=\s)|[\u3002\uff01\uff1f\uff61\u104b\u17d4]{_CLOSING}*(?!{_CLOSING}|\Z)"
 )
-_WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{UNSPACED}])(?=[{UNSPACED}])")
+_WORD_END = re.compile(rf"(?<=\S)(?=\s)|(?<=[{UNSPACED}])(?=[{UNSPACED}])(?![{MARKS}])")
 _ENDS = (("sentence", _SENTENCE_END), ("word", _WORD_END))
 _OFF = 0.25  # share of a short text by which a sentence end may be off its middle; further off, it may end "Mr."
 

@@ -12,7 +12,7 @@ from zlib import crc32
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.source import Data
-from lume_tasks.data.text import UNSPACED
+from lume_tasks.data.text import MARKS, UNSPACED
 from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.prompts import REPHRASINGS
@@ -26,7 +26,7 @@ from lume_unlearn.scoring.swap import Swapped, swap_test
 
 PART = NEW_TOKENS - 56
 """Most tokens of an answer that is judged whole; see `in_parts`."""
-_WORD = re.compile(rf"\s*(?:[{UNSPACED}]|[^\s{UNSPACED}]+)")
+_WORD = re.compile(rf"\s*(?:[{UNSPACED}][{MARKS}]*|[^\s{UNSPACED}]+)")
 """Matches a word, or a character of a script without spaces, with the white space before it."""
 TINY = 1e-300
 """Lower probabilities are raised to this before the logarithm."""

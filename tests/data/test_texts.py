@@ -6,6 +6,7 @@ import pytest
 
 from lume_tasks.data.fields import Options
 from lume_tasks.data.prepare import prepared
+from lume_tasks.data.texts import cut
 
 
 def check_parts(rows, text: str, words: int) -> None:
@@ -47,6 +48,25 @@ def test_texts_without_spaces_are_cut_by_characters(tmp_path):
     assert "".join([rows[0].input, *(row.output for row in rows)]) == text
     assert all(row.output.endswith("。") and 100 <= len(row.output) <= 210 for row in rows)
     assert (short.input, short.output) == ("她在春天开店。", "他笑了。")
+
+
+@pytest.mark.parametrize(
+    ("text", "first"),
+    [
+        ("น้ำที่นี่ดี", "น้ำที่"),
+        ("ນ້ຳຢູ່ນີ້ດີ", "ນ້ຳຢູ່"),
+        ("ស្រីមុំនៅផ្ទះ", "ស្រីមុំ"),
+        ("မီရာပါနာမည်", "မီရာပါ"),
+    ],
+)
+def test_no_letter_is_cut_from_its_vowel_sign(text, first):
+    one = cut(text)
+    assert (one.input, one.output) == (first, text.removeprefix(first))
+
+
+def test_a_text_in_khmer_is_cut_at_a_sentence_end():
+    one = cut("នាងនៅភ្នំពេញ។គាត់សើច។")
+    assert one.input == "នាងនៅភ្នំពេញ។"
 
 
 def test_a_short_text_is_not_cut_after_an_abbreviation_far_from_its_middle(tmp_path):

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unicodedata import category
 
 import pytest
 import torch
@@ -203,6 +204,14 @@ def test_long_answers_without_spaces_are_judged_in_parts() -> None:
     assert "".join(row.output for row in data.forget) == text
     assert all(len(tokenizer.encode(row.output)) <= PART for row in data.forget)
     assert data.forget[1].input == f"她是谁 {data.forget[0].output}"
+
+
+@pytest.mark.parametrize("text", ["มีราเกิดที่เชียงใหม่", "មីរ៉ាកើតនៅភ្នំពេញ", "မီရာသည်ရန်ကုန်မြို့တွင်"])
+def test_no_part_begins_with_a_vowel_sign(text: str) -> None:
+    rows = as_rows([{"input": "?", "output": text * 40, "id": "long-sc1"}])
+    parts = in_parts(Data(rows, []), make_tokenizer()).forget
+    assert "".join(row.output for row in parts) == text * 40
+    assert not any(category(row.output[0]).startswith("M") for row in parts)
 
 
 @pytest.mark.parametrize(("name", "status", "code"), [("target", "not gone", 1), ("random", "cannot be told", 3)])
