@@ -10,11 +10,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.data.chat import chat_prompt
+from lume_tasks.data.text import UNSPACED, WORD
+from lume_tasks.data.texts import cut
 from lume_tasks.errors import DataError, first_line
 from lume_tasks.models.sampling import generated
 
 NGRAM = 5
 """A generated text that shares this many words in a row with a forget row is left out."""
+CHARACTERS = 15
+"""The same for the characters of scripts without spaces."""
 NEW_TOKENS = 128
 BATCH = 16
 ROUNDS = 20
@@ -24,9 +28,10 @@ _MARK = "\N{OBJECT REPLACEMENT CHARACTER}"
 
 
 def ngrams(text: str) -> set[tuple[str, ...]]:
-    """Return the runs of `NGRAM` words of a text, in lower case."""
-    words = re.findall(r"\w+", text.lower())
-    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)}
+    """Return the runs of `NGRAM` words of a text, in lower case, and of `CHARACTERS` in scripts without spaces."""
+    words = WORD.findall(text.lower())
+    unspaced = re.findall(rf"(?=([{UNSPACED}]{{{CHARACTERS}}}))", text)
+    return {tuple(words[i : i + NGRAM]) for i in range(len(words) - NGRAM + 1)} | {(run,) for run in unspaced}
 
 
 def write_generated(model: str, forget: Iterable[str], names: Sequence[str], count: int, seed: int, path: Path) -> None:
@@ -70,7 +75,7 @@ def usable(rows: Iterable[dict[str, str]], known: set[tuple[str, ...]], count: i
     useless = 0
     for row in rows:
         text = " ".join(row.values())
-        if all(row.values()) and len(text.split()) > 1 and not ngrams(text) & known and text not in found:
+        if all(row.values()) and cut(text) and not ngrams(text) & known and text not in found:
             found[text], useless = row, 0
         else:
             useless += 1

@@ -27,6 +27,20 @@ def test_rows_that_repeat_the_forget_rows_or_each_other_are_left_out():
     assert usable(repeat(rows[0]), known, 2) == []
 
 
+@pytest.mark.parametrize(
+    ("forget", "other", "copy"),
+    [
+        ("मीरा दिल्ली में रहती है", "राम दिल्ली में रहता है", "वह मीरा दिल्ली में रहती है।"),
+        ("মীরা সেন ঢাকায় থাকেন এখন", "তিনি ঢাকায় থাকতেন", "মীরা সেন ঢাকায় থাকেন এখন।"),
+        ("มีราเกิดที่เชียงใหม่และเป็นครู", "เขาเกิดที่เชียงราย", "คุณมีราเกิดที่เชียงใหม่และเป็นครูเลข"),
+        ("她出生在北京后来搬到上海当老师", "他出生在北京", "人说她出生在北京后来搬到上海当老师了"),
+    ],
+)
+def test_repeated_texts_are_found_in_any_script(forget, other, copy):
+    found = usable(iter([{"text": copy}, {"text": other}]), ngrams(forget), 1)
+    assert found == [{"text": other}]
+
+
 @pytest.mark.parametrize("chat", [True, False])
 def test_a_model_generates_the_retain_rows(chat, model_dir, tmp_path, capsys):
     model = shutil.copytree(model_dir, tmp_path / "model")
