@@ -19,6 +19,7 @@ from typing import NamedTuple
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from lume_tasks.data.rows import stem_of
+from lume_tasks.data.text import MARKS
 from lume_unlearn.report.results import Sample
 
 REDACTED = "•••"
@@ -29,7 +30,7 @@ METRICS = {"sc": "forget_regurgitation", "qa": "forget_knowledge"}  # kind of a 
 Piece = tuple[str, bool]  # text, and whether the other text has it too
 Shown = frozenset[str] | None  # words that need not be redacted; None: redact nothing
 
-_TOKEN = re.compile(r"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|\w+|\s+|.", re.DOTALL)
+_TOKEN = re.compile(rf"[^\s@<>()\[\]]+@[^\s@<>()\[\]]+|(?:https?://|www\.)[^\s<>()\[\]]+|[\w{MARKS}]+|\s+|.", re.DOTALL)
 _ASKED = (  # words of questions about a person
     "did does just know later tell please SSN ssn address birth born contact date email home live lives mail number "
     "phone provide reached resides security social"
@@ -158,7 +159,7 @@ def redact(token: str, shown: Shown) -> str:
         return token
     if "@" in token and len(token) > 1:
         return f"{REDACTED}@{REDACTED}"
-    if not any(char.isalnum() or unicodedata.category(char) == "So" for char in token):
+    if not any(char.isalnum() or unicodedata.category(char) in ("So", "Mn", "Mc") for char in token):
         return token
     begins_sentence = token[0].isupper() and token[1:].islower() and token.lower() in _SHOWN  # no initials
     return token if token in shown or begins_sentence else REDACTED

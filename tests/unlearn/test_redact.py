@@ -29,6 +29,9 @@ def redacted(text: str, shown: frozenset[str] = COMMON) -> str:
         ("tiffi the baker", "••• the baker"),  # a name in lower case is rare
         ("\u0430da", "•••"),  # a Cyrillic letter
         ("四郎", "•••"),  # a script without cases
+        ("मीरा शर्मा", "••• •••"),  # vowel signs
+        ("မြန်မာ தமிழ் ก็", "••• ••• •••"),
+        ("\u093e", "•••"),
         ("\uff19\uff10\uff10 \U0001d7d7", "••• •••"),  # full-width and mathematical digits
         ("A\u200bda b\u00adaker", "••• baker"),  # invisible characters neither hide nor split
         ("\U0001f1e6\U0001f1e9 \u2801", "•••••• •••"),  # a flag, Braille
