@@ -186,7 +186,6 @@ def _train_and_save(trainer: UnlearningTrainer, model: str, tuning: str, checkpo
     trainer.add_callback(stop)
     with stop.listening():  # until the result is saved: there may be no checkpoint of the last step
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        stop.raise_if_stopped(trainer.state)
         speed = trainer.throughput.summary()
         if trainer.is_world_process_zero():
             print(f"{trainer.summary()}; {speed}", flush=True)

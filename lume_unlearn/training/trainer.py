@@ -237,7 +237,8 @@ class UnlearningTrainer(StepTrainer):
             drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
             if self.method.negated:
                 negate(self.accelerator.unwrap_model(self.model), self._start, getattr(self.method, "scale", 1.0))
-                self.monitor.check_result(self.model, self.state.global_step)
+        if self.method.negated:  # not after an error: a run that was stopped can continue
+            self.monitor.check_result(self.model, self.state.global_step)
         if self.logs_advice:
             self.log_advice()
         return result

@@ -134,6 +134,26 @@ def test_a_signal_after_the_last_step_does_not_prevent_saving(module, place, inp
     assert "SIGTERM came after the last step" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("options", [{"method": "task-vector", "scale": 1e4}, {"eval_strategy": "epoch"}])
+def test_a_stopped_run_says_how_to_resume_and_its_unfinished_weights_are_neither_judged_nor_scored(
+    options, inputs, tmp_path
+):
+    run = make(inputs, tmp_path / "out", on_collapse="stop", tuning="full", **options)
+    own = trainer.UnlearningTrainer.training_step
+
+    def interrupted(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        return own(*args)
+
+    with (
+        mock.patch.object(trainer.UnlearningTrainer, "training_step", interrupted),
+        pytest.raises(Interrupted, match=r"stopped by SIGINT after step 1 of 4; a checkpoint is saved: .* --resume"),
+    ):
+        run()
+    assert whole_checkpoints(tmp_path / "out")
+    assert not (tmp_path / "out" / "scores").exists()
+
+
 def test_the_command_says_how_to_resume(inputs, tmp_path):
     output = tmp_path / "out"
     where = ["--model", str(inputs / "model"), "--data", str(inputs / "data"), "--output", str(output)]

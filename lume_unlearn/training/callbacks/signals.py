@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import PartialState
 from accelerate.utils import reduce
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 
 from lume_unlearn.errors import Interrupted
 
@@ -56,8 +56,8 @@ class Stop(TrainerCallback):
             self.stopped = True
             control.should_save = control.should_training_stop = True
 
-    def raise_if_stopped(self, state: TrainerState) -> None:
-        """Raise an error if a signal has stopped training.
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Raise an error if a signal has stopped training, before anything scores or judges the unfinished weights.
 
         Raises:
             Interrupted: training stopped before its last step.
