@@ -13,6 +13,10 @@ class DataError(ValueError):
     """Data that cannot be used. The message is for the user and lists everything wrong at once."""
 
 
+class NotFinite(DataError):
+    """A model returns numbers that are not finite, as after a training that diverged."""
+
+
 def raise_problems(problems: Sequence[str]) -> None:
     """Raise one `DataError` that lists the problems, one per line; do nothing if there are none."""
     if problems:

@@ -19,7 +19,7 @@ from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.invented import control_names, family_names, locales_of, texts_of
 from lume_tasks.data.rows import SIDES, Row
 from lume_tasks.data.subjects import find_subjects, holds_name, named_in_part, swapped
-from lume_tasks.errors import DataError, first_few, quote
+from lume_tasks.errors import DataError, NotFinite, first_few, quote
 from lume_tasks.metrics import swap
 from lume_tasks.metrics.aggregate import mean
 from lume_tasks.metrics.token_scores import TokenScores
@@ -223,7 +223,7 @@ def swap_result(doc: Doc, results: Sequence[tuple[float, bool]]) -> dict[str, An
         return dict.fromkeys(SwapTask.metrics)
     values = tuple(map(float, scores))
     if not all(map(math.isfinite, values)):
-        raise DataError(f"lume_swap: the model's log-probability of row {quote(doc['id'])} is not finite")
+        raise NotFinite(f"lume_swap: the model's log-probability of row {quote(doc['id'])} is not finite")
     item = (doc["person"], doc["tokens"], values)
     rank = swap.rank(values)
     found: dict[str, Any] = {name: item if name.startswith(doc["side"]) else None for name in SwapTask.metrics}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lume_tasks.data.source import Data
-from lume_tasks.errors import DataError
+from lume_tasks.errors import DataError, NotFinite
 from lume_unlearn.compare.callbacks import Curve
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
@@ -26,6 +26,8 @@ from lume_unlearn.training.arguments import UnlearningArguments
 
 CURVE_QUESTIONS = 2
 """MMLU questions of each subject for the curves."""
+PASSING = (RuntimeError, MemoryError, OSError)
+"""Causes of an error, such as too little memory or a full disk, after which another attempt may work."""
 MODELS = "models"
 """Name of the queue in which target and retrained model are scored."""
 
@@ -63,9 +65,9 @@ class Comparison:
         ``make_queue``: makes a queue from a name, what all its trials depend on, and tasks.
 
         Raises:
-            ConfigError: a model cannot be loaded or scored, a file that a recipe names is missing, or the storage holds
-                another comparison.
-            DataError: such a file has faults, or rows do not fit the model.
+            ConfigError: a model cannot be loaded or scored, an option of a method cannot work, a file that a recipe
+                names is missing, or the storage holds another comparison.
+            DataError: such a file has faults, or rows do not fit the model or a method.
         """
         same = {"models": self._load_models(), "rows": digest(self.parts, self.alternatives)}
         depends = {name: same | found.identity() | found.contents() for name, found in self.contestants.items()}
@@ -114,21 +116,25 @@ class Comparison:
     def _work(self, queues: Iterable[Queue], run: Callable[[Queue, Any, Task], str]) -> None:
         """Run the trials that wait in the queues, and print what ``run`` returns for each.
 
-        Divergence is a result; any other error is stored, and the trial is tried again.
+        Divergence is a result. Any other error is stored. If it is due to an option or to the rows, it is raised, since
+        another attempt ends in the same way; else the trial is tried again.
         """
         for queue, trial in trials_of(list(queues)):
             label, task = f"{queue.name}, {trial.user_attrs['slot']}", trial.user_attrs["task"]
             self.say(label)
             try:
                 self.say(f"{label}: {run(queue, trial, task)}")
-            except Diverged as error:
-                queue.end(trial, WORST, reason=str(error))
-                self.say(f"{label}: {error}")
-            except Exception as error:  # out of memory, a full disk, an option that cannot work
+            except Exception as error:
+                if isinstance(error, (Diverged, NotFinite)) and "model" not in task:
+                    queue.end(trial, WORST, reason=str(error))
+                    self.say(f"{label}: {error}")
+                    continue
                 traceback.print_exc()
                 known = isinstance(error, (ConfigError, DataError))
                 reason = str(error) if known else f"{type(error).__name__}: {error}"
                 queue.end(trial, state=queue.states.FAIL, error=reason)
+                if known and not isinstance(error.__cause__, PASSING):
+                    raise
                 self.say(f"{label}: failed ({trial.user_attrs['attempt']} of {TRIES} attempts): {reason}")
 
     def best(self, name: str) -> Setting | None:

@@ -68,8 +68,9 @@ def compare(
     Finished trials and runs are found again in the storage, so the same call continues where it was stopped, and
     several processes that make it share the work. What the libraries print goes to ``compare.log``.
 
-    A setting that diverges is a result. After any other error, such as memory that runs out, the trial or run is tried
-    again, three times in all; then the comparison goes on without it, and says so. The same call tries it again.
+    A setting that diverges is a result. An option that cannot work, or faulty rows, end the comparison. After any other
+    error, such as memory that runs out, the trial or run is tried again, three times in all; then the comparison goes
+    on without it, and says so. The same call tries it again.
 
     Args:
         model: Target model, which memorised the rows: a folder, a hub name, or an object, of which each run trains a

@@ -13,6 +13,7 @@ import yaml
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
+from lume_tasks.errors import DataError, NotFinite
 from lume_tasks.metrics import swap
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
@@ -243,9 +244,9 @@ def test_tuning_gets_the_alternatives_of_its_rows_if_the_method_needs_any_and_as
     assert (len(every), final_steps) == (24, 3)
     assert steps == pytest.approx(final_steps, rel=0.35)
     del others[rows[0].id]
-    content = compare(f"{files}/target", ["dpo"], files / "data", tmp_path, **options | {"trials": 0})
     said = f"alternatives: 1 forget rows have none: {rows[0].id}; add one for each"
-    assert [*content["failures"].values()] == [said]
+    with pytest.raises(DataError, match=said):
+        compare(f"{files}/target", ["dpo"], files / "data", tmp_path, **options | {"trials": 0})
 
 
 def test_options_of_a_recipe_win(files, tmp_path, capsys):
@@ -274,9 +275,30 @@ def test_options_of_a_recipe_win(files, tmp_path, capsys):
     assert "holds a comparison with other settings" in capsys.readouterr().err
 
 
+def test_a_mistake_of_the_user_ends_the_comparison_at_once(files, tmp_path, monkeypatch, capsys):
+    recipe, calls = tmp_path / "late.yaml", []
+    recipe.write_text("method: sugd\nmax_steps: 999\n")
+    own = comparison.unlearned
+
+    def counted(*args, **options):
+        calls.append(args)
+        return own(*args, **options)
+
+    monkeypatch.setattr(comparison, "unlearned", counted)
+    options = ("--probes", "none", "--trials", "1", "--seeds", "1", "--methods", f"{recipe},gd")
+    assert main(command(files, tmp_path / "out", *options)) == 2
+    assert "lume-unlearn compare: --max_steps 999: sugd has " in capsys.readouterr().err
+    assert len(calls) == 1
+
+
 @pytest.mark.parametrize(
     ("error", "times"),
-    [(Diverged("the loss is NaN"), 99), (torch.OutOfMemoryError("8 GiB"), 99), (torch.OutOfMemoryError("8 GiB"), 1)],
+    [
+        (Diverged("the loss is NaN"), 99),
+        (NotFinite("the log-probability is NaN"), 99),
+        (torch.OutOfMemoryError("8 GiB"), 99),
+        (torch.OutOfMemoryError("8 GiB"), 1),
+    ],
 )
 def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     error, times, files, tmp_path, monkeypatch, capsys
@@ -292,7 +314,7 @@ def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     monkeypatch.setattr(queues, "WAIT", 0.01)
     monkeypatch.setattr(comparison, "unlearned", fail)
     options = ("--probes", "none", "--trials", "1", "--seeds", "1")
-    diverged, passes = isinstance(error, Diverged), times == 1
+    diverged, passes = isinstance(error, (Diverged, NotFinite)), times == 1
     assert main(command(files, tmp_path, *options)) == (0 if diverged or passes else 2)
     content = json.loads((tmp_path / "compare.json").read_text())
     assert len(calls) == (1 if diverged else 3 if passes else TRIES)
@@ -302,7 +324,7 @@ def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
     out = capsys.readouterr().out
     assert ("OutOfMemoryError: 8 GiB" in out) != diverged
     assert ("gd lora, trial 1: objective 0." in out) == passes
-    assert ("gd lora, trial 1: the loss is NaN" in out) == diverged
+    assert (f"gd lora, trial 1: {error}\n" in out) == diverged
     assert set(content["table"]) == ({"target", "gd lora"} if passes else {"target"})
 
 
