@@ -1,22 +1,25 @@
 """One comparison: its queues of trials and of final runs, and how they are run."""
 
+import json
 import math
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from lume_tasks.data.source import Data
 from lume_tasks.errors import DataError, NotFinite
+from lume_unlearn.checks import stable_number
 from lume_unlearn.compare.callbacks import Curve
 from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
-from lume_unlearn.compare.judge import Judge, chance, objective
+from lume_unlearn.compare.judge import Judge, Result, chance, objective
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
-from lume_unlearn.compare.training import Load, default_arguments, unlearned
+from lume_unlearn.compare.training import Load, default_arguments, keep, restored, unlearned
 from lume_unlearn.compare.tuning import Setting, chosen, default_setting, ranges, tasks
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.errors import ConfigError, Diverged
@@ -48,6 +51,8 @@ class Comparison:
     """Final runs of each contestant."""
     probes: Mapping[str, Any]
     """Options of `run_probes` (``probes``, ``relearn_rows``, ...); empty for no probes."""
+    folder: Path
+    """Folder for the weights of a final run while it is probed."""
     say: Callable[[str], None]
     """Prints a line."""
     args: dict[str, UnlearningArguments] = field(default_factory=dict)
@@ -173,21 +178,36 @@ class Comparison:
 
     def _run_final(self, queue: Queue, trial: Any, task: Task) -> str:
         """Score one of the models, or train with one seed on all rows and score the result; store it in the queue."""
+        probes = task["probes"]
         if "model" in task:
             model = self.models[task["model"]](torch.float32)
-            queue.end(trial, 0.0, result=self.judge.result(model, self.parts, task["chat"], task["probes"]))
+            result = self.judge.result(model, self.parts, task["chat"])
+            queue.end(trial, 0.0, result=result | self.judge.audits(model, self.parts, task["chat"], probes))
             return "scored"
-        contestant, seed = self.contestants[task["contestant"]], task["seed"]
-        chat, final = contestant.chat, self.parts.final
+        contestant, setting = self.contestants[task["contestant"]], task["setting"] | {"seed": task["seed"]}
+        about = json.dumps([queue.study.user_attrs["comparison"], task | {"probes": {}}], sort_keys=True)
+        kept = self.folder / f"unfinished_{stable_number(about):x}.safetensors"
+        if probes and kept.exists():  # the run was stopped while it was probed
+            model, result = restored(kept, self.models["target"], contestant, setting)
+        else:
+            model, result = self._trained(task["contestant"], setting)
+            if probes:
+                keep(kept, model, result)
+        queue.end(trial, 0.0, result=result | self.judge.audits(model, self.parts, contestant.chat, probes))
+        kept.unlink(missing_ok=True)
+        return f"trained in {result['seconds'] / 60:.0f} minutes, and scored"
+
+    def _trained(self, name: str, setting: Setting) -> tuple[Any, Result]:
+        """Train a contestant with a setting on all rows; return the model, and its result without probes."""
+        contestant, final = self.contestants[name], self.parts.final
+        chat = contestant.chat
         curve = Curve(lambda model: self.judge.followed(model, final, chat, CURVE_QUESTIONS))
         started = time.perf_counter()
-        model = self._unlearned(contestant, task["setting"] | {"seed": seed}, self.parts.whole, curve)
+        model = self._unlearned(contestant, setting, self.parts.whole, curve)
         seconds = time.perf_counter() - started - curve.seconds
         if contestant.method.negated:
-            curve.add(model, float(self.args[task["contestant"]].num_train_epochs or 0))
-        result = self.judge.result(model, self.parts, chat, task["probes"])
-        queue.end(trial, 0.0, result=result | {"seconds": seconds, "curve": curve.points})
-        return f"trained in {seconds / 60:.0f} minutes, and scored"
+            curve.add(model, float(self.args[name].num_train_epochs or 0))
+        return model, self.judge.result(model, self.parts, chat) | {"seconds": seconds, "curve": curve.points}
 
     def _unlearned(self, contestant: Contestant, setting: Setting, data: Data, callback: Any = None) -> Any:
         """Unlearn from the target, with the alternatives of these rows if the method needs them; see `unlearned`."""

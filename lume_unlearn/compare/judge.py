@@ -67,12 +67,8 @@ class Judge:
         tasks += ["lume_mmlu"] * (data.mmlu is not None)
         return numbers(self._score(model, data, chat, tasks, {"lume_mmlu_limit": mmlu}))
 
-    def result(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
-        """Score a model on the final documents with the tasks that there is data for, judge it, and probe it.
-
-        ``probes``: options of `run_probes`; empty for no probes. Copies are trained on rows of the tuning documents,
-        and judged on the final documents.
-        """
+    def result(self, model: Any, parts: Parts, chat: bool) -> Result:
+        """Score a model on the final documents with the tasks that there is data for, and judge it."""
         data = parts.final
         swap = ["lume_swap"] * names_somebody(data)
         scores = self._score(model, data, chat, [*memorization_tasks(data), *swap, *tasks_for(data)])
@@ -83,12 +79,19 @@ class Judge:
             if isfinite(value)
         }
         flat |= {f"answers {name}": value for name, value in quality(scores.answers, data).items()}
-        result: Result = {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
-        if probes:
-            options: dict[str, Any] = {"train": parts.tuning, "tasks": tasks_of(data), "chat": chat, **probes}
-            found = run_probes(model, self.tokenizer, data, batch_size=self.batch_size, **options)
-            result["audits"] = {name: numbers(probed) for name, probed in found.items()}
-        return result
+        return {"scores": flat, "rows": asdict(row_scores(scores.results)), "judged": numbers(scores)}
+
+    def audits(self, model: Any, parts: Parts, chat: bool, probes: Mapping[str, Any]) -> Result:
+        """Probe a model; return the part of its result that this adds, empty without ``probes``.
+
+        ``probes``: options of `run_probes`. Copies are trained on rows of the tuning documents, and judged on the final
+        documents.
+        """
+        if not probes:
+            return {}
+        options: dict[str, Any] = {"train": parts.tuning, "tasks": tasks_of(parts.final), "chat": chat, **probes}
+        found = run_probes(model, self.tokenizer, parts.final, batch_size=self.batch_size, **options)
+        return {"audits": {name: numbers(probed) for name, probed in found.items()}}
 
     def _score(
         self, model: Any, data: Data, chat: bool, tasks: list[str], metadata: dict[str, Any] | None = None

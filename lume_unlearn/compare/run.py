@@ -128,17 +128,17 @@ def compare(
         trials=trials,
         seeds=seeds,
         probes=settings if probes else {},
+        folder=Path(output).expanduser(),
         say=partial(print, file=sys.stdout, flush=True),
     )
     _require_possible(comparison)
     shown = {name: str(given) if isinstance(given, str | PathLike) else name for name, given in named.items()}
-    return _run(
-        comparison, Path(output).expanduser(), storage, {"retrained": None, **shown, "tuning_share": tuning_share}
-    )
+    return _run(comparison, storage, {"retrained": None, **shown, "tuning_share": tuning_share})
 
 
-def _run(comparison: Comparison, output: Path, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
+def _run(comparison: Comparison, storage: str | None, shown: dict[str, Any]) -> dict[str, Any]:
     """Run the remaining trials and final runs, write the results, and return them; ``shown`` is for the page."""
+    output = comparison.folder
     with writing(output):
         output.mkdir(parents=True, exist_ok=True)
     with (output / LOG).open("a", encoding="utf-8") as log, redirect_stdout(log), redirect_stderr(log):

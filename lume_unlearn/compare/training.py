@@ -1,23 +1,32 @@
 """Train with one setting, in memory: what tuning and the final runs share."""
 
+import json
+import logging
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
 from accelerate.utils import release_memory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from transformers import set_seed
 
 from lume_tasks.data.source import Data
 from lume_unlearn.compare.contestants import READ, Contestant
+from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import Setting
+from lume_unlearn.files import PARTIAL
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
 
+_log = logging.getLogger("lume_unlearn")
 Load: TypeAlias = Callable[[torch.dtype], Any]
 """Returns a model that the caller may change, with weights of this dtype."""
 
@@ -76,7 +85,7 @@ def unlearned(
     with tempfile.TemporaryDirectory() as folder:
         args = arguments(contestant, setting, folder)
         set_seed(args.seed)  # for the adapter's initial weights
-        model = trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
+        model = _ready(load, contestant, args)
         method = method_of(contestant.method, **params)
         trainer = UnlearningTrainer(model, method, args, data.forget, data.retain, **read, **given)
         if callback and not method.negated:
@@ -85,3 +94,29 @@ def unlearned(
     del trainer
     release_memory()
     return model.float().eval()
+
+
+def _ready(load: Load, contestant: Contestant, args: UnlearningArguments) -> Any:
+    """Load the target for training."""
+    return trainable(load(loaded_dtype(args, contestant.tuning)), contestant.tuning, contestant.lora)
+
+
+def keep(path: Path, model: Any, result: Result) -> None:
+    """Write trained weights, with their result as metadata, to a file; if that fails, only warn."""
+    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+    partial, metadata = path.with_suffix(PARTIAL), {"result": json.dumps(result)}
+    try:
+        save_file({name: weight.cpu().contiguous() for name, weight in trained.items()}, partial, metadata)
+        os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        partial.unlink(missing_ok=True)
+        _log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
+
+
+def restored(path: Path, load: Load, contestant: Contestant, setting: Setting) -> tuple[Any, Result]:
+    """Return the model, as `unlearned` returned it, and the result that `keep` wrote."""
+    release_memory()
+    model = _ready(load, contestant, arguments(contestant, setting)).float().eval()
+    with safe_open(path, "pt") as file:
+        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=False)  # noqa: SIM118
+        return model, json.loads(file.metadata()["result"])

@@ -177,6 +177,36 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(f
     assert sorted(done) == ["final gd lora, seed 0", "models, retrained", "models, target"]
 
 
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_final_run_that_is_stopped_within_its_probes_is_not_trained_again(tuning, files, tmp_path, monkeypatch):
+    options = ("--tunings", tuning, "--trials", "0", "--seeds", "1", "--relearn_steps", "3")
+    assert main(command(files, tmp_path / "whole", *options)) == 0
+    whole = json.loads((tmp_path / "whole" / "compare.json").read_text())
+    assert not [*(tmp_path / "whole").glob("*.safetensors")]
+    calls = []
+
+    def stopped(*args, **more):
+        calls.append(args)
+        if len(calls) == 2:  # after the target
+            raise KeyboardInterrupt
+        return run_probes(*args, **more)
+
+    def done_twice(*args, **more):
+        raise AssertionError
+
+    monkeypatch.setattr(queues, "SILENCE", 0.2)
+    monkeypatch.setattr(queues, "WAIT", 0.3)
+    monkeypatch.setattr(judge, "run_probes", stopped)
+    assert main(command(files, tmp_path / "out", *options)) == 130
+    monkeypatch.setattr(comparison, "unlearned", done_twice)
+    assert main(command(files, tmp_path / "out", *options)) == 0
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    for one in (content, whole):
+        del one["table"][f"gd {tuning}"]["seconds"]
+    assert content == whole
+    assert not [*(tmp_path / "out").glob("*.safetensors")]
+
+
 def test_objects_and_a_method_of_ones_own(tmp_path):
     target = make_model()
     before = {name: weight.clone() for name, weight in target.state_dict().items()}
