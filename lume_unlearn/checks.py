@@ -115,6 +115,12 @@ def restored(kind: Any, content: Any) -> Any:
     return content if content is None or not kinds else restored(kinds[0], content)
 
 
+def require_tokenizer(given: Any) -> None:
+    """Raise `ConfigError` for None, or a name, where a tokenizer is meant."""
+    if given is None or isinstance(given, str):
+        raise ConfigError(f"tokenizer {given!r}: pass the model's own, from AutoTokenizer.from_pretrained(MODEL)")
+
+
 def stable_number(*parts: int | str) -> int:
     """Return an evenly distributed 64-bit hash of the parts, the same in every process and on every machine."""
     return int.from_bytes(hashlib.sha256(json.dumps(parts).encode()).digest()[:8], "big")

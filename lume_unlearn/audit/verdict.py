@@ -17,6 +17,7 @@ from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.steps import Found, found_by, loaders_of, steps_of
 from lume_unlearn.audit.suite import PROBES, Probed
+from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.data.rows import RowsLike, as_rows
 from lume_unlearn.scoring.score import Scores, as_data, check_tasks
 
@@ -210,6 +211,7 @@ def verdict(
         ConfigError: a wrong probe, task or condition; the name in a condition is checked when one model is measured.
         DataError: faulty rows.
     """
+    require_tokenizer(tokenizer)
     documents = {"members": list(members), "nonmembers": list(nonmembers), "mmlu": mmlu, "split": split}
     everything = as_data({"forget": forget, "retain": retain, **documents})
     whole = limited(everything, limit, seed)

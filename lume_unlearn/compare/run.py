@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
+from inspect import signature
 from itertools import chain, count
 from math import inf
 from os import PathLike
@@ -109,6 +110,7 @@ def compare(
         ConfigError: an option that cannot work, a model that cannot be scored, or a storage of another comparison.
         DataError: faulty or too few rows.
     """
+    _require_given(locals())
     if processes() > 1:
         raise ConfigError("compare: start it without accelerate; processes with the same --output share the trials")
     entered = contestants(methods, tunings, options)
@@ -149,6 +151,13 @@ def _run(comparison: Comparison, storage: str | None, shown: dict[str, Any]) -> 
             write_text(output / PAGE, page(content))
             _write_recipes(output / "recipes", content, comparison.contestants)
     return content
+
+
+def _require_given(arguments: Mapping[str, Any]) -> None:
+    """Refuse None for arguments of `compare` whose default it is not."""
+    known = signature(compare).parameters
+    missing = [name for name, value in arguments.items() if value is None and known[name].default is not None]
+    raise_faults([f"--{name} None: give a value" + ", or () for no probes" * (name == "probes") for name in missing])
 
 
 def _require_possible(comparison: Comparison) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.rows import Row
 from lume_tasks.errors import DataError, first_few
+from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.methods.common import IGNORED
 
 
@@ -68,6 +69,10 @@ class Encoder:
     chat: bool = True
     max_length: int | None = None
     context: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse None instead of a tokenizer."""
+        require_tokenizer(self.tokenizer)
 
     def one(self, row: Row) -> Tokens:
         """Encode one row, without truncation: ``input``, one space, ``output``, EOS.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.paths import task_dir
-from lume_unlearn.checks import listed, require_list
+from lume_unlearn.checks import listed, require_list, require_tokenizer
 from lume_unlearn.data.rows import both_sides
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating
@@ -104,7 +104,7 @@ def score(
         split: split of a data directory to use: all, train, validation or test.
         chat: ask questions of your own tasks (not Task1 to Task3) through the chat template, if there is one.
         batch_size: prompts of one batch.
-        limit: documents of each task to score. Default: all.
+        limit: documents of each task to score; 0 or None for all.
         gen_kwargs: generation options instead of the protocol's (greedy, 256 new tokens, until EOS), such as
             ``{"max_gen_toks": 64, "do_sample": True}``; the scores are then not comparable with the benchmark's.
         seed: seeds the sampling that ``gen_kwargs`` asks for. Default: the random state is not touched.
@@ -113,11 +113,12 @@ def score(
         quiet: show no progress bars, for a caller that has its own.
 
     Raises:
-        ConfigError: there is no such task, or ``data`` is none of the above.
+        ConfigError: there is no such task, ``data`` is none of the above, or there is no tokenizer.
         DataError: the data has faults, has nothing for a task, or does not fit the model.
     """
     from lume_tasks.models.hf import LumeHF
 
+    require_tokenizer(tokenizer)
     data = as_data(data, split)
     tasks = tasks_for(data) if tasks is None else listed(tasks)
     changed = {"lume_gen_kwargs": True} if gen_kwargs else {}  # else the tasks refuse other generation options
@@ -137,7 +138,7 @@ def score(
         without_bars() if quiet else nullcontext(),
     ):
         lm = LumeHF(pretrained=model, tokenizer=tokenizer, batch_size=batch_size)
-        results = evaluate(lm, tasks, manager, limit=limit, **options)
+        results = evaluate(lm, tasks, manager, limit=limit or None, **options)
     samples = results["samples"] if log_samples else results.pop("samples")
     own = [sample for task in ROW_TASKS for sample in samples.get(task, [])]
     answers = {sample["doc"]["id"]: sample["filtered_resps"][0] for sample in own}

@@ -258,7 +258,7 @@ def test_rows_of_one_kind_are_enough_and_probes_without_rows_are_left_out(caplog
     assert "probe left out: unrelated: needs texts" in caplog.text
 
 
-def test_probe_that_cannot_run_is_refused(seen: Seen) -> None:
+def test_probe_that_cannot_run_is_refused(seen: Seen, tokenizer: PreTrainedTokenizerFast) -> None:
     data = Data([Row("f-qa0", "Capital?", "Paris", "own")], [Row("r-qa0", "City?", "paris ", "own")])
     with pytest.raises(ConfigError) as refused:
         run_probes(None, None, data, ["plain", "relearn_forget", "repair", "unrelated", "nonsense"])
@@ -271,7 +271,7 @@ def test_probe_that_cannot_run_is_refused(seen: Seen) -> None:
     assert not seen.scored
     assert chosen_probes("plain", data) == ["plain"]
     with pytest.raises(ConfigError, match=r"^probes repair: needs a retain row"):
-        audit(None, None, data, probes="repair", name="model")
+        audit(None, tokenizer, data, probes="repair", name="model")
 
 
 def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named(tmp_path: Path) -> None:

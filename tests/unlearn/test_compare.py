@@ -228,6 +228,10 @@ def test_objects_and_a_method_of_ones_own(tmp_path):
     assert all(weight.equal(before[name]) for name, weight in target.state_dict().items())
     with pytest.raises(ConfigError, match="tokenizer"):
         compare(target, [Push], data, tmp_path, **QUICK)
+    with pytest.raises(
+        ConfigError, match=r"^--methods None: give a value\n--probes None: give a value, or \(\) for no"
+    ):
+        compare(target, None, data, tmp_path, tokenizer=make_tokenizer(), **QUICK | {"probes": None})
     with pytest.raises(ConfigError, match="--probes plain: choose from"):
         compare(target, "gd", data, tmp_path, tokenizer=make_tokenizer(), **QUICK | {"probes": "plain"})
 

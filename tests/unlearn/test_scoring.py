@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -16,11 +17,14 @@ from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
 from lume_tasks.paths import task_dir
+from lume_unlearn.audit.probes import audit
+from lume_unlearn.audit.verdict import verdict
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
 from tests.conftest import assert_same_weights, make_rows, make_tokenizer
+from tests.unlearn.test_objects import make_trainer
 
 ROWS = ["lume_task1", "lume_task2", "lume_task3"]
 SHORT = {"max_gen_toks": 8}
@@ -32,6 +36,17 @@ def test_scoring_does_not_change_the_tokenizer(model):
     tokenizer.pad_token = None
     score(model, tokenizer, ONE, gen_kwargs=SHORT)
     assert tokenizer.pad_token is None
+
+
+def test_a_missing_tokenizer_is_refused_and_a_limit_of_0_is_none(model, tokenizer, tmp_path):
+    data = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
+    for name in (None, str(tmp_path)):
+        for use in (score, audit, partial(verdict, before=model)):
+            with pytest.raises(ConfigError, match=f"^tokenizer {name!r}: pass the model's own"):
+                use(model, name, **data) if isinstance(use, partial) else use(model, name, data)
+        with pytest.raises(ConfigError, match=f"^tokenizer {name!r}: pass the model's own"):
+            make_trainer(tmp_path, name)
+    assert len(score(model, tokenizer, data, gen_kwargs=SHORT, limit=0).answers) == 4
 
 
 @pytest.fixture(scope="module")
