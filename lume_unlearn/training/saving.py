@@ -63,6 +63,11 @@ class SavingTrainer(Trainer):
                 publish_checkpoint(output / PARTIAL, output, self.args.save_total_limit)
         self.accelerator.wait_for_everyone()
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Follow ``metric_for_best_model``, which `EarlyStoppingCallback` reads; it may have no value."""
+        named = f"eval_{self.args.metric_for_best_model}" in metrics
+        return named and bool(super()._determine_best_metric(metrics, trial))
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         with float32_weights(model or self.model):
             super()._load_from_checkpoint(resume_from_checkpoint, model)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data.contexts import Context, aligned, teacher_contexts
@@ -131,8 +131,7 @@ class UnlearningTrainer(StepTrainer):
         self.rows_per_step, self.phases = args.rows_per_step, self._phases(args)
         data = {"forget": self.forget, "retain": self.retain} if eval_data is None else eval_data
         own = self._callbacks(args, texts, data)
-        # Trainer sees a step as one batch, and its own metric needs a value at each evaluation.
-        args.gradient_accumulation_steps, args.metric_for_best_model = 1, None
+        args.gradient_accumulation_steps = 1  # Trainer sees a step as one batch
         args.num_train_epochs = 1 if self.phases else args.num_train_epochs  # all phases are one epoch
         super().__init__(
             model=model,
@@ -216,6 +215,10 @@ class UnlearningTrainer(StepTrainer):
             ConfigError: training diverged, the model collapsed under ``on_collapse="stop"``, a checkpoint cannot be
                 written, or the one to resume from belongs to a training with other options or rows.
         """
+        early = any(isinstance(one, EarlyStoppingCallback) for one in self.callback_handler.callbacks)
+        if early and (self.scores is None or self.args.metric_for_best_model is None):
+            needs = 'eval_strategy and metric_for_best_model, such as "epoch" and "lume_score.retain_knowledge"'
+            raise ConfigError(f"callbacks: EarlyStoppingCallback compares scores; it needs {needs}")
         output = Path(str(self.args.output_dir))
         checkpoint = self.resumed_from = chosen_checkpoint(resume_from_checkpoint, output)
         if checkpoint is None:

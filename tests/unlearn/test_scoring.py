@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, EarlyStoppingCallback
 
 from lume_tasks.data.locate import MMLU_VARIABLE
 from lume_tasks.data.rows import Row
@@ -218,3 +218,33 @@ def test_a_failing_evaluation_is_a_warning_and_the_model_is_saved(make_run, monk
     output = make_run("gd", **OPTIONS)()
     assert caplog.text.count("scoring failed (RuntimeError: out of patience); training continues") == 2
     AutoModelForCausalLM.from_pretrained(output)
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "epochs"),
+    [
+        ("lume_score.retain_knowledge", (0.3, 0.4, 0.2, 0.5), 3),
+        ("lume_task1.forget_knowledge", (0.3, 0.2, 0.1, 0.1), 4),  # lower is better
+        ("lume_task1.forget_knowledge", (0.3, 0.4, 0.2, 0.1), 2),
+        ("lume_score.task_aggregate", (None, None, None, None), 4),  # no value, as for rows of one task
+    ],
+)
+def test_transformers_early_stopping_follows_the_scores(metric, values, epochs, tokenizer, tmp_path, monkeypatch):
+    task, _, name = metric.partition(".")
+    found = [{} if value is None else {f"{name},none": value} for value in values]
+    found = [Scores({"higher_is_better": {}, "results": {task: result}}) for result in found]
+    monkeypatch.setattr(BestScores, "_score", lambda self, model: found.pop(0))
+    options = {"eval_strategy": "epoch", "metric_for_best_model": metric, "num_train_epochs": 4}
+    trainer = make_trainer(tmp_path, tokenizer, callbacks=[EarlyStoppingCallback()], **options)
+    trainer.train()
+    assert trainer.state.epoch == epochs
+
+
+@pytest.mark.parametrize("options", [{}, {"eval_strategy": "epoch"}, {"metric_for_best_model": "lume_score.x"}])
+def test_early_stopping_without_its_arguments_is_refused(options, tokenizer, tmp_path):
+    trainer = make_trainer(tmp_path, tokenizer, **options)
+    trainer.add_callback(EarlyStoppingCallback())
+    with pytest.raises(
+        ConfigError, match=r"EarlyStoppingCallback compares scores; it needs eval_strategy and metric_for"
+    ):
+        trainer.train()

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from lume_unlearn.checks import names
@@ -51,7 +52,7 @@ class BestScores(TrainerCallback):
             DataError: the data of a task is faulty.
         """
         self.trainer, self.data = trainer, as_data(data)
-        self.metric = metric or DEFAULT_METRIC
+        self.metric, self.shown = metric or DEFAULT_METRIC, metric is not None
         self.best: dict[str, Any] | None = None
         there = [task for task in tasks_for(self.data) if task != "lume_mmlu"]
         self.tasks = names(args.evaluate_tasks) or there
@@ -75,7 +76,7 @@ class BestScores(TrainerCallback):
             self.best = json.loads(best.read_text(encoding="utf-8"))
         missed = args.eval_strategy == "epoch" and float(state.epoch or 0).is_integer()
         if state.global_step and missed and not (self._folder(state.global_step) / RESULTS).is_file():
-            self.trainer.evaluate()
+            self.trainer._determine_best_metric(self.trainer.evaluate(), None)
 
     def evaluate(self, model: Any, step: int) -> dict[str, float]:
         """Score in the first process, print and keep the scores, and return the main ones.
@@ -92,7 +93,8 @@ class BestScores(TrainerCallback):
                 _log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
             else:
                 found = self._kept(scores, model, step)
-        processes.wait_for_everyone()
+        args = self.trainer.args  # a callback of any process may end the training by the scores
+        found, args.greater_is_better = broadcast_object_list([found, args.greater_is_better])
         return found
 
     def _score(self, model: Any) -> Scores:
@@ -103,8 +105,9 @@ class BestScores(TrainerCallback):
     def _kept(self, scores: Scores, model: Any, step: int) -> dict[str, float]:
         """Print the scores and save them, with the weights if they are the best; return the main ones."""
         value, shown = scores.metric(self.task, self.name), scores.headline()
-        if value is not None and self.metric != DEFAULT_METRIC:
+        if value is not None and self.shown:
             shown = {self.metric: value} | shown
+        self.trainer.args.greater_is_better = self._higher(scores)
         print(f"step {step}: {_line(shown)}", flush=True)
         found = {"metric": self.metric, "value": value, "step": step, "scores": shown}
         try:
@@ -144,10 +147,13 @@ class BestScores(TrainerCallback):
 
     def _rank(self, scores: Scores, found: dict[str, Any]) -> tuple[float, float]:
         """Return a key that is higher for better scores: metric, then the mean of the task scores."""
-        default = not self.name.startswith("forget_")
-        higher = scores.results["higher_is_better"].get(self.task, {}).get(self.name, default)
         value = found["value"] or 0.0
-        return (value if higher else -value), found.get("scores", {}).get(MEAN, 0.0)
+        return (value if self._higher(scores) else -value), found.get("scores", {}).get(MEAN, 0.0)
+
+    def _higher(self, scores: Scores) -> bool:
+        """Return whether higher values of the metric are better."""
+        default = not self.name.startswith("forget_")
+        return bool(scores.results["higher_is_better"].get(self.task, {}).get(self.name, default))
 
 
 def best_line(output: Path) -> str | None:
