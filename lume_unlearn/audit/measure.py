@@ -15,6 +15,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.data.text import MARKS, UNSPACED
 from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
+from lume_tasks.tasks.mia import SUMMARIES
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import repeating_earlier
 from lume_unlearn.audit.rules import Earlier
@@ -28,6 +29,10 @@ PART = NEW_TOKENS - 56
 """Most tokens of an answer that is judged whole; see `in_parts`."""
 _WORD = re.compile(rf"\s*(?:[{UNSPACED}][{MARKS}]*|[^\s{UNSPACED}]+)")
 """Matches a word, or a character of a script without spaces, with the white space before it."""
+ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
+"""Attacks of `lume_mia` that need neither gradients nor a reference model."""
+ALL_MEANS = tuple(f"{mean}{end}" for mean in MEANS for end in ("", "_low", "_high"))
+LEVELS = tuple(f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
 TINY = 1e-300
 """Lower probabilities are raised to this before the logarithm."""
 
@@ -90,6 +95,17 @@ def too_long(rows: Sequence[Row], model: Any, tokenizer: Any, chat: bool) -> lis
     return [row for row in rows if context is not None and longest(row) > context]
 
 
+def possible_numbers(data: Data) -> list[str]:
+    """Return the names of the numbers that `measure` can give, without those of further tasks.
+
+    Which of the means have rows is known only when these are scored.
+    """
+    attacks = [f"{attack}_{summary}" for attack in ATTACKS for summary in SUMMARIES]
+    attacks = [f"lume_mia {name}" for name in (*attacks, "mia_score", "members_unlearned")]
+    attacks = attacks if data.members and data.nonmembers else []
+    return [*ALL_MEANS, *LEVELS, *attacks, *["lume_mmlu acc"] * (data.mmlu is not None)]
+
+
 def measure(
     model: Any, tokenizer: Any, data: Data, named: Sequence[Row], tasks: Sequence[str], controls: int, **options: Any
 ) -> Measured:
@@ -100,10 +116,8 @@ def measure(
     swapped = swap_test(model, tokenizer, data, controls=controls, rows=[row.id for row in named], **options)
     own = [*tasks_for(data), *memorization_tasks(data)]
     plain = score(model, tokenizer, data, tasks=own, metadata=SHORT, quiet=True, **options)
-    ends = ("", "_low", "_high")
-    values = {f"{mean}{end}": plain.metric("lume_score", f"{mean}{end}") for mean in MEANS for end in ends}
-    levels = (f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
-    values |= {level: fmean(plain.rows[level].values()) for level in levels if plain.rows.get(level)}
+    values = {mean: plain.metric("lume_score", mean) for mean in ALL_MEANS}
+    values |= {level: fmean(plain.rows[level].values()) for level in LEVELS if plain.rows.get(level)}
     results = dict(plain.results["results"])
     if tasks:  # with their own generation options
         results |= score(model, tokenizer, data, tasks=tasks, quiet=True, **options).results["results"]

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from lume_tasks.data.chat import plain_prompt
 from lume_tasks.data.published import documents_digest
-from lume_tasks.data.rows import Row
+from lume_tasks.data.rows import Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
 from lume_tasks.data.text import WORD, folded, whole
@@ -30,10 +30,15 @@ def sample(rows: Sequence[T], count: int, seed: int) -> list[T]:
 
 
 def limited(data: Data, limit: int, seed: int) -> Data:
-    """Return at most ``limit`` rows of each side, sampled with the seed; all for 0."""
+    """Return at most ``limit`` rows of each side, sampled with the seed; all for 0.
+
+    Member documents of rows that are left out are left out, too.
+    """
     if not limit:
         return data
-    return data.changed(lambda rows: sample(rows, limit, seed))
+    chosen = data.changed(lambda rows: sample(rows, limit, seed))
+    unused = completion_texts(data.forget) - completion_texts(chosen.forget)
+    return replace(chosen, members=[text for text in data.members if text.strip() not in unused])
 
 
 def fewer(data: Data, seed: int) -> Data:

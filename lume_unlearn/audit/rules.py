@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Collection, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -315,11 +315,16 @@ def unmet(require: Sequence[str], numbers: Mapping[str, float]) -> list[str]:
     return found
 
 
-def require_numbers(require: Sequence[str], numbers: Mapping[str, float]) -> None:
-    """Raise `ConfigError` for conditions whose name is neither one of ``numbers`` nor one with ``_before``."""
+def require_numbers(require: Sequence[str], numbers: Collection[str], tasks: Sequence[str] = ()) -> None:
+    """Raise `ConfigError` for conditions whose name is neither one of ``numbers`` nor one with ``_before``.
+
+    ``tasks``: further tasks, of which any number is allowed.
+    """
     names = {condition: parse_condition(condition)[0].removesuffix("_before") for condition in require}
-    listed = f"no such number; choose from {', '.join(numbers)}"
-    raise_faults([f"--require {condition}: {listed}" for condition, name in names.items() if name not in numbers])
+    listed = f"no such number; choose from {', '.join([*numbers, *(f'{task} METRIC' for task in tasks)])}"
+    further = tuple(f"{task} " for task in tasks)
+    unknown = [one for one, name in names.items() if name not in numbers and not name.startswith(further)]
+    raise_faults([f"--require {condition}: {listed}" for condition in unknown])
 
 
 def parse_condition(condition: str) -> tuple[str, str, float]:

@@ -12,7 +12,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.errors import first_few
 from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit import rules
-from lume_unlearn.audit.measure import Measured, in_parts, nearer
+from lume_unlearn.audit.measure import Measured, in_parts, nearer, possible_numbers
 from lume_unlearn.audit.probes import chosen_probes
 from lume_unlearn.audit.rows import limited, rows_digest
 from lume_unlearn.audit.steps import Found, found_by, loaders_of, steps_of
@@ -208,7 +208,8 @@ def verdict(
         **options: options of `Suite`: ``unrelated``, ``relearn_rows``, ``samples``, ...
 
     Raises:
-        ConfigError: a wrong probe, task or condition; the name in a condition is checked when one model is measured.
+        ConfigError: a wrong probe, task or condition. Conditions on means without rows, or on metrics of further tasks,
+            are found when one model is measured.
         DataError: faulty rows.
     """
     require_tokenizer(tokenizer)
@@ -216,7 +217,7 @@ def verdict(
     everything = as_data({"forget": forget, "retain": retain, **documents})
     whole = limited(everything, limit, seed)
     data = in_parts(whole, tokenizer)
-    wanted = wanted_probes(data, probes, require, {"seed": seed, **options})
+    wanted = wanted_probes(data, probes, require, tasks, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
     loaders = loaders_of({"before": before, "control": control, "now": model}, tokenizer)
@@ -236,11 +237,10 @@ def verdict(
 
 
 def wanted_probes(
-    data: Data, probes: Sequence[str] | None, require: Sequence[str], options: Mapping[str, Any]
+    data: Data, probes: Sequence[str] | None, require: Sequence[str], tasks: Sequence[str], options: Mapping[str, Any]
 ) -> list[str]:
     """Return the probes to run besides "plain"; raise `ConfigError` for wrong probes or conditions."""
-    for condition in require:
-        rules.parse_condition(condition)
+    rules.require_numbers(require, possible_numbers(data), tasks)
     return [name for name in chosen_probes(probes, data, **options) if name != "plain"]
 
 

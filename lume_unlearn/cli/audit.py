@@ -32,7 +32,7 @@ TEXTS = {
     **SHARED,
     "chat": "Ask questions of your own tasks through the chat template (default: true).",
     "probes": PROBES,
-    "limit": "Rows of each side to use, chosen by the seed; 0 for all (default: 0).",
+    "limit": "Rows of each side to use, with their member documents, chosen by the seed; 0 for all (default: 0).",
     "relearn_rows": "Rows (or texts) that relearn_forget, repair and unrelated train on (default: 32).",
     "relearn_steps": "Steps of this training, of 8 rows each (default: 20).",
     "relearn_rate": "Learning rate of this training (default: 1e-4).",
@@ -92,7 +92,8 @@ def execute(options: dict[str, Any]) -> int:
     require = names(options.pop("require", None))
     data = limited(whole, options.get("limit", 0), options.get("seed", 0))
     # In this order: probes, then models, then scores, so that a mistake is found early.
-    options["probes"] = wanted_probes(data, options.pop("probes", None), require, options)
+    tasks = names(options.get("tasks"))
+    options["probes"] = wanted_probes(data, options.pop("probes", None), require, tasks, options)
     loading, status = take(options, LOADING), 0
     model, tokenizer, device = audited = load_audited(**loading)
     name = loading.get("peft") or loading["model"]

@@ -173,7 +173,7 @@ def forget(
         raise ConfigError("forget: runs in one process; start it without accelerate launch")
     data = as_data({"forget": forget, "retain": retain})
     options: dict[str, Any] = {"controls": controls, "chat": chat, "batch_size": batch_size, "seed": seed}
-    wanted = wanted_probes(data, probes, (), options | probing)
+    wanted = wanted_probes(data, probes, (), (), options | probing)
     texts = None if unseen is None else unseen_rows(unseen, (*data.forget, *data.retain))
     request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress(), texts)
     holder: Any = TemporaryDirectory() if output is None else nullcontext(output)

@@ -11,13 +11,14 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-from lume_tasks.data.rows import ROW_TASKS, SIDES, Row
+from lume_tasks.data.rows import ROW_TASKS, SIDES, Row, completion_texts
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.errors import DataError
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.audit import suite
 from lume_unlearn.audit.probes import audit, audit_table, chosen_probes, run_probes
 from lume_unlearn.audit.quantisation import round_to_nearest, rounded_copy, weight_layers
+from lume_unlearn.audit.rows import limited
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.suite import PROBES, Probed
 from lume_unlearn.cli.audit import PROBES as help_of_probes
@@ -285,6 +286,16 @@ def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named
     assert [text_of(row) for row in found] == ["A text, with a comma.", "Another text."]
     texts = read_texts("unrelated", str(file.with_suffix(".txt")))
     assert [f"{row.input} {row.output}" for row in texts] == ["One text.", "Two longer\nlines."]
+
+
+def test_limited_data_has_the_member_documents_of_its_rows() -> None:
+    """So the attack does not warn of documents whose rows were left out by the limit alone."""
+    rows = make_rows("f", 12)
+    data = Data(rows, make_rows("r", 12), [*sorted(completion_texts(rows)), "of no row"], ["unseen"])
+    found = limited(data, 4, seed=0)
+    assert found.members == [*sorted(completion_texts(found.forget)), "of no row"]
+    assert 0 < len(found.members) - 1 < 6
+    assert (found.nonmembers, limited(data, 0, seed=0)) == (["unseen"], data)
 
 
 def test_command_prints_a_table_and_no_messages_of_the_harness_or_git(

@@ -14,7 +14,7 @@ from lume_tasks.data.locate import load_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
 from lume_tasks.metrics.swap import SwapResult
-from lume_unlearn.audit.measure import PART, in_parts
+from lume_unlearn.audit.measure import PART, in_parts, possible_numbers
 from lume_unlearn.audit.prompts import PREFIX
 from lume_unlearn.audit.rules import (
     Earlier,
@@ -254,13 +254,18 @@ def test_an_output_below_the_home_folder_is_found(
     assert (code, f"--output {tmp_path}/out: it exists and is not empty" in err) == (2, True), err
 
 
-def test_a_misspelt_number_is_found_when_one_model_is_measured(
+def test_a_misspelt_number_is_found_before_scoring_and_one_without_rows_when_one_model_is_measured(
     models: Callable[[str], Path], tmp_path: Path, command: Command
 ) -> None:
     words = ("--before", models("target"), "--model", models("target"), "--data", models("."), "--controls", 40)
-    required = ("--require", "forget_knowlege<=0.05", "--output", tmp_path / "out")
-    code, _, err = command("audit", *words, "--probes", "quantised", "--limit", 2, *required)
-    assert (code, "--require forget_knowlege<=0.05: no such number; choose from forget_" in err) == (2, True), err
+    words = (*words, "--probes", "quantised", "--limit", 2, "--output", tmp_path / "out", "--require")
+    code, _, err = command("audit", *words, "retain_knowledge_before>=0,forget_knowlege<=0.05", "--tasks", "lume_pii")
+    assert code == 2, err
+    assert "audit: --require forget_knowlege<=0.05: no such number; choose from forget_regurgitation, " in err
+    assert "retain_probability, lume_pii METRIC\n" in err  # no attack and no MMLU
+    assert not (tmp_path / "out").exists()
+    code, _, err = command("audit", *words, "forget_regurgitation<=0.05")  # there are questions alone
+    assert (code, "--require forget_regurgitation<=0.05: no such number; choose from forget_" in err) == (2, True), err
     steps = (tmp_path / "out" / "unfinished.jsonl").read_text().split("\n\n")
     assert len([step for step in steps if step.strip()]) == 1  # the same command with the right name goes on from here
 
@@ -296,5 +301,7 @@ def test_attack_runs_once_on_each_model_and_warns_of_the_split_in_use(
     rows, texts = load_rows(data_dir), {"members": ["one text"], "nonmembers": ["another one"]}
     found = verdict(model, tokenizer, **rows, before=model, probes=["plain"], limit=2, split="train", **texts)
     assert sum(tasks.count("lume_mia") for tasks in asked) == 2
-    assert "lume_mia loss_auc" in found.numbers
+    every = {f"{name}{end}" for name in possible_numbers(Data(**rows, **texts)) for end in ("", "_before")}
+    assert found.numbers.keys() <= every
+    assert {name for name in every if name.startswith("lume_mia ")} <= found.numbers.keys()
     assert "lume_mia: only 0 of the 1 member documents are among the forget rows of split train" in caplog.text
