@@ -1,4 +1,4 @@
-"""Results as the harness writes them, for the report and the card."""
+"""Results as the harness writes them, for the report and the card; models and data for comparisons."""
 
 import json
 import re
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from lume_unlearn.scoring import score
+from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
 
 
 @pytest.fixture
@@ -64,3 +65,26 @@ def short_answers() -> Iterator[None]:
         patch.setattr(score, "task_manager", any_generation)
         patch.setattr(score, "evaluate", shorter)
         yield
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A target, a retrained model, one with another tokenizer, and data with members and unseen documents."""
+    folder = tmp_path_factory.mktemp("compare")
+    for name, seed in (("target", 0), ("retrained", 1)):
+        make_model(seed=seed).save_pretrained(folder / name)
+        make_tokenizer().save_pretrained(folder / name)
+    make_model().save_pretrained(folder / "other")
+    make_tokenizer(bos=True).save_pretrained(folder / "other")
+    forget = make_rows("forget", 24)
+    others = [json.dumps({"id": row.id, "alternative": f"not {row.id}"}) for row in forget]
+    (folder / "alternatives.jsonl").write_text("\n".join(others))
+    write_rows(folder / "data" / "forget.jsonl", forget)
+    write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 24))
+    texts = {"member": [f"{r.input} {r.output}" for r in forget if r.kind == "sc"]}
+    texts["nonmember"] = [f"Nobody saw the text {i}." for i in range(12)]
+    (folder / "data" / "mia_data").mkdir()
+    for name, documents in texts.items():
+        lines = "".join(json.dumps({"document": text}) + "\n" for text in documents)
+        (folder / "data" / "mia_data" / f"{name}.jsonl").write_text(lines)
+    return folder

@@ -13,21 +13,19 @@ import yaml
 from lume_tasks.data.files import read_rows
 from lume_tasks.data.rows import Row
 from lume_tasks.data.source import Data
-from lume_tasks.errors import DataError, NotFinite
+from lume_tasks.errors import DataError
 from lume_tasks.metrics import swap
 from lume_unlearn.audit.probes import run_probes
 from lume_unlearn.cli.main import main
 from lume_unlearn.compare import comparison, judge, training
-from lume_unlearn.compare import queue as queues
 from lume_unlearn.compare.documents import divided
 from lume_unlearn.compare.judge import objective
 from lume_unlearn.compare.page import alike
-from lume_unlearn.compare.queue import TRIES
 from lume_unlearn.compare.run import compare
-from lume_unlearn.errors import ConfigError, Diverged
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method, param
 from lume_unlearn.model.load import load_model
-from tests.conftest import make_model, make_rows, make_tokenizer, write_rows
+from tests.conftest import make_model, make_rows, make_tokenizer
 
 pytest.importorskip("optuna")
 pytestmark = pytest.mark.usefixtures("short_answers")
@@ -103,29 +101,6 @@ def test_trials_and_probes_are_judged_by_the_swap_test_and_curves_are_not():
     assert ranks == {"forget_rank"}  # half the time, since no number of a probe is from the retain rows' ranks
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A target, a retrained model, one with another tokenizer, and data with members and unseen documents."""
-    folder = tmp_path_factory.mktemp("compare")
-    for name, seed in (("target", 0), ("retrained", 1)):
-        make_model(seed=seed).save_pretrained(folder / name)
-        make_tokenizer().save_pretrained(folder / name)
-    make_model().save_pretrained(folder / "other")
-    make_tokenizer(bos=True).save_pretrained(folder / "other")
-    forget = make_rows("forget", 24)
-    others = [json.dumps({"id": row.id, "alternative": f"not {row.id}"}) for row in forget]
-    (folder / "alternatives.jsonl").write_text("\n".join(others))
-    write_rows(folder / "data" / "forget.jsonl", forget)
-    write_rows(folder / "data" / "retain.jsonl", make_rows("retain", 24))
-    texts = {"member": [f"{r.input} {r.output}" for r in forget if r.kind == "sc"]}
-    texts["nonmember"] = [f"Nobody saw the text {i}." for i in range(12)]
-    (folder / "data" / "mia_data").mkdir()
-    for name, documents in texts.items():
-        lines = "".join(json.dumps({"document": text}) + "\n" for text in documents)
-        (folder / "data" / "mia_data" / f"{name}.jsonl").write_text(lines)
-    return folder
-
-
 def command(files: Path, output: Path, *more: str) -> list[str]:
     plain = ["compare", "--model", f"{files}/target", "--data", f"{files}/data", "--output", str(output)]
     plain += ["--methods", "gd", "--tunings", "lora", "--trials", "2", "--seeds", "2", "--num_train_epochs", "1"]
@@ -175,36 +150,6 @@ def test_a_comparison_ends_in_a_table_a_page_and_recipes_and_is_not_done_twice(f
     assert main(command(files, output, *more, "--relearn_rate", "2e-4")) == 0  # what is probed is done again
     done = [line.partition(": ")[0] for line in capsys.readouterr().out.splitlines() if ": " in line]
     assert sorted(done) == ["final gd lora, seed 0", "models, retrained", "models, target"]
-
-
-@pytest.mark.parametrize("tuning", ["lora", "full"])
-def test_a_final_run_that_is_stopped_within_its_probes_is_not_trained_again(tuning, files, tmp_path, monkeypatch):
-    options = ("--tunings", tuning, "--trials", "0", "--seeds", "1", "--relearn_steps", "3")
-    assert main(command(files, tmp_path / "whole", *options)) == 0
-    whole = json.loads((tmp_path / "whole" / "compare.json").read_text())
-    assert not [*(tmp_path / "whole").glob("*.safetensors")]
-    calls = []
-
-    def stopped(*args, **more):
-        calls.append(args)
-        if len(calls) == 2:  # after the target
-            raise KeyboardInterrupt
-        return run_probes(*args, **more)
-
-    def done_twice(*args, **more):
-        raise AssertionError
-
-    monkeypatch.setattr(queues, "SILENCE", 0.2)
-    monkeypatch.setattr(queues, "WAIT", 0.3)
-    monkeypatch.setattr(judge, "run_probes", stopped)
-    assert main(command(files, tmp_path / "out", *options)) == 130
-    monkeypatch.setattr(comparison, "unlearned", done_twice)
-    assert main(command(files, tmp_path / "out", *options)) == 0
-    content = json.loads((tmp_path / "out" / "compare.json").read_text())
-    for one in (content, whole):
-        del one["table"][f"gd {tuning}"]["seconds"]
-    assert content == whole
-    assert not [*(tmp_path / "out").glob("*.safetensors")]
 
 
 def test_objects_and_a_method_of_ones_own(tmp_path):
@@ -309,59 +254,6 @@ def test_options_of_a_recipe_win(files, tmp_path, capsys):
     assert "holds a comparison with other settings" in capsys.readouterr().err
 
 
-def test_a_mistake_of_the_user_ends_the_comparison_at_once(files, tmp_path, monkeypatch, capsys):
-    recipe, calls = tmp_path / "late.yaml", []
-    recipe.write_text("method: sugd\nmax_steps: 999\n")
-    own = comparison.unlearned
-
-    def counted(*args, **options):
-        calls.append(args)
-        return own(*args, **options)
-
-    monkeypatch.setattr(comparison, "unlearned", counted)
-    options = ("--probes", "none", "--trials", "1", "--seeds", "1", "--methods", f"{recipe},gd")
-    assert main(command(files, tmp_path / "out", *options)) == 2
-    assert "lume-unlearn compare: --max_steps 999: sugd has " in capsys.readouterr().err
-    assert len(calls) == 1
-
-
-@pytest.mark.parametrize(
-    ("error", "times"),
-    [
-        (Diverged("the loss is NaN"), 99),
-        (NotFinite("the log-probability is NaN"), 99),
-        (torch.OutOfMemoryError("8 GiB"), 99),
-        (torch.OutOfMemoryError("8 GiB"), 1),
-    ],
-)
-def test_divergence_is_a_result_and_an_error_is_tried_again_and_said(
-    error, times, files, tmp_path, monkeypatch, capsys
-):
-    own, calls = comparison.unlearned, []
-
-    def fail(*args, **options):
-        calls.append(args)
-        if len(calls) <= times:
-            raise error
-        return own(*args, **options)
-
-    monkeypatch.setattr(queues, "WAIT", 0.01)
-    monkeypatch.setattr(comparison, "unlearned", fail)
-    options = ("--probes", "none", "--trials", "1", "--seeds", "1")
-    diverged, passes = isinstance(error, (Diverged, NotFinite)), times == 1
-    assert main(command(files, tmp_path, *options)) == (0 if diverged or passes else 2)
-    content = json.loads((tmp_path / "compare.json").read_text())
-    assert len(calls) == (1 if diverged else 3 if passes else TRIES)
-    states = ["diverged"] if diverged else ["complete"] if passes else []
-    assert [trial["state"] for trial in content["trials"]["gd lora"]] == states
-    assert len(content["failures"]) == (0 if diverged or passes else 1)
-    out = capsys.readouterr().out
-    assert ("OutOfMemoryError: 8 GiB" in out) != diverged
-    assert ("gd lora, trial 1: objective 0." in out) == passes
-    assert (f"gd lora, trial 1: {error}\n" in out) == diverged
-    assert set(content["table"]) == ({"target", "gd lora"} if passes else {"target"})
-
-
 def test_settings_that_cannot_be_told_apart_are_named():
     def result(*scores):
         return [{"rows": {"rows": {"forget t f": {f"d{i}qa0": score for i, score in enumerate(scores)}}}}]
@@ -371,25 +263,3 @@ def test_settings_that_cannot_be_told_apart_are_named():
     entered = {"a": result(*some), "b": result(*same), "c": result(*[0.9, 0.8] * 6)}
     assert alike(entered, dict.fromkeys(entered, goal)) == [["a", "b"]]
     assert alike(entered, {}) == []
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (("--retrained", "{}/other"), "another tokenizer"),
-        (("--methods", "gd,nothing"), "--methods nothing"),
-        (("--methods", "dpo"), "--alternatives"),
-        (("--alternatives", "{}/alternatives.jsonl"), "--alternatives: no method of this comparison uses them"),
-        (("--tunings", "lora,3"), "--tunings 3"),
-        (("--model", "/nowhere"), "--model /nowhere"),
-        (("--tuning_share", "0"), "--tuning_share"),
-        (("--output", "{}/alternatives.jsonl"), "alternatives.jsonl: is a file; name a folder"),
-        (("--max_length", "2", "--loss_on", "answer"), "rows do not fit"),
-        (("--relearn_rows", "0"), "--relearn_rows 0: must be above 0"),
-        (("--relearn_rate", "-1"), "--relearn_rate -1.0: must be above 0"),
-        (("--per_device_eval_batch_size", "-1"), "--per_device_eval_batch_size -1: must be above 0"),
-    ],
-)
-def test_usage_errors_are_named_and_exit_with_2(options, message, files, tmp_path, capsys):
-    assert main(command(files, tmp_path, *(option.format(files) for option in options))) == 2
-    assert message in capsys.readouterr().err
