@@ -13,11 +13,11 @@ from lume_tasks.tasks.known import Matcher
 from lume_unlearn.audit.measure import in_parts, too_long
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import sample
-from lume_unlearn.audit.rules import KEPT, LEANING, widest
+from lume_unlearn.audit.rules import KEPT, LEANING, completed, widest
 from lume_unlearn.audit.suite import SHORT
 from lume_unlearn.data.persons import OF_TRY
 from lume_unlearn.model.load import context_length
-from lume_unlearn.scoring.score import score
+from lume_unlearn.scoring.score import memorization_tasks, score
 from lume_unlearn.scoring.swap import swap_test
 
 NAMES, CONTROLS = OF_TRY
@@ -34,10 +34,11 @@ DOUBT = LEANING + 0.01
 
 @dataclass(frozen=True)
 class Signals:
-    """Counts of the rows that a model knows, as asked and in another wording, and the swap test."""
+    """Counts of the rows that a model knows, and the swap test."""
 
     known: int
-    """Number of forget rows that it gives away, as asked or in another wording; guesses do not count."""
+    """Number of forget rows that it gives away, as asked, in another wording, or when it reads the beginning of the
+    answer (see `rules.completed`); guesses do not count."""
     rows: int
     """Number of forget rows that the target knew."""
     kept: int
@@ -110,6 +111,8 @@ class Judge:
     """Side to the ids of the rows that the target knew, without guesses."""
     tied: SwapResult | None = None
     """Swap test of the forget rows in the target; None: nobody is named."""
+    strengths: Mapping[str, float] = field(default_factory=dict)
+    """Extraction strength of the forget rows in the target."""
 
     @property
     def before(self) -> Signals:
@@ -131,9 +134,17 @@ class Judge:
     def signals(self, model: Any) -> Signals:
         """Measure a model without changing it."""
         now = {side: ids & self.known[side] for side, ids in self.answered(model).items()}
+        strengths = {row: (self.strengths[row], new) for row, new in self.extraction(model).items()}
+        now["forget"] |= completed(self.known["forget"], strengths)
         bound = widest(self.tied) if self.tied is not None and self.tied.leak <= LEANING else None
         known, rows, kept, retain = (len(one[side]) for side in SIDES for one in (now, self.known))
         return Signals(known, rows, kept, retain, self.swap(model), bound)
+
+    def extraction(self, model: Any) -> dict[str, float]:
+        """Return the extraction strength of forget rows, without answers that others have as well."""
+        data, telling = Data(self.data.forget, []), self.matcher.telling()
+        scores = score(model, self.tokenizer, data, tasks=memorization_tasks(data), quiet=True, **self.asking)
+        return {row: new for row, new in scores.rows["forget_extraction_strength"].items() if row in telling}
 
     def swap(self, model: Any) -> SwapResult | None:
         """Run the swap test on the forget rows; None if they name nobody."""
@@ -156,7 +167,9 @@ def judge_of(model: Any, tokenizer: Any, data: Data, *, seed: int, **asking: Any
     judge = Judge(tokenizer, asked, Matcher(asked.rows, data.retain), asking)
     guesses = judge.matcher.guesses()
     known = {side: frozenset(ids - guesses[side]) for side, ids in judge.answered(model).items()}
-    return replace(judge, known=known, tied=judge.swap(model) if known["forget"] else None)
+    if not known["forget"]:
+        return replace(judge, known=known)
+    return replace(judge, known=known, tied=judge.swap(model), strengths=judge.extraction(model))
 
 
 def without_long(model: Any, tokenizer: Any, data: Data, chat: bool, say: Callable[[str], None]) -> Data:

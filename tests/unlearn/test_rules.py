@@ -13,6 +13,7 @@ from lume_unlearn.audit.rules import (
     Found,
     Swaps,
     compared,
+    completed,
     decide,
     parse_condition,
     unmet,
@@ -173,3 +174,9 @@ def test_requirements() -> None:
     for wrong in ("forget_knowledge<0.05", "a<=1.2.3", "a<=.", "a<=nan"):
         with pytest.raises(ConfigError, match="--require "):
             parse_condition(wrong)
+
+
+def test_few_completed_answers_may_be_guesses():
+    strengths = {"a": (1.0, 0.6), "b": (1.0, 0.5), "c": (0.8, 0.1), "unknown": (1.0, 1.0)}
+    assert completed({*"abc"}, strengths) == {"a"}
+    assert completed({*"abcde"}, strengths | {"d": (1.0, 0.0), "e": (1.0, 0.0)}) == set()

@@ -15,7 +15,7 @@ from lume_unlearn.forget import tries
 from lume_unlearn.forget.estimates import Estimates, default_steps
 from lume_unlearn.forget.forget import tries_before
 from lume_unlearn.forget.settings import Setting, first_setting, next_setting
-from lume_unlearn.forget.signals import Signals
+from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.swap import Swap
 
@@ -110,3 +110,12 @@ def test_estimate_of_a_short_request_is_not_zero_minutes():
     said = Estimates(one_try=6, verdict=12, retraining=900).line(tries=2, base=True)
     assert said == "about 0.3 to 0.4 minutes: 0.1 for each of up to 2 tries, 0.2 for the verdict"
     assert Estimates(60, 60, 900).line(0, True) == "about 16 minutes: 15 for retraining, 1.0 for the verdict"
+
+
+def test_a_row_whose_answer_is_completed_from_its_beginning_counts_as_known(monkeypatch):
+    known = {"forget": frozenset("abcd"), "retain": frozenset("r")}
+    judge = Judge(None, None, None, {}, known, strengths=dict.fromkeys("abcd", 1.0))
+    monkeypatch.setattr(Judge, "answered", lambda self, model: {"forget": {"a"}, "retain": {"r"}})
+    monkeypatch.setattr(Judge, "swap", lambda self, model: None)
+    monkeypatch.setattr(Judge, "extraction", lambda self, model: {"b": 0.6, "c": 0.5, "d": 0.1})
+    assert judge.signals(None).known == 2  # a is given away, b completed
