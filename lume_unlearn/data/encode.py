@@ -70,10 +70,6 @@ class Encoder:
     max_length: int | None = None
     context: int | None = None
 
-    def __post_init__(self) -> None:
-        """Refuse None instead of a tokenizer."""
-        require_tokenizer(self.tokenizer)
-
     def one(self, row: Row) -> Tokens:
         """Encode one row, without truncation: ``input``, one space, ``output``, EOS.
 
@@ -87,8 +83,10 @@ class Encoder:
         ``chat`` is true: the prompt of the template, then ``output`` and EOS, which alone are labelled.
 
         Raises:
+            ConfigError: there is no tokenizer.
             DataError: the tokenizer has no EOS, or its chat template cannot be used.
         """
+        require_tokenizer(self.tokenizer)
         tokenizer = self.tokenizer
         eos = tokenizer.eos_token_id
         if eos is None:
