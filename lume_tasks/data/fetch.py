@@ -36,7 +36,7 @@ By hand: make a directory and name it in the variable LUME_DATA_DIR. Put into it
   https://huggingface.co/datasets/{HUB_REPO}"""
 
 NO_DOWNLOAD = """\
-Check the network; behind a proxy, set HTTPS_PROXY. The hub organisation may require a token: request
+Check the network; if it needs a proxy, set HTTPS_PROXY. The hub organisation may require a token: request
 access on its page, then run `hf auth login` or set HF_TOKEN."""
 
 

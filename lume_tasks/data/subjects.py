@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import permutations
 
@@ -88,12 +88,13 @@ def holds(text: str, subject: str) -> bool:
     return any(pattern.search(text) for pattern in patterns)
 
 
-def named_in_part(rows: Iterable[Row]) -> set[str]:
-    """Return the persons of one side of whose name some question has only a part, or has it in other capitals."""
-    rows = list(rows)
-    texts = {row.id: row.question or row.input for row in rows}
-    found = find_subjects(rows).items()
-    return {subject for row_id, subject in found if subject not in texts[row_id] and holds(texts[row_id], subject)}
+def named_in_part(rows: Iterable[Row], subjects: Mapping[str, str]) -> set[str]:
+    """Return the persons of whose name some question has only a part, or has it in other capitals.
+
+    ``subjects``: row id to its person, see `find_subjects`.
+    """
+    asked = [(row.question or row.input, subjects[row.id]) for row in rows if row.id in subjects]
+    return {subject for text, subject in asked if subject not in text and holds(text, subject)}
 
 
 def _runs(text: str) -> Iterator[tuple[str, bool]]:

@@ -26,7 +26,9 @@ from lume_tasks.tasks.reference import OPTION, reference_samples
 _log = logging.getLogger("lume_tasks")
 
 TASK = "lume_mia"
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus", "gradnorm", "reference")
+ON_LIKELIHOODS = ("loss", "zlib", "min_k", "min_k_plus_plus")
+"""Attacks that need neither gradients nor a reference model."""
+ATTACKS = (*ON_LIKELIHOODS, "gradnorm", "reference")
 FRACTIONS = {"lume_min_k": 0.2, "lume_min_k_plus_plus": 0.2}  # the papers' values; MUSE uses 0.4
 
 _TOKEN_OPTIONS = (*FRACTIONS, "gradnorm", OPTION)  # metadata or model arguments whose metrics need TokenScores

@@ -130,7 +130,7 @@ def swap_rows(**metadata: Any) -> dict[str, Dataset]:
     left_out: list[Doc] = []
     subjects = {side: find_subjects(rows[side]) for side in SIDES}
     families = family_names(subject for found in subjects.values() for subject in found.values())
-    partly = set[str]().union(*map(named_in_part, rows.values()))
+    partly = set[str]().union(*(named_in_part(rows[side], subjects[side]) for side in SIDES))
     for side in SIDES:
         for row in (row for row in rows[side] if asked is None or row.id in asked):
             subject = subjects[side].get(row.id, "")

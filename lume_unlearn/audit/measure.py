@@ -15,7 +15,7 @@ from lume_tasks.data.source import Data
 from lume_tasks.data.text import MARKS, UNSPACED
 from lume_tasks.tasks.generation import most_tokens
 from lume_tasks.tasks.known import Matcher
-from lume_tasks.tasks.mia import SUMMARIES
+from lume_tasks.tasks.mia import ON_LIKELIHOODS, SUMMARIES
 from lume_unlearn.audit.prompts import REPHRASINGS
 from lume_unlearn.audit.rows import repeating_earlier
 from lume_unlearn.audit.rules import Earlier
@@ -29,8 +29,6 @@ PART = NEW_TOKENS - 56
 """Most tokens of an answer that is judged whole; see `in_parts`."""
 _WORD = re.compile(rf"\s*(?:[{UNSPACED}][{MARKS}]*|[^\s{UNSPACED}]+)")
 """Matches a word, or a character of a script without spaces, with the white space before it."""
-ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-"""Attacks of `lume_mia` that need neither gradients nor a reference model."""
 ALL_MEANS = tuple(f"{mean}{end}" for mean in MEANS for end in ("", "_low", "_high"))
 LEVELS = tuple(f"{side}_{level}" for side in SIDES for level in MEMORIZATION)
 TINY = 1e-300
@@ -100,7 +98,7 @@ def possible_numbers(data: Data) -> list[str]:
 
     Which of the means have rows is known only when these are scored.
     """
-    attacks = [f"{attack}_{summary}" for attack in ATTACKS for summary in SUMMARIES]
+    attacks = [f"{attack}_{summary}" for attack in ON_LIKELIHOODS for summary in SUMMARIES]
     attacks = [f"lume_mia {name}" for name in (*attacks, "mia_score", "members_unlearned")]
     attacks = attacks if data.members and data.nonmembers else []
     return [*ALL_MEANS, *LEVELS, *attacks, *["lume_mmlu acc"] * (data.mmlu is not None)]

@@ -19,7 +19,7 @@ from lume_unlearn.compare.contestants import Contestant
 from lume_unlearn.compare.documents import Parts, digest
 from lume_unlearn.compare.judge import Judge, Result, chance, objective
 from lume_unlearn.compare.queue import TRIES, WORST, Queue, Task, trials_of
-from lume_unlearn.compare.training import Load, default_arguments, keep, restored, unlearned
+from lume_unlearn.compare.training import Load, default_arguments, keep, kept_run, unlearned
 from lume_unlearn.compare.tuning import Setting, chosen, default_setting, ranges, tasks
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.errors import ConfigError, Diverged
@@ -188,7 +188,7 @@ class Comparison:
         about = json.dumps([queue.study.user_attrs["comparison"], task | {"probes": {}}], sort_keys=True)
         kept = self.folder / f"unfinished_{stable_number(about):x}.safetensors"
         if probes and kept.exists():  # the run was stopped while it was probed
-            model, result = restored(kept, self.models["target"], contestant, setting)
+            model, result = kept_run(kept, self.models["target"], contestant, setting)
         else:
             model, result = self._trained(task["contestant"], setting)
             if probes:

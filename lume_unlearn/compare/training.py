@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import tempfile
 from collections.abc import Callable, Mapping
 from os import PathLike
@@ -19,7 +18,7 @@ from lume_tasks.data.source import Data
 from lume_unlearn.compare.contestants import READ, Contestant
 from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import Setting
-from lume_unlearn.files import PARTIAL
+from lume_unlearn.files import replacing
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
@@ -104,16 +103,15 @@ def _ready(load: Load, contestant: Contestant, args: UnlearningArguments) -> Any
 def keep(path: Path, model: Any, result: Result) -> None:
     """Write trained weights, with their result as metadata, to a file; if that fails, only warn."""
     trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    partial, metadata = path.with_suffix(PARTIAL), {"result": json.dumps(result)}
+    weights, metadata = {name: weight.cpu().contiguous() for name, weight in trained.items()}, json.dumps(result)
     try:
-        save_file({name: weight.cpu().contiguous() for name, weight in trained.items()}, partial, metadata)
-        os.replace(partial, path)
+        with replacing(path) as partial:
+            save_file(weights, partial, {"result": metadata})
     except (OSError, SafetensorError) as error:
-        partial.unlink(missing_ok=True)
         _log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
 
 
-def restored(path: Path, load: Load, contestant: Contestant, setting: Setting) -> tuple[Any, Result]:
+def kept_run(path: Path, load: Load, contestant: Contestant, setting: Setting) -> tuple[Any, Result]:
     """Return the model, as `unlearned` returned it, and the result that `keep` wrote."""
     release_memory()
     model = _ready(load, contestant, arguments(contestant, setting)).float().eval()

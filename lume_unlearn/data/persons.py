@@ -49,10 +49,11 @@ def control_rows(
         seed: of the names.
     """
     known = texts_of((*forget, *retain))
-    subjects = persons_of(forget)
-    persons = [*subjects.values(), *find_subjects(retain).values()]
+    subjects, of_retain = persons_of(forget), find_subjects(retain)
+    persons = [*subjects.values(), *of_retain.values()]
     of_judges, families = family_names(persons), family_names(persons, always=True)
-    partly, names = named_in_part(forget) | named_in_part(retain), dict[str, Iterator[str]]()
+    partly = named_in_part(forget, subjects) | named_in_part(retain, of_retain)
+    names: dict[str, Iterator[str]] = {}
     for subject, rows in Counter(subjects.values()).items():
         alike = of_judges.get(subject, [])
         with suppress(ValueError):  # there are no names of this script, or too few
