@@ -50,6 +50,7 @@ def read_xlsx(path: Path) -> tuple[dict[str, Table], list[Fault]]:
     """Return the sheets that have a row with a value by title, and the faults of the file.
 
     Numbers and dates are read as the values of the cells (see `as_text`); their format, such as per cent, is ignored.
+    Numbers have 15 digits at most, as in Excel, so that 0.1 + 0.2 is 0.3.
 
     Raises:
         OSError: the file cannot be read.
@@ -77,4 +78,4 @@ def _cells(sheet: Any) -> Iterator[tuple[int, list[str]]]:
         for row in range(area.min_row + 1, area.max_row + 1) if area.min_row > top else ():
             sheet.cell(row, area.min_col, value)
     for number, values in enumerate(sheet.iter_rows(values_only=True), 1):
-        yield number, [as_text(value) for value in values]
+        yield number, [as_text(float(f"{value:.15g}") if isinstance(value, float) else value) for value in values]

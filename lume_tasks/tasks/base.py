@@ -89,6 +89,7 @@ class LumeTask(RowsTask):
     def build_all_requests(self, **kwargs: Any) -> None:
         """Build the requests; refuse options and models that would change the protocol."""
         task = self.config.task
+        model_checks.refuse_chat_endpoint(task)
         options = ("apply_chat_template", "system_instruction")
         given = [f"--{option}" for option in options if kwargs.get(option)]
         if given:
@@ -106,7 +107,7 @@ class LumeTask(RowsTask):
             )
         reference.check_options(task, self.dump_config())
         super().build_all_requests(**kwargs)
-        model_checks.check_model(task, self.instances, self.config.metadata)
+        model_checks.check_model(task, self.instances, self.config.metadata, load_tokenizer)
 
 
 def _noting(documents: int, function: Aggregation) -> Aggregation:

@@ -6,7 +6,7 @@ The harness gives a task the model's arguments, but neither the model nor the fi
 
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -41,12 +41,30 @@ def model_under_evaluation() -> Any:
     return None
 
 
-def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any]) -> None:
+def refuse_chat_endpoint(task: str) -> None:
+    """Refuse the harness's ``local-chat-completions`` and its kind, which take messages only."""
+    lm = model_under_evaluation()
+    lm = lm.lm if isinstance(lm, CachingLM) else lm
+    if any(kind.__name__ == "LocalChatCompletion" for kind in type(lm).__mro__):
+        raise DataError(
+            f"{task}: {type(lm).__name__} takes messages only and returns no log-likelihoods, and LUME sends finished "
+            "prompts; use --model local-completions with the server's /v1/completions"
+        )
+
+
+def check_model(
+    task: str,
+    requests: Sequence[Any],
+    metadata: Mapping[str, Any],
+    load_tokenizer: Callable[[Mapping[str, Any]], Any],
+) -> None:
     """Refuse a model that would silently score something other than LUME; warn of another model's cached answers.
 
+    ``load_tokenizer`` loads the tokenizer that the metadata name.
+
     Raises:
-        DataError: a text would be cut, generation would not stop at EOS, or a document would be scored after a
-            token other than BOS.
+        DataError: a text would be cut or lack its BOS, generation would not stop at EOS, or a document would be scored
+            after a token other than BOS.
     """
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
@@ -65,7 +83,25 @@ def check_model(task: str, requests: Sequence[Any], metadata: Mapping[str, Any])
             f"{task}: prefix_token_id={lm.prefix_token_id} would come before each document, where the benchmark has "
             f"the tokenizer's BOS ({tokenizer.bos_token_id}); leave prefix_token_id out of --model_args"
         )
+    if str(metadata.get("add_bos_token")).lower() != "false":
+        remote = not hasattr(tokenizer, "convert_ids_to_tokens")  # it never adds special tokens
+        check_bos(task, lm, load_tokenizer(metadata) if remote else tokenizer, requests)
     check_lengths(task, lm, requests)
+
+
+def check_bos(task: str, lm: Any, tokenizer: Any, requests: Sequence[Any]) -> None:
+    """Refuse a backend that leaves out the BOS that the tokenizer puts before a text, as API backends do by default.
+
+    A server that gets texts instead of tokens adds it by itself.
+    """
+    bos, text = tokenizer.bos_token_id, next((request.args[0] for request in requests if request.args[0]), "")
+    adds = bos is not None and tokenizer.encode("")[:1] == [bos]
+    if text and adds and getattr(lm, "tokenized_requests", True) and lm.tok_encode(text)[:1] != [bos]:
+        raise DataError(
+            f"{task}: the tokenizer begins each text with {tokenizer.bos_token}, and {type(lm).__name__} leaves it "
+            "out, so the model would read other prompts than in training; add add_bos_token=True to --model_args, and "
+            "for API models tokenizer_backend=huggingface (add_bos_token=False scores without it)"
+        )
 
 
 @cache

@@ -131,6 +131,8 @@ def _missing(task_metrics: TaskMetrics) -> tuple[dict[str, str], dict[str, str]]
         total = getattr(values[names[0]], "documents", None)
         if total is not None and metrics["sample_len"] < total:
             limited[task] = f"{metrics['sample_len']:,} of {total:,}"
+    if OWN_TASK in task_metrics and any(task in task_metrics for task in GENERATION_TASKS):
+        missing[OWN_TASK] = "its rows are no part of LUME; run the others without it"
     subjects = _mmlu_subjects(task_metrics)
     questions = sum(count for _, count in subjects)
     if not subjects:

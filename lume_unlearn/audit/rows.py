@@ -99,14 +99,18 @@ def about_earlier(retain: Sequence[Row], earlier: Sequence[Row]) -> list[Row]:
     """Return the retain rows with a question of an earlier request, or about one of its persons.
 
     Case, accents, white space and punctuation are ignored. A row is about a person if its subject is the person's name,
-    or if its question holds this name, of two words or more.
+    or if its question holds this name, of two words or more. The longer name of somebody else does not count: a row
+    about Ana Lima Reis, whom `find_subjects` finds, is not about Ana Lima.
     """
     questions = {_question(row) for row in earlier}
     persons = {_plain(name) for name in find_subjects(earlier).values()}
     names = [whole(person) for person in persons if " " in person]
+    subjects = {row_id: _plain(name) for row_id, name in find_subjects(retain).items()}
 
     def about(row: Row) -> bool:
-        text = _plain(row.question or row.input)
+        text, own = _plain(row.question or row.input), subjects.get(row.id, "")
+        if any(own.startswith(f"{person} ") for person in persons):
+            text = whole(own).sub(" ", text)
         return _question(row) in questions or _plain(row.subject) in persons or any(name.search(text) for name in names)
 
     return [row for row in retain if about(row)]

@@ -122,9 +122,10 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
 
     Retain rows about persons of earlier requests (``earlier``), or with their questions, are left out.
     """
-    from lume_tasks.data.fields import Options
+    from lume_tasks.data.fields import Options, quoted
     from lume_tasks.data.prepare import prepared
     from lume_tasks.data.rows import SIDES
+    from lume_tasks.errors import first_few
     from lume_unlearn.audit.rows import about_earlier
 
     files = Options(**take(options, FILES))
@@ -138,8 +139,9 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
     gone = {row.id for request in earlier for row in about_earlier(found.retain, request)}
     retain = [row for row in found.retain if row.id not in gone]
     if len(retain) < len(found.retain):
-        left_out = len(found.retain) - len(retain)
-        print(f"retain rows left out, since they have a question or a person of an earlier request: {left_out}")
+        asked = [quoted(row.input) for row in found.retain if row.id in gone]
+        why = "retain rows left out, since they have a question or a person of an earlier request"
+        print(f"{why}: {len(asked)}: {', '.join(first_few(asked, SHOWN))}")
     if not retain:
         raise ConfigError("--retain: there are no rows to keep; give rows about others, or split one file with --where")
     return {"forget": found.forget, "retain": retain}

@@ -76,11 +76,12 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
     """Return the rows of one mapping, and its faults."""
     if not isinstance(given, Mapping):
         return [], ["is neither a Row nor a mapping"]
-    row = {field: _as_list(value) for field, value in given.items() if not _missing(value)}
-    names = names_of(row, Options())
+    fields = {field: None if _missing(value) else _as_list(value) for field, value in given.items()}
+    names = names_of(fields, Options())
+    row = {field: value for field, value in fields.items() if value is not None}
     if names in (None, ("input", "output"), ("content",), ("document",)):
         return _checked([row])
-    made = converted(row, names)
+    made = converted(fields, names)
     shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row.keys() - {*names}}
     if "document" in row or len(names) == 1:  # one text or chat may give several rows
         shared["document"] = str(row.get("document", made.items[0].input if made.items else ""))

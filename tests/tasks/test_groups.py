@@ -155,6 +155,9 @@ def test_scores_of_the_official_script() -> None:
     wanted = dict(zip(MAIN_METRICS, (overall, 0.0, 1.0, 1.0), strict=True))
     wanted |= {"task_aggregate": aggregate, "mia_score": 0.8918222222222222, "mmlu": mmlu}
     assert scores == pytest.approx(wanted | {"final_score": (aggregate + 0.8918222222222222 + mmlu) / 3}, abs=1e-12)
+    scores, missing = lume_scores(task_metrics | {"lume_rows": {}})  # rows of one's own beside them
+    assert scores.keys() & {"task_aggregate", "final_score"} == set()
+    assert missing == {"lume_rows": "its rows are no part of LUME; run the others without it"}
 
 
 def test_predict_only_computes_no_score(run: Any, fake_lm: Any) -> None:

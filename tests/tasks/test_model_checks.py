@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -100,6 +101,39 @@ def test_a_prefix_that_is_not_bos_is_refused(run: Any, bos_model_dir: Path) -> N
     with pytest.raises(DataError, match=r"lume_mia: prefix_token_id=5 .* the tokenizer's BOS \(2\)"):
         run(make(HFLM, bos_model_dir, prefix_token_id=5), "lume_mia", metadata=metadata)
     run(make(HFLM, bos_model_dir, prefix_token_id=2), "lume_mia", metadata=metadata)
+
+
+class WithoutBos(HFLM):
+    """Leaves out special tokens, as API backends do."""
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = False, **options: Any) -> list[int]:
+        return super().tok_encode(string, add_special_tokens=add_special_tokens, **options)
+
+
+def test_a_backend_that_leaves_bos_out_is_refused(run: Any, bos_model_dir: Path, monkeypatch: Any) -> None:
+    metadata = {"tokenizer": str(bos_model_dir)}
+    lm = make(WithoutBos, bos_model_dir)
+    for task in ("lume_task1", "lume_memorization_task1"):
+        with pytest.raises(DataError, match=rf"{task}: the tokenizer begins each text .* add add_bos_token=True"):
+            run(lm, task, metadata=metadata, limit=1)
+    options: dict[str, Any] = {"limit": 1, "gen_kwargs": {"max_gen_toks": 2}}
+    run(make(HFLM, bos_model_dir), "lume_task1", metadata=metadata, **options)
+    run(lm, "lume_task1", metadata=metadata | {"add_bos_token": False}, **options)
+    known = lm.tokenizer
+    monkeypatch.setattr(lm, "tok_encode", lambda text: known.encode(text, add_special_tokens=False))
+    lm.tokenizer = SimpleNamespace(bos_token_id=2, eos_token_id=known.eos_token_id)  # a server's
+    with pytest.raises(DataError, match="the tokenizer begins each text"):
+        run(lm, "lume_task1", metadata=metadata, limit=1)
+
+
+def test_an_endpoint_for_chats_is_refused(run: Any, fake_lm: Any) -> None:
+    lm = fake_lm()
+    lm.__class__ = type("LocalChatCompletion", (type(lm),), {})
+    for chat in (True, False):
+        with pytest.raises(
+            DataError, match=r"lume_task1: LocalChatCompletion takes messages only .* local-completions"
+        ):
+            run(lm, "lume_task1", apply_chat_template=chat)
 
 
 @pytest.fixture

@@ -122,6 +122,7 @@ def test_a_chat_read_from_parquet_is_an_array():
     [
         ({"input": "i"}, '"output" is missing'),
         ({"input": "i", "output": 3}, '"output" is not a string'),
+        ({"question": "q", "answer": float("nan")}, 'field "answer" is empty'),
         ({"text": "word"}, "a completion needs at least two"),
         ({"messages": CHAT[:1]}, "no user turn that an assistant turn with text follows"),
         ("Ada", "neither a Row nor a mapping"),

@@ -176,6 +176,15 @@ def test_persons_of_earlier_requests_are_found_by_whole_names_in_any_script() ->
     assert about_earlier(retain, earlier) == [retain[0], retain[2]]
 
 
+def test_a_person_of_an_earlier_request_is_not_somebody_with_a_longer_name() -> None:
+    earlier = [Row("a-qa0", "Wo wohnt Jürgen Müller?", "x", "own", "Jürgen Müller")]
+    longer = "Jürgen Müller-Lüdenscheidt"
+    texts = [f"Wo wohnt {longer}?", f"Was hat {longer} gekauft?", f"Wohnt {longer} bei Jürgen Müller?"]
+    retain = [Row(f"b-qa{number}", text, "y", "own") for number, text in enumerate(texts)]
+    titled = Row("c-qa0", "Wo wohnt Dr. Jürgen Müller?", "y", "own", "Dr. Jürgen Müller")
+    assert about_earlier([*retain, titled], earlier) == [retain[2], titled]
+
+
 def test_rows_digest_covers_every_field_that_a_score_depends_on() -> None:
     row = data().forget[0]
     plain = replace(row, subject="", question="", turns=())
