@@ -42,6 +42,18 @@ def without_truth(logp: Tensor, targets: Tensor, truths: Tensor) -> Tensor:
     return where((truths == IGNORED)[:, None], certain, found)
 
 
+def log_odds(nll: Tensor) -> Tensor:
+    """Return log(p / (1 - p)) of tokens with the given NLLs: ``-log(exp(nll) - 1)``, from -50 to 11.5.
+
+    Its gradient to the token's logit is 1 at every p, that of the NLL is 1 - p. So a token that the model is certain of
+    is pushed as hard as any other. 1e-5 is added to the argument of the logarithm, since float32 tells no larger p from
+    1. NLLs above 50 count as 50, since exp would overflow.
+
+    Worked example: NLLs (1, 0.1, 0) give (-0.541331, 2.252073, 11.512925).
+    """
+    return -(nll.clamp(0, 50).expm1() + 1e-5).log()
+
+
 def at_ranks(own: Tensor, other: Tensor) -> Tensor:
     """Return, for each value of one row, the quantile of the other row at the same relative rank: (n,), no gradient.
 
@@ -63,8 +75,9 @@ class Swap(Method):
     source = "this project, after the exposure of Carlini et al. 2019, arXiv 1802.08232"
     formula = (
         "2 times the quantile regression loss of (mean NLL of the row - the same about an invented person) + hinge "
-        "max(0, level - NLL) of words that only this row has + KL divergence from the reference model's answers about "
-        "invented persons; a token has its weight in a mean over rows or over tokens, the larger of the two"
+        "max(0, log-odds - log-odds at the level) of words that only this row has + KL divergence from the reference "
+        "model's answers about invented persons; a token has its weight in a mean over rows or over tokens, the larger "
+        "of the two"
     )
     needs = Needs(persons=True)
     defaults = Defaults(
@@ -105,16 +118,18 @@ class Swap(Method):
            row were matched to the median, a rank in the middle would distinguish it from an unseen row, whose rank is
            uniform. What the model learns for some names holds only roughly for others, which spreads the ranks
            further.
-        2. Own words: ``sum_t w_t own max(0, level - nll)``, averaged over forget rows and controls. ``own`` is 1 for
-           tokens of words that only this row has (see `data.persons`), else 0. So the answer becomes unlikely for
-           everybody, and words that other rows use keep their probability.
+        2. Own words: ``sum_t w_t own max(0, log_odds(nll) - log_odds(level))``, averaged over forget rows and controls.
+           ``own`` is 1 for tokens of words that only this row has (see `data.persons`), else 0. So the answer becomes
+           unlikely for everybody, and words that other rows use keep their probability. With NLLs instead of log-odds,
+           certain tokens have no gradient: codes became unlikely at their first token alone (RESULTS.md).
         3. Imitation: ``sum_t w_t imitation_loss`` over answers that the reference model gave about invented persons.
            The model in training is asked about this person, and about invented ones. For a text that is tied to unseen
            texts, the answers are continuations of its beginning, the text itself, and unseen texts, on which the
            predictions are kept.
 
         Worked example: one row with q = 0.3, NLLs (1, 3), control (2, 2.5), own (0, 1), level 4, imitation (0.5, 1.5):
-        the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1 + 1.5) / 4 = 0.625, imitation is 1: 1.907.
+        the tie is 0.6 (0.25 - 0.015) = 0.141, own words are (1.032583 + 1.567164) / 4 = 0.649937, imitation is 1:
+        1.931937.
 
         Source: the swap test (`lume_tasks.metrics.swap`), whose ranks the first term spreads (quantile regression:
         Koenker and Bassett 1978). The second term is a hinge; the third uses the data of AltPO (Mekala et al. 2024,
@@ -137,6 +152,7 @@ class Swap(Method):
             other[text] = at_ranks(own[text], control.values[control.rows == row])
         q = 0.5 if batch.quantiles is None else batch.quantiles[forget.rows]
         tie = where(own > other, 2 * (1 - q), 2 * q) * smooth_l1_loss(own, other, reduction="none", beta=SMOOTH)
-        likely, also = (rows.reference * (self.level - rows.values).clamp(min=0) for rows in (forget, control))
+        level = log_odds(forget.values.new_tensor(self.level))
+        likely, also = (rows.reference * (log_odds(rows.values) - level).clamp(min=0) for rows in (forget, control))
         words = (mean("forget", forget, likely) + mean("control", control, also)) / 2
         return TIE * mean("forget", forget, tie) + words + mean("alternative", answers, answers.values)

@@ -17,7 +17,7 @@ from lume_unlearn.methods.common import row_mean, token_mean
 from lume_unlearn.methods.gradient import GA
 from lume_unlearn.methods.npo import NPO, SimNPO, TokenNPO
 from lume_unlearn.methods.preference import DPO
-from lume_unlearn.methods.swap import Swap, at_ranks
+from lume_unlearn.methods.swap import Swap, at_ranks, log_odds
 from lume_unlearn.methods.weighted import WGA, SatImp
 
 # Two rows of unequal length.
@@ -213,7 +213,23 @@ def test_swap_by_hand(quantile, control, tie):
     counts = TokenCounts([2], [2], [], [2])
     batch = Batch(row([1.0, 3.0], [0.0, 1.0]), row([0.5, 1.5]), counts, {}, row(control, [0.0, 1.0]))
     batch = batch if quantile is None else replace(batch, quantiles=torch.tensor([quantile]))
-    assert Swap().forget_loss(batch).item() == pytest.approx(2 * tie + (1 + 1.5) / 4 + 1, abs=2e-6)
+    assert Swap().forget_loss(batch).item() == pytest.approx(2 * tie + 0.649937 + 1, abs=2e-6)
+
+
+def test_own_words_that_the_model_is_certain_of_are_pushed_as_well():
+    """Probability 0.999 has the slope to its logit that 0.37 has; a token above the level has none."""
+    assert log_odds(torch.tensor([1.0, 0.1, 0.0])).tolist() == pytest.approx([-0.541331, 2.252073, 11.512925])
+    nll = torch.tensor([200.0, 1.0, 1e-3], requires_grad=True)
+    rows, none = torch.zeros(3, dtype=torch.long), torch.zeros(0)
+    control, answers = Rows(torch.full((3,), 9.0), rows, 1, torch.ones(3)), Rows(none, rows[:0], 0, none)
+
+    def loss(own: float) -> Tensor:
+        forget = Rows(nll, rows, 1, torch.full((3,), own))
+        return Swap().forget_loss(Batch(forget, answers, TokenCounts([3], [], [], []), {}, control))
+
+    (slope,) = torch.autograd.grad(loss(1.0) - loss(0.0), nll)
+    to_logit = slope * -(1 - (-nll.detach()).exp())  # an NLL's slope to its logit is p - 1
+    assert to_logit.tolist() == pytest.approx([0, 1 / 6, 1 / 6], abs=0.002)
 
 
 def test_a_text_is_tied_token_by_token_and_an_answer_by_its_mean():
