@@ -52,9 +52,10 @@ def relearning(
         DataError: rows that do not fit the model.
 
     Yields:
-        (number of steps, the copy in evaluation mode), the last time after ``steps``.
+        (number of steps, the copy in evaluation mode, with the model's own attention), the last time after ``steps``.
     """
     trained = plain_copy(model).requires_grad_(True)
+    own = trained.config._attn_implementation
     use_packing(trained.train())
     packed = trained.config._attn_implementation
     context = context_length(trained)
@@ -70,7 +71,7 @@ def relearning(
         optimizer.step()
         optimizer.zero_grad()
         if step in points(steps):
-            trained.eval().set_attn_implementation("sdpa")
+            trained.eval().set_attn_implementation(own)
             yield step, trained
             trained.train().set_attn_implementation(packed)
 

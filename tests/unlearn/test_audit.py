@@ -1,6 +1,5 @@
 """The probes: what they change, which rows they train on and score, and what is written."""
 
-import copy
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lume_tasks.data.rows import ROW_TASKS, SIDES, Row, completion_texts
@@ -27,8 +25,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.model import load
 from lume_unlearn.scoring.score import ATTACKS, MEANS, Scores
 from lume_unlearn.scoring.swap import Swapped
-from lume_unlearn.training.relearning import plain_copy, relearning
-from tests.conftest import Command, make_model, make_rows, trained_copy
+from tests.conftest import Command, make_model, make_rows
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 
@@ -216,38 +213,6 @@ def test_prompts_that_do_not_fit_are_left_out(model: LlamaForCausalLM, tokenizer
     found = run_probes(model, tokenizer, data, ["plain", "other_words"])
     assert found["plain"].asked["forget"] == [long.id, short[0].id]
     assert found["upper case"].asked["forget"] == [short[0].id]
-
-
-@pytest.mark.parametrize("adapted", [False, True])
-def test_copies_leave_the_model_unchanged_and_hold_its_adapter(
-    adapted: bool, model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast
-) -> None:
-    given: Any = model
-    if adapted:
-        given = get_peft_model(copy.deepcopy(model), LoraConfig(target_modules="all-linear", init_lora_weights=False))
-    ids = torch.tensor([tokenizer.encode("The fox")])
-    before = {name: value.clone() for name, value in given.state_dict().items()}
-    assert torch.allclose(plain_copy(given)(ids).logits, given.eval()(ids).logits, atol=1e-5)
-    for changed in (
-        rounded_copy(given, 4),
-        trained_copy(given, tokenizer, [Row("a-qa0", "The fox", "jumps", "own")], steps=1),
-    ):
-        assert not hasattr(changed, "peft_config")
-        assert not torch.equal(changed(ids).logits, given(ids).logits)
-    assert all(torch.equal(before[name], value) for name, value in given.state_dict().items())
-
-
-def test_a_curve_of_relearning_does_not_depend_on_its_length(model: Any, tokenizer: PreTrainedTokenizerFast) -> None:
-    curves: dict[int, dict[int, Any]] = {}
-    for steps in (3, 12):
-        for step, trained in relearning(model, tokenizer, make_rows("forget", 20), steps=steps):
-            assert not trained.training
-            curves.setdefault(steps, {})[step] = copy.deepcopy(trained.state_dict())
-    assert [list(curve) for curve in curves.values()] == [[3], [5, 10, 12]]
-    (after_5,) = dict(relearning(model, tokenizer, make_rows("forget", 20), steps=5)).values()
-    for name, weight in after_5.state_dict().items():
-        assert torch.equal(weight, curves[12][5][name])
-        assert name.startswith("model.embed") or not torch.equal(weight, curves[12][10][name])
 
 
 def test_rows_of_one_kind_are_enough_and_probes_without_rows_are_left_out(caplog: pytest.LogCaptureFixture) -> None:
