@@ -37,6 +37,9 @@ def relearning(
     on the device where the model is. The learning rate is constant. So the copy after 10 steps is the same for 20 and
     for 40 steps, and curves of different data can be compared at equal numbers of steps (arXiv 2602.03379).
 
+    The copy is float32, whatever the model is: in bfloat16 most of these steps would be rounded away. With gradients
+    and the optimiser's state it takes 16 bytes a weight.
+
     Args:
         model: causal language model of transformers or PEFT; not changed.
         tokenizer: its tokenizer.
@@ -53,8 +56,11 @@ def relearning(
 
     Yields:
         (number of steps, the copy in evaluation mode, with the model's own attention), the last time after ``steps``.
+        FlashAttention, which does not compute in float32, is replaced by SDPA, or without SDPA by eager attention.
     """
-    trained = plain_copy(model).requires_grad_(True)
+    trained = plain_copy(model, torch.float32).requires_grad_(True)
+    if "flash" in str(trained.config._attn_implementation):
+        trained.set_attn_implementation("sdpa" if trained._supports_sdpa else "eager")
     own = trained.config._attn_implementation
     use_packing(trained.train())
     packed = trained.config._attn_implementation
@@ -81,7 +87,12 @@ def points(steps: int) -> list[int]:
     return [*(FIRST << i for i in range(steps.bit_length()) if FIRST << i < steps), steps]
 
 
-def plain_copy(model: Any) -> Any:
-    """Return a copy of a model, with its adapter, if it has one, merged into the weights."""
+def plain_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
+    """Return a copy of a model, with its adapter, if it has one, merged into the weights.
+
+    With ``dtype``, the copy is converted to this data type before its adapter is merged.
+    """
     copied = copy.deepcopy(model)
+    if dtype is not None:
+        copied.to(dtype)
     return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied

@@ -63,3 +63,18 @@ def test_copies_are_scored_with_the_models_own_attention(
     if family == "llama":
         trained.set_attn_implementation("sdpa")
         assert trained(ids).logits.equal(logits)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_a_model_in_bfloat16_relearns_as_in_float32(adapted: bool, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Its adapter is merged in float32, too. FlashAttention, which float32 does not allow, is replaced."""
+    given: Any = make_model().bfloat16()
+    if adapted:
+        given = get_peft_model(given, LoraConfig(target_modules="all-linear", init_lora_weights=False))
+    exact = copy.deepcopy(given).float()
+    given.config._attn_implementation = "flash_attention_2"
+    expected = trained_copy(exact, tokenizer, make_rows("forget", 2), steps=2).state_dict()
+    for _, found in relearning(given, tokenizer, make_rows("forget", 2), steps=2):
+        assert found.config._attn_implementation == "sdpa"
+        assert all(weight.equal(expected[name]) for name, weight in found.state_dict().items())
+    assert {weight.dtype for weight in found.parameters()} == {torch.float32}
