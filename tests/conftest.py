@@ -12,6 +12,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when huggingface_hub is imp
 
 import pytest
 import torch
+from peft import get_peft_model
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -64,6 +65,15 @@ def make_model(vocab_size: int = 400, seed: int = 0, family: str = "llama", **op
     sizes |= {"max_position_embeddings": 512, "initializer_range": 0.2}
     special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(sizes | special | options))).eval()
+
+
+def loaded_with_adapter(folder: Path, config: Any) -> Any:
+    """`make_model` with a random adapter, which transformers, not PEFT, loads from ``folder``."""
+    torch.manual_seed(1)
+    get_peft_model(make_model(), config).save_pretrained(folder)
+    model = make_model()
+    model.load_adapter(folder, is_trainable=True)
+    return model
 
 
 def make_rows(side: str, count: int = 6) -> list[Row]:

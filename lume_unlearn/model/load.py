@@ -143,8 +143,9 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
         lora: configuration of the adapter; by default that of `lora_config`.
 
     Raises:
-        ConfigError: the tuning is unknown, or the model does not have what it names.
+        ConfigError: the tuning is unknown, the model does not have what it names, or see `require_peft`.
     """
+    require_peft(model)
     if not re.fullmatch(TUNINGS, tuning):
         raise ConfigError(f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
     if tuning != "lora":
@@ -167,6 +168,16 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
         return get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora_targets: {error}") from error
+
+
+def require_peft(model: Any) -> None:
+    """Raise `ConfigError` for a model with an adapter that is no PEFT model: its adapter was loaded by transformers."""
+    if hasattr(model, "peft_config") and not isinstance(model, PeftModel):
+        raise ConfigError(
+            "model: its adapter was loaded by transformers, without the functions of PEFT that switch it off and merge "
+            "it; load it with PeftModel.from_pretrained(base, folder, is_trainable=True), or merge it with "
+            "lume_unlearn.merge(adapter=folder)"
+        )
 
 
 def _tied_modules(model: Any) -> list[str]:

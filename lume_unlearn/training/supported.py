@@ -12,6 +12,7 @@ from lume_unlearn.checks import raise_faults
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.retain import reads_reference_logits
+from lume_unlearn.model.load import require_peft
 from lume_unlearn.model.masters import require_grad_dtype
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, processes, sharded
@@ -34,6 +35,7 @@ def require_supported(
     Raises:
         ConfigError: the message names every option that cannot work, and what to do.
     """
+    require_peft(model)
     adapted = is_adapted(model)
     raise_faults([*_method_faults(method, args, bool(parts), given), *_option_faults(method, args, adapted)])
     raise_faults(list(_launch_faults(method, args, adapted)))

@@ -22,10 +22,10 @@ from lume_unlearn.forget import forget as forget_module
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.ledger import LEDGER, ledger_faults
 from lume_unlearn.forget.settings import Setting
-from lume_unlearn.model.load import load_model, load_tokenizer
+from lume_unlearn.model.load import load_model, load_tokenizer, lora_config
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.callbacks.memorised import Memorised
-from tests.conftest import make_model, make_tokenizer, trained_copy
+from tests.conftest import loaded_with_adapter, make_model, make_tokenizer, trained_copy
 from tests.unlearn.test_persons import FORGET, PERSONS, RETAIN
 from tests.unlearn.test_tries import signals
 
@@ -219,6 +219,15 @@ def test_in_python_the_model_stays_as_it_was(target, caplog):
     assert any(not weight.equal(before[name]) for name, weight in found.model.state_dict().items())
     with pytest.raises(ConfigError, match="--base"):
         forget(model, tokenizer, FORGET, RETAIN, retrain=True)
+
+
+def test_a_target_whose_adapter_transformers_has_loaded_is_refused_at_once(target, tmp_path):
+    model, tokenizer = loaded_with_adapter(tmp_path / "adapter", lora_config()), load_tokenizer(str(target))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module.Request, "look", lambda self: pytest.fail("scored"))
+        for given in (model, lambda: (model, tokenizer)):
+            with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers"):
+                forget(given, tokenizer, FORGET, RETAIN, output=tmp_path / "out")
 
 
 def test_rows_that_are_too_long_are_found_before_the_first_try(target, tmp_path, capsys):

@@ -15,7 +15,7 @@ from lume_unlearn.model.packing import IMPLEMENTATION
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in
 from lume_unlearn.training.run import load_trained
 from lume_unlearn.training.setup import optimizer_class, prepare_model, require_known_tokens
-from tests.conftest import make_model
+from tests.conftest import loaded_with_adapter, make_model
 
 HALF, FLOAT = torch.bfloat16, torch.float32
 
@@ -68,6 +68,14 @@ def test_an_adapter_of_the_embeddings_is_refused_only_if_they_are_the_output_lay
     require_known_tokens(model, [Tokens((399,), (399,))])
     with pytest.raises(ConfigError, match="token id 400 is outside the embedding table"):
         require_known_tokens(model, [Tokens((400,), (400,))])
+
+
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_no_adapter_is_added_to_one_that_transformers_has_loaded(tuning, tmp_path):
+    """PEFT would silently replace it."""
+    model = loaded_with_adapter(tmp_path, load.lora_config())
+    with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers.*merge\(adapter=folder\)"):
+        trainable(model, tuning)
 
 
 def test_optimisers_of_torchao_are_named_where_it_is_missing(monkeypatch):

@@ -22,7 +22,7 @@ from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.base import Batch
 from lume_unlearn.methods.swap import Swap
-from tests.conftest import make_model, make_rows, read_run
+from tests.conftest import loaded_with_adapter, make_model, make_rows, read_run
 from tests.unlearn.rows import logits, nll
 
 FORGET, RETAIN = make_rows("forget", 8), make_rows("retain", 5)
@@ -93,6 +93,15 @@ def test_a_model_of_frozen_weights_is_refused(tokenizer, tmp_path):
     adapted().save_pretrained(tmp_path)
     with pytest.raises(ConfigError, match=r"^model: all its weights are frozen.*is_trainable=True"):
         make_trainer(tmp_path, tokenizer, PeftModel.from_pretrained(make_model(), tmp_path))
+
+
+def test_a_model_whose_adapter_transformers_has_loaded_is_refused(tokenizer, tmp_path):
+    model = loaded_with_adapter(tmp_path / "adapter", LoraConfig(target_modules=["q_proj"]))
+    for method in ("gd", "npo"):
+        with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers.*is_trainable=True"):
+            make_trainer(tmp_path, tokenizer, model, method)
+    with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers"):
+        finetune(model, tokenizer, FORGET, UnlearningArguments(str(tmp_path)))
 
 
 def test_unseen_texts_that_do_not_fit_are_refused(tokenizer, tmp_path):
