@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -36,6 +36,7 @@ from lume_unlearn.training.callbacks.record import Record
 from lume_unlearn.training.callbacks.scores import BestScores
 from lume_unlearn.training.callbacks.throughput import Throughput
 from lume_unlearn.training.checkpoints import chosen_checkpoint, require_fresh
+from lume_unlearn.training.distributed import sharded
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
@@ -63,7 +64,9 @@ class UnlearningTrainer(StepTrainer):
     neither the size of a micro-batch nor the number of processes changes the loss. Trainer sees each optimiser step as
     one batch, which ``max_tokens`` cuts into packed micro-batches.
 
-    ``train()`` first computes what the method needs from the reference model, which is the model at that time.
+    ``train()`` first computes what the method needs from the reference model, which is the model at that time; a second
+    call computes it anew, unless it resumes from a checkpoint. Only the answers about invented persons, which `swap`
+    imitates, are those of the model when the trainer was made.
     ``save_model()`` writes the model or adapter, the tokenizer and ``unlearning.json`` atomically to ``output_dir``.
 
     Args:
@@ -185,7 +188,8 @@ class UnlearningTrainer(StepTrainer):
     ) -> list[TrainerCallback]:
         """Set up the state that lasts from step to step, and return the callbacks."""
         self.resumed_from: Path | None = None
-        self._prepared, self._start = False, dict[str, Tensor]()
+        self._start: dict[str, Tensor] = {}
+        self._reference: Literal["missing", "ready", "used"] = "missing"
         self._step_retain = torch.zeros((), device=args.device)
         self.progress = Progress({"weight": float(args.retain_weight or 0)} if self.method.adapt else {}, args.device)
         self.throughput = Throughput()
@@ -230,12 +234,14 @@ class UnlearningTrainer(StepTrainer):
             if self._max_tokens_open:  # free memory may differ: keep the micro-batches of before
                 self.args.max_tokens = recorded.get("max_tokens", self.args.max_tokens)
                 self.record.content["arguments"]["max_tokens"] = self.args.max_tokens
-        if not self._prepared:
+        # A training that resumes keeps the reference of the call that was interrupted.
+        if self._reference == "missing" or (self._reference == "used" and checkpoint is None):
             self.run_reference()
         try:
             with memory_advice(self.args.max_tokens):
                 result = super().train(resume_from_checkpoint=str(checkpoint) if checkpoint else None, **kwargs)
         finally:
+            self._reference = "used"
             undo_autocast(self.model)
             drop_rounded(self.model)  # the model's weights are then those that the optimiser changed
             if self.method.negated:
@@ -257,7 +263,13 @@ class UnlearningTrainer(StepTrainer):
         return self.monitor.summary()
 
     def run_reference(self) -> None:
-        """Compute what the method needs from the reference model; `train` calls this unless it was called before."""
+        """Compute what the method needs from the reference model; `train` calls this unless it was called just before.
+
+        Raises:
+            ConfigError: the model cannot do what the method needs, or an earlier `train` has sharded it.
+        """
+        if self._reference == "used" and sharded():
+            raise ConfigError("train: with FSDP or DeepSpeed, the model stays sharded afterwards; make a new trainer")
         if self.method.negated and not is_adapted(self.model):  # before masters are rounded
             weights: dict[str, Tensor] = self.model.state_dict()  # type: ignore[union-attr]
             self._start = {name: weight.detach().cpu().clone() for name, weight in weights.items()}
@@ -267,7 +279,7 @@ class UnlearningTrainer(StepTrainer):
         ready_to_step(self.model, self.args, self.terms.reference)
         if self.method.needs.teacher and contexts and self.is_world_process_zero():
             print_levels(self.forget, self.examples)
-        self._prepared = True
+        self._reference = "ready"
 
     def _contexts(self) -> dict[Tokens, list[Context]]:
         """Return the teacher's contexts of each forget row; write substitutes to ``substitutes.jsonl``."""

@@ -22,6 +22,7 @@ from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.base import Batch
 from lume_unlearn.methods.swap import Swap
+from lume_unlearn.training import trainer as trainer_module
 from tests.conftest import loaded_with_adapter, make_model, make_rows, read_run
 from tests.unlearn.rows import logits, nll
 
@@ -87,6 +88,44 @@ def test_a_method_of_ones_own_trains_logs_and_resumes(make, tokenizer, tmp_path)
     loaded = base if make is make_model else PeftModel.from_pretrained(base, str(tmp_path))
     row = Encoder(tokenizer).one(FORGET[0])
     torch.testing.assert_close(nll(loaded.eval(), row), nll(whole.model.eval(), row), rtol=1e-4, atol=1e-4)
+
+
+def test_a_second_training_compares_with_the_model_at_its_own_start(tokenizer, tmp_path):
+    trainer, first_losses = make_trainer(tmp_path, tokenizer, method="npo"), []
+    for _ in range(2):
+        trainer.train()
+        first_losses.append(steps(trainer)[0]["forget_loss"])
+    assert first_losses[1] == pytest.approx(first_losses[0], rel=1e-5)  # a ratio of 1 to the reference model
+    trainer = make_trainer(tmp_path, tokenizer, method="task-vector")
+    for _ in range(2):
+        trainer.train()
+        before, *_, after = trainer.monitor.measured
+        assert after["forget_nll"] > before["forget_nll"] + 0.5
+
+
+def test_a_training_that_is_resumed_by_the_same_trainer_keeps_its_reference(tokenizer, tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 3 and not seen:
+                seen.append(3)
+                raise KeyboardInterrupt
+
+    whole, seen = make_trainer(tmp_path / "whole", tokenizer, method="npo"), []
+    whole.train()
+    trainer = make_trainer(tmp_path / "again", tokenizer, method="npo", save_steps=2, callbacks=[Interrupt()])
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.train(resume_from_checkpoint=True)
+    assert steps(trainer) == steps(whole)
+    assert all(weight.equal(saved(trainer)[name]) for name, weight in saved(whole).items())
+
+
+def test_a_sharded_model_is_not_trained_twice_by_one_trainer(tokenizer, tmp_path, monkeypatch):
+    trainer = make_trainer(tmp_path, tokenizer)
+    trainer.train()
+    monkeypatch.setattr(trainer_module, "sharded", lambda: True)
+    with pytest.raises(ConfigError, match=r"^train: with FSDP or DeepSpeed.*make a new trainer"):
+        trainer.train()
 
 
 def test_a_model_of_frozen_weights_is_refused(tokenizer, tmp_path):
