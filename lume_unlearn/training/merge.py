@@ -81,7 +81,8 @@ def negate(model: Any, start: Mapping[str, Tensor], scale: float) -> None:
     """Change trained weights to ``start - scale * (trained - start)``, in place.
 
     Args:
-        model: after training. If it has an adapter, the adapter's update B A of each weight becomes -scale * B A.
+        model: after training. If it has an adapter, the adapter's update B A of each weight becomes -scale * B A; other
+            adapters, which are not active and so not trained, are not changed.
         start: state dictionary of a fully trained model before training.
         scale: see `methods.task_vector`.
     """
@@ -89,5 +90,5 @@ def negate(model: Any, start: Mapping[str, Tensor], scale: float) -> None:
         model.load_state_dict(negated(dict(start), model.state_dict(), scale))
         return
     for name, weight in model.named_parameters():
-        if ".lora_B." in name or ".lora_embedding_B." in name:
+        if weight.requires_grad and (".lora_B." in name or ".lora_embedding_B." in name):
             weight.mul_(-scale)

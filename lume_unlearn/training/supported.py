@@ -63,10 +63,10 @@ def reads_reference(method: Method, parts: Iterable[str]) -> bool:
 
 
 def warn_of_used_adapter(model: Any, method: Method, parts: Iterable[str]) -> None:
-    """Warn if the reference model lacks what an adapter, which was trained before, has learned."""
+    """Warn if the reference model lacks what the adapter to train, which was trained before, has learned."""
     if is_adapted(model) and reads_reference(method, parts):
-        learned = (weight for name, weight in model.named_parameters() if ".lora_B." in name)
-        if any(bool(weight.any()) for weight in learned):
+        trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+        if any(".lora_B." in name and bool(weight.any()) for name, weight in trained):
             _log.warning(
                 "the adapter is not new: the reference model of %s is the model without it. If the adapter holds what "
                 "the model knows, merge it first (lume_unlearn.merge) and add a new one",

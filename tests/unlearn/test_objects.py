@@ -134,6 +134,26 @@ def test_a_model_of_frozen_weights_is_refused(tokenizer, tmp_path):
         make_trainer(tmp_path, tokenizer, PeftModel.from_pretrained(make_model(), tmp_path))
 
 
+def test_an_adapter_that_is_not_active_is_neither_negated_nor_warned_of(tokenizer, tmp_path, caplog):
+    model = adapted()
+    for name, weight in model.named_parameters():
+        if ".lora_B." in name:
+            weight.data.fill_(0.01)
+    model.add_adapter("second", model.peft_config["default"])
+    model.set_adapter("second")
+    make_trainer(tmp_path, tokenizer, model, "task-vector").train()
+    values = {adapter: [] for adapter in ("default", "second")}
+    for name, weight in model.named_parameters():
+        for adapter, found in values.items():
+            found += [weight.detach()] if f".lora_B.{adapter}." in name else []
+    assert all(weight.eq(torch.tensor(0.01)).all() for weight in values["default"])
+    assert any(weight.any() for weight in values["second"])
+    assert "the adapter is not new" not in caplog.text
+    model.set_adapter("default")
+    make_trainer(tmp_path, tokenizer, model, "task-vector").train()
+    assert "the adapter is not new" in caplog.text
+
+
 def test_a_model_whose_adapter_transformers_has_loaded_is_refused(tokenizer, tmp_path):
     model = loaded_with_adapter(tmp_path / "adapter", LoraConfig(target_modules=["q_proj"]))
     for method in ("gd", "npo"):
