@@ -197,6 +197,7 @@ class UnlearningArguments(TrainingArguments):
             self.save_strategy = "no" if self.save_steps is None else "steps"
         self.save_steps = _DEFAULTS["save_steps"] if self.save_steps is None else self.save_steps
         check_types(self)
+        raise_faults(_unsupported(self))  # first: Trainer may ask for another option beside one of these
         self.use_cpu = self.use_cpu or not torch.cuda.is_available()
         compile_layers, self.torch_compile = self.torch_compile, False  # Trainer would compile the whole model
         if hasattr(self, "activation_checkpointing") and self.gradient_checkpointing is not None:
@@ -207,19 +208,11 @@ class UnlearningArguments(TrainingArguments):
         except (ValueError, OSError, ImportError) as error:
             raise ConfigError(_refused(self, error)) from error
         self.torch_compile = compile_layers
-        changed = [name for name in UNSUPPORTED if getattr(self, name, None) not in (_DEFAULTS.get(name), None)]
         reporters = get_available_reporting_integrations()  # type: ignore[no-untyped-call]
-        faults = [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
-        for name, (pattern, why) in UNSUPPORTED_VALUES.items():
-            value = getattr(self, name).value
-            faults += [f"--{name} {value}: not supported, {why}"] * bool(re.search(pattern, value))
         unknown = ", ".join(name for name in self.report_to if name not in reporters)
         if unknown:
             known = ", ".join(("none", "all", *reporters))
-            faults.append(f"--report_to {unknown}: not known or not installed; choose from {known}")
-        if self.seed < 0:
-            faults.append(f"--seed {self.seed}: must be 0 or more")
-        raise_faults(faults)
+            raise ConfigError(f"--report_to {unknown}: not known or not installed; choose from {known}")
         for name in later:
             setattr(self, name, None)
 
@@ -228,6 +221,17 @@ class UnlearningArguments(TrainingArguments):
         """Forget rows of one optimiser step, over all processes."""
         assert self.per_device_train_batch_size is not None
         return int(self.per_device_train_batch_size * self.gradient_accumulation_steps * self.world_size)
+
+
+def _unsupported(args: TrainingArguments) -> list[str]:
+    """Return a fault for each option that is not supported or, like a negative seed, only fails later."""
+    changed = [name for name in UNSUPPORTED if getattr(args, name, None) not in (_DEFAULTS.get(name), None)]
+    faults = [f"--{name}: not supported, {UNSUPPORTED[name]}" for name in changed]
+    for name, (pattern, why) in UNSUPPORTED_VALUES.items():
+        value = getattr(args, name)
+        text = str(getattr(value, "value", value))  # a name, or a member of Trainer's enumeration
+        faults += [f"--{name} {text}: not supported, {why}"] * bool(re.search(pattern, text))
+    return faults + [f"--seed {args.seed}: must be 0 or more"] * (args.seed < 0)
 
 
 def _refused(args: TrainingArguments, error: Exception) -> str:

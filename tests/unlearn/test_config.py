@@ -77,6 +77,19 @@ def test_what_trainer_has_but_packed_rows_do_not_allow_is_refused_by_name(name):
 @pytest.mark.parametrize(
     ("options", "fault"),
     [
+        ({"load_best_model_at_end": True, "eval_strategy": "epoch"}, "--load_best_model_at_end: not supported"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "--lr_scheduler_type reduce_lr_on_plateau: not supported"),
+        ({"fp16": True, "bf16": True}, "--fp16: not supported"),
+    ],
+)
+def test_unsupported_options_are_refused_before_trainer_asks_for_another_one(options, fault):
+    (line,) = faults(**options)
+    assert line.startswith(fault)
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
         ({"retain": []}, "--retain: the retain term needs retain rows"),
         ({"tuning": "lora", "weights": "bfloat16"}, "--weights bfloat16: an adapter is small"),
         ({"torch_compile": True, "gradient_checkpointing": True}, "--torch_compile: compiles nothing"),
