@@ -19,6 +19,7 @@ from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
 from lume_unlearn.checks import restored
 from lume_unlearn.model.fingerprint import fingerprint
+from lume_unlearn.model.load import require_peft
 
 MEASURED, EARLIER = "as asked", "earlier requests"
 """Names of the steps that are no probes."""
@@ -47,7 +48,8 @@ class Found:
 def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
     """Return a function for each role that loads its model and tokenizer; only the model loaded last is kept.
 
-    Each of ``models`` is a model or a `Loader`; a role with None is left out.
+    Each of ``models`` is a model or a `Loader`; a role with None is left out. The functions refuse models as
+    `require_peft` does.
     """
     held: dict[str, tuple[Any, Any]] = {}
 
@@ -56,6 +58,7 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
             held.clear()
             model = models[role]
             held[role] = (model, tokenizer) if isinstance(model, nn.Module) else model()
+            require_peft(held[role][0])
         return held[role]
 
     return {role: partial(load, role) for role, model in models.items() if model is not None}

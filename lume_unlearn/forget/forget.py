@@ -33,7 +33,7 @@ from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.model.load import lora_config, require_peft, trainable
+from lume_unlearn.model.load import lora_config, trainable
 from lume_unlearn.scoring.score import as_data, without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.checkpoints import whole_checkpoints
@@ -214,14 +214,10 @@ class Request:
         self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
-        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder.
-
-        Before, refuse a target that `require_peft` refuses.
-        """
+        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
         models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}
-        require_peft(self.load["before"]()[0])
         about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
         about |= {"seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}

@@ -6,9 +6,6 @@ from itertools import chain, islice
 from typing import Any, Literal
 
 import torch
-from peft import PeftModel
-from peft.tuners.lora import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer
 
 from lume_tasks.data.rows import Row
 from lume_unlearn.data.encode import Encoder
@@ -95,38 +92,14 @@ def plain_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
     """Return a copy of a model, with its adapter, if it has one, merged into the weights.
 
     Args:
-        model: causal language model, also a PEFT model, or one whose adapter was loaded by transformers.
+        model: causal language model, also a PEFT model.
         dtype: data type of the copy, which is converted before its adapter is merged; None: that of the model.
 
     Raises:
-        ConfigError: the adapter was loaded by transformers, and has other layers than those of LoRA.
+        ConfigError: see `require_peft`.
     """
+    require_peft(model)
     copied = copy.deepcopy(model)
     if dtype is not None:
         copied.to(dtype)
-    if hasattr(copied, "merge_and_unload"):
-        return copied.merge_and_unload()
-    if hasattr(copied, "peft_config") and not isinstance(copied, PeftModel):
-        merge_lora_layers(copied)
-    return copied
-
-
-def merge_lora_layers(model: Any) -> None:
-    """Merge an adapter that was loaded by transformers, which has no function for this, into its model, in place."""
-    special = "unload_and_optionally_merge_module"  # PEFT's layers that hold whole modules, such as `modules_to_save`
-    layers = {
-        name: layer
-        for name, layer in model.named_modules()
-        if isinstance(layer, BaseTunerLayer) or hasattr(layer, special)
-    }
-    for layer in layers.values():
-        nested = isinstance(layer, LoraLayer) and isinstance(layer.base_layer, BaseTunerLayer)
-        if not isinstance(layer, LoraLayer) or hasattr(layer, special) or nested:
-            require_peft(model)
-    for name, layer in layers.items():
-        if not layer.disable_adapters:
-            layer.merge()
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer.get_base_layer())
-    del model.peft_config
-    model._hf_peft_config_loaded = False
+    return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied
