@@ -57,8 +57,9 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
         if role not in held:
             held.clear()
             model = models[role]
-            held[role] = (model, tokenizer) if isinstance(model, nn.Module) else model()
-            require_peft(held[role][0])
+            found = (model, tokenizer) if isinstance(model, nn.Module) else model()
+            require_peft(found[0])
+            held[role] = found
         return held[role]
 
     return {role: partial(load, role) for role, model in models.items() if model is not None}

@@ -267,19 +267,15 @@ def sugd(step: Step, side: Sequence[Tokens]) -> Tensor:
     return sum(means, torch.zeros(())) / (len(step.forget) + len(step.retain))
 
 
-def log_odds(nll: Tensor) -> Tensor:
-    p = (-nll.clamp(min=0)).exp()
-    return p.log() - (1 - p + 1e-5 * p).log()
-
-
 def swap(step: Step) -> Tensor:
     own, other = ([nll(step.model, row) for row in side] for side in (step.forget, step.control))
     ties, said = [], []
     for a, b, q in zip(own, other, step.quantiles or [0.5] * len(own), strict=True):
         pull = smooth_l1_loss(a.mean(), b.mean().detach(), beta=0.03).expand(len(a))
         ties.append(2 * (1 - q if a.mean() > b.mean() else q) * pull)
-    goal = log_odds(torch.tensor(step.params["level"]))
-    words = [[own_mask(len(row)) * (log_odds(row) - goal).clamp(min=0) for row in side] for side in (own, other)]
+    goal = math.log(math.expm1(step.params["level"]) + 1e-5)
+    odds = [[goal - (row.expm1() + 1e-5).log() for row in side] for side in (own, other)]
+    words = [[own_mask(len(row)) * row.clamp(min=0) for row in side] for side in odds]
     for row, control in zip(step.alternative, step.control, strict=True):
         values = kl(logits(step.model, row), logits(step.before, asked(row, control)).detach())
         said.append(nll(step.model, row) if made_up(row) else values)
