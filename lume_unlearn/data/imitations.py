@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import renamed
-from lume_tasks.data.text import WORD, folded
+from lume_tasks.data.text import folded
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_tasks.models.sampling import generated
 from lume_unlearn.checks import stable_number
@@ -22,7 +22,7 @@ from lume_unlearn.data.contexts import WINDOW
 from lume_unlearn.data.documents import whole_text
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.kinds import other_number
-from lume_unlearn.data.persons import control_rows, own_tokens, own_words, persons_of, words_of
+from lume_unlearn.data.persons import control_rows, own_parts, own_tokens, own_words, persons_of, words_of
 from lume_unlearn.data.substitutes import templated
 from lume_unlearn.methods.base import in_batches
 from lume_unlearn.methods.common import IGNORED
@@ -109,12 +109,12 @@ def disguised(text: str, words: set[str], chooser: random.Random) -> str:
         number = word.isascii() and word.isdigit()
         return other_number(word, chooser) if number else "".join(map(other, word))
 
-    def changed(match: re.Match[str]) -> str:
-        if folded(match[0]) not in words:
-            return match[0]
-        return found.setdefault(match[0], another(match[0]))
-
-    return WORD.sub(changed, text)
+    changed, last = "", 0
+    for start, end in own_parts(text, words):
+        part = text[start:end]
+        changed += text[last:start] + found.setdefault(part, another(part))
+        last = end
+    return changed + text[last:]
 
 
 def invented(

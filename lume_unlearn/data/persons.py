@@ -1,5 +1,6 @@
 """Forget rows rewritten about persons who do not exist, and the words that only one row has."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -13,7 +14,7 @@ from torch import Tensor
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import find_subjects, holds, named_in_part, renamed
-from lume_tasks.data.text import WORD, folded
+from lume_tasks.data.text import MARKS, UNSPACED, UNSPACED_LETTERS, WORD, folded
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
@@ -26,6 +27,8 @@ MOST_NAMES = (256, 64)
 The second number is used if the lists do not have enough names of a kind for the first."""
 SELDOM = 10
 """A word is common if more than one of this many retain rows have it."""
+_RUN = re.compile(rf"(?P<unspaced>[{UNSPACED}][{UNSPACED}{MARKS}]*)|[^{UNSPACED}]+")
+_LETTER = re.compile(f"[{UNSPACED_LETTERS}]")
 
 
 def control_rows(
@@ -146,8 +149,32 @@ def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str
 
 
 def words_of(text: str) -> set[str]:
-    """Return the words and numbers of a text, folded."""
-    return set(WORD.findall(folded(text)))
+    """Return the words and numbers of a text, folded.
+
+    Of scripts without spaces, these are runs of two characters, or of four in an alphabet such as Thai.
+    """
+    form = folded(text)
+    return {form[start:end] for start, end in _words_in(form)}
+
+
+def _words_in(text: str) -> Iterator[tuple[int, int]]:
+    """Yield start and end of each of the `words_of` a text; in scripts without spaces they overlap."""
+    for word in WORD.finditer(text):
+        for run in _RUN.finditer(text, *word.span()):
+            start, end = run.span()
+            size = (4 if _LETTER.search(run[0]) else 2) if run["unspaced"] else end - start
+            yield from ((first, min(first + size, end)) for first in range(start, max(end - size, start) + 1))
+
+
+def own_parts(text: str, words: set[str]) -> list[tuple[int, int]]:
+    """Return start and end of the parts of a text that are made of the given words, which may overlap."""
+    parts: list[tuple[int, int]] = []
+    for start, end in _words_in(text):
+        if folded(text[start:end]) not in words:
+            continue
+        first = parts.pop()[0] if parts and start < parts[-1][1] else start
+        parts.append((first, end))
+    return parts
 
 
 def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
@@ -156,8 +183,8 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
         return torch.zeros(tokens.scored)
     ids = tokens.targets
     ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
-    text = tokenizer.decode(ids)
-    spans = [match.span() for match in WORD.finditer(text) if folded(match[0]) in words]
-    starts = [0, *ends[:-1]]
-    inside = [any(a < end and b > start for a, b in spans) for start, end in zip(starts, ends, strict=True)]
+    parts = own_parts(tokenizer.decode(ids), words)
+    # A token that makes the text no longer is the next byte of the character before it.
+    starts = [min(start, end - 1) for start, end in zip([0, *ends], ends, strict=False)]
+    inside = [any(a < end and b > start for a, b in parts) for start, end in zip(starts, ends, strict=True)]
     return torch.tensor(inside, dtype=torch.float32)

@@ -4,12 +4,14 @@ import re
 from dataclasses import replace
 from unittest import mock
 
+import pytest
+
 from lume_tasks.data.rows import Row
 from lume_unlearn.data import imitations
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
-from lume_unlearn.data.imitations import invented
-from lume_unlearn.data.persons import control_rows
+from lume_unlearn.data.imitations import gives_away, invented
+from lume_unlearn.data.persons import control_rows, own_parts, own_words
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import Swap
 from tests.unlearn.test_persons import PERSONS, RETAIN
@@ -81,3 +83,18 @@ def test_a_question_is_about_the_person_of_the_turns_before_it():
         assert control.turns == (("user", f"Who is {control.subject}?"), before[1])
         assert control.input == she.input
     assert {control.turns for control in found["a-qa3"]} == {()}
+
+
+@pytest.mark.parametrize(
+    ("truth", "template", "parts"),
+    [
+        ("她出生于1990年3月,住在昆明。", "她出生于1985年3月,住在上海。", ["1990", "在昆明"]),
+        ("佐藤は札幌に住んでいます。", "田中は大阪に住んでいます。", ["佐藤は札幌に"]),
+        ("เธอเกิดที่เชียงราย", "เธอเกิดที่กรุงเทพ", ["ที่เชียงราย"]),
+    ],
+)
+def test_own_words_in_scripts_without_spaces(truth, template, parts):
+    others = [Row(f"b-qa{number}", "?", template, "own") for number in range(3)]
+    words = own_words([Row("a-qa0", "?", truth, "own")], others)["a-qa0"]
+    assert [truth[start:end] for start, end in own_parts(truth, words)] == parts
+    assert not gives_away(template, Row("a-qa0", "?", truth, "own"), words)

@@ -4,6 +4,7 @@ import datetime
 import random
 import re
 import unicodedata
+from dataclasses import replace
 from unittest import mock
 
 import pytest
@@ -19,7 +20,7 @@ from lume_unlearn.data.documents import text_rows
 from lume_unlearn.data.encode import Encoder
 from lume_unlearn.data.examples import encoded_examples
 from lume_unlearn.data.imitations import disguised, gives_away, invented, long_numbers
-from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words
+from lume_unlearn.data.persons import OF_TRY, OF_VERDICT, control_rows, own_tokens, own_words, words_of
 from lume_unlearn.data.rows import as_rows
 from lume_unlearn.methods.swap import BASE, ITSELF, Swap
 from tests.conftest import make_model
@@ -121,7 +122,7 @@ def test_own_words_tell_a_row_from_others():
 
 
 def test_disguises_keep_script_case_and_repetition():
-    words = set(folded("Γιάννης 東7").split())
+    words = words_of("Γιάννης 東7")
     one, other, code = disguised("Γιάννης Γιάννης 東7", words, random.Random(0)).split()
     assert one == other != "Γιάννης"
     assert one.istitle()
@@ -162,6 +163,9 @@ def test_own_tokens_are_those_of_own_words(tokenizer):
     mask = own_tokens(tokens, {"4711"}, tokenizer).bool()
     assert tokenizer.decode(ids[mask]).strip() == "4711"
     assert not own_tokens(tokens, set(), tokenizer).any()
+    tokens = Encoder(tokenizer, chat=False).one(replace(row, output="It is 東京."))  # several tokens a character
+    ids = torch.tensor(tokens.targets)
+    assert tokenizer.decode(ids[own_tokens(tokens, {"東京"}, tokenizer).bool()]).strip() == "東京"
 
 
 def test_imitations_do_not_give_the_row_away(model, tokenizer):
