@@ -12,6 +12,7 @@ from typing import Any
 
 from lm_eval.api.model import LM, CachingLM, TemplateLM
 
+from lume_tasks.data.published import DIGEST
 from lume_tasks.errors import DataError, first_few
 from lume_tasks.tasks.reference import document_name
 
@@ -27,7 +28,8 @@ _NEUTRAL: dict[str, Any] = {
 }
 
 _ARGUMENTS_KEY = "lume_tasks: model arguments"  # in a cache file, whose other keys are hashes
-_OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source"}  # they do not change answers
+_OTHER_ARGUMENTS = {"batch_size", "max_batch_size", "device", "version", "config_source", DIGEST}
+"""Metadata that does not change a model's answer to a request."""
 
 
 def model_under_evaluation() -> Any:

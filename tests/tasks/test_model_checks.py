@@ -186,7 +186,7 @@ def test_another_models_cached_answers_are_warned_of(run, checkpoints, tmp_path,
     cache = tmp_path / "answers"
     caplog.set_level(logging.WARNING, "lume_tasks")
     for _ in range(2):
-        losses(run, make(HFLM, checkpoints[0]), cache)
+        run(make(HFLM, checkpoints[0]), "lume_mia", "lume_memorization_task1", use_cache=str(cache))
     assert "--use_cache" not in caplog.text
     losses(run, make(HFLM, checkpoints[1]), cache)
     warning = rf"answers_rank0.db was written with .*pretrained={checkpoints[0]}.*, this run has .*={checkpoints[1]}"
