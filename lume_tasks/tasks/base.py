@@ -30,6 +30,9 @@ OPTIONS = (
     *("lume_swap_controls", "lume_swap_rows", "lume_swap_seed", "lume_short_answers"),
 )
 
+GENERATION: dict[str, Any] = {"until": [], "do_sample": False, "max_gen_toks": 256}
+"""The generation options of the protocol, as in the task YAMLs."""
+
 # Model arguments of the harness that decide which tokenizer is loaded.
 _TOKENIZER_ARGS = ("revision", "subfolder", "use_fast_tokenizer", "add_bos_token", "gguf_file", "trust_remote_code")
 
@@ -66,11 +69,6 @@ class RowsTask(ConfigurableTask):
 class LumeTask(RowsTask):
     """A task whose prompt and generation options are fixed by the protocol."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        """Build from the YAML's dictionary; keep its generation options, since --gen_kwargs may change them."""
-        super().__init__(config)
-        self._generation = dict(self.config.generation_kwargs or {})
-
     def aggregation(self) -> dict[str, Aggregation]:
         """Return the aggregation of each metric. An ``aggregate.Score`` records how many documents the task has."""
         documents = len(self.eval_docs)
@@ -98,12 +96,18 @@ class LumeTask(RowsTask):
                 why = "this task puts questions into the chat template by itself, after the system text of their turns"
             drop = f"drop {' and '.join(given)} (and run other tasks that need them separately)."
             raise DataError(f"{task}: {why}; {drop}")
+        if self.config.num_fewshot or self.config.description:
+            raise DataError(
+                f"{task}: LUME's prompt is the bare text, without examples or description; leave num_fewshot and "
+                "description out of your YAML file, or give them to the other tasks of a group one by one"
+            )
         generation = (self.config.generation_kwargs or {}).items()
-        changed = [f"{name}={value!r}" for name, value in generation if self._generation.get(name) != value]
+        changed = [f"{name}={value!r}" for name, value in generation if GENERATION.get(name) != value]
         if changed and self.config.metadata.get("lume_gen_kwargs") is not True:
             raise DataError(
                 f"{task}: LUME generates greedily, at most 256 new tokens, until EOS; leave {', '.join(changed)} out "
-                "of --gen_kwargs (for numbers that are not LUME's: --metadata '{\"lume_gen_kwargs\": true}')"
+                "of --gen_kwargs and of the YAML file of a group (for numbers that are not LUME's: --metadata "
+                "'{\"lume_gen_kwargs\": true}')"
             )
         reference.check_options(task, self.dump_config())
         super().build_all_requests(**kwargs)

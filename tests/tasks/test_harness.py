@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from transformers import AutoTokenizer, LlamaForCausalLM
 
 from lume_tasks.data.rows import Row
@@ -127,6 +129,24 @@ def test_templates_are_refused(run: Any, fake_lm: Any, task: str) -> None:
     named = "--apply_chat_template and --system_instruction"
     with pytest.raises(DataError, match=f"{task}: .*drop {named} "):
         run(fake_lm(), task, apply_chat_template=True, system_instruction="Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("num_fewshot: 2", "without examples or description; leave num_fewshot"),
+        ("description: Be brief.", "without examples or description; leave num_fewshot"),
+        ("generation_kwargs: {until: ['.'], max_gen_toks: 4}", r"leave until=\['.'\], max_gen_toks=4 out of"),
+    ],
+)
+def test_options_of_a_users_group_that_change_the_protocol_are_refused(
+    fake_lm: Any, data_dir: Path, tmp_path: Path, option: str, message: str
+) -> None:
+    (tmp_path / "own.yaml").write_text(f"group: own\ntask: [lume_task1]\n{option}\n")
+    folders = [str(task_dir()), str(tmp_path)]
+    own = TaskManager(include_path=folders, include_defaults=False, metadata={"lume_data_dir": str(data_dir)})
+    with pytest.raises(DataError, match=f"^lume_task1: .*{message}"):
+        simple_evaluate(fake_lm(), tasks=["own"], task_manager=own)
 
 
 @pytest.mark.parametrize(
