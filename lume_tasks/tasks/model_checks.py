@@ -65,8 +65,8 @@ def check_model(
     ``load_tokenizer`` loads the tokenizer that the metadata name.
 
     Raises:
-        DataError: a text would be cut or lack its BOS, generation would not stop at EOS, or a document would be scored
-            after a token other than BOS.
+        DataError: a text would be cut or lack its BOS, generation would not stop at EOS, a document would be scored
+            after a token other than BOS, or the metadata names another model's tokenizer.
     """
     lm = model_under_evaluation()
     if isinstance(lm, CachingLM):
@@ -88,7 +88,23 @@ def check_model(
     if str(metadata.get("add_bos_token")).lower() != "false":
         remote = not hasattr(tokenizer, "convert_ids_to_tokens")  # it never adds special tokens
         check_bos(task, lm, load_tokenizer(metadata) if remote else tokenizer, requests)
+    check_counts(task, lm, requests)
     check_lengths(task, lm, requests)
+
+
+def check_counts(task: str, lm: Any, requests: Sequence[Any]) -> None:
+    """Refuse a model whose tokenizer is not the one in the metadata, by whose number of tokens losses are divided."""
+    for request in requests:
+        scored = request.doc.get("scored_tokens")
+        if scored is None:
+            return
+        context, text = request.args
+        tokens = lm._encode_pair(context, text)[1] if context else lm.tok_encode(text, add_special_tokens=False)
+        if len(tokens) != scored:
+            raise DataError(
+                f"{task}: the model scores {len(tokens)} tokens of {document_name(request.doc)}, the tokenizer in the "
+                f"metadata makes {scored}; name the model's own tokenizer there"
+            )
 
 
 def check_bos(task: str, lm: Any, tokenizer: Any, requests: Sequence[Any]) -> None:

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lume_tasks.errors import DataError
 from lume_tasks.models.hf import LumeHF
-from tests.conftest import make_model
+from tests.conftest import make_model, make_tokenizer
 
 
 def make(kind: type[HFLM], folder: Path, **options: Any) -> HFLM:
@@ -124,6 +124,12 @@ def test_a_backend_that_leaves_bos_out_is_refused(run: Any, bos_model_dir: Path,
     lm.tokenizer = SimpleNamespace(bos_token_id=2, eos_token_id=known.eos_token_id)  # a server's
     with pytest.raises(DataError, match="the tokenizer begins each text"):
         run(lm, "lume_task1", metadata=metadata, limit=1)
+
+
+@pytest.mark.parametrize("task", ["lume_mia", "lume_memorization_task1"])
+def test_another_tokenizer_in_the_metadata_is_refused(run: Any, model_dir: Path, task: str) -> None:
+    with pytest.raises(DataError, match=rf"{task}: the model scores \d+ tokens of .* name the model's own tokenizer"):
+        run(make(HFLM, model_dir), task, metadata={"tokenizer": make_tokenizer(vocab_size=280)})
 
 
 def test_an_endpoint_for_chats_is_refused(run: Any, fake_lm: Any) -> None:
