@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from lm_eval import simple_evaluate
+from lm_eval.api.model import TemplateLM
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -130,6 +131,28 @@ def test_a_backend_that_leaves_bos_out_is_refused(run: Any, bos_model_dir: Path,
 def test_another_tokenizer_in_the_metadata_is_refused(run: Any, model_dir: Path, task: str) -> None:
     with pytest.raises(DataError, match=rf"{task}: the model scores \d+ tokens of .* name the model's own tokenizer"):
         run(make(HFLM, model_dir), task, metadata={"tokenizer": make_tokenizer(vocab_size=280)})
+
+
+class OwnTemplateLM(TemplateLM):
+    """Has no more than the harness asks of a subclass, and a tokenizer."""
+
+    eot_token_id = 1
+    generate_until = loglikelihood_rolling = HFLM.loglikelihood_rolling
+
+    def __init__(self, tokenizer: Any) -> None:
+        super().__init__()
+        self.tokenizer = tokenizer
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        return list(self.tokenizer.encode(string))
+
+    def _loglikelihood_tokens(self, requests: Any, **_: Any) -> list[tuple[float, bool]]:
+        return [(-float(len(continuation)), False) for _, _, continuation in requests]
+
+
+def test_a_model_class_of_ones_own_needs_no_max_length(run: Any, tokenizer: Any) -> None:
+    results = run(OwnTemplateLM(tokenizer), "lume_memorization_task1")
+    assert results["results"]["lume_memorization_task1"]["forget_loss,none"] == 1
 
 
 def test_an_endpoint_for_chats_is_refused(run: Any, fake_lm: Any) -> None:
