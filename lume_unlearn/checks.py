@@ -115,6 +115,12 @@ def restored(kind: Any, content: Any) -> Any:
     return content if content is None or not kinds else restored(kinds[0], content)
 
 
+def require_loaded(given: Any) -> None:
+    """Raise `ConfigError` for None, a name or an object of the harness, where a loaded model is meant."""
+    if not hasattr(given, "named_parameters"):
+        raise ConfigError(f"model {given!r}: pass a loaded model, from AutoModelForCausalLM.from_pretrained(MODEL)")
+
+
 def require_tokenizer(given: Any) -> None:
     """Raise `ConfigError` for None, or a name, where a tokenizer is meant."""
     if given is None or isinstance(given, str):

@@ -17,7 +17,7 @@ from lume_unlearn.audit.quantisation import weight_layers
 from lume_unlearn.audit.rows import held_out, limited, rows_digest, training_rows
 from lume_unlearn.audit.stages import UNFINISHED, carry_out
 from lume_unlearn.audit.suite import PROBES, Probed, Suite
-from lume_unlearn.checks import listed, require_tokenizer
+from lume_unlearn.checks import listed, require_loaded, require_tokenizer
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import write_text, writing
 from lume_unlearn.model.fingerprint import fingerprint
@@ -108,6 +108,7 @@ def audit(
         ConfigError: see `run_probes`; or the file cannot be written.
         DataError: faulty rows.
     """
+    require_loaded(model)
     require_tokenizer(tokenizer)
     data = limited(as_data(data, split), limit, seed)
     name = name or str(getattr(model.config, "_name_or_path", ""))

@@ -17,7 +17,7 @@ from lume_unlearn.audit.rows import POSITIVES, rows_digest, sample
 from lume_unlearn.audit.rules import Earlier, require_numbers
 from lume_unlearn.audit.stages import Loader, Stage, Work, carry_out
 from lume_unlearn.audit.suite import Probed, Suite
-from lume_unlearn.checks import restored
+from lume_unlearn.checks import require_loaded, restored
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.model.load import require_peft
 
@@ -57,6 +57,8 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
         if role not in held:
             held.clear()
             model = models[role]
+            if not callable(model):  # neither a model nor a loader
+                require_loaded(model)
             found = (model, tokenizer) if isinstance(model, nn.Module) else model()
             require_peft(found[0])
             held[role] = found

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from lume_tasks.data.rows import ROW_TASKS, SIDES, task_name
 from lume_tasks.data.source import Data, load_data
 from lume_tasks.paths import task_dir
-from lume_unlearn.checks import listed, require_list, require_tokenizer
+from lume_unlearn.checks import listed, require_list, require_loaded, require_tokenizer
 from lume_unlearn.data.rows import both_sides
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import evaluating
@@ -118,6 +118,7 @@ def score(
     """
     from lume_tasks.models.hf import LumeHF
 
+    require_loaded(model)
     require_tokenizer(tokenizer)
     data = as_data(data, split)
     tasks = tasks_for(data) if tasks is None else listed(tasks)

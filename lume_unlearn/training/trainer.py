@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 
 from lume_tasks.data.rows import Row
+from lume_unlearn.checks import require_loaded
 from lume_unlearn.data.contexts import Context, aligned, teacher_contexts
 from lume_unlearn.data.documents import unseen_rows
 from lume_unlearn.data.encode import Encoder, Tokens
@@ -113,6 +114,7 @@ class UnlearningTrainer(StepTrainer):
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         """Make the model ready and encode the rows."""
+        require_loaded(model)
         self._max_tokens_open, self.method = args.max_tokens is None, method_of(method)
         self.method.seed = args.seed  # type: ignore[misc]  # on this trainer's own copy
         args = filled_in(args, self.method, model)

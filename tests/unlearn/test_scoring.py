@@ -20,6 +20,7 @@ from lume_tasks.paths import task_dir
 from lume_unlearn.audit.probes import audit
 from lume_unlearn.audit.verdict import verdict
 from lume_unlearn.errors import ConfigError
+from lume_unlearn.forget.forget import forget
 from lume_unlearn.model.fingerprint import fingerprint
 from lume_unlearn.scoring.score import MEAN, Scores, memorization_tasks, score, tasks_for
 from lume_unlearn.training.callbacks.scores import BestScores
@@ -47,6 +48,16 @@ def test_a_missing_tokenizer_is_refused_and_a_limit_of_0_is_none(model, tokenize
         with pytest.raises(ConfigError, match=f"^tokenizer {name!r}: pass the model's own"):
             make_trainer(tmp_path, name)
     assert len(score(model, tokenizer, data, gen_kwargs=SHORT, limit=0).answers) == 4
+
+
+def test_a_name_instead_of_a_model_is_refused(model, tokenizer, tmp_path):
+    name, data = "org/model", {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
+    uses = [partial(use, name, tokenizer, data) for use in (score, audit)]
+    uses += [partial(verdict, name, tokenizer, before=model, **data), partial(forget, name, tokenizer, **data)]
+    uses += [partial(verdict, model, tokenizer, before=name, **data), partial(make_trainer, tmp_path, tokenizer, name)]
+    for use in uses:
+        with pytest.raises(ConfigError, match=r"^model 'org/model': pass a loaded model"):
+            use()
 
 
 @pytest.fixture(scope="module")
