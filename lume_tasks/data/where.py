@@ -69,11 +69,11 @@ class Where:
         if self.missing:
             side = "forget" if (self.value == "") != self.differs else "retain"
             lines.append(f"objects without the column {quoted(self.column)}, which go to {side}: {self.missing}")
-        same = self.value.casefold()
-        case = [quoted(value) for value in self.values if value != self.value and value.casefold() == same]
-        if case:
-            what = "values that differ from it only in capital letters are on the other side"
-            lines.append(f"warning: {what}: {', '.join(first_few(case, _SHOWN))}")
+        same = _simple(self.value)
+        near = [quoted(value) for value in self.values if value != self.value and _simple(value) == same]
+        if near:
+            what = "values that differ from it only in capital letters or decimals are on the other side"
+            lines.append(f"warning: {what}: {', '.join(first_few(near, _SHOWN))}")
         return lines
 
 
@@ -83,6 +83,11 @@ def parse_where(text: str) -> Where:
     if not found:
         raise DataError(f"--where {text}: is not COLUMN=VALUE or COLUMN!=VALUE, such as --where customer=77")
     return Where(found[1], unicodedata.normalize("NFC", found[3].strip()), found[2] == "!")
+
+
+def _simple(value: str) -> str:
+    """Return a value without case, and a whole number without decimals: spreadsheets and pandas write 77 as 77.0."""
+    return re.sub(r"(?<=\d)[.,]0{1,2}$", "", value.casefold())
 
 
 def value_of(obj: Mapping[str, Any], column: str) -> tuple[bool, Any]:
