@@ -100,11 +100,12 @@ def test_first_three_trials_vary_rate_and_retain_weight():
 
 
 def test_of_settings_that_chance_may_order_the_highest_rate_is_chosen():
-    low, high, weighted = {"learning_rate": 1e-3}, {"learning_rate": 5e-3}, {"learning_rate": 5e-3, "retain_weight": 12}
+    low, high = ({"learning_rate": rate, "retain_weight": 4} for rate in (1e-3, 5e-3))
+    weighted = high | {"retain_weight": 12}
     trials = [(low, 0.06), (weighted, 0.12), (high, 0.08), ({"learning_rate": 1e-2}, 0.51)]
     assert tuning.chosen(trials, 0.03) is high
-    assert tuning.chosen(trials, 0.1) is high  # not the one with the same rate and a higher objective
+    assert tuning.chosen(trials, 0.1) is weighted  # of two with this rate, the one that spares the retain rows
     assert tuning.chosen(trials, 0.01) is low
-    assert tuning.chosen(trials, 1.0) is high  # not the one that loses too much of the retain rows
+    assert tuning.chosen(trials, 1.0) is weighted  # not the one that loses too much of the retain rows
     assert tuning.chosen([(low, 0.51), (high, 0.52)], 0.03) is low
     assert tuning.chosen([({"beta": 1.0}, 0.3), ({"beta": 2.0}, 0.2)], 0) == {"beta": 2.0}
