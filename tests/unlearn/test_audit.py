@@ -237,7 +237,7 @@ def test_probe_that_cannot_run_is_refused(seen: Seen, tokenizer: PreTrainedToken
     assert not seen.scored
     assert chosen_probes("plain", data) == ["plain"]
     with pytest.raises(ConfigError, match=r"^probes repair: needs a retain row"):
-        audit(None, tokenizer, data, probes="repair", name="model")
+        audit(make_model(), tokenizer, data, probes="repair", name="model")
 
 
 def test_unrelated_texts_are_read_from_fields_or_paragraphs_and_faults_are_named(tmp_path: Path) -> None:
