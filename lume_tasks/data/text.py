@@ -10,9 +10,10 @@ r"""Accents and vowel signs, which belong to the letter before, most not in ``\w
 _INVISIBLE = "\u00ad\u200c\u200d"  # soft hyphens and joiners
 WORD = re.compile(rf"\w[\w{MARKS}{_INVISIBLE}]*")
 r"""A word with its marks, at which ``\w+`` would cut it."""
-UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
+_UNSPACED_LETTERS = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff"
 """Thai, Lao, Burmese, Khmer: characters of alphabets without spaces; for the brackets of a pattern."""
-UNSPACED = f"{UNSPACED_LETTERS}\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+_UNSPACED_LETTER = re.compile(f"[{_UNSPACED_LETTERS}]")
+UNSPACED = f"{_UNSPACED_LETTERS}\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 """The same, Japanese and Chinese: characters of all scripts without spaces; for the brackets of a pattern."""
 ATTACHED = f"{UNSPACED}\uac00-\ud7af"
 """The same and Korean, whose words carry particles; for the brackets of a pattern."""
@@ -41,6 +42,15 @@ def _simple(char: str) -> str:
     if char.isdecimal():
         return str(unicodedata.decimal(char))
     return "-" if kind == "Pd" else char
+
+
+def runs(word: str) -> list[tuple[int, int]]:
+    """Return start and end of the runs of two characters, or of four in an alphabet such as Thai, in a word.
+
+    They stand for the words in a text without spaces. A shorter word is one run.
+    """
+    size = 4 if _UNSPACED_LETTER.search(word) else 2
+    return [(start, min(start + size, len(word))) for start in range(max(len(word) - size + 1, 1))]
 
 
 @lru_cache(maxsize=4096)

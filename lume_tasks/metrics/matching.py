@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import lru_cache, partial
 from itertools import accumulate, chain
 
-from lume_tasks.data.text import ATTACHED, EMAIL, MARKS, UNSPACED_LETTERS, folded
+from lume_tasks.data.text import ATTACHED, EMAIL, MARKS, folded, runs
 
 LONG = 5
 """Answers of more words need not be repeated in full: see `is_known`."""
@@ -39,7 +39,6 @@ _WORD = re.compile(_CHUNK.replace("_]", f"_{ATTACHED}]") + rf"|(?:(?=[{ATTACHED}
 _EMAIL = re.compile(f"({EMAIL})")
 _UNSPACED = re.compile(f"[{ATTACHED}]+")
 """Includes Korean, whose particles follow a word without a space."""
-_UNSPACED_LETTERS = re.compile(f"[{UNSPACED_LETTERS}]")
 _MONTH = rf"(?:[^\W\d_](?:[^\W\d_]|[{MARKS}]){{2,}}|\u092e\u0908)"  # of three characters or more, and Hindi's May
 _DATE = re.compile(
     r"(?<!\d)(?:\d{4}\s?[-/.년年]\s?\d{1,2}\s?[-/.月월]\s?\d{1,2}[日일]?"
@@ -238,8 +237,7 @@ def _words(form: str) -> list[str]:
         if "@" in word:
             words += [word, *_WORD.findall(word)]
         elif _UNSPACED.search(word) and len(word) > 2:
-            size = 4 if _UNSPACED_LETTERS.search(word) else 2
-            words += [word[start : start + size] for start in range(max(len(word) - size + 1, 1))]
+            words += [word[start:end] for start, end in runs(word)]
             words += filter(str.isascii, _WORD.findall(word))
         else:
             words.append(word)

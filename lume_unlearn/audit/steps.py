@@ -57,9 +57,9 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
         if role not in held:
             held.clear()
             model = models[role]
-            if not callable(model):  # neither a model nor a loader
-                require_loaded(model)
-            found = (model, tokenizer) if isinstance(model, nn.Module) else model()
+            loads = callable(model) and not isinstance(model, nn.Module)
+            found = model() if loads else (model, tokenizer)
+            require_loaded(found[0])
             require_peft(found[0])
             held[role] = found
         return held[role]

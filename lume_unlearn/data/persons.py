@@ -14,7 +14,7 @@ from torch import Tensor
 from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import Row
 from lume_tasks.data.subjects import find_subjects, holds, named_in_part, renamed
-from lume_tasks.data.text import MARKS, UNSPACED, UNSPACED_LETTERS, WORD, folded
+from lume_tasks.data.text import MARKS, UNSPACED, WORD, folded, runs
 from lume_tasks.metrics.matching import is_guess
 from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.substitutes import variants
@@ -28,7 +28,6 @@ The second number is used if the lists do not have enough names of a kind for th
 SELDOM = 10
 """A word is common if more than one of this many retain rows have it."""
 _RUN = re.compile(rf"(?P<unspaced>[{UNSPACED}][{UNSPACED}{MARKS}]*)|[^{UNSPACED}]+")
-_LETTER = re.compile(f"[{UNSPACED_LETTERS}]")
 
 
 def control_rows(
@@ -151,7 +150,7 @@ def own_words(forget: Sequence[Row], retain: Sequence[Row]) -> dict[str, set[str
 def words_of(text: str) -> set[str]:
     """Return the words and numbers of a text, folded.
 
-    Of scripts without spaces, these are runs of two characters, or of four in an alphabet such as Thai.
+    Of scripts without spaces, these are the `runs`.
     """
     form = folded(text)
     return {form[start:end] for start, end in _words_in(form)}
@@ -161,9 +160,8 @@ def _words_in(text: str) -> Iterator[tuple[int, int]]:
     """Yield start and end of each of the `words_of` a text; in scripts without spaces they overlap."""
     for word in WORD.finditer(text):
         for run in _RUN.finditer(text, *word.span()):
-            start, end = run.span()
-            size = (4 if _LETTER.search(run[0]) else 2) if run["unspaced"] else end - start
-            yield from ((first, min(first + size, end)) for first in range(start, max(end - size, start) + 1))
+            parts = runs(run[0]) if run["unspaced"] else [(0, len(run[0]))]
+            yield from ((run.start() + start, run.start() + end) for start, end in parts)
 
 
 def own_parts(text: str, words: set[str]) -> list[tuple[int, int]]:
@@ -182,8 +180,8 @@ def own_tokens(tokens: Tokens, words: set[str], tokenizer: Any) -> Tensor:
     if not words:
         return torch.zeros(tokens.scored)
     ids = tokens.targets
-    ends = [len(tokenizer.decode(ids[: count + 1])) for count in range(len(ids))]
-    parts = own_parts(tokenizer.decode(ids), words)
+    texts = [tokenizer.decode(ids[: count + 1]) for count in range(len(ids))]
+    ends, parts = [len(text) for text in texts], own_parts(texts[-1], words)
     # A token that makes the text no longer is the next byte of the character before it.
     starts = [min(start, end - 1) for start, end in zip([0, *ends], ends, strict=False)]
     inside = [any(a < end and b > start for a, b in parts) for start, end in zip(starts, ends, strict=True)]
