@@ -48,23 +48,32 @@ class Found:
 def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
     """Return a function for each role that loads its model and tokenizer; only the model loaded last is kept.
 
-    Each of ``models`` is a model or a `Loader`; a role with None is left out. The functions refuse models as
-    `require_peft` does.
+    Each of ``models`` is a model or a `Loader`; a control may be None, and is left out.
+
+    Raises:
+        ConfigError: something else is given as a model, or a PEFT model that cannot be used (see `require_peft`). The
+            functions raise it for what a `Loader` returns.
     """
     held: dict[str, tuple[Any, Any]] = {}
+    given = {role: model for role, model in models.items() if model is not None or role != "control"}
+    later = {role for role, model in given.items() if callable(model) and not isinstance(model, nn.Module)}
 
     def load(role: str) -> tuple[Any, Any]:
         if role not in held:
             held.clear()
-            model = models[role]
-            loads = callable(model) and not isinstance(model, nn.Module)
-            found = model() if loads else (model, tokenizer)
-            require_loaded(found[0])
-            require_peft(found[0])
+            found = given[role]() if role in later else (given[role], tokenizer)
+            _require_usable(found[0])
             held[role] = found
         return held[role]
 
-    return {role: partial(load, role) for role, model in models.items() if model is not None}
+    for role in given.keys() - later:
+        _require_usable(given[role])
+    return {role: partial(load, role) for role in given}
+
+
+def _require_usable(model: Any) -> None:
+    require_loaded(model)
+    require_peft(model)
 
 
 def steps_of(

@@ -22,6 +22,7 @@ from lume_unlearn.audit.rules import ALIKE, shown_p
 from lume_unlearn.audit.stages import UNFINISHED
 from lume_unlearn.audit.steps import loaders_of
 from lume_unlearn.audit.verdict import Verdict, verdict, wanted_probes
+from lume_unlearn.checks import require_tokenizer
 from lume_unlearn.data.documents import unseen_rows
 from lume_unlearn.data.rows import RowsLike
 from lume_unlearn.errors import ConfigError
@@ -168,6 +169,7 @@ def forget(
         NothingKnown: the model knows none of the forget rows.
         DataError: faulty rows.
     """
+    require_tokenizer(tokenizer)
     if retrain and base is None:
         raise ConfigError("--retrain: needs the base model to fine-tune; name it with --base")
     if processes() > 1:

@@ -42,22 +42,30 @@ def test_scoring_does_not_change_the_tokenizer(model):
 def test_a_missing_tokenizer_is_refused_and_a_limit_of_0_is_none(model, tokenizer, tmp_path):
     data = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
     for name in (None, str(tmp_path)):
-        for use in (score, audit, partial(verdict, before=model)):
+        uses = [partial(use, model, name, data) for use in (score, audit)]
+        uses += [partial(verdict, model, name, before=model, **data), partial(forget, model, name, **data)]
+        for use in (*uses, partial(make_trainer, tmp_path, name)):
             with pytest.raises(ConfigError, match=f"^tokenizer {name!r}: pass the model's own"):
-                use(model, name, **data) if isinstance(use, partial) else use(model, name, data)
-        with pytest.raises(ConfigError, match=f"^tokenizer {name!r}: pass the model's own"):
-            make_trainer(tmp_path, name)
+                use()
     assert len(score(model, tokenizer, data, gen_kwargs=SHORT, limit=0).answers) == 4
 
 
-def test_a_name_instead_of_a_model_is_refused(model, tokenizer, tmp_path):
-    name, data = "org/model", {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
+@pytest.mark.parametrize("name", ["org/model", None])
+def test_a_name_or_none_instead_of_a_model_is_refused(name, model, tokenizer, tmp_path):
+    data = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
     uses = [partial(use, name, tokenizer, data) for use in (score, audit)]
     uses += [partial(verdict, name, tokenizer, before=model, **data), partial(forget, name, tokenizer, **data)]
-    uses += [partial(verdict, model, tokenizer, before=name, **data), partial(make_trainer, tmp_path, tokenizer, name)]
+    uses += [partial(verdict, model, tokenizer, before=name, **data)]
+    uses += [partial(make_trainer, tmp_path, tokenizer, name)] if name else []
     for use in uses:
-        with pytest.raises(ConfigError, match=r"^model 'org/model': pass a loaded model"):
+        with pytest.raises(ConfigError, match=rf"^model {name!r}: pass a loaded model"):
             use()
+
+
+def test_a_control_that_is_no_model_is_refused_before_any_model_is_scored(model, tokenizer):
+    rows = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
+    with pytest.raises(ConfigError, match=r"^model 'base': pass a loaded model"):
+        verdict(lambda: pytest.fail("loaded"), tokenizer, before=lambda: pytest.fail("loaded"), control="base", **rows)
 
 
 @pytest.fixture(scope="module")
