@@ -62,18 +62,15 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
         if role not in held:
             held.clear()
             found = given[role]() if role in later else (given[role], tokenizer)
-            _require_usable(found[0])
+            require_loaded(found[0])
+            require_peft(found[0])
             held[role] = found
         return held[role]
 
-    for role in given.keys() - later:
-        _require_usable(given[role])
+    for role in given:
+        if role not in later:
+            load(role)  # refuses what is no model before any other is loaded
     return {role: partial(load, role) for role in given}
-
-
-def _require_usable(model: Any) -> None:
-    require_loaded(model)
-    require_peft(model)
 
 
 def steps_of(
