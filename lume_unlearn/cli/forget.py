@@ -19,14 +19,16 @@ TEXTS = {
     "where": "Forget only the rows of --forget with COLUMN=VALUE (or COLUMN!=VALUE), and keep the others.",
     "retain": "Files or folders with what it must keep, separated by commas (default: with --where, the other rows of "
     "--forget).",
-    "output": "Folder for model/, adapter/, data/, the verdict and its pages. The same command continues after an "
-    "interruption.",
+    "output": "Folder for model/, adapter/ (with lora), data/, the verdict and its pages. The same command continues "
+    "after an interruption.",
     "base": "Base model that the target was fine-tuned from, if you still have it: control of the verdict, and teacher "
     "of texts that name nobody.",
     "unseen": "File with texts like those of --forget that the model never saw: forget texts that name nobody "
     "get the loss of these.",
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
     "after": "Output folder of the previous request: its model is used, and its forget rows are tested again.",
+    "tuning": "What is trained: lora (default), or full, all weights: more memory, but further training brings less "
+    "back.",
     "tries": "Most trainings; the result of each decides the setting of the next (default: 3).",
     "minutes": "Start another try only if it and the verdict should end within this time (default: no limit).",
     "probes": PROBES,

@@ -20,7 +20,7 @@ from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.files import replacing
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.model.load import load_model, trainable
+from lume_unlearn.model.load import load_model, set_weights, trainable, trained_weights
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
@@ -102,11 +102,10 @@ def _ready(load: Load, contestant: Contestant, args: UnlearningArguments) -> Any
 
 def keep(path: Path, model: Any, result: Result) -> None:
     """Write trained weights, with their result as metadata, to a file; if that fails, only warn."""
-    trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-    weights, metadata = {name: weight.cpu().contiguous() for name, weight in trained.items()}, json.dumps(result)
+    weights = {name: weight.cpu().contiguous() for name, weight in trained_weights(model).items()}
     try:
         with replacing(path) as partial:
-            save_file(weights, partial, {"result": metadata})
+            save_file(weights, partial, {"result": json.dumps(result)})
     except (OSError, SafetensorError) as error:
         _log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
 
@@ -116,5 +115,5 @@ def kept_run(path: Path, load: Load, contestant: Contestant, setting: Setting) -
     release_memory()
     model = _ready(load, contestant, arguments(contestant, setting)).float().eval()
     with safe_open(path, "pt") as file:
-        model.load_state_dict({name: file.get_tensor(name) for name in file.keys()}, strict=False)  # noqa: SIM118
+        set_weights(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return model, json.loads(file.metadata()["result"])

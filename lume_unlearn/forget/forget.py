@@ -34,7 +34,7 @@ from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.model.load import lora_config, trainable
+from lume_unlearn.model.load import lora_config, require_tuning, trainable
 from lume_unlearn.scoring.score import as_data, without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.checkpoints import whole_checkpoints
@@ -57,7 +57,7 @@ class Forgotten:
     """The result of `forget`."""
 
     model: Any
-    """The best model of all tries, with its adapter merged; or the retrained model."""
+    """The best model of all tries, an adapter merged; or the retrained model."""
     verdict: Verdict
     tries: list[Try]
     look: Signals
@@ -122,6 +122,7 @@ def forget(
     unseen: Sequence[str | Row] | None = None,
     output: str | Path | None = None,
     method: Method | type[Method] | str = "swap",
+    tuning: str = "lora",
     tries: int = 3,
     minutes: float | None = None,
     retrain: bool = False,
@@ -135,9 +136,9 @@ def forget(
 ) -> Forgotten:
     """Make a model forget rows, keep the others, and judge whether they are gone.
 
-    Each try trains a LoRA adapter. While it runs, it is judged by the rows that are still known and by a swap test with
-    names that no training uses; `next_setting` then chooses the setting of the next try. The best weights of all tries
-    are merged into the model. Only these signals decide, so no retrained model is needed.
+    Each try trains a LoRA adapter, or the weights that ``tuning`` names. While it runs, it is judged by the rows that
+    are still known and by a swap test with names that no training uses; `next_setting` then chooses the setting of the
+    next try. The result has the best weights of all tries. Only these signals decide, so no retrained model is needed.
 
     Args:
         model: the target, of transformers or PEFT, on the device to train on; it is not changed. Or a function without
@@ -152,6 +153,8 @@ def forget(
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
             None keeps nothing.
         method: unlearning method.
+        tuning: what is trained (see `trainable`). All weights ("full") need more memory, but further training brings
+            less back.
         tries: most tries.
         minutes: another try starts only if it and the verdict should end within this time; None: no limit.
         retrain: fine-tune ``base`` on the retain rows instead of unlearning.
@@ -178,7 +181,8 @@ def forget(
     options: dict[str, Any] = {"controls": controls, "chat": chat, "batch_size": batch_size, "seed": seed}
     wanted = wanted_probes(data, probes, (), (), options | probing)
     texts = None if unseen is None else unseen_rows(unseen, (*data.forget, *data.retain))
-    request = Request(model, tokenizer, base, data, method_of(method), options | probing, Progress(), texts)
+    given: dict[str, Any] = {"method": method_of(method), "tuning": require_tuning(tuning), "unseen": texts}
+    request = Request(model, tokenizer, base, data, options=options | probing, progress=Progress(), **given)
     holder: Any = TemporaryDirectory() if output is None else nullcontext(output)
     with holder as place, only_run(Path(place)):
         folder = Path(place)
@@ -190,7 +194,7 @@ def forget(
             result = request.retrained(folder)
         else:
             result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
-        given: dict[str, Any] = {"before": model, "control": base, "forgotten": earlier, "probes": probes}
+        given = {"before": model, "control": base, "forgotten": earlier, "probes": probes}
         given |= request.data.rows
         with without_messages("lume_unlearn", "probe left out"):  # logged at the start
             found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
@@ -206,6 +210,7 @@ class Request:
     base: Any
     data: Data
     method: Method
+    tuning: str
     options: dict[str, Any]
     progress: Progress
     unseen: Sequence[Row] | None = None
@@ -221,7 +226,7 @@ class Request:
         roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
         models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}
         about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
-        about |= {"seed": str(self.seed), "chat": str(self.options["chat"])}
+        about |= {"tuning": self.tuning, "seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
         path = folder / INPUTS
         if path.exists() and json.loads(path.read_text(encoding="utf-8")) != about:
@@ -268,7 +273,7 @@ class Request:
         """
         load, control = self.load["before"], self.base is not None
         parameters = sum(weight.numel() for weight in load()[0].parameters())
-        first = first_setting(parameters, default_steps(self.method, self.data.forget))
+        first = first_setting(parameters, default_steps(self.method, self.data.forget), self.tuning)
         found = estimates(load, self.data, probes, first, self.method, control, self.options)
         self.progress.say(found.line(tries, control))
         self.progress.expect((found.one_try if tries else found.retraining) + found.verdict)
@@ -277,14 +282,16 @@ class Request:
     def unlearned(
         self, folder: Path, judge: Judge, most: int, first: Setting, planned: Estimates, minutes: float | None
     ) -> tuple[Any, list[Try]]:
-        """Run the tries; return the target with the best weights merged into it, and the tries."""
+        """Run the tries; return the model with the best weights, and the tries."""
         model, tokenizer = self.load["before"]()
         if isinstance(self.model, nn.Module):
             model = plain_copy(model)
         base = None if self.base is None else self.load["control"]()[0]
         attention = model.config._attn_implementation  # training changes it, to pack rows
+        if self.tuning != "lora":
+            model.requires_grad_(True)  # a merged adapter has left them frozen
         set_seed(self.seed)  # for the adapter's initial weights
-        adapted = trainable(model, "lora", lora_config(**LORA))
+        adapted = trainable(model, self.tuning, lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES
         rejected = tries_before(folder)
         tried = Tries(

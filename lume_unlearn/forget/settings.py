@@ -4,12 +4,14 @@ from dataclasses import dataclass
 
 from lume_unlearn.forget.signals import DOUBT, Signals
 
-RATE, RETAIN_WEIGHT, STEPS = 1e-3, 4.0, 32
-"""Learning rate, retain weight and fewest optimiser steps of the first try."""
+RATE, RATE_OF_WEIGHTS = 1e-3, 1e-4
+"""Learning rate of the first try with an adapter, and with the model's own weights."""
+RETAIN_WEIGHT, STEPS = 4.0, 32
+"""Retain weight and fewest optimiser steps of the first try."""
 PARAMETERS = 135e6
-"""Parameters of the model for which `RATE` was found."""
-HIGHEST = 5e-3
-"""Highest learning rate, for small models."""
+"""Parameters of the model for which the rates were found."""
+HIGHEST = 5
+"""Highest multiple of the rate, for small models."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,19 @@ class Setting:
         return f"rate {self.learning_rate:.2g}, retain weight {self.retain_weight:g}{start}"
 
 
-def first_setting(parameters: int, steps: int) -> Setting:
+def first_setting(parameters: int, steps: int, tuning: str = "lora") -> Setting:
     """Return the setting of the first try; its learning rate is proportional to 1 / sqrt(parameters).
 
-    The rate is at most `HIGHEST`. Worked example: with 1.35 billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
+    The rate is at most `HIGHEST` times that of a model with `PARAMETERS`. Worked example: with an adapter and 1.35
+    billion parameters, 1e-3 / sqrt(10) = 3.2e-4.
 
     Args:
         parameters: number of parameters of the model.
         steps: optimiser steps for the forget rows; raised to `STEPS`.
+        tuning: what is trained (see `trainable`).
     """
-    rate = min(RATE * (PARAMETERS / parameters) ** 0.5, HIGHEST)
-    return Setting(rate, RETAIN_WEIGHT, max(STEPS, steps))
+    rate = RATE if tuning == "lora" else RATE_OF_WEIGHTS
+    return Setting(rate * min((PARAMETERS / parameters) ** 0.5, HIGHEST), RETAIN_WEIGHT, max(STEPS, steps))
 
 
 def next_setting(setting: Setting, best: Signals | None, cut: bool = False) -> tuple[Setting, str]:

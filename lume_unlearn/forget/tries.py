@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from peft import get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback, set_seed
@@ -22,6 +21,7 @@ from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.base import Method
+from lume_unlearn.model.load import set_weights, trained_weights
 from lume_unlearn.scoring.score import without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
@@ -63,7 +63,7 @@ class Tries:
     """Inputs that all tries of a request share."""
 
     model: Any
-    """PEFT model: the target with a new adapter, which is trained."""
+    """The target, from `trainable`: with a new adapter, or with the weights that are trained."""
     tokenizer: Any
     data: Data
     judge: Judge
@@ -87,7 +87,7 @@ class Tries:
             most: most tries.
             goes_on: returns whether there is time for another try that takes this many seconds.
         """
-        start = {name: weight.clone() for name, weight in get_peft_model_state_dict(self.model).items()}
+        start = {name: weight.to("cpu", copy=True) for name, weight in trained_weights(self.model).items()}
         done: list[Try] = []
         setting = first
         while len(done) < most and (not done or goes_on(done[-1].seconds)):
@@ -95,7 +95,7 @@ class Tries:
             found = self._kept(number)
             if found is None:
                 source = load_file(self.folder / str(number - 1) / WEIGHTS) if setting.continued else start
-                set_peft_model_state_dict(self.model, dict(source))
+                set_weights(self.model, source)
                 found = self._trained(number, setting)
             done.append(found)
             if found.best is not None and found.best.good and number > self.rejected:
@@ -114,7 +114,7 @@ class Tries:
         if not judged:
             return None
         best = max(judged, key=lambda one: one.best.order if one.best else ())
-        set_peft_model_state_dict(self.model, load_file(self.folder / str(best.number) / WEIGHTS))
+        set_weights(self.model, load_file(self.folder / str(best.number) / WEIGHTS))
         return best
 
     def _kept(self, number: int) -> Try | None:
@@ -202,7 +202,7 @@ class Watch(TrainerCallback, ExportableState):
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
-            weights = {name: weight.contiguous() for name, weight in get_peft_model_state_dict(model).items()}
+            weights = {name: weight.contiguous() for name, weight in trained_weights(model).items()}
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 save_file(weights, self.folder / WEIGHTS)

@@ -1,7 +1,7 @@
 """Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -146,9 +146,7 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
         ConfigError: the tuning is unknown, the model does not have what it names, or see `require_peft`.
     """
     require_peft(model)
-    if not re.fullmatch(TUNINGS, tuning):
-        raise ConfigError(f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
-    if tuning != "lora":
+    if require_tuning(tuning) != "lora":
         freeze(model, tuning)
         return model
     lora = lora or lora_config()
@@ -168,6 +166,25 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
         return get_peft_model(model, lora)
     except ValueError as error:
         raise ConfigError(f"--lora_targets: {error}") from error
+
+
+def require_tuning(tuning: str) -> str:
+    """Return a tuning that `trainable` knows; raise `ConfigError` for another."""
+    if not re.fullmatch(TUNINGS, str(tuning)):
+        raise ConfigError(f"--tuning {tuning!r}: choose lora, full, last:K (K layers) or modules:REGEX")
+    return tuning
+
+
+def trained_weights(model: Any) -> dict[str, torch.Tensor]:
+    """Return the weights of a model that are trained, by name, without gradients."""
+    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def set_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy values into the weights of a model with these names."""
+    own = dict(model.named_parameters())
+    for name, weight in weights.items():
+        own[name].data.copy_(weight)
 
 
 def require_peft(model: Any) -> None:

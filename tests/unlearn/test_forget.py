@@ -9,7 +9,6 @@ from io import StringIO
 
 import pytest
 import torch
-from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
 
 from lume_tasks.errors import DataError
@@ -22,7 +21,7 @@ from lume_unlearn.forget import forget as forget_module
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.ledger import LEDGER, ledger_faults
 from lume_unlearn.forget.settings import Setting
-from lume_unlearn.model.load import load_model, load_tokenizer, lora_config
+from lume_unlearn.model.load import load_model, load_tokenizer, lora_config, trained_weights
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.callbacks.memorised import Memorised
 from tests.conftest import loaded_with_adapter, make_model, make_tokenizer, trained_copy
@@ -258,27 +257,32 @@ def test_a_target_that_knows_no_retain_row_is_said_before_the_first_try(target, 
     assert "--retain: the target knows none of these rows" in capsys.readouterr().err
 
 
-def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tmp_path):
+@pytest.mark.parametrize("tuning", ["lora", "full"])
+def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tuning, tmp_path):
     first, second, third = (signals(known=2), signals(known=1)), [signals(kept=3)] * 2, [signals(known=2)] * 2
     seen, answers = [], iter([*first, *second, *third])
 
     def judged(self, model):
-        seen.append({name: weight.clone() for name, weight in get_peft_model_state_dict(model).items()})
+        seen.append({name: weight.clone() for name, weight in trained_weights(model).items()})
         return next(answers)
 
     load = partial(_loaded, target)
     options = {"tries": 3, "probes": ["quantised"], "controls": 39, "output": tmp_path, "method": Swap(controls=2)}
+    options["tuning"] = tuning
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tries.Judge, "signals", judged)
-        found = forget(load, load()[1], FORGET, RETAIN, **options)
+        given = load if tuning == "lora" else load()[0].requires_grad_(False)
+        found = forget(given, load()[1], FORGET, RETAIN, **options)
     settings = [one.setting for one in found.tries]
     rate = settings[0].learning_rate
     assert settings[1] == Setting(rate, 4.0, settings[0].steps * 3 // 2, continued=True)
     assert settings[2] == Setting(rate / 2, 8.0, settings[1].steps)
     best = load_file(tmp_path / "tries" / "1" / tries.WEIGHTS)
     assert all(weight.equal(seen[1][name]) for name, weight in best.items())
-    adapter = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
-    assert all(weight.equal(best[name]) for name, weight in adapter.items())
+    assert (tmp_path / "adapter").exists() == (tuning == "lora")
+    saved = tmp_path / ("adapter/adapter_model" if tuning == "lora" else "model/model")
+    written = {name.replace(".default", ""): weight for name, weight in best.items()}
+    assert all(weight.equal(written[name]) for name, weight in load_file(f"{saved}.safetensors").items())
 
 
 def test_a_finished_request_goes_on_with_more_tries_alone(tmp_path, target, customers, command):

@@ -40,6 +40,7 @@ def test_the_next_setting_follows_from_what_went_wrong():
     assert first_setting(135_000_000, steps=100) == Setting(1e-3, 4.0, 100)
     assert first_setting(1_350_000_000, steps=5).learning_rate == pytest.approx(1e-3 / 10**0.5)
     assert first_setting(10_000, steps=5) == Setting(5e-3, 4.0, 32)
+    assert first_setting(135_000_000, steps=5, tuning="full") == Setting(1e-4, 4.0, 32)
 
 
 def test_a_try_takes_steps_by_the_rows_and_is_judged_in_its_middle_and_at_its_end():
@@ -84,9 +85,7 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
         save_file({"weight": torch.ones(2)}, folder / tries.WEIGHTS)
     kept = {1: tries.Try(1, setting, {4: signals()})}
     with (
-        mock.patch.multiple(
-            tries, get_peft_model_state_dict=lambda model: {}, set_peft_model_state_dict=lambda *_: None
-        ),
+        mock.patch.multiple(tries, trained_weights=lambda model: {}, set_weights=lambda *_: None),
         mock.patch.multiple(
             tries.Tries,
             _kept=lambda self, number: kept.get(number),
