@@ -11,7 +11,8 @@ SIGNATURES = {
     "substitutes=None, unseen=None, forgotten=None, base=None, eval_data=None, callbacks=()",
     "audit": "model, tokenizer, data, *, probes=None, split='all', limit=0, seed=0, output=None, name=None, **options",
     "forget": "model, tokenizer, forget, retain, *, base=None, unseen=None, output=None, method='swap', tuning='lora', "
-    "tries=3, minutes=None, retrain=False, earlier=(), probes=None, controls=99, chat=True, batch_size=64, seed=0, **probing",
+    "tries=3, minutes=None, retrain=False, earlier=(), probes=None, controls=99, chat=True, batch_size=64, seed=0, "
+    "**probing",
     "compare": "model, methods, data, output, *, tokenizer=None, retrained=None, split='all', tunings=('lora',), "
     "alternatives=None, trials=8, seeds=3, tuning_share=0.25, probes=('quantised', 'relearn_forget', "
     "'repair'), relearn_rows=32, relearn_steps=40, relearn_rate=0.0001, per_device_eval_batch_size=64, "
