@@ -27,8 +27,7 @@ TEXTS = {
     "get the loss of these.",
     "retrain": "Fine-tune --base on the retain rows instead of unlearning.",
     "after": "Output folder of the previous request: its model is used, and its forget rows are tested again.",
-    "tuning": "What is trained: lora (default), or full, all weights: more memory, but further training brings less "
-    "back.",
+    "tuning": "What is trained: lora (default), or full: all weights, which takes more memory.",
     "tries": "Most trainings; the result of each decides the setting of the next (default: 3).",
     "minutes": "Start another try only if it and the verdict should end within this time (default: no limit).",
     "probes": PROBES,

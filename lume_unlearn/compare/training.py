@@ -20,7 +20,8 @@ from lume_unlearn.compare.judge import Result
 from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.files import replacing
 from lume_unlearn.methods.registry import method_of
-from lume_unlearn.model.load import load_model, set_weights, trainable, trained_weights
+from lume_unlearn.model.load import load_model, trainable
+from lume_unlearn.model.weights import copied_weights, set_weights
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
@@ -40,7 +41,7 @@ def loader(model: Any, trust_remote_code: bool, option: str = "--model") -> Load
         if isinstance(model, str | PathLike):
             found = load_model(str(model), dtype, trust_remote_code, option)
         else:
-            found = plain_copy(model).requires_grad_(True)
+            found = plain_copy(model)
         return found.to("cuda" if torch.cuda.is_available() else "cpu", dtype).eval()
 
     return load
@@ -102,10 +103,9 @@ def _ready(load: Load, contestant: Contestant, args: UnlearningArguments) -> Any
 
 def keep(path: Path, model: Any, result: Result) -> None:
     """Write trained weights, with their result as metadata, to a file; if that fails, only warn."""
-    weights = {name: weight.cpu().contiguous() for name, weight in trained_weights(model).items()}
     try:
         with replacing(path) as partial:
-            save_file(weights, partial, {"result": json.dumps(result)})
+            save_file(copied_weights(model), partial, {"result": json.dumps(result)})
     except (OSError, SafetensorError) as error:
         _log.warning("%s: cannot be written (%s); if its probes are stopped, the run is trained again", path, error)
 

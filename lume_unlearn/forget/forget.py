@@ -153,8 +153,7 @@ def forget(
         output: folder that keeps finished tries and the result, so that the same call continues after an interruption;
             None keeps nothing.
         method: unlearning method.
-        tuning: what is trained (see `trainable`). All weights ("full") need more memory, but further training brings
-            less back.
+        tuning: what is trained (see `trainable`).
         tries: most tries.
         minutes: another try starts only if it and the verdict should end within this time; None: no limit.
         retrain: fine-tune ``base`` on the retain rows instead of unlearning.
@@ -288,8 +287,6 @@ class Request:
             model = plain_copy(model)
         base = None if self.base is None else self.load["control"]()[0]
         attention = model.config._attn_implementation  # training changes it, to pack rows
-        if self.tuning != "lora":
-            model.requires_grad_(True)  # a merged adapter has left them frozen
         set_seed(self.seed)  # for the adapter's initial weights
         adapted = trainable(model, self.tuning, lora_config(**LORA))
         say, work = self.progress.say, folder / TRIES

@@ -21,7 +21,7 @@ from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.base import Method
-from lume_unlearn.model.load import set_weights, trained_weights
+from lume_unlearn.model.weights import copied_weights, set_weights
 from lume_unlearn.scoring.score import without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
@@ -87,7 +87,7 @@ class Tries:
             most: most tries.
             goes_on: returns whether there is time for another try that takes this many seconds.
         """
-        start = {name: weight.to("cpu", copy=True) for name, weight in trained_weights(self.model).items()}
+        start = copied_weights(self.model)
         done: list[Try] = []
         setting = first
         while len(done) < most and (not done or goes_on(done[-1].seconds)):
@@ -202,10 +202,9 @@ class Watch(TrainerCallback, ExportableState):
             return
         found = self.judge.signals(model)
         if all(found.order > one.order for one in self.judged.values()):
-            weights = {name: weight.contiguous() for name, weight in trained_weights(model).items()}
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                save_file(weights, self.folder / WEIGHTS)
+                save_file(copied_weights(model), self.folder / WEIGHTS)
         self.judged[step] = found
         self.bar.set_postfix_str(f"known {found.known}/{found.rows}, kept {found.kept}/{found.retain}")
         self.say(f"{where}: {found.line()}")

@@ -1,7 +1,7 @@
 """Load models, tokenizers and LoRA adapters, and choose which weights are trained."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -175,18 +175,6 @@ def require_tuning(tuning: str) -> str:
     return tuning
 
 
-def trained_weights(model: Any) -> dict[str, torch.Tensor]:
-    """Return the weights of a model that are trained, by name, without gradients."""
-    return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
-
-
-def set_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
-    """Copy values into the weights of a model with these names."""
-    own = dict(model.named_parameters())
-    for name, weight in weights.items():
-        own[name].data.copy_(weight)
-
-
 def require_peft(model: Any) -> None:
     """Raise `ConfigError` for a model with an adapter that is no PEFT model: its adapter was loaded by transformers."""
     if hasattr(model, "peft_config") and not isinstance(model, PeftModel):
@@ -208,7 +196,7 @@ def _tied_modules(model: Any) -> list[str]:
 def freeze(model: Any, tuning: str) -> None:
     """Freeze all weights except those of the last K decoder layers ("last:K") or those that "modules:REGEX" finds.
 
-    "full" freezes nothing. Frozen weights get no gradient and no optimiser state. Tied embeddings are one weight, named
+    "full" trains all. Frozen weights get no gradient and no optimiser state. Tied embeddings are one weight, named
     after the input embeddings.
 
     Raises:
@@ -216,6 +204,8 @@ def freeze(model: Any, tuning: str) -> None:
     """
     kind, _, rest = tuning.partition(":")
     if kind == "full":
+        for weight in model.parameters():  # PEFT freezes those below an adapter, also once it is merged
+            weight.requires_grad_(weight.is_floating_point())
         return
     model.requires_grad_(False)
     if kind == "last":

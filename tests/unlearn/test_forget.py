@@ -21,7 +21,8 @@ from lume_unlearn.forget import forget as forget_module
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.ledger import LEDGER, ledger_faults
 from lume_unlearn.forget.settings import Setting
-from lume_unlearn.model.load import load_model, load_tokenizer, lora_config, trained_weights
+from lume_unlearn.model.load import load_model, load_tokenizer, lora_config
+from lume_unlearn.model.weights import copied_weights
 from lume_unlearn.scoring.score import score
 from lume_unlearn.training.callbacks.memorised import Memorised
 from tests.conftest import loaded_with_adapter, make_model, make_tokenizer, trained_copy
@@ -263,7 +264,7 @@ def test_a_try_follows_from_the_one_before_and_the_best_weights_win(target, tuni
     seen, answers = [], iter([*first, *second, *third])
 
     def judged(self, model):
-        seen.append({name: weight.clone() for name, weight in trained_weights(model).items()})
+        seen.append(copied_weights(model))
         return next(answers)
 
     load = partial(_loaded, target)

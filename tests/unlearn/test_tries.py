@@ -85,7 +85,7 @@ def test_more_tries_go_on_where_a_verdict_was_not_gone(tmp_path):
         save_file({"weight": torch.ones(2)}, folder / tries.WEIGHTS)
     kept = {1: tries.Try(1, setting, {4: signals()})}
     with (
-        mock.patch.multiple(tries, trained_weights=lambda model: {}, set_weights=lambda *_: None),
+        mock.patch.multiple(tries, copied_weights=lambda model: {}, set_weights=lambda *_: None),
         mock.patch.multiple(
             tries.Tries,
             _kept=lambda self, number: kept.get(number),

@@ -10,7 +10,6 @@ import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_callback import ExportableState
 
@@ -18,6 +17,7 @@ from lume_tasks.data.rows import Row
 from lume_unlearn.errors import Diverged
 from lume_unlearn.model.forward import row_values
 from lume_unlearn.model.masters import float32_weights
+from lume_unlearn.model.weights import copied_weights, set_weights
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.callbacks.progress import saved_attributes
 
@@ -59,7 +59,7 @@ class Monitor(TrainerCallback, ExportableState):
         self.trainer, self.policy = trainer, args.on_collapse
         self.rows = {side: trainer.encode.some(own, SAMPLE, args.seed) for side, own in rows.items()}
         self.measured: list[Entry] = []
-        self.good_weights: list[Tensor] = []
+        self.good_weights: dict[str, Tensor] = {}
         """With the policy rollback: the trained weights at the last good measurement, on the CPU."""
         self.rolled_back = False
 
@@ -73,8 +73,7 @@ class Monitor(TrainerCallback, ExportableState):
         if kept is not None:
             self.measured = [dict(entry) for entry in kept["measured"]]
             if self.policy == "rollback" and self.trainer.resumed_from is not None:
-                tensors = load_file(_weights_file(self.trainer.resumed_from))
-                self.good_weights = [tensors[str(number)] for number in range(len(tensors))]
+                self.good_weights = load_file(_weights_file(self.trainer.resumed_from))
             return
         self.measured, self.rolled_back = [], False
         self.measure(model, 0)
@@ -122,8 +121,7 @@ class Monitor(TrainerCallback, ExportableState):
     def write_into(self, checkpoint: Path, state: TrainerState) -> None:
         """Write the weights to roll back to, which may be older than those of the checkpoint."""
         if self.policy == "rollback":
-            tensors = {str(number): weight for number, weight in enumerate(self.good_weights)}
-            save_file(tensors, _weights_file(checkpoint))
+            save_file(self.good_weights, _weights_file(checkpoint))
 
     def check_result(self, model: Any, step: int) -> None:
         """Measure and check the negated weights of a task vector; this replaces the measurement of the trained weights.
@@ -154,7 +152,7 @@ class Monitor(TrainerCallback, ExportableState):
     def _keep_weights(self, model: nn.Module) -> None:
         if self.policy == "rollback":
             with float32_weights(model):
-                self.good_weights = [weight.to("cpu", copy=True) for weight in trained_weights(model)]
+                self.good_weights = copied_weights(model)
 
     def _complain(self, advice: str) -> None:
         """Warn of a collapse, or stop the run with an error; ``advice`` says what to change in a new run."""
@@ -164,9 +162,8 @@ class Monitor(TrainerCallback, ExportableState):
         _log.warning("%s", text)
 
     def _roll_back(self, model: nn.Module, control: TrainerControl) -> None:
-        with torch.no_grad(), float32_weights(model):
-            for weight, good in zip(trained_weights(model), self.good_weights, strict=True):
-                weight.copy_(good)
+        with float32_weights(model):
+            set_weights(model, self.good_weights)
         message = self._collapse()
         del self.measured[-1]
         _log.warning("%s; rolling back to the weights of step %d and ending here", message, self.measured[-1]["step"])
@@ -245,12 +242,6 @@ def advice(measured: Sequence[Entry], negated: bool = False, bound: float = math
             f"token; {lower}"
         )
     return None
-
-
-def trained_weights(model: nn.Module) -> list[Tensor]:
-    """Return the trained weights, or this process's shards of them."""
-    trained = [weight.detach() for weight in model.parameters() if weight.requires_grad]
-    return [weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained]
 
 
 def _weights_file(checkpoint: Path) -> Path:
