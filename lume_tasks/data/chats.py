@@ -8,6 +8,7 @@ from itertools import groupby, pairwise
 from typing import Any
 
 from lume_tasks.data.items import ALONE, Item
+from lume_tasks.data.rows import Turns
 
 CALL = "call"
 _ROLES = {
@@ -20,6 +21,7 @@ _ROLES = {
 _JOINED = ("user", "assistant")
 
 Turn = tuple[str, str]  # role and text
+Key = tuple[str, str, Turns]  # input, output and turns of a row
 
 
 def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
@@ -52,6 +54,22 @@ def chat_questions(chat: Any) -> tuple[list[Item], list[str], Counter[str]]:
     if problems:
         return [], problems, counts
     return _questions(_joined(turns), counts), [], counts
+
+
+def shared_questions(forget: Mapping[Key, bool], retain: Mapping[Key, bool]) -> tuple[set[Key], set[Key]]:
+    """Return the chat questions to leave out of forget and of retain rows, since the other side has them too.
+
+    From both sides those asked alone, while the same question with its turns stays. Example: "Thank you." - "You are
+    welcome." ends many chats, and the model should keep it. From the forget rows also those after which a forget chat
+    goes on, such as the same greeting: what comes after them is forgotten.
+
+    Args:
+        forget: input, output and turns of each forget row, to whether it asks a question of a chat alone.
+        retain: the same of the retain rows.
+    """
+    begun = {(turns[-2][1], turns[-1][1], turns[:-2]) for _, _, turns in forget if len(turns) > 1}
+    out = {key for key, alone in forget.items() if key in retain and (alone or key in begun)}
+    return out, {key for key, alone in retain.items() if alone and key in forget.keys() - out}
 
 
 def _turn(turn: Mapping[str, Any], counts: Counter[str]) -> list[Turn]:

@@ -3,6 +3,7 @@
 import codecs
 
 from lume_tasks.data.files import Fault, utf8_lines
+from lume_tasks.data.text import WORD
 
 _MARKS = (
     (codecs.BOM_UTF32_LE, "utf-32"),  # begins with the mark of UTF-16
@@ -11,6 +12,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 _COMMON = [f"cp125{i}" for i in range(8)] + ["koi8_r", "gb18030", "big5", "shift_jis", "euc_jp", "euc_kr"]
+EXAMPLES = 3
+"""Words that show the user whether an encoding is right."""
 _USUAL = "cp1252"  # Windows in Western Europe and the Americas; preferred, since short texts fit several encodings
 
 
@@ -59,7 +62,9 @@ def _strict(content: bytes, name: str, origin: str) -> tuple[str, str, list[Faul
         at = f" (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else ""
         return "", "", [(0, f"is not valid {name}{at} (encoding {origin}): save the file as UTF-8")]
     same = content.isascii() and text == content.decode("ascii")
-    return text, "" if same else f"{name} ({origin})", []
+    words = dict.fromkeys(word for word in WORD.findall(text) if not word.isascii())
+    example = f", with words such as {', '.join(list(words)[:EXAMPLES])}" if words else ""
+    return text, "" if same else f"{name} ({origin}){example}", []
 
 
 def _detected(content: bytes) -> str | None:

@@ -45,8 +45,12 @@ def names_of(obj: Mapping[str, Any], options: Options) -> tuple[str, ...] | None
     candidates = ((named,) if named else ()) + PAIRS + CHATS + TEXTS
     there = [names for names in candidates if all(name in obj for name in names)]
     there = [names for names in there if names != ("content",) or "role" not in obj or names == named]
-    filled = [names for names in there if all(obj[name] is not None for name in names)]
+    filled = [names for names in there if not any(_empty(obj[name]) for name in names)]
     return next(iter(filled + there), None)
+
+
+def _empty(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and not value.strip())
 
 
 def lower_names(obj: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from textwrap import shorten
 
+from lume_tasks.data.chats import shared_questions
 from lume_tasks.data.encodings import encoding_problem
 from lume_tasks.data.fields import Options, lower_name
 from lume_tasks.data.files import SUFFIXES, write_rows
@@ -135,22 +136,14 @@ def _once(items: Iterable[Item], duplicates: list[str]) -> list[Item]:
 
 
 def _leave_out_shared(split: _Split) -> None:
-    """Leave out chat questions that the other side has too.
-
-    From both sides those asked alone, while the same question with its turns stays. Example: "Thank you." - "You are
-    welcome." ends many chats, and the model should keep it. From the forget rows also those after which a forget chat
-    goes on, such as the same greeting: what comes after them is forgotten. A whole chat on both sides is an error.
-    """
-    others = {item.key for item in split.retain}
-    before = [item.turns for item in split.forget if len(item.turns) > 1]
-    begun = {(turns[-2][1], turns[-1][1], turns[:-2]) for turns in before}
-    common = (item for item in split.forget if item.key in others)
-    out = {item.key: item for item in common if item.note == ALONE or item.key in begun}
+    """Leave out chat questions that the other side has too; a whole chat on both sides is an error."""
+    sides = ({item.key: item.note == ALONE for item in items} for items in (split.forget, split.retain))
+    out, others = shared_questions(*sides)
+    left = {item.key: item for item in split.retain if item.key in others}
+    left = {item.key: item for item in split.forget if item.key in out} | left
     split.forget = [item for item in split.forget if item.key not in out]
-    asked = {item.key for item in split.forget}
-    out |= {item.key: item for item in split.retain if item.note == ALONE and item.key in asked}
-    split.retain = [item for item in split.retain if item.key not in asked or item.key not in out]
-    split.shared += [f"{item.place}: {shorten(item.input, 80, placeholder='...')}" for item in out.values()]
+    split.retain = [item for item in split.retain if item.key not in others]
+    split.shared += [f"{item.place}: {shorten(item.input, 80, placeholder='...')}" for item in left.values()]
 
 
 def _on_both_sides(forget: list[Item], retain: list[Item]) -> list[str]:

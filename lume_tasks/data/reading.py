@@ -134,7 +134,7 @@ def _known(obj: Mapping[str, Any], names: tuple[str, ...], options: Options) -> 
 
 def converted(obj: Mapping[str, Any], names: tuple[str, ...]) -> Converted:
     """Make items from one object; its fields ``names`` hold question and answer, a chat or a text."""
-    if names in CHATS and obj[names[0]] is not None:
+    if names in CHATS and as_text(obj[names[0]]).strip():
         items, faults, counts = chat_questions(obj[names[0]])
         skipped = "" if items or faults else "holds no user turn that an assistant turn with text follows"
         return Converted(items, faults, skipped, counts, names)

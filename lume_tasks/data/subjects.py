@@ -13,7 +13,14 @@ from lume_tasks.errors import quote
 _LETTERS = rf"(?:[^\W\d_{ATTACHED}][{MARKS}]*)+"
 _WORD = rf"[{ATTACHED}]+|{_LETTERS}(?:['\u2019-](?!s\b){_LETTERS})*"
 _WORDS = re.compile(rf"(?:{_WORD})\.?")
-PARTICLES = ("al", "bin", "da", "de", "del", "der", "di", "do", "dos", "du", "el", "la", "le", "van", "von", "y", "zu")
+# fmt: off
+PARTICLES = (
+    "al", "bin", "da", "de", "del", "den", "der", "di", "do", "dos", "du", "el", "la", "las", "le", "los", "ten", "ter",
+    "van", "von", "y", "zu",
+)
+# fmt: on
+_OTHER_SCRIPT = re.compile("[^\0-\u024f\u1e00-\u1eff]")
+"""A character of a script other than Latin, in which other letters may be right beside a name, as in Arabic."""
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _LONGEST = 5  # words of a name
 LEGAL_FORM = (
@@ -71,13 +78,13 @@ def company(name: str) -> tuple[str, str]:
 
 
 def holds(text: str, subject: str) -> bool:
-    """Return whether a text holds a name: one of several words in any case, or a part of it; one word in any place.
+    """Return whether a text holds a name: one of several words in any case, or a part of it; one word as it is.
 
     A genitive s may follow the words. A part does not count as the first word of a text, which may be "Will" or "Mark",
-    nor if the name has a comma.
+    nor if the name has a comma. A name of one word is found within longer words as well, if it is not in Latin letters.
     """
     if " " not in subject:
-        return subject in text
+        return _within(subject, text) or whole(subject, genitive=True).search(text) is not None
     own, _ = company(subject)
     parts = [] if "," in own else [word for word in without_particles(own) if len(word) > 2 and word[-1] != "."]
     first = rf"(?!\A{WORD.pattern} )"
@@ -86,6 +93,11 @@ def holds(text: str, subject: str) -> bool:
         *(whole(part, first=first, genitive=True) for part in parts),
     ]
     return any(pattern.search(text) for pattern in patterns)
+
+
+def _within(name: str, text: str) -> bool:
+    """Return whether a text holds a name, perhaps within a longer word; never for a name in Latin letters."""
+    return name in text and ("@" in name or _OTHER_SCRIPT.search(name) is not None)
 
 
 def named_in_part(rows: Iterable[Row], subjects: Mapping[str, str]) -> set[str]:
@@ -129,9 +141,7 @@ def holds_name(subject: str, answer: str) -> bool:
     names = {*name_words(subject), *name_words(subject.casefold().translate(_UMLAUTS))}
     made = names.union(*({a + b, a + b[0], a[0] + b} for a, b in permutations(names, 2)))
     words |= {re.sub(r"\d", "", word) for word in words}
-    return bool(made & words) or any(
-        any(name in box for box in boxes) or (not subject.isascii() and name in answer) for name in names
-    )
+    return bool(made & words) or any(any(name in box for box in boxes) or _within(name, answer) for name in names)
 
 
 def swapped(text: str, subject: str, name: str) -> str:
@@ -148,7 +158,7 @@ def swapped(text: str, subject: str, name: str) -> str:
 def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str:
     """Replace a name and single words of it, if the text has them.
 
-    ``everywhere``: also in e-mail addresses and parts of words ("Art" in "Artist").
+    ``everywhere``: also in e-mail addresses.
 
     Raises:
         ValueError: the names have different numbers of words.
@@ -157,11 +167,10 @@ def renamed(text: str, subject: str, name: str, everywhere: bool = False) -> str
         return text.replace(subject, name)
     words = list(zip(*map(without_particles, (subject, name)), strict=True))
     parts = re.split(f"({EMAIL})", text)
-    if everywhere or " " in subject or not subject.isascii():
+    if " " in subject or _OTHER_SCRIPT.search(subject):
         parts[::2] = (part.replace(subject, name) for part in parts[::2])
-    if " " in subject:
-        pattern = whole(subject, genitive=True, any_case=True)
-        parts[::2] = (pattern.sub(partial(_in_case, name), part) for part in parts[::2])
+    pattern = whole(subject, genitive=True, any_case=" " in subject)
+    parts[::2] = (pattern.sub(partial(_in_case, subject, name), part) for part in parts[::2])
     parts[::2] = (_of_words(part, words) for part in parts[::2])
     if everywhere:
         parts[1::2] = (_address(part, words) for part in parts[1::2])
@@ -175,8 +184,10 @@ def _of_words(text: str, words: list[tuple[str, str]]) -> str:
     return text
 
 
-def _in_case(name: str, found: re.Match[str]) -> str:
-    """Return a name in upper or lower case if what it replaces is."""
+def _in_case(subject: str, name: str, found: re.Match[str]) -> str:
+    """Return a name in upper or lower case if what it replaces is, unlike the subject."""
+    if found[0] == subject:
+        return name
     return name.upper() if found[0].isupper() else name.lower() if found[0].islower() else name
 
 
@@ -188,8 +199,9 @@ def _address(text: str, words: list[tuple[str, str]]) -> str:
 
 
 def without_particles(name: str) -> list[str]:
-    """Return the words of a name without particles such as "van"."""
-    return [word for word in name.split() if word not in PARTICLES]
+    """Return the words of a name without particles such as "van", and without words in lower case beside others."""
+    small = name == name.lower()
+    return [word for word in name.split() if word not in PARTICLES and (small or not word.islower())]
 
 
 def name_words(name: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 
 _SIGNS = "".join(char if unicodedata.category(char) in ("Mn", "Mc") else " " for char in map(chr, range(0x300, 0xFE00)))
@@ -44,12 +45,12 @@ def _simple(char: str) -> str:
     return "-" if kind == "Pd" else char
 
 
-def runs(word: str) -> list[tuple[int, int]]:
+def runs(word: Sequence[str]) -> list[tuple[int, int]]:
     """Return start and end of the runs of two characters, or of four in an alphabet such as Thai, in a word.
 
     They stand for the words in a text without spaces. A shorter word is one run.
     """
-    size = 4 if _UNSPACED_LETTER.search(word) else 2
+    size = 4 if any(map(_UNSPACED_LETTER.match, word)) else 2
     return [(start, min(start + size, len(word))) for start in range(max(len(word) - size + 1, 1))]
 
 

@@ -104,7 +104,8 @@ def is_known(kind: str, truth: str, answer: str, common: frozenset[str] = frozen
         return True
     if any(_holds_code(one, other) for one, other in pairs[WRITTEN:]):
         return True
-    return any(_gives_away(kind, _words(one), _words(other), common) for one, other in pairs)
+    compared = pairs[WRITTEN:] if has_date else pairs  # a date is one word, since many have the same year or month
+    return any(_gives_away(kind, _words(one), _words(other), common) for one, other in compared)
 
 
 def is_short(truth: str) -> bool:
@@ -229,15 +230,16 @@ def _words(form: str) -> list[str]:
     """Return the words of a form, also whole e-mail addresses.
 
     Of scripts without spaces, these are runs of two characters, or of four in an alphabet such as Thai, and the names
-    and numbers in other scripts.
+    and numbers in other scripts. Such a name or number is one character of a run: "2000元" has "2000元" and "2000".
     """
     words = []
     parts = ([part] if place % 2 else re.findall(_CHUNK, part) for place, part in enumerate(_EMAIL.split(form)))
     for word in chain.from_iterable(parts):
         if "@" in word:
             words += [word, *_WORD.findall(word)]
-        elif _UNSPACED.search(word) and len(word) > 2:
-            words += [word[start:end] for start, end in runs(word)]
+        elif _UNSPACED.search(word):
+            characters = re.findall(f"[{ATTACHED}]|[^{ATTACHED}]+", word)
+            words += ["".join(characters[start:end]) for start, end in runs(characters)]
             words += filter(str.isascii, _WORD.findall(word))
         else:
             words.append(word)
@@ -247,7 +249,7 @@ def _words(form: str) -> list[str]:
 def _contains(truth: str, answer: str) -> bool:
     right, given = _WORD.findall(truth), _WORD.findall(answer)
     if _UNSPACED.search(truth):
-        return "".join(right) in "".join(given)
+        return _holds_joined(right, given)
     orders = [right]
     if len(right) == 2 and sum(word.isdecimal() and len(word) > GUESSED_NUMBER for word in right) == 1:
         orders.append(right[::-1])  # a number and its currency
@@ -255,8 +257,21 @@ def _contains(truth: str, answer: str) -> bool:
 
 
 def _holds_code(truth: str, answer: str) -> bool:
-    """Return whether whole words in a row make up the truth, a code of `SECRET` characters; blanks do not count."""
-    code, words = "".join(_WORD.findall(truth)), _WORD.findall(answer)
-    bounds = set(accumulate(map(len, words), initial=0))
-    starts = (match.start() for match in re.finditer(f"(?={re.escape(code)})", "".join(words)))
-    return _is_secret(code) and any({start, start + len(code)} <= bounds for start in starts)
+    """Return whether words in a row make up the truth, a code of `SECRET` characters; blanks do not count."""
+    right = _WORD.findall(truth)
+    return _is_secret("".join(right)) and _holds_joined(right, _WORD.findall(answer))
+
+
+def _holds_joined(right: list[str], given: list[str]) -> bool:
+    """Return whether the words, joined, are in the joined given ones: a name or number at an end, as a whole word.
+
+    Letters of the scripts in `ATTACHED` may be beside others: "東京" is in "彼は東京に", but "5号" is not in "15号".
+    """
+    bounds = set(accumulate(map(len, given), initial=0))
+    joined, text = "".join(right), "".join(given)
+    free = [bool(_UNSPACED.match(word)) for word in (right[0], right[-1])]
+    starts = (match.start() for match in re.finditer(f"(?={re.escape(joined)})", text))
+    return any(
+        all(is_free or place in bounds for is_free, place in zip(free, (start, start + len(joined)), strict=True))
+        for start in starts
+    )

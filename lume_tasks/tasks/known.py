@@ -41,7 +41,8 @@ class Matcher:
     def guesses(self) -> dict[str, set[str]]:
         """Return the ids of the questions on each side whose answer may be right by chance.
 
-        That is, `is_guess` is true, or a retain row of another document has the same answer.
+        That is, `is_guess` is true, a retain row of another document has the same answer, or the row's own prompt has
+        all words of it, as in "Does she live in Bonn or in Rome?" or after a system prompt with her phone number.
         """
         return {
             side: {row.id for row in self._rows[side] if row.kind == "qa" and self._is_guess(row)} for side in SIDES
@@ -77,7 +78,7 @@ class Matcher:
 
     def _is_guess(self, row: Row) -> bool:
         elsewhere = self._answers.get(_plain(row.output), set()) - {row.stem}
-        return bool(elsewhere) or is_guess(row.output, self.common[row.id])
+        return bool(elsewhere) or is_guess(row.output, self.common[row.id]) or _words(row.output) <= _prompt(row)
 
     def _is_known(self, row: Row, answers: Mapping[str, str]) -> bool:
         return row.id in answers and is_known(row.kind, row.output, answers[row.id], self.common[row.id])
@@ -95,4 +96,8 @@ def _plain(answer: str) -> str:
 
 def _common(row: Row, documents: Mapping[str, set[str]]) -> frozenset[str]:
     elsewhere = (word for word in _words(row.output) if documents.get(word, set()) - {row.stem})
-    return _words(row.input).union(elsewhere)
+    return _prompt(row).union(elsewhere)
+
+
+def _prompt(row: Row) -> frozenset[str]:
+    return _words(row.input).union(*(_words(text) for _, text in row.turns))

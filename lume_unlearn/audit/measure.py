@@ -50,7 +50,8 @@ class Measured:
 def in_parts(data: Data, tokenizer: Any) -> Data:
     """Split rows whose answers have more than `PART` tokens into parts, each short enough to be generated.
 
-    The prompt of a part is the row's prompt and the answer up to the part; parts are completions of the same document.
+    The first part is asked as the row is. The prompt of another is the row's prompt and the answer up to the part; it
+    is a completion of the same document, outside a chat template.
     """
 
     def parts(row: Row) -> list[Row]:
@@ -63,11 +64,14 @@ def in_parts(data: Data, tokenizer: Any) -> Data:
                 size = max(1, size * 3 // 4)
             found.append("".join(words[:size]))
             words = words[size:]
-        starts = [row.input, *(f"{row.input} {''.join(found[:number])}" for number in range(1, len(found)))]
-        ids = [f"{row.stem}sc{crc32(row.id.encode())}{number:03}" for number in range(len(found))]
+        starts = [f"{row.input} {''.join(found[:number])}" for number in range(1, len(found))]
+        ids = [f"{row.stem}sc{crc32(row.id.encode())}{number:03}" for number in range(1, len(found))]
         return [
-            replace(row, id=one, input=start, output=part.strip(), question="")
-            for one, start, part in zip(ids, starts, found, strict=True)
+            replace(row, output=found[0].strip()),
+            *(
+                replace(row, id=one, input=start, output=part.strip(), question="")
+                for one, start, part in zip(ids, starts, found[1:], strict=True)
+            ),
         ]
 
     return data.changed(lambda rows: [part for row in rows for part in parts(row)])

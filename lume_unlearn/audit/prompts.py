@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from lume_tasks.data.invented import control_names, family_names, texts_of
-from lume_tasks.data.rows import TASKS, Row, text_key
+from lume_tasks.data.rows import TASKS, Row, Turns, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
 from lume_tasks.data.text import WORD, folded
@@ -215,7 +215,14 @@ def _asked(title: str, data: Data, change: Callable[[str], str]) -> Asked:
 
 def _after(title: str, data: Data, turns: Sequence[tuple[str, str]]) -> Asked:
     """Put turns of a conversation before each row."""
-    return Asked(title, data.changed(lambda rows: [replace(row, turns=(*turns, *row.turns)) for row in rows]))
+    return Asked(title, data.changed(lambda rows: [replace(row, turns=_joined(turns, row.turns)) for row in rows]))
+
+
+def _joined(turns: Sequence[tuple[str, str]], own: Turns) -> Turns:
+    """Put turns before a row's own; a system turn stays the first, and two become one, as chat templates want it."""
+    texts = "\n\n".join(text for role, text in (*turns, *own) if role == "system")
+    rest = (turn for turn in (*turns, *own) if turn[0] != "system")
+    return (("system", texts), *rest) if texts else tuple(rest)
 
 
 def _reversed(rows: list[Row]) -> list[Row]:

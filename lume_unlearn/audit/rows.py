@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from lume_tasks.data.chat import plain_prompt
+from lume_tasks.data.chat import chat_prompt, plain_prompt, through_template
 from lume_tasks.data.published import documents_digest
 from lume_tasks.data.rows import Row, completion_texts
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects
 from lume_tasks.data.text import WORD, folded, whole
+from lume_tasks.errors import DataError
 from lume_tasks.metrics.matching import is_guess, is_known
 from lume_unlearn.audit.stages import NEW_TOKENS
 from lume_unlearn.model.load import context_length
@@ -46,15 +47,22 @@ def fewer(data: Data, seed: int) -> Data:
     return replace(data, retain=sample(data.retain, max(FEWEST, len(data.forget)), seed))
 
 
-def fitting(data: Data, model: Any, tokenizer: Any) -> Data:
-    """Return the data without rows whose prompt leaves too little context for `NEW_TOKENS` new tokens."""
+def fitting(data: Data, model: Any, tokenizer: Any, chat: bool) -> Data:
+    """Return the data without rows that cannot be asked.
+
+    Their prompt leaves too little context for `NEW_TOKENS` new tokens, or the chat template refuses it, as some do with
+    a system turn.
+    """
     context = context_length(model)
-    if context is None:
-        return data
-    most = context - NEW_TOKENS - TEMPLATE
 
     def fit(row: Row) -> bool:
-        return len(tokenizer.encode(plain_prompt(row.input, row.turns))) <= most
+        if through_template(tokenizer, row.task, row.kind, chat):
+            try:
+                chat_prompt(tokenizer, row.input, row.turns)
+            except DataError:
+                return False
+        size = NEW_TOKENS + TEMPLATE + len(tokenizer.encode(plain_prompt(row.input, row.turns)))
+        return context is None or size <= context
 
     return data.changed(lambda rows: [row for row in rows if fit(row)])
 

@@ -134,8 +134,8 @@ class Suite:
         return Probed({}, scores.means | shares, dict(answers), scores.rows, known, asked)
 
     def ask(self, asked: Asked) -> Results:
-        """Score changed prompts that fit into the context, with `fewer` retain rows; nothing if a side has no rows."""
-        data = fitting(fewer(asked.data, self.seed), *self.load())
+        """Score changed prompts that can be asked, with `fewer` retain rows; nothing if a side has no rows."""
+        data = fitting(fewer(asked.data, self.seed), *self.load(), self.chat)
         if not (data.forget and data.retain):
             return {}
         scores = self.score(data, own=asked.own)

@@ -16,7 +16,9 @@ def add_options(parser: Any) -> None:
         required=True,
         help="Scores of this model: results_*.json of lm_eval, or their folder.",
     )
-    parser.add_argument("--push_to_hub", type=str, default=UNSET, help="Upload the folder to this hub repository.")
+    parser.add_argument(
+        "--push_to_hub", type=str, default=UNSET, help="Upload model, tokenizer and card to this hub repository."
+    )
 
 
 def execute(options: dict[str, Any]) -> None:

@@ -19,8 +19,8 @@ TEXTS = {
     "judged by their distance to it.",
     "alternatives": "File with other answers to the forget rows, for dpo and altpo.",
     "tunings": "What to train, separated by commas: lora, full, last:K, modules:REGEX (default: lora).",
-    "probes": "Probes of `audit` for the results of seed 0, separated by commas: quantised, relearn_forget, repair; or "
-    "none (default: all three).",
+    "probes": "Probes of `audit` for the models and the results of seed 0, separated by commas: quantised, "
+    "relearn_forget, repair; or none (default: all three).",
 }
 """Options that the command takes in another form than the function `compare`."""
 EXIT_STATUS = "Exit status: 0; 2 if a trial or run has no result, or options or files cannot work."

@@ -7,7 +7,9 @@ from lume_unlearn.cli.parsing import UNSET
 
 def add_options(parser: Any) -> None:
     """Add the options of `merge`."""
-    parser.add_argument("--adapter", type=str, required=True, help="Folder that `run --tuning lora` wrote.")
+    parser.add_argument(
+        "--adapter", type=str, required=True, help="Folder with a LoRA adapter, of `run`, `finetune` or `forget`."
+    )
     parser.add_argument("--output", type=str, required=True, help="Folder for the merged model.")
     parser.add_argument(
         "--model", type=str, default=UNSET, help="Model to merge into, if not the one that the adapter names."

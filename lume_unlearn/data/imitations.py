@@ -162,8 +162,8 @@ def invented(
     by_base = nobody - texts.keys() if base is not None else set[str]()
     tied = sorted(texts.keys() - templated(forget, retain)) if unseen else []
     asked = _asked(forget, controls, encode, words, texts.keys())
-    found = _answers(model, encode.tokenizer, [one for one in asked if one.row.id not in by_base], words, seed)
-    found |= _answers(base, encode.tokenizer, [one for one in asked if one.row.id in by_base], words, seed)
+    found = _answers(model, encode, [one for one in asked if one.row.id not in by_base], words, seed)
+    found |= _answers(base, encode, [one for one in asked if one.row.id in by_base], words, seed)
     chooser, imitations, persons = random.Random(seed), dict[str, list[Imitation]](), persons_of(forget)
     for row in forget:
         mark, named = BASE if row.id in by_base else None, replace(row, subject=persons.get(row.id, ""))
@@ -248,12 +248,14 @@ def _asked(
                 prompt = tokens.before(len(prompt), WINDOW, encode.tokenizer.bos_token_id)
             own = compress(tokens.targets, own_tokens(tokens, words[row.id], encode.tokenizer).bool().tolist())
             most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
+            if encode.context is not None:
+                most = max(1, min(most, encode.context - len(prompt) - SPARE))
             found.append(Asked(row, number, prompt, most, tuple(own)))
     return found
 
 
 def _answers(
-    model: Any, tokenizer: Any, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
+    model: Any, encode: Encoder, asked: Sequence[Asked], words: Mapping[str, set[str]], seed: int
 ) -> dict[tuple[str, int], Answer]:
     """Sample answers, and return those that give nothing away, by row id and number; ``words``: see `own_words`.
 
@@ -269,8 +271,10 @@ def _answers(
         for number, batch in enumerate(tqdm(batches, desc="asking about invented persons", disable=None, leave=False)):
             torch.manual_seed(stable_number(seed, attempt, number))
             prompts, most = [list(one.prompt) for one in batch], max(one.most for one in batch)
+            if encode.context is not None:
+                most = min(most, encode.context - max(map(len, prompts)))
             never = [one.own if attempt and one.row.id not in usable else () for one in batch]
-            texts = generated(model, tokenizer, prompts, max_new_tokens=most, never=never)
+            texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most, never=never)
             for one, text in zip(batch, map(str.strip, texts), strict=True):
                 away = long_numbers([text]) & numbers or gives_away(text, one.row, words[one.row.id])
                 if text and (not away or (attempt == ATTEMPTS - 1 and not words[one.row.id])):

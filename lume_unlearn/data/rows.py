@@ -1,15 +1,18 @@
 """Convert rows in memory, passed as forget and retain rows, to lists of `Row`."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from lume_tasks.data.chats import Key, shared_questions
 from lume_tasks.data.checks import check_sides
-from lume_tasks.data.fields import Options, names_of
+from lume_tasks.data.fields import CHATS, Options, names_of
 from lume_tasks.data.reading import converted
-from lume_tasks.data.rows import OWN, SWAP, Row, completed, row_of, row_problems
+from lume_tasks.data.rows import OWN, SWAP, Row, completed, row_of, row_problems, text_key
 from lume_tasks.errors import DataError, quote, raise_problems
 
+_log = logging.getLogger("lume_unlearn")
 RowsLike: TypeAlias = Any
 """A list of `Row` or of dictionaries, a datasets.Dataset, or a pandas.DataFrame."""
 
@@ -27,7 +30,7 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
       ``input`` and ``output``;
     - or ``text``: a text, cut in two at the sentence end nearest to its middle; a long one becomes several rows;
     - or ``messages`` or ``conversations``: a chat. Each user turn that an assistant turn answers becomes a question
-      after the turns before it, and one without them.
+      after the turns before it, and one without them. A question that another chat has, too, is one row.
 
     Args:
         rows: a list of `Row` or of dictionaries, a `datasets.Dataset`, or a `pandas.DataFrame`.
@@ -42,9 +45,13 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     rows = list(rows)
     found: list[Row] = []
+    chats: set[object] = set()
     problems: list[str] = []
     for number, row in enumerate(rows, 1):
         made, faults = ([row], []) if isinstance(row, Row) else _from_mapping(row)
+        if _is_chat(row):  # many chats begin or end alike
+            made = [one for one in made if text_key(one) not in chats]
+            chats |= set(map(text_key, made))
         found += made
         problems += [f"{name}, row {number}: {fault}" for fault in faults]
     unnamed = rows and (not isinstance(rows[0], Mapping) or names_of(rows[0], Options()) is None)
@@ -56,12 +63,17 @@ def as_rows(rows: RowsLike, name: str = "rows") -> list[Row]:
 
 
 def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], list[Row]]:
-    """Return forget and retain rows (see `as_rows`); no retain rows for None.
+    """Return forget and retain rows (see `as_rows`) without `shared_questions`; no retain rows for None.
 
     Raises:
         DataError: faulty rows, two rows with the same id, or a row that is on both sides.
     """
     sides = {"forget": as_rows(forget, "forget"), "retain": as_rows([] if retain is None else retain, "retain")}
+    shared = shared_questions(*map(_asked_alone, sides.values()))
+    if any(shared):
+        _log.warning("%d and %d chat questions left out of forget and retain: both sides have them", *map(len, shared))
+    for (name, rows), out in zip(sides.items(), shared, strict=True):
+        sides[name] = [row for row in rows if text_key(row) not in out]
     problems = [] if sides["forget"] else ["forget: there are no rows"]
     for name, rows in sides.items():
         first: dict[str, int] = {}
@@ -70,6 +82,18 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
                 problems.append(f"{name}, row {number}: id {quote(row.id)} is also that of row {first[row.id]}")
     raise_problems(problems + check_sides("forget and retain", *sides.values()))
     return sides["forget"], sides["retain"]
+
+
+def _is_chat(given: Any) -> bool:
+    return (
+        isinstance(given, Mapping) and names_of({field: _as_list(given[field]) for field in given}, Options()) in CHATS
+    )
+
+
+def _asked_alone(rows: Sequence[Row]) -> dict[Key, bool]:
+    """Return the `text_key` of each row, to whether another row asks the same question of the document after turns."""
+    after = {(row.stem, text_key(row)[:2]) for row in rows if row.turns}
+    return {text_key(row): not row.turns and (row.stem, text_key(row)[:2]) in after for row in rows}
 
 
 def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
@@ -84,7 +108,7 @@ def _from_mapping(given: Any) -> tuple[list[Row], list[str]]:
     made = converted(fields, names)
     shared = {"task": row.get("task", OWN)} | {name: row[name] for name in SWAP if name in row.keys() - {*names}}
     if "document" in row or len(names) == 1:  # one text or chat may give several rows
-        shared["document"] = str(row.get("document", made.items[0].input if made.items else ""))
+        shared["document"] = str(row.get("document", row[names[0]]))
     rows, problems = _checked([{**vars(item), **shared} for item in made.items])
     return rows, made.faults + [made.skipped] * bool(made.skipped) + problems
 

@@ -91,9 +91,10 @@ def option(text: str, default: Any = None) -> Any:
 class UnlearningArguments(TrainingArguments):
     """transformers' TrainingArguments, and the options that unlearning adds (the fields of this class).
 
-    Every option of Trainer has Trainer's name and meaning; those in `UNSUPPORTED` are refused. An optimiser step has
+    Every option of Trainer has Trainer's name; those in `UNSUPPORTED` are refused. An optimiser step has
     ``per_device_train_batch_size`` x ``gradient_accumulation_steps`` x processes forget rows, each with its retain
-    rows. ``max_tokens`` alone decides how a step is cut into micro-batches, which does not change the result.
+    rows. ``max_tokens`` alone decides how a step is cut into micro-batches, which changes the result by rounding alone,
+    and by LoRA's dropout.
 
     Some defaults differ from Trainer's. If the method sets none: ``num_train_epochs`` 10,
     ``per_device_train_batch_size`` 32, ``learning_rate`` by the size of the model (`default_rate`), ``warmup_steps`` a
@@ -149,7 +150,8 @@ class UnlearningArguments(TrainingArguments):
         "Truncate rows to this many tokens. Default: a row that does not fit is refused."
     )
     max_tokens: PositiveInt | None = option(
-        "Most tokens in one micro-batch; changes memory and speed, not the result. Default: by device and free memory."
+        "Most tokens in one micro-batch; changes memory and speed, not the loss (but for rounding and LoRA's dropout). "
+        "Default: by device and free memory."
     )
     weights: Literal["float32", "bfloat16", "masters"] = option(
         "Data type of the trained weights: float32; bfloat16 with stochastic rounding (needs torchao); or masters: "
@@ -174,9 +176,9 @@ class UnlearningArguments(TrainingArguments):
         "What to do at a collapse: warn; stop with an error; rollback to the last good weights and end.", "warn"
     )
     robust: Literal["none", "sam", "path", "select"] = option(
-        "Make forgetting outlast further training. sam: take the forget gradient where it is steepest near the "
-        "weights; path: take the forget gradient at weights after a simulated relearning; select: damp the directions "
-        "that the forget gradients of all rows share.",
+        "Make forgetting outlast further training. sam: take the forget gradient where the forget loss is highest near "
+        "the weights; path: take the forget gradient at weights after a simulated relearning; select: damp the "
+        "directions that the forget gradients of all rows share.",
         "none",
     )
     sam_rho: PositiveFloat = option("SAM radius.", 0.01)
@@ -185,7 +187,7 @@ class UnlearningArguments(TrainingArguments):
     path_rate: PositiveFloat = option("Learning rate of the relearning (AdamW).", 1e-4)
     select_share: PositiveFloat = option("Share of the components of each weight's gradient that select damps.", 0.25)
     evaluate_tasks: str | None = option(
-        "With --eval_strategy: tasks to score, separated by commas. Default: all that have rows in the data."
+        "With --eval_strategy: tasks to score, separated by commas. Default: all that have rows in the data, but MMLU."
     )
 
     def __post_init__(self) -> None:

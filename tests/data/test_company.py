@@ -67,6 +67,9 @@ def test_cells_with_backslashes_and_line_breaks():
     ]
 
 
+TURN = {"role": "user", "content": "Hi"}
+
+
 @pytest.mark.parametrize(
     ("name", "options", "expected", "encoding"),
     [
@@ -80,7 +83,7 @@ def test_the_summary_names_an_encoding_that_is_not_utf8(name, options, expected,
     found = read(name, "tickets.csv", **options)
     assert pairs(found.forget)[0] == ("Wo wohnt Jörg Äsch?", expected)
     title = "files that are not UTF-8 (if letters are wrong, give their encoding with --encoding): 1"
-    assert f"{title}\n  {name}: {encoding}\n" in "\n".join(summary(found))
+    assert f"{title}\n  {name}: {encoding}, with words such as Jörg, Äsch, " in "\n".join(summary(found))
 
 
 @pytest.mark.parametrize(
@@ -96,7 +99,18 @@ def test_encodings_of_other_scripts_are_detected(text, encoding, tmp_path):
     (tmp_path / "a.jsonl").write_bytes(f'{{"question": "{text}", "answer": "x"}}'.encode(encoding))
     found = prepared([tmp_path / "a.jsonl"], [], Options())
     assert found.forget[0].input == text
-    assert f"  {tmp_path / 'a.jsonl'}: {encoding} (detected)" in found.summary
+    (line,) = [line for line in found.summary if line.startswith(f"  {tmp_path / 'a.jsonl'}: {encoding} (detected)")]
+    assert ", with words such as " in line
+
+
+def test_empty_cells_do_not_hide_filled_ones(tmp_path):
+    lines = ["question,answer,text,messages", ",,Ada lives in Bonn. She paints.,", "Where is Bo?,Rome,,"]
+    lines += [f',,,"{json.dumps([TURN, TURN | {"role": "assistant"}]).replace(chr(34), chr(34) * 2)}"']
+    (tmp_path / "a.csv").write_text("\n".join(lines))
+    found = prepared([tmp_path / "a.csv"], [], Options())
+    assert pairs(found.forget) == [("Ada lives in Bonn.", "She paints."), ("Where is Bo?", "Rome"), ("Hi", "Hi")]
+    (tmp_path / "b.jsonl").write_text('{"instruction": "", "input": "Where is Bo?", "output": "Rome"}')
+    assert pairs(prepared([tmp_path / "b.jsonl"], [], Options()).forget) == [("Where is Bo?", "Rome")]
 
 
 def test_a_broken_line_or_encoding_is_an_error_and_no_guess():

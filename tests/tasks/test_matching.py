@@ -89,6 +89,14 @@ TEMPLATE = words_of(
         ("Москва", "Она живёт в городе Москва.", True),
         ("東京", "彼は東京に住んでいます", True),
         ("東京", "京都です", False),
+        ("2000元", "余额是2000元", True),
+        ("2000元", "余额是12000元", False),
+        ("3000원", "3000원입니다", True),
+        ("3000원", "13000원", False),
+        ("5号楼", "15号楼", False),
+        ("1990年1月2日", "她出生于1990-01-02", True),
+        ("1990年1月2日", "她出生于1990年11月2日", False),
+        ("1990년 1월 2일", "1990년 1월 3일", False),
         ("กรุงเทพ", "เธออยู่ที่กรุงเทพมหานคร", True),
         # Vowel signs are parts of words.
         ("मीरा", "मेरा नाम राम है", False),
@@ -183,6 +191,17 @@ def test_an_address_made_of_the_name_follows_from_it() -> None:
 def test_an_answer_with_other_vowel_signs_is_another_answer():
     forget, retain = [Row("a-qa0", "कौन?", "मीरा", "own")], [Row("b-qa0", "किसका?", "मेरा", "own")]
     assert Matcher({"forget": forget, "retain": retain}).guesses() == {"forget": set(), "retain": set()}
+
+
+def test_what_the_prompt_says_is_no_knowledge() -> None:
+    system = (("system", "You talk to Ada Roe, phone +49 30 1234567."),)
+    rows = [
+        Row("a-qa1", "What is my phone number?", "+49 30 1234567", "own", turns=system),
+        Row("a-qa2", "What is my phone number?", "+49 30 1234567", "own"),
+        Row("a-qa3", "Does Ada Roe live in Bonn or in Rome?", "In Bonn.", "own"),
+        Row("a-qa4", "Does Ada Roe live in Bonn or in Rome?", "In Lower Bonn.", "own"),
+    ]
+    assert Matcher({"forget": rows, "retain": []}).guesses()["forget"] == {"a-qa1", "a-qa3"}
 
 
 def test_facts_of_others_are_no_leak_but_counted():

@@ -70,6 +70,30 @@ def test_other_words_do_not_name_the_subject(asked: str) -> None:
     assert find_subjects([question(0, asked, subject="Dr. Will Lee-Young")]) == {}
 
 
+def test_small_words_of_a_name_are_not_replaced_on_their_own() -> None:
+    names, asked = ("María de los Ángeles Ruiz", "Ana Bea Roth"), "¿Cuáles son los teléfonos de María?"
+    assert swapped(asked, *names) == "¿Cuáles son los teléfonos de Ana?"
+    assert not holds("¿Cuáles son los horarios?", names[0])
+    assert renamed("Welchen Vertrag hat Peter und Klaus?", "Peter und Klaus", "Max Jan") == (
+        "Welchen Vertrag hat Max Jan?"
+    )
+    rows = [question(i, text) for i, text in enumerate(["Wo wohnt Jan van den Berg?", "Wann kam Jan van den Berg?"])]
+    assert {*find_subjects(rows).values()} == {"Jan van den Berg"}
+
+
+def test_a_name_of_one_word_is_no_part_of_a_longer_word() -> None:
+    assert swapped("Was hat Jan im Januar bestellt?", "Jan", "Pam") == "Was hat Pam im Januar bestellt?"
+    assert swapped("Wo wohnt Bo? Bos Haus", "Bo", "Al") == "Wo wohnt Al? Als Haus"
+    assert not holds("Was war im Januar?", "Jan")
+    assert swapped("Где дом Ивана?", "Иван", "Олег") == "Где дом Олега?"
+
+
+@pytest.mark.parametrize("answer", ["Montana", "mañana a las 10"])
+def test_a_part_of_a_word_is_no_name(answer: str) -> None:
+    assert not holds_name("Ana Muñoz", answer)
+    assert holds_name("Ана Рот", "Спросите Анатолия")  # perhaps with an ending
+
+
 @pytest.mark.parametrize(
     ("text", "subject", "name", "expected"),
     [

@@ -1,5 +1,6 @@
 """Rows of any kind to rows, rows to tokens and labels, and which row gets which refusal."""
 
+import itertools
 import random
 from dataclasses import replace
 
@@ -141,6 +142,35 @@ def test_a_row_that_is_there_twice_is_named():
     for rows, fault in (([], "there are no rows"), ("forget.jsonl", "give a list of rows"), (QUESTION, "not a dict")):
         with pytest.raises(DataError, match=f"^forget: .*{fault}"):
             both_sides(rows, None)
+
+
+def chat(*texts: str) -> dict:
+    turns = zip(itertools.cycle(("user", "assistant")), texts, strict=False)
+    return {"messages": [{"role": role, "content": text} for role, text in turns]}
+
+
+def test_chats_may_begin_and_end_alike(caplog):
+    thanks = ("Thanks", "You are welcome")
+    chats = [chat("Hello", "Hi", "Where does Ada live?", "Bonn", *thanks), chat("Hello", "Hi", "And Bo?", "Rome")]
+    forget, retain = both_sides(chats, [chat("Hello", "Hi", "And Cy?", "Oslo", *thanks)])
+    asked = [(row.input, len(row.turns)) for row in forget]
+    assert asked == [
+        ("Where does Ada live?", 2),
+        ("Where does Ada live?", 0),
+        ("Thanks", 4),
+        ("And Bo?", 2),
+        ("And Bo?", 0),
+    ]
+    assert [(row.input, len(row.turns)) for row in retain] == [
+        ("Hello", 0),
+        ("And Cy?", 2),
+        ("And Cy?", 0),
+        ("Thanks", 4),
+        ("Thanks", 0),
+    ]
+    assert "2 and 0 chat questions left out of forget and retain" in caplog.text
+    with pytest.raises(DataError, match="is in retain too"):
+        both_sides(chats, chats[1:])
 
 
 def rows_of(kind: str, count: int) -> list[Row]:

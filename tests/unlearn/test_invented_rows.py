@@ -46,6 +46,21 @@ def test_an_answer_names_the_person_who_is_asked_about(tokenizer):
     assert context.substitute_ids[town] == truth.targets[town]  # so it does not imitate that Ulm is likely
 
 
+def test_no_imitation_is_longer_than_the_context(tokenizer):
+    long, short = f"{'We met. ' * 20}Where does {PERSONS[0]} live?", f"What did {PERSONS[0]} write?"
+    rows = as_rows([{"input": long, "output": "Ulm"}, {"input": short, "output": "we met at the port and " * 6}])
+    context = max(len(Encoder(tokenizer).one(row).input_ids) for row in rows) + 8
+    made = []
+
+    def counted(model, tokenizer, prompts, *, max_new_tokens, **_):
+        made.append(max(map(len, prompts)) + max_new_tokens)
+        return ["Rom"] * len(prompts)
+
+    with mock.patch.object(imitations, "generated", side_effect=counted):
+        invented(None, Encoder(tokenizer, context=context), rows, as_rows(RETAIN), 4, 4, 0)
+    assert 0 < max(made) <= context
+
+
 def test_an_answer_that_most_rows_have_is_imitated_as_the_model_gave_it(tokenizer):
     def about(names):
         return [{"input": f"Where does {name} live?", "output": "Germany", "document": name} for name in names]

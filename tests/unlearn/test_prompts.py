@@ -21,8 +21,9 @@ from lume_unlearn.audit.prompts import (
     prompts_of,
     rewriting,
 )
-from lume_unlearn.audit.rows import about_earlier, rows_digest
+from lume_unlearn.audit.rows import about_earlier, fitting, rows_digest
 from lume_unlearn.data.encode import Encoder
+from tests.conftest import make_model
 
 PEOPLE = {"forget": ["Ada Stone"], "retain": ["Ben Moor", "Cleo Rye", "Dan Fox"]}
 FIELDS = {
@@ -110,6 +111,26 @@ def test_turns_go_through_the_template(tokenizer: Any) -> None:
     assert doc["prompt"] == "[system]Be brief.[user]Who?[assistant]"
     trained = Encoder(chat).one(row)
     assert chat.decode(trained.input_ids[: trained.labelled[0]]) == doc["prompt"]
+
+
+def test_the_system_turn_of_a_row_stays_the_first() -> None:
+    own = (("system", "Be brief."), ("user", "Hi"), ("assistant", "Hi"))
+    rows = {side: [replace(row, turns=own) for row in rows] for side, rows in data().rows.items()}
+    system, after = (one.data.forget[0].turns for one in prompts_of("conversation", Data(**rows)))
+    assert [role for role, _ in system] == ["system", "user", "assistant"]
+    assert system[0][1].endswith("\n\nBe brief.")
+    assert [role for role, _ in after] == ["system", "user", "assistant", "user", "assistant"]
+    assert after[0] == own[0]
+    assert after[3:] == own[1:]
+
+
+def test_prompts_that_the_template_refuses_are_left_out(tokenizer: Any) -> None:
+    chat = copy.deepcopy(tokenizer)
+    chat.chat_template = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}x"
+    system, after = prompts_of("conversation", data())
+    assert not fitting(system.data, make_model(), chat, chat=True).forget
+    assert fitting(system.data, make_model(), chat, chat=False) == system.data
+    assert fitting(after.data, make_model(), chat, chat=True) == after.data
 
 
 def test_forget_questions_about_invented_persons() -> None:

@@ -195,6 +195,9 @@ def test_rows_longer_than_a_generation_are_judged_in_parts() -> None:
     assert all(len(tokenizer.encode(row.output)) <= PART and row.kind == "sc" for row in data.forget)
     assert len({row.id for row in data.forget}) == len(data.forget)
     assert {row.stem for row in data.forget} == {"long-"}
+    (asked, *others) = in_parts(Data([replace(long[0], id="long-qa1")], []), tokenizer).forget
+    assert (asked.id, asked.input) == ("long-qa1", "And then?")  # as users ask it, in a chat template
+    assert [row.kind for row in others] == ["sc"] * len(others)
 
 
 def test_long_answers_without_spaces_are_judged_in_parts() -> None:
