@@ -1,6 +1,7 @@
 """Decode text files by their byte-order mark, as UTF-8, in the encoding that the user names, or in a detected one."""
 
 import codecs
+from itertools import islice
 
 from lume_tasks.data.files import Fault, utf8_lines
 from lume_tasks.data.text import WORD
@@ -61,10 +62,11 @@ def _strict(content: bytes, name: str, origin: str) -> tuple[str, str, list[Faul
     except ValueError as error:
         at = f" (byte {error.start + 1})" if isinstance(error, UnicodeDecodeError) else ""
         return "", "", [(0, f"is not valid {name}{at} (encoding {origin}): save the file as UTF-8")]
-    same = content.isascii() and text == content.decode("ascii")
-    words = dict.fromkeys(word for word in WORD.findall(text) if not word.isascii())
-    example = f", with words such as {', '.join(list(words)[:EXAMPLES])}" if words else ""
-    return text, "" if same else f"{name} ({origin}){example}", []
+    if content.isascii() and text == content.decode("ascii"):
+        return text, "", []
+    words = (found.group() for found in WORD.finditer(text) if not found.group().isascii())
+    example = ", ".join(dict.fromkeys(islice(words, EXAMPLES)))
+    return text, f"{name} ({origin})" + f", with words such as {example}" * bool(example), []
 
 
 def _detected(content: bytes) -> str | None:

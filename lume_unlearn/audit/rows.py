@@ -61,8 +61,9 @@ def fitting(data: Data, model: Any, tokenizer: Any, chat: bool) -> Data:
                 chat_prompt(tokenizer, row.input, row.turns)
             except DataError:
                 return False
-        size = NEW_TOKENS + TEMPLATE + len(tokenizer.encode(plain_prompt(row.input, row.turns)))
-        return context is None or size <= context
+        if context is None:
+            return True
+        return len(tokenizer.encode(plain_prompt(row.input, row.turns))) <= context - NEW_TOKENS - TEMPLATE
 
     return data.changed(lambda rows: [row for row in rows if fit(row)])
 

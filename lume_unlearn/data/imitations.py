@@ -248,8 +248,6 @@ def _asked(
                 prompt = tokens.before(len(prompt), WINDOW, encode.tokenizer.bos_token_id)
             own = compress(tokens.targets, own_tokens(tokens, words[row.id], encode.tokenizer).bool().tolist())
             most = tokens.scored + min(tokens.scored + SPARE, LONGEST)
-            if encode.context is not None:
-                most = max(1, min(most, encode.context - len(prompt) - SPARE))
             found.append(Asked(row, number, prompt, most, tuple(own)))
     return found
 
@@ -271,8 +269,8 @@ def _answers(
         for number, batch in enumerate(tqdm(batches, desc="asking about invented persons", disable=None, leave=False)):
             torch.manual_seed(stable_number(seed, attempt, number))
             prompts, most = [list(one.prompt) for one in batch], max(one.most for one in batch)
-            if encode.context is not None:
-                most = min(most, encode.context - max(map(len, prompts)))
+            if encode.context is not None:  # another name may have a few tokens more
+                most = max(1, min(most, encode.context - max(map(len, prompts)) - SPARE))
             never = [one.own if attempt and one.row.id not in usable else () for one in batch]
             texts = generated(model, encode.tokenizer, prompts, max_new_tokens=most, never=never)
             for one, text in zip(batch, map(str.strip, texts), strict=True):

@@ -85,9 +85,7 @@ def both_sides(forget: RowsLike, retain: RowsLike | None) -> tuple[list[Row], li
 
 
 def _is_chat(given: Any) -> bool:
-    return (
-        isinstance(given, Mapping) and names_of({field: _as_list(given[field]) for field in given}, Options()) in CHATS
-    )
+    return isinstance(given, Mapping) and names_of(given, Options()) in CHATS
 
 
 def _asked_alone(rows: Sequence[Row]) -> dict[Key, bool]:
