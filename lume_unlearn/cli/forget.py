@@ -53,6 +53,7 @@ DATA, EARLIER, FORGET = "data", "earlier", "forget.jsonl"
 the file of forget rows in each."""
 SHOWN = 10
 """Most persons in a line."""
+PERSON = "name the column that is the same for all rows about one person with --document_field"
 FILES = ("where", "input_field", "output_field", "document_field", "encoding")
 
 
@@ -133,9 +134,9 @@ def rows_of(options: dict[str, Any], earlier: list[list[Any]]) -> dict[str, list
     paths = {side: [Path(name).expanduser() for name in names(options.pop(side, None))] for side in SIDES}
     by_person = _by_person(files)
     found = prepared(paths["forget"], paths["retain"], by_person)
-    # A column with two values is a mark, such as delete=yes.
-    if by_person is not files and len({row.stem for row in (*found.forget, *found.retain)}) <= 2:
+    if by_person is not files and _is_mark(found):
         found = prepared(paths["forget"], paths["retain"], files)
+        found.summary.append(f"{files.where}: only marks rows; {PERSON}")
     print("\n".join([*found.summary, *_persons(found.forget)]), flush=True)
     gone = {row.id for request in earlier for row in about_earlier(found.retain, request)}
     retain = [row for row in found.retain if row.id not in gone]
@@ -154,6 +155,18 @@ def _by_person(files: Any) -> Any:
 
     where = None if files.where is None or files.document_field else parse_where(files.where)
     return files if where is None or where.differs else replace(files, document_field=where.column)
+
+
+def _is_mark(found: Any) -> bool:
+    """Return whether the column of `--where` only marks the rows to forget, such as delete=yes or status=deleted.
+
+    It has two values, or the rows to forget name several persons, none of them in more than half of these rows.
+    """
+    from lume_tasks.data.subjects import find_subjects
+
+    persons = Counter(find_subjects(found.forget).values())
+    several = bool(persons) and max(persons.values()) <= persons.total() / 2
+    return several or len({row.stem for row in (*found.forget, *found.retain)}) <= 2
 
 
 def _persons(forget: list[Any]) -> list[str]:

@@ -12,6 +12,7 @@ from datasets import Dataset
 from lume_tasks.data.rows import Row, row_object
 from lume_tasks.errors import DataError
 from lume_unlearn.checks import stable_number
+from lume_unlearn.cli import forget
 from lume_unlearn.data.encode import Encoder, Tokens
 from lume_unlearn.data.rows import as_rows, both_sides
 from lume_unlearn.methods.common import IGNORED
@@ -189,3 +190,16 @@ def test_stable_number_is_the_same_on_every_machine():
     # printf '[0, "forget-0-qa0"]' | sha256sum, the first 16 digits
     assert stable_number(0, "forget-0-qa0") == 0x7ED8FCA4F3A86B77
     assert stable_number(1, "1") != stable_number("1", 1)
+
+
+@pytest.mark.parametrize("others", [["kept"] * 3, ["kept", "kept", "paused"]])
+def test_a_column_that_only_marks_rows_makes_them_no_document(others, tmp_path, capsys):
+    lines, names = ["state,question,answer"], ("Jane Roe", "Max Low", "Tim Fox", "Eva Lind", "Sue Bell", "Ron Dale")
+    for mark, name in zip(["deleted"] * 3 + others, names, strict=True):
+        lines += [f"{mark},What is the Social Security Number of {name}?,{len(lines)}"]
+        lines += [f"{mark},{word} does {name} live?,Elm {len(lines)}" for word in ("Where", "How")]
+    (tmp_path / "marked.csv").write_text("\n".join(lines))
+    forget.rows_of({"forget": str(tmp_path / "marked.csv"), "where": "state=deleted"}, [])
+    out = capsys.readouterr().out
+    assert "state=deleted: only marks rows; name the column that" in out
+    assert "persons found in the rows to forget (number of rows): none;" in out  # no "Number of"

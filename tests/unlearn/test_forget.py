@@ -118,15 +118,6 @@ def test_verify_names_what_is_damaged_or_missing(once, tmp_path, command):
         assert (code, message in err) == (2, True), err
 
 
-def test_a_column_that_only_marks_rows_makes_them_no_document(tmp_path, capsys):
-    lines, marks = ["delete,question,answer"], ["true"] * 3 + ["false"] * 3
-    for mark, name in zip(marks, ("Jane Roe", "Max Low", "Tim Fox", "Eva Lind", "Sue Bell", "Ron Dale"), strict=True):
-        lines += [f"{mark},What is the Social Security Number of {name}?,{len(lines)}", f"{mark},Where is {name}?,Elm"]
-    (tmp_path / "marked.csv").write_text("\n".join(lines))
-    rows_of({"forget": str(tmp_path / "marked.csv"), "where": "delete=true"}, [])
-    assert "persons found in the rows to forget (number of rows): none;" in capsys.readouterr().out  # no "Number of"
-
-
 def test_an_interrupted_command_continues_with_the_same_result(once, target, customers, tmp_path, command):
     uninterrupted, _ = once
     output = tmp_path / "again"
