@@ -70,12 +70,12 @@ class Examples(Dataset[dict[str, Any]]):
         return len(self.forget)
 
     def __getitem__(self, step: Step) -> dict[str, Any]:
-        """Return the packs of this process, counts and ids of the step's rows, and the tokens that Trainer counts."""
+        """Return a step, its packs in this process, counts and ids of its rows, and the tokens that Trainer counts."""
         packs = [self.pack(pairs) for pairs in step.micro_batches]
         counts = {side: [row.scored for row in rows] for side, rows in self.rows(step.pairs).items()}
         tokens = torch.cat([pack.input_ids for pack in packs])
         ids = [self.ids[side][i] for side in ("forget", "retain") for pair in step.pairs for i in getattr(pair, side)]
-        return {"packs": packs, "counts": TokenCounts(**counts), "ids": ids, "input_ids": tokens}
+        return {"step": step, "packs": packs, "counts": TokenCounts(**counts), "ids": ids, "input_ids": tokens}
 
     @property
     def sides(self) -> dict[Side, Sequence[Tokens]]:

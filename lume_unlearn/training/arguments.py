@@ -177,13 +177,13 @@ class UnlearningArguments(TrainingArguments):
     )
     robust: Literal["none", "sam", "path", "select"] = option(
         "Make forgetting outlast further training. sam: take the forget gradient where the forget loss is highest near "
-        "the weights; path: take the forget gradient at weights after a simulated relearning; select: damp the "
+        "the weights; path: take it at weights after a simulated relearning of other rows; select: damp the "
         "directions that the forget gradients of all rows share.",
         "none",
     )
     sam_rho: PositiveFloat = option("SAM radius.", 0.01)
-    path_every: PositiveInt = option("Optimiser steps between two simulated relearnings.", 5)
-    path_steps: PositiveInt = option("Steps of each relearning, on 8 forget rows each.", 4)
+    path_every: PositiveInt = option("Optimiser steps between two simulated relearnings.", 12)
+    path_steps: PositiveInt = option("Steps of each relearning, on 8 forget rows each.", 20)
     path_rate: PositiveFloat = option("Learning rate of the relearning (AdamW).", 1e-4)
     select_share: PositiveFloat = option("Share of the components of each weight's gradient that select damps.", 0.25)
     evaluate_tasks: str | None = option(

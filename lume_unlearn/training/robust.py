@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
+from lume_unlearn.data.schedule import Step
 from lume_unlearn.methods.common import token_mean
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.relearning import BATCH_SIZE
@@ -78,12 +80,17 @@ class Robust(TrainerCallback):
     """Computes the gradient of a step. The forget gradient is changed; that of the retain term is not.
 
     sam takes the forget gradient at ``theta + rho g / |g|``, where g is the forget gradient at theta: smoothness
-    against relearning, Fan et al. 2025 (arXiv 2502.05374). path takes it at ``theta + u delta``: delta is the weight
-    change of a few AdamW steps on random forget rows, computed again every few steps, and u is uniform in (0, 1.3).
-    This is the first-order form of the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761); the logged forget loss is
-    that at the moved weights. select damps the directions that the forget gradients of all rows share (see `damped`).
-    Without a retain term it scales the gradient to the length of the trained weights, so that the learning rate of SGD
-    is the share of this length that a step moves.
+    against relearning, Fan et al. 2025 (arXiv 2502.05374).
+
+    path takes it at ``theta + u delta``: delta is the weight change of a few AdamW steps on forget rows of a random
+    half of the documents, computed again every few steps, and u is uniform in (0, 1.3). This is the first-order form of
+    the idea of TAR, Tamirisa et al. 2024 (arXiv 2408.00761). The gradient of the rows of that half is taken at theta:
+    even a model that never saw a row knows it after such steps, so with less it would be forgotten too well. The logged
+    forget loss is the sum of both.
+
+    select damps the directions that the forget gradients of all rows share (see `damped`). Without a retain term it
+    scales the gradient to the length of the trained weights, so that the learning rate of SGD is the share of this
+    length that a step moves.
     """
 
     def __init__(self, trainer: "UnlearningTrainer") -> None:
@@ -97,18 +104,18 @@ class Robust(TrainerCallback):
         weights = [weight for weight in model.parameters() if weight.requires_grad]
         if trainer.args.robust == "select":
             return self._select(model, inputs, weights)
-        sam = trainer.args.robust == "sam"
+        sam, moving = trainer.args.robust == "sam", inputs
+        total = torch.zeros((), device=trainer.args.device)
         if sam:
-            trainer.add_gradients(model, inputs, ("forget",))
+            trainer.add_gradients(model, inputs, ("forget",))  # logs the forget loss at theta
             offset = steepest(_taken(weights), trainer.args.sam_rho)
         else:
-            offset = self._path(model, weights)
-        total = torch.zeros((), device=trainer.args.device)
+            offset, learned, moving = self._path(model, inputs["step"], weights)
+            total += trainer.add_gradients(model, learned, ("forget",))
         if trainer.terms.retain_parts:
             total += trainer.add_gradients(model, inputs, ("retain",))
         with _moved(weights, offset):
-            # sam has logged the forget loss at theta
-            return total + trainer.add_gradients(model, inputs, ("forget",), log=not sam)
+            return total + trainer.add_gradients(model, moving, ("forget",), log=not sam)
 
     def _select(self, model: nn.Module, inputs: dict[str, Any], weights: Sequence[nn.Parameter]) -> Tensor:
         trainer = self.trainer
@@ -119,22 +126,47 @@ class Robust(TrainerCallback):
             weight.grad = found
         return total if alone else total + trainer.add_gradients(model, inputs, ("retain",))
 
-    def _path(self, model: nn.Module, weights: Sequence[nn.Parameter]) -> Gradients:
-        """Return ``u delta`` (see the class), for a random u."""
-        args, step = self.trainer.args, self.trainer.state.global_step
-        seed = args.seed * 1_000_003 + step
-        if self.delta is None or step % args.path_every == 0:
-            self.delta = self._relearned(model, weights, torch.Generator().manual_seed(seed))
-        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
-        return [None if d is None else share * d for d in self.delta]
+    def _path(
+        self, model: nn.Module, step: Step, weights: Sequence[nn.Parameter]
+    ) -> tuple[Gradients, dict[str, Any], dict[str, Any]]:
+        """Return ``u delta`` (see the class) for a random u, and two items of `Examples`.
 
-    def _relearned(self, model: nn.Module, weights: Sequence[nn.Parameter], generator: torch.Generator) -> Gradients:
+        The first has the pairs of this step whose forget rows were relearned, the second the others.
+        """
+        args, now = self.trainer.args, self.trainer.state.global_step
+        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + now - now % args.path_every)
+        learned = self._half(generator)
+        if self.delta is None or now % args.path_every == 0:
+            self.delta = self._relearned(model, weights, learned, generator)
+        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(args.seed * 1_000_003 + now)))
+
+        def part(inside: bool) -> dict[str, Any]:
+            chosen = [[p for p in batch if learned.issuperset(p.forget) == inside] for batch in step.micro_batches]
+            return self.trainer.examples[replace(step, micro_batches=chosen)]
+
+        return [None if d is None else share * d for d in self.delta], part(True), part(False)
+
+    def _half(self, generator: torch.Generator) -> set[int]:
+        """Return the indices of the forget rows of a random half of the documents; of one document, half its rows."""
+        stems = {row.id: row.stem for row in self.trainer.forget}
+        groups = [stems[one] for one in self.trainer.examples.ids["forget"]]
+        if len(set(groups)) == 1:
+            groups = list(self.trainer.examples.ids["forget"])
+        names = sorted(set(groups))
+        order = torch.randperm(len(names), generator=generator)[: -(-len(names) // 2)].tolist()
+        chosen = {names[i] for i in order}
+        return {index for index, name in enumerate(groups) if name in chosen}
+
+    def _relearned(
+        self, model: nn.Module, weights: Sequence[nn.Parameter], learned: set[int], generator: torch.Generator
+    ) -> Gradients:
         """Return the change of the weights in a few steps like those of `relearning`; reset the weights afterwards."""
         trainer, args = self.trainer, self.trainer.args
         start = [weight.detach().clone() for weight in weights]
         optimizer = torch.optim.AdamW(weights, lr=args.path_rate, betas=(0.9, 0.95), weight_decay=0.0)
+        indices = torch.tensor(sorted(learned))
         for _ in range(args.path_steps):
-            chosen = torch.randperm(len(trainer.examples.forget), generator=generator)[:BATCH_SIZE].tolist()
+            chosen = indices[torch.randperm(len(indices), generator=generator)[:BATCH_SIZE]].tolist()
             rows = [trainer.examples.forget[index] for index in chosen]
             count = sum(row.scored for row in rows)
             for batch in trainer.passes.batches(rows, trainer.max_tokens, args.device):

@@ -84,34 +84,46 @@ def test_sam_takes_the_forget_gradient_where_it_is_steepest(method, tuning, max_
         assert (flat(first) - flat(forget)).abs().max() > 100 * rounding
 
 
-def relearned(model: Any, rate: float) -> Any:
-    """A copy after four AdamW steps on all forget rows, which are fewer than the eight of a step."""
+def relearned(model: Any, rate: float, rows: list[Any]) -> Any:
+    """A copy after four AdamW steps on rows, which are fewer than the eight of a step."""
     copied = copy.deepcopy(model)
     trained = [weight for weight in copied.parameters() if weight.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
     for _ in range(4):
         optimizer.zero_grad()
-        torch.cat([nll(copied, row) for row in FORGET]).mean().backward()
+        torch.cat([nll(copied, row) for row in rows]).mean().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
     return copied
 
 
 @pytest.mark.parametrize(("tuning", "max_tokens"), [("full", 8192), ("lora", 60), ("lora", 1)])
-def test_path_takes_the_forget_gradient_where_relearning_leads(tuning, max_tokens, tmp_path, monkeypatch):
+@pytest.mark.parametrize("one", [False, True])
+def test_path_takes_the_gradient_of_rows_of_other_documents_where_relearning_leads(
+    one, tuning, max_tokens, tmp_path, monkeypatch
+):
     for share in (0.0, 0.75):  # of the way
         monkeypatch.setattr(robust, "FURTHEST", 1.0)
         monkeypatch.setattr(torch, "rand", lambda *args, share=share, **kwargs: torch.tensor(share))
-        trainer = build(tmp_path, "gd", tuning, robust="path", path_rate=1e-2, max_tokens=max_tokens)
+        trainer = build(tmp_path, "gd", tuning, robust="path", path_rate=3e-3, path_steps=4, max_tokens=max_tokens)
+        if one:  # document: then its rows are divided
+            monkeypatch.setattr(type(trainer.forget[0]), "stem", "one")
+        half = torch.randperm(4, generator=torch.Generator().manual_seed(trainer.args.seed * 1_000_003))[:2].tolist()
+        rows = [[FORGET[i] for i in range(4) if (i in half) == inside] for inside in (True, False)]
         model = trainer.model
-        there = relearned(model, 1e-2)
+        there = relearned(model, 3e-3, rows[0])
         if share == 0:
-            values = [torch.cat([nll(own, row) for row in FORGET]).mean() for own in (model, there)]
+            values = [torch.cat([nll(own, row) for row in rows[0]]).mean() for own in (model, there)]
             assert values[1] < values[0] - 0.01
         pairs = zip(there.parameters(), model.parameters(), strict=True)
         between = moved(model, [share * (end - start).detach() for end, start in pairs if start.requires_grad])
-        forget, retain = gradients(between, model, "gd", "forget"), gradients(model, model, "gd", "retain")
-        torch.testing.assert_close(flat(after_step(trainer)), flat(forget) + flat(retain), rtol=1e-6, atol=1e-9)
+        expected = flat(gradients(model, model, "gd", "retain"))
+        count = sum(len(nll(model, row)) for row in FORGET)
+        for at, own in ((model, rows[0]), (between, rows[1])):
+            trained = [weight for weight in at.parameters() if weight.requires_grad]
+            loss = -FORGET_WEIGHT * torch.cat([nll(at, row) for row in own]).sum() / count
+            expected = expected + flat(list(torch.autograd.grad(loss, trained, allow_unused=True)))
+        torch.testing.assert_close(flat(after_step(trainer)), expected, rtol=1e-6, atol=1e-9)
 
 
 def test_damping_by_hand():
