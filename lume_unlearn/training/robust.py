@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerState
 
 from lume_unlearn.data.schedule import Step
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.common import token_mean
+from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.failures import total_norm
 from lume_unlearn.training.relearning import BATCH_SIZE
 
@@ -93,10 +95,17 @@ class Robust(TrainerCallback):
     length that a step moves.
     """
 
-    def __init__(self, trainer: "UnlearningTrainer") -> None:
-        """Set up for ``trainer``, whose gradients are computed. Checkpoints keep ``delta``."""
+    def __init__(self, trainer: "UnlearningTrainer", args: UnlearningArguments) -> None:
+        """Set up for ``trainer``, whose gradients are computed and whose arguments are ``args``.
+
+        Raises:
+            ConfigError: path, and there is a single forget row.
+        """
+        if args.robust == "path" and len(trainer.forget) < 2:
+            raise ConfigError("--robust path: needs two forget rows, one to relearn and one to forget; use sam")
         self.trainer = trainer
         self.delta: Gradients | None = None
+        """Weight change of the last simulated relearning. Checkpoints keep it."""
 
     def add_gradients(self, model: nn.Module, inputs: dict[str, Any]) -> Tensor:
         """Add the gradients of one optimiser step to the weights' gradients; return the step's loss."""

@@ -195,7 +195,7 @@ class UnlearningTrainer(StepTrainer):
         self._step_retain = torch.zeros((), device=args.device)
         self.progress = Progress({"weight": float(args.retain_weight or 0)} if self.method.adapt else {}, args.device)
         self.throughput = Throughput()
-        self.robust = None if args.robust == "none" else Robust(self)
+        self.robust = None if args.robust == "none" else Robust(self, args)
         own: list[TrainerCallback] = [self.progress, self.throughput, self.record, self.monitor]
         own += [self.robust] if self.robust else []
         if unseen is not None and self.method.needs.teacher:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.training import robust
 from lume_unlearn.training.robust import damped, selected, steepest
 from tests.unlearn.formulas import FORMULAS, Step
@@ -124,6 +125,11 @@ def test_path_takes_the_gradient_of_rows_of_other_documents_where_relearning_lea
             loss = -FORGET_WEIGHT * torch.cat([nll(at, row) for row in own]).sum() / count
             expected = expected + flat(list(torch.autograd.grad(loss, trained, allow_unused=True)))
         torch.testing.assert_close(flat(after_step(trainer)), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_path_of_a_single_row_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--robust path: needs two forget rows"):
+        build(tmp_path, "gd", robust="path", rows={"forget": FORGET[:1]})
 
 
 def test_damping_by_hand():
