@@ -143,11 +143,12 @@ class Robust(TrainerCallback):
         The first has the pairs of this step whose forget rows were relearned, the second the others.
         """
         args, now = self.trainer.args, self.trainer.state.global_step
-        generator = torch.Generator().manual_seed(args.seed * 1_000_003 + now - now % args.path_every)
+        seed, since = args.seed * 1_000_003 + now, now % args.path_every
+        generator = torch.Generator().manual_seed(seed - since)  # of the step of the last simulated relearning
         learned = self._half(generator)
-        if self.delta is None or now % args.path_every == 0:
+        if self.delta is None or not since:
             self.delta = self._relearned(model, weights, learned, generator)
-        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(args.seed * 1_000_003 + now)))
+        share = FURTHEST * float(torch.rand((), generator=torch.Generator().manual_seed(seed)))
 
         def part(inside: bool) -> dict[str, Any]:
             chosen = [[p for p in batch if learned.issuperset(p.forget) == inside] for batch in step.micro_batches]
@@ -157,14 +158,13 @@ class Robust(TrainerCallback):
 
     def _half(self, generator: torch.Generator) -> set[int]:
         """Return the indices of the forget rows of a random half of the documents; of one document, half its rows."""
-        stems = {row.id: row.stem for row in self.trainer.forget}
-        groups = [stems[one] for one in self.trainer.examples.ids["forget"]]
-        if len(set(groups)) == 1:
-            groups = list(self.trainer.examples.ids["forget"])
-        names = sorted(set(groups))
-        order = torch.randperm(len(names), generator=generator)[: -(-len(names) // 2)].tolist()
-        chosen = {names[i] for i in order}
-        return {index for index, name in enumerate(groups) if name in chosen}
+        group = {row.id: row.stem for row in self.trainer.forget}
+        if len(set(group.values())) == 1:
+            group = {row.id: row.id for row in self.trainer.forget}
+        names = sorted(set(group.values()))
+        order = torch.randperm(len(names), generator=generator).tolist()
+        chosen = {names[i] for i in order[: -(-len(names) // 2)]}
+        return {index for index, one in enumerate(self.trainer.examples.ids["forget"]) if group[one] in chosen}
 
     def _relearned(
         self, model: nn.Module, weights: Sequence[nn.Parameter], learned: set[int], generator: torch.Generator
