@@ -115,10 +115,10 @@ def restored(kind: Any, content: Any) -> Any:
     return content if content is None or not kinds else restored(kinds[0], content)
 
 
-def require_loaded(given: Any) -> None:
-    """Raise `ConfigError` for None, a name or an object of the harness, where a loaded model is meant."""
+def require_loaded(given: Any, name: str = "model") -> None:
+    """Raise `ConfigError` for None, a text or an object of the harness, where ``name`` should be a loaded model."""
     if not hasattr(given, "named_parameters"):
-        raise ConfigError(f"model {given!r}: pass a loaded model, from AutoModelForCausalLM.from_pretrained(MODEL)")
+        raise ConfigError(f"{name} {given!r}: pass a loaded model, from AutoModelForCausalLM.from_pretrained(MODEL)")
 
 
 def require_tokenizer(given: Any) -> None:

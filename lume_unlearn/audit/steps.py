@@ -45,10 +45,11 @@ class Found:
             self.probed.setdefault(stage.role, {}).update(found)
 
 
-def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
+def loaders_of(models: Mapping[str, Any], tokenizer: Any, names: Mapping[str, str]) -> dict[str, Loader]:
     """Return a function for each role that loads its model and tokenizer; only the model loaded last is kept.
 
-    Each of ``models`` is a model or a `Loader`; a control may be None, and is left out.
+    Each of ``models`` is a model or a `Loader`; a control may be None, and is left out. ``names`` are what messages
+    call the models whose argument is not named after their role.
 
     Raises:
         ConfigError: something else is given as a model, or a PEFT model that cannot be used (see `require_peft`). The
@@ -62,7 +63,7 @@ def loaders_of(models: Mapping[str, Any], tokenizer: Any) -> dict[str, Loader]:
         if role not in held:
             held.clear()
             found = given[role]() if role in later else (given[role], tokenizer)
-            require_loaded(found[0])
+            require_loaded(found[0], names.get(role, role))
             require_peft(found[0])
             held[role] = found
         return held[role]

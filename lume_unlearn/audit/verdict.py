@@ -220,7 +220,7 @@ def verdict(
     wanted = wanted_probes(data, probes, require, tasks, {"seed": seed, **options})
     requests = [as_rows(rows, f"forgotten {number}") for number, rows in enumerate(forgotten, 1)]
     check_tasks(tokenizer, data, tasks, chat)
-    loaders = loaders_of({"before": before, "control": control, "now": model}, tokenizer)
+    loaders = loaders_of({"before": before, "control": control, "now": model}, tokenizer, {"now": "model"})
     matcher = Matcher(data.rows, everything.retain)
     digests = {side: rows_digest(rows) for side, rows in whole.rows.items()}
     shared = {"controls": controls, "chat": chat, "batch_size": batch_size}

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from peft import PeftModel
 from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
@@ -34,7 +35,7 @@ from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.model.load import lora_config, require_tuning, trainable
+from lume_unlearn.model.load import lora_config, require_tuning, trainable, trained_weights
 from lume_unlearn.scoring.score import as_data, without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
 from lume_unlearn.training.checkpoints import whole_checkpoints
@@ -216,14 +217,21 @@ class Request:
 
     def __post_init__(self) -> None:
         """Set ``load``, a function for each model that loads it, and ``seed``."""
-        self.load = loaders_of({"before": self.model, "control": self.base}, self.tokenizer)
+        names = {"before": "model", "control": "base"}
+        self.load = loaders_of({"before": self.model, "control": self.base}, self.tokenizer, names)
         self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
-        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder."""
+        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder.
+
+        Before that, refuse a tuning that the target does not have (see `trained_weights`).
+        """
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
         models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}
+        target = self.load["before"]()[0]
+        if self.tuning != "lora" and not isinstance(target, PeftModel):  # an adapter changes the weights' names
+            trained_weights(target, self.tuning)
         about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
         about |= {"tuning": self.tuning, "seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}

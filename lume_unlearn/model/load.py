@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
+from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils.hub import cached_file
 
@@ -194,27 +195,29 @@ def _tied_modules(model: Any) -> list[str]:
 
 
 def freeze(model: Any, tuning: str) -> None:
-    """Freeze all weights except those of the last K decoder layers ("last:K") or those that "modules:REGEX" finds.
+    """Freeze all weights but the `trained_weights`. Frozen weights get no gradient and no optimiser state."""
+    found = trained_weights(model, tuning)
+    model.requires_grad_(False)
+    for weight in found:  # PEFT freezes those below an adapter, also once it is merged
+        weight.requires_grad_(weight.is_floating_point())
 
-    "full" trains all. Frozen weights get no gradient and no optimiser state. Tied embeddings are one weight, named
-    after the input embeddings.
+
+def trained_weights(model: Any, tuning: str) -> list[nn.Parameter]:
+    """Return all weights ("full"), those of the last K decoder layers ("last:K"), or those that "modules:REGEX" finds.
+
+    Tied embeddings are one weight, named after the input embeddings.
 
     Raises:
         ConfigError: the model has fewer layers, or the pattern is not a regular expression or matches no weight's name.
     """
     kind, _, rest = tuning.partition(":")
     if kind == "full":
-        for weight in model.parameters():  # PEFT freezes those below an adapter, also once it is merged
-            weight.requires_grad_(weight.is_floating_point())
-        return
-    model.requires_grad_(False)
+        return list(model.parameters())
     if kind == "last":
         layers = decoder_layers(model)
         if int(rest) > len(layers):
             raise ConfigError(f"--tuning {tuning}: the model has {len(layers)} decoder layers")
-        for layer in layers[-int(rest) :]:
-            layer.requires_grad_(True)
-        return
+        return [weight for layer in layers[-int(rest) :] for weight in layer.parameters()]
     try:
         found = [weight for name, weight in model.named_parameters() if re.search(rest, name)]
     except re.error as error:
@@ -222,8 +225,7 @@ def freeze(model: Any, tuning: str) -> None:
     if not found:
         example = [name for name, _ in model.named_parameters()][-1]
         raise ConfigError(f"--tuning {tuning}: matches no weight's name; one of these is {example}")
-    for weight in found:
-        weight.requires_grad_(True)
+    return found
 
 
 def passes_to_layer(model: Any, layer: int) -> Passes:

@@ -1,6 +1,7 @@
 """`lume-unlearn forget`: its parts, and the command on a tiny model that has learned a customer's rows."""
 
 import json
+import re
 import shutil
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
@@ -219,6 +220,18 @@ def test_a_target_whose_adapter_transformers_has_loaded_is_refused_at_once(targe
         for given in (model, lambda: (model, tokenizer)):
             with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers"):
                 forget(given, tokenizer, FORGET, RETAIN, output=tmp_path / "out")
+
+
+@pytest.mark.parametrize("tuning", ["last:99", "modules:nothing", "modules:("])
+def test_weights_that_the_model_does_not_have_are_refused_before_it_is_scored(target, tuning, tmp_path):
+    load = partial(_loaded, target)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module, "without_long", lambda *_: pytest.fail("scored"))
+        given = (load, load()[1], FORGET, RETAIN)
+        with pytest.raises(ConfigError, match=f"^--tuning {re.escape(tuning)}: "):
+            forget(*given, tuning=tuning, output=tmp_path)
+        with pytest.raises(pytest.fail.Exception, match="scored"):
+            forget(*given, tuning="last:1", output=tmp_path)  # the same folder
 
 
 def test_rows_that_are_too_long_are_found_before_the_first_try(target, tmp_path, capsys):

@@ -55,16 +55,17 @@ def test_a_name_or_none_instead_of_a_model_is_refused(name, model, tokenizer, tm
     data = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
     uses = [partial(use, name, tokenizer, data) for use in (score, audit)]
     uses += [partial(verdict, name, tokenizer, before=model, **data), partial(forget, name, tokenizer, **data)]
-    uses += [partial(verdict, model, tokenizer, before=name, **data)]
     uses += [partial(make_trainer, tmp_path, tokenizer, name)] if name else []
-    for use in uses:
-        with pytest.raises(ConfigError, match=rf"^model {name!r}: pass a loaded model"):
+    named = [("model", use) for use in uses] + [("before", partial(verdict, model, tokenizer, before=name, **data))]
+    named += [("base", partial(forget, model, tokenizer, base=name, **data))] if name else []
+    for argument, use in named:
+        with pytest.raises(ConfigError, match=rf"^{argument} {name!r}: pass a loaded model"):
             use()
 
 
 def test_a_control_that_is_no_model_is_refused_before_any_model_is_scored(model, tokenizer):
     rows = {"forget": make_rows("f", 2), "retain": make_rows("r", 2)}
-    with pytest.raises(ConfigError, match=r"^model 'base': pass a loaded model"):
+    with pytest.raises(ConfigError, match=r"^control 'base': pass a loaded model"):
         verdict(lambda: pytest.fail("loaded"), tokenizer, before=lambda: pytest.fail("loaded"), control="base", **rows)
 
 
