@@ -86,6 +86,11 @@ def execute(options: dict[str, Any]) -> int:
     earlier, base = requests_before(after), options.pop("base", None)
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
+    device = str(loading.get("device", ""))
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise ConfigError(
+            f"--device {device}: training uses the first GPU; set CUDA_VISIBLE_DEVICES={device[5:]}, and leave it out"
+        )
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
     entries = read_ledger(Path(after).expanduser() / LEDGER) if after else []
     if entries and entries[-1]["status"] != "gone":

@@ -21,7 +21,7 @@ from lume_unlearn.compare.tuning import Setting
 from lume_unlearn.files import replacing
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.load import load_model, trainable
-from lume_unlearn.model.weights import copied_weights, set_weights
+from lume_unlearn.model.weights import convert_weights, copied_weights, set_weights
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, learning_rate_of, loaded_dtype
 from lume_unlearn.training.relearning import plain_copy
 from lume_unlearn.training.trainer import UnlearningTrainer
@@ -42,7 +42,8 @@ def loader(model: Any, trust_remote_code: bool, option: str = "--model") -> Load
             found = load_model(str(model), dtype, trust_remote_code, option)
         else:
             found = plain_copy(model)
-        return found.to("cuda" if torch.cuda.is_available() else "cpu", dtype).eval()
+        convert_weights(found.parameters(), dtype)
+        return found.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     return load
 
@@ -93,7 +94,8 @@ def unlearned(
         trainer.train()
     del trainer
     release_memory()
-    return model.float().eval()
+    convert_weights(model.parameters(), torch.float32)
+    return model.eval()
 
 
 def _ready(load: Load, contestant: Contestant, args: UnlearningArguments) -> Any:
@@ -113,7 +115,8 @@ def keep(path: Path, model: Any, result: Result) -> None:
 def kept_run(path: Path, load: Load, contestant: Contestant, setting: Setting) -> tuple[Any, Result]:
     """Return the model, as `unlearned` returned it, and the result that `keep` wrote."""
     release_memory()
-    model = _ready(load, contestant, arguments(contestant, setting)).float().eval()
+    model = _ready(load, contestant, arguments(contestant, setting)).eval()
+    convert_weights(model.parameters(), torch.float32)
     with safe_open(path, "pt") as file:
         set_weights(model, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
         return model, json.loads(file.metadata()["result"])

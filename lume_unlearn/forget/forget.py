@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from peft import PeftModel
+from accelerate.utils import release_memory
 from torch import nn
 from tqdm import tqdm
 from transformers import set_seed
@@ -35,9 +35,9 @@ from lume_unlearn.forget.tries import Tries, Try
 from lume_unlearn.methods.base import Method
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.model.fingerprint import fingerprint
-from lume_unlearn.model.load import lora_config, require_tuning, trainable, trained_weights
+from lume_unlearn.model.load import chosen_weights, lora_config, require_tuning, trainable
 from lume_unlearn.scoring.score import as_data, without_messages
-from lume_unlearn.training.arguments import UnlearningArguments
+from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.checkpoints import whole_checkpoints
 from lume_unlearn.training.distributed import processes
 from lume_unlearn.training.finetune import FinetuneTrainer
@@ -194,8 +194,9 @@ def forget(
             result = request.retrained(folder)
         else:
             result, done = request.unlearned(folder, judge, tries, first, planned, minutes)
-        given = {"before": model, "control": base, "forgotten": earlier, "probes": probes}
-        given |= request.data.rows
+        given = {"before": model, "control": base, "forgotten": earlier, "probes": probes, **request.data.rows}
+        request.load.clear()
+        release_memory()  # of the target and of the last trainer, which refers to itself
         with without_messages("lume_unlearn", "probe left out"):  # logged at the start
             found = verdict(result, tokenizer, resume=folder / UNFINISHED, **given, **options, **probing)
         return Forgotten(result, found, done, judge.before, request.data.rows)
@@ -222,16 +223,16 @@ class Request:
         self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
-        """Refuse a folder that holds a request with other rows, options or model; record this request in the folder.
+        """Record this request in the folder; refuse one that holds a request with other rows, options or model.
 
-        Before that, refuse a tuning that the target does not have (see `trained_weights`).
+        A tuning that the target does not have is refused first (see `chosen_weights`).
         """
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
         models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}
         target = self.load["before"]()[0]
-        if self.tuning != "lora" and not isinstance(target, PeftModel):  # an adapter changes the weights' names
-            trained_weights(target, self.tuning)
+        if self.tuning != "lora" and not is_adapted(target):  # an adapter changes the weights' names
+            chosen_weights(target, self.tuning)
         about |= {"model": models["before"], "base": models.get("control", ""), "method": repr(self.method)}
         about |= {"tuning": self.tuning, "seed": str(self.seed), "chat": str(self.options["chat"])}
         about |= {"unseen": rows_digest(self.unseen)} if self.unseen else {}
@@ -325,6 +326,7 @@ class Request:
         work = folder / RETRAINING
         options: dict[str, Any] = {"num_train_epochs": RETRAINED_EPOCHS, "per_device_train_batch_size": 8}
         options |= {"learning_rate": 2e-4, "seed": self.seed, "chat": self.options["chat"]}
+        options |= {"use_cpu": model.device.type == "cpu"}
         options |= {"output_dir": str(work), "save_strategy": "epoch", "save_total_limit": 1}
         trainer = FinetuneTrainer(model, tokenizer, self.data.retain, UnlearningArguments(**options), until=MEMORISED)
         checkpoints = whole_checkpoints(work)

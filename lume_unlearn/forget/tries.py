@@ -21,6 +21,7 @@ from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.base import Method
+from lume_unlearn.model.load import undo_autocast
 from lume_unlearn.model.weights import copied_weights, set_weights
 from lume_unlearn.scoring.score import without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -142,6 +143,7 @@ class Tries:
             save_steps=max(1, setting.steps // SHOWN),
             save_total_limit=1,
             seed=self.seed + number,
+            use_cpu=self.model.device.type == "cpu",
             disable_tqdm=True,
         )
         sides: dict[str, Any] = {**self.data.rows, "processing_class": self.tokenizer, "base": self.base}
@@ -200,7 +202,11 @@ class Watch(TrainerCallback, ExportableState):
             if due(step, steps, SHOWN):
                 self.say(where)
             return
-        found = self.judge.signals(model)
+        redo = undo_autocast(model)  # the target was judged without it, and generation does not have it
+        try:
+            found = self.judge.signals(model)
+        finally:
+            redo()
         if all(found.order > one.order for one in self.judged.values()):
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

@@ -18,6 +18,7 @@ from lume_unlearn.checks import names
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.model.forward import Passes, decoder_layers
 from lume_unlearn.model.places import ADAPTER, MODEL, Place, find_adapter, find_model, with_adapter
+from lume_unlearn.model.weights import convert_weights
 
 TUNINGS = "lora|full|last:[1-9][0-9]*|modules:.+"
 
@@ -89,7 +90,8 @@ def load_model(name: str, dtype: torch.dtype, trust_remote_code: bool = False, o
     if place.adapters:
         # An adapter that is trained on this model records this name as its base; the plain base model would be wrong.
         model.name_or_path = model.config._name_or_path = place.name
-        model.to(dtype).requires_grad_(True)  # PEFT has frozen the weights
+        convert_weights(model.parameters(), dtype)
+        model.requires_grad_(True)  # PEFT has frozen the weights
     return model
 
 
@@ -195,14 +197,14 @@ def _tied_modules(model: Any) -> list[str]:
 
 
 def freeze(model: Any, tuning: str) -> None:
-    """Freeze all weights but the `trained_weights`. Frozen weights get no gradient and no optimiser state."""
-    found = trained_weights(model, tuning)
+    """Freeze all weights but the `chosen_weights`. Frozen weights get no gradient and no optimiser state."""
+    found = chosen_weights(model, tuning)
     model.requires_grad_(False)
     for weight in found:  # PEFT freezes those below an adapter, also once it is merged
         weight.requires_grad_(weight.is_floating_point())
 
 
-def trained_weights(model: Any, tuning: str) -> list[nn.Parameter]:
+def chosen_weights(model: Any, tuning: str) -> list[nn.Parameter]:
     """Return all weights ("full"), those of the last K decoder layers ("last:K"), or those that "modules:REGEX" finds.
 
     Tied embeddings are one weight, named after the input embeddings.

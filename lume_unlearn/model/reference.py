@@ -14,6 +14,7 @@ from lume_unlearn.data.encode import Tokens
 from lume_unlearn.data.packs import Pack
 from lume_unlearn.model.forward import Passes, evaluating, row_values
 from lume_unlearn.model.load import require_torchao
+from lume_unlearn.model.weights import convert_weights
 
 
 @torch.no_grad()
@@ -79,7 +80,7 @@ class Reference:
 def _convert(model: nn.Module, kind: str) -> None:
     """Reduce the memory of a frozen copy, or move it to the CPU, in place."""
     if kind == "bfloat16":
-        model.bfloat16()
+        convert_weights(model.parameters(), torch.bfloat16)
     elif kind == "int8":
         from torchao.quantization import Int8WeightOnlyConfig, quantize_
 

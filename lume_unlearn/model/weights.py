@@ -1,6 +1,6 @@
 """The trained weights of a model: read, copy and set them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,17 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the trained weights by name, or this process's shards of them."""
     trained = {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
     return {name: weight.to_local() if isinstance(weight, DTensor) else weight for name, weight in trained.items()}
+
+
+def convert_weights(weights: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
+    """Convert weights in float32, bfloat16 or float16, in place.
+
+    Unlike ``model.to(dtype)`` it leaves buffers alone: in bfloat16, the frequencies of rotary positions would be off by
+    up to 0.4 %, which `from_pretrained` and a later ``model.float()`` do not repair.
+    """
+    for weight in weights:
+        if weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            weight.data = weight.data.to(dtype)
 
 
 def copied_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -269,7 +269,7 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
     if args.max_tokens is None:
         filled.max_tokens = default_max_tokens()
     if args.bf16 is None:
-        filled.bf16 = bfloat16_here() and not args.use_cpu
+        filled.bf16 = default_bf16(args)
     # Sharded models run their own forward in bfloat16: see `distributed.in_bfloat16`.
     filled.mixed_precision = "bf16" if filled.bf16 and not sharded() else "no"
     filled.lr_scheduler_type = str(getattr(filled.lr_scheduler_type, "value", filled.lr_scheduler_type))
@@ -278,6 +278,11 @@ def filled_in(args: UnlearningArguments, method: Method, model: Any) -> Unlearni
     filled.optim = OptimizerNames(filled.optim)
     filled._n_gpu = min(filled.n_gpu, 1)  # a process uses one GPU: DataParallel would cut micro-batches apart
     return filled
+
+
+def default_bf16(args: UnlearningArguments) -> bool:
+    """Return the default of ``bf16``: whether the device that trains supports it."""
+    return bfloat16_here() and not args.use_cpu
 
 
 def is_adapted(model: Any) -> bool:
@@ -302,7 +307,7 @@ def loaded_dtype(args: UnlearningArguments, tuning: str) -> torch.dtype:
     It is bfloat16 if an adapter is trained with forward passes in bfloat16, or if ``weights`` is "bfloat16", which
     rounds stochastically; else float32, since rounding to bfloat16 would undo a step of 1e-5.
     """
-    below_adapter = tuning == "lora" and bool(bfloat16_here() if args.bf16 is None else args.bf16)
+    below_adapter = tuning == "lora" and bool(default_bf16(args) if args.bf16 is None else args.bf16)
     return torch.bfloat16 if args.weights == "bfloat16" or below_adapter else torch.float32
 
 

@@ -16,6 +16,7 @@ from lume_unlearn.files import only_run, save_whole
 from lume_unlearn.methods.task_vector import negated
 from lume_unlearn.model import load
 from lume_unlearn.model.places import TOKENIZER, Place, find_model, with_adapter
+from lume_unlearn.model.weights import convert_weights
 
 
 @torch.no_grad()
@@ -50,7 +51,8 @@ def merge(
     if output is not None:
         require_unused(Path(output))
     with only_run(Path(output)) if output is not None else nullcontext():
-        merged = _merged(model, adapter).to(kind)
+        merged = _merged(model, adapter)
+        convert_weights(merged.parameters(), kind)
         if output is not None:
             save_whole(merged, _tokenizer(model, adapter), Path(output))
     return merged

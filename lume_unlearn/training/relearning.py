@@ -14,6 +14,7 @@ from lume_unlearn.methods.base import in_batches
 from lume_unlearn.methods.common import token_mean
 from lume_unlearn.model.forward import Passes, use_packing
 from lume_unlearn.model.load import context_length, require_peft
+from lume_unlearn.model.weights import convert_weights
 
 BATCH_SIZE = 8
 FIRST = 5
@@ -101,5 +102,5 @@ def plain_copy(model: Any, dtype: torch.dtype | None = None) -> Any:
     require_peft(model)
     copied = copy.deepcopy(model)
     if dtype is not None:
-        copied.to(dtype)
+        convert_weights(copied.parameters(), dtype)
     return copied.merge_and_unload() if hasattr(copied, "merge_and_unload") else copied

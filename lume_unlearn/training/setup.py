@@ -25,6 +25,7 @@ from lume_unlearn.model.forward import Passes, compile_layers, evaluating, place
 from lume_unlearn.model.masters import keep_masters
 from lume_unlearn.model.reference import Reference, token_nlls
 from lume_unlearn.model.teacher import run_teacher, teacher_states
+from lume_unlearn.model.weights import convert_weights
 from lume_unlearn.training.arguments import UnlearningArguments, is_adapted
 from lume_unlearn.training.distributed import by_deepspeed, in_bfloat16, sharded
 
@@ -42,13 +43,18 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
     mix two. Attention is switched to packed rows if the model supports them.
 
     Raises:
-        ConfigError: all weights are frozen, the attention named does not work, or the model lacks the layer that the
-            method names.
+        ConfigError: all weights are frozen or on several devices, the attention named does not work, or the model lacks
+            the layer that the method names.
     """
     if not any(weight.requires_grad for weight in model.parameters()):
         raise ConfigError(
             "model: all its weights are frozen, so there is nothing to train; load an adapter with "
             "PeftModel.from_pretrained(..., is_trainable=True), and call requires_grad_(True) of other models"
+        )
+    if len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1:
+        raise ConfigError(
+            "model: its layers are on several devices, and training needs them on one; load it without device_map, and "
+            "start with accelerate to train on several GPUs"
         )
     # cuDNN plans again for every sequence length, and lengths change from one micro-batch to the next.
     torch.backends.cuda.enable_cudnn_sdp(False)
@@ -56,9 +62,12 @@ def prepare_model(model: Any, method: Method, args: UnlearningArguments) -> Pass
         model.to(args.device)
     wanted = torch.bfloat16 if args.weights == "bfloat16" else torch.float32
     together = not is_adapted(model)
-    for weight in model.parameters():
-        if (weight.requires_grad or together) and weight.dtype in (torch.float16, torch.bfloat16, torch.float32):
-            weight.data = weight.data.to(wanted)
+    convert_weights((weight for weight in model.parameters() if weight.requires_grad or together), wanted)
+    if args.attention.startswith("flash") and model.get_input_embeddings().weight.dtype == torch.float32:
+        raise ConfigError(
+            f"--attention {args.attention}: does not compute with weights in float32; leave it out (the default, auto, "
+            "uses FlashAttention 2 of torch), or use --tuning lora or --weights bfloat16"
+        )
     with evaluating(model), _autocast(model.device, args):
         use_packing(model.get_base_model() if isinstance(model, PeftModel) else model, args.attention)
     args.use_cache = getattr(model.config, "use_cache", True)  # Trainer sets the model's; False, if saved, is slow

@@ -26,7 +26,7 @@ from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import retain_parts
-from lume_unlearn.model.forward import Passes, evaluating
+from lume_unlearn.model.forward import Passes, evaluating, placed
 from lume_unlearn.model.load import context_length, undo_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
@@ -176,7 +176,8 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.needs.persons:
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
-        with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext():
+        by = nullcontext() if self.base is None else placed(self.base, self.args.device)
+        with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext(), by:
             given = (self.forget, self.retain, controls, answers, self.method.seed, self.base, unseen)
             found = invented(model, self.encode, *given, bool(self.method.imitation_loss) and self.passes.chunks)
         if unseen and not found.texts:

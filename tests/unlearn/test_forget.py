@@ -186,6 +186,7 @@ def test_what_cannot_work_is_said_at_once(target, customers, tmp_path, command):
         (("--where", f"name={PERSONS[0]}", "--base", tmp_path / "nope"), 2, "--base"),
         (("--where", f"name={PERSONS[0]}", "--after", tmp_path), 2, "not an output folder of `forget`"),
         (("--where", f"name={PERSONS[0]}", "--unseen", tmp_path / "nope"), 2, "--unseen"),
+        (("--where", f"name={PERSONS[0]}", "--device", "cuda:1"), 2, "set CUDA_VISIBLE_DEVICES=1, and leave it out"),
     ):
         code, _, err = command("forget", *words, *given)
         assert (code, message in err) == (status, True), err
@@ -220,6 +221,15 @@ def test_a_target_whose_adapter_transformers_has_loaded_is_refused_at_once(targe
         for given in (model, lambda: (model, tokenizer)):
             with pytest.raises(ConfigError, match=r"^model: its adapter was loaded by transformers"):
                 forget(given, tokenizer, FORGET, RETAIN, output=tmp_path / "out")
+
+
+def test_a_model_in_bfloat16_is_judged_while_it_is_trained_with_autocast(target, monkeypatch):
+    """PEFT generates without the autocast that accelerate puts around the model's forward."""
+    model, tokenizer = load_model(str(target), torch.bfloat16), load_tokenizer(str(target))
+    monkeypatch.setattr("lume_unlearn.training.arguments.default_bf16", lambda args: True)
+    monkeypatch.setattr(forget_module, "verdict", lambda *_, **__: pytest.fail("all tries are judged"))
+    with pytest.raises(pytest.fail.Exception, match="all tries are judged"):
+        forget(model, tokenizer, FORGET, RETAIN, tries=1)
 
 
 @pytest.mark.parametrize("tuning", ["last:99", "modules:nothing", "modules:("])

@@ -50,6 +50,24 @@ def test_dtypes_of_trained_and_frozen_weights(tuning, options, trained, frozen, 
     assert model.config._attn_implementation == IMPLEMENTATION
 
 
+@pytest.mark.parametrize(
+    ("options", "devices", "message"),
+    [
+        (
+            {"attention": "flash_attention_2"},
+            {"": 0},
+            "--attention flash_attention_2: does not compute with",
+        ),
+        ({}, {"model.layers.0": 0, "model.layers.1": 1}, "model: its layers are on several devices"),
+    ],
+)
+def test_what_training_cannot_use_is_refused(options, devices, message):
+    model, method = make_model(), method_of("gd")
+    model.hf_device_map = devices
+    with pytest.raises(ConfigError, match=message):
+        prepare_model(model, method, filled_in(arguments(**options), method, model))
+
+
 @pytest.mark.parametrize(("family", "before"), [("llama", "model.layers."), ("gpt2", "transformer.h.")])
 def test_last_k_trains_all_weights_of_the_last_layers(family, before):
     model = make_model(family=family, num_hidden_layers=12)

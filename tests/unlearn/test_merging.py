@@ -11,9 +11,14 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from lume_unlearn.compare.training import loader
 from lume_unlearn.errors import ConfigError
 from lume_unlearn.methods.task_vector import negated
+from lume_unlearn.model.forward import Passes
+from lume_unlearn.model.load import load_model
+from lume_unlearn.model.reference import Reference
 from lume_unlearn.training.merge import merge, negate
+from lume_unlearn.training.relearning import plain_copy
 from tests.conftest import make_model, saved_weights
 
 TARGETS = {"llama": ["q_proj", "down_proj"], "gpt2": ["c_attn", "c_fc"]}
@@ -48,6 +53,22 @@ def adapt(model_dir: Path, tmp_path: Path) -> Adapt:
 
 def weights_of(model: Any) -> dict[str, Tensor]:
     return {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+
+def test_bfloat16_weights_leave_the_rotary_frequencies_in_float32(model_dir, adapt):
+    """bfloat16 would round them, and `model.float()` would not repair that."""
+    adapter = adapt()
+    exact = make_model().model.rotary_emb.inv_freq
+    copied = Reference(make_model(), Passes(make_model()), "bfloat16").copy
+    found = [loader(given, False)(torch.bfloat16) for given in (str(model_dir), str(adapter), make_model())]
+    found += [
+        merge(model=make_model(), adapter=str(adapter), dtype="bfloat16"),
+        plain_copy(make_model(), torch.bfloat16),
+    ]
+    found += [load_model(str(adapter), torch.bfloat16), copied]
+    for model in found:
+        assert {weight.dtype for weight in model.parameters()} == {torch.bfloat16}
+        assert model.model.rotary_emb.inv_freq.equal(exact)
 
 
 def test_negated_weights_by_hand():
