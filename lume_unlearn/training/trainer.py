@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers import EarlyStoppingCallback, TrainerCallback
 
@@ -37,7 +38,7 @@ from lume_unlearn.training.callbacks.record import Record
 from lume_unlearn.training.callbacks.scores import BestScores
 from lume_unlearn.training.callbacks.throughput import Throughput
 from lume_unlearn.training.checkpoints import chosen_checkpoint, require_fresh
-from lume_unlearn.training.distributed import sharded
+from lume_unlearn.training.distributed import processes, sharded
 from lume_unlearn.training.failures import memory_advice
 from lume_unlearn.training.loss import LossTerms
 from lume_unlearn.training.merge import negate
@@ -176,10 +177,13 @@ class UnlearningTrainer(StepTrainer):
         if not self.method.needs.persons:
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
+        model.to(self.args.device)  # a model that is sharded later is still on the CPU
         by = nullcontext() if self.base is None else placed(self.base, self.args.device)
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext(), by:
             given = (self.forget, self.retain, controls, answers, self.method.seed, self.base, unseen)
             found = invented(model, self.encode, *given, bool(self.method.imitation_loss) and self.passes.chunks)
+        if processes() > 1:  # sampled on other GPUs, answers might differ
+            found = broadcast_object_list([found])[0]
         if unseen and not found.texts:
             _log.warning(
                 "--unseen: not used; it is only for forget rows that are texts, name nobody and follow no template"

@@ -36,6 +36,7 @@ NAMED: dict[str, dict[str, Any]] = {
     "states": {"method": "rmu", "tuning": "full", "layer": 0},
     "phases": {"method": "sugd", "tuning": "full", "chunk": 5, "retain_ratio": 2},
     "weight": {"method": "pdu", "tuning": "full", "dual_warmup": 0.0},
+    "swap": {"method": "swap", "tuning": "full", "controls": 2, "answers": 2},
     "bfloat16": {"method": "kl", "tuning": "full", "bf16": True},
     "bfloat16-lora": {"method": "kl", "tuning": "lora", "bf16": True},
     "recomputed": {"method": "gd", "tuning": "full", "gradient_checkpointing": True},
@@ -52,8 +53,8 @@ ROUNDING = 2**-6
 through some forty roundings, whose errors mostly cancel. Which errors these are depends on the CPU's kernels."""
 EXACT = ("learning_rate", "epoch", "step")
 CASES = {
-    "ddp": ["gd", "npo-lora", "both-terms", "states", "phases", "weight"],
-    "fsdp2": ["gd", "kl-last", "live-reference", "bfloat16", "bfloat16-lora", "recomputed", "rollback"],
+    "ddp": ["gd", "npo-lora", "both-terms", "states", "phases", "weight", "swap"],
+    "fsdp2": ["gd", "kl-last", "live-reference", "bfloat16", "bfloat16-lora", "recomputed", "rollback", "swap"],
     "zero3": ["gd", "kl-last", "kl-lora", "live-reference", "weight"],
 }
 
