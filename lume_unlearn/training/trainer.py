@@ -127,7 +127,7 @@ class UnlearningTrainer(StepTrainer):
         self.terms = LossTerms(self.method, self.passes, parts)
         self.encode = Encoder(processing_class, args.loss_on, args.chat, args.max_length, context_length(model))
         texts = None if unseen is None else unseen_rows(unseen, (*self.forget, *self.retain))
-        kept, persons = self.retain if parts else [], self._persons(model, texts or ())
+        kept, persons = self.retain if parts else [], self._persons(model, texts or (), args.device)
         self.examples = encoded_examples(self.method, self.encode, self.forget, kept, alternatives, persons)
         earlier = [] if forgotten is None else as_rows(forgotten, "forgotten")
         self.monitor = Monitor(self, {"forget": self.forget, "retain": self.retain, "forgotten": earlier}, args)
@@ -172,13 +172,13 @@ class UnlearningTrainer(StepTrainer):
             raise ConfigError(f"--max_steps {args.max_steps}: {name} has {steps} steps; raise --num_train_epochs")
         return phases
 
-    def _persons(self, model: Any, unseen: Sequence[Row]) -> Persons | None:
+    def _persons(self, model: Any, unseen: Sequence[Row], device: torch.device) -> Persons | None:
         """Ask the reference model (the model without its adapter) about invented persons, if the method needs them."""
         if not self.method.needs.persons:
             return None
         controls, answers = (int(getattr(self.method, name)) for name in ("controls", "answers"))
-        model.to(self.args.device)  # a model that is sharded later is still on the CPU
-        by = nullcontext() if self.base is None else placed(self.base, self.args.device)
+        model.to(device)  # a model that is sharded later is still on the CPU
+        by = nullcontext() if self.base is None else placed(self.base, device)
         with evaluating(model), model.disable_adapter() if is_adapted(model) else nullcontext(), by:
             given = (self.forget, self.retain, controls, answers, self.method.seed, self.base, unseen)
             found = invented(model, self.encode, *given, bool(self.method.imitation_loss) and self.passes.chunks)

@@ -91,7 +91,7 @@ class TokenTrainer(UnlearningTrainer):
             super().__init__(model, method, args, forget, retain, processing_class=None, **options)
         self.remove_callback(self.monitor)
 
-    def _persons(self, model: Any, base: Any) -> Persons | None:
+    def _persons(self, model: Any, *_: Any) -> Persons | None:
         """One invented person for each forget row."""
         if not self.method.needs.persons:
             return None
