@@ -162,7 +162,9 @@ class UnlearningArguments(TrainingArguments):
         "Copy of the reference model, if a method runs it: same, bfloat16, int8 (needs torchao) or cpu.", "same"
     )
     attention: Literal["auto", "flash_attention_2", "flash_attention_3", "flex_attention"] = option(
-        "Attention of packed rows: auto, or an implementation of transformers that is installed.", "auto"
+        "Attention of packed rows: auto, or an implementation of transformers that is installed. The flash ones need "
+        "--tuning lora or --weights bfloat16; auto has FlashAttention 2, too.",
+        "auto",
     )
     monitor_steps: NonNegativeInt = option(
         "Optimiser steps between two measurements of the NLL of a few rows; 0: only at the start and the end.", 10
