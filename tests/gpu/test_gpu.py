@@ -24,6 +24,10 @@ from tests.tasks.test_lume_hf import score
 from tests.unlearn.test_distributed import ROUNDING, in_one_process, runs_of, start
 
 # These tests run on whatever device there is.
+from tests.unlearn.test_forget import (  # noqa: F401
+    target,
+    test_a_model_in_bfloat16_is_judged_while_it_is_trained_with_autocast,
+)
 from tests.unlearn.test_masters import (  # noqa: F401
     test_a_rollback_restores_the_masters,
     test_a_task_vector_is_made_of_the_masters,

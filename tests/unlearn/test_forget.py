@@ -224,12 +224,13 @@ def test_a_target_whose_adapter_transformers_has_loaded_is_refused_at_once(targe
 
 
 def test_a_model_in_bfloat16_is_judged_while_it_is_trained_with_autocast(target, monkeypatch):
-    """PEFT generates without the autocast that accelerate puts around the model's forward."""
-    model, tokenizer = load_model(str(target), torch.bfloat16), load_tokenizer(str(target))
+    """PEFT generates without the autocast that accelerate puts around the model's forward. The base is on the CPU."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, base = load_model(str(target), torch.bfloat16).to(device), load_model(str(target), torch.float32)
     monkeypatch.setattr("lume_unlearn.training.arguments.default_bf16", lambda args: True)
     monkeypatch.setattr(forget_module, "verdict", lambda *_, **__: pytest.fail("all tries are judged"))
     with pytest.raises(pytest.fail.Exception, match="all tries are judged"):
-        forget(model, tokenizer, FORGET, RETAIN, tries=1)
+        forget(model, load_tokenizer(str(target)), FORGET, RETAIN, base=base, tries=1)
 
 
 @pytest.mark.parametrize("tuning", ["last:99", "modules:nothing", "modules:("])
