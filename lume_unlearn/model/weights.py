@@ -16,8 +16,8 @@ def trained_weights(model: nn.Module) -> dict[str, Tensor]:
 def convert_weights(weights: Iterable[nn.Parameter], dtype: torch.dtype) -> None:
     """Convert weights in float32, bfloat16 or float16, in place.
 
-    Unlike ``model.to(dtype)`` it leaves buffers alone: in bfloat16, the frequencies of rotary positions would be off by
-    up to 0.4 %, which `from_pretrained` and a later ``model.float()`` do not repair.
+    Buffers stay as they are, as in ``from_pretrained(dtype=...)``. ``model.to(dtype)`` converts them, too: in bfloat16,
+    the frequencies of rotary positions are off by up to 0.4 %, and a later ``model.float()`` does not repair that.
     """
     for weight in weights:
         if weight.dtype in (torch.float32, torch.bfloat16, torch.float16):
