@@ -86,11 +86,7 @@ def execute(options: dict[str, Any]) -> int:
     earlier, base = requests_before(after), options.pop("base", None)
     loading = take(options, ("trust_remote_code", "device"))
     require_models(model, device=loading.get("device"), **({"base": base} if base else {}))
-    device = str(loading.get("device", ""))
-    if device.startswith("cuda:") and device != "cuda:0":
-        raise ConfigError(
-            f"--device {device}: training uses the first GPU; set CUDA_VISIBLE_DEVICES={device[5:]}, and leave it out"
-        )
+    _require_first_gpu(str(loading.get("device")))
     request, show_pii = options.pop("request", ""), options.pop("show_pii", False)
     entries = read_ledger(Path(after).expanduser() / LEDGER) if after else []
     if entries and entries[-1]["status"] != "gone":
@@ -115,6 +111,13 @@ def execute(options: dict[str, Any]) -> int:
     found.finish(output)
     print("\n".join([*found.verdict.lines(), *found.advice(), f"Written to {output}: model/ loads directly."]))
     return found.verdict.exit_status
+
+
+def _require_first_gpu(device: str) -> None:
+    if device.startswith("cuda:") and device != "cuda:0":
+        raise ConfigError(
+            f"--device {device}: training uses the first GPU; set CUDA_VISIBLE_DEVICES={device[5:]}, and leave it out"
+        )
 
 
 def _load(name: str, loading: dict[str, Any], option: str) -> tuple[Any, Any]:

@@ -223,10 +223,7 @@ class Request:
         self.seed = int(self.options["seed"])
 
     def require_same(self, folder: Path) -> None:
-        """Record this request in the folder; refuse one that holds a request with other rows, options or model.
-
-        A tuning that the target does not have is refused first (see `chosen_weights`).
-        """
+        """Refuse `chosen_weights` that do not exist, and a folder with another request; else record this request."""
         about = {side: rows_digest(rows) for side, rows in self.data.rows.items()}
         roles = [role for role in ("control", "before") if role in self.load]  # the target last: it stays in memory
         models = {role: fingerprint(self.load[role]()[0])["sha256"] for role in roles}

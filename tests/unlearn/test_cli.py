@@ -74,6 +74,7 @@ RUN = "run --model MODEL --data DATA --output OUT --method"
         (f"{RUN} npo xyzzy", "unrecognized arguments: xyzzy"),
         ("run --config sugd_lora", "required: model, output"),
         ("merge --adapter a", "required: output"),
+        ("forget --model MODEL --forget DATA --output OUT --device cuda:1", "set CUDA_VISIBLE_DEVICES=1, and leave it"),
     ],
 )
 def test_what_cannot_work_is_a_message_and_status_2(words, named, model_dir, data_dir, tmp_path, command):

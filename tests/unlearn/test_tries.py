@@ -1,6 +1,7 @@
 """Tries of `forget`: what a model is judged by, what the next try changes, and which weights win."""
 
 import json
+import re
 from dataclasses import asdict, replace
 from unittest import mock
 
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from lume_tasks.metrics.swap import SwapResult
 from lume_unlearn.checks import restored
 from lume_unlearn.data.rows import as_rows
+from lume_unlearn.errors import ConfigError
+from lume_unlearn.forget import forget as forget_module
 from lume_unlearn.forget import tries
 from lume_unlearn.forget.estimates import Estimates, default_steps
 from lume_unlearn.forget.forget import tries_before
@@ -18,6 +21,7 @@ from lume_unlearn.forget.settings import Setting, first_setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.npo import NPO
 from lume_unlearn.methods.swap import Swap
+from tests.unlearn.test_persons import FORGET, RETAIN
 
 
 def signals(known=0, kept=12, bound=2.0, **swap):
@@ -118,3 +122,14 @@ def test_a_row_whose_answer_is_completed_from_its_beginning_counts_as_known(monk
     monkeypatch.setattr(Judge, "swap", lambda self, model: None)
     monkeypatch.setattr(Judge, "extraction", lambda self, model: {"b": 0.6, "c": 0.5, "d": 0.1})
     assert judge.signals(None).known == 2  # a is given away, b completed
+
+
+@pytest.mark.parametrize("tuning", ["last:99", "modules:nothing", "modules:("])
+def test_weights_that_the_model_does_not_have_are_refused_before_it_is_scored(tuning, model, tokenizer, tmp_path):
+    given = (model, tokenizer, FORGET, RETAIN)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(forget_module, "without_long", lambda *_: pytest.fail("scored"))
+        with pytest.raises(ConfigError, match=f"^--tuning {re.escape(tuning)}: "):
+            forget_module.forget(*given, tuning=tuning, output=tmp_path)
+        with pytest.raises(pytest.fail.Exception, match="scored"):
+            forget_module.forget(*given, tuning="last:1", output=tmp_path)  # the same folder
