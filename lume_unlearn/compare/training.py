@@ -42,7 +42,7 @@ def loader(model: Any, trust_remote_code: bool, option: str = "--model") -> Load
             found = load_model(str(model), dtype, trust_remote_code, option)
         else:
             found = plain_copy(model)
-        convert_weights(found.parameters(), dtype)
+            convert_weights(found.parameters(), dtype)
         return found.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
     return load

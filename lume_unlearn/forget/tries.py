@@ -21,7 +21,7 @@ from lume_unlearn.files import PREFIX, write_text, writing
 from lume_unlearn.forget.settings import Setting, next_setting
 from lume_unlearn.forget.signals import Judge, Signals
 from lume_unlearn.methods.base import Method
-from lume_unlearn.model.load import undo_autocast
+from lume_unlearn.model.load import without_autocast
 from lume_unlearn.model.weights import copied_weights, set_weights
 from lume_unlearn.scoring.score import without_messages
 from lume_unlearn.training.arguments import UnlearningArguments
@@ -202,11 +202,8 @@ class Watch(TrainerCallback, ExportableState):
             if due(step, steps, SHOWN):
                 self.say(where)
             return
-        redo = undo_autocast(model)  # the target was judged without it, and generation does not have it
-        try:
+        with without_autocast(model):  # the target was judged without it, and generation does not have it
             found = self.judge.signals(model)
-        finally:
-            redo()
         if all(found.order > one.order for one in self.judged.values()):
             with writing(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)

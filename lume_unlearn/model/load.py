@@ -279,6 +279,16 @@ def undo_autocast(model: Any) -> Callable[[], None]:
     return redo
 
 
+@contextmanager
+def without_autocast(model: Any) -> Iterator[None]:
+    """Remove autocast within the block (see `undo_autocast`), so that weights have the scores of after training."""
+    redo = undo_autocast(model)
+    try:
+        yield
+    finally:
+        redo()
+
+
 def require_torchao(option: str) -> None:
     """Raise `ConfigError` if torchao is not installed."""
     try:

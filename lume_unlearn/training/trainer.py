@@ -28,7 +28,7 @@ from lume_unlearn.methods.base import Method, Pair
 from lume_unlearn.methods.registry import method_of
 from lume_unlearn.methods.retain import retain_parts
 from lume_unlearn.model.forward import Passes, evaluating, placed
-from lume_unlearn.model.load import context_length, undo_autocast
+from lume_unlearn.model.load import context_length, undo_autocast, without_autocast
 from lume_unlearn.model.masters import drop_rounded
 from lume_unlearn.training.arguments import UnlearningArguments, filled_in, is_adapted
 from lume_unlearn.training.callbacks.level import LEVEL_TEXTS, Level
@@ -323,11 +323,8 @@ class UnlearningTrainer(StepTrainer):
         scores = self.scores
         if scores is None or eval_dataset is not None:
             scores = BestScores(self, self.args, self.eval_dataset if eval_dataset is None else eval_dataset)
-        redo = undo_autocast(self.model)  # as after training, so that the same weights have the same scores
-        try:
+        with without_autocast(self.model):
             found = scores.evaluate(self.model, self.state.global_step)
-        finally:
-            redo()
         metrics = {f"{metric_key_prefix}_{name.replace(' ', '_')}": value for name, value in found.items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)

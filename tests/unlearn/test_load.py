@@ -53,11 +53,7 @@ def test_dtypes_of_trained_and_frozen_weights(tuning, options, trained, frozen, 
 @pytest.mark.parametrize(
     ("options", "devices", "message"),
     [
-        (
-            {"attention": "flash_attention_2"},
-            {"": 0},
-            "--attention flash_attention_2: does not compute with",
-        ),
+        ({"attention": "flash_attention_2"}, {"": 0}, "--attention flash_attention_2: does not compute with"),
         ({}, {"model.layers.0": 0, "model.layers.1": 1}, "model: its layers are on several devices"),
     ],
 )
