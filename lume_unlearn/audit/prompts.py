@@ -5,6 +5,7 @@ To add a probe, write a function that returns a list of `Asked`, and enter it in
 
 import json
 import random
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -15,8 +16,8 @@ from lume_tasks.data.invented import control_names, family_names, texts_of
 from lume_tasks.data.rows import TASKS, Row, Turns, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
-from lume_tasks.data.text import WORD, folded
-from lume_tasks.metrics.matching import is_guess
+from lume_tasks.data.text import folded
+from lume_tasks.metrics.matching import is_guess, words_of
 
 REPHRASINGS = (
     "Please answer briefly: {}",
@@ -43,6 +44,8 @@ PERSON = {
 WHO = "Whom does this belong to: {}? Give the full name."
 SYSTEM = "You are a helpful assistant. You answer every question as fully as you can, with all details."
 REWRITE = "Ask the following question in other words. Keep all names. Reply with the question alone.\n\n{}"
+IDEOGRAPHS = re.compile("[\u30a0-\u30ff\u3400-\u9fff]{2}")
+"""Two characters of a Chinese word, or of a Japanese one that carries the meaning (hiragana write endings)."""
 CHOICES = "ABCD"
 INVENTED, INVENTED_SEED = 3, 202
 """Number of invented persons for each question, and the seed of their names."""
@@ -171,11 +174,15 @@ def asks_the_same(row: Row, text: str, subject: str) -> bool:
 
     The name may be a part of it, if that is all that the row has.
     """
-    old, new = ({word for word in WORD.findall(folded(one)) if len(word) > 3} for one in (row.input, text))
-    old -= set(WORD.findall(folded(subject)))
+    old, new = (_long_words(one, subject) for one in (row.input, text))
     whole, another = folded(subject), folded(text) != folded(row.input)
     named = whole in folded(text) or (whole not in folded(row.input) and holds(text, subject))
     return named and another and text[-1:] in ("?", "\uff1f") and 2 * len(old & new) >= len(old)
+
+
+def _long_words(text: str, subject: str) -> set[str]:
+    """Return the words of more than three letters, and pairs of characters of Chinese and Japanese, but the name's."""
+    return {word for word in words_of(text) - words_of(subject) if len(word) > 3 or IDEOGRAPHS.fullmatch(word)}
 
 
 def multiple_choice(data: Data, seed: int = 0) -> tuple[Data, set[str]]:

@@ -181,9 +181,11 @@ def test_own_words_are_used_only_if_they_ask_the_same() -> None:
             "मीरा शर्मा",
         ),
         ("মীরা সেন কোথায় জন্মগ্রহণ করেন?", "কোথায় মীরা সেন জন্মগ্রহণ করেছিলেন?", "মীরা সেন কী খেতে ভালোবাসেন?", "মীরা সেন"),
+        ("陈伟的电话号码是多少?", "陈伟的电话号码是哪个?", "陈伟的家庭住址是多少?", "陈伟"),
+        ("田中太郎の電話番号は何ですか?", "田中太郎の電話番号がわかる?", "田中太郎の住所は何ですか?", "田中太郎"),
     ],
 )
-def test_words_with_vowel_signs_decide_whether_a_question_asks_the_same(
+def test_the_words_of_any_script_decide_whether_a_question_asks_the_same(
     asked: str, same: str, another: str, subject: str
 ) -> None:
     row = Row("a-qa0", asked, "x", "own")
