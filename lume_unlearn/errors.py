@@ -1,9 +1,6 @@
 """Errors that the command line reports without a traceback, and the check of an output folder."""
 
-from logging import getLogger
 from pathlib import Path
-
-log = getLogger("lume_unlearn")
 
 
 class ConfigError(ValueError):

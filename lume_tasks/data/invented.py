@@ -126,11 +126,6 @@ def provider_of(kind: str, locale: str) -> Any:
         return None
 
 
-def name_length(tokenizer: Any, name: str) -> int:
-    """Return the number of tokens of a name within a text."""
-    return len(tokenizer.encode(f" {name}"))
-
-
 def control_names(
     subject: str,
     number: int,

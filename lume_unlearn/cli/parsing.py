@@ -3,11 +3,11 @@
 import argparse
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING
+from dataclasses import MISSING, fields
 from difflib import get_close_matches
 from enum import Enum
 from inspect import isclass
-from types import NoneType
+from types import MappingProxyType, NoneType
 from typing import Any, Literal, Union, get_args, get_type_hints
 
 import jsonargparse
@@ -127,16 +127,18 @@ def add_texts(parser: Any, texts: Mapping[str, str], required: Sequence[str] = (
 
 
 def add_fields(
-    parser: Any, names: Iterable[str], shown: Iterable[str] | None = None, texts: Mapping[str, str] | None = None
+    parser: Any,
+    cls: type,
+    names: Iterable[str],
+    shown: Iterable[str] | None = None,
+    texts: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Add options for fields of a dataclass, passed on only if given; ``--help`` lists ``shown`` (None: all).
 
     ``texts`` replaces the help of some fields, with their default.
     """
-    from lume_unlearn.training.arguments import UnlearningArguments
-
-    texts = {**TRAINER, **(texts or {})}
-    hints, known = get_type_hints(UnlearningArguments), UnlearningArguments.__dataclass_fields__
+    texts = {**TRAINER, **texts}
+    hints, known = get_type_hints(cls), {field.name: field for field in fields(cls)}
     for name in names:
         default = known[name].default
         text = known[name].metadata.get("help", "")

@@ -23,7 +23,7 @@ torch is imported inside functions, and `Tensor` is torch's for type checkers on
 `lume-unlearn --help`, which should not take a second.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor as Tensor
@@ -33,6 +33,9 @@ else:
 IGNORED = -100
 NEVER = -1e4
 """Log-probability of an excluded token; not -inf, since -inf times 0 is NaN."""
+
+Count: TypeAlias = Tensor | float | None
+"""Divisor of a sum: the tokens or rows of the whole optimiser step, or None for the batch's own."""
 
 
 def at_least_float32(values: Tensor) -> Tensor:
@@ -68,24 +71,29 @@ def row_means(values: Tensor, rows: Tensor, n_rows: int) -> Tensor:
     return row_sums(values, rows, n_rows) / row_lengths(rows, n_rows)
 
 
-def token_mean(values: Tensor, count: Tensor | float | None = None) -> Tensor:
+def token_mean(values: Tensor, count: Count = None) -> Tensor:
     """Compute ``(1/N) sum values``: for ``nll`` the loss of ordinary training, in nats. Values (1, 2, 6) give 3."""
-    return values.sum() / (max(values.numel(), 1) if count is None else count)
+    return values.sum() / divisor(count, values.numel())
 
 
-def row_mean(values: Tensor, rows: Tensor, n_rows: int, count: float) -> Tensor:
+def row_mean(values: Tensor, rows: Tensor, n_rows: int, count: Count = None) -> Tensor:
     """Average each row's token mean, ``(1/B) sum_b (1/|S_b|) sum_{S_b} values``; 0 for a row without tokens.
 
     Worked example: rows with values (1, 3) and (5) give (2 + 5) / 2 = 3.5, where the token mean is 3.
     """
-    return row_means(values, rows, n_rows).sum() / count
+    return row_means(values, rows, n_rows).sum() / divisor(count, n_rows)
 
 
-def preference(margins: Tensor, beta: float, count: float) -> Tensor:
+def preference(margins: Tensor, beta: float, count: Count) -> Tensor:
     """Compute ``-(2/beta) sum log sigmoid(beta margins) / count``, the form that NPO, SimNPO and DPO share."""
     from torch.nn.functional import logsigmoid
 
-    return -(2.0 / beta) * logsigmoid(beta * margins).sum() / count
+    return -(2.0 / beta) * logsigmoid(beta * margins).sum() / divisor(count, margins.numel())
+
+
+def divisor(count: Count, default: int) -> Tensor | float:
+    """Return ``count``, or the batch's own number; 1 instead of 0, so that a side without labels gives 0, not NaN."""
+    return max(default, 1) if count is None else count
 
 
 def without(logp: Tensor, tokens: Tensor) -> Tensor:

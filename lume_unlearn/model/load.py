@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,7 @@ def trainable(model: Any, tuning: str = "lora", lora: LoraConfig | None = None) 
     """
     require_peft(model)
     if require_tuning(tuning) != "lora":
-        found = chosen_weights(model, tuning)
-        model.requires_grad_(False)  # frozen weights get no gradient and no optimiser state
-        for weight in found:  # PEFT freezes those below an adapter, also once it is merged
-            weight.requires_grad_(weight.is_floating_point())
+        freeze(model, tuning)
         return model
     lora = lora or lora_config()
     modules = [f".{name}" for name, _ in model.named_modules()]
@@ -197,6 +194,14 @@ def _tied_modules(model: Any) -> list[str]:
     if ends[1] is None or ends[0].weight is not ends[1].weight:
         return []
     return [f".{name}" for name, module in model.named_modules() if module in ends]
+
+
+def freeze(model: Any, tuning: str) -> None:
+    """Freeze all weights but the `chosen_weights`. Frozen weights get no gradient and no optimiser state."""
+    found = chosen_weights(model, tuning)
+    model.requires_grad_(False)
+    for weight in found:  # PEFT freezes those below an adapter, also once it is merged
+        weight.requires_grad_(weight.is_floating_point())
 
 
 def chosen_weights(model: Any, tuning: str) -> list[nn.Parameter]:
@@ -277,9 +282,11 @@ def undo_autocast(model: Any) -> Callable[[], None]:
 @contextmanager
 def without_autocast(model: Any) -> Iterator[None]:
     """Remove autocast within the block (see `undo_autocast`), so that weights have the scores of after training."""
-    with ExitStack() as stack:
-        stack.callback(undo_autocast(model))
+    redo = undo_autocast(model)
+    try:
         yield
+    finally:
+        redo()
 
 
 def require_torchao(option: str) -> None:

@@ -119,8 +119,8 @@ def test_worked_examples():
         "token_npo": token_npo(f64([3.0, 5.0]), f64([1.0, 5.0]), 0.1),
         "simnpo": simnpo(f64([1.0, 3.0, 1.0]), two, 2, 2.0, 1.0),
         "dpo": dpo(f64([3.0, 1.0]), one, f64([1.0, 1.0]), f64([2.0, 4.0]), one, f64([3.0, 4.0]), 2, 0.1),
-        "row_mean": row_mean(f64([1.0, 3.0, 5.0]), two, 2, 2),
-        "row without tokens": row_mean(f64([4.0, 2.0]), torch.tensor([0, 2]), 3, 3),
+        "row_mean": row_mean(f64([1.0, 3.0, 5.0]), two, 2),
+        "row without tokens": row_mean(f64([4.0, 2.0]), torch.tensor([0, 2]), 3),
         "count": token_mean(nll(), torch.tensor(10.0)),
     }
     expected = {
@@ -139,7 +139,7 @@ def test_worked_examples():
     ("loss", "expected"),
     [
         (gradient_ascent, [-0.2] * 5),
-        (lambda x: row_mean(x, ROWS, 2, 2), [1 / 6] * 3 + [1 / 4] * 2),
+        (lambda x: row_mean(x, ROWS, 2), [1 / 6] * 3 + [1 / 4] * 2),
         (lambda x: wga(x, 2.0), [-(p**2) / 5 for p in P]),  # the weight alone
         (lambda x: satimp(x, 5.0, 1.0), [-(p**5) * (1 - p) / 5 for p in P]),
         # At the reference, and for a small beta: gradient ascent on sequence sums, -1/B for every token.

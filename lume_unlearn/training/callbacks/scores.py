@@ -1,6 +1,7 @@
 """Score the model during training, with the same `score` as afterwards, and keep the best weights."""
 
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -11,15 +12,16 @@ from accelerate.utils import broadcast_object_list
 from transformers import TrainerCallback
 
 from lume_unlearn.checks import names
-from lume_unlearn.errors import ConfigError, log
+from lume_unlearn.errors import ConfigError
 from lume_unlearn.files import fresh_partial, write_text, writing
 from lume_unlearn.model.masters import float32_weights
-from lume_unlearn.scoring.score import MEAN, Scores, as_data, score, task_manager, tasks_for
+from lume_unlearn.scoring.score import MEAN, Scores, as_data, check_tasks, score, tasks_for
 from lume_unlearn.training.arguments import UnlearningArguments
 
 if TYPE_CHECKING:
     from lume_unlearn.training.trainer import UnlearningTrainer
 
+_log = logging.getLogger("lume_unlearn")
 
 SCORES, BEST, RESULTS = "scores", "best", "results_lume.json"
 DEFAULT_METRIC = "lume_score.task_aggregate"
@@ -65,7 +67,7 @@ class BestScores(TrainerCallback):
                 f"--metric_for_best_model {self.metric}: must be TASK.METRIC with a task that is scored; these are "
                 f"{', '.join(self.tasks)} (--evaluate_tasks)"
             )
-        task_manager(trainer.encode.tokenizer, self.data, self.tasks, args.chat).load(self.tasks)
+        check_tasks(trainer.encode.tokenizer, self.data, self.tasks, args.chat)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Restore the best scores of a resumed run, and score the epoch that it ended without scoring."""
@@ -81,21 +83,24 @@ class BestScores(TrainerCallback):
 
         A failure is logged as a warning, so that training continues.
         """
-        args = self.trainer.args
+        processes = PartialState()
         found: dict[str, float] = {}
-        if PartialState().is_main_process:
+        if processes.is_main_process:
             try:
-                loaded, size = getattr(model, "module", model), args.per_device_eval_batch_size
-                options: dict[str, Any] = {"tasks": self.tasks, "chat": args.chat, "batch_size": size}
-                scores = score(loaded, self.trainer.encode.tokenizer, self.data, **options)
+                scores = self._score(getattr(model, "module", model))
             except Exception as error:  # of the harness, a task or the GPU: training can continue
                 advice = "training continues and the model will be saved: score it afterwards"
-                log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
+                _log.warning("step %d: scoring failed (%s: %s); %s", step, type(error).__name__, error, advice)
             else:
                 found = self._kept(scores, model, step)
-        # A callback of any process may end the training by the scores.
+        args = self.trainer.args  # a callback of any process may end the training by the scores
         found, args.greater_is_better = broadcast_object_list([found, args.greater_is_better])
         return found
+
+    def _score(self, model: Any) -> Scores:
+        args, tokenizer = self.trainer.args, self.trainer.encode.tokenizer
+        size = args.per_device_eval_batch_size
+        return score(model, tokenizer, self.data, tasks=self.tasks, chat=args.chat, batch_size=size)
 
     def _kept(self, scores: Scores, model: Any, step: int) -> dict[str, float]:
         """Print the scores and save them, with the weights if they are the best; return the main ones."""
@@ -109,14 +114,14 @@ class BestScores(TrainerCallback):
             with writing(Path(str(self.trainer.args.output_dir))):
                 self._keep(scores, found, model)
         except ConfigError as error:
-            log.warning("step %d: its scores could not be saved; training continues: %s", step, error)
+            _log.warning("step %d: its scores could not be saved; training continues: %s", step, error)
         return shown
 
     def _keep(self, scores: Scores, found: dict[str, Any], model: Any) -> None:
         """Save the weights if they are the best, then the scores, whose file marks the step as scored."""
         by_mean = self.metric == DEFAULT_METRIC and MEAN in found["scores"]
         if found["value"] is None and not by_mean:
-            log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.metric)
+            _log.warning("step %d: %s has no value, so it cannot be the best", found["step"], self.metric)
         elif self.best is None or self._rank(scores, found) >= self._rank(scores, self.best):
             self._keep_weights(model, found)
             self.best = found
