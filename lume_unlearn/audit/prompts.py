@@ -17,7 +17,8 @@ from lume_tasks.data.rows import TASKS, Row, Turns, text_key
 from lume_tasks.data.source import Data
 from lume_tasks.data.subjects import find_subjects, holds, holds_name, swapped
 from lume_tasks.data.text import folded
-from lume_tasks.metrics.matching import is_guess, words_of
+from lume_tasks.metrics.matching import is_guess
+from lume_unlearn.data.persons import words_of
 
 REPHRASINGS = (
     "Please answer briefly: {}",
